@@ -21,6 +21,7 @@ from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleEr
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm
 from auditlog.actions import Action
+from auditlog.instruments import Instruments
 from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
@@ -73,7 +74,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     person = find(pk)
-    context = {
+    context: dict[str, Any] = {
         "person": person,
         "second_factor": second_factor.is_on(person),
         "sessions": len(open_sessions(person)),
@@ -81,6 +82,10 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": settings.MAIL_IS_OFFERED,
     }
+    if request.user.has_perm(Capability.LOGS_READ):
+        context["instruments"] = Instruments(
+            {"user_id": [person.pk]}, {"user": str(person.pk)}, request.GET.get("range")
+        )
     return show(request, "accounts/person.html", context)
 
 

@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
+from auditlog.groups import BY, SORTS, as_rows, groups
 from auditlog.models import Call, Event
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.reasons import reason_of
@@ -153,6 +154,41 @@ class ExportQuery(CallFilters):
     format = serializers.ChoiceField([(kind, kind) for kind in TYPES], default="csv")
 
 
+class GroupQuery(CallFilters):
+    """The calls by what they are of."""
+
+    by = serializers.ChoiceField([(name, one.label) for name, one in BY.items()], default="host")
+    sort = serializers.ChoiceField([each for one in SORTS for each in (one, f"-{one}")], default="-calls")
+
+
+class CallGroupSerializer(serializers.Serializer[Any]):
+    """The calls of one host, person, gateway, server, tool or reason."""
+
+    value = serializers.CharField()
+    name = serializers.CharField()
+    calls = serializers.IntegerField()
+    error_rate = serializers.FloatField()
+    denied = serializers.IntegerField()
+    p50_ms = serializers.FloatField(allow_null=True)
+    p95_ms = serializers.FloatField(allow_null=True)
+    p99_ms = serializers.FloatField(allow_null=True)
+
+    def get_fields(self) -> dict[str, Any]:
+        return {**super().get_fields(), "errors": serializers.IntegerField()}  # A serializer has errors of its own.
+
+
+class CallGroupsSerializer(serializers.Serializer[Any]):
+    """The groups with the most calls, a thousand at most; `more` when there are others.
+
+    `counted_since` is null when all calls that match were counted: the filters are host, gateway, server, user, method,
+    outcome, reason, and tools by their name in `q`. With others only the newest 10,000 calls are, from then on.
+    """
+
+    more = serializers.BooleanField()
+    counted_since = Moment(allow_null=True)
+    results = CallGroupSerializer(many=True)
+
+
 class EventQuery(TimeRangeQuery, CursorQuery):
     """A page of the admin events."""
 
@@ -275,6 +311,14 @@ class CallResource(Log):
     @operation(needs=Capability.LOGS_READ, query=WhatIfQuery, answer=TrailSerializer)
     def what_if(self, request: Request) -> Response:
         return Response(TrailSerializer(trail_of(ask(asked(self.query_data)), self.me)).data)
+
+    @action(detail=False)
+    @operation(needs=Capability.LOGS_READ, query=GroupQuery, answer=CallGroupsSerializer)
+    def groups(self, request: Request) -> Response:
+        found = groups(call_search(self.query_data), BY[self.query_data["by"]])
+        told = {"more": found.more, "counted_since": found.since}
+        rows = list(as_rows(found, self.query_data["sort"]))
+        return Response(CallGroupsSerializer({**told, "results": rows}).data)
 
     @action(detail=False)
     @operation(

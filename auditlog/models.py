@@ -14,6 +14,7 @@ from auditlog import event_context
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.partitions import Partitions
+from auditlog.rollups.schema import CLASS_COLUMNS, DIMENSIONS, ENDS
 
 LAST_MOMENT = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -170,6 +171,77 @@ class Call(models.Model):
     def is_recorded(self) -> bool:
         """Whether something of what it carried was kept."""
         return self.request_payload is not None or self.response_payload is not None
+
+
+class Rollup(models.Model):
+    """How many calls of one kind began within one stretch of time, how long they took in all and by class of duration.
+
+    `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL.
+    """
+
+    seconds = models.IntegerField()
+    cube = models.SmallIntegerField()
+    at = models.DateTimeField()
+    outcome = models.CharField(max_length=16)
+    deny_reason = models.CharField(max_length=40, blank=True)
+    host_id = models.UUIDField(null=True)
+    user_id = models.UUIDField(null=True)
+    gateway_id = models.UUIDField(null=True)
+    server_id = models.UUIDField(null=True)
+    method = models.CharField(max_length=64, null=True)  # noqa: DJ001  (NULL: not told apart)
+    feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
+    calls = models.BigIntegerField()
+    duration_ms = models.FloatField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = (
+            models.UniqueConstraint(
+                fields=("cube", "seconds", "at", *ENDS, *DIMENSIONS), name="rollup_counts_once", nulls_distinct=False
+            ),
+        )
+        indexes = tuple(
+            models.Index(
+                fields=(name, "cube", "seconds", "at"),
+                name=f"rollup_by_{name.removesuffix('_id')}",
+                condition=models.Q((f"{name}__isnull", False)),
+            )
+            for name in DIMENSIONS
+            if name != "method"  # Of which there are few, and a cube of their own.
+        )
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M} {self.calls}"
+
+
+for _name in CLASS_COLUMNS:
+    Rollup.add_to_class(_name, models.IntegerField(null=True))
+
+
+class RollupState(models.Model):
+    """How far the log has been counted: the only row of its table, locked by whoever counts.
+
+    Of rows from `near_from` on, those with an id up to `counted_to` are in the roll-ups; of earlier ones those up to
+    `late_counted_to`. What was there when counting began, up to `began_at_id`, is in them from `counted_from` on.
+    """
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    counted_to = models.BigIntegerField()
+    near_from = models.DateTimeField()
+    late_counted_to = models.BigIntegerField()
+    began_at_id = models.BigIntegerField()
+    counted_from = models.DateTimeField()
+    minutes_from = models.DateTimeField()
+    hours_from = models.DateTimeField()
+    days_from = models.DateTimeField()
+    counted_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.CheckConstraint(condition=models.Q(id=1), name="rollups_have_one_state"),)
+
+    def __str__(self) -> str:
+        return f"from {self.counted_from} to {self.counted_to}"
 
 
 class Actor(Protocol):

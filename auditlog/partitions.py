@@ -139,6 +139,10 @@ class Partitions:
         spans = self._attached_spans()
         return sorted(spans, key=lambda name: spans[name])
 
+    def spans(self) -> list[Span]:
+        """The days of each partition there is."""
+        return list(self._attached_spans().values())
+
     def starts(self) -> list[date]:
         """The first days of the partitions there are, oldest first."""
         return sorted(span.start for span in self._attached_spans().values())

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import event_views, own_calls, trail_views, views
+from auditlog import event_views, group_views, own_calls, trail_views, views
 
 app_name = "auditlog"
 
@@ -9,6 +9,8 @@ urlpatterns = [
     path("logs/export/", views.export_calls, name="export_calls"),
     path("logs/live/", views.live, name="live"),
     path("logs/values/<slug:name>/", views.facet, name="facet"),
+    path("logs/groups/", group_views.grouped, name="groups"),
+    path("logs/groups/export/", group_views.export_groups, name="export_groups"),
     path("logs/what-if/", trail_views.what_if, name="what_if"),
     path("logs/remedy/", trail_views.remedy, name="remedy"),
     path("logs/<uuid:uid>/", views.call, name="call"),

@@ -1,8 +1,9 @@
 """Measure the Logs page before a large log: `python -m bench.log_pages`.
 
 A database of its own over the embedded PostgreSQL gets two million calls of thirty days; then each page
-is asked for several times by somebody signed in, in this process, and the median of the server's time is
-told: all of the answer, and the part of it the database took.
+is asked for several times by somebody signed in, in this process, and the server's time is told: of the
+whole answer the median and the 95th percentile, of the part that the database took the median. All of it twice:
+without roll-ups of the log, and with them.
 """
 
 import argparse
@@ -100,12 +101,38 @@ def measure(rows: int, times: int) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_size_pretty(sum(pg_total_relation_size(inhrelid))) FROM pg_inherits")
             print(f"{Call.objects.count():,} calls, {cursor.fetchone()[0]} with their indexes\n")
-        print(f"{'':42}{'whole answer':>14}{'database':>12}{'size':>10}")
-        for name, path in pages():
-            print_one(name, *timed(signed_in(), path, 1 if "export" in path else times))
+        measure_pages("without roll-ups", times)
+        roll_up()
+        measure_pages("with roll-ups", times)
     finally:
         connection.close()
         cluster(settings.DATA_DIR).leave()
+
+
+def measure_pages(head: str, times: int) -> None:
+    print(f"\n{head:42}{'whole answer':>14}{'p95':>12}{'database':>12}{'size':>10}")
+    for name, path in pages():
+        print_one(name, *timed(signed_in(), path, 1 if "export" in path else times))
+
+
+def roll_up() -> None:
+    """Count all there is, in the steps that a server does it in."""
+    from django.db import connection  # noqa: PLC0415
+
+    from auditlog.models import Rollup  # noqa: PLC0415
+    from auditlog.rollups import keeping  # noqa: PLC0415
+
+    began, counted = time.monotonic(), 0
+    while (rows := keeping.keep_up(10)) or keeping.days_left():
+        counted += rows
+        print(f"{counted:,} calls counted, {keeping.days_left()} days left", flush=True)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE auditlog_rollup")
+        cursor.execute("SELECT pg_size_pretty(pg_total_relation_size('auditlog_rollup'))")
+        size = cursor.fetchone()[0]
+    print(
+        f"{counted:,} calls counted in {time.monotonic() - began:,.0f} s: {Rollup.objects.count():,} roll-ups, {size}"
+    )
 
 
 def fill(rows: int) -> None:
@@ -169,6 +196,14 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "values of the host filter", "/logs/values/host/?range=30d"
     yield "values of the tool filter", "/logs/values/tool/?range=30d"
     yield "dashboard", "/"
+    yield "dashboard, 30 days", "/?range=30d"
+    yield "by host, 24 hours", "/logs/groups/?by=host"
+    for by in ("host", "user", "tool", "reason"):
+        yield f"by {by}, 30 days", f"/logs/groups/?range=30d&by={by}"
+    yield "by tool, 30 days, one person", f"/logs/groups/?range=30d&by=tool&user={pk('user', 7)}"
+    yield "by person, 30 days, one gateway", f"/logs/groups/?range=30d&by=user&gateway={pk('gateway', 1)}"
+    yield "by person, 24 hours, one gateway", f"/logs/groups/?by=user&gateway={pk('gateway', 1)}"
+    yield "by host, duration > 500", "/logs/groups/?range=30d&by=host&q=duration+>+500"
     yield "export of 100,000 rows, CSV", "/logs/export/?range=30d&format=csv"
     yield "export of 100,000 rows, JSON lines", "/logs/export/?range=30d&format=jsonl"
 
@@ -185,8 +220,8 @@ def signed_in() -> "Client":
     return client
 
 
-def timed(client: "Client", path: str, times: int) -> tuple[float, float, int]:
-    """Milliseconds of the whole answer and of the database, the median of several; bytes of the answer."""
+def timed(client: "Client", path: str, times: int) -> tuple[float, float, float, int]:
+    """Milliseconds of the whole answer, their 95th percentile, those of the database; bytes of the answer."""
     from django.db import connection  # noqa: PLC0415
 
     wholes, asked, size = [], [], 0
@@ -209,11 +244,12 @@ def timed(client: "Client", path: str, times: int) -> tuple[float, float, int]:
         if answer.status_code != 200:
             sys.exit(f"{path}: {answer.status_code}")
     # The first one warms up.
-    return median(wholes[1:]), median(asked[1:]), size
+    taken = sorted(wholes[1:])
+    return median(taken), taken[round(0.95 * (len(taken) - 1))], median(asked[1:]), size
 
 
-def print_one(name: str, whole: float, asked: float, size: int) -> None:
-    print(f"{name:42}{whole:11,.0f} ms{asked:9,.0f} ms{size / 1000:7,.0f} KB", flush=True)
+def print_one(name: str, whole: float, most: float, asked: float, size: int) -> None:
+    print(f"{name:42}{whole:11,.0f} ms{most:9,.0f} ms{asked:9,.0f} ms{size / 1000:7,.0f} KB", flush=True)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
+        tasks.append(asyncio.create_task(housekeeping.roll_up_forever()))
         try:
             yield
         finally:

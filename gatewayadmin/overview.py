@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
@@ -62,6 +63,9 @@ def overview(request: AppRequest) -> HttpResponse:
         "token_rows": [TokenRow(token, user) for token in tokens],
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
+    if user.has_perm(Capability.LOGS_READ):
+        tops = ("tool", "user", "host")
+        context["instruments"] = Instruments({}, {}, request.GET.get("range"), tops=tops)
     return show(request, "overview.html", context | _numbers(user))
 
 

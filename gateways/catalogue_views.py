@@ -10,6 +10,7 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_GET
 
+from auditlog.instruments import Instruments
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
 from gateways.arguments import arguments
@@ -91,7 +92,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     """One tool, by the id of any of its features."""
     asked = get_object_or_404(Feature.objects.tools_seen_by(request.user).select_related("assignment"), pk=pk)
     tool = Catalogue(request.user, {}).find(asked)
-    context = {
+    context: dict[str, Any] = {
         "tool": tool,
         "feature": tool.feature,
         "arguments": arguments(tool.feature.input_schema),
@@ -99,6 +100,12 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "use": Use.of(tool.places) if request.user.has_perm(Capability.LOGS_READ) else None,
         **_history(tool, request.GET.get("version", "")),
     }
+    names = {place.exposed_name[:300] for place in tool.places}
+    if request.user.has_perm(Capability.LOGS_READ) and len(names) == 1:  # The page of calls filters by one name.
+        name, server = names.pop(), tool.server.pk
+        where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [name]}
+        filters = {"server": str(server), "tool": name}
+        context["instruments"] = Instruments(where, filters, request.GET.get("range"), tops=("gateway",))
     return show(request, "gateways/tool.html", context)
 
 

@@ -1,6 +1,15 @@
 from django.urls import path
 
-from gateways import assignment_views, catalogue_views, feature_views, identity_gateways, team_views, tool_views, views
+from gateways import (
+    assignment_views,
+    catalogue_views,
+    feature_views,
+    identity_gateways,
+    team_views,
+    tool_views,
+    usage_views,
+    views,
+)
 
 app_name = "gateways"
 
@@ -15,6 +24,7 @@ urlpatterns = [
     path("gateways/<slug:slug>/limit/", views.limit, name="limit"),
     path("gateways/<slug:slug>/definitions/", views.definitions, name="definitions"),
     path("gateways/<slug:slug>/logs/", views.logs, name="logs"),
+    path("gateways/<slug:slug>/usage/", usage_views.usage, name="usage"),
     path("gateways/<slug:slug>/enable/", views.enable, name="enable"),
     path("gateways/<slug:slug>/disable/", views.disable, name="disable"),
     path("gateways/<slug:slug>/archive/", views.archive, name="archive"),

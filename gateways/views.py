@@ -15,6 +15,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
@@ -140,7 +141,15 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find(request.user, slug)
     numbers = offered_by_kind(gateway)
     kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
-    return show(request, "gateways/overview.html", {"gateway": gateway, "tab": "overview", "kinds": kinds})
+    context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
+    if request.user.has_perm(Capability.LOGS_READ):
+        context["instruments"] = Instruments(
+            {"gateway_id": [gateway.pk]},
+            {"gateway": str(gateway.pk)},
+            request.GET.get("range"),
+            tops=("tool",),
+        )
+    return show(request, "gateways/overview.html", context)
 
 
 @require_GET

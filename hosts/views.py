@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
+from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
@@ -100,7 +102,10 @@ def add(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_READ)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
-    return show(request, "hosts/overview.html", {"host": host, "tab": "overview", "link": enrolment_url(host)})
+    context: dict[str, Any] = {"host": host, "tab": "overview", "link": enrolment_url(host)}
+    if request.user.has_perm(Capability.LOGS_READ):
+        context["instruments"] = Instruments({"host_id": [host.pk]}, {"host": str(host.pk)}, request.GET.get("range"))
+    return show(request, "hosts/overview.html", context)
 
 
 def enrolment_url(host: Host) -> str:

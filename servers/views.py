@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from accounts.reauthentication import ask_again, must_ask_again
+from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
@@ -99,6 +100,13 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     context: dict[str, Any] = {"server": server, "tab": "overview"}
     if unfinished_sign_ins(server) >= MANY_UNFINISHED:
         context |= {"unfinished": True, "registration": registration_of(server)}
+    if request.user.has_perm(Capability.LOGS_READ):
+        context["instruments"] = Instruments(
+            {"server_id": [server.pk]},
+            {"server": str(server.pk)},
+            request.GET.get("range"),
+            tops=("tool", "gateway"),
+        )
     return show(request, "servers/overview.html", context)
 
 

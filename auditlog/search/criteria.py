@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from auditlog.models import COMMON, Call, moment_of
 from auditlog.name_lookups import MAX_IDS, lookups
+from auditlog.rollups.reading import book, known
 from auditlog.search import keyset, query_language
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
@@ -29,6 +30,7 @@ SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 RECENT = timedelta(days=7)
 LATEST = datetime.max.replace(tzinfo=UTC)
 DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
+AHEAD = timedelta(hours=1)  # Some clock may be.
 COUNT_LIMIT = 10_000  # More are "10,000+": nobody waits for an exact large number.
 
 LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
@@ -235,6 +237,10 @@ class Search:
             rows = rows.filter(_any(alternatives))
         return rows.filter(*self._row_tests)
 
+    def equalities(self) -> dict[str, list[Any]] | None:
+        """Its conditions as values of columns, when the roll-ups can tell of it; else None."""
+        return known([*self._indexed, *([test] for test in self._row_tests)])
+
     def parts(self) -> list[QuerySet[Call]]:
         """The same as several queries without a row in common, each with an index of its own. For a direct one."""
         return [self._between().filter(condition) for condition in self._alternatives()]
@@ -299,7 +305,12 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are, up to COUNT_LIMIT."""
+        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell."""
+        if (where := self.equalities()) is not None:
+            with book() as opened:
+                exact = opened.total(where, self.since or EPOCH, self.until or timezone.now() + AHEAD, timed=False)
+            if exact is not None:
+                return RowCount(exact.calls, True)
         rows, floor = self.rows(), None
         if not self.is_direct or len(self._alternatives()) > 1:
             rows, floor = self.recent(COUNT_LIMIT if self.is_direct else SEARCH_LIMIT)

@@ -9,6 +9,8 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from auditlog.groups import BY
+
 register = template.Library()
 
 
@@ -20,6 +22,12 @@ def moment(at: datetime, full: bool = False) -> SafeString:
     if full or at.date() != timezone.now().astimezone(UTC).date():
         text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
     return format_html('<time datetime="{}">{}</time>', f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z", text)
+
+
+@register.simple_tag
+def group_choices() -> list[tuple[str, str]]:
+    """What calls may be grouped by, each with what people call it."""
+    return [(name, one.label) for name, one in BY.items()]
 
 
 @register.filter

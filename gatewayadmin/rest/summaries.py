@@ -78,6 +78,7 @@ OTHERS = {
     "user_revoke_invitation": "Take an invitation back",
     "user_sign_out": "Sign a person out everywhere",
     "call_now": "Ask whether a call would be let in now",
+    "call_groups": "Count calls by what they are of",
     "call_what_if": "Ask what would be decided now",
     "workspace_test_mail": "Send a test mail to yourself",
 }

@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
+from auditlog.rollups import keeping
 from gatewayadmin.config import database, locks
 from gatewayadmin.config.locks import Lock
 from gatewayadmin.serving.first_start import make_partitions
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 EVERY = timedelta(minutes=15)
 FIRST_S = (20, 60)  # Not all workers at the same moment.
+ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one counts.
+CHORE_ROLL_UP_S = 30.0
+ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
 CONCURRENT_CHECKS = 8
@@ -60,6 +64,24 @@ async def forever() -> None:
     while True:
         await asyncio.to_thread(_once_logged)
         await asyncio.sleep(EVERY.total_seconds())
+
+
+async def roll_up_forever() -> None:
+    """Count new calls every few seconds, and after an upgrade those of before, beside all else."""
+    while True:
+        await asyncio.sleep(random.uniform(*ROLL_UP_S))  # noqa: S311  no secret
+        await asyncio.to_thread(_roll_up_logged)
+
+
+def _roll_up_logged() -> None:
+    try:
+        with database.without_time_limit():
+            keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
+    except Exception:
+        logger.exception("counting calls failed")
+        FAILED.labels("calls_rolled_up").inc()
+    finally:
+        connection.close()
 
 
 def _once_logged() -> None:
@@ -94,6 +116,13 @@ def _chores() -> dict[str, int]:
 def _drop_partitions(now: datetime) -> int:
     keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
     return len(Call.partitions.drop_before(keep_from))
+
+
+def _forget_rollups(now: datetime) -> int:
+    if not Call.partitions.is_owner():
+        return 0  # Nor are its calls dropped here.
+    keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
+    return keeping.drop_before(keep_from)
 
 
 def _note_addresses() -> int:
@@ -152,6 +181,7 @@ def _deleted(rows: QuerySet[Any]) -> int:
 
 CHORES: dict[str, Callable[[datetime], int]] = {
     "partitions_made": lambda now: len(make_partitions()),
+    "rollups_dropped": _forget_rollups,  # Before the calls they count.
     "partitions_dropped": _drop_partitions,
     "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),
@@ -166,4 +196,6 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
     "server_addresses": lambda now: _note_addresses(),
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
+    "calls_rolled_up": lambda now: keeping.keep_up(CHORE_ROLL_UP_S),
+    "days_to_roll_up": lambda now: keeping.days_left(),
 }

@@ -113,8 +113,8 @@ def test_the_page_costs_the_same_however_much_there_is(
     # Viewer (3), notices (2), own connections and their tokens, those that lack an identity, own tokens and
     # their connections, the first steps, what own connections carry (4), hosts, connections, expiring tokens,
     # definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused (three
-    # outcomes, a reach each), how many of them, the bars
-    with django_assert_num_queries(33):
+    # outcomes, a reach each), how many of them, the bars, and whether there are roll-ups (4)
+    with django_assert_num_queries(37):
         client.get("/")
 
 

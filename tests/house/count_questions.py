@@ -382,6 +382,58 @@ def _events(ask: Ask) -> tuple[float, ...]:
     return (Event.objects.filter(created_at__gte=timezone.now() - 30 * DAY).count(),)
 
 
+def _group(ask: Ask) -> "QuerySet[Call]":
+    """Those of the page that are of one thing; a group of the page names it by what tells its calls apart."""
+    columns = {"user": "user_id", "gateway": "gateway_id", "server": "server_id", "tool": "feature_name"}
+    column = columns.get(ask.query.get("by", "host"), "deny_reason" if ask.query.get("by") == "reason" else "host_id")
+    return _calls(ask).filter(**{column: ask.of.partition(":")[2]})
+
+
+def _plotted(ask: Ask) -> "QuerySet[Call]":
+    """Those of what a page is about, in the time of its plots."""
+    rows = Call.objects.filter(created_at__gte=timezone.now() - SPANS[ask.query.get("range", "24h")])
+    match ask.path:
+        case ["gateways", slug]:
+            return rows.filter(gateway_id=Gateway.objects.get(slug=slug).pk)
+        case ["servers", slug]:
+            return rows.filter(server_id=Server.objects.get(slug=slug).pk)
+        case ["hosts", pk]:
+            return rows.filter(host_id=pk)
+        case ["people", pk]:
+            return rows.filter(user_id=pk)
+        case ["tools", pk]:
+            tool = Feature.objects.select_related("assignment").get(pk=pk)
+            return rows.filter(server_id=tool.assignment.server_id, feature_name=tool.exposed_name)
+    return rows
+
+
+def _busiest(ask: Ask) -> "QuerySet[Call]":
+    columns = {"tool": "feature_name", "reason": "deny_reason"}
+    return _plotted(ask).filter(**{columns.get(ask.kind, f"{ask.kind}_id"): ask.of.partition(":")[2]})
+
+
+def _used(ask: Ask) -> "QuerySet[Call]":
+    """The calls of tools of the page's gateway, of somebody known; of one person, or of one with one tool, too."""
+    since = timezone.now() - SPANS[ask.query.get("range", "30d")]
+    gateway = Gateway.objects.get(slug=ask.path[1])
+    rows = Call.objects.filter(gateway_id=gateway.pk, method="tools/call", created_at__gte=since)
+    rows = rows.exclude(feature_name="").exclude(user_id=None)
+    kind, _, rest = ask.of.partition(":")
+    person, _, tool = rest.partition(":")
+    if kind in ("user", "used"):
+        rows = rows.filter(user_id=person)
+    return rows.filter(feature_name=tool) if kind == "used" else rows
+
+
+def _names_usable(ask: Ask) -> set[str]:
+    tools = Feature.objects.tools().callable().filter(assignment__gateway__slug=ask.path[1])
+    return set(tools.values_list("exposed_name", flat=True))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if part else "0 %"
+
+
 def _listed_calls(ask: Ask) -> tuple[float, ...]:
     return (_calls(ask).count(),)
 
@@ -665,6 +717,19 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "calls.denied": _ended("denied"),
     "calls.cancelled": _ended("cancelled"),
     "calls.outcomes": _outcomes,
+    "usage.cell": lambda ask: _used(ask).count(),
+    "usage.calls": lambda ask: _used(ask).count(),
+    "usage.tools": lambda ask: _used(ask).values("feature_name").distinct().count(),
+    "usage.people": lambda ask: _used(ask).values("user_id").distinct().count(),
+    "usage.offered": lambda ask: len(_names_usable(ask)),
+    "usage.unused": lambda ask: len(_names_usable(ask) - set(_used(ask).values_list("feature_name", flat=True))),
+    "plots.calls": lambda ask: _plotted(ask).count(),
+    "plots.errors": lambda ask: _plotted(ask).filter(outcome__in=ERRORS).count(),
+    "plots.denied": lambda ask: _plotted(ask).filter(outcome__in=DENIED).count(),
+    "plots.top": lambda ask: _busiest(ask).count(),
+    "calls.group": lambda ask: _group(ask).count(),
+    "calls.group.denied": lambda ask: _group(ask).filter(outcome__in=ENDINGS["denied"]).count(),
+    "calls.group.errors": lambda ask: _percent(_group(ask).filter(outcome__in=ERRORS).count(), _group(ask).count()),
     "calls.day": lambda ask: _calls(ask).count(),
     "calls.day.errors": lambda ask: f"{_ended('error')(ask)} with errors",
     "calls.day.denied": _ended("denied"),
@@ -770,7 +835,15 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 
 
 # What a server said just now, and parts of pages of which no rows are counted.
-NOT_STORED = {"probe.tools", "probe.answer", "calls.of_bar", "facet.newest", "feature.parts"}
+NOT_STORED = {
+    "calls.group.took",
+    "plots.took",
+    "plots.change",
+    "probe.tools",
+    "calls.of_bar",
+    "facet.newest",
+    "feature.parts",
+}
 
 # Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"

@@ -23,6 +23,7 @@ from django.utils import timezone
 
 from accounts.models import ApiKey
 from auditlog.models import Call, Event
+from auditlog.rollups import keeping
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
@@ -59,6 +60,7 @@ QUERIES = {
     "hosts:list": ("", "?status=pending", "?type=agent"),
     "servers:list": ("", "?health=down"),
     "gateways:tools": ("", "?kind=prompt", "?kind=all", "?kind=all&state=attention", "?enabled=off"),
+    "gateways:usage": ("", "?range=24h"),
     "gateways:catalogue": ("", "?show=changed", "?effect=unknown&sort=-server"),
     "accounts:people": ("", "?status=invited", "?status=deactivated"),
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
@@ -72,6 +74,7 @@ QUERIES = {
         "?host={halted}&user={boss}&gateway=shut",
     ),
     "setup": ("", "?until={since}"),
+    "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
 }
 # Counts of what is cut because there is very much of it.
 NOT_MET = {"facet.newest", "feature.parts"}
@@ -83,7 +86,9 @@ ELSEWHERE = "https://gateway.example.com"  # Where mail is asked for, so that on
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
     with django_db_blocker.unblock(), transaction.atomic():
-        yield built()
+        world = built()
+        keeping.keep_up(30)
+        yield world
         transaction.set_rollback(True)
 
 
@@ -294,7 +299,7 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 
 
 # Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question.
-MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.")))}
+MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.")))}
 
 
 @pytest.mark.parametrize("who", some(VIEWERS, 1))

@@ -1,0 +1,109 @@
+"""The page of grouped calls, and the same as a file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import parse_qsl
+
+from django.http import HttpResponse, HttpResponseBadRequest
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from auditlog.actions import Action
+from auditlog.export import TYPES, as_csv
+from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
+from auditlog.models import Event
+from auditlog.search.filters import RANGES, CallFilter
+from auditlog.search.query_language import Either
+from capabilities import Capability, requires
+from ui.pages import AppRequest, show
+
+FILES = {"csv": TYPES["csv"], "json": "application/json"}
+COLUMNS = (
+    ("name", "", ""),
+    ("calls", "Calls", "-"),
+    ("error_rate", "Error rate", "-"),
+    ("denied", "Denied", "-"),
+    ("p50", "p50", "-"),
+    ("p95", "p95", "-"),
+    ("p99", "p99", "-"),
+)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def grouped(request: AppRequest) -> HttpResponse:
+    """The calls as the page of calls narrows them, by what they are of."""
+    call_filter, by, sort = _asked(request)
+    found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
+    rows = found.sorted(sort) if found else []
+    highest = max((row.calls for row in rows), default=1)
+    context: dict[str, Any] = {
+        "filters": call_filter,
+        "by": by,
+        "label": BY[by].label,
+        "sort": sort,
+        "found": found,
+        "most": LISTED,
+        "rows": [(row, _query(call_filter, by, row), round(100 * row.calls / highest, 1)) for row in rows],
+        "query": call_filter.query,
+        "choices": [(name, one.label, _with(call_filter, by=name)) for name, one in BY.items()],
+        "ranges": [
+            (key, label, _with(call_filter, "from", "to", by=by, range=key)) for key, (label, _) in RANGES.items()
+        ],
+        "columns": [_column(call_filter, by, sort, *one) for one in COLUMNS],
+        "kept": [(name, value) for name, value in parse_qsl(_with(call_filter, "q", by=by, sort=sort))],
+        "files": [(kind, _with(call_filter, by=by, sort=sort, format=kind)) for kind in FILES],
+    }
+    return show(request, "auditlog/groups.html", context)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def export_groups(request: AppRequest) -> HttpResponse:
+    """The same as a file; that it was taken away is recorded."""
+    call_filter, by, sort = _asked(request)
+    kind = request.GET.get("format", "")
+    if kind not in FILES or call_filter.error:
+        return HttpResponseBadRequest(call_filter.error or "format must be csv or json.", content_type="text/plain")
+    found = groups(call_filter.search(), BY[by])
+    rows = list(as_rows(found, sort))
+    told = {name: [None, value] for name, value in call_filter.asked.items()} | {"group_by": [None, by]}
+    Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=told)
+    text = as_csv(rows) if kind == "csv" else json.dumps({"by": by, "complete": found.since is None, "groups": rows})
+    name = f"calls-by-{by}-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return HttpResponse(text, content_type=FILES[kind], headers=headers)
+
+
+def _asked(request: AppRequest) -> tuple[CallFilter, str, str]:
+    by, sort = request.GET.get("by", ""), request.GET.get("sort", "")
+    return CallFilter(request.GET), by if by in BY else "host", sort if sort.removeprefix("-") in SORTS else "-calls"
+
+
+def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
+    return call_filter.without("live", *left_out, **more)
+
+
+def _query(call_filter: CallFilter, by: str, row: Group) -> str:
+    """The query string of the calls of one group; empty when the search cannot be narrowed further in words."""
+    if by != "reason":
+        return _with(call_filter, by, **{by: row.value})
+    if any(isinstance(one, Either) for one in call_filter.conditions):
+        return ""
+    text = call_filter.values["q"]
+    return _with(call_filter, "q", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
+
+
+def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:
+    """The head of a column: its link sorts by it, or the other way round."""
+    other = name if first else f"-{name}"
+    wanted = other if sort == f"{first}{name}" else f"{first}{name}"
+    told = {name: "ascending", f"-{name}": "descending"}.get(sort, "")
+    return {
+        "label": label or BY[by].label,
+        "to": _with(call_filter, by=by, sort=wanted),
+        "sorted": told,
+        "kind": "number" if label else "",
+    }

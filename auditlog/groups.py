@@ -1,0 +1,180 @@
+"""Calls grouped by what they are of: how many, how many failed, how long they took, for any filter of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.models import ENDINGS
+from auditlog.rollups.reading import Book, Numbers, Where, book
+from auditlog.search.criteria import AHEAD, SEARCH_LIMIT, Search
+from auditlog.search.keyset import EPOCH
+
+LISTED = 50  # Groups on a page: those with the most calls,
+MOST = 1_000  # and those that programs and files get.
+PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+OF_ROWS = """
+SELECT {column}, count(*), count(*) FILTER (WHERE outcome = ANY(%s)), count(*) FILTER (WHERE outcome = ANY(%s)),
+    percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY duration_ms)
+FROM ({rows}) c WHERE {column}::text <> '' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %s
+"""
+NEWEST_NAMES = """
+SELECT k.id, (
+    SELECT c.{name} FROM auditlog_call c WHERE c.{column} = k.id AND c.created_at >= %s AND c.created_at < %s
+    ORDER BY c.created_at DESC LIMIT 1
+) FROM unnest(%s::uuid[]) AS k (id)
+"""
+
+
+class By(NamedTuple):
+    """What calls may be grouped by: the column that tells them apart, that of their name, and what people call it."""
+
+    column: str
+    name: str
+    label: str
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its values are ids of things with names."""
+        return self.column != self.name
+
+
+BY = {
+    "host": By("host_id", "host_name", "Host"),
+    "user": By("user_id", "user_email", "Person"),
+    "gateway": By("gateway_id", "gateway_name", "Gateway"),
+    "server": By("server_id", "server_name", "Server"),
+    "tool": By("feature_name", "feature_name", "Tool"),
+    "reason": By("deny_reason", "deny_reason", "Reason"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The calls of one value: durations in milliseconds, `error_rate` from 0 to 1. `value` is what filters take."""
+
+    value: str
+    name: str
+    calls: int
+    errors: int
+    denied: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+    @property
+    def error_rate(self) -> float:
+        return self.errors / self.calls if self.calls else 0.0
+
+    @property
+    def error_percent(self) -> str:
+        """The error rate for people."""
+        return f"{100 * self.error_rate:.1f} %" if self.errors else "0 %"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups with the most calls, `more` when there are others; `since` when only the calls from then on count."""
+
+    rows: Sequence[Group]
+    more: bool
+    since: datetime | None = None
+
+    def sorted(self, by: str) -> Sequence[Group]:
+        """The same by a number of theirs, `-` before it for the largest first; or by name."""
+        field = by.removeprefix("-")
+        if field == "name":
+            return sorted(self.rows, key=lambda row: row.name.lower(), reverse=by.startswith("-"))
+        return sorted(self.rows, key=lambda row: getattr(row, field) or 0, reverse=by.startswith("-"))
+
+
+SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
+
+
+def groups(search: Search, by: By, most: int = MOST) -> Groups:
+    """The calls of a search by what they are of, `most` groups.
+
+    All of them where the roll-ups can tell; else the newest SEARCH_LIMIT, as a search without an index looks at.
+    """
+    where = search.equalities()
+    found = None if where is None else _of_rollups(where, search, by, most)
+    return _of_rows(search, by, most) if found is None else found
+
+
+def _between(search: Search) -> tuple[datetime, datetime]:
+    return search.since or EPOCH, search.until or timezone.now() + AHEAD
+
+
+def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | None:
+    since, until = _between(search)
+    with book() as opened:
+        counted = opened.read(where, since, until, by=(by.column,), timed=False)
+        if counted is None:
+            return None
+        numbers = {key: one.calls for (key,), one in counted.items() if key and one.calls}
+        listed = sorted(numbers, key=lambda key: (-numbers[key], str(key)))[:most]
+        found = opened.read({**where, by.column: listed}, since, until, by=(by.column,)) if listed else {}
+    if found is None:
+        return None
+    names = names_of(by, listed, since, until)
+    rows = [_group(key, names, found[key,]) for key in listed if (key,) in found]
+    return Groups(rows, len(numbers) > len(listed))
+
+
+def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group]:
+    """The groups with the most calls, without their durations; none where the roll-ups cannot tell."""
+    found = opened.read(where, since, until, by=(by.column,), timed=False) or {}
+    busiest = sorted((key for (key,) in found if key and found[key,].calls), key=lambda key: -found[key,].calls)[:most]
+    names = names_of(by, busiest, since, until)
+    return [_group(key, names, found[key,]) for key in busiest]
+
+
+def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> Group:
+    percentiles = [numbers.quantile(part) for part in PARTS.values()]
+    return Group(str(key), names.get(key) or str(key), numbers.calls, numbers.errors, numbers.denied, *percentiles)
+
+
+def _of_rows(search: Search, by: By, most: int) -> Groups:
+    rows, floor = search.recent(SEARCH_LIMIT)
+    columns = {by.column, "outcome", "duration_ms"}
+    inner, parameters = rows.order_by().values(*columns).query.sql_with_params()
+    with connection.cursor() as cursor:
+        statement = OF_ROWS.format(column=by.column, rows=inner)
+        cursor.execute(statement, [list(ENDINGS["error"]), list(ENDINGS["denied"]), *parameters, most + 1])
+        found = cursor.fetchall()
+    names = names_of(by, [row[0] for row in found], *_between(search))
+    listed = [Group(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:most]]
+    return Groups(listed, len(found) > most, floor)
+
+
+def names_of(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
+    """What the newest call of each says it is called."""
+    if not by.is_named or not keys:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(NEWEST_NAMES.format(name=by.name, column=by.column), [since, until, list(keys)])
+        return dict(cursor.fetchall())
+
+
+def as_rows(found: Groups, sort: str) -> Iterator[dict[str, Any]]:
+    """The groups as programs and files get them."""
+    for one in found.sorted(sort):
+        yield {
+            "value": one.value,
+            "name": one.name,
+            "calls": one.calls,
+            "errors": one.errors,
+            "error_rate": round(one.error_rate, 6),
+            "denied": one.denied,
+            **{f"{part}_ms": _rounded(getattr(one, part)) for part in PARTS},
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,0 +1,219 @@
+"""The strip of plots of a page: calls, how long they took, errors and denials over one range of time, each a link."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from django.utils import timezone
+
+from auditlog.groups import BY, Group, top
+from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
+from auditlog.rollups.schema import DAYS, HOURS, MINUTES, Grain
+from auditlog.search.histogram import stamp
+from auditlog.templatetags.calls import ms
+
+WIDTH, HEIGHT, TOP = 240.0, 40.0, 3.0
+LISTED = 5
+
+
+class Range(NamedTuple):
+    """A stretch of time up to now, in bars of some of a grain."""
+
+    label: str
+    words: str
+    length: timedelta
+    grain: Grain
+    number: int
+
+
+RANGES = {
+    "1h": Range("1 h", "Last hour", timedelta(hours=1), MINUTES, 2),
+    "24h": Range("24 h", "Last 24 hours", timedelta(hours=24), HOURS, 1),
+    "7d": Range("7 d", "Last 7 days", timedelta(days=7), HOURS, 6),
+    "30d": Range("30 d", "Last 30 days", timedelta(days=30), DAYS, 1),
+}
+DEFAULT = "24h"
+
+
+class Line(NamedTuple):
+    """A line of a plot, as the points of an SVG polyline, and the path of the area under it."""
+
+    series: str
+    points: str
+    area: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot: a number, what it is beside the time before, and its course."""
+
+    key: str
+    label: str
+    value: str
+    note: str
+    is_bad: bool
+    link: str
+    lines: Sequence[Line]
+    summary: str
+
+
+class Moment(NamedTuple):
+    """One bar, for the table behind the plots."""
+
+    at: datetime
+    numbers: Numbers
+    link: str
+
+
+@dataclass(frozen=True)
+class Top:
+    """The groups with the most calls."""
+
+    by: str
+    label: str
+    rows: Sequence[tuple[Group, str, float]]
+    link: str
+
+
+class Instruments:
+    """The calls of one thing, or of all, over a range; false when the roll-ups cannot tell of it yet.
+
+    `where` are columns of the log, `filters` the same as filters of the page of calls. `tops` are what the busiest are
+    told of.
+    """
+
+    def __init__(self, where: Where, filters: dict[str, str], asked: str | None, *, tops: Sequence[str] = ()) -> None:
+        self.chosen = asked if asked in RANGES else DEFAULT
+        self.range = RANGES[self.chosen]
+        self._filters = filters
+        until = timezone.now()
+        since = until - self.range.length
+        width = self.range.grain.length * self.range.number
+        self._bars = Bars(self.range.grain.begin(since), width)
+        self._until = until
+        with book() as opened:
+            found = opened.read(where, since, until, bars=self._bars)
+            before = opened.total(where, since - self.range.length, since)
+            self.tops = list(self._tops(opened, where, since, tops)) if found else []
+        self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
+        self._before = before if before and before.calls else None
+
+    def __bool__(self) -> bool:
+        return self._found is not None and bool(self.total.calls or self._before)
+
+    @property
+    def ranges(self) -> list[tuple[str, Range]]:
+        return list(RANGES.items())
+
+    @cached_property
+    def total(self) -> Numbers:
+        """All of the range together."""
+        total = Numbers()
+        for numbers in (self._found or {}).values():
+            total.add(numbers)
+        return total
+
+    @cached_property
+    def moments(self) -> list[Moment]:
+        """The bars, the oldest first."""
+        number = -((self._bars.since - self._until) // self._bars.width)
+        return [self._moment(n) for n in range(number)]
+
+    def _moment(self, number: int) -> Moment:
+        at = self._bars.since + number * self._bars.width
+        between = {"from": stamp(at), "to": stamp(at + self._bars.width)}
+        return Moment(at, (self._found or {}).get(number, Numbers()), self._link(**between))
+
+    def _link(self, **more: str) -> str:
+        return urlencode(self._filters | more)
+
+    @property
+    def plots(self) -> list[Plot]:
+        """The four that every page has."""
+        total, before, in_range = self.total, self._before, {"range": self.chosen}
+        calls = [each.numbers.calls for each in self.moments]
+        p50, p95 = ([each.numbers.quantile(part) or 0.0 for each in self.moments] for part in (0.5, 0.95))
+        errors = [each.numbers.error_rate * 100 for each in self.moments]
+        denied = [each.numbers.denied for each in self.moments]
+        was = before.quantile(0.95) if before else None
+        slower = was is not None and (total.quantile(0.95) or 0) > 1.5 * was
+        return [
+            Plot(
+                "plots.calls",
+                "Calls",
+                f"{total.calls:,}",
+                _change(total.calls, before.calls if before else 0),
+                False,
+                self._link(**in_range),
+                _lines(("1", calls)),
+                f"Calls: {min(calls):,} to {max(calls):,} at a time",
+            ),
+            Plot(
+                "plots.took",
+                "p95 latency",
+                ms(total.quantile(0.95)) or "none",
+                f"was {ms(was)}" if was else "",
+                slower,
+                self._link(**in_range),
+                _lines(("1", p50), ("2", p95)),
+                f"p95 latency: {ms(total.p95) or 'none'}; half of the calls within {ms(total.p50)}",
+            ),
+            Plot(
+                "plots.errors",
+                "Errors",
+                f"{total.errors:,}",
+                f"{100 * total.error_rate:.1f} %" if total.errors else "",
+                total.error_rate > 0.02,
+                self._link(**in_range, q="error"),
+                _lines(("bad", errors)),
+                f"Errors: up to {max(errors):.1f} % of the calls",
+            ),
+            Plot(
+                "plots.denied",
+                "Denied",
+                f"{total.denied:,}",
+                _change(total.denied, before.denied if before else 0),
+                False,
+                self._link(**in_range, q="denied"),
+                _lines(("bad", denied)),
+                f"Denied calls: {min(denied):,} to {max(denied):,} at a time",
+            ),
+        ]
+
+    def _tops(self, opened: Book, where: Where, since: datetime, tops: Sequence[str]) -> Iterator[Top]:
+        for name in tops:
+            rows = top(opened, where, BY[name], since, self._until, LISTED)
+            if rows:
+                highest = rows[0].calls
+                told = [
+                    (row, self._link(range=self.chosen, **{name: row.value}), round(100 * row.calls / highest, 1))
+                    for row in rows
+                ]
+                yield Top(name, BY[name].label, told, self._link(range=self.chosen, by=name))
+
+
+def _change(now: int, before: int) -> str:
+    """What became of a number since the time before, in per cent."""
+    if not before:
+        return ""
+    change = round(100 * (now - before) / before)
+    return f"{change:+} %" if change else "as before"
+
+
+def _lines(*series: tuple[str, Sequence[Any]]) -> list[Line]:
+    highest = max((value for _, values in series for value in values), default=0) or 1
+    return [_line(name, values, highest) for name, values in series]
+
+
+def _line(name: str, values: Sequence[float], highest: float) -> Line:
+    step = WIDTH / max(len(values) - 1, 1)
+    scale = (HEIGHT - TOP) / highest
+    points = [(round(n * step, 1), round(HEIGHT - scale * value, 1)) for n, value in enumerate(values)]
+    drawn = " ".join(f"{x:g},{y:g}" for x, y in points)
+    area = f"M0,{HEIGHT:g}" + "".join(f" L{x:g},{y:g}" for x, y in points) + f" L{points[-1][0]:g},{HEIGHT:g} Z"
+    return Line(name, drawn, area)

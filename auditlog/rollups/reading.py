@@ -1,0 +1,307 @@
+"""Answers from the roll-ups, and from the log where they do not reach: the same numbers as a count of the log gives.
+
+A stretch of time is cut into whole days, hours and minutes, as far as each is kept; what is left at its two ends, and
+the calls that came since the last count, are counted from the log. All of it is read in one snapshot of the database.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Q
+
+from auditlog.models import ENDINGS, RollupState
+from auditlog.rollups.schema import (
+    CLASS_COLUMNS,
+    CLASS_OF,
+    CLASSES,
+    DAYS,
+    DIMENSIONS,
+    ENDS,
+    HOURS,
+    MINUTES,
+    Grain,
+    quantile,
+)
+
+MOST_FROM_LOG = 60_000  # Rows of the log that an answer may count; what needs more is not answered here.
+ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
+
+_OF_LOG = """
+SELECT outcome, {class_of} AS class, count(*), sum(duration_ms), {keys}
+FROM (SELECT * FROM auditlog_call WHERE {where} LIMIT %s) c GROUP BY outcome, class{positions}
+"""
+_OF_ROLLUPS = """
+SELECT outcome, sum(calls)::bigint, sum(duration_ms), NULL, {keys} FROM auditlog_rollup
+WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outcome{positions}
+"""
+
+type Where = Mapping[str, Sequence[Any]]
+type Key = tuple[Any, ...]
+
+
+@dataclass
+class Numbers:
+    """Calls of one kind: how many ended how, and how long they took."""
+
+    endings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
+    classes: list[int] = field(default_factory=lambda: [0] * CLASSES)
+    duration_ms: float = 0.0
+
+    @property
+    def calls(self) -> int:
+        return sum(self.endings.values())
+
+    @property
+    def errors(self) -> int:
+        return self.endings["error"]
+
+    @property
+    def denied(self) -> int:
+        return self.endings["denied"]
+
+    @property
+    def error_rate(self) -> float:
+        """The part of the calls that failed: 0 to 1."""
+        return self.errors / self.calls if self.calls else 0.0
+
+    @property
+    def p50(self) -> float | None:
+        return self.quantile(0.5)
+
+    @property
+    def p95(self) -> float | None:
+        return self.quantile(0.95)
+
+    def quantile(self, part: float) -> float | None:
+        """Within how many milliseconds this part of them ended, right to within a tenth."""
+        return quantile(self.classes, part)
+
+    def add(self, other: Numbers) -> None:
+        for kind, number in other.endings.items():
+            self.endings[kind] += number
+        self.classes = [a + b for a, b in zip(self.classes, other.classes, strict=True)]
+        self.duration_ms += other.duration_ms
+
+
+class Piece(NamedTuple):
+    """A stretch of time that is read in one way: from the roll-ups of a grain, or from the log."""
+
+    since: datetime
+    until: datetime
+    grain: Grain | None = None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Equal stretches of time from `since` on, of which each is told apart."""
+
+    since: datetime
+    width: timedelta
+
+
+class Book:
+    """The roll-ups and the log as they are at one moment."""
+
+    def __init__(self, state: RollupState | None) -> None:
+        self._state = state
+
+    def read(
+        self,
+        where: Where,
+        since: datetime,
+        until: datetime,
+        *,
+        by: Sequence[str] = (),
+        bars: Bars | None = None,
+        timed: bool = True,
+    ) -> dict[Key, Numbers] | None:
+        """The numbers of the calls between two moments, by the values of some columns and the number of the bar.
+
+        None when more of the log would have to be read for it than a page may, and as long as nothing was counted.
+        Without `timed` it tells nothing of durations, which takes less.
+        """
+        if self._state is None:
+            return None
+        pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
+        found: dict[Key, Numbers] = defaultdict(Numbers)
+        left = MOST_FROM_LOG
+        for piece in pieces:
+            left -= self._read_log(found, piece, where, by, bars, left)
+            if left < 0:
+                return None
+        for piece in pieces:
+            if piece.grain:
+                self._read_rollups(found, piece, where, by, bars, timed=timed)
+        return dict(found)
+
+    def total(self, where: Where, since: datetime, until: datetime, *, timed: bool = True) -> Numbers | None:
+        """The numbers of all these calls; None as of `read`."""
+        found = self.read(where, since, until, timed=timed)
+        return None if found is None else found.get((), Numbers())
+
+    def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
+        grains = [
+            grain
+            for grain in (DAYS, HOURS, MINUTES)
+            if grain.cube(dimensions) is not None
+            and (bars is None or (grain.begin(bars.since) == bars.since and not bars.width % grain.length))
+        ]
+        return list(self._cut(since, until, grains))
+
+    def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
+        if since >= until:
+            return
+        if not grains:
+            yield Piece(since, until)
+            return
+        grain, *finer = grains
+        first = max(grain.next(since), grain.next(self._floor(grain)))
+        last = grain.begin(until)
+        if first >= last:
+            yield from self._cut(since, until, finer)
+            return
+        yield from self._cut(since, first, finer)
+        yield Piece(first, last, grain)
+        yield from self._cut(last, until, finer)
+
+    def _floor(self, grain: Grain) -> datetime:
+        """From when on there is all of this grain."""
+        state = self._state
+        assert state is not None
+        floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
+        return max(floors[grain], state.days_from, state.counted_from)
+
+    def _read_log(
+        self, found: dict[Key, Numbers], piece: Piece, where: Where, by: Sequence[str], bars: Bars | None, most: int
+    ) -> int:
+        """Add what the log has to tell: of a piece that is in the roll-ups the rows they do not hold yet."""
+        since, until, parameters = piece.since, piece.until, list[Any]()
+        condition = "created_at >= %s AND created_at < %s"
+        if piece.grain is not None:
+            assert self._state is not None
+            if until <= self._state.near_from:
+                return 0
+            since = max(since, self._state.near_from)
+            condition += " AND id > %s"
+            parameters = [self._state.counted_to]
+        filters, values = _filters(where)
+        keys, at = _keys(by, bars, "created_at")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                _OF_LOG.format(class_of=CLASS_OF, keys=keys, where=condition + filters, positions=_positions(by, bars)),
+                [*at, since, until, *parameters, *values, most + 1],
+            )
+            read = 0
+            for outcome, which, number, duration, *key in cursor.fetchall():
+                numbers = found[tuple(key[1:])]
+                numbers.endings[ENDING_OF[outcome]] += number
+                numbers.classes[which] += number
+                numbers.duration_ms += duration
+                read += number
+        return read
+
+    def _read_rollups(
+        self,
+        found: dict[Key, Numbers],
+        piece: Piece,
+        where: Where,
+        by: Sequence[str],
+        bars: Bars | None,
+        *,
+        timed: bool,
+    ) -> None:
+        assert piece.grain is not None
+        filters, values = _filters(where)
+        keys, at = _keys(by, bars, "at")
+        classes = "".join(f", sum({name})" for name in CLASS_COLUMNS) if timed else ""
+        count = 5 + len(by) + (bars is not None)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                _OF_ROLLUPS.format(keys=keys + classes, filters=filters, positions=_positions(by, bars)),
+                [
+                    *at,
+                    piece.grain.cube({*where, *by} & {*DIMENSIONS}),
+                    piece.grain.seconds,
+                    piece.since,
+                    piece.until,
+                    *values,
+                ],
+            )
+            for row in cursor.fetchall():
+                numbers = found[tuple(row[5:count])]
+                numbers.endings[ENDING_OF[row[0]]] += row[1]
+                numbers.duration_ms += row[2]
+                for n, number in enumerate(row[count:]):
+                    if number:
+                        numbers.classes[n] += number
+
+
+def _filters(where: Where) -> tuple[str, list[Any]]:
+    """The conditions as SQL, for the log and the roll-ups alike."""
+    types = {name: "uuid[]" if name.endswith("_id") else "text[]" for name in (*DIMENSIONS, *ENDS)}
+    return "".join(f" AND {name} = ANY(%s::{types[name]})" for name in where), [list(one) for one in where.values()]
+
+
+def _keys(by: Sequence[str], bars: Bars | None, at: str) -> tuple[str, list[Any]]:
+    """What is told apart, after a column that stands for nothing when that is nothing."""
+    columns = ["NULL", *by]
+    if bars is None:
+        return ", ".join(columns), []
+    columns.append(f"floor(extract(epoch FROM {at} - %s) / %s)::int")
+    return ", ".join(columns), [bars.since, bars.width.total_seconds()]
+
+
+def _positions(by: Sequence[str], bars: Bars | None) -> str:
+    """Where among the columns is what is told apart; five come before."""
+    return "".join(f", {6 + n}" for n in range(len(by) + (bars is not None)))
+
+
+@contextmanager
+def book() -> Iterator[Book]:
+    """The roll-ups and the log in one snapshot; within a transaction, in that."""
+    if connection.in_atomic_block:
+        yield Book(RollupState.objects.first())
+        return
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield Book(RollupState.objects.first())
+
+
+def known(criteria: Sequence[Sequence[Q]]) -> dict[str, list[Any]] | None:
+    """What criteria ask for, by column, when the roll-ups know all of it; else None.
+
+    Each criterion is its alternatives.
+    """
+    where: dict[str, list[Any]] = {}
+    for alternatives in criteria:
+        found = [_equality(each) for each in alternatives]
+        columns = {one[0] for one in found if one}
+        if len(columns) != 1 or None in found:
+            return None
+        column = columns.pop()
+        values = [value for one in found if one for value in one[1]]
+        where[column] = [value for value in values if value in where[column]] if column in where else values
+    return where
+
+
+def _equality(condition: Q) -> tuple[str, list[Any]] | None:
+    if condition.negated or len(condition.children) != 1 or not isinstance(condition.children[0], tuple):
+        return None
+    lookup, value = condition.children[0]
+    column, _, operator = lookup.partition("__")
+    operators = ("", "in", "iexact") if column == "deny_reason" else ("", "in")
+    if column not in (*DIMENSIONS, *ENDS) or operator not in operators:
+        return None
+    values = list(value) if operator == "in" else [value]
+    if column.endswith("_id"):
+        return column, [UUID(str(one)) for one in values]
+    return column, [str(one).lower() if operator == "iexact" else str(one) for one in values]

@@ -1,0 +1,95 @@
+"""The plots of a page: what they count, beside what, and who is shown them."""
+
+import re
+from datetime import timedelta
+from html import unescape
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.instruments import Instruments
+from auditlog.models import Call, Outcome
+from auditlog.rollups import keeping
+from tests import make
+from tests.calls import call
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HOUR = timedelta(hours=1)
+
+
+def plotted(page: str) -> dict[str, str]:
+    """The numbers of the plots of a page, and where each leads."""
+    found = re.findall(r'<a class="plot" href="([^"]+)"><header><span>([^<]+)</span><b[^>]*>([^<]+)<', page)
+    return {label: f"{value} {unescape(link)}" for link, label, value in found}
+
+
+def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: User, sign_in: SignIn) -> None:
+    host, now = make.agent(by=ana), timezone.now()
+    told: dict[str, Any] = {"host_id": host.pk, "host_name": host.name}
+    for n in range(6):
+        call(now - n * HOUR, **told)
+    call(now - HOUR, outcome=Outcome.TIMEOUT.value, **told)
+    call(now - HOUR, outcome=Outcome.DENIED.value, deny_reason="host_disabled", **told)
+    call(now - HOUR)
+    call(now - 30 * HOUR, **told)
+    client = sign_in(viv)
+    assert plotted(client.get(f"/hosts/{host.pk}/").content.decode()) == {}  # Nothing has been counted yet.
+    keeping.keep_up(5)
+    call(now, **told)  # Nor has this, but it is told.
+
+    page = client.get(f"/hosts/{host.pk}/").content.decode()
+    shown = plotted(page)
+    assert shown["Calls"] == f"9 /logs/?host={host.pk}&range=24h"
+    assert shown["Errors"] == f"1 /logs/?host={host.pk}&range=24h&q=error"
+    assert shown["Denied"] == f"1 /logs/?host={host.pk}&range=24h&q=denied"
+    assert ">+800 %<" in page
+    assert plotted(client.get(f"/hosts/{host.pk}/?range=7d").content.decode())["Calls"].startswith("10 ")
+    assert plotted(client.get("/").content.decode())["Calls"].startswith("10 ")
+    for link in re.findall(r'<th scope="row"><time[^>]*>[^<]*</time></th><td class="number"><a href="([^"]+)">', page):
+        assert client.get(unescape(link)).status_code == 200
+
+
+def test_whoever_may_not_read_the_log_is_shown_no_plots(max: User, sign_in: SignIn) -> None:
+    call(user_id=max.pk)
+    keeping.keep_up(5)
+
+    page = sign_in(max).get("/").content.decode()
+
+    assert 'class="plot' not in page
+
+
+def test_nothing_is_plotted_before_the_first_call(db: None) -> None:
+    keeping.keep_up(5)
+    assert not Instruments({}, {}, None)
+
+
+@pytest.mark.parametrize("chosen", ["1h", "24h", "7d", "30d"])
+def test_bars_and_the_busiest_add_up(chosen: str) -> None:
+    now = timezone.now()
+    for n in range(40):
+        call(now - n * timedelta(minutes=25), feature_name=f"tool_{n % 3}")
+    keeping.keep_up(5)
+
+    strip = Instruments({}, {}, chosen, tops=("tool",))
+
+    wanted = Call.objects.filter(created_at__gte=timezone.now() - strip.range.length).count()
+    assert strip.total.calls == sum(one.numbers.calls for one in strip.moments) == wanted
+    assert sum(row.calls for row, _, _ in strip.tops[0].rows) == wanted
+
+
+def test_usage_tells_who_called_which_tool(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    for n in range(5):
+        told = {"gateway_id": gateway.pk, "user_id": ana.pk, "user_email": ana.email, "feature_name": f"tool_{n % 2}"}
+        call(timezone.now() - n * timedelta(days=2), **told)
+    keeping.keep_up(5)
+
+    page = sign_in(ana).get(f"/gateways/{gateway.slug}/usage/").content.decode()
+
+    assert re.findall(r'data-count="usage.cell">(\d+)<', page) == ["3", "2"]
+    assert ana.email in page
+    assert f"gateway={gateway.pk}" in page

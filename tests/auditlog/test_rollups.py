@@ -1,0 +1,323 @@
+"""Roll-ups of the log: what is read of them is what a count of the log itself gives, whenever rows came."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.models import Call, Outcome, Rollup, RollupState
+from auditlog.rollups import keeping
+from auditlog.rollups.reading import Bars, book, known
+from auditlog.rollups.schema import DAYS, MINUTES, RATIO, quantile
+from auditlog.search.criteria import Search
+from auditlog.search.query_language import parse
+from gatewayadmin.config import database
+from tests import sampling
+from tests.calls import call, uid_at
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+NAMES = ("host_id", "user_id", "gateway_id", "server_id")
+IDS = {name: [UUID(int=10 * n + number) for number in (1, 2, 3)] for n, name in enumerate(NAMES, 1)}
+REASONS = {Outcome.DENIED: ("host_disabled", "tool_disabled")}
+INSERT = """
+INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
+    http_status, host_id, gateway_id, user_id, server_id, host_name, gateway_name, server_name, user_email,
+    identity_label, token_name, token_prefix, duration_ms, request_bytes, response_bytes, user_agent, client_name,
+    client_version, protocol_version)
+VALUES (%(uid)s, %(created_at)s, %(uid)s, %(method)s, '', %(feature_name)s, %(outcome)s, %(deny_reason)s, 200,
+    %(host_id)s, %(gateway_id)s, %(user_id)s, %(server_id)s, '', '', '', '', '', '', '', %(duration_ms)s, 0, 0, '', '',
+    '', '')
+"""
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    return random.Random(f"{sampling.seed()} {request.node.name}")
+
+
+@pytest.fixture
+def writers(transactional_db: None) -> Iterator[list[psycopg.Connection[Any]]]:
+    opened = [psycopg.connect(database.conninfo()) for _ in range(4)]
+    yield opened
+    for one in opened:
+        one.close()
+
+
+def row(chance: random.Random, at: datetime) -> dict[str, Any]:
+    outcome = chance.choice([Outcome.OK] * 6 + [Outcome.TOOL_ERROR, Outcome.DENIED, Outcome.TIMEOUT, Outcome.CANCELLED])
+    return {
+        "uid": uid_at(at),
+        "created_at": at,
+        "method": chance.choice(["tools/call", "tools/call", "tools/list"]),
+        "feature_name": chance.choice(["", "echo", "add"]),
+        "outcome": outcome.value,
+        "deny_reason": chance.choice(REASONS.get(outcome, ("",))),
+        "duration_ms": round(chance.lognormvariate(4, 2), 3),
+        **{name: chance.choice([*ids, None]) for name, ids in IDS.items()},
+    }
+
+
+def write(writer: Any, rows: list[dict[str, Any]]) -> None:
+    with writer.cursor() as cursor:
+        cursor.executemany(INSERT, rows)
+
+
+def partitions(days: int) -> None:
+    today = datetime.now(UTC).date()
+    for n in range(-2, days + 1):
+        Call.partitions.make_for(today - n * DAY)
+
+
+def moments(chance: random.Random, now: datetime, days: float) -> datetime:
+    """A moment of the last days, mostly of the last hours."""
+    span = chance.choice([0.01, 0.1, 1.0, days])
+    return now - timedelta(days=span * chance.random())
+
+
+def check(chance: random.Random, now: datetime, days: float) -> None:
+    """Ask something at random, of the roll-ups and of the log."""
+    since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
+    columns = [*IDS, "method", "feature_name", "outcome", "deny_reason"]
+    by = chance.sample(columns, chance.randrange(3))
+    where: dict[str, list[Any]] = {}
+    for name in chance.sample(columns, chance.randrange(3)):
+        where[name] = chance.sample(IDS[name], chance.randint(1, 2)) if name in IDS else [chance.choice(rare(name))]
+    bars = None
+    if chance.random() < 0.5:
+        width = chance.choice([MINUTES.length, timedelta(minutes=48), HOUR, DAY])
+        begins = since.replace(second=0, microsecond=0)
+        bars = Bars(chance.choice([begins, begins.replace(minute=0), DAYS.begin(since)]), width)
+    with book() as opened:
+        found = opened.read(where, since, until, by=by, bars=bars)
+    assert found is not None
+    expected: Counter[Any] = Counter()
+    rows = Call.objects.filter(created_at__gte=since, created_at__lt=until)
+    for each in rows.filter(**{f"{name}__in": values for name, values in where.items()}).order_by():
+        number = () if bars is None else ((each.created_at - bars.since) // bars.width,)
+        expected[*(getattr(each, name) for name in by), *number] += 1
+    assert {key: numbers.calls for key, numbers in found.items() if numbers.calls} == dict(expected)
+    assert all(sum(numbers.classes) == numbers.calls for numbers in found.values())
+
+
+def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
+    """Drop the calls before a day; writers that are at it would keep their partitions."""
+    for each in writers:
+        each.commit()
+    keeping.drop_before(limit)
+    between()
+    assert Call.partitions.drop_before(limit)
+
+
+def rare(name: str) -> list[str]:
+    return {
+        "method": ["tools/call", "tools/list", "ping"],
+        "feature_name": ["echo", "add", ""],
+        "outcome": ["ok", "denied"],
+        "deny_reason": ["host_disabled", ""],
+    }[name]
+
+
+def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
+    writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of any time, written by several who commit in any order, between steps of counting and dropped days."""
+    monkeypatch.setattr(keeping, "WRITERS_S", 0)
+    monkeypatch.setattr(keeping, "STEP", 25)
+    monkeypatch.setattr(keeping, "OLD_STEP", 25)
+    partitions(44)
+    now = timezone.now()
+    write(writers[0], [row(chance, moments(chance, now, 44)) for _ in range(150)])
+    writers[0].commit()
+    keeping.keep_up(0)
+    for n in range(60):
+        one = chance.choice(writers)
+        acts: list[Callable[[], object]] = [
+            partial(write, one, [row(chance, timezone.now()) for _ in range(chance.randint(1, 9))]),
+            partial(write, one, [row(chance, timezone.now() - chance.random() * 0.8 * HOUR)]),  # It took long.
+            one.commit,
+            one.commit,
+            one.rollback,
+            partial(keeping.keep_up, 0),
+            partial(keeping.keep_up, 5),
+        ]
+        chance.choice(acts)()
+        if n % 20 == 19:
+            drop(writers, (now - (43 - n // 10) * DAY).date(), partial(check, chance, now, 44))
+        check(chance, now, 44)
+    for each in writers:
+        each.commit()
+    assert keeping.keep_up(30) >= 0
+    assert RollupState.objects.get().counted_from == keeping.BEGINNING
+    for _ in range(40):
+        check(chance, now, 44)
+
+
+def test_row_that_commits_after_later_ones_is_counted_once(
+    writers: list[psycopg.Connection[Any]], chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "WRITERS_S", 0)
+    partitions(1)
+    keeping.keep_up(5)
+    slow, quick, *_ = writers
+    at = timezone.now()
+    write(slow, [row(chance, at)])
+    write(quick, [row(chance, at)])
+    quick.commit()
+
+    assert keeping.keep_up(5) == 0  # Whoever has a lower id may still come.
+    slow.commit()
+    assert keeping.keep_up(5) == 2
+    assert keeping.keep_up(5) == 0
+
+
+def test_several_count_while_several_write(transactional_db: None, chance: random.Random) -> None:
+    partitions(1)
+    seeds = [chance.random() for _ in range(3)]
+    counted: list[int] = []
+
+    def writing(seed: float) -> None:
+        own = random.Random(seed)
+        with psycopg.connect(database.conninfo()) as writer:
+            for _ in range(30):
+                write(
+                    connection, [row(own, timezone.now() - own.random() * HOUR / 2) for _ in range(own.randint(1, 5))]
+                )
+                writer.commit()
+
+    def counting() -> None:
+        counted.extend([keeping.keep_up(5) for _ in range(20)])
+        connection.close()
+
+    threads = [*(Thread(target=writing, args=(seed,)) for seed in seeds), *(Thread(target=counting) for _ in range(2))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    counted.append(keeping.keep_up(5))
+
+    assert sum(counted) == Call.objects.count()
+    assert Rollup.objects.filter(cube=0, seconds=60).count() > 0
+    for _ in range(10):
+        check(chance, timezone.now(), 1)
+
+
+def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that was under way for longer: not at once, but once."""
+    now = timezone.now()
+    keeping.keep_up(5)
+    monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # It is always time for the next one.
+    RollupState.objects.update(near_from=now - HOUR)
+    call(now - 5 * HOUR)
+
+    assert keeping.keep_up(5) == 1
+    assert keeping.keep_up(5) == 0
+    with book() as opened:
+        total = opened.total({}, now - DAY, now)
+    assert total is not None
+    assert total.calls == 1
+
+
+def test_counting_an_old_log_goes_on_where_it_was_stopped(
+    db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "OLD_STEP", 10)
+    now = timezone.now()
+    for n in range(60):
+        call(now - timedelta(hours=2 * n))
+    left = []
+    for _ in range(60):
+        keeping.keep_up(0)
+        left.append(keeping.days_left())
+        check(chance, now, 6)
+        if not left[-1]:
+            break
+
+    assert left == sorted(left, reverse=True)
+    assert left[0] >= 4
+    assert left[-1] == 0
+    assert len(left) > 4
+    assert sum(Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("calls", flat=True)) == 60
+
+
+def test_dropped_days_are_forgotten_before_their_calls_are(db: None) -> None:
+    today = datetime.now(UTC).date()
+    for n in (0, 5, 9):
+        call(datetime.combine(today - n * DAY, datetime.min.time(), UTC))
+    keeping.keep_up(5)
+
+    keeping.drop_before(today - 7 * DAY)
+
+    days = Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("at", flat=True)
+    assert sorted(at.date() for at in days) == [today - 5 * DAY, today]
+    assert total_since(today - 20 * DAY) == 3  # From the log, as long as it has them.
+
+
+def total_since(day: date) -> int:
+    now = timezone.now()
+    with book() as opened:
+        total = opened.total({}, datetime.combine(day, datetime.min.time(), UTC), now)
+    assert total is not None
+    return total.calls
+
+
+def test_question_that_would_read_much_of_the_log_is_not_answered(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = timezone.now()
+    for _ in range(3):
+        call(now - HOUR)
+    monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 2)
+    with book() as opened:
+        assert opened.total({}, now - DAY, now) is None
+    keeping.keep_up(5)
+    with book() as opened:
+        assert opened.total({}, now - DAY, now) is not None
+
+
+def test_percentiles_are_right_to_within_a_tenth(db: None, chance: random.Random) -> None:
+    now = timezone.now()
+    durations = sorted(chance.lognormvariate(4, 1) + 2 for _ in range(400))
+    for each in durations:
+        call(now - HOUR, duration_ms=each)
+    keeping.keep_up(5)
+    with book() as opened:
+        total = opened.total({}, now - DAY, now)
+    assert total is not None
+
+    for part in (0.5, 0.95, 0.99):
+        found, exact = total.quantile(part), durations[round(400 * part) - 1]
+        assert found is not None
+        assert exact / RATIO <= found <= exact * RATIO
+    assert quantile([0] * 128, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", {}),
+        ("error", {"outcome": ["tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"]}),
+        ("reason is host_disabled", {"deny_reason": ["host_disabled"]}),
+        (f"host is {IDS['host_id'][0]}", {"host_id": IDS["host_id"][:1]}),
+        ("tool is echo and ok", {"feature_name": ["echo"], "outcome": ["ok", "not_offered"]}),
+        ("duration > 500", None),
+        ("outcome is not ok", None),
+        ("error or denied", None),
+        ("somebody", None),
+    ],
+)
+def test_roll_ups_know_what_asks_for_equal_values(db: None, text: str, where: dict[str, list[Any]] | None) -> None:
+    assert Search(parse(text)).equalities() == where
+
+
+def test_two_conditions_on_one_column_leave_what_both_allow() -> None:
+    search = Search(parse("error and timeout"))
+    assert search.equalities() == {"outcome": ["timeout"]}
+    assert known([]) == {}
+    assert isinstance(IDS["host_id"][0], UUID)
