@@ -102,7 +102,7 @@ class Chosen:
         """What describes its arguments; None where nothing does."""
         if self.feature is None:
             return None
-        return _prompt_schema(self.feature) if self.kind == "prompt" else self.feature.input_schema
+        return _prompt_schema(self.feature) if self.kind == "prompt" else _tool_schema(self.feature)
 
     @property
     def is_destructive(self) -> bool:
@@ -129,6 +129,12 @@ def playground_url(gateway: Gateway | None, kind: str = "tool", name: str = "", 
     told = {"gateway": gateway.slug if gateway else "", "kind": kind if name and kind != "tool" else "", "name": name}
     query = urlencode({key: value for key, value in (told | more).items() if value})
     return f"{reverse('playground')}?{query}" if query else reverse("playground")
+
+
+def _tool_schema(feature: Feature) -> Any:
+    """The schema in the order its server gave it, which the column has lost."""
+    told = definitions.definition_in(feature.approved).value.get("inputSchema") if feature.approved else None
+    return told if isinstance(told, dict) else feature.input_schema
 
 
 def _prompt_schema(feature: Feature) -> Any:

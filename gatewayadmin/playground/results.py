@@ -44,10 +44,10 @@ class Part(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of alike objects; `left_out` are more than are shown."""
+    """Rows of alike objects, each cell with the name of its column; `left_out` are more than are shown."""
 
     columns: list[str]
-    rows: list[list[str]]
+    rows: list[list[tuple[str, str]]]
     left_out: int
 
 
@@ -186,7 +186,7 @@ def _table(value: Any) -> Table | None:
     columns = list(dict.fromkeys(name for row in rows[:MOST_ROWS] for name in row))
     if not 0 < len(columns) <= MOST_COLUMNS:
         return None
-    shown = [[_cell(row.get(name)) for name in columns] for row in rows[:MOST_ROWS]]
+    shown = [[(_short(name), _cell(row.get(name))) for name in columns] for row in rows[:MOST_ROWS]]
     return Table([_short(name) for name in columns], shown, max(len(rows) - MOST_ROWS, 0))
 
 
