@@ -1,6 +1,15 @@
 from django.urls import path
 
-from gateways import assignment_views, catalogue_views, feature_views, identity_gateways, team_views, tool_views, views
+from gateways import (
+    assignment_views,
+    catalogue_views,
+    feature_views,
+    identity_gateways,
+    team_views,
+    tool_views,
+    usage_views,
+    views,
+)
 
 app_name = "gateways"
 
@@ -35,6 +44,9 @@ urlpatterns = [
     path("assignments/<uuid:pk>/enable/", assignment_views.enable, name="enable_assignment"),
     path("assignments/<uuid:pk>/disable/", assignment_views.disable, name="disable_assignment"),
     path("assignments/<uuid:pk>/policy/", tool_views.policy, name="policy"),
+    path("gateways/<slug:slug>/usage/", usage_views.usage, name="usage"),
+    path("assignments/<uuid:pk>/narrow/", usage_views.narrow, name="narrow"),
+    path("assignments/<uuid:pk>/widen/", usage_views.widen, name="widen"),
     path("identities/<uuid:pk>/gateways/", identity_gateways.choose, name="identity_gateways"),
     path("features/<uuid:pk>/", feature_views.detail, name="feature"),
     path("features/<uuid:pk>/accept/", feature_views.accept, name="accept"),

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import html
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -135,7 +136,7 @@ def test_a_token_is_lent_to_nobody_but_the_person_of_the_connection(member: User
 
 
 def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> None:
-    begun = asyncio.Event()
+    begun = threading.Event()
 
     async def never(request: Request) -> None:
         begun.set()
@@ -152,8 +153,7 @@ def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> No
             asking = Exchange("work", Asked("tool", "s__say", {"text": "x"}), secret, "127.0.0.1")
             steps = asking.steps()
             waiting = asyncio.ensure_future(anext(steps, None))
-            while not begun.is_set():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(begun.wait)
             asking._gone.set()
             await waiting
             exchange.serve_by(None)

@@ -1,0 +1,94 @@
+"""The Usage tab of a gateway: which tools were called and by whom, and narrowing each server to those."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from django.http import HttpResponse
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from capabilities import Capability, requires
+from connections.models import Connection
+from gateways import assignment_views
+from gateways.models import Assignment, Gateway
+from gateways.usage import callers, period_of, used_tools, uses
+from gateways.views import find as find_gateway
+from ui.pages import AppRequest, confirm, first_names, leave, sentences, show
+
+
+def tab_url(gateway: Gateway) -> str:
+    return reverse("gateways:usage", args=[gateway.slug])
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def usage(request: AppRequest, slug: str) -> HttpResponse:
+    gateway = find_gateway(request.user, slug)
+    assignments = list(gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk"))
+    period = period_of(assignments)
+    by_whom, are_more = callers(gateway, period)
+    context = {
+        "gateway": gateway,
+        "tab": "usage",
+        "period": period,
+        "servers": uses(assignments, period),
+        "callers": by_whom,
+        "are_more": are_more,
+    }
+    return show(request, "gateways/usage.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.LOGS_READ)
+def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Switch off what was not used, once asked; what was used is looked up again when the answer is yes."""
+    assignment = assignment_views.find(request.user, pk)
+    back = tab_url(assignment.gateway)
+    if request.method == "GET":
+        period = period_of([assignment])
+        use = uses([assignment], period)[0]
+        off, name = [tool.name for tool in use.to_switch_off], assignment.server.name
+        live = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
+        return confirm(
+            request,
+            title=f"Narrow {name}",
+            kind="primary",
+            icon="policy",
+            text=f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {period.label}? "
+            f"{_tools(len(off))} switched off for {live} {'connection' if live == 1 else 'connections'} to {assignment.gateway.name}.",
+            more=sentences(
+                f"Switched off: {first_names(off)}." if off else "",
+                "What its server adds later starts switched off.",
+                _young(assignment, period.since),
+                "Undo stands on this page afterwards.",
+            ),
+            back=back,
+        )
+    off = assignment.narrow(used_tools(assignment), by=request.user)
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(off))} switched off")
+
+
+def _tools(number: int) -> str:
+    return "1 tool is" if number == 1 else f"{number} tools are"
+
+
+def _young(assignment: Assignment, since: datetime) -> str:
+    begun = assignment.created_at
+    return f"It is here only since {begun:%b} {begun.day}, {begun.year}." if begun > since else ""
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def widen(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Undo the last narrowing."""
+    assignment = assignment_views.find(request.user, pk)
+    on = assignment.widen(by=request.user)
+    back = (
+        tab_url(assignment.gateway)
+        if request.user.has_perm(Capability.LOGS_READ)
+        else reverse("gateways:tools", args=[assignment.gateway.slug])
+    )
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(on))} switched on again")
