@@ -76,7 +76,7 @@ def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
             try:
                 client = AsyncClient()
                 await client.aforce_login(user)
-                response = await client.post(PATH, data | fields)
+                response: Any = await client.post(PATH, data | fields)
                 parts = (
                     [part async for part in response.streaming_content] if response.streaming else [response.content]
                 )
@@ -278,7 +278,7 @@ def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: Sign
     reader = make.user(Capability.OAUTH_CONNECT, Capability.LOGS_PAYLOADS)
     make.gateway(slug="work")
     payload = {"params": {"arguments": {"text": "their secret"}}}
-    told = {"feature_type": "tool", "feature_name": "s__say", "request_payload": payload}
+    told: dict[str, Any] = {"feature_type": "tool", "feature_name": "s__say", "request_payload": payload}
     theirs, own = make.call(user_id=member.pk, **told), make.call(user_id=reader.pk, **told)
 
     def filled_in(who: User, uid: Any) -> bool:

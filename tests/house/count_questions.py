@@ -278,6 +278,35 @@ def _tool_versions(ask: Ask) -> int:
     return sum(one.versions.count() for one in same)
 
 
+def _used(ask: Ask) -> QuerySet[Call]:
+    """The calls of tools of a month that went to a server."""
+    since = timezone.now() - 30 * DAY
+    rows = (
+        Call.objects.filter(created_at__gte=since, method="tools/call").exclude(feature_name="").exclude(server_id=None)
+    )
+    return rows.exclude(outcome__in=("denied", "unauthorized", "rate_limited"))
+
+
+def _tools_used(ask: Ask) -> tuple[float, ...]:
+    """Tools of a server on a gateway that were called, all it offers there, and the days that were looked at."""
+    assignment = Assignment.objects.get(pk=ask.pk)
+    tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
+    called = _used(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
+    used = [one for one in tools if called.filter(feature_name=one.exposed_name).exists()]
+    return len(used), tools.count(), 30
+
+
+def _tools_unused(ask: Ask) -> float:
+    used, offered, _ = _tools_used(ask)
+    return offered - used
+
+
+def _used_by(ask: Ask) -> tuple[float, ...]:
+    slug = ask.address.split("/")[2]
+    rows = _used(ask).filter(connection_id=ask.pk, gateway_id=Gateway.objects.get(slug=slug).pk)
+    return rows.values("feature_name").distinct().count(), rows.count()
+
+
 def _missing(ask: Ask) -> int:
     rows = _features(ask, assignment__gateway=ask.pk).exclude(missing_since=None)
     kind = _asked_kind(ask)
@@ -709,6 +738,9 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "tool.week": _tool_use(7 * DAY),
     "tool.person": _tool_of_person,
     "tool.versions": _tool_versions,
+    "usage.server": _tools_used,
+    "usage.unused": _tools_unused,
+    "usage.caller": _used_by,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
     "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),

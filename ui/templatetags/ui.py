@@ -57,7 +57,7 @@ def visible(text: str) -> SafeString:
 
 @register.filter
 def marked(text: str) -> str:
-    """The same for places that take text alone, such as options and attributes: each such character as its code point."""
+    """The same for places that take text alone, such as options: each such character as its code point."""
     shown, at = [], 0
     for place in hidden_places(text):
         shown += [text[at:place], f"[U+{ord(text[place]):04X}]"]
