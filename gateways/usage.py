@@ -37,7 +37,7 @@ SELECT host_name, user_email, connection_id, count(DISTINCT feature_name), count
 FROM (
     SELECT host_name, user_email, connection_id, feature_name, created_at FROM auditlog_call
     WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
-        AND server_id IS NOT NULL AND outcome <> ALL(%s)
+        AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool'
     ORDER BY created_at DESC LIMIT %s
 ) c GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
 """

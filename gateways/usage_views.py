@@ -6,9 +6,11 @@ from datetime import datetime
 from uuid import UUID
 
 from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from auditlog.views import log_alone
 from capabilities import Capability, requires
 from connections.models import Connection
 from gateways import assignment_views
@@ -25,6 +27,8 @@ def tab_url(gateway: Gateway) -> str:
 @require_GET
 @requires(Capability.LOGS_READ)
 def usage(request: AppRequest, slug: str) -> HttpResponse:
+    if not Gateway.objects.visible_to(request.user).filter(slug=slug).exists():
+        return log_alone("gateway", get_object_or_404(Gateway, slug=slug).pk)
     gateway = find_gateway(request.user, slug)
     assignments = list(gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk"))
     period = period_of(assignments)

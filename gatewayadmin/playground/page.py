@@ -19,7 +19,7 @@ from connections.models import Connection
 from gatewayadmin.playground import arguments_form
 from gatewayadmin.playground.arguments_form import ArgumentsForm
 from gatewayadmin.playground.connecting import live_connection
-from gatewayadmin.playground.exchange import Asked
+from gatewayadmin.playground.endpoint_call import Asked
 from gateways.models import Effect, Feature, Gateway, Kind
 from hosts.models import PLAYGROUND, Host
 from wire import definitions

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
-from gatewayadmin.playground.exchange import Answer
+from gatewayadmin.playground.endpoint_call import Answer
 from wire.jsonrpc import Object
 
 LONGEST_TEXT = 20_000  # Characters of one text; the raw answer has more.

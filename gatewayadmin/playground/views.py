@@ -30,10 +30,10 @@ from auditlog.today import Question, ask
 from auditlog.trail import Trail, trail_of
 from capabilities import Capability, own_resource
 from connections.models import Connection, ConnectionRefused
-from gatewayadmin.playground import arguments_form, exchange
+from gatewayadmin.playground import arguments_form, endpoint_call
 from gatewayadmin.playground.arguments_form import ArgumentsForm
 from gatewayadmin.playground.connecting import connect
-from gatewayadmin.playground.exchange import RUN_SECONDS, Answer, Exchange
+from gatewayadmin.playground.endpoint_call import RUN_SECONDS, Answer, Exchange
 from gatewayadmin.playground.page import KINDS, Chosen, History, form_again, others, own
 from gatewayadmin.playground.results import result_of
 from gateways.models import Gateway
@@ -173,9 +173,9 @@ def _address(request: AppRequest) -> str:
 
 def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
     """Ask as an agent would; the page is sent as far as it is known, the rest when the answer is there."""
-    if not exchange.is_served():
+    if not endpoint_call.is_served():
         return _refused(request, chosen, form, UNSERVED)
-    if exchange.is_busy():
+    if endpoint_call.is_busy():
         return _refused(request, chosen, form, BUSY)
     try:
         live = connect(request.user, gateway)

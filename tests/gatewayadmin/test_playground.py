@@ -19,8 +19,8 @@ from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.playground import arguments_form, exchange
-from gatewayadmin.playground.exchange import Asked, Exchange
+from gatewayadmin.playground import arguments_form, endpoint_call
+from gatewayadmin.playground.endpoint_call import Asked, Exchange
 from gateways.models import Assignment, Feature, Gateway, Reach
 from hosts.models import Host
 from oauth.models import Binding
@@ -72,7 +72,7 @@ def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
 
     async def main() -> tuple[int, str]:
         async with runtime(config()) as endpoint:
-            exchange.serve_by(endpoint)
+            endpoint_call.serve_by(endpoint)
             try:
                 client = AsyncClient()
                 await client.aforce_login(user)
@@ -82,7 +82,7 @@ def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
                 )
                 return response.status_code, b"".join(parts).decode()
             finally:
-                exchange.serve_by(None)
+                endpoint_call.serve_by(None)
                 await sync_to_async(connections.close_all)()
 
     return asyncio.run(main())
@@ -101,7 +101,7 @@ def test_a_run_is_a_logged_call_of_the_person_and_the_app_playground(run: Run, m
     assert status == 200
     assert '<pre class="text" tabindex="0">hello</pre>' in page
     assert (call.method, call.feature_name, call.outcome) == ("tools/call", "s__say", "ok")
-    assert (call.host_name, call.user_email, call.client_name) == ("Playground", member.email, exchange.CLIENT)
+    assert (call.host_name, call.user_email, call.client_name) == ("Playground", member.email, endpoint_call.CLIENT)
     assert (call.connection_id, connection.user, connection.host.name) == (connection.pk, member, "Playground")
     assert str(call.uid) in page
     assert [event.action for event in Event.objects.order_by("id")] >= ["connection.opened"]
@@ -149,14 +149,14 @@ def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> No
 
     async def main() -> None:
         async with runtime(config()) as endpoint:
-            exchange.serve_by(endpoint)
+            endpoint_call.serve_by(endpoint)
             asking = Exchange("work", Asked("tool", "s__say", {"text": "x"}), secret, "127.0.0.1")
             steps = asking.steps()
             waiting = asyncio.ensure_future(anext(steps, None))
             await asyncio.to_thread(begun.wait)
             asking._gone.set()
             await waiting
-            exchange.serve_by(None)
+            endpoint_call.serve_by(None)
 
     asyncio.run(main())
     assert Call.objects.get().outcome == "cancelled"

@@ -284,7 +284,7 @@ def _used(ask: Ask) -> QuerySet[Call]:
     rows = (
         Call.objects.filter(created_at__gte=since, method="tools/call").exclude(feature_name="").exclude(server_id=None)
     )
-    return rows.exclude(outcome__in=("denied", "unauthorized", "rate_limited"))
+    return rows.exclude(outcome__in=("denied", "unauthorized", "rate_limited")).exclude(deny_reason="unknown_tool")
 
 
 def _tools_used(ask: Ask) -> tuple[float, ...]:
