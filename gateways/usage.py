@@ -11,7 +11,7 @@ from uuid import UUID
 from django.db import connection
 
 from auditlog.models import ENDINGS, Event
-from gateways.catalogue import Period
+from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
 
 MOST_READ = 20_000  # Calls of a gateway that are read to tell who used what, the newest.
@@ -40,6 +40,16 @@ FROM (
         AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool'
     ORDER BY created_at DESC LIMIT %s
 ) c GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
+"""
+
+
+CALLED_WITH = """
+SELECT count(DISTINCT (server_id, feature_name)) FROM (
+    SELECT server_id, feature_name FROM auditlog_call
+    WHERE connection_id = %s AND token_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
+        AND feature_name <> '' AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool'
+    ORDER BY created_at DESC LIMIT %s
+) c
 """
 
 
@@ -111,3 +121,22 @@ def callers(gateway: Gateway, period: Period) -> tuple[list[Caller], bool]:
         cursor.execute(CALLERS, parameters)
         found = [Caller(*row) for row in cursor.fetchall()]
     return found, sum(one.calls for one in found) >= MOST_READ
+
+
+class TokenUse(NamedTuple):
+    """How many different tools a token called lately, and how many the servers it includes offer."""
+
+    used: int
+    offered: int
+    label: str
+
+    @classmethod
+    def of(cls, token: UUID, connected: UUID, servers: Iterable[UUID], gateway: UUID) -> TokenUse:
+        """That of this token of a connection, for which these servers of a gateway were chosen."""
+        period = Period.of(SPAN)
+        places = {"assignment__gateway": gateway, "assignment__server__in": list(servers)}
+        offered = Feature.objects.tools().offered().filter(**places, assignment__removed_at=None).count()
+        with connection.cursor() as cursor:
+            cursor.execute(CALLED_WITH, [connected, token, *period.bounds, list(ENDINGS["denied"]), MOST_READ])
+            (used,) = cursor.fetchone()
+        return cls(used, offered, period.label)

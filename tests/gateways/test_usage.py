@@ -113,3 +113,20 @@ def test_rest_narrows_and_widens(docs: Assignment, ana: User, sign_in: SignIn) -
     assert (narrowed["tool_policy"], narrowed["tools_allowed"]) == ("selected", 1)
     widened = rest.send("post", "/gateways/work/servers/docs/widen").json()
     assert (widened["tool_policy"], widened["tools_allowed"]) == ("allow_all", 4)
+
+
+def test_a_token_tells_its_owner_and_readers_of_the_log_what_it_used(docs: Assignment, sign_in: SignIn) -> None:
+    owner = make.user()
+    token = make.token(make.connection(make.agent(by=owner), docs.gateway, owner)).token
+    where: dict[str, Any] = {"connection_id": token.connection_id, "token_id": token.pk}
+    for name in ("docs__find", "docs__find", "docs__open"):
+        called(docs, name, **where)
+    called(docs, "docs__burn", outcome="denied", deny_reason="tool_disabled", **where)
+    called(docs, "docs__burn")
+
+    def page(viewer: User) -> str:
+        return str(sign_in(viewer).get(f"/tokens/{token.pk}/edit/").content.decode())
+
+    assert "Used 2 of 4 in 30 d" in page(owner)
+    assert "Used 2 of 4 in 30 d" in page(make.user(Capability.API_TOKENS_MANAGE, Capability.LOGS_READ))
+    assert "Used 2 of 4" not in page(make.user(Capability.API_TOKENS_MANAGE))

@@ -296,9 +296,20 @@ def _tools_used(ask: Ask) -> tuple[float, ...]:
     return len(used), tools.count(), 30
 
 
-def _tools_unused(ask: Ask) -> float:
+def _tools_unused(ask: Ask) -> Answer:
     used, offered, _ = _tools_used(ask)
     return offered - used
+
+
+def _used_by_token(ask: Ask) -> tuple[float, ...]:
+    token = Token.objects.get(pk=ask.pk)
+    rows = _used(ask).filter(token_id=token.pk).values("server_id", "feature_name").distinct()
+    places = Assignment.objects.filter(gateway=token.connection.gateway, removed_at=None, server__archived_at=None)
+    if not token.scope_all:
+        places = places.filter(pk__in=token.scopes.values("assignment"))
+    servers = list(places.values_list("server", flat=True))
+    same = Feature.objects.filter(assignment__gateway=token.connection.gateway, assignment__server__in=servers)
+    return rows.count(), same.filter(assignment__removed_at=None, kind="tool", missing_since=None).count(), 30
 
 
 def _used_by(ask: Ask) -> tuple[float, ...]:
@@ -740,6 +751,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "tool.versions": _tool_versions,
     "usage.server": _tools_used,
     "usage.unused": _tools_unused,
+    "token.tools": _used_by_token,
     "usage.caller": _used_by,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
