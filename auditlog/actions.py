@@ -12,8 +12,10 @@ class Action(StrEnum):
     ASSIGNMENT_CREATED = "assignment.created"
     ASSIGNMENT_DISABLED = "assignment.disabled"
     ASSIGNMENT_ENABLED = "assignment.enabled"
+    ASSIGNMENT_NARROWED = "assignment.narrowed"
     ASSIGNMENT_REMOVED = "assignment.removed"
     ASSIGNMENT_UPDATED = "assignment.updated"
+    ASSIGNMENT_WIDENED = "assignment.widened"
 
     ATTEMPT_REFUSED = "attempt.refused"
 

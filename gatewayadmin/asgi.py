@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatewayadmin.config import database, environment
 from gatewayadmin.config.database import Unusable
+from gatewayadmin.playground import endpoint_call
 from gatewayadmin.serving import health, housekeeping, quickstart
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.known_sender import is_known
@@ -84,6 +85,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
     database.limit_statements()
     async with proxy.runtime(proxy_config()) as endpoint:
         _mcp.app = endpoint
+        endpoint_call.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
         # A page waits for the interpreter after each of its statements, and so does the loop after each of its rounds.

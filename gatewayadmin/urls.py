@@ -11,6 +11,7 @@ from gatewayadmin import setup, staff
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
+from gatewayadmin.playground.views import playground
 
 _ROOMS = (
     "accounts",
@@ -68,6 +69,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("setup/", setup.steps, name="setup"),
     path("setup/dismiss/", setup.dismiss, name="dismiss_setup"),
+    path("playground/", playground, name="playground"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),
     path("settings/oauth-doctor/", doctor, name="doctor"),

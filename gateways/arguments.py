@@ -43,14 +43,14 @@ def arguments(schema: Any) -> list[Argument]:
 
 
 def _members(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
-    schema = _resolved(schema, whole)
+    schema = resolved(schema, whole)
     properties = schema.get("properties")
     required = schema.get("required")
     names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
     if not isinstance(properties, dict) or depth > DEEPEST:
         return
     for name, member in properties.items():
-        said = _resolved(member, whole)
+        said = resolved(member, whole)
         yield Argument(
             name=name,
             type=_type(said, whole),
@@ -64,7 +64,7 @@ def _members(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
         yield from _members(inner, whole, depth + 1)
 
 
-def _resolved(schema: Any, whole: Any) -> dict[str, Any]:
+def resolved(schema: Any, whole: Any) -> dict[str, Any]:
     """The schema itself where it is a reference into the whole one; what is no schema has nothing to say."""
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if isinstance(reference, str) and reference.startswith("#/"):
@@ -82,13 +82,13 @@ def _is(schema: Any) -> bool:
 def _type(schema: dict[str, Any], whole: Any, depth: int = 0) -> str:
     for several in ("anyOf", "oneOf"):
         if isinstance(schema.get(several), list) and depth < DEEPEST:
-            types = [_type(_resolved(one, whole), whole, depth + 1) for one in schema[several][:MOST_VALUES]]
+            types = [_type(resolved(one, whole), whole, depth + 1) for one in schema[several][:MOST_VALUES]]
             return " or ".join(dict.fromkeys(one for one in types if one))
     told = schema.get("type")
     names = [one for one in told if isinstance(one, str)] if isinstance(told, list) else [told]
     words = " or ".join(str(one)[:40] for one in names[:MOST_VALUES] if isinstance(one, str))
     if words == "array" and depth < DEEPEST:
-        of = _type(_resolved(schema.get("items"), whole), whole, depth + 1)
+        of = _type(resolved(schema.get("items"), whole), whole, depth + 1)
         return f"array of {of}" if of else words
     return words
 

@@ -21,6 +21,7 @@ from gateways.assignment_views import counted
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy, WrongIdentity
 from gateways.refresh import first_list
+from gateways.usage import used_tools
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
@@ -162,6 +163,20 @@ class AssignmentResource(Resource):
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.enable(by=self.me)
+        return self._now(assignment)
+
+    @operation(needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.LOGS_READ}), if_match=True)
+    def narrow(self, request: Request, slug: str, alias: str) -> Response:
+        assignment = self._find(slug, alias)
+        with self.unchanged(assignment):
+            assignment.narrow(used_tools(assignment), by=self.me)
+        return self._now(assignment)
+
+    @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
+    def widen(self, request: Request, slug: str, alias: str) -> Response:
+        assignment = self._find(slug, alias)
+        with self.unchanged(assignment):
+            assignment.widen(by=self.me)
         return self._now(assignment)
 
     def _find(self, slug: str, alias: str) -> Assignment:

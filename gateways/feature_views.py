@@ -33,7 +33,7 @@ from gateways.models import (
 from gateways.tool_views import FeatureRow, find, page_url
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
-from ui.pages import AppRequest, confirm, first_names, leave, sentences, show
+from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show
 
 LATELY = timedelta(days=7)
 LAST_CALLS = 500  # Of so many calls it is told who made them.
@@ -183,6 +183,7 @@ def _callers(feature: Feature, viewer: User) -> list[Caller] | None:
 def accept(request: AppRequest, pk: UUID) -> HttpResponse:
     """Show clients what the server offers now, once asked; only what the person was shown is accepted."""
     feature = find(request, pk)
+    back = _back(request, feature)
     if request.method == "GET":
         hidden = feature.hidden_characters
         text = f"Accept what {feature.assignment.server.name} offers now? Clients are shown it from their next list on"
@@ -195,8 +196,8 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
             ),
             kind="danger" if hidden else "primary",
             icon="warning" if hidden else "allowed",
-            hidden={"definition": feature.offered_hash},
-            back=page_url(feature),
+            hidden={"definition": feature.offered_hash, "back": back},
+            back=back,
         )
     try:
         with transaction.atomic():
@@ -204,17 +205,18 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
             feature.refresh_from_db()
             if request.POST.get("definition", "") != feature.offered_hash:
                 changed = f"Nothing was accepted: {feature.assignment.server.name} offers another definition since."
-                return leave(request, page_url(feature), changed)
+                return leave(request, back, changed)
             feature.accept(by=request.user)
     except NothingToAccept as refusal:
-        return leave(request, page_url(feature), str(refusal))
-    return leave(request, page_url(feature), f"{feature.exposed_name} accepted")
+        return leave(request, back, str(refusal))
+    return leave(request, back, f"{feature.exposed_name} accepted")
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = find(request, pk)
+    back = _back(request, feature)
     if request.method == "GET":
         return confirm(
             request,
@@ -223,10 +225,17 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
             text=f"Quarantine {feature.exposed_name}? It leaves {feature.assignment.gateway.name} on the next request, "
             "and calls of it are refused until somebody accepts it.",
             more=sentences(cuts(feature, request.user), _used(feature, request.user)),
-            back=page_url(feature),
+            hidden={"back": back},
+            back=back,
         )
     feature.quarantine(by=request.user)
-    return leave(request, page_url(feature), f"{feature.exposed_name} quarantined")
+    return leave(request, back, f"{feature.exposed_name} quarantined")
+
+
+def _back(request: AppRequest, feature: Feature) -> str:
+    """Where a decision was asked for: the list of all that wait, or the page of the feature."""
+    asked = request.POST.get("back") or request.GET.get("back", "")
+    return own_path(asked, page_url(feature))
 
 
 def _used(feature: Feature, viewer: User) -> str:

@@ -1,109 +1,105 @@
-"""Usage of a gateway: who called which of its tools how often, and what nobody calls."""
+"""The Usage tab of a gateway: which tools were called and by whom, and narrowing each server to those."""
 
 from __future__ import annotations
 
-from collections import Counter
-from datetime import timedelta
-from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from datetime import datetime
 from uuid import UUID
 
 from django.http import HttpResponse
-from django.utils import timezone
-from django.views.decorators.http import require_GET
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from auditlog.groups import BY, names_of
-from auditlog.rollups.reading import book
+from auditlog.views import log_alone
 from capabilities import Capability, requires
-from gateways.models import Feature, Gateway
-from gateways.views import find
-from ui.pages import AppRequest, show
-
-PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
-RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
-DEFAULT = "30d"
-LEVELS = 4
+from connections.models import Connection
+from gateways import assignment_views
+from gateways.models import Assignment, Gateway
+from gateways.usage import DEFAULT, RANGES, callers, matrix, period_of, used_tools, uses
+from gateways.views import find as find_gateway
+from ui.pages import AppRequest, confirm, first_names, leave, sentences, show
 
 
-class Cell(NamedTuple):
-    """How often a person called a tool; `level` from 0 to LEVELS is how dark that is drawn."""
-
-    of: str
-    calls: int
-    level: int
-    link: str
-
-
-class Row(NamedTuple):
-    """A person, what they called, and the sum of all of theirs."""
-
-    pk: UUID
-    name: str
-    cells: list[Cell]
-    used: int
-    calls: int
-    link: str
+def tab_url(gateway: Gateway) -> str:
+    return reverse("gateways:usage", args=[gateway.slug])
 
 
 @require_GET
 @requires(Capability.LOGS_READ)
 def usage(request: AppRequest, slug: str) -> HttpResponse:
-    """People by tools, as the roll-ups know it."""
-    gateway = find(request.user, slug)
+    if not Gateway.objects.visible_to(request.user).filter(slug=slug).exists():
+        return log_alone("gateway", get_object_or_404(Gateway, slug=slug).pk)
+    gateway = find_gateway(request.user, slug)
+    assignments = list(gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk"))
+    period = period_of(assignments)
+    by_whom, are_more = callers(gateway, period)
     chosen = request.GET.get("range", "")
     chosen = chosen if chosen in RANGES else DEFAULT
-    context: dict[str, Any] = {
+    context = {
         "gateway": gateway,
         "tab": "usage",
         "ranges": [(name, label) for name, (label, _) in RANGES.items()],
         "chosen": chosen,
         "label": RANGES[chosen][0],
-        **_matrix(gateway, chosen),
+        **matrix(gateway, chosen),
+        "period": period,
+        "servers": uses(assignments, period),
+        "callers": by_whom,
+        "are_more": are_more,
     }
     return show(request, "gateways/usage.html", context)
 
 
-def _matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
-    until = timezone.now()
-    since = until - timedelta(days=RANGES[chosen][1])
-    where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
-    with book() as opened:
-        found = opened.read(where, since, until, by=("user_id", "feature_name"), timed=False)
-    if found is None:
-        return {"rows": None}
-    calls = {key: numbers.calls for key, numbers in found.items() if all(key) and numbers.calls}
-    people, tools = Counter[UUID](), Counter[str]()
-    for (person, tool), number in calls.items():
-        people[person] += number
-        tools[tool] += number
-    shown = [tool for tool, _ in tools.most_common(TOOLS)]
-    names = names_of(BY["user"], [person for person, _ in people.most_common(PEOPLE)], since, until)
-    highest = max(calls.values(), default=1)
-    narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}
-
-    def cell(person: UUID, tool: str) -> Cell:
-        number = calls.get((person, tool), 0)
-        level = -(-LEVELS * number // highest)
-        link = urlencode({**narrowed, "user": str(person), "tool": tool})
-        return Cell(f"{person}:{tool}", number, level, link)
-
-    rows = [
-        Row(
-            person,
-            names.get(person) or str(person),
-            [cell(person, tool) for tool in shown],
-            sum(one == person for one, _ in calls),
-            number,
-            urlencode({**narrowed, "user": str(person)}),
+@require_http_methods(["GET", "POST"])
+@requires(Capability.GATEWAYS_MANAGE)
+@requires(Capability.LOGS_READ)
+def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Switch off what was not used, once asked; what was used is looked up again when the answer is yes."""
+    assignment = assignment_views.find(request.user, pk)
+    back = tab_url(assignment.gateway)
+    if request.method == "GET":
+        period = period_of([assignment])
+        use = uses([assignment], period)[0]
+        off, name = [tool.name for tool in use.to_switch_off], assignment.server.name
+        live = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
+        connections = f"{live} {'connection' if live == 1 else 'connections'}"
+        return confirm(
+            request,
+            title=f"Narrow {name}",
+            kind="primary",
+            icon="policy",
+            text=f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {period.label}? "
+            f"{_tools(len(off))} switched off for {connections} to {assignment.gateway.name}.",
+            more=sentences(
+                f"Switched off: {first_names(off)}." if off else "",
+                "What its server adds later starts switched off.",
+                _young(assignment, period.since),
+                "Undo stands on this page afterwards.",
+            ),
+            back=back,
         )
-        for person, number in people.most_common(PEOPLE)
-    ]
-    offered = Feature.objects.tools().callable().filter(assignment__gateway=gateway)
-    exposed = set(offered.order_by().values_list("exposed_name", flat=True))
-    return {
-        "rows": rows,
-        "tools": [(tool, urlencode({**narrowed, "tool": tool})) for tool in shown],
-        "people_count": len(people),
-        "tool_count": len(exposed),
-        "unused_count": len(exposed - {tool for _, tool in calls}),
-    }
+    off = assignment.narrow(used_tools(assignment), by=request.user)
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(off))} switched off")
+
+
+def _tools(number: int) -> str:
+    return "1 tool is" if number == 1 else f"{number} tools are"
+
+
+def _young(assignment: Assignment, since: datetime) -> str:
+    begun = assignment.created_at
+    return f"It is here only since {begun:%b} {begun.day}, {begun.year}." if begun > since else ""
+
+
+@require_POST
+@requires(Capability.GATEWAYS_MANAGE)
+def widen(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Undo the last narrowing."""
+    assignment = assignment_views.find(request.user, pk)
+    on = assignment.widen(by=request.user)
+    back = (
+        tab_url(assignment.gateway)
+        if request.user.has_perm(Capability.LOGS_READ)
+        else reverse("gateways:tools", args=[assignment.gateway.slug])
+    )
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(on))} switched on again")

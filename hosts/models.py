@@ -13,6 +13,8 @@ from auditlog.actions import Action
 from auditlog.models import Event, Switchable
 from auditlog.versions import Seen, Versioned
 
+PLAYGROUND = "playground"  # The key of the app that pages run things through; no registration can have it.
+
 
 class HostError(Exception):
     """A host cannot be changed like that; the message says why."""
@@ -72,6 +74,10 @@ class HostQuerySet(models.QuerySet["Host"]):
                 Event.objects.record(Action.HOST_APPEARED, host, by=by, changes={"name": [None, name]})
         return host
 
+    def playground(self, *, needs_approval: bool, by: User) -> "Host":
+        """The app as which people run tools from the pages; it appears the first time, as every app does."""
+        return self.appear(name="Playground", dedupe_key=PLAYGROUND, needs_approval=needs_approval, by=by)
+
 
 class Host(Versioned, Switchable):
     """An app or agent that connects: the unit administrators allow or disable."""
@@ -117,6 +123,11 @@ class Host(Versioned, Switchable):
     def is_agent(self) -> bool:
         """Whether it authenticates with API access tokens instead of OAuth."""
         return self.kind == HostKind.TOKEN
+
+    @property
+    def is_playground(self) -> bool:
+        """Whether it is the app as which people run tools from the pages."""
+        return self.dedupe_key == PLAYGROUND
 
     @property
     def is_pending(self) -> bool:

@@ -1,17 +1,21 @@
 """Our data about the toolkit's rows: the host of an application, the connection of a token, and authorize flows."""
 
+from datetime import timedelta
 from urllib.parse import urlencode
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import models
+from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
+from oauth2_provider.models import AccessToken, set_token_value
 
 from accounts.models import User
 from connections.models import Connection
 from gateways.models import Gateway
 from hosts.models import Host
+from tokens.models import AlreadyRevoked, NotYours, Token
+from wire import token_text
 
 
 class Registration(models.Model):
@@ -39,6 +43,29 @@ class Registration(models.Model):
         return self.client_name or "MCP Client"
 
 
+class BindingQuerySet(models.QuerySet["Binding"]):
+    def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
+        """The text of an access token for an app's `connection` that lives so long; its checksum alone is stored.
+
+        It is bound as the token of an app is, to the key of the connection and its generation. Raises NotYours unless
+        the connection acts as `by`, and AlreadyRevoked when it has ended.
+        """
+        if by.pk != connection.user_id:
+            raise NotYours(NotYours.__doc__)
+        secret = token_text.mint(token_text.OAUTH_ACCESS)
+        with transaction.atomic():
+            row: Connection = connection.lock()
+            key = Token.objects.live_key(row)
+            if row.revoked_at or key is None:
+                raise AlreadyRevoked("This connection has been revoked before.")
+            access = AccessToken(user=by, scope="mcp", expires=timezone.now() + timedelta(seconds=seconds))
+            access.resource = [row.gateway.url]
+            set_token_value(access, secret)
+            access.save(force_insert=True)
+            self.create(connection=row, access_token=access, generation=key.generation)
+        return secret
+
+
 class Binding(models.Model):
     """The one connection a toolkit grant, access token or refresh token belongs to.
 
@@ -62,6 +89,8 @@ class Binding(models.Model):
     superseded_at = models.DateTimeField(null=True)
     code_digest = models.BinaryField(max_length=32, null=True, db_index=True)
     created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = BindingQuerySet.as_manager()
 
     class Meta:
         constraints = (

@@ -19,8 +19,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
-from capabilities import NOBODY, CapabilityRequired, own_resource
+from capabilities import NOBODY, Capability, CapabilityRequired, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
+from gateways.usage import TokenUse
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
 from tokens.models import (
@@ -39,7 +40,7 @@ from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
-from tokens.visibility import EDITING, ENDING, hosts_for, known_to, waiting_for, with_scope
+from tokens.visibility import EDITING, ENDING, hosts_for, known_to, servers_of, waiting_for, with_scope
 from ui.pages import (
     AppRequest,
     clash_context,
@@ -133,6 +134,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         "target": target(request, token),
         "hidden": hidden(request),
         "version": token.version,
+        "use": _use(token, request.user),
     }
     if request.method == "GET":
         return show(request, "tokens/edit.html", context)
@@ -142,6 +144,14 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     except ChangedMeanwhile as clash:
         context |= clash_context(clash)
     return refuse(request, "tokens/edit.html", context)
+
+
+def _use(token: Token, viewer: User) -> TokenUse | None:
+    """How many tools it called, for its owner and who reads the log."""
+    if token.connection.user_id != viewer.pk and not viewer.has_perm(Capability.LOGS_READ):
+        return None
+    servers = [server.pk for server in servers_of(token)]
+    return TokenUse.of(token.pk, token.connection_id, servers, token.connection.gateway_id)
 
 
 def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:

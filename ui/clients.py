@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import html
+import json
+import re
+import shlex
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from django.utils.safestring import SafeString, mark_safe
 
@@ -44,6 +48,7 @@ class Client:
     slug: str
     name: str
     blocks: tuple[Block, ...]
+    call: dict[str, str]
 
     def by(self, way: str) -> Block | None:
         """How it is connected this way, if it can be."""
@@ -71,7 +76,7 @@ def clients() -> tuple[Client, ...]:
     """All clients, in the order of the file."""
     data = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
     return tuple(
-        Client(entry["slug"], entry["name"], tuple(_block(**block) for block in entry["block"]))
+        Client(entry["slug"], entry["name"], tuple(_block(**block) for block in entry["block"]), entry.get("call", {}))
         for entry in data["client"]
     )
 
@@ -95,6 +100,46 @@ def shown(client: Client, way: str, *, url: str, name: str, token: str = "") -> 
     for marked in filter(None, (url, token or PLACEHOLDER)):
         code = code.replace(_escaped(marked), f"<mark>{_escaped(marked)}</mark>")
     return Shown(client.slug, client.name, block.where, mark_safe(code))  # noqa: S308  (escaped above)
+
+
+class CallText(NamedTuple):
+    """A program that makes one call, with the token in a variable."""
+
+    slug: str
+    name: str
+    where: str
+    text: str
+
+
+def call_texts(url: str, gateway: str, kind: str, name: str, arguments: dict[str, Any]) -> list[CallText]:
+    """This call of a `kind` (tool, prompt or resource) at a gateway, for each client that is a program.
+
+    What is called and with what may be anything: it is written as a literal of the program's language.
+    """
+    method, params = {
+        "tool": ("tools/call", {"name": name, "arguments": arguments}),
+        "prompt": ("prompts/get", {"name": name, "arguments": arguments}),
+        "resource": ("resources/read", {"uri": name}),
+    }[kind]
+    literals = {
+        "{name}": json.dumps(name),
+        "{arguments}": json.dumps(arguments),
+        "{python_name}": repr(name),
+        "{python}": repr(arguments),
+        "{body}": shlex.quote(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})),
+    }
+    texts = []
+    for client in clients():
+        if client.call and (block := client.by("token")):
+            text = block.for_gateway(url, gateway).replace('os.environ["GATEWAY_URL"]', repr(url))
+            text = text.replace("process.env.GATEWAY_URL", json.dumps(url))
+            call = _LITERAL.sub(lambda found: literals[found[0]], client.call[kind])
+            written = text.replace(client.call["instead"].strip("\n"), call).strip()
+            texts.append(CallText(client.slug, client.name, block.where, written))
+    return texts
+
+
+_LITERAL = re.compile(r"\{[a-z_]+\}")
 
 
 def _escaped(text: str) -> str:

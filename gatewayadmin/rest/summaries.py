@@ -53,6 +53,8 @@ OTHERS = {
     "api_key_destroy": "Revoke an API key",
     "assignment_create": "Put a server behind a gateway",
     "assignment_destroy": "Remove a server from a gateway",
+    "assignment_narrow": "Switch off the tools of a server on a gateway that were not used lately",
+    "assignment_widen": "Undo the last narrowing of a server on a gateway",
     "me_confirm": "Confirm your password",
     "gateway_archive": "Archive a gateway",
     "host_archive": "Archive an app or agent",

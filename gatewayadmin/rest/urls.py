@@ -90,6 +90,8 @@ _below = [
     at(_server, "assignment-detail", AssignmentResource, get="retrieve", patch="partial_update", delete="destroy"),
     at(f"{_server}/disable", "assignment-disable", AssignmentResource, post="disable"),
     at(f"{_server}/enable", "assignment-enable", AssignmentResource, post="enable"),
+    at(f"{_server}/narrow", "assignment-narrow", AssignmentResource, post="narrow"),
+    at(f"{_server}/widen", "assignment-widen", AssignmentResource, post="widen"),
     at(f"{_gateway}/features", "feature-list", FeatureResource, get="list"),
     at(f"{_gateway}/features/<uuid:pk>", "feature-detail", FeatureResource, get="retrieve", patch="partial_update"),
     at(f"{_gateway}/features/<uuid:pk>/accept", "feature-accept", FeatureResource, post="accept"),

@@ -1,5 +1,6 @@
 """An assignment: a server on a gateway, with its alias, identity and policy."""
 
+from collections.abc import Collection
 from typing import Any
 from uuid import uuid4
 
@@ -183,6 +184,51 @@ class Assignment(Versioned, Switchable):
                 self.listings.all().delete()  # As somebody else the server is asked anew before it is listed.
             if changes:
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
+
+    def narrow(self, used: Collection[str], *, by: User) -> list[str]:
+        """Leave on only those of its tools that are `used`, by the names clients call them; what was switched off.
+
+        The policy becomes Allow selected, so that what its server adds later starts switched off. `widen` undoes it.
+        """
+        with transaction.atomic():
+            policy = self.lock().tool_policy
+            on = self.features.filter(kind="tool", enabled=True).select_related("assignment")
+            off = list(on.exclude(exposed_name__in=used).order_by("exposed_name"))
+            for feature in off:
+                feature.disable(by=by)
+            if policy == ToolPolicy.ALLOW_ALL:
+                self.edit(tool_policy=ToolPolicy.SELECTED, by=by)
+            names = [feature.exposed_name for feature in off]
+            if names or policy == ToolPolicy.ALLOW_ALL:
+                changes = {"policy": [policy, self.tool_policy], "switched_off": [None, names]}
+                Event.objects.record(Action.ASSIGNMENT_NARROWED, self, by=by, changes=changes)
+        return names
+
+    def widen(self, *, by: User) -> list[str]:
+        """Undo the last `narrow`: what it switched off is switched on again; the names of that.
+
+        Nothing happens when it has been undone, or never was.
+        """
+        with transaction.atomic():
+            self.lock()
+            done = self.last_narrowed()
+            if done is None:
+                return []
+            policy, names = done.changes["policy"][0], done.changes["switched_off"][1]
+            off = self.features.filter(kind="tool", enabled=False, exposed_name__in=names).select_related("assignment")
+            features = list(off.order_by("exposed_name"))
+            for feature in features:
+                feature.enable(by=by)
+            self.edit(tool_policy=policy, by=by)
+            names = [feature.exposed_name for feature in features]
+            Event.objects.record(Action.ASSIGNMENT_WIDENED, self, by=by, changes={"switched_on": [None, names]})
+        return names
+
+    def last_narrowed(self) -> Event | None:
+        """The event of its last narrowing that has not been undone."""
+        told = Event.objects.filter(target_type="assignment", target_id=str(self.pk))
+        last = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED)).first()
+        return last if last is not None and last.action == Action.ASSIGNMENT_NARROWED else None
 
     def remove(self, *, by: User) -> None:
         """Take the server off the gateway; its tools are gone on the next request."""

@@ -40,6 +40,8 @@ CHANGING = {
     "apikey-revoke",
     "assignment-disable",
     "assignment-enable",
+    "assignment-narrow",
+    "assignment-widen",
     "connection-disable",
     "connection-enable",
     "connection-revoke",

@@ -69,6 +69,8 @@ OPENS: dict[str, set[Capability]] = {
     "DELETE assignment-detail": {C.GATEWAYS_MANAGE},
     "POST assignment-disable": {C.GATEWAYS_TOGGLE},
     "POST assignment-enable": {C.GATEWAYS_TOGGLE},
+    "POST assignment-narrow": NOBODY,
+    "POST assignment-widen": {C.GATEWAYS_MANAGE},
     "GET catalogue-list": EVERYBODY,
     "GET catalogue-detail": GATEWAYS,
     "GET tool-list": GATEWAYS,

@@ -86,6 +86,8 @@ def build() -> World:
             "assignment-detail": one_server,
             "assignment-disable": one_server,
             "assignment-enable": one_server,
+            "assignment-narrow": one_server,
+            "assignment-widen": one_server,
             "connection": {"pk": link.pk},
             "connection-identity": {"pk": link.pk, "assignment": assignment.pk},
             "gateway": gateway,

@@ -17,7 +17,7 @@ from tests.clients.fixtures import FOLDER, MODULES, Npm
 from tests.conftest import SignIn
 from tests.docs.client_section import README, written
 from tests.workspace import Serve
-from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, Block, Client, clients, shown
+from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, Block, Client, call_texts, clients, shown
 
 pytestmark = pytest.mark.xdist_group("clients")
 
@@ -72,6 +72,46 @@ def placed(language: str, text: str) -> Iterator[str]:
         case other:
             assert other == "text"
             assert text.strip() == LONG
+
+
+ODD = 'it\'s $(id) `id` \\ "x" ${y} {name} \u202e\u2028 </script>'
+PROGRAMS = {"curl": "bash", "python": "python", "typescript": "js"}
+
+
+@pytest.mark.parametrize("kind", ["tool", "prompt", "resource"])
+def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(kind: str, npm: Npm) -> None:
+    """The programs of the playground, of names and arguments that no shell and no language takes for its own."""
+    arguments = {ODD: [ODD, None, True, 1.5, 12345678901234567890]}
+    texts = {each.slug: each.text for each in call_texts(LONG, "some-name", kind, ODD, arguments)}
+
+    assert texts.keys() == PROGRAMS.keys()
+    for slug, text in texts.items():
+        assert LONG in text
+        assert "\u202e" not in text
+        assert list(placed(PROGRAMS[slug], text)) == []
+    sent = subprocess.run(
+        ["bash", "-c", 'curl() { printf %s "${@: -1}"; }\n' + texts["curl"]], capture_output=True, text=True, check=True
+    )
+    params = json.loads(sent.stdout)["params"]
+    assert params == ({"uri": ODD} if kind == "resource" else {"name": ODD, "arguments": arguments})
+    called = [node for node in ast.walk(ast.parse(texts["python"])) if isinstance(node, ast.Await)]
+    literals = [
+        [ast.literal_eval(each) for each in node.value.args] for node in called if isinstance(node.value, ast.Call)
+    ]
+    assert literals == [[ODD] if kind == "resource" else [ODD, arguments]]
+    assert json.dumps(ODD) in texts["typescript"]
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("slug", sorted(PROGRAMS))
+def test_a_copied_call_runs(slug: str, issued: dict[str, str], npm: Npm) -> None:
+    told = {"text": "it's <b>so</b>"}
+    texts = {each.slug: each.text for each in call_texts(issued["gateway_url"], "quickstart", "tool", "echo", told)}
+
+    done = run(PROGRAMS[slug], texts[slug], npm.environment | {"TOKEN": issued["token"]})
+
+    assert done.returncode == 0, done.stderr
+    assert "it's <b>so</b>" in done.stdout.replace("\\'", "'"), done.stderr
 
 
 @pytest.fixture(scope="module")

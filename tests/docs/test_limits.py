@@ -10,6 +10,7 @@ from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
 from gatewayadmin.config import environment
+from gatewayadmin.playground import endpoint_call
 from proxy import server_requests, server_streams, streams, suspended_calls
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
@@ -42,6 +43,8 @@ LIMITS = {
     "characters of a tool's or prompt's name as its server has it": tool_names.LONGEST_NAME,
     "bytes of a resource's URI": tool_names.LONGEST_URI,
     "gateways a request may pass": trace_context.MOST_HOPS,
+    "runs of the playground at once, in each worker": endpoint_call.MOST_RUNS,
+    "seconds a run of the playground may take": endpoint_call.RUN_SECONDS,
     "addresses in one invitation": MOST_INVITED,
     "hours an invitation works": INVITATION // HOUR,
     "hours a link of a password reset works": password_links.RESET // HOUR,

@@ -280,6 +280,46 @@ def _tool_versions(ask: Ask) -> int:
     return sum(one.versions.count() for one in same)
 
 
+def _went_on(ask: Ask) -> QuerySet[Call]:
+    """The calls of tools of a month that went to a server."""
+    since = timezone.now() - 30 * DAY
+    rows = (
+        Call.objects.filter(created_at__gte=since, method="tools/call").exclude(feature_name="").exclude(server_id=None)
+    )
+    return rows.exclude(outcome__in=("denied", "unauthorized", "rate_limited")).exclude(deny_reason="unknown_tool")
+
+
+def _tools_used(ask: Ask) -> tuple[float, ...]:
+    """Tools of a server on a gateway that were called, all it offers there, and the days that were looked at."""
+    assignment = Assignment.objects.get(pk=ask.pk)
+    tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
+    called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
+    used = [one for one in tools if called.filter(feature_name=one.exposed_name).exists()]
+    return len(used), tools.count(), 30
+
+
+def _tools_unused(ask: Ask) -> Answer:
+    used, offered, _ = _tools_used(ask)
+    return int(offered - used)
+
+
+def _used_by_token(ask: Ask) -> tuple[float, ...]:
+    token = Token.objects.get(pk=ask.pk)
+    rows = _went_on(ask).filter(token_id=token.pk).values("server_id", "feature_name").distinct()
+    places = Assignment.objects.filter(gateway=token.connection.gateway, removed_at=None, server__archived_at=None)
+    if not token.scope_all:
+        places = places.filter(pk__in=token.scopes.values("assignment"))
+    servers = list(places.values_list("server", flat=True))
+    same = Feature.objects.filter(assignment__gateway=token.connection.gateway, assignment__server__in=servers)
+    return rows.count(), same.filter(assignment__removed_at=None, kind="tool", missing_since=None).count(), 30
+
+
+def _used_by(ask: Ask) -> tuple[float, ...]:
+    slug = ask.address.split("/")[2]
+    rows = _went_on(ask).filter(connection_id=ask.pk, gateway_id=Gateway.objects.get(slug=slug).pk)
+    return rows.values("feature_name").distinct().count(), rows.count()
+
+
 def _missing(ask: Ask) -> int:
     rows = _features(ask, assignment__gateway=ask.pk).exclude(missing_since=None)
     kind = _asked_kind(ask)
@@ -343,7 +383,7 @@ def _calls(ask: Ask) -> "QuerySet[Call]":
     if ask.query.get("q") == "error":
         rows = rows.filter(outcome__in=ERRORS)
     if ask.query.get("tab") == "host":
-        rows = rows.filter(host_id=ask.query["host"])
+        rows = rows.filter(host_id=str(ask.query["host"]))
     match ask.path:
         case ["gateways", slug, "logs"]:
             rows = rows.filter(gateway_id=Gateway.objects.get(slug=slug).pk)
@@ -423,11 +463,6 @@ def _used(ask: Ask) -> "QuerySet[Call]":
     if kind in ("user", "used"):
         rows = rows.filter(user_id=person)
     return rows.filter(feature_name=tool) if kind == "used" else rows
-
-
-def _names_usable(ask: Ask) -> set[str]:
-    tools = Feature.objects.tools().callable().filter(assignment__gateway__slug=ask.path[1])
-    return set(tools.values_list("exposed_name", flat=True))
 
 
 def _percent(part: int, whole: int) -> str:
@@ -721,8 +756,6 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "usage.calls": lambda ask: _used(ask).count(),
     "usage.tools": lambda ask: _used(ask).values("feature_name").distinct().count(),
     "usage.people": lambda ask: _used(ask).values("user_id").distinct().count(),
-    "usage.offered": lambda ask: len(_names_usable(ask)),
-    "usage.unused": lambda ask: len(_names_usable(ask) - set(_used(ask).values_list("feature_name", flat=True))),
     "plots.calls": lambda ask: _plotted(ask).count(),
     "plots.errors": lambda ask: _plotted(ask).filter(outcome__in=ERRORS).count(),
     "plots.denied": lambda ask: _plotted(ask).filter(outcome__in=DENIED).count(),
@@ -791,6 +824,10 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "tool.week": _tool_use(7 * DAY),
     "tool.person": _tool_of_person,
     "tool.versions": _tool_versions,
+    "usage.server": _tools_used,
+    "usage.unused": _tools_unused,
+    "token.tools": _used_by_token,
+    "usage.caller": _used_by,
     "server.gateways": _server_gateways,
     "server.identities": _identities,
     "server.limits": lambda ask: "{} s of silence, {} s a call".format(*_limits(ask)),

@@ -339,6 +339,17 @@ VERBS = [
         case="policy",
     ),
     verb(
+        "Assignment.narrow",
+        page("/assignments/{assignment}/narrow/"),
+        rest("POST /gateways/closed/servers/docs/narrow"),
+    ),
+    verb(
+        "Assignment.widen",
+        page("/assignments/{assignment}/widen/"),
+        rest("POST /gateways/closed/servers/docs/widen"),
+        before=lambda stage: stage.row(Assignment, "assignment").narrow([], by=stage.boss),
+    ),
+    verb(
         "Assignment.remove",
         page("/assignments/{assignment}/remove/"),
         rest("DELETE /gateways/closed/servers/docs"),
@@ -552,9 +563,11 @@ VERBS = [
 INSIDE = {
     "ApiKey.end",
     "ApiKey.revoke_all",
+    "Binding.lend",
     "Connection.end_all_of",
     "Event.record",
     "Host.appear",
+    "Host.playground",
     "Token.provide_key",
     "User.changed_by",
     "User.invite_all",

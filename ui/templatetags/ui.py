@@ -56,6 +56,16 @@ def visible(text: str) -> SafeString:
 
 
 @register.filter
+def marked(text: str) -> str:
+    """The same for places that take text alone, such as options: each such character as its code point."""
+    shown, at = [], 0
+    for place in hidden_places(text):
+        shown += [text[at:place], f"[U+{ord(text[place]):04X}]"]
+        at = place + 1
+    return "".join([*shown, text[at:]])
+
+
+@register.filter
 def state_words(state: str, kind: str) -> str:
     """The words for a state of this kind of thing."""
     return in_words(state, kind)

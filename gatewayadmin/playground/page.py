@@ -1,0 +1,205 @@
+"""What the page of the playground shows: the things to choose from, the form, and one's own runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.urls import reverse
+
+from accounts.models import User
+from auditlog.models import Call
+from auditlog.own_calls import OwnCall, own_calls
+from auditlog.search.keyset import page
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin.playground import arguments_form
+from gatewayadmin.playground.arguments_form import ArgumentsForm
+from gatewayadmin.playground.connecting import live_connection
+from gatewayadmin.playground.endpoint_call import Asked
+from gateways.models import Effect, Feature, Gateway, Kind
+from hosts.models import PLAYGROUND, Host
+from wire import definitions
+from wire.uris import alias_and_uri, exposed_template, exposed_uri
+
+MOST_OFFERED = 120  # Names to choose from; beyond, a name is typed.
+RUNS = 8
+LONGEST_NAME = 4096
+KINDS = {"tool": "Tool", "prompt": "Prompt", "resource": "Resource"}
+OF_KIND = {"tool": (Kind.TOOL,), "prompt": (Kind.PROMPT,), "resource": (Kind.RESOURCE, Kind.TEMPLATE)}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the address of the page names: a gateway within reach, a kind, and what of it; any may be missing."""
+
+    user: User
+    gateway: Gateway | None
+    kind: str
+    name: str
+
+    @classmethod
+    def of(cls, user: User, asked: Any) -> Chosen:
+        slug, kind = asked.get("gateway", ""), asked.get("kind", "")
+        within = Gateway.objects.reachable_by(user)
+        gateway = within.filter(slug=slug).first() if slug else within.order_by("name").first()
+        name = asked.get("name", "")
+        is_name = len(name) <= LONGEST_NAME and "\0" not in name
+        return cls(user, gateway, kind if kind in KINDS else "tool", name if is_name else "")
+
+    @property
+    def url(self) -> str:
+        """The page with this chosen."""
+        return playground_url(self.gateway, self.kind, self.name)
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """What may be chosen of this kind, switched off or not; the first of it."""
+        if self.gateway is None:
+            return []
+        rows = Feature.objects.offered().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+        live = rows.filter(assignment__removed_at=None, assignment__server__archived_at=None)
+        listed = live.select_related("assignment__server").order_by("assignment__server__name", "exposed_name")
+        return list(listed[: MOST_OFFERED + 1])
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether there are too many to choose from a list."""
+        return len(self.features) > MOST_OFFERED
+
+    @property
+    def offers(self) -> dict[str, list[tuple[str, Feature]]]:
+        """The names to choose from, by their servers."""
+        by_server: dict[str, list[tuple[str, Feature]]] = {}
+        for one in self.features[:MOST_OFFERED]:
+            by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
+        return by_server
+
+    @cached_property
+    def feature(self) -> Feature | None:
+        """What is known of the thing that is named; a name that no list has had may be called all the same."""
+        if self.gateway is None or not self.name:
+            return None
+        rows = Feature.objects.filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+        live = rows.filter(assignment__removed_at=None, assignment__server__archived_at=None).select_related(
+            "assignment"
+        )
+        if self.kind != "resource":
+            return live.filter(exposed_name=self.name).order_by("missing_since").first()
+        alias, uri = alias_and_uri(self.name)
+        named = live.filter(name=uri, **({"assignment__alias": alias} if alias else {})).first()
+        return named or next((one for one in self.features if called(one) == self.name), None)
+
+    @property
+    def is_template(self) -> bool:
+        return self.feature is not None and self.feature.kind == Kind.TEMPLATE
+
+    @property
+    def schema(self) -> Any:
+        """What describes its arguments; None where nothing does."""
+        if self.feature is None:
+            return None
+        return _prompt_schema(self.feature) if self.kind == "prompt" else _tool_schema(self.feature)
+
+    @property
+    def is_destructive(self) -> bool:
+        """Whether its server claims that it may destroy something: then it is asked once more."""
+        return self.feature is not None and self.feature.effect == Effect.DESTRUCTIVE
+
+    def asked(self, form: ArgumentsForm) -> Asked:
+        """What is sent for it."""
+        return Asked(self.kind, self.name, form.arguments)
+
+
+def called(feature: Feature) -> str:
+    """The name or URI by which clients ask for a feature."""
+    match feature.kind:
+        case Kind.RESOURCE:
+            return exposed_uri(feature.assignment.alias, feature.name)
+        case Kind.TEMPLATE:
+            return exposed_template(feature.assignment.alias, feature.name)
+    return feature.exposed_name
+
+
+def playground_url(gateway: Gateway | None, kind: str = "tool", name: str = "", **more: str) -> str:
+    """The page with this chosen."""
+    told = {"gateway": gateway.slug if gateway else "", "kind": kind if name and kind != "tool" else "", "name": name}
+    query = urlencode({key: value for key, value in (told | more).items() if value})
+    return f"{reverse('playground')}?{query}" if query else reverse("playground")
+
+
+def _tool_schema(feature: Feature) -> Any:
+    """The schema in the order its server gave it, which the column has lost."""
+    told = definitions.definition_in(feature.approved).value.get("inputSchema") if feature.approved else None
+    return told if isinstance(told, dict) else feature.input_schema
+
+
+def _prompt_schema(feature: Feature) -> Any:
+    """The arguments of a prompt, which are texts, as a schema."""
+    told = definitions.definition_in(feature.approved).value.get("arguments") if feature.approved else None
+    known = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    named = [one for one in known if isinstance(one.get("name"), str)]
+    return {
+        "properties": {one["name"]: {"type": "string", "description": one.get("description")} for one in named},
+        "required": [one["name"] for one in named if one.get("required") is True],
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of one's own runs, and where it is run again."""
+
+    own: OwnCall
+    url: str
+
+
+@dataclass(frozen=True)
+class History:
+    """The last runs of a person, from the log."""
+
+    runs: list[Run] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, user: User) -> History:
+        app = Host.objects.filter(dedupe_key=PLAYGROUND).first()
+        if app is None:
+            return cls()
+        rows = page([own_calls(user).filter(host_id=app.pk)], None, RUNS).rows
+        slugs = dict(Gateway.objects.filter(pk__in={row.gateway_id for row in rows}).values_list("pk", "slug"))
+        return cls(
+            [Run(OwnCall(row), _again(row, slugs.get(row.gateway_id, "") if row.gateway_id else "")) for row in rows]
+        )
+
+
+def _again(call: Call, slug: str) -> str:
+    told = {"gateway": slug, "kind": call.feature_type, "name": call.feature_name, "again": str(call.uid)}
+    return f"{reverse('playground')}?{urlencode(told)}"
+
+
+def form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
+    """The form with the arguments of one's own earlier run, where they were recorded and may be viewed."""
+    try:
+        call = Call.objects.find(UUID(uid))
+    except (ValueError, Call.DoesNotExist):
+        return None
+    if call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS) or call.payload_truncated:
+        return None
+    sent = call.request_payload.get("params") if isinstance(call.request_payload, dict) else None
+    arguments = sent.get("arguments") if isinstance(sent, dict) else None
+    return arguments_form.of_arguments(chosen.schema, arguments) if isinstance(arguments, dict) else None
+
+
+def others(user: User, gateway: Gateway | None) -> list[Connection]:
+    """One's own connections to this gateway through other apps and agents, which can be asked about."""
+    if gateway is None:
+        return []
+    rows = Connection.objects.own(user).live().filter(gateway=gateway).exclude(host__dedupe_key=PLAYGROUND)
+    return list(rows.select_related("host", "gateway", "user").order_by("host__name", "connected_at")[:50])
+
+
+def own(user: User, gateway: Gateway | None) -> Connection | None:
+    """The connection that runs go through, if there is one yet."""
+    return live_connection(user, gateway) if gateway else None

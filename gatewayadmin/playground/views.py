@@ -1,0 +1,247 @@
+"""The page of the playground: choose, fill in, check or run, and read what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import connection as database
+from django.http import HttpResponse, StreamingHttpResponse
+from django.template.loader import render_to_string
+from django.utils.csp import CSP
+from django.utils.html import format_html
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csp import csp_override
+from django.views.decorators.http import require_http_methods
+
+from accounts.models import User
+from auditlog.detail import Detail
+from auditlog.models import ENDINGS, Call
+from auditlog.own_calls import OwnCall
+from auditlog.remedies import Cause, cause, of_call
+from auditlog.today import Question, ask
+from auditlog.trail import Trail, trail_of
+from capabilities import Capability, own_resource
+from connections.models import Connection, ConnectionRefused
+from gatewayadmin.playground import arguments_form, endpoint_call
+from gatewayadmin.playground.arguments_form import ArgumentsForm
+from gatewayadmin.playground.connecting import connect
+from gatewayadmin.playground.endpoint_call import RUN_SECONDS, Answer, Exchange
+from gatewayadmin.playground.page import KINDS, Chosen, History, form_again, others, own
+from gatewayadmin.playground.results import result_of
+from gateways.models import Gateway
+from oauth.models import Binding
+from proxy.catalog import Named
+from tokens.models import AlreadyRevoked
+from ui.clients import call_texts
+from ui.pages import AppRequest
+from ui.templatetags.ui import visible
+
+MOST_GATEWAYS = 120
+# Pictures of a result stand in the page itself; nothing is fetched for them.
+DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
+CUT = "<!-- run -->"  # What stands before it is sent at once, what stands behind it when the run is over.
+BUSY = "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
+UNSERVED = "This process serves no MCP endpoint, so nothing can be run from it."
+
+
+@never_cache
+@csp_override(DRAWS)
+@require_http_methods(["GET", "POST"])
+@own_resource("it runs as oneself, on gateways within one's reach")
+def playground(request: AppRequest) -> HttpResponse:
+    """The page; a POST checks or runs what it is filled in with, and says so in its own answer."""
+    chosen = Chosen.of(request.user, request.POST if request.method == "POST" else request.GET)
+    if request.method == "GET":
+        again = form_again(chosen, request.GET.get("again", "")) if "again" in request.GET else None
+        return _shown(request, chosen, again or arguments_form.empty(chosen.schema), {})
+    form = arguments_form.filled_in(chosen.schema, request.POST, as_json=request.POST.get("as") == "json")
+    match request.POST.get("act", "run"):
+        case "json" | "form" as to:
+            return _shown(request, chosen, _turned(chosen, form, to), {})
+        case "stop":
+            return _shown(request, chosen, form, {"stopped": True})
+        case act:
+            return _done(request, chosen, form, act)
+
+
+def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) -> HttpResponse:
+    """Check it or run it, if it is filled in."""
+    if chosen.gateway is None or not chosen.name or _is_unfilled(chosen):
+        words = "Fill in what stands between { and }." if chosen.name else "Choose what to run."
+        return _refused(request, chosen, form, words if chosen.gateway else "There is no such gateway for you.")
+    if form.has_errors:
+        return _shown(request, chosen, form, {}, HTTPStatus.UNPROCESSABLE_ENTITY)
+    if act == "check":
+        return _checked(request, chosen, chosen.gateway, form)
+    if chosen.is_destructive and act != "sure":
+        return _shown(request, chosen, form, {"asks": True})
+    return _run(request, chosen, chosen.gateway, form)
+
+
+def _is_unfilled(chosen: Chosen) -> bool:
+    return chosen.is_template and "{" in chosen.name
+
+
+def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
+    """The same arguments in the other way to write them; as they are where that would lose something."""
+    if to == "json":
+        return replace(form, as_json=True) if not form.has_errors else form
+    if form.has_errors:
+        return form
+    turned = arguments_form.of_arguments(chosen.schema, form.arguments)
+    words = "The form has no field for all of this: it stays JSON."
+    return replace(form, whole=replace(form.whole, error=words)) if turned.as_json else turned
+
+
+def _refused(request: AppRequest, chosen: Chosen, form: ArgumentsForm, words: str) -> HttpResponse:
+    return _shown(request, chosen, form, {"refusal": words}, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+def _shown(
+    request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[str, Any], status: int = HTTPStatus.OK
+) -> HttpResponse:
+    return HttpResponse(_page(request, chosen, form, more), status=status)
+
+
+def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[str, Any]) -> str:
+    """The whole page, with `more` about what came of it."""
+    user, gateway = request.user, chosen.gateway
+    gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_GATEWAYS + 1])
+    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and chosen.name else []
+    context = {
+        "chosen": chosen,
+        "gateways": gateways[:MOST_GATEWAYS],
+        "are_more": len(gateways) > MOST_GATEWAYS,
+        "kinds": KINDS.items(),
+        "form": form,
+        "texts": texts,
+        "others": others(user, gateway),
+        "connection": own(user, gateway),
+        "checks_as": request.POST.get("through", ""),
+        "history": History.of(user),
+        "back": chosen.url,
+        "seconds": RUN_SECONDS,
+        **more,
+    }
+    return render_to_string("playground/page.html", context, request)
+
+
+# Would it work now?
+
+
+def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
+    """What would be decided now, through the playground or another connection of one's own; nothing is sent."""
+    through = request.POST.get("through", "")
+    live: Connection | None = next((one for one in others(request.user, gateway) if str(one.pk) == through), None)
+    try:
+        live = live or connect(request.user, gateway)
+    except ConnectionRefused as refused:
+        return _refused(request, chosen, form, str(refused))
+    question = Question(live.host, request.user, gateway, Named(chosen.kind, chosen.name), _address(request) or None)
+    trail = _told(trail_of(ask(question), request.user))
+    return _shown(request, chosen, form, {"trail": trail, "near": [(name, "") for name in trail.near]})
+
+
+def _told(trail: Trail) -> Trail:
+    """A trail without what only readers of the log may know."""
+    for lines in (trail.lines, trail.further):
+        lines[:] = [line._replace(cause=line.cause and _told_cause(line.cause, trail.reader)) for line in lines]
+    return trail
+
+
+def _told_cause(known: Cause, reader: User) -> Cause:
+    """What led to it, how often since, and the act, which is on pages about the log, for who reads the log."""
+    if reader.has_perm(Capability.LOGS_READ):
+        return known
+    return replace(known, event=None, subject="", count="", calls="", act=known.act if known.link else "")
+
+
+# Run it
+
+
+def _address(request: AppRequest) -> str:
+    return str(request.META.get("REMOTE_ADDR") or "")
+
+
+def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
+    """Ask as an agent would; the page is sent as far as it is known, the rest when the answer is there."""
+    if not endpoint_call.is_served():
+        return _refused(request, chosen, form, UNSERVED)
+    if endpoint_call.is_busy():
+        return _refused(request, chosen, form, BUSY)
+    try:
+        live = connect(request.user, gateway)
+        secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
+    except (ConnectionRefused, AlreadyRevoked) as refused:
+        return _refused(request, chosen, form, str(refused))
+    asking = Exchange(gateway.slug, chosen.asked(form), secret, _address(request))
+    begun = _page(request, chosen, form, {"running": True})
+    rest = _rest(request, chosen, form)
+    _release()  # The run waits for its server; no connection of the pages' pool waits with it.
+    pieces = _pieces(asking, begun.partition(CUT)[0], rest)
+    return StreamingHttpResponse(pieces)  # type: ignore[return-value]  # A stream is an answer too.
+
+
+def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[[Answer | None], str]:
+    def rest(answer: Answer | None) -> str:
+        try:
+            more = _outcome(request.user, answer)
+            return _page(request, chosen, form, {"running": True, **more}).partition(CUT)[2]
+        finally:
+            _release()
+
+    return rest
+
+
+def _release() -> None:
+    if not database.in_atomic_block:
+        database.close()
+
+
+async def _pieces(asking: Exchange, begun: str, rest: Callable[[Answer | None], str]) -> AsyncIterator[str]:
+    yield begun
+    steps = asking.steps()
+    try:
+        async for step in steps:
+            yield _step(step)
+    finally:
+        with suppress(asyncio.CancelledError):
+            await steps.aclose()
+    yield await sync_to_async(rest)(asking.answer)
+
+
+def _step(params: dict[str, Any]) -> str:
+    """What a server reports of its progress, as a line."""
+    progress, total, message = (params.get(name) for name in ("progress", "total", "message"))
+    done = f"{progress:g}" if isinstance(progress, int | float) and abs(progress) < 1e15 else ""
+    of = f" of {total:g}" if done and isinstance(total, int | float) and abs(total) < 1e15 else ""
+    text = message[:200].encode(errors="backslashreplace").decode() if isinstance(message, str) else ""
+    return format_html("<li>{}{} {}</li>\n", done, of, visible(text))
+
+
+def _outcome(user: User, answer: Answer | None) -> dict[str, Any]:
+    """What came of a run: the answer as it is shown, and its row in the log with the trail of the decision."""
+    if answer is None:
+        return {"refusal": "No answer came."}
+    row = _row(answer.uid)
+    context: dict[str, Any] = {"result": result_of(answer), "call": row}
+    if row is not None:
+        context |= {"own": OwnCall(row), "detail": Detail(row)}
+        if row.deny_reason and (row.outcome in ENDINGS["denied"] or row.deny_reason == "unknown_tool"):
+            context["cause"] = _told_cause(cause(row.deny_reason, of_call(row), user, before=row.created_at), user)
+    return context
+
+
+def _row(uid: str) -> Call | None:
+    try:
+        return Call.objects.find(UUID(uid))
+    except (Call.DoesNotExist, ValueError):
+        return None

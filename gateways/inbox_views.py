@@ -1,0 +1,73 @@
+"""Changed definitions of all gateways in one list, each with what differs and the two decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.db.models import F
+from django.http import HttpResponse
+from django.urls import reverse
+from django.views.decorators.http import require_GET
+
+from accounts.models import User
+from capabilities import own_resource
+from gateways.differences import Line, difference, pages, whole
+from gateways.models import Feature, FeatureQuerySet, Gateway, State
+from gateways.views import WITHIN_REACH
+from ui.pages import AppRequest, page_of, show
+
+SHOWN = 8  # Definitions a page; each is shown with what differs.
+MOST_LINES = 40
+MOST_QUARANTINED = 30
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A definition that waits for a decision, and how it differs from what is approved."""
+
+    feature: Feature
+
+    @property
+    def all_lines(self) -> list[Line]:
+        offered, approved = self.feature.offered or "", self.feature.approved
+        return pages(difference(approved, offered) if approved else whole(offered))[0]
+
+    @property
+    def lines(self) -> list[Line]:
+        return self.all_lines[:MOST_LINES]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the page of the feature shows more of it."""
+        return len(self.all_lines) > MOST_LINES
+
+
+def waiting_for(viewer: User) -> FeatureQuerySet:
+    """What waits for a decision on the gateways whose pages `viewer` may open, the newest change first."""
+    waiting: FeatureQuerySet = _seen_by(viewer, Feature.objects.needing_attention())
+    return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
+
+
+def _seen_by(viewer: User, rows: FeatureQuerySet) -> FeatureQuerySet:
+    live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
+    return rows.filter(assignment__gateway__in=Gateway.objects.visible_to(viewer), **live)
+
+
+@require_GET
+@own_resource(WITHIN_REACH)
+def listing(request: AppRequest) -> HttpResponse:
+    page = page_of(
+        request,
+        waiting_for(request.user),
+        SHOWN,
+        detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
+    )
+    quarantined = _seen_by(request.user, Feature.objects.filter(state=State.QUARANTINED))
+    placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
+    context = {
+        "page": page,
+        "rows": [Waiting(feature) for feature in page.object_list],
+        "quarantined": list(placed[:MOST_QUARANTINED]),
+        "here": reverse("gateways:changed"),
+    }
+    return show(request, "gateways/changed.html", context)

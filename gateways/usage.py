@@ -1,0 +1,214 @@
+"""Which tools of a gateway were called lately, and by whom: what its servers could be narrowed to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.groups import BY, names_of
+from auditlog.models import ENDINGS, Event
+from auditlog.rollups.reading import book
+from gateways.catalogue import SPAN, Period
+from gateways.models import Assignment, Feature, Gateway
+
+PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
+RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
+DEFAULT = "30d"
+LEVELS = 4
+MOST_READ = 20_000  # Calls of a gateway that are read to tell who used what, the newest.
+MOST_CALLERS = 20
+
+# An index of the names gives the newest call that was let through, and none of a tool that was not called.
+LAST_USES = """
+SELECT f.assignment_id, f.exposed_name, f.enabled, u.last_at
+FROM gateways_feature f
+JOIN gateways_assignment a ON a.id = f.assignment_id
+LEFT JOIN LATERAL (
+    SELECT c.created_at AS last_at FROM auditlog_call c
+    WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
+        AND c.outcome <> ALL(%s)
+    ORDER BY c.created_at DESC LIMIT 1
+) u ON true
+WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
+ORDER BY u.last_at DESC NULLS LAST, f.exposed_name
+"""
+CALLERS = """
+SELECT host_name, user_email, connection_id, count(DISTINCT feature_name), count(*), max(created_at)
+FROM (
+    SELECT host_name, user_email, connection_id, feature_name, created_at FROM auditlog_call
+    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
+        AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool'
+    ORDER BY created_at DESC LIMIT %s
+) c GROUP BY host_name, user_email, connection_id ORDER BY 5 DESC, 1, 2 LIMIT %s
+"""
+
+
+CALLED_WITH = """
+SELECT count(DISTINCT (server_id, feature_name)) FROM (
+    SELECT server_id, feature_name FROM auditlog_call
+    WHERE connection_id = %s AND token_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
+        AND feature_name <> '' AND server_id IS NOT NULL AND outcome <> ALL(%s) AND deny_reason <> 'unknown_tool'
+    ORDER BY created_at DESC LIMIT %s
+) c
+"""
+
+
+class ToolUse(NamedTuple):
+    """A tool that a server offers on a gateway, and when it was called the last time, as far back as was looked."""
+
+    name: str
+    enabled: bool
+    last_at: datetime | None
+
+
+class Caller(NamedTuple):
+    """Who called tools of a gateway: how many different ones, and how often."""
+
+    host: str
+    email: str
+    connection: UUID | None
+    tools: int
+    calls: int
+    last_at: datetime
+
+
+@dataclass
+class ServerUse:
+    """The tools of one assigned server; `narrowed` is its last narrowing, unless that was undone."""
+
+    assignment: Assignment
+    tools: list[ToolUse] = field(default_factory=list)
+    narrowed: Event | None = None
+
+    @property
+    def used(self) -> list[ToolUse]:
+        return [tool for tool in self.tools if tool.last_at]
+
+    @property
+    def unused(self) -> list[ToolUse]:
+        return [tool for tool in self.tools if not tool.last_at]
+
+    @property
+    def to_switch_off(self) -> list[ToolUse]:
+        """What is switched on, and was not used."""
+        return [tool for tool in self.unused if tool.enabled]
+
+
+def period_of(assignments: Iterable[Assignment]) -> Period:
+    """How far back uses of all their tools are looked for: 30 days, less where there are very many tools."""
+    return Period.to_look_up(Feature.objects.tools().offered().filter(assignment__in=list(assignments)).count())
+
+
+def uses(assignments: Iterable[Assignment], period: Period) -> list[ServerUse]:
+    """The use of the tools of each of these, in their order."""
+    by_pk = {one.pk: ServerUse(one, narrowed=one.last_narrowed()) for one in assignments}
+    with connection.cursor() as cursor:
+        cursor.execute(LAST_USES, [*period.bounds, list(ENDINGS["denied"]), list(by_pk)])
+        for pk, *told in cursor.fetchall():
+            by_pk[pk].tools.append(ToolUse(*told))
+    return list(by_pk.values())
+
+
+def used_tools(assignment: Assignment) -> list[str]:
+    """The names of those of its tools that were called lately and not denied."""
+    return [tool.name for tool in uses([assignment], period_of([assignment]))[0].used]
+
+
+def callers(gateway: Gateway, period: Period) -> tuple[list[Caller], bool]:
+    """Who called its tools most, and whether there were more calls than were read."""
+    parameters: list[Any] = [gateway.pk, *period.bounds, list(ENDINGS["denied"]), MOST_READ, MOST_CALLERS]
+    with connection.cursor() as cursor:
+        cursor.execute(CALLERS, parameters)
+        found = [Caller(*row) for row in cursor.fetchall()]
+    return found, sum(one.calls for one in found) >= MOST_READ
+
+
+class TokenUse(NamedTuple):
+    """How many different tools a token called lately, and how many the servers it includes offer."""
+
+    used: int
+    offered: int
+    label: str
+
+    @classmethod
+    def of(cls, token: UUID, connected: UUID, servers: Iterable[UUID], gateway: UUID) -> TokenUse:
+        """That of this token of a connection, for which these servers of a gateway were chosen."""
+        period = Period.of(SPAN)
+        places = {"assignment__gateway": gateway, "assignment__server__in": list(servers)}
+        offered = Feature.objects.tools().offered().filter(**places, assignment__removed_at=None).count()
+        with connection.cursor() as cursor:
+            cursor.execute(CALLED_WITH, [connected, token, *period.bounds, list(ENDINGS["denied"]), MOST_READ])
+            (used,) = cursor.fetchone()
+        return cls(used, offered, period.label)
+
+
+class Cell(NamedTuple):
+    """How often a person called a tool; `level` from 0 to LEVELS is how dark that is drawn."""
+
+    of: str
+    calls: int
+    level: int
+    link: str
+
+
+class Person(NamedTuple):
+    """A person, what they called, and the sum of all of theirs."""
+
+    pk: UUID
+    name: str
+    cells: list[Cell]
+    used: int
+    calls: int
+    link: str
+
+
+def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
+    """People by tools in the time `chosen` of RANGES; `rows` is None while the roll-ups do not know."""
+    until = timezone.now()
+    since = until - timedelta(days=RANGES[chosen][1])
+    where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
+    with book() as opened:
+        found = opened.read(where, since, until, by=("user_id", "feature_name"), timed=False)
+    if found is None:
+        return {"rows": None}
+    calls = {key: numbers.calls for key, numbers in found.items() if all(key) and numbers.calls}
+    people, tools = Counter[UUID](), Counter[str]()
+    for (person, tool), number in calls.items():
+        people[person] += number
+        tools[tool] += number
+    shown = [tool for tool, _ in tools.most_common(TOOLS)]
+    names = names_of(BY["user"], [person for person, _ in people.most_common(PEOPLE)], since, until)
+    highest = max(calls.values(), default=1)
+    narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}
+
+    def cell(person: UUID, tool: str) -> Cell:
+        number = calls.get((person, tool), 0)
+        level = -(-LEVELS * number // highest)
+        link = urlencode({**narrowed, "user": str(person), "tool": tool})
+        return Cell(f"{person}:{tool}", number, level, link)
+
+    rows = [
+        Person(
+            person,
+            names.get(person) or str(person),
+            [cell(person, tool) for tool in shown],
+            sum(one == person for one, _ in calls),
+            number,
+            urlencode({**narrowed, "user": str(person)}),
+        )
+        for person, number in people.most_common(PEOPLE)
+    ]
+    return {
+        "rows": rows,
+        "tools": [(tool, urlencode({**narrowed, "tool": tool})) for tool in shown],
+        "people_count": len(people),
+    }

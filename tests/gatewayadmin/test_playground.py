@@ -1,0 +1,474 @@
+"""The playground: a run is a call like an agent's, and what comes back is taken for nothing but text."""
+
+import asyncio
+import base64
+import html
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections
+from django.test import AsyncClient
+from oauth2_provider.models import AccessToken
+
+from accounts.models import NewAppPolicy, User, WorkspaceSettings
+from auditlog.models import Call, Event
+from capabilities import Capability
+from connections.models import Connection
+from gatewayadmin.playground import arguments_form, endpoint_call
+from gatewayadmin.playground.endpoint_call import Asked, Exchange
+from gateways.models import Assignment, Feature, Gateway, Reach
+from hosts.models import Host
+from oauth.models import Binding
+from proxy.app import runtime
+from tests import make
+from tests.conftest import Run, SignIn
+from tests.proxy.conftest import config
+from tests.proxy.scripted import Request, Script
+from tokens.models import NotYours, Token
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+PATH = "/playground/"
+type Answer = Callable[[Request], Any]
+
+
+@pytest.fixture(autouse=True)
+def partitions(transactional_db: None) -> None:
+    Call.partitions.make_ahead()
+
+
+@pytest.fixture
+def member() -> User:
+    """As most people are, without any right to see what is others'."""
+    return make.user(Capability.OAUTH_CONNECT)
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "description": "Says it.", "inputSchema": SCHEMA, **more}
+
+
+def gateway_of(run: Run, call: Answer, *tools: dict[str, Any], **fields: Any) -> Gateway:
+    """A gateway in front of a server with these tools, which answers calls so."""
+    upstream = run(Script([tools or (tool("say"),)], call=call).app())
+    gateway = make.gateway(make.server(slug="s", url=upstream.url), slug="work", **fields)
+    Feature.objects.learn(Assignment.objects.get(gateway=gateway), tools or (tool("say"),))
+    return gateway
+
+
+async def says(request: Request) -> None:
+    await request.answer({"content": [{"type": "text", "text": request.message["params"]["arguments"]["text"]}]})
+
+
+def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
+    """What the page answers to a run, as this person sends it: the status and the whole of the page."""
+    arguments = fields.pop("arguments", '{"text": "hello"}')
+    data = {"gateway": "work", "kind": "tool", "name": name, "as": "json", "arguments": arguments, "act": "run"}
+
+    async def main() -> tuple[int, str]:
+        async with runtime(config()) as endpoint:
+            endpoint_call.serve_by(endpoint)
+            try:
+                client = AsyncClient()
+                await client.aforce_login(user)
+                response: Any = await client.post(PATH, data | fields)
+                parts = (
+                    [part async for part in response.streaming_content] if response.streaming else [response.content]
+                )
+                return response.status_code, b"".join(parts).decode()
+            finally:
+                endpoint_call.serve_by(None)
+                await sync_to_async(connections.close_all)()
+
+    return asyncio.run(main())
+
+
+# A run is a call
+
+
+def test_a_run_is_a_logged_call_of_the_person_and_the_app_playground(run: Run, member: User) -> None:
+    gateway_of(run, says)
+
+    status, page = sent(member)
+
+    call = Call.objects.get()
+    connection = Connection.objects.get()
+    assert status == 200
+    assert '<pre class="text" tabindex="0">hello</pre>' in page
+    assert (call.method, call.feature_name, call.outcome) == ("tools/call", "s__say", "ok")
+    assert (call.host_name, call.user_email, call.client_name) == ("Playground", member.email, endpoint_call.CLIENT)
+    assert (call.connection_id, connection.user, connection.host.name) == (connection.pk, member, "Playground")
+    assert str(call.uid) in page
+    assert [event.action for event in Event.objects.order_by("id")] >= ["connection.opened"]
+
+
+def test_the_token_of_a_run_is_on_no_page_and_in_no_row(
+    run: Run, member: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway_of(run, says)
+    lent: list[str] = []
+    lend = type(Binding.objects).lend
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        lent.append(lend(*args, **kwargs))
+        return lent[-1]
+
+    monkeypatch.setattr(type(Binding.objects), "lend", noted)
+    _, page = sent(member)
+
+    assert lent[0] not in page
+    assert AccessToken.objects.get().token == ""
+    assert not any(lent[0] in json.dumps(event.changes) for event in Event.objects.all())
+
+
+def test_a_token_is_lent_to_nobody_but_the_person_of_the_connection(member: User) -> None:
+    gateway = make.gateway()
+    other = make.app_connection(make.user(), gateway)
+
+    with pytest.raises(NotYours):
+        Binding.objects.lend(other, by=member, seconds=60)
+    assert not AccessToken.objects.exists()
+
+
+def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> None:
+    begun = threading.Event()
+
+    async def never(request: Request) -> None:
+        begun.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    gateway = gateway_of(run, never)
+    connection = make.app_connection(member, gateway, name="Playground")
+    secret = Binding.objects.lend(connection, by=member, seconds=60)
+
+    async def main() -> None:
+        async with runtime(config()) as endpoint:
+            endpoint_call.serve_by(endpoint)
+            asking = Exchange("work", Asked("tool", "s__say", {"text": "x"}), secret, "127.0.0.1")
+            steps = asking.steps()
+            waiting = asyncio.ensure_future(anext(steps, None))
+            await asyncio.to_thread(begun.wait)
+            asking._gone.set()
+            await waiting
+            endpoint_call.serve_by(None)
+
+    asyncio.run(main())
+    assert Call.objects.get().outcome == "cancelled"
+
+
+def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, member: User) -> None:
+    gateway_of(run, says, tool("say", annotations={"destructiveHint": True}))
+
+    assert "may destroy something" in sent(member)[1]
+    assert not Call.objects.exists()
+    sent(member, act="sure")
+    assert Call.objects.get().outcome == "ok"
+
+
+# Nobody gains a right by it
+
+
+def test_a_gateway_out_of_reach_is_none_and_nothing_is_asked_of_it(run: Run, member: User) -> None:
+    gateway_of(run, says, reach=Reach.TEAMS)
+
+    status, page = sent(member)
+
+    assert status == 422
+    assert "There is no such gateway for you." in page
+    assert not Connection.objects.exists()
+    assert not Call.objects.exists()
+
+
+def test_reach_that_was_lost_is_lost_for_the_connection_it_had(run: Run, member: User) -> None:
+    gateway = gateway_of(run, says)
+    sent(member)
+    Gateway.objects.filter(pk=gateway.pk).update(reach=Reach.TEAMS)
+
+    assert sent(member)[0] == 422
+    assert Call.objects.count() == 1
+
+
+def test_who_may_connect_no_app_runs_nothing(run: Run) -> None:
+    gateway_of(run, says)
+
+    status, page = sent(make.user())
+
+    assert status == 422
+    assert "Your role lacks Authenticate via OAuth." in page
+    assert not Connection.objects.exists()
+
+
+def test_where_new_apps_wait_for_approval_the_playground_waits_too(run: Run, member: User) -> None:
+    gateway_of(run, says)
+    WorkspaceSettings.load()
+    WorkspaceSettings.objects.update(new_app_policy=NewAppPolicy.APPROVE)
+
+    assert "waiting for an administrator" in sent(member)[1]
+    Host.objects.get(name="Playground").approve(by=make.user())
+    assert sent(member)[0] == 200
+    assert Call.objects.get().outcome == "ok"
+
+
+@pytest.mark.parametrize("layer", ["host", "gateway", "connection"])
+def test_what_is_switched_off_stops_a_run_as_it_stops_an_agent(layer: str, run: Run, member: User) -> None:
+    gateway_of(run, says)
+    sent(member)
+    connection = Connection.objects.get()
+    target = connection if layer == "connection" else getattr(connection, layer)
+    target.disable(by=make.user())
+
+    page = sent(member)[1]
+
+    call = Call.objects.order_by("id").last()
+    assert call is not None
+    assert call.deny_reason == f"{layer}_disabled"
+    assert "HTTP 403" in page
+    assert f'"reason": "{layer}_disabled"' in html.unescape(page)
+
+
+def test_a_revoked_connection_stays_ended_and_the_next_run_opens_another(run: Run, member: User) -> None:
+    gateway_of(run, says)
+    sent(member)
+    first = Connection.objects.get()
+    first.revoke(by=member)
+
+    sent(member)
+
+    assert Connection.objects.count() == 2
+    assert Token.objects.live_key(first) is None
+
+
+def test_a_denial_shows_what_an_agent_gets_and_its_act_to_who_may(run: Run, member: User) -> None:
+    gateway = gateway_of(run, says)
+    owner = make.user(*Capability)
+    Feature.objects.get(name="say").disable(by=owner)
+
+    mine, theirs = html.unescape(sent(member)[1]), html.unescape(sent(owner)[1])
+
+    agent = {"reason": "tool_disabled"}
+    for page in (mine, theirs):
+        assert '"code": -32003' in page
+        assert f'"reason": "{agent["reason"]}"' in page
+    assert "Enable tool" in theirs
+    assert "Enable tool" not in mine
+    assert owner.email not in mine
+    assert "times since" not in mine
+    assert gateway.enabled
+
+
+def test_another_persons_connection_cannot_be_checked_as(run: Run, member: User) -> None:
+    gateway = gateway_of(run, says)
+    other = make.connection(make.agent(by=make.user(), name="Secret agent"), gateway, make.user())
+
+    page = sent(member, act="check", through=str(other.pk))[1]
+
+    assert "Yes, this would go to its server now." in page
+    assert "Secret agent" not in page
+    assert other.user.email not in page
+    assert not Call.objects.exists()
+
+
+def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: SignIn) -> None:
+    reader = make.user(Capability.OAUTH_CONNECT, Capability.LOGS_PAYLOADS)
+    make.gateway(slug="work")
+    payload = {"params": {"arguments": {"text": "their secret"}}}
+    told: dict[str, Any] = {"feature_type": "tool", "feature_name": "s__say", "request_payload": payload}
+    theirs, own = make.call(user_id=member.pk, **told), make.call(user_id=reader.pk, **told)
+
+    def filled_in(who: User, uid: Any) -> bool:
+        asked = {"gateway": "work", "name": "s__say", "again": str(uid)}
+        return "their secret" in sign_in(who).get(PATH, asked).content.decode()
+
+    assert filled_in(reader, own.uid)
+    assert not filled_in(reader, theirs.uid)
+    assert not filled_in(member, theirs.uid)  # Whom no capability lets view what was recorded.
+    assert not filled_in(reader, uuid4())
+    assert not filled_in(reader, "'; --")
+
+
+def test_a_form_without_a_csrf_token_runs_nothing(run: Run, member: User, sign_in: SignIn) -> None:
+    gateway_of(run, says)
+    client = sign_in(member)
+    client.handler.enforce_csrf_checks = True
+
+    assert client.post(PATH, {"gateway": "work", "name": "s__say"}).status_code == 403
+    assert not Connection.objects.exists()
+
+
+# What comes back is hostile
+
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202eexe.txt<!-- run -->"
+
+
+def picture(kind: str, content: bytes) -> dict[str, str]:
+    return {"type": "image", "mimeType": kind, "data": base64.b64encode(content).decode()}
+
+
+def test_what_a_tool_answers_is_never_markup(run: Run, member: User) -> None:
+    async def hostile(request: Request) -> None:
+        link = {"type": "resource_link", "uri": "javascript:alert(1)", "name": HOSTILE}
+        drawn = picture("image/png", b"\x89PNG\r\n\x1a\n")
+        others = [picture("image/svg+xml", b"<svg onload=alert(1)>"), picture("image/png", b"<svg/>")]
+        content = [{"type": "text", "text": HOSTILE}, link, drawn, *others, {"type": HOSTILE}, None, 7]
+        await request.answer({"content": content, "structuredContent": {"rows": [{HOSTILE: HOSTILE}]}})
+
+    gateway_of(run, hostile)
+    page = sent(member)[1]
+
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert 'href="javascript:' not in page
+    assert "\u202e" not in page
+    assert "U+202E" in page
+    assert page.count('<img class="picture"') == 1
+    assert "data:image/svg" not in page
+    assert page.rstrip().endswith("</html>")
+
+
+def test_pictures_are_all_that_the_page_draws_from_itself(member: User, sign_in: SignIn) -> None:
+    policy = sign_in(member).get(PATH)["Content-Security-Policy"]
+
+    assert "img-src 'self' data:" in policy
+    assert "script-src 'self';" in policy
+    assert "data:" not in policy.replace("img-src 'self' data:", "")
+
+
+def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: User) -> None:
+    async def huge(request: Request) -> None:
+        await request.answer({"content": [{"type": "text", "text": "x" * (3 << 20)}]})
+
+    gateway_of(run, huge)
+    page = sent(member)[1]
+
+    assert len(page) < 200_000
+    assert "an agent gets all 3,14" in page
+    assert Call.objects.get().outcome == "ok"
+
+
+# The form
+
+
+DEEP = {
+    "type": "object",
+    "properties": {
+        "sql": {"type": "string", "minLength": 3},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 50, "default": 10},
+        "ratio": {"type": "number", "maximum": 0.5},
+        "format": {"enum": ["table", "csv", 3]},
+        "dry": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+        "where": {
+            "type": "object",
+            "properties": {"region": {"type": "string"}, "deep": {"$ref": "#/$defs/deep"}},
+            "required": ["region"],
+        },
+        "either": {"oneOf": [{"type": "string"}, {"type": "object"}]},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+    },
+    "required": ["sql"],
+    "$defs": {"deep": {"type": "object", "properties": {"n": {"type": "integer"}}}},
+}
+
+
+def posted(**values: str) -> arguments_form.ArgumentsForm:
+    """The form of DEEP with these values, by the names of its arguments with __ for members."""
+    names = {"__".join(one.path): one.name for one in arguments_form.empty(DEEP).fields}
+    return arguments_form.filled_in(DEEP, {names[name]: value for name, value in values.items()}, as_json=False)
+
+
+def errors(form: arguments_form.ArgumentsForm) -> dict[str, str]:
+    return {"__".join(one.path): one.error for one in form.fields if one.error}
+
+
+def test_a_form_is_made_of_a_schema_with_what_its_server_proposes() -> None:
+    form = arguments_form.empty(DEEP)
+
+    assert {"__".join(one.path): one.shape for one in form.fields} == {
+        "sql": "text", "limit": "number", "ratio": "number", "format": "choice", "dry": "choice", "tags": "list",
+        "where": "group", "where__region": "text", "where__deep": "group", "where__deep__n": "number", "either": "json",
+        "maybe": "text",
+    }  # fmt: skip
+    assert {one.path: one.value for one in form.fields if one.value} == {("limit",): "10"}
+
+
+def test_what_is_filled_in_becomes_arguments_of_their_types() -> None:
+    form = posted(
+        sql="a\r\nb", limit="7", ratio="1e-2", format="3", dry="false", tags="x\n\ny", where__region="eu",
+        where__deep__n="12345678901234567890", either='{"a": [1]}',
+    )  # fmt: skip
+
+    assert not form.has_errors
+    assert form.arguments == {
+        "sql": "a\nb", "limit": 7, "ratio": 0.01, "format": 3, "dry": False, "tags": ["x", "y"],
+        "where": {"region": "eu", "deep": {"n": 12345678901234567890}}, "either": {"a": [1]},
+    }  # fmt: skip
+
+
+def test_what_is_left_empty_is_left_out_and_required_only_where_its_object_is_sent() -> None:
+    assert posted(sql="abc").arguments == {"sql": "abc"}
+    assert errors(posted(where__deep__n="1")) == {
+        "sql": f"{arguments_form.MISSING} To send an empty text, write the arguments as JSON.",
+        "where__region": f"{arguments_form.MISSING} To send an empty text, write the arguments as JSON.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("sql", "ab", "At least 3 characters; these are 2."),
+        ("limit", "51", "At most 50."),
+        ("limit", "1.5", "Write a whole number."),
+        ("limit", "NaN", "Write a whole number."),
+        ("ratio", "1", "At most 0.5."),
+        ("ratio", "1e999", "This number is too large."),
+        ("ratio", "Infinity", "Write a number, such as 12 or 0.5."),
+        ("format", '"xml"', "Choose one of the list."),
+        ("tags", "a\nb\nc", "At most 2 lines."),
+        ("either", '{"a": ', "This is no JSON: Expecting value, line 1, column 7."),
+        ("either", "[" * 100_000, "This JSON holds a value that cannot be sent."),
+        ("either", "NaN", "This JSON holds a value that cannot be sent."),
+        ("sql", "abc\0", "It holds a character (NUL) that no text may hold."),
+    ],
+)
+def test_bad_input_gets_a_message_at_its_field_and_loses_nothing(name: str, value: str, words: str) -> None:
+    form = posted(**{"sql": "select", "where__region": "kept", name: value})
+
+    assert errors(form) == {name: words}
+    kept = {"__".join(one.path): one.value for one in form.fields}
+    assert kept[name] == value
+    assert kept["where__region"] == "kept"
+
+
+def test_arguments_go_from_the_form_to_json_and_back_unless_something_would_be_lost() -> None:
+    arguments = {"sql": "abc", "limit": 3, "where": {"region": "eu"}, "tags": ["a"], "either": None}
+    fits = {key: value for key, value in arguments.items() if value is not None}
+
+    assert arguments_form.of_arguments(DEEP, arguments).as_json
+    assert arguments_form.of_arguments(DEEP, {"sql": "abc", "more": 1}).as_json
+    back = arguments_form.of_arguments(DEEP, fits)
+    assert not back.as_json
+    assert posted(**{"__".join(one.path): one.value for one in back.fields if one.value}).arguments == fits
+
+
+@pytest.mark.parametrize("schema", [None, 7, [], {"properties": 3}, {"properties": {"a": 7, "b": {"$ref": "#/"}}},
+    {"properties": {str(n): {} for n in range(500)}},
+    {"properties": {"a": {"type": ["x", 3]}}, "required": {}}, {"properties": {"a": {"enum": "x", "minimum": "low"}}},
+    {"properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}, {"type": "null"}]}}}])  # fmt: skip
+def test_whatever_a_server_calls_a_schema_there_is_a_form(schema: Any) -> None:
+    form = arguments_form.empty(schema)
+    assert form.as_json or all(one.name for one in form.fields)
+    assert arguments_form.filled_in(schema, {"arguments": '{"x": 1}'}, as_json=True).arguments == {"x": 1}
+
+
+def test_all_arguments_as_json_have_to_be_an_object() -> None:
+    form = arguments_form.filled_in(DEEP, {"arguments": "[1]"}, as_json=True)
+
+    assert form.whole.error == "The arguments are an object: write them between { and }."
+    assert form.whole.value == "[1]"

@@ -1,0 +1,132 @@
+"""Used 4 of 61 tools: what was called is told, and one act narrows a server to that, which one act undoes."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from gateways.models import Assignment, Feature, ToolPolicy
+from gateways.usage import used_tools
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest
+
+pytestmark = pytest.mark.django_db
+
+TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("find", "open", "shut", "burn")]
+
+
+@pytest.fixture
+def docs() -> Assignment:
+    """A server with four tools, behind a gateway."""
+    gateway = make.gateway(make.server(slug="docs"), slug="work")
+    assignment = Assignment.objects.get(gateway=gateway)
+    Feature.objects.learn(assignment, TOOLS)
+    return assignment
+
+
+def called(assignment: Assignment, name: str, *, days: float = 1, **more: Any) -> None:
+    at = datetime.now(UTC) - timedelta(days=days)
+    where = {"gateway_id": assignment.gateway_id, "server_id": assignment.server_id, "feature_type": "tool"}
+    make.call(at=at, feature_name=name, **where, **more)
+
+
+def on(assignment: Assignment) -> set[str]:
+    return set(Feature.objects.filter(assignment=assignment, enabled=True).values_list("name", flat=True))
+
+
+def test_what_was_called_lately_and_not_denied_was_used(docs: Assignment) -> None:
+    other = make.gateway(docs.server, slug="other")
+    called(docs, "docs__find")
+    called(docs, "docs__open", days=29)
+    called(docs, "docs__shut", days=31)
+    called(docs, "docs__burn", outcome="denied", deny_reason="tool_disabled")
+    called(Assignment.objects.get(gateway=other), "docs__burn")
+
+    assert used_tools(docs) == ["docs__find", "docs__open"]
+
+
+def test_narrowing_leaves_on_what_was_used_and_undo_restores_what_was(docs: Assignment, ana: User) -> None:
+    Feature.objects.get(assignment=docs, name="burn").disable(by=ana)
+
+    assert docs.narrow(["docs__find"], by=ana) == ["docs__open", "docs__shut"]
+    assert on(docs) == {"find"}
+    assert docs.tool_policy == ToolPolicy.SELECTED
+    event = Event.objects.get(action="assignment.narrowed")
+    assert event.changes == {"policy": ["allow_all", "selected"], "switched_off": [None, ["docs__open", "docs__shut"]]}
+    assert Event.objects.filter(action="feature.disabled", actor_email=ana.email).count() == 3
+
+    assert docs.widen(by=ana) == ["docs__open", "docs__shut"]
+    assert on(docs) == {"find", "open", "shut"}  # What somebody had switched off before stays off.
+    docs.refresh_from_db()
+    assert docs.tool_policy == ToolPolicy.ALLOW_ALL
+    assert docs.widen(by=ana) == []
+    assert docs.last_narrowed() is None
+
+
+def test_what_its_server_adds_after_narrowing_starts_switched_off(docs: Assignment, ana: User) -> None:
+    docs.narrow(["docs__find"], by=ana)
+    Feature.objects.learn(docs, [*TOOLS, {"name": "more", "inputSchema": {"type": "object"}}])
+
+    assert on(docs) == {"find"}
+
+
+def test_the_page_tells_what_was_used_and_asks_before_it_narrows(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    make.connection(make.agent(by=ana), docs.gateway, ana)
+    called(docs, "docs__find", host_name="CI pipeline", user_email="ben@example.com")
+    client = sign_in(ana)
+
+    page = client.get("/gateways/work/usage/").content.decode()
+    assert "used 1 of 4 tools in 30 d" in page
+    assert "CI pipeline" in page
+    question = client.get(f"/assignments/{docs.pk}/narrow/").content.decode()
+    assert "3 tools are switched off for 1 connection to work." in question.replace("\n", " ")
+    client.post(f"/assignments/{docs.pk}/narrow/")
+    assert on(docs) == {"find"}
+    page = client.get("/gateways/work/usage/").content.decode()
+    assert "Undo" in page
+    assert "Narrow it" not in page
+    client.post(f"/assignments/{docs.pk}/widen/")
+    assert on(docs) == {"find", "open", "shut", "burn"}
+
+
+def test_use_is_told_to_readers_of_the_log_and_narrowing_takes_managing_gateways(
+    docs: Assignment, sign_in: SignIn
+) -> None:
+    reader, manager = make.user(Capability.LOGS_READ), make.user(Capability.GATEWAYS_MANAGE)
+
+    assert sign_in(manager).get("/gateways/work/usage/").status_code == 403
+    assert "Narrow it" not in sign_in(reader).get("/gateways/work/usage/").content.decode()
+    for who in (reader, manager):
+        assert sign_in(who).post(f"/assignments/{docs.pk}/narrow/").status_code == 403
+    assert on(docs) == {"find", "open", "shut", "burn"}
+
+
+def test_rest_narrows_and_widens(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    called(docs, "docs__open")
+    rest = Rest(sign_in(ana))
+
+    narrowed = rest.send("post", "/gateways/work/servers/docs/narrow").json()
+    assert (narrowed["tool_policy"], narrowed["tools_allowed"]) == ("selected", 1)
+    widened = rest.send("post", "/gateways/work/servers/docs/widen").json()
+    assert (widened["tool_policy"], widened["tools_allowed"]) == ("allow_all", 4)
+
+
+def test_a_token_tells_its_owner_and_readers_of_the_log_what_it_used(docs: Assignment, sign_in: SignIn) -> None:
+    owner = make.user()
+    token = make.token(make.connection(make.agent(by=owner), docs.gateway, owner)).token
+    where: dict[str, Any] = {"connection_id": token.connection_id, "token_id": token.pk}
+    for name in ("docs__find", "docs__find", "docs__open"):
+        called(docs, name, **where)
+    called(docs, "docs__burn", outcome="denied", deny_reason="tool_disabled", **where)
+    called(docs, "docs__burn")
+
+    def page(viewer: User) -> str:
+        return str(sign_in(viewer).get(f"/tokens/{token.pk}/edit/").content.decode())
+
+    assert "Used 2 of 4 in 30 d" in page(owner)
+    assert "Used 2 of 4 in 30 d" in page(make.user(Capability.API_TOKENS_MANAGE, Capability.LOGS_READ))
+    assert "Used 2 of 4" not in page(make.user(Capability.API_TOKENS_MANAGE))
