@@ -9,6 +9,7 @@ urlpatterns = [
     path("logs/export/", views.export_calls, name="export_calls"),
     path("logs/live/", views.live, name="live"),
     path("logs/values/<slug:name>/", views.facet, name="facet"),
+    path("logs/look/", views.keep_look, name="keep_look"),
     path("logs/what-if/", trail_views.what_if, name="what_if"),
     path("logs/remedy/", trail_views.remedy, name="remedy"),
     path("logs/<uuid:uid>/", views.call, name="call"),
