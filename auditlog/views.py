@@ -27,6 +27,7 @@ from auditlog.search.fields import EXPORT_COLUMNS
 from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
+from auditlog.search.latencies import latencies
 from auditlog.search.look import Look
 from auditlog.today import ask, near_tools, question_of
 from auditlog.trail import trail_of
@@ -206,7 +207,9 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
     result = _page(call_filter, search, cursor, size)
     count = None if call_filter.error else search.count()
     shown = call_filter.look
-    bars = shown.chart == look.CALLS and count and result.page.rows
+    sampled = count is not None and not count.is_all
+    bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
+    timed = latencies(search, bars, sampled=sampled) if bars and shown.chart != look.CALLS else None
     return {
         "page": result.page,
         "rows": columns.rows_of(
@@ -225,7 +228,8 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "looked_to": result.looked_to,
         "count": count,
         "unknown": call_filter.unknown() if count and not count.number else [],
-        "histogram": histogram(search, sampled=not count.is_all) if bars and count else None,
+        "histogram": bars,
+        "latencies": timed,
         "charts": look.CHARTS,
         "query_without_chart": call_filter.without("chart"),
         "query_without_order": call_filter.without("order"),

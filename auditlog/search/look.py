@@ -10,8 +10,8 @@ COLUMNS = (
     *("identity", "token", "client", "ip", "size"),
 )
 DEFAULT_COLUMNS = COLUMNS[:8]
-CALLS, LATENCY, NONE = "calls", "latency", "none"
-CHARTS = ((CALLS, "Calls"), (LATENCY, "Latency"), (NONE, "None"))
+CALLS, LATENCY, TABLE, NONE = "calls", "latency", "table", "none"
+CHARTS = ((CALLS, "Calls"), (LATENCY, "Latency"), (TABLE, "Table"), (NONE, "None"))
 
 
 class Look(NamedTuple):
