@@ -48,6 +48,8 @@ def _server(call: Call, _: str) -> SafeString | str:
 
 def _tool(call: Call, arguments: str) -> SafeString | str:
     if not call.feature_name:
+        if not call.deny_reason and call.method:
+            return format_html('<span class="muted">{}</span>', call.method)
         refused = mark_safe('<span class="muted" title="Refused before any tool">—</span>')
         return refused if call.deny_reason else NOTHING
     name = call.feature_name[:64]
@@ -105,6 +107,7 @@ COLUMNS = (
     Column("token", "Token", "7", 3, lambda call, _: call.token_name or call.token_prefix),
     Column("client", "Client", "7", 3, lambda call, _: call.client_name),
     Column("ip", "Address", "8", 3, lambda call, _: call.client_ip or ""),
+    Column("error", "Error", "14", 3, lambda call, _: call.error_text),
     Column("size", "Size", "9", 3, lambda call, _: f"{size(call.request_bytes)}, {size(call.response_bytes)}"),
 )
 

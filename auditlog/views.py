@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
-from accounts.models import WorkspaceSettings
+from accounts.models import SavedView, WorkspaceSettings
 from auditlog import columns
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
@@ -37,6 +37,7 @@ from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment
 
 ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
+MOST_VIEWS = 50  # Saved views that stand above the list.
 MOST_NEW = 99  # New calls that are counted; then the list has to be loaded.
 RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
@@ -246,9 +247,17 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "newest": f"{COUNT_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
+        "views": [] if call_filter.scope else _views(request),
+        "current_view": call_filter.without("live"),
         "seen": now,
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
+
+
+def _views(request: AppRequest) -> list[tuple[SavedView, bool, bool]]:
+    """The saved views this person may open; whether each is theirs, and whether they may remove it."""
+    found = SavedView.objects.seen_by(request.user).select_related("owner")
+    return [(view, view.owner_id == request.user.pk, view.may_remove(request.user)) for view in found[:MOST_VIEWS]]
 
 
 def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: int) -> SearchPage:

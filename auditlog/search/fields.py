@@ -165,6 +165,7 @@ _ROWS = (
         has_facet=True,
         parameter=Parameter("deny_reason", max_length=40),
     ),
+    LogField("message", Comparison.TEXT, "error_text"),
     LogField("ip", Comparison.ADDRESS, "client_ip", parameter=Parameter("ip")),
     LogField(
         "connection",

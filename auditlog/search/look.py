@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 # The columns that can be chosen, in their order. The time and the tool always stand there.
 COLUMNS = (
     *("host", "user", "gateway", "server", "method", "outcome", "status", "duration"),
-    *("identity", "token", "client", "ip", "size"),
+    *("identity", "token", "client", "ip", "error", "size"),
 )
 DEFAULT_COLUMNS = COLUMNS[:8]
 CALLS, LATENCY, TABLE, NONE = "calls", "latency", "table", "none"
