@@ -16,7 +16,7 @@ from auditlog.search.fields import FILTERS, LogField
 from auditlog.search.filters import FACETS, NOT, CallFilter, name_of
 from auditlog.search.keyset import EPOCH
 
-AT_FIRST = 5  # Values of a facet that are shown.
+AT_FIRST = 4  # Values of a facet that are shown.
 AT_MOST = 20  # And of one that was asked for more.
 # The facets that stand open.
 FIRST = ("outcome", "host", "user")

@@ -18,7 +18,9 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
-    if full or at.date() != (today or timezone.now().astimezone(zone).date()):
+    if today is not None and at.date() == today:
+        return format_html("<time>{}</time>", text)  # A time of day says itself what it is (HTML, the time element).
+    if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
         text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
     return format_html('<time datetime="{}">{}</time>', exact, text)
 

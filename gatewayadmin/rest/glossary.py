@@ -163,6 +163,8 @@ MEMBERS: dict[str, Entry] = {
         "next request on; a shared one is carried by none.",
         True,
     ),
+    "query": Entry("The query string of the Logs page.", "outcome=denied&range=7d"),
+    "saved_view_list.is_shared": Entry("Only shared views, or only those that are not.", True),
     "is_shared": Entry("Whether all who read the log see it.", False),
     "exposed_name": Entry("Its name for clients: the alias of the server, `__`, and its own name.", "github__search"),
     "feature_name": Entry("The tool, prompt or resource that was used, as the client named it.", "github__search"),
