@@ -47,6 +47,14 @@ class NotInvited(PeopleError):
     """This invitation no longer works. Ask whoever invited you for a new one."""
 
 
+class NotYours(PeopleError):
+    """This saved view is somebody else's. Save one of your own."""
+
+
+class TooManyViews(PeopleError):
+    """You have 50 saved views. Remove one first."""
+
+
 class NameTaken(PeopleError):
     """This name is in use already."""
 

@@ -74,6 +74,10 @@ class Action(StrEnum):
     SECOND_FACTOR_ADDED = "user.second_factor_added"
     SECOND_FACTOR_REMOVED = "user.second_factor_removed"
 
+    SAVED_VIEW_CREATED = "saved_view.created"
+    SAVED_VIEW_REMOVED = "saved_view.removed"
+    SAVED_VIEW_UPDATED = "saved_view.updated"
+
     SERVER_ARCHIVED = "server.archived"
     SERVER_CLIENT_CHANGED = "server.client_changed"
     SERVER_CREATED = "server.created"

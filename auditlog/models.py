@@ -126,6 +126,9 @@ class Call(models.Model):
     client_version = models.CharField(max_length=60, blank=True)
     protocol_version = models.CharField(max_length=20, blank=True)
 
+    # What the error said, without secrets and cut; kept whether payloads are recorded or not.
+    error_text = models.CharField(max_length=300, blank=True, default="", db_default="")
+
     request_payload = models.JSONField(null=True)
     response_payload = models.JSONField(null=True)
     payload_truncated = models.BooleanField(default=False)

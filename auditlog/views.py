@@ -8,33 +8,37 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
-from django.http import Http404, HttpResponse, HttpResponseBadRequest
+from django.http import Http404, HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
-from accounts.models import WorkspaceSettings
+from accounts.models import SavedView, WorkspaceSettings
+from auditlog import columns
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.remedies import cause, is_a_switch, of_call
-from auditlog.search import filters, snapshot
-from auditlog.search.criteria import COUNT_LIMIT, SearchPage
-from auditlog.search.fields import EXPORT_COLUMNS, FILTERS
-from auditlog.search.filters import CallFilter, facet_values
+from auditlog.search import facets, filters, look, snapshot
+from auditlog.search.criteria import COUNT_LIMIT, Search, SearchPage
+from auditlog.search.fields import EXPORT_COLUMNS
+from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
+from auditlog.search.latencies import latencies
+from auditlog.search.look import Look
 from auditlog.today import ask, near_tools, question_of
 from auditlog.trail import trail_of
 from auditlog.trail_views import what_if_url
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from ui.pages import AppRequest, is_for, show, wants_fragment
+from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment
 
 ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
-LIVE_ROWS = 300  # As many may stand in a list that grows before it begins anew.
+MOST_VIEWS = 50  # Saved views that stand above the list.
+MOST_NEW = 99  # New calls that are counted; then the list has to be loaded.
 RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
 
@@ -43,11 +47,16 @@ RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
-    call_filter = CallFilter(request.GET)
+    call_filter = CallFilter(request.GET, look=_usual(request))
     if call_filter.pasted_id and (row := _only_call(call_filter)):
         page = reverse("auditlog:call", args=[row.uid])
         return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
     return listing(request, "auditlog/calls.html", {}, call_filter)
+
+
+def _usual(request: AppRequest) -> Look:
+    """How the list looks for this person unless the address says something else."""
+    return Look.of(request.user.log_look)
 
 
 def _only_call(call_filter: CallFilter) -> Call | None:
@@ -69,7 +78,7 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
 
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
     """The calls of one host, gateway or server (`kind`), as a tab of its page."""
-    call_filter = CallFilter(request.GET, {kind: str(target.pk)})
+    call_filter = CallFilter(request.GET, {kind: str(target.pk)}, _usual(request))
     return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
@@ -98,7 +107,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     except Call.DoesNotExist as missing:
         raise Http404 from missing
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
-    call_filter = CallFilter(request.GET)
+    call_filter = CallFilter(request.GET, look=_usual(request))
     context = {
         "call": row,
         "link": settings.PUBLIC_URL + reverse("auditlog:call", args=[uid]),
@@ -122,14 +131,18 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
 def facet(request: AppRequest, name: str) -> HttpResponse:
     """The values of one filter under all others, with their counts."""
     tab = request.GET.get("tab", "")
-    call_filter = CallFilter(request.GET, {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None)
-    if name not in FILTERS or not FILTERS[name].has_facet or call_filter.error:
+    scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
+    call_filter = CallFilter(request.GET, scope, _usual(request))
+    if name not in filters.FACETS or call_filter.error:
         raise Http404
-    result = facet_values(call_filter.search(apart_from=name), FILTERS[name])
-    context: dict[str, Any] = {"facet": call_filter.facet(name), "found": result, "newest": f"{COUNT_LIMIT:,}"}
-    context["links"] = [(call_filter.without(name, **{name: value.value}), value) for value in result.values]
-    listed_values = {value.value for value in result.values}
-    context["left"] = [choice for choice in context["facet"].choices if choice[0] not in listed_values]
+    found = facets.facet(call_filter, name)
+    context = {
+        "facet": found,
+        "filters": call_filter,
+        "newest": f"{COUNT_LIMIT:,}",
+        "query": call_filter.query,
+        "list_url": reverse("auditlog:calls"),
+    }
     return render(request, "auditlog/facet.html", context)
 
 
@@ -138,22 +151,34 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 def live(request: AppRequest) -> HttpResponse:
     """The calls since the snapshot of the last request; nothing when there are none."""
     previous, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
-    call_filter = CallFilter(request.GET)
+    call_filter = CallFilter(request.GET, look=_usual(request))
     if previous is None or call_filter.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
-    rows = snapshot.calls_between(call_filter.search(), previous, now, filters.PAGE_SIZE + 1)
-    if not rows and previous.age < RENEWED:
+    told = request.GET.get("new", "")
+    before = int(told) if told.isascii() and told.isdecimal() and len(told) < 5 else 0
+    arrived = snapshot.number_between(call_filter.search(), previous, now, MOST_NEW + 1)
+    if not arrived and previous.age < RENEWED:
         return HttpResponse(status=204)
-    shown = request.GET.get("shown", "")
-    total = len(rows) + (int(shown) if shown.isascii() and shown.isdecimal() and len(shown) < 6 else 0)
-    if len(rows) > filters.PAGE_SIZE or total > LIVE_ROWS:
-        response = render(request, "auditlog/log.html#entries", {"fragment": True, **_listed(request, call_filter)})
-        return HttpResponse(response.content, headers={"HX-Retarget": "#entries", "HX-Reswap": "outerHTML"})
-    return render(
-        request,
-        "auditlog/log.html#arrived",
-        {"page": Page(rows, None, None), "seen": now, "shown": total, "filters": call_filter},
-    )
+    context = {
+        "arrived": min(before + arrived, MOST_NEW + 1),
+        "most_new": MOST_NEW,
+        "seen": now,
+        "filters": call_filter,
+        "query": call_filter.query,
+        "list_url": own_path(request.GET.get("back", ""), reverse("auditlog:calls")),
+    }
+    return render(request, "auditlog/log.html#tail", context)
+
+
+@require_POST
+@requires(Capability.LOGS_READ)
+def keep_look(request: AppRequest) -> HttpResponse:
+    """Keep how the list looks now as the usual for this person."""
+    call_filter = CallFilter(QueryDict(request.POST.get("query", "")), look=_usual(request))
+    request.user.keep_log_look(call_filter.look.as_query())
+    back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
+    query = call_filter.without("columns", "zone", "chart")
+    return leave(request, f"{back}?{query}".removesuffix("?"), "Kept: your list of calls looks like this from now on")
 
 
 @require_GET
@@ -180,27 +205,65 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
     now = snapshot.current() if is_live else None
     if now is not None:
         search.base = snapshot.visible_in(search.base, now)
-    result = SearchPage(Page([], None, None)) if call_filter.error else search.page(cursor, size)
+    result = _page(call_filter, search, cursor, size)
     count = None if call_filter.error else search.count()
+    shown = call_filter.look
+    sampled = count is not None and not count.is_all
+    bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
+    timed = latencies(search, bars, sampled=sampled) if bars and shown.chart != look.CALLS else None
     return {
         "page": result.page,
+        "rows": columns.rows_of(
+            result.page.rows,
+            shown,
+            call_filter.clock,
+            with_arguments=request.user.has_perm(Capability.LOGS_PAYLOADS),
+        ),
+        "columns": columns.shown(shown),
+        "choices": [
+            (column.name, column.label, column.name in shown.columns)
+            for column in columns.COLUMNS
+            if column is not columns.TOOL
+        ],
+        "look": shown,
         "looked_to": result.looked_to,
         "count": count,
         "unknown": call_filter.unknown() if count and not count.number else [],
-        "histogram": histogram(search, sampled=not count.is_all) if count and result.page.rows else None,
+        "histogram": bars,
+        "latencies": timed,
+        "charts": look.CHARTS,
+        "query_without_chart": call_filter.without("chart"),
+        "query_without_order": call_filter.without("order"),
+        "arrived": 0,
+        "most_new": MOST_NEW,
         "filters": call_filter,
-        "narrowed": bool(call_filter.asked.keys() - {"live"}),
+        "ranges": filters.RANGES,
+        "narrowed": bool(call_filter.narrowing),
         "span": call_filter.span,
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
-        "facets": call_filter.facets(),
+        "facets": facets.facets(call_filter),
+        "newest": f"{COUNT_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
+        "views": [] if call_filter.scope else _views(request),
+        "current_view": call_filter.without("live"),
         "seen": now,
-        "shown": len(result.page.rows),
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
+
+
+def _views(request: AppRequest) -> list[tuple[SavedView, bool, bool]]:
+    """The saved views this person may open; whether each is theirs, and whether they may remove it."""
+    found = SavedView.objects.seen_by(request.user).select_related("owner")
+    return [(view, view.owner_id == request.user.pk, view.may_remove(request.user)) for view in found[:MOST_VIEWS]]
+
+
+def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: int) -> SearchPage:
+    if call_filter.error:
+        return SearchPage(Page([], None, None))
+    return search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
 
 
 def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:

@@ -40,6 +40,8 @@ from wire.sessions import declared
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
+# The endings of which the row keeps what the error said.
+FAILED = frozenset({"tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"})
 
 NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
@@ -347,6 +349,8 @@ class Endpoint:
         row.response_bytes = len(answer.body)
         seconds = time.perf_counter() - request.began
         row.duration_ms = seconds * 1000
+        if answer.outcome in FAILED:
+            await self._recorder.record_error(request, answer.body)
         if request.admitted and request.grant is not None and request.grant.recorded is not None:
             await self._recorder.record(request, answer, request.grant.recorded)
         try:

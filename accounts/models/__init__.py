@@ -3,6 +3,7 @@
 from accounts.models.api_keys import ApiKey, ApiKeyQuerySet, KeyEnd
 from accounts.models.attempts import Attempt
 from accounts.models.roles import Role, permissions_of
+from accounts.models.saved_views import SavedView
 from accounts.models.users import Team, User, make_first_owner
 from accounts.models.workspace import NewAppPolicy, WorkspaceSettings
 
@@ -13,6 +14,7 @@ __all__ = [
     "KeyEnd",
     "NewAppPolicy",
     "Role",
+    "SavedView",
     "Team",
     "User",
     "WorkspaceSettings",

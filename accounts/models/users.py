@@ -149,6 +149,7 @@ class User(Versioned, AbstractBaseUser):
     password_changed_at = models.DateTimeField(null=True, blank=True)
     session_epoch = models.PositiveIntegerField(default=0)
     notices_read_at = models.DateTimeField(null=True, blank=True, editable=False)
+    log_look = models.JSONField(default=dict, db_default={}, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
     invited_at = models.DateTimeField(null=True, blank=True, editable=False)
 
@@ -346,6 +347,11 @@ class User(Versioned, AbstractBaseUser):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
+
+    def keep_log_look(self, look: dict[str, Any]) -> None:
+        """Keep how this person's list of calls looks: the values of its query string that say so."""
+        self.log_look = look
+        self.save(update_fields=["log_look"])
 
     def dismiss_notices(self, until: datetime) -> None:
         """Dismiss the notices up to this time; later ones are still shown."""

@@ -121,6 +121,18 @@ def indexed(alternatives: Iterable[Q]) -> Criterion:
     return Criterion(tuple(alternatives), NOTHING)
 
 
+def either(criteria: Sequence[Criterion]) -> Criterion:
+    """Rows that meet one of these or several; with an index where each of them has one."""
+    if all(each.is_indexed for each in criteria):
+        return indexed(same for each in criteria for same in each.alternatives)
+    return row_test(_any([_any(each.alternatives) if each.is_indexed else each.test for each in criteria]))
+
+
+def none_of(criteria: Sequence[Criterion]) -> Criterion:
+    """Rows that meet none of these."""
+    return row_test(_all(row_test(~(_any(each.alternatives) if each.is_indexed else each.test)) for each in criteria))
+
+
 def row_test(test: Q) -> Criterion:
     """A test of each row, for which there is no index."""
     return Criterion((), test)
@@ -260,6 +272,11 @@ class Search:
             if result.page.older if way == OLDER else result.page.newer:  # All of it would not hold another page.
                 break
         return result
+
+    def slowest(self, size: int) -> SearchPage:
+        """Those that took longest of the newest COUNT_LIMIT; there is no further page."""
+        rows, floor = self.recent(COUNT_LIMIT)
+        return SearchPage(Page(list(rows.order_by("-duration_ms", "-pk")[:size]), None, None), floor)
 
     def _from_near(self, cursor: Cursor | None) -> Iterator[Search]:
         """The same in the week beside a place in the log, then all of it.

@@ -66,7 +66,7 @@ class LogField:
     is_free_text: bool = False  # Text without a field is looked for in it, on the Logs page and by the API's `q`.
     label: str = ""  # On the Logs page; empty: no filter there.
     has_facet: bool = False  # The filter shows its most frequent values.
-    choices: Sequence[tuple[str, str]] = ()  # The filter offers these, several at once.
+    choices: Sequence[tuple[str, str]] = ()  # The filter takes these alone.
     unit: Unit = NO_UNIT
     parameter: Parameter | None = None
 
@@ -83,6 +83,8 @@ class LogField:
 
     def label_of(self, value: str) -> str:
         """How a value is shown to people."""
+        if self.name == "reason":
+            return value.replace("_", " ")
         return str(dict(self.choices).get(value, value))
 
 
@@ -153,9 +155,17 @@ _ROWS = (
     ),
     _thing("user", "User", "user_email", is_free_text=True),
     LogField("token", Comparison.NAME, "token_prefix", "token_id", is_free_text=True, parameter=Parameter("token")),
-    LogField("identity", Comparison.TEXT, "identity_label", is_free_text=True),
+    LogField("identity", Comparison.TEXT, "identity_label", is_free_text=True, label="Identity", has_facet=True),
     LogField("client", Comparison.TEXT, "client_name", is_free_text=True),
-    LogField("reason", Comparison.TEXT, "deny_reason", parameter=Parameter("deny_reason", max_length=40)),
+    LogField(
+        "reason",
+        Comparison.TEXT,
+        "deny_reason",
+        label="Reason",
+        has_facet=True,
+        parameter=Parameter("deny_reason", max_length=40),
+    ),
+    LogField("message", Comparison.TEXT, "error_text"),
     LogField("ip", Comparison.ADDRESS, "client_ip", parameter=Parameter("ip")),
     LogField(
         "connection",

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
-from functools import cached_property
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
+from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
-from django.db.models import Count, F, Max
+from django.db.models import Q
 from django.utils import timezone
 
 from auditlog.models import Call
 from auditlog.name_lookups import lookups
-from auditlog.search.criteria import COUNT_LIMIT, Criterion, Search, one_of, uuid_of
+from auditlog.search.criteria import Criterion, Search, criterion, either, none_of, one_of, row_test, uuid_of
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
+from auditlog.search.look import CHARTS, COLUMNS, USUAL, Look
 from auditlog.search.query_language import (
     ANY_ID,
     ANY_NAME,
@@ -33,10 +35,16 @@ from auditlog.search.query_language import (
 )
 
 PAGE_SIZE = 50
-FACET_VALUES = 15  # Values of a facet that are shown.
+MOST_VALUES = 20  # Of one filter.
 ID_LENGTH = 40
+SLOWEST = "slowest"
+NOT = "not_"
+_WALL = "%Y-%m-%dT%H:%M"
 
+# The filters that take several values and leave others out, in their order beside the list.
+FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
 RANGES = {
+    "15m": ("Last 15 minutes", timedelta(minutes=15)),
     "1h": ("Last hour", timedelta(hours=1)),
     "24h": ("Last 24 hours", timedelta(hours=24)),
     "7d": ("Last 7 days", timedelta(days=7)),
@@ -54,7 +62,7 @@ def first_of(values: Sequence[str]) -> str:
 
 
 class Facet(NamedTuple):
-    """One filter: with `choices` a list to tick, without a text to type."""
+    """One filter of the admin events: with `choices` a list to tick, without a text to type."""
 
     name: str
     label: str
@@ -64,44 +72,93 @@ class Facet(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """One filter by id or by moment; `fields` keep it in the form, `without` is the query string that leaves it out."""
+    """One thing the list is narrowed by; `without` is the query string that leaves it out."""
 
     name: str
     label: str
-    fields: Sequence[tuple[str, str]]
+    sign: str
+    value: str
     without: str
 
 
 class Moment(forms.DateTimeField):
-    """A moment in UTC, as bars and people write it; what is none narrows nothing."""
+    """A moment as bars and people write it, in `zone` unless it names its own; what is none narrows nothing."""
+
+    zone: tzinfo = UTC
 
     def to_python(self, value: Any) -> datetime | None:
-        try:
-            return super().to_python(value)
-        except forms.ValidationError:
-            return None
+        with timezone.override(self.zone):
+            try:
+                return super().to_python(value)
+            except forms.ValidationError:
+                return None
+
+
+class Texts(forms.Field):
+    """Several short texts, each of them once; what is too long or cannot be stored is left out."""
+
+    widget = forms.SelectMultiple
+
+    def __init__(self, *, longest: int) -> None:
+        super().__init__(required=False)
+        self.longest = longest
+
+    def to_python(self, value: Any) -> list[str]:
+        texts = dict.fromkeys(str(text).strip() for text in value or [])
+        return [text for text in texts if text and len(text) <= self.longest and "\0" not in text][:MOST_VALUES]
+
+
+class Zone(forms.CharField):
+    """The name of a time zone, as `Europe/Berlin`; what is none is left out."""
+
+    def to_python(self, value: Any) -> str:
+        text = super().to_python(value)
+        return text if text and zone_of(text) is not None else ""
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def zone_of(name: str) -> tzinfo | None:
+    """The time zone of this name; None when this machine knows no such zone."""
+    return UTC if name == "UTC" else ZoneInfo(name) if name in _zones() else None
 
 
 class CallFilter(forms.Form):
-    """The filters of the Logs page; unknown values are ignored, and a search with a syntax error finds nothing.
+    """The filters of the Logs page and how it looks; unknown values are ignored, and a search with a syntax error
+    finds nothing.
 
-    Host, gateway, server and user are names or ids; ids outlive a rename. `scope` is what a tab is about,
-    and no part of the query string.
+    Several values of one filter are alternatives; those of `not_host` and its like are left out. Host, gateway, server
+    and user are names or ids; ids outlive a rename. `scope` is what a tab is about, and no part of the query string;
+    nor is what `look` says anyway.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
     to = Moment(required=False)
     q = forms.CharField(required=False, max_length=MAX_LENGTH)
     live = forms.BooleanField(required=False)
+    order = forms.ChoiceField(required=False, choices=[(SLOWEST, "Slowest first")])
+    open = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in FACETS])
+    zone = Zone(required=False, max_length=64)
+    chart = forms.ChoiceField(required=False, choices=CHARTS)
+    columns = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in COLUMNS])
 
-    def __init__(self, data: Any, scope: dict[str, str] | None = None) -> None:
+    def __init__(self, data: Any, scope: dict[str, str] | None = None, look: Look = USUAL) -> None:
         super().__init__(data)
         # "from" is no name Python knows.
         self.fields["from"] = Moment(required=False)
         self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
+        self.fields |= {NOT + name: _form_field(FILTERS[name]) for name in FACETS}
+        for field in (self.fields["from"], self.fields["to"]):
+            assert isinstance(field, Moment)
+            field.zone = zone_of(data.get("zone", "")) or zone_of(look.zone) or UTC
         self.is_valid()
         self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}
+        self.values |= {name: list(self.values[name]) for name in (*FACETS, *(NOT + name for name in FACETS), "open")}
         self.values["range"] = self.values["range"] or DEFAULT_RANGE
+        self.usual = look
         self.scope = scope or {}
         self.error = ""
         try:
@@ -116,16 +173,42 @@ class CallFilter(forms.Form):
         texts["live"] = "1" if texts["live"] else ""
         if self.is_between:
             del texts["range"]
+        usual = {"range": DEFAULT_RANGE, **self.usual.as_query()}
         return {
             name: value
             for name, value in sorted(texts.items())
-            if value and (name, value) != ("range", DEFAULT_RANGE) and name not in self.scope
+            if value and usual.get(name) != value and name not in self.scope
         }
+
+    @property
+    def look(self) -> Look:
+        """How the page shall look: as it was asked for, else as usual."""
+        chosen = self.values["columns"]
+        return Look(
+            tuple(name for name in COLUMNS if name in chosen) or self.usual.columns,
+            self.values["zone"] or self.usual.zone,
+            self.values["chart"] or self.usual.chart,
+        )
+
+    @property
+    def clock(self) -> tzinfo:
+        """The zone in which times are shown and read."""
+        return zone_of(self.look.zone) or UTC
+
+    @property
+    def narrowing(self) -> set[str]:
+        """The names of the values that make calls drop out, and do not only change how they are shown."""
+        return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
     def without(self, *names: str, **more: str) -> str:
         """The query string without some filters, and with others."""
         remaining = {name: value for name, value in self.asked.items() if name not in names}
         return urlencode(remaining | more, doseq=True)
+
+    def without_value(self, name: str, value: str) -> str:
+        """The query string without one of the values of a filter."""
+        values = [one for one in self.values[name] if one != value]
+        return urlencode(self.asked | {name: values}, doseq=True)
 
     @property
     def query(self) -> str:
@@ -142,8 +225,15 @@ class CallFilter(forms.Form):
         """The time range in words."""
         if not self.is_between:
             return RANGES[self.values["range"]][0]
-        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in (self.values["from"], self.values["to"]))
+        moments = [at.astimezone(self.clock) if at else None for at in (self.values["from"], self.values["to"])]
+        since, until = (f"{at:%b} {at.day} {at:%H:%M}" if at else "" for at in moments)
         return f"{since or 'the beginning'} to {until or 'now'}"
+
+    @property
+    def fields_of_time(self) -> list[tuple[str, str, str]]:
+        """From and To: name, label, and the value as such a field of a browser takes it."""
+        moments = [(name, label, self.values[name]) for name, label in (("from", "From"), ("to", "To"))]
+        return [(name, label, at.astimezone(self.clock).strftime(_WALL) if at else "") for name, label, at in moments]
 
     @property
     def pasted_id(self) -> UUID | None:
@@ -160,8 +250,8 @@ class CallFilter(forms.Form):
 
     @property
     def is_live(self) -> bool:
-        """Whether new calls shall appear by themselves; the past has none."""
-        return bool(self.values["live"]) and not self.values["to"] and not self.error
+        """Whether new calls shall be told of by themselves; the past has none."""
+        return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:
         """The calls that match; `apart_from` leaves one filter out."""
@@ -179,30 +269,33 @@ class CallFilter(forms.Form):
         return (timezone.now() - length if length else None), None
 
     def _filter_conditions(self, apart_from: str) -> Iterator[Condition | Criterion]:
-        values = self.values | self.scope
         for name, field in FILTERS.items():
-            value = values[name]
-            if not value or name == apart_from:
+            if name in self.scope:
+                yield _criterion(field, self.scope[name])
                 continue
-            if field.choices:
-                yield Condition(name, IS, tuple(value))
-            elif name == "tool":
-                yield one_of(field.column, (value,))
-            elif field.comparison is Comparison.NAME and not uuid_of(value):
-                yield Condition(name, CONTAINS, (value,))
-            else:
-                yield Condition(name, IS, (value,))
+            values = self.values[name]
+            if values and name != apart_from:
+                yield either(_criteria(field, values if name in FACETS else [values]))
+            if name in FACETS and name != apart_from and self.values[NOT + name]:
+                yield none_of(_criteria(field, self.values[NOT + name]))
 
     def chips(self) -> list[Chip]:
-        """The chosen ids, under the names their newest calls give them, and the moments."""
+        """All that narrows the list but the search, which stands in its field; ids under their newest names."""
         chips = []
         if self.is_between:
-            fields = [(name, stamp(self.values[name])) for name in ("from", "to") if self.values[name]]
-            chips.append(Chip("time", self.span, fields, self.without("from", "to")))
+            chips.append(Chip("time", "Time", "", self.span, self.without("from", "to")))
         for name, field in FILTERS.items():
-            text = self.values[name]
-            if text and name not in self.scope and _is_by_id(field, text):
-                chips.append(Chip(name, _newest_name(field, text) or text[:8], [(name, text)], self.without(name)))
+            if name in self.scope:
+                continue
+            if name not in FACETS and self.values[name]:
+                text = self.values[name]
+                chips.append(Chip(name, field.label, "", name_of(field, text), self.without(name)))
+                continue
+            for key, sign in ((name, ""), (NOT + name, "is not")):
+                chips += [
+                    Chip(name, field.label, sign, name_of(field, value), self.without_value(key, value))
+                    for value in self.values.get(key, ())
+                ]
         return chips
 
     @property
@@ -215,31 +308,21 @@ class CallFilter(forms.Form):
         """The query string that asks for the same on a page that is about nothing in particular."""
         return urlencode(self.scope | self.asked, doseq=True)
 
-    def facet(self, name: str) -> Facet:
-        """One of the filters that open on demand."""
-        match = next((facet for facet in self.facets() if facet.name == name), None)
-        return match or Facet(name, FILTERS[name].label, "", "", [])
-
-    def facets(self) -> list[Facet]:
-        """The filters that open on demand, each with what is chosen in it."""
-        values = self.values
-        ranges = [(key, label) for key, (label, _) in RANGES.items()]
-        facets = [] if self.is_between else [Facet("range", "Time range", values["range"], self.span, ranges)]
-        for name, field in FILTERS.items():
-            value = values[name]
-            if field.choices:
-                summary = first_of([field.label_of(item) for item in value])
-                facets.append(Facet(name, field.label, value, summary, field.choices))
-            elif field.has_facet and name not in self.scope and not _is_by_id(field, value):
-                facets.append(Facet(name, field.label, value, value[:24], []))
-        if not values["correlation"]:
-            facets.append(Facet("correlation", FILTERS["correlation"].label, "", "", []))
-        return facets
-
     def searchable(self) -> dict[str, list[str]]:
         """The words of the search language, for its help: those of texts, and those of numbers."""
         numbers = [name for name, field in FIELDS.items() if field.comparison is Comparison.NUMBER]
         return {"texts": [name for name in FIELDS if name not in numbers], "numbers": numbers}
+
+
+def _criteria(field: LogField, values: Sequence[str]) -> list[Criterion]:
+    if field.choices or not (field.comparison is Comparison.NAME or field.comparison is Comparison.ID):
+        return [one_of(field.column, values) if field.is_indexed else row_test(Q(**{f"{field.column}__in": values}))]
+    return [_criterion(field, value) for value in values]
+
+
+def _criterion(field: LogField, value: str) -> Criterion:
+    by_id = field.comparison is not Comparison.NAME or uuid_of(value)
+    return criterion(Condition(field.name, IS if by_id else CONTAINS, (value,)))
 
 
 def _unknown(condition: Condition) -> str:
@@ -261,52 +344,16 @@ def _unknown(condition: Condition) -> str:
 
 
 def _form_field(field: LogField) -> forms.Field:
+    if field.name not in FACETS:
+        return forms.CharField(required=False, max_length=ID_LENGTH)
     if field.choices:
         return forms.MultipleChoiceField(required=False, choices=field.choices)
-    is_id = field.comparison is Comparison.ID
-    return forms.CharField(required=False, max_length=ID_LENGTH if is_id else field.max_length)
+    return Texts(longest=field.max_length or ID_LENGTH)
 
 
-def _is_by_id(field: LogField, value: str) -> bool:
-    """Whether the filter's value is an id; a chip then shows the name."""
-    return field.comparison is Comparison.ID or (field.comparison is Comparison.NAME and uuid_of(value) is not None)
-
-
-def _newest_name(field: LogField, pk: str) -> str:
-    """The name in the newest call with this id; empty when there is none."""
-    if not field.id_column:
-        return ""
-    names = Call.objects.filter(**{field.id_column: pk}).order_by("-created_at").values_list(field.column, flat=True)
-    return next(iter(names[:1]), "")
-
-
-class FacetValue(NamedTuple):
-    """One value of a filter, and how many calls it would leave."""
-
-    value: str
-    label: str
-    calls: int
-
-
-class FacetValues(NamedTuple):
-    """The most frequent values; `partial` when only the newest calls were counted."""
-
-    values: Sequence[FacetValue]
-    partial: bool
-
-
-def facet_values(search: Search, field: LogField) -> FacetValues:
-    """The values of a filter among the newest calls of a search."""
-    rows, floor = search.recent(COUNT_LIMIT)
-    groups = (
-        rows.order_by()
-        .exclude(**{field.group_column: None if field.id_column else ""})
-        .values(value=F(field.group_column))
-        .annotate(label=Max(field.column), number=Count("*"))
-        .order_by("-number", "value")
-    )
-    values = [
-        FacetValue(str(group["value"]), field.label_of(group["label"]), group["number"])
-        for group in groups[:FACET_VALUES]
-    ]
-    return FacetValues(values, floor is not None)
+def name_of(field: LogField, value: str) -> str:
+    """How a chosen value is shown: of an id, the name in the newest call with it, or its first characters."""
+    if not field.id_column or uuid_of(value) is None:
+        return value[:8] if field.comparison is Comparison.ID else field.label_of(value)
+    names = Call.objects.filter(**{field.id_column: value}).order_by("-created_at")
+    return next(iter(names.values_list(field.column, flat=True)[:1]), "") or value[:8]

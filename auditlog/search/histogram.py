@@ -120,6 +120,16 @@ class Histogram:
         return len(self.bars) * WIDTH
 
     @property
+    def since(self) -> datetime:
+        """Where the axis of time begins."""
+        return self.bars[0].since
+
+    @property
+    def seconds(self) -> int:
+        """How long that axis is."""
+        return round(self.each.total_seconds() * len(self.bars))
+
+    @property
     def marks(self) -> list[datetime]:
         """The moments written below the bars, as far apart as there; none is in the future."""
         shown = self.each * len(self.bars) / MARKS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, tzinfo
 
 from django import template
 from django.utils import timezone
@@ -15,13 +15,16 @@ register = template.Library()
 
 
 @register.simple_tag
-def moment(at: datetime, full: bool = False) -> SafeString:
-    """A time of day in UTC to the millisecond, with its date unless that is today."""
-    at = at.astimezone(UTC)
+def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
+    """A time of day to the millisecond, with its date unless that is today."""
+    exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
+    at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
-    if full or at.date() != timezone.now().astimezone(UTC).date():
+    if today is not None and at.date() == today:
+        return format_html("<time>{}</time>", text)  # A time of day says itself what it is (HTML, the time element).
+    if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
         text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
-    return format_html('<time datetime="{}">{}</time>', f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z", text)
+    return format_html('<time datetime="{}">{}</time>', exact, text)
 
 
 @register.simple_tag
@@ -42,3 +45,9 @@ def ms(value: float | None) -> str:
 def size(value: int) -> str:
     """A number of bytes: "812 B", "14.2 KB"."""
     return f"{value:,} B" if value < 1000 else f"{value / 1000:,.1f} KB"
+
+
+@register.filter
+def cut_at(value: int, most: int) -> str:
+    """A number, or that there are more than `most`."""
+    return f"{most}+" if value > most else str(value)

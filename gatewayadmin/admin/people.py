@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
-from accounts.models import ApiKey, Role, Team, User, WorkspaceSettings
+from accounts.models import ApiKey, Role, SavedView, Team, User, WorkspaceSettings
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, REFUSALS, CapabilityAction, all_of, any_of
@@ -135,6 +135,24 @@ class RolePages(CapabilityAdmin):
         return ", ".join(sorted(capability.label for capability in obj.capabilities))
 
     held.short_description = "capabilities"  # type: ignore[attr-defined]
+
+
+@register(SavedView, site=site)
+class SavedViewPages(CapabilityAdmin):
+    """Read-only: views are changed on the Logs page by their owners."""
+
+    seen_by = (Capability.LOGS_READ,)
+
+    list_display = ("name", "owner", "is_shared", "created_at")
+    list_filter = ("is_shared",)
+    list_select_related = ("owner",)
+    search_fields = ("name", "owner__email")
+    fields = ("name", "owner", "query", "is_shared", "created_at")
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        viewer: Any = request.user
+        return super().get_queryset(request).filter(pk__in=SavedView.objects.seen_by(viewer).values("pk"))
 
 
 @register(Team, site=site)

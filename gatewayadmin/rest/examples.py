@@ -23,6 +23,7 @@ SAME = {
     "NewUser": "User",
     "OwnCall": "Call",
     "RoleBody": "Role",
+    "SavedViewBody": "SavedView",
     "ServerChanges": "Server",
     "ServerReference": "Server",
     "GatewayReference": "Gateway",

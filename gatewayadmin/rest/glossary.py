@@ -170,6 +170,7 @@ MEMBERS: dict[str, Entry] = {
     "enabled": Entry("Whether its switch is on.", True),
     "ends_at": Entry("When the old secret ends.", MOMENT),
     "era": Entry("The form of the protocol it speaks.", "session"),
+    "error_text": Entry("What the error said, without secrets, 300 characters at most; empty: nothing.", "Not found"),
     "expires_at": Entry("When it ends by itself; null: never.", MOMENT),
     "expires_in_days": Entry(
         "When it ends, from now: 7, 30 or 90 days; null: never, where the workspace allows it.", 30
@@ -179,6 +180,9 @@ MEMBERS: dict[str, Entry] = {
         "next request on; a shared one is carried by none.",
         True,
     ),
+    "query": Entry("The query string of the Logs page.", "outcome=denied&range=7d"),
+    "saved_view_list.is_shared": Entry("Only shared views, or only those that are not.", True),
+    "is_shared": Entry("Whether all who read the log see it.", False),
     "exposed_name": Entry("Its name for clients: the alias of the server, `__`, and its own name.", "github__search"),
     "feature_name": Entry("The tool, prompt or resource that was used, as the client named it.", "github__search"),
     "feature_type": Entry("What was used.", "tool"),

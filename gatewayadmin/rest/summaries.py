@@ -21,6 +21,7 @@ NOUNS = {
     "me": ("who is asking", ""),
     "own_calls": ("", "your own calls"),
     "role": ("a role", "roles"),
+    "saved_view": ("a saved view of the log", "saved views of the log"),
     "schema": ("this description", ""),
     "server": ("a server", "servers"),
     "sign_ins": ("a sign-in at the issuer of a server", ""),

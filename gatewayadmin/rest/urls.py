@@ -17,6 +17,7 @@ from accounts.api import CapabilityResource, Me, UserResource
 from accounts.confirm_api import Confirm
 from accounts.groups_api import RoleResource, TeamResource, Workspace
 from auditlog.api import CallResource, EventResource, OwnCalls
+from auditlog.saved_view_api import SavedViewResource
 from capabilities import own_resource
 from connections.api import ConnectionResource, Endings, GatewayConnections
 from connections.identities_api import ConnectionIdentities
@@ -46,6 +47,7 @@ router.register("connections", ConnectionResource, "connection")
 router.register("gateways", GatewayResource, "gateway")
 router.register("hosts", HostResource, "host")
 router.register("identities", IdentityResource, "identity")
+router.register("log-views", SavedViewResource, "savedview")
 router.register("logs", CallResource, "call")
 router.register("roles", RoleResource, "role")
 router.register("servers", ServerResource, "server")

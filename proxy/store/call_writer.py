@@ -73,6 +73,7 @@ class CallRow:
     client_name: str = ""
     client_version: str = ""
     protocol_version: str = ""
+    error_text: str = ""
     payload: str = _NO_PAYLOAD
     # The row this one belongs to; its own without one.
     correlation_id: str = ""
@@ -100,6 +101,7 @@ class CallRow:
             self.client_name[:120],
             self.client_version[:60],
             self.protocol_version[:20],
+            self.error_text[:300],
         )
         text = "\t".join(texts)
         if text.count("\t") != len(texts) - 1 or "\\" in text or "\n" in text or "\r" in text or "\0" in text:
@@ -127,7 +129,8 @@ COPY = (
     b" rpc_error_code, host_id, gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix,"
     b" duration_ms, authorise_ms, upstream_ms, request_bytes, response_bytes, client_ip, payload_truncated,"
     b" request_payload, response_payload, method, feature_name, host_name, gateway_name, server_name, user_email,"
-    b" identity_label, token_name, user_agent, client_name, client_version, protocol_version) FROM STDIN"
+    b" identity_label, token_name, user_agent, client_name, client_version, protocol_version,"
+    b" error_text) FROM STDIN"
 )
 
 _ESCAPES = {ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r", 0: None}

@@ -3,14 +3,18 @@
 import asyncio
 from base64 import b64decode
 from collections.abc import Sequence
+from typing import Any
+
+import orjson
 
 from proxy.catalog import IdentityUnreadable, credential_of
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.call_writer import CallRow
-from proxy.store.redaction.messages import RedactedMessage, redact_message
+from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, redact_message, redact_text
 from wire.cipher import Cipher
 
+ERROR_TEXT = 300  # Characters of what an error says.
 INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in a thread.
 
 
@@ -23,6 +27,14 @@ class PayloadRecorder:
     async def record(self, request: McpRequest, response: Response, limit: int) -> None:
         """Keep `limit` bytes of what the client sent, and as many of what it gets."""
         await self.keep(request, request.row, (request.body, response.body), limit)
+
+    async def record_error(self, request: McpRequest, body: bytes) -> None:
+        """Keep what the error in this answer says, also where no payloads are recorded."""
+        secrets = self._secrets(request)
+        if len(body) <= INLINE_BYTES:
+            request.row.error_text = _error_text(body, secrets)
+        else:
+            request.row.error_text = await asyncio.to_thread(_error_text, body, secrets)
 
     async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
         """Put these two into a row that belongs to `request`."""
@@ -63,6 +75,28 @@ def credential_parts(request_payload: str) -> list[str]:
 
 def _redact_all(bodies: Sequence[bytes], limit: int, secrets: list[str]) -> list[RedactedMessage | None]:
     return [redact_message(body, limit, secrets) for body in bodies]
+
+
+def _error_text(body: bytes, secrets: Sequence[str]) -> str:
+    if len(body) > MAX_MESSAGE:
+        return ""
+    try:
+        document = orjson.loads(body)
+    except ValueError:
+        return ""
+    return redact_text(_said(document), ERROR_TEXT, secrets).strip()
+
+
+def _said(document: Any) -> str:
+    """The message of an error, or the texts of a result that is one; empty for anything else."""
+    match document:
+        case {"error": {"message": str(message)}}:
+            return message
+        case {"result": {"isError": True, "content": [*blocks]}}:
+            return "\n".join(
+                one["text"] for one in blocks if isinstance(one, dict) and isinstance(one.get("text"), str)
+            )
+    return ""
 
 
 def _json(redacted: RedactedMessage | None) -> bytes | None:

@@ -175,14 +175,96 @@ document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, req
 // What asks by itself rests while nobody sees it, and keeps its faults to itself: it asks again.
 document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-wait]") && event.preventDefault());
 const asksAgain = ({ detail }) => detail.elt.matches("[data-wait]");
-// New calls wait while somebody points at a row, reads another window, or selects a text.
-document.addEventListener("htmx:beforeRequest", (event) => {
-  if (!event.detail.elt.matches("[data-tail]")) return;
-  if (document.hidden || document.querySelector("tbody tr:hover") || getSelection().toString()) event.preventDefault();
-});
+// Nobody counts new calls while nobody sees the list.
+document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-tail]") && event.preventDefault());
 document.addEventListener("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
 document.addEventListener("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
 document.addEventListener("toast", (event) => announce(event.detail.value));
 document.addEventListener("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
 arm(document);
+
+// ---- The log. Local time is the zone of this browser, which the server is told by its name.
+function armZone(group) {
+  const field = document.getElementById("zone");
+  const local = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  group.hidden = !field || local === "UTC";
+  for (const button of all("[data-zone]", group)) {
+    const zone = button.dataset.zone || local;
+    button.ariaPressed = String(field?.value === zone);
+    button.onclick = () => {
+      const now = document.getElementById("zone"); // The fields of the range come anew with every answer.
+      now.value = zone;
+      now.dispatchEvent(new Event("change", { bubbles: true }));
+    };
+  }
+}
+const armZones = () => document.querySelectorAll("[data-zones]").forEach(armZone);
+document.addEventListener("htmx:afterSettle", armZones);
+armZones();
+// From and To are asked for with their button: an answer to every digit would take the field away. A range replaces them.
+for (const kind of ["input", "change"]) {
+  document.getElementById("range")?.addEventListener(kind, (event) => {
+    if (event.target.type === "datetime-local") event.stopPropagation();
+    if (event.target.name === "range") for (const name of ["from", "to"]) document.getElementById(name).value = "";
+  });
+}
+
+// Brush: dragging over the chart chooses from and to. The same two are fields of the time range.
+const clamp = (part) => Math.min(Math.max(part, 0), 1);
+let brushing;
+document.addEventListener("pointerdown", (event) => {
+  const chart = event.button === 0 && event.target.closest?.(".brushable > svg");
+  brushing = chart ? { chart, start: clamp((event.clientX - chart.getBoundingClientRect().left) / chart.clientWidth) } : undefined;
+});
+document.addEventListener("dragstart", (event) => brushing && event.preventDefault());
+document.addEventListener("pointermove", (event) => {
+  if (!brushing) return;
+  const { chart, start } = brushing;
+  const end = clamp((event.clientX - chart.getBoundingClientRect().left) / chart.clientWidth);
+  if (!brushing.range && Math.abs(end - start) < 0.01) return;
+  const { width, height } = chart.viewBox.baseVal;
+  const brush = chart.querySelector(".brush") ?? chart.appendChild(document.createElementNS(chart.namespaceURI, "rect"));
+  const [from, to] = brushing.range = [start, end].sort((a, b) => a - b);
+  for (const [name, value] of Object.entries({ class: "brush", x: from * width, y: 0, width: (to - from) * width, height })) brush.setAttribute(name, value);
+});
+document.addEventListener("pointerup", () => {
+  const { chart, range } = brushing ?? {};
+  brushing = undefined;
+  if (!range) return;
+  addEventListener("click", (event) => event.preventDefault(), { capture: true, once: true }); // The end of the stroke is on a bar.
+  setTimeout(() => dispatchEvent(new Event("click", { cancelable: true }))); // Where it was none, the next click is one.
+  const [since, length] = [Number(chart.dataset.since), Number(chart.dataset.seconds)];
+  const form = document.getElementById("log");
+  const query = new URLSearchParams(new FormData(form));
+  query.delete("range");
+  for (const [name, part] of [["from", range[0]], ["to", range[1]]]) query.set(name, new Date(1000 * Math.round(since + part * length)).toISOString().replace(".000", ""));
+  htmx.ajax("GET", `${form.getAttribute("action")}?${query}`, { target: "#entries", swap: "outerHTML" });
+});
+
+// Keys of a list: J and K move, Enter opens, Escape closes what is open, ? lists them.
+document.addEventListener("keydown", (event) => {
+  const writes = event.target.matches("input:not([type=checkbox], [type=radio]), textarea, select");
+  if (writes || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open], [popover]:not(.tip):popover-open")) return;
+  const rows = all("[data-keys] tbody tr:has(.row-link)");
+  const at = rows.findIndex((row) => row.contains(document.activeElement));
+  const here = at < 0 ? rows.findIndex((row) => row.matches("[data-focus], [aria-selected=true]")) : at;
+  const go = (row) => {
+    if (!row) return;
+    for (const other of rows) other.toggleAttribute("data-focus", other === row);
+    const link = row.querySelector(".row-link");
+    link.focus();
+    row.scrollIntoView({ block: "nearest" });
+    if (document.querySelector(".drawer") && row.closest("[hx-boost]")) link.click();
+  };
+  const acts = {
+    j: () => go(rows[here + 1]),
+    k: () => go(rows[Math.max(here - 1, 0)]),
+    "?": () => document.getElementById("keys")?.showModal(),
+    Escape: () => document.querySelector(".drawer [data-close]")?.click(),
+  };
+  const act = document.querySelector("[data-keys]") && acts[event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});

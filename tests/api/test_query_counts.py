@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from accounts.models import Team, User
+from accounts.models import SavedView, Team, User
 from capabilities import Capability
 from gateways.models import Feature, Gateway
 from servers.models import AuthType, Server
@@ -31,6 +31,7 @@ FROZEN = {
     "/hosts": 6,
     "/identities?scope=all": 6,
     "/logs": 5,  # The last week, and then all of it, since that holds no whole page.
+    "/log-views": 6,
     "/roles": 8,
     "/servers": 6,
     "/teams": 7,
@@ -55,6 +56,7 @@ def one_more_of_everything(boss: User) -> None:
     make.token(link)
     make.token(link, servers=[assignment])
     make.api_key(somebody, Capability.LOGS_READ)
+    SavedView.objects.create(owner=somebody, name="Denied", query="outcome=denied", is_shared=True)
     team = Team.objects.create(name=make.unique("team"))
     team.users.add(somebody)
     make.gateway(by=boss, reach="teams").teams.add(team)

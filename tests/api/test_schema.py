@@ -56,6 +56,7 @@ LISTS = {
     "roles": "q",
     "teams": "q",
     "capabilities": "",
+    "log-views": "is_shared",
     "api-keys": "scope status user q",
 }
 VERBS = {

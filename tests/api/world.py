@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from django.utils import timezone
 
-from accounts.models import ApiKey, Role, Team, User, permissions_of
+from accounts.models import ApiKey, Role, SavedView, Team, User, permissions_of
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
@@ -60,6 +60,7 @@ def build() -> World:
     everyones = make.gateway(slug="open")
     asking = make.server(slug="asking", url="https://127.0.0.1:9/mcp", auth_type=AuthType.OAUTH)
     make.assignment(everyones, asking, identity_scheme=IdentityScheme.PER_USER)
+    view = SavedView.objects.create(owner=owner, name="Denied", query="outcome=denied", is_shared=True)
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
@@ -73,6 +74,7 @@ def build() -> World:
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},
             "role-detail": {"pk": lonely.pk},
+            "savedview-detail": {"pk": view.pk},
             "team-detail": {"pk": team.pk},
             "catalogue-detail": {"pk": tool.pk},
             "feature-accept": {**gateway, "pk": tool.pk},
@@ -111,6 +113,7 @@ def build() -> World:
             ("identity-gateways", "put"): {"gateway_ids": []},
             ("me-confirm", "post"): {"password": "s3cret"},
             ("role-list", "post"): {"name": "Made", "capabilities": []},
+            ("savedview-list", "post"): {"name": "Made", "query": "outcome=denied"},
             ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
             ("sign-in", "post"): {"server_id": str(asking.pk)},
             ("team-list", "post"): {"name": "Made"},

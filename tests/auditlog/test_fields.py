@@ -7,7 +7,7 @@ import pytest
 from auditlog.api import CallFilters
 from auditlog.models import Call
 from auditlog.search.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTED, Comparison, LogField
-from auditlog.search.filters import CallFilter
+from auditlog.search.filters import FACETS, CallFilter
 from auditlog.search.query_language import ALLOWED, Condition, parse
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
@@ -40,7 +40,10 @@ def test_a_field_can_be_asked_for_with_each_of_its_operators_and_is_in_the_guide
 
 
 def test_the_page_and_the_api_take_the_parameters_of_the_table() -> None:
-    assert set(FILTERS) | {"range", "from", "to", "q", "live"} == set(CallFilter({}).fields)
+    look = {"columns", "zone", "chart", "order", "open"}
+    left_out = {f"not_{name}" for name in FACETS}
+    assert set(FILTERS) | left_out | look | {"range", "from", "to", "q", "live"} == set(CallFilter({}).fields)
+    assert set(FACETS) == {name for name, field in FILTERS.items() if field.has_facet}
     assert set(PARAMETERS) | {"from", "to", "q"} == set(CallFilters().fields)
 
 

@@ -15,7 +15,6 @@ from auditlog.search.filters import PAGE_SIZE
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
-from tests.workspace import ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -150,21 +149,22 @@ def test_a_filter_by_id_bears_its_name_and_can_be_removed(ana: User, sign_in: Si
 
     page = text(sign_in(ana).get(f"/logs/?gateway={gateway}&outcome=ok"))
 
-    chip = page.split('class="chip"')[1].split("</span>", maxsplit=1)[0]
-    assert "New name" in chip
+    chips = page.split('class="chip"')[1:]
+    chip = next(one for one in chips if "New name" in one).split("</span>", maxsplit=1)[0]
     assert 'href="/logs/?outcome=ok"' in chip
-    assert f'name="gateway" value="{gateway}"' in chip
+    assert f'name="gateway" value="{gateway}" checked' in page
 
 
 def test_the_form_keeps_what_was_chosen(ana: User, sign_in: SignIn) -> None:
     make.call()
 
-    page = text(sign_in(ana).get("/logs/?outcome=denied&outcome=timeout&tool=search&range=7d"))
+    page = text(sign_in(ana).get("/logs/?outcome=denied&outcome=timeout&not_tool=search&range=7d"))
 
     assert 'name="outcome" value="denied" checked' in page
+    assert 'name="outcome" value="timeout" checked' in page
     assert 'name="range" value="7d" checked' in page
-    assert 'name="tool" value="search"' in page
-    assert "Outcome: <b>denied +1</b>" in page
+    assert 'name="not_tool" value="search" title="Not search" checked' in page
+    assert "<b>Tool is not</b> search" in page
 
 
 # --- Pages --------------------------------------------------------------------------------------------------------
@@ -219,7 +219,9 @@ def test_htmx_gets_rows_count_and_labels_and_a_clean_address(ana: User, sign_in:
     fragment = text(response)
     assert fragment.lstrip().startswith('<div class="stack" id="entries"')
     assert 'id="call-count" hx-swap-oob="true">1 in last 24 hours<' in fragment
-    assert 'id="label-outcome" hx-swap-oob="true">Outcome: <b>denied</b>' in fragment
+    assert '<b>Outcome</b> denied<a class="icon-button" href="/logs/" aria-label="Remove filter:' in fragment
+    assert 'id="facet-outcome" hx-swap-oob="true"' in fragment
+    assert 'id="range-label" hx-swap-oob="true">Last 24 hours<' in fragment
     assert response["HX-Push-Url"] == "/logs/?outcome=denied"
 
 
@@ -230,7 +232,7 @@ def test_the_list_costs_the_same_for_one_row_and_for_many(
         make.call()
     client = sign_in(ana)
 
-    with django_assert_num_queries(8):  # session, user, permissions, rows, count, bars, and roll-ups for both
+    with django_assert_num_queries(9):  # session, user, permissions, rows, count, bars, values (two), saved views
         client.get("/logs/")
 
 
@@ -369,16 +371,66 @@ def test_a_call_has_a_link_to_pass_on(ana: User, sign_in: SignIn, settings: Any)
     assert f">https://gateway.example.com/logs/{call.uid}/</code>" in page
 
 
-def test_cards_say_the_titles_of_their_columns(ana: User, sign_in: SignIn) -> None:
-    make.call()
-    titles = re.findall(r"<th scope=\"col\"[^>]*>([^<]+)</th>", text(sign_in(ana).get("/logs/")))
-    style = (ROOT / "static/gateway/app.css").read_text()
-    rule = style.partition("[data-calls] td {")[2].partition("\n  }")[0]
+def test_columns_are_chosen_in_the_address_and_kept_for_a_person(ana: User, viv: User, sign_in: SignIn) -> None:
+    make.call(client_ip="203.0.113.24", host_name="CI bot")
+    client = sign_in(ana)
 
-    labels = dict(re.findall(r"nth-child\((\d+)\) \{ --label: \"([^\"]+)\"", rule))
+    def titles(path: str, browser: Client = client) -> list[str]:
+        return re.findall(r"<th scope=\"col\"[^>]*>(?:<a[^>]*>)?([^<]+)<", text(browser.get(path)))
 
-    # The first cell is the header of its row and needs no label.
-    assert labels == {str(number): title for number, title in enumerate(titles, 1) if number > 1}
+    usual = ["Created at", "Host", "User email", "Gateway", "Server", "Method", "Tool", "Outcome", "Status", "Duration"]
+    assert titles("/logs/") == usual
+    assert titles("/logs/?columns=ip&columns=outcome") == ["Created at", "Tool", "Outcome", "Address"]
+    assert titles("/logs/?columns=nonsense") == usual
+    kept = client.post("/logs/look/", {"query": "columns=ip&chart=none&outcome=ok&zone=Asia/Tokyo", "back": "/logs/"})
+    assert kept["Location"] == "/logs/?outcome=ok"
+    assert titles("/logs/") == ["Created at", "Tool", "Address"]
+    assert "Times are Asia/Tokyo." in text(client.get("/logs/"))
+    assert client.get("/logs/").context["histogram"] is None
+    assert titles("/logs/", sign_in(viv)) == usual
+    assert "columns" not in client.get("/logs/?columns=ip").context["query"]
+
+
+def test_times_are_shown_and_read_in_the_zone_of_the_address(ana: User, sign_in: SignIn) -> None:
+    make.call(at=datetime(2026, 3, 4, 23, 30, tzinfo=UTC), feature_name="then")
+    client = sign_in(ana)
+    zone = "zone=Asia%2FTokyo"
+
+    listed = client.get(f"/logs/?from=2026-03-05T08:00&to=2026-03-05T09:00&{zone}")
+
+    assert shown(listed) == ["then"]
+    assert "Mar 5 08:30:00.000" in text(listed)
+    assert 'name="from" value="2026-03-05T08:00"' in text(listed)
+    assert "from=2026-03-04T23%3A00Z" in listed.context["query"]
+    assert shown(client.get("/logs/?from=2026-03-05T08:00&to=2026-03-05T09:00")) == []
+    assert "Times are UTC." in text(client.get("/logs/?zone=Mars/Olympus"))
+
+
+def test_the_slowest_of_the_newest_stand_first_when_asked_for(ana: User, sign_in: SignIn) -> None:
+    for number, ms in enumerate((40, 900, 5)):
+        make.call(duration_ms=ms, feature_name=str(ms), at=ago(minutes=number))
+    client = sign_in(ana)
+
+    assert shown(client.get("/logs/?order=slowest")) == ["900", "40", "5"]
+    assert 'aria-sort="descending">Duration' in text(client.get("/logs/?order=slowest"))
+    assert shown(client.get("/logs/?order=nonsense")) == ["40", "900", "5"]
+
+
+def test_arguments_stand_in_a_row_for_those_alone_who_may_see_payloads(sign_in: SignIn) -> None:
+    params = {"name": "search", "arguments": {"q": "<b>flaky</b>", "limit": 5, "text": "x" * 3000}}
+    make.call(feature_name="search", request_payload={"method": "tools/call", "params": params})
+    make.call(feature_name="cut", request_payload='{"method":"tools/call","params":{"name":"cu')
+    make.call(feature_name="bare")
+    reader = sign_in(make.user(Capability.LOGS_READ))
+    payloads = sign_in(make.user(Capability.LOGS_READ, Capability.LOGS_PAYLOADS))
+
+    assert "flaky" not in text(reader.get("/logs/"))
+    row = text(payloads.get("/logs/"))
+    assert "&lt;b&gt;flaky" in row
+    assert "<b>flaky" not in row
+    assert "<code><b>cut</b></code>" in row
+    assert "<code><b>bare</b></code>" in row
+    assert "x" * 200 not in row
 
 
 def test_calls_of_the_same_request_are_counted(ana: User, sign_in: SignIn) -> None:
@@ -423,4 +475,4 @@ def test_a_row_refused_before_any_server_says_why_instead_of_naming_one(ana: Use
 
     assert '<span class="muted" title="Refused before any server">—</span>' in page
     assert '<span class="muted" title="Refused before any tool">—</span>' in page
-    assert "<small>wrong gateway</small>" in page
+    assert '<span class="badge" data-state="denied"><span>denied: wrong gateway</span></span>' in page

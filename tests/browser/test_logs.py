@@ -1,5 +1,7 @@
 """The Logs page in a real browser: new calls by themselves, values of a filter, bars, a call beside the list (5.9)."""
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -13,25 +15,68 @@ pytestmark = pytest.mark.xdist_group("browser")
 SOON = 1000 * PROMPT  # Milliseconds until a call is seen.
 
 
-def test_the_list_grows_by_itself_and_waits_while_one_points_at_it(live: Serve, page: Page) -> None:
+def test_live_tells_how_many_calls_are_new_and_loads_them_when_asked(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
     url, token = issued["gateway_url"], issued["token"]
-    rows = page.locator("tbody tr")
+    rows = page.locator("[data-calls] tbody tr")
 
     page.goto(f"{live.url}/logs/?q=host is {host}")
     page.get_by_text("Live", exact=True).click()
     expect(page).to_have_url(f"{live.url}/logs/?live=1&q=host+is+{host}")
     curl.call_tool(url, token, "echo", text="first")
-    expect(rows).to_have_count(1, timeout=SOON)
-
-    rows.first.hover()
+    expect(page.locator("#tail")).to_have_text("1 new", timeout=SOON)
     curl.call_tool(url, token, "add", a=1, b=2)
-    page.wait_for_timeout(1_300)  # One question and a bit: nothing may come.
-    expect(rows).to_have_count(1)
-    page.mouse.move(1, 1)
-    expect(rows).to_have_count(2, timeout=SOON)
+    expect(page.locator("#tail")).to_have_text("2 new", timeout=SOON)
+    expect(rows).to_have_count(0)
+    page.get_by_role("link", name="2 new").click()
+    expect(rows).to_have_count(2)
     expect(rows.first).to_contain_text("add")
+    expect(page.locator("#tail")).to_have_text("")
+
+
+def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    for _ in range(3):
+        curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+
+    page.goto(f"{live.url}/logs/?q=host is {host}")
+    for key in "jjjk":
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-calls] tbody tr").nth(1)).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("j")
+    expect(page.locator("[data-calls] tbody tr").nth(2)).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Escape")
+    expect(page.locator(".drawer")).to_have_count(0)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
+    page.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+
+
+def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+
+    page.goto(f"{live.url}/logs/?q=host is {host}&chart=latency")
+    chart = page.locator(".brushable svg").bounding_box()
+    assert chart is not None
+    x, y, wide = chart["x"], chart["y"] + 10, chart["width"]
+    page.mouse.move(x + 0.5 * wide, y)
+    page.mouse.down()
+    page.mouse.move(x + 0.7 * wide, y, steps=4)
+    page.mouse.move(x + wide + 20, y, steps=4)
+    page.mouse.up()
+
+    expect(page.locator(".chip")).to_contain_text("Time")
+    expect(page).to_have_url(re.compile("chart=latency&from=.*&to="))
+    expect(page.locator("[data-calls] tbody tr")).to_have_count(1)
+    expect(page.locator("#from")).to_have_value(re.compile("T"))
 
 
 def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
@@ -42,10 +87,15 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     curl.list_tools(issued["gateway_url"], issued["token"])
 
     page.goto(f"{live.url}/logs/?q=host is {host}")
-    page.get_by_role("button", name="Tool").click()
-    page.get_by_role("link", name="echo 2").click()
+    page.locator("summary", has_text="Tool").click()
+    page.get_by_role("checkbox", name="echo", exact=True).check()
     expect(page.locator("tbody tr")).to_have_count(2)
-    expect(page.locator("#label-tool")).to_have_text("Tool: echo")
+    expect(page.locator(".chip")).to_have_text("Tool echo")
+    expect(page.get_by_role("checkbox", name="echo", exact=True)).to_be_focused()
+    page.get_by_title("Not echo").check()
+    expect(page.locator("tbody tr")).to_have_count(0)
+    page.get_by_title("Not echo").uncheck()
+    expect(page.locator("tbody tr")).to_have_count(2)
 
     page.locator("tbody .row-link").first.click()
     expect(page.get_by_role("heading", name="The call again")).to_be_visible()
@@ -63,7 +113,7 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     expect(page.locator(".drawer")).to_have_count(0)
 
     page.locator(".chart a").last.click()
-    expect(page.locator(".chip")).to_contain_text("Time")
+    expect(page.locator(".chip").first).to_contain_text("Time")
     expect(page.locator("tbody tr")).to_have_count(2)
 
     page.get_by_role("searchbox").fill("duration is fast")

@@ -62,6 +62,7 @@ PLANTED = "planted-upstream-secret-0123456789"
 FROZEN = {
     "accounts.apikey": 5,
     "accounts.role": 5,
+    "accounts.savedview": 4,
     "accounts.team": 5,
     "accounts.user": 6,
     "accounts.workspacesettings": 5,
@@ -199,7 +200,7 @@ def test_no_page_is_made_of_a_secret() -> None:
 HIDDEN = {
     "accounts.apikey": {"digest", "key_id"},
     "accounts.role": {"permissions"},
-    "accounts.user": {"is_active", "notices_read_at", "password", "session_epoch"},
+    "accounts.user": {"is_active", "log_look", "notices_read_at", "password", "session_epoch"},
     "gateways.feature": {"definition_hash", "identities", "input_schema", "offered_hash", "position", "shown"},
     "hosts.host": {"dedupe_key", "enabled"},
     "oauth.authorizerequest": {"application", "browser_digest", "host", "identities", "parameters"},

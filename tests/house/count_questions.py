@@ -18,6 +18,8 @@ from django.utils import timezone
 from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from auditlog.reasons import REASONS, Step
+from auditlog.search.facets import AT_FIRST
+from auditlog.search.fields import FIELDS
 from auditlog.templatetags.calls import ms
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
@@ -498,7 +500,13 @@ def _not_reached(ask: Ask) -> int:
 
 
 def _facet_calls(ask: Ask) -> int:
-    return _calls(ask).filter(**{ask.kind: ask.pk}).count()
+    return _calls(ask).filter(**{FIELDS[ask.kind].group_column: ask.pk}).count()
+
+
+def _more_values(ask: Ask) -> int:
+    """The values of a filter that do not stand beside the list."""
+    column = FIELDS[ask.pk].group_column
+    return int(_calls(ask).exclude(**{column: None}).values(column).distinct().count()) - AT_FIRST
 
 
 # ---- Questions before an act: what is cut with it, as the sentence says it.
@@ -776,6 +784,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "event.same_request": _same_request,
     "event.more": lambda ask: f"+{len(Event.objects.get(uid=ask.pk).changes) - 3}",
     "facet.calls": _facet_calls,
+    "facet.more": _more_values,
     "connections.by_state": _by_state,
     "connections.live": lambda ask: Connection.objects.filter(**LIVE).count(),
     "connections.tile": lambda ask: "{} active, {} blocked".format(

@@ -9,7 +9,7 @@ import pytest
 from django.apps import apps
 from django.db.models import Model
 
-from accounts.models import User, WorkspaceSettings
+from accounts.models import SavedView, User, WorkspaceSettings
 from capabilities import Capability
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
@@ -77,6 +77,7 @@ def staged() -> Stage:
         "own_connection": own.connection_id,
         "own_token": own.pk,
         "owner": world.owner.pk,
+        "view": SavedView.objects.create(owner=boss, name="Mine", query="outcome=denied").pk,
         "owner_email": world.owner.email,
         "person": known["user"],
         "invited": User.objects.create_user("invited@example.com", None, role=make.role()).pk,

@@ -557,6 +557,17 @@ VERBS = [
         rest("DELETE /teams/{team}"),
         admin_form("accounts/team/{team}/delete", post="yes"),
     ),
+    verb(
+        "SavedView.add",
+        page("/logs/views/", name="Made", query="outcome=denied"),
+        rest("POST /log-views", name="Made", query="outcome=denied", is_shared=False),
+    ),
+    verb(
+        "SavedView.edit",
+        page("/logs/views/{view}/", act="share"),
+        rest("PATCH /log-views/{view}", is_shared=True),
+    ),
+    verb("SavedView.remove", page("/logs/views/{view}/", act="remove"), rest("DELETE /log-views/{view}")),
     verb("WorkspaceSettings.edit", settings_page, rest("PATCH /workspace", name="Ours")),
 ]
 # Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.

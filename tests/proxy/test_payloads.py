@@ -13,7 +13,8 @@ from accounts.models import WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
-from proxy.store.payloads import INLINE_BYTES, credential_parts
+from proxy.store.payloads import INLINE_BYTES, _error_text, credential_parts
+from proxy.store.redaction.secret_texts import REDACTED
 from servers.models import AuthType
 from tests import make
 from tests.conftest import Run
@@ -111,6 +112,41 @@ def test_a_secret_is_found_nowhere(recording: bool, agent: Agent, caplog: pytest
             "files": "".join(files),
         }.items():
             assert secret not in haystack, (secret, where)
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_what_an_error_said_is_kept_without_secrets_whether_payloads_are_or_not(recording: bool, agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=recording)
+
+    agent.call("docs__it", ARGUMENTS | {"fail": "tool"})
+    agent.call("docs__it", ARGUMENTS | {"fail": "error"})
+    agent.call("docs__none", ARGUMENTS)
+    agent.call("docs__it", {"city": "Lisbon"})
+
+    failed, refused, unknown, answered = Call.objects.order_by("pk")
+    assert (failed.outcome, refused.outcome, answered.outcome) == ("tool_error", "rpc_error", "ok")
+    assert answered.error_text == ""
+    assert "docs__none" in unknown.error_text
+    for call in (failed, refused):
+        assert REDACTED in call.error_text
+        assert not any(secret in call.error_text for secret in SECRETS)
+    reading = reader()
+    assert "What the error said" in text(reading.get(f"/logs/{failed.uid}/"))
+    assert reading.get(f"/api/logs/{refused.uid}").json()["error_text"] == refused.error_text
+    assert [row.pk for row in reading.get("/logs/?q=message+contains+docs__none").context["page"].rows] == [unknown.pk]
+
+
+def test_an_error_is_kept_up_to_300_characters_and_a_secret_at_the_cut_is_seen_whole() -> None:
+    body = {"error": {"message": f"{'x' * 290} Bearer {PASSWORD}abcdefgh\n{'y' * 5000}"}}
+
+    kept = _error_text(json.dumps(body).encode(), [])
+
+    assert len(kept) == 300
+    assert PASSWORD[:4] not in kept
+    assert kept.endswith("[cut]")
+    assert _error_text(b"not json", []) == _error_text(b"[1]", []) == _error_text(b"", []) == ""
+    blocks = {"result": {"isError": True, "content": [{"text": "one"}, {"data": 1}, "x", {"text": "two"}]}}
+    assert _error_text(json.dumps(blocks).encode(), []) == "one\ntwo"
 
 
 def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:

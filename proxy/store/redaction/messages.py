@@ -52,6 +52,12 @@ def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> R
     return RedactedMessage(text, cut=True)
 
 
+def redact_text(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
+    """The text without its secrets, `limit` characters at most."""
+    redacted = _Redactor(limit - len(CUT_MARK), KnownSecrets(secrets)).text(text, 0)
+    return redacted if len(redacted) <= limit else redacted[: limit - len(CUT_MARK)] + CUT_MARK
+
+
 def _read(message: bytes) -> object:
     """What the message says, or itself as a text when that is no JSON."""
     for read in (orjson.loads, json.loads):  # The second one knows lone surrogates.

@@ -1,0 +1,165 @@
+"""The cells of a row of the log. Every name in here was chosen by somebody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
+from math import log10
+from typing import Any, NamedTuple
+
+from django.db.models import F, TextField
+from django.db.models.fields.json import KeyTransform
+from django.db.models.functions import Cast, Substr
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
+
+from auditlog.models import Call
+from auditlog.search.look import Look
+from auditlog.templatetags.calls import moment, ms, size
+
+LONGEST_ARGUMENTS = 160  # Characters of them in a row.
+LONGEST_ARGUMENT = 48
+READ_ARGUMENTS = 2000  # Characters that are fetched of them.
+SLOW_MS = 2000
+LONGEST_MS = 30_000  # A full bar.
+NOTHING = mark_safe('<span class="muted">none</span>')
+
+
+class Column(NamedTuple):
+    """One column: its head, how wide it is in rem (0: what is left), and at which width of the table it steps back."""
+
+    name: str
+    label: str
+    width: str
+    priority: int
+    cell: Callable[[Call, str], SafeString | str]
+    is_number: bool = False
+
+
+def _server(call: Call, _: str) -> SafeString | str:
+    if call.server_name:
+        return call.server_name
+    if call.deny_reason:
+        return mark_safe('<span class="muted" title="Refused before any server">—</span>')
+    return mark_safe('<span class="muted">gateway</span>')
+
+
+def _tool(call: Call, arguments: str) -> SafeString | str:
+    if not call.feature_name:
+        if not call.deny_reason and call.method:
+            return format_html('<span class="muted">{}</span>', call.method)
+        refused = mark_safe('<span class="muted" title="Refused before any tool">—</span>')
+        return refused if call.deny_reason else NOTHING
+    name = call.feature_name[:64]
+    return format_html("<code><b>{}</b>{}</code>", name, _in_words(arguments) if arguments else "")
+
+
+def _in_words(arguments: str) -> SafeString:
+    """The arguments of a tool as a person would write them, cut to what fits into a row."""
+    try:
+        members = json.loads(arguments)
+    except ValueError:  # Cut off somewhere.
+        return format_html("<i>({}…</i>", arguments[:LONGEST_ARGUMENTS].lstrip("{"))
+    if not isinstance(members, dict):
+        return format_html("<i>({})</i>", arguments[:LONGEST_ARGUMENTS])
+    return format_html("({})", format_html_join(", ", "{}: <i>{}</i>", _few(members)))
+
+
+def _few(members: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    left = LONGEST_ARGUMENTS
+    for name, value in members.items():
+        if left <= 0:
+            return
+        text = json.dumps(value, ensure_ascii=False)
+        text = text if len(text) <= LONGEST_ARGUMENT else f"{text[:LONGEST_ARGUMENT]}…"
+        left -= len(name) + len(text) + 4
+        yield name[:LONGEST_ARGUMENT], text
+
+
+def _outcome(call: Call, _: str) -> SafeString:
+    label = call.get_outcome_display()
+    if call.deny_reason:
+        return format_html(
+            '<span class="badge" data-state="{}"><span>{}: {}</span></span>', call.outcome, label, call.why
+        )
+    return format_html('<span class="badge" data-state="{}">{}</span>', call.outcome, label)
+
+
+def _tenths(call: Call) -> int:
+    """How long a call took, for the bar beside it: in tenths of LONGEST_MS by its logarithm."""
+    return min(round(10 * log10(1 + call.duration_ms) / log10(1 + LONGEST_MS)), 10)
+
+
+TOOL = Column("tool", "Tool", "", 0, _tool)
+COLUMNS = (
+    Column("host", "Host", "7.5", 2, lambda call, _: call.host_name),
+    Column("user", "User email", "9", 3, lambda call, _: call.user_email),
+    Column("gateway", "Gateway", "7", 4, lambda call, _: call.gateway_name),
+    Column("server", "Server", "7", 4, _server),
+    Column("method", "Method", "6.5", 4, lambda call, _: call.method),
+    TOOL,
+    Column("outcome", "Outcome", "11", 0, _outcome),
+    Column("status", "Status", "4", 4, lambda call, _: str(call.http_status), is_number=True),
+    Column("duration", "Duration", "7.5", 2, lambda call, _: ms(call.duration_ms), is_number=True),
+    Column("identity", "Identity", "7", 3, lambda call, _: call.identity_label),
+    Column("token", "Token", "7", 3, lambda call, _: call.token_name or call.token_prefix),
+    Column("client", "Client", "7", 3, lambda call, _: call.client_name),
+    Column("ip", "Address", "8", 3, lambda call, _: call.client_ip or ""),
+    Column("error", "Error", "14", 3, lambda call, _: call.error_text),
+    Column("size", "Size", "9", 3, lambda call, _: f"{size(call.request_bytes)}, {size(call.response_bytes)}"),
+)
+
+
+def shown(look: Look) -> list[Column]:
+    """The columns that stand in the list, in their order."""
+    return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
+
+
+class Row(NamedTuple):
+    """One row of the list."""
+
+    call: Call
+    at: SafeString
+    cells: SafeString
+
+
+def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[Row]:
+    """The rows of a page; `with_arguments` for those who may see recorded payloads."""
+    columns, arguments = shown(look), _arguments(calls) if with_arguments else {}
+    today = timezone.now().astimezone(zone).date()
+    return [
+        Row(
+            call,
+            moment(call.created_at, zone=zone, today=today),
+            format_html_join(
+                "",
+                "<td{}>{}</td>",
+                ((_attributes(column, call), column.cell(call, arguments.get(call.pk, ""))) for column in columns),
+            ),
+        )
+        for call in calls
+    ]
+
+
+def _attributes(column: Column, call: Call) -> SafeString:
+    # Short, since there are five hundred cells: `data-p` is the priority of the column.
+    text = f" data-p={column.priority}" if column.priority else ""
+    if column.is_number:
+        text += " class=number"
+    if column.name == "duration":
+        text += f" data-took={_tenths(call)}{' data-slow' if call.duration_ms >= SLOW_MS else ''}"
+    return mark_safe(text)  # noqa: S308  (constants and numbers)
+
+
+def _arguments(calls: Sequence[Call]) -> dict[int, str]:
+    """The beginning of the arguments with which tools and prompts were called, of those calls that have a payload."""
+    named = {call.pk: call.created_at for call in calls if call.feature_name}
+    if not named:
+        return {}
+    stretch: tuple[datetime, datetime] = min(named.values()), max(named.values())
+    arguments = Cast(KeyTransform("arguments", KeyTransform("params", F("request_payload"))), TextField())
+    rows = Call.objects.filter(pk__in=named, created_at__range=stretch, request_payload__isnull=False)
+    found = rows.order_by().values_list("pk", Substr(arguments, 1, READ_ARGUMENTS))
+    return {pk: text for pk, text in found if text}

@@ -1,0 +1,145 @@
+"""The values of the filters beside the list, with how many of the calls have each.
+
+`facet_values` is the one place that counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from django.db import connection
+
+from auditlog.search.criteria import COUNT_LIMIT, Search
+from auditlog.search.fields import FILTERS, LogField
+from auditlog.search.filters import FACETS, NOT, CallFilter, name_of
+from auditlog.search.keyset import EPOCH
+
+AT_FIRST = 4  # Values of a facet that are shown.
+AT_MOST = 20  # And of one that was asked for more.
+# The facets that stand open.
+FIRST = ("outcome", "host", "user")
+
+
+class FacetValue(NamedTuple):
+    """One value of a filter, and how many calls it would leave."""
+
+    value: str
+    label: str
+    calls: int
+
+
+class FacetValues(NamedTuple):
+    """The most frequent values, `distinct` how many there are; `partial` when only the newest calls were counted."""
+
+    values: Sequence[FacetValue]
+    distinct: int
+    partial: bool
+
+
+def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST) -> dict[str, FacetValues]:
+    """The values of some filters among the newest calls of a search, by the filter's name; all of one statement."""
+    if not fields:
+        return {}
+    rows, floor = search.recent(COUNT_LIMIT)
+    rows = rows.filter(created_at__gte=EPOCH)  # An index holds the times: so no partition has to be read as a whole.
+    columns = {column for field in fields for column in (field.group_column, field.column)}
+    inner, parameters = rows.order_by().values(*sorted(columns)).query.sql_with_params()
+    counts = " UNION ALL ".join(f"({_counted(number, field)})" for number, field in enumerate(fields))
+    with connection.cursor() as cursor:
+        cursor.execute(f"WITH r AS MATERIALIZED ({inner}) {counts}", [*parameters, *[most] * len(fields)])
+        found = cursor.fetchall()
+    return {
+        field.name: FacetValues(
+            [FacetValue(value, field.label_of(label), calls) for n, value, label, calls, _ in found if n == number],
+            next((distinct for n, *_, distinct in found if n == number), 0),
+            floor is not None,
+        )
+        for number, field in enumerate(fields)
+    }
+
+
+def _counted(number: int, field: LogField) -> str:
+    # The columns are those of the table of fields; what comes from outside is a parameter.
+    value = f"{field.group_column}::text"
+    known = f"{field.group_column} IS NOT NULL" if field.id_column else f"{field.column} <> ''"
+    return (
+        f"SELECT {number}, {value}, max({field.column}), count(*), count(*) OVER () FROM r WHERE {known} "  # noqa: S608
+        f"GROUP BY {value} ORDER BY 4 DESC, 2 LIMIT %s"
+    )
+
+
+class Line(NamedTuple):
+    """One value beside the list, `share` in twentieths of the most frequent.
+
+    `calls` is None of one that was chosen and has none among those counted.
+    """
+
+    key: str
+    value: str
+    label: str
+    calls: int | None
+    share: int
+    is_chosen: bool
+    is_left_out: bool
+
+
+class Facet(NamedTuple):
+    """One filter beside the list; `lines` is None while nobody has asked for its values."""
+
+    name: str
+    label: str
+    lines: Sequence[Line] | None
+    more: int
+    partial: bool
+    is_asked: bool
+    takes_text: bool
+
+
+def facets(call_filter: CallFilter) -> list[Facet]:
+    """The filters beside the list: those that stand open or were opened with their values."""
+    names = [name for name in FACETS if name not in call_filter.scope]
+    shown = [] if call_filter.error else [name for name in names if _is_open(call_filter, name)]
+    apart = [name for name in shown if call_filter.values[name] or call_filter.values[NOT + name]]
+    found = facet_values(call_filter.search(), [FILTERS[name] for name in shown if name not in apart])
+    for name in apart:  # What a value would leave, if it were chosen instead.
+        found |= facet_values(call_filter.search(apart_from=name), [FILTERS[name]])
+    return [_facet(call_filter, name, found.get(name)) for name in names]
+
+
+def facet(call_filter: CallFilter, name: str) -> Facet:
+    """One of them, asked for."""
+    call_filter.values["open"] = [*call_filter.values["open"], name]
+    return _facet(call_filter, name, facet_values(call_filter.search(apart_from=name), [FILTERS[name]])[name])
+
+
+def _is_open(call_filter: CallFilter, name: str) -> bool:
+    values = call_filter.values
+    return name in FIRST or name in values["open"] or bool(values[name] or values[NOT + name])
+
+
+def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:
+    field, is_asked = FILTERS[name], name in call_filter.values["open"]
+    takes_text = not field.choices and name != "reason"
+    if found is None:
+        return Facet(name, field.label, None, 0, False, is_asked, takes_text)
+    chosen, left_out = (call_filter.values[key] for key in (name, NOT + name))
+    listed = found.values[: AT_MOST if is_asked else AT_FIRST]
+    known = {one.value: one for one in found.values}
+    missing = [value for value in dict.fromkeys([*chosen, *left_out]) if value not in {one.value for one in listed}]
+    more = [known.get(value) or FacetValue(value, name_of(field, value), -1) for value in missing]
+    most = max((one.calls for one in found.values), default=1)
+    lines = [
+        Line(
+            f"{crc32(f'{name}:{one.value}'.encode()):x}",
+            one.value,
+            one.label or "unnamed",
+            one.calls if one.calls >= 0 else None,
+            round(20 * one.calls / most) if one.calls > 0 else 0,
+            one.value in chosen,
+            one.value in left_out,
+        )
+        for one in [*listed, *more]
+    ]
+    return Facet(name, field.label, lines, max(found.distinct - len(listed), 0), found.partial, is_asked, takes_text)

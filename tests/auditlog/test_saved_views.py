@@ -1,0 +1,95 @@
+"""Saved views of the log: a question under a name, of one person's own or shared with all who read the log."""
+
+from typing import Any
+
+import pytest
+
+from accounts.models import SavedView, User
+from accounts.rules import NameTaken, NotYours, TooManyViews
+from auditlog.models import Event
+from capabilities import Capability
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+
+def names(response: Any) -> list[str]:
+    return [view.name for view, _, _ in response.context["views"]]
+
+
+def test_a_view_is_saved_opened_shared_and_removed_with_an_event_each(ana: User, viv: User, sign_in: SignIn) -> None:
+    make.call(outcome="denied", feature_name="no")
+    make.call(feature_name="yes")
+    client, other = sign_in(ana), sign_in(viv)
+
+    saved = client.post("/logs/views/", {"name": " Denied ", "query": "outcome=denied&live=1&nonsense=1&range=24h"})
+    view = SavedView.objects.get()
+
+    assert saved["Location"] == "/logs/?outcome=denied"
+    assert (view.name, view.query, view.is_shared) == ("Denied", "outcome=denied", False)
+    page = client.get("/logs/?outcome=denied")
+    assert 'href="/logs/?outcome=denied" aria-current="true">Denied</a>' in page.content.decode()
+    assert names(page) == ["Denied"]
+    assert names(other.get("/logs/")) == []
+    assert other.post(f"/logs/views/{view.pk}/", {"act": "remove"}).status_code == 404
+    client.post(f"/logs/views/{view.pk}/", {"act": "share"})
+    assert names(other.get("/logs/")) == ["Denied"]
+    assert "Denied, shared by Ana" in other.get("/logs/").content.decode()
+    assert [row.feature_name for row in other.get(f"/logs/?{view.query}").context["page"].rows] == ["no"]
+    client.post(f"/logs/views/{view.pk}/", {"act": "keep"})
+    assert names(other.get("/logs/")) == []
+    client.post(f"/logs/views/{view.pk}/", {"act": "remove"})
+    assert names(client.get("/logs/")) == []
+    told = Event.objects.filter(target_id=str(view.pk)).order_by("pk").values_list("action", flat=True)
+    assert list(told) == ["saved_view.created", *["saved_view.updated"] * 2, "saved_view.removed"]
+
+
+def test_a_shared_view_is_changed_by_its_owner_and_removed_by_who_manages_the_workspace(ana: User, viv: User) -> None:
+    view = SavedView.objects.add(name="Slow", query="q=duration+>+500", is_shared=True, by=ana)
+    manager = make.user(Capability.LOGS_READ, Capability.WORKSPACE_MANAGE)
+
+    for other in (viv, manager):
+        with pytest.raises(NotYours):
+            view.edit(name="Mine", query="", is_shared=True, by=other)
+    with pytest.raises(NotYours):
+        view.remove(by=viv)
+    own = SavedView.objects.add(name="Own", query="", by=ana)
+    with pytest.raises(NotYours):
+        own.remove(by=manager)
+    view.remove(by=manager)
+
+    assert list(SavedView.objects.all()) == [own]
+
+
+def test_a_view_needs_a_name_of_its_own_and_there_are_not_too_many(
+    ana: User, viv: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SavedView.objects.add(name="Slow", query="", by=ana)
+    SavedView.objects.add(name="Slow", query="", by=viv)
+
+    with pytest.raises(NameTaken):
+        SavedView.objects.add(name="slow", query="", by=ana)
+    monkeypatch.setattr("accounts.models.saved_views.MOST_VIEWS", 1)
+    with pytest.raises(TooManyViews):
+        SavedView.objects.add(name="Another", query="", by=ana)
+
+
+def test_who_does_not_read_the_log_sees_no_view_and_saves_none(ana: User, sign_in: SignIn) -> None:
+    view = SavedView.objects.add(name="Slow", query="", is_shared=True, by=ana)
+    nobody = make.user(*(set(Capability) - {Capability.LOGS_READ}))
+
+    assert not SavedView.objects.seen_by(nobody).exists()
+    assert sign_in(nobody).post("/logs/views/", {"name": "x"}).status_code == 403
+    assert sign_in(nobody).post(f"/logs/views/{view.pk}/", {"act": "remove"}).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["", "x" * 81, "a\0b"])
+def test_a_name_that_is_none_saves_nothing_and_says_so(name: str, ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    answer = client.post("/logs/views/", {"name": name, "query": "outcome=denied"}, follow=True)
+
+    assert "Not saved: a view needs a name" in answer.content.decode()
+    assert answer.redirect_chain == [("/logs/?outcome=denied", 302)]
+    assert not SavedView.objects.exists()
