@@ -8,7 +8,6 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Q
-from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -22,6 +21,7 @@ from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
+from hosts.lists import HOSTS
 from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -39,6 +39,7 @@ from ui.pages import (
     show,
     was_typed,
 )
+from ui.tables import show_list
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -67,15 +68,17 @@ def _way_back(request: AppRequest, host: Host | None = None) -> str:
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     filters = HostFilter(request.GET)
-    hosts = filters.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
+    table = HOSTS.seen(request)
+    hosts = table.ordered(filters.narrow(Host.objects.live()))
     page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
+        "table": table,
         "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "hosts/list.html#results", context)
+    return show_list(request, "hosts/list.html#results", context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -243,4 +246,5 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
 def switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:
     """The part of the page that shows the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
-    return answer(request, fragment, {"host": host}, to=_way_back(request, host), toast=toast)
+    context = {"host": host, "table": HOSTS.seen(request)}
+    return answer(request, fragment, context, to=_way_back(request, host), toast=toast)

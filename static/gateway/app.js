@@ -156,6 +156,13 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   htmx.ajax("GET", event.target.getAttribute("action"), { source: event.target, target: "#dialog", swap: "innerHTML" });
 });
+// A row is opened by a click anywhere but on a control or a selected text; what the link takes along (Ctrl, Shift) it takes too.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest(".table[data-fit] tbody tr")?.querySelector(".row-link");
+  if (!link || event.target.closest("a, button, input, label, summary, .pick, .tokens") || getSelection().toString()) return;
+  const { ctrlKey, metaKey, shiftKey } = event;
+  link.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true, ctrlKey, metaKey, shiftKey }));
+});
 document.addEventListener("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from zlib import crc32
 
@@ -19,6 +20,7 @@ from django.utils.safestring import SafeString
 
 from ui.addresses import parts
 from ui.states import in_words
+from ui.tables import Column, View
 from wire.definitions import hidden_places
 
 register = template.Library()
@@ -183,3 +185,27 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
         "kind": "choices" if many else "check" if check else "select" if isinstance(widget, Select) else "input",
         "optional": optional,
     }
+
+
+@register.simple_block_tag(takes_context=True)
+def cell(context: RequestContext, content: str, name: str) -> SafeString:
+    """A cell of the column `name` of the list `table`; nothing where the reader has no such column."""
+    view: View = context["table"]
+    column = view.column(name)
+    if column is None or not view.shows(name):
+        return SafeString("")
+    tag, attributes = _of_cell(column)
+    return SafeString(f"<{tag}{attributes}>{content.strip()}</{tag}>")  # The content is of a template, escaped there.
+
+
+@cache
+def _of_cell(column: Column) -> tuple[str, str]:
+    """The tag and the attributes of the cells of this column."""
+    said = {
+        "data-cell": "acts" if column.kind == "acts" else "",
+        "data-priority": column.priority or "",
+        "data-label": column.label if column.on_phone else "",
+        "class": column.kind if column.kind in ("number", "pick") else "",
+    }
+    attributes = (format_html(' {}="{}"', name, value) for name, value in said.items() if value)
+    return ("td", "".join(attributes)) if column.width else ("th", ' scope="row"')
