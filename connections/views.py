@@ -15,6 +15,7 @@ from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.carried import OwnConnection, with_carried
 from connections.impact import cuts
+from connections.lists import MCP, TABS
 from connections.mcp_connections_views import McpFilter, number
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
@@ -31,9 +32,9 @@ from ui.pages import (
     open_query,
     page_of,
     sentences,
-    show,
     wants_fragment,
 )
+from ui.tables import show_list
 
 ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
 
@@ -49,7 +50,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE)
     may_add = host.is_agent and host.enabled and not host.archived_at and may_make_tokens
     context = {"host": host, "tab": "connections", "may_add": may_add, **_listed(request, host=host)}
-    return show(request, "connections/for_host.html#connections", context)
+    return show_list(request, "connections/for_host.html#connections", context)
 
 
 @require_GET
@@ -57,17 +58,21 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
-    return show(request, "connections/for_gateway.html#connections", context)
+    return show_list(request, "connections/for_gateway.html#connections", context)
 
 
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     """The rows of a tab as the query string narrows them, one page of them."""
     filters = ConnectionFilter(request.GET)
-    page = page_of(request, filters.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
+    side = next(iter(of))
+    table = TABS[side].seen(request)
+    matching = table.ordered(filters.narrow(visible(request.user).filter(**of)))
+    page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details)
     return {
         "page": page,
+        "table": table,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
-        "side": next(iter(of)),
+        "side": side,
         "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
@@ -145,12 +150,10 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         own = OwnConnection(get_object_or_404(with_carried(visible(request.user)), pk=connection.pk), request.user)
         return Fragment("connections/mine.html#connection", {"row": own})
     if page == reverse("connections:mcp"):
-        return Fragment(
-            "connections/mcp.html#row", {"row": row, "number": number(request.user, McpFilter(open_query(request)))}
-        )
-    return Fragment(
-        "connections/table.html#row", {"row": row, "side": "gateway" if page.startswith("/gateways/") else "host"}
-    )
+        listed = {"table": MCP.seen(request), "number": number(request.user, McpFilter(open_query(request)))}
+        return Fragment("connections/mcp.html#row", {"row": row, **listed})
+    side = "gateway" if page.startswith("/gateways/") else "host"
+    return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
 
 
 def changed(request: AppRequest, connection: Connection, toast: str, *, stays: bool = False) -> HttpResponse:

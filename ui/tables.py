@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django.db.models import F, Model, QuerySet
-from django.db.models.expressions import Combinable
+from django.db.models.expressions import Combinable, OrderBy
 from django.http import HttpRequest, HttpResponse, QueryDict
 
 from ui.pages import AppRequest, show, wants_fragment
@@ -25,8 +25,8 @@ class Column:
     """A column of a list.
 
     `width` is in rem, None for the one that takes what the others leave. `priority` says when it steps back from a
-    narrow list: 4 first, then 3 and 2; 0 never. `kind` is "number", "acts" for what stays at the end, "pick" for the
-    boxes that pick rows. `sorts` are the fields or expressions to sort by, none where that would take too long: they
+    narrow list: 4 first, then 3 and 2; 0 never. `kind` is "number", "acts" for what stays at the end, "switch" for a
+    control before that, "pick" for the boxes that pick rows. `sorts` are the fields or expressions to sort by, none where that would take too long: they
     have an index, or the list cannot be long. `on_phone` keeps it in the second line of a row there. `is_extra` shows
     it to who chose it only; `stays` to everybody.
     """
@@ -47,7 +47,7 @@ class Column:
     @property
     def chosen_by_nobody(self) -> bool:
         """Whether it is there, or not, without being asked."""
-        return self.stays or self.width is None or self.kind in ("acts", "pick")
+        return self.stays or self.width is None or self.kind in ("acts", "pick", "switch")
 
     @property
     def width_text(self) -> str:
@@ -73,12 +73,15 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A list: its name in cookies, what it lists, its columns, and the order of who has chosen none."""
+    """A list: its name in cookies, what it lists, its columns, and the order of who has chosen none.
+
+    Without `order` the rows stay as they are asked for.
+    """
 
     key: str
     caption: str
     columns: tuple[Column, ...]
-    order: str
+    order: str = ""
     fit: str = "fixed"
 
     def seen(self, request: HttpRequest, *, without: Collection[str] = ()) -> View:
@@ -167,7 +170,7 @@ class View:
     @property
     def orders(self) -> list[Choice]:
         """The orders to choose from; of the one that is set it is the way it is set."""
-        found = []
+        found = [] if self.table.order else [Choice("", "Usual order", not self.sort)]
         for head in (self._head(column) for column in self.columns if column.sorts):
             name = head.column.name
             value = self.sort if head.sorted else head.to
@@ -183,11 +186,9 @@ class View:
     def ordered[M: Model](self, rows: QuerySet[M]) -> QuerySet[M]:
         """The rows in the order asked for; what is empty comes last when the most is first."""
         column = self.column(self.sort.removeprefix("-"))
-        assert column is not None
-        fields = [F(by) if isinstance(by, str) else by for by in column.sorts]
-        if self.sort.startswith("-"):
-            return rows.order_by(*(by.desc(nulls_last=True) for by in fields), "pk")
-        return rows.order_by(*(by.asc() for by in fields), "pk")
+        if column is None:
+            return rows
+        return rows.order_by(*(_by(rows, field, self.sort.startswith("-")) for field in column.sorts), "pk")
 
     def remember(self, response: HttpResponse) -> None:
         """Keep the columns that were asked for, or forget them when they are the usual ones."""
@@ -198,6 +199,15 @@ class View:
         else:
             names = ".".join(column.name for column in self.columns if column.name in self.chosen)
             response.set_cookie(self.table.cookie, names, max_age=YEAR, httponly=True, samesite="Lax")
+
+
+def _by(rows: QuerySet[Any], field: str | Combinable, most_first: bool) -> OrderBy:
+    """How the database is asked; only of what may be empty is it told where to, or it would leave its index aside."""
+    by = F(field) if isinstance(field, str) else field
+    if not most_first:
+        return by.asc()
+    has_empty = isinstance(field, str) and "__" not in field and rows.model._meta.get_field(field).null
+    return by.desc(nulls_last=True) if has_empty else by.desc()
 
 
 def _asked(request: HttpRequest) -> QueryDict:

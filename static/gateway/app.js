@@ -78,25 +78,22 @@ function armTabs(list) {
   choose(tabs.find((tab) => tab.ariaSelected === "true") ?? tabs[0]);
 }
 
-// Palette: links filtered by what is typed, arrows move, Enter follows.
+// Palette: the server answers what is typed; arrows move, Enter follows.
 function armPalette(palette) {
-  const links = all(".results a", palette);
-  const shown = () => links.filter((link) => !link.hidden);
-  const mark = (chosen) => links.forEach((link) => link.toggleAttribute("data-active", link === chosen));
-  palette.addEventListener("input", (event) => {
-    const wanted = event.target.value.trim().toLowerCase();
-    for (const link of links) link.hidden = !link.textContent.toLowerCase().includes(wanted);
-    for (const group of all("section", palette)) group.hidden = !group.querySelector("a:not([hidden])");
-    mark(shown()[0]);
-  });
+  const found = () => all(".results :is(a, button)", palette);
+  const mark = (chosen) => {
+    for (const one of found()) one.toggleAttribute("data-active", one === chosen);
+    chosen?.scrollIntoView({ block: "nearest" });
+  };
+  palette.addEventListener("htmx:afterSwap", () => mark(found()[0]));
   palette.addEventListener("keydown", (event) => {
-    const at = shown().findIndex((link) => "active" in link.dataset);
-    const act = { ArrowDown: () => mark(shown()[at + 1] ?? shown()[at]), ArrowUp: () => mark(shown()[Math.max(at - 1, 0)]), Enter: () => shown()[at]?.click() };
-    if (!act[event.key]) return;
+    const all = found();
+    const at = all.findIndex((one) => "active" in one.dataset);
+    const act = { ArrowDown: () => mark(all[at + 1] ?? all[at]), ArrowUp: () => mark(all[Math.max(at - 1, 0)]), Enter: () => all[at]?.click() };
+    if (!act[event.key] || event.target.closest(".results")) return;
     event.preventDefault();
     act[event.key]();
   });
-  mark(links[0]);
 }
 
 // Who opened a dialog gets the focus back; what was swapped meanwhile is found again in the same place.
@@ -167,7 +164,7 @@ document.addEventListener("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");
   if (palette || search) event.preventDefault();
-  palette ? palette.showModal() : search && search.focus();
+  palette ? palette.open || palette.showModal() : search && search.focus();
 });
 // The row that is open beside the list is marked, however one came to it.
 document.addEventListener("htmx:pushedIntoHistory", () => {

@@ -202,7 +202,7 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
 def _of_cell(column: Column) -> tuple[str, str]:
     """The tag and the attributes of the cells of this column."""
     said = {
-        "data-cell": "acts" if column.kind == "acts" else "",
+        "data-cell": column.kind if column.kind in ("acts", "switch") else "",
         "data-priority": column.priority or "",
         "data-label": column.label if column.on_phone else "",
         "class": column.kind if column.kind in ("number", "pick") else "",
