@@ -4,9 +4,7 @@ from django.db.models.functions import Lower
 
 from ui.tables import Column, Table
 
-LAST_TOKEN = (
-    "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
-)
+LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 
 MCP = Table(
     "connections",
@@ -44,3 +42,17 @@ def _tab(key: str, name: str, *by: str) -> Table:
 
 
 TABS = {"host": _tab("of-host", "Gateway", "gateway__name"), "gateway": _tab("of-gateway", "Client name", "host__name")}
+OWN_IDENTITIES = Table(
+    "own-identities",
+    "Stored identities",
+    (
+        Column("name", "Label"),
+        Column("server", "Server", 9, priority=2, on_phone=True),
+        Column("hint", "Hint", 5, priority=4),
+        Column("uses", "Used by", 12, priority=3),
+        Column("used", "Last used", 7, priority=3),
+        Column("status", "Status", 11, on_phone=True),
+        Column("enabled", "Enabled", 5, kind="switch"),
+        Column("acts", "Actions", 6, kind="acts", said=False),
+    ),
+)

@@ -23,6 +23,7 @@ from connections.impact import archived_with, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from gateways.forms import DefinitionsForm, GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
+from gateways.lists import GATEWAYS
 from gateways.models import Feature, Gateway, GatewayQuerySet, Kind
 from servers.forms import suggest
 from ui.pages import (
@@ -39,6 +40,7 @@ from ui.pages import (
     show,
     was_typed,
 )
+from ui.tables import show_list
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
@@ -94,12 +96,14 @@ def page_url(gateway: Gateway) -> str:
 def listing(request: AppRequest) -> HttpResponse:
     filters = GatewayFilter(request.GET)
     rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
+    table = GATEWAYS.seen(request)
     context = {
-        "page": page_of(request, counted(rows, request.user), ROWS),
+        "page": page_of(request, table.ordered(counted(rows, request.user)), ROWS),
+        "table": table,
         "filters": filters.cleaned_data,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "gateways/list.html#results", context)
+    return show_list(request, "gateways/list.html#results", context)
 
 
 @require_GET

@@ -23,6 +23,7 @@ from connections.impact import cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
+from servers.lists import SERVERS
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -40,6 +41,7 @@ from ui.pages import (
     wants_fragment,
     was_typed,
 )
+from ui.tables import show_list
 from wire.credential import place_of
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
@@ -65,15 +67,17 @@ def page_url(server: Server) -> str:
 @requires(*SEES_SERVERS)
 def listing(request: AppRequest) -> HttpResponse:
     filters = ServerFilter(request.GET)
-    page = page_of(request, counted(filters.narrow(Server.objects.live())), ROWS)
+    table = SERVERS.seen(request)
+    page = page_of(request, table.ordered(counted(filters.narrow(Server.objects.live()))), ROWS)
     context = {
         "page": page,
+        "table": table,
         "filters": filters.cleaned_data,
         "healths": Health.choices,
         "auths": AuthType.choices,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "servers/list.html#results", context)
+    return show_list(request, "servers/list.html#results", context)
 
 
 @require_GET

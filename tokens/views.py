@@ -23,6 +23,7 @@ from capabilities import NOBODY, CapabilityRequired, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
+from tokens.lists import TOKENS
 from tokens.models import (
     AlreadyRevoked,
     AskedForNew,
@@ -52,6 +53,7 @@ from ui.pages import (
     show,
     wants_fragment,
 )
+from ui.tables import show_list
 
 ROWS = 30
 HOSTS = 8
@@ -71,6 +73,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=filters.count(counts))
     context = {
         "page": page,
+        "table": TOKENS.seen(request),
         "rows": [TokenRow(token, request.user) for token in page],
         "filters": filters.values,
         "counts": counts,
@@ -80,7 +83,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "notices": partial(notices, request.user),
         "waiting": partial(waiting_for, request.user),
     }
-    return show(request, "tokens/list.html#results", context)
+    return show_list(request, "tokens/list.html#results", context)
 
 
 @require_POST

@@ -7,7 +7,6 @@ each cell from `{% cell "name" %}`, and both choices from `ui/columns.html` insi
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,9 +25,10 @@ class Column:
 
     `width` is in rem, None for the one that takes what the others leave. `priority` says when it steps back from a
     narrow list: 4 first, then 3 and 2; 0 never. `kind` is "number", "acts" for what stays at the end, "switch" for a
-    control before that, "pick" for the boxes that pick rows. `sorts` are the fields or expressions to sort by, none where that would take too long: they
-    have an index, or the list cannot be long. `on_phone` keeps it in the second line of a row there. `is_extra` shows
-    it to who chose it only; `stays` to everybody.
+    control before that, "pick" for the boxes that pick rows. `sorts` are the fields or expressions to sort by, none
+    where that would take too long: they have an index, or the list cannot be long. `on_phone` keeps it in the second
+    line of a row there. `is_extra` shows it to who chose it only; `stays` to everybody. Its label is not `said` to the
+    eye where the controls below speak for themselves.
     """
 
     name: str
@@ -71,6 +71,9 @@ class Choice(NamedTuple):
     chosen: bool
 
 
+_TABLES: dict[str, Table] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A list: its name in cookies, what it lists, its columns, and the order of who has chosen none.
@@ -84,9 +87,12 @@ class Table:
     order: str = ""
     fit: str = "fixed"
 
-    def seen(self, request: HttpRequest, *, without: Collection[str] = ()) -> View:
-        """What the request asks for; `without` are the columns this reader may not see."""
-        columns = tuple(column for column in self.columns if column.name not in without)
+    def __post_init__(self) -> None:
+        _TABLES[self.key] = self
+
+    def seen(self, request: HttpRequest) -> View:
+        """What the request asks for."""
+        columns = self.columns
         asked = _asked(request)
         sort = asked.get("sort", "")
         known = {column.name for column in columns if column.sorts}
@@ -216,6 +222,14 @@ def _asked(request: HttpRequest) -> QueryDict:
     if request.method == "GET" or not htmx:
         return request.GET
     return QueryDict((htmx.current_url_abs_path or "").partition("?")[2])
+
+
+def seen(request: HttpRequest, key: str) -> View:
+    """The list of this name as the request asks for it, worked out once."""
+    known: dict[str, View] = request.__dict__.setdefault("lists", {})
+    if key not in known:
+        known[key] = _TABLES[key].seen(request)
+    return known[key]
 
 
 def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:

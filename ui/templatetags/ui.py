@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString
 
 from ui.addresses import parts
 from ui.states import in_words
-from ui.tables import Column, View
+from ui.tables import Column, View, seen
 from wire.definitions import hidden_places
 
 register = template.Library()
@@ -196,6 +196,12 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
         return SafeString("")
     tag, attributes = _of_cell(column)
     return SafeString(f"<{tag}{attributes}>{content.strip()}</{tag}>")  # The content is of a template, escaped there.
+
+
+@register.simple_tag(takes_context=True)
+def list_of(context: RequestContext, key: str) -> View:
+    """The list of this name as the request asks for it; cells and heads read it as `table`."""
+    return seen(context["request"], key)
 
 
 @cache
