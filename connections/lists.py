@@ -2,6 +2,7 @@
 
 from django.db.models.functions import Lower
 
+from capabilities import Capability
 from ui.tables import Column, Table
 
 LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
@@ -10,6 +11,7 @@ MCP = Table(
     "connections",
     "MCP connections",
     (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.CONNECTIONS_TOGGLE),
         Column("name", "Client name"),
         Column("status", "Status", 9.5, on_phone=True),
         Column("user", "User email", 11, priority=2, on_phone=True),

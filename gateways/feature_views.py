@@ -195,7 +195,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
             ),
             kind="danger" if hidden else "primary",
             icon="warning" if hidden else "allowed",
-            hidden={"definition": feature.offered_hash},
+            hidden=[("definition", feature.offered_hash)],
             back=page_url(feature),
         )
     try:

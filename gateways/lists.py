@@ -2,12 +2,14 @@
 
 from django.db.models.functions import Lower
 
+from capabilities import Capability
 from ui.tables import Column, Table
 
 GATEWAYS = Table(
     "gateways",
     "Gateways",
     (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.GATEWAYS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("url", "Gateway URL", 18, priority=3),
         Column("servers", "Servers", 5, priority=2, kind="number"),
@@ -33,19 +35,32 @@ SERVERS = Table(
         Column("acts", "Actions", 9, kind="acts", said=False),
     ),
 )
-TOOLS = Table(
-    "tools-of-gateway",
-    "Tools, prompts and resources of this server",
-    (
-        Column("name", "Exposed name"),
-        Column("state", "State", 8.5, on_phone=True),
-        Column("title", "Title", 16, priority=2, on_phone=True),
-        Column("effect", "Effect", 8, priority=3),
-        Column("first", "First seen", 7, priority=4),
-        Column("last", "Last seen", 7, priority=3, on_phone=True),
-        Column("acts", "Enabled", 6, kind="acts"),
-    ),
-)
+NAMES = {
+    "tool": "Tool (exposed name)",
+    "prompt": "Prompt (exposed name)",
+    "resource": "Address",
+    "template": "Address",
+    "all": "Exposed name",
+}
+
+
+def _features(kind: str) -> Table:
+    return Table(
+        f"features-{kind}",
+        "Tools, prompts and resources of this server",
+        (
+            Column("name", NAMES[kind]),
+            Column("state", "State", 8.5, on_phone=True),
+            Column("title", "Title", 16, priority=2, on_phone=True),
+            Column("effect", "Effect", 8, priority=3),
+            Column("first", "First seen", 7, priority=4),
+            Column("last", "Last seen", 7, priority=3, on_phone=True),
+            Column("acts", "Enabled", 6, kind="acts"),
+        ),
+    )
+
+
+FEATURES = {kind: _features(kind) for kind in NAMES}
 TEAMS = Table(
     "teams",
     "Teams",

@@ -2,12 +2,14 @@
 
 from django.db.models.functions import Lower
 
+from capabilities import Capability
 from ui.tables import Column, Table
 
 HOSTS = Table(
     "hosts",
     "Apps and agents",
     (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.HOSTS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True),
         Column("connections", "Connections", 7, priority=2, kind="number"),

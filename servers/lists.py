@@ -2,12 +2,14 @@
 
 from django.db.models.functions import Lower
 
+from capabilities import Capability
 from ui.tables import Column, Table
 
 SERVERS = Table(
     "servers",
     "Servers",
     (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.SERVERS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("url", "URL", 18, priority=3),
         Column("auth", "Auth", 8, priority=2, sorts=("auth_type", Lower("name")), on_phone=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -19,12 +20,14 @@ from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from connections.impact import cuts
+from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
 from servers.lists import SERVERS
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
+from ui import bulk
+from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -202,7 +205,7 @@ def _failure_text(failure: Failed) -> tuple[str, str]:
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     server.enable(by=request.user)
-    return switched(request, server, "Server enabled")
+    return switched(request, server, "Server enabled", reverse("servers:disable", args=[server.slug]))
 
 
 @require_http_methods(["GET", "POST"])
@@ -223,7 +226,15 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             back=page_url(server),
         )
     server.disable(by=request.user)
-    return switched(request, server, "Server disabled")
+    return switched(request, server, "Server disabled", reverse("servers:enable", args=[server.slug]))
+
+
+@require_POST
+@requires(Capability.SERVERS_TOGGLE)
+def switch(request: AppRequest) -> HttpResponse:
+    """Switch the servers that were picked in the list."""
+    way = Switching("server", "servers", partial(cut_together, viewer=request.user))
+    return bulk.switch(request, Server.objects.live(), way, back=reverse("servers:list"))
 
 
 @require_http_methods(["GET", "POST"])
@@ -247,7 +258,7 @@ def _removed_from(server: Server) -> str:
     return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
 
 
-def switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:
+def switched(request: AppRequest, server: Server, toast: str, undo: str = "") -> HttpResponse:
     """The part of the page that shows the switch: the head of the server's page, or its row."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
-    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast)
+    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)

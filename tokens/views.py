@@ -222,7 +222,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
             kind="primary",
             target="#dialog",
             back=back_url(request, token),
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     try:
         response = _shown(request, token, token.collect(by=request.user))
@@ -251,7 +251,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
             icon="key",
             target=target(request, token),
             back=back_url(request, token),
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     try:
         token.ask_for_new(by=request.user)
@@ -273,7 +273,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             target=target(request, token),
             back=back_url(request, token),
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
         token.end_previous(by=request.user)
@@ -330,7 +330,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             target=target(request, token),
             back=back_url(request, token),
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
     with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.

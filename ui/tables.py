@@ -28,7 +28,7 @@ class Column:
     control before that, "pick" for the boxes that pick rows. `sorts` are the fields or expressions to sort by, none
     where that would take too long: they have an index, or the list cannot be long. `on_phone` keeps it in the second
     line of a row there. `is_extra` shows it to who chose it only; `stays` to everybody. Its label is not `said` to the
-    eye where the controls below speak for themselves.
+    eye where the controls below speak for themselves. `needs` is the capability it takes to be shown.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Column:
     stays: bool = False
     hint: str = ""
     said: bool = True
+    needs: str = ""
 
     @property
     def chosen_by_nobody(self) -> bool:
@@ -92,7 +93,8 @@ class Table:
 
     def seen(self, request: HttpRequest) -> View:
         """What the request asks for."""
-        columns = self.columns
+        user = getattr(request, "user", None)
+        columns = tuple(one for one in self.columns if not one.needs or (user and user.has_perm(one.needs)))
         asked = _asked(request)
         sort = asked.get("sort", "")
         known = {column.name for column in columns if column.sorts}
@@ -138,6 +140,11 @@ class View:
     def column(self, name: str) -> Column | None:
         """The column of this name, if the reader may see it."""
         return next((column for column in self.columns if column.name == name), None)
+
+    @property
+    def picks(self) -> bool:
+        """Whether rows can be picked."""
+        return any(column.kind == "pick" for column in self.columns)
 
     @property
     def shown(self) -> list[Column]:

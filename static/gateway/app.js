@@ -23,13 +23,25 @@ async function copy(button) {
   }, 2000);
 }
 
-// Toasts: the server sends HX-Trigger: {"toast": "Host disabled"}.
-function announce(text) {
-  const toast = Object.assign(document.createElement("p"), { className: "toast", textContent: text });
+// Toasts: the server sends HX-Trigger: {"toast": "Host disabled"}; with {"undo": url, "target": selector} it offers to take it back.
+function announce(text, undo, target) {
+  const toast = Object.assign(document.createElement("div"), { className: "toast", textContent: text });
+  if (undo) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Undo" });
+    button.addEventListener("click", () => { toast.remove(); htmx.ajax("POST", undo, { target, swap: "outerHTML" }); });
+    toast.append(button);
+  }
   document.querySelector(".toasts")?.append(toast);
-  setTimeout(() => toast.remove(), 5000);
+  fade(toast);
 }
-for (const toast of all(".toasts > .toast")) setTimeout(() => toast.remove(), 5000); // Rendered with the page.
+// One with a button stays twenty seconds, and as long as somebody points at it or is in it.
+function fade(toast) {
+  let left = toast.querySelector("button") ? 20 : 5;
+  const clock = setInterval(() => {
+    if ((left > 15 || !toast.matches(":hover, :focus-within")) && --left <= 0) { toast.remove(); clearInterval(clock); }
+  }, 1000);
+}
+all(".toasts > .toast").forEach(fade); // Rendered with the page.
 
 // Theme: the server renders data-theme from this cookie, so the first paint is right.
 function setTheme(theme) {
@@ -160,6 +172,27 @@ document.addEventListener("click", (event) => {
   const { ctrlKey, metaKey, shiftKey } = event;
   link.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true, ctrlKey, metaKey, shiftKey }));
 });
+// Picking rows: Shift takes those between, the head takes all, the bar says how many.
+let picked;
+function tell() {
+  const boxes = all("tbody .pick input:enabled");
+  const number = boxes.filter((box) => box.checked).length;
+  for (const head of all("thead .pick input")) Object.assign(head, { checked: number > 0 && number === boxes.length, indeterminate: number > 0 && number < boxes.length });
+  for (const output of all(".bulk output")) output.textContent = `${number} picked`;
+}
+document.addEventListener("click", (event) => {
+  const box = event.target.closest?.(".pick input");
+  if (!box) return;
+  const boxes = all("tbody .pick input:enabled");
+  if (box.closest("thead")) for (const other of boxes) other.checked = box.checked;
+  else if (event.shiftKey && picked?.isConnected) {
+    const [from, to] = [boxes.indexOf(picked), boxes.indexOf(box)].sort((a, b) => a - b);
+    for (const other of boxes.slice(from, to + 1)) other.checked = box.checked;
+  }
+  picked = box;
+  tell();
+});
+document.addEventListener("reset", () => setTimeout(tell));
 document.addEventListener("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");
@@ -186,7 +219,7 @@ document.addEventListener("htmx:beforeRequest", (event) => {
 });
 document.addEventListener("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
 document.addEventListener("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
-document.addEventListener("toast", (event) => announce(event.detail.value));
+document.addEventListener("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
 document.addEventListener("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
 arm(document);
