@@ -66,11 +66,10 @@ def found(user: User, words: str) -> list[Group]:
     verb, name = _verb(words)
     things = _things(user, name)
     acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]
-    return [
-        Group("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)]),
-        *(Group(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb),
-        Group("Pages", list(_matching(_pages(user), words))),
-    ]
+    do = Group("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)])
+    named = [Group(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
+    # What has the name comes first: Enter goes there, and does nothing to it.
+    return [*named, do, Group("Pages", list(_matching(_pages(user), words)))]
 
 
 def _verb(words: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django.db.models import F, Model, QuerySet
-from django.db.models.expressions import Combinable, OrderBy
+from django.db.models.expressions import Expression, OrderBy
 from django.http import HttpRequest, HttpResponse, QueryDict
 
 from ui.pages import AppRequest, show, wants_fragment
@@ -36,7 +36,7 @@ class Column:
     width: float | None = None
     priority: int = 0
     kind: str = ""
-    sorts: tuple[str | Combinable, ...] = ()
+    sorts: tuple[str | Expression, ...] = ()
     most_first: bool = False
     on_phone: bool = False
     is_extra: bool = False
@@ -214,9 +214,9 @@ class View:
             response.set_cookie(self.table.cookie, names, max_age=YEAR, httponly=True, samesite="Lax")
 
 
-def _by(rows: QuerySet[Any], field: str | Combinable, most_first: bool) -> OrderBy:
+def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
     """How the database is asked; only of what may be empty is it told where to, or it would leave its index aside."""
-    by = F(field) if isinstance(field, str) else field
+    by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
     has_empty = isinstance(field, str) and "__" not in field and rows.model._meta.get_field(field).null
