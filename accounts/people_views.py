@@ -14,6 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import password_links, second_factor
+from accounts.lists import PEOPLE
 from accounts.models import ApiKey, Role, User
 from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
 from accounts.reauthentication import ask_again
@@ -41,6 +42,7 @@ from ui.pages import (
     show,
     was_typed,
 )
+from ui.tables import show_list
 
 
 def find(pk: UUID) -> Any:
@@ -59,15 +61,17 @@ def page_url(person: User) -> str:
 def listing(request: AppRequest) -> HttpResponse:
     filters = PeopleFilter(request.GET)
     people = filters.narrow(User.objects.select_related("role").prefetch_related("teams"))
+    table = PEOPLE.seen(request)
     context = {
         "tab": "users",
-        "page": page_of(request, people.order_by("email")),
+        "page": page_of(request, table.ordered(people)),
+        "table": table,
         "filters": filters.cleaned_data,
         "roles": Role.objects.all(),
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "accounts/people.html#results", context)
+    return show_list(request, "accounts/people.html#results", context)
 
 
 @require_GET

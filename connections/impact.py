@@ -1,8 +1,10 @@
 """The impact of disabling or archiving: the hosts, users and recent calls that would be cut off, for confirmations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import singledispatch
+from functools import reduce, singledispatch
+from operator import or_
 
 from django.db import models
 from django.db.models import Count, Q
@@ -92,6 +94,18 @@ def cuts(target: models.Model, viewer: User) -> str:
     if not is_own and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
     return f"Cuts {impact_of(target)}."
+
+
+def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
+    """The impact of disabling all of `targets`, each connection and call counted once; empty as for one of them."""
+    if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
+        return ""
+    reached = [_reached(target) for target in targets]
+    live = Connection.objects.live().filter(reduce(or_, (links for links, _ in reached)))
+    totals = live.aggregate(hosts=Count("host", distinct=True), users=Count("user", distinct=True))
+    through = reduce(or_, (calls for _, calls in reached))
+    recent = Call.objects.filter(through, created_at__gte=timezone.now() - WINDOW).count()
+    return f"Cuts {Impact(0, **totals, identities=0, calls=recent)}."
 
 
 def archived_with(target: Host | Gateway) -> str:

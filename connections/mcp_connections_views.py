@@ -11,10 +11,12 @@ from django.views.decorators.http import require_GET
 
 from accounts.models import User
 from capabilities import Capability, requires
+from connections.lists import MCP
 from connections.models import ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, numbers, visible
 from gateways.models import Gateway
-from ui.pages import AppRequest, page_of, show
+from ui.pages import AppRequest, page_of
+from ui.tables import show_list
 
 ROWS = 25
 GATEWAYS = 40  # More would make the page too heavy; the search finds the connections of the rest.
@@ -73,10 +75,12 @@ def number(viewer: User, filters: McpFilter) -> Number:
 def listing(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
     count = number(request.user, filters)
-    matching = filters.narrow(visible(request.user))
+    table = MCP.seen(request)
+    matching = table.ordered(filters.narrow(visible(request.user)))
     page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details, count=count.rows)
     context = {
         "page": page,
+        "table": table,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
         "number": count,
         "filters": filters.cleaned_data,
@@ -84,4 +88,4 @@ def listing(request: AppRequest) -> HttpResponse:
         "gateways": filters.gateways,
         "narrowed": filters.narrowed,
     }
-    return show(request, "connections/mcp.html#results", context)
+    return show_list(request, "connections/mcp.html#results", context)

@@ -10,6 +10,7 @@ urlpatterns = [
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
     path("hosts/<uuid:pk>/enrolled/", enrolment_views.listing, name="enrolled"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
+    path("switch/connections/", views.switch, name="switch"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
     path("connections/<uuid:pk>/enable/", views.enable, name="enable"),
     path("connections/<uuid:pk>/revoke/", views.revoke, name="revoke"),

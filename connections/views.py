@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -14,16 +15,20 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.carried import OwnConnection, with_carried
-from connections.impact import cuts
+from connections.impact import cut_together, cuts
+from connections.lists import MCP, TABS
 from connections.mcp_connections_views import McpFilter, number
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
+from ui import bulk
+from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     Fragment,
+    Undo,
     answer,
     confirm,
     leave,
@@ -31,9 +36,9 @@ from ui.pages import (
     open_query,
     page_of,
     sentences,
-    show,
     wants_fragment,
 )
+from ui.tables import show_list
 
 ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
 
@@ -49,7 +54,7 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE)
     may_add = host.is_agent and host.enabled and not host.archived_at and may_make_tokens
     context = {"host": host, "tab": "connections", "may_add": may_add, **_listed(request, host=host)}
-    return show(request, "connections/for_host.html#connections", context)
+    return show_list(request, "connections/for_host.html#connections", context)
 
 
 @require_GET
@@ -57,17 +62,21 @@ def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
 def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     context = {"gateway": gateway, "tab": "connections", **_listed(request, gateway=gateway)}
-    return show(request, "connections/for_gateway.html#connections", context)
+    return show_list(request, "connections/for_gateway.html#connections", context)
 
 
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     """The rows of a tab as the query string narrows them, one page of them."""
     filters = ConnectionFilter(request.GET)
-    page = page_of(request, filters.narrow(visible(request.user).filter(**of)), ROWS, ConnectionQuerySet.with_details)
+    side = next(iter(of))
+    table = TABS[side].seen(request)
+    matching = table.ordered(filters.narrow(visible(request.user).filter(**of)))
+    page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details)
     return {
         "page": page,
+        "table": table,
         "rows": [ConnectionRow(connection, request.user) for connection in page],
-        "side": next(iter(of)),
+        "side": side,
         "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
@@ -97,7 +106,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             back=back_url(request, connection),
         )
     connection.disable(by=request.user)
-    return changed(request, connection, "Connection disabled")
+    undo = reverse("connections:enable", args=[connection.pk])
+    return changed(request, connection, "Connection disabled", undo=undo)
 
 
 @require_POST
@@ -105,7 +115,21 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
     connection.enable(by=request.user)
-    return changed(request, connection, "Connection enabled")
+    undo = reverse("connections:disable", args=[connection.pk])
+    return changed(request, connection, "Connection enabled", undo=undo)
+
+
+@require_POST
+@requires(Capability.CONNECTIONS_TOGGLE)
+def switch(request: AppRequest) -> HttpResponse:
+    """Switch the connections that were picked in the list; those that have ended are left alone."""
+    way = Switching("connection", "connections", partial(cut_together, viewer=request.user), _why_not_switched)
+    back = reverse("connections:mcp")
+    return bulk.switch(request, visible(request.user, Capability.CONNECTIONS_TOGGLE), way, back=back)
+
+
+def _why_not_switched(connection: Connection) -> str:
+    return "" if connection.is_live else "revoked"
 
 
 @require_http_methods(["GET", "POST"])
@@ -145,21 +169,21 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
         own = OwnConnection(get_object_or_404(with_carried(visible(request.user)), pk=connection.pk), request.user)
         return Fragment("connections/mine.html#connection", {"row": own})
     if page == reverse("connections:mcp"):
-        return Fragment(
-            "connections/mcp.html#row", {"row": row, "number": number(request.user, McpFilter(open_query(request)))}
-        )
-    return Fragment(
-        "connections/table.html#row", {"row": row, "side": "gateway" if page.startswith("/gateways/") else "host"}
-    )
+        listed = {"table": MCP.seen(request), "number": number(request.user, McpFilter(open_query(request)))}
+        return Fragment("connections/mcp.html#row", {"row": row, **listed})
+    side = "gateway" if page.startswith("/gateways/") else "host"
+    return Fragment("connections/table.html#row", {"row": row, "side": side, "table": TABS[side].seen(request)})
 
 
-def changed(request: AppRequest, connection: Connection, toast: str, *, stays: bool = False) -> HttpResponse:
+def changed(
+    request: AppRequest, connection: Connection, toast: str, *, stays: bool = False, undo: str = ""
+) -> HttpResponse:
     """The answer to an act: the row as it is now, and a toast, or a notice that stays."""
     if not wants_fragment(request):
-        return leave(request, back_url(request, connection), toast)
+        return leave(request, back_url(request, connection), toast, Undo(undo) if undo else None)
     template, context = row_fragment(request, connection)
     if not stays:
-        return answer(request, template, context, to=back_url(request, connection), toast=toast)
+        return answer(request, template, context, to=back_url(request, connection), toast=toast, undo=undo)
     response = answer(request, template, context, to=back_url(request, connection))
     response.write(render_to_string("ui/notice.html", {"text": toast}))
     return response

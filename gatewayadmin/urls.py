@@ -10,6 +10,7 @@ from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
 from gatewayadmin import setup, staff
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
+from gatewayadmin.palette import palette
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
 from gatewayadmin.playground.views import playground
 
@@ -67,6 +68,7 @@ _second_factor = [
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
+    path("find/", palette, name="palette"),
     path("setup/", setup.steps, name="setup"),
     path("setup/dismiss/", setup.dismiss, name="dismiss_setup"),
     path("playground/", playground, name="playground"),

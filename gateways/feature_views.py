@@ -196,7 +196,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
             ),
             kind="danger" if hidden else "primary",
             icon="warning" if hidden else "allowed",
-            hidden={"definition": feature.offered_hash, "back": back},
+            hidden=[("definition", feature.offered_hash), ("back", back)],
             back=back,
         )
     try:
@@ -225,7 +225,7 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
             text=f"Quarantine {feature.exposed_name}? It leaves {feature.assignment.gateway.name} on the next request, "
             "and calls of it are refused until somebody accepts it.",
             more=sentences(cuts(feature, request.user), _used(feature, request.user)),
-            hidden={"back": back},
+            hidden=[("back", back)],
             back=back,
         )
     feature.quarantine(by=request.user)

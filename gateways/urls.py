@@ -16,6 +16,7 @@ app_name = "gateways"
 
 urlpatterns = [
     path("gateways/", views.listing, name="list"),
+    path("switch/gateways/", views.switch, name="switch"),
     path("gateways/add/", views.add, name="add"),
     path("gateways/slug/", views.slug, name="slug"),
     path("gateways/find/<uuid:pk>/", views.find_by_id, name="find"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,12 +21,15 @@ from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS
-from connections.impact import archived_with, cuts
+from connections.impact import archived_with, cut_together, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from gateways.forms import DefinitionsForm, GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
+from gateways.lists import GATEWAYS
 from gateways.models import Feature, Gateway, GatewayQuerySet, Kind
 from servers.forms import suggest
+from ui import bulk
+from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -40,6 +44,7 @@ from ui.pages import (
     show,
     was_typed,
 )
+from ui.tables import show_list
 
 ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
@@ -95,12 +100,14 @@ def page_url(gateway: Gateway) -> str:
 def listing(request: AppRequest) -> HttpResponse:
     filters = GatewayFilter(request.GET)
     rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
+    table = GATEWAYS.seen(request)
     context = {
-        "page": page_of(request, counted(rows, request.user), ROWS),
+        "page": page_of(request, table.ordered(counted(rows, request.user)), ROWS),
+        "table": table,
         "filters": filters.cleaned_data,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "gateways/list.html#results", context)
+    return show_list(request, "gateways/list.html#results", context)
 
 
 @require_GET
@@ -230,7 +237,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, headin
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find(request.user, slug)
     gateway.enable(by=request.user)
-    return switched(request, gateway, "Gateway enabled")
+    return switched(request, gateway, "Gateway enabled", reverse("gateways:disable", args=[gateway.slug]))
 
 
 @require_http_methods(["GET", "POST"])
@@ -248,7 +255,15 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             back=page_url(gateway),
         )
     gateway.disable(by=request.user)
-    return switched(request, gateway, "Gateway disabled")
+    return switched(request, gateway, "Gateway disabled", reverse("gateways:enable", args=[gateway.slug]))
+
+
+@require_POST
+@requires(Capability.GATEWAYS_TOGGLE)
+def switch(request: AppRequest) -> HttpResponse:
+    """Switch the gateways that were picked in the list."""
+    way = Switching("gateway", "gateways", partial(cut_together, viewer=request.user))
+    return bulk.switch(request, Gateway.objects.visible_to(request.user), way, back=reverse("gateways:list"))
 
 
 def _stopping_connections(gateway: Any, viewer: User) -> str:
@@ -279,7 +294,7 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
     return leave(request, reverse("gateways:list"), f"{gateway.name} archived")
 
 
-def switched(request: AppRequest, gateway: Gateway, toast: str) -> HttpResponse:
+def switched(request: AppRequest, gateway: Gateway, toast: str, undo: str = "") -> HttpResponse:
     """The part of the page that shows the switch: the head of the gateway's page, or its row."""
     fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
-    return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast)
+    return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast, undo=undo)

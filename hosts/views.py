@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -9,7 +10,6 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Q
-from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -20,11 +20,14 @@ from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
-from connections.impact import archived_with, cuts
+from connections.impact import archived_with, cut_together, cuts
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
+from hosts.lists import HOSTS
 from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
+from ui import bulk
+from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -41,6 +44,7 @@ from ui.pages import (
     show,
     was_typed,
 )
+from ui.tables import show_list
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -69,15 +73,17 @@ def _way_back(request: AppRequest, host: Host | None = None) -> str:
 @requires(Capability.HOSTS_READ)
 def listing(request: AppRequest) -> HttpResponse:
     filters = HostFilter(request.GET)
-    hosts = filters.narrow(Host.objects.live()).order_by(Lower("name"), "pk")
+    table = HOSTS.seen(request)
+    hosts = table.ordered(filters.narrow(Host.objects.live()))
     page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
+        "table": table,
         "filters": filters.cleaned_data,
         "statuses": STATUSES,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "hosts/list.html#results", context)
+    return show_list(request, "hosts/list.html#results", context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -148,7 +154,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     host.enable(by=request.user)
-    return switched(request, host, "Host enabled")
+    return switched(request, host, "Host enabled", reverse("hosts:disable", args=[host.pk]))
 
 
 @require_http_methods(["GET", "POST"])
@@ -175,7 +181,20 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             back=_way_back(request, host),
         )
     host.disable(by=request.user)
-    return switched(request, host, "Host disabled")
+    return switched(request, host, "Host disabled", reverse("hosts:enable", args=[host.pk]))
+
+
+@require_POST
+@requires(Capability.HOSTS_TOGGLE)
+def switch(request: AppRequest) -> HttpResponse:
+    """Switch the hosts that were picked in the list; one that waits for approval is left alone."""
+    hosts = Host.objects.live() if request.user.has_perm(Capability.HOSTS_READ) else Host.objects.none()
+    way = Switching("host", "hosts", partial(cut_together, viewer=request.user), _why_not_switched)
+    return bulk.switch(request, hosts, way, back=_way_back(request))
+
+
+def _why_not_switched(host: Host) -> str:
+    return "waits for approval" if host.is_pending else ""
 
 
 def _switch_target(request: AppRequest, host: Host) -> str:
@@ -193,7 +212,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
             "This cannot be undone.",
             more=archived_with(host),
             icon="revoke",
-            hidden={"revoke": "1"},
+            hidden=[("revoke", "1")],
             typed=host.name,
             target=_switch_target(request, host),
             back=_way_back(request, host),
@@ -245,7 +264,8 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     )
 
 
-def switched(request: AppRequest, host: Host, toast: str) -> HttpResponse:
+def switched(request: AppRequest, host: Host, toast: str, undo: str = "") -> HttpResponse:
     """The part of the page that shows the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
-    return answer(request, fragment, {"host": host}, to=_way_back(request, host), toast=toast)
+    context = {"host": host, "table": HOSTS.seen(request)}
+    return answer(request, fragment, context, to=_way_back(request, host), toast=toast, undo=undo)

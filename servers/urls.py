@@ -7,6 +7,7 @@ app_name = "servers"
 
 urlpatterns = [
     path("servers/", views.listing, name="list"),
+    path("switch/servers/", views.switch, name="switch"),
     path("servers/add/", adding_views.add, name="add"),
     path("servers/slug/", views.slug, name="slug"),
     path("servers/find/<uuid:pk>/", views.find_by_id, name="find"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,12 +21,15 @@ from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from connections.impact import cuts
+from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
+from servers.lists import SERVERS
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
 from servers.oauth_client.models import MANY_UNFINISHED, registration_of, unfinished_sign_ins
+from ui import bulk
+from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -42,6 +46,7 @@ from ui.pages import (
     wants_fragment,
     was_typed,
 )
+from ui.tables import show_list
 from wire.credential import place_of
 
 ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
@@ -67,15 +72,17 @@ def page_url(server: Server) -> str:
 @requires(*SEES_SERVERS)
 def listing(request: AppRequest) -> HttpResponse:
     filters = ServerFilter(request.GET)
-    page = page_of(request, counted(filters.narrow(Server.objects.live())), ROWS)
+    table = SERVERS.seen(request)
+    page = page_of(request, table.ordered(counted(filters.narrow(Server.objects.live()))), ROWS)
     context = {
         "page": page,
+        "table": table,
         "filters": filters.cleaned_data,
         "healths": Health.choices,
         "auths": AuthType.choices,
         "narrowed": any(filters.cleaned_data.values()),
     }
-    return show(request, "servers/list.html#results", context)
+    return show_list(request, "servers/list.html#results", context)
 
 
 @require_GET
@@ -211,7 +218,7 @@ def _failure_text(failure: Failed) -> tuple[str, str]:
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     server.enable(by=request.user)
-    return switched(request, server, "Server enabled")
+    return switched(request, server, "Server enabled", reverse("servers:disable", args=[server.slug]))
 
 
 @require_http_methods(["GET", "POST"])
@@ -232,7 +239,15 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             back=page_url(server),
         )
     server.disable(by=request.user)
-    return switched(request, server, "Server disabled")
+    return switched(request, server, "Server disabled", reverse("servers:enable", args=[server.slug]))
+
+
+@require_POST
+@requires(Capability.SERVERS_TOGGLE)
+def switch(request: AppRequest) -> HttpResponse:
+    """Switch the servers that were picked in the list."""
+    way = Switching("server", "servers", partial(cut_together, viewer=request.user))
+    return bulk.switch(request, Server.objects.live(), way, back=reverse("servers:list"))
 
 
 @require_http_methods(["GET", "POST"])
@@ -256,7 +271,7 @@ def _removed_from(server: Server) -> str:
     return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
 
 
-def switched(request: AppRequest, server: Server, toast: str) -> HttpResponse:
+def switched(request: AppRequest, server: Server, toast: str, undo: str = "") -> HttpResponse:
     """The part of the page that shows the switch: the head of the server's page, or its row."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
-    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast)
+    return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)

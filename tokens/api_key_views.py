@@ -20,7 +20,9 @@ from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, own_resource
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
 from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
+from tokens.lists import API_KEYS
 from ui.pages import AppRequest, answer, confirm, leave, open_query, page_of, posted, refuse, show
+from ui.tables import show_list
 
 REVOKE_TEXT = "Revoke this API key? Programs using it will fail with 401 immediately. This cannot be undone."
 
@@ -31,8 +33,8 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = KeyFilter(request.GET)
     keys = filters.listed(request.user)
     page = page_of(request, filters.narrow(keys), detail=lambda keys: keys.select_related("user"))
-    context = {"page": page, "filters": filters.values, "counts": keys.numbers()}
-    return show(request, "tokens/api_keys.html#results", context)
+    context = {"page": page, "table": API_KEYS.seen(request), "filters": filters.values, "counts": keys.numbers()}
+    return show_list(request, "tokens/api_keys.html#results", context)
 
 
 @never_cache

@@ -24,6 +24,7 @@ from capabilities.catalogue import SEES_GATEWAYS
 from gateways.usage import TokenUse
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
+from tokens.lists import TOKENS
 from tokens.models import (
     AlreadyRevoked,
     AskedForNew,
@@ -53,6 +54,7 @@ from ui.pages import (
     show,
     wants_fragment,
 )
+from ui.tables import show_list
 
 ROWS = 30
 HOSTS = 8
@@ -72,6 +74,7 @@ def listing(request: AppRequest) -> HttpResponse:
     page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=filters.count(counts))
     context = {
         "page": page,
+        "table": TOKENS.seen(request),
         "rows": [TokenRow(token, request.user) for token in page],
         "filters": filters.values,
         "counts": counts,
@@ -81,7 +84,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "notices": partial(notices, request.user),
         "waiting": partial(waiting_for, request.user),
     }
-    return show(request, "tokens/list.html#results", context)
+    return show_list(request, "tokens/list.html#results", context)
 
 
 @require_POST
@@ -229,7 +232,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
             kind="primary",
             target="#dialog",
             back=back_url(request, token),
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     try:
         response = _shown(request, token, token.collect(by=request.user))
@@ -258,7 +261,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
             icon="key",
             target=target(request, token),
             back=back_url(request, token),
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     try:
         token.ask_for_new(by=request.user)
@@ -280,7 +283,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             target=target(request, token),
             back=back_url(request, token),
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
         token.end_previous(by=request.user)
@@ -337,7 +340,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             target=target(request, token),
             back=back_url(request, token),
             choice=("connection", "Also revoke the connection; this is its last active token") if offered else None,
-            hidden=hidden(request),
+            hidden=list(hidden(request).items()),
         )
     verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
     with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
 
 from django.contrib import messages
 from django.core.paginator import Page, Paginator
@@ -41,6 +42,13 @@ def wants_fragment(request: HttpRequest) -> bool:
 def is_for(request: AppRequest, target: str) -> bool:
     """Whether htmx asked for what goes into the element with the id `target`."""
     return request.htmx.target == target and not request.htmx.history_restore_request
+
+
+class Undo(NamedTuple):
+    """What takes an act back: an address to post to, and the fields that go along."""
+
+    url: str
+    fields: Sequence[tuple[str, str]] = ()
 
 
 class Fragment(NamedTuple):
@@ -88,12 +96,21 @@ def show(request: HttpRequest, template: str, context: dict[str, Any] | None = N
     return response
 
 
-def answer(request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "") -> HttpResponse:
-    """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast."""
+def answer(
+    request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "", undo: str = ""
+) -> HttpResponse:
+    """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast.
+
+    `undo` is the address that a post to takes the act back; its answer replaces the same part of the page.
+    """
     if not wants_fragment(request):
-        return leave(request, to, toast)
+        return leave(request, to, toast, Undo(undo) if undo else None)
     response = render(request, template, {"changed": True, **context})
-    return trigger_client_event(response, "toast", {"value": toast}) if toast else response
+    if not toast:
+        return response
+    target = request.htmx.target  # type: ignore[attr-defined]
+    back = {"undo": undo, "target": f"#{target}"} if undo and target else {}
+    return trigger_client_event(response, "toast", {"value": toast, **back})
 
 
 def own_path(path: str, otherwise: str = "/") -> str:
@@ -101,10 +118,10 @@ def own_path(path: str, otherwise: str = "/") -> str:
     return path if path.startswith("/") and url_has_allowed_host_and_scheme(path, allowed_hosts=None) else otherwise
 
 
-def leave(request: HttpRequest, to: str, toast: str = "") -> HttpResponse:
-    """After an act that ends on another page: go there, with a toast."""
+def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = None) -> HttpResponse:
+    """After an act that ends on another page: go there, with a toast, and a button that takes it back."""
     if toast:
-        messages.success(request, toast)
+        messages.success(request, toast, extra_tags=urlencode([("to", undo.url), *undo.fields]) if undo else "")
     return redirect(to)
 
 
@@ -127,7 +144,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     choice: tuple[str, str] | None = None,
     further: tuple[str, str] | None = None,
     typed: str = "",
-    hidden: dict[str, Any] | None = None,
+    hidden: Sequence[tuple[str, Any]] = (),
 ) -> HttpResponse:
     """Ask before an act. OK posts to this same URL; Cancel holds the focus.
 
@@ -151,7 +168,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "further": further,
         "typed": typed,
         "mistyped": bool(typed) and request.method == "POST",
-        "hidden": hidden or {},
+        "hidden": hidden,
         "action": request.path,
     }
     if context["mistyped"]:

@@ -23,13 +23,25 @@ async function copy(button) {
   }, 2000);
 }
 
-// Toasts: the server sends HX-Trigger: {"toast": "Host disabled"}.
-function announce(text) {
-  const toast = Object.assign(document.createElement("p"), { className: "toast", textContent: text });
+// Toasts: the server sends HX-Trigger: {"toast": "Host disabled"}; with {"undo": url, "target": selector} it offers to take it back.
+function announce(text, undo, target) {
+  const toast = Object.assign(document.createElement("div"), { className: "toast", textContent: text });
+  if (undo) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Undo" });
+    button.addEventListener("click", () => { toast.remove(); htmx.ajax("POST", undo, { target, swap: "outerHTML" }); });
+    toast.append(button);
+  }
   document.querySelector(".toasts")?.append(toast);
-  setTimeout(() => toast.remove(), 5000);
+  fade(toast);
 }
-for (const toast of all(".toasts > .toast")) setTimeout(() => toast.remove(), 5000); // Rendered with the page.
+// One with a button stays twenty seconds, and as long as somebody points at it or is in it.
+function fade(toast) {
+  let left = toast.querySelector("button") ? 20 : 5;
+  const clock = setInterval(() => {
+    if ((left > 15 || !toast.matches(":hover, :focus-within")) && --left <= 0) { toast.remove(); clearInterval(clock); }
+  }, 1000);
+}
+all(".toasts > .toast").forEach(fade); // Rendered with the page.
 
 // Theme: the server renders data-theme from this cookie, so the first paint is right.
 function setTheme(theme) {
@@ -78,25 +90,22 @@ function armTabs(list) {
   choose(tabs.find((tab) => tab.ariaSelected === "true") ?? tabs[0]);
 }
 
-// Palette: links filtered by what is typed, arrows move, Enter follows.
+// Palette: the server answers what is typed; arrows move, Enter follows.
 function armPalette(palette) {
-  const links = all(".results a", palette);
-  const shown = () => links.filter((link) => !link.hidden);
-  const mark = (chosen) => links.forEach((link) => link.toggleAttribute("data-active", link === chosen));
-  palette.addEventListener("input", (event) => {
-    const wanted = event.target.value.trim().toLowerCase();
-    for (const link of links) link.hidden = !link.textContent.toLowerCase().includes(wanted);
-    for (const group of all("section", palette)) group.hidden = !group.querySelector("a:not([hidden])");
-    mark(shown()[0]);
-  });
+  const found = () => all(".results :is(a, button)", palette);
+  const mark = (chosen) => {
+    for (const one of found()) one.toggleAttribute("data-active", one === chosen);
+    chosen?.scrollIntoView({ block: "nearest" });
+  };
+  palette.addEventListener("htmx:afterSwap", () => mark(found()[0]));
   palette.addEventListener("keydown", (event) => {
-    const at = shown().findIndex((link) => "active" in link.dataset);
-    const act = { ArrowDown: () => mark(shown()[at + 1] ?? shown()[at]), ArrowUp: () => mark(shown()[Math.max(at - 1, 0)]), Enter: () => shown()[at]?.click() };
-    if (!act[event.key]) return;
+    const all = found();
+    const at = all.findIndex((one) => "active" in one.dataset);
+    const act = { ArrowDown: () => mark(all[at + 1] ?? all[at]), ArrowUp: () => mark(all[Math.max(at - 1, 0)]), Enter: () => all[at]?.click() };
+    if (!act[event.key] || event.target.closest(".results")) return;
     event.preventDefault();
     act[event.key]();
   });
-  mark(links[0]);
 }
 
 // Who opened a dialog gets the focus back; what was swapped meanwhile is found again in the same place.
@@ -156,11 +165,39 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   htmx.ajax("GET", event.target.getAttribute("action"), { source: event.target, target: "#dialog", swap: "innerHTML" });
 });
+// A row is opened by a click anywhere but on a control or a selected text; what the link takes along (Ctrl, Shift) it takes too.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest(".table[data-fit] tbody tr")?.querySelector(".row-link");
+  if (!link || event.target.closest("a, button, input, label, summary, .pick, .tokens") || getSelection().toString()) return;
+  const { ctrlKey, metaKey, shiftKey } = event;
+  link.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true, ctrlKey, metaKey, shiftKey }));
+});
+// Picking rows: Shift takes those between, the head takes all, the bar says how many.
+let picked;
+function tell() {
+  const boxes = all("tbody .pick input:enabled");
+  const number = boxes.filter((box) => box.checked).length;
+  for (const head of all("thead .pick input")) Object.assign(head, { checked: number > 0 && number === boxes.length, indeterminate: number > 0 && number < boxes.length });
+  for (const output of all(".bulk output")) output.textContent = `${number} picked`;
+}
+document.addEventListener("click", (event) => {
+  const box = event.target.closest?.(".pick input");
+  if (!box) return;
+  const boxes = all("tbody .pick input:enabled");
+  if (box.closest("thead")) for (const other of boxes) other.checked = box.checked;
+  else if (event.shiftKey && picked?.isConnected) {
+    const [from, to] = [boxes.indexOf(picked), boxes.indexOf(box)].sort((a, b) => a - b);
+    for (const other of boxes.slice(from, to + 1)) other.checked = box.checked;
+  }
+  picked = box;
+  tell();
+});
+document.addEventListener("reset", () => setTimeout(tell));
 document.addEventListener("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");
   if (palette || search) event.preventDefault();
-  palette ? palette.showModal() : search && search.focus();
+  palette ? palette.open || palette.showModal() : search && search.focus();
 });
 // The row that is open beside the list is marked, however one came to it.
 document.addEventListener("htmx:pushedIntoHistory", () => {
@@ -179,7 +216,7 @@ const asksAgain = ({ detail }) => detail.elt.matches("[data-wait]");
 document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-tail]") && event.preventDefault());
 document.addEventListener("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
 document.addEventListener("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
-document.addEventListener("toast", (event) => announce(event.detail.value));
+document.addEventListener("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
 document.addEventListener("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
 arm(document);

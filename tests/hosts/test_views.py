@@ -346,7 +346,7 @@ def test_a_host_is_switched_off_and_on_again(ana: User, sign_in: SignIn) -> None
     assert host.enabled
 
     assert 'data-state="disabled"' in text(off)
-    assert '"toast": {"value": "Host disabled"}' in off["HX-Trigger"]
+    assert '"toast": {"value": "Host disabled", "undo": ' in off["HX-Trigger"]
     assert 'data-state="enabled"' in text(on)
     assert [event.actor_email for event in Event.objects.filter(target_id=host.pk, action__contains="abled")] == [
         ana.email

@@ -120,7 +120,7 @@ class Page(HTMLParser):
             tag, values, values.get("data-of") or self._row(tag, values) or around.of,
             inside=self.is_part or around.inside or values.get("id") == "main" or _is_dialog(tag, values),
             quoted=around.quoted or tag in QUOTED or values.get("class") == "diff",
-            data=around.data or values.get("data-label") in DATA or values.get("class") == "picker",
+            data=around.data or self._head(tag) in DATA or values.get("class") == "picker",
             key=values.get("data-count", ""),
         )  # fmt: skip
         self._placed(element)
@@ -150,6 +150,10 @@ class Page(HTMLParser):
             element.text += data
         if around.inside and not around.data and NUMBER.search(data) and not any(one.key for one in self.open):
             self.loose.append(" ".join(data.split()))
+
+    def _head(self, tag: str) -> str:
+        """The head of the column of the cell that begins here."""
+        return self.heads[self.column] if tag == "td" and self.column < len(self.heads) else ""
 
     def _row(self, tag: str, values: dict[str, str]) -> str:
         """Whose row begins here, if its id says it."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
+from urllib.parse import parse_qsl
 from zlib import crc32
 
 from django import template
+from django.contrib.messages.storage.base import Message
 from django.forms import BoundField, CheckboxInput, CheckboxSelectMultiple, RadioSelect, Select
 from django.http import HttpRequest
 from django.template.context import RequestContext
@@ -18,7 +22,9 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ui.addresses import parts
+from ui.pages import Undo
 from ui.states import in_words
+from ui.tables import Column, View, seen
 from wire.definitions import hidden_places
 
 register = template.Library()
@@ -193,3 +199,42 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
         "kind": "choices" if many else "check" if check else "select" if isinstance(widget, Select) else "input",
         "optional": optional,
     }
+
+
+@register.simple_block_tag(takes_context=True)
+def cell(context: RequestContext, content: str, name: str) -> SafeString:
+    """A cell of the column `name` of the list `table`; nothing where the reader has no such column."""
+    view: View = context["table"]
+    column = view.column(name)
+    if column is None or not view.shows(name):
+        return SafeString("")
+    tag, attributes = _of_cell(column)
+    return SafeString(f"<{tag}{attributes}>{content.strip()}</{tag}>")  # The content is of a template, escaped there.
+
+
+@register.filter
+def undo(message: Message) -> Undo | None:
+    """What takes back the act that this message tells of, if anything does."""
+    fields = parse_qsl(message.extra_tags or "", keep_blank_values=True)
+    return Undo(fields[0][1], fields[1:]) if fields and fields[0][0] == "to" else None
+
+
+@register.simple_tag(takes_context=True)
+def list_of(context: RequestContext, key: str, kind: str = "") -> View:
+    """The list of this name as the request asks for it; cells and heads read it as `table`."""
+    return seen(context["request"], key + kind)
+
+
+@cache
+def _of_cell(column: Column) -> tuple[str, str]:
+    """The tag and the attributes of the cells of this column."""
+    said = {
+        "data-cell": column.kind if column.kind in ("acts", "switch") else "",
+        "data-priority": column.priority or "",
+        "data-label": column.label if column.on_phone and column.kind == "number" else "",
+        "class": column.kind if column.kind in ("number", "pick") else "",
+    }
+    attributes: Iterable[str] = (format_html(' {}="{}"', name, value) for name, value in said.items() if value)
+    if column.on_phone:
+        attributes = (" data-meta", *attributes)
+    return ("td", "".join(attributes)) if column.width else ("th", ' scope="row"')

@@ -1,0 +1,60 @@
+"""The columns of the lists of connections."""
+
+from django.db.models.functions import Lower
+
+from capabilities import Capability
+from ui.tables import Column, Table
+
+LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
+
+MCP = Table(
+    "connections",
+    "MCP connections",
+    (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.CONNECTIONS_TOGGLE),
+        Column("name", "Client name"),
+        Column("status", "Status", 9.5, on_phone=True),
+        Column("user", "User email", 11, priority=2, on_phone=True),
+        Column("gateway", "Gateway", 8, priority=4, on_phone=True),
+        Column("prefix", "API key prefix", 8, priority=3),
+        Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
+        Column("token", "Last token", 6.5, priority=3, hint=LAST_TOKEN),
+        Column("acts", "Actions", 10, kind="acts", said=False),
+    ),
+)
+
+
+def _tab(key: str, name: str, *by: str) -> Table:
+    return Table(
+        key,
+        "Connections",
+        (
+            Column("name", name, sorts=(Lower(by[0]),)),
+            Column("user", "User email", 12, priority=2, sorts=("user__email",), on_phone=True),
+            Column("status", "Status", 9.5, on_phone=True),
+            Column("prefix", "API key prefix", 8, priority=3),
+            Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
+            Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
+            Column("used", "Last used", 6.5, priority=3, on_phone=True),
+            Column("enabled", "Enabled", 5, kind="switch"),
+            Column("acts", "Actions", 6, kind="acts", said=False),
+        ),
+        fit="spanned",
+    )
+
+
+TABS = {"host": _tab("of-host", "Gateway", "gateway__name"), "gateway": _tab("of-gateway", "Client name", "host__name")}
+OWN_IDENTITIES = Table(
+    "own-identities",
+    "Stored identities",
+    (
+        Column("name", "Label"),
+        Column("server", "Server", 9, priority=2, on_phone=True),
+        Column("hint", "Hint", 5, priority=4),
+        Column("uses", "Used by", 12, priority=3),
+        Column("used", "Last used", 7, priority=3),
+        Column("status", "Status", 11, on_phone=True),
+        Column("enabled", "Enabled", 5, kind="switch"),
+        Column("acts", "Actions", 6, kind="acts", said=False),
+    ),
+)

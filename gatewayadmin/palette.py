@@ -1,0 +1,250 @@
+"""The palette: what the reader may go to and what they may do, by name.
+
+Everything is asked of the database when it is typed, and answered as if nothing else existed. Acts lead to the pages
+that ask before they act, as the buttons beside the things do; what a page does without asking is done at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.http import HttpResponse
+from django.urls import reverse
+from django.views.decorators.http import require_GET
+
+from accounts.models import User
+from capabilities import Capability, own_resource
+from capabilities.catalogue import SEES_SERVERS
+from gateways.catalogue import Catalogue
+from gateways.models import Gateway
+from hosts.models import Host
+from servers.models import Server
+from tokens.models import Token
+from tokens.visibility import ENDING, known_to, of_status
+from ui.pages import AppRequest, show
+
+SHOWN = 5  # Of each kind; who types more of the name finds the others.
+VERBS = ("disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
+LONGEST = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something to go to, or an act: with `posts` it is done at once. `tile` is the name a letter tile is made of."""
+
+    text: str
+    url: str
+    icon: str = ""
+    note: str = ""
+    tile: str = ""
+    posts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Entries under one heading."""
+
+    title: str
+    entries: list[Entry]
+
+
+@require_GET
+@own_resource("each entry is one's own or asks for its capability")
+def palette(request: AppRequest) -> HttpResponse:
+    words = " ".join(request.GET.get("q", "").split())[:LONGEST]
+    context = {"groups": [group for group in found(request.user, words) if group.entries], "words": words}
+    return show(request, "ui/found.html#results", context)
+
+
+def found(user: User, words: str) -> list[Group]:
+    """What there is for `user` by these words; without words the pages, and the acts that need no name."""
+    verb, name = _verb(words)
+    things = _things(user, name)
+    acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]
+    do = Group("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)])
+    named = [Group(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
+    # What has the name comes first: Enter goes there, and does nothing to it.
+    return [*named, do, Group("Pages", list(_matching(_pages(user), words)))]
+
+
+def _verb(words: str) -> tuple[str, str]:
+    """The verb that the words begin with, and the name that follows; no verb where none is meant."""
+    first, _, rest = words.partition(" ")
+    verb = next((verb for verb in VERBS if rest and len(first) > 1 and verb.startswith(first.lower())), "")
+    return (verb, rest) if verb else ("", words)
+
+
+def _matching(entries: Iterable[Entry], words: str) -> Iterator[Entry]:
+    """The entries whose text holds each of the words."""
+    wanted = words.lower().split()
+    return (entry for entry in entries if all(word in entry.text.lower() for word in wanted))
+
+
+# --- Pages and acts without a name ---------------------------------------------------------------------------------
+
+type Offer = tuple[str, str, str, tuple[Capability, ...]]
+
+TO_DO: tuple[Offer, ...] = (
+    ("Connect an agent", "oauth:connect", "connection", ()),
+    ("Add API access token-based host", "hosts:add", "add", (Capability.API_TOKENS_MANAGE,)),
+    ("Add a gateway", "gateways:add", "add", (Capability.GATEWAYS_MANAGE,)),
+    ("Add a server", "servers:add", "add", (Capability.SERVERS_MANAGE,)),
+    ("Invite somebody", "accounts:invite", "add", (Capability.PEOPLE_MANAGE,)),
+    ("Run a tool", "playground", "play", ()),
+    ("Create a token", "tokens:create", "key", ()),
+    ("Create an API key", "tokens:create_api_key", "key", ()),
+)
+PAGES: tuple[Offer, ...] = (
+    ("Dashboard", "overview", "overview", ()),
+    ("Apps & Agents", "hosts:list", "apps", (Capability.HOSTS_READ,)),
+    ("Gateways", "gateways:list", "gateway", ()),
+    ("Servers", "servers:list", "server", SEES_SERVERS),
+    ("Tools", "gateways:catalogue", "tool", ()),
+    ("Playground", "playground", "play", ()),
+    ("Changed definitions", "gateways:changed", "warning", (Capability.GATEWAYS_MANAGE,)),
+    ("Logs", "auditlog:calls", "logs", (Capability.LOGS_READ,)),
+    ("What if", "auditlog:what_if", "help", (Capability.LOGS_READ,)),
+    ("MCP Connections", "connections:mcp", "connection", (Capability.MCP_CONNECTIONS_READ,)),
+    ("API Tokens", "tokens:list", "key", ()),
+    ("API keys", "tokens:api_keys", "key", ()),
+    ("My identities", "connections:mine", "identity", ()),
+    ("My calls", "auditlog:own", "logs", ()),
+    ("People", "accounts:people", "people", (Capability.PEOPLE_MANAGE,)),
+    ("Roles", "accounts:roles", "people", (Capability.PEOPLE_MANAGE,)),
+    ("Teams", "gateways:teams", "people", (Capability.PEOPLE_MANAGE,)),
+    ("Capabilities reference", "accounts:capabilities", "policy", ()),
+    ("Workspace settings", "accounts:workspace", "settings", (Capability.WORKSPACE_MANAGE,)),
+    ("OAuth doctor", "doctor", "trace", (Capability.GATEWAYS_MANAGE,)),
+    ("Admin events", "auditlog:events", "trace", (Capability.AUDIT_READ,)),
+    ("Profile and password", "accounts:profile", "user", ()),
+    ("Sessions", "accounts:sessions", "lock", ()),
+    ("Second factor", "mfa_index", "shield", ()),
+)
+
+
+def _to_do(user: User) -> Iterator[Entry]:
+    yield from _offered(TO_DO, user)
+    if user.has_perm(Capability.LOGS_READ):
+        yield Entry("Show denied calls", f"{reverse('auditlog:calls')}?outcome=denied", "denied")
+
+
+def _pages(user: User) -> Iterator[Entry]:
+    return _offered(PAGES, user)
+
+
+def _offered(offers: Iterable[Offer], user: User) -> Iterator[Entry]:
+    for text, name, icon, capabilities in offers:
+        if not capabilities or any(map(user.has_perm, capabilities)):
+            yield Entry(text, reverse(name), icon)
+
+
+# --- Things with a name --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """Something that was found: the way to its page, and what may be done with it."""
+
+    kind: str
+    entry: Entry
+    acts: list[Entry]
+
+
+KINDS = ("Apps and agents", "Gateways", "Servers", "Tools", "Tokens", "People")
+
+
+def _things(user: User, name: str) -> list[Thing]:
+    """What has this name, or an address or prefix like it; nothing without a name."""
+    if not name:
+        return []
+    looks: tuple[Callable[[User, str], Iterator[Thing]], ...] = (_hosts, _gateways, _servers, _tools, _tokens, _people)
+    return [thing for look in looks for thing in look(user, name)]
+
+
+def _switch(room: str, on: bool, name: str, key: Any) -> Entry:
+    """The act of the switch of a thing: switching off asks first."""
+    if on:
+        return Entry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause")
+    return Entry(f"Enable {name}", reverse(f"{room}:enable", args=[key]), "play", posts=True)
+
+
+def _hosts(user: User, name: str) -> Iterator[Thing]:
+    if not user.has_perm(Capability.HOSTS_READ):
+        return
+    for host in Host.objects.live().matching(name).order_by(Lower("name"), "pk")[:SHOWN]:
+        entry = Entry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=host.get_kind_display())
+        acts = []
+        if user.has_perm(Capability.HOSTS_TOGGLE) and not host.is_pending:
+            acts.append(_switch("hosts", host.enabled, host.name, host.pk))
+        if user.has_perm(Capability.API_TOKENS_MANAGE):
+            acts.append(Entry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit"))
+        yield Thing("Apps and agents", entry, acts)
+
+
+def _gateways(user: User, name: str) -> Iterator[Thing]:
+    for gateway in Gateway.objects.visible_to(user).matching(name).order_by("name", "pk")[:SHOWN]:
+        entry = Entry(gateway.name, reverse("gateways:detail", args=[gateway.slug]), "gateway", note=gateway.slug)
+        acts = []
+        if user.has_perm(Capability.GATEWAYS_TOGGLE):
+            acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug))
+        if user.has_perm(Capability.GATEWAYS_MANAGE):
+            acts.append(Entry(f"Rename {gateway.name}", reverse("gateways:edit", args=[gateway.slug]), "edit"))
+        yield Thing("Gateways", entry, acts)
+
+
+def _servers(user: User, name: str) -> Iterator[Thing]:
+    if not any(map(user.has_perm, SEES_SERVERS)):
+        return
+    named = Q(name__icontains=name) | Q(slug__icontains=name)
+    for server in Server.objects.live().filter(named).order_by("name", "pk")[:SHOWN]:
+        entry = Entry(server.name, reverse("servers:detail", args=[server.slug]), tile=server.name, note=server.slug)
+        acts = []
+        if user.has_perm(Capability.SERVERS_TOGGLE):
+            acts.append(_switch("servers", server.enabled, server.name, server.slug))
+        yield Thing("Servers", entry, acts)
+
+
+def _tools(user: User, name: str) -> Iterator[Thing]:
+    for tool in Catalogue(user, {"q": name})[:SHOWN]:
+        at = reverse("gateways:tool", args=[tool.feature.pk])
+        yield Thing("Tools", Entry(tool.feature.name, at, "tool", note=tool.server.name), [])
+
+
+def _tokens(user: User, name: str) -> Iterator[Thing]:
+    usable = known_to(user).filter(of_status("active")).select_related("connection__user")
+    named = Q(name__icontains=name) | Q(prefix__startswith=name)
+    may_end = any(map(user.has_perm, ENDING))
+    for token in usable.filter(named).order_by(Lower("name"), "pk")[:SHOWN]:
+        is_own = token.connection.user_id == user.pk
+        acts = []
+        if is_own:
+            acts.append(Entry(f"Regenerate {token.name}", reverse("tokens:regenerate", args=[token.pk]), "key"))
+        if is_own or may_end:
+            acts.append(Entry(f"Revoke {token.name}", reverse("tokens:revoke", args=[token.pk]), "revoke"))
+        yield Thing("Tokens", Entry(token.name, _at(token, is_own), "key", note=token.prefix), acts)
+
+
+def _at(token: Token, is_own: bool) -> str:
+    """The list of tokens, narrowed to this one."""
+    return f"{reverse('tokens:list')}?q={token.prefix}{'' if is_own else '&owner=all'}"
+
+
+def _people(user: User, name: str) -> Iterator[Thing]:
+    if not user.has_perm(Capability.PEOPLE_MANAGE):
+        return
+    named = Q(display_name__icontains=name) | Q(email__icontains=name)
+    for person in User.objects.filter(named).order_by("email", "pk")[:SHOWN]:
+        at = reverse("accounts:person", args=[person.pk])
+        text = person.display_name or person.email
+        act = (
+            Entry(f"Deactivate {text}", reverse("accounts:deactivate", args=[person.pk]), "pause")
+            if person.is_active
+            else Entry(f"Reactivate {text}", reverse("accounts:reactivate", args=[person.pk]), "play", posts=True)
+        )
+        acts = [] if person.pk == user.pk else [act]
+        yield Thing("People", Entry(text, at, "user", note=person.email), acts)

@@ -1,0 +1,30 @@
+"""What a browser fetches besides a page: small, and all of it from us."""
+
+import gzip
+import re
+from pathlib import Path
+
+import django_htmx
+
+from tests.workspace import ROOT
+
+OURS = ROOT / "static" / "gateway"
+HTMX = Path(django_htmx.__file__).parent / "static" / "django_htmx" / "htmx-2.min.js"
+FETCHED = [OURS / "app.css", OURS / "app.js", OURS / "icons.svg", OURS / "favicon.svg", HTMX]
+
+
+def test_style_sheet_scripts_and_icons_weigh_at_most_160_kb_and_60_kb_compressed() -> None:
+    assert sum(file.stat().st_size for file in FETCHED) <= 160 * 1024
+    assert sum(len(gzip.compress(file.read_bytes())) for file in FETCHED) <= 60 * 1024
+
+
+def test_fonts_are_served_by_us_swap_in_without_a_shift_and_carry_their_licence() -> None:
+    faces = re.findall(r"@font-face \{(.*?)\}", (OURS / "app.css").read_text(), re.DOTALL)
+    served = [found[1] for face in faces if (found := re.search(r"src: url\(([^)]+)\)", face))]
+    stand_in = next(face for face in faces if "local(" in face)
+
+    assert sorted(served) == [f"fonts/{file.name}" for file in sorted((OURS / "fonts").glob("*.woff2"))]
+    assert all("font-display: swap" in face for face in faces if face is not stand_in)
+    assert "size-adjust" in stand_in
+    assert "SIL Open Font License" in (OURS / "fonts" / "OFL.txt").read_text()
+    assert sum((OURS / name).stat().st_size for name in served) <= 160 * 1024

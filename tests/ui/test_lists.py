@@ -1,0 +1,170 @@
+"""Lists: what a reader chooses of columns and order, what they may pick, and the palette."""
+
+import re
+from typing import Any
+
+import pytest
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from hosts.models import Host
+from tests import make
+from tests.conftest import SignIn
+from ui.tables import _TABLES
+
+HTMX = {"HX-Request": "true"}
+
+
+def heads(response: Any) -> list[str]:
+    return re.findall(r'<th scope="col"[^>]*>(?:<(?:span|a)[^>]*>)?([^<]+)<', response.content.decode())
+
+
+def names(response: Any) -> list[str]:
+    return re.findall(r'class="row-link"[^>]*>([^<]+)<', response.content.decode())
+
+
+@pytest.mark.parametrize("key", _TABLES)
+def test_exactly_one_column_has_no_width_and_what_acts_is_the_last(key: str) -> None:
+    columns = _TABLES[key].columns
+
+    assert [column.name for column in columns if column.width is None] == ["name"]
+    assert [column.name for column in columns if column.kind == "acts"] in ([], [columns[-1].name])
+    assert sum(column.width or 0 for column in columns if not column.priority and not column.is_extra) <= 24
+
+
+def test_the_order_is_in_the_address_and_its_head_leads_to_the_other_way_round(ana: User, sign_in: SignIn) -> None:
+    for name in ("beta", "alpha", "gamma"):
+        make.agent(by=ana, name=name)
+    client = sign_in(ana)
+
+    assert names(client.get("/hosts/")) == ["alpha", "beta", "gamma"]
+    back = client.get("/hosts/?sort=-name")
+    assert names(back) == ["gamma", "beta", "alpha"]
+    assert 'aria-sort="descending"><a href="?sort=name"' in back.content.decode()
+    assert names(client.get("/hosts/?sort=password")) == ["alpha", "beta", "gamma"]
+
+
+def test_columns_are_chosen_in_the_address_and_kept_until_the_usual_ones_are_asked_for(
+    ana: User, sign_in: SignIn
+) -> None:
+    make.agent(by=ana)
+    make.server(by=ana)
+    client = sign_in(ana)
+    usual = heads(client.get("/hosts/"))
+
+    chosen = heads(client.get("/hosts/?columns=&columns=added&columns=status"))
+    assert chosen == ["Name", "Added", "Status", "Enabled"]
+    assert heads(client.get("/hosts/")) == chosen, "it is remembered"
+    assert heads(client.get("/servers/"))[0] == "Name", "of each list apart"
+    assert heads(client.get("/hosts/?columns=")) == usual
+    assert heads(client.get("/hosts/")) == usual
+
+
+def test_the_address_that_a_filter_leaves_says_only_what_was_chosen(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    form = "q=bot&type=&sort=name&columns=&columns=type&columns=connections&columns=users&columns=seen&columns=status"
+
+    response = client.get(f"/hosts/?{form}", headers=HTMX)
+
+    assert response["HX-Push-Url"] == "/hosts/?q=bot"
+
+
+def test_picked_hosts_are_switched_off_after_one_question_one_event_each_and_back_by_undo(
+    ana: User, sign_in: SignIn
+) -> None:
+    gateway = make.gateway()
+    bots = [make.agent(by=ana, name=f"bot {letter}") for letter in "abc"]
+    make.connection(bots[0], gateway, ana)
+    waiting = make.app("Newcomer", needs_approval=True)
+    picks = [str(host.pk) for host in (*bots[:2], waiting)]
+    client = sign_in(ana)
+
+    asked = client.post("/switch/hosts/", {"act": "disable", "pick": picks})
+    said = asked.content.decode()
+    assert "Disable 2 hosts" in said
+    assert "Cuts 1 host, 1 user, 0 calls in 24 h." in said
+    assert "Left alone: Newcomer (waits for approval)." in said
+    assert Host.objects.filter(enabled=False, kind=bots[0].kind).count() == 0, "asking does nothing"
+
+    fields = dict.fromkeys(("act", "sure", "back"))
+    fields = {name: re.search(rf'name="{name}" value="([^"]*)"', said)[1] for name in fields}  # type: ignore[index]
+    done = client.post("/switch/hosts/", {**fields, "pick": picks}, follow=True)
+    assert set(Host.objects.filter(enabled=False).values_list("name", flat=True)) == {"bot a", "bot b"}
+    assert Event.objects.filter(action="host.disabled").count() == 2
+    toast = re.search(r'<div class="toast">.*?</div>', done.content.decode())[0]  # type: ignore[index]
+    assert "2 hosts disabled" in toast
+
+    undo = re.findall(r'name="(act|sure|pick)" value="([^"]*)"', toast)
+    client.post("/switch/hosts/", {"act": "enable", "pick": [value for name, value in undo if name == "pick"]})
+    assert not Host.objects.filter(enabled=False).exists()
+    assert Event.objects.filter(action="host.enabled").count() == 2
+
+
+def test_picked_rows_take_the_capability_of_the_switch_and_are_those_one_may_see(
+    ana: User, ann: User, sign_in: SignIn
+) -> None:
+    host, gateway = make.agent(by=ana), make.gateway()
+    connection = make.connection(host, gateway, ana)
+    picks = {"act": "disable", "sure": "1"}
+
+    assert sign_in(ann).post("/switch/hosts/", {**picks, "pick": str(host.pk)}).status_code == 403
+    assert sign_in(ann).post("/switch/connections/", {**picks, "pick": str(connection.pk)}).status_code == 403
+    sign_in(ana).post("/switch/connections/", {**picks, "pick": [str(connection.pk), "not-an-id"]})
+    assert list(Connection.objects.values_list("enabled", flat=True)) == [False]
+    sign_in(ana).post("/switch/gateways/", {**picks, "pick": str(gateway.pk)})
+    gateway.refresh_from_db()
+    assert not gateway.enabled
+    assert 'name="pick"' not in sign_in(ann).get("/gateways/").content.decode()
+
+
+def test_one_act_on_a_row_is_taken_back_by_its_toast(ana: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ana)
+
+    said = sign_in(ana).post(f"/hosts/{host.pk}/disable/", headers=HTMX | {"HX-Target": f"host-{host.pk}"})
+
+    assert f'"undo": "/hosts/{host.pk}/enable/", "target": "#host-{host.pk}"' in said["HX-Trigger"]
+
+
+# --- The palette --------------------------------------------------------------------------------------------------
+
+
+def found(client: Any, words: str) -> list[tuple[str, str]]:
+    page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
+    links = re.findall(r'<a href="([^"]+)">.*?<span>([^<]*)</span>(?:<small|</a)', page)
+    posts = re.findall(r'<form method="post" action="([^"]+)">.*?<span>([^<]*)</span></button>', page)
+    return [(text, url) for url, text in (*links, *posts)]
+
+
+def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: User, sign_in: SignIn) -> None:
+    host = make.agent(by=ana, name="Nightly report")
+    token = make.token(make.connection(host, make.gateway(name="Nightly work"), ana), name="nightly-token")
+    client = sign_in(ana)
+
+    every = dict(found(client, "nightly"))
+    assert every["Nightly report"] == f"/hosts/{host.pk}/"
+    assert every["Disable Nightly report"] == f"/hosts/{host.pk}/disable/"
+    assert "Nightly work" in every
+    assert "nightly-token" in every
+    verbs = dict(found(client, "disa nightly rep"))
+    assert list(verbs) == ["Disable Nightly report"]
+    assert f"/tokens/{make_pk(token)}/revoke/" in dict(found(client, "revoke nightly")).values()
+    assert dict(found(client, "add a serv")) == {"Add a server": "/servers/add/"}
+    assert dict(found(client, "admin ev")) == {"Admin events": "/settings/admin-events/"}
+
+
+def make_pk(token: Any) -> Any:
+    """The id of a token, of what making one gives."""
+    return getattr(token, "pk", None) or token.token.pk
+
+
+def test_the_palette_shows_nobody_what_they_may_not_see(ana: User, ann: User, sign_in: SignIn) -> None:
+    make.agent(by=ana, name="Hidden agent")
+    make.server(by=ana, name="Hidden server", slug="hidden")
+    make.gateway(by=ana, name="Hidden gateway", slug="hidden", reach="teams")
+    stranger = make.user()
+
+    assert found(sign_in(stranger), "hidden") == []
+    assert found(sign_in(stranger), "workspace") == []
+    assert Capability.HOSTS_READ not in stranger.granted

@@ -1,0 +1,32 @@
+"""The columns of the lists of tokens and API keys."""
+
+from ui.tables import Column, Table
+
+TOKENS = Table(
+    "tokens",
+    "API tokens",
+    (
+        Column("name", "Name"),
+        Column("prefix", "Prefix", 8, priority=2, on_phone=True),
+        Column("host", "Host", 8, priority=2),
+        Column("gateway", "Gateway", 8, priority=3),
+        Column("servers", "Servers", 7, priority=4),
+        Column("expires", "Expiration date", 9.5, on_phone=True),
+        Column("used", "Last used date", 7, priority=3),
+        Column("status", "Status", 7.5, priority=2, on_phone=True),
+        Column("acts", "Actions", 8, kind="acts", said=False),
+    ),
+)
+API_KEYS = Table(
+    "api-keys",
+    "API keys",
+    (
+        Column("name", "Name"),
+        Column("prefix", "Prefix", 8, priority=2, on_phone=True),
+        Column("capabilities", "Capabilities", 14, priority=3),
+        Column("expires", "Expires", 7.5, on_phone=True),
+        Column("used", "Last used", 7, priority=3),
+        Column("status", "Status", 7.5, priority=2, on_phone=True),
+        Column("acts", "Actions", 8.5, kind="acts", said=False),
+    ),
+)

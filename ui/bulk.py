@@ -1,0 +1,105 @@
+"""Acts on rows that were picked in a list: asked once, done with the verb of each, and taken back together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django.http import HttpResponse
+
+from ui.pages import NOTHING_IS_DELETED, AppRequest, Undo, confirm, first_names, leave, own_path, sentences
+
+MOST = 100  # As many rows as a page can have, and some.
+
+
+class Switchable(Protocol):
+    """Something with a switch, as the models have it."""
+
+    pk: Any
+    enabled: bool
+
+    def disable(self, *, by: Any) -> None: ...
+    def enable(self, *, by: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Switching:
+    """How the rows of a list are switched together.
+
+    `refused` says why one is left alone, empty when it is not; `cuts` what stops with several, as a sentence.
+    """
+
+    noun: str
+    nouns: str
+    cuts: Callable[[list[Any]], str]
+    refused: Callable[[Any], str] = lambda row: ""
+
+
+def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: str) -> HttpResponse:
+    """Switch those of `rows` that were picked, on or off as `act` says; switching off asks first.
+
+    Who may not see a row has not picked it. What is as asked for already stays without an event.
+    """
+    on = request.POST.get("act") == "enable"
+    back = own_path(request.POST.get("back", ""), back)
+    picked: list[Any] = list(rows.filter(pk__in=_keys(request))[:MOST])
+    apart = [(row, way.refused(row)) for row in picked if way.refused(row)]
+    left_alone = {row.pk for row, _ in apart}
+    changing = [row for row in picked if row.enabled is not on and row.pk not in left_alone]
+    if not changing:
+        return leave(request, back, _why_nothing(picked, apart, on))
+    if not on and not request.POST.get("sure"):
+        return _ask(request, way, changing, apart, back)
+    for row in changing:
+        row.enable(by=request.user) if on else row.disable(by=request.user)
+    done = f"{_number(changing, way)} {'enabled' if on else 'disabled'}"
+    undo = Undo(
+        request.path, [("act", "disable" if on else "enable"), ("sure", "1"), ("back", back), *_picks(changing)]
+    )
+    return leave(request, back, ". ".join(filter(None, (done, _apart_text(apart)))), undo)
+
+
+def _ask(request: AppRequest, way: Switching, rows: list[Any], apart: list[Any], back: str) -> HttpResponse:
+    number = _number(rows, way)
+    return confirm(
+        request,
+        title=f"Disable {number}",
+        text=f"Disable {first_names([str(row) for row in rows])}? What goes through them stops on its next request. "
+        f"{NOTHING_IS_DELETED}",
+        more=sentences(way.cuts(rows), _apart_text(apart)),
+        kind="primary",
+        hidden=[("act", "disable"), ("sure", "1"), ("back", back), *_picks(rows)],
+        back=back,
+    )
+
+
+def _keys(request: AppRequest) -> list[UUID]:
+    keys = []
+    for text in request.POST.getlist("pick")[:MOST]:
+        try:
+            keys.append(UUID(text))
+        except ValueError:
+            continue
+    return keys
+
+
+def _picks(rows: list[Any]) -> list[tuple[str, str]]:
+    return [("pick", str(row.pk)) for row in rows]
+
+
+def _number(rows: list[Any], way: Switching) -> str:
+    return f"{len(rows)} {way.noun if len(rows) == 1 else way.nouns}"
+
+
+def _apart_text(apart: list[tuple[Any, str]]) -> str:
+    """Each that is left alone, and why."""
+    return f"Left alone: {first_names([f'{row} ({reason})' for row, reason in apart])}." if apart else ""
+
+
+def _why_nothing(picked: list[Any], apart: list[tuple[Any, str]], on: bool) -> str:
+    if not picked:
+        return "Nothing was picked"
+    return _apart_text(apart) or f"All of them were {'enabled' if on else 'disabled'} already"
