@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('auditlog', '0009_outcome_not_offered'),
+        ('auditlog', '0010_keep_error_text'),
     ]
 
     operations = [
