@@ -343,7 +343,7 @@ def _calls(ask: Ask) -> "QuerySet[Call]":
     if ask.query.get("q") == "error":
         rows = rows.filter(outcome__in=ERRORS)
     if ask.query.get("tab") == "host":
-        rows = rows.filter(host_id=ask.query["host"])
+        rows = rows.filter(host_id=str(ask.query["host"]))
     match ask.path:
         case ["gateways", slug, "logs"]:
             rows = rows.filter(gateway_id=Gateway.objects.get(slug=slug).pk)

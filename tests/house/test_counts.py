@@ -120,10 +120,11 @@ class Walk:
     def _called(self) -> None:
         """Calls as this person: one that got through, and one that lacked an identity."""
         said: dict[str, Any] = {"user_id": self.viewer.pk, "user_email": self.viewer.email, "host_name": "Bot"}
-        for connection, ended in (
+        ends: list[tuple[Connection, dict[str, Any]]] = [
             (self.own, {"outcome": "ok"}),
             (self.asking, {"outcome": "denied", "deny_reason": "identity_missing"}),
-        ):
+        ]
+        for connection, ended in ends:
             gateway = connection.gateway
             make.call(
                 connection_id=connection.pk, gateway_id=gateway.pk, gateway_name=gateway.name,
