@@ -44,14 +44,15 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
     return (lambda test: test) if seed() % of == number else pytest.mark.full
 
 
-MANY = 3  # Cases of a test, one after another with each seed.
+MANY = 3  # Cases of a test; of more than so many
+ONE_IN = 6  # one in so many is run, and one at least.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:
     """Mark the cases of each test `full` that this seed does not choose.
 
-    One in so many is chosen as its marker `one_in` says, and one in `MANY` of more cases than that where each of them
-    needs the database. Whoever says with `some` what is chosen has said it all.
+    One in so many is chosen as its marker `one_in` says, and one in `ONE_IN` of more than `MANY` cases where each of
+    them needs the database. Whoever says with `some` what is chosen has said it all.
     """
     tests = defaultdict[str, list[pytest.Item]](list)
     for item in items:
@@ -68,7 +69,7 @@ def parts_of(cases: list[pytest.Item]) -> int:
     if marker := cases[0].get_closest_marker("one_in"):
         return int(marker.args[0])
     said = any(case.get_closest_marker("full") for case in cases)
-    return MANY if len(cases) > MANY and needs_rows(cases[0]) and not said else 1
+    return ONE_IN if len(cases) > MANY and needs_rows(cases[0]) and not said else 1
 
 
 def needs_rows(case: pytest.Item) -> bool:

@@ -69,6 +69,7 @@ class Serve:
             "GATEWAY_ADMIN_EMAIL": OWNER,
             "GATEWAY_ADMIN_PASSWORD": PASSWORD,
             "GATEWAY_PRIVATE_UPSTREAMS": "127.0.0.0/8",
+            "DJANGO_SETTINGS_MODULE": "tests.quick_settings",
             "PYTHONUNBUFFERED": "1",
         }
         return inherited | own | self.settings

@@ -103,7 +103,7 @@ def test_a_generated_client_does_the_whole_life_of_everything(
     live_alone: Serve, run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     install_environment(HOME, LOCK)
-    live, tmp_path = live_alone.start(), tmp_path_factory.mktemp("client")
+    live, tmp_path = live_alone.start(workers=1), tmp_path_factory.mktemp("client")
     name = unique("life")
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(name=name, owner=OWNER)).strip()
     schema = httpx.get(f"{live.url}/api/schema/", headers={"Authorization": f"Bearer {key}"}, timeout=60)

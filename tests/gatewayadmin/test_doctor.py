@@ -60,7 +60,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
         public = f"http://localhost:{listening.port}"
         served = workspace.new(tmp_path_factory.mktemp("clinic"), "clinic", GATEWAY_PUBLIC_URL=public)
         try:
-            proxy.target = served.start().url
+            proxy.target = served.start(workers=1).url
             owner = Person.signed_in(served.url)
             yield Clinic(served, proxy, owner)
             owner.http.close()

@@ -40,8 +40,8 @@ def kept(monkeypatch: pytest.MonkeyPatch, seed: int, cases: list[Case]) -> set[i
     ("count", "marks", "days"),
     [
         (3, [], 1),
-        (4, [], 3),
-        (20, [], 3),
+        (4, [], 4),
+        (20, [], 6),
         (20, [pytest.mark.one_in(6)], 6),
         (2, [pytest.mark.one_in(3)], 2),
         (9, [pytest.mark.full], 1),
