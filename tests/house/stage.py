@@ -20,7 +20,7 @@ from auditlog.models import Event
 from tests.house.doors import browser
 from tests.rest import Rest
 
-ROOMS = ("accounts", "connections", "gateways", "hosts", "servers", "tokens")
+ROOMS = ("accounts", "connections", "gateways", "hosts", "servers", "tokens", "upstream_oauth")
 SECRET = re.compile(r"gw[akp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 
