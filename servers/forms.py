@@ -204,13 +204,13 @@ class ServerForm(SignInSettings, forms.Form):
         required=False,
         max_length=500,
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Where it is told to end tokens (RFC 7009), if it has one.",
+        help_text="Where it is told to end tokens, if it has one.",
     )
     assume_pkce = forms.BooleanField(
         label="Assume PKCE",
         required=False,
         help_text="Let people sign in although the issuer does not say that it supports PKCE, if you know that it "
-        "does, as Microsoft Entra and Amazon Cognito do. S256 is sent in any case.",
+        "does, as Microsoft Entra and Amazon Cognito do. The proof is sent in any case.",
     )
     private = forms.BooleanField(
         label="At a private address",

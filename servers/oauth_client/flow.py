@@ -65,6 +65,10 @@ logger = logging.getLogger(__name__)
 LASTING = "offline_access"  # The scope for a refresh token; some advertise it, and refuse who asks for it.
 LIFETIME = timedelta(minutes=10)
 MOST_OPEN = 20  # Of one person, each with its proof and its place to come back to; the oldest end.
+UNNAMED = (
+    "The answer says which issuer it is from, and nobody has entered which one that of {server} is. An administrator "
+    "can enter it as the expected issuer, in the settings of the server."
+)
 BROWSER = "sign_in_browser"
 ANY_BROWSER = b""  # A program began it, and the person goes on wherever they are signed in.
 
@@ -308,7 +312,8 @@ def finish(request: AppRequest, sign_in: SignIn) -> Identity:
         # First of all: what another issuer sends is not even shown.
         check_iss(given.get("iss"), issuer, advertised=bool(sign_in.endpoints.get("says_iss")))
     except Mismatch as mismatch:
-        raise SignInRefused(str(mismatch)) from None
+        unnamed = sign_in.server.authorization_endpoint and not sign_in.server.expected_issuer
+        raise SignInRefused(UNNAMED.format(server=sign_in.server) if unnamed else str(mismatch)) from None
     if "code" not in given or "error" in given:
         _must_not_be_of_lasting_access(sign_in, given.get("error", ""))
         raise SignInRefused(_in_words(sign_in, given.get("error", ""), given.get("error_description", "")))

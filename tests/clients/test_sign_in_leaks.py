@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from secrets import token_urlsafe
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from mcp.shared.auth import OAuthClientInformationFull
 
 from tests import curl, secrecy, upstreams
 from tests.clients.person import FORM_TOKEN, Person
@@ -81,6 +83,24 @@ class Life:
         for client in self.issuer.clients.values():
             if client.client_secret:
                 self.note(client.client_secret)
+        for form in self.issuer.forms:  # The proof of who began it, which was sent with its code.
+            if "code_verifier" in form:
+                self.note(form["code_verifier"])
+
+    def enter_client(self, redirect_uri: str) -> None:
+        """A client that the owner registered by hand, whose secret the page is sent and never shows."""
+        secret = f"entered-{token_urlsafe(24)}"
+        self.note(secret)
+        known = {"client_id": "entered", "client_secret": secret, "redirect_uris": [redirect_uri]}
+        known |= {"token_endpoint_auth_method": "client_secret_post"}
+        self.issuer.clients["entered"] = OAuthClientInformationFull.model_validate(known)
+        form = {"csrfmiddlewaretoken": secret_of_form(self.http.get("/settings/profile"))}
+        form |= {"client_id": "entered", "secret": secret, "issuer": self.origin}
+        path = f"/servers/{self.told['slug']}/client/"
+        refused = self.http.post(path, data=form | {"issuer": "https://evil.example.com"}, follow_redirects=False)
+        assert refused.status_code == 422
+        assert self.http.post(path, data=form, follow_redirects=False).status_code == 302
+        assert secret not in self.http.get(path).text + refused.text
 
 
 def secret_of_form(page: httpx.Response) -> str:
@@ -127,6 +147,7 @@ def test_nothing_holds_in_clear_what_sign_ins_were_made_of(life: Life) -> None:
     life.expire()
     assert life.call().json["error"]["data"]["reason"] == "identity_sign_in"
     issuer.refusal = ""
+    life.enter_client(asked["redirect_uri"])
     (row,) = live.rows("SELECT id FROM servers_identity WHERE issuer = %s", life.origin)
     life.back(consent(life.begin(f"/identities/{row['id']}/authenticate/")), 302)
     life.note_all()

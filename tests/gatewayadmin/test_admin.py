@@ -81,7 +81,7 @@ FROZEN = {
     "servers.server": 5,
     "tokens.token": 5,
     "upstream_oauth.clientregistration": 5,
-    "upstream_oauth.signin": 5,
+    "upstream_oauth.signin": 6,
 }
 
 
@@ -208,10 +208,11 @@ HIDDEN = {
     "oauth.registration": {"application", "fingerprint"},
     "proxy.ratecounter": {"taken"},
     "servers.identity": {"generation", "key_id", "secret_ciphertext", "secret_hint"},
+    "servers.server": {"sign_ins_begun"},
     "tokens.token": {
         *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
     },
-    "upstream_oauth.clientregistration": {"key_id", "secret_ciphertext", "secret_expires_at"},
+    "upstream_oauth.clientregistration": {"key_id", "other_auth_method", "secret_ciphertext", "secret_expires_at"},
     "upstream_oauth.signin": {
         *("browser_digest", "connection_id", "endpoints", "label", "resource", "return_to", "state_digest", "url"),
         "verifier_ciphertext",

@@ -317,6 +317,24 @@ def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     assert "an administrator has to enter it again" in words(github.begin(browser(ann)))
 
 
+def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github: Place, ann: User, boss: User) -> None:
+    endpoints = undescribed(github)
+    authorize = endpoints["authorization_endpoint"]
+    github.set(**endpoints)
+    github.knows("ours", redirect_uri(authorize), method="none")
+    assert browser(boss).post("/servers/github/client/", {"client_id": "ours", "issuer": authorize}).status_code == 302
+    client = browser(ann)
+
+    refused = client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}")
+
+    assert "enter it as the expected issuer" in words(refused)
+    assert "/token" not in github.issuer.asked
+    github.set(expected_issuer=github.origin)
+    assert client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}").status_code == 302
+    other = client.get(f"{consent(destination(github.begin(client)))}&iss=https://evil.example.com")
+    assert "came from another issuer than the one that was asked" in words(other)
+
+
 @pytest.mark.parametrize("name", ["token_endpoint", "revocation_endpoint"])
 def test_an_entered_endpoint_inside_is_not_called(
     name: str, github: Place, ann: User, proxy: Proxy, settings: Settings
