@@ -15,7 +15,7 @@ from django.db import connection
 from django.utils import timezone
 
 from auditlog.models import Call, Outcome, Rollup, RollupState
-from auditlog.rollups import keeping
+from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import DAYS, MINUTES, RATIO, quantile
 from auditlog.search.criteria import Search
@@ -133,6 +133,7 @@ def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
     monkeypatch.setattr(keeping, "OLD_STEP", 25)
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     partitions(44)
     now = timezone.now()
     write(writers[0], [row(chance, moments(chance, now, 44)) for _ in range(150)])
@@ -232,6 +233,7 @@ def test_counting_an_old_log_goes_on_where_it_was_stopped(
     db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeping, "OLD_STEP", 10)
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     now = timezone.now()
     for n in range(60):
         call(now - timedelta(hours=2 * n))
@@ -250,7 +252,8 @@ def test_counting_an_old_log_goes_on_where_it_was_stopped(
     assert sum(Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("calls", flat=True)) == 60
 
 
-def test_dropped_days_are_forgotten_before_their_calls_are(db: None) -> None:
+def test_dropped_days_are_forgotten_before_their_calls_are(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     today = datetime.now(UTC).date()
     for n in (0, 5, 9):
         call(datetime.combine(today - n * DAY, datetime.min.time(), UTC))
@@ -261,6 +264,7 @@ def test_dropped_days_are_forgotten_before_their_calls_are(db: None) -> None:
     days = Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("at", flat=True)
     assert sorted(at.date() for at in days) == [today - 5 * DAY, today]
     assert total_since(today - 20 * DAY) == 3  # From the log, as long as it has them.
+    assert total_since(date(1970, 1, 1)) == 3
 
 
 def total_since(day: date) -> int:
@@ -277,8 +281,13 @@ def test_question_that_would_read_much_of_the_log_is_not_answered(db: None, monk
         call(now - HOUR)
     monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 2)
     with book() as opened:
-        assert opened.total({}, now - DAY, now) is None
-    keeping.keep_up(5)
+        assert opened.total({}, now - DAY, now) is None  # Nothing has been counted yet.
+    keeping.keep_up(0)
+    RollupState.objects.update(counted_from=now)
+    with book() as opened:
+        assert opened.total({}, now - DAY, now) is None  # Too many,
+        assert opened.total({}, now - 30 * DAY, now - 2 * DAY) is None  # and too long.
+    RollupState.objects.update(counted_from=keeping.BEGINNING)
     with book() as opened:
         assert opened.total({}, now - DAY, now) is not None
 
