@@ -33,7 +33,7 @@ from auditlog.rollups.schema import (
 
 # Rows of the log that an answer may count, of a stretch of at most so long; what needs more is not answered here.
 MOST_FROM_LOG = 60_000
-LONGEST_FROM_LOG = timedelta(hours=26)
+LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
 _OF_LOG = """

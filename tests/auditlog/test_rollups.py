@@ -180,7 +180,10 @@ def test_row_that_commits_after_later_ones_is_counted_once(
     assert keeping.keep_up(5) == 0
 
 
-def test_several_count_while_several_write(transactional_db: None, chance: random.Random) -> None:
+def test_several_count_while_several_write(
+    transactional_db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     partitions(1)
     seeds = [chance.random() for _ in range(3)]
     counted: list[int] = []
