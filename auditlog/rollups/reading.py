@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import Q
 
-from auditlog.models import ENDINGS, RollupState
+from auditlog.models import ENDINGS, Call, RollupState
 from auditlog.rollups.schema import (
     CLASS_COLUMNS,
     CLASS_OF,
@@ -31,7 +31,9 @@ from auditlog.rollups.schema import (
     quantile,
 )
 
-MOST_FROM_LOG = 60_000  # Rows of the log that an answer may count; what needs more is not answered here.
+# Rows of the log that an answer may count, of a stretch of at most so long; what needs more is not answered here.
+MOST_FROM_LOG = 60_000
+LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
 _OF_LOG = """
@@ -131,6 +133,8 @@ class Book:
         if self._state is None:
             return None
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
+        if any(piece.grain is None and piece.until - piece.since > LONGEST_FROM_LOG for piece in pieces):
+            return None
         found: dict[Key, Numbers] = defaultdict(Numbers)
         left = MOST_FROM_LOG
         for piece in pieces:
@@ -148,6 +152,9 @@ class Book:
         return None if found is None else found.get((), Numbers())
 
     def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
+        assert self._state is not None
+        if since < self._state.days_from and (days := Call.partitions.starts()):
+            since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         grains = [
             grain
             for grain in (DAYS, HOURS, MINUTES)

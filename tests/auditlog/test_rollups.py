@@ -15,7 +15,7 @@ from django.db import connection
 from django.utils import timezone
 
 from auditlog.models import Call, Outcome, Rollup, RollupState
-from auditlog.rollups import keeping
+from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import DAYS, MINUTES, RATIO, quantile
 from auditlog.search.criteria import Search
@@ -133,6 +133,7 @@ def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
     monkeypatch.setattr(keeping, "WRITERS_S", 0)
     monkeypatch.setattr(keeping, "STEP", 25)
     monkeypatch.setattr(keeping, "OLD_STEP", 25)
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     partitions(44)
     now = timezone.now()
     write(writers[0], [row(chance, moments(chance, now, 44)) for _ in range(150)])
@@ -179,7 +180,10 @@ def test_row_that_commits_after_later_ones_is_counted_once(
     assert keeping.keep_up(5) == 0
 
 
-def test_several_count_while_several_write(transactional_db: None, chance: random.Random) -> None:
+def test_several_count_while_several_write(
+    transactional_db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     partitions(1)
     seeds = [chance.random() for _ in range(3)]
     counted: list[int] = []
@@ -194,14 +198,16 @@ def test_several_count_while_several_write(transactional_db: None, chance: rando
                 writer.commit()
 
     def counting() -> None:
-        counted.extend([keeping.keep_up(5) for _ in range(20)])
-        connection.close()
+        try:
+            counted.extend([keeping.keep_up(5) for _ in range(20)])
+        finally:
+            connection.close()
 
-    threads = [*(Thread(target=writing, args=(seed,)) for seed in seeds), *(Thread(target=counting) for _ in range(2))]
+    threads = [*(Thread(target=writing, args=(seed,)) for seed in seeds), Thread(target=counting)]
     for each in threads:
         each.start()
-    for each in threads:
-        each.join()
+    while any(each.is_alive() for each in threads):
+        counted.append(keeping.keep_up(5))
     counted.append(keeping.keep_up(5))
 
     assert sum(counted) == Call.objects.count()
@@ -230,6 +236,7 @@ def test_counting_an_old_log_goes_on_where_it_was_stopped(
     db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeping, "OLD_STEP", 10)
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     now = timezone.now()
     for n in range(60):
         call(now - timedelta(hours=2 * n))
@@ -248,7 +255,8 @@ def test_counting_an_old_log_goes_on_where_it_was_stopped(
     assert sum(Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("calls", flat=True)) == 60
 
 
-def test_dropped_days_are_forgotten_before_their_calls_are(db: None) -> None:
+def test_dropped_days_are_forgotten_before_their_calls_are(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LONGEST_FROM_LOG", 100 * DAY)
     today = datetime.now(UTC).date()
     for n in (0, 5, 9):
         call(datetime.combine(today - n * DAY, datetime.min.time(), UTC))
@@ -259,6 +267,7 @@ def test_dropped_days_are_forgotten_before_their_calls_are(db: None) -> None:
     days = Rollup.objects.filter(cube=0, seconds=DAYS.seconds).values_list("at", flat=True)
     assert sorted(at.date() for at in days) == [today - 5 * DAY, today]
     assert total_since(today - 20 * DAY) == 3  # From the log, as long as it has them.
+    assert total_since(date(1970, 1, 1)) == 3
 
 
 def total_since(day: date) -> int:
@@ -275,8 +284,13 @@ def test_question_that_would_read_much_of_the_log_is_not_answered(db: None, monk
         call(now - HOUR)
     monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 2)
     with book() as opened:
-        assert opened.total({}, now - DAY, now) is None
-    keeping.keep_up(5)
+        assert opened.total({}, now - DAY, now) is None  # Nothing has been counted yet.
+    keeping.keep_up(0)
+    RollupState.objects.update(counted_from=now)
+    with book() as opened:
+        assert opened.total({}, now - DAY, now) is None  # Too many,
+        assert opened.total({}, now - 30 * DAY, now - 2 * DAY) is None  # and too long.
+    RollupState.objects.update(counted_from=keeping.BEGINNING)
     with book() as opened:
         assert opened.total({}, now - DAY, now) is not None
 
