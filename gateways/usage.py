@@ -13,6 +13,7 @@ from django.db import connection
 from auditlog.models import ENDINGS, Event
 from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
+from gateways.models.assignment import narrowings
 
 MOST_READ = 20_000  # Calls of a gateway that are read to tell who used what, the newest.
 MOST_CALLERS = 20
@@ -101,7 +102,9 @@ def period_of(assignments: Iterable[Assignment]) -> Period:
 
 def uses(assignments: Iterable[Assignment], period: Period) -> list[ServerUse]:
     """The use of the tools of each of these, in their order."""
-    by_pk = {one.pk: ServerUse(one, narrowed=one.last_narrowed()) for one in assignments}
+    rows = list(assignments)
+    narrowed = narrowings(one.pk for one in rows)
+    by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
     with connection.cursor() as cursor:
         cursor.execute(LAST_USES, [*period.bounds, list(ENDINGS["denied"]), list(by_pk)])
         for pk, *told in cursor.fetchall():

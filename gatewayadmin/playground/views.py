@@ -77,10 +77,10 @@ def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) ->
     if chosen.gateway is None or not chosen.name or _is_unfilled(chosen):
         words = "Fill in what stands between { and }." if chosen.name else "Choose what to run."
         return _refused(request, chosen, form, words if chosen.gateway else "There is no such gateway for you.")
+    if act == "check":  # Who may call what is decided whatever the arguments.
+        return _checked(request, chosen, chosen.gateway, form)
     if form.has_errors:
         return _shown(request, chosen, form, {}, HTTPStatus.UNPROCESSABLE_ENTITY)
-    if act == "check":
-        return _checked(request, chosen, chosen.gateway, form)
     if chosen.is_destructive and act != "sure":
         return _shown(request, chosen, form, {"asks": True})
     return _run(request, chosen, chosen.gateway, form)

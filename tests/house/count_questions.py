@@ -298,7 +298,7 @@ def _tools_used(ask: Ask) -> tuple[float, ...]:
 
 def _tools_unused(ask: Ask) -> Answer:
     used, offered, _ = _tools_used(ask)
-    return offered - used
+    return int(offered - used)
 
 
 def _used_by_token(ask: Ask) -> tuple[float, ...]:
