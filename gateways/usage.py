@@ -18,6 +18,7 @@ from auditlog.models import ENDINGS, Event
 from auditlog.rollups.reading import book
 from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
+from gateways.models.assignment import narrowings
 
 PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
 RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
@@ -110,7 +111,9 @@ def period_of(assignments: Iterable[Assignment]) -> Period:
 
 def uses(assignments: Iterable[Assignment], period: Period) -> list[ServerUse]:
     """The use of the tools of each of these, in their order."""
-    by_pk = {one.pk: ServerUse(one, narrowed=one.last_narrowed()) for one in assignments}
+    rows = list(assignments)
+    narrowed = narrowings(one.pk for one in rows)
+    by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
     with connection.cursor() as cursor:
         cursor.execute(LAST_USES, [*period.bounds, list(ENDINGS["denied"]), list(by_pk)])
         for pk, *told in cursor.fetchall():

@@ -62,13 +62,14 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
         use = uses([assignment], period)[0]
         off, name = [tool.name for tool in use.to_switch_off], assignment.server.name
         live = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
+        lately = period.label.replace(" d", " days")
         connections = f"{live} {'connection' if live == 1 else 'connections'}"
         return confirm(
             request,
             title=f"Narrow {name}",
             kind="primary",
             icon="policy",
-            text=f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {period.label}? "
+            text=f"Leave on the {len(use.used)} of {len(use.tools)} tools that were used in {lately}? "
             f"{_tools(len(off))} switched off for {connections} to {assignment.gateway.name}.",
             more=sentences(
                 f"Switched off: {first_names(off)}." if off else "",

@@ -11,13 +11,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Never
 
 from gateways.arguments import resolved
 
 DEEPEST = 3  # Objects in objects that become groups of fields.
-MOST_FIELDS = 60
-MOST_CHOICES = 200
+MOST_FIELDS = 40
+MOST_CHOICES = 60
+LONGEST_HELP = 240
 LONGEST_NAME = 100
 SHORT = 120  # Characters that fit into one line.
 ALL = "arguments"  # The field that holds all arguments as JSON.
@@ -126,7 +128,7 @@ def _fields(schema: Any) -> list[Field] | None:
     """The fields of a schema; None where nothing is known of it, or there are too many."""
     if schema is None:
         return None
-    found = list(_members(schema, schema, (), is_needed=True))
+    found = list(islice(_members(schema, schema, (), is_needed=True), MOST_FIELDS + 1))
     return None if len(found) > MOST_FIELDS else found
 
 
@@ -196,7 +198,7 @@ def _is_short(schema: dict[str, Any]) -> bool:
 
 def _help(schema: dict[str, Any]) -> str:
     text = schema.get("description")
-    return _plain(text[:400]) if isinstance(text, str) else ""
+    return _plain(text[:LONGEST_HELP]) if isinstance(text, str) else ""
 
 
 def _range(schema: dict[str, Any]) -> str:

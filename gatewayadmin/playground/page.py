@@ -25,7 +25,8 @@ from hosts.models import PLAYGROUND, Host
 from wire import definitions
 from wire.uris import alias_and_uri, exposed_template, exposed_uri
 
-MOST_OFFERED = 120  # Names to choose from; beyond, a name is typed.
+MOST_OFFERED = 120  # Names to choose from,
+MOST_CHARACTERS = 12_000  # in all of them; beyond either, a name is typed.
 RUNS = 8
 LONGEST_NAME = 4096
 KINDS = {"tool": "Tool", "prompt": "Prompt", "resource": "Resource"}
@@ -68,14 +69,17 @@ class Chosen:
     @property
     def is_typed(self) -> bool:
         """Whether there are too many to choose from a list."""
-        return len(self.features) > MOST_OFFERED
+        return sum(map(len, self.offers.values())) < len(self.features)
 
-    @property
+    @cached_property
     def offers(self) -> dict[str, list[tuple[str, Feature]]]:
         """The names to choose from, by their servers."""
         by_server: dict[str, list[tuple[str, Feature]]] = {}
+        left = MOST_CHARACTERS
         for one in self.features[:MOST_OFFERED]:
-            by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
+            left -= len(called(one))
+            if left >= 0:
+                by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
         return by_server
 
     @cached_property

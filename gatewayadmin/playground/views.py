@@ -45,6 +45,7 @@ from ui.pages import AppRequest
 from ui.templatetags.ui import visible
 
 MOST_GATEWAYS = 120
+LONGEST_COPIED = 5_000  # Characters of arguments in a call that is offered to be copied.
 # Pictures of a result stand in the page itself; nothing is fetched for them.
 DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
 CUT = "<!-- run -->"  # What stands before it is sent at once, what stands behind it when the run is over.
@@ -77,10 +78,10 @@ def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) ->
     if chosen.gateway is None or not chosen.name or _is_unfilled(chosen):
         words = "Fill in what stands between { and }." if chosen.name else "Choose what to run."
         return _refused(request, chosen, form, words if chosen.gateway else "There is no such gateway for you.")
+    if act == "check":  # Who may call what is decided whatever the arguments.
+        return _checked(request, chosen, chosen.gateway, form)
     if form.has_errors:
         return _shown(request, chosen, form, {}, HTTPStatus.UNPROCESSABLE_ENTITY)
-    if act == "check":
-        return _checked(request, chosen, chosen.gateway, form)
     if chosen.is_destructive and act != "sure":
         return _shown(request, chosen, form, {"asks": True})
     return _run(request, chosen, chosen.gateway, form)
@@ -115,7 +116,8 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
     """The whole page, with `more` about what came of it."""
     user, gateway = request.user, chosen.gateway
     gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_GATEWAYS + 1])
-    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and chosen.name else []
+    is_short = len(form.whole.value) <= LONGEST_COPIED
+    texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and chosen.name and is_short else []
     context = {
         "chosen": chosen,
         "gateways": gateways[:MOST_GATEWAYS],
@@ -208,6 +210,7 @@ def _release() -> None:
 
 async def _pieces(asking: Exchange, begun: str, rest: Callable[[Answer | None], str]) -> AsyncIterator[str]:
     yield begun
+    await sync_to_async(_release)()  # What was done to the response on its way may have taken another.
     steps = asking.steps()
     try:
         async for step in steps:

@@ -1,8 +1,8 @@
 """An assignment: a server on a gateway, with its alias, identity and policy."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.core.validators import RegexValidator
 from django.db import models, transaction
@@ -226,9 +226,7 @@ class Assignment(Versioned, Switchable):
 
     def last_narrowed(self) -> Event | None:
         """The event of its last narrowing that has not been undone."""
-        told = Event.objects.filter(target_type="assignment", target_id=str(self.pk))
-        last = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED)).first()
-        return last if last is not None and last.action == Action.ASSIGNMENT_NARROWED else None
+        return narrowings([self.pk]).get(str(self.pk))
 
     def remove(self, *, by: User) -> None:
         """Take the server off the gateway; its tools are gone on the next request."""
@@ -237,6 +235,14 @@ class Assignment(Versioned, Switchable):
                 self.removed_at = timezone.now()
                 self.save(update_fields=["removed_at", "updated_at"])
                 Event.objects.record(Action.ASSIGNMENT_REMOVED, self, by=by)
+
+
+def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
+    """By the ids of these: the event of the last narrowing of each that has not been undone."""
+    told = Event.objects.filter(target_type="assignment", target_id__in=list(map(str, assignments)))
+    acts = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED))
+    last = {event.target_id: event for event in reversed(acts)}
+    return {pk: event for pk, event in last.items() if event.action == Action.ASSIGNMENT_NARROWED}
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,8 @@ from playwright.sync_api import Page, expect
 
 from tests import secrecy
 from tests.browser import steps
+from tests.browser.fixtures import Trouble
+from tests.browser.looks import faults_of
 from tests.conftest import Run
 from tests.make import unique
 from tests.proxy.scripted import Request, Script, tool
@@ -15,7 +17,8 @@ pytestmark = pytest.mark.xdist_group("browser")
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
-def test_a_person_runs_a_tool_and_finds_the_call_in_the_log(live: Serve, page: Page) -> None:
+def test_a_person_runs_a_tool_and_finds_the_call_in_the_log(live: Serve, page: Page, trouble: Trouble) -> None:
+    trouble.expected = {"the server responded with a status of 422"}
     page.goto(f"{live.url}/gateways/quickstart/")
     steps.press(page, "Run a tool")
     page.get_by_label("Tool", exact=True).select_option("echo")
@@ -35,6 +38,7 @@ def test_a_person_runs_a_tool_and_finds_the_call_in_the_log(live: Serve, page: P
     result = page.locator("#result")
     expect(result.locator("pre.text")).to_have_text("hello from the page")
     expect(result).to_contain_text("ok")
+    assert faults_of(page, "the playground with a result") == []
     result.get_by_role("link", name="In the log").click()
     drawer = page.locator("#drawer")
     expect(drawer).to_contain_text("Playground")
@@ -66,7 +70,7 @@ def test_what_a_server_answers_runs_nothing_on_the_page(live: Serve, page: Page,
         await request.answer({"content": [{"type": "text", "text": hostile}, link]})
 
     name = unique("hostile")
-    upstream = run(Script([[tool("say", inputSchema=SCHEMA)]], call=call).app())
+    upstream = run(Script([[tool("say", inputSchema=SCHEMA), tool("other")]], call=call).app())
     steps.add_server(page, live.url, name, upstream.url)
     steps.add_gateway(page, live.url, name)
     steps.assign(page, live.url, name, name, alias="h")
@@ -80,3 +84,6 @@ def test_what_a_server_answers_runs_nothing_on_the_page(live: Serve, page: Page,
     expect(page).to_have_title("Playground · Gateway Admin")
     expect(page.locator("#result a[href^='javascript']")).to_have_count(0)
     assert not said
+    for path in (f"/gateways/{name}/usage/", "/tools/changed/", f"/playground/?gateway={name}&name=nothing"):
+        page.goto(live.url + path)
+        assert faults_of(page, path) == []

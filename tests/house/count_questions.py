@@ -292,16 +292,16 @@ def _went_on(ask: Ask) -> QuerySet[Call]:
 
 
 def _tools_used(ask: Ask) -> tuple[float, ...]:
-    """Tools of a server on a gateway that were called, all it offers there, and the days that were looked at."""
+    """Tools of a server on a gateway that were called, and all it offers there."""
     assignment = Assignment.objects.get(pk=ask.pk)
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
     called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
     used = [one for one in tools if called.filter(feature_name=one.exposed_name).exists()]
-    return len(used), tools.count(), 30
+    return len(used), tools.count()
 
 
 def _tools_unused(ask: Ask) -> Answer:
-    used, offered, _ = _tools_used(ask)
+    used, offered = _tools_used(ask)
     return int(offered - used)
 
 
@@ -313,7 +313,7 @@ def _used_by_token(ask: Ask) -> tuple[float, ...]:
         places = places.filter(pk__in=token.scopes.values("assignment"))
     servers = list(places.values_list("server", flat=True))
     same = Feature.objects.filter(assignment__gateway=token.connection.gateway, assignment__server__in=servers)
-    return rows.count(), same.filter(assignment__removed_at=None, kind="tool", missing_since=None).count(), 30
+    return rows.count(), same.filter(assignment__removed_at=None, kind="tool", missing_since=None).count()
 
 
 def _used_by(ask: Ask) -> tuple[float, ...]:
