@@ -54,7 +54,8 @@ def grouped(request: AppRequest) -> HttpResponse:
         ],
         "columns": [_column(call_filter, by, sort, *one) for one in COLUMNS],
         "kept": [(name, value) for name, value in parse_qsl(_with(call_filter, "q", by=by, sort=sort))],
-        "files": [(kind, _with(call_filter, by=by, sort=sort, format=kind)) for kind in FILES],
+        "files": list(FILES),
+        "files_query": _with(call_filter, by=by, sort=sort),
     }
     return show(request, "auditlog/groups.html", context)
 
