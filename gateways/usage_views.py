@@ -89,7 +89,7 @@ def _tools(number: int) -> str:
 
 def _young(assignment: Assignment, since: datetime) -> str:
     begun = assignment.created_at
-    return f"It is here only since {begun:%b} {begun.day}, {begun.year}." if begun > since else ""
+    return f"It is here only since {begun:%Y-%m-%d}." if begun > since else ""
 
 
 @require_POST

@@ -654,6 +654,17 @@ def _ask_cut_off(ask: Ask) -> tuple[float, ...]:
     return (*_cut(ask), *_first_names(rows.count()), *((keys,) if keys > 1 else ()))
 
 
+def _ask_narrow(ask: Ask) -> tuple[float, ...]:
+    """Tools that were used, all, those to be switched off, live connections; of more than five names, how many."""
+    assignment = Assignment.objects.get(pk=ask.path[1])
+    tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
+    called = _used(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
+    off = [one for one in tools if one.enabled and not called.filter(feature_name=one.exposed_name).exists()]
+    live = Connection.objects.filter(gateway=assignment.gateway, revoked_at=None).count()
+    more = (len(off) - 5,) if len(off) > 5 else ()
+    return *_tools_used(ask.about(f"assignment:{assignment.pk}")), len(off), live, *more
+
+
 ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
     "hosts:disable": _cut,
     "hosts:archive": _ask_archive,
@@ -661,6 +672,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
     "gateways:archive": _ask_archive,
     "gateways:disable_assignment": _ask_assignment,
     "gateways:remove_assignment": lambda ask: _stops(_usable(ask, "tool", assignment=ask.path[1])),
+    "gateways:narrow": _ask_narrow,
     "gateways:disable_tool": _cut,
     "gateways:quarantine": _cut,
     "servers:disable": _ask_server,
