@@ -762,7 +762,7 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
 
 
 # What a server said just now, and parts of pages of which no rows are counted.
-NOT_STORED = {"probe.tools", "calls.of_bar", "facet.newest", "feature.parts"}
+NOT_STORED = {"probe.tools", "calls.of_bar", "calls.new", "calls.slowest_bar", "facet.newest", "feature.parts"}
 
 # Sentences of the product that hold a number of their own: limits, times and codes, which count nothing.
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
