@@ -275,7 +275,8 @@ document.addEventListener("pointerup", () => {
   const form = document.getElementById("log");
   const query = new URLSearchParams(new FormData(form));
   query.delete("range");
-  for (const [name, part] of [["from", range[0]], ["to", range[1]]]) query.set(name, new Date(1000 * Math.round(since + part * length)).toISOString().replace(".000", ""));
+  const ends = range[1] > 0.999 ? [] : [["to", range[1]]]; // To the edge is to the end of the range, which moves.
+  for (const [name, part] of [["from", range[0]], ...ends]) query.set(name, new Date(1000 * Math.round(since + part * length)).toISOString().replace(".000", ""));
   htmx.ajax("GET", `${form.getAttribute("action")}?${query}`, { target: "#entries", swap: "outerHTML" });
 });
 

@@ -531,7 +531,7 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     assert snapshot.number_between(Search([]), now, snapshot.current(), 10) == 1
     assert snapshot.number_between(Search([]), then, snapshot.current(), 2) == 2
     told = text(client.get("/logs/live/", {"seen": str(then), "new": "34", "outcome": "ok"}))
-    assert told.lstrip().startswith('<div class="newer" id="tail" data-tail hx-get="/logs/live/?')
+    assert told.lstrip().startswith('<div class="newer" id="tail" role="status" data-tail hx-get="/logs/live/?')
     assert "37 new</span>" in told
     assert 'hx-get="/logs/?outcome=ok" hx-target="#entries"' in told
     enough = text(client.get("/logs/live/", {"seen": str(then), "new": "98"}))

@@ -62,7 +62,7 @@ PLANTED = "planted-upstream-secret-0123456789"
 FROZEN = {
     "accounts.apikey": 5,
     "accounts.role": 5,
-    "accounts.savedview": 4,
+    "accounts.savedview": 5,
     "accounts.team": 5,
     "accounts.user": 6,
     "accounts.workspacesettings": 5,

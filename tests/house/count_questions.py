@@ -899,6 +899,8 @@ NOT_STORED = {
     "plots.change",
     "probe.tools",
     "calls.of_bar",
+    "calls.new",
+    "calls.slowest_bar",
     "facet.newest",
     "feature.parts",
 }
