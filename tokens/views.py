@@ -303,7 +303,7 @@ def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
         "token": token,
         "form": form,
         # A reload repeats the POST; the generation tells it from a new wish.
-        "hidden": {"generation": token.generation, **hidden(request)},
+        "hidden": [("generation", token.generation), *hidden(request).items()],
     }
     return (refuse if form.is_bound else show)(request, "tokens/regenerate.html", context)
 

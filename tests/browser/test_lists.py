@@ -152,6 +152,42 @@ def test_what_a_cell_cannot_hold_is_told_on_hover_and_focus_and_a_tool_has_room(
         assert not any(cell.evaluate(CUT) for cell in cells), name
 
 
+BOTS = """
+from accounts.models import User
+from tests import make
+for name in ("Picked one", "Picked two"):
+    make.agent(by=User.objects.get(email="ana@example.com"), name=name)
+"""
+
+
+def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_them_by_keys(
+    open_browser: Open, live: Serve, signed_in: Path
+) -> None:
+    live.manage("shell", "--verbosity", "0", "-c", BOTS)
+    page = open_browser(storage_state=signed_in, reduced_motion="reduce").new_page()
+    page.goto(f"{live.url}/hosts/?q=Picked")
+    switches = page.get_by_role("switch", name="Picked")
+
+    page.get_by_label("Pick all of this page").check()
+    expect(page.get_by_text("2 picked")).to_be_visible()
+    page.get_by_role("button", name="Disable", exact=True).click()
+    page.get_by_role("button", name="OK", exact=True).click()
+    expect(page.get_by_text("2 hosts disabled")).to_be_visible()
+    assert [switch.is_checked() for switch in switches.all()] == [False, False]
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("2 hosts enabled")).to_be_visible()
+    assert [switch.is_checked() for switch in switches.all()] == [True, True]
+
+    page.keyboard.press("Control+k")
+    page.get_by_role("searchbox", name="Search anything").fill("picked tw")
+    expect(page.get_by_role("link", name="Disable Picked two")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Picked two", level=1)).to_be_visible()
+    page.goto(f"{live.url}/hosts/?q=Picked")
+    page.get_by_role("row", name="Picked one").get_by_text("Agent (token)").click()
+    expect(page.get_by_role("heading", name="Picked one", level=1)).to_be_visible()
+
+
 def faults_of(page: Page, url: str) -> list[tuple[int, str]]:
     """What is out of reach in the list at this address, by the width of the window."""
     page.goto(url)
