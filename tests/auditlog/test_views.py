@@ -232,7 +232,8 @@ def test_the_list_costs_the_same_for_one_row_and_for_many(
         make.call()
     client = sign_in(ana)
 
-    with django_assert_num_queries(11):  # session, user, permissions, rows, count, bars, values (two), saved views, roll-ups (two)
+    # Session, user, permissions, rows, count, bars, values (two), saved views, roll-ups (two).
+    with django_assert_num_queries(11):
         client.get("/logs/")
 
 
