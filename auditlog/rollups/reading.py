@@ -36,6 +36,8 @@ MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
+# Days are few among minutes and hours, which the planner does not know of a stretch of time: it would read them all.
+_BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off"
 _OF_LOG = """
 SELECT outcome, {class_of} AS class, count(*), sum(duration_ms), {keys}
 FROM (SELECT * FROM auditlog_call WHERE {where} LIMIT %s) c GROUP BY outcome, class{positions}
@@ -279,7 +281,7 @@ def book() -> Iterator[Book]:
         return
     with transaction.atomic():
         with connection.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            cursor.execute(_BEGIN)
         yield Book(RollupState.objects.first())
 
 
