@@ -998,6 +998,13 @@ def _carried_badges(ask: Ask) -> set[tuple[str, str]]:
     return {("active", "connected")} if row else {("missing", "missing")}
 
 
+def _endings_of(call: Call) -> set[tuple[str, str]]:
+    """How a call ended, and in the list of calls with what refused it."""
+    label = str(call.get_outcome_display())
+    why = call.deny_reason.replace("_", " ")
+    return {(call.outcome, label), (call.outcome, f"{label}: {why}" if why else label)}
+
+
 STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "gateway": lambda ask: {(ask.state, ask.state.capitalize())},
     "host": _host_badges,
@@ -1012,7 +1019,7 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "key": lambda ask: {(ask.state, ask.state)},
     "assignment": _assignment_badges,
     "feature": _feature_badges,
-    "call": lambda ask: {(_call(ask).outcome, _call(ask).get_outcome_display())},
+    "call": lambda ask: _endings_of(_call(ask)),
     "session": lambda ask: {("active", "This one")},
     "factor": lambda ask: {("enabled", "On") if Authenticator.objects.filter(user=ask.viewer) else ("disabled", "Off")},
 }
