@@ -14,7 +14,6 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
-from auditlog.rollups.reading import book
 from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
@@ -28,7 +27,7 @@ PERIODS = {
     "1 h": timedelta(hours=1),
     "5 min": timedelta(minutes=5),
 }
-# Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
+# There is no sum of calls by tool: each is read. What takes more than this is looked for over a shorter time.
 MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
 MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.
 MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: one for each day.
@@ -55,10 +54,6 @@ GROUP BY a.server_id, s.name, f.name
 {having}
 ORDER BY {order}, lower(f.name), lower(s.name), a.server_id, f.name
 OFFSET %s LIMIT %s
-"""
-OF_ROLLUPS = """
-LEFT JOIN unnest(%s::uuid[], %s::uuid[], %s::text[], %s::bigint[]) u (gateway_id, server_id, feature_name, calls)
-    ON u.gateway_id = a.gateway_id AND u.server_id = a.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
 COUNTED = """
 LEFT JOIN (
@@ -87,9 +82,6 @@ CROSS JOIN LATERAL (
     ORDER BY c.created_at DESC LIMIT %s
 ) c GROUP BY t.n
 """
-
-
-type Calls = dict[tuple[Any, ...], int]
 
 
 class Period(NamedTuple):
@@ -194,7 +186,6 @@ class Catalogue:
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
-        self._calls = self._all_calls() if self.tells_use and self._counts_all else None
         self.period = self._period() if self.tells_use else None
         by_last = self.only_unused or self._by == "last"
         self.looked_up = Period.to_look_up(self._features.count()) if by_last else None
@@ -205,16 +196,8 @@ class Catalogue:
     def _by(self) -> str:
         return self.sort.removeprefix("-")
 
-    @property
-    def _counts_all(self) -> bool:
-        """Whether all calls are counted, to sort by their number."""
-        return self._by == "calls" and not self.only_unused
-
-    def _all_calls(self) -> Calls | None:
-        return _calls({}, Period.of(SPAN))
-
     def _period(self) -> Period:
-        return Period.to_count_all() if self._counts_all and self._calls is None else Period.of(SPAN)
+        return Period.to_count_all() if self._by == "calls" and not self.only_unused else Period.of(SPAN)
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
@@ -262,18 +245,16 @@ class Catalogue:
         """Which entries these are, each by its first feature, and how often it was called where that sorts them."""
         chosen: Any = self._features.order_by()
         features, parameters = chosen.values_list("pk", "effect_claimed").query.sql_with_params()
-        used, bounds = "", list[Any]()
+        used, bounds = "", list[datetime]()
         if self.looked_up:
             used, bounds = LAST, self.looked_up.bounds
-        elif self._calls is not None:
-            used, bounds = OF_ROLLUPS, _columns(self._calls)
         elif self._by == "calls" and self.period:
             used, bounds = COUNTED, self.period.bounds
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
         statement = ENTRIES.format(
             features=features,
             used=used,
-            calls="coalesce(sum(u.calls), 0)::bigint" if used in (COUNTED, OF_ROLLUPS) else "0",
+            calls="coalesce(sum(u.calls), 0)::bigint" if used == COUNTED else "0",
             having="HAVING max(u.last_at) IS NULL" if self.only_unused else "",
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
@@ -303,7 +284,7 @@ class Catalogue:
 
     def _tell_use(self, entries: list[Entry]) -> None:
         """How often each was called, and when the last time."""
-        of_all = self._counts_all or self._count(entries)  # They are counted already.
+        of_all = self._by == "calls" and not self.only_unused  # They are counted already.
         places = [place for entry in entries for place in entry.places]
         gateways = list({place.assignment.gateway_id for place in places})
         servers = [entry.server.pk for entry in entries]
@@ -316,32 +297,6 @@ class Catalogue:
                 entries[n].last_used_at = last
                 if not of_all:
                     entries[n].calls, entries[n].are_more = min(calls, MOST_COUNTED), calls > MOST_COUNTED
-
-    def _count(self, entries: list[Entry]) -> bool:
-        """Whether the roll-ups could tell how often each of these was called; if so, they have."""
-        places = {_place(place): entry for entry in entries for place in entry.places}
-        counted = _calls({"feature_name": sorted({name for _, _, name in places})}, Period.of(SPAN))
-        for key, entry in places.items() if counted is not None else ():
-            entry.calls += (counted or {}).get(key, 0)
-        return counted is not None
-
-
-def _place(place: Feature) -> tuple[UUID, UUID, str]:
-    """As what the log knows a tool on a gateway."""
-    return place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]
-
-
-def _calls(where: dict[str, list[str]], period: Period) -> Calls | None:
-    """How often each tool was called, by gateway, server and the name there; None when the roll-ups cannot tell."""
-    with book() as opened:
-        asked = {"method": ["tools/call"], **where}
-        found = opened.read(asked, *period.bounds, by=("gateway_id", "server_id", "feature_name"), timed=False)
-    return None if found is None else {key: numbers.calls for key, numbers in found.items() if key[1] and key[2]}
-
-
-def _columns(calls: Calls) -> list[list[Any]]:
-    keys = list(zip(*calls, strict=True)) or [(), (), ()]
-    return [*map(list, keys), list(calls.values())]
 
 
 def _array(names: Iterable[str]) -> str:
