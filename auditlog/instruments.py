@@ -215,5 +215,5 @@ def _line(name: str, values: Sequence[float], highest: float) -> Line:
     scale = (HEIGHT - TOP) / highest
     points = [(round(n * step, 1), round(HEIGHT - scale * value, 1)) for n, value in enumerate(values)]
     drawn = " ".join(f"{x:g},{y:g}" for x, y in points)
-    area = f"M0,{HEIGHT:g}" + "".join(f" L{x:g},{y:g}" for x, y in points) + f" L{points[-1][0]:g},{HEIGHT:g} Z"
+    area = f"M 0,{HEIGHT:g}" + "".join(f" L{x:g},{y:g}" for x, y in points) + f" L{points[-1][0]:g},{HEIGHT:g} Z"
     return Line(name, drawn, area)

@@ -897,6 +897,7 @@ NOT_STORED = {
     "calls.group.took",
     "plots.took",
     "plots.change",
+    "probe.answer",
     "probe.tools",
     "calls.of_bar",
     "calls.new",

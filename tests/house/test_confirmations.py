@@ -23,6 +23,7 @@ UNDONE = {  # By the switch or the button beside it, or at once replaced by a ne
     "gateways:disable",
     "gateways:disable_assignment",
     "gateways:disable_tool",
+    "gateways:narrow",
     "gateways:quarantine",
     "hosts:disable",
     "servers:confirm_identity",
