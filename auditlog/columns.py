@@ -106,8 +106,8 @@ COLUMNS = (
     Column("identity", "Identity", "7", 3, lambda call, _: call.identity_label),
     Column("token", "Token", "7", 3, lambda call, _: call.token_name or call.token_prefix),
     Column("client", "Client", "7", 3, lambda call, _: call.client_name),
-    Column("ip", "Address", "8", 3, lambda call, _: call.client_ip or ""),
-    Column("error", "Error", "14", 3, lambda call, _: call.error_text),
+    Column("ip", "IP address", "8", 3, lambda call, _: call.client_ip or ""),
+    Column("error", "Message", "14", 3, lambda call, _: call.error_text),
     Column("size", "Size", "9", 3, lambda call, _: f"{size(call.request_bytes)}, {size(call.response_bytes)}"),
 )
 

@@ -47,7 +47,7 @@ class By(NamedTuple):
 
 BY = {
     "host": By("host_id", "host_name", "Host"),
-    "user": By("user_id", "user_email", "Person"),
+    "user": By("user_id", "user_email", "User"),
     "gateway": By("gateway_id", "gateway_name", "Gateway"),
     "server": By("server_id", "server_name", "Server"),
     "tool": By("feature_name", "feature_name", "Tool"),

@@ -208,7 +208,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
     result = _page(call_filter, search, cursor, size)
     count = None if call_filter.error else search.count()
     shown = call_filter.look
-    sampled = count is not None and not count.is_all
+    sampled = count is not None and count.is_large
     bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
     timed = latencies(search, bars, sampled=sampled) if bars and shown.chart != look.CALLS else None
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from django.db.models import Case, Count, Exists, F, OuterRef, Prefetch, Value, When
+from django.db.models import Case, Count, Exists, OuterRef, Prefetch, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
@@ -21,7 +21,7 @@ from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers
 from gatewayadmin.setup import Setup
 from gatewayadmin.traffic import health, traffic
-from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, GatewayQuerySet
+from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
 from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
 from servers.models import Health, Server
@@ -130,7 +130,7 @@ def _numbers(user: User) -> dict[str, Any]:
             "soon": EXPIRES_SOON,
         }
     if user.has_perm(Capability.GATEWAYS_MANAGE):
-        waiting = list(_waiting()[: SHOWN + 1])
+        waiting = list(Feature.objects.waiting_for(user).select_related("assignment__gateway")[: SHOWN + 1])
         numbers |= {
             "waiting_definitions": waiting[:SHOWN],
             "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN),
@@ -147,15 +147,6 @@ def _numbers(user: User) -> dict[str, Any]:
 def _no_server() -> str:
     """Why there is no server's health to show."""
     return "No server is switched on." if Server.objects.live().exists() else "No servers yet."
-
-
-def _waiting() -> FeatureQuerySet:
-    """The features whose definition waits for a decision, those that changed last first."""
-    live = {"assignment__removed_at": None, "assignment__gateway__archived_at": None}
-    waiting = Feature.objects.needing_attention().filter(**live)
-    return waiting.select_related("assignment__gateway").order_by(
-        F("changed_at").desc(nulls_last=True), "-first_seen_at"
-    )
 
 
 def _servers() -> list[Server]:

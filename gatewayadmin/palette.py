@@ -106,7 +106,7 @@ PAGES: tuple[Offer, ...] = (
     ("Servers", "servers:list", "server", SEES_SERVERS),
     ("Tools", "gateways:catalogue", "tool", ()),
     ("Playground", "playground", "play", ()),
-    ("Changed definitions", "gateways:changed", "warning", (Capability.GATEWAYS_MANAGE,)),
+    ("Changed definitions", "gateways:changed", "warning", ()),
     ("Logs", "auditlog:calls", "logs", (Capability.LOGS_READ,)),
     ("What if", "auditlog:what_if", "help", (Capability.LOGS_READ,)),
     ("MCP Connections", "connections:mcp", "connection", (Capability.MCP_CONNECTIONS_READ,)),
@@ -155,7 +155,7 @@ class Thing:
     acts: list[Entry]
 
 
-KINDS = ("Apps and agents", "Gateways", "Servers", "Tools", "Tokens", "People")
+KINDS = ("Apps & Agents", "Gateways", "Servers", "Tools", "Tokens", "People")
 
 
 def _things(user: User, name: str) -> list[Thing]:
@@ -183,7 +183,7 @@ def _hosts(user: User, name: str) -> Iterator[Thing]:
             acts.append(_switch("hosts", host.enabled, host.name, host.pk))
         if user.has_perm(Capability.API_TOKENS_MANAGE):
             acts.append(Entry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit"))
-        yield Thing("Apps and agents", entry, acts)
+        yield Thing("Apps & Agents", entry, acts)
 
 
 def _gateways(user: User, name: str) -> Iterator[Thing]:

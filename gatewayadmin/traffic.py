@@ -68,7 +68,7 @@ def traffic() -> Traffic:
     return Traffic(
         total=total,
         denied=refused.count(),
-        bars=histogram(all_calls, sampled=not total.is_all) if recent else None,
+        bars=histogram(all_calls, sampled=total.is_large) if recent else None,
         recent=recent,
         denials=refused.page(None, LISTED).page.rows,
     )

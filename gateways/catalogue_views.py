@@ -18,7 +18,6 @@ from gateways.assignment_views import sees_servers
 from gateways.catalogue import Catalogue, Entry, is_offered, servers_seen_by
 from gateways.differences import difference, pages, whole
 from gateways.forms import CatalogueFilter
-from gateways.inbox_views import waiting_for
 from gateways.models import Effect, Feature, FeatureVersion
 from gateways.use import Use
 from gateways.views import WITHIN_REACH
@@ -58,7 +57,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "shows": [one for one in CatalogueFilter.SHOWS if tools.period or one[0] != "unused"],
         "narrowed": any(filters.cleaned_data.values()),
         "sees_servers": sees_servers(request.user),
-        "waiting": None if is_for(request, "catalogue") else waiting_for(request.user).count(),
+        "waiting": None if is_for(request, "catalogue") else Feature.objects.waiting_for(request.user).count(),
     }
     return show(request, "gateways/catalogue.html#results", context)
 

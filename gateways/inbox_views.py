@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from django.db.models import F
 from django.http import HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from accounts.models import User
 from capabilities import own_resource
 from gateways.differences import Line, difference, pages, whole
-from gateways.models import Feature, FeatureQuerySet, Gateway, State
+from gateways.models import Feature, Gateway, State
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, page_of, show
 
@@ -42,27 +40,17 @@ class Waiting:
         return len(self.all_lines) > MOST_LINES
 
 
-def waiting_for(viewer: User) -> FeatureQuerySet:
-    """What waits for a decision on the gateways whose pages `viewer` may open, the newest change first."""
-    waiting: FeatureQuerySet = _seen_by(viewer, Feature.objects.needing_attention())
-    return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
-
-
-def _seen_by(viewer: User, rows: FeatureQuerySet) -> FeatureQuerySet:
-    live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
-    return rows.filter(assignment__gateway__in=Gateway.objects.visible_to(viewer), **live)
-
-
 @require_GET
 @own_resource(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
     page = page_of(
         request,
-        waiting_for(request.user),
+        Feature.objects.waiting_for(request.user),
         SHOWN,
         detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
     )
-    quarantined = _seen_by(request.user, Feature.objects.filter(state=State.QUARANTINED))
+    seen = Feature.objects.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(request.user))
+    quarantined = seen.filter(state=State.QUARANTINED)
     placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
     context = {
         "page": page,

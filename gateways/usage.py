@@ -43,7 +43,8 @@ WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
 ORDER BY u.last_at DESC NULLS LAST, f.exposed_name
 """
 CALLERS = """
-SELECT host_name, user_email, connection_id, count(DISTINCT feature_name), count(*), max(created_at)
+SELECT host_name, user_email, connection_id, count(DISTINCT feature_name), count(*), max(created_at),
+    sum(count(*)) OVER ()
 FROM (
     SELECT host_name, user_email, connection_id, feature_name, created_at FROM auditlog_call
     WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
@@ -131,8 +132,8 @@ def callers(gateway: Gateway, period: Period) -> tuple[list[Caller], bool]:
     parameters: list[Any] = [gateway.pk, *period.bounds, list(ENDINGS["denied"]), MOST_READ, MOST_CALLERS]
     with connection.cursor() as cursor:
         cursor.execute(CALLERS, parameters)
-        found = [Caller(*row) for row in cursor.fetchall()]
-    return found, sum(one.calls for one in found) >= MOST_READ
+        rows = cursor.fetchall()
+    return [Caller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
 
 
 class TokenUse(NamedTuple):

@@ -17,7 +17,7 @@ from gateways import assignment_views
 from gateways.models import Assignment, Gateway
 from gateways.usage import DEFAULT, RANGES, callers, matrix, period_of, used_tools, uses
 from gateways.views import find as find_gateway
-from ui.pages import AppRequest, confirm, first_names, leave, sentences, show
+from ui.pages import AppRequest, Undo, confirm, first_names, leave, sentences, show
 
 
 def tab_url(gateway: Gateway) -> str:
@@ -80,7 +80,8 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
             back=back,
         )
     off = assignment.narrow(used_tools(assignment), by=request.user)
-    return leave(request, back, f"{assignment.server.name}: {_tools(len(off))} switched off")
+    undo = Undo(reverse("gateways:widen", args=[pk]))
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(off))} switched off", undo if off else None)
 
 
 def _tools(number: int) -> str:

@@ -75,9 +75,7 @@ def find(viewer: User, slug: str) -> Any:
     for a decision.
     """
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
-    waiting = Feature.objects.needing_attention().filter(
-        assignment__removed_at=None, assignment__gateway=OuterRef("pk")
-    )
+    waiting = Feature.objects.needing_attention().placed().filter(assignment__gateway=OuterRef("pk"))
     numbers = waiting.order_by().values("assignment__gateway").annotate(number=Count("pk")).values("number")
     rows = rows.annotate(
         row_count=_number("connections", counted_for(viewer)), waiting_count=Coalesce(Subquery(numbers), 0)

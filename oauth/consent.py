@@ -93,7 +93,6 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
         "published_by": urlsplit(flow.application.client_id).hostname if document else "",
         "only_loopback": only_loopback(flow.application.redirect_uris.split()),
         "has_identities": bool(questions),
-        "back_to_identity": questions[-1].pk if questions else None,
     }
 
 

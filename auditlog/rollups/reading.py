@@ -34,6 +34,7 @@ from auditlog.rollups.schema import (
 # Rows of the log that an answer may count, of a stretch of at most so long; what needs more is not answered here.
 MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
+MOST_ROWS = 20_000  # Of roll-ups that are told apart in one piece: clients choose the names they call.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
 # Days are few among minutes and hours, which the planner does not know of a stretch of time: it would read them all.
@@ -45,6 +46,7 @@ FROM (SELECT * FROM auditlog_call WHERE {where} LIMIT %s) c GROUP BY outcome, cl
 _OF_ROLLUPS = """
 SELECT outcome, sum(calls)::bigint, sum(duration_ms), NULL, {keys} FROM auditlog_rollup
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outcome{positions}
+LIMIT %s
 """
 
 type Where = Mapping[str, Sequence[Any]]
@@ -129,7 +131,7 @@ class Book:
     ) -> dict[Key, Numbers] | None:
         """The numbers of the calls between two moments, by the values of some columns and the number of the bar.
 
-        None when more of the log would have to be read for it than a page may, and as long as nothing was counted.
+        None when more would have to be read for it than a page may, and as long as nothing was counted.
         Without `timed` it tells nothing of durations, which takes less.
         """
         if self._state is None:
@@ -144,8 +146,8 @@ class Book:
             if left < 0:
                 return None
         for piece in pieces:
-            if piece.grain:
-                self._read_rollups(found, piece, where, by, bars, timed=timed)
+            if piece.grain and not self._read_rollups(found, piece, where, by, bars, timed=timed):
+                return None
         return dict(found)
 
     def total(self, where: Where, since: datetime, until: datetime, *, timed: bool = True) -> Numbers | None:
@@ -226,7 +228,8 @@ class Book:
         bars: Bars | None,
         *,
         timed: bool,
-    ) -> None:
+    ) -> bool:
+        """Add what the roll-ups have to tell; whether that was all of it."""
         assert piece.grain is not None
         filters, values = _filters(where)
         keys, at = _keys(by, bars, "at")
@@ -242,15 +245,18 @@ class Book:
                     piece.since,
                     piece.until,
                     *values,
+                    MOST_ROWS + 1,
                 ],
             )
-            for row in cursor.fetchall():
-                numbers = found[tuple(row[5:count])]
-                numbers.endings[ENDING_OF[row[0]]] += row[1]
-                numbers.duration_ms += row[2]
-                for n, number in enumerate(row[count:]):
-                    if number:
-                        numbers.classes[n] += number
+            rows = cursor.fetchall()
+        for row in rows[:MOST_ROWS]:
+            numbers = found[tuple(row[5:count])]
+            numbers.endings[ENDING_OF[row[0]]] += row[1]
+            numbers.duration_ms += row[2]
+            for n, number in enumerate(row[count:]):
+                if number:
+                    numbers.classes[n] += number
+        return len(rows) <= MOST_ROWS
 
 
 def _filters(where: Where) -> tuple[str, list[Any]]:

@@ -203,6 +203,11 @@ class RowCount(NamedTuple):
     number: int
     is_all: bool
 
+    @property
+    def is_large(self) -> bool:
+        """Whether they are too many to read them all."""
+        return not self.is_all or self.number > COUNT_LIMIT
+
     def __str__(self) -> str:
         return f"{self.number:,}{'' if self.is_all else '+'}"
 

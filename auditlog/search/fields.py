@@ -1,8 +1,8 @@
 """The searchable fields of a call: one row per field.
 
 The search language, the filters and facets of the Logs page, the parameters of the REST API and the columns of an
-export are read from this table. A field added here is searchable; with a `label` it is a filter of the page, with
-`has_facet` its values are counted, with a `parameter` the API accepts it.
+export are read from this table. A field added here is searchable; with a `label` it is a filter of the page, with a
+`parameter` the API accepts it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ class LogField:
     is_indexed: bool = False
     is_free_text: bool = False  # Text without a field is looked for in it, on the Logs page and by the API's `q`.
     label: str = ""  # On the Logs page; empty: no filter there.
-    has_facet: bool = False  # The filter shows its most frequent values.
     choices: Sequence[tuple[str, str]] = ()  # The filter takes these alone.
     unit: Unit = NO_UNIT
     parameter: Parameter | None = None
@@ -113,7 +112,6 @@ def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) ->
         is_indexed=True,
         is_free_text=is_free_text,
         label=label,
-        has_facet=True,
         parameter=Parameter(name),
     )
 
@@ -126,7 +124,6 @@ _ROWS = (
         "method",
         is_indexed=True,
         label="Method",
-        has_facet=True,
         choices=[(method, method) for method in METHODS],
         parameter=Parameter("method", max_length=64),
     ),
@@ -136,7 +133,6 @@ _ROWS = (
         "outcome",
         is_indexed=True,
         label="Outcome",
-        has_facet=True,
         choices=Outcome.choices,
         parameter=Parameter("outcome"),
     ),
@@ -150,19 +146,17 @@ _ROWS = (
         is_indexed=True,
         is_free_text=True,
         label="Tool",
-        has_facet=True,
         parameter=Parameter("tool", condition=Q(feature_type="tool")),
     ),
     _thing("user", "User", "user_email", is_free_text=True),
     LogField("token", Comparison.NAME, "token_prefix", "token_id", is_free_text=True, parameter=Parameter("token")),
-    LogField("identity", Comparison.TEXT, "identity_label", is_free_text=True, label="Identity", has_facet=True),
+    LogField("identity", Comparison.TEXT, "identity_label", is_free_text=True, label="Identity"),
     LogField("client", Comparison.TEXT, "client_name", is_free_text=True),
     LogField(
         "reason",
         Comparison.TEXT,
         "deny_reason",
         label="Reason",
-        has_facet=True,
         parameter=Parameter("deny_reason", max_length=40),
     ),
     LogField("message", Comparison.TEXT, "error_text"),

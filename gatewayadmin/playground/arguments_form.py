@@ -34,10 +34,6 @@ class BadValue(Exception):
     """What was entered is no value of this field; the message says why."""
 
 
-class NoSchema(Exception):
-    """What a server says has no form: it is too large, or none of it is a schema."""
-
-
 @dataclass(frozen=True)
 class Field:
     """One argument, or a member of one.

@@ -207,19 +207,23 @@ class Assignment(Versioned, Switchable):
     def widen(self, *, by: User) -> list[str]:
         """Undo the last `narrow`: what it switched off is switched on again; the names of that.
 
-        Nothing happens when it has been undone, or never was.
+        What somebody has switched since, a tool or the policy, stays as it is. Nothing happens when it has been undone,
+        or never was.
         """
         with transaction.atomic():
             self.lock()
             done = self.last_narrowed()
             if done is None:
                 return []
-            policy, names = done.changes["policy"][0], done.changes["switched_off"][1]
+            (before, after), names = done.changes["policy"], done.changes["switched_off"][1]
             off = self.features.filter(kind="tool", enabled=False, exposed_name__in=names).select_related("assignment")
-            features = list(off.order_by("exposed_name"))
+            later = Event.objects.filter(target_type="feature", pk__gt=done.pk)
+            switched = set(later.filter(action=Action.FEATURE_DISABLED).values_list("target_id", flat=True))
+            features = [feature for feature in off.order_by("exposed_name") if str(feature.pk) not in switched]
             for feature in features:
                 feature.enable(by=by)
-            self.edit(tool_policy=policy, by=by)
+            if self.tool_policy == after:
+                self.edit(tool_policy=before, by=by)
             names = [feature.exposed_name for feature in features]
             Event.objects.record(Action.ASSIGNMENT_WIDENED, self, by=by, changes={"switched_on": [None, names]})
         return names

@@ -82,8 +82,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
     def tools_seen_by(self, viewer: User) -> "FeatureQuerySet":
         """The tools that servers offer on the gateways whose pages `viewer` may open."""
-        seen = {"assignment__gateway__in": Gateway.objects.visible_to(viewer), "assignment__removed_at": None}
-        return self.tools().offered().filter(**seen, assignment__server__archived_at=None)
+        return self.tools().offered().placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
 
     def callable(self) -> "FeatureQuerySet":
         """Features that nothing between gateway and server forbids: offered, approved, allowed and switched on."""
@@ -109,6 +108,15 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def needing_attention(self) -> "FeatureQuerySet":
         """Features whose offered definition waits for a decision."""
         return self.offered().exclude(offered=None).exclude(state=State.QUARANTINED)
+
+    def placed(self) -> "FeatureQuerySet":
+        """Those of servers that are assigned and not archived."""
+        return self.filter(assignment__removed_at=None, assignment__server__archived_at=None)
+
+    def waiting_for(self, viewer: User) -> "FeatureQuerySet":
+        """What waits for a decision on the gateways whose pages `viewer` may open, the newest change first."""
+        waiting = self.needing_attention().placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
+        return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
 
     def matching(self, words: str) -> "FeatureQuerySet":
         """Features whose exposed name, title or description holds `words`; all of them without words."""

@@ -18,7 +18,7 @@ from auditlog.models import Call, Outcome, Rollup, RollupState
 from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import DAYS, MINUTES, RATIO, quantile
-from auditlog.search.criteria import Search
+from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
 from auditlog.search.query_language import parse
 from gatewayadmin.config import database
 from tests import sampling
@@ -293,6 +293,23 @@ def test_question_that_would_read_much_of_the_log_is_not_answered(db: None, monk
     RollupState.objects.update(counted_from=keeping.BEGINNING)
     with book() as opened:
         assert opened.total({}, now - DAY, now) is not None
+
+
+def test_names_that_clients_make_up_are_not_all_read(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = timezone.now()
+    for number in range(4):
+        call(now - 2 * HOUR, feature_name=f"made up {number}")
+    keeping.keep_up(5)
+    monkeypatch.setattr("auditlog.rollups.reading.MOST_ROWS", 3)
+    with book() as opened:
+        assert opened.read({}, now - DAY, now, by=("feature_name",)) is None
+        assert opened.total({}, now - DAY, now) is not None
+
+
+def test_what_is_counted_in_whole_may_still_be_too_much_to_read() -> None:
+    assert RowCount(COUNT_LIMIT + 1, is_all=True).is_large
+    assert RowCount(COUNT_LIMIT, is_all=False).is_large
+    assert not RowCount(COUNT_LIMIT, is_all=True).is_large
 
 
 def test_percentiles_are_right_to_within_a_tenth(db: None, chance: random.Random) -> None:

@@ -67,6 +67,19 @@ def test_narrowing_leaves_on_what_was_used_and_undo_restores_what_was(docs: Assi
     assert docs.last_narrowed() is None
 
 
+def test_undo_leaves_what_was_switched_since_the_narrowing(docs: Assignment, ana: User) -> None:
+    docs.narrow(["docs__find"], by=ana)
+    reopened = Feature.objects.get(assignment=docs, name="burn")
+    reopened.enable(by=ana)
+    reopened.disable(by=ana)
+    docs.refresh_from_db()
+    docs.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ana)
+
+    assert docs.widen(by=ana) == ["docs__open", "docs__shut"]
+    docs.refresh_from_db()
+    assert docs.tool_policy == ToolPolicy.BLOCK_ALL
+
+
 def test_what_its_server_adds_after_narrowing_starts_switched_off(docs: Assignment, ana: User) -> None:
     docs.narrow(["docs__find"], by=ana)
     Feature.objects.learn(docs, [*TOOLS, {"name": "more", "inputSchema": {"type": "object"}}])

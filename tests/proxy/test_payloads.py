@@ -149,6 +149,14 @@ def test_an_error_is_kept_up_to_300_characters_and_a_secret_at_the_cut_is_seen_w
     assert _error_text(json.dumps(blocks).encode(), []) == "one\ntwo"
 
 
+@pytest.mark.parametrize(("length", "times"), [(6000, 1), (2200, 3)])
+def test_of_a_long_secret_that_comes_again_and_again_nothing_is_kept(length: int, times: int) -> None:
+    secret = "".join(f"q{number:04}" for number in range(length // 5))
+    body = json.dumps({"error": {"message": f"{secret} " * times}}).encode()
+
+    assert "q0" not in _error_text(body, [secret])
+
+
 def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
     for on in (False, True, False):
         WorkspaceSettings.edit(by=None, record_payloads=on)

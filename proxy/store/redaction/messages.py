@@ -97,8 +97,10 @@ class _Redactor:
         text = text.replace("\0", "")
         part = self._document(text, depth) if depth < MAX_DEPTH and text.lstrip()[:1] in ("{", "[", '"') else None
         if part is None:
-            read = text[: self._limit + READ_AHEAD]
-            self.cut = self.cut or len(read) < len(text)
+            ahead = self._limit + READ_AHEAD
+            # A secret may be longer than what is read ahead, or come again and again: it is taken out of the whole.
+            read = text if len(text) <= ahead else self._known.hide(text)[:ahead]
+            self.cut = self.cut or len(text) > ahead
             self._unread -= len(read)
             part = self._without_secrets(read)
             self._left -= min(len(part), self._limit) + 3
