@@ -43,7 +43,11 @@ class SavedViewBody(Body):
     is_shared = serializers.BooleanField(default=False)
 
     def validate_query(self, query: str) -> str:
-        return canonical(query)
+        written = canonical(query)  # Which may be longer than what was sent, as a space becomes %20.
+        if len(written) > LONGEST_QUERY:
+            words = f"It has {len(written)} characters as the Logs page writes it, and may have {LONGEST_QUERY}."
+            raise serializers.ValidationError(words, "max_length")
+        return written
 
 
 class SavedViewQuery(ListQuery):

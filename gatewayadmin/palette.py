@@ -2,6 +2,9 @@
 
 Everything is asked of the database when it is typed, and answered as if nothing else existed. Acts lead to the pages
 that ask before they act, as the buttons beside the things do; what a page does without asking is done at once.
+
+Things of several kinds may have one name, so each act says of what it is one. An app, which names itself, is not
+switched on from here, where nothing but the name tells it from others: that leads to its page.
 """
 
 from __future__ import annotations
@@ -35,7 +38,10 @@ LONGEST = 100
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something to go to, or an act: with `posts` it is done at once. `tile` is the name a letter tile is made of."""
+    """Something to go to, or an act: with `posts` it is done at once. `tile` is the name a letter tile is made of.
+
+    `note` tells it from others of the same text; that of an act begins with the kind of its thing.
+    """
 
     text: str
     url: str
@@ -56,7 +62,8 @@ class Group:
 @require_GET
 @own_resource("each entry is one's own or asks for its capability")
 def palette(request: AppRequest) -> HttpResponse:
-    words = " ".join(request.GET.get("q", "").split())[:LONGEST]
+    # No name holds a NUL, and the database takes none.
+    words = " ".join(request.GET.get("q", "").replace("\0", " ").split())[:LONGEST]
     context = {"groups": [group for group in found(request.user, words) if group.entries], "words": words}
     return show(request, "ui/found.html#results", context)
 
@@ -166,23 +173,26 @@ def _things(user: User, name: str) -> list[Thing]:
     return [thing for look in looks for thing in look(user, name)]
 
 
-def _switch(room: str, on: bool, name: str, key: Any) -> Entry:
-    """The act of the switch of a thing: switching off asks first."""
+def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> Entry:
+    """The act of the switch of a thing: switching off asks first, and so does what is known by its own word alone."""
     if on:
-        return Entry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause")
-    return Entry(f"Enable {name}", reverse(f"{room}:enable", args=[key]), "play", posts=True)
+        return Entry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause", kind)
+    if not is_known:
+        return Entry(f"Enable {name}", reverse(f"{room}:detail", args=[key]), "play", f"{kind}, self-reported name")
+    return Entry(f"Enable {name}", reverse(f"{room}:enable", args=[key]), "play", kind, posts=True)
 
 
 def _hosts(user: User, name: str) -> Iterator[Thing]:
     if not user.has_perm(Capability.HOSTS_READ):
         return
     for host in Host.objects.live().matching(name).order_by(Lower("name"), "pk")[:SHOWN]:
-        entry = Entry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=host.get_kind_display())
+        kind = host.get_kind_display()
+        entry = Entry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=kind)
         acts = []
         if user.has_perm(Capability.HOSTS_TOGGLE) and not host.is_pending:
-            acts.append(_switch("hosts", host.enabled, host.name, host.pk))
+            acts.append(_switch("hosts", host.enabled, host.name, host.pk, kind, is_known=not host.names_itself))
         if user.has_perm(Capability.API_TOKENS_MANAGE):
-            acts.append(Entry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit"))
+            acts.append(Entry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit", kind))
         yield Thing("Apps & Agents", entry, acts)
 
 
@@ -191,9 +201,10 @@ def _gateways(user: User, name: str) -> Iterator[Thing]:
         entry = Entry(gateway.name, reverse("gateways:detail", args=[gateway.slug]), "gateway", note=gateway.slug)
         acts = []
         if user.has_perm(Capability.GATEWAYS_TOGGLE):
-            acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug))
+            acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug, f"Gateway {gateway.slug}"))
         if user.has_perm(Capability.GATEWAYS_MANAGE):
-            acts.append(Entry(f"Rename {gateway.name}", reverse("gateways:edit", args=[gateway.slug]), "edit"))
+            at = reverse("gateways:edit", args=[gateway.slug])
+            acts.append(Entry(f"Rename {gateway.name}", at, "edit", f"Gateway {gateway.slug}"))
         yield Thing("Gateways", entry, acts)
 
 
@@ -205,7 +216,7 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
         entry = Entry(server.name, reverse("servers:detail", args=[server.slug]), tile=server.name, note=server.slug)
         acts = []
         if user.has_perm(Capability.SERVERS_TOGGLE):
-            acts.append(_switch("servers", server.enabled, server.name, server.slug))
+            acts.append(_switch("servers", server.enabled, server.name, server.slug, f"Server {server.slug}"))
         yield Thing("Servers", entry, acts)
 
 
@@ -223,9 +234,11 @@ def _tokens(user: User, name: str) -> Iterator[Thing]:
         is_own = token.connection.user_id == user.pk
         acts = []
         if is_own:
-            acts.append(Entry(f"Regenerate {token.name}", reverse("tokens:regenerate", args=[token.pk]), "key"))
+            at = reverse("tokens:regenerate", args=[token.pk])
+            acts.append(Entry(f"Regenerate {token.name}", at, "key", f"Token {token.prefix}"))
         if is_own or may_end:
-            acts.append(Entry(f"Revoke {token.name}", reverse("tokens:revoke", args=[token.pk]), "revoke"))
+            at = reverse("tokens:revoke", args=[token.pk])
+            acts.append(Entry(f"Revoke {token.name}", at, "revoke", f"Token {token.prefix}"))
         yield Thing("Tokens", Entry(token.name, _at(token, is_own), "key", note=token.prefix), acts)
 
 
@@ -240,11 +253,11 @@ def _people(user: User, name: str) -> Iterator[Thing]:
     named = Q(display_name__icontains=name) | Q(email__icontains=name)
     for person in User.objects.filter(named).order_by("email", "pk")[:SHOWN]:
         at = reverse("accounts:person", args=[person.pk])
-        text = person.display_name or person.email
+        text, note = person.display_name or person.email, f"Person {person.email}"
         act = (
-            Entry(f"Deactivate {text}", reverse("accounts:deactivate", args=[person.pk]), "pause")
+            Entry(f"Deactivate {text}", reverse("accounts:deactivate", args=[person.pk]), "pause", note)
             if person.is_active
-            else Entry(f"Reactivate {text}", reverse("accounts:reactivate", args=[person.pk]), "play", posts=True)
+            else Entry(f"Reactivate {text}", reverse("accounts:reactivate", args=[person.pk]), "play", note, posts=True)
         )
         acts = [] if person.pk == user.pk else [act]
         yield Thing("People", Entry(text, at, "user", note=person.email), acts)

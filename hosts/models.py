@@ -130,6 +130,11 @@ class Host(Versioned, Switchable):
         return self.dedupe_key == PLAYGROUND
 
     @property
+    def names_itself(self) -> bool:
+        """Whether its name is what an app says of itself, which nobody verified: it may be that of something else."""
+        return not self.is_agent and not self.is_playground
+
+    @property
     def is_pending(self) -> bool:
         """Whether it still waits for an administrator's approval."""
         return self.needs_approval and self.approved_at is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ RUN_SECONDS = 120  # So long a run may take; then its server is told that nobody
 LONGEST_ANSWER = 2 << 20  # Bytes that are kept of an answer; an agent gets more.
 MOST_STEPS = 200  # Notifications of one run that are shown.
 MOST_RUNS = 16  # At once, in this process: each keeps a response open.
+MOST_RUNS_OF_ONE = 3  # Person, so that nobody takes the places of all.
 LEAVING_SECONDS = 10
 CLIENT = "Gateway Admin playground"
 METHODS = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
 
 _endpoint: App | None = None
-_under_way = 0
+_taken: dict[object, object] = {}  # The places that are taken, each with whom it was given to.
+_taking = threading.Lock()
 
 
 def serve_by(endpoint: App | None) -> None:
@@ -38,9 +41,36 @@ def is_served() -> bool:
     return _endpoint is not None
 
 
-def is_busy() -> bool:
-    """Whether so many runs are under way here that another has to wait."""
-    return _under_way >= MOST_RUNS
+class Busy(Exception):
+    """No place is free for another run; the message says whose runs are in the way."""
+
+
+class Place:
+    """One of the MOST_RUNS, taken before anything is sent and held until the run has ended.
+
+    Of a run that never begins it is given back by whoever gives up, at the latest when nobody knows of it any more.
+    """
+
+    def __init__(self, person: object) -> None:
+        """Take a place for this person; raises Busy."""
+        self._key = object()
+        with _taking:
+            holders = list(_taken.values())
+            if holders.count(person) >= MOST_RUNS_OF_ONE:
+                raise Busy(
+                    f"{MOST_RUNS_OF_ONE} runs of yours are under way here. Nothing was sent: stop one, or run it again "
+                    "when one has ended."
+                )
+            if len(holders) >= MOST_RUNS:
+                raise Busy(
+                    "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
+                )
+            _taken[self._key] = person
+
+    def give_back(self) -> None:
+        _taken.pop(self._key, None)  # Without the lock, as this may come from the garbage collector at any point.
+
+    __del__ = give_back
 
 
 class Asked(NamedTuple):
@@ -80,6 +110,7 @@ class Exchange:
     asked: Asked
     secret: str = field(repr=False)
     address: str
+    place: Place
     answer: Answer | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +127,7 @@ class Exchange:
         self._task = asyncio.create_task(self._run())
         _tasks.add(self._task)
         self._task.add_done_callback(_tasks.discard)
+        self._task.add_done_callback(lambda _: self.place.give_back())
         timer = asyncio.get_running_loop().call_later(RUN_SECONDS, self._gone.set)
         try:
             while (step := await self._steps.get()) is not None:
@@ -104,9 +136,12 @@ class Exchange:
             timer.cancel()
             self._gone.set()  # Whoever leaves early leaves as an agent does: the call is cancelled, and logged.
 
+    def close(self) -> None:
+        """Nobody asks for more. A run that has begun keeps its place until its call has ended."""
+        if self._task is None:
+            self.place.give_back()
+
     async def _run(self) -> None:
-        global _under_way  # noqa: PLW0603  (a count of this process)
-        _under_way += 1
         try:
             assert _endpoint is not None
             call = asyncio.ensure_future(_endpoint(self._scope(), self._receive, self._send))
@@ -116,7 +151,6 @@ class Exchange:
             with suppress(Exception):  # What went wrong there is logged there; here it is an answer that never came.
                 await asyncio.wait_for(call, LEAVING_SECONDS)
         finally:
-            _under_way -= 1
             self.answer = self._answered()
             while self._steps.full():
                 self._steps.get_nowait()

@@ -1,7 +1,8 @@
 """What came of a run, for a page. All of it was chosen by somebody else: nothing of it is taken for markup.
 
-Text stays text, shown whole with what nobody would see marked; of pictures only those of four kinds whose first bytes
-say the same are drawn; links lead nowhere but to pages of ours.
+Text stays text, with what nobody would see marked; of pictures only those of four kinds whose first bytes say the same
+are drawn; links lead nowhere but to pages of ours. All texts of one answer share one room, and no more is written of it
+than is shown: how much a page takes to make is decided here, not by a server.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import binascii
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 from gatewayadmin.playground.endpoint_call import Answer
+from ui.templatetags.ui import visible
 from wire.jsonrpc import Object
 
+MOST_CHARACTERS = 100_000  # Of markup for all that is shown of one answer; the text that passes it is the last.
 LONGEST_TEXT = 20_000  # Characters of one text; the raw answer has more.
-LONGEST_RAW = 100_000
 LONGEST_CELL = 200
+DEEPEST_INDENTED = 40  # A line of what lies deeper would be blanks.
 LARGEST_PICTURE = 1 << 20
 MOST_PARTS = 50
 MOST_ROWS = 100
@@ -30,6 +32,21 @@ PICTURES = {
     "image/gif": b"GIF8",
     "image/webp": b"RIFF",
 }
+
+
+class _Room:
+    """What is left of the characters that one answer may take on its page, counted as they are rendered."""
+
+    def __init__(self) -> None:
+        self.left = MOST_CHARACTERS
+        self.is_short = False
+
+    def take(self, text: str, longest: int = LONGEST_TEXT) -> str:
+        """As much of the text as is shown."""
+        longest = min(longest, self.left)
+        self.is_short = self.is_short or len(text) > longest
+        self.left = max(self.left - len(visible(text[:longest])), 0)
+        return text[:longest]
 
 
 class Part(NamedTuple):
@@ -62,6 +79,7 @@ class Result:
     error: str
     raw: str
     is_raw_cut: bool
+    is_cut: bool
 
     @property
     def is_tool_error(self) -> bool:
@@ -76,18 +94,24 @@ class Result:
 def result_of(answer: Answer) -> Result:
     """What is shown of an answer."""
     said = _result(answer)
+    room = _Room()
+    error = room.take(_error(answer))
     structured = said.get("structuredContent")
-    table = _table(structured)
-    text = _pretty(structured) if isinstance(structured, dict | list) else ""
-    raw = _raw(answer)
+    table = _table(structured, room)
+    parts = list(_shown_parts(said, room))
+    is_text = table is None and isinstance(structured, dict | list)
+    text = room.take(_written(structured, LONGEST_TEXT)) if is_text else ""
+    raw = _raw(answer, room.left)
+    is_raw_cut = len(raw) > room.left or answer.is_cut
     return Result(
         answer=answer,
-        parts=list(islice(_parts(said), MOST_PARTS)),
+        parts=parts,
         table=table,
-        structured=text[:LONGEST_TEXT],
-        error=_error(answer),
-        raw=raw[:LONGEST_RAW],
-        is_raw_cut=len(raw) > LONGEST_RAW or answer.is_cut,
+        structured=text,
+        error=error,
+        raw=room.take(raw, MOST_CHARACTERS),
+        is_raw_cut=is_raw_cut,
+        is_cut=room.is_short or answer.is_cut,
     )
 
 
@@ -100,13 +124,25 @@ def _error(answer: Answer) -> str:
     """The message of a JSON-RPC error; empty where it is none."""
     error = (answer.message or {}).get("error")
     text = error.get("message") if isinstance(error, dict) else None
-    return _text(text)[:LONGEST_TEXT] if isinstance(text, str) else ""
+    return _text(text) if isinstance(text, str) else ""
 
 
-def _raw(answer: Answer) -> str:
-    if answer.message is None:
-        return answer.body[:LONGEST_RAW].decode(errors="replace")
-    return _pretty(answer.message)
+def _raw(answer: Answer, longest: int) -> str:
+    """The answer, written to just beyond `longest` characters if it has so many."""
+    if answer.message is not None and _is_shallow(answer.message):
+        return _written(answer.message, longest)
+    # Each character takes at most four bytes.
+    return answer.body[: 4 * longest + 4].decode(errors="replace")
+
+
+def _shown_parts(said: Object, room: _Room) -> Iterator[Part]:
+    """The parts that there is room for."""
+    for count, part in enumerate(_parts(said)):
+        if count == MOST_PARTS or not room.left:
+            room.is_short = True
+            return
+        title, uri, text = room.take(part.title), room.take(part.uri), room.take(part.text)
+        yield part._replace(title=title, uri=uri, text=text, is_cut=len(text) < len(part.text))
 
 
 def _parts(said: Object) -> Iterator[Part]:
@@ -156,8 +192,7 @@ def _contents(contents: Object) -> Part:
 
 
 def _of_text(value: Any) -> Part:
-    text = _text(value)
-    return Part("text", text[:LONGEST_TEXT], is_cut=len(text) > LONGEST_TEXT)
+    return Part("text", _text(value))
 
 
 def _picture(block: Object) -> Part:
@@ -175,7 +210,7 @@ def _picture(block: Object) -> Part:
     return Part("picture", told, picture=f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
 
-def _table(value: Any) -> Table | None:
+def _table(value: Any, room: _Room) -> Table | None:
     """The list of alike objects that a structured result is, or holds as its only list."""
     rows = value
     if isinstance(value, dict):
@@ -186,8 +221,17 @@ def _table(value: Any) -> Table | None:
     columns = list(dict.fromkeys(name for row in rows[:MOST_ROWS] for name in row))
     if not 0 < len(columns) <= MOST_COLUMNS:
         return None
-    shown = [[(_short(name), _cell(row.get(name))) for name in columns] for row in rows[:MOST_ROWS]]
-    return Table([_short(name) for name in columns], shown, max(len(rows) - MOST_ROWS, 0))
+    names = [room.take(_short(name)) for name in columns]
+    shown: list[list[tuple[str, str]]] = []
+    for row in rows[:MOST_ROWS]:
+        if not room.left:
+            break
+        # Each cell carries the name of its column, for narrow screens.
+        shown.append(
+            [(room.take(name), room.take(_cell(row.get(key)))) for key, name in zip(columns, names, strict=True)]
+        )
+    room.is_short = room.is_short or len(shown) < len(rows)
+    return Table(names, shown, len(rows) - len(shown))
 
 
 def _cell(value: Any) -> str:
@@ -209,5 +253,25 @@ def _short(value: Any, longest: int = 100) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def _pretty(value: Any) -> str:
-    return _text(json.dumps(value, indent=2, ensure_ascii=False))
+def _written(value: Any, longest: int) -> str:
+    """The value as indented JSON, to just beyond `longest` characters; on one line where it is too deep to indent."""
+    if not _is_shallow(value):
+        return _text(json.dumps(value, ensure_ascii=False))
+    written, length = [], 0
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
+        written.append(piece)
+        length += len(piece)
+        if length > longest:
+            break
+    return _text("".join(written))
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether it holds nothing deeper than is indented; asked level by level, as any depth may come."""
+    level = [value]
+    for _ in range(DEEPEST_INDENTED):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [each for members in inner for each in members if isinstance(each, dict | list)]
+        if not level:
+            return True
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -33,7 +33,7 @@ from connections.models import Connection, ConnectionRefused
 from gatewayadmin.playground import arguments_form, endpoint_call
 from gatewayadmin.playground.arguments_form import ArgumentsForm
 from gatewayadmin.playground.connecting import connect
-from gatewayadmin.playground.endpoint_call import RUN_SECONDS, Answer, Exchange
+from gatewayadmin.playground.endpoint_call import RUN_SECONDS, Answer, Busy, Exchange, Place
 from gatewayadmin.playground.page import KINDS, Chosen, History, form_again, others, own
 from gatewayadmin.playground.results import result_of
 from gateways.models import Gateway
@@ -49,7 +49,6 @@ LONGEST_COPIED = 5_000  # Characters of arguments in a call that is offered to b
 # Pictures of a result stand in the page itself; nothing is fetched for them.
 DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
 CUT = "<!-- run -->"  # What stands before it is sent at once, what stands behind it when the run is over.
-BUSY = "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
 UNSERVED = "This process serves no MCP endpoint, so nothing can be run from it."
 
 
@@ -177,19 +176,32 @@ def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsF
     """Ask as an agent would; the page is sent as far as it is known, the rest when the answer is there."""
     if not endpoint_call.is_served():
         return _refused(request, chosen, form, UNSERVED)
-    if endpoint_call.is_busy():
-        return _refused(request, chosen, form, BUSY)
-    try:
-        live = connect(request.user, gateway)
-        secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
-    except (ConnectionRefused, AlreadyRevoked) as refused:
-        return _refused(request, chosen, form, str(refused))
-    asking = Exchange(gateway.slug, chosen.asked(form), secret, _address(request))
-    begun = _page(request, chosen, form, {"running": True})
-    rest = _rest(request, chosen, form)
-    _release()  # The run waits for its server; no connection of the pages' pool waits with it.
-    pieces = _pieces(asking, begun.partition(CUT)[0], rest)
-    return StreamingHttpResponse(pieces)  # type: ignore[return-value]  # A stream is an answer too.
+    with ExitStack() as unless_begun:
+        try:
+            place = Place(request.user.pk)  # Before anything is done: many may ask at once.
+            unless_begun.callback(place.give_back)
+            live = connect(request.user, gateway)
+            secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
+        except (Busy, ConnectionRefused, AlreadyRevoked) as refused:
+            return _refused(request, chosen, form, str(refused))
+        asking = Exchange(gateway.slug, chosen.asked(form), secret, _address(request), place)
+        begun = _page(request, chosen, form, {"running": True})
+        rest = _rest(request, chosen, form)
+        _release()  # The run waits for its server; no connection of the pages' pool waits with it.
+        stream = _Stream(asking, _pieces(asking, begun.partition(CUT)[0], rest))
+        unless_begun.pop_all()
+    return StreamingHttpResponse(stream)  # type: ignore[return-value]  # A stream is an answer too.
+
+
+class _Stream:
+    """The pieces of the page. Who leaves before the first of them was taken closes it, and the run never begins."""
+
+    def __init__(self, asking: Exchange, pieces: AsyncIterator[str]) -> None:
+        self._pieces = pieces
+        self.close = asking.close
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._pieces
 
 
 def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[[Answer | None], str]:

@@ -10,6 +10,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.rest import Rest, errors
 
 pytestmark = pytest.mark.django_db
 
@@ -93,3 +94,20 @@ def test_a_name_that_is_none_saves_nothing_and_says_so(name: str, ana: User, sig
     assert "Not saved: a view needs a name" in answer.content.decode()
     assert answer.redirect_chain == [("/logs/?outcome=denied", 302)]
     assert not SavedView.objects.exists()
+
+
+def test_a_query_that_becomes_too_long_as_the_page_writes_it_is_refused_and_saves_nothing(
+    ana: User, sign_in: SignIn
+) -> None:
+    query = "&".join(f"host={'é' * 90}{number}" for number in range(10))  # A link writes each é as %C3%A9.
+    rest = Rest.of(ana)
+    kept = SavedView.objects.add(name="Kept", query="outcome=ok", by=ana)
+
+    made = rest.post("/log-views", {"name": "Long", "query": query})
+    changed = rest.patch(f"/log-views/{kept.pk}", {"query": query})
+    page = sign_in(ana).post("/logs/views/", {"name": "Long", "query": query}, follow=True)
+
+    assert (made.status_code, changed.status_code) == (400, 400)
+    assert "may have 2000" in str(errors(made))
+    assert "Not saved: this is narrowed by too much" in page.content.decode()
+    assert [view.query for view in SavedView.objects.all()] == ["outcome=ok"]

@@ -381,11 +381,11 @@ def test_columns_are_chosen_in_the_address_and_kept_for_a_person(ana: User, viv:
 
     usual = ["Created at", "Host", "User email", "Gateway", "Server", "Method", "Tool", "Outcome", "Status", "Duration"]
     assert titles("/logs/") == usual
-    assert titles("/logs/?columns=ip&columns=outcome") == ["Created at", "Tool", "Outcome", "Address"]
+    assert titles("/logs/?columns=ip&columns=outcome") == ["Created at", "Tool", "Outcome", "IP address"]
     assert titles("/logs/?columns=nonsense") == usual
     kept = client.post("/logs/look/", {"query": "columns=ip&chart=none&outcome=ok&zone=Asia/Tokyo", "back": "/logs/"})
     assert kept["Location"] == "/logs/?outcome=ok"
-    assert titles("/logs/") == ["Created at", "Tool", "Address"]
+    assert titles("/logs/") == ["Created at", "Tool", "IP address"]
     assert "Times are Asia/Tokyo." in text(client.get("/logs/"))
     assert client.get("/logs/").context["histogram"] is None
     assert titles("/logs/", sign_in(viv)) == usual

@@ -44,6 +44,7 @@ LIMITS = {
     "bytes of a resource's URI": tool_names.LONGEST_URI,
     "gateways a request may pass": trace_context.MOST_HOPS,
     "runs of the playground at once, in each worker": endpoint_call.MOST_RUNS,
+    "of these, runs of one person": endpoint_call.MOST_RUNS_OF_ONE,
     "seconds a run of the playground may take": endpoint_call.RUN_SECONDS,
     "addresses in one invitation": MOST_INVITED,
     "hours an invitation works": INVITATION // HOUR,

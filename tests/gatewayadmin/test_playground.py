@@ -5,6 +5,7 @@ import base64
 import html
 import json
 import threading
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -12,14 +13,16 @@ from uuid import uuid4
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections
+from django.template.loader import render_to_string
 from django.test import AsyncClient
 from oauth2_provider.models import AccessToken
 
+import gatewayadmin.playground.views
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.playground import arguments_form, endpoint_call
+from gatewayadmin.playground import arguments_form, endpoint_call, results
 from gatewayadmin.playground.endpoint_call import Asked, Exchange
 from gateways.models import Assignment, Feature, Gateway, Reach
 from hosts.models import Host
@@ -150,7 +153,8 @@ def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> No
     async def main() -> None:
         async with runtime(config()) as endpoint:
             endpoint_call.serve_by(endpoint)
-            asking = Exchange("work", Asked("tool", "s__say", {"text": "x"}), secret, "127.0.0.1")
+            place = endpoint_call.Place(member.pk)
+            asking = Exchange("work", Asked("tool", "s__say", {"text": "x"}), secret, "127.0.0.1", place)
             steps = asking.steps()
             waiting = asyncio.ensure_future(anext(steps, None))
             await asyncio.to_thread(begun.wait)
@@ -169,6 +173,112 @@ def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, memb
     assert not Call.objects.exists()
     sent(member, act="sure")
     assert Call.objects.get().outcome == "ok"
+
+
+# Places for runs
+
+
+BUSY_WITH_OWN = "3 runs of yours are under way here."
+BUSY = "Too many runs are under way here at the moment."
+
+
+class Held:
+    """A server that answers when it is told to, and pages that were asked to run something on it."""
+
+    def __init__(self, run: Run) -> None:
+        self.may_answer = threading.Event()
+        self.gateway = gateway_of(run, self._answer)
+
+    async def _answer(self, request: Request) -> None:
+        await asyncio.to_thread(self.may_answer.wait)
+        await request.answer({"content": [{"type": "text", "text": "here it is"}]})
+
+    def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
+        """What each of them is answered to a run, all sent at once; `leaving` before the answer is begun."""
+
+        async def main() -> list[tuple[int, str]]:
+            async with runtime(config()) as endpoint:
+                endpoint_call.serve_by(endpoint)
+                try:
+                    clients = [AsyncClient() for _ in people]
+                    for client, person in zip(clients, people, strict=True):
+                        await client.aforce_login(person)
+                    pages: list[Any] = await asyncio.gather(*(client.post(PATH, self._form()) for client in clients))
+                    if leaving:
+                        for page in pages:
+                            await sync_to_async(page.close)()
+                        return [(page.status_code, "") for page in pages]
+                    self.may_answer.set()
+                    return list(await asyncio.gather(*map(read, pages)))
+                finally:
+                    self.may_answer.set()
+                    endpoint_call.serve_by(None)
+                    await sync_to_async(connections.close_all)()
+
+        return asyncio.run(main())
+
+    def _form(self) -> dict[str, str]:
+        arguments = '{"text": "hello"}'
+        return {"gateway": "work", "name": "s__say", "as": "json", "arguments": arguments, "act": "run"}
+
+
+async def read(page: Any) -> tuple[int, str]:
+    parts = [part async for part in page.streaming_content] if page.streaming else [page.content]
+    return page.status_code, b"".join(parts).decode()
+
+
+def test_one_person_has_no_more_than_three_runs_at_once_and_others_still_run(run: Run, member: User) -> None:
+    held, other = Held(run), make.user(Capability.OAUTH_CONNECT)
+    sent_first = (member, member, member, member, member, other)
+
+    answers = held.asks(*sent_first)
+
+    assert sorted(status for status, _ in answers[:5]) == [200, 200, 200, 422, 422]
+    assert [BUSY_WITH_OWN in page for _, page in answers[:5]].count(True) == 2
+    assert answers[5][0] == 200
+    assert "here it is" in answers[5][1]
+    assert Call.objects.count() == 4
+    assert [status for status, _ in held.asks(member, member, member)] == [200] * 3
+
+
+def test_no_more_runs_at_once_than_a_process_has_places(
+    run: Run, member: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_call, "MOST_RUNS", 2)
+    people = [make.user(Capability.OAUTH_CONNECT) for _ in range(4)]
+
+    answers = Held(run).asks(*people)
+
+    assert sorted(status for status, _ in answers) == [200, 200, 422, 422]
+    assert [BUSY in page for _, page in answers].count(True) == 2
+
+
+def test_who_leaves_before_the_answer_begins_gives_the_place_back(run: Run, member: User) -> None:
+    held = Held(run)
+
+    for _ in range(2):
+        assert held.asks(member, member, member, leaving=True) == [(200, "")] * 3
+    assert held.asks(member)[0][0] == 200
+    assert Call.objects.count() == 1
+
+
+def test_a_run_that_is_refused_or_fails_gives_the_place_back(
+    run: Run, member: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway_of(run, says)
+    stranger = make.user()
+    for _ in range(4):
+        assert "Your role lacks Authenticate via OAuth." in sent(stranger)[1]
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gatewayadmin.playground.views, "connect", fails)
+        for _ in range(4):
+            with pytest.raises(ZeroDivisionError):
+                sent(member)
+    assert sent(member)[0] == 200
 
 
 # Nobody gains a right by it
@@ -292,6 +402,14 @@ def test_another_persons_arguments_are_not_filled_in(member: User, sign_in: Sign
     assert not filled_in(reader, "'; --")
 
 
+@pytest.mark.parametrize("asked", [{"gateway": "\0"}, {"gateway": "work", "name": "a\0b"}, {"kind": "\0"}])
+def test_a_null_character_names_nothing(asked: dict[str, str], member: User, sign_in: SignIn) -> None:
+    make.gateway(slug="work")
+
+    assert sign_in(member).get(PATH, asked).status_code == 200
+    assert sign_in(member).post(PATH, asked).status_code == 422
+
+
 def test_a_form_without_a_csrf_token_runs_nothing(run: Run, member: User, sign_in: SignIn) -> None:
     gateway_of(run, says)
     client = sign_in(member)
@@ -350,6 +468,72 @@ def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: Use
     assert len(page) < 200_000
     assert "an agent gets all 3,14" in page
     assert Call.objects.get().outcome == "ok"
+
+
+def answer_of(structured: str, *texts: str) -> endpoint_call.Answer:
+    """The answer of a tool with this structured content, and with these texts."""
+    content = json.dumps([{"type": "text", "text": text} for text in texts])
+    body = f'{{"jsonrpc":"2.0","id":1,"result":{{"content":{content},"structuredContent":{structured}}}}}'.encode()
+    return endpoint_call.Answer(200, "", body, len(body), json.loads(body), left=False)
+
+
+def shown(answer: endpoint_call.Answer) -> str:
+    return render_to_string("playground/result.html", {"result": results.result_of(answer)})
+
+
+def test_deep_nesting_makes_nothing_larger_than_the_answer_is() -> None:
+    depth, width = 900, 20_000
+    answer = answer_of('{"a":' + "[" * depth + ",".join(["1"] * width) + "]" * depth + "}")
+
+    tracemalloc.start()
+    try:
+        page = shown(answer)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 10 << 20
+    assert len(page) < 150_000
+    assert '{"a": [[[[' in html.unescape(page)
+
+
+def test_a_large_answer_is_indented_no_further_than_it_is_shown() -> None:
+    answer = answer_of('{"a":' + "[" * 30 + ",".join(["1"] * 200_000) + "]" * 30 + "}")
+    tracemalloc.start()
+    try:
+        page = shown(answer)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 10 << 20
+    assert '{\n  "a": [\n' in html.unescape(page)
+    assert "This page shows only a part of the answer: an agent gets all" in page
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answer_of("[]", *["x" * 19_000] * 50),
+        answer_of("[]", *["\u200b" * 20_000] * 50),
+        answer_of(json.dumps([{"\u200b" * 100 + str(n): "\u200b" * 200 for n in range(12)}] * 100)),
+        answer_of(json.dumps({"a": "\u202e" * 500_000})),
+    ],
+    ids=["texts", "invisible texts", "invisible cells", "an invisible value"],
+)
+def test_all_that_is_shown_of_one_answer_shares_one_room(answer: endpoint_call.Answer) -> None:
+    page = shown(answer)
+
+    assert len(page) < 250_000
+    assert "This page shows only a part of the answer: an agent gets all" in page
+
+
+def test_an_answer_that_fits_is_shown_whole_and_is_not_called_a_part() -> None:
+    page = html.unescape(shown(answer_of('{"rows": [{"a": 1, "b": {"c": [2]}}]}', "one", "two")))
+
+    assert "only a part" not in page
+    assert '<td data-label="b">{"c": [2]}</td>' in page
+    assert '"text": "two"' in page
 
 
 # The form

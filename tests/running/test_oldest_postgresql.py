@@ -53,6 +53,12 @@ PROOFS = {
     "auditlog/today.py": "tests/auditlog/test_trail.py",
     "gateways/catalogue.py": "tests/gateways/test_catalogue.py",
     "gateways/use.py": "tests/gateways/test_catalogue.py",
+    "gateways/usage.py": "tests/gateways/test_usage.py",
+    "auditlog/groups.py": "tests/auditlog/test_groups.py",
+    "auditlog/rollups/keeping.py": "tests/auditlog/test_rollups.py",
+    "auditlog/rollups/reading.py": "tests/auditlog/test_rollups.py",
+    "auditlog/search/facets.py": "tests/auditlog/test_search.py",
+    "auditlog/search/latencies.py": "tests/auditlog/test_views.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]

@@ -142,7 +142,7 @@ def test_one_act_on_a_row_is_taken_back_by_its_toast(ana: User, sign_in: SignIn)
 def found(client: Any, words: str) -> list[tuple[str, str]]:
     page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
     links = re.findall(r'<a href="([^"]+)">.*?<span>([^<]*)</span>(?:<small|</a)', page)
-    posts = re.findall(r'<form method="post" action="([^"]+)">.*?<span>([^<]*)</span></button>', page)
+    posts = re.findall(r'<form method="post" action="([^"]+)">.*?<span>([^<]*)</span>(?:<small|</button)', page)
     return [(text, url) for url, text in (*links, *posts)]
 
 
@@ -161,6 +161,55 @@ def test_the_palette_finds_things_by_name_and_what_may_be_done_with_them(ana: Us
     assert f"/tokens/{make_pk(token)}/revoke/" in dict(found(client, "revoke nightly")).values()
     assert dict(found(client, "add a serv")) == {"Add a server": "/servers/add/"}
     assert dict(found(client, "admin ev")) == {"Admin events": "/settings/admin-events/"}
+
+
+def acts(client: Any, words: str) -> list[tuple[str, str, str]]:
+    """Each act found: how it is sent and where to, its text, and what it says of the kind."""
+    page = client.get("/find/", {"q": words}, headers=HTMX).content.decode()
+    opened, inside = r'<(?:a href|form method="post" action)="([^"]+)">', r"(?:(?!</a|</form).)*?"
+    act = rf"{opened}{inside}<span>([^<]*)</span><small>([^<]*)</small>"
+    return [(f"{'post' if 'form' in m[0] else 'go'} {m[1]}", m[2], m[3]) for m in re.finditer(act, page)]
+
+
+def test_an_act_of_the_palette_names_the_kind_and_an_app_that_names_itself_is_not_enabled_there(
+    ana: User, sign_in: SignIn
+) -> None:
+    app, agent = make.app("GitHub", enabled=False), make.agent(by=ana, name="GitHub")
+    server = make.server(by=ana, name="GitHub", slug="github")
+    for one in (agent, server):
+        one.disable(by=ana)
+    client = sign_in(ana)
+
+    assert sorted(acts(client, "enable github")) == [
+        (f"go /hosts/{app.pk}/", "Enable GitHub", "App (OAuth), self-reported name"),
+        (f"post /hosts/{agent.pk}/enable/", "Enable GitHub", "Agent (token)"),
+        (f"post /servers/{server.slug}/enable/", "Enable GitHub", "Server github"),
+    ]
+    assert f'"/hosts/{app.pk}/enable/"' in client.get(f"/hosts/{app.pk}/").content.decode()
+
+
+def test_an_act_of_the_palette_tells_its_thing_from_others_of_the_same_name(ana: User, sign_in: SignIn) -> None:
+    agents = make.agent(by=ana, name="Same"), make.agent(by=ana, name="Other")
+    gateway = make.gateway(make.server(by=ana, name="Same", slug="same"), name="Same", slug="same-gateway")
+    make.app("Same")
+    for agent in agents:
+        make.token(make.connection(agent, gateway, ana), name="Same")
+    for email in ("one@example.com", "two@example.com"):
+        User.objects.filter(pk=make.user().pk).update(email=email, display_name="Same")
+    client = sign_in(ana)
+
+    disabled = ["Agent (token)", "App (OAuth)", "Gateway same-gateway", "Server same"]
+    assert sorted(note for _, _, note in acts(client, "disable same")) == disabled
+    ended = acts(client, "revoke same")
+    assert len({note for _, _, note in ended}) == len(ended) == 2
+    manager = sign_in(make.user(Capability.PEOPLE_MANAGE))
+    people = [note for _, _, note in acts(manager, "deactivate same")]
+    assert people == ["Person one@example.com", "Person two@example.com"]
+
+
+@pytest.mark.parametrize("words", ["\0", "night\0ly", "enable \0"])
+def test_the_palette_takes_a_null_character_for_a_space(words: str, ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/find/", {"q": words}).status_code == 200
 
 
 def make_pk(token: Any) -> Any:

@@ -48,6 +48,22 @@ def test_a_badge_shows_its_state_as_a_word_and_escapes_it() -> None:
     assert "&lt;b&gt;" in rendered("{% badge state %}", state="<b>")
 
 
+def test_what_nobody_sees_is_marked_and_of_very_many_the_number_is_told() -> None:
+    assert rendered("{{ said|visible }}", said="a\u200b<b>") == (
+        'a<mark class="unseen" title="ZERO WIDTH SPACE">U+200B</mark>&lt;b&gt;'
+    )
+    many = rendered("{{ said|visible }}", said="<" + "\u200b" * 20_000 + ">the end")
+    assert many.startswith("&lt;<mark")
+    assert many.endswith('&gt;the end<mark class="unseen">and 19,500 more</mark>')
+    assert "\u200b" not in many
+    assert len(many) < 50_000
+
+    assert rendered("{{ said|marked }}", said="a\u200b<b>") == "a[U+200B]&lt;b&gt;"
+    plain = rendered("{{ said|marked }}", said="\u200b" * 20_000 + "the end")
+    assert plain.endswith("the end[and 19,500 more]")
+    assert len(plain) < 10_000
+
+
 def test_an_icon_alone_has_a_name_and_one_beside_words_is_silent() -> None:
     assert 'role="img" aria-label="Key"' in rendered('{% icon "key" "Key" %}')
     assert 'aria-hidden="true"' in rendered('{% icon "key" %}')

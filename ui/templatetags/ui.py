@@ -18,7 +18,7 @@ from django.template.context import RequestContext
 from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString
 
 from ui.addresses import parts
@@ -49,26 +49,41 @@ def logo(name: str, size: str = "") -> SafeString:
     return format_html('<span class="logo" data-hue="{}"{} aria-hidden="true">{}</span>', hue, large, letters)
 
 
+MOST_MARKS = 500  # In one text. A mark is many times as long as its character, and who reads on needs no more of them.
+
+
 @register.filter
 def visible(text: str) -> SafeString:
-    """The text with each character that nobody sees, or that turns others around, as a mark with its code point."""
-    shown, at = [], 0
-    for place in hidden_places(text):
-        char = text[place]
-        code, name = f"U+{ord(char):04X}", unicodedata.name(char, "")
-        shown.append(format_html('{}<mark class="unseen" title="{}">{}</mark>', text[at:place], name or code, code))
+    """The text with each character that nobody sees, or that turns others around, as a mark with its code point.
+
+    Beyond MOST_MARKS such characters are left out, and a mark at the end says how many.
+    """
+    shown, at, left_out = [], 0, 0
+    for count, place in enumerate(hidden_places(text)):
+        if count < MOST_MARKS:
+            char = text[place]
+            code, name = f"U+{ord(char):04X}", unicodedata.name(char, "")
+            shown.append(format_html('{}<mark class="unseen" title="{}">{}</mark>', text[at:place], name or code, code))
+        else:
+            left_out += 1
+            shown.append(escape(text[at:place]))
         at = place + 1
-    return format_html("{}{}", SafeString("".join(shown)), text[at:])
+    more = format_html('<mark class="unseen">and {} more</mark>', f"{left_out:,}") if left_out else ""
+    return format_html("{}{}{}", SafeString("".join(shown)), text[at:], more)
 
 
 @register.filter
 def marked(text: str) -> str:
     """The same for places that take text alone, such as options: each such character as its code point."""
-    shown, at = [], 0
-    for place in hidden_places(text):
-        shown += [text[at:place], f"[U+{ord(text[place]):04X}]"]
+    shown, at, left_out = [], 0, 0
+    for count, place in enumerate(hidden_places(text)):
+        shown.append(text[at:place])
+        if count < MOST_MARKS:
+            shown.append(f"[U+{ord(text[place]):04X}]")
+        else:
+            left_out += 1
         at = place + 1
-    return "".join([*shown, text[at:]])
+    return "".join([*shown, text[at:], f"[and {left_out:,} more]" if left_out else ""])
 
 
 @register.filter

@@ -13,6 +13,7 @@ from proxy.store.redaction.secret_texts import REDACTED
 
 MIN_LENGTH = 4  # A shorter value would blot out ordinary words.
 MIN_CORE = 5
+BEGINNING = 8  # Characters by which a secret that is cut off is known.
 PERCENT_ROUNDS = 3  # Times a text may be percent-encoded.
 
 _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
@@ -39,6 +40,17 @@ class KnownSecrets:
             text = _encoded_run.sub(self._without_encoded, text)
         if "%" in text and any(value in _decoded(lower) for value in self._lower):
             text = self._percent.sub(REDACTED, text)
+        return text
+
+    def hide_begun(self, text: str) -> str:
+        """The text without a secret that begins near its end and is cut off there."""
+        lower = text.lower()
+        for form in self._lower:
+            at = lower.find(form[:BEGINNING], max(len(lower) - len(form), 0))
+            while at >= 0:
+                if form.startswith(lower[at:]):
+                    return text[:at] + REDACTED
+                at = lower.find(form[:BEGINNING], at + 1)
         return text
 
     def _without_encoded(self, run: re.Match[str]) -> str:

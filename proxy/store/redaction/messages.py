@@ -98,8 +98,7 @@ class _Redactor:
         part = self._document(text, depth) if depth < MAX_DEPTH and text.lstrip()[:1] in ("{", "[", '"') else None
         if part is None:
             ahead = self._limit + READ_AHEAD
-            # A secret may be longer than what is read ahead, or come again and again: it is taken out of the whole.
-            read = text if len(text) <= ahead else self._known.hide(text)[:ahead]
+            read = text if len(text) <= ahead else self._known.hide_begun(text[:ahead])
             self.cut = self.cut or len(text) > ahead
             self._unread -= len(read)
             part = self._without_secrets(read)
