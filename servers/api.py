@@ -181,7 +181,7 @@ class ServerResource(Resource):
             raise already_exists(NAME_TAKEN)
         fields = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}
         try:
-            if server.would_redirect(fields):
+            if server.needs_password_for(fields):
                 confirm_first(request)
             server.edit(**fields, by=self.me, seen=self.seen)
         except IntegrityError:

@@ -222,6 +222,18 @@ class Server(Versioned, Switchable):
         changes_target = any(name in fields and fields[name] != getattr(self, name) for name in CREDENTIAL_TARGET)
         return changes_target and self.identities.filter(revoked_at=None).exists()
 
+    def moves_issuer(self, fields: Mapping[str, Any]) -> bool:
+        """Whether with these changes codes, tokens and the client's secret go to other endpoints than before."""
+        return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
+
+    def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a person types the password again for these changes: they lead elsewhere what is stored, or what its
+        client and its sign-ins were for."""
+        if self.would_redirect(fields):
+            return True
+        stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")
+        return self.moves_issuer(fields) and any(rows.exists() for rows in stored)
+
     @property
     def sign_in_settings(self) -> list[str | bool]:
         """What is set of how people sign in at it."""
@@ -252,7 +264,7 @@ class Server(Versioned, Switchable):
         """Whether what was granted like this is what would be granted with other settings."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
             return False
-        if self.endpoints[:2] != (then["authorization_endpoint"], then["token_endpoint"]):
+        if self.moves_issuer(then):
             return False
         if (self.resource_sent, self.fixed_resource) != (then["resource_sent"], then["fixed_resource"]):
             named = covers(resource, self.url) if resource else host_of(issuer) in WITHOUT_RESOURCE
@@ -266,6 +278,7 @@ class Server(Versioned, Switchable):
         """Change name, URL, authentication, how people sign in, or limits; records what changed.
 
         Another path or header marks the identities of the server: each waits until who answers for it confirms it.
+        Another endpoint of its issuer ends the client that was entered for the endpoints of before.
         Raises AnotherPlace when the URL would take credentials to a place they were not given for, WouldEndSignIns when
         other settings of how people sign in end sign-ins without `end_sign_ins`, and ChangedMeanwhile when the row is
         not what was `seen`.
@@ -298,8 +311,16 @@ class Server(Versioned, Switchable):
                     0,
                     marked.filter(issuer="").update(unconfirmed_since=timezone.now()),
                 ]
+            row.end_client_of_other_endpoints(fields, by=by)
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
+
+    def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User) -> None:
+        """End the client that was entered for it if these changes give its issuer other endpoints: its secret is for
+        those of before. Call it in the transaction of the changes."""
+        if self.moves_issuer(fields):
+            for registration in self.client_registrations.filter(ended_at=None):
+                registration.end(by=by)
 
     def must_not_take_credentials_to(self, url: str) -> None:
         """Raise AnotherPlace if identities that are not revoked would follow to another scheme, host or port."""

@@ -151,7 +151,7 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
         if "test" in request.POST:
             contact = _test_result_of(server, form.cleaned_data, request.user)
             return show(request, "servers/form.html", {**context, "contact": contact})
-        if server.would_redirect(form.cleaned_data) and must_ask_again(request):
+        if server.needs_password_for(form.cleaned_data) and must_ask_again(request):
             return ask_again(edit)(request, slug)
         if _saved(server, form, context, request):
             return leave(request, page_url(server), "Server saved")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from allauth.core.exceptions import ReauthenticationRequired
 from django.contrib.admin import RelatedOnlyFieldListFilter, register
-from django.db.models import Q
+from django.db.models import Model, Q
 from django.forms import BooleanField
 from django.http import HttpRequest
 from django.urls import reverse
 
+from accounts.reauthentication import must_ask_again
 from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
 from gatewayadmin.admin.actions import FINAL, LOST, CapabilityAction, any_of
@@ -103,6 +105,12 @@ class ServerPages(CapabilityAdmin):
         """Who may not change it is asked nothing."""
         agreed = self.has_change_permission(request, obj)
         return [name for name in self.fields if agreed or name != "end_sign_ins"]
+
+    def save_model(self, request: HttpRequest, obj: Model, form: Any, change: bool) -> None:
+        before = Server.objects.get(pk=obj.pk)
+        if before.needs_password_for(form.cleaned_data) and must_ask_again(request):
+            raise ReauthenticationRequired
+        super().save_model(request, obj, form, change)
 
     def edit(self, row: Server, values: dict[str, Any], by: Any) -> None:
         row.edit(by=by, **values)
@@ -217,6 +225,8 @@ class ClientRegistrationPages(CapabilityAdmin):
         "client_id",
         "kind",
         "server",
+        "token_endpoint",
+        "revocation_endpoint",
         "redirect_uri",
         "auth_method",
         "scope",

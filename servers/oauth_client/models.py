@@ -45,13 +45,18 @@ class Kind(models.TextChoices):
 class ClientRegistration(models.Model):
     """This gateway as a client of one issuer, and of no other.
 
-    One that an administrator entered is for one server; others serve every server of the issuer.
+    One that an administrator entered is for one server, and for the endpoints that its issuer had then; others serve
+    every server of the issuer.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
     server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
     kind = models.CharField(max_length=10, choices=Kind)
+    # Those that an administrator had entered, together with the issuer, which is where it asks people then; empty: the
+    # issuer says itself which they are.
+    token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
+    revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     redirect_uri = models.CharField(max_length=500)
     client_id = models.CharField(max_length=1000)
     secret_ciphertext = models.BinaryField(null=True, editable=False)

@@ -75,7 +75,7 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
     Some let a client ask for nothing that it did not name when it registered. When more is wanted it registers anew;
     what was granted before is renewed with the client it was granted to.
     """
-    _must_ask_at_home(metadata)
+    _must_ask_at_home(server, metadata)
     live = ClientRegistration.objects.filter(ended_at=None)
     own = live.filter(server=server).first()
     if own is not None and own.redirect_uri in (redirect_uri(own.issuer), common_redirect_uri()):
@@ -84,8 +84,15 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
                 f"{server} names {metadata.issuer} as its issuer now. The client was entered for {own.issuer}; "
                 "an administrator has to enter it again."
             )
+        if (own.token_endpoint, own.revocation_endpoint) != server.endpoints[1:]:
+            raise NotRegistered(
+                f"The client of {server} was entered for other endpoints of {own.issuer} than it has now; "
+                "an administrator has to enter it again."
+            )
         return own
-    shared = live.filter(_usable(metadata), issuer=metadata.issuer, server=None).first()
+    # What registered itself did so with what an issuer says of itself, and its secret is for those endpoints.
+    usable = live.none() if server.authorization_endpoint else live.filter(_usable(metadata), server=None)
+    shared = usable.filter(issuer=metadata.issuer).first()
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
         return shared
     if shared is not None:
@@ -116,18 +123,32 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
     return registration
 
 
-def _must_ask_at_home(metadata: Metadata) -> None:
-    """Raise NotRegistered for an issuer that would have people asked at another issuer's (RFC 9700 section 4.4)."""
-    place = place_of(metadata.authorization_endpoint)
-    if place == place_of(metadata.issuer):
+def _must_ask_at_home(server: Server, metadata: Metadata) -> None:
+    """Raise NotRegistered for an issuer of which one endpoint is at another issuer's, and one is not (RFC 9700 section
+    4.4): what people get at the one would be sent to the other."""
+    home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
+    endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
+    places = {home, *(place_of(each) for each in endpoints if each)}
+    if places == {home}:
         return
-    others = ClientRegistration.objects.filter(ended_at=None).exclude(issuer=metadata.issuer)
-    for other in others.values_list("issuer", flat=True).distinct():
-        if place_of(other) == place:
+    # What an issuer says of itself was read at its home, which has agreed to it; nobody there has to what is entered.
+    claimed = places if server.authorization_endpoint else places - {home}
+    same = Q(
+        issuer=metadata.issuer, token_endpoint=server.token_endpoint, revocation_endpoint=server.revocation_endpoint
+    )
+    known = ClientRegistration.objects.filter(ended_at=None).exclude(same)
+    for other, *further in known.values_list("issuer", "token_endpoint", "revocation_endpoint").distinct():
+        if place_of(other) not in claimed or places <= {place_of(each) for each in (other, *further) if each}:
+            continue
+        if place_of(other) == asks != home:
             raise NotRegistered(
                 f"{metadata.issuer} leads people to {place_in_words(metadata.authorization_endpoint)} to sign in, "
                 f"which is where another issuer, {other}, asks them. Nobody is sent there for {metadata.issuer}."
             )
+        raise NotRegistered(
+            f"Some endpoints of {metadata.issuer} are at {place_in_words(other)}, where another issuer, {other}, asks "
+            "people to sign in, and some are elsewhere. Nobody is sent there."
+        )
 
 
 def _told(registration: ClientRegistration) -> dict[str, Any]:
@@ -191,7 +212,8 @@ def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]
 
 
 def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by: User) -> ClientRegistration:
-    """Use this client, which an administrator registered, for this server from now on."""
+    """Use this client, which an administrator registered, for this server from now on, as long as it has the endpoints
+    that `server` was read with."""
     with transaction.atomic():
         server.lock()
         reset(server, by=None)
@@ -199,6 +221,8 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
             issuer=metadata.issuer,
             server=server,
             kind=Kind.MANUAL,
+            token_endpoint=server.token_endpoint,
+            revocation_endpoint=server.revocation_endpoint,
             redirect_uri=redirect_uri(metadata.issuer),
             client_id=client_id,
             auth_method=auth_method(metadata.auth_methods, secret=bool(secret)),
@@ -207,7 +231,13 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
         row.seal(secret)
         row.save(force_insert=True)
         # The same client with another secret: what was granted to it is renewed with that.
-        same = ClientRegistration.objects.filter(server=server, issuer=row.issuer, client_id=client_id)
+        same = ClientRegistration.objects.filter(
+            server=server,
+            issuer=row.issuer,
+            token_endpoint=row.token_endpoint,
+            revocation_endpoint=row.revocation_endpoint,
+            client_id=client_id,
+        )
         Grant.objects.filter(registration__in=same.exclude(pk=row.pk)).update(registration=row)
         Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes=_told(row))
     return row

@@ -92,9 +92,12 @@ NOTHING_STORED = "Nothing was stored. If that is where the client was registered
 
 
 class ClientForm(forms.Form):
-    """A client that an administrator registered at the issuer of a server, which they have seen and mean."""
+    """A client that an administrator registered at the issuer of a server, which they have seen and mean, with the
+    endpoints that are entered of it."""
 
     issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
+    token_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)
+    revocation_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)
     client_id = forms.CharField(label="Client ID", max_length=1000)
     secret = forms.CharField(
         label="Client secret",
@@ -131,10 +134,13 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
         return show(request, "servers/client_form.html", context)
     if form.is_valid() and needs.metadata is not None:
         values = form.cleaned_data
-        if values["issuer"] == needs.issuer:
+        if values["issuer"] != needs.issuer:
+            form.add_error(None, f"{server.name} names another issuer now: {needs.issuer}. {NOTHING_STORED}")
+        elif (values["token_endpoint"], values["revocation_endpoint"]) != server.endpoints[1:]:
+            form.add_error(None, f"The issuer of {server.name} has other endpoints now. {NOTHING_STORED}")
+        else:
             enter(server, needs.metadata, values["client_id"], values["secret"], by=request.user)
             return leave(request, page_url(server), "Client saved")
-        form.add_error(None, f"{server.name} names another issuer now: {needs.issuer}. {NOTHING_STORED}")
     return refuse(request, "servers/client_form.html", context)
 
 

@@ -579,6 +579,7 @@ INSIDE = {
     "Event.record",
     "Host.appear",
     "Host.playground",
+    "Server.end_client_of_other_endpoints",
     "Token.provide_key",
     "User.changed_by",
     "User.invite_all",

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from django.db import connections
 from django.test import Client
+from django.urls import reverse
 from mcp.shared.auth import OAuthClientInformationFull
 from pytest_django import Settings
 
@@ -25,7 +26,7 @@ from accounts.models import User
 from auditlog.models import Call, Event
 from capabilities import Capability
 from gateways.models import Gateway, IdentityScheme
-from servers.models import AuthType, Identity, Server, cipher
+from servers.models import ENDPOINTS, AuthType, Identity, Server, cipher
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import MANY_UNFINISHED, ClientRegistration, Grant, unfinished_sign_ins
 from servers.oauth_client.refreshing import keep_fresh, renew
@@ -95,6 +96,13 @@ class Place:
         known = {"client_id": client_id, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
         known |= {"client_secret": secret} if secret else {}
         self.issuer.clients[client_id] = OAuthClientInformationFull.model_validate(known)
+
+    def enter(self, by: User, client_id: str, issuer: str, *, secret: str = "") -> Any:
+        """Enter a client on the page that shows this issuer and the endpoints that the server has now."""
+        self.server.refresh_from_db()
+        shown = {name: getattr(self.server, name) for name in ("token_endpoint", "revocation_endpoint")}
+        typed = {"client_id": client_id, "secret": secret, "issuer": issuer}
+        return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
 
 def place(
@@ -262,8 +270,7 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
     page = browser(boss).get("/servers/github/client/")
     assert redirect_uri(authorize) in page.content.decode()
     github.knows("ours", redirect_uri(authorize), secret="s3cret-of-ours", method="client_secret_post")
-    entered = {"client_id": "ours", "secret": "s3cret-of-ours", "issuer": authorize}
-    assert browser(boss).post("/servers/github/client/", entered).status_code == 302
+    assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
     identity = github.sign_in(ann)
 
     assert identity.issuer == authorize
@@ -298,8 +305,7 @@ def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     authorize = endpoints["authorization_endpoint"]
     # The SDK's own revocation takes a secret in the form only.
     github.knows("ours", redirect_uri(authorize), secret="s3cret-of-ours", method="client_secret_post")
-    entered = {"client_id": "ours", "secret": "s3cret-of-ours", "issuer": authorize}
-    assert browser(boss).post("/servers/github/client/", entered).status_code == 302
+    assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
     agent = proxy.agent(github.connection(ann))
     identity = github.sign_in(ann)
     before = access_of(identity)
@@ -314,7 +320,191 @@ def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
     eventually(lambda: before in github.issuer.revoked)
     # The client was entered for the issuer of before, and its secret is sent to no other.
-    assert "an administrator has to enter it again" in words(github.begin(browser(ann)))
+    assert "and to enter the client here" in words(github.begin(browser(ann)))
+
+
+# --- Somebody who manages servers is after a client's secret, or what people are granted ------------------------------
+
+
+@pytest.fixture
+def mallory(transactional_db: None) -> User:
+    return make.user(Capability.SERVERS_MANAGE, email="mallory@example.com")
+
+
+@pytest.fixture
+def sent(github: Place) -> Callable[[], list[str]]:
+    """What was sent to the addresses of `theirs`."""
+    return lambda: [path for path in github.issuer.asked if path.startswith("/theirs/")]
+
+
+def theirs(github: Place, where: str, name: str = "token") -> str:
+    """An address of Mallory's: on another host, or on that of the issuer, as another one's may be who rents there."""
+    origin = github.origin if where == "the same host" else github.origin.replace("127.0.0.1", "localhost")
+    return f"{origin}/theirs/{name}"
+
+
+WHERE = ["another host", "the same host"]
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("name", ["token", "revocation"])
+def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
+    name: str, where: str, github: Place, ann: User, boss: User, mallory: User, sent: Callable[[], list[str]]
+) -> None:
+    endpoints = undescribed(github)
+    github.set(**endpoints)
+    authorize = endpoints["authorization_endpoint"]
+    github.knows("ours", redirect_uri(authorize), secret="s3cret-of-ours", method="client_secret_post")
+    assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
+    identity = github.sign_in(ann)
+    before = access_of(identity)
+    changes = {f"{name}_endpoint": theirs(github, where, name)}
+
+    refused = Rest.of(mallory).patch("/servers/github", changes)
+    assert (refused.status_code, refused.json()["code"]) == (409, "would_end_sign_ins")
+    assert Rest.of(mallory).patch("/servers/github", changes | {"end_sign_ins": True}).status_code == 200
+
+    client = browser(ann)
+    begun = github.begin(client)
+    assert begun.status_code == 400
+    assert "takes no clients that register themselves" in words(begun)
+    identity.refresh_from_db()
+    assert (identity.status, identity.sign_in_reason) == ("sign_in_needed", "settings")
+    eventually(lambda: before in github.issuer.revoked)  # Where it was granted.
+    assert not sent()
+    ended = Event.objects.get(action="server.client_changed", actor_email=mallory.email)
+    assert ended.changes == {"client": ["ours", None], "issuer": [authorize, None]}
+    # Nor is it used again when everything is as before: who entered it is asked again.
+    assert Rest.of(mallory).patch("/servers/github", endpoints).status_code == 200
+    assert github.begin(browser(ann)).status_code == 400
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("known", ["entered", "registered itself"])
+def test_a_client_of_an_issuer_that_describes_itself_is_used_at_no_entered_endpoints(
+    known: str, where: str, github: Place, ann: User, boss: User, mallory: User, sent: Callable[[], list[str]]
+) -> None:
+    if known == "entered":
+        github.knows("ours", redirect_uri(github.origin), secret="s3cret-of-ours")
+        assert github.enter(boss, "ours", github.origin, secret="s3cret-of-ours").status_code == 302
+    else:
+        github.sign_in(ann).revoke(by=ann)
+        assert ClientRegistration.objects.get(ended_at=None).server is None
+    changes = {"authorization_endpoint": github.origin, "token_endpoint": theirs(github, where)}
+    assert Rest.of(mallory).patch("/servers/github", changes).status_code == 200
+
+    client = browser(mallory)
+    begun = github.begin(client)
+
+    assert begun.status_code == 400, "a sign-in began, whose code would be sent to Mallory"
+    assert not sent()
+
+
+def test_a_client_ends_when_its_issuer_is_to_describe_itself_again(github: Place, boss: User, mallory: User) -> None:
+    endpoints = undescribed(github)
+    github.set(**endpoints)
+    assert github.enter(boss, "ours", endpoints["authorization_endpoint"], secret="s3cret-of-ours").status_code == 302
+
+    assert Rest.of(mallory).patch("/servers/github", dict.fromkeys(endpoints, "")).status_code == 200
+
+    assert not ClientRegistration.objects.filter(ended_at=None).exists()
+    assert Event.objects.filter(action="server.client_changed", actor_email=mallory.email).count() == 1
+
+
+@pytest.mark.parametrize("field", ["token_endpoint", "revocation_endpoint"])
+def test_a_registration_that_was_made_for_other_endpoints_is_refused_whatever_changed_them(
+    field: str, github: Place, ann: User, boss: User
+) -> None:
+    endpoints = undescribed(github)
+    github.set(**endpoints)
+    assert github.enter(boss, "ours", endpoints["authorization_endpoint"], secret="s3cret-of-ours").status_code == 302
+
+    github.set(**{field: theirs(github, "the same host")})
+
+    refused = github.begin(browser(ann))
+    assert refused.status_code == 400
+    assert "was entered for other endpoints" in words(refused)
+
+
+def test_a_client_is_not_stored_for_endpoints_that_were_changed_since_its_page_was_shown(
+    github: Place, boss: User, mallory: User
+) -> None:
+    endpoints = undescribed(github)
+    github.set(**endpoints)
+    page = browser(boss).get("/servers/github/client/").content.decode()
+    assert page.count(endpoints["token_endpoint"]) == page.count(endpoints["revocation_endpoint"]) == 2
+    assert Rest.of(mallory).patch("/servers/github", {"token_endpoint": theirs(github, WHERE[0])}).status_code == 200
+
+    typed = {"client_id": "ours", "secret": "s3cret-of-ours", "issuer": endpoints["authorization_endpoint"]}
+    refused = browser(boss).post("/servers/github/client/", typed | endpoints)
+
+    assert refused.status_code == 422
+    assert "has other endpoints now. Nothing was stored." in words(refused)
+    assert not ClientRegistration.objects.exists()
+
+
+@pytest.mark.parametrize("field", ["authorization_endpoint", "token_endpoint", "revocation_endpoint"])
+def test_no_endpoint_is_at_another_issuer_s_while_others_are_elsewhere(
+    field: str, github: Place, run: Run, ann: User, boss: User
+) -> None:
+    other = place(Issuer(), run, "other", "Other", github.gateway)
+    other.sign_in(ann)
+    endpoints = undescribed(github)
+    github.set(**endpoints | {field: f"{other.origin}/authorize"})
+    authorize = github.server.authorization_endpoint
+    assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
+
+    refused = github.begin(browser(ann))
+
+    assert refused.status_code == 400
+    assert f"are at {other.origin}, where another issuer, {other.origin}, asks people" in words(refused)
+
+
+def test_two_servers_of_one_issuer_whose_endpoints_are_at_two_places_are_both_signed_in_to(
+    github: Place, run: Run, ann: User, boss: User
+) -> None:
+    other = place(Issuer(), run, "other", "Other", github.gateway)
+    endpoints = undescribed(github) | {"token_endpoint": theirs(github, "another host")}
+    for server in (github, other):
+        server.set(**endpoints)
+        assert server.enter(boss, "ours", endpoints["authorization_endpoint"]).status_code == 302
+
+    assert [server.begin(browser(ann)).status_code for server in (github, other)] == [200, 200]
+
+
+@pytest.mark.parametrize("stored", ["a client", "a sign-in"])
+def test_another_endpoint_under_a_client_or_a_sign_in_asks_for_the_password(
+    stored: str, github: Place, ann: User, boss: User
+) -> None:
+    github.set(**undescribed(github))
+    authorize = github.server.authorization_endpoint
+    if stored == "a client":
+        assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
+    else:
+        identity = make.identity(github.server, ann)
+        Identity.objects.filter(pk=identity.pk).update(issuer=authorize)
+    typed = {"name": "GitHub", "url": github.upstream.url, "auth_type": "oauth", "timeout_seconds": 30, "private": "on"}
+    typed |= {name: getattr(github.server, name) for name in ENDPOINTS}
+    changes = {"token_endpoint": theirs(github, "another host"), "end_sign_ins": True}
+    admin = reverse("admin:servers_server_change", args=[github.server.pk])
+    in_admin = typed | {"resource_sent": "server", "private": "true"} | changes
+
+    page = browser(boss).post("/servers/github/edit/", typed | changes)
+    staff = browser(boss).post(admin, in_admin)
+    api = Rest.of(boss, confirmed=False).patch("/servers/github", changes)
+
+    for answer in (page, staff):
+        assert answer.status_code == 302
+        assert answer["Location"].startswith("/accounts/reauthenticate/")
+    assert (api.status_code, api.json()["code"]) == (403, "password_required")
+    before = github.server.endpoints
+    github.server.refresh_from_db()
+    assert github.server.endpoints == before
+    same = browser(boss).post("/servers/github/edit/", typed | {"name": "Renamed"})
+    assert same["Location"] == "/servers/github/"
+
+
+# --- An issuer that names itself --------------------------------------------------------------------------------------
 
 
 def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github: Place, ann: User, boss: User) -> None:
@@ -322,7 +512,7 @@ def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github:
     authorize = endpoints["authorization_endpoint"]
     github.set(**endpoints)
     github.knows("ours", redirect_uri(authorize), method="none")
-    assert browser(boss).post("/servers/github/client/", {"client_id": "ours", "issuer": authorize}).status_code == 302
+    assert github.enter(boss, "ours", authorize).status_code == 302
     client = browser(ann)
 
     refused = client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}")
@@ -347,6 +537,8 @@ def test_an_entered_endpoint_inside_is_not_called(
     ClientRegistration.objects.create(
         issuer=authorize,
         server=github.server,
+        token_endpoint=github.server.token_endpoint,
+        revocation_endpoint=github.server.revocation_endpoint,
         kind="manual",
         redirect_uri=redirect_uri(authorize),
         client_id="ours",

@@ -202,7 +202,7 @@ def test_an_issuer_that_nobody_describes_is_signed_in_to_by_the_endpoints_that_w
         lasting = [each for each in known["scopes_supported"] if each == "offline_access"]
         scopes = " ".join([*issuer.program.scopes, *lasting])
         Server.objects.get().edit(**endpoints, expected_issuer=issuer.name, fixed_scopes=scopes, by=ana)
-        asked = {"issuer": known["authorization_endpoint"], "client_id": "entered", "secret": SECRET}
+        asked = {"issuer": known["authorization_endpoint"], "client_id": "entered", "secret": SECRET} | endpoints
         assert browser(ana).post("/servers/github/client/", asked).status_code == 302
         agent = place.agent(ann)
 
