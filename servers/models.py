@@ -202,20 +202,8 @@ class Server(Versioned, Switchable):
         return self.auth_type != AuthType.NONE
 
     def editable(self) -> dict[str, Any]:
-        names = (
-            "name",
-            "url",
-            "auth_type",
-            "header_name",
-            "timeout_seconds",
-            "total_seconds",
-            "max_concurrent",
-            "lists_live",
-            "enabled",
-            *SIGN_IN_SETTINGS,
-            "private",
-        )
-        return {name: getattr(self, name) for name in names}
+        names = ("name", *CREDENTIAL_TARGET, "timeout_seconds", "total_seconds", "max_concurrent", "lists_live", "enabled")
+        return {name: getattr(self, name) for name in (*names, *SIGN_IN_SETTINGS, "private")}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""
