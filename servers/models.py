@@ -202,8 +202,9 @@ class Server(Versioned, Switchable):
         return self.auth_type != AuthType.NONE
 
     def editable(self) -> dict[str, Any]:
-        names = ("name", *CREDENTIAL_TARGET, "timeout_seconds", "total_seconds", "max_concurrent", "lists_live", "enabled")
-        return {name: getattr(self, name) for name in (*names, *SIGN_IN_SETTINGS, "private")}
+        limits = ("timeout_seconds", "total_seconds", "max_concurrent", "lists_live", "enabled")
+        names = ("name", *CREDENTIAL_TARGET, *limits, *SIGN_IN_SETTINGS, "private")
+        return {name: getattr(self, name) for name in names}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
         """Whether these changes would send stored credentials along another path, or in another header."""
