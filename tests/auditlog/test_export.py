@@ -91,8 +91,7 @@ def test_an_export_ends_at_once_wherever_it_is(days: list[str]) -> None:
         busy.execute("LOCK TABLE auditlog_call IN ACCESS EXCLUSIVE MODE")
         reading = threading.Thread(target=lambda: next(whole, None))
         reading.start()
-        while not waits():
-            pass
+        eventually(waits)
         whole.close()
         reading.join(timeout=20)
         assert not reading.is_alive()

@@ -354,7 +354,7 @@ def test_a_filter_opens_with_its_values_under_the_other_filters(ana: User, sign_
     number = f'<span data-count="facet.calls" data-of="host:{ci}" class="count">3</span>'
     assert f'name="host" value="{ci}"><span>{bot}</span></label>{number}' in opened
     assert f'value="{nightly}" checked><span>Nightly</span>' in opened
-    assert f'name="not_host" value="{nightly}" title="Not Nightly" checked' in left_out
+    assert f'name="not_host" value="{nightly}" aria-label="Not Nightly" checked' in left_out
     assert "<b>Host is not</b> Nightly" in left_out
     assert "Nightly" in opened
     assert "Nightly" in narrowed

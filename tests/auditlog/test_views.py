@@ -163,7 +163,7 @@ def test_the_form_keeps_what_was_chosen(ana: User, sign_in: SignIn) -> None:
     assert 'name="outcome" value="denied" checked' in page
     assert 'name="outcome" value="timeout" checked' in page
     assert 'name="range" value="7d" checked' in page
-    assert 'name="not_tool" value="search" title="Not search" checked' in page
+    assert 'name="not_tool" value="search" aria-label="Not search" checked' in page
     assert "<b>Tool is not</b> search" in page
 
 
