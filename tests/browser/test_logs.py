@@ -92,9 +92,9 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     expect(page.locator("tbody tr")).to_have_count(2)
     expect(page.locator(".chip")).to_have_text("Tool echo")
     expect(page.get_by_role("checkbox", name="echo", exact=True)).to_be_focused()
-    page.get_by_label("Not echo").check()
+    page.get_by_role("checkbox", name="Not echo").check()
     expect(page.locator("tbody tr")).to_have_count(0)
-    page.get_by_label("Not echo").uncheck()
+    page.get_by_role("checkbox", name="Not echo").uncheck()
     expect(page.locator("tbody tr")).to_have_count(2)
 
     page.locator("tbody .row-link").first.click()
