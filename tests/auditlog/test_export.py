@@ -86,9 +86,6 @@ def test_the_time_limit_of_pages_does_not_cut_an_export(days: list[str], monkeyp
 
 
 def test_an_export_ends_at_once_wherever_it_is(days: list[str]) -> None:
-    connection.close()
-    # Threads of earlier tests may hold all connections of the old one.
-    connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's own.
     whole = all_calls()
 
     def read() -> None:

@@ -192,9 +192,7 @@ def test_several_count_while_several_write(
         own = random.Random(seed)
         with psycopg.connect(database.conninfo()) as writer:
             for _ in range(30):
-                write(
-                    connection, [row(own, timezone.now() - own.random() * HOUR / 2) for _ in range(own.randint(1, 5))]
-                )
+                write(writer, [row(own, timezone.now() - own.random() * HOUR / 2) for _ in range(own.randint(1, 5))])
                 writer.commit()
 
     def counting() -> None:
