@@ -41,6 +41,12 @@ def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
     return next(slug for slug in candidates if slug not in slugs)
 
 
+def address(label: str, help_text: str) -> forms.CharField:
+    """A field for one address that may be left empty; the model judges what is entered."""
+    text = forms.TextInput(attrs={"inputmode": "url"})
+    return forms.CharField(label=label, required=False, max_length=500, widget=text, help_text=help_text)
+
+
 class SlugField(forms.CharField):
     """A slug, left empty to have one made from the name."""
 
@@ -154,12 +160,9 @@ class ServerForm(SignInSettings, forms.Form):
         help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
     )
 
-    expected_issuer = forms.CharField(
-        label="Expected issuer",
-        required=False,
-        max_length=500,
-        widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Only when signing in fails because the issuer names itself otherwise than it is found: the name it "
+    expected_issuer = address(
+        "Expected issuer",
+        "Only when signing in fails because the issuer names itself otherwise than it is found: the name it "
         "gives, letter by letter, if you know that it is the right one. Empty: both have to be the same.",
     )
     resource_sent = forms.ChoiceField(
@@ -170,12 +173,9 @@ class ServerForm(SignInSettings, forms.Form):
         help_text="What the issuer is told that tokens are for (“resource”). Change it when the issuer refuses that, "
         "with “invalid_target” or the like. Microsoft Entra is told nothing as it is.",
     )
-    fixed_resource = forms.CharField(
-        label="Fixed resource",
-        required=False,
-        max_length=500,
-        widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="For “A fixed value” only: the address under which the issuer knows the server.",
+    fixed_resource = address(
+        "Fixed resource",
+        "For “A fixed value” only: the address under which the issuer knows the server.",
     )
     fixed_scopes = forms.CharField(
         label="Fixed scopes",
@@ -184,27 +184,18 @@ class ServerForm(SignInSettings, forms.Form):
         help_text="Asked for instead of what the server asks for, with spaces between: when the issuer does not know "
         "the server's scopes, or to let people grant less. Empty: as the server asks.",
     )
-    authorization_endpoint = forms.CharField(
-        label="Authorization endpoint",
-        required=False,
-        max_length=500,
-        widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Only for an issuer that does not describe itself (no metadata), as some older ones: where it asks "
+    authorization_endpoint = address(
+        "Authorization endpoint",
+        "Only for an issuer that does not describe itself (no metadata), as some older ones: where it asks "
         "people. What it says of itself is not read then, and its client is entered on the page of the server.",
     )
-    token_endpoint = forms.CharField(
-        label="Token endpoint",
-        required=False,
-        max_length=500,
-        widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Where it gives and renews tokens. Together with the authorization endpoint.",
+    token_endpoint = address(
+        "Token endpoint",
+        "Where it gives and renews tokens. Together with the authorization endpoint.",
     )
-    revocation_endpoint = forms.CharField(
-        label="Revocation endpoint",
-        required=False,
-        max_length=500,
-        widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Where it is told to end tokens, if it has one.",
+    revocation_endpoint = address(
+        "Revocation endpoint",
+        "Where it is told to end tokens, if it has one.",
     )
     assume_pkce = forms.BooleanField(
         label="Assume PKCE",

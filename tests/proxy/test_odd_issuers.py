@@ -104,6 +104,15 @@ class Place:
         typed = {"client_id": client_id, "secret": secret, "issuer": issuer}
         return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
+    def with_entered_client(self, by: User, *, method: str = "client_secret_post") -> dict[str, str]:
+        """The endpoints of the issuer, entered as it describes itself no more, and with them a client that it knows."""
+        self.set(**(endpoints := undescribed(self)))
+        authorize = endpoints["authorization_endpoint"]
+        secret = "" if method == "none" else "s3cret-of-ours"
+        self.knows("ours", redirect_uri(authorize), secret=secret, method=method)
+        assert self.enter(by, "ours", authorize, secret=secret).status_code == 302
+        return endpoints
+
 
 def place(
     issuer: Issuer, run: Run, slug: str = "github", name: str = "GitHub", gateway: Gateway | None = None
@@ -300,12 +309,8 @@ def test_what_the_server_says_of_itself_counts_where_endpoints_are_entered(githu
 def test_another_endpoint_ends_sign_ins_as_another_issuer_does(
     github: Place, ann: User, boss: User, proxy: Proxy
 ) -> None:
-    endpoints = undescribed(github)
-    github.set(**endpoints)
-    authorize = endpoints["authorization_endpoint"]
     # The SDK's own revocation takes a secret in the form only.
-    github.knows("ours", redirect_uri(authorize), secret="s3cret-of-ours", method="client_secret_post")
-    assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
+    authorize = github.with_entered_client(boss, method="client_secret_post")["authorization_endpoint"]
     agent = proxy.agent(github.connection(ann))
     identity = github.sign_in(ann)
     before = access_of(identity)
@@ -351,11 +356,7 @@ WHERE = ["another host", "the same host"]
 def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     name: str, where: str, github: Place, ann: User, boss: User, mallory: User, sent: Callable[[], list[str]]
 ) -> None:
-    endpoints = undescribed(github)
-    github.set(**endpoints)
-    authorize = endpoints["authorization_endpoint"]
-    github.knows("ours", redirect_uri(authorize), secret="s3cret-of-ours", method="client_secret_post")
-    assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
+    endpoints = github.with_entered_client(boss)
     identity = github.sign_in(ann)
     before = access_of(identity)
     changes = {f"{name}_endpoint": theirs(github, where, name)}
@@ -373,7 +374,7 @@ def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     eventually(lambda: before in github.issuer.revoked)  # Where it was granted.
     assert not sent()
     ended = Event.objects.get(action="server.client_changed", actor_email=mallory.email)
-    assert ended.changes == {"client": ["ours", None], "issuer": [authorize, None]}
+    assert ended.changes == {"client": ["ours", None], "issuer": [endpoints["authorization_endpoint"], None]}
     # Nor is it used again when everything is as before: who entered it is asked again.
     assert Rest.of(mallory).patch("/servers/github", endpoints).status_code == 200
     assert github.begin(browser(ann)).status_code == 400
@@ -401,9 +402,7 @@ def test_a_client_of_an_issuer_that_describes_itself_is_used_at_no_entered_endpo
 
 
 def test_a_client_ends_when_its_issuer_is_to_describe_itself_again(github: Place, boss: User, mallory: User) -> None:
-    endpoints = undescribed(github)
-    github.set(**endpoints)
-    assert github.enter(boss, "ours", endpoints["authorization_endpoint"], secret="s3cret-of-ours").status_code == 302
+    endpoints = github.with_entered_client(boss)
 
     assert Rest.of(mallory).patch("/servers/github", dict.fromkeys(endpoints, "")).status_code == 200
 
@@ -415,9 +414,7 @@ def test_a_client_ends_when_its_issuer_is_to_describe_itself_again(github: Place
 def test_a_registration_that_was_made_for_other_endpoints_is_refused_whatever_changed_them(
     field: str, github: Place, ann: User, boss: User
 ) -> None:
-    endpoints = undescribed(github)
-    github.set(**endpoints)
-    assert github.enter(boss, "ours", endpoints["authorization_endpoint"], secret="s3cret-of-ours").status_code == 302
+    github.with_entered_client(boss)
 
     github.set(**{field: theirs(github, "the same host")})
 
@@ -508,11 +505,7 @@ def test_another_endpoint_under_a_client_or_a_sign_in_asks_for_the_password(
 
 
 def test_an_issuer_without_metadata_that_names_itself_has_to_be_expected(github: Place, ann: User, boss: User) -> None:
-    endpoints = undescribed(github)
-    authorize = endpoints["authorization_endpoint"]
-    github.set(**endpoints)
-    github.knows("ours", redirect_uri(authorize), method="none")
-    assert github.enter(boss, "ours", authorize).status_code == 302
+    github.with_entered_client(boss, method="none")
     client = browser(ann)
 
     refused = client.get(f"{consent(destination(github.begin(client)))}&iss={github.origin}")

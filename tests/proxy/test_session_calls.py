@@ -120,7 +120,7 @@ class StandingWork(Work):
 
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
-    """The servers lose what they say too early, so a call waits for their streams as long as a busy machine may take."""
+    """What these servers say too early is lost, so calls wait for their streams as long as a busy machine may take."""
     monkeypatch.setattr("proxy.server_streams.READY_SECONDS", PATIENCE)
     server = StandingAsker(asks=[FORM])
     docs = run(server.app())
