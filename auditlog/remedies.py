@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django.db.models import Model, Q
+from django.http import QueryDict
 from django.urls import reverse
 
 from accounts.models import Role, User, permissions_of
@@ -343,13 +344,13 @@ def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: 
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
     if event is None:
         return {}
-    narrowed = dict(_narrowed(reason, remedy.subject, row, subjects)) | {"from": stamp(event.created_at)}
+    narrowed = urlencode([*_narrowed(reason, remedy.subject, row, subjects), ("from", stamp(event.created_at))])
     return {
         "event": event,
         "words": WORDS.get(Action(event.action), "Switched off"),
         "by": event.actor_email if reader.has_perm(Capability.AUDIT_READ) else "",
-        "count": str(CallFilter(narrowed).search().count()),
-        "calls": f"{reverse('auditlog:calls')}?{urlencode(narrowed)}",
+        "count": str(CallFilter(QueryDict(narrowed)).search().count()),
+        "calls": f"{reverse('auditlog:calls')}?{narrowed}",
     }
 
 

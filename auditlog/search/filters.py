@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
 from django.db.models import Q
+from django.http import QueryDict
 from django.utils import timezone
 
 from auditlog.models import Call
@@ -145,7 +146,7 @@ class CallFilter(forms.Form):
     chart = forms.ChoiceField(required=False, choices=CHARTS)
     columns = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in COLUMNS])
 
-    def __init__(self, data: Any, scope: dict[str, str] | None = None, look: Look = USUAL) -> None:
+    def __init__(self, data: QueryDict, scope: dict[str, str] | None = None, look: Look = USUAL) -> None:
         super().__init__(data)
         # "from" is no name Python knows.
         self.fields["from"] = Moment(required=False)
