@@ -41,6 +41,7 @@ SETUP = (
     b"SET plan_cache_mode = 'force_generic_plan'",
     b"SET enable_seqscan = off",
     b"SET enable_bitmapscan = off",
+    b"SET enable_memoize = off",  # Equal queries are sent once, and each hash table is made anew for each execution.
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",

@@ -3,7 +3,8 @@
 -- One row for each query whose token is known. Every switch is read here, each time; nothing is
 -- cached. `statement_timestamp()` judges expiry, so all workers agree. `OFFSET 0` keeps the order: from
 -- the token along its keys, one index look-up each. The planner, who judges by how small the tables
--- were when it last looked, would begin elsewhere.
+-- were when it last looked, would begin elsewhere. The columns are named one by one: each that a table
+-- has costs every execution its part of a row, whether it is used or not.
 --
 -- What stands between `/* not for calls */` and `/* end */` is left out of the statement for tools and prompts that are
 -- called with API access tokens: most batches are, and each part of a statement is set up anew for each execution.
@@ -171,14 +172,18 @@ SELECT
                     END
                 ) END,
                 s.private IS NOT FALSE
-            ) ORDER BY a.alias, a.created_at, a.id
+            ) ORDER BY a.alias
         )
         FROM gateways_assignment a
         CROSS JOIN LATERAL (
-            SELECT * FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0
+            SELECT id, name, url, enabled, auth_type, header_name, timeout_seconds, total_seconds, max_concurrent,
+                protocol_era, lists_live, private
+            FROM servers_server WHERE id = a.server_id AND archived_at IS NULL OFFSET 0
         ) s
         LEFT JOIN LATERAL (
-            SELECT * FROM servers_identity
+            SELECT id, server_id, owner_id, label, enabled, secret_ciphertext, generation, revoked_at,
+                unconfirmed_since, disabled_by_id, issuer, sign_in_needed_since, renew_at, expires_at
+            FROM servers_identity
             WHERE id = CASE a.identity_scheme
                     WHEN 'shared' THEN a.shared_identity_id
                     WHEN 'per_user' THEN (
@@ -200,7 +205,7 @@ SELECT
             ) AS key OFFSET 0
         ) k
         LEFT JOIN LATERAL (
-            SELECT * FROM proxy_upstreamsession
+            SELECT id, sealed_id, version, log_level FROM proxy_upstreamsession
             WHERE owner_id = coalesce(ses.id, c.id) AND server_id = s.id AND key = k.key AND s.protocol_era <> 'modern'
             OFFSET 0
         ) p ON true
@@ -244,18 +249,30 @@ CROSS JOIN LATERAL (
     FROM oauth2_provider_accesstoken o
     JOIN oauth_binding b ON b.access_token_id = o.id
     CROSS JOIN LATERAL (
-        SELECT * FROM tokens_token
+        SELECT id, name, prefix, revoked_at, generation, calls_per_minute FROM tokens_token
         WHERE connection_id = b.connection_id AND kind = 'key'
         ORDER BY revoked_at DESC NULLS FIRST, created_at DESC LIMIT 1
     ) k
     WHERE o.token_checksum = q.checksum
     /* end */
 ) t
-CROSS JOIN LATERAL (SELECT * FROM connections_connection WHERE id = t.connection_id OFFSET 0) c
+CROSS JOIN LATERAL (
+    SELECT id, gateway_id, host_id, user_id, enabled, revoked_at
+    FROM connections_connection WHERE id = t.connection_id OFFSET 0
+) c
 /* end token */
-CROSS JOIN LATERAL (SELECT * FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0) g
-CROSS JOIN LATERAL (SELECT * FROM hosts_host WHERE id = c.host_id OFFSET 0) h
-CROSS JOIN LATERAL (SELECT * FROM accounts_user WHERE id = c.user_id OFFSET 0) u
+CROSS JOIN LATERAL (
+    SELECT id, name, description, slug, enabled, archived_at, reach, changed_definitions, calls_per_minute
+    FROM gateways_gateway WHERE id = c.gateway_id OFFSET 0
+) g
+CROSS JOIN LATERAL (
+    SELECT id, name, enabled, archived_at, needs_approval, approved_at
+    FROM hosts_host WHERE id = c.host_id OFFSET 0
+) h
+CROSS JOIN LATERAL (
+    SELECT id, email, is_active, is_superuser, role_id FROM accounts_user WHERE id = c.user_id OFFSET 0
+) u
 LEFT JOIN LATERAL (
-    SELECT * FROM proxy_session WHERE digest = q.session AND connection_id = c.id OFFSET 0
+    SELECT id, version, capabilities, declared, log_level, client_name, client_version
+    FROM proxy_session WHERE digest = q.session AND connection_id = c.id OFFSET 0
 ) ses ON true
