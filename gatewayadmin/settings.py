@@ -13,6 +13,7 @@ from gatewayadmin.config.environment import (
     networks,
     number,
     origins,
+    secret,
     switch,
     text,
     web_address,
@@ -23,7 +24,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 # --- The installation ---------------------------------------------------------------------------------------------
 
 DATA_DIR = Path(text("GATEWAY_DATA_DIR", str(BASE_DIR / "var"))).expanduser().resolve()
-DATABASE_URL = text("DATABASE_URL")
+DATABASE_URL = secret("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
 DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)
@@ -44,7 +45,7 @@ ADMIN_EMAIL = environment.email("GATEWAY_ADMIN_EMAIL", "admin@localhost")
 ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
-METRICS_TOKEN = text("GATEWAY_METRICS_TOKEN")
+METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 FAST_HTTP = switch("GATEWAY_FAST_HTTP", default=True)
@@ -72,7 +73,7 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
 # --- Mail ---------------------------------------------------------------------------------------------------------
 
-MAILERS = mail.mailers(text("GATEWAY_EMAIL_URL"), is_local=_host in LOOPBACK_NAMES)
+MAILERS = mail.mailers(secret("GATEWAY_EMAIL_URL"), is_local=_host in LOOPBACK_NAMES)
 MAIL_SERVER = mail.server_of(MAILERS)
 MAIL_IS_OFFERED = bool(MAIL_SERVER) or _host in LOOPBACK_NAMES  # Whether pages may say that a link is mailed.
 EMAIL_FROM_IS_SET = bool(text("GATEWAY_EMAIL_FROM"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet
 
-from gatewayadmin.config.environment import Refused, refuse, text
+from gatewayadmin.config.environment import Refused, refuse, secret
 
 SHORTEST = 32
 NAMES = ("GATEWAY_SECRET_KEY", "GATEWAY_TOKEN_KEYS", "GATEWAY_ENCRYPTION_KEYS")
@@ -26,10 +26,11 @@ class Keys:
 
 def from_environment() -> Keys:
     """The keys the environment holds. Raises Refused, naming each missing variable."""
-    missing = [name for name in NAMES if not text(name)]
+    given = {name: secret(name) for name in NAMES}
+    missing = [name for name, value in given.items() if not value]
     if missing:
         raise Refused(f"DATABASE_URL is set, so these must be set too: {', '.join(missing)}.")
-    return _keys(text)
+    return _keys(given.__getitem__)
 
 
 def kept_in(folder: Path) -> Keys:
@@ -37,7 +38,7 @@ def kept_in(folder: Path) -> Keys:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        return _keys(lambda name: text(name) or _kept(folder, name))
+        return _keys(lambda name: secret(name) or _kept(folder, name))
     except OSError as error:
         raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
 
