@@ -76,5 +76,7 @@ format: setup ## put code and templates into their form
 	$(BIN)/djade $$(git ls-files 'templates/*.html')
 
 lock: setup ## resolve the packages of pyproject.toml again, with hashes and without index addresses
-	$(LOCK) pyproject.toml -o requirements.lock
-	$(LOCK) --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --extra embedded pyproject.toml -o requirements.lock
+	$(LOCK) --constraint requirements.lock pyproject.toml -o requirements-image.lock
+	$(LOCK) --extra embedded --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --group build --constraint requirements-dev.lock -o requirements-build.lock

@@ -10,6 +10,7 @@ from gatewayadmin.config import database, environment, keys, mail
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
+    folder,
     networks,
     number,
     origins,
@@ -19,11 +20,14 @@ from gatewayadmin.config.environment import (
     web_address,
 )
 
-BASE_DIR = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+BASE_DIR = PACKAGE.parent
+IS_INSTALLED = (PACKAGE / "templates").is_dir()  # From a wheel, which has the folders beside us here.
+FILES = PACKAGE if IS_INSTALLED else BASE_DIR
 
 # --- The installation ---------------------------------------------------------------------------------------------
 
-DATA_DIR = Path(text("GATEWAY_DATA_DIR", str(BASE_DIR / "var"))).expanduser().resolve()
+DATA_DIR = folder("GATEWAY_DATA_DIR", "~/.local/share/gateway-admin" if IS_INSTALLED else str(BASE_DIR / "var"))
 DATABASE_URL = secret("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
@@ -145,7 +149,7 @@ MIDDLEWARE = [
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [BASE_DIR / "templates"],
+        "DIRS": [FILES / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -176,7 +180,7 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [BASE_DIR / "static"]
+STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # Else found as the package's own.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
 

@@ -91,6 +91,14 @@ def file(name: str) -> Path | None:
     return path.resolve() if value else None
 
 
+def folder(name: str, default: str) -> Path:
+    """The path of a folder, which need not be there yet."""
+    try:
+        return Path(text(name, default)).expanduser().resolve()
+    except RuntimeError:
+        refuse(name, "must be set to a folder that does not begin with ~: there is no home directory.")
+
+
 def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
     """The comma-separated parts of a variable, each converted by `convert`."""
     return [_one(name, part.strip(), convert, expected) for part in text(name).split(",") if part.strip()]
