@@ -61,12 +61,14 @@ readme: setup ## the README's section on clients, from ui/clients.toml
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
 	@CONTRACT_CASES=22 $(BIN)/pytest -n auto tests/api/test_contract.py
 
-check: setup ## format, lint, templates, types, layers, deployment, migrations; stops at the first failure
+check: setup ## format, lint, templates, types, layers, image, manifests, deployment, migrations; stops at the first failure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/djade --check $$(git ls-files 'templates/*.html')
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Containerfile
+	$(BIN)/kubernetes-validate --quiet --strict -k 1.37 $$(git ls-files 'deploy/kubernetes/*.yaml' ':!*/kustomization.yaml')
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python manage.py makemigrations --check --dry-run
 
