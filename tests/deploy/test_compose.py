@@ -110,10 +110,14 @@ def test_the_database_has_the_connections_that_are_needed() -> None:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder of the secrets, made by the script in a copy."""
-    script = shutil.copy(ROOT / "deploy" / "compose" / "make-secrets", tmp_path)
-    subprocess.run([script, "gateway.example.com"], check=True, capture_output=True)
-    return tmp_path / "secrets"
+    return make_secrets(tmp_path)
+
+
+def make_secrets(folder: Path) -> Path:
+    """The folder of the secrets, made in `folder` by a copy of the script."""
+    script = shutil.copy(ROOT / "deploy" / "compose" / "make-secrets", folder)
+    subprocess.run([script, "localhost"], check=True, capture_output=True)
+    return folder / "secrets"
 
 
 def test_the_secrets_are_made_once_and_taken_by_the_gateway(made: Path) -> None:
