@@ -167,9 +167,9 @@ def test_the_image_serves_confined_as_compose_has_it(image: Image, database: tup
 
         tini.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-    assert "Sign in as a@b.example.\n" in log.read_text()  # Its password is that of the file, and not shown.
-    written = [line for line in log.read_text().splitlines() if '"level": "ERROR"' in line]
-    assert written == []
+        assert "Sign in as a@b.example.\n" in log.read_text()  # Its password is that of the file, and not shown.
+        written = [line for line in log.read_text().splitlines() if '"level": "ERROR"' in line]
+        assert written == []
 
 
 @contextmanager
