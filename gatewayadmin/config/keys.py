@@ -43,6 +43,26 @@ def kept_in(folder: Path) -> Keys:
         raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
 
 
+def not_of(folder: Path) -> list[str]:
+    """The variables whose value lacks a key that `folder` keeps. Raises Refused when a file cannot be read."""
+    strange = []
+    for name in NAMES:
+        try:
+            kept = _parts((folder / file_of(name)).read_text().strip())
+        except FileNotFoundError:  # That installation had it in its environment.
+            continue
+        except OSError as error:
+            raise Refused(f"GATEWAY_DATA_DIR: cannot read {folder} ({error.strerror}).") from error
+        if not set(kept) <= set(_parts(secret(name))):
+            strange.append(name)
+    return strange
+
+
+def file_of(name: str) -> str:
+    """The name of the file that keeps the key of this variable."""
+    return name.removeprefix("GATEWAY_").lower()
+
+
 def _keys(find: Callable[[str], str]) -> Keys:
     return Keys(
         secret=_long_enough("GATEWAY_SECRET_KEY", find("GATEWAY_SECRET_KEY")),
@@ -70,7 +90,7 @@ def _fernet(key: str) -> bytes:
 
 
 def _kept(folder: Path, name: str) -> str:
-    path = folder / name.removeprefix("GATEWAY_").lower()
+    path = folder / file_of(name)
     if not path.exists():
         _write_once(path, _fresh(name))
     return path.read_text().strip()

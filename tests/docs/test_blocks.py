@@ -72,6 +72,11 @@ RUN_BY = (
     ("docs/how-to/deploy.md", "CREATE ROLE gateway ", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "CREATE ROLE gateway_run", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "export DATABASE_URL", "docs/test_deploy.py::test_two_roles_as_printed"),
+    (
+        "docs/how-to/deploy.md",
+        "export DATABASE_URL=postgresql://gateway:secret@db.internal:5432/gateway\nexport GATEWAY_SECRET",
+        "running/test_move_database.py::test_everything_is_moved_as_printed_and_serves",
+    ),
     ("docs/how-to/deploy.md", "0 3 * * *", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "export GATEWAY_SECRET_KEY", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "server {", "running/test_edge.py::"),
