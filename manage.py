@@ -10,7 +10,7 @@ if sys.version_info < (3, 12):  # noqa: UP036  Older ones end here in one line, 
 if find_spec("django") is None:
     sys.exit(f"Error: {sys.executable} has none of the packages of Gateway Admin. {OURS}")
 
-from gatewayadmin.__main__ import main
-
 if __name__ == "__main__":
+    from gatewayadmin.__main__ import main
+
     main()
