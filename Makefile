@@ -61,12 +61,14 @@ readme: setup ## the README's section on clients, from ui/clients.toml
 contract: setup ## the REST API against its own description: more than 5,000 made-up requests
 	@CONTRACT_CASES=22 $(BIN)/pytest -n auto tests/api/test_contract.py
 
-check: setup ## format, lint, templates, types, layers, deployment, migrations; stops at the first failure
+check: setup ## format, lint, templates, types, layers, image, manifests, deployment, migrations; stops at the first failure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/djade --check $$(git ls-files 'templates/*.html')
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Containerfile
+	$(BIN)/kubernetes-validate --quiet --strict -k 1.37 $$(git ls-files 'deploy/kubernetes/*.yaml' | grep -v kustomization)
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python manage.py makemigrations --check --dry-run
 
@@ -76,5 +78,7 @@ format: setup ## put code and templates into their form
 	$(BIN)/djade $$(git ls-files 'templates/*.html')
 
 lock: setup ## resolve the packages of pyproject.toml again, with hashes and without index addresses
-	$(LOCK) pyproject.toml -o requirements.lock
-	$(LOCK) --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --extra embedded pyproject.toml -o requirements.lock
+	$(LOCK) --constraint requirements.lock pyproject.toml -o requirements-image.lock
+	$(LOCK) --extra embedded --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --group build --constraint requirements-dev.lock -o requirements-build.lock

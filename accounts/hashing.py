@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from django.contrib.auth.hashers import Argon2PasswordHasher
@@ -92,9 +92,14 @@ def apart[R](work: Callable[[], R]) -> R:
 
 
 def _step_back() -> None:
-    """Let other threads go first. On Linux alone a thread has a priority of its own; elsewhere nothing happens."""
+    """Let other threads go first. On Linux alone a thread has a priority of its own; elsewhere nothing happens.
+
+    A service may run at a lower priority still, and only root may raise one; a sandbox may allow neither.
+    """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWER_PRIORITY)
+        thread = threading.get_native_id()
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(LOWER_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 class Hasher(Argon2PasswordHasher):

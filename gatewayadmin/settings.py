@@ -10,20 +10,25 @@ from gatewayadmin.config import database, environment, keys, mail
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
+    folder,
     networks,
     number,
     origins,
+    secret,
     switch,
     text,
     web_address,
 )
 
-BASE_DIR = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+BASE_DIR = PACKAGE.parent
+IS_INSTALLED = (PACKAGE / "templates").is_dir()  # From a wheel, which has the folders beside us here.
+FILES = PACKAGE if IS_INSTALLED else BASE_DIR
 
 # --- The installation ---------------------------------------------------------------------------------------------
 
-DATA_DIR = Path(text("GATEWAY_DATA_DIR", str(BASE_DIR / "var"))).expanduser().resolve()
-DATABASE_URL = text("DATABASE_URL")
+DATA_DIR = folder("GATEWAY_DATA_DIR", "~/.local/share/gateway-admin" if IS_INSTALLED else str(BASE_DIR / "var"))
+DATABASE_URL = secret("DATABASE_URL")
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
 DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)
@@ -44,7 +49,7 @@ ADMIN_EMAIL = environment.email("GATEWAY_ADMIN_EMAIL", "admin@localhost")
 ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
-METRICS_TOKEN = text("GATEWAY_METRICS_TOKEN")
+METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 FAST_HTTP = switch("GATEWAY_FAST_HTTP", default=True)
@@ -72,7 +77,7 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
 # --- Mail ---------------------------------------------------------------------------------------------------------
 
-MAILERS = mail.mailers(text("GATEWAY_EMAIL_URL"), is_local=_host in LOOPBACK_NAMES)
+MAILERS = mail.mailers(secret("GATEWAY_EMAIL_URL"), is_local=_host in LOOPBACK_NAMES)
 MAIL_SERVER = mail.server_of(MAILERS)
 MAIL_IS_OFFERED = bool(MAIL_SERVER) or _host in LOOPBACK_NAMES  # Whether pages may say that a link is mailed.
 EMAIL_FROM_IS_SET = bool(text("GATEWAY_EMAIL_FROM"))
@@ -144,7 +149,7 @@ MIDDLEWARE = [
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [BASE_DIR / "templates"],
+        "DIRS": [FILES / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -175,7 +180,7 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [BASE_DIR / "static"]
+STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # Else found as the package's own.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
 

@@ -9,7 +9,7 @@ import sys
 
 import django.db
 
-import manage
+from gatewayadmin.__main__ import main
 
 
 def run(arguments: list[str]) -> dict[str, object]:
@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> dict[str, object]:
     printed, told, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
         try:
-            manage.main()
+            main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except Exception as error:  # noqa: BLE001 - as the process would: told, and counted as a failure

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import stat
 from collections.abc import Callable
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -12,6 +13,8 @@ from urllib.parse import SplitResult, urlsplit
 type Network = IPv4Network | IPv6Network
 
 SHORTEST_PASSWORD = 12
+FROM_FILE = "_FILE"  # What the name of a variable ends with that holds the path of a secret.
+LARGEST_SECRET = 64 * 1024  # Bytes; a hundred keys are less.
 
 _seen: set[str] = set()
 
@@ -28,6 +31,17 @@ def text(name: str, default: str = "") -> str:
     """The variable without surrounding blanks; set but empty counts as unset."""
     _seen.add(name)
     return os.environ.get(name, "").strip() or default
+
+
+def secret(name: str) -> str:
+    """The variable, or what the file at the path in `<name>_FILE` holds, without blanks around it; or empty.
+
+    No message shows the path: whoever confuses the two variables has the secret itself there.
+    """
+    value, path = text(name), text(f"{name}{FROM_FILE}")
+    if value and path:
+        refuse(name, f"and {name}{FROM_FILE} are both set; set one of them.")
+    return _secret_of_file(f"{name}{FROM_FILE}", path) if path else value
 
 
 def switch(name: str, *, default: bool) -> bool:
@@ -52,7 +66,7 @@ def email(name: str, default: str) -> str:
 
 def password(name: str) -> str:
     """A password, which leaves the environment as it is read: nothing that is started later needs it."""
-    value = text(name)
+    value = secret(name)
     forget(name)
     if value and len(value) < SHORTEST_PASSWORD:
         refuse(name, f"needs at least {SHORTEST_PASSWORD} characters.")
@@ -75,6 +89,14 @@ def file(name: str) -> Path | None:
     if value and not path.is_file():
         refuse(name, f"must be the path of a file, not {value!r}.")
     return path.resolve() if value else None
+
+
+def folder(name: str, default: str) -> Path:
+    """The path of a folder, which need not be there yet."""
+    try:
+        return Path(text(name, default)).expanduser().resolve()
+    except RuntimeError:
+        refuse(name, "must be set to a folder that does not begin with ~: there is no home directory.")
 
 
 def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
@@ -143,10 +165,37 @@ def misspelled() -> str | None:
     """
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in _seen:
+            if name.removesuffix(FROM_FILE) in _seen:
+                return f"{name} is not a variable of Gateway Admin; only secrets are read from files."
             near = get_close_matches(name, _seen, n=1, cutoff=0.9)
             if near:
                 return f"{name} is not a variable of Gateway Admin; {near[0]} is."
     return None
+
+
+def _secret_of_file(name: str, path: str) -> str:
+    """One line of text. Refuses whatever else the file at `path` may be, without a word of what is in it."""
+    try:
+        # A pipe that nobody writes to would hold up the start for ever.
+        descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                refuse(name, "must be the path of a regular file.")
+            content = file.read(LARGEST_SECRET + 1)
+    except (OSError, RuntimeError) as error:  # Also no home for "~".
+        reason = error.strerror if isinstance(error, OSError) else "No home directory"
+        raise Refused(f"{name} is the path of a file that cannot be read ({reason}).") from None
+    if len(content) > LARGEST_SECRET:
+        refuse(name, f"is the path of a file of more than {LARGEST_SECRET // 1024} KiB.")
+    try:
+        value = content.decode().strip()
+    except UnicodeDecodeError:
+        raise Refused(f"{name} is the path of a file that is not UTF-8 text.") from None
+    if not value:
+        refuse(name, "is the path of an empty file.")
+    if len(value.splitlines()) > 1 or "\0" in value:
+        refuse(name, "is the path of a file of more than one line of text.")
+    return value
 
 
 def _one[T](name: str, value: str, convert: Callable[[str], T], expected: str) -> T:

