@@ -32,13 +32,24 @@ todo = ["/", "/hosts/", "/gateways/", "/servers/", "/logs/", "/people/", "/setti
     "/settings/mcp-connections?type=all", "/settings/admin-events/", "/settings/identities", "/settings/profile",
     "/settings/workspace", "/api/tokens?scope=all&status=all&page_size=200", "/api/connections?page_size=200",
     "/api/admin-events", "/api/identities?scope=all&page_size=200", "/api/logs", "/api/servers", "/api/users"]
-seen = {resolve(path.partition("?")[0]).view_name for path in todo}
+seen, followed = {resolve(path.partition("?")[0]).view_name for path in todo}, set()
+
+def text_of(answer):
+    parts = []
+    for part in answer:
+        parts.append(part)
+        if answer.streaming and sum(map(len, parts)) > 2_000_000:
+            break  # An export of very many rows, each with the columns of the others.
+    answer.close()
+    return b"".join(parts).decode()
+
 for path in todo:
     answer = client.get(path, follow=True)
-    page = answer.getvalue().decode()
+    page = text_of(answer)
     print("PAGE", answer.status_code, path, page)
     for link in re.findall(r'href="(/[^"#]*)"', page):
-        if not link.startswith(("/static", "/accounts", "/admin", "/api/")):
+        if link not in followed and not link.startswith(("/static", "/accounts", "/admin", "/api/")):
+            followed.add(link)
             kind = resolve(link.partition("?")[0]).view_name
             if kind not in seen:
                 seen.add(kind)
