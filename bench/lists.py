@@ -162,7 +162,7 @@ def ask(client: "Client", path: str, times: int) -> Asked:
         taken.append((perf_counter() - began) * 1000)
         if answer.status_code != 200:
             sys.exit(f"{path}: {answer.status_code}")
-    return Asked(min(taken[1:]), statements)  # The first one warms up.
+    return Asked(min(taken[1:] or taken), statements)  # The first one warms up.
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -27,12 +29,15 @@ from psycopg import sql
 
 from gatewayadmin.embedded.cluster import OWNER, Cluster
 from gatewayadmin.embedded.cluster import cluster as cluster_of
+from gatewayadmin.embedded.programs import demand, run
 from tests import reaper, sampling
 
 HOME = reaper.MARK
 ADDRESS = "TEST_RUN_DATABASE"
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = Path(sys.prefix) / "tables"  # What the migrations make, as SQL, for runs to come.
+CODE = {".py", ".sql", ".toml", ".json"}
 
 _own: list[Cluster] = []
 _watchers: list[subprocess.Popen[bytes]] = []
@@ -154,10 +159,49 @@ def tables() -> str:
     name = Path(os.environ[HOME]).name.replace("-", "_")
     with once("tables") as missing:
         if missing:
-            settings = {"DATABASE_URL": fresh_database(name), **keys()}
-            command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
-            subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True)
+            make_tables(fresh_database(name))
     return name
+
+
+def make_tables(address: str) -> None:
+    """Run the migrations in this empty database, or what the last run kept of them, if nothing has changed since."""
+    of_ours = "TEST_DATABASE_URL" not in os.environ  # Others may be older than our pg_dump.
+    kept = KEPT / f"{state_of_the_code()}.sql"
+    if of_ours and kept.exists():
+        demand("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", address, text=kept.read_text())
+        return
+    settings = {"DATABASE_URL": address, **keys()}
+    command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True)
+    if of_ours:
+        keep(address, kept)
+
+
+def keep(address: str, kept: Path) -> None:
+    """Write the database into this file, in one go, and take those of other states of the code away."""
+    dumped = run("pg_dump", address)
+    assert dumped.returncode == 0, dumped.stdout
+    kept.parent.mkdir(exist_ok=True)
+    part = kept.with_suffix(f".{os.getpid()}")
+    part.write_text(dumped.stdout)
+    part.rename(kept)
+    for path in kept.parent.glob("*.sql"):
+        if path != kept:
+            path.unlink(missing_ok=True)
+
+
+def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
+    """A text that is another one as soon as what migrations run may be: our code, the packages, or the day.
+
+    The day, because they make the partitions of the days to come.
+    """
+    digest = sha256(f"{today or datetime.now(UTC).date()} {sys.version}".encode())
+    packages = sorted(path.parent for path in root.glob("*/__init__.py") if path.parent.name not in ("tests", "bench"))
+    files = [path for package in packages for path in sorted(package.rglob("*")) if path.suffix in CODE]
+    for path in [*files, *sorted(root.glob("*.lock"))]:
+        text = path.read_bytes()
+        digest.update(f"{path.relative_to(root)} {len(text)} ".encode() + text)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""What migrations make is kept for the next run: until something that they are made of changes."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import ROOT, state_of_the_code
+
+TODAY = date(2026, 3, 1)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name, text in {
+        "app/__init__.py": "",
+        "app/migrations/0001_initial.py": "first",
+        "app/rules.sql": "SELECT 1",
+        "requirements.lock": "django==6",
+        "tests/__init__.py": "",
+        "tests/test_app.py": "a test",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "path", ["app/migrations/0001_initial.py", "app/migrations/0002_more.py", "app/rules.sql", "requirements.lock"]
+)
+def test_what_changes_the_migrations_makes_them_run_again(checkout: Path, path: str) -> None:
+    before = state_of_the_code(checkout, TODAY)
+    (checkout / path).write_text("changed")
+
+    assert state_of_the_code(checkout, TODAY) != before
+
+
+def test_another_day_makes_them_run_again_and_a_test_does_not(checkout: Path) -> None:
+    before = state_of_the_code(checkout, TODAY)
+    (checkout / "tests" / "test_app.py").write_text("changed")
+
+    assert state_of_the_code(checkout, TODAY) == before
+    assert state_of_the_code(checkout, date(2026, 3, 2)) != before
+
+
+def test_of_this_checkout_the_migrations_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, text_of = set[Path](), Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.add(path)
+        return text_of(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    state_of_the_code(ROOT, TODAY)
+
+    migrations = set(ROOT.glob("*/migrations/*.py"))
+    assert migrations
+    assert migrations <= read
