@@ -101,6 +101,7 @@ INSTALLED_APPS = [
     "connections",
     "tokens",
     "oauth",
+    "sinks",
     "proxy",
     "django.contrib.admin",
     "django.contrib.auth",

@@ -25,6 +25,7 @@ NOUNS = {
     "schema": ("this description", ""),
     "server": ("a server", "servers"),
     "sign_ins": ("a sign-in at the issuer of a server", ""),
+    "sink": ("a place the logs are sent to", "the places the logs are sent to"),
     "team": ("a team", "teams"),
     "token": ("an API access token", "API access tokens"),
     "tool": ("a tool of a gateway", "the tools of a gateway"),
