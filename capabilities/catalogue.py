@@ -135,7 +135,7 @@ class Capability(StrEnum):
         "sinks.manage_sink",
         "sinks:manage",
         "Send the logs elsewhere",
-        "Set up, test, pause and remove where the logs are sent, of what one may see oneself.",
+        "See, test, pause and remove where the logs are sent; with View logs and View admin events, set it up.",
     )
 
 

@@ -6,7 +6,7 @@ A row is sent at least once: what a sink has is moved on only after it acknowled
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from django.db import IntegrityError, connection, models, transaction
@@ -21,7 +21,7 @@ from auditlog.models import Actor, Call, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import cipher
-from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, Receiver, Undelivered, checked_address, receiver_for, trial
+from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, Receiver, checked_address, receiver_for
 from ui.states import in_words
 
 NEAR = timedelta(minutes=10)  # How old a row may be when it is committed to be found at once.
@@ -75,13 +75,6 @@ class Kind(models.TextChoices):
     WEBHOOK = "webhook", "Webhook"
     SYSLOG = "syslog", "Syslog"
     STDOUT = "stdout", "Standard output"
-
-
-class Outcome(NamedTuple):
-    """Whether a test delivery was acknowledged, and what happened in words."""
-
-    delivered: bool
-    detail: str
 
 
 class SinkManager(models.Manager["Sink"]):
@@ -313,19 +306,6 @@ class Sink(Versioned, Switchable):
         with transaction.atomic():
             Event.objects.record(Action.SINK_REMOVED, self, by=by, changes={"address": [self.address, None]})
             self.delete()
-
-    def test(self, *, by: Actor | None) -> Outcome:
-        """Deliver one line that says it is a test, whether it is paused or not. No row is sent, nothing moves on."""
-        try:
-            with self.receiver() as receiver:
-                receiver.deliver([trial()])
-        except Undelivered as refusal:
-            outcome = Outcome(False, f"Not delivered: it {refusal}")
-        else:
-            outcome = Outcome(True, "Delivered: the test line was acknowledged.")
-        told = {"delivered": outcome.delivered} | ({} if outcome.delivered else {"detail": outcome.detail})
-        Event.objects.record(Action.SINK_TESTED, self, by=by, changes=told)
-        return outcome
 
     def note_dropped(self, before: datetime, calls: int | None) -> None:
         """Say once that calls dated before this were dropped before they were sent; None: nobody knows how many."""

@@ -16,6 +16,7 @@ from capabilities import Capability, CapabilityRequired, requires
 from sinks.forms import SinkForm, kind_of
 from sinks.lists import SINKS
 from sinks.models import Kind, Sink, SinkError
+from sinks.trial import send_test_line
 from ui.pages import AppRequest, answer, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 from ui.tables import show_list
 
@@ -36,6 +37,8 @@ def listing(request: AppRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SINKS_MANAGE)
+@requires(Capability.LOGS_READ)
+@requires(Capability.AUDIT_READ)
 @ask_again
 def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
@@ -57,6 +60,8 @@ def add(request: AppRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SINKS_MANAGE)
+@requires(Capability.LOGS_READ)
+@requires(Capability.AUDIT_READ)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
@@ -91,7 +96,7 @@ def _lacking(lacking: CapabilityRequired) -> str:
 def test(request: AppRequest, pk: UUID) -> HttpResponse:
     """Deliver a line that says it is a test, and show the outcome."""
     sink = get_object_or_404(Sink, pk=pk)
-    outcome = sink.test(by=request.user)
+    outcome = send_test_line(sink, by=request.user)
     context = _context(sink, SinkForm(None, kind=sink.kind, sink=sink)) | {"outcome": outcome}
     return show(request, "sinks/form.html", context)
 
@@ -117,6 +122,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 @require_POST
 @requires(Capability.SINKS_MANAGE)
+@requires(Capability.LOGS_READ)
+@requires(Capability.AUDIT_READ)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
     sink.enable(by=request.user)

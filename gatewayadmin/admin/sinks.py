@@ -6,13 +6,15 @@ from django.contrib.admin import display, register
 from django.db.models import Q
 
 from capabilities import Capability
-from gatewayadmin.admin.actions import FINAL, CapabilityAction, any_of
+from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from sinks.models import Sink
+from sinks.trial import send_test_line
 from ui.states import in_words
 
 MANAGE = any_of(Capability.SINKS_MANAGE)
+SEND = all_of(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ)
 
 
 @register(Sink, site=site)
@@ -28,9 +30,9 @@ class SinkPages(CapabilityAdmin):
             "Nothing more is sent to it until it is enabled again.",
         ),
         CapabilityAction(
-            "enable", "Enable selected", lambda row, by: row.enable(by=by), MANAGE, Q(enabled=False), asks=False
+            "enable", "Enable selected", lambda row, by: row.enable(by=by), SEND, Q(enabled=False), asks=False
         ),
-        CapabilityAction("test", "Test selected", lambda row, by: row.test(by=by), MANAGE, Q(), asks=False),
+        CapabilityAction("test", "Test selected", lambda row, by: send_test_line(row, by=by), MANAGE, Q(), asks=False),
         CapabilityAction("remove", "Remove selected", lambda row, by: row.remove(by=by), MANAGE, Q(), FINAL),
     )
 
