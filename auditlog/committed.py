@@ -6,7 +6,14 @@ Whoever reads a log by its ids, and must miss no row, asks here where to stop (d
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
+
+# Rows are found by the log's primary key, (created_at, id), and written when a call ends. Those that are up to NEAR old
+# then are looked for at once, those of calls that took longer every LATE_EVERY or so, up to LATEST back.
+NEAR = timedelta(minutes=10)
+LATE_EVERY = timedelta(minutes=5)
+LATEST = timedelta(days=2)  # No call takes longer.
 
 # Whoever writes to a table holds this lock from before it takes its first id until its rows are visible, or gone.
 WRITERS = """

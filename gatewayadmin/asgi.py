@@ -94,6 +94,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
         tasks.append(asyncio.create_task(housekeeping.roll_up_forever()))
         tasks.append(asyncio.create_task(housekeeping.send_log_forever()))
+        tasks.append(asyncio.create_task(housekeeping.seal_log_forever()))
         try:
             yield
         finally:

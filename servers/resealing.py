@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from auditlog.models import CheckpointKey
 from proxy.models import UpstreamSession
 from servers.models import Identity, cipher
 from servers.oauth_client.models import ClientRegistration, Grant
@@ -32,6 +33,7 @@ def reseal() -> Resealed:
     _reseal_rows(ClientRegistration, "secret_ciphertext")
     _reseal_rows(Grant, "refresh_ciphertext")
     _reseal_rows(Sink, "secret_ciphertext")
+    _reseal_rows(CheckpointKey, "sealed")
     older = Identity.objects.filter(secret_ciphertext__isnull=False).exclude(key_id=cipher().key_id).order_by("pk")
     results = [_moved(pk) for pk in older.values_list("pk", flat=True)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
@@ -47,7 +49,7 @@ def _reseal_sessions() -> None:
             unchanged.delete()
 
 
-def _reseal_rows(model: type[ClientRegistration] | type[Grant] | type[Sink], field: str) -> None:
+def _reseal_rows(model: type[ClientRegistration] | type[Grant] | type[Sink] | type[CheckpointKey], field: str) -> None:
     """Move what these rows hold; what no key opens stays, and cannot be used."""
     older = model.objects.exclude(**{field: None}).exclude(key_id=cipher().key_id)
     for pk in list(older.values_list("pk", flat=True)):

@@ -10,21 +10,21 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from django.db import IntegrityError, connection, models, transaction
-from django.db.models import Q
+from django.db.models import Max, Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import User
 from auditlog import committed
 from auditlog.actions import Action
-from auditlog.models import Actor, Call, Event, Switchable
+from auditlog.committed import NEAR
+from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import cipher
 from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, Receiver, checked_address, receiver_for
 from ui.states import in_words
 
-NEAR = timedelta(minutes=10)  # How old a row may be when it is committed to be found at once.
 LONGEST_ERROR = 300
 TONES = {"current": "ok", "behind": "attention", "failing": "down", "paused": "disabled", "waiting": "unknown"}
 # How far a sink is with calls.
@@ -114,7 +114,8 @@ class Sink(Versioned, Switchable):
 
     Of calls dated from `near_from` on, it has those with an id up to `calls_to`, which was the newest one at
     `calls_at`; of earlier ones those up to `late_calls_to`. Of those up to `round_to` it has what comes before
-    `round_at`, `round_id` in the order of the log. Of events it has those up to `events_to`.
+    `round_at`, `round_id` in the order of the log. Of events it has those up to `events_to`, and of checkpoints, which come with the calls, those up to
+    `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -138,6 +139,7 @@ class Sink(Versioned, Switchable):
     round_at = models.DateTimeField(null=True)
     round_id = models.BigIntegerField(null=True)
     events_to = models.BigIntegerField(default=0)
+    checkpoints_to = models.BigIntegerField(default=0)
 
     looked_at = models.DateTimeField(null=True)  # When it was last looked whether there is something to send.
     retry_at = models.DateTimeField(null=True)
@@ -256,6 +258,8 @@ class Sink(Versioned, Switchable):
         self.round_to = self.round_began_at = self.round_at = self.round_id = None
         self.calls_to = self.late_calls_to = 0 if from_beginning else _newest(Call)
         self.events_to = 0 if from_beginning else _newest(Event)
+        newest = None if from_beginning else Checkpoint.objects.aggregate(newest=Max("number"))["newest"]
+        self.checkpoints_to = newest or 0
 
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change what is sent, where to and under which name; records what changed.

@@ -10,11 +10,12 @@ One connection holds the lock of the sink, reads and moves on: who has lost the 
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import orjson
 import psycopg
@@ -24,19 +25,17 @@ from psycopg import sql
 from psycopg.rows import dict_row, scalar_row
 from psycopg.types.json import JsonbLoader
 
-from auditlog.committed import last_id
+from auditlog.committed import LATE_EVERY, LATEST, NEAR, last_id
 from auditlog.event_views import COLUMNS as EVENT_COLUMNS
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
-from sinks.models import NEAR, Sink
+from sinks.models import Sink
 from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, Line
 from ui.rest import stamp
 
 LOCK = 0x67776103  # The first half of the advisory lock of a sink.
 MOST_ROWS = 500  # Of one delivery.
 MOST_BYTES = 4 << 20  # Of one delivery; a single row may be larger.
-LATE_EVERY = timedelta(minutes=5)
-LATEST = timedelta(days=2)  # No call takes longer.
 WRITERS_S = 1.0  # How long to wait for those who are writing.
 SEVERITIES = dict.fromkeys(ENDINGS["ok"] + ENDINGS["cancelled"], INFORMATIONAL)
 SEVERITIES |= dict.fromkeys(ENDINGS["error"], ERROR) | dict.fromkeys(ENDINGS["denied"], WARNING)
@@ -52,10 +51,14 @@ _EVENTS = sql.SQL("""
 SELECT e.id AS row_id, {columns} FROM auditlog_event e WHERE e.id > %(low)s AND e.id <= %(high)s
 ORDER BY e.id LIMIT %(most)s
 """)
+_CHECKPOINTS = sql.SQL("""
+SELECT number, body, signature, public_key FROM auditlog_checkpoint WHERE number > %(low)s
+ORDER BY number LIMIT %(most)s
+""")
 _BEGINNING, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 # What says how far a sink is; it moves from one of these to the next, or not at all.
 ROUND = ("round_to", "round_began_at", "round_at", "round_id")
-POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to")
+POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "checkpoints_to")
 
 
 class Batch(NamedTuple):
@@ -75,7 +78,10 @@ class Reader:
 
     def next(self, sink: Sink) -> Batch | None:
         """What comes next; None when there is nothing now."""
-        return (self._events(sink) if sink.sends_events else None) or (self._calls(sink) if sink.sends_calls else None)
+        found = self._events(sink) if sink.sends_events else None
+        if sink.sends_calls:
+            found = found or self._calls(sink) or self._checkpoints(sink)
+        return found
 
     def move(self, sink: Sink, to: dict[str, Any], **noted: Any) -> bool:
         """Note the new position, unless somebody has set the sink elsewhere meanwhile: whether it was noted."""
@@ -104,6 +110,12 @@ class Reader:
         whole, lines = _cut(_event_line(row) for row in rows)
         is_last = whole and len(rows) < self.most
         return Batch(lines, {"events_to": high if is_last else rows[len(lines) - 1]["row_id"]})
+
+    def _checkpoints(self, sink: Sink) -> Batch | None:
+        """They are made one after the other, so that none appears before one that is there."""
+        rows = self._rows(_CHECKPOINTS, sql.Composed([]), {"low": sink.checkpoints_to, "most": self.most})
+        lines = [_checkpoint_line(row) for row in rows]
+        return Batch(lines, {"checkpoints_to": rows[-1]["number"]}) if rows else None
 
     def _calls(self, sink: Sink) -> Batch | None:
         if sink.round_to is None:
@@ -210,6 +222,19 @@ def _call_line(row: dict[str, Any]) -> Line:
 
 def _event_line(row: dict[str, Any]) -> Line:
     return _line("event", row, row["time"], NOTICE)
+
+
+def _checkpoint_line(row: dict[str, Any]) -> Line:
+    at = datetime.fromisoformat(orjson.loads(row["body"])["sealed_at"])
+    told = {
+        "id": str(uuid5(NAMESPACE_OID, row["body"])),
+        "created_at": at,
+        "number": row["number"],
+        "body": row["body"],
+        "signature": b64encode(row["signature"]).decode(),
+        "public_key": b64encode(row["public_key"]).decode(),
+    }
+    return _line("checkpoint", told, at, INFORMATIONAL)
 
 
 def _line(log: str, row: dict[str, Any], at: datetime, severity: int) -> Line:

@@ -18,7 +18,6 @@ from django.utils import timezone
 
 from auditlog.models import Call, Event
 from gatewayadmin.config import database
-from sinks.models import Sink
 from tests import sampling
 from tests.eventually import eventually
 from tests.sinks.conftest import MakeSink
@@ -74,16 +73,20 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 def test_killed_senders_leave_out_no_row(
     kills: int, to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Some are killed after the receiver took rows and before it answered: what came twice is told by its id."""
+    """Some are killed at any moment, some when the receiver has taken rows and not answered yet, some when rows were on
+    the way that never came. What came twice is told by its id.
+    """
     chance = random.Random(f"{sampling.seed()} {request.node.name}")
     Call.partitions.make_for(datetime.now(UTC).date())
-    sink = to_hook()
+    to_hook()
     running: list[subprocess.Popen[bytes]] = []
+    taken_first = False
 
     def kill_first(taken: Request) -> None:
-        """The rows are taken, the answer never comes through."""
-        hook.rows += taken.rows
-        hook.acknowledged.update(row["id"] for row in taken.rows)
+        """The rows are taken or lost on the way; the answer never comes through."""
+        if taken_first:
+            hook.rows += taken.rows
+            hook.acknowledged.update(row["id"] for row in taken.rows)
         running[-1].send_signal(signal.SIGKILL)
         running[-1].wait()
 
@@ -92,7 +95,8 @@ def test_killed_senders_leave_out_no_row(
             before = len(hook.requests)
             running.append(sender())
             eventually(lambda before=before: len(hook.requests) > before + chance.randint(1, 8), 120)
-            if number % 2:
+            if (number + 1) % 3:
+                taken_first = bool(number % 2)
                 hook.script.append(kill_first)
                 eventually(lambda: running[-1].poll() is not None)
             else:
@@ -113,7 +117,6 @@ def test_killed_senders_leave_out_no_row(
     assert twice < len(calls)
     with capsys.disabled():
         print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {twice} came twice")  # noqa: T201
-    assert Sink.objects.get(pk=sink.pk).delivered >= len(committed) - twice
 
 
 def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:

@@ -12,10 +12,13 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from auditlog.models import Call, Event
+from auditlog.checkpoints import sealing
+from auditlog.checkpoints.verifying import verify
+from auditlog.committed import NEAR
+from auditlog.models import Call, Checkpoint, Event
 from gatewayadmin.config import database
 from sinks import reading, receivers, sending
-from sinks.models import NEAR, Sink
+from sinks.models import Sink
 from tests.calls import call, uid_at
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import Answer, Request, Webhook
@@ -140,6 +143,22 @@ def test_sink_of_the_whole_log_begins_with_the_oldest_row(to_hook: MakeSink, hoo
     sending.serve(sink.pk)
 
     assert str(old.uid) in hook.acknowledged
+
+
+def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    sealing.keep_up()
+    call()
+    sealing.keep_up()
+
+    sending.serve(sink.pk)
+
+    kept = {one.number: one.body for one in Checkpoint.objects.all()}
+    assert {line["number"]: line["body"] for line in hook.of("checkpoint")} == kept
+    assert len(kept) == 2
+    assert verify(received=kept).findings == []
+    assert "was received elsewhere" in verify(received={**kept, 2: "{}", 3: "{}"}).findings[-1].sentence
+    assert sending.serve(sink.pk) == 0
 
 
 def says(status: int, **headers: str) -> Answer:
