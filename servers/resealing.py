@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import transaction
@@ -49,7 +49,7 @@ def _reseal_sessions() -> None:
             unchanged.delete()
 
 
-def _reseal_rows(model: type[ClientRegistration] | type[Grant] | type[Sink] | type[CheckpointKey], field: str) -> None:
+def _reseal_rows(model: type[Any], field: str) -> None:
     """Move what these rows hold; what no key opens stays, and cannot be used."""
     older = model.objects.exclude(**{field: None}).exclude(key_id=cipher().key_id)
     for pk in list(older.values_list("pk", flat=True)):

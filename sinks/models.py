@@ -1,6 +1,6 @@
 """Sinks: where the call log and the admin events are sent, and how far each of them has got them.
 
-A row is sent at least once: what a sink has is moved on only after it acknowledged (docs/explanation/sinks.md).
+A row is sent at least once: what a sink has is moved on only after it acknowledged (docs/decisions/0031-sinks-read-the-log.md).
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Sink(Versioned, Switchable):
 
     Of calls dated from `near_from` on, it has those with an id up to `calls_to`, which was the newest one at
     `calls_at`; of earlier ones those up to `late_calls_to`. Of those up to `round_to` it has what comes before
-    `round_at`, `round_id` in the order of the log. Of events it has those up to `events_to`, and of checkpoints, which come with the calls, those up to
-    `checkpoints_to`.
+    `round_at`, `round_id` in the order of the log. Of events it has those up to `events_to`, and of checkpoints, which
+    come with the calls, those up to `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -89,7 +89,7 @@ def test_changed_row_is_named(change: str, sealed: list[Call]) -> None:
 def test_row_added_among_sealed_ones_is_named(age: timedelta, sealed: list[Call]) -> None:
     at = timezone.now() - age
     Call.partitions.make_for(at.date())
-    known = {field.column for field in Call._meta.concrete_fields}
+    known = {str(field.column) for field in Call._meta.concrete_fields}
     others = ", ".join(sorted(known - {"uid", "created_at"}))
     statement = (
         f"INSERT INTO auditlog_call (uid, created_at, {others}) "

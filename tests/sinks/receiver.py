@@ -128,8 +128,8 @@ class Syslog:
         with suppress(OSError):
             while True:
                 taken, _ = self._listener.accept()
-                with suppress(OSError), taken:
-                    self._read(self._tls.wrap_socket(taken, server_side=True) if self._tls else taken)
+                with suppress(OSError), self._tls.wrap_socket(taken, server_side=True) if self._tls else taken as one:
+                    self._read(one)
 
     def _read(self, taken: socket.socket) -> None:
         data = b""
@@ -140,4 +140,4 @@ class Syslog:
             self.messages.append(rest[: int(length)])
             data = rest[int(length) :]
         if isinstance(taken, ssl.SSLSocket):
-            taken.unwrap()
+            taken.unwrap().close()
