@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from django.conf import LazySettings
-from django.test import Client
 
 from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
@@ -27,6 +26,8 @@ from sinks.receivers import backoff, checked_address, signing_key
 from sinks.trial import send_test_line
 from tests import make
 from tests.calls import call
+from tests.house.doors import browser as browser_of
+from tests.house.doors import session_of
 from tests.rest import Rest
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import SECRET, Syslog, Webhook
@@ -220,8 +221,8 @@ def test_test_line_tells_how_it_went_and_moves_nothing(to_hook: MakeSink, hook: 
     assert Sink.objects.get(pk=sink.pk).delivered == 0
 
 
-def test_pages_set_up_test_pause_and_remove(hook: Webhook, sign_in: Any) -> None:
-    browser: Client = sign_in(make.user(*ALL))
+def test_pages_set_up_test_pause_and_remove(hook: Webhook) -> None:
+    browser = browser_of(session_of(make.user(*ALL)))
     form = {"name": "Archive", "address": hook.url, "secret": SECRET, "sends_calls": "on", "sends_events": "on"}
     refused = browser.post("/settings/sinks/add/?kind=webhook", form | {"secret": "short"})
     assert refused.status_code == 422
@@ -255,5 +256,5 @@ def test_message_is_what_the_standard_says(inside: None) -> None:
 
     framed = SyslogReceiver(sink).message(receivers.Line("call", at, receivers.WARNING, b'{"a":1}'))
 
-    assert framed == b"71 <108>1 2026-11-21T09:00:00.123Z localhost gateway-admin - call - " + b'{"a":1}'
+    assert framed == b"72 <108>1 2026-11-21T09:00:00.123Z localhost gateway-admin - call - " + b'{"a":1}'
     assert checked_address("syslog", "tcp://127.0.0.1:514") is True
