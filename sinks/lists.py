@@ -8,8 +8,8 @@ SINKS = Table(
     "sinks",
     "Log sinks",
     (
-        Column("name", "Name", 10, stays=True, sorts=(Lower("name"),)),
-        Column("place", "Where", priority=2, on_phone=True),
+        Column("name", "Name", sorts=(Lower("name"),)),
+        Column("place", "Where", 17, priority=2),
         Column("sends", "Gets", 11, priority=3),
         Column("status", "Status", 13, on_phone=True),
         Column("delivered", "Last delivered", 7, priority=3, sorts=("last_delivered_at",), most_first=True),

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Any
-from uuid import UUID
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,7 +22,7 @@ from django.utils.module_loading import import_string
 
 from auditlog.checkpoints.tree import CANONICAL, NEWEST, Leaf, columns_of, leaf_of, root_of
 from auditlog.committed import LATE_EVERY, LATEST, NEAR, last_id, newest_id
-from auditlog.models import Call, Checkpoint, CheckpointKey
+from auditlog.models import Call, Checkpoint, CheckpointKey, moment_of
 
 LOCK = 0x67776104
 MOST_ROWS = 20_000  # Of one checkpoint.
@@ -127,14 +126,9 @@ def _keep(body: Body, leaves: list[Leaf]) -> int:
         signature=key.sign(text),
         public_key=public_bytes(key),
         leaves=b"".join(packed),
-        newest_at=max((moment_of_uid(leaf.uid) for leaf in leaves), default=None),
+        newest_at=max((moment_of(leaf.uid)[0] for leaf in leaves), default=None),
     )
     return len(leaves)
-
-
-def moment_of_uid(uid: UUID) -> datetime:
-    """When the call with this uid arrived, to the millisecond: its uid says it (RFC 9562 section 5.7)."""
-    return datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC)
 
 
 def signing_key() -> Ed25519PrivateKey:

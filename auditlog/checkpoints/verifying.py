@@ -18,10 +18,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.db import connection, transaction
 
-from auditlog.checkpoints.sealing import END, TABLE, moment_of_uid
+from auditlog.checkpoints.sealing import END, TABLE
 from auditlog.checkpoints.tree import COLUMNS, columns_of, leaf_of, root_of, unpacked
 from auditlog.committed import LATEST
-from auditlog.models import Call, Checkpoint
+from auditlog.models import Call, Checkpoint, moment_of
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
@@ -179,7 +179,7 @@ def _compare(cursor: Any, report: Report, sealed: list[Sealed], since: datetime,
         _judge(report, places.of(row["id"], row["created_at"]), row)
     for one in sealed:
         for uid, digest in (one.open(report) or {}).items():
-            at = moment_of_uid(uid)
+            at = moment_of(uid)[0]
             if at < kept_from:
                 report.dropped += since <= at
             elif since <= at < until:

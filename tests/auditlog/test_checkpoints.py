@@ -7,6 +7,7 @@ from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
@@ -191,6 +192,17 @@ def test_rows_whose_partition_was_dropped_are_counted_and_no_finding(sealed: lis
     assert (verify().findings, verify().dropped) == ([], len(sealed))
     assert sealing.forget_before(limit) == 5
     assert (verify().findings, verify().dropped) == ([], 0)
+
+
+def test_row_whose_uid_tells_no_time_is_sealed_as_well() -> None:
+    sealing.keep_up()
+    odd = call()
+    by_hand("UPDATE auditlog_call SET uid = %s WHERE uid = %s", UUID(int=2**128 - 1), odd.uid)
+
+    assert sealing.keep_up() == 1
+    assert (verify().findings, verify().rows) == ([], 1)
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", UUID(int=2**128 - 1))
+    assert found() == [("removed", UUID(int=2**128 - 1))]
 
 
 def test_many_rows_make_several_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
