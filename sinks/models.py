@@ -1,6 +1,6 @@
 """Sinks: where the call log and the admin events are sent, and how far each of them has got them.
 
-A row is sent at least once: what a sink has moves on only after it acknowledged (docs/decisions/0031-sinks-read-the-log.md).
+A row is sent at least once: a sink moves on only after it acknowledged (docs/decisions/0031-sinks-read-the-log.md).
 """
 
 from __future__ import annotations

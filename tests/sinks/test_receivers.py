@@ -31,6 +31,7 @@ from tests.house.doors import session_of
 from tests.rest import Rest
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import SECRET, Syslog, Webhook
+from tests.workspace import ROOT
 from wire import guard
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -258,3 +259,19 @@ def test_message_is_what_the_standard_says(inside: None) -> None:
 
     assert framed == b"72 <108>1 2026-11-21T09:00:00.123Z localhost gateway-admin - call - " + b'{"a":1}'
     assert checked_address("syslog", "tcp://127.0.0.1:514") is True
+
+
+def test_documented_check_of_a_signature_takes_what_is_sent_and_nothing_else(to_hook: MakeSink, hook: Webhook) -> None:
+    page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
+    printed: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], printed)
+    sink = to_hook(sends_events=False)
+    made = call()
+    sending.serve(sink.pk)
+    request = hook.requests[0]
+    headers = {name.lower(): value for name, value in request.headers.items()}
+
+    assert [row["id"] for row in printed["rows"](headers, request.body, SECRET)] == [str(made.uid)]
+    for body, secret in ((request.body + b" ", SECRET), (request.body, "another secret of sixteen")):
+        with pytest.raises(ValueError, match="not from the gateway"):
+            printed["rows"](headers, body, secret)
