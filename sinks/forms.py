@@ -11,7 +11,7 @@ from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET
 
 HELP = {
     "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
-    "syslog": "tls://logs.example.com:6514. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is "
+    "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is "
     "not offered.",
 }
 
@@ -25,7 +25,7 @@ class SinkForm(forms.Form):
         max_length=500,
         required=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text=f"At least {LEAST_SECRET} characters. Every delivery is signed with it, HMAC-SHA256.",
+        help_text=f"At least {LEAST_SECRET} characters. Every delivery is signed with it.",
     )
     sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
     sends_payloads = forms.BooleanField(
