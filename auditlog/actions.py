@@ -88,6 +88,14 @@ class Action(StrEnum):
 
     SIGN_IN_REFUSED = "user.sign_in_refused"
 
+    SINK_CREATED = "sink.created"
+    SINK_DISABLED = "sink.disabled"
+    SINK_ENABLED = "sink.enabled"
+    SINK_REMOVED = "sink.removed"
+    SINK_ROWS_DROPPED = "sink.rows_dropped"
+    SINK_TESTED = "sink.tested"
+    SINK_UPDATED = "sink.updated"
+
     TEAM_CREATED = "team.created"
     TEAM_REMOVED = "team.removed"
     TEAM_UPDATED = "team.updated"

@@ -247,6 +247,42 @@ class RollupState(models.Model):
         return f"from {self.counted_from} to {self.counted_to}"
 
 
+class Checkpoint(models.Model):
+    """A signed statement of which rows of the call log there were, and the digest of each (auditlog.checkpoints).
+
+    What it states is `body`, canonical JSON, and nothing else. `leaves` go when retention drops the rows they are of.
+    """
+
+    number = models.BigIntegerField(primary_key=True)
+    body = models.TextField()
+    signature = models.BinaryField()
+    public_key = models.BinaryField()
+    leaves = models.BinaryField(null=True)
+    newest_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ("number",)
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class CheckpointKey(models.Model):
+    """The key that checkpoints are signed with, sealed; the only row of its table."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    sealed = models.BinaryField()
+    key_id = models.CharField(max_length=8)
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.CheckConstraint(condition=models.Q(id=1), name="checkpoints_have_one_key"),)
+
+    def __str__(self) -> str:
+        return self.key_id
+
+
 class Actor(Protocol):
     """A person who makes changes."""
 

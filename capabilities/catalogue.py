@@ -131,6 +131,12 @@ class Capability(StrEnum):
         "Authenticate via OAuth",
         "Connect an app for oneself through the OAuth flow.",
     )
+    SINKS_MANAGE = (
+        "sinks.manage_sink",
+        "sinks:manage",
+        "Send the logs elsewhere",
+        "See, test, pause and remove where the logs are sent; with View logs and View admin events, set it up.",
+    )
 
 
 SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)

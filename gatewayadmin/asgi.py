@@ -93,6 +93,8 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
         tasks.append(asyncio.create_task(housekeeping.roll_up_forever()))
+        tasks.append(asyncio.create_task(housekeeping.send_log_forever()))
+        tasks.append(asyncio.create_task(housekeeping.seal_log_forever()))
         try:
             yield
         finally:

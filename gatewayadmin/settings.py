@@ -50,6 +50,7 @@ ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
+CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 FAST_HTTP = switch("GATEWAY_FAST_HTTP", default=True)
@@ -106,6 +107,7 @@ INSTALLED_APPS = [
     "connections",
     "tokens",
     "oauth",
+    "sinks",
     "proxy",
     "django.contrib.admin",
     "django.contrib.auth",

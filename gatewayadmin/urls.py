@@ -23,6 +23,7 @@ _ROOMS = (
     "tokens",
     "oauth",
     "auditlog",
+    "sinks",
 )
 
 # What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.

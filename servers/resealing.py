@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import transaction
 
+from auditlog.models import CheckpointKey
 from proxy.models import UpstreamSession
 from servers.models import Identity, cipher
 from servers.oauth_client.models import ClientRegistration, Grant
+from sinks.models import Sink
 from wire.cipher import Unreadable
 
 
@@ -30,6 +32,8 @@ def reseal() -> Resealed:
     _reseal_sessions()
     _reseal_rows(ClientRegistration, "secret_ciphertext")
     _reseal_rows(Grant, "refresh_ciphertext")
+    _reseal_rows(Sink, "secret_ciphertext")
+    _reseal_rows(CheckpointKey, "sealed")
     older = Identity.objects.filter(secret_ciphertext__isnull=False).exclude(key_id=cipher().key_id).order_by("pk")
     results = [_moved(pk) for pk in older.values_list("pk", flat=True)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
@@ -45,8 +49,8 @@ def _reseal_sessions() -> None:
             unchanged.delete()
 
 
-def _reseal_rows(model: type[ClientRegistration] | type[Grant], field: str) -> None:
-    """Move what these rows hold; what no key opens stays, and its identity cannot be renewed."""
+def _reseal_rows(model: type[Any], field: str) -> None:
+    """Move what these rows hold; what no key opens stays, and cannot be used."""
     older = model.objects.exclude(**{field: None}).exclude(key_id=cipher().key_id)
     for pk in list(older.values_list("pk", flat=True)):
         with transaction.atomic():

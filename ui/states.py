@@ -3,11 +3,12 @@
 WORDS = {
     "host": {"pending": "Waiting for approval"},
     "identity": {"unconfirmed": "to be confirmed", "sign_in_needed": "sign in again"},
+    "sink": {"current": "up to date", "waiting": "not begun"},
     "token": {"waiting": "to be collected"},
     "user": {"expired": "invitation expired", "revoked": "invitation revoked"},
 }
 
 
 def in_words(state: str, kind: str) -> str:
-    """The words for a state of a `host`, `identity`, `token` or `user`."""
+    """The words for a state of a `host`, `identity`, `sink`, `token` or `user`."""
     return WORDS[kind].get(state, state)

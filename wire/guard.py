@@ -317,6 +317,21 @@ class _GuardedBackend(httpcore.NetworkBackend):
         raise failure
 
 
+def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encrypted: bool) -> httpcore.NetworkStream:
+    """A connection to this host that `guard` admits, over TLS if `encrypted`, for protocols that are not HTTP.
+
+    Raises AddressRefused, and what httpcore raises.
+    """
+    stream = _GuardedBackend(guard, deadline, encrypted=encrypted).connect_tcp(host, port, deadline.left(None))
+    if not encrypted:
+        return stream
+    try:
+        return stream.start_tls(tls(), host, deadline.left(None))
+    except BaseException:
+        stream.close()
+        raise
+
+
 def _addresses(host: str, port: int) -> Sequence[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -17,6 +17,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils import timezone
 
+from auditlog.committed import last_id
 from auditlog.models import Call, Rollup, RollupState
 from auditlog.rollups.schema import (
     CLASS_COLUMNS,
@@ -41,14 +42,6 @@ LATEST = timedelta(days=2)  # No call takes longer.
 WRITERS_S = 1.0  # How long a step waits for those who are writing.
 AGAIN_AFTER = timedelta(seconds=3)  # What another process counted a moment ago is not counted again.
 
-LAST_ID = "SELECT pg_sequence_last_value(pg_get_serial_sequence('auditlog_call', 'id')::regclass)"
-# Whoever writes to the log holds this lock from before it takes its first id until its rows are visible, or gone.
-WRITERS = """
-SELECT coalesce(array_agg(virtualtransaction), '{}') FROM pg_locks
-WHERE locktype = 'relation' AND relation = 'auditlog_call'::regclass AND mode = 'RowExclusiveLock' AND granted
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND pid IS DISTINCT FROM pg_backend_pid()
-"""
 NTH_ID = """
 SELECT id FROM auditlog_call WHERE created_at >= %s AND id > %s AND id <= %s ORDER BY id OFFSET %s LIMIT 1
 """
@@ -146,17 +139,7 @@ def _kept(grain: Grain) -> timedelta:
 def _last_id() -> int | None:
     """An id up to which every row of the log is visible, or never will be; None while somebody writes for too long."""
     with connection.cursor() as cursor:
-        cursor.execute(LAST_ID)
-        last = int(cursor.fetchone()[0] or 0)
-        cursor.execute(WRITERS)
-        writers, until = set(cursor.fetchone()[0]), time.monotonic() + WRITERS_S
-        while writers:
-            if time.monotonic() > until:
-                return None
-            time.sleep(0.01)
-            cursor.execute(WRITERS)
-            writers &= set(cursor.fetchone()[0])
-        return last
+        return last_id(cursor, Call._meta.db_table, wait=WRITERS_S)
 
 
 @transaction.atomic

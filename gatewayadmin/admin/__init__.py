@@ -3,6 +3,6 @@
 The admin classes of all apps are here, above the apps, because the impact of an action is counted in connections.
 """
 
-from gatewayadmin.admin import access, agents, gateways, logs, people, servers, traffic
+from gatewayadmin.admin import access, agents, gateways, logs, people, servers, sinks, traffic
 
-__all__ = ["access", "agents", "gateways", "logs", "people", "servers", "traffic"]
+__all__ = ["access", "agents", "gateways", "logs", "people", "servers", "sinks", "traffic"]

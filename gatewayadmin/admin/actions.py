@@ -24,6 +24,7 @@ from connections.models import ConnectionFault
 from gateways.models import GatewayError
 from hosts.models import HostError
 from servers.models import ServerError
+from sinks.models import SinkError
 from tokens.models import TokenError
 
 # What a verb says no with, in words for the person.
@@ -35,6 +36,7 @@ REFUSALS = (
     HostError,
     PeopleError,
     ServerError,
+    SinkError,
     TokenError,
 )
 MAX_ROWS = 500

@@ -1,5 +1,6 @@
 """The three kinds of keys: from the environment, or generated once into the data directory."""
 
+import base64
 import os
 import secrets
 from collections.abc import Callable
@@ -69,6 +70,18 @@ def _keys(find: Callable[[str], str]) -> Keys:
         tokens=[_long_enough("GATEWAY_TOKEN_KEYS", key).encode() for key in _parts(find("GATEWAY_TOKEN_KEYS"))],
         encryption=[_fernet(key) for key in _parts(find("GATEWAY_ENCRYPTION_KEYS"))],
     )
+
+
+def signing_key(name: str) -> bytes | None:
+    """The 32 bytes of an Ed25519 key, which the variable holds in base64; None when it is unset."""
+    value = secret(name)
+    try:
+        key = base64.b64decode(value, validate=True)
+    except ValueError:
+        key = b""
+    if value and len(key) != 32:
+        refuse(name, "must be an Ed25519 key: 32 random bytes in base64.")
+    return key or None
 
 
 def _parts(value: str) -> list[str]:

@@ -366,6 +366,32 @@ MEMBERS: dict[str, Entry] = {
     "version": Entry("The version of the protocol it answered with.", "2025-11-25"),
     "via": Entry("Where it was done.", "api"),
     "wants_credential": Entry("Whether it refused for want of a credential.", False),
+    "Sink.address": Entry(
+        "Where it is: `https://`, `tls://` or `tcp://`; empty for standard output.", "https://logs.example.com/in"
+    ),
+    "Sink.delivered": Entry("How many rows it acknowledged, those that came twice counted twice.", 120400),
+    "Sink.dropped_before": Entry(
+        "Calls from before this were dropped by retention before they were sent; null: none.", None
+    ),
+    "Sink.enabled": Entry("Whether it is sent to; false: paused.", True),
+    "Sink.from_beginning": Entry("Whether it gets what is in the log already, too.", False),
+    "Sink.has_secret": Entry("Whether it has a secret that deliveries are signed with.", True),
+    "Sink.kind": Entry("How it is spoken to.", "webhook"),
+    "Sink.lag_seconds": Entry("How old the oldest row is that it is known to lack; null: none, or it is paused.", None),
+    "Sink.last_delivered_at": Entry("When it last acknowledged rows; null: never.", MOMENT),
+    "Sink.last_error": Entry("Why it last did not take rows, in words; else empty.", "It answered 500."),
+    "Sink.last_error_at": Entry("When that was.", MOMENT),
+    "Sink.retry_at": Entry("When it is tried again; null: it takes what it is sent.", None),
+    "Sink.secret": Entry("What deliveries are signed with; it is never shown.", "sixteen characters at least"),
+    "Sink.sends_calls": Entry("Whether it gets calls.", True),
+    "Sink.sends_events": Entry("Whether it gets admin events.", True),
+    "Sink.sends_payloads": Entry("Whether calls come with their recorded payloads; takes `logs:payloads`.", False),
+    "Sink.status": Entry(
+        "`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` until somebody looks after it.",
+        "current",
+    ),
+    "Delivery.delivered": Entry("Whether the line was acknowledged.", True),
+    "Delivery.detail": Entry("What happened, in words.", "Delivered: the test line was acknowledged."),
 }
 
 PARAMETERS: dict[str, Entry] = {

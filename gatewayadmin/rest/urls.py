@@ -32,6 +32,7 @@ from hosts.api import HostResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
 from servers.oauth_client.api import SignIns
+from sinks.api import SinkResource
 from tokens.api import TokenResource
 from tokens.api_key_api import ApiKeyResource
 from tokens.connection_key_api import Regenerate
@@ -51,6 +52,7 @@ router.register("log-views", SavedViewResource, "savedview")
 router.register("logs", CallResource, "call")
 router.register("roles", RoleResource, "role")
 router.register("servers", ServerResource, "server")
+router.register("sinks", SinkResource, "sink")
 router.register("teams", TeamResource, "team")
 router.register("tokens", TokenResource, "token")
 router.register("users", UserResource, "user")

@@ -16,6 +16,7 @@ from django.utils import timezone
 from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
+from auditlog.checkpoints import sealing
 from auditlog.models import Call
 from auditlog.rollups import keeping
 from gatewayadmin.config import database, locks
@@ -30,6 +31,7 @@ from servers.models import BUILT_IN_URL, Identity, Server
 from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import leads_inside
+from sinks import sending
 from ui.models import KeptAnswer
 from wire import builtin
 
@@ -39,6 +41,8 @@ EVERY = timedelta(minutes=15)
 FIRST_S = (20, 60)  # Not all workers at the same moment.
 ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one counts.
 CHORE_ROLL_UP_S = 30.0
+SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
+SEAL_S = (45.0, 75.0)  # Between two checkpoints of the log; of all processes one makes them.
 ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
@@ -71,6 +75,41 @@ async def roll_up_forever() -> None:
     while True:
         await asyncio.sleep(random.uniform(*ROLL_UP_S))  # noqa: S311  no secret
         await asyncio.to_thread(_roll_up_logged)
+
+
+async def send_log_forever() -> None:
+    """Send the logs to where administrators want them, beside all else."""
+    while True:
+        await asyncio.sleep(random.uniform(*SEND_LOG_S))  # noqa: S311  no secret
+        await asyncio.to_thread(_send_log_logged)
+
+
+def _send_log_logged() -> None:
+    try:
+        sending.start_due()
+    except Exception:
+        logger.exception("looking for what sinks lack failed")
+        FAILED.labels("log_sent").inc()
+    finally:
+        connection.close()
+
+
+async def seal_log_forever() -> None:
+    """Make the checkpoints of the log that are due, beside all else."""
+    while True:
+        await asyncio.sleep(random.uniform(*SEAL_S))  # noqa: S311  no secret
+        await asyncio.to_thread(_seal_log_logged)
+
+
+def _seal_log_logged() -> None:
+    try:
+        with database.without_time_limit():
+            sealing.keep_up()
+    except Exception:
+        logger.exception("sealing the log failed")
+        FAILED.labels("calls_sealed").inc()
+    finally:
+        connection.close()
 
 
 def _roll_up_logged() -> None:
@@ -116,6 +155,18 @@ def _chores() -> dict[str, int]:
 def _drop_partitions(now: datetime) -> int:
     keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
     return len(Call.partitions.drop_before(keep_from))
+
+
+def _note_unsent(now: datetime) -> int:
+    if not Call.partitions.is_owner():
+        return 0  # Nor are they dropped here.
+    return sending.drop_before(now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days))
+
+
+def _forget_digests(now: datetime) -> int:
+    if not Call.partitions.is_owner():
+        return 0  # Nor are their rows dropped here.
+    return sealing.forget_before(now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days))
 
 
 def _forget_rollups(now: datetime) -> int:
@@ -182,6 +233,8 @@ def _deleted(rows: QuerySet[Any]) -> int:
 CHORES: dict[str, Callable[[datetime], int]] = {
     "partitions_made": lambda now: len(make_partitions()),
     "rollups_dropped": _forget_rollups,  # Before the calls they count.
+    "calls_dropped_unsent": _note_unsent,
+    "digests_dropped": _forget_digests,
     "partitions_dropped": _drop_partitions,
     "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),
@@ -197,5 +250,6 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "server_addresses": lambda now: _note_addresses(),
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),
     "calls_rolled_up": lambda now: keeping.keep_up(CHORE_ROLL_UP_S),
+    "calls_sealed": lambda now: sealing.keep_up(),
     "days_to_roll_up": lambda now: keeping.days_left(),
 }

@@ -161,6 +161,14 @@ OPENS: dict[str, set[Capability]] = {
     "PUT connection-identity": NOBODY,
     "DELETE connection-identity": NOBODY,
     "POST sign-in": EVERYBODY,
+    "GET sink-list": {C.SINKS_MANAGE},
+    "POST sink-list": NOBODY,
+    "GET sink-detail": {C.SINKS_MANAGE},
+    "PATCH sink-detail": NOBODY,
+    "DELETE sink-detail": {C.SINKS_MANAGE},
+    "POST sink-enable": NOBODY,
+    "POST sink-disable": {C.SINKS_MANAGE},
+    "POST sink-test": {C.SINKS_MANAGE},
 }
 
 # For an API key a list or an act that is free to people takes the capability that others' things take.

@@ -14,6 +14,7 @@ from capabilities import Capability
 from gateways.models import Feature, IdentityScheme
 from hosts.models import Host
 from servers.models import AuthType
+from sinks.models import Sink
 from tests import make
 from tests.calls import call
 from tokens.models import Token
@@ -61,6 +62,7 @@ def build() -> World:
     asking = make.server(slug="asking", url="https://127.0.0.1:9/mcp", auth_type=AuthType.OAUTH)
     make.assignment(everyones, asking, identity_scheme=IdentityScheme.PER_USER)
     view = SavedView.objects.create(owner=owner, name="Denied", query="outcome=denied", is_shared=True)
+    sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
     return World(
@@ -75,6 +77,7 @@ def build() -> World:
             "host-approve": {"pk": waiting.pk},
             "role-detail": {"pk": lonely.pk},
             "savedview-detail": {"pk": view.pk},
+            "sink": {"pk": sink.pk},
             "team-detail": {"pk": team.pk},
             "catalogue-detail": {"pk": tool.pk},
             "feature-accept": {**gateway, "pk": tool.pk},
@@ -116,6 +119,7 @@ def build() -> World:
             ("savedview-list", "post"): {"name": "Made", "query": "outcome=denied"},
             ("server-list", "post"): {"name": "Made", "url": "https://93.184.216.34/mcp"},
             ("sign-in", "post"): {"server_id": str(asking.pk)},
+            ("sink-list", "post"): {"name": "Made", "kind": "stdout"},
             ("team-list", "post"): {"name": "Made"},
             ("token-list", "post"): {"host_id": str(bot.pk), "gateway_id": str(everyones.pk), "name": "Made"},
             ("user-list", "post"): {"email": "made@example.com", "role_id": str(lonely.pk)},

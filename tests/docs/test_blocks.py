@@ -107,6 +107,7 @@ RUN_BY = (
         "mcp-bridge/node_modules/.bin/supergateway",
         "docs/test_how_tos.py::test_the_bridge_makes_a_stdio_server_callable",
     ),
+    ("docs/how-to/send-the-logs.md", "import base64", "sinks/test_receivers.py::test_documented_check"),
     ("docs/reference/exports.md", "curl -fsS", "docs/test_how_tos.py::test_an_export_is_taken_as_printed"),
     ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
     ("docs/reference/token-format.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
@@ -131,6 +132,9 @@ PARSED = (
     ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
     ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus; the metrics are looked up by test_reference.py"),
     ("docs/how-to/monitor.md", "groups:", "for Prometheus; the metrics are looked up by test_reference.py"),
+    ("docs/how-to/send-the-logs.md", "curl -fsS -X POST", "the receiver is the reader's own"),
+    ("docs/how-to/send-the-logs.md", "python manage.py verify_log --print", "the options are looked up"),
+    ("docs/how-to/send-the-logs.md", "python manage.py verify_log --public", "the options are looked up"),
     ("docs/reference/rest-api.md", '{"detail":', "answers, cut short"),
     ("docs/reference/token-format.md", "gwa_ +", "a formula in words"),
 )

@@ -1,6 +1,7 @@
 """NAME_FILE: a secret from a file, and each way in which there is none in it."""
 
 import os
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ NAME = "GATEWAY_METRICS_TOKEN"
 SECRETS = {
     "DATABASE_URL",
     "GATEWAY_ADMIN_PASSWORD",
+    "GATEWAY_CHECKPOINT_KEY",
     "GATEWAY_EMAIL_URL",
     "GATEWAY_ENCRYPTION_KEYS",
     "GATEWAY_METRICS_TOKEN",
@@ -143,6 +145,7 @@ def test_only_secrets_can_be_read_from_files(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets = {**KEYS, "DATABASE_URL": NOWHERE, "GATEWAY_ADMIN_PASSWORD": "a-password-of-secrecy"}
     secrets |= {"GATEWAY_EMAIL_URL": "smtp://user:of-secrecy@mail.example.com", "GATEWAY_METRICS_TOKEN": "of-secrecy"}
+    secrets["GATEWAY_CHECKPOINT_KEY"] = b64encode(b"of-secrecy".ljust(32)).decode()
     assert secrets.keys() == SECRETS
     files = {}
     for name, value in secrets.items():

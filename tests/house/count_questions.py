@@ -28,6 +28,7 @@ from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
 from servers.models import Identity, Server
+from sinks.models import Sink
 from tests.house.every_state import World
 from tokens.models import Token
 
@@ -883,6 +884,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "keys.expired": lambda ask: _key_states(ask).count("expired"),
     "keys.revoked": lambda ask: _key_states(ask).count("revoked"),
     "role.users": _role_users,
+    "sink.delivered": lambda ask: Sink.objects.get(pk=ask.pk).delivered,
+    "sinks.all": lambda ask: Sink.objects.count(),
     "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.sessions": lambda ask: UserSession.objects.filter(user=ask.pk).count(),
@@ -921,6 +924,13 @@ def _pair(states: dict[str, tuple[str, str]]) -> "Callable[[Ask], set[tuple[str,
     return lambda ask: {states[ask.state]}
 
 
+SINK_BADGES = {
+    "current": ("ok", "Up to date"),
+    "behind": ("attention", "Behind"),
+    "failing": ("down", "Failing"),
+    "paused": ("disabled", "Paused"),
+    "waiting": ("unknown", "Not begun"),
+}
 IDENTITY_BADGES = {
     "active": ("active", "active"),
     "disabled": ("disabled", "disabled"),
@@ -1022,6 +1032,7 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "feature": _feature_badges,
     "call": lambda ask: _endings_of(_call(ask)),
     "session": lambda ask: {("active", "This one")},
+    "sink": lambda ask: {SINK_BADGES[ask.state]},
     "factor": lambda ask: {("enabled", "On") if Authenticator.objects.filter(user=ask.viewer) else ("disabled", "Off")},
 }
 
@@ -1074,4 +1085,5 @@ SWITCHED_ON: dict[str, "Callable[[Ask], set[tuple[bool, str]]]"] = {
     "identity": lambda ask: {
         (ask.state != "disabled", "it waits to be confirmed" if ask.state == "unconfirmed" else "")
     },
+    "sink": lambda ask: {(ask.state != "paused", "")},
 }

@@ -126,6 +126,7 @@ PLACES = {
     "settings/admin-events/": "event",
     "settings/api-keys/": "api_key",
     "settings/sessions/": "session",
+    "settings/sinks/": "sink",
     "tokens/": "token",
     "tools/": "tool",
 }
@@ -206,7 +207,7 @@ class Site:
             "saved_view": known["savedview-detail"]["pk"],
             "session": own.pk,
             "person": known["user"]["pk"],
-            **{name: known[name]["pk"] for name in ("connection", "host", "identity", "token")},
+            **{name: known[name]["pk"] for name in ("connection", "host", "identity", "sink", "token")},
             **{name: known[f"{name}-detail"]["pk"] for name in ("call", "event", "role", "team", "tool")},
         }
 

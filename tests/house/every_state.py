@@ -25,6 +25,7 @@ from gateways.models import Assignment, Feature, Gateway, Kind, Listing, Reach, 
 from hosts.models import Host
 from oauth.models import Registration
 from servers.models import Health, Identity, Server
+from sinks.models import Sink
 from tests import make
 from tokens.models import Token
 
@@ -89,6 +90,7 @@ def built() -> World:
     _calls(world)
     _refusals(world)
     _registrations(world)
+    _sinks(world)
     return world
 
 
@@ -401,6 +403,21 @@ def _registrations(world: World) -> None:
             redirect_uris="https://app.example.com/callback",
         )  # fmt: skip
         Registration.objects.create(application=application, host=world.hosts["app"], client_name="App")
+
+
+def _sinks(world: World) -> None:
+    now = timezone.now()
+    for state, fields in {
+        "current": {"looked_at": now, "delivered": 7},
+        "behind": {"looked_at": now, "waiting_since": now - DAY},
+        "failing": {"looked_at": now, "failures": 2, "last_error": "It cannot be reached.", "last_error_at": now},
+        "paused": {},
+        "waiting": {},
+    }.items():
+        sink = world.put(Sink.objects.add(name=next(WORDS), kind="stdout", by=world.boss), state)
+        Sink.objects.filter(pk=sink.pk).update(**fields)
+        if state == "paused":
+            sink.disable(by=world.boss)
 
 
 def ids(things: Iterable[Any]) -> list[UUID]:

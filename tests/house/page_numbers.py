@@ -17,7 +17,7 @@ QUOTED = {"code", "time", "kbd", "pre", "option", "textarea", "title", "mark", "
 APART = {"small", "label", "p", "li", "div", "h2", "dd", "td"}  # They stand apart from the words before them.
 # Cells that hold what somebody wrote, what was before and after, or a time.
 DATA = {"Changes", "Target", "Last sign-in"}
-ROW = re.compile(r"(gateway|host|server|connection|token|key|identity|tool|assignment)-(.+)")
+ROW = re.compile(r"(gateway|host|server|connection|token|key|identity|tool|assignment|sink)-(.+)")
 LEADS = (
     ("role", re.compile(r"/people/roles/([\w-]{36})/$")),
     ("team", re.compile(r"/people/teams/([\w-]{36})/$")),

@@ -166,6 +166,7 @@ class Walk:
             "event": [*newest, *Event.objects.filter(correlation_id=one_request).values_list("uid", flat=True)[:1]],
             "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
             "session": [],
+            "sink": [key for key, state in world.states.items() if state == "failing"],
             "flow": [],
         }
 

@@ -23,7 +23,7 @@ from tests.house.verbs import INSIDE, VERBS, Verb
 from tests.sampling import one_in
 from tokens.api_keys import issue
 
-OURS = {"accounts", "auditlog", "connections", "gateways", "hosts", "oauth", "proxy", "servers", "tokens"}
+OURS = {"accounts", "auditlog", "connections", "gateways", "hosts", "oauth", "proxy", "servers", "sinks", "tokens"}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def staged() -> Stage:
         "second": second.pk,
         "server": assignment.server_id,
         "shared": shared.pk,
+        "sink": known["sink"],
         "slug": assignment.gateway.slug,
         "team": known["team-detail"],
         "token": known["token"],

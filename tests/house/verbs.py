@@ -10,6 +10,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
 from servers.models import Identity, Server
+from sinks.models import Sink
 from tests.house.stage import Stage, Step, admin, admin_form, command, page, rest
 from tokens.models import Token
 
@@ -568,6 +569,35 @@ VERBS = [
         rest("PATCH /log-views/{view}", is_shared=True),
     ),
     verb("SavedView.remove", page("/logs/views/{view}/", act="remove"), rest("DELETE /log-views/{view}")),
+    verb(
+        "Sink.add",
+        page("/settings/sinks/add/?kind=stdout", name="Made", sends_calls="on"),
+        rest("POST /sinks", name="Made", kind="stdout", sends_events=False),
+    ),
+    verb(
+        "Sink.edit",
+        page("/settings/sinks/{sink}/", name="Other", sends_calls="on"),
+        rest("PATCH /sinks/{sink}", name="Other", sends_events=False),
+    ),
+    verb(
+        "Sink.disable",
+        page("/settings/sinks/{sink}/disable/"),
+        rest("POST /sinks/{sink}/disable"),
+        admin("sinks/sink", "disable", "sink"),
+    ),
+    verb(
+        "Sink.enable",
+        page("/settings/sinks/{sink}/enable/"),
+        rest("POST /sinks/{sink}/enable"),
+        admin("sinks/sink", "enable", "sink"),
+        before=off(Sink, "sink"),
+    ),
+    verb(
+        "Sink.remove",
+        page("/settings/sinks/{sink}/remove/"),
+        rest("DELETE /sinks/{sink}"),
+        admin("sinks/sink", "remove", "sink"),
+    ),
     verb("WorkspaceSettings.edit", settings_page, rest("PATCH /workspace", name="Ours")),
 ]
 # Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.
@@ -580,6 +610,8 @@ INSIDE = {
     "Host.appear",
     "Host.playground",
     "Server.end_client_of_other_endpoints",
+    "Sink.must_be_open_to",
+    "Sink.set_up",
     "Token.provide_key",
     "User.changed_by",
     "User.invite_all",

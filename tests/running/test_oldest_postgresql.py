@@ -58,13 +58,17 @@ PROOFS = {
     "auditlog/rollups/keeping.py": "tests/auditlog/test_rollups.py",
     "auditlog/rollups/reading.py": "tests/auditlog/test_rollups.py",
     "auditlog/search/facets.py": "tests/auditlog/test_search.py",
+    "auditlog/committed.py": "tests/auditlog/test_rollups.py",
+    "auditlog/checkpoints/sealing.py": "tests/auditlog/test_checkpoints.py",
+    "auditlog/checkpoints/verifying.py": "tests/auditlog/test_checkpoints.py",
+    "sinks/reading.py": "tests/sinks/test_sending.py",
     "auditlog/search/latencies.py": "tests/auditlog/test_views.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
 PRODUCT = (
     *("accounts", "auditlog", "capabilities", "connections", "gatewayadmin", "gateways", "hosts", "oauth", "proxy"),
-    *("servers", "tokens", "ui"),
+    *("servers", "sinks", "tokens", "ui"),
 )
 RUNS_SQL = {"execute", "raw", "RawSQL", "PgConnection"}
 

@@ -1,0 +1,107 @@
+"""Merkle trees as RFC 9162 section 2.1 has them, and the leaf of a row of the call log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+
+# What a leaf tells of a row, in the first version of this list: every column there was. A column that is added later
+# makes a second version, and the first stays as it is for the checkpoints that name it.
+COLUMNS = {
+    1: (
+        "id",
+        "uid",
+        "created_at",
+        "correlation_id",
+        "method",
+        "feature_type",
+        "feature_name",
+        "outcome",
+        "deny_reason",
+        "http_status",
+        "rpc_error_code",
+        "host_id",
+        "gateway_id",
+        "connection_id",
+        "user_id",
+        "token_id",
+        "server_id",
+        "identity_id",
+        "host_name",
+        "gateway_name",
+        "server_name",
+        "user_email",
+        "identity_label",
+        "token_name",
+        "token_prefix",
+        "duration_ms",
+        "authorise_ms",
+        "upstream_ms",
+        "request_bytes",
+        "response_bytes",
+        "client_ip",
+        "user_agent",
+        "client_name",
+        "client_version",
+        "protocol_version",
+        "error_text",
+        "request_payload",
+        "response_payload",
+        "payload_truncated",
+        "recorded_at",
+    )
+}
+NEWEST = max(COLUMNS)
+AS_TEXT = {"client_ip", "request_payload", "response_payload"}  # As PostgreSQL writes them.
+UID, DIGEST = 16, 32
+CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
+
+
+class Leaf(NamedTuple):
+    """A row by its uid, and the SHA-256 of its canonical JSON."""
+
+    uid: UUID
+    digest: bytes
+
+    @property
+    def packed(self) -> bytes:
+        return self.uid.bytes + self.digest
+
+
+def columns_of(version: int) -> str:
+    """These columns for a SELECT."""
+    return ", ".join(f"{name}::text AS {name}" if name in AS_TEXT else name for name in COLUMNS[version])
+
+
+def leaf_of(row: Mapping[str, Any]) -> Leaf:
+    """The leaf of a row that was read with `columns_of`: keys in order, times in UTC to the microsecond."""
+    return Leaf(row["uid"], sha256(orjson.dumps(row, option=CANONICAL)).digest())
+
+
+def unpacked(leaves: bytes) -> list[Leaf]:
+    """The leaves that are kept one after the other."""
+    size = UID + DIGEST
+    parts = (leaves[at : at + size] for at in range(0, len(leaves), size))
+    return [Leaf(UUID(bytes=part[:UID]), part[UID:]) for part in parts]
+
+
+def root_of(leaves: Sequence[bytes]) -> bytes:
+    """The Merkle tree hash of these entries: MTH of RFC 9162 section 2.1.1."""
+    if not leaves:
+        return sha256().digest()
+    # Subtrees from the left, each twice as large as the next at least; two of one size become one.
+    stack: list[tuple[int, bytes]] = []
+    for entry in leaves:
+        size, node = 1, sha256(b"\x00" + entry).digest()
+        while stack and stack[-1][0] == size:
+            node = sha256(b"\x01" + stack.pop()[1] + node).digest()
+            size *= 2
+        stack.append((size, node))
+    node = stack.pop()[1]
+    while stack:
+        node = sha256(b"\x01" + stack.pop()[1] + node).digest()
+    return node

@@ -1,0 +1,68 @@
+"""Admin page of the sinks of the logs."""
+
+from __future__ import annotations
+
+from django.contrib.admin import display, register
+from django.db.models import Q
+
+from capabilities import Capability
+from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of
+from gatewayadmin.admin.base import CapabilityAdmin
+from gatewayadmin.staff import site
+from sinks.models import Sink
+from sinks.trial import send_test_line
+from ui.states import in_words
+
+MANAGE = any_of(Capability.SINKS_MANAGE)
+SEND = all_of(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ)
+
+
+@register(Sink, site=site)
+class SinkPages(CapabilityAdmin):
+    seen_by = (Capability.SINKS_MANAGE,)
+    acts = (
+        CapabilityAction(
+            "disable",
+            "Pause selected",
+            lambda row, by: row.disable(by=by),
+            MANAGE,
+            Q(enabled=True),
+            "Nothing more is sent to it until it is enabled again.",
+        ),
+        CapabilityAction(
+            "enable", "Enable selected", lambda row, by: row.enable(by=by), SEND, Q(enabled=False), asks=False
+        ),
+        CapabilityAction("test", "Test selected", lambda row, by: send_test_line(row, by=by), MANAGE, Q(), asks=False),
+        CapabilityAction("remove", "Remove selected", lambda row, by: row.remove(by=by), MANAGE, Q(), FINAL),
+    )
+
+    list_display = ("name", "kind", "address", "status", "last_delivered_at", "last_error")
+    list_filter = ("enabled", "kind")
+    search_fields = ("name", "address")
+    fields = (
+        "name",
+        "kind",
+        "address",
+        "private",
+        "sends_calls",
+        "sends_events",
+        "sends_payloads",
+        "enabled",
+        "status",
+        "delivered",
+        "last_delivered_at",
+        "failures",
+        "retry_at",
+        "last_error",
+        "last_error_at",
+        "waiting_since",
+        "dropped_before",
+        "created_by",
+        "created_at",
+        "updated_at",
+    )
+
+    @display(description="Status")
+    def status(self, obj: Sink) -> str:
+        """The state it has on the product's own pages."""
+        return in_words(obj.status, "sink")

@@ -1,0 +1,157 @@
+"""/api/sinks: where the logs are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import ClassVar
+from uuid import UUID
+
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capabilities import Capability
+from sinks.models import BadAddress, BadSecret, Kind, NameTaken, SendsNothing, Sink
+from sinks.trial import Outcome, send_test_line
+from ui.operations import Body, ListQuery, operation
+from ui.rest import Moment, Problem, Resource
+
+# To send the logs elsewhere takes seeing them; payloads take their own capability as well.
+SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
+STATES = ("current", "behind", "failing", "paused", "waiting")
+
+
+class SinkSerializer(serializers.Serializer[Sink]):
+    """A place the logs are sent to, and how far it is."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    kind = serializers.ChoiceField(Kind.choices)
+    address = serializers.CharField()
+    has_secret = serializers.BooleanField()
+    sends_calls = serializers.BooleanField()
+    sends_events = serializers.BooleanField()
+    sends_payloads = serializers.BooleanField()
+    enabled = serializers.BooleanField()
+    status = serializers.ChoiceField([(state, state) for state in STATES])
+    lag_seconds = serializers.SerializerMethodField()
+    delivered = serializers.IntegerField()
+    last_delivered_at = Moment(allow_null=True)
+    last_error = serializers.CharField()
+    last_error_at = Moment(allow_null=True)
+    retry_at = Moment(allow_null=True)
+    dropped_before = Moment(allow_null=True)
+    created_at = Moment()
+
+    def get_lag_seconds(self, sink: Sink) -> float | None:
+        return round(sink.lag.total_seconds(), 3) if sink.lag is not None else None
+
+
+class SinkChanges(Body):
+    """What may change of a sink; its kind never does."""
+
+    name = serializers.CharField(max_length=80)
+    address = serializers.CharField(max_length=500, allow_blank=True)
+    secret = serializers.CharField(max_length=500, write_only=True, allow_blank=True)
+    sends_calls = serializers.BooleanField()
+    sends_events = serializers.BooleanField()
+    sends_payloads = serializers.BooleanField()
+
+
+class NewSink(SinkChanges):
+    """A place to send the logs to."""
+
+    kind = serializers.ChoiceField(Kind.choices)
+    address = serializers.CharField(max_length=500, allow_blank=True, default="")
+    secret = serializers.CharField(max_length=500, write_only=True, allow_blank=True, default="")
+    sends_calls = serializers.BooleanField(default=True)
+    sends_events = serializers.BooleanField(default=True)
+    sends_payloads = serializers.BooleanField(default=False)
+    from_beginning = serializers.BooleanField(default=False)
+
+
+class SinkQuery(ListQuery):
+    """How the list is narrowed."""
+
+    q = serializers.CharField(required=False)
+    enabled = serializers.BooleanField(required=False)
+
+
+class DeliverySerializer(serializers.Serializer[Outcome]):
+    """Whether a test line was acknowledged, and what happened in words."""
+
+    delivered = serializers.BooleanField()
+    detail = serializers.CharField()
+
+
+class SinkResource(Resource):
+    """Where the logs are sent: webhooks, syslog, standard output. Nobody sends what they may not see themselves."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),
+        BadSecret: Problem(HTTPStatus.BAD_REQUEST, "invalid", "secret"),
+        SendsNothing: Problem(HTTPStatus.BAD_REQUEST, "invalid", "sends_calls"),
+        NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    }
+    serializer_class = SinkSerializer
+    versioned = True
+    queryset = Sink.objects.all()
+
+    @operation(needs=Capability.SINKS_MANAGE, query=SinkQuery, orderings=("name", "created_at", "last_delivered_at"))
+    def list(self, request: Request) -> Response:
+        sinks = Sink.objects.filter(name__icontains=self.query_data.get("q", ""))
+        if "enabled" in self.query_data:
+            sinks = sinks.filter(enabled=self.query_data["enabled"])
+        return self.page(sinks)
+
+    @operation(needs=Capability.SINKS_MANAGE)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self._now(pk)
+
+    @operation(needs=SENDING, body=NewSink, reauth=True, makes=True)
+    def create(self, request: Request) -> Response:
+        return self._now(Sink.objects.add(**self.body(), by=self.me).pk, HTTPStatus.CREATED)
+
+    @operation(needs=SENDING, body=SinkChanges, reauth=True, if_match=True)
+    def partial_update(self, request: Request, pk: UUID) -> Response:
+        get_object_or_404(Sink, pk=pk).edit(**self.body(), by=self.me, seen=self.seen)
+        return self._now(pk)
+
+    @operation(needs=Capability.SINKS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        sink = get_object_or_404(Sink, pk=pk)
+        with self.unchanged(sink):
+            sink.remove(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=SENDING, if_match=True)
+    def enable(self, request: Request, pk: UUID) -> Response:
+        sink = get_object_or_404(Sink, pk=pk)
+        with self.unchanged(sink):
+            sink.enable(by=self.me)
+        return self._now(pk)
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=Capability.SINKS_MANAGE, if_match=True)
+    def disable(self, request: Request, pk: UUID) -> Response:
+        sink = get_object_or_404(Sink, pk=pk)
+        with self.unchanged(sink):
+            sink.disable(by=self.me)
+        return self._now(pk)
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=Capability.SINKS_MANAGE, answer=DeliverySerializer, if_match=True)
+    def test(self, request: Request, pk: UUID) -> Response:
+        """A line that says it is a test. That the sink refuses it is an answer, and no error of ours."""
+        sink = get_object_or_404(Sink, pk=pk)
+        with self.unchanged(sink):
+            pass  # Another machine is asked without a lock.
+        return Response(DeliverySerializer(send_test_line(sink, by=self.me)).data)
+
+    def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
+        """The sink as it is now."""
+        return self.answer(get_object_or_404(Sink, pk=pk), status)

@@ -1,0 +1,5 @@
+from django.apps import AppConfig
+
+
+class SinksConfig(AppConfig):
+    name = "sinks"

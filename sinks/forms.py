@@ -1,0 +1,67 @@
+"""The form of a sink, with the fields that its kind has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+
+from sinks.models import Kind, Sink, SinkError
+from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET
+
+HELP = {
+    "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is "
+    "not offered.",
+}
+
+
+class SinkForm(forms.Form):
+    """What a sink of this kind is. `sink` is the one being edited, None when one is added."""
+
+    name = forms.CharField(max_length=80)
+    address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
+    secret = forms.CharField(
+        max_length=500,
+        required=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text=f"At least {LEAST_SECRET} characters. Every delivery is signed with it.",
+    )
+    sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
+    sends_payloads = forms.BooleanField(
+        label="Payloads with the calls", required=False, help_text="Where the workspace records them."
+    )
+    sends_events = forms.BooleanField(label="Admin events", required=False, initial=True)
+    from_beginning = forms.BooleanField(
+        label="Begin with what is in the log already",
+        required=False,
+        help_text="Otherwise it gets what comes from now on.",
+    )
+
+    def __init__(self, data: Any, *, kind: str, sink: Sink | None = None) -> None:
+        super().__init__(data, initial=sink.editable() if sink else None)
+        if kind in ADDRESSED:
+            self.fields["address"].help_text = HELP[kind]
+        else:
+            del self.fields["address"]
+        if kind not in KEYED:
+            del self.fields["secret"]
+        elif sink:
+            self.fields["secret"].help_text = "Left empty, the one it has stays."
+        if sink:
+            del self.fields["from_beginning"]
+
+    @property
+    def what(self) -> list[forms.BoundField]:
+        """The fields that say what is sent."""
+        names = ("sends_calls", "sends_payloads", "sends_events", "from_beginning")
+        return [self[name] for name in names if name in self.fields]
+
+    def refuse(self, error: SinkError) -> None:
+        """Say beside its field why it cannot be like that."""
+        self.add_error(error.field or None, str(error))
+
+
+def kind_of(name: str) -> str:
+    """The kind of this name, a webhook for any other."""
+    return name if name in Kind.values else Kind.WEBHOOK.value

@@ -1,0 +1,327 @@
+"""Sinks: where the call log and the admin events are sent, and how far each of them has got them.
+
+A row is sent at least once: a sink moves on only after it acknowledged (docs/decisions/0032-sinks-read-the-log.md).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from django.db import IntegrityError, connection, models, transaction
+from django.db.models import Max, Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog import committed
+from auditlog.actions import Action
+from auditlog.committed import NEAR
+from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
+from auditlog.versions import Seen, Versioned
+from capabilities import Capability, CapabilityRequired
+from servers.models import cipher
+from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, Receiver, checked_address, receiver_for
+from ui.states import in_words
+
+LONGEST_ERROR = 300
+TONES = {"current": "ok", "behind": "attention", "failing": "down", "paused": "disabled", "waiting": "unknown"}
+# How far a sink is with calls.
+CALLS_POSITION = {
+    *("calls_to", "calls_at", "near_from", "late_calls_to"),
+    *("round_to", "round_began_at", "round_at", "round_id"),
+}
+CONTENT = {
+    "sends_calls": Capability.LOGS_READ,
+    "sends_events": Capability.AUDIT_READ,
+    "sends_payloads": Capability.LOGS_PAYLOADS,
+}
+
+
+class SinkError(Exception):
+    """A sink cannot be set up like that; the message says why. `field` is what is wrong, if it is one."""
+
+    field = ""
+
+
+class NameTaken(SinkError):
+    """A sink with this name already exists."""
+
+    field = "name"
+
+
+class BadAddress(SinkError):
+    """A sink cannot be at this address."""
+
+    field = "address"
+
+
+class BadSecret(SinkError):
+    """A webhook needs a secret that is long enough."""
+
+    field = "secret"
+
+
+class SendsNothing(SinkError):
+    """Choose what is sent: calls, admin events or both. Payloads are sent with calls."""
+
+    field = "sends_calls"
+
+
+class Kind(models.TextChoices):
+    """How a sink is spoken to."""
+
+    WEBHOOK = "webhook", "Webhook"
+    SYSLOG = "syslog", "Syslog"
+    STDOUT = "stdout", "Standard output"
+
+
+class SinkManager(models.Manager["Sink"]):
+    def add(  # noqa: PLR0913  (what a sink is, all by name)
+        self,
+        *,
+        by: User | None,
+        name: str,
+        kind: str,
+        address: str = "",
+        secret: str = "",
+        sends_calls: bool = True,
+        sends_events: bool = True,
+        sends_payloads: bool = False,
+        from_beginning: bool = False,
+    ) -> Sink:
+        """Send the log to one more place, from now on or all there is.
+
+        Raises SinkError, and CapabilityRequired for what `by` may not see.
+        """
+        sink = Sink(name=name.strip(), kind=kind, created_by=by)
+        fields = {"sends_calls": sends_calls, "sends_events": sends_events, "sends_payloads": sends_payloads}
+        sink.set_up(fields | {"address": address, "secret": secret}, by)
+        sink.begin(from_beginning=from_beginning)
+        try:
+            with transaction.atomic():
+                sink.save(force_insert=True)
+                told = {name: [None, value] for name, value in sink.editable().items() if value not in ("", False)}
+                Event.objects.record(Action.SINK_CREATED, sink, by=by, changes=told)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return sink
+
+
+class Sink(Versioned, Switchable):
+    """A place the log is sent to.
+
+    Of calls dated from `near_from` on, it has those with an id up to `calls_to`, which was the newest one at
+    `calls_at`; of earlier ones those up to `late_calls_to`. Of those up to `round_to` it has what comes before
+    `round_at`, `round_id` in the order of the log. Of events it has those up to `events_to`, and of checkpoints, which
+    come with the calls, those up to `checkpoints_to`.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    kind = models.CharField(max_length=10, choices=Kind)
+    address = models.CharField(max_length=500, blank=True)
+    # Whether its name led to a private address when it was set up; the guard lets it lead there only then.
+    private = models.BooleanField(default=False)
+    secret_ciphertext = models.BinaryField(null=True)
+    key_id = models.CharField(max_length=8, blank=True)
+    sends_calls = models.BooleanField("calls", default=True)
+    sends_events = models.BooleanField("admin events", default=True)
+    sends_payloads = models.BooleanField("payloads", default=False)
+
+    calls_to = models.BigIntegerField(default=0)
+    calls_at = models.DateTimeField()
+    near_from = models.DateTimeField()
+    late_calls_to = models.BigIntegerField(default=0)
+    round_to = models.BigIntegerField(null=True)
+    round_began_at = models.DateTimeField(null=True)
+    round_at = models.DateTimeField(null=True)
+    round_id = models.BigIntegerField(null=True)
+    events_to = models.BigIntegerField(default=0)
+    checkpoints_to = models.BigIntegerField(default=0)
+
+    looked_at = models.DateTimeField(null=True)  # When it was last looked whether there is something to send.
+    retry_at = models.DateTimeField(null=True)
+    failures = models.PositiveIntegerField(default=0)  # In a row.
+    last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
+    last_error_at = models.DateTimeField(null=True)
+    delivered = models.BigIntegerField(default=0)  # Rows, those that were sent twice counted twice.
+    last_delivered_at = models.DateTimeField(null=True)
+    waiting_since = models.DateTimeField(null=True)  # The date of the oldest row it is known to lack.
+    dropped_before = models.DateTimeField(null=True)  # Rows before were dropped before they were sent.
+    created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects: ClassVar[SinkManager] = SinkManager()
+
+    class Meta:
+        ordering = ("name",)
+        default_permissions = ()
+        permissions = (("manage_sink", "Send the logs elsewhere"),)
+        constraints = (
+            models.UniqueConstraint(Lower("name"), name="sink_name_is_unique"),
+            models.CheckConstraint(
+                condition=Q(sends_calls=True) | Q(sends_events=True, sends_payloads=False), name="sink_sends_something"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def status(self) -> str:
+        """`paused`, `failing`, `behind`, `waiting` until somebody looks after it, or `current`."""
+        if not self.enabled:
+            return "paused"
+        if self.failures:
+            return "failing"
+        if self.lag and self.lag > timedelta(minutes=1):
+            return "behind"
+        return "current" if self.looked_at else "waiting"
+
+    @property
+    def words(self) -> str:
+        """Its status as pages say it."""
+        return in_words(self.status, "sink").capitalize()
+
+    @property
+    def tone(self) -> str:
+        """The state whose colour its status has on pages."""
+        return TONES[self.status]
+
+    @property
+    def lag(self) -> timedelta | None:
+        """How old the oldest row is that it is known to lack; None when it has all, or is paused."""
+        if self.waiting_since is None or not self.enabled:
+            return None
+        return max(timezone.now() - self.waiting_since, timedelta())
+
+    @property
+    def sends(self) -> str:
+        """What it gets, in words."""
+        calls = "calls with payloads" if self.sends_payloads else "calls"
+        return " and ".join([calls] * self.sends_calls + ["admin events"] * self.sends_events)
+
+    @property
+    def has_secret(self) -> bool:
+        return self.secret_ciphertext is not None
+
+    def editable(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("name", "kind", "address", *CONTENT, "enabled")}
+
+    def secret(self) -> str:
+        """Its secret, empty when it has none. Raises wire.cipher.Unreadable."""
+        return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
+
+    def receiver(self) -> Receiver:
+        """What delivers to it. Raises Undelivered when its secret cannot be read."""
+        return receiver_for(self)
+
+    def must_be_open_to(self, by: User | None) -> None:
+        """Raise CapabilityRequired unless `by` may see all that it sends: it would be a way around."""
+        for name, capability in CONTENT.items():
+            if by is not None and getattr(self, name) and not by.has_perm(capability):
+                raise CapabilityRequired(capability)
+
+    def set_up(self, fields: dict[str, Any], by: User | None) -> None:
+        """Take these values over, checked and with the secret sealed. Raises SinkError and CapabilityRequired."""
+        secret, address = fields.pop("secret", ""), self.address
+        for name, value in fields.items():
+            setattr(self, name, value.strip() if isinstance(value, str) else value)
+        if not (self.sends_calls or self.sends_events) or (self.sends_payloads and not self.sends_calls):
+            raise SendsNothing(SendsNothing.__doc__)
+        self.must_be_open_to(by)
+        if self.kind not in ADDRESSED:
+            self.address, self.private = "", False
+        elif self.address != address or not address:
+            self._must_be_an_address()
+        if self.kind not in KEYED:
+            self.secret_ciphertext, self.key_id = None, ""
+        elif secret or not self.has_secret:
+            if len(secret) < LEAST_SECRET:
+                raise BadSecret(f"A webhook needs a secret of at least {LEAST_SECRET} characters to sign with.")
+            self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
+
+    def _must_be_an_address(self) -> None:
+        try:
+            self.private = checked_address(self.kind, self.address)
+        except ValueError as refusal:
+            raise BadAddress(str(refusal)) from None
+
+    def begin(self, *, from_beginning: bool = False) -> None:
+        """Let it get what comes from now on, or all there is."""
+        oldest = Call.objects.oldest() if from_beginning else None
+        self.calls_at = oldest or timezone.now()
+        self.near_from = self.calls_at - NEAR
+        self.round_to = self.round_began_at = self.round_at = self.round_id = None
+        self.calls_to = self.late_calls_to = 0 if from_beginning else _newest(Call)
+        self.events_to = 0 if from_beginning else _newest(Event)
+        newest = None if from_beginning else Checkpoint.objects.aggregate(newest=Max("number"))["newest"]
+        self.checkpoints_to = newest or 0
+
+    def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
+        """Change what is sent, where to and under which name; records what changed.
+
+        What was not sent before is sent from now on only. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        """
+        try:
+            with transaction.atomic():
+                row: Sink = self.lock()
+                before = row.editable()
+                changes: dict[str, Any] = {
+                    name: [before[name], value] for name, value in fields.items() if before[name] != value
+                }
+                row.must_be(seen, changes)
+                row.set_up({**fields, "secret": secret}, by)
+                columns = {*fields, "private", "secret_ciphertext", "key_id", "updated_at"} - {"kind"}
+                if row.sends_calls and not before["sends_calls"]:
+                    row._skip_calls()
+                    columns |= CALLS_POSITION
+                if row.sends_events and not before["sends_events"]:
+                    row.events_to = _newest(Event)
+                    columns |= {"events_to"}
+                row.retry_at = None  # It is tried at once.
+                row.save(update_fields=[*columns, "retry_at"])
+                if secret:
+                    changes["secret_replaced"] = True
+                if changes:
+                    Event.objects.record(Action.SINK_UPDATED, row, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        self.refresh_from_db()
+
+    def _skip_calls(self) -> None:
+        events = self.events_to
+        self.begin()
+        self.events_to = events
+
+    def enable(self, *, by: Any) -> None:
+        """Go on where it was; what came meanwhile is sent first. Raises CapabilityRequired."""
+        self.must_be_open_to(by)
+        super().enable(by=by)
+
+    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        return {"retry_at": None, "failures": 0} if on else {}
+
+    def remove(self, *, by: Actor | None) -> None:
+        """Send nothing more, and forget how far it was."""
+        with transaction.atomic():
+            Event.objects.record(Action.SINK_REMOVED, self, by=by, changes={"address": [self.address, None]})
+            self.delete()
+
+    def note_dropped(self, before: datetime, calls: int | None) -> None:
+        """Say once that calls dated before this were dropped before they were sent; None: nobody knows how many."""
+        with transaction.atomic():
+            row: Sink = self.lock()
+            if row.dropped_before and row.dropped_before >= before:
+                return
+            type(self).objects.filter(pk=self.pk).update(dropped_before=before)
+            told = {"before": before.isoformat(), "calls": "unknown" if calls is None else calls}
+            Event.objects.record(Action.SINK_ROWS_DROPPED, self, by=None, changes=told)
+
+
+def _newest(model: type[Call] | type[Event]) -> int:
+    with connection.cursor() as cursor:
+        return committed.newest_id(cursor, model._meta.db_table)

@@ -1,0 +1,251 @@
+"""Reads the logs for a sink: each row once it is committed, none skipped, in batches, and notes what was acknowledged.
+
+The rows of one round are those with an id after what the sink has, up to one up to which the log is complete
+(auditlog.committed), so that no row can be added to a round. They are sent in the order of the log's primary key, and
+after each batch the sink remembers the last one. Rows that are older than `near_from`, of calls that took long, have a
+round of their own now and then.
+
+One connection holds the lock of the sink, reads and moves on: who has lost the lock cannot move anything.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import orjson
+import psycopg
+from django.db import connection
+from django.utils import timezone
+from psycopg import sql
+from psycopg.rows import dict_row, scalar_row
+from psycopg.types.json import JsonbLoader
+
+from auditlog.committed import LATE_EVERY, LATEST, NEAR, last_id
+from auditlog.event_views import COLUMNS as EVENT_COLUMNS
+from auditlog.models import ENDINGS, Call, Event
+from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
+from sinks.models import Sink
+from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, Line
+from ui.rest import stamp
+
+LOCK = 0x67776103  # The first half of the advisory lock of a sink.
+MOST_ROWS = 500  # Of one delivery.
+MOST_BYTES = 4 << 20  # Of one delivery; a single row may be larger.
+WRITERS_S = 1.0  # How long to wait for those who are writing.
+SEVERITIES = dict.fromkeys(ENDINGS["ok"] + ENDINGS["cancelled"], INFORMATIONAL)
+SEVERITIES |= dict.fromkeys(ENDINGS["error"], ERROR) | dict.fromkeys(ENDINGS["denied"], WARNING)
+
+# Columns are named with their table: a line calls the uid of a row its id.
+_CALLS = sql.SQL("""
+SELECT c.id AS row_id, {columns} FROM auditlog_call c
+WHERE (c.created_at, c.id) > (%(at)s, %(after)s) AND c.created_at >= %(since)s AND c.created_at < %(before)s
+    AND c.id > %(low)s AND c.id <= %(high)s
+ORDER BY c.created_at, c.id LIMIT %(most)s
+""")
+_EVENTS = sql.SQL("""
+SELECT e.id AS row_id, {columns} FROM auditlog_event e WHERE e.id > %(low)s AND e.id <= %(high)s
+ORDER BY e.id LIMIT %(most)s
+""")
+_CHECKPOINTS = sql.SQL("""
+SELECT number, body, signature, public_key FROM auditlog_checkpoint WHERE number > %(low)s
+ORDER BY number LIMIT %(most)s
+""")
+_BEGINNING, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+# What says how far a sink is; it moves from one of these to the next, or not at all.
+ROUND = ("round_to", "round_began_at", "round_at", "round_id")
+POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "checkpoints_to")
+
+
+class Batch(NamedTuple):
+    """Lines to deliver, and the position of the sink once they are acknowledged."""
+
+    lines: list[Line]
+    then: dict[str, Any]
+
+
+class Reader:
+    """The rows that one sink lacks, over a connection that holds its lock."""
+
+    def __init__(self, own: psycopg.Connection[Any], pk: UUID) -> None:
+        self._own = own
+        self._pk = pk
+        self.most = MOST_ROWS
+
+    def next(self, sink: Sink) -> Batch | None:
+        """What comes next; None when there is nothing now."""
+        found = self._events(sink) if sink.sends_events else None
+        if sink.sends_calls:
+            found = found or self._calls(sink) or self._checkpoints(sink)
+        return found
+
+    def move(self, sink: Sink, to: dict[str, Any], **noted: Any) -> bool:
+        """Note the new position, unless somebody has set the sink elsewhere meanwhile: whether it was noted."""
+        sets = sql.SQL(", ").join(
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"to_{name}")) for name in (*to, *noted)
+        )
+        same = sql.SQL(" AND ").join(
+            sql.SQL("{} IS NOT DISTINCT FROM {}").format(sql.Identifier(name), sql.Placeholder(f"was_{name}"))
+            for name in POSITION
+        )
+        statement = sql.SQL("UPDATE sinks_sink SET {} WHERE id = %(pk)s AND {}").format(sets, same)
+        values = {f"to_{name}": value for name, value in {**to, **noted}.items()}
+        values |= {f"was_{name}": getattr(sink, name) for name in POSITION}
+        moved = self._own.execute(statement, values | {"pk": self._pk}).rowcount == 1
+        if moved:
+            for name, value in {**to, **noted}.items():
+                setattr(sink, name, value)
+        return moved
+
+    def _events(self, sink: Sink) -> Batch | None:
+        high = self._last(Event)
+        if high is None or high <= sink.events_to:
+            return None
+        asked = {"low": sink.events_to, "high": high, "most": self.most}
+        rows = self._rows(_EVENTS, _columns(EVENT_COLUMNS), asked)
+        whole, lines = _cut(_event_line(row) for row in rows)
+        is_last = whole and len(rows) < self.most
+        return Batch(lines, {"events_to": high if is_last else rows[len(lines) - 1]["row_id"]})
+
+    def _checkpoints(self, sink: Sink) -> Batch | None:
+        """They are made one after the other, so that none appears before one that is there."""
+        rows = self._rows(_CHECKPOINTS, sql.Composed([]), {"low": sink.checkpoints_to, "most": self.most})
+        lines = [_checkpoint_line(row) for row in rows]
+        return Batch(lines, {"checkpoints_to": rows[-1]["number"]}) if rows else None
+
+    def _calls(self, sink: Sink) -> Batch | None:
+        if sink.round_to is None:
+            if sink.near_from < sink.calls_at - NEAR - LATE_EVERY:
+                return self._late(sink)
+            began, high = timezone.now(), self._last(Call)
+            if high is None or high <= sink.calls_to:
+                return None
+            position: dict[str, Any] = dict(zip(ROUND, (high, began, None, None), strict=True))
+        else:
+            position = {name: getattr(sink, name) for name in ROUND}
+        asked = {
+            "at": position["round_at"] or _BEGINNING,
+            "after": position["round_id"] or 0,
+            "since": sink.near_from,
+            "before": _END,
+            "low": sink.calls_to,
+            "high": position["round_to"],
+        }
+        lines, at, row_id = self._call_lines(sink, asked)
+        if row_id is not None:
+            return Batch(lines, position | {"round_at": at, "round_id": row_id})
+        done = {"calls_to": position["round_to"], "calls_at": position["round_began_at"]}
+        return Batch(lines, done | dict.fromkeys(ROUND))
+
+    def _late(self, sink: Sink) -> Batch:
+        """Rows that were older than `near_from` when they came, one batch after the other; then a new stretch begins.
+
+        Rows with an id after `calls_to` came after `calls_at`: what is older by NEAR then is late.
+        """
+        asked = {
+            "at": sink.round_at or _BEGINNING,
+            "after": sink.round_id or 0,
+            "since": sink.near_from - LATEST,
+            "before": sink.near_from,
+            "low": sink.late_calls_to,
+            "high": sink.calls_to,
+        }
+        lines, at, row_id = self._call_lines(sink, asked)
+        if row_id is not None:
+            return Batch(lines, {"round_at": at, "round_id": row_id})
+        done = {"late_calls_to": sink.calls_to, "near_from": sink.calls_at - NEAR}
+        return Batch(lines, done | dict.fromkeys(ROUND))
+
+    def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[Line], datetime | None, int | None]:
+        """The next calls, and the last of them when there may be more."""
+        columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
+        rows = self._rows(_CALLS, columns, asked | {"most": self.most})
+        whole, lines = _cut(_call_line(row) for row in rows)
+        if whole and len(rows) < self.most:
+            return lines, None, None
+        last = rows[len(lines) - 1]
+        return lines, last["created_at"], last["row_id"]
+
+    def _rows(self, statement: sql.SQL, columns: sql.Composed, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        with self._own.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(statement.format(columns=columns), asked).fetchall()
+
+    def _last(self, model: type[Call] | type[Event]) -> int | None:
+        with self._own.cursor() as cursor:
+            return last_id(cursor, model._meta.db_table, wait=WRITERS_S)
+
+
+@contextmanager
+def held(pk: UUID) -> Iterator[Reader | None]:
+    """The rows of a sink, which nobody else reads meanwhile; None when somebody does.
+
+    A process that is killed loses the lock by itself.
+    """
+    words = {name: value for name, value in connection.get_connection_params().items() if name != "pool"}
+    with psycopg.connect(**words, autocommit=True) as own:
+        own.adapters.register_loader("jsonb", JsonbLoader)
+        own.execute("SET application_name = 'gateway sink'")
+        own.execute("SET statement_timeout = 0")
+        with own.cursor(row_factory=scalar_row) as cursor:
+            free = cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK, _half(pk)]).fetchone()
+        yield Reader(own, pk) if free else None
+
+
+def _half(pk: UUID) -> int:
+    return (pk.int & 0xFFFFFFFF) - (1 << 31)
+
+
+def _columns(named: dict[str, str]) -> sql.Composed:
+    parts = (sql.SQL("{} AS {}").format(sql.Identifier(column), sql.Identifier(name)) for name, column in named.items())
+    return sql.SQL(", ").join(parts)
+
+
+def _cut(lines: Iterator[Line]) -> tuple[bool, list[Line]]:
+    """As many lines as go into one delivery, and whether these are all."""
+    taken: list[Line] = []
+    size = 0
+    for line in lines:
+        size += len(line.text)
+        if taken and size > MOST_BYTES:
+            return False, taken
+        taken.append(line)
+    return True, taken
+
+
+def _call_line(row: dict[str, Any]) -> Line:
+    return _line("call", row, row["created_at"], SEVERITIES.get(row["outcome"], NOTICE))
+
+
+def _event_line(row: dict[str, Any]) -> Line:
+    return _line("event", row, row["time"], NOTICE)
+
+
+def _checkpoint_line(row: dict[str, Any]) -> Line:
+    at = datetime.fromisoformat(orjson.loads(row["body"])["sealed_at"])
+    told = {
+        "id": str(uuid5(NAMESPACE_OID, row["body"])),
+        "created_at": at,
+        "number": row["number"],
+        "body": row["body"],
+        "signature": b64encode(row["signature"]).decode(),
+        "public_key": b64encode(row["public_key"]).decode(),
+    }
+    return _line("checkpoint", told, at, INFORMATIONAL)
+
+
+def _line(log: str, row: dict[str, Any], at: datetime, severity: int) -> Line:
+    told = {"log": log} | {name: value for name, value in row.items() if name != "row_id"}
+    return Line(log, at, severity, orjson.dumps(told, _plain, orjson.OPT_PASSTHROUGH_DATETIME))
+
+
+def _plain(value: Any) -> Any:
+    return stamp(value) if isinstance(value, datetime) else str(value)
+
+
+def oldest(lines: Sequence[Line]) -> datetime | None:
+    """The date of the oldest of these."""
+    return min((line.at for line in lines), default=None)

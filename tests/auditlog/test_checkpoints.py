@@ -1,0 +1,268 @@
+"""Checkpoints of the log: whoever removes, changes or adds a row is told of, and which row it was."""
+
+import io
+import random
+from base64 import b64encode
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.conf import LazySettings
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError, connection
+from django.utils import timezone
+
+from auditlog.checkpoints import sealing, tree, verifying
+from auditlog.checkpoints.verifying import verify
+from auditlog.committed import NEAR
+from auditlog.models import Call, Checkpoint
+from tests.calls import call, uid_at
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture
+def sealed() -> list[Call]:
+    """Some calls in some checkpoints."""
+    sealing.keep_up()
+    made = []
+    for n in range(5):
+        made += [call(request_payload={"b": n, "a": [1.5, None]}, client_ip="10.0.0.1") for _ in range(n + 1)]
+        sealing.keep_up()
+    return made
+
+
+def by_hand(statement: str, *parameters: Any) -> None:
+    """What somebody does who owns the database: no trigger stops them."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET session_replication_role = replica")
+        try:
+            cursor.execute(statement, parameters)
+            assert cursor.rowcount == 1
+        finally:
+            cursor.execute("RESET session_replication_role")
+
+
+def found() -> list[tuple[str, Any]]:
+    return [(finding.what, finding.uid) for finding in verify().findings]
+
+
+def test_untouched_log_is_as_it_was_sealed(sealed: list[Call]) -> None:
+    report = verify()
+
+    assert (report.findings, report.rows, report.uncovered, report.dropped) == ([], len(sealed), 0, 0)
+    call()
+    assert verify().uncovered == 1
+
+
+def test_removed_row_is_named(sealed: list[Call]) -> None:
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[4].uid)
+
+    assert found() == [("removed", sealed[4].uid)]
+    assert str(sealed[4].uid) in verify().findings[0].sentence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "outcome = 'denied'",
+        "duration_ms = duration_ms + 1e-9",
+        "recorded_at = recorded_at + interval '1 microsecond'",
+        "created_at = created_at + interval '1 microsecond'",
+        "request_payload = NULL",
+        "user_email = 'other@example.com'",
+    ],
+)
+def test_changed_row_is_named(change: str, sealed: list[Call]) -> None:
+    by_hand(f"UPDATE auditlog_call SET {change} WHERE uid = %s", sealed[7].uid)
+
+    assert found() == [("changed", sealed[7].uid)]
+
+
+@pytest.mark.parametrize("age", [timedelta(), 9 * DAY], ids=["now", "old"])
+def test_row_added_among_sealed_ones_is_named(age: timedelta, sealed: list[Call]) -> None:
+    at = timezone.now() - age
+    Call.partitions.make_for(at.date())
+    known = {str(field.column) for field in Call._meta.concrete_fields}
+    others = ", ".join(sorted(known - {"uid", "created_at"}))
+    statement = (
+        f"INSERT INTO auditlog_call (uid, created_at, {others}) "
+        f"SELECT %s, %s, {others} FROM auditlog_call WHERE uid = %s"
+    )
+    forged = uid_at(at)
+    by_hand(statement, forged, at, sealed[3].uid)
+
+    assert found() == [("added", forged)]
+
+
+def test_uid_that_was_exchanged_is_named_twice(sealed: list[Call]) -> None:
+    other = uid_at(timezone.now())
+    by_hand("UPDATE auditlog_call SET uid = %s WHERE uid = %s", other, sealed[2].uid)
+
+    assert set(found()) == {("added", other), ("removed", sealed[2].uid)}
+
+
+def test_rewritten_checkpoint_is_refused(sealed: list[Call]) -> None:
+    one = Checkpoint.objects.get(number=4)
+    rewritten = one.body.replace('"rows":', '"rows":1')
+    with pytest.raises(IntegrityError, match="insert-only"):
+        Checkpoint.objects.filter(number=4).update(body=rewritten)
+    by_hand("UPDATE auditlog_checkpoint SET body = %s WHERE number = 4", rewritten)
+
+    assert "Checkpoint 4 was rewritten" in " ".join(finding.sentence for finding in verify().findings)
+
+
+def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None:
+    """Who holds the database makes a key of their own, and signs anew what they changed."""
+    trusted = [sealing.public_bytes(sealing.signing_key())]
+    assert verify(trusted).findings == []
+    other = Ed25519PrivateKey.generate()
+    last = Checkpoint.objects.order_by("-number")[0]
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[-1].uid)
+    kept = bytes(last.leaves or b"")[: -(tree.UID + tree.DIGEST)]
+    body = orjson.loads(last.body)
+    leaves = [leaf.packed for leaf in tree.unpacked(kept)]
+    body |= {"rows": len(leaves), "root": tree.root_of(leaves).hex()}
+    text = orjson.dumps(body, option=tree.CANONICAL)
+    by_hand(
+        "UPDATE auditlog_checkpoint SET body = %s, signature = %s, public_key = %s, leaves = %s WHERE number = %s",
+        *(text.decode(), other.sign(text), sealing.public_bytes(other), kept, last.number),
+    )
+
+    assert verify().findings == []  # The database alone cannot tell.
+    assert [finding.what for finding in verify(trusted).findings] == ["checkpoint"]
+
+
+def test_checkpoint_that_was_taken_out_or_moved_is_told(sealed: list[Call]) -> None:
+    by_hand("DELETE FROM auditlog_checkpoint WHERE number = %s", 3)
+
+    assert verify().findings[0].sentence.startswith("Checkpoint 3 is missing")
+
+
+def test_digests_that_were_rewritten_are_refused(sealed: list[Call]) -> None:
+    one = Checkpoint.objects.get(number=5)
+    leaves = bytes(one.leaves or b"")
+    Checkpoint.objects.filter(pk=5).update(leaves=leaves[:20] + bytes([leaves[20] ^ 1]) + leaves[21:])
+
+    assert "the digests of its rows are others" in verify().findings[0].sentence
+
+
+def test_calls_that_took_long_are_sealed_too() -> None:
+    sealing.keep_up()
+    first = Checkpoint.objects.get()
+    body = orjson.loads(first.body)
+    before = timezone.now() - 3 * HOUR  # Time went by since.
+    body |= {"near_from": before - NEAR, "near_at": before}
+    text = orjson.dumps(body, option=tree.CANONICAL)
+    signed = sealing.signing_key().sign(text)
+    by_hand("UPDATE auditlog_checkpoint SET body = %s, signature = %s", text.decode(), signed)
+    late, soon = call(timezone.now() - 30 * HOUR), call()
+    sealing.keep_up()
+    sealing.keep_up()
+
+    kinds = [orjson.loads(one.body)["kind"] for one in Checkpoint.objects.order_by("number")]
+    assert kinds == ["first", "near", "late"]
+    assert verify().rows == 2
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", late.uid)
+    assert found() == [("removed", late.uid)]
+    assert soon.uid != late.uid
+
+
+def test_span_is_compared_alone(sealed: list[Call]) -> None:
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[0].uid)
+    now = timezone.now()
+
+    assert verify(since=now + HOUR).findings == []
+    assert len(verify(since=now - HOUR, until=now + HOUR).findings) == 1
+
+
+def test_rows_whose_partition_was_dropped_are_counted_and_no_finding(sealed: list[Call]) -> None:
+    limit = (timezone.now() + DAY).date()
+    assert sealing.forget_before((timezone.now() - DAY).date()) == 0
+    report = verify()
+    Call.partitions.drop_before(limit)
+    assert report.rows == len(sealed)
+    assert (verify().findings, verify().dropped) == ([], len(sealed))
+    assert sealing.forget_before(limit) == 5
+    assert (verify().findings, verify().dropped) == ([], 0)
+
+
+def test_row_whose_uid_tells_no_time_is_sealed_as_well() -> None:
+    sealing.keep_up()
+    odd = call()
+    by_hand("UPDATE auditlog_call SET uid = %s WHERE uid = %s", UUID(int=2**128 - 1), odd.uid)
+
+    assert sealing.keep_up() == 1
+    assert (verify().findings, verify().rows) == ([], 1)
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", UUID(int=2**128 - 1))
+    assert found() == [("removed", UUID(int=2**128 - 1))]
+
+
+def test_many_rows_make_several_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "MOST_ROWS", 3)
+    sealing.keep_up()
+    for _ in range(8):
+        call()
+
+    assert sealing.keep_up() == 8
+    assert Checkpoint.objects.count() == 4
+    assert verify().rows == 8
+
+
+def test_tree_is_that_of_the_standard() -> None:
+    """Against the definition of RFC 9162 section 2.1.1, written as it stands there."""
+
+    def mth(entries: list[bytes]) -> bytes:
+        if not entries:
+            return sha256().digest()
+        if len(entries) == 1:
+            return sha256(b"\x00" + entries[0]).digest()
+        k = 1 << (len(entries) - 1).bit_length() - 1
+        return sha256(b"\x01" + mth(entries[:k]) + mth(entries[k:])).digest()
+
+    chance = random.Random(1)
+    for size in (*range(20), 33, 100):
+        entries = [chance.randbytes(40) for _ in range(size)]
+        assert tree.root_of(entries) == mth(entries)
+
+
+def test_leaf_tells_every_column_of_a_row() -> None:
+    """A column that is added makes another version of the list; the ones there were stay."""
+    assert set(tree.COLUMNS[tree.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, sealed: list[Call]) -> Path:
+    out = io.StringIO()
+    call_command("verify_log", "--print-key", stdout=out)
+    path = tmp_path / "key.pem"
+    path.write_text(out.getvalue())
+    return path
+
+
+def test_command_names_what_it_finds(key_file: Path, sealed: list[Call]) -> None:
+    out = io.StringIO()
+    call_command("verify_log", "--public-key", str(key_file), stdout=out)
+    assert f"{len(sealed)} calls as they were sealed" in out.getvalue()
+
+    by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[1].uid)
+    with pytest.raises(CommandError, match="1 findings"):
+        call_command("verify_log", "--public-key", str(key_file), stdout=out)
+    assert f"Call {sealed[1].uid}" in out.getvalue()
+
+
+def test_key_of_the_environment_signs(settings: LazySettings) -> None:
+    settings.CHECKPOINT_KEY = bytes(range(32))
+    sealing.keep_up()
+
+    public = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
+    assert bytes(Checkpoint.objects.get().public_key) == public
+    assert b64encode(public)
+    assert verifying.verify([public]).findings == []

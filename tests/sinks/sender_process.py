@@ -1,0 +1,29 @@
+"""A process that sends the logs as each worker does, until it is killed: `python -m tests.sinks.sender_process`."""
+
+import os
+import time
+from ipaddress import ip_network
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
+
+import django
+
+
+def run() -> None:
+    django.setup()
+    from django.conf import settings
+    from django.db import connection
+
+    from sinks import reading, sending
+
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    settings.DATABASES["default"]["NAME"] = connection.settings_dict["NAME"] = os.environ["SENDER_DATABASE"]
+    reading.MOST_ROWS = 40
+    while True:
+        for pk in sending.due():
+            sending.serve(pk)
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    run()

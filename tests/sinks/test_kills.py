@@ -1,0 +1,140 @@
+"""kill -9 of who sends, at any moment, while several write: no row is missing at the receiving end."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.models import Call, Event
+from gatewayadmin.config import database
+from tests import sampling
+from tests.eventually import eventually
+from tests.sinks.conftest import MakeSink
+from tests.sinks.receiver import Request, Webhook
+from tests.sinks.test_sending import write
+from tests.workspace import ROOT
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill")]
+
+WRITERS = 3
+
+
+def sender() -> subprocess.Popen[bytes]:
+    """One more process that sends; PostgreSQL is the one of the tests."""
+    settings = connection.settings_dict
+    own = {"SENDER_DATABASE": settings["NAME"], "DJANGO_SETTINGS_MODULE": "gatewayadmin.settings"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    command = [sys.executable, "-m", "tests.sinks.sender_process"]
+    return subprocess.Popen(command, cwd=ROOT, env=kept | own, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def writing(chance: random.Random) -> Iterator[set[str]]:
+    """Several write all the while, in transactions of any length that may be undone; the rows that were committed."""
+    over, committed = threading.Event(), set[str]()
+
+    def one(own: random.Random) -> None:
+        with psycopg.connect(database.conninfo()) as writer:
+            while not over.is_set():
+                rows = [
+                    write(writer, timezone.now() - timedelta(minutes=own.choice([0, 0, 0, 5])))
+                    for _ in range(own.randint(1, 20))
+                ]
+                over.wait(own.choice([0, 0, 0.02, 0.3]))
+                if own.random() < 0.1:
+                    writer.rollback()
+                else:
+                    writer.commit()
+                    committed.update(rows)
+
+    threads = [threading.Thread(target=one, args=(random.Random(chance.random()),)) for _ in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield committed
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_senders_leave_out_no_row(
+    kills: int, to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some are killed at any moment, some when the receiver has taken rows and not answered yet, some when rows were on
+    the way that never came. What came twice is told by its id.
+    """
+    chance = random.Random(f"{sampling.seed()} {request.node.name}")
+    Call.partitions.make_for(datetime.now(UTC).date())
+    to_hook()
+    running: list[subprocess.Popen[bytes]] = []
+    taken_first = False
+
+    def came(wanted: int) -> bool:
+        return len(hook.requests) >= wanted
+
+    def kill_first(taken: Request) -> None:
+        """The rows are taken or lost on the way; the answer never comes through."""
+        if taken_first:
+            hook.rows += taken.rows
+            hook.acknowledged.update(row["id"] for row in taken.rows)
+        running[-1].send_signal(signal.SIGKILL)
+        running[-1].wait()
+
+    with writing(chance) as committed:
+        for number in range(kills):
+            wanted = len(hook.requests) + chance.randint(2, 9)
+            running.append(sender())
+            eventually(partial(came, wanted), 120)
+            if (number + 1) % 3:
+                taken_first = bool(number % 2)
+                hook.script.append(kill_first)
+                eventually(lambda: running[-1].poll() is not None)
+            else:
+                running[-1].send_signal(signal.SIGKILL)
+                running[-1].wait()
+    running.append(sender())
+    try:
+        eventually(lambda: committed <= set(hook.acknowledged), 120)
+    finally:
+        running[-1].kill()
+        running[-1].wait()
+
+    assert set(map(str, Call.objects.values_list("uid", flat=True))) == committed
+    calls = [row["id"] for row in hook.of("call")]
+    assert set(calls) == committed
+    assert {row["id"] for row in hook.of("event")} >= set(map(str, Event.objects.values_list("uid", flat=True)))
+    twice = len(calls) - len(committed)
+    assert twice < len(calls)
+    with capsys.disabled():
+        print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {twice} came twice")  # noqa: T201
+
+
+def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:
+    chance = random.Random(f"{sampling.seed()} {request.node.name}")
+    Call.partitions.make_for(datetime.now(UTC).date())
+    to_hook()
+    both: list[Any] = [sender(), sender()]
+    try:
+        with writing(chance) as committed:
+            eventually(lambda: len(hook.requests) > 12, 120)
+        eventually(lambda: committed <= set(hook.acknowledged), 120)
+    finally:
+        for one in both:
+            one.kill()
+            one.wait()
+
+    assert set(hook.acknowledged.values()) == {1}

@@ -1,0 +1,277 @@
+"""The other kinds of receivers, where sinks may be, and who may set them up."""
+
+import json
+import os
+import ssl
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from django.conf import LazySettings
+
+from auditlog.models import Event
+from capabilities import Capability, CapabilityRequired
+from sinks import receivers, sending
+from sinks.models import BadAddress, BadSecret, NameTaken, SendsNothing, Sink
+from sinks.receivers import Syslog as SyslogReceiver
+from sinks.receivers import backoff, checked_address, signing_key
+from sinks.trial import send_test_line
+from tests import make
+from tests.calls import call
+from tests.house.doors import browser as browser_of
+from tests.house.doors import session_of
+from tests.rest import Rest
+from tests.sinks.conftest import MakeSink
+from tests.sinks.receiver import SECRET, Syslog, Webhook
+from tests.workspace import ROOT
+from wire import guard
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ALL = frozenset(Capability)
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """How a receiver at 127.0.0.1 proves who it is, by an authority that this machine trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "logs")]), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "logs.pem"
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM) + secret)
+    monkeypatch.setattr(guard, "tls", lambda: ssl.create_default_context(cafile=str(pem)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def syslog(request: pytest.FixtureRequest, inside: None, authority: ssl.SSLContext) -> Iterator[tuple[str, Syslog]]:
+    received = Syslog(authority if request.param == "tls" else None)
+    yield f"{request.param}://127.0.0.1:{received.port}", received
+    received.close()
+
+
+def test_syslog_gets_a_counted_message_for_each_row(syslog: tuple[str, Syslog]) -> None:
+    address, received = syslog
+    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
+    made = [call(feature_name="echo \n “quoted”"), call(outcome="denied"), call(outcome="timeout")]
+
+    assert sending.serve(sink.pk) == 3
+
+    assert len(received.messages) == 3
+    heads, texts = zip(*(message.split(b"{", 1) for message in received.messages), strict=True)
+    assert [json.loads(b"{" + text)["id"] for text in texts] == [str(one.uid) for one in made]
+    assert [head.split()[0] for head in heads] == [b"<110>1", b"<108>1", b"<107>1"]
+    stamp, host, app, process, kind, data = heads[0].split()[1:]
+    assert datetime.fromisoformat(stamp.decode()).date() == made[0].created_at.date()
+    assert (host, app, process, kind, data) == (b"localhost", b"gateway-admin", b"-", b"call", b"-")
+    assert b"\n" not in received.messages[0]
+
+
+def test_syslog_that_hangs_up_has_not_acknowledged(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Syslog, "_read", lambda self, taken: taken.close())
+    received = Syslog()
+    address = f"tcp://127.0.0.1:{received.port}"
+    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
+    for _ in range(20):
+        call(request_payload="x" * 50_000)
+
+    assert sending.serve(sink.pk) == 0
+    assert Sink.objects.get(pk=sink.pk).status == "failing"
+    received.close()
+
+
+def test_standard_output_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Sink.objects.add(name="Output", kind="stdout", sends_events=False, by=None)
+    made = call()
+    reads, writes = os.pipe()
+    with monkeypatch.context() as patched, os.fdopen(reads, "rb") as lines:
+        patched.setattr(sys, "__stdout__", os.fdopen(writes, "w"))
+        assert sending.serve(sink.pk) == 1
+        assert sys.__stdout__ is not None
+        sys.__stdout__.close()
+        assert [json.loads(line)["id"] for line in lines] == [str(made.uid)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "words"),
+    [
+        ("webhook", "http://93.184.216.34/in", "without TLS"),
+        ("webhook", "https://127.0.0.1/in", "private or reserved"),
+        ("webhook", "https://169.254.169.254/in", "private or reserved"),
+        ("webhook", "https://user:secret@93.184.216.34/", "credentials"),
+        ("webhook", "logs", "https://"),
+        ("webhook", "", "https://"),
+        ("syslog", "udp://93.184.216.34:514", "UDP loses lines"),
+        ("syslog", "tls://93.184.216.34", "UDP loses lines"),
+        ("syslog", "tcp://93.184.216.34:514", "without TLS"),
+        ("syslog", "tls://10.0.0.1:6514", "private or reserved"),
+    ],
+)
+def test_address_that_may_not_be_called_is_refused_in_words(kind: str, address: str, words: str) -> None:
+    with pytest.raises(BadAddress, match=words):
+        Sink.objects.add(name="Out", kind=kind, address=address, secret=SECRET, by=None)
+
+
+def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhook, settings: LazySettings) -> None:
+    """A public name that leads inside later (DNS rebinding), though the inside may be called by others."""
+    sink = to_hook(sends_events=False)
+    Sink.objects.update(private=False)
+    call()
+
+    assert sending.serve(sink.pk) == 0
+    assert "an address that may not be called" in Sink.objects.get(pk=sink.pk).last_error
+    assert not hook.requests
+
+
+def test_sink_says_what_is_wrong_with_it(inside: None) -> None:
+    told: dict[str, Any] = {"kind": "webhook", "address": "http://127.0.0.1:9/", "by": None}
+    with pytest.raises(BadSecret):
+        Sink.objects.add(name="Short", secret="too short", **told)
+    with pytest.raises(SendsNothing):
+        Sink.objects.add(name="Idle", secret=SECRET, sends_calls=False, sends_events=False, **told)
+    with pytest.raises(SendsNothing):
+        Sink.objects.add(name="Odd", secret=SECRET, sends_calls=False, sends_payloads=True, **told)
+    Sink.objects.add(name="Taken", secret=SECRET, **told)
+    with pytest.raises(NameTaken):
+        Sink.objects.add(name="taken", secret=SECRET, **told)
+
+
+@pytest.mark.parametrize("lacks", [Capability.LOGS_READ, Capability.AUDIT_READ, Capability.LOGS_PAYLOADS])
+def test_nobody_sends_what_they_may_not_see(lacks: Capability) -> None:
+    by = make.user(*(ALL - {lacks}))
+    with pytest.raises(CapabilityRequired):
+        Sink.objects.add(name="Out", kind="stdout", sends_payloads=True, by=by)
+    others = Sink.objects.add(name="Others", kind="stdout", sends_payloads=True, by=None)
+    with pytest.raises(CapabilityRequired):
+        others.edit(name="Mine", by=by)
+    others.disable(by=by)
+    with pytest.raises(CapabilityRequired):
+        others.enable(by=by)
+
+
+def test_payloads_take_their_capability_in_the_api_too() -> None:
+    rest = Rest.of(make.user(*(ALL - {Capability.LOGS_PAYLOADS})))
+
+    refused = rest.send("post", "/sinks", {"name": "Out", "kind": "stdout", "sends_payloads": True})
+
+    assert refused.status_code == 403
+    assert refused.json()["capability"] == "logs:payloads"
+
+
+def test_secret_is_sealed_and_never_told(to_hook: MakeSink) -> None:
+    sink = to_hook()
+
+    assert SECRET.encode() not in bytes(sink.secret_ciphertext or b"")
+    assert sink.secret() == SECRET
+    answer = Rest.of(make.user(*ALL)).send("get", f"/sinks/{sink.pk}")
+    assert answer.json()["has_secret"] is True
+    assert SECRET not in answer.content.decode()
+    assert not [event for event in Event.objects.all() if SECRET in str(event.changes)]
+    sink.edit(name="Other", secret="", by=None)
+    assert Sink.objects.get(pk=sink.pk).secret() == SECRET
+
+
+def test_edit_acts_on_the_next_delivery_and_is_told(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    hook.script = [lambda request: request.say(500)]
+    call()
+    sending.serve(sink.pk)
+
+    sink.edit(secret="another secret of sixteen", sends_events=True, by=None)
+
+    assert sink.pk in [one.pk for one in Sink.objects.filter(retry_at=None)]
+    told = Event.objects.get(action="sink.updated").changes
+    assert told == {"sends_events": [False, True], "secret_replaced": True}
+
+
+def test_test_line_tells_how_it_went_and_moves_nothing(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+    assert send_test_line(sink, by=None).delivered
+    assert [row["log"] for row in hook.rows] == ["test"]
+    hook.close()
+
+    failed = send_test_line(sink, by=None)
+
+    assert failed == (False, "Not delivered: it cannot be reached.")
+    assert Event.objects.filter(action="sink.tested").count() == 2
+    assert Sink.objects.get(pk=sink.pk).delivered == 0
+
+
+def test_pages_set_up_test_pause_and_remove(hook: Webhook) -> None:
+    browser = browser_of(session_of(make.user(*ALL)))
+    form = {"name": "Archive", "address": hook.url, "secret": SECRET, "sends_calls": "on", "sends_events": "on"}
+    refused = browser.post("/settings/sinks/add/?kind=webhook", form | {"secret": "short"})
+    assert refused.status_code == 422
+    assert "at least 16" in refused.content.decode()
+    browser.post("/settings/sinks/add/?kind=webhook", form)
+    sink = Sink.objects.get()
+    assert "Archive" in browser.get("/settings/sinks/").content.decode()
+    assert "was acknowledged" in browser.post(f"/settings/sinks/{sink.pk}/test/").content.decode()
+    browser.post(f"/settings/sinks/{sink.pk}/disable/")
+    assert "Paused" in browser.get("/settings/sinks/").content.decode()
+    assert SECRET not in browser.get(f"/settings/sinks/{sink.pk}/").content.decode()
+    browser.post(f"/settings/sinks/{sink.pk}/remove/")
+    assert not Sink.objects.exists()
+
+
+def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
+    assert signing_key("plain words") == b"plain words"
+    assert signing_key("whsec_AAEC") == b"\x00\x01\x02"
+    assert signing_key("whsec_not base64!") == b"whsec_not base64!"
+
+
+def test_failures_are_waited_for_ever_longer_up_to_five_minutes() -> None:
+    waits = [backoff(failures, 1.0) for failures in (1, 2, 3, 20, 10_000)]
+    assert waits == [2, 4, 8, 300, 300]
+    assert backoff(3, 0.0) == 4
+
+
+def test_message_is_what_the_standard_says(inside: None) -> None:
+    sink = Sink(kind="syslog", address="tls://logs.example.com:6514", private=False)
+    at = datetime(2026, 11, 21, 9, 0, 0, 123456, tzinfo=UTC)
+
+    framed = SyslogReceiver(sink).message(receivers.Line("call", at, receivers.WARNING, b'{"a":1}'))
+
+    assert framed == b"72 <108>1 2026-11-21T09:00:00.123Z localhost gateway-admin - call - " + b'{"a":1}'
+    assert checked_address("syslog", "tcp://127.0.0.1:514") is True
+
+
+def test_documented_check_of_a_signature_takes_what_is_sent_and_nothing_else(to_hook: MakeSink, hook: Webhook) -> None:
+    page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
+    printed: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], printed)
+    sink = to_hook(sends_events=False)
+    made = call()
+    sending.serve(sink.pk)
+    request = hook.requests[0]
+    headers = {name.lower(): value for name, value in request.headers.items()}
+
+    assert [row["id"] for row in printed["rows"](headers, request.body, SECRET)] == [str(made.uid)]
+    for body, secret in ((request.body + b" ", SECRET), (request.body, "another secret of sixteen")):
+        with pytest.raises(ValueError, match="not from the gateway"):
+            printed["rows"](headers, body, secret)

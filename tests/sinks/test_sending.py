@@ -1,0 +1,344 @@
+"""What a sink gets: every committed row, at least once, whatever the receiver and the writers do."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.checkpoints import sealing
+from auditlog.checkpoints.verifying import verify
+from auditlog.committed import NEAR
+from auditlog.models import Call, Checkpoint, Event
+from gatewayadmin.config import database
+from sinks import reading, receivers, sending
+from sinks.models import Sink
+from tests.calls import call, uid_at
+from tests.sinks.conftest import MakeSink
+from tests.sinks.receiver import Answer, Request, Webhook
+
+pytestmark = [pytest.mark.django_db(transaction=True)]
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+INSERT = """
+INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,
+    http_status, host_name, gateway_name, server_name, user_email, identity_label, token_name, token_prefix,
+    duration_ms, request_bytes, response_bytes, user_agent, client_name, client_version, protocol_version)
+VALUES (%(uid)s, %(at)s, %(uid)s, 'tools/call', '', '', 'ok', '', 200, '', '', '', '', '', '', '', 1, 0, 0, '', '',
+    '', '')
+"""
+
+
+def write(writer: psycopg.Connection[Any], at: datetime | None = None) -> str:
+    at = at or timezone.now()
+    uid = uid_at(at)
+    writer.execute(INSERT, {"uid": uid, "at": at})
+    return str(uid)
+
+
+def now(sink: Sink) -> Sink:
+    return Sink.objects.get(pk=sink.pk)
+
+
+def test_rows_come_signed_as_an_export_tells_them(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook()
+    made = call(feature_name="echo", request_payload={"secret": "no"})
+
+    assert sending.serve(sink.pk) >= 1
+
+    row, *others = hook.of("call")
+    assert not others
+    assert row["id"] == str(made.uid)
+    assert row["feature_name"] == "echo"
+    assert "request_payload" not in row
+    assert all(request.is_signed() for request in hook.requests)
+    assert {event["action"] for event in hook.of("event")} == {"sink.created"}
+    assert now(sink).status == "current"
+    assert sending.serve(sink.pk) == 0
+
+
+def test_payloads_come_to_who_asks_for_them(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_payloads=True, sends_events=False)
+    call(request_payload={"a": 1})
+
+    sending.serve(sink.pk)
+
+    assert [row["request_payload"] for row in hook.rows] == [{"a": 1}]
+
+
+def test_row_that_commits_after_later_ones_is_sent(
+    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "WRITERS_S", 0)
+    Call.partitions.make_for(datetime.now(UTC).date())
+    sink = to_hook(sends_events=False)
+    with psycopg.connect(database.conninfo()) as slow, psycopg.connect(database.conninfo()) as quick:
+        first = write(slow)
+        second = write(quick)
+        quick.commit()
+
+        assert sending.serve(sink.pk) == 0  # Whoever has a lower id may still come.
+        slow.commit()
+
+    assert sending.serve(sink.pk) == 2
+    assert set(hook.acknowledged) == {first, second}
+
+
+def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    late = call(timezone.now() - NEAR - 5 * HOUR)
+    call()
+    sending.serve(sink.pk)
+    assert str(late.uid) not in hook.acknowledged
+
+    Sink.objects.update(near_from=timezone.now() - NEAR - HOUR)  # Time goes by.
+    call()
+    sending.serve(sink.pk)
+
+    assert hook.acknowledged == {str(uid): 1 for uid in Call.objects.values_list("uid", flat=True)}
+
+
+def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) -> None:
+    """Days of rows, some of them of calls that took hours, and batches of three."""
+    sink = to_hook(sends_events=False)
+    then = timezone.now() - 6 * DAY
+    Sink.objects.update(calls_at=then, near_from=then - NEAR)
+    sink.disable(by=None)
+    for hours in range(0, 140, 7):
+        call(then + hours * HOUR)
+        call(then + hours * HOUR - 40 * HOUR)
+    assert sending.due() == []
+
+    now(sink).enable(by=None)
+    while sending.serve(sink.pk):
+        pass
+
+    assert hook.acknowledged == {str(uid): 1 for uid in Call.objects.values_list("uid", flat=True)}
+
+
+def test_batches_are_cut_by_number_and_by_size(
+    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_ROWS", 3)
+    monkeypatch.setattr(reading, "MOST_BYTES", 2500)
+    sink = to_hook(sends_events=False)
+    at = timezone.now()
+    made = {str(call(at).uid) for _ in range(11)}
+
+    assert sending.serve(sink.pk) == 11
+    assert set(hook.acknowledged) == made
+    assert max(len(request.rows) for request in hook.requests) <= 3
+
+
+def test_sink_of_the_whole_log_begins_with_the_oldest_row(to_hook: MakeSink, hook: Webhook) -> None:
+    old = call(timezone.now() - 9 * DAY)
+    sink = to_hook(from_beginning=True)
+
+    sending.serve(sink.pk)
+
+    assert str(old.uid) in hook.acknowledged
+
+
+def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    sealing.keep_up()
+    call()
+    sealing.keep_up()
+
+    sending.serve(sink.pk)
+
+    kept = {one.number: one.body for one in Checkpoint.objects.all()}
+    assert {line["number"]: line["body"] for line in hook.of("checkpoint")} == kept
+    assert len(kept) == 2
+    assert verify(received=kept).findings == []
+    assert "was received elsewhere" in verify(received={**kept, 2: "{}", 3: "{}"}).findings[-1].sentence
+    assert sending.serve(sink.pk) == 0
+
+
+def says(status: int, **headers: str) -> Answer:
+    return lambda request: request.say(status, **headers)
+
+
+def garbage(request: Request) -> None:
+    request.send(b"\x00\xff not HTTP at all\r\n\r\n")
+
+
+def nothing(request: Request) -> None:
+    request.handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+REFUSALS: dict[str, tuple[Answer, str]] = {
+    "500": (says(500), "It answered 500."),
+    "redirect": (says(307, Location="http://127.0.0.1:9/"), "no redirect is followed"),
+    "garbage": (garbage, "not HTTP"),
+    "nothing": (nothing, "not HTTP"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused_rows_are_kept_and_sent_again(name: str, to_hook: MakeSink, hook: Webhook) -> None:
+    answer, words = REFUSALS[name]
+    sink = to_hook(sends_events=False)
+    made = call()
+    hook.script = [answer, answer]
+
+    assert sending.serve(sink.pk) == 0
+    refused = now(sink)
+    assert words in refused.last_error
+    assert refused.status == "failing"
+    assert refused.retry_at is not None
+    assert refused.waiting_since == made.created_at
+    assert sink.pk not in sending.due()
+    assert sending.serve(sink.pk) == 0
+    assert now(sink).failures == 2
+
+    assert sending.serve(sink.pk) == 1
+    assert list(hook.acknowledged) == [str(made.uid)]
+    assert now(sink).status == "current"
+    assert [request.body for request in hook.requests[1:]] == [hook.requests[0].body] * 2
+
+
+def test_retry_after_is_waited_for(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+    hook.script = [says(429, Retry_After="1200")]
+
+    sending.serve(sink.pk)
+
+    retry_at = now(sink).retry_at
+    assert retry_at is not None
+    assert timedelta(minutes=19) < retry_at - timezone.now() <= timedelta(minutes=20)
+
+
+def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    for _ in range(8):
+        call()
+    hook.script = [says(413), says(413)]
+
+    assert sending.serve(sink.pk) == 8
+    assert [len(request.rows) for request in hook.requests] == [8, 4, 2, 2, 2, 2]
+
+
+def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
+    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receivers, "SECONDS", 0.3)
+    sink = to_hook(sends_events=False)
+    call()
+    over = threading.Event()
+
+    def drip(request: Request) -> None:
+        """A byte now and then, for ever."""
+        request.handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not over.wait(0.05):
+            request.handler.wfile.write(b"X")
+            request.handler.wfile.flush()
+
+    hook.script = [drip]
+    assert sending.serve(sink.pk) == 0
+    over.set()
+    assert "did not answer within" in now(sink).last_error
+
+
+def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+    hook.close()
+
+    assert sending.serve(sink.pk) == 0
+    assert now(sink).last_error == "It cannot be reached."
+
+
+def test_who_has_not_the_lock_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+    with reading.held(sink.pk) as reader:
+        assert reader is not None
+        assert sending.serve(sink.pk) == 0
+    assert sending.serve(sink.pk) == 1
+
+
+def test_who_comes_late_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
+    """The lock is lost with its connection; what is left of that process moves nothing."""
+    sink = to_hook(sends_events=False)
+    call()
+    with reading.held(sink.pk) as reader:
+        assert reader is not None
+        stale = now(sink)
+        batch = reader.next(stale)
+        assert batch is not None
+    sending.serve(sink.pk)
+    moved = now(sink).calls_to
+    with reading.held(sink.pk) as reader:
+        assert reader is not None
+        assert not reader.move(stale, batch.then)
+    assert now(sink).calls_to == moved
+
+
+def test_dropped_rows_are_told_by_number_and_the_sink_goes_on(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    then = timezone.now() - 9 * DAY
+    Sink.objects.update(calls_at=then, near_from=then - NEAR)
+    sink.disable(by=None)
+    for days in (8, 7, 2):
+        call(timezone.now() - days * DAY)
+    limit = (timezone.now() - 5 * DAY).date()
+
+    assert sending.drop_before(limit) == 2
+    Call.partitions.drop_before(limit)
+    now(sink).enable(by=None)
+    sending.serve(sink.pk)
+
+    told = Event.objects.get(action="sink.rows_dropped")
+    assert told.changes["calls"] == 2
+    assert told.target_id == str(sink.pk)
+    assert len(hook.acknowledged) == 1
+    assert now(sink).dropped_before is not None
+    assert sending.drop_before(limit) == 0
+    assert Event.objects.filter(action="sink.rows_dropped").count() == 1
+
+
+def test_partitions_that_somebody_else_dropped_are_told_of(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    then = timezone.now() - 9 * DAY
+    Sink.objects.update(calls_at=then, near_from=then - NEAR)
+    call(timezone.now() - 8 * DAY)
+    call()
+    Call.partitions.drop_before((timezone.now() - 5 * DAY).date())
+
+    sending.serve(sink.pk)
+
+    assert Event.objects.get(action="sink.rows_dropped").changes["calls"] == "unknown"
+    assert len(hook.acknowledged) == 1
+
+
+def test_one_sink_that_hangs_keeps_no_other_waiting(
+    to_hook: MakeSink, hook: Webhook, eventually_sent: Callable[[Sink], None]
+) -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        stuck = to_hook(name="Deaf", address=f"http://127.0.0.1:{deaf.getsockname()[1]}/", sends_events=False)
+        sink = to_hook(sends_events=False)
+        call()
+        sending.start_due()
+        eventually_sent(sink)
+        assert now(stuck).last_delivered_at is None
+    over.set()
+
+
+@pytest.fixture
+def eventually_sent() -> Any:
+    from tests.eventually import eventually
+
+    yield lambda sink: eventually(lambda: now(sink).last_delivered_at)
+    for thread in list(sending._threads.values()):
+        thread.join()
+    connection.close()
+    time.sleep(0)
