@@ -17,7 +17,19 @@ from tests import make
 from tests.conftest import SignIn
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("accounts", "auditlog", "connections", "gatewayadmin", "gateways", "hosts", "oauth", "servers", "sinks", "tokens", "ui")
+ROOMS = (
+    "accounts",
+    "auditlog",
+    "connections",
+    "gatewayadmin",
+    "gateways",
+    "hosts",
+    "oauth",
+    "servers",
+    "sinks",
+    "tokens",
+    "ui",
+)
 
 TEXTS = (
     "Dashboard",
