@@ -11,8 +11,8 @@ from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET
 
 HELP = {
     "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
-    "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines and is "
-    "not offered.",
+    "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
+    "and is not offered.",
 }
 
 
