@@ -131,7 +131,7 @@ def switch(request: AppRequest) -> HttpResponse:
 
 
 @require_POST
-@own_resource("own connections", others=Capability.MCP_CONNECTIONS_REVOKE)
+@own_resource("own connections; each of others takes MCP_CONNECTIONS_REVOKE")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the connections that were picked in the list; who may not revoke one is told so, and it stays."""
     way = Ending(

@@ -58,7 +58,7 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 30
+ROWS = 23  # Each has links, a box and two buttons: with more, the page of everybody's tokens would be too heavy.
 HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
@@ -351,7 +351,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 @require_POST
-@own_resource("one's own tokens", others=ENDING)
+@own_resource("one's own tokens; each of others takes one of ENDING")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the tokens that were picked in the list; who may not end one is told so, and it stays."""
     way = Ending(
