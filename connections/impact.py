@@ -121,6 +121,21 @@ def archived_with(target: Host | Gateway) -> str:
     return f"These connections are revoked: {first_names(labels)}."
 
 
+def ended_together(which: Q) -> str:
+    """What is revoked with several, as a sentence: live connections, and the tokens and keys they hold."""
+    live = Connection.objects.live().filter(which)
+    now = Q(tokens__revoked_at=None) & (Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now()))
+    totals = live.aggregate(
+        links=Count("pk", distinct=True),
+        users=Count("user", distinct=True),
+        tokens=Count("tokens", filter=now, distinct=True),
+    )
+    parts = [(totals["links"], "connection"), (totals["tokens"], "token")]
+    words = " and ".join(f"{n:,} {word}{'' if n == 1 else 's'}" for n, word in parts)
+    people = f"{totals['users']:,} user{'' if totals['users'] == 1 else 's'}"
+    return f"{words} of {people} end with the next request." if totals["links"] else "No connection ends with them."
+
+
 @singledispatch
 def _reached(target: models.Model) -> tuple[Q, Q]:
     """The conditions for the connections and the calls that depend on `target`."""

@@ -3,7 +3,7 @@
 from django.db.models.functions import Lower
 
 from capabilities import Capability
-from ui.tables import Column, Table
+from ui.tables import WEEK, Column, Table
 
 LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
 
@@ -11,13 +11,16 @@ MCP = Table(
     "connections",
     "MCP connections",
     (
-        Column("pick", "Pick", 2, kind="pick", needs=Capability.CONNECTIONS_TOGGLE),
+        Column(
+            "pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
+        ),
         Column("name", "Client name"),
         Column("status", "Status", 9.5, on_phone=True),
         Column("user", "User email", 11, priority=2, on_phone=True),
         Column("gateway", "Gateway", 8, priority=4, on_phone=True),
         Column("prefix", "API key prefix", 8, priority=3),
         Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
+        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ),
         Column("token", "Last token", 6.5, priority=3, hint=LAST_TOKEN),
         Column("acts", "Actions", 10, kind="acts", said=False),
     ),

@@ -18,7 +18,7 @@ from gateways.models import Gateway
 from ui.pages import AppRequest, page_of
 from ui.tables import show_list
 
-ROWS = 25
+ROWS = 22
 GATEWAYS = 40  # More would make the page too heavy; the search finds the connections of the rest.
 KINDS = ("app", "agent", "all")
 

@@ -11,6 +11,7 @@ urlpatterns = [
     path("hosts/<uuid:pk>/enrolled/", enrolment_views.listing, name="enrolled"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
     path("switch/connections/", views.switch, name="switch"),
+    path("revoke/connections/", views.revoke_picked, name="revoke_picked"),
     path("connections/<uuid:pk>/disable/", views.disable, name="disable"),
     path("connections/<uuid:pk>/enable/", views.enable, name="enable"),
     path("connections/<uuid:pk>/revoke/", views.revoke, name="revoke"),

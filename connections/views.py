@@ -6,16 +6,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from django.db.models import Q
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.carried import OwnConnection, with_carried
-from connections.impact import cut_together, cuts
+from connections.impact import cut_together, cuts, ended_together
 from connections.lists import MCP, TABS
 from connections.mcp_connections_views import McpFilter, number
 from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
@@ -23,7 +25,7 @@ from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
 from ui import bulk
-from ui.bulk import Switching
+from ui.bulk import Ending, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -126,6 +128,28 @@ def switch(request: AppRequest) -> HttpResponse:
     way = Switching("connection", "connections", partial(cut_together, viewer=request.user), _why_not_switched)
     back = reverse("connections:mcp")
     return bulk.switch(request, visible(request.user, Capability.CONNECTIONS_TOGGLE), way, back=back)
+
+
+@require_POST
+@own_resource("own connections; each of others takes MCP_CONNECTIONS_REVOKE")
+def revoke_picked(request: AppRequest) -> HttpResponse:
+    """Revoke the connections that were picked in the list; who may not revoke one is told so, and it stays."""
+    way = Ending(
+        *("connection", "connections", "Revoke", "revoked"),
+        end=lambda connection: connection.revoke(by=request.user),
+        ends=lambda rows: ended_together(Q(pk__in=[row.pk for row in rows])),
+        refused=partial(_why_not_revoked, request.user),
+        faults=(AlreadyRevoked,),
+    )
+    return bulk.end(
+        request, visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), way, back=reverse("connections:mcp")
+    )
+
+
+def _why_not_revoked(viewer: User, connection: Connection) -> str:
+    if not connection.is_live:
+        return "revoked already"
+    return "" if connection.may_be_revoked_by(viewer) else "not yours to revoke"
 
 
 def _why_not_switched(connection: Connection) -> str:

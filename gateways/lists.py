@@ -3,7 +3,7 @@
 from django.db.models.functions import Lower
 
 from capabilities import Capability
-from ui.tables import Column, Table
+from ui.tables import WEEK, Column, Table
 
 GATEWAYS = Table(
     "gateways",
@@ -15,6 +15,7 @@ GATEWAYS = Table(
         Column("servers", "Servers", 5, priority=2, kind="number"),
         Column("tools", "Tools", 5, priority=3, kind="number"),
         Column("connections", "Connections", 7, priority=2, kind="number"),
+        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ),
         Column("reach", "Reach", 8, priority=3, sorts=("reach", Lower("name")), on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),
         Column("acts", "Actions", 4, kind="acts", said=False),

@@ -18,7 +18,7 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
 from gateways.team_forms import GatewaysForm, PeopleForm, TeamForm
-from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen, show
+from ui.pages import AppRequest, Undo, clash_context, confirm, leave, own_path, page_of, posted, refuse, seen, show
 
 
 def page_url(team: Team) -> str:
@@ -116,17 +116,41 @@ def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
     return leave(request, page_url(team), "People added")
 
 
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
+    """The same from the page of a person: each team they are not in is one button."""
+    person = get_object_or_404(User, pk=pk)
+    back = reverse("accounts:person", args=[pk])
+    if request.method == "GET":
+        live = Q(gateways__archived_at=None, gateways__reach=Reach.TEAMS)
+        teams = Team.objects.exclude(users=person).order_by("name")
+        counted = teams.annotate(gateway_count=Count("gateways", filter=live, distinct=True))
+        return show(request, "gateways/put_in_team.html", {"person": person, "teams": counted, "back": back})
+    try:
+        with transaction.atomic():
+            team = Team.objects.select_for_update().get(pk=UUID(request.POST.get("team", "")))
+            team.edit(name=team.name, users={*team.users.all(), person}, by=request.user)
+    except (ValueError, Team.DoesNotExist):
+        return leave(request, back, "There is no such team.")
+    except Outranked as error:
+        return leave(request, back, str(error))
+    undo = Undo(reverse("gateways:remove_from_team", args=[team.pk, pk]), [("back", back)])
+    return leave(request, back, f"{person.email} is in {team.name}", undo)
+
+
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
+    back = own_path(request.POST.get("back", ""), reverse("gateways:team", args=[pk]))
     try:
         with transaction.atomic():
             team = _locked(pk)
             person = get_object_or_404(team.users.all(), pk=user_pk)
             team.edit(name=team.name, users=list(team.users.exclude(pk=person.pk)), by=request.user)
     except Outranked as error:
-        return leave(request, reverse("gateways:team", args=[pk]), str(error))
-    return leave(request, page_url(team), f"{person.email} is out of {team.name}")
+        return leave(request, back, str(error))
+    return leave(request, back, f"{person.email} is out of {team.name}")
 
 
 @require_http_methods(["GET", "POST"])

@@ -41,6 +41,7 @@ urlpatterns = [
     path("people/teams/<uuid:pk>/add/", team_views.add_people, name="add_to_team"),
     path("people/teams/<uuid:pk>/gateways/", team_views.choose_gateways, name="team_gateways"),
     path("people/teams/<uuid:pk>/remove/<uuid:user_pk>/", team_views.remove_person, name="remove_from_team"),
+    path("people/<uuid:pk>/team/", team_views.put_in, name="put_in_team"),
     path("assignments/<uuid:pk>/edit/", assignment_views.edit, name="edit_assignment"),
     path("assignments/<uuid:pk>/remove/", assignment_views.remove, name="remove_assignment"),
     path("assignments/<uuid:pk>/enable/", assignment_views.enable, name="enable_assignment"),

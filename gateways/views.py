@@ -46,7 +46,7 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 32  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
+ROWS = 28  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
 WITHIN_REACH = "lists only gateways within one's reach"
 

@@ -20,14 +20,14 @@ from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
-from connections.impact import archived_with, cut_together, cuts
+from connections.impact import archived_with, cut_together, cuts, ended_together
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
 from hosts.lists import HOSTS
 from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
 from ui import bulk
-from ui.bulk import Switching
+from ui.bulk import Ending, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -45,6 +45,8 @@ from ui.pages import (
     was_typed,
 )
 from ui.tables import show_list
+
+ROWS = 33  # Each has links, a box and a switch; fifty of them would make the page too heavy.
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
@@ -75,7 +77,7 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = HostFilter(request.GET)
     table = HOSTS.seen(request)
     hosts = table.ordered(filters.narrow(Host.objects.live()))
-    page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
+    page = page_of(request, hosts, ROWS, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
         "table": table,
@@ -89,6 +91,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
+    """Make a token-based host; with `connect` the flow that makes its first token follows at once."""
     form = NewAgentForm(posted(request))
     context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
     context["back"] = _way_back(request)
@@ -100,7 +103,9 @@ def add(request: AppRequest) -> HttpResponse:
         except NameTaken:
             form.refuse_name()
         else:
-            return leave(request, reverse("connections:for_host", args=[host.pk]), f"{host.name} created")
+            connect = f"{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
+            to = connect if "connect" in request.POST else reverse("connections:for_host", args=[host.pk])
+            return leave(request, to, f"{host.name} created")
     return refuse(request, "hosts/form.html", context)
 
 
@@ -191,6 +196,23 @@ def switch(request: AppRequest) -> HttpResponse:
     hosts = Host.objects.live() if request.user.has_perm(Capability.HOSTS_READ) else Host.objects.none()
     way = Switching("host", "hosts", partial(cut_together, viewer=request.user), _why_not_switched)
     return bulk.switch(request, hosts, way, back=_way_back(request))
+
+
+@require_POST
+@requires(Capability.HOSTS_TOGGLE)
+@requires(Capability.MCP_CONNECTIONS_REVOKE)
+def archive_picked(request: AppRequest) -> HttpResponse:
+    """Archive the hosts that were picked in the list; one that is still enabled is left alone."""
+    hosts = Host.objects.live() if request.user.has_perm(Capability.HOSTS_READ) else Host.objects.none()
+    way = Ending(
+        *("host", "hosts", "Archive", "archived"),
+        end=lambda host: Connection.objects.archive_host(host, by=request.user),
+        ends=lambda hosts: f"They leave the list for good. {ended_together(Q(host__in=hosts))}",
+        refused=lambda host: "still enabled" if host.enabled else "",
+        faults=(StillEnabled,),
+        icon="archive",
+    )
+    return bulk.end(request, hosts, way, back=_way_back(request))
 
 
 def _why_not_switched(host: Host) -> str:

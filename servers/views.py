@@ -49,7 +49,7 @@ from ui.pages import (
 from ui.tables import show_list
 from wire.credential import place_of
 
-ROWS = 40  # Each carries a URL and a switch; fifty of them would make the page too heavy.
+ROWS = 38  # Each carries a URL and a switch; fifty of them would make the page too heavy.
 
 
 def counted(servers: ServerQuerySet) -> ServerQuerySet:

@@ -6,6 +6,7 @@ TOKENS = Table(
     "tokens",
     "API tokens",
     (
+        Column("pick", "Pick", 2, kind="pick"),
         Column("name", "Name"),
         Column("prefix", "Prefix", 8, priority=2, on_phone=True),
         Column("host", "Host", 8, priority=2),

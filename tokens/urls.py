@@ -12,6 +12,7 @@ urlpatterns = [
     path("settings/api-keys/create", api_key_views.create, name="create_api_key"),
     path("settings/api-keys/<uuid:pk>/revoke", api_key_views.revoke, name="revoke_api_key"),
     path("gateways/<slug:slug>/tokens/", views.for_gateway, name="for_gateway"),
+    path("revoke/tokens/", views.revoke_picked, name="revoke_picked"),
     path("tokens/<uuid:pk>/edit/", views.edit, name="edit"),
     path("tokens/<uuid:pk>/regenerate/", views.regenerate, name="regenerate"),
     path("tokens/<uuid:pk>/ask-for-new/", views.ask_for_new, name="ask_for_new"),

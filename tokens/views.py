@@ -42,6 +42,8 @@ from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gate
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, hosts_for, known_to, servers_of, waiting_for, with_scope
+from ui import bulk
+from ui.bulk import Ending
 from ui.pages import (
     AppRequest,
     clash_context,
@@ -56,7 +58,7 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 30
+ROWS = 23  # Each has links, a box and two buttons: with more, the page of everybody's tokens would be too heavy.
 HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
@@ -346,6 +348,31 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.
         verb(by=request.user)
     return changed(request, token, "Token revoked")
+
+
+@require_POST
+@own_resource("one's own tokens; each of others takes one of ENDING")
+def revoke_picked(request: AppRequest) -> HttpResponse:
+    """Revoke the tokens that were picked in the list; who may not end one is told so, and it stays."""
+    way = Ending(
+        *("token", "tokens", "Revoke", "revoked"),
+        end=lambda token: token.revoke(by=request.user),
+        ends=_ended_with,
+        refused=partial(_why_not_revoked, request.user),
+        faults=(AlreadyRevoked,),
+    )
+    return bulk.end(request, with_scope(known_to(request.user)), way, back=reverse("tokens:list"))
+
+
+def _ended_with(tokens: list[Token]) -> str:
+    hosts = {token.connection.host_id for token in tokens}
+    return f"Requests of {len(hosts)} host{'' if len(hosts) == 1 else 's'} with them fail with 401 immediately."
+
+
+def _why_not_revoked(viewer: User, token: Token) -> str:
+    if token.revoked_at:
+        return "revoked already"
+    return "" if TokenRow(token, viewer).may_revoke else "not yours to revoke"
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:

@@ -1,4 +1,7 @@
-"""Acts on rows that were picked in a list: asked once, done with the verb of each, and taken back together."""
+"""Acts on rows that were picked in a list: asked once, done with the verb of each.
+
+Switching is taken back together; what ends rows for good names what ends with them, and wants their number typed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,17 @@ from uuid import UUID
 from django.db.models import QuerySet
 from django.http import HttpResponse
 
-from ui.pages import NOTHING_IS_DELETED, AppRequest, Undo, confirm, first_names, leave, own_path, sentences
+from ui.pages import (
+    NOTHING_IS_DELETED,
+    AppRequest,
+    Undo,
+    confirm,
+    first_names,
+    leave,
+    own_path,
+    sentences,
+    was_typed,
+)
 
 MOST = 100  # As many rows as a page can have, and some.
 
@@ -38,6 +51,25 @@ class Switching:
     refused: Callable[[Any], str] = lambda row: ""
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the rows of a list are ended together, for good: `act` and `done` are the verb, `icon` its picture.
+
+    `end` is the verb of the model, and one of `faults` its reason to leave a row alone; `refused` says such a reason
+    before. `ends` says, as a sentence, what ends with several.
+    """
+
+    noun: str
+    nouns: str
+    act: str
+    done: str
+    end: Callable[[Any], object]
+    ends: Callable[[list[Any]], str]
+    refused: Callable[[Any], str]
+    faults: tuple[type[Exception], ...]
+    icon: str = "revoke"
+
+
 def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: str) -> HttpResponse:
     """Switch those of `rows` that were picked, on or off as `act` says; switching off asks first.
 
@@ -60,6 +92,41 @@ def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: st
         request.path, [("act", "disable" if on else "enable"), ("sure", "1"), ("back", back), *_picks(changing)]
     )
     return leave(request, back, ". ".join(filter(None, (done, _apart_text(apart)))), undo)
+
+
+def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> HttpResponse:
+    """End those of `rows` that were picked, once their number was typed. Rows that refuse are named, the others end."""
+    back = own_path(request.POST.get("back", ""), back)
+    picked: list[Any] = list(rows.filter(pk__in=_keys(request))[:MOST])
+    apart = [(row, reason) for row in picked if (reason := way.refused(row))]
+    ending = [row for row in picked if not way.refused(row)]
+    if not ending:
+        return leave(request, back, _apart_text(apart) or "Nothing was picked")
+    number = _number(ending, way)
+    if not was_typed(request, number):
+        return confirm(
+            request,
+            title=f"{way.act} {number}",
+            text=f"{way.act} {first_names([str(row) for row in ending])}? {way.ends(ending)} This cannot be undone.",
+            more=_apart_text(apart),
+            icon=way.icon,
+            hidden=[("back", back), *_picks(ending)],
+            typed=number,
+            is_asked_first="typed" not in request.POST,
+            back=back,
+        )
+    ended = [row for row in ending if not _refuses(row, way, apart)]
+    return leave(request, back, ". ".join(filter(None, (f"{_number(ended, way)} {way.done}", _apart_text(apart)))))
+
+
+def _refuses(row: Any, way: Ending, apart: list[tuple[Any, str]]) -> bool:
+    """End one; whether it refused, which is noted in `apart`."""
+    try:
+        way.end(row)
+    except way.faults as reason:
+        apart.append((row, str(reason)))
+        return True
+    return False
 
 
 def _ask(request: AppRequest, way: Switching, rows: list[Any], apart: list[Any], back: str) -> HttpResponse:
@@ -90,7 +157,7 @@ def _picks(rows: list[Any]) -> list[tuple[str, str]]:
     return [("pick", str(row.pk)) for row in rows]
 
 
-def _number(rows: list[Any], way: Switching) -> str:
+def _number(rows: list[Any], way: Switching | Ending) -> str:
     return f"{len(rows)} {way.noun if len(rows) == 1 else way.nouns}"
 
 

@@ -144,6 +144,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     choice: tuple[str, str] | None = None,
     further: tuple[str, str] | None = None,
     typed: str = "",
+    is_asked_first: bool = False,
     hidden: Sequence[tuple[str, Any]] = (),
 ) -> HttpResponse:
     """Ask before an act. OK posts to this same URL; Cancel holds the focus.
@@ -154,7 +155,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 
     One rule for all: what can be undone with the switch or button beside it is `kind="primary"`; what cannot is red;
     and what ends many things for good at once, or one that everybody depends on, wants its name `typed` too
-    (`was_typed`).
+    (`was_typed`). A question that a POST brings up has to say that it `is_asked_first`: nothing was mistyped yet.
     """
     context = {
         "title": title,
@@ -167,7 +168,7 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
         "choice": choice,
         "further": further,
         "typed": typed,
-        "mistyped": bool(typed) and request.method == "POST",
+        "mistyped": bool(typed) and request.method == "POST" and not is_asked_first,
         "hidden": hidden,
         "action": request.path,
     }

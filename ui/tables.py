@@ -17,6 +17,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from ui.pages import AppRequest, show, wants_fragment
 
 YEAR = 365 * 86_400
+WEEK = "In the last seven days"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Column:
     control before that, "pick" for the boxes that pick rows. `sorts` are the fields or expressions to sort by, none
     where that would take too long: they have an index, or the list cannot be long. `on_phone` keeps it in the second
     line of a row there. `is_extra` shows it to who chose it only; `stays` to everybody. Its label is not `said` to the
-    eye where the controls below speak for themselves. `needs` is the capability it takes to be shown.
+    eye where the controls below speak for themselves. `needs` are the capabilities of which it takes one to be shown.
     """
 
     name: str
@@ -43,7 +44,11 @@ class Column:
     stays: bool = False
     hint: str = ""
     said: bool = True
-    needs: str = ""
+    needs: str | tuple[str, ...] = ()
+
+    def is_for(self, user: Any) -> bool:
+        """Whether the capabilities of this person show it to them."""
+        return any(map(user.has_perm, (self.needs,) if isinstance(self.needs, str) else self.needs))
 
     @property
     def chosen_by_nobody(self) -> bool:
@@ -94,7 +99,7 @@ class Table:
     def seen(self, request: HttpRequest) -> View:
         """What the request asks for."""
         user = getattr(request, "user", None)
-        columns = tuple(one for one in self.columns if not one.needs or (user and user.has_perm(one.needs)))
+        columns = tuple(one for one in self.columns if not one.needs or (user and one.is_for(user)))
         asked = _asked(request)
         sort = asked.get("sort", "")
         known = {column.name for column in columns if column.sorts}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, tzinfo
+from typing import Any
+from uuid import UUID
 
 from django import template
+from django.template.context import RequestContext
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from auditlog.groups import BY
+from auditlog.week import Week, weeks
 
 register = template.Library()
 
@@ -31,6 +36,20 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
 def group_choices() -> list[tuple[str, str]]:
     """What calls may be grouped by, each with what people call it."""
     return [(name, one.label) for name, one in BY.items()]
+
+
+@register.simple_tag(takes_context=True)
+def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
+    """The calls of the last seven days of a host, gateway, server or connection, leading to them.
+
+    For the rows of a list they are counted together, once a request. For who reads the log: its column says so.
+    """
+    known: dict[str, dict[Any, Week]] = context["request"].__dict__.setdefault("weeks", {})
+    if pk not in known.get(kind, {}):
+        keys = [row.pk for row in context.get("page") or ()]
+        counted = weeks(f"{kind}_id", keys if pk in keys else [pk])
+        known[kind] = dict.fromkeys([*keys, pk], Week(0)) | counted
+    return format_html('<a href="{}?range=7d&amp;{}={}">{}</a>', reverse("auditlog:calls"), kind, pk, known[kind][pk])
 
 
 @register.filter

@@ -210,10 +210,8 @@ document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, req
   if (document.activeElement === document.body) giveBack();
 });
 // What asks by itself rests while nobody sees it, and keeps its faults to itself: it asks again.
-document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-wait]") && event.preventDefault());
+document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-wait], [data-tail]") && event.preventDefault());
 const asksAgain = ({ detail }) => detail.elt.matches("[data-wait]");
-// Nobody counts new calls while nobody sees the list.
-document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-tail]") && event.preventDefault());
 document.addEventListener("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
 document.addEventListener("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
 document.addEventListener("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));

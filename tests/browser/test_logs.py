@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
+from tests.browser.looks import DESK
 from tests.eventually import PROMPT
 from tests.make import unique
 from tests.workspace import Serve
@@ -118,3 +119,18 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
 
     page.get_by_role("searchbox").fill("duration is fast")
     expect(page.locator("#search-error")).to_contain_text("Position 13")
+
+
+WHOLE_ROWS = """rows => rows.map(row => row.getBoundingClientRect())
+    .filter(box => box.top >= 0 && box.bottom <= innerHeight).length"""
+
+
+def test_a_desk_of_1440_by_900_shows_20_calls_and_their_chart(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    live.manage("shell", "-c", f"from tests import make\nfor _ in range(24): make.call(host_name={host!r})")
+    page.set_viewport_size(DESK)
+
+    for query in ("", f"?q=host is {host}", f"?q=host is {host}&chart=latency"):
+        page.goto(f"{live.url}/logs/{query}")
+        expect(page.locator(".brushable svg")).to_be_visible()
+        assert page.locator("[data-calls] tbody tr").evaluate_all(WHOLE_ROWS) >= 20

@@ -704,6 +704,11 @@ def _calls_of_feature(ask: Ask) -> int:
     return rows.filter(host_name=ask.pk).count()
 
 
+def _week(ask: Ask, column: str) -> int:
+    """Calls of a row of a list: who is shown the column reads the whole log."""
+    return Call.objects.filter(**{column: ask.pk}, created_at__gte=timezone.now() - 7 * DAY).count()
+
+
 def _others(ask: Ask) -> int:
     """The other connections of the viewer that lack an identity for the same server."""
     connection, _, assignment = ask.pk.partition(":")
@@ -746,6 +751,10 @@ def _first_steps(ask: Ask) -> tuple[float, ...]:
 
 QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "ask": _asked,
+    "host in Calls": lambda ask: _week(ask, "host_id"),
+    "gateway in Calls": lambda ask: _week(ask, "gateway_id"),
+    "server in Calls": lambda ask: _week(ask, "server_id"),
+    "connection in Calls": lambda ask: _week(ask, "connection_id"),
     "host in Connections": lambda ask: ask.connections(host=ask.pk, **LIVE).count(),
     "host in Users": lambda ask: (
         (ask.connections(host=ask.pk, **LIVE).values("user").distinct().count(),) if ask.sees_connections else ()

@@ -1,9 +1,12 @@
 """Lists: what a reader chooses of columns and order, what they may pick, and the palette."""
 
+import html
 import re
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from django.test import Client
 
 import accounts.lists
 import connections.lists
@@ -18,6 +21,7 @@ from connections.models import Connection
 from hosts.models import Host
 from tests import make
 from tests.conftest import SignIn
+from tokens.models import Token
 from ui.tables import Table
 
 ROOMS = (accounts.lists, connections.lists, gateways.lists, hosts.lists, servers.lists, tokens.lists)
@@ -73,7 +77,8 @@ def test_columns_are_chosen_in_the_address_and_kept_until_the_usual_ones_are_ask
 
 def test_the_address_that_a_filter_leaves_says_only_what_was_chosen(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
-    form = "q=bot&type=&sort=name&columns=&columns=type&columns=connections&columns=users&columns=seen&columns=status"
+    form = "q=bot&type=&sort=name&columns=&columns=type&columns=connections&columns=users&columns=calls"
+    form += "&columns=seen&columns=status"
 
     response = client.get(f"/hosts/?{form}", headers=HTMX)
 
@@ -226,3 +231,94 @@ def test_the_palette_shows_nobody_what_they_may_not_see(ana: User, ann: User, si
     assert found(sign_in(stranger), "hidden") == []
     assert found(sign_in(stranger), "workspace") == []
     assert Capability.HOSTS_READ not in stranger.granted
+
+
+def asked_and_done(client: Client, path: str, picks: list[str]) -> tuple[str, str]:
+    """What is asked when these are picked, and what the page says once the number was typed as asked."""
+    asked = client.post(path, {"pick": picks})
+    said = html.unescape(asked.content.decode())
+    assert asked.status_code == 200
+    assert "That is not the name" not in said
+    number = re.search(r"Type <b>(.*?)</b> to confirm", said)[1]  # type: ignore[index]
+    wrong = client.post(path, {"pick": picks, "typed": f"not {number}"})
+    assert wrong.status_code == 422
+    done = client.post(path, {"pick": picks, "typed": number}, follow=True)
+    toast = re.search(r'<div class="toast">.*?</div>', done.content.decode(), re.DOTALL)[0]  # type: ignore[index]
+    assert "Undo" not in toast, "what is ended for good is not taken back"
+    return said, html.unescape(toast)
+
+
+def test_picked_connections_are_revoked_once_their_number_is_typed_one_event_each_and_those_that_refuse_are_named(
+    ana: User, sign_in: SignIn
+) -> None:
+    gateway = make.gateway()
+    links = [make.connection(make.agent(by=ana, name=f"bot {letter}"), gateway, ana) for letter in "abc"]
+    make.token(links[0])
+    make.token(links[0], name="second")
+    links[2].revoke(by=ana)
+    picks = [str(link.pk) for link in links]
+
+    said, toast = asked_and_done(sign_in(ana), "/revoke/connections/", picks)
+
+    assert "Revoke 2 connections" in said
+    assert "2 connections and 2 tokens of 1 user end with the next request. This cannot be undone." in said
+    assert "(revoked already)" in said
+    assert "2 connections revoked" in toast
+    assert Connection.objects.live().count() == 0
+    assert Event.objects.filter(action="connection.revoked").count() == 3
+
+
+def test_picked_hosts_are_archived_with_their_connections_but_none_that_is_still_enabled(
+    ana: User, sign_in: SignIn
+) -> None:
+    gateway = make.gateway()
+    on, off, other = (make.agent(by=ana, name=f"bot {letter}") for letter in "abc")
+    link = make.connection(off, gateway, ana)
+    for host in (off, other):
+        host.disable(by=ana)
+
+    said, toast = asked_and_done(sign_in(ana), "/archive/hosts/", [str(host.pk) for host in (on, off, other)])
+
+    assert "Archive 2 hosts" in said
+    assert "1 connection and 0 tokens of 1 user end with the next request." in said
+    assert "Left alone: bot a (still enabled)." in toast
+    assert set(Host.objects.live().values_list("name", flat=True)) == {"bot a"}
+    link.refresh_from_db()
+    assert not link.is_live
+
+
+def test_picked_tokens_are_revoked_and_those_of_others_only_by_who_may_end_them(
+    ana: User, ann: User, viv: User, sign_in: SignIn
+) -> None:
+    gateway, host = make.gateway(), make.agent(by=ana)
+    own, others = (make.token(make.connection(host, gateway, person)).token for person in (viv, ana))
+    picks = [str(own.pk), str(others.pk), str(uuid4()), "not-an-id"]
+
+    said, toast = asked_and_done(sign_in(viv), "/revoke/tokens/", picks)
+
+    assert "Revoke 1 token?" not in said
+    assert "Requests of 1 host with them fail with 401 immediately." in said
+    assert "1 token revoked" in toast
+    assert set(Token.objects.filter(revoked_at=None).values_list("pk", flat=True)) == {others.pk}
+    nothing = sign_in(ann).post("/revoke/tokens/", {"pick": picks, "typed": "1 token"}, follow=True)
+    assert "Nothing was picked" in nothing.content.decode(), "she knows of neither"
+    asked_and_done(sign_in(ana), "/revoke/tokens/", [str(others.pk)])
+    assert not Token.objects.filter(revoked_at=None).exists()
+
+
+def test_what_ends_picked_rows_takes_the_capability_of_the_single_act_and_leaves_what_one_may_not_see(
+    ana: User, ann: User, sign_in: SignIn
+) -> None:
+    host, gateway = make.agent(by=ana), make.gateway()
+    link = make.connection(host, gateway, ana)
+    host.disable(by=ana)
+    picks = {"pick": [str(link.pk), str(host.pk)]}
+
+    refused = sign_in(ann).post("/archive/hosts/", picks | {"typed": "1 host"})
+    unseen = sign_in(ann).post("/revoke/connections/", picks | {"typed": "1 connection"}, follow=True)
+
+    assert refused.status_code == 403
+    assert "Nothing was picked" in unseen.content.decode()
+    link.refresh_from_db()
+    assert link.is_live
+    assert Host.objects.live().filter(pk=host.pk).exists()

@@ -228,6 +228,12 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
 
 
 @register.filter
+def shows(view: View, name: str) -> bool:
+    """Whether a list has this column: what it takes to fill it need not be asked for else."""
+    return view.shows(name)
+
+
+@register.filter
 def undo(message: Message) -> Undo | None:
     """What takes back the act that this message tells of, if anything does."""
     fields = parse_qsl(message.extra_tags or "", keep_blank_values=True)
