@@ -18,6 +18,11 @@ LONGEST_LABEL = 200  # A label as long as that may have been cut.
 ASIDE = frozenset({"through", "owner", "note"})  # Facts beside what was changed.
 # The values that sentences name, each with what it is, and those they only depend on: it takes no room in the text.
 STATED = {"role": "name", "more": "", "requests": "", "owner": "person", "to": "person", "email": "person"}
+# Labels that name several things: what joins them, and which they are.
+JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "assignment": (" on ", ("server", "gateway")),
+    "connection": (" / ", ("host", "user", "gateway")),
+}
 FACTS = ("is_staff", "sent")
 UNQUOTED = ("user", "address")
 
@@ -316,13 +321,9 @@ def _of_label(event: Event) -> Iterator[tuple[str, Part]]:
     """The things that a label names; none where a name among them leaves it open where the next begins."""
     if len(event.target_label) >= LONGEST_LABEL:
         return
-    if event.target_type == "connection":
-        names, kinds = event.target_label.split(" / "), ("host", "user", "gateway")
-    elif event.target_type == "assignment":
-        names, kinds = event.target_label.split(" on "), ("server", "gateway")
-    else:
-        return
-    if len(names) == len(kinds):
+    joint, kinds = JOINED.get(event.target_type, ("", ()))
+    names = event.target_label.split(joint) if joint else []
+    if names and len(names) == len(kinds):
         first, *others = zip(kinds, names, strict=True)
         yield first[0], Part(first[1], "target")
         yield from ((kind, Part(name, "person" if kind == "user" else "name")) for kind, name in others)

@@ -118,10 +118,9 @@ def _may_open(kind: Kind, viewer: User) -> bool:
     return not kind.needs or any(map(viewer.has_perm, kind.needs))
 
 
-def _look(kind: str, pks: set[UUID], viewer: User) -> QuerySet[Any]:
+def _look(kind: str, pks: set[UUID], viewer: User) -> QuerySet[Any, Any]:
     page = _PAGES[kind]
-    rows = page.rows(viewer).order_by().filter(pk__in=pks)
+    rows: QuerySet[Any, Any] = page.rows(viewer).order_by().filter(pk__in=pks)
     argument = Cast(F(page.argument), CharField())
-    return rows.annotate(event_kind=Value(kind, CharField()), event_at=argument).values_list(
-        "event_kind", "pk", "event_at"
-    )
+    found: QuerySet[Any, Any] = rows.annotate(event_kind=Value(kind, CharField()), event_at=argument)
+    return found.values_list("event_kind", "pk", "event_at")

@@ -31,7 +31,7 @@ def _counts(reader: Any) -> dict[str, int]:
     return dict(looks[0].union(*looks[1:], all=True).order_by()) if looks else {}
 
 
-def _looks(reader: User) -> Iterator[QuerySet[Any, tuple[str, int]]]:
+def _looks(reader: User) -> Iterator[QuerySet[Any, Any]]:
     """For each kind that the reader sees and may act on, its number."""
     if reader.has_perm(Capability.HOSTS_READ) and reader.has_perm(Capability.HOSTS_TOGGLE):
         yield _number("hosts", Host.objects.live().filter(PENDING))
@@ -41,6 +41,7 @@ def _looks(reader: User) -> Iterator[QuerySet[Any, tuple[str, int]]]:
         yield _number("servers", Server.objects.live().filter(enabled=True, health=Health.DOWN))
 
 
-def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, tuple[str, int]]:
-    kinds = rows.order_by().annotate(waiting_kind=Value(kind, CharField())).values("waiting_kind")
-    return kinds.annotate(number=Count("pk")).values_list("waiting_kind", "number")
+def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:
+    kinds: QuerySet[Any, Any] = rows.order_by().annotate(waiting_kind=Value(kind, CharField())).values("waiting_kind")
+    numbers: QuerySet[Any, Any] = kinds.annotate(number=Count("pk")).values_list("waiting_kind", "number")
+    return numbers

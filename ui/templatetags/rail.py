@@ -15,13 +15,17 @@ register = template.Library()
 
 
 class Setting(NamedTuple):
-    """One page of the settings: where it is, what it is called, and which capability opens it, if it takes one."""
+    """One page of the settings: where it is, what it is called, and which capability opens it, if it takes one.
+
+    What `is_tab` of the page before it is not in the rail, where there is little room.
+    """
 
     page: str
     text: str
     icon: str
     words: str
     needs: Capability | None = None
+    is_tab: bool = False
 
 
 GROUPS: dict[str, tuple[Setting, ...]] = {
@@ -46,8 +50,15 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "connections:mcp", "MCP", "connection", "Every connection to a gateway", Capability.MCP_CONNECTIONS_READ
         ),
         Setting("accounts:people", "People", "people", "Who is here, and who is invited", Capability.PEOPLE_MANAGE),
-        Setting("accounts:roles", "Roles", "policy", "What people may do", Capability.PEOPLE_MANAGE),
-        Setting("gateways:teams", "Teams", "people", "Which gateways are open to whom", Capability.PEOPLE_MANAGE),
+        Setting("accounts:roles", "Roles", "policy", "What people may do", Capability.PEOPLE_MANAGE, is_tab=True),
+        Setting(
+            "gateways:teams",
+            "Teams",
+            "people",
+            "Which gateways are open to whom",
+            Capability.PEOPLE_MANAGE,
+            is_tab=True,
+        ),
         Setting("doctor", "OAuth doctor", "trace", "Whether apps can sign in here", Capability.GATEWAYS_MANAGE),
     ),
 }
