@@ -784,7 +784,6 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "calls.group.denied": lambda ask: _group(ask).filter(outcome__in=ENDINGS["denied"]).count(),
     "calls.group.errors": lambda ask: _percent(_group(ask).filter(outcome__in=ERRORS).count(), _group(ask).count()),
     "calls.day": lambda ask: _calls(ask).count(),
-    "calls.day.errors": lambda ask: f"{_ended('error')(ask)} with errors",
     "calls.day.denied": _ended("denied"),
     "call.status": lambda ask: _call(ask).http_status,
     "call.duration": lambda ask: f"{_call(ask).duration_ms} ms",
