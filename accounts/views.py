@@ -27,6 +27,12 @@ class ProfileForm(forms.Form):
     theme = forms.ChoiceField(choices=THEMES, help_text="Kept in this browser.")
 
 
+@require_GET
+@own_resource("each page is one's own or asks for its capability")
+def settings_pages(request: AppRequest) -> HttpResponse:
+    return show(request, "accounts/settings.html")
+
+
 @require_http_methods(["GET", "POST"])
 @own_resource("one's own name and theme")
 def profile(request: AppRequest) -> HttpResponse:

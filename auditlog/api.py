@@ -26,6 +26,7 @@ from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.search.keyset import BadCursor, Cursor, Page, page
 from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse
+from auditlog.sentences import sentence
 from auditlog.today import ask, question_of
 from auditlog.trail import Trail, trail_of
 from auditlog.trail_views import WhatIfQuery, asked
@@ -363,14 +364,18 @@ class OwnCalls(Log):
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):
-    """One administrator's act."""
+    """One administrator's act; `sentence` tells it in plain English, for people."""
 
     id = serializers.UUIDField(source="uid")
     created_at = Moment()
+    sentence = serializers.SerializerMethodField()
 
     class Meta:
         model = Event
         exclude = ("uid",)
+
+    def get_sentence(self, event: Event) -> str:
+        return sentence(event)
 
 
 class EventResource(Log):

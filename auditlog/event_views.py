@@ -21,8 +21,9 @@ from auditlog.models import Event
 from auditlog.search import filters
 from auditlog.search.criteria import count_rows
 from auditlog.search.keyset import Cursor, page
+from auditlog.sentences import parts
+from auditlog.targets import KINDS, Places, places_of
 from capabilities import Capability, requires
-from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, show
 
 ROWS_BESIDE = 25  # Rows beside an open event.
@@ -41,18 +42,6 @@ COLUMNS = {
     "changes": "changes",
     "correlation_id": "correlation_id",
 }
-
-# The page of a target, by its type, and who may open it: anyone of these capabilities, everybody when there is none.
-PAGES: dict[str, tuple[str, tuple[Capability, ...]]] = {
-    "gateway": ("gateways:find", ()),
-    "host": ("hosts:detail", (Capability.HOSTS_READ,)),
-    "role": ("accounts:role", (Capability.PEOPLE_MANAGE,)),
-    "server": ("servers:find", SEES_SERVERS),
-    "team": ("gateways:team", (Capability.PEOPLE_MANAGE,)),
-    "user": ("accounts:person", (Capability.PEOPLE_MANAGE,)),
-    "workspacesettings": ("accounts:workspace", (Capability.WORKSPACE_MANAGE,)),
-}
-
 
 # Verbs record no secret. Should one ever forget, its value stays off the page all the same.
 SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorization", "cookie", "api_key"})
@@ -98,12 +87,20 @@ def _in_words(value: Any) -> str:
             return str(value)
 
 
+class Piece(NamedTuple):
+    """A stretch of a sentence as a page shows it: a name may lead to the page of its thing."""
+
+    text: str
+    of: str
+    url: str
+
+
 @dataclass(frozen=True)
 class EventRow:
-    """One event as `viewer` sees it."""
+    """One event as somebody sees it; `places` are the pages that are open to them."""
 
     event: Event
-    viewer: Any
+    places: Places
 
     @cached_property
     def changes(self) -> list[Change]:
@@ -122,12 +119,23 @@ class EventRow:
     @property
     def target_url(self) -> str:
         """The page of what was changed; empty when it has none, is gone, or is not for the viewer."""
-        name, capabilities = PAGES.get(self.event.target_type, ("", ()))
-        if not name or self.event.action.endswith((".removed", ".archived")):
-            return ""
-        if capabilities and not any(self.viewer.has_perm(capability) for capability in capabilities):
-            return ""
-        return reverse(name, args=[] if self.event.target_type == "workspacesettings" else [self.event.target_id])
+        return self.places.of(self.event.target_type, self.event.target_id)
+
+    @property
+    def actor_url(self) -> str:
+        """The page of who did it, as `target_url`."""
+        return self.places.of("user", str(self.event.actor_id))
+
+    @property
+    def kind(self) -> str:
+        """What kind of thing was changed, in words."""
+        return KINDS.get(self.event.target_type, self.event.target_type.capitalize())
+
+    @cached_property
+    def sentence(self) -> list[Piece]:
+        """Who did what to what, with the way to each."""
+        urls = {"target": self.target_url, "actor": self.actor_url}
+        return [Piece(part.text, part.of, urls.get(part.of, "")) for part in parts(self.event)]
 
 
 @require_GET
@@ -149,7 +157,7 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
     event = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
-    context = {"opened": EventRow(event, request.user), "same_request": same_request}
+    context = {"opened": EventRow(event, places_of([event], request.user)), "same_request": same_request}
     if is_for(request, "drawer"):
         return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
     return render(request, "auditlog/events.html", {**_listed(request, ROWS_BESIDE), **context})
@@ -159,15 +167,17 @@ def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any
     event_filter = EventFilter(request.GET)
     events = event_filter.narrow()
     result = page([events], Cursor.named(request.GET.get("cursor", "")), size)
+    places = places_of(result.rows, request.user)
     return {
         "page": result,
-        "rows": [EventRow(event, request.user) for event in result.rows],
+        "rows": [EventRow(event, places) for event in result.rows],
         "count": count_rows(events.order_by()),
         "narrowed": bool(event_filter.asked),
         "span": event_filter.span,
         "query": event_filter.query,
         "facets": event_filter.facets(),
         "list_url": reverse("auditlog:events"),
+        "tab": "events",
     }
 
 

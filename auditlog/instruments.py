@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -84,13 +84,21 @@ class Instruments:
     """The calls of one thing, or of all, over a range; false when the roll-ups cannot tell of it yet.
 
     `where` are columns of the log, `filters` the same as filters of the page of calls. `tops` are what the busiest are
-    told of.
+    told of. `named` are other names of plots, by their keys; these say the range too.
     """
 
-    def __init__(self, where: Where, filters: dict[str, str], asked: str | None, *, tops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        where: Where,
+        filters: dict[str, str],
+        asked: str | None,
+        *,
+        tops: Sequence[str] = (),
+        named: Mapping[str, str] | None = None,
+    ) -> None:
         self.chosen = asked if asked in RANGES else DEFAULT
         self.range = RANGES[self.chosen]
-        self._filters = filters
+        self._filters, self._named = filters, named or {}
         until = timezone.now()
         since = until - self.range.length
         width = self.range.grain.length * self.range.number
@@ -145,7 +153,7 @@ class Instruments:
         return [
             Plot(
                 "plots.calls",
-                "Calls",
+                self._name("plots.calls", "Calls"),
                 f"{total.calls:,}",
                 _change(total.calls, before.calls if before else 0),
                 False,
@@ -175,7 +183,7 @@ class Instruments:
             ),
             Plot(
                 "plots.denied",
-                "Denied",
+                self._name("plots.denied", "Denied"),
                 f"{total.denied:,}",
                 _change(total.denied, before.denied if before else 0),
                 False,
@@ -184,6 +192,9 @@ class Instruments:
                 f"Denied calls: {min(denied):,} to {max(denied):,} at a time",
             ),
         ]
+
+    def _name(self, key: str, usual: str) -> str:
+        return f"{self._named[key]} {self.range.label}" if key in self._named else usual
 
     def _tops(self, opened: Book, where: Where, since: datetime, tops: Sequence[str]) -> Iterator[Top]:
         for name in tops:

@@ -20,7 +20,7 @@ from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers
 from gatewayadmin.setup import Setup
-from gatewayadmin.traffic import health, traffic
+from gatewayadmin.traffic import Traffic, health
 from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
 from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
@@ -34,6 +34,8 @@ from ui.pages import AppRequest, show
 SHOWN = 8
 SERVERS = 12
 GATEWAYS = 20
+# What the dashboard calls two of the plots, followed by their range.
+NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
 
 
 @require_GET
@@ -65,7 +67,7 @@ def overview(request: AppRequest) -> HttpResponse:
     }
     if user.has_perm(Capability.LOGS_READ):
         tops = ("tool", "user", "host")
-        context["instruments"] = Instruments({}, {}, request.GET.get("range"), tops=tops)
+        context["instruments"] = Instruments({}, {}, request.GET.get("range"), tops=tops, named=NAMED)
     return show(request, "overview.html", context | _numbers(user))
 
 
@@ -136,7 +138,7 @@ def _numbers(user: User) -> dict[str, Any]:
             "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN),
         }
     if user.has_perm(Capability.LOGS_READ):
-        numbers["traffic"] = traffic()
+        numbers["traffic"] = Traffic()
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())
         numbers["no_server"] = _no_server

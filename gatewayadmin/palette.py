@@ -125,6 +125,7 @@ PAGES: tuple[Offer, ...] = (
     ("Roles", "accounts:roles", "people", (Capability.PEOPLE_MANAGE,)),
     ("Teams", "gateways:teams", "people", (Capability.PEOPLE_MANAGE,)),
     ("Capabilities reference", "accounts:capabilities", "policy", ()),
+    ("Settings", "accounts:settings", "settings", ()),
     ("Workspace settings", "accounts:workspace", "settings", (Capability.WORKSPACE_MANAGE,)),
     ("OAuth doctor", "doctor", "trace", (Capability.GATEWAYS_MANAGE,)),
     ("Admin events", "auditlog:events", "trace", (Capability.AUDIT_READ,)),

@@ -159,6 +159,7 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "capabilities.can",
+                "gatewayadmin.attention.attention",
             ],
         },
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
@@ -13,7 +14,6 @@ from django.utils import timezone
 
 from auditlog.models import Call
 from auditlog.search.criteria import RowCount, Search
-from auditlog.search.histogram import Histogram, histogram, rounded
 from auditlog.search.query_language import parse
 from servers.models import Server
 
@@ -41,37 +41,30 @@ CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_seri
 """
 
 
-@dataclass(frozen=True)
 class Traffic:
-    """The calls of the last day."""
+    """The calls of the last day, each part read when it is asked for. The cost does not grow with their number."""
 
-    total: RowCount
-    denied: RowCount
-    bars: Histogram | None
-    recent: Sequence[Call]
-    denials: Sequence[Call]
+    def __init__(self) -> None:
+        since = timezone.now() - DAY
+        self._all, self._refused = Search([], since), Search(parse("denied"), since)
 
-    @property
-    def total_label(self) -> str:
-        """The number of calls; a large one is estimated."""
-        if self.total.is_all or self.bars is None:
-            return str(self.total)
-        return f"~{rounded(max(sum(self.bars.totals.values()), self.total.number)):,}"
+    @cached_property
+    def total(self) -> RowCount:
+        return self._all.count()
 
+    @cached_property
+    def denied(self) -> RowCount:
+        return self._refused.count()
 
-def traffic() -> Traffic:
-    """The calls of the last day; what it costs does not grow with their number."""
-    since = timezone.now() - DAY
-    all_calls, refused = Search([], since), Search(parse("denied"), since)
-    total = all_calls.count()
-    recent = all_calls.page(None, LISTED).page.rows
-    return Traffic(
-        total=total,
-        denied=refused.count(),
-        bars=histogram(all_calls, sampled=total.is_large) if recent else None,
-        recent=recent,
-        denials=refused.page(None, LISTED).page.rows,
-    )
+    @cached_property
+    def recent(self) -> Sequence[Call]:
+        """The newest."""
+        return self._all.page(None, LISTED).page.rows
+
+    @cached_property
+    def denials(self) -> Sequence[Call]:
+        """The newest that were refused."""
+        return self._refused.page(None, LISTED).page.rows
 
 
 class Hour(NamedTuple):

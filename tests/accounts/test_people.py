@@ -197,7 +197,7 @@ def test_the_list_costs_the_same_for_few_and_for_many(
     Team.objects.add(name="All", users=people, by=chief)
     client = sign_in(chief)
 
-    with django_assert_num_queries(7):  # session, user, permissions, count, rows, teams, roles
+    with django_assert_num_queries(8):  # session, user, permissions, count, rows, teams, roles, rail
         client.get("/people/")
 
 
@@ -236,7 +236,7 @@ def test_the_page_of_a_person_costs_the_same_however_much_they_have(
     client = sign_in(chief)
 
     # Session, user, person, teams, second factor, sessions, two permissions, and how far calls are rolled up.
-    with django_assert_num_queries(9):
+    with django_assert_num_queries(10):
         client.get(f"/people/{bo.pk}/")
 
 

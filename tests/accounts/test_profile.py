@@ -1,9 +1,14 @@
 """One's own account."""
 
+import re
+from itertools import chain
+
 import pytest
 
 from accounts.models import User
 from auditlog.models import Event
+from capabilities import Capability
+from tests import make
 from tests.conftest import SignIn
 
 pytestmark = pytest.mark.django_db
@@ -73,9 +78,40 @@ def test_the_rail_shows_what_one_may_open(ana: User, max: User, sign_in: SignIn)
     mine = sign_in(ana).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
     theirs = sign_in(max).get("/settings/profile").content.decode().split('id="rail"')[1].split("</nav>")[0]
 
-    for url in ("/settings/workspace", "/settings/admin-events/"):
+    for url in ("/settings/workspace", "/settings/mcp-connections"):
         assert f'href="{url}"' in mine
         assert f'href="{url}"' not in theirs
     for page in (mine, theirs):
         assert 'href="/people/"' not in page
         assert 'href="/settings/sessions"' in page
+
+
+def shown_settings(page: str) -> dict[str, list[str]]:
+    """The groups of the page Settings, each with where its links lead."""
+    groups = page.split('<main class="page"')[1].split("</main>", maxsplit=1)[0].split("<h2")[1:]
+    return {group.split(">")[1].split("<")[0]: re.findall(r'<a href="([^"]+)"', group) for group in groups}
+
+
+def test_settings_are_in_two_groups_and_an_empty_one_is_left_out(ana: User, max: User, sign_in: SignIn) -> None:
+    of_ana = shown_settings(sign_in(ana).get("/settings/").content.decode())
+    of_max = shown_settings(sign_in(max).get("/settings/").content.decode())
+
+    assert list(of_ana) == ["My account", "Workspace"]
+    assert list(of_max) == ["My account"]
+    assert of_ana["My account"] == of_max["My account"]
+    assert {"/settings/workspace", "/settings/mcp-connections"} <= set(of_ana["Workspace"])
+
+
+@pytest.mark.parametrize(
+    "capability", [Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_READ, Capability.LOGS_READ]
+)
+def test_every_setting_that_is_shown_opens(capability: Capability, sign_in: SignIn) -> None:
+    client = sign_in(make.user(capability))
+
+    groups = shown_settings(client.get("/settings/").content.decode())
+    rail = client.get("/settings/").content.decode().split('id="rail"')[1].split("</nav>")[0]
+
+    for url in chain(*groups.values()):
+        assert client.get(url).status_code == 200
+        assert f'<a href="{url}"' in rail or url in ("/people/roles/", "/people/teams/")  # Tabs of People.
+    assert ("Workspace" in groups) == (capability != Capability.LOGS_READ)

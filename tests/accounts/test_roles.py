@@ -89,7 +89,7 @@ def test_the_list_costs_the_same_for_few_and_for_many(
         make.role(*Capability)
     client = sign_in(chief)
 
-    with django_assert_num_queries(6):  # session, user, permissions, count, rows, their permissions
+    with django_assert_num_queries(7):  # session, user, permissions, count, rows, their permissions, rail
         client.get("/people/roles/")
 
 

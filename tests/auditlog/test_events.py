@@ -77,8 +77,8 @@ def test_the_page_says_who_did_what_to_what_and_how_it_changed(chief: User, audi
     for words in (
         "chief@example.com",
         "Web",
-        "host.disabled",
-        "CI bot",
+        '<span class="who">chief@example.com</span> disabled the host <b>CI bot</b>.',
+        "Role",
         "name: CI → <b>CI bot</b>;",
         "enabled: yes → <b>no</b>",
     ):
@@ -247,8 +247,8 @@ def test_targets_lead_to_their_pages_for_whom_these_are_open(chief: User, audito
     WorkspaceSettings.edit(by=chief, name="Acme")
     pages = {
         "host": f"/hosts/{agent.pk}/",
-        "gateway": f"/gateways/find/{gateway.pk}/",
-        "server": f"/servers/find/{server.pk}/",
+        "gateway": f"/gateways/{gateway.slug}/",
+        "server": f"/servers/{server.slug}/",
         "team": f"/people/teams/{team.pk}/",
         "role": f"/people/roles/{role.pk}/",
         "user": f"/people/{chief.pk}/",

@@ -48,7 +48,7 @@ def test_plots_count_the_calls_of_the_thing_and_lead_to_them(viv: User, ana: Use
     assert shown["Denied"] == f"1 /logs/?host={host.pk}&range=24h&q=denied"
     assert ">+800 %<" in page
     assert plotted(client.get(f"/hosts/{host.pk}/?range=7d").content.decode())["Calls"].startswith("10 ")
-    assert plotted(client.get("/").content.decode())["Calls"].startswith("10 ")
+    assert plotted(client.get("/").content.decode())["Requests 24 h"].startswith("10 ")
     for link in re.findall(r'<th scope="row"><time[^>]*>[^<]*</time></th><td class="number"><a href="([^"]+)">', page):
         assert client.get(unescape(link)).status_code == 200
 

@@ -233,7 +233,7 @@ def test_the_list_costs_the_same_for_one_row_and_for_many(
     client = sign_in(ana)
 
     # Session, user, permissions, rows, count, bars, values (two), saved views, roll-ups (two).
-    with django_assert_num_queries(11):
+    with django_assert_num_queries(12):
         client.get("/logs/")
 
 

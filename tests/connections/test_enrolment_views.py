@@ -109,5 +109,5 @@ def test_it_costs_the_same_for_one_person_and_for_many(
     client = sign_in(ana)
 
     # session, user, permissions, host, count, keys, rows, tokens, servers that ask, identities
-    with django_assert_num_queries(10):
+    with django_assert_num_queries(11):
         client.get(path(bot))

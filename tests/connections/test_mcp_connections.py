@@ -272,7 +272,7 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
         make.app_connection(ana, make.gateway())
     client = sign_in(ana)
 
-    with django_assert_num_queries(8):  # session, user, permissions, gateways, numbers, keys, rows, tokens
+    with django_assert_num_queries(9):  # session, user, permissions, gateways, numbers, keys, rows, tokens
         client.get(PATH)
 
 

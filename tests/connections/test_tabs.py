@@ -208,7 +208,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         make.token(make.connection(host, make.gateway(), ana))
     client = sign_in(ana)
 
-    with django_assert_num_queries(8):  # session, user, permissions, host, count, keys, rows, tokens
+    with django_assert_num_queries(9):  # session, user, permissions, host, count, keys, rows, tokens
         client.get(f"/hosts/{host.pk}/connections/")
 
 

@@ -10,6 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import Team, User
 from auditlog.models import Call, Outcome
+from auditlog.rollups import keeping
 from capabilities import Capability
 from gatewayadmin.overview import SHOWN
 from gateways.models import Feature, Reach
@@ -37,12 +38,14 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
         (Capability.HOSTS_READ, "<span>Hosts</span>"),
         (Capability.MCP_CONNECTIONS_READ, "<span>Connections</span>"),
         (Capability.LOGS_READ, "<span>Requests 24 h</span>"),
-        (Capability.API_TOKENS_MANAGE, "<span>Tokens expiring</span>"),
+        (Capability.API_TOKENS_MANAGE, "Tokens expiring in 7 days"),
         (Capability.SERVERS_TOGGLE, "connect timeout"),
     ],
 )
 def test_each_number_needs_its_capability(capability: Capability, words: str, sign_in: SignIn) -> None:
     make.server().note_health(Health.DOWN, "connect timeout")
+    person = make.user()
+    make.token(make.connection(make.agent(by=person), make.gateway(), person), expires_in_days=7)
 
     assert words in text(sign_in(make.user(capability)).get("/"))
     assert words not in text(sign_in(make.user(*set(Capability) - {capability, Capability.SERVERS_MANAGE})).get("/"))
@@ -72,10 +75,27 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     response = sign_in(ana).get("/")
 
     traffic = response.context["traffic"]
-    assert (traffic.total_label, str(traffic.denied)) == ("3", "1")
-    assert traffic.bars.totals == {"ok": 1, "error": 0, "denied": 1, "cancelled": 1}
+    assert (str(traffic.total), str(traffic.denied)) == ("3", "1")
     assert "CI bot" in text(response)
-    assert "0 with errors" in text(response)
+
+
+def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) -> None:
+    """By the strip of plots, or, while there are no roll-ups it could be drawn from, by the tiles."""
+    a_call(Outcome.OK)
+    a_call(Outcome.DENIED)
+    client = sign_in(ana)
+
+    without = text(client.get("/"))
+    keeping.keep_up(5)
+    with_plots = text(client.get("/"))
+
+    for page in (without, with_plots):
+        for words in ("Requests 24 h", "Denied 24 h", "<span>Hosts</span>", "<span>Connections</span>"):
+            assert page.count(words) == 1
+    assert 'class="tile"' not in with_plots
+    assert "calls.day" not in with_plots
+    assert "plots." not in without
+    assert "<span>Requests 7 d</span>" in text(client.get("/?range=7d"))
 
 
 def test_without_traffic_the_page_says_how_to_begin(ana: User, sign_in: SignIn) -> None:
@@ -113,8 +133,8 @@ def test_the_page_costs_the_same_however_much_there_is(
     # Viewer (3), notices (2), own connections and their tokens, those that lack an identity, own tokens and
     # their connections, the first steps, what own connections carry (4), hosts, connections, expiring tokens,
     # definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused (three
-    # outcomes, a reach each), how many of them, the bars, and whether there are roll-ups (4)
-    with django_assert_num_queries(37):
+    # outcomes, a reach each), how many of them, and whether there are roll-ups (4); what the rail counts
+    with django_assert_num_queries(36):
         client.get("/")
 
 
@@ -128,7 +148,6 @@ def test_tiles_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> None:
         "/settings/mcp-connections?type=all",
         "/logs/",
         "/logs/?q=denied",
-        "owner=all&amp;care=expiring",
     ):
         assert f'{path}"><span>' in page
 
@@ -152,10 +171,10 @@ def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(
     for number in range(tokens):
         make.token(connection, name=f"soon-{number}", expires_in_days=7)
 
-    tile = text(sign_in(ana).get("/")).split("Tokens expiring</span>")[1].split("</a>")[0]
+    heading = text(sign_in(ana).get("/")).split('id="expiring-title">')[1].split("</h2>")[0]
 
-    assert told in tile
-    assert "in 7 days" in tile
+    assert told in heading
+    assert heading.startswith("Tokens expiring in 7 days")
 
 
 def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> None:

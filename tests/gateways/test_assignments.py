@@ -80,7 +80,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         Feature.objects.learn(make.assignment(work, make.server()), [{"name": "echo"}])
     client = sign_in(ana)
 
-    with django_assert_num_queries(5):  # session, user, permissions, gateway, rows
+    with django_assert_num_queries(6):  # session, user, permissions, gateway, rows, rail
         client.get("/gateways/work/servers/")
 
 

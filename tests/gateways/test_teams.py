@@ -90,9 +90,9 @@ def test_the_pages_cost_the_same_for_few_and_for_many(
         team(make.user(), name=make.unique("team"))
     client = sign_in(chief)
 
-    with django_assert_num_queries(5):  # session, user, permissions, count, rows
+    with django_assert_num_queries(6):  # session, user, permissions, count, rows, rail
         client.get("/people/teams/")
-    with django_assert_num_queries(7):  # session, user, permissions, team, gateways, count, people
+    with django_assert_num_queries(8):  # session, user, permissions, team, gateways, count, people, rail
         client.get(f"/people/teams/{support.pk}/")
 
 

@@ -326,7 +326,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
     client = sign_in(ana)
 
     # session, user, permissions, gateway, assignments, count, rows, number of each kind, how asking went
-    with django_assert_num_queries(9):
+    with django_assert_num_queries(10):
         client.get("/gateways/work/tools/")
 
 

@@ -169,7 +169,7 @@ def test_a_list_costs_the_same_for_one_row_and_for_many(
         make.gateway(make.server(), reach=Reach.TEAMS, teams=[team])
     client = sign_in(ana)
 
-    with django_assert_num_queries(6):  # session, user, permissions, count, rows, teams
+    with django_assert_num_queries(7):  # session, user, permissions, count, rows, teams, rail
         client.get("/gateways/")
 
 

@@ -118,9 +118,10 @@ class Page(HTMLParser):
             self.handle_data(" ")
         element = Element(
             tag, values, values.get("data-of") or self._row(tag, values) or around.of,
-            inside=self.is_part or around.inside or values.get("id") == "main" or _is_dialog(tag, values),
+            inside=self.is_part or around.inside or values.get("id") == "main" or _is_dialog(tag, values)
+            or values.get("data-count", "").startswith("rail."),
             quoted=around.quoted or tag in QUOTED or values.get("class") == "diff",
-            data=around.data or self._head(tag) in DATA or values.get("class") == "picker",
+            data=around.data or self._head(tag) in DATA or values.get("class") in ("picker", "sentence"),
             key=values.get("data-count", ""),
         )  # fmt: skip
         self._placed(element)

@@ -301,7 +301,10 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
 
 
 # Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question.
-MADE = {"ask", *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.")))}
+MADE = {
+    "ask",
+    *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.", "rail."))),
+}
 
 
 @pytest.mark.parametrize("who", some(VIEWERS, 1))

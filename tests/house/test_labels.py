@@ -176,7 +176,7 @@ TEXTS = (
 # What stands on which page, in the words and the order a reader sees; the world of `labelled` is in front of them.
 ON_PAGES: dict[str, tuple[str, ...]] = {
     "/": (
-        *("Dashboard", "Hosts 2", "Connections 1", "1 active", "Requests 24 h", "Denied 24 h", "Tokens expiring"),
+        *("Dashboard", "Hosts 2", "Connections 1", "1 active", "Requests 24 h", "Denied 24 h"),
         *("Your connections", "Your API tokens", "Server health"),
     ),
     "/hosts/": (
@@ -278,6 +278,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/servers/github/disable/": ("Disable this server? GitHub stops on 1 gateway on the next request.",),
     "/identities/{identity}/disable/": ("Disable this identity?",),
     "/settings/profile": ("My account", "change it"),
+    "/settings/": ("Settings", "My account", "API Tokens", "Workspace", "MCP", "People Who is here"),
     "/settings/sessions": ("Sessions", "Sign out everywhere"),
     "/settings/identities": ("My identities", "My connections 1", "Replace secret", "Revoke"),
     "/people/": (

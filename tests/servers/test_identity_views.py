@@ -143,7 +143,7 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
         make.identity(github, make.user())
     client = sign_in(ana)
 
-    with django_assert_num_queries(7):  # session, user, permissions, server, count, rows, their gateways
+    with django_assert_num_queries(8):  # session, user, permissions, server, count, rows, their gateways
         client.get("/servers/github/identities/")
 
 

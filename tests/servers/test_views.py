@@ -155,7 +155,7 @@ def test_a_list_costs_the_same_for_one_row_and_for_many(
         make.gateway(make.server())
     client = sign_in(ana)
 
-    with django_assert_num_queries(5):  # session, user, permissions, count, rows
+    with django_assert_num_queries(6):  # session, user, permissions, count, rows, rail
         client.get("/servers/")
 
 

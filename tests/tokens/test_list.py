@@ -228,7 +228,7 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
     client = sign_in(ana)
 
     # session, user, permissions, count, keys, rows, connections, scopes, numbers, may create, notices (2)
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(13):
         client.get(PATH)
 
 

@@ -1,22 +1,102 @@
-"""The pages of the open section in the navigation rail."""
+"""The settings in their two groups, as the rail lists them below Settings and the page Settings shows them."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from django import template
 from django.http import HttpRequest
 from django.template.context import RequestContext
 from django.urls import reverse
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+
+from capabilities import Capability
 
 register = template.Library()
 
 
+class Setting(NamedTuple):
+    """One page of the settings: where it is, what it is called, and which capability opens it, if it takes one.
+
+    What `is_tab` of the page before it is not in the rail, where there is little room.
+    """
+
+    page: str
+    text: str
+    icon: str
+    words: str
+    needs: Capability | None = None
+    is_tab: bool = False
+
+
+GROUPS: dict[str, tuple[Setting, ...]] = {
+    "My account": (
+        Setting("accounts:profile", "Profile & password", "user", "Your name, password and theme"),
+        Setting("mfa_index", "Second factor", "shield", "A code from your phone besides the password"),
+        Setting("accounts:sessions", "Sessions", "lock", "Where you are signed in"),
+        Setting("connections:mine", "My identities", "identity", "What your connections carry to servers"),
+        Setting("tokens:list", "API Tokens", "key", "What your agents call gateways with"),
+        Setting("tokens:api_keys", "API keys", "key", "What your scripts call the REST API with"),
+        Setting("auditlog:own", "My calls", "logs", "What was called as you"),
+    ),
+    "Workspace": (
+        Setting(
+            "accounts:workspace",
+            "Workspace settings",
+            "settings",
+            "Name, new apps, limits, retention and mail",
+            Capability.WORKSPACE_MANAGE,
+        ),
+        Setting(
+            "connections:mcp", "MCP", "connection", "Every connection to a gateway", Capability.MCP_CONNECTIONS_READ
+        ),
+        Setting("accounts:people", "People", "people", "Who is here, and who is invited", Capability.PEOPLE_MANAGE),
+        Setting("accounts:roles", "Roles", "policy", "What people may do", Capability.PEOPLE_MANAGE, is_tab=True),
+        Setting(
+            "gateways:teams",
+            "Teams",
+            "people",
+            "Which gateways are open to whom",
+            Capability.PEOPLE_MANAGE,
+            is_tab=True,
+        ),
+        Setting("sinks:list", "Log sinks", "logs", "Where else the log is sent", Capability.SINKS_MANAGE),
+        Setting("doctor", "OAuth doctor", "trace", "Whether apps can sign in here", Capability.GATEWAYS_MANAGE),
+    ),
+}
+
+
+class Link(NamedTuple):
+    """A page of the settings that the reader may open; `current` is what the rail says of it (`aria-current`)."""
+
+    setting: Setting
+    url: str
+    current: str
+
+
+class Group(NamedTuple):
+    """Pages of the settings under one heading."""
+
+    title: str
+    links: list[Link]
+
+
 @register.simple_tag(takes_context=True)
-def rail_page(context: RequestContext, url_name: str, text: str) -> SafeString:
-    """An entry below a section; it is current on its own page and on all pages below it."""
+def settings_groups(context: RequestContext) -> list[Group]:
+    """The groups with what the reader may open; one that holds nothing for them is left out."""
     request: HttpRequest = context["request"]
-    url = reverse(url_name)
-    is_below = request.path.startswith(f"{url.rstrip('/')}/")
-    current = SafeString(' aria-current="page"') if request.path == url else SafeString(' aria-current="true"')
-    return format_html('<li><a href="{}"{}>{}</a></li>', url, current if request.path == url or is_below else "", text)
+    groups = [
+        Group(title, [_link(one, request.path) for one in settings if _may_open(one, request)])
+        for title, settings in GROUPS.items()
+    ]
+    return [group for group in groups if group.links]
+
+
+def _may_open(setting: Setting, request: HttpRequest) -> bool:
+    return setting.needs is None or request.user.has_perm(setting.needs)
+
+
+def _link(setting: Setting, path: str) -> Link:
+    """It is current on its own page and on all pages below it."""
+    url = reverse(setting.page)
+    below = "true" if path.startswith(f"{url.rstrip('/')}/") else ""
+    return Link(setting, url, "page" if path == url else below)

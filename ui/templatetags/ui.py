@@ -158,14 +158,28 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 
 
 @register.simple_tag(takes_context=True)
-def rail_link(context: RequestContext, url_name: str, icon_name: str, text: str, also: str = "") -> SafeString:
-    """An entry of the rail; it is current on its own page, on all pages below it, and on those below `also`."""
+def rail_link(
+    context: RequestContext, url_name: str, icon_name: str, text: str, also: str = "", waiting: int = 0, words: str = ""
+) -> SafeString:
+    """An entry of the rail; it is current on its own page, on all pages below it, and on those below `also`.
+
+    So many things there are `waiting` for an act, which the `words` name.
+    """
     request: HttpRequest = context["request"]
     url = reverse(url_name)
     here = request.path == url
     below = url != "/" and request.path.startswith((url, also or url))
     current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
-    return format_html('<a href="{}"{}>{}{}</a>', url, current, icon(icon_name), text)
+    return format_html(
+        '<a href="{}"{}>{}{}{}</a>', url, current, icon(icon_name), text, _waiting(icon_name, waiting, words)
+    )
+
+
+def _waiting(key: str, number: int, words: str) -> SafeString:
+    if not number:
+        return SafeString("")
+    count = '<span class="count" data-count="rail.{}"><span class="dot" data-state="warn"></span>{}{}</span>'
+    return format_html(count, key, number, format_html('<span class="visually-hidden"> {}</span>', words))
 
 
 @register.inclusion_tag("ui/opens.html")

@@ -1,0 +1,375 @@
+"""Admin events as sentences: who did what to what. This is the only place that words an event.
+
+A sentence is made of what the event itself holds, so it reads the same after its thing was renamed or removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from string import Formatter
+from typing import Any, NamedTuple
+
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+
+MOST_NAMED = 3
+LONGEST_LABEL = 200  # A label as long as that may have been cut.
+ASIDE = frozenset({"through", "owner", "note"})  # Facts beside what was changed.
+# The values that sentences name, each with what it is, and those they only depend on: it takes no room in the text.
+STATED = {"role": "name", "more": "", "requests": "", "owner": "person", "to": "person", "email": "person"}
+# Labels that name several things: what joins them, and which they are.
+JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "assignment": (" on ", ("server", "gateway")),
+    "connection": (" / ", ("host", "user", "gateway")),
+}
+FACTS = ("is_staff", "sent")
+UNQUOTED = ("user", "address")
+
+# Each event in the words to try in this order: the first whose every field the event has a value for. `self` is the
+# target where it is the actor, `fields` what was changed; the others are values of `_values`.
+SENTENCES: dict[str, tuple[str, ...]] = {
+    Action.API_KEY_CREATED: ("{actor} created the API key {target}.",),
+    Action.API_KEY_REVOKED: (
+        "{actor} revoked the API key {target} of {owner}.",
+        "{actor} revoked the API key {target}.",
+    ),
+    Action.ASSIGNMENT_CREATED: (
+        "{actor} put the server {server} on the gateway {gateway}.",
+        "{actor} assigned {target}.",
+    ),
+    Action.ASSIGNMENT_DISABLED: (
+        "{actor} disabled the server {server} on the gateway {gateway}.",
+        "{actor} disabled the assignment {target}.",
+    ),
+    Action.ASSIGNMENT_ENABLED: (
+        "{actor} enabled the server {server} on the gateway {gateway}.",
+        "{actor} enabled the assignment {target}.",
+    ),
+    Action.ASSIGNMENT_NARROWED: (
+        "{actor} left only the tools in use of the server {server} on the gateway {gateway}.",
+        "{actor} left only the tools in use of {target}.",
+    ),
+    Action.ASSIGNMENT_REMOVED: (
+        "{actor} took the server {server} off the gateway {gateway}.",
+        "{actor} removed the assignment {target}.",
+    ),
+    Action.ASSIGNMENT_UPDATED: (
+        "{actor} changed the {fields} of the server {server} on the gateway {gateway}.",
+        "{actor} changed the assignment {target}.",
+    ),
+    Action.ASSIGNMENT_WIDENED: (
+        "{actor} switched the unused tools of the server {server} on the gateway {gateway} on again.",
+        "{actor} switched the unused tools of {target} on again.",
+    ),
+    Action.ATTEMPT_REFUSED: (
+        "{actor} tried what takes the capability {capability}, and was refused.",
+        "{actor} tried what takes a capability they lack, and was refused.",
+    ),
+    Action.CONNECTION_DISABLED: (
+        "{actor} disabled the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} disabled the connection {target}.",
+    ),
+    Action.CONNECTION_ENABLED: (
+        "{actor} enabled the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} enabled the connection {target}.",
+    ),
+    Action.CONNECTION_IDENTITY_CHANGED: (
+        "{actor} chose the identity for {first} that {host} carries to the gateway {gateway} as {user}.",
+        "{actor} chose another identity for the connection {target}.",
+    ),
+    Action.CONNECTION_OPENED: (
+        "{actor} let {host} use the gateway {gateway} as {user}.",
+        "{actor} opened the connection {target}.",
+    ),
+    Action.CONNECTION_REVOKED: (
+        "{actor} revoked the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} revoked the connection {target}.",
+    ),
+    Action.EVENTS_EXPORTED: ("{actor} exported the admin events.",),
+    Action.FEATURE_ACCEPTED: ("{actor} accepted the definition of {target}.",),
+    Action.FEATURE_CHANGED: (
+        "Definitions changed on {target}, {more} more than are listed.",
+        "The definition of {target} was changed by its server.",
+    ),
+    Action.FEATURE_DISABLED: ("{actor} disabled {target}.",),
+    Action.FEATURE_ENABLED: ("{actor} enabled {target}.",),
+    Action.FEATURE_HELD: ("{target} is new at its server and waits for a decision.",),
+    Action.FEATURE_QUARANTINED: ("{actor} put {target} in quarantine.",),
+    Action.GATEWAY_ARCHIVED: ("{actor} archived the gateway {target}.",),
+    Action.GATEWAY_CREATED: ("{actor} created the gateway {target}.",),
+    Action.GATEWAY_DISABLED: ("{actor} disabled the gateway {target}.",),
+    Action.GATEWAY_ENABLED: ("{actor} enabled the gateway {target}.",),
+    Action.GATEWAY_UPDATED: (
+        "{actor} renamed the gateway {old_name} to {target}.",
+        "{actor} changed the {fields} of the gateway {target}.",
+        "{actor} changed the gateway {target}.",
+    ),
+    Action.HOST_APPEARED: ("The app {target} appeared: {actor} connected it.",),
+    Action.HOST_APPROVED: ("{actor} let the app {target} use the gateways.",),
+    Action.HOST_ARCHIVED: ("{actor} archived the host {target}.",),
+    Action.HOST_CREATED: ("{actor} created the agent {target}.",),
+    Action.HOST_DISABLED: ("{actor} disabled the host {target}.",),
+    Action.HOST_ENABLED: ("{actor} enabled the host {target}.",),
+    Action.HOST_UPDATED: (
+        "{actor} renamed the host {old_name} to {target}.",
+        "{actor} changed the {fields} of the host {target}.",
+        "{actor} changed the host {target}.",
+    ),
+    Action.IDENTITY_CONFIRMED: ("{actor} confirmed the identity {target} for the new address of its server.",),
+    Action.IDENTITY_CREATED: ("{actor} added the identity {target}.",),
+    Action.IDENTITY_DISABLED: ("{actor} disabled the identity {target}.",),
+    Action.IDENTITY_ENABLED: ("{actor} enabled the identity {target}.",),
+    Action.IDENTITY_REPLACED: ("{actor} replaced the secret of the identity {target}.",),
+    Action.IDENTITY_REVOKED: ("{actor} revoked the identity {target}.",),
+    Action.IDENTITY_SIGNED_IN: ("{actor} signed in again for the identity {target}.",),
+    Action.IDENTITY_SIGN_IN_NEEDED: ("The sign-in of the identity {target} ended; its owner has to sign in again.",),
+    Action.IDENTITY_UPDATED: (
+        "{actor} changed the {fields} of the identity {target}.",
+        "{actor} changed the identity {target}.",
+    ),
+    Action.KEY_REGENERATED: (
+        "{actor} regenerated the key of the connection of {host} to the gateway {gateway} as {user}.",
+        "{actor} regenerated the key of the connection {target}.",
+    ),
+    Action.LOGS_EXPORTED: ("{actor} exported the log.",),
+    Action.OAUTH_APP_REGISTERED: ("The OAuth client {target} was registered.",),
+    Action.OAUTH_FAMILY_ENDED: (
+        "The sign-in of {host} at the gateway {gateway} as {user} was ended.",
+        "The sign-in of the connection {target} was ended.",
+    ),
+    Action.RECOVERY_CODES_REPLACED: (
+        "{self} made new recovery codes.",
+        "{actor} made new recovery codes of {target}.",
+    ),
+    Action.ROLE_CREATED: ("{actor} created the role {target}.",),
+    Action.ROLE_REMOVED: ("{actor} deleted the role {target}.",),
+    Action.ROLE_UPDATED: (
+        "{actor} renamed the role {old_name} to {target}.",
+        "{actor} changed the {fields} of the role {target}.",
+        "{actor} changed the role {target}.",
+    ),
+    Action.SECOND_FACTOR_ADDED: (
+        "{self} turned their second factor on.",
+        "{actor} turned the second factor of {target} on.",
+    ),
+    Action.SECOND_FACTOR_REMOVED: (
+        "{self} turned their second factor off.",
+        "{actor} removed the second factor of {target}.",
+    ),
+    Action.SAVED_VIEW_CREATED: ("{actor} saved the view {target} of the log.",),
+    Action.SAVED_VIEW_REMOVED: ("{actor} removed the view {target} of the log.",),
+    Action.SAVED_VIEW_UPDATED: (
+        "{actor} renamed the view {old_name} of the log to {target}.",
+        "{actor} changed the view {target} of the log.",
+    ),
+    Action.SERVER_ARCHIVED: ("{actor} archived the server {target}.",),
+    Action.SERVER_CLIENT_CHANGED: ("{actor} changed the OAuth client that signs people in at {target}.",),
+    Action.SERVER_CREATED: ("{actor} added the server {target}.",),
+    Action.SERVER_DISABLED: ("{actor} disabled the server {target}.",),
+    Action.SERVER_ENABLED: ("{actor} enabled the server {target}.",),
+    Action.SERVER_ISSUER_CHANGED: (
+        "{actor} signed in at another issuer of the server {target}, which ended other sign-ins.",
+    ),
+    Action.SERVER_UPDATED: (
+        "{actor} renamed the server {old_name} to {target}.",
+        "{actor} changed the {fields} of the server {target}.",
+        "{actor} changed the server {target}.",
+    ),
+    Action.SIGN_IN_REFUSED: (
+        "Too many passwords were tried for {email}; further ones were refused.",
+        "Too many passwords were tried; further ones were refused.",
+    ),
+    Action.TEAM_CREATED: ("{actor} created the team {target}.",),
+    Action.TEAM_REMOVED: ("{actor} deleted the team {target}.",),
+    Action.TEAM_UPDATED: (
+        "{actor} renamed the team {old_name} to {target}.",
+        "{actor} added {joined} to the team {target} and removed {left}.",
+        "{actor} added {joined} to the team {target}.",
+        "{actor} removed {left} from the team {target}.",
+        "{actor} changed the {fields} of the team {target}.",
+        "{actor} changed the team {target}.",
+    ),
+    Action.TOKEN_ASKED_FOR_NEW: (
+        "{actor} ended the secret of the token {target} and asked {owner} to collect a new one.",
+        "{actor} ended the secret of the token {target} and asked for a new one.",
+    ),
+    Action.TOKEN_COLLECTED: ("{actor} collected the new secret of the token {target}.",),
+    Action.TOKEN_ISSUED: ("{actor} created the token {target}.",),
+    Action.TOKEN_PREVIOUS_ENDED: (
+        "{actor} ended the previous secret of the token {target} of {owner}.",
+        "{actor} ended the previous secret of the token {target}.",
+    ),
+    Action.TOKEN_REVOKED: ("{actor} revoked the token {target}.",),
+    Action.TOKEN_ROTATED: (
+        "The token {self} regenerated its own secret.",
+        "{actor} regenerated the token {target}.",
+    ),
+    Action.TOKEN_UPDATED: (
+        "{actor} changed the {fields} of the token {target}.",
+        "{actor} changed the token {target}.",
+    ),
+    Action.UNKNOWN_TOKENS_REFUSED: (
+        "{requests} requests with unknown tokens were refused, from {target}.",
+        "Requests with unknown tokens were refused, from {target}.",
+    ),
+    Action.USER_CREATED: (
+        "The account of {target} was created with the role {role}.",
+        "The account of {target} was created.",
+    ),
+    Action.USER_DEACTIVATED: ("{actor} deactivated {target}.",),
+    Action.USER_INVITATION_RENEWED: ("{actor} invited {target} again.",),
+    Action.USER_INVITATION_REVOKED: ("{actor} took the invitation of {target} back.",),
+    Action.USER_INVITED: ("{actor} invited {target} with the role {role}.", "{actor} invited {target}."),
+    Action.USER_JOINED: ("{target} accepted the invitation.",),
+    Action.USER_PASSWORD_CHANGED: (
+        "{self} changed their password.",
+        "{actor} changed the password of {target}.",
+    ),
+    Action.USER_PASSWORD_LINK_MADE: ("{actor} made a link for {target} to choose a password.",),
+    Action.USER_PASSWORD_RESET: (
+        "{self} reset their password.",
+        "{actor} reset the password of {target}.",
+    ),
+    Action.USER_REACTIVATED: ("{actor} reactivated {target}.",),
+    Action.USER_RESET_SENT: ("{actor} sent {target} a link to reset their password.",),
+    Action.USER_RESCUED: ("{target} was made an owner from the command line.",),
+    Action.USER_ROLE_CHANGED: (
+        "{actor} gave {target} the role {role}.",
+        "{actor} changed what {target} may do.",
+    ),
+    Action.USER_SESSION_ENDED: (
+        "{self} signed out of one of their browsers.",
+        "{actor} signed {target} out of one browser.",
+    ),
+    Action.USER_SIGNED_OUT_EVERYWHERE: (
+        "{self} signed out everywhere.",
+        "{actor} signed {target} out everywhere.",
+    ),
+    Action.USER_STAFF_CHANGED: (
+        "{actor} let {target} into the Django admin{is_staff}.",
+        "{actor} shut {target} out of the Django admin.",
+    ),
+    Action.USER_UPDATED: (
+        "{self} changed their {fields}.",
+        "{actor} changed the {fields} of {target}.",
+        "{actor} changed the account of {target}.",
+    ),
+    Action.WORKSPACE_MAIL_TESTED: (
+        "{actor} sent a test mail to {to}{sent}.",
+        "{actor} tried to send a test mail, which failed.",
+    ),
+    Action.WORKSPACE_UPDATED: (
+        "{actor} changed the {fields} of the workspace.",
+        "{actor} changed the settings of the workspace.",
+    ),
+}
+# What older releases wrote and this one does not.
+RETIRED: dict[str, tuple[str, ...]] = {
+    "tool.disabled": ("{actor} disabled the tool {target}.",),
+    "tool.enabled": ("{actor} enabled the tool {target}.",),
+}
+UNKNOWN = ("{actor} did something that this release has no words for, to {target}.",)
+
+
+class Part(NamedTuple):
+    """A stretch of a sentence: plain words, or a name, which somebody chose; `of` says whose it is."""
+
+    text: str
+    of: str = ""  # "actor", "target", "name", "person", or "" for words of ours.
+
+
+def sentence(event: Event) -> str:
+    """The event in one sentence of plain text. Names are in quotation marks, except for people's e-mail addresses."""
+    named = {"name"} if event.target_type in UNQUOTED else {"name", "target"}
+    return "".join(f"“{part.text}”" if part.of in named else part.text for part in parts(event))
+
+
+def parts(event: Event) -> list[Part]:
+    """The same sentence, piece by piece, for a page that links and marks the names."""
+    values = dict(_values(event))
+    alternatives = SENTENCES.get(event.action) or RETIRED.get(event.action) or UNKNOWN
+    found = next((words for words in alternatives if _fields(words) <= values.keys()), UNKNOWN[0])
+    pieces = [piece for words, name in _split(found) for piece in (Part(words), values[name] if name else Part(""))]
+    if through := _plain(event.changes.get("through")):
+        pieces[-2] = Part(pieces[-2].text.removesuffix("."))
+        pieces += [Part(" with the API key "), Part(through, "name"), Part(".")]
+    return [piece for piece in pieces if piece.text]
+
+
+def _split(words: str) -> Iterator[tuple[str, str]]:
+    return ((text, name or "") for text, name, _, _ in Formatter().parse(words))
+
+
+def _fields(words: str) -> set[str]:
+    return {name for _, name in _split(words) if name}
+
+
+def _values(event: Event) -> Iterator[tuple[str, Part]]:
+    """What sentences may name of this event; what it does not say is left out."""
+    target = Part(event.target_label or "something", "target")
+    by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
+    yield "actor", Part("The system") if event.actor_email in ("", "system") else Part(event.actor_email, "actor")
+    yield "target", target
+    if by_itself or (event.actor_id is not None and str(event.actor_id) == event.target_id):
+        yield "self", target
+    yield from _of_label(event)
+    yield from _of_changes(event)
+
+
+def _of_label(event: Event) -> Iterator[tuple[str, Part]]:
+    """The things that a label names; none where a name among them leaves it open where the next begins."""
+    if len(event.target_label) >= LONGEST_LABEL:
+        return
+    joint, kinds = JOINED.get(event.target_type, ("", ()))
+    names = event.target_label.split(joint) if joint else []
+    if names and len(names) == len(kinds):
+        first, *others = zip(kinds, names, strict=True)
+        yield first[0], Part(first[1], "target")
+        yield from ((kind, Part(name, "person" if kind == "user" else "name")) for kind, name in others)
+
+
+def _of_changes(event: Event) -> Iterator[tuple[str, Part]]:
+    changes = event.changes
+    for name, of in STATED.items():
+        value = _plain(_after(changes.get(name)))
+        # Whose it is goes without saying where it is one's own.
+        if value and not (name == "owner" and value == event.actor_email):
+            yield name, Part(value, of)
+    yield from ((name, Part("")) for name in FACTS if _after(changes.get(name)) is True)
+    if slug := _plain(changes.get("capability")):
+        yield "capability", Part(next((one.label for one in Capability if one.slug == slug), slug), "name")
+    fields = [name for name in changes if name not in ASIDE]
+    if fields:
+        yield "fields", Part(_named([name.replace("_", " ") for name in fields]))
+        yield "first", Part(fields[0], "name")
+    if fields == ["name"] and (before := _before(changes["name"])):
+        yield "old_name", Part(str(before), "name")
+    if fields == ["users"]:
+        yield from _members(*([str(one) for one in side(changes["users"]) or ()] for side in (_before, _after)))
+
+
+def _members(before: list[str], after: list[str]) -> Iterator[tuple[str, Part]]:
+    if joined := [one for one in after if one not in before]:
+        yield "joined", Part(_named(joined), "person")
+    if left := [one for one in before if one not in after]:
+        yield "left", Part(_named(left), "person")
+
+
+def _before(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 2 else None
+
+
+def _after(value: Any) -> Any:
+    return value[1] if isinstance(value, list) and len(value) == 2 else value
+
+
+def _plain(value: Any) -> str:
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first of them, as people list things."""
+    named, more = list(names[:MOST_NAMED]), len(names) - MOST_NAMED
+    named += [f"{more} more"] if more > 0 else []
+    return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))

@@ -1,0 +1,271 @@
+"""Admin events as sentences: each name has one, names in it cannot forge it, and they lead to the things."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import pytest
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from accounts.models import Role, Team, User, WorkspaceSettings
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.sentences import RETIRED, SENTENCES, sentence
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Feature
+from servers.models import AuthType
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = "/settings/admin-events/"
+ANA = "ana@example.com"
+
+
+def test_each_event_name_has_a_sentence_and_each_sentence_an_event_name() -> None:
+    assert set(SENTENCES) == set(Action)
+    assert not set(RETIRED) & set(Action)
+
+
+def test_statements_write_no_event_without_a_sentence() -> None:
+    """Some events are written by the database itself, which does not look at the names in the code."""
+    sources = [*ROOT.glob("*/migrations/*.py"), *ROOT.glob("proxy/**/*.sql")]
+    texts = [text for path in sources if "INSERT INTO auditlog_event (" in (text := path.read_text())]
+    subjects = "|".join(sorted({action.partition(".")[0] for action in Action}))
+    written = {name for text in texts for name in re.findall(rf"'((?:{subjects})\.[a-z_]+)'", text)}
+
+    assert written >= {"feature.held", "feature.changed", "identity.sign_in_needed", "proxy.unknown_tokens_refused"}
+    assert written <= set(SENTENCES)
+
+
+@pytest.mark.parametrize("action", [*SENTENCES, *RETIRED, "thing.from_the_future"])
+def test_an_event_that_says_nothing_of_its_own_is_a_whole_sentence_too(action: str) -> None:
+    bare = Event(action=action, actor_email=ANA, target_type="thing", target_id="7", target_label="Thing")
+    least = Formatter().parse(({**SENTENCES, **RETIRED}.get(action) or ("",))[-1])
+
+    said = sentence(bare)
+
+    assert {name for _, name, _, _ in least if name} <= {"actor", "target"}
+    assert re.fullmatch(r"(ana@example\.com|“Thing”|[A-Z]).* .*[^ .]\.", said)
+    assert not set(said) & set("{}_")
+
+
+# --- What is said of what really happened ---------------------------------------------------------------------------
+
+pytestmark = pytest.mark.django_db
+
+
+def last(action: str) -> str:
+    return sentence(Event.objects.filter(action=action).latest("id"))
+
+
+def of_switches(ana: User) -> dict[str, str]:
+    host, gateway, server = (
+        make.agent(by=ana, name="CI bot"),
+        make.gateway(by=ana, name="Work"),
+        make.server(by=ana, name="GitHub"),
+    )
+    assigned, link = make.assignment(gateway, server), make.connection(host, gateway, ana)
+    for thing in (host, gateway, server, assigned, link):
+        thing.disable(by=ana)
+        thing.enable(by=ana)
+    gateway.edit(by=ana, name="Works")
+    return {
+        "host.created": f"{ANA} created the agent “CI bot”.",
+        "host.disabled": f"{ANA} disabled the host “CI bot”.",
+        "gateway.enabled": f"{ANA} enabled the gateway “Work”.",
+        "gateway.updated": f"{ANA} renamed the gateway “Work” to “Works”.",
+        "server.created": f"{ANA} added the server “GitHub”.",
+        "assignment.created": "The system put the server “GitHub” on the gateway “Work”.",
+        "assignment.disabled": f"{ANA} disabled the server “GitHub” on the gateway “Work”.",
+        "connection.opened": f"{ANA} let “CI bot” use the gateway “Work” as {ANA}.",
+        "connection.disabled": f"{ANA} disabled the connection of “CI bot” to the gateway “Work” as {ANA}.",
+    }
+
+
+def of_tokens(ana: User) -> dict[str, str]:
+    link = make.connection(make.agent(by=ana, name="CI bot"), make.gateway(by=ana, name="Work"), ana)
+    issued = make.token(link, name="ci")
+    first = str(issued.token)
+    issued.token.rotate(by=None, presented=issued.secret)
+    second = str(issued.token)
+    issued.token.edit(by=ana, name="nightly", calls_per_minute=5)
+    issued.token.revoke(by=ana)
+    return {
+        "token.issued": f"{ANA} created the token “{first}”.",
+        "token.rotated": f"The token “{second}” regenerated its own secret.",
+        "token.updated": f"{ANA} changed the name and calls per minute of the token “{issued.token}”.",
+        "token.revoked": f"{ANA} revoked the token “{issued.token}”.",
+    }
+
+
+def of_people(ana: User) -> dict[str, str]:
+    role = Role.objects.add(name="Watcher", capabilities=(), by=None)
+    bo = User.objects.invite(email="bo@example.com", role=role, by=None)
+    team = Team.objects.add(name="Support", users=[ana], by=None)
+    team.edit(name="Support", users=[bo], by=None)
+    ana.edit(email=ana.email, display_name="Ana S.", by=ana)
+    bo.give_role(Role.objects.add(name="Reader", capabilities=(), by=None), by=None)
+    ana.end_sessions(by=ana)
+    bo.deactivate(by=None)
+    WorkspaceSettings.edit(by=ana, name="Acme", log_retention_days=30)
+    return {
+        "user.invited": "The system invited bo@example.com with the role “Watcher”.",
+        "team.updated": f"The system added bo@example.com to the team “Support” and removed {ANA}.",
+        "user.updated": f"{ANA} changed their display name.",
+        "user.role_changed": "The system gave bo@example.com the role “Reader”.",
+        "user.signed_out_everywhere": f"{ANA} signed out everywhere.",
+        "user.deactivated": "The system deactivated bo@example.com.",
+        "workspace.updated": f"{ANA} changed the name and log retention days of the workspace.",
+    }
+
+
+@pytest.mark.parametrize("happen", [of_switches, of_tokens, of_people])
+def test_an_event_is_told_in_one_sentence(happen: Callable[[User], dict[str, str]]) -> None:
+    told = happen(make.user(*Capability, email=ANA))
+
+    assert {action: last(action) for action in told} == told
+
+
+def test_who_was_refused_and_through_which_key_it_was_is_said(sign_in: SignIn) -> None:
+    sign_in(make.user(email=ANA)).post("/gateways/add/", {"name": "x"})
+    link = Event(
+        action="host.disabled", actor_email=ANA, target_type="host", target_label="CI", changes={"through": "cron"}
+    )
+
+    assert (
+        last("attempt.refused") == f"{ANA} tried what takes the capability “Basic gateway management”, and was refused."
+    )
+    assert sentence(link) == f"{ANA} disabled the host “CI” with the API key “cron”."
+
+
+@pytest.mark.parametrize(
+    "name", ["CI / boss@example.com / Payroll", "CI” was approved. The host “X", "a on b", "x" * 250]
+)
+def test_a_name_stays_one_name(name: str) -> None:
+    """Labels join several names, of which each may hold what joins them; then none is picked out."""
+    label = f"{name} / {ANA} / Work"[:200]
+    event = Event(action="connection.revoked", actor_email=ANA, target_type="connection", target_label=label)
+
+    assert name[:180] in sentence(event)
+    assert sentence(event).startswith(f"{ANA} revoked the connection ")
+    assert "boss@example.com" not in sentence(event).partition(" as ")[2]
+
+
+# --- Where it is read ------------------------------------------------------------------------------------------------
+
+
+def test_rest_tells_the_sentence(sign_in: SignIn) -> None:
+    ana = make.user(*Capability, email=ANA)
+    make.agent(by=ana, name="CI bot").disable(by=ana)
+    rest = Rest.of(ana)
+
+    event = rest.get("/admin-events").json()["results"][0]
+
+    assert event["sentence"] == f"{ANA} disabled the host “CI bot”."
+    assert rest.get(f"/admin-events/{event['id']}").json()["sentence"] == event["sentence"]
+
+
+def main(page: Any) -> str:
+    return str(page.content.decode()).split('<main class="page"')[1].split("</main>")[0]
+
+
+def drawer(page: Any) -> str:
+    return main(page).split('<aside class="drawer"')[1]
+
+
+def everything(by: User) -> dict[str, Any]:
+    """A thing of each kind that has a page, with an event of its own."""
+    host, gateway = make.agent(by=by), make.gateway(by=by)
+    server = make.server(by=by, auth_type=AuthType.BEARER)
+    assigned = make.assignment(gateway, server, identity_scheme="per_user")
+    link = make.connection(host, gateway, by)
+    feature = Feature.objects.create(assignment=assigned, kind="tool", name="search", exposed_name="docs__search")
+    feature.disable(by=by)
+    assigned.disable(by=by)
+    return {
+        "host": host,
+        "gateway": gateway,
+        "server": server,
+        "assignment": assigned,
+        "connection": link,
+        "feature": feature,
+        "identity": make.identity(server, by),
+        "token": make.token(link).token,
+        "team": Team.objects.add(name="Support", users=(), by=by),
+        "role": Role.objects.add(name="Watcher", capabilities=(), by=by),
+    }
+
+
+def leads(client: Client, kind: str) -> str:
+    """Where the sentence of the newest event of this kind leads."""
+    event = Event.objects.filter(target_type=kind).latest("id")
+    found = re.search(r'<span class="sentence">.*?</h2>', drawer(client.get(f"{PATH}{event.uid}/")), re.DOTALL)
+    assert found
+    links = [
+        url
+        for url in re.findall(r'<a href="([^"]+)"', found[0])
+        if not url.startswith("/people/") or kind in ("team", "role")
+    ]
+    return links[-1] if links else ""
+
+
+def test_the_subject_leads_to_its_page_and_nowhere_once_it_is_gone(sign_in: SignIn) -> None:
+    boss = make.user(*Capability, email=ANA)
+    things, client = everything(boss), sign_in(boss)
+
+    pages = {kind: leads(client, kind) for kind in things}
+    for url in pages.values():
+        assert client.get(url).status_code == 200
+    assert pages["token"] == pages["connection"] == f"/hosts/{things['host'].pk}/connections/"
+    assert pages["assignment"] == f"/gateways/{things['gateway'].slug}/servers/"
+    assert pages["identity"] == f"/servers/{things['server'].slug}/identities/"
+
+    for thing in (things["host"], things["gateway"], things["server"]):
+        thing.disable(by=boss)
+    Connection.objects.archive_host(things["host"], by=boss)
+    Connection.objects.archive_gateway(things["gateway"], by=boss)
+    things["assignment"].remove(by=boss)
+    type(things["assignment"]).objects.archive_server(things["server"], by=boss)
+    for removed in ("team", "role"):
+        things[removed].remove(by=boss)
+    assert {kind: leads(client, kind) for kind in things} == dict.fromkeys(things, "")
+
+
+def test_who_may_not_open_a_page_gets_no_link_to_it(sign_in: SignIn) -> None:
+    things = everything(make.user(*Capability, email=ANA))
+    client = sign_in(make.user(Capability.AUDIT_READ))
+
+    seen = {kind: leads(client, kind) for kind in things}
+
+    assert {kind for kind, url in seen.items() if url} == {"gateway", "assignment", "feature"}
+    for url in filter(None, seen.values()):
+        assert client.get(url).status_code == 200
+
+
+def test_the_things_of_a_page_are_found_in_one_statement(
+    sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    boss = make.user(*Capability, email=ANA)
+    everything(boss)
+    client = sign_in(boss)
+    client.get(PATH)
+
+    with django_assert_num_queries(6):  # session, user, permissions, rows, count, things
+        client.get(PATH, headers={"HX-Request": "true"})
+
+
+def test_calls_and_admin_events_are_beside_each_other_for_who_may_read_both(sign_in: SignIn) -> None:
+    both = sign_in(make.user(Capability.AUDIT_READ, Capability.LOGS_READ))
+    events, calls = sign_in(make.user(Capability.AUDIT_READ)), sign_in(make.user(Capability.LOGS_READ))
+
+    assert f'<a href="{PATH}">Admin events</a>' in main(both.get("/logs/"))
+    assert '<a href="/logs/">Calls</a>' in main(both.get(PATH))
+    assert 'href="/logs/"' not in main(events.get(PATH))
+    assert f'href="{PATH}"' not in main(calls.get("/logs/"))
+    assert f'href="{PATH}"' in events.get("/").content.decode()

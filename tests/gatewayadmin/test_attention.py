@@ -1,0 +1,104 @@
+"""The numbers of the rail: what waits for an act of the reader, as far as they see it and may act on it."""
+
+import re
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import User
+from capabilities import Capability
+from gateways.models import Feature, Gateway, Reach
+from servers.models import Health
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+HTMX = {"HX-Request": "true"}
+
+
+def rail(page: Any) -> dict[str, str]:
+    """The numbers in the rail, with what they are of."""
+    nav = page.content.decode().split('id="rail"')[1].split("</nav>")[0]
+    found = re.findall(
+        r'data-count="rail\.(\w+)"><span class="dot"[^>]*></span>(\d+)<span class="visually-hidden"> ([^<]+)', nav
+    )
+    return {kind: f"{number} {words}" for kind, number, words in found}
+
+
+def waiting(gateway: Gateway, name: str) -> Feature:
+    assigned = gateway.assignments.first() or make.assignment(gateway, make.server())
+    made = Feature.objects.create(assignment=assigned, kind="tool", name=name, exposed_name=name, state="held")
+    Feature.objects.filter(pk=made.pk).update(offered="{}", offered_hash="x")
+    return made
+
+
+@pytest.fixture
+def world() -> None:
+    make.app("Asks", needs_approval=True)
+    make.app("Asks too", needs_approval=True)
+    make.app("Works")
+    waiting(make.gateway(name="Open"), "search")
+    waiting(make.gateway(name="Teams only", reach=Reach.TEAMS), "find")
+    make.server(name="Down").note_health(Health.DOWN, "connect timeout")
+    off = make.server(name="Down and off")
+    off.note_health(Health.DOWN, "connect timeout")
+    off.disable(by=None)
+
+
+def test_the_rail_counts_what_waits_for_the_reader(world: None, sign_in: SignIn) -> None:
+    seen = rail(sign_in(make.user(*Capability)).get("/people/capabilities/"))
+
+    assert seen == {
+        "apps": "2 waiting for approval",
+        "tool": "2 with a definition that waits for a decision",
+        "server": "1 down",
+    }
+
+
+@pytest.mark.parametrize(
+    ("held", "counted"),
+    [
+        ((), set()),
+        ((Capability.HOSTS_READ,), set()),
+        ((Capability.HOSTS_TOGGLE,), set()),
+        ((Capability.HOSTS_READ, Capability.HOSTS_TOGGLE), {"apps"}),
+        ((Capability.GATEWAYS_READ,), set()),
+        ((Capability.GATEWAYS_MANAGE,), {"tool"}),
+        ((Capability.SERVERS_TOGGLE,), {"server"}),
+        ((Capability.IDENTITIES_MANAGE,), set()),
+    ],
+)
+def test_who_cannot_act_is_not_counted_for(
+    held: tuple[Capability, ...], counted: set[str], world: None, sign_in: SignIn
+) -> None:
+    assert rail(sign_in(make.user(*held)).get("/people/capabilities/")).keys() == counted
+
+
+def statements(client: Client, path: str, **headers: str) -> list[str]:
+    with CaptureQueriesContext(
+        connection,
+    ) as captured:
+        assert client.get(path, headers=headers).status_code == 200
+    return [one["sql"] for one in captured if "waiting_kind" in one["sql"]]
+
+
+def test_one_statement_counts_all_and_fragments_ask_nothing(world: None, sign_in: SignIn) -> None:
+    boss, member = sign_in(make.user(*Capability)), sign_in(make.user())
+
+    assert len(statements(boss, "/hosts/")) == 1
+    assert statements(boss, "/hosts/", **HTMX) == []
+    assert statements(member, "/settings/profile") == []
+
+
+def test_a_decision_is_counted_on_the_next_page(ana: User, sign_in: SignIn) -> None:
+    app, client = make.app("Asks", needs_approval=True), sign_in(make.user(*Capability))
+
+    before = rail(client.get("/people/capabilities/"))
+    app.approve(by=ana)
+
+    assert before == {"apps": "1 waiting for approval"}
+    assert rail(client.get("/people/capabilities/")) == {}
