@@ -182,6 +182,17 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     ),
     Action.TEAM_CREATED: ("{actor} created the team {target}.",),
     Action.TEAM_REMOVED: ("{actor} deleted the team {target}.",),
+    Action.SINK_CREATED: ("{actor} added the log sink {target}.",),
+    Action.SINK_DISABLED: ("{actor} paused the log sink {target}.",),
+    Action.SINK_ENABLED: ("{actor} let the log sink {target} go on.",),
+    Action.SINK_REMOVED: ("{actor} removed the log sink {target}.",),
+    Action.SINK_ROWS_DROPPED: ("Calls were dropped before the log sink {target} had them.",),
+    Action.SINK_TESTED: ("{actor} sent a test line to the log sink {target}.",),
+    Action.SINK_UPDATED: (
+        "{actor} renamed the log sink {old_name} to {target}.",
+        "{actor} changed the {fields} of the log sink {target}.",
+        "{actor} changed the log sink {target}.",
+    ),
     Action.TEAM_UPDATED: (
         "{actor} renamed the team {old_name} to {target}.",
         "{actor} added {joined} to the team {target} and removed {left}.",

@@ -15,7 +15,7 @@ GATEWAYS = Table(
         Column("servers", "Servers", 5, priority=2, kind="number"),
         Column("tools", "Tools", 5, priority=3, kind="number"),
         Column("connections", "Connections", 7, priority=2, kind="number"),
-        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ),
+        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("reach", "Reach", 8, priority=3, sorts=("reach", Lower("name")), on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),
         Column("acts", "Actions", 4, kind="acts", said=False),

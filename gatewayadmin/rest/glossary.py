@@ -25,6 +25,7 @@ MEMBERS: dict[str, Entry] = {
     "Carried.identity": Entry("The identity it carries there; null: none."),
     "Carried.reason": Entry("What is wrong and what to do about it, in words; else empty.", ""),
     "Carried.state": Entry("Whether calls get through with it, and if not, why.", "active"),
+    "Event.sentence": Entry("What happened, in one sentence for people.", "Ana disabled the gateway Work."),
     "CarriedAnswer.identities": Entry("What it carries, one entry for each server that asks for an identity."),
     "CallGroup.calls": Entry("How many calls there were.", 1204),
     "CallGroup.denied": Entry("How many of them were refused.", 12),

@@ -37,6 +37,9 @@ POSTS = [door for door in DOORS if door.method == "post"]
 MAKING = {door.name: door for door in POSTS if door.operation.makes}
 # These change what is there already; done twice, they say so or change nothing.
 CHANGING = {
+    "sink-disable",
+    "sink-enable",
+    "sink-test",
     "apikey-revoke",
     "assignment-disable",
     "assignment-enable",

@@ -282,5 +282,5 @@ def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
 
     page = sign_in(ana).get(PATH)
 
-    assert len(page.context["rows"]) == 25
+    assert len(page.context["rows"]) == 22
     assert len(page.content) <= 60 * 1024

@@ -29,6 +29,7 @@ from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client import models as upstream_oauth
+from sinks.models import Sink
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
@@ -48,11 +49,13 @@ OURS = (
     "oauth",
     "proxy",
     "upstream_oauth",
+    "sinks",
 )
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
+BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
 BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}
 BELOW |= {f"proxy.{name}" for name in ("pendingrequest", "streamevent", "suspendedcall")}
@@ -80,6 +83,7 @@ FROZEN = {
     "proxy.ratecounter": 5,
     "servers.identity": 6,
     "servers.server": 5,
+    "sinks.sink": 5,
     "tokens.token": 5,
     "upstream_oauth.clientregistration": 5,
     "upstream_oauth.signin": 6,
@@ -115,6 +119,7 @@ def world(by: User) -> World:
         expires_at=link.connected_at,
     )
     passing(link)
+    Sink.objects.add(name=make.unique("sink"), kind="webhook", address="https://8.8.8.8/", secret=PLANTED, by=by)
     make.call(host_id=host.pk, host_name=host.name, request_payload={"text": PLANTED})
     digests = [
         bytes(issued.token.digest or b"").hex(),
@@ -210,6 +215,10 @@ HIDDEN = {
     "proxy.ratecounter": {"taken"},
     "servers.identity": {"generation", "key_id", "secret_ciphertext", "secret_hint"},
     "servers.server": {"sign_ins_begun"},
+    "sinks.sink": {
+        *("calls_at", "calls_to", "checkpoints_to", "events_to", "key_id", "late_calls_to", "looked_at", "near_from"),
+        *("round_at", "round_began_at", "round_id", "round_to", "secret_ciphertext"),
+    },
     "tokens.token": {
         *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
     },
@@ -403,6 +412,8 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     order += [("servers.server", "archive", server)]
     known = upstream_oauth.ClientRegistration.objects.get()
     order += [("upstream_oauth.clientregistration", "end", known)]
+    sink = Sink.objects.get()
+    order += [("sinks.sink", one, sink) for one in ("disable", "enable", "test", "remove")]
     assert {(name, one) for name, one, _ in order} == set(actions())
 
     for name, one, row in order:

@@ -232,7 +232,7 @@ def test_the_list_costs_the_same_for_one_host_and_for_many(
     for number in range(12):
         make.connection(make.agent(by=ana, name=f"bot {number}"), gateway, ana)
 
-    with django_assert_num_queries(9):  # session, user, permissions, count, keys, rows, two of their calls, rail
+    with django_assert_num_queries(7):  # session, user, permissions, count, keys, rows, rail
         client.get("/hosts/")
 
 

@@ -659,7 +659,7 @@ def _ask_narrow(ask: Ask) -> tuple[float, ...]:
     """Tools that were used, all, those to be switched off, live connections; of more than five names, how many."""
     assignment = Assignment.objects.get(pk=ask.path[1])
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
-    called = _used(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
+    called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
     off = [one for one in tools if one.enabled and not called.filter(feature_name=one.exposed_name).exists()]
     live = Connection.objects.filter(gateway=assignment.gateway, revoked_at=None).count()
     more = (len(off) - 5,) if len(off) > 5 else ()

@@ -407,13 +407,14 @@ def _registrations(world: World) -> None:
 
 def _sinks(world: World) -> None:
     now = timezone.now()
-    for state, fields in {
+    states: dict[str, dict[str, Any]] = {
         "current": {"looked_at": now, "delivered": 7},
         "behind": {"looked_at": now, "waiting_since": now - DAY},
         "failing": {"looked_at": now, "failures": 2, "last_error": "It cannot be reached.", "last_error_at": now},
         "paused": {},
         "waiting": {},
-    }.items():
+    }
+    for state, fields in states.items():
         sink = world.put(Sink.objects.add(name=next(WORDS), kind="stdout", by=world.boss), state)
         Sink.objects.filter(pk=sink.pk).update(**fields)
         if state == "paused":

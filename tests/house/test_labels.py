@@ -182,7 +182,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/hosts/": (
         *("Apps & Agents 2", "Search apps and agents", "All Apps (OAuth) Agents (token)", "Status"),
         *("Enabled Disabled Pending", "OAuth doctor", "Add API access token-based host"),
-        "Name Type Connections Users Calls Last seen Status Enabled",
+        "Name Type Connections Users Last seen Status Enabled",
         *("Agent (token)", "App (OAuth)", "Waiting for approval"),
     ),
     "/hosts/add/": ("Add API access token-based host", "Name", "Description", "Create"),
@@ -197,7 +197,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         *("expires", "1 active", "Create Token"),
     ),
     "/hosts/{app}/connections/": ("Connections of this app appear when someone connects it.", "How to Connect"),
-    "/gateways/": ("Gateways 2", "Add a gateway", "Name Gateway URL Servers Tools Connections Calls Reach Enabled"),
+    "/gateways/": ("Gateways 2", "Add a gateway", "Name Gateway URL Servers Tools Connections Reach Enabled"),
     "/gateways/quickstart/": (
         *("Quickstart", "How to Connect", "Rename", "Gateway URL", "/mcp/quickstart"),
         "Overview Connections 1 Servers 1 Tools 2 Logs",
@@ -240,7 +240,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
     "/settings/mcp-connections?type=all": (
         *("MCP Connections 1 connection, 1 active", "How to Connect", "Apps (OAuth) Agents (token) All"),
         *("Revoke connection", "Regenerate API key"),
-        "Client name Status User email Gateway API key prefix Connected date Calls Last token Actions",
+        "Client name Status User email Gateway API key prefix Connected date Last token Actions",
     ),
     "/settings/mcp-connections": (
         "No connections yet. Connections appear here when an MCP client completes the OAuth flow.",
@@ -269,7 +269,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         *("User email", "Gateway", "Server", "Token", "Address", "Size", "Correlation id"),
     ),
     "/settings/admin-events/": ("Admin events", "Time Actor Via Action Target Changes"),
-    "/servers/": ("Add a server", "Name URL Auth Gateways Calls Health Enabled"),
+    "/servers/": ("Add a server", "Name URL Auth Gateways Health Enabled"),
     "/servers/github/identities/": (
         *("Add a shared identity", "Label Owner Kind Hint Last used Status Enabled"),
         "Replace secret",

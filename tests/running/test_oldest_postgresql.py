@@ -57,6 +57,8 @@ PROOFS = {
     "auditlog/groups.py": "tests/auditlog/test_groups.py",
     "auditlog/rollups/keeping.py": "tests/auditlog/test_rollups.py",
     "auditlog/rollups/reading.py": "tests/auditlog/test_rollups.py",
+    "auditlog/week.py": "tests/ui/test_lists.py",
+    "gatewayadmin/embedded/moving.py": "tests/running/test_move_database.py",
     "auditlog/search/facets.py": "tests/auditlog/test_search.py",
     "auditlog/committed.py": "tests/auditlog/test_rollups.py",
     "auditlog/checkpoints/sealing.py": "tests/auditlog/test_checkpoints.py",
