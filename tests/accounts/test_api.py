@@ -83,6 +83,8 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
         "RoleResource.create",
         "RoleResource.partial_update",
         "RoleResource.destroy",
+        "SinkResource.create",
+        "SinkResource.partial_update",
         "Workspace.partial_update",
     }
 

@@ -36,7 +36,7 @@ def add_host(page: Page, url: str, name: str) -> None:
     press(page, "Add API access token-based host")
     dialog = page.get_by_role("dialog", name="Add API access token-based host")
     dialog.get_by_label("Name").fill(name)
-    dialog.get_by_role("button", name="Create").click()
+    dialog.get_by_role("button", name="Create", exact=True).click()
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
 
 

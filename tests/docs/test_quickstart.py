@@ -150,7 +150,7 @@ def add_agent(page: Page, newcomer: Newcomer, name: str) -> None:
     dialog = page.get_by_role("dialog", name="Add API access token-based host")
     dialog.get_by_label("Name").fill(name)
     dialog.get_by_label("Allow enrolment").check()
-    dialog.get_by_role("button", name="Create").click()
+    dialog.get_by_role("button", name="Create", exact=True).click()
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
 
 

@@ -25,7 +25,7 @@ LEADS = (
     ("call", re.compile(r"/logs/([\w-]{36})/(?:\?|$)")),
     ("event", re.compile(r"/settings/admin-events/([\w-]{36})/(?:\?|$)")),
 )
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The 95 of p95 is none.
 
 
 class Counted(NamedTuple):
@@ -69,6 +69,8 @@ class Element:
     data: bool = False
     key: str = ""
     text: str = ""
+    by_head: bool = False
+    told: bool = False
 
 
 def _is_dialog(tag: str, attrs: dict[str, str]) -> bool:
@@ -172,7 +174,9 @@ class Page(HTMLParser):
         elif element.tag in ("td", "th"):
             head = self.heads[self.column] if self.column < len(self.heads) else ""
             self.column += 1
-            if element.tag == "td" and "number" in element.attrs.get("class", "").split() and not element.key:
+            named = element.key or any(one.key for one in self.open)
+            if element.tag == "td" and "number" in element.attrs.get("class", "").split() and not named:
+                element.by_head = True
                 element.key = f"{element.of.partition(':')[0]} in {head}"
         elif element.attrs.get("class") == "row-link" and (of := _led_to(element.attrs.get("href", ""))):
             row = max((place for place, one in enumerate(self.open) if one.tag == "tr"), default=len(self.open))
@@ -194,7 +198,10 @@ class Page(HTMLParser):
         words = " ".join(element.text.split())
         if element.tag == "th" and element.attrs.get("scope") == "col":
             self.heads.append(words)
-        if element.key:
+        if element.key and not element.by_head:
+            for cell in self.open:
+                cell.told = True
+        if element.key and not (element.by_head and element.told):
             self.counted.append(Counted(element.key, element.of, words, element.attrs.get("aria-label", "")))
         if element.attrs.get("class") == "badge" and "data-state" in element.attrs:
             self.states.append(Shown(element.of, element.attrs["data-state"], words))

@@ -54,18 +54,26 @@ OF_ALL = {
 }
 # What a query of QUERIES names of the walk stands in braces.
 QUERIES = {
-    "connections:mcp": ("", "?type=all", "?type=agent", "?type=all&status=blocked", "?type=all&status=revoked"),
+    "connections:mcp": (
+        "",
+        "?type=all",
+        "?type=agent",
+        "?type=all&status=blocked",
+        "?type=all&status=revoked",
+        "?columns=calls",
+    ),
     "connections:for_gateway": ("", "?status=disabled"),
     "connections:for_host": ("", "?status=blocked&status=expired"),
-    "hosts:list": ("", "?status=pending", "?type=agent"),
-    "servers:list": ("", "?health=down"),
+    "hosts:list": ("", "?status=pending", "?type=agent", "?columns=calls"),
+    "gateways:list": ("", "?columns=calls"),
+    "servers:list": ("", "?health=down", "?columns=calls"),
     "gateways:tools": ("", "?kind=prompt", "?kind=all", "?kind=all&state=attention", "?enabled=off"),
     "gateways:usage": ("", "?range=24h"),
     "gateways:catalogue": ("", "?show=changed", "?effect=unknown&sort=-server"),
     "accounts:people": ("", "?status=invited", "?status=deactivated"),
     "tokens:list": ("", "?owner=all", "?owner=all&status=waiting", "?owner=all&care=expiring"),
     "tokens:api_keys": ("", "?owner=all", "?status=revoked"),
-    "auditlog:calls": ("", "?range=7d", "?q=error"),
+    "auditlog:calls": ("", "?range=7d&chart=latency", "?q=error"),
     "auditlog:facet": ("", "?range=7d", "?q=error", "?tab=host&host={bot}"),
     "auditlog:wait": ("", "?gateway=wide&since={since}", "?connection={asking}&since={since}"),
     "auditlog:what_if": (
@@ -76,8 +84,9 @@ QUERIES = {
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
 }
-# Counts of what is cut because there is very much of it.
-NOT_MET = {"facet.newest", "feature.parts"}
+# Counts of what is cut because there is very much of it, of what arrives while one looks, and of the dashboard without
+# roll-ups.
+NOT_MET = {"facet.newest", "feature.parts", "calls.new", "calls.day", "calls.day.denied"}
 # Pages that an act leads to.
 BY_AN_ACT = {"oauth:gateway", "oauth:identity", "oauth:consent", "oauth:token"}
 ELSEWHERE = "https://gateway.example.com"  # Where mail is asked for, so that one of the first steps is left.

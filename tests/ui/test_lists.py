@@ -77,7 +77,7 @@ def test_columns_are_chosen_in_the_address_and_kept_until_the_usual_ones_are_ask
 
 def test_the_address_that_a_filter_leaves_says_only_what_was_chosen(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
-    form = "q=bot&type=&sort=name&columns=&columns=type&columns=connections&columns=users&columns=calls"
+    form = "q=bot&type=&sort=name&columns=&columns=type&columns=connections&columns=users"
     form += "&columns=seen&columns=status"
 
     response = client.get(f"/hosts/?{form}", headers=HTMX)
