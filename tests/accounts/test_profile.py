@@ -102,6 +102,13 @@ def test_settings_are_in_two_groups_and_an_empty_one_is_left_out(ana: User, max:
     assert {"/settings/workspace", "/settings/mcp-connections"} <= set(of_ana["Workspace"])
 
 
+def test_admin_events_are_marked_under_logs_and_not_under_settings(ana: User, sign_in: SignIn) -> None:
+    page = sign_in(ana).get("/settings/admin-events/").content.decode()
+    rail = page.split('id="rail"')[1].split("</nav>")[0]
+
+    assert re.findall(r'<a href="([^"]*)" aria-current', rail) == ["/logs/"]
+
+
 @pytest.mark.parametrize(
     "capability", [Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_READ, Capability.LOGS_READ]
 )

@@ -159,9 +159,17 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 
 @register.simple_tag(takes_context=True)
 def rail_link(
-    context: RequestContext, url_name: str, icon_name: str, text: str, also: str = "", waiting: int = 0, words: str = ""
+    context: RequestContext,
+    url_name: str,
+    icon_name: str,
+    text: str,
+    also: str = "",
+    apart: str = "",
+    waiting: int = 0,
+    words: str = "",
 ) -> SafeString:
-    """An entry of the rail; it is current on its own page, on all pages below it, and on those below `also`.
+    """An entry of the rail; it is current on its own page, on all pages below it but for those below `apart`, and on
+    those below `also`.
 
     So many things there are `waiting` for an act, which the `words` name.
     """
@@ -169,6 +177,7 @@ def rail_link(
     url = reverse(url_name)
     here = request.path == url
     below = url != "/" and request.path.startswith((url, also or url))
+    below = below and not (apart and request.path.startswith(apart))
     current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
     return format_html(
         '<a href="{}"{}>{}{}{}</a>', url, current, icon(icon_name), text, _waiting(icon_name, waiting, words)
