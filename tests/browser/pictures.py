@@ -17,7 +17,7 @@ PICTURES = workspace.ROOT / "docs" / "images"
 PAGES = {"logs": "/logs/"}
 EARLIER = """
 from datetime import timedelta
-from auditlog.models import Call
+from auditlog.models import Call, Rollup, RollupState
 from tests import make
 calls = list(Call.objects.all())
 names = [one.attname for one in Call._meta.concrete_fields if one.attname not in ("id", "uid", "created_at")]
@@ -25,6 +25,8 @@ for hour in range(1, 23):
     for call in calls[: (3, 5, 9, 12, 14, 12, 8, 4)[hour % 8]]:
         at = call.created_at - timedelta(hours=hour, minutes=hour * 7 % 40)
         make.call(at=at, **{name: getattr(call, name) for name in names})
+Rollup.objects.all().delete()  # They take no call of hours ago for a new one.
+RollupState.objects.all().delete()
 """
 SIZE: ViewportSize = {"width": 1280, "height": 660}
 LOOKS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
