@@ -28,7 +28,7 @@ for hour in range(1, 23):
 Rollup.objects.all().delete()  # They take no call of hours ago for a new one.
 RollupState.objects.all().delete()
 """
-SIZE: ViewportSize = {"width": 1280, "height": 660}
+SIZE: ViewportSize = {"width": 1440, "height": 742}
 LOOKS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
