@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from django.db import connection, transaction
 from psycopg import sql
 
-from auditlog.models import Call, Event
+from auditlog.models import Call, Checkpoint, Event
 
 MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
+INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
 READ_ONLY = ("django_migrations",)
 
 _TABLES = """
@@ -74,8 +75,8 @@ def _statements(role: str) -> Iterator[sql.Composed]:
     yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**identifiers)
     yield sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}").format(**identifiers)
     for rights, names in (
-        ("SELECT, INSERT, UPDATE, DELETE", [name for name in tables if name not in (*LOGS, *READ_ONLY)]),
-        ("SELECT, INSERT", LOGS),
+        ("SELECT, INSERT, UPDATE, DELETE", [name for name in tables if name not in (*INSERT_ONLY, *READ_ONLY)]),
+        ("SELECT, INSERT", INSERT_ONLY),
         ("SELECT", READ_ONLY),
     ):
         targets = sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)

@@ -152,7 +152,7 @@ class Webhook:
             with self._client.stream("POST", self._url, content=body, headers=self._headers(body)) as answered:
                 _judge(answered)
                 _drain(answered)
-        except AddressRefused:
+        except (AddressRefused, httpx.InvalidURL):
             raise Undelivered("leads to an address that may not be called.") from None
         except (httpx.TimeoutException, httpcore.TimeoutException):
             raise Undelivered(f"did not answer within {SECONDS:.0f} seconds.") from None
@@ -202,7 +202,7 @@ def _wait(answered: httpx.Response) -> float | None:
     said = answered.headers.get("Retry-After", "").strip()
     if said.isascii() and said.isdecimal():
         return min(float(said[:9]), MOST_WAIT)
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         moment = parsedate_to_datetime(said)
         at = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return min(max((at - timezone.now()).total_seconds(), 0.0), MOST_WAIT)
@@ -282,7 +282,10 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _is_closed(sock):
         raise Undelivered("closed the connection before it had taken all lines.")
     sock.settimeout(min(GOODBYE_S, deadline.left(None)))
-    plain = sock.unwrap() if isinstance(sock, ssl.SSLSocket) else sock
+    try:
+        plain = sock.unwrap() if isinstance(sock, ssl.SSLSocket) else sock
+    except (TimeoutError, ssl.SSLError):
+        return  # It says no goodbye in TLS, as many do not, and has every byte.
     try:
         plain.shutdown(socket.SHUT_WR)
         while plain.recv(MOST_READ):

@@ -77,6 +77,10 @@ def serve(pk: UUID, seconds: float = PASS_S) -> int:
         except Undelivered as refusal:  # It could not even be set up.
             _note_failure(sink, reader, refusal, None)
             return 0
+        except Exception:  # Whatever it is, the sink says so and waits, and others are served.
+            logger.exception("a sink could not be served", extra={"sink": str(pk)})
+            _note_failure(sink, reader, Undelivered("could not be served: the log of this process says why."), None)
+            return 0
 
 
 def _send(sink: Sink, reader: Reader, receiver: Receiver, until: float) -> int:

@@ -117,7 +117,8 @@ def _leaves(cursor: Any, body: Body) -> Iterator[Leaf]:
 def _keep(body: Body, leaves: list[Leaf]) -> int:
     packed = [leaf.packed for leaf in leaves]
     body |= {"version": 1, "columns": NEWEST, "rows": len(leaves), "root": root_of(packed).hex()}
-    body |= {"sealed_at": timezone.now()}
+    newest = max((moment_of(leaf.uid)[0] for leaf in leaves), default=None)
+    body |= {"sealed_at": timezone.now(), "newest_at": newest}
     key = signing_key()
     text = orjson.dumps(body, option=CANONICAL)
     Checkpoint.objects.create(
@@ -126,7 +127,7 @@ def _keep(body: Body, leaves: list[Leaf]) -> int:
         signature=key.sign(text),
         public_key=public_bytes(key),
         leaves=b"".join(packed),
-        newest_at=max((moment_of(leaf.uid)[0] for leaf in leaves), default=None),
+        newest_at=newest,
     )
     return len(leaves)
 

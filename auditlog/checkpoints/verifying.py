@@ -77,6 +77,13 @@ class Sealed:
             self.leaves = None if kept is None else self._checked(bytes(kept), report)
         return self.leaves
 
+    def must_have_its_leaves(self, kept_from: datetime, report: Report) -> None:
+        """Digests go with the last of their rows: what was sealed of rows that are kept must have them."""
+        newest = self.body["newest_at"]
+        is_kept = newest is not None and datetime.fromisoformat(newest) >= kept_from
+        if is_kept and Checkpoint.objects.filter(pk=self.number, leaves=None).exists():
+            report.add("checkpoint", f"Checkpoint {self.number} lost the digests of its rows, which are kept.")
+
     def _checked(self, packed: bytes, report: Report) -> dict[UUID, bytes] | None:
         leaves = unpacked(packed)
         if len(leaves) != self.body["rows"] or root_of([leaf.packed for leaf in leaves]).hex() != self.body["root"]:
@@ -178,6 +185,7 @@ def _compare(cursor: Any, report: Report, sealed: list[Sealed], since: datetime,
     for row in _rows(cursor, _moved(since, -ROUGHLY), _moved(until, ROUGHLY)):
         _judge(report, places.of(row["id"], row["created_at"]), row)
     for one in sealed:
+        one.must_have_its_leaves(kept_from, report)
         for uid, digest in (one.open(report) or {}).items():
             at = moment_of(uid)[0]
             if at < kept_from:

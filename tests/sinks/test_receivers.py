@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import ssl
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,24 @@ def test_syslog_gets_a_counted_message_for_each_row(syslog: tuple[str, Syslog]) 
     assert datetime.fromisoformat(stamp.decode()).date() == made[0].created_at.date()
     assert (host, app, process, kind, data) == (b"localhost", b"gateway-admin", b"-", b"call", b"-")
     assert b"\n" not in received.messages[0]
+
+
+def test_syslog_that_ends_tls_without_a_goodbye_has_acknowledged(
+    inside: None, authority: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(self: Syslog, taken: socket.socket) -> None:
+        while taken.recv(1 << 16):
+            pass
+        taken.close()
+
+    monkeypatch.setattr(Syslog, "_read", read)
+    received = Syslog(authority)
+    address = f"tls://127.0.0.1:{received.port}"
+    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
+    call()
+
+    assert sending.serve(sink.pk) == 1
+    received.close()
 
 
 def test_syslog_that_hangs_up_has_not_acknowledged(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:

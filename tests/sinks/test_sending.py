@@ -72,6 +72,29 @@ def test_payloads_come_to_who_asks_for_them(to_hook: MakeSink, hook: Webhook) ->
     assert [row["request_payload"] for row in hook.rows] == [{"a": 1}]
 
 
+def test_number_of_any_size_is_sent_as_it_was_written(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_payloads=True, sends_events=False)
+    call(request_payload={"a": 10**30})
+
+    assert sending.serve(sink.pk) == 1
+
+    assert [row["request_payload"] for row in hook.rows] == [{"a": 10**30}]
+
+
+def test_what_nobody_foresaw_is_told_and_tried_later(to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+
+    def broken(self: receivers.Webhook, body: bytes) -> dict[str, str]:
+        raise RuntimeError
+
+    monkeypatch.setattr(receivers.Webhook, "_headers", broken)
+    assert sending.serve(sink.pk) == 0
+
+    assert (now(sink).status, now(sink).failures) == ("failing", 1)
+    assert now(sink).retry_at is not None
+
+
 def test_row_that_commits_after_later_ones_is_sent(
     to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +237,16 @@ def test_retry_after_is_waited_for(to_hook: MakeSink, hook: Webhook) -> None:
     retry_at = now(sink).retry_at
     assert retry_at is not None
     assert timedelta(minutes=19) < retry_at - timezone.now() <= timedelta(minutes=20)
+
+
+def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call()
+    hook.script = [says(503, Retry_After="Mon, 01 Jan 99999999999 00:00:00 GMT")]
+
+    sending.serve(sink.pk)
+
+    assert now(sink).last_error == "It answered 503."
 
 
 def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -> None:
