@@ -26,6 +26,8 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 from psycopg.types.json import JsonbLoader
 
 from auditlog.search.criteria import Search
@@ -55,6 +57,13 @@ class TooManyExports(ApiError):
 
 class IncompleteExport(Exception):
     """The rows could not be read to their end; the last line says so, and the answer breaks off after it."""
+
+
+class AsItIs(Loader):
+    """JSON as the database says it: what is not parsed here cannot be too large a number, or too deep."""
+
+    def load(self, data: Buffer) -> orjson.Fragment:
+        return orjson.Fragment(bytes(data))
 
 
 class Export:
@@ -124,7 +133,7 @@ class Export:
         for query in self._queries:
             # A transaction for each: none keeps all partitions of the log, or old rows, for as long as somebody reads.
             with self._connection.transaction(), self._connection.cursor("export") as cursor:
-                cursor.adapters.register_loader("jsonb", JsonbLoader)
+                cursor.adapters.register_loader("jsonb", JsonbLoader if self._kind == "csv" else AsItIs)
                 cursor.execute(query.encode())
                 while some := cursor.fetchmany(CHUNK):
                     yield some

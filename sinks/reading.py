@@ -22,12 +22,11 @@ import psycopg
 from django.db import connection
 from django.utils import timezone
 from psycopg import sql
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.rows import dict_row, scalar_row
 
 from auditlog.committed import LATE_EVERY, LATEST, NEAR, last_id
 from auditlog.event_views import COLUMNS as EVENT_COLUMNS
+from auditlog.export import AsItIs
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from sinks.models import Sink
@@ -60,13 +59,6 @@ _BEGINNING, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo
 # What says how far a sink is; it moves from one of these to the next, or not at all.
 ROUND = ("round_to", "round_began_at", "round_at", "round_id")
 POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "checkpoints_to")
-
-
-class _AsItIs(Loader):
-    """JSON as the database says it: what is not parsed here cannot be too large a number, or too deep."""
-
-    def load(self, data: Buffer) -> orjson.Fragment:
-        return orjson.Fragment(bytes(data))
 
 
 class Batch(NamedTuple):
@@ -195,7 +187,7 @@ def held(pk: UUID) -> Iterator[Reader | None]:
     """
     words = {name: value for name, value in connection.get_connection_params().items() if name != "pool"}
     with psycopg.connect(**words, autocommit=True) as own:
-        own.adapters.register_loader("jsonb", _AsItIs)
+        own.adapters.register_loader("jsonb", AsItIs)
         own.execute("SET application_name = 'gateway sink'")
         own.execute("SET statement_timeout = 0")
         with own.cursor(row_factory=scalar_row) as cursor:

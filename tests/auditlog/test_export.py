@@ -64,6 +64,16 @@ def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
         assert found == days[max(since - length + 1, 0) * 2 : (since + 1) * 2], (since, length)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None, kind: str) -> None:
+    call(NOON, request_payload={"a": 10**30})
+
+    told = "".join(Export(Search([]), kind, EXPORT_COLUMNS | {"request_payload": "request_payload"}))
+
+    assert str(10**30) in told
+    assert "complete" in told.splitlines()[-1]
+
+
 def test_no_statement_of_an_export_reads_more_than_some_partitions(days: list[str]) -> None:
     with all_calls() as whole:
         locked = []
