@@ -80,5 +80,5 @@ format: setup ## put code and templates into their form
 lock: setup ## resolve the packages of pyproject.toml again, with hashes and without index addresses
 	$(LOCK) --extra embedded pyproject.toml -o requirements.lock
 	$(LOCK) --constraint requirements.lock pyproject.toml -o requirements-image.lock
-	$(LOCK) --extra embedded --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --all-extras --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 	$(LOCK) --group build --constraint requirements-dev.lock -o requirements-build.lock

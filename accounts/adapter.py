@@ -9,15 +9,19 @@ from allauth.account.adapter import DefaultAccountAdapter
 from django.conf import settings
 from django.contrib.auth.hashers import make_password
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
 from django.utils import timezone
 
 from accounts.hashing import for_a_stranger
 from accounts.models import Attempt, User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
+from accounts.second_factor import is_on
 from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sender_of, try_password
 from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
+from sso.enforcement import SIGN_IN_THERE, forget, must_sign_in_there, note_sign_in, sign_in_there
 
 SIGNED_IN_AT = "signed_in_at"  # In the session: when the password was typed to sign in.
 
@@ -29,6 +33,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         **DefaultAccountAdapter.error_messages,
         "email_password_mismatch": "The e-mail or the password is not right.",
         "account_inactive": "The e-mail or the password is not right.",
+        "sign_in_there": SIGN_IN_THERE,
     }
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
@@ -36,6 +41,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         person = context.get("user")
+        if isinstance(person, User) and must_sign_in_there(person):
+            return  # There is no password for them to choose.
         if isinstance(person, User) and not person.has_usable_password():
             if person.status != "invited":
                 return  # Their invitation expired; whoever invited them sends a new one.
@@ -56,25 +63,44 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         tries = _try(request, email)
         with nullcontext() if tries.is_known else for_a_stranger():
             person: User | None = super().authenticate(request, **credentials)
+        # The password is checked all the same, and every refusal reads alike: nobody learns who breaks the glass.
+        if sign_in_there(email) and not (person and person.break_glass and is_on(person)):
+            raise self.validation_error("sign_in_there")
         if person:
             tries.take_back()
+            forget(request)
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
         """Whether this is the password of the signed-in user; counted apart from attempts at sign-in."""
         return user.check_password(password)
 
+    def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
+        """Who has neither a password nor a code here confirms at the organisation that it is still them."""
+        methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
+        return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])
+
     def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
         response: HttpResponse = super().post_login(request, user, **kwargs)
         remember_browser(request, response, user)
         request.session[SIGNED_IN_AT] = time.time()
+        note_sign_in(request, user)
         return response
+
+    def respond_user_inactive(self, request: HttpRequest, user: User) -> HttpResponse:
+        """As everybody else who is refused: to the sign-in page, which does not say why."""
+        return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
         """Not within the first minutes after signing in: that was a confirmation too."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
+
+
+def confirms_there(user: User) -> bool:
+    """Whether only the organisation can be asked who this is: there is neither a password nor a code here."""
+    return user.by_organisation and not user.has_usable_password() and not is_on(user)
 
 
 def store_password(user: User, encoded: str) -> None:

@@ -22,9 +22,11 @@ from accounts.rules import (
     AlreadyJoined,
     BeyondYours,
     EmailTaken,
+    LastBreakGlass,
     LastManager,
     LastOwner,
     NameTaken,
+    NotBreakGlass,
     RoleInUse,
     RoleLocked,
     one_at_a_time,
@@ -39,6 +41,8 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
     EmailTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    NotBreakGlass: Problem(HTTPStatus.CONFLICT, "not_break_glass"),
+    LastBreakGlass: Problem(HTTPStatus.CONFLICT, "last_break_glass_owner"),
     LastManager: Problem(HTTPStatus.CONFLICT, "last_admin"),
     LastOwner: Problem(HTTPStatus.CONFLICT, "last_owner"),
     RoleInUse: Problem(HTTPStatus.CONFLICT, "role_in_use"),
@@ -58,6 +62,8 @@ class UserSerializer(serializers.Serializer[User]):
     is_active = serializers.BooleanField()
     status = serializers.CharField()
     is_staff = serializers.BooleanField()
+    by_organisation = serializers.BooleanField()
+    break_glass = serializers.BooleanField()
     date_joined = Moment()
     last_login = Moment(allow_null=True)
 
@@ -93,6 +99,7 @@ class UserChanges(Body):
     display_name = serializers.CharField(max_length=120, allow_blank=True)
     role_id = serializers.UUIDField()
     is_staff = serializers.BooleanField()
+    break_glass = serializers.BooleanField()
 
     def validate_role_id(self, pk: UUID) -> Role:
         role = Role.objects.filter(pk=pk).first()
@@ -105,6 +112,7 @@ class NewUser(UserChanges):
     """A person to invite."""
 
     is_staff = None  # type: ignore[assignment]  # Given to who is there already.
+    break_glass = None  # type: ignore[assignment]  # As that is.
     display_name = serializers.CharField(max_length=120, allow_blank=True, default="")
     team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
 
@@ -194,6 +202,7 @@ class UserResource(Resource):
         person = self._find(pk)
         changes = _with_role(self.body())
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
+        break_glass = changes.pop("break_glass", None)
         with transaction.atomic():
             one_at_a_time()  # Before the row is locked, as the verbs below do.
             person.lock().must_be(self.seen)
@@ -203,6 +212,8 @@ class UserResource(Resource):
                 person.give_role(role, by=self.me)
             if staff is not None:
                 person.set_staff(staff, by=self.me)
+            if break_glass is not None:
+                person.set_break_glass(break_glass, by=self.me)
         return self.answer(person)
 
     @action(detail=True, methods=["post"])

@@ -27,7 +27,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
         Capability.IDENTITIES_MANAGE,
     ),
     "Logs": (Capability.LOGS_READ, Capability.LOGS_PAYLOADS, Capability.AUDIT_READ, Capability.SINKS_MANAGE),
-    "People and workspace": (Capability.PEOPLE_MANAGE, Capability.WORKSPACE_MANAGE),
+    "People and workspace": (Capability.PEOPLE_MANAGE, Capability.PROVISIONING_MANAGE, Capability.WORKSPACE_MANAGE),
 }
 
 

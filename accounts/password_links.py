@@ -13,6 +13,8 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import base36_to_int
 
+from sso.enforcement import must_sign_in_there
+
 if TYPE_CHECKING:
     from accounts.models import User
 
@@ -27,14 +29,21 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds fr
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for a person who has a password.
 
-    Deactivating a person, or signing them out everywhere, ends their links for good.
+    Deactivating a person, or signing them out everywhere, ends their links for good. While people with their address
+    have to sign in at the organisation, no link works.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:
         return f"{super()._make_hash_value(user, timestamp)}{user.session_epoch}"
 
     def check_token(self, user: Any, token: str | None) -> bool:
-        return bool(user and user.status == "active" and super().check_token(user, token) and self._is_recent(token))
+        return bool(
+            user
+            and user.status == "active"
+            and super().check_token(user, token)
+            and self._is_recent(token)
+            and not must_sign_in_there(user)
+        )
 
     def _is_recent(self, token: Any) -> bool:
         made_at = _BEGINNING + timedelta(seconds=base36_to_int(token.partition("-")[0]))
@@ -47,7 +56,12 @@ class JoinTokens(LinkTokens):
     key_salt = "accounts.password_links.JoinTokens"
 
     def check_token(self, user: Any, token: str | None) -> bool:
-        return bool(user and user.status == "invited" and PasswordResetTokenGenerator.check_token(self, user, token))
+        return bool(
+            user
+            and user.status == "invited"
+            and PasswordResetTokenGenerator.check_token(self, user, token)
+            and not must_sign_in_there(user)
+        )
 
 
 def link_at(key: str, base: str = "") -> str:
@@ -64,7 +78,7 @@ def password_link(person: User, base: str = "") -> str:
 
     For 72 hours when it is their first, which is an invitation; else for one hour.
     """
-    if not person.has_usable_password():
+    if not person.has_joined:
         return invitation_link(person, base)
     return link_at(f"{person.pk.hex}-{LinkTokens().make_token(person)}", base)
 

@@ -24,20 +24,22 @@ from capabilities import Capability
 MOST_INVITED = 50  # At once.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
 
-STATUSES = ("active", "invited", "expired", "revoked", "deactivated")
+STATUSES = ("active", "invited", "expired", "revoked", "deactivated", "provisioned")
 
 
 def of_status(status: str) -> Q:
     """The people of one of STATUSES at this moment, as `User.status` says it."""
-    invited = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
+    unset = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX, by_organisation=False)
+    invited, provisioned = unset & Q(provisioned_at=None), unset & Q(provisioned_at__isnull=False)
     open_since = timezone.now() - INVITATION
     is_open = Q(invited_at__gte=open_since) | Q(invited_at=None, date_joined__gte=open_since)
     means = {
-        "active": Q(is_active=True) & ~invited,
-        "invited": Q(is_active=True) & invited & is_open,
+        "active": Q(is_active=True) & ~unset,
+        "invited": Q(is_active=True) & (invited & is_open | provisioned & Q(invited_at__gte=open_since)),
         "expired": Q(is_active=True) & invited & ~is_open,
         "revoked": Q(is_active=False) & invited,
         "deactivated": Q(is_active=False) & ~invited,
+        "provisioned": Q(is_active=True) & provisioned & ~Q(invited_at__gte=open_since, invited_at__isnull=False),
     }
     return means[status]
 

@@ -332,6 +332,31 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
+    """Set or clear that an owner's password works although the organisation's sign-in is enforced."""
+    person = find(pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Make break-glass owner" if on else "End break-glass",
+            text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
+            more="With a second factor. Each use while sign-in by the organisation is enforced is an admin event."
+            if on
+            else "Where sign-in by the organisation is enforced, they sign in there.",
+            icon="lock",
+            kind="primary" if on else "danger",
+            back=page_url(person),
+        )
+    try:
+        person.set_break_glass(on, by=request.user)
+    except PeopleError as error:
+        return leave(request, page_url(person), str(error))
+    return leave(request, page_url(person), f"{person.email} is {'a' if on else 'no'} break-glass owner")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
 def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
     person = find(pk)
     if request.method == "GET":

@@ -1,31 +1,47 @@
 """Password confirmation before sensitive operations: a form on pages, a refusal in the API."""
 
+import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
-from allauth.account.decorators import reauthentication_required
 from allauth.account.internal.flows.reauthentication import is_reauthentication_required
+from allauth.core.exceptions import ReauthenticationRequired
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
+from accounts.adapter import SIGNED_IN_AT, confirms_there
 from ui.operations import operation_of
 
 type View = Callable[..., HttpResponse]
 
-# Looking is free. A form that is sent waits in the session for the password, and is acted on once that is right.
-ask_again: Callable[[View], View] = reauthentication_required(allow_get=True)
+
+def ask_again(view: View) -> View:
+    """Looking is free. A form that is sent waits in the session until it is confirmed, and is acted on then."""
+
+    @wraps(view)
+    def asking(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if request.method != "GET" and must_ask_again(request):
+            raise ReauthenticationRequired
+        return view(request, *args, **kwargs)
+
+    return asking
 
 
-def must_ask_again(request: HttpRequest) -> bool:
-    """Whether the password was not typed just now."""
-    return bool(is_reauthentication_required(request, app=""))
+def must_ask_again(request: Any) -> bool:
+    """Whether the password was not typed just now, nor, by who has none here, at the organisation."""
+    if is_reauthentication_required(request, app=""):
+        return True
+    age = time.time() - request.session.get(SIGNED_IN_AT, 0)
+    return not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT and confirms_there(request.user)
 
 
 def confirm_first(request: Request) -> None:
     """Raise PermissionDenied unless the password was typed just now, or an API key acts, which has none."""
-    if not getattr(request.auth, "is_api_key", False) and is_reauthentication_required(request, app=""):
+    if not getattr(request.auth, "is_api_key", False) and must_ask_again(request):
         raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
 
 

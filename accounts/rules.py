@@ -7,6 +7,7 @@ docs/explanation/security-model.md.
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.db import connection
@@ -83,8 +84,25 @@ class LastOwner(PeopleError):
     """The last active Super admin must remain one. Make somebody else a Super admin first."""
 
 
+class NotByDirectory(PeopleError):
+    """The last active Super admin is nobody a directory may change."""
+
+
 class LastManager(PeopleError):
     """The last active person who can manage people must keep that capability."""
+
+
+class NotBreakGlass(PeopleError):
+    """A break-glass owner is an active Super admin with a password and an authenticator app."""
+
+
+class LastBreakGlass(PeopleError):
+    """The last break-glass owner must remain one while sign-in by the organisation is enforced. Make somebody else one
+    first."""
+
+
+class NotOwner(BeyondYours):
+    """Only a Super admin can make somebody a break-glass owner or end that."""
 
 
 class RoleLocked(PeopleError):
@@ -95,8 +113,12 @@ class RoleInUse(PeopleError):
     """People still hold this role. Give them another one first."""
 
 
+class RoleGiven(RoleInUse):
+    """Sign-in by the organisation or a provisioning key gives this role. Take it out of there first."""
+
+
 class Grantor(Actor, Protocol):
-    """A person who changes people and roles."""
+    """Who changes people and roles: a person, or what has capabilities of its own and says them by `as_stored`."""
 
     def has_perm(self, perm: str) -> bool: ...
 
@@ -118,6 +140,8 @@ def acting_now(by: Grantor | None) -> Any:
     """
     if by is None:
         return None
+    if (as_stored := getattr(by, "as_stored", None)) is not None:
+        return as_stored()
     people: Any = get_user_model().objects
     actor = people.select_related("role").get(pk=by.pk)
     actor.narrowed_to = getattr(by, "narrowed_to", None)
@@ -150,9 +174,19 @@ def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]
 
 def must_keep_an_owner() -> None:
     """Raise LastOwner unless an owner remains: an active person with a password and the role Super admin."""
-    holders = get_user_model().objects.filter(role__name=SUPER_ADMIN.name, role__locked=True, is_active=True)
-    if not holders.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists():
+    if not _owners().exists():
         raise LastOwner(LastOwner.__doc__)
+
+
+def must_not_be_last_owner(person: Any) -> None:
+    """Raise NotByDirectory unless there is an owner besides this one."""
+    if not _owners().exclude(pk=person.pk).exists():
+        raise NotByDirectory(NotByDirectory.__doc__)
+
+
+def _owners() -> Any:
+    holders = get_user_model().objects.filter(role__name=SUPER_ADMIN.name, role__locked=True, is_active=True)
+    return holders.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX)
 
 
 def must_keep_a_manager() -> None:
@@ -161,3 +195,18 @@ def must_keep_a_manager() -> None:
     managing = Q(role__permissions__content_type__app_label=app_label, role__permissions__codename=codename)
     if not get_user_model().objects.filter(managing | Q(is_superuser=True), is_active=True).exists():
         raise LastManager(LastManager.__doc__)
+
+
+def has_break_glass_owner() -> bool:
+    """Whether an owner could sign in while the organisation's provider is down: with a password and a second factor."""
+    owners = get_user_model().objects.filter(
+        role__name=SUPER_ADMIN.name, role__locked=True, is_active=True, break_glass=True, authenticator__type="totp"
+    )
+    return owners.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists()
+
+
+def must_keep_break_glass() -> None:
+    """Raise LastBreakGlass unless such an owner remains, while sign-in by the organisation is enforced."""
+    provider: Any = apps.get_model("sso", "Provider")
+    if provider.objects.filter(mode="enforced").exists() and not has_break_glass_owner():
+        raise LastBreakGlass(LastBreakGlass.__doc__)

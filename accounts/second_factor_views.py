@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from allauth.core.exceptions import ReauthenticationRequired
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
 from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
@@ -16,10 +17,12 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
+from accounts.reauthentication import must_ask_again
+from accounts.rules import LastBreakGlass, must_keep_break_glass
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import own_resource
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, leave, show
 
 OWN = "one's own second factor"
 
@@ -55,8 +58,18 @@ def _record(request: HttpRequest, action: Action) -> None:
     Event.objects.record(action, request.user, by=request.user)  # type: ignore[arg-type]  # signed in: the URL says so
 
 
+class Confirmed:
+    """Each of these is confirmed first, also by who has neither a password nor a code here to confirm it with."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if must_ask_again(request):
+            raise ReauthenticationRequired
+        response: HttpResponse = super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+        return response
+
+
 @method_decorator(never_cache, name="dispatch")
-class Activate(ActivateTOTPView):  # type: ignore[misc]
+class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
     """Turns the second factor on; the answer shows the recovery codes."""
 
     def get_success_url(self) -> str:
@@ -70,7 +83,7 @@ class Activate(ActivateTOTPView):  # type: ignore[misc]
 
 
 @method_decorator(never_cache, name="dispatch")
-class NewCodes(GenerateRecoveryCodesView):  # type: ignore[misc]
+class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
     """Makes new recovery codes; those there were stop working."""
 
     def get_success_url(self) -> str:
@@ -83,13 +96,17 @@ class NewCodes(GenerateRecoveryCodesView):  # type: ignore[misc]
         return _codes(self.request)
 
 
-class Deactivate(DeactivateTOTPView):  # type: ignore[misc]
+class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
     """Turns the second factor off."""
 
     def form_valid(self, form: Any) -> HttpResponse:
-        with transaction.atomic():
-            response: HttpResponse = super().form_valid(form)
-            _record(self.request, Action.SECOND_FACTOR_REMOVED)
+        try:
+            with transaction.atomic():
+                response: HttpResponse = super().form_valid(form)
+                must_keep_break_glass()
+                _record(self.request, Action.SECOND_FACTOR_REMOVED)
+        except LastBreakGlass as error:
+            return leave(self.request, reverse("mfa_index"), str(error))
         return response
 
 

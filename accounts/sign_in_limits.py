@@ -42,6 +42,8 @@ MOST = {
     "reset, from one address": (20, HOUR),
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
+    "organisation, from one address": (60, MINUTE),
+    "organisation logout, from one address": (600, MINUTE),  # All of them come from the provider.
 }
 
 

@@ -65,6 +65,13 @@ class Action(StrEnum):
     OAUTH_APP_REGISTERED = "oauth.app_registered"
     OAUTH_FAMILY_ENDED = "oauth.family_ended"
 
+    PROVISIONING_KEY_CREATED = "provisioning_key.created"
+    PROVISIONING_KEY_PREVIOUS_ENDED = "provisioning_key.previous_ended"
+    PROVISIONING_KEY_REVOKED = "provisioning_key.revoked"
+    PROVISIONING_KEY_ROLLED = "provisioning_key.rolled"
+    ORGANISATION_TESTED = "organisation.tested"
+    ORGANISATION_UPDATED = "organisation.updated"
+
     RECOVERY_CODES_REPLACED = "user.recovery_codes_replaced"
 
     ROLE_CREATED = "role.created"
@@ -92,6 +99,7 @@ class Action(StrEnum):
     SINK_DISABLED = "sink.disabled"
     SINK_ENABLED = "sink.enabled"
     SINK_REMOVED = "sink.removed"
+    SINK_ROW_REFUSED = "sink.row_refused"
     SINK_ROWS_DROPPED = "sink.rows_dropped"
     SINK_TESTED = "sink.tested"
     SINK_UPDATED = "sink.updated"
@@ -112,15 +120,19 @@ class Action(StrEnum):
 
     UNKNOWN_TOKENS_REFUSED = "proxy.unknown_tokens_refused"
 
+    USER_BREAK_GLASS_CHANGED = "user.break_glass_changed"
+    USER_BREAK_GLASS_USED = "user.break_glass_used"
     USER_CREATED = "user.created"
     USER_DEACTIVATED = "user.deactivated"
     USER_INVITATION_RENEWED = "user.invitation_renewed"
     USER_INVITATION_REVOKED = "user.invitation_revoked"
     USER_INVITED = "user.invited"
     USER_JOINED = "user.joined"
+    USER_LINKED = "user.linked"
     USER_PASSWORD_CHANGED = "user.password_changed"
     USER_PASSWORD_LINK_MADE = "user.password_link_made"
     USER_PASSWORD_RESET = "user.password_reset"
+    USER_PROVISIONED = "user.provisioned"
     USER_REACTIVATED = "user.reactivated"
     USER_RESET_SENT = "user.password_reset_sent"
     USER_RESCUED = "user.rescued"
@@ -128,6 +140,7 @@ class Action(StrEnum):
     USER_SESSION_ENDED = "user.session_ended"
     USER_SIGNED_OUT_EVERYWHERE = "user.signed_out_everywhere"
     USER_STAFF_CHANGED = "user.staff_changed"
+    USER_UNLINKED = "user.unlinked"
     USER_UPDATED = "user.updated"
 
     WORKSPACE_MAIL_TESTED = "workspace.mail_tested"

@@ -22,6 +22,10 @@ WHERE locktype = 'relation' AND relation = %s::regclass AND mode = 'RowExclusive
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND pid IS DISTINCT FROM pg_backend_pid()
 """
+# The id of the n-th row that came between two ids, of those that are not older than a moment.
+NTH_ID = """
+SELECT id FROM auditlog_call WHERE created_at >= %s AND id > %s AND id <= %s ORDER BY id OFFSET %s LIMIT 1
+"""
 LAST_ID = "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'id')::regclass)"
 
 

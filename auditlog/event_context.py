@@ -18,6 +18,7 @@ class Via(models.TextChoices):
     DJANGO_ADMIN = "django_admin", "Django admin"
     SYSTEM = "system", "System"
     OAUTH = "oauth", "OAuth"
+    SCIM = "scim", "SCIM"
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,9 @@ class Call(models.Model):
     # What the error said, without secrets and cut; kept whether payloads are recorded or not.
     error_text = models.CharField(max_length=300, blank=True, default="", db_default="")
 
+    # Of the trace it is part of (W3C Trace Context), 32 hexadecimal digits.
+    trace_id = models.CharField(max_length=32, blank=True, default="", db_default="")
+
     request_payload = models.JSONField(null=True)
     response_payload = models.JSONField(null=True)
     payload_truncated = models.BooleanField(default=False)
@@ -160,6 +163,7 @@ class Call(models.Model):
             models.Index(
                 fields=("feature_name", "created_at"), name="call_by_tool", condition=~models.Q(feature_name="")
             ),
+            models.Index(fields=("trace_id", "created_at"), name="call_by_trace", condition=~models.Q(trace_id="")),
         )
 
     def __str__(self) -> str:

@@ -121,9 +121,18 @@ class Partitions:
         """
         if not self.is_owner():
             return []
+        return list(takewhile(self._drop, (name for name, _ in self.expired(limit))))
+
+    def expired(self, limit: date) -> list[tuple[str, Span]]:
+        """The partitions that hold nothing as new as `limit`, oldest first, and those that were taken off already."""
         spans = self._spans(self._all_names())
-        expired = sorted((span, name) for name, span in spans.items() if span.end <= limit)
-        return list(takewhile(self._drop, (name for _, name in expired)))
+        return [
+            (name, span) for span, name in sorted((span, name) for name, span in spans.items()) if span.end <= limit
+        ]
+
+    def kept_from(self, limit: date) -> datetime:
+        """The moment from which there are rows once `drop_before(limit)` has dropped what it can."""
+        return midnight(min((span.start for span in self.spans() if span.end > limit), default=limit))
 
     def is_owner(self) -> bool:
         """Whether the role we are connected as owns the table, as it must to take partitions away."""
@@ -242,3 +251,8 @@ def _limit_lock_wait(cursor: Any) -> Iterator[None]:
         yield
     finally:
         cursor.execute("RESET lock_timeout")
+
+
+def midnight(day: date) -> datetime:
+    """The moment at which this day begins (UTC)."""
+    return datetime.combine(day, datetime.min.time(), UTC)

@@ -5,6 +5,7 @@ A sentence is made of what the event itself holds, so it reads the same after it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from string import Formatter
 from typing import Any, NamedTuple
@@ -17,14 +18,16 @@ MOST_NAMED = 3
 LONGEST_LABEL = 200  # A label as long as that may have been cut.
 ASIDE = frozenset({"through", "owner", "note"})  # Facts beside what was changed.
 # The values that sentences name, each with what it is, and those they only depend on: it takes no room in the text.
-STATED = {"role": "name", "more": "", "requests": "", "owner": "person", "to": "person", "email": "person"}
+STATED = {"role": "name", "more": "", "requests": "", "row": "", "owner": "person", "to": "person", "email": "person"}
 # Labels that name several things: what joins them, and which they are.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
 }
-FACTS = ("is_staff", "sent")
+FACTS = ("is_staff", "sent", "break_glass")
 UNQUOTED = ("user", "address")
+MARKS = (("“", "”"), ("«", "»"))
+NO_ADDRESS = frozenset(' “”«»"')  # What no plain address of a person or a machine holds.
 
 # Each event in the words to try in this order: the first whose every field the event has a value for. `self` is the
 # target where it is the actor, `fields` what was changed; the others are values of `_values`.
@@ -138,6 +141,11 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "The sign-in of {host} at the gateway {gateway} as {user} was ended.",
         "The sign-in of the connection {target} was ended.",
     ),
+    Action.ORGANISATION_TESTED: ("{actor} tested the identity provider of the organisation.",),
+    Action.ORGANISATION_UPDATED: (
+        "{actor} changed the {fields} of the sign-in by the organisation.",
+        "{actor} changed the sign-in by the organisation.",
+    ),
     Action.RECOVERY_CODES_REPLACED: (
         "{self} made new recovery codes.",
         "{actor} made new recovery codes of {target}.",
@@ -182,10 +190,18 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     ),
     Action.TEAM_CREATED: ("{actor} created the team {target}.",),
     Action.TEAM_REMOVED: ("{actor} deleted the team {target}.",),
+    Action.PROVISIONING_KEY_CREATED: ("{actor} created the provisioning key {target}.",),
+    Action.PROVISIONING_KEY_PREVIOUS_ENDED: ("{actor} ended the old secret of the provisioning key {target}.",),
+    Action.PROVISIONING_KEY_REVOKED: ("{actor} revoked the provisioning key {target}.",),
+    Action.PROVISIONING_KEY_ROLLED: ("{actor} rolled the provisioning key {target}.",),
     Action.SINK_CREATED: ("{actor} added the log sink {target}.",),
     Action.SINK_DISABLED: ("{actor} paused the log sink {target}.",),
     Action.SINK_ENABLED: ("{actor} let the log sink {target} go on.",),
     Action.SINK_REMOVED: ("{actor} removed the log sink {target}.",),
+    Action.SINK_ROW_REFUSED: (
+        "The log sink {target} refused the row {row} for good, which was left out.",
+        "The log sink {target} refused a row for good, which was left out.",
+    ),
     Action.SINK_ROWS_DROPPED: ("Calls were dropped before the log sink {target} had them.",),
     Action.SINK_TESTED: ("{actor} sent a test line to the log sink {target}.",),
     Action.SINK_UPDATED: (
@@ -224,6 +240,11 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{requests} requests with unknown tokens were refused, from {target}.",
         "Requests with unknown tokens were refused, from {target}.",
     ),
+    Action.USER_BREAK_GLASS_CHANGED: (
+        "{actor} made {target} a break-glass owner{break_glass}.",
+        "{actor} ended that {target} is a break-glass owner.",
+    ),
+    Action.USER_BREAK_GLASS_USED: ("{target} broke the glass: they signed in with a password.",),
     Action.USER_CREATED: (
         "The account of {target} was created with the role {role}.",
         "The account of {target} was created.",
@@ -233,6 +254,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.USER_INVITATION_REVOKED: ("{actor} took the invitation of {target} back.",),
     Action.USER_INVITED: ("{actor} invited {target} with the role {role}.", "{actor} invited {target}."),
     Action.USER_JOINED: ("{target} accepted the invitation.",),
+    Action.USER_LINKED: (
+        "{self} linked their account to the organisation.",
+        "The account of {target} was linked to the organisation.",
+    ),
     Action.USER_PASSWORD_CHANGED: (
         "{self} changed their password.",
         "{actor} changed the password of {target}.",
@@ -241,6 +266,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.USER_PASSWORD_RESET: (
         "{self} reset their password.",
         "{actor} reset the password of {target}.",
+    ),
+    Action.USER_PROVISIONED: (
+        "{actor} made the account of {target} with the role {role}.",
+        "{actor} made the account of {target}.",
     ),
     Action.USER_REACTIVATED: ("{actor} reactivated {target}.",),
     Action.USER_RESET_SENT: ("{actor} sent {target} a link to reset their password.",),
@@ -260,6 +289,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.USER_STAFF_CHANGED: (
         "{actor} let {target} into the Django admin{is_staff}.",
         "{actor} shut {target} out of the Django admin.",
+    ),
+    Action.USER_UNLINKED: (
+        "{self} unlinked their account from the organisation.",
+        "{actor} unlinked the account of {target} from the organisation.",
     ),
     Action.USER_UPDATED: (
         "{self} changed their {fields}.",
@@ -291,9 +324,25 @@ class Part(NamedTuple):
 
 
 def sentence(event: Event) -> str:
-    """The event in one sentence of plain text. Names are in quotation marks, except for people's e-mail addresses."""
-    named = {"name"} if event.target_type in UNQUOTED else {"name", "target"}
-    return "".join(f"“{part.text}”" if part.of in named else part.text for part in parts(event))
+    """The event in one sentence of plain text. Names are in quotation marks, except for people's e-mail addresses.
+
+    Which marks depends on what the name holds, so that no name can end before it ends: “…”, else «…», else "…" with
+    escapes as JSON has them.
+    """
+    plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
+    return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))
+
+
+def _is_quoted(part: Part, plain: set[str]) -> bool:
+    is_one_word = part.text.isprintable() and not NO_ADDRESS.intersection(part.text)
+    return bool(part.of) and (part.of not in plain or not is_one_word)
+
+
+def _quoted(name: str) -> str:
+    for opening, closing in MARKS:
+        if name.isprintable() and opening not in name and closing not in name:
+            return f"{opening}{name}{closing}"
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 def parts(event: Event) -> list[Part]:

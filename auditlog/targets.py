@@ -19,6 +19,7 @@ from capabilities.catalogue import SEES_SERVERS
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
+from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from tokens.models import Token
 
@@ -26,6 +27,7 @@ KINDS = {
     "apikey": "API key",
     "clientregistration": "OAuth client",
     "feature": "Definition",
+    "provisioningkey": "Provisioning key",
     "registration": "OAuth client",
     "savedview": "Saved view",
     "token": "API access token",
@@ -73,6 +75,9 @@ _PAGES = {
         "servers:identities",
         "server__slug",
         SEES_SERVERS,
+    ),
+    "provisioningkey": Kind(
+        lambda viewer: ProvisioningKey.objects.all(), "scim:key", needs=(Capability.PROVISIONING_MANAGE,)
     ),
     "role": Kind(lambda viewer: Role.objects.all(), "accounts:role", needs=_PEOPLE),
     "server": Kind(lambda viewer: Server.objects.live(), "servers:detail", "slug", SEES_SERVERS),

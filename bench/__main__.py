@@ -8,6 +8,8 @@ gateway of another checkout in turn with it, so that a change can be compared wi
 session of the client at a server that has sessions too; `sse` a tool that reports progress and answers in events;
 `list` the list of fifty tools, which the gateway has stored. `--stored-sessions N` measures the gateway once more
 with N other sessions stored, `--idle-streams N` with N clients that listen and say nothing, whose memory is told.
+`--tracing SHARE` measures it once more with that share of its calls traced, the spans posted to a collector that throws
+them away.
 """
 
 import argparse
@@ -55,7 +57,7 @@ http {{
 
 ALONE, NGINX_BEFORE, GATEWAY = "a  server alone", "b  nginx before it", "c  this gateway before it"
 OTHER = "d  the other gateway before it"
-FULL, LISTENED = "e  c with sessions stored", "f  c with streams open"
+FULL, LISTENED, TRACED = "e  c with sessions stored", "f  c with streams open", "g  c with calls traced"
 STREAMS_OF_A_TOKEN = 50
 TOKENS = 20
 
@@ -110,6 +112,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--against", type=checkout, metavar="CHECKOUT", help="another checkout, set up by `make setup`")
     parser.add_argument("--stored-sessions", type=int, default=0, metavar="N", help="such as 100000")
     parser.add_argument("--idle-streams", type=int, default=0, metavar="N", help="such as 500")
+    parser.add_argument("--tracing", type=float, metavar="SHARE", help="of the calls, from 0 to 1")
     return parser.parse_args()
 
 
@@ -144,21 +147,36 @@ def started(stack: ExitStack, home: Path, options: argparse.Namespace, *, with_n
         nginx = stack.enter_context(running(["nginx", "-c", str(configuration)], between))
         both: Watched = {**watched, "nginx": lambda: [nginx.pid, *descendants(nginx.pid)]}
         yield bare_place(NGINX_BEFORE, between, home, options.kinds, both)
-    gateways = [(GATEWAY, ROOT, home, 0, 0)]
-    if options.against is not None:
-        gateways.append((OTHER, options.against, home / "other", 0, 0))
-    if options.stored_sessions:
-        gateways.append((FULL, ROOT, home / "full", options.stored_sessions, 0))
-    if options.idle_streams:
-        gateways.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams))
-    for name, code, own_home, sessions, streams in gateways:
+    for name, code, own_home, sessions, streams in gateways(options, home):
         own_home.mkdir(mode=0o755, exist_ok=True)
-        gateway = Gateway(stack, code, own_home, upstream)
+        traces = traced(stack, options.tracing) if name == TRACED else {}
+        gateway = Gateway(stack, code, own_home, upstream, traces)
         if sessions:
             rows(code, gateway.environment, "store", sessions=sessions)
         if streams:
             gateway.open_streams(streams)
         yield gateway.place(name, options.kinds, server.pid)
+
+
+def gateways(options: argparse.Namespace, home: Path) -> list[tuple[str, Path, Path, int, int]]:
+    """The gateways to compare: their names, checkouts and data folders, stored sessions and open streams."""
+    every = [(GATEWAY, ROOT, home, 0, 0)]
+    if options.against is not None:
+        every.append((OTHER, options.against, home / "other", 0, 0))
+    if options.stored_sessions:
+        every.append((FULL, ROOT, home / "full", options.stored_sessions, 0))
+    if options.idle_streams:
+        every.append((LISTENED, ROOT, home / "listened", 0, options.idle_streams))
+    if options.tracing is not None:
+        every.append((TRACED, ROOT, home / "traced", 0, 0))
+    return every
+
+
+def traced(stack: ExitStack, share: float) -> dict[str, str]:
+    """What has a gateway trace this share of its calls; their collector is started."""
+    port = free_port()
+    stack.enter_context(running([sys.executable, "-m", "bench.collector", str(port)], port, folder=ROOT))
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_TRACES_SAMPLER_ARG": str(share)}
 
 
 def bare_place(name: str, port: int, home: Path, kinds: list[str], watched: Watched) -> Place:
@@ -169,9 +187,9 @@ def bare_place(name: str, port: int, home: Path, kinds: list[str], watched: Watc
 class Gateway:
     """The gateway of the checkout `code`, with a data folder of its own, before the server on port `upstream`."""
 
-    def __init__(self, stack: ExitStack, code: Path, home: Path, upstream: int) -> None:
+    def __init__(self, stack: ExitStack, code: Path, home: Path, upstream: int, more: dict[str, str]) -> None:
         self._stack, self._code, self._home = stack, code, home
-        self.port, self.environment = free_port(), gateway_environment(home)
+        self.port, self.environment = free_port(), gateway_environment(home) | more
         self._addresses = {path: f"http://127.0.0.1:{upstream}/{path}" for path in servers([*KINDS])}
         command = serve_command(code, self.port)
         self._process = stack.enter_context(running(command, self.port, self.environment, path="/readyz", folder=code))
@@ -252,7 +270,7 @@ def print_round(kind: str, connections: int, results: dict[str, list[Measured]])
         print(f"  added at p50 by this gateway: {added:.2f} ms")
     if OTHER in results:
         print_compared("c compared with d", results[GATEWAY], results[OTHER])
-    for name in (FULL, LISTENED):
+    for name in (FULL, LISTENED, TRACED):
         if name in results:
             print_compared(f"{name[0]} compared with c", results[name], results[GATEWAY])
     print(flush=True)

@@ -137,6 +137,12 @@ class Capability(StrEnum):
         "Send the logs elsewhere",
         "See, test, pause and remove where the logs are sent; with View logs and View admin events, set it up.",
     )
+    PROVISIONING_MANAGE = (
+        "scim.manage_provisioning",
+        "provisioning:manage",
+        "Manage provisioning",
+        "See and revoke the keys that directories provision people with; with Manage people, make and roll them.",
+    )
 
 
 SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)

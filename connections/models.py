@@ -9,6 +9,7 @@ from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, 
 from django.utils import timezone
 
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
+from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
 from auditlog.reasons import LAYERS
@@ -141,7 +142,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
                         healed.add(connection.pk)
         return len(healed)
 
-    def revoke_all(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> int:
+    def revoke_all(self, *, by: Actor | None, reason: str = RevokeReason.MANUAL) -> int:
         """End every live connection of this queryset for good; how many that were.
 
         `Connection.objects.filter(host=host).revoke_all(by=user)`.
@@ -173,7 +174,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             revoked = self.filter(**mine).revoke_all(by=by, reason=RevokeReason.ARCHIVED)
             Event.objects.record(action, target, by=by, changes={"connections_revoked": [None, revoked]})
 
-    def cut_off(self, user: User, *, by: User) -> int:
+    def cut_off(self, user: User, *, by: Grantor) -> int:
         """Deactivate a person and revoke their API keys, what issuers of servers granted them, and every connection.
 
         Yields how many connections that were. Raises Outranked, LastOwner or LastManager.
@@ -184,7 +185,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
                 identity.revoke(by=by)  # What an issuer granted would be renewed for as long as it is kept.
             return self.end_all_of(user, by=by, reason=KeyEnd.USER_DEACTIVATED)
 
-    def end_all_of(self, user: User, *, by: User, reason: KeyEnd = KeyEnd.MANUAL) -> int:
+    def end_all_of(self, user: User, *, by: Grantor, reason: KeyEnd = KeyEnd.MANUAL) -> int:
         """Revoke everything that acts as this person, API keys too; how many connections that were."""
         with transaction.atomic():
             ApiKey.objects.filter(user=user).revoke_all(by=by, reason=reason)
@@ -388,7 +389,7 @@ class Connection(Versioned, Switchable):
         if not fits:
             raise ConnectionRefused("This identity cannot be used for this server.")
 
-    def revoke(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> None:
+    def revoke(self, *, by: Actor | None, reason: str = RevokeReason.MANUAL) -> None:
         """End this connection for good; its tokens stop working on their next request.
 
         Raises AlreadyRevoked when it has ended before. Reconnecting makes a new row.
@@ -396,9 +397,11 @@ class Connection(Versioned, Switchable):
         with transaction.atomic():
             if self.lock().revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
-            self.revoked_at, self.revoked_by, self.revoke_reason = timezone.now(), by, reason
+            self.revoked_at, self.revoke_reason = timezone.now(), reason
+            self.revoked_by_id = by.pk if by else None
             self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
-            self.tokens.filter(revoked_at=None).update(revoked_at=self.revoked_at, revoked_by=by, revoke_reason=reason)
+            ended = {"revoked_at": self.revoked_at, "revoked_by": self.revoked_by_id, "revoke_reason": reason}
+            self.tokens.filter(revoked_at=None).update(**ended)
             Event.objects.record(Action.CONNECTION_REVOKED, self, by=by, changes={"reason": [None, reason]})
 
     def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
@@ -27,7 +28,9 @@ from gatewayadmin.serving import health, housekeeping, quickstart
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.known_sender import is_known
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
+from gatewayadmin.serving.stored_metrics import busiest
 from proxy import app as proxy
+from proxy import metrics
 from servers.upstream_guard import own_endpoints
 from wire import builtin
 
@@ -51,6 +54,7 @@ class Raw:
 _mcp = Raw()
 _listener = environment.text("GATEWAY_BUILTIN_URL")
 _secret = environment.text("GATEWAY_BUILTIN_SECRET")
+_metrics_folder = Path(path) if (path := environment.text("GATEWAY_BUILTIN_METRICS")) else None
 builtin.listen_at(_listener, _secret)
 
 
@@ -76,6 +80,7 @@ def proxy_config() -> proxy.Config:
         listener_secret=_secret,
         log_connections=settings.RECORD_CONNECTIONS,
         max_waiting=settings.WAITING_CALLS,
+        traces=settings.TRACES,
     )
 
 
@@ -83,6 +88,7 @@ def proxy_config() -> proxy.Config:
 async def lifespan(router: Router) -> AsyncIterator[None]:
     await asyncio.to_thread(database.ensure)
     database.limit_statements()
+    metrics.tell_apart(settings.METRICS_NAMES, _metrics_folder, *await asyncio.to_thread(busiest))
     async with proxy.runtime(proxy_config()) as endpoint:
         _mcp.app = endpoint
         endpoint_call.serve_by(endpoint)
@@ -92,9 +98,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
-        tasks.append(asyncio.create_task(housekeeping.roll_up_forever()))
-        tasks.append(asyncio.create_task(housekeeping.send_log_forever()))
-        tasks.append(asyncio.create_task(housekeeping.seal_log_forever()))
+        tasks += [asyncio.create_task(housekeeping.steadily(chore)) for chore in housekeeping.STEADY]
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
 """The rights of a serving role when another role owns the database: everything except changing the logs.
 
-Such a role inserts rows into the logs and reads them. Only the owner can update or delete rows, drop the triggers that
-protect them, or alter a table (docs/how-to/deploy.md).
+Such a role inserts rows into the logs and reads them, and cannot take away checkpoints or the key that signs them. Only
+the owner can update or delete rows, drop the triggers that protect them, or alter a table (docs/how-to/deploy.md).
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from django.db import connection, transaction
 from psycopg import sql
 
-from auditlog.models import Call, Checkpoint, Event
+from auditlog.models import Call, Checkpoint, CheckpointKey, Event
+from sinks.models import ArchivedPartition
 
 MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
 INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
-READ_ONLY = ("django_migrations",)
+KEPT = (CheckpointKey._meta.db_table,)  # Sealed anew when keys rotate, never taken away.
+# What was archived is said by who archives: it may be dropped then.
+READ_ONLY = ("django_migrations", ArchivedPartition._meta.db_table)
 
 _TABLES = """
 SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
@@ -75,8 +78,9 @@ def _statements(role: str) -> Iterator[sql.Composed]:
     yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**identifiers)
     yield sql.SQL("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}").format(**identifiers)
     for rights, names in (
-        ("SELECT, INSERT, UPDATE, DELETE", [name for name in tables if name not in (*INSERT_ONLY, *READ_ONLY)]),
+        ("SELECT, INSERT, UPDATE, DELETE", [name for name in tables if name not in (*INSERT_ONLY, *KEPT, *READ_ONLY)]),
         ("SELECT, INSERT", INSERT_ONLY),
+        ("SELECT, INSERT, UPDATE", KEPT),
         ("SELECT", READ_ONLY),
     ):
         targets = sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)

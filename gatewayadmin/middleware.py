@@ -30,6 +30,8 @@ def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 def _door(path: str) -> Via:
     if path.startswith("/api/"):
         return Via.API
+    if path.startswith("/scim/"):
+        return Via.SCIM
     return Via.DJANGO_ADMIN if path.startswith("/admin/") else Via.WEB
 
 

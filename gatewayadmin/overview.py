@@ -25,10 +25,11 @@ from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
 from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
 from servers.models import Health, Server
+from sinks import archive
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
 from tokens.rows import EXPIRES_SOON, TokenRow, needing
-from tokens.visibility import waiting_for
+from tokens.visibility import foremost_waiting
 from ui.pages import AppRequest, show
 
 SHOWN = 8
@@ -51,7 +52,7 @@ def overview(request: AppRequest) -> HttpResponse:
     usable = Gateway.objects.usable_by(user)
     context: dict[str, Any] = {
         "notices": partial(notices, user),
-        "waiting": partial(waiting_for, user),
+        "waiting": partial(foremost_waiting, user),
         "lacking": partial(lacking, user),
         "to_try": partial(_gateway_to_try, user),
         "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
@@ -139,6 +140,8 @@ def _numbers(user: User) -> dict[str, Any]:
         }
     if user.has_perm(Capability.LOGS_READ):
         numbers["traffic"] = Traffic()
+    if user.has_perm(Capability.SINKS_MANAGE):
+        numbers["not_archived"] = archive.waiting().first() if archive.is_on() else None
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())
         numbers["no_server"] = _no_server

@@ -8,12 +8,14 @@ from typing import Any
 from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView, PasswordResetView
 from django.conf import settings
 from django.db import transaction
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 
 from accounts.models import KeyEnd
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
+from ui.pages import leave
 
 
 class AskForReset(PasswordResetView):  # type: ignore[misc]
@@ -44,6 +46,12 @@ class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
 
 class ChangePassword(PasswordChangeView):  # type: ignore[misc]
     """By the present password. Other sessions end; what acts as the person goes on, unless the box is ticked."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if request.user.is_authenticated and not request.user.has_usable_password():
+            return leave(request, reverse("accounts:profile"), "You have no password here: you sign in elsewhere.")
+        response: HttpResponse = super().dispatch(request, *args, **kwargs)
+        return response
 
     def form_valid(self, form: Any) -> HttpResponse:
         user = self.request.user

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from django.utils.csp import CSP
 
-from gatewayadmin.config import database, environment, keys, mail
+from gatewayadmin.config import database, environment, keys, mail, tracing
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
@@ -51,6 +51,10 @@ QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
+METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
+TRACES = tracing.from_environment()
+ARCHIVE = environment.place("GATEWAY_ARCHIVE")
+ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
 FAST_HTTP = switch("GATEWAY_FAST_HTTP", default=True)
@@ -108,6 +112,8 @@ INSTALLED_APPS = [
     "tokens",
     "oauth",
     "sinks",
+    "scim",
+    "sso",
     "proxy",
     "django.contrib.admin",
     "django.contrib.auth",

@@ -24,6 +24,8 @@ _ROOMS = (
     "oauth",
     "auditlog",
     "sinks",
+    "scim",
+    "sso",
 )
 
 # What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.

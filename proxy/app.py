@@ -1,13 +1,17 @@
 """The proxy as an ASGI app: one runtime per process, opened and closed by whoever mounts it."""
 
+from __future__ import annotations
+
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from proxy import metrics
 from proxy.access.query import SETUP, Access
 from proxy.carrier import Carriage
-from proxy.config import Config
+from proxy.config import Config, Traces
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
 from proxy.forward import Forwarder
@@ -36,7 +40,10 @@ from wire.guard import Guard
 from wire.oauth_client import MOST_BYTES
 from wire.pool import Transport
 
-__all__ = ["PREFIX", "Config", "runtime"]
+if TYPE_CHECKING:
+    from proxy.tracing.spans import Tracer
+
+__all__ = ["PREFIX", "Config", "Traces", "runtime"]
 
 
 @asynccontextmanager
@@ -72,7 +79,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         queue_seconds=config.queue_seconds,
     )
     issuers, public_issuers = (Transport(each, limit=MOST_BYTES) for each in (guard, guard.outside()))
-    async with transport, issuers, public_issuers, mcp_client as client:
+    async with _tracer(config.traces) as tracer, transport, issuers, public_issuers, mcp_client as client:
         refresher = Refresher(state, issuers, public_issuers, cipher)
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher)
         bell = Bell(bus)
@@ -93,6 +100,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
             {name: partial(getattr, part, "fault") for name, part in connections.items()},
             partial(getattr, transport, "idle"),
+            client.at_servers,
         )
         resumption = Resumption(carriage.events, keeper, server_streams)
         await state.start()
@@ -104,7 +112,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
         try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests)
+            yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests).traced_by(tracer)
         finally:
             await carriage.events.stop()
             await suspended.stop()
@@ -116,3 +124,20 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             for part in (streams, bus, access, limits, writer, usage):
                 await part.stop()
             await state.stop()
+
+
+@asynccontextmanager
+async def _tracer(config: Traces | None) -> AsyncIterator[Tracer | None]:
+    """What makes spans. OpenTelemetry is imported here, in each worker that needs it: it takes 7 MB and a third of a
+    second."""
+    if config is None:
+        yield None
+        return
+    from proxy.tracing.spans import Tracer  # noqa: PLC0415
+
+    tracer = Tracer(config)
+    metrics.watch_spans(tracer.counts)
+    try:
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.stop)

@@ -9,6 +9,16 @@ type ClientAddress = Callable[[str, Sequence[str]], str]
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """Where spans are posted (OTLP over HTTP), of which share of all calls, and whether callers may choose theirs."""
+
+    endpoint: str
+    headers: str = field(default="", repr=False)  # As in OTEL_EXPORTER_OTLP_HEADERS.
+    ratio: float = 1.0
+    trusts_callers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Settings of one runtime.
 
@@ -43,3 +53,4 @@ class Config:
     token_calls: int = 64
     log_connections: int = 2
     max_waiting: int = 2000
+    traces: Traces | None = None  # None: calls are not traced, and nothing of OpenTelemetry is imported.

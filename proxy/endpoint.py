@@ -1,5 +1,7 @@
 """The MCP endpoint: authenticate, decide, dispatch, record, answer."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import math
@@ -7,6 +9,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING, Self
 
 from proxy import metrics, response
 from proxy.access.decision import DENIALS, Denied, Grant, decide
@@ -31,11 +34,14 @@ from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, error_of, honoured
-from wire import jsonrpc, versions
+from wire import jsonrpc, trace_context, versions
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
 from wire.sessions import declared
+
+if TYPE_CHECKING:
+    from proxy.tracing.spans import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ class Endpoint:
         requests: ServerRequests,
     ) -> None:
         self._config = config
+        self._tracer: Tracer | None = None
         self._access = access
         self._limits = limits
         self._writer = writer
@@ -78,6 +85,11 @@ class Endpoint:
         self._resumption = resumption
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
+
+    def traced_by(self, tracer: Tracer | None) -> Self:
+        """The same, with spans of its calls; None: without."""
+        self._tracer = tracer
+        return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = McpRequest(self._header_reader.read(scope), scope, receive, send)
@@ -97,7 +109,11 @@ class Endpoint:
         if grant is None:
             await response.send(request, refusal or self._unknown_token(request))
         else:
-            await self._serve_known(request, grant, refusal)
+            try:
+                await self._serve_known(request, grant, refusal)
+            finally:
+                if request.span is not None:
+                    request.span.end()
 
     def _answer_to_headers(self, request: McpRequest) -> Response | None:
         """The answer to a request of which path and headers say all; None where the token has to be looked for."""
@@ -125,7 +141,7 @@ class Endpoint:
                 return grant, refusal
         if request.parsed_headers.http_method == "POST":
             request.parse()
-        began = time.perf_counter()
+        request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
         if grant is not None and self._writer.may_begin():
@@ -140,7 +156,7 @@ class Endpoint:
         self, request: McpRequest, token_digests: TokenDigests
     ) -> tuple[Grant | None, Response | None]:
         """Read a large body only for a token that may call; the caller decides again with what the body says."""
-        began = time.perf_counter()
+        request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
         request.row.authorise_ms = (time.perf_counter() - began) * 1000
         if grant is None:
@@ -188,10 +204,11 @@ class Endpoint:
     # Every request of a known token is a call: its row is committed before its response is sent
 
     async def _serve_known(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
-        stream = None
         if not self._writer.may_begin():
             await _send_not_executed(request)
             return
+        self._note_trace(request, grant, refusal)
+        stream = None
         if refusal is None:
             request.admitted = True
             self._usage.token_used(grant, request.row.client_ip, request.arrived)
@@ -213,6 +230,14 @@ class Endpoint:
             if stream is not None and stream.opened:
                 stream.forget()
                 metrics.open_counts["streams"] -= 1
+
+    def _note_trace(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
+        """Note which trace the call is part of, and begin its span if there is to be one."""
+        told = request.callers_trace()
+        if trace_context.PARENT in told:
+            request.row.trace_id = told[trace_context.PARENT][3:35]
+        if self._tracer is not None:
+            request.span = self._tracer.begin(request, grant, told, refusal)
 
     async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
         message = request.message
@@ -315,6 +340,9 @@ class Endpoint:
             await response.send(request, _unavailable(request, NOT_RECORDED))
             return
         metrics.count(row, (row.outcome, row.deny_reason), row.duration_ms / 1000, 0.0)
+        if request.span is not None:  # It tells that the stream began, and not for how many hours it was open.
+            request.span.recorded(row.duration_ms / 1000, 0.0, row.outcome)
+            request.span.end()
         ending = None
         try:
             ending = await self._streams.serve(standing, self._config.ping_seconds)
@@ -359,6 +387,8 @@ class Endpoint:
             metrics.UNAVAILABLE.labels("record").inc()
             answer = _unavailable(request, NOT_RECORDED)
         recorded = time.perf_counter() - request.began - seconds
+        if request.span is not None:
+            request.span.recorded(seconds, recorded, answer.outcome)
         metrics.count(row, (answer.outcome, answer.deny_reason), seconds, recorded)
         if answer.status == CLIENT_LEFT:
             return

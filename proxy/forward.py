@@ -32,7 +32,7 @@ from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from wire import jsonrpc, uris, versions
+from wire import jsonrpc, trace_context, uris, versions
 from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -49,6 +49,7 @@ from wire.rpc_messages import (
     ignore,
     next_request_id,
 )
+from wire.trace_context import Trace
 
 # Members of a client's `_meta` that are for the gateway; all others go on to the server.
 GATEWAY_META = frozenset(
@@ -140,9 +141,10 @@ class Forwarder:
             check_held(resolved, message.params.get("arguments"))
         if resolved.assigned.sign_in is not None:
             resolved = await self._refreshed(request, resolved)
+        forward = self._forward if request.span is None else self._forward_traced
         began = time.perf_counter()
         try:
-            answer = await self._forward(request, resolved, grant, message, stream)
+            answer = await forward(request, resolved, grant, message, stream)
         except NOT_OF_THE_SERVER:
             raise
         except UpstreamError as error:
@@ -227,6 +229,21 @@ class Forwarder:
         schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
         return found._replace(schema=found.schema or next(schemas, None))
 
+    async def _forward_traced(
+        self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
+    ) -> RpcResponse:
+        """The same within a span of its own, whose id the server gets."""
+        assert request.span is not None
+        hop = request.span.hop(resolved.assigned, message.method, request.feature, resolved.name)
+        request.span.trace = hop.trace
+        try:
+            answer = await self._forward(request, resolved, grant, message, stream)
+        except BaseException as error:
+            hop.end(error=error)
+            raise
+        hop.end(answer=answer)
+        return answer
+
     async def _forward(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
@@ -264,6 +281,8 @@ class Forwarder:
     ) -> Ask:
         progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
         params = _params(message, resolved.name, progress_token)
+        if request.span is not None:
+            params = _with_trace(params, upstream.trace, is_modern=self._client.era(upstream) == MODERN)
         on_notification = (
             ignore if stream is None else _relay(request, resolved, grant, message, stream, progress_token)
         )
@@ -414,6 +433,15 @@ def _params(message: Message, name: str, progress_token: int | None) -> Object:
     if not meta:
         del params["_meta"]
     return params
+
+
+def _with_trace(params: Object, trace: Trace, *, is_modern: bool) -> Object:
+    """The params with the trace of the hop, where the client said one, and at servers of MCP 2026-07-28."""
+    meta: Object = params.get("_meta", {})
+    if not is_modern and trace_context.PARENT not in meta:
+        return params
+    own = {name: value for name, value in meta.items() if name not in trace_context.FIELDS}
+    return {**params, "_meta": own | {name: trace[name] for name in trace_context.FIELDS if name in trace}}
 
 
 def _error_response(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:

@@ -150,12 +150,11 @@ class Lists:
         Raises BadCursor, and NoServerAnswered or the one server's error when nothing is known.
         """
         after = self._position(cursor, grant, kind) if cursor is not None else None
-        trace = request.trace
         ready, unavailable = _split_by_readiness(grant.assignments)
         live: dict[str, list[Definition] | UpstreamError] = {}
         waited = [assigned for assigned in ready if assigned.lists_live or not _is_known(assigned)]
         if waited:
-            answers = await self._wait_for(waited, grant, kind, trace)
+            answers = await self._wait_for(waited, grant, kind, request)
             live = {assigned.id: answer for assigned, answer in zip(waited, answers, strict=True)}
             grant = await self._look_up(request, grant, kind)
             ready, unavailable = _split_by_readiness(grant.assignments)
@@ -270,16 +269,22 @@ class Lists:
     # Asking servers
 
     async def _wait_for(
-        self, assignments: Sequence[AssignedServer], grant: Grant, kind: str, trace: Trace
+        self, assignments: Sequence[AssignedServer], grant: Grant, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
         """What these servers say, or why they said nothing in the time a client waits; they are asked on after it."""
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:
+            hop = None if request.span is None else request.span.hop(assigned, CATALOGUES[kind].method)
+            fault: BaseException | None = None
             try:
                 seconds = LIVE_SECONDS if assigned.lists_live else WAIT_SECONDS
-                return await self._ask(assigned, grant, kind, trace, seconds)
+                return await self._ask(assigned, grant, kind, request.trace if hop is None else hop.trace, seconds)
             except UpstreamError as error:
+                fault = error
                 return error
+            finally:
+                if hop is not None:
+                    hop.end(error=fault)
 
         return await asyncio.gather(*(ask(assigned) for assigned in assignments))
 

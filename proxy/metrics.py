@@ -6,14 +6,18 @@ has a dozen. Gauges are read at the same moment.
 
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from proxy.store.call_writer import CallRow
+from proxy.told_apart import Names
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer: there is a set of them for each name.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -55,6 +59,24 @@ LANE_DOWN = Gauge(
 )
 STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
 IDLE = Gauge("gateway_idle_upstream_connections", "Connections kept for the next call", multiprocess_mode="livesum")
+BY_GATEWAY = Counter("gateway_calls_by_gateway", "The same by gateway", ("gateway", "outcome", "deny_reason"))
+BY_SERVER = Counter("gateway_calls_by_server", "Those that were for one server, by it", ("server", "outcome"))
+GATEWAY_SECONDS = BatchedHistogram(
+    "gateway_call_duration_by_gateway_seconds",
+    "Time from the arrival of an MCP request until its row was to be written",
+    ("gateway",),
+    buckets=NAME_BUCKETS,
+)
+SERVER_SECONDS = BatchedHistogram(
+    "gateway_upstream_duration_by_server_seconds", "Time a server took", ("server",), buckets=NAME_BUCKETS
+)
+AT_SERVERS = Gauge(
+    "gateway_upstream_calls",
+    "Calls that are at their servers, and those that wait for a place there",
+    ("state",),
+    multiprocess_mode="livesum",
+)
+SPANS = Counter("gateway_spans", "Spans of traced calls, by what became of them", ("result",))
 
 TOTAL = Timer("call", "Time from the arrival of an MCP request until its row was to be written")
 AUTHORISE = Timer("authorise", "Time until the database had said what a token may do")
@@ -65,6 +87,12 @@ _calls: Counts[tuple[str, str]] = Counts()
 _lanes: dict[str, Callable[[], int]] = {}
 _faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
+_spans: list[tuple[Counts[str], Counts[str]]] = []  # What became of them, and what was written of that.
+_at_servers: list[Callable[[], Mapping[str, int]]] = []
+
+# What is told apart by name, and what was counted for each since the last flush.
+GATEWAYS, SERVERS = Names("gateways"), Names("servers")
+_by_name: list[tuple[str, str, tuple[str, str], float, float | None]] = []
 
 # How many are open now, counted where they are opened and closed.
 open_counts = Counts[str]()
@@ -75,6 +103,7 @@ def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float)
     _calls[ended] += 1
     TOTAL.note(seconds)
     RECORD.note(recorded)
+    _by_name.append((row.grant.gateway_name, row.server_name, ended, seconds, row.upstream_ms))
     if row.authorise_ms is not None:
         AUTHORISE.note(row.authorise_ms / 1000)
     if row.upstream_ms is not None:
@@ -82,12 +111,31 @@ def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float)
 
 
 def watch(
-    lanes: Mapping[str, Callable[[], int]], faults: Mapping[str, Callable[[], str]], idle: Callable[[], int]
+    lanes: Mapping[str, Callable[[], int]],
+    faults: Mapping[str, Callable[[], str]],
+    idle: Callable[[], int],
+    at_servers: Callable[[], Mapping[str, int]],
 ) -> None:
-    """The sources of the gauges: requests that wait, faults, and idle upstream connections."""
+    """The sources of the gauges: requests that wait, faults, idle connections, and calls at servers by state."""
     _lanes.update(lanes)
     _faults.update(faults)
     _idle[:] = [idle]
+    _at_servers[:] = [at_servers]
+
+
+def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
+    """From now on so many gateways and as many servers have labels of their own, first of all these.
+
+    `folder` is where the workers of one `serve` agree upon them; None for a process that is alone.
+    """
+    for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
+        names.set_up(most, folder)
+        names.admit(first)
+
+
+def watch_spans(counts: Counts[str]) -> None:
+    """The source of what became of spans, which only grows."""
+    _spans[:] = [(counts, Counts())]
 
 
 def flush() -> None:
@@ -95,8 +143,17 @@ def flush() -> None:
     for labels, calls in _calls.items():
         CALLS.labels(*labels).inc(calls)
     _calls.clear()
+    _flush_by_name()
     for times in (TOTAL, AUTHORISE, UPSTREAM, RECORD):
         times.flush()
+    _flush_gauges()
+    for counts, written in _spans:
+        for result, spans in list(counts.items()):  # Of which another thread adds to some.
+            SPANS.labels(result).inc(spans - written[result])
+            written[result] = spans
+
+
+def _flush_gauges() -> None:
     for lane, waiting in _lanes.items():
         WAITING.labels(lane).set(waiting())
     for lane, fault in _faults.items():
@@ -104,3 +161,29 @@ def flush() -> None:
     for idle in _idle:
         IDLE.set(idle())
     STREAMS.set(open_counts["streams"])
+    for at_servers in _at_servers:
+        for state, calls in at_servers().items():
+            AT_SERVERS.labels(state).set(calls)
+
+
+def _flush_by_name() -> None:
+    by_gateway: Counts[tuple[str, str, str]] = Counts()
+    by_server: Counts[tuple[str, str]] = Counts()
+    took: dict[str, list[float]] = defaultdict(list)
+    took_at: dict[str, list[float]] = defaultdict(list)
+    for gateway, server, (outcome, deny_reason), seconds, upstream_ms in _by_name:
+        by_gateway[gateway, outcome, deny_reason] += 1
+        took[gateway].append(seconds)
+        if server:
+            by_server[server, outcome] += 1
+            if upstream_ms is not None:
+                took_at[server].append(upstream_ms / 1000)
+    _by_name.clear()
+    for (gateway, *ended), calls in by_gateway.most_common():
+        BY_GATEWAY.labels(GATEWAYS.label(gateway), *ended).inc(calls)
+    for (server, outcome), calls in by_server.most_common():
+        BY_SERVER.labels(SERVERS.label(server), outcome).inc(calls)
+    for histogram, names, durations in ((GATEWAY_SECONDS, GATEWAYS, took), (SERVER_SECONDS, SERVERS, took_at)):
+        for name, values in durations.items():
+            child = histogram.labels(names.label(name))
+            child.add(Counts(map(partial(bisect_left, NAME_BUCKETS), values)), sum(values))

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
@@ -17,6 +17,9 @@ from wire import jsonrpc, token_text, trace_context
 from wire.http1 import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message
 from wire.trace_context import Trace
+
+if TYPE_CHECKING:
+    from proxy.tracing.spans import CallSpan
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]
@@ -184,6 +187,7 @@ class McpRequest:
         "_size",
         "admitted",
         "arrived",
+        "asked_at",
         "assigned",
         "began",
         "body",
@@ -201,6 +205,7 @@ class McpRequest:
         "receive",
         "row",
         "send",
+        "span",
         "task",
         "uid",
         "version",
@@ -236,6 +241,9 @@ class McpRequest:
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
         self.ending: Any = None
+        # When the database was asked, and the span of the call; None for one that is not traced.
+        self.asked_at = 0.0
+        self.span: CallSpan | None = None
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
@@ -243,10 +251,21 @@ class McpRequest:
     @property
     def trace(self) -> Trace:
         """What is sent on with whatever is asked of servers for this request."""
+        if self.span is not None:
+            return self.span.trace
         headers = self.headers
         if b"traceparent" in headers or trace_context.HOPS_KEY in headers:
             return trace_context.of(headers)
         return trace_context.NONE
+
+    def callers_trace(self) -> Trace:
+        """What the caller says of its trace: in the message, which goes before what HTTP says, or in its headers."""
+        message = self.message
+        if message is not None and trace_context.PARENT in message.meta:
+            told = trace_context.in_meta(message.meta, self.headers)
+            if trace_context.PARENT in told:
+                return told
+        return self.trace
 
     async def read(self, limit: int) -> bool:
         """Read the body; False when it is larger than `limit` bytes. Raises ClientLeft.

@@ -19,7 +19,7 @@ from servers.adding import add as store
 from servers.adding import ask as ask_server
 from servers.discovery import AccessRefused
 from servers.forms import suggest
-from servers.models import SIGN_IN_SETTINGS, AuthType, Server
+from servers.models import ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Server
 from servers.oauth_client.registration import redirect_uri
 from ui.pages import AppRequest, leave, show
 
@@ -93,7 +93,8 @@ def _asked(request: AppRequest) -> HttpResponse:
     form = NewServerForm(initial=suggested, user=request.user)
     context = _context(request, form) | {"asked": asked, "tile": tile}
     if asked.signs_in:
-        context["redirect_uri"] = redirect_uri(asked.signs_in.issuer)
+        entered = (str(values.get(name, "")) for name in ENDPOINTS[1:])
+        context["redirect_uri"] = redirect_uri(asked.signs_in.issuer, *entered)
     return show(request, f"{PAGE}#flow", context)
 
 

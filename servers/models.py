@@ -555,14 +555,14 @@ class Identity(Versioned, Switchable):
             self.save(update_fields=[*sealed, *self._forget_sign_in(row), "updated_at"])
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 
-    def revoke(self, *, by: User | None) -> None:
+    def revoke(self, *, by: Actor | None) -> None:
         """End this identity for good and wipe its secret. Raises AlreadyRevoked."""
         with transaction.atomic():
             row = self.lock()
             if row.revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             row.end_grant()
-            self.revoked_at, self.revoked_by = timezone.now(), by
+            self.revoked_at, self.revoked_by_id = timezone.now(), by.pk if by else None
             self.secret_ciphertext, self.expires_at, self.renew_at = None, None, None
             fields = ["revoked_at", "revoked_by", "secret_ciphertext", "expires_at", "renew_at"]
             self.save(update_fields=[*fields, "updated_at"])

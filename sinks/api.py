@@ -14,14 +14,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from sinks.models import BadAddress, BadSecret, Kind, NameTaken, SendsNothing, Sink
+from sinks.models import TONES, BadAddress, BadSecret, Kind, NameTaken, SendsNothing, Sink
 from sinks.trial import Outcome, send_test_line
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Moment, Problem, Resource
 
 # To send the logs elsewhere takes seeing them; payloads take their own capability as well.
 SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
-STATES = ("current", "behind", "failing", "paused", "waiting")
 
 
 class SinkSerializer(serializers.Serializer[Sink]):
@@ -30,15 +29,16 @@ class SinkSerializer(serializers.Serializer[Sink]):
     id = serializers.UUIDField()
     name = serializers.CharField()
     kind = serializers.ChoiceField(Kind.choices)
-    address = serializers.CharField()
+    address = serializers.CharField(source="place")
     has_secret = serializers.BooleanField()
     sends_calls = serializers.BooleanField()
     sends_events = serializers.BooleanField()
     sends_payloads = serializers.BooleanField()
     enabled = serializers.BooleanField()
-    status = serializers.ChoiceField([(state, state) for state in STATES])
+    status = serializers.ChoiceField([(state, state) for state in TONES])
     lag_seconds = serializers.SerializerMethodField()
     delivered = serializers.IntegerField()
+    refused = serializers.IntegerField()
     last_delivered_at = Moment(allow_null=True)
     last_error = serializers.CharField()
     last_error_at = Moment(allow_null=True)
@@ -120,11 +120,9 @@ class SinkResource(Resource):
         get_object_or_404(Sink, pk=pk).edit(**self.body(), by=self.me, seen=self.seen)
         return self._now(pk)
 
-    @operation(needs=Capability.SINKS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
+    @operation(needs=Capability.SINKS_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
-        sink = get_object_or_404(Sink, pk=pk)
-        with self.unchanged(sink):
-            sink.remove(by=self.me)
+        get_object_or_404(Sink, pk=pk).remove(by=self.me, seen=self.seen)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     @action(detail=True, methods=["post"])
@@ -136,11 +134,9 @@ class SinkResource(Resource):
         return self._now(pk)
 
     @action(detail=True, methods=["post"])
-    @operation(needs=Capability.SINKS_MANAGE, if_match=True)
+    @operation(needs=Capability.SINKS_MANAGE, reauth=True, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
-        sink = get_object_or_404(Sink, pk=pk)
-        with self.unchanged(sink):
-            sink.disable(by=self.me)
+        get_object_or_404(Sink, pk=pk).disable(by=self.me, seen=self.seen)
         return self._now(pk)
 
     @action(detail=True, methods=["post"])

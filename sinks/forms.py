@@ -6,18 +6,24 @@ from typing import Any
 
 from django import forms
 
+from accounts.models import User
 from sinks.models import Kind, Sink, SinkError
-from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET
+from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, OBJECTS
 
 HELP = {
     "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    **dict.fromkeys(
+        OBJECTS,
+        "https://, the host, the bucket and a prefix, such as https://s3.eu-central-1.amazonaws.com/logs/gateway. "
+        "“?region=” at its end says the region where the host does not.",
+    ),
     "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
     "and is not offered.",
 }
 
 
 class SinkForm(forms.Form):
-    """What a sink of this kind is. `sink` is the one being edited, None when one is added."""
+    """What a sink of this kind is. `sink` is the one being edited, None when one is added; `viewer` is who edits it."""
 
     name = forms.CharField(max_length=80)
     address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
@@ -25,7 +31,7 @@ class SinkForm(forms.Form):
         max_length=500,
         required=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text=f"At least {LEAST_SECRET} characters. Every delivery is signed with it.",
+        help_text=f"At least {LEAST_SECRET} bytes, made by chance. Every delivery is signed with it.",
     )
     sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
     sends_payloads = forms.BooleanField(
@@ -38,8 +44,9 @@ class SinkForm(forms.Form):
         help_text="Otherwise it gets what comes from now on.",
     )
 
-    def __init__(self, data: Any, *, kind: str, sink: Sink | None = None) -> None:
-        super().__init__(data, initial=sink.editable() if sink else None)
+    def __init__(self, data: Any, *, kind: str, sink: Sink | None = None, viewer: User | None = None) -> None:
+        address = sink.place_for(viewer) if sink and viewer else ""
+        super().__init__(data, initial=sink.editable() | {"address": address} if sink else None)
         if kind in ADDRESSED:
             self.fields["address"].help_text = HELP[kind]
         else:
@@ -48,6 +55,10 @@ class SinkForm(forms.Form):
             del self.fields["secret"]
         elif sink:
             self.fields["secret"].help_text = "Left empty, the one it has stays."
+        elif kind in OBJECTS:
+            self.fields["secret"].help_text = "The id of an access key that may put objects, a colon, and its secret."
+        if kind in OBJECTS:
+            self.fields["secret"].label = "Access key"
         if sink:
             del self.fields["from_beginning"]
 

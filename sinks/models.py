@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import uuid4
 
+import orjson
 from django.db import IntegrityError, connection, models, transaction
 from django.db.models import Max, Q
 from django.db.models.functions import Lower
@@ -22,10 +23,23 @@ from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import cipher
-from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, Receiver, checked_address, receiver_for
+from sinks.receivers import (
+    ADDRESSED,
+    KEYED,
+    Line,
+    Receiver,
+    Undelivered,
+    checked_address,
+    checked_secret,
+    notice,
+    origin_of,
+    receiver_for,
+    send_notice,
+)
 from ui.states import in_words
 
 LONGEST_ERROR = 300
+NOTICE_S = 3.0  # How long a sink may take to hear what becomes of it.
 TONES = {"current": "ok", "behind": "attention", "failing": "down", "paused": "disabled", "waiting": "unknown"}
 # How far a sink is with calls.
 CALLS_POSITION = {
@@ -58,7 +72,7 @@ class BadAddress(SinkError):
 
 
 class BadSecret(SinkError):
-    """A webhook needs a secret that is long enough."""
+    """A sink of this kind needs another secret."""
 
     field = "secret"
 
@@ -75,6 +89,8 @@ class Kind(models.TextChoices):
     WEBHOOK = "webhook", "Webhook"
     SYSLOG = "syslog", "Syslog"
     STDOUT = "stdout", "Standard output"
+    S3 = "s3", "S3, JSON lines"
+    S3_PARQUET = "s3_parquet", "S3, Parquet"
 
 
 class SinkManager(models.Manager["Sink"]):
@@ -102,7 +118,7 @@ class SinkManager(models.Manager["Sink"]):
         try:
             with transaction.atomic():
                 sink.save(force_insert=True)
-                told = {name: [None, value] for name, value in sink.editable().items() if value not in ("", False)}
+                told = {name: [None, value] for name, value in sink.told().items() if value not in ("", False)}
                 Event.objects.record(Action.SINK_CREATED, sink, by=by, changes=told)
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
@@ -141,12 +157,16 @@ class Sink(Versioned, Switchable):
     events_to = models.BigIntegerField(default=0)
     checkpoints_to = models.BigIntegerField(default=0)
 
+    # Who has taken rows to deliver, and until when nobody else may.
+    claim = models.UUIDField(null=True, editable=False)
+    claimed_until = models.DateTimeField(null=True, editable=False)
     looked_at = models.DateTimeField(null=True)  # When it was last looked whether there is something to send.
     retry_at = models.DateTimeField(null=True)
     failures = models.PositiveIntegerField(default=0)  # In a row.
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
     delivered = models.BigIntegerField(default=0)  # Rows, those that were sent twice counted twice.
+    refused = models.BigIntegerField(default=0)  # Rows that were left out, because it refuses them for good.
     last_delivered_at = models.DateTimeField(null=True)
     waiting_since = models.DateTimeField(null=True)  # The date of the oldest row it is known to lack.
     dropped_before = models.DateTimeField(null=True)  # Rows before were dropped before they were sent.
@@ -211,6 +231,24 @@ class Sink(Versioned, Switchable):
     def editable(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("name", "kind", "address", *CONTENT, "enabled")}
 
+    def told(self) -> dict[str, Any]:
+        """Its editable values as events record them."""
+        return self.editable() | {"address": origin_of(self.address)}
+
+    @property
+    def place(self) -> str:
+        """Its address as lists and the API show it: what may be a token in its path is left out."""
+        origin = origin_of(self.address)
+        return origin if self.address.rstrip("/") == origin or not origin else f"{origin}/..."
+
+    def place_for(self, person: User) -> str:
+        """Its address as it is edited, in full for whoever may edit it."""
+        try:
+            self.must_be_open_to(person)
+        except CapabilityRequired:
+            return self.place
+        return self.address
+
     def secret(self) -> str:
         """Its secret, empty when it has none. Raises wire.cipher.Unreadable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
@@ -240,8 +278,10 @@ class Sink(Versioned, Switchable):
         if self.kind not in KEYED:
             self.secret_ciphertext, self.key_id = None, ""
         elif secret or not self.has_secret:
-            if len(secret) < LEAST_SECRET:
-                raise BadSecret(f"A webhook needs a secret of at least {LEAST_SECRET} characters to sign with.")
+            try:
+                checked_secret(self.kind, secret)
+            except ValueError as refusal:
+                raise BadSecret(str(refusal)) from None
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
 
     def _must_be_an_address(self) -> None:
@@ -264,8 +304,12 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change what is sent, where to and under which name; records what changed.
 
-        What was not sent before is sent from now on only. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        What was not sent before is sent from now on only; where it was hears of it when it gets less from now on. The
+        address as `place` has it stands for the one it has. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
         """
+        if fields.get("address") == self.place:
+            del fields["address"]
+        self._announce_edit(seen, dict(fields), secret, by)
         try:
             with transaction.atomic():
                 row: Sink = self.lock()
@@ -286,11 +330,43 @@ class Sink(Versioned, Switchable):
                 row.save(update_fields=[*columns, "retry_at"])
                 if secret:
                     changes["secret_replaced"] = True
+                if "address" in changes:
+                    changes["address"] = [origin_of(before["address"]), origin_of(row.address)]
                 if changes:
                     Event.objects.record(Action.SINK_UPDATED, row, by=by, changes=changes)
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
         self.refresh_from_db()
+
+    def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
+        """Tell it where it is that it gets less from now on, unless it cannot be changed like that."""
+        row: Sink = type(self).objects.get(pk=self.pk)
+        was, line = (
+            row.told(),
+            row._notice(Action.SINK_UPDATED, by, "Changed by {}: less or nothing comes from now on."),
+        )
+        address, receiver = row.address, row._receiver_if_any()
+        row.must_be(seen, [name for name, value in fields.items() if was.get(name) != value])
+        row.set_up({**fields, "secret": secret}, by)
+        if receiver and (row.address != address or any(was[name] and not getattr(row, name) for name in CONTENT)):
+            send_notice(receiver, line, NOTICE_S)
+
+    def _announce(self, action: Action, words: str, by: Actor | None, seen: Seen | None) -> None:
+        """Tell it, as far as that goes, what becomes of it; before, while it can be told, and without any lock."""
+        row: Sink = type(self).objects.get(pk=self.pk)
+        row.must_be(seen)
+        if receiver := row._receiver_if_any():
+            send_notice(receiver, row._notice(action, by, words), NOTICE_S)
+
+    def _notice(self, action: Action, by: Actor | None, words: str) -> Line:
+        actor = by.email if by else "the system"
+        return notice(self, action, actor, words.format(actor))
+
+    def _receiver_if_any(self) -> Receiver | None:
+        try:
+            return self.receiver()
+        except Undelivered:
+            return None
 
     def _skip_calls(self) -> None:
         events = self.events_to
@@ -302,14 +378,33 @@ class Sink(Versioned, Switchable):
         self.must_be_open_to(by)
         super().enable(by=by)
 
+    def disable(self, *, by: Actor | None, seen: Seen | None = None) -> None:
+        """Send nothing more until it is enabled again; it hears by whom. Raises ChangedMeanwhile."""
+        if self.enabled:
+            self._announce(Action.SINK_DISABLED, "Paused by {}: nothing comes until it is enabled again.", by, seen)
+        with transaction.atomic():
+            row: Sink = self.lock()
+            row.must_be(seen)
+            super().disable(by=by)
+
     def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
         return {"retry_at": None, "failures": 0} if on else {}
 
-    def remove(self, *, by: Actor | None) -> None:
-        """Send nothing more, and forget how far it was."""
+    def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:
+        """Send nothing more, and forget how far it was; it hears by whom. Raises ChangedMeanwhile."""
+        self._announce(Action.SINK_REMOVED, "Removed by {}: nothing more comes.", by, seen)
         with transaction.atomic():
-            Event.objects.record(Action.SINK_REMOVED, self, by=by, changes={"address": [self.address, None]})
+            row: Sink = self.lock()
+            row.must_be(seen)
+            Event.objects.record(Action.SINK_REMOVED, self, by=by, changes={"address": [origin_of(row.address), None]})
             self.delete()
+
+    def note_refused(self, line: Line, answer: str) -> None:
+        """Say that a row was left out, because it refuses it for good; not of what says just that."""
+        said = orjson.loads(line.text)
+        if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
+            told = {"log": line.log, "row": line.uid, "answer": answer}
+            Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)
 
     def note_dropped(self, before: datetime, calls: int | None) -> None:
         """Say once that calls dated before this were dropped before they were sent; None: nobody knows how many."""
@@ -320,6 +415,29 @@ class Sink(Versioned, Switchable):
             type(self).objects.filter(pk=self.pk).update(dropped_before=before)
             told = {"before": before.isoformat(), "calls": "unknown" if calls is None else calls}
             Event.objects.record(Action.SINK_ROWS_DROPPED, self, by=None, changes=told)
+
+
+class ArchivedPartition(models.Model):
+    """A partition of the call log that is in the archive, or why it is not yet (sinks.archive).
+
+    The row stays when the partition is dropped. A role that only serves reads it and no more.
+    """
+
+    name = models.CharField(max_length=63, primary_key=True)
+    begin = models.DateField()
+    end = models.DateField()  # The day after the last.
+    rows = models.BigIntegerField(default=0)
+    digest = models.CharField(max_length=64, blank=True)
+    archived_at = models.DateTimeField(null=True)
+    last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
+    failed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ("begin",)
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _newest(model: type[Call] | type[Event]) -> int:

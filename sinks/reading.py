@@ -5,17 +5,19 @@ The rows of one round are those with an id after what the sink has, up to one up
 after each batch the sink remembers the last one. Rows that are older than `near_from`, of calls that took long, have a
 round of their own now and then.
 
-One connection holds the lock of the sink, reads and moves on: who has lost the lock cannot move anything.
+Rows are read over a connection that holds the lock of the sink, and delivered without one: meanwhile the sink is on
+loan to who reads, for a little longer than a delivery may take. Who has lost the loan cannot move anything.
 """
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 
 import orjson
 import psycopg
@@ -34,8 +36,11 @@ from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, Line
 from ui.rest import stamp
 
 LOCK = 0x67776103  # The first half of the advisory lock of a sink.
+LOCK_S = 3.0  # How long who has the loan waits for the lock, which others hold for a moment to see whether it is free.
 MOST_ROWS = 500  # Of one delivery.
 MOST_BYTES = 4 << 20  # Of one delivery; a single row may be larger.
+FETCHED_BYTES = 256 << 10  # How much is fetched at a time, so that no more than one delivery is ever in memory.
+LOAN_S = 20.0  # Longer than a delivery may take; so long a sink waits when its process was killed.
 WRITERS_S = 1.0  # How long to wait for those who are writing.
 SEVERITIES = dict.fromkeys(ENDINGS["ok"] + ENDINGS["cancelled"], INFORMATIONAL)
 SEVERITIES |= dict.fromkeys(ENDINGS["error"], ERROR) | dict.fromkeys(ENDINGS["denied"], WARNING)
@@ -69,11 +74,12 @@ class Batch(NamedTuple):
 
 
 class Reader:
-    """The rows that one sink lacks, over a connection that holds its lock."""
+    """The rows that one sink lacks, over a connection that holds its lock. `most` are the rows of one batch."""
 
-    def __init__(self, own: psycopg.Connection[Any], pk: UUID) -> None:
+    def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
         self._own = own
         self._pk = pk
+        self._claim = claim
         self.most = MOST_ROWS
 
     def next(self, sink: Sink) -> Batch | None:
@@ -92,30 +98,53 @@ class Reader:
             sql.SQL("{} IS NOT DISTINCT FROM {}").format(sql.Identifier(name), sql.Placeholder(f"was_{name}"))
             for name in POSITION
         )
-        statement = sql.SQL("UPDATE sinks_sink SET {} WHERE id = %(pk)s AND {}").format(sets, same)
+        statement = sql.SQL(
+            "UPDATE sinks_sink SET {} WHERE id = %(pk)s AND (claim IS NULL OR claim = %(claim)s) AND {}"
+        ).format(sets, same)
         values = {f"to_{name}": value for name, value in {**to, **noted}.items()}
         values |= {f"was_{name}": getattr(sink, name) for name in POSITION}
-        moved = self._own.execute(statement, values | {"pk": self._pk}).rowcount == 1
+        moved = self._own.execute(statement, values | {"pk": self._pk, "claim": self._claim}).rowcount == 1
         if moved:
             for name, value in {**to, **noted}.items():
                 setattr(sink, name, value)
         return moved
+
+    def lend(self) -> None:
+        """Keep the sink when this connection is closed, for as long as a delivery may take."""
+        self._own.execute(
+            "UPDATE sinks_sink SET looked_at = clock_timestamp(), claim = %s,"
+            " claimed_until = clock_timestamp() + make_interval(secs => %s) WHERE id = %s",
+            [self._claim, LOAN_S, self._pk],
+        )
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._own.execute(
+            "UPDATE sinks_sink SET claim = NULL, claimed_until = NULL WHERE id = %s AND claim = %s",
+            [self._pk, self._claim],
+        )
+
+    def is_free(self) -> bool:
+        """Whether nobody else has the sink on loan. To be asked under its lock."""
+        row = self._own.execute(
+            "SELECT FROM sinks_sink WHERE id = %s AND claim <> %s AND claimed_until > clock_timestamp()",
+            [self._pk, self._claim],
+        ).fetchone()
+        return row is None
 
     def _events(self, sink: Sink) -> Batch | None:
         high = self._last(Event)
         if high is None or high <= sink.events_to:
             return None
         asked = {"low": sink.events_to, "high": high, "most": self.most}
-        rows = self._rows(_EVENTS, _columns(EVENT_COLUMNS), asked)
-        whole, lines = _cut(_event_line(row) for row in rows)
-        is_last = whole and len(rows) < self.most
-        return Batch(lines, {"events_to": high if is_last else rows[len(lines) - 1]["row_id"]})
+        lines, last = self._lines(_EVENTS, _columns(EVENT_COLUMNS), asked, _event_line)
+        return Batch(lines, {"events_to": last["row_id"] if last else high})
 
     def _checkpoints(self, sink: Sink) -> Batch | None:
         """They are made one after the other, so that none appears before one that is there."""
-        rows = self._rows(_CHECKPOINTS, sql.Composed([]), {"low": sink.checkpoints_to, "most": self.most})
-        lines = [_checkpoint_line(row) for row in rows]
-        return Batch(lines, {"checkpoints_to": rows[-1]["number"]}) if rows else None
+        asked = {"low": sink.checkpoints_to, "most": self.most}
+        lines, _ = self._lines(_CHECKPOINTS, sql.Composed([]), asked, _checkpoint_line)
+        return Batch(lines, {"checkpoints_to": lines[-1].row}) if lines else None
 
     def _calls(self, sink: Sink) -> Batch | None:
         if sink.round_to is None:
@@ -163,16 +192,27 @@ class Reader:
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[Line], datetime | None, int | None]:
         """The next calls, and the last of them when there may be more."""
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
-        rows = self._rows(_CALLS, columns, asked | {"most": self.most})
-        whole, lines = _cut(_call_line(row) for row in rows)
-        if whole and len(rows) < self.most:
-            return lines, None, None
-        last = rows[len(lines) - 1]
-        return lines, last["created_at"], last["row_id"]
+        lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
+        return lines, last["created_at"] if last else None, last["row_id"] if last else None
 
-    def _rows(self, statement: sql.SQL, columns: sql.Composed, asked: dict[str, Any]) -> list[dict[str, Any]]:
-        with self._own.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(statement.format(columns=columns), asked).fetchall()
+    def _lines(
+        self, statement: sql.SQL, columns: sql.Composed, asked: dict[str, Any], line: Callable[[dict[str, Any]], Line]
+    ) -> tuple[list[Line], dict[str, Any] | None]:
+        """As many lines as go into one delivery, and the row of the last of them when there may be more."""
+        lines: list[Line] = []
+        size, last, number = 0, None, 4
+        with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:
+            cursor.execute(statement.format(columns=columns), asked)
+            while rows := cursor.fetchmany(number):
+                for row in rows:
+                    told = line(row)
+                    size += len(told.text)
+                    if lines and size > MOST_BYTES:
+                        return lines, last
+                    lines.append(told)
+                    last = row
+                number = max(FETCHED_BYTES * len(lines) // size, 1)
+        return lines, last if len(lines) >= self.most else None
 
     def _last(self, model: type[Call] | type[Event]) -> int | None:
         with self._own.cursor() as cursor:
@@ -180,19 +220,30 @@ class Reader:
 
 
 @contextmanager
-def held(pk: UUID) -> Iterator[Reader | None]:
-    """The rows of a sink, which nobody else reads meanwhile; None when somebody does.
+def held(pk: UUID, claim: UUID | None = None) -> Iterator[Reader | None]:
+    """The rows of a sink, which nobody else reads meanwhile; None when somebody does, or has it on loan.
 
-    A process that is killed loses the lock by itself.
+    `claim` is under which name it was lent before. A process that is killed loses the lock by itself, and the loan
+    ends soon.
     """
     words = {name: value for name, value in connection.get_connection_params().items() if name != "pool"}
     with psycopg.connect(**words, autocommit=True) as own:
         own.adapters.register_loader("jsonb", AsItIs)
         own.execute("SET application_name = 'gateway sink'")
         own.execute("SET statement_timeout = 0")
+        reader = Reader(own, pk, claim or uuid4())
+        yield reader if _is_locked(own, pk, LOCK_S if claim else 0.0) and reader.is_free() else None
+
+
+def _is_locked(own: psycopg.Connection[Any], pk: UUID, wait: float) -> bool:
+    until = time.monotonic() + wait
+    while True:
         with own.cursor(row_factory=scalar_row) as cursor:
-            free = cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK, _half(pk)]).fetchone()
-        yield Reader(own, pk) if free else None
+            if cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK, _half(pk)]).fetchone():
+                return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.02)
 
 
 def _half(pk: UUID) -> int:
@@ -202,18 +253,6 @@ def _half(pk: UUID) -> int:
 def _columns(named: dict[str, str]) -> sql.Composed:
     parts = (sql.SQL("{} AS {}").format(sql.Identifier(column), sql.Identifier(name)) for name, column in named.items())
     return sql.SQL(", ").join(parts)
-
-
-def _cut(lines: Iterator[Line]) -> tuple[bool, list[Line]]:
-    """As many lines as go into one delivery, and whether these are all."""
-    taken: list[Line] = []
-    size = 0
-    for line in lines:
-        size += len(line.text)
-        if taken and size > MOST_BYTES:
-            return False, taken
-        taken.append(line)
-    return True, taken
 
 
 def _call_line(row: dict[str, Any]) -> Line:
@@ -227,6 +266,7 @@ def _event_line(row: dict[str, Any]) -> Line:
 def _checkpoint_line(row: dict[str, Any]) -> Line:
     at = datetime.fromisoformat(orjson.loads(row["body"])["sealed_at"])
     told = {
+        "row_id": row["number"],
         "id": str(uuid5(NAMESPACE_OID, row["body"])),
         "created_at": at,
         "number": row["number"],
@@ -239,7 +279,8 @@ def _checkpoint_line(row: dict[str, Any]) -> Line:
 
 def _line(log: str, row: dict[str, Any], at: datetime, severity: int) -> Line:
     told = {"log": log} | {name: value for name, value in row.items() if name != "row_id"}
-    return Line(log, at, severity, orjson.dumps(told, _plain, orjson.OPT_PASSTHROUGH_DATETIME))
+    text = orjson.dumps(told, _plain, orjson.OPT_PASSTHROUGH_DATETIME)
+    return Line(log, at, severity, text, str(row["id"]), row["row_id"])
 
 
 def _plain(value: Any) -> Any:

@@ -15,16 +15,20 @@ import math
 import os
 import socket
 import ssl
+import string
 import struct
 import sys
 import termios
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import httpcore
@@ -34,6 +38,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from servers.upstream_guard import upstream_guard
+from sinks.objects import S3, NotKept
 from ui.rest import stamp
 from wire.cipher import Unreadable
 from wire.deadline import Deadline
@@ -43,12 +48,26 @@ if TYPE_CHECKING:
     from sinks.models import Sink
 
 SECONDS = 10.0  # How long one delivery may take in all.
-LEAST_SECRET = 16
+LEAST_SECRET = 24  # Bytes of chance, as Standard Webhooks asks for.
+ALPHABETS = (
+    string.digits,
+    string.digits + "abcdef",
+    string.digits + "ABCDEF",
+    string.ascii_lowercase,
+    string.ascii_letters,
+    string.ascii_letters + string.digits,
+    string.ascii_letters + string.digits + "+/=_-",
+)
+LEAST_DIFFERENT = 10  # Characters, of a secret made by chance.
+NO_PARQUET = "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]'."
 GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
 MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.
-ADDRESSED = {"webhook", "syslog"}  # The kinds that are somewhere else.
-KEYED = {"webhook"}  # The kinds that sign.
+OBJECTS = ("s3", "s3_parquet")  # The kinds that keep objects.
+ADDRESSED = {"webhook", "syslog", *OBJECTS}  # The kinds that are somewhere else.
+KEYED = {"webhook", *OBJECTS}  # The kinds that sign.
+MOST_LINES = dict.fromkeys(OBJECTS, 10_000)  # Of one delivery, where it is not what it is for others.
+FOR_NOW = {401, 403, 408, 429}  # Refusals that are none of what was sent.
 PREFIX = "whsec_"  # What a secret in base64 begins with (Standard Webhooks).
 # RFC 5424 section 6.2.1: the facility of audit logs, and how severe a line is by how the call ended.
 AUDIT = 13 * 8
@@ -56,21 +75,32 @@ ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
 
 
 class Line(NamedTuple):
-    """One row as JSON, without a line's end; `log` is "call", "event", "checkpoint" or "test"."""
+    """One row as JSON, without a line's end; `log` is "call", "event", "checkpoint", "notice" or "test".
+
+    `uid` is what a row that came twice is told by, `row` its number in the log.
+    """
 
     log: str
     at: datetime
     severity: int
     text: bytes
+    uid: str = ""
+    row: int = 0
 
 
 class Undelivered(Exception):
-    """The lines were not acknowledged; the message goes on after "it". `wait` is what the receiver asks for."""
+    """The lines were not acknowledged; the message goes on after "it". `wait` is what the receiver asks for.
 
-    def __init__(self, sentence: str, *, wait: float | None = None, too_large: bool = False) -> None:
+    `for_good`: to send the same once more makes no sense.
+    """
+
+    def __init__(
+        self, sentence: str, *, wait: float | None = None, too_large: bool = False, for_good: bool = False
+    ) -> None:
         super().__init__(sentence)
         self.wait = wait
         self.too_large = too_large
+        self.for_good = for_good
 
 
 class Receiver(Protocol):
@@ -91,14 +121,38 @@ def receiver_for(sink: Sink) -> Receiver:
 
 def trial() -> Line:
     """A line that says it is a test."""
-    now = timezone.now()
-    said = {"log": "test", "id": str(uuid4()), "created_at": stamp(now), "message": f"A test of {settings.PUBLIC_URL}."}
-    return Line("test", now, INFORMATIONAL, orjson.dumps(said))
+    return _line_of_ours("test", INFORMATIONAL, {"message": f"A test of {settings.PUBLIC_URL}."})
+
+
+def notice(sink: Sink, action: str, actor: str, message: str) -> Line:
+    """A line that says what becomes of the sink it is sent to."""
+    told = {"sink": sink.name, "action": action, "actor": actor, "gateway": settings.PUBLIC_URL, "message": message}
+    return _line_of_ours("notice", WARNING, told)
+
+
+def _line_of_ours(log: str, severity: int, told: dict[str, str]) -> Line:
+    now, uid = timezone.now(), str(uuid4())
+    said = {"log": log, "id": uid, "created_at": stamp(now)} | told
+    return Line(log, now, severity, orjson.dumps(said), uid)
+
+
+def send_notice(receiver: Receiver, line: Line, seconds: float) -> None:
+    """Deliver a last line as far as that goes: returns after so long, whatever became of it."""
+
+    def send() -> None:
+        with suppress(Exception), receiver:
+            receiver.deliver([line])
+
+    thread = threading.Thread(target=send, name="notice to a sink", daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def checked_address(kind: str, address: str) -> bool:
     """Whether this address leads inside the allowed private networks. Raises ValueError, in words, if it may not be
     called, or is none of this kind."""
+    if kind in OBJECTS:
+        return _checked_bucket(kind, address)
     if kind == "webhook":
         return _checked_url(address, address)
     parts = urlsplit(address)
@@ -114,6 +168,29 @@ def checked_address(kind: str, address: str) -> bool:
     return _checked_url(f"{'https' if parts.scheme == 'tls' else 'http'}://{place}", address)
 
 
+def checked_secret(kind: str, secret: str) -> None:
+    """Raises ValueError, in words, for a secret that a sink of this kind cannot have."""
+    if kind in OBJECTS:
+        name, _, key = secret.partition(":")
+        if not (name.strip() and key.strip()):
+            raise ValueError("S3 needs an access key: its id, a colon, its secret.")
+    elif not is_strong(secret):
+        raise ValueError(
+            f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, such as what "
+            "“openssl rand -base64 32” prints."
+        )
+
+
+def _checked_bucket(kind: str, address: str) -> bool:
+    if kind == "s3_parquet" and find_spec("pyarrow") is None:
+        raise ValueError(NO_PARQUET)
+    is_private = _checked_url(address, address)
+    parts = urlsplit(address)
+    if parts.fragment or set(parse_qs(parts.query, keep_blank_values=True)) - {"region"}:
+        raise ValueError("The address of a bucket looks like https://s3.eu-central-1.amazonaws.com/bucket/prefix.")
+    return is_private
+
+
 def _checked_url(url: str, address: str) -> bool:
     guard = upstream_guard()
     try:
@@ -122,6 +199,17 @@ def _checked_url(url: str, address: str) -> bool:
         if address.startswith("tcp:"):
             raise ValueError(f"{refusal} Use tls:// outside of it.".replace("http://", "tcp://")) from None
         raise
+
+
+def origin_of(address: str) -> str:
+    """Scheme, host and port of an address: what may be told of it anywhere. Its path and query may hold a token."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    place = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{place}{f':{port}' if port else ''}" if host else ""
 
 
 def _guard(sink: Sink) -> Guard:
@@ -146,20 +234,12 @@ class Webhook:
         self._client.close()
 
     def deliver(self, lines: Sequence[Line]) -> None:
-        body = gzip.compress(b"".join(line.text + b"\n" for line in lines), compresslevel=5, mtime=0)
+        body = compressed(lines)
         self._deadline.set(SECONDS)
-        try:
-            with self._client.stream("POST", self._url, content=body, headers=self._headers(body)) as answered:
-                _judge(answered)
-                _drain(answered)
-        except (AddressRefused, httpx.InvalidURL):
-            raise Undelivered("leads to an address that may not be called.") from None
-        except (httpx.TimeoutException, httpcore.TimeoutException):
-            raise Undelivered(f"did not answer within {SECONDS:.0f} seconds.") from None
-        except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
-            raise Undelivered("answers in a way that is not HTTP.") from None
-        except (httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-            raise Undelivered(_unreachable(error)) from None
+        asked = self._client.stream("POST", self._url, content=body, headers=self._headers(body))
+        with _in_words(), asked as answered:
+            _judge(answered)
+            _drain(answered)
 
     def _headers(self, body: bytes) -> dict[str, str]:
         named, now = f"msg_{hashlib.sha256(body).hexdigest()[:32]}", str(int(time.time()))
@@ -173,12 +253,80 @@ class Webhook:
         }
 
 
+def compressed(lines: Sequence[Line]) -> bytes:
+    """Lines with their ends, the same for the same lines."""
+    return gzip.compress(b"".join(line.text + b"\n" for line in lines), compresslevel=5, mtime=0)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Raises Undelivered for whatever fails on the way to a receiver that speaks HTTP."""
+    try:
+        yield
+    except (AddressRefused, httpx.InvalidURL):
+        raise Undelivered("leads to an address that may not be called.") from None
+    except (httpx.TimeoutException, httpcore.TimeoutException):
+        raise Undelivered(f"did not answer within {SECONDS:.0f} seconds.") from None
+    except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
+        raise Undelivered("answers in a way that is not HTTP.") from None
+    except (httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+        raise Undelivered(_unreachable(error)) from None
+
+
+class Bucket:
+    """Objects in S3, one for each delivery, as JSON lines or Parquet.
+
+    Named by what is in them, so that a delivery that is repeated makes the same object, and never another one of the
+    name: the log, the day, the numbers of its first and last row, and a digest of its lines.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._objects = S3(sink.address, _secret(sink), _guard(sink), SECONDS)
+        self._suffix, self._encoded = ("jsonl.gz", compressed) if sink.kind == "s3" else ("parquet", _as_parquet)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._objects.__exit__(None, None, None)
+
+    def deliver(self, lines: Sequence[Line]) -> None:
+        first, last = lines[0], lines[-1]
+        digest = hashlib.sha256(b"\n".join(line.text for line in lines)).hexdigest()[:16]
+        name = f"{first.log}/{first.at.astimezone(UTC):%Y/%m/%d}/{first.row:019}-{last.row:019}-{digest}.{self._suffix}"
+        with _in_words():
+            try:
+                self._objects.put(name, self._encoded(lines))
+            except NotKept as refusal:
+                raise Undelivered(str(refusal), wait=_seconds(refusal.retry_after)) from None
+
+
+def _as_parquet(lines: Sequence[Line]) -> bytes:
+    try:
+        parquet = import_module("sinks.parquet")
+    except ImportError:
+        raise Undelivered(f"cannot be written: {NO_PARQUET}") from None
+    made: bytes = parquet.of_lines([line.text for line in lines])
+    return made
+
+
 def signing_key(secret: str) -> bytes:
     """The bytes that are signed with: those of a `whsec_` secret in base64, else the characters as they are."""
     if secret.startswith(PREFIX):
         with suppress(ValueError):
             return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     return secret.encode()
+
+
+def is_strong(secret: str) -> bool:
+    """Whether a secret may hold LEAST_SECRET bytes of chance: by its length, and the characters it is made of."""
+    bits = 8.0 * LEAST_SECRET
+    key = signing_key(secret)
+    if secret.startswith(PREFIX) and key != secret.encode():
+        return len(key) >= LEAST_SECRET and len(set(key)) >= LEAST_DIFFERENT
+    size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
+    is_repeated = secret in (secret + secret)[1:-1]
+    return len(secret) * math.log2(size) >= bits and len(set(secret)) >= LEAST_DIFFERENT and not is_repeated
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
@@ -194,12 +342,18 @@ def _judge(answered: httpx.Response) -> None:
         return
     if 300 <= status < 400:
         raise Undelivered(f"answered {status}, which leads elsewhere; no redirect is followed.")
-    raise Undelivered(f"answered {status}.", wait=_wait(answered), too_large=status == 413)
+    for_good = 400 <= status < 500 and status not in FOR_NOW
+    raise Undelivered(
+        f"answered {status}.",
+        wait=_seconds(answered.headers.get("Retry-After", "")),
+        too_large=status == 413,
+        for_good=for_good,
+    )
 
 
-def _wait(answered: httpx.Response) -> float | None:
+def _seconds(retry_after: str) -> float | None:
     """What `Retry-After` asks for, in seconds (RFC 9110 section 10.2.3), an hour at most."""
-    said = answered.headers.get("Retry-After", "").strip()
+    said = retry_after.strip()
     if said.isascii() and said.isdecimal():
         return min(float(said[:9]), MOST_WAIT)
     with suppress(ValueError, OverflowError):
@@ -343,3 +497,4 @@ def backoff(failures: int, chance: float) -> float:
 
 
 _KINDS: dict[str, Callable[[Sink], Receiver]] = {"webhook": Webhook, "syslog": Syslog, "stdout": Stdout}
+_KINDS |= dict.fromkeys(OBJECTS, Bucket)

@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.reauthentication import ask_again
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, CapabilityRequired, requires
+from sinks.api import SENDING
 from sinks.forms import SinkForm, kind_of
 from sinks.lists import SINKS
 from sinks.models import Kind, Sink, SinkError
@@ -65,7 +66,7 @@ def add(request: AppRequest) -> HttpResponse:
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
-    form = SinkForm(posted(request), kind=sink.kind, sink=sink)
+    form = SinkForm(posted(request), kind=sink.kind, sink=sink, viewer=request.user)
     context = _context(sink, form)
     if request.method == "GET":
         return show(request, "sinks/form.html", context)
@@ -97,12 +98,13 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
     """Deliver a line that says it is a test, and show the outcome."""
     sink = get_object_or_404(Sink, pk=pk)
     outcome = send_test_line(sink, by=request.user)
-    context = _context(sink, SinkForm(None, kind=sink.kind, sink=sink)) | {"outcome": outcome}
+    context = _context(sink, SinkForm(None, kind=sink.kind, sink=sink, viewer=request.user)) | {"outcome": outcome}
     return show(request, "sinks/form.html", context)
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SINKS_MANAGE)
+@ask_again
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
     if request.method == "GET":
@@ -137,6 +139,7 @@ def _switched(request: AppRequest, sink: Sink, toast: str, undo: str = "") -> Ht
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SINKS_MANAGE)
+@ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
     if request.method == "GET":
@@ -146,7 +149,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
             text=f'Remove "{sink.name}"? This cannot be undone.',
             more="Nothing more is sent to it, and how far it was is forgotten. What it has got stays there.",
             icon="revoke",
-            back=page_url(sink),
+            back=page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"),
         )
     sink.remove(by=request.user)
     return leave(request, reverse("sinks:list"), "Log sink removed")

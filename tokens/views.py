@@ -41,7 +41,7 @@ from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
 from tokens.snippets import once
-from tokens.visibility import EDITING, ENDING, hosts_for, known_to, servers_of, waiting_for, with_scope
+from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, servers_of, with_scope
 from ui import bulk
 from ui.bulk import Ending
 from ui.pages import (
@@ -84,7 +84,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "care": CARES.get(filters.values.get("care", "")),
         "may_create": hosts_for(request.user).exists(),
         "notices": partial(notices, request.user),
-        "waiting": partial(waiting_for, request.user),
+        "waiting": partial(foremost_waiting, request.user),
     }
     return show_list(request, "tokens/list.html#results", context)
 

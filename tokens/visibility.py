@@ -18,6 +18,7 @@ EDITING = Capability.API_TOKENS_MANAGE
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
 SEES = (*ENDING, Capability.MCP_CONNECTIONS_READ)  # A token's name and prefix stand in its connection's row.
 
+NOTICES = 3  # Tokens that wait, as the template knows; then it says that there are more.
 STATUSES = ("active", "waiting", "expired", "revoked", "all")
 
 
@@ -33,10 +34,12 @@ def hosts_for(viewer: User) -> HostQuerySet:
     return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
 
 
-def waiting_for(owner: User) -> TokenQuerySet:
-    """The tokens whose new secret `owner` may collect, those asked for first at the top."""
+def foremost_waiting(owner: User) -> list[Token]:
+    """The tokens whose new secret `owner` may collect, those asked for first at the top: those that are told, and one
+    more when there are more."""
     waiting = Token.objects.filter(of_status("waiting"), connection__user=owner)
-    return waiting.select_related("connection__host", "connection__gateway", "asked_by").order_by("asked_at")
+    asked = waiting.select_related("connection__host", "connection__gateway", "asked_by").order_by("asked_at")
+    return list(asked[: NOTICES + 1])
 
 
 def of_status(status: str) -> Q:

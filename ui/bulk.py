@@ -78,7 +78,7 @@ def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: st
     on = request.POST.get("act") == "enable"
     back = own_path(request.POST.get("back", ""), back)
     picked: list[Any] = list(rows.filter(pk__in=_keys(request))[:MOST])
-    apart = [(row, way.refused(row)) for row in picked if way.refused(row)]
+    apart = _apart(picked, way)
     left_alone = {row.pk for row, _ in apart}
     changing = [row for row in picked if row.enabled is not on and row.pk not in left_alone]
     if not changing:
@@ -98,8 +98,9 @@ def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> 
     """End those of `rows` that were picked, once their number was typed. Rows that refuse are named, the others end."""
     back = own_path(request.POST.get("back", ""), back)
     picked: list[Any] = list(rows.filter(pk__in=_keys(request))[:MOST])
-    apart = [(row, reason) for row in picked if (reason := way.refused(row))]
-    ending = [row for row in picked if not way.refused(row)]
+    apart = _apart(picked, way)
+    left_alone = {row.pk for row, _ in apart}
+    ending = [row for row in picked if row.pk not in left_alone]
     if not ending:
         return leave(request, back, _apart_text(apart) or "Nothing was picked")
     number = _number(ending, way)
@@ -117,6 +118,11 @@ def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> 
         )
     ended = [row for row in ending if not _refuses(row, way, apart)]
     return leave(request, back, ". ".join(filter(None, (f"{_number(ended, way)} {way.done}", _apart_text(apart)))))
+
+
+def _apart(picked: list[Any], way: Switching | Ending) -> list[tuple[Any, str]]:
+    """Those that are left alone, each with the reason."""
+    return [(row, reason) for row in picked if (reason := way.refused(row))]
 
 
 def _refuses(row: Any, way: Ending, apart: list[tuple[Any, str]]) -> bool:

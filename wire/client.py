@@ -346,6 +346,11 @@ class McpClient:
             return False
         return answer.error is None
 
+    def at_servers(self) -> dict[str, int]:
+        """How many calls are `under_way` at servers, and how many are `waiting` for a place there."""
+        queues = self._queues.values()
+        return {"under_way": sum(each.under_way for each in queues), "waiting": sum(each.waiting for each in queues)}
+
     def era(self, target: Addressed) -> str:
         """The era in which this server was asked last; empty before it was."""
         return self._eras.get(target.url, target.era)

@@ -23,12 +23,13 @@ OAUTH_ACCESS = "gwo"
 OAUTH_REFRESH = "gwr"
 SESSION = "gws"
 PERSONAL = "gwp"
-PREFIXES = frozenset({ACCESS, KEY, OAUTH_ACCESS, OAUTH_REFRESH, SESSION, PERSONAL})
+DIRECTORY = "gwd"
+PREFIXES = frozenset({ACCESS, KEY, OAUTH_ACCESS, OAUTH_REFRESH, SESSION, PERSONAL, DIRECTORY})
 
 # Two digits at a time: every call checks a checksum.
 _PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
 
-PATTERN = re.compile(r"gw[akorsp]_[0-9A-Za-z]{44}", re.ASCII)
+PATTERN = re.compile(r"gw[adkorsp]_[0-9A-Za-z]{44}", re.ASCII)
 
 
 def mint(prefix: str) -> str:

@@ -17,6 +17,9 @@ _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
 # What goes with a traceparent, and how much of it (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
 _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 
+PARENT = "traceparent"
+FIELDS = (PARENT, "tracestate", "baggage")  # By the same names in headers and in the `_meta` of a message.
+
 HOPS_HEADER = "Gateway-Hops"
 MOST_HOPS = 4
 
@@ -77,3 +80,13 @@ def of(headers: Mapping[bytes, bytes]) -> Trace:
         if len(value) <= most and _PLAIN(value):
             found[name.decode()] = value.decode()
     return found
+
+
+def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
+    """The same by the `_meta` of a message, which says it apart from the HTTP request that carries the message."""
+    told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
+    return of({name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers))
+
+
+def _hops_in(headers: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    return {HOPS_KEY: headers[HOPS_KEY]} if HOPS_KEY in headers else {}

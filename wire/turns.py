@@ -47,6 +47,11 @@ class FairQueue:
         return self._waiting_count
 
     @property
+    def under_way(self) -> int:
+        """How many calls hold a place."""
+        return self._under_way
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is under way and nobody waits."""
         return not self._under_way and not self._waiting_count

@@ -4,7 +4,8 @@ from accounts.models.api_keys import ApiKey, ApiKeyQuerySet, KeyEnd
 from accounts.models.attempts import Attempt
 from accounts.models.roles import Role, permissions_of
 from accounts.models.saved_views import SavedView
-from accounts.models.users import Team, User, make_first_owner
+from accounts.models.teams import Team
+from accounts.models.users import User, make_first_owner
 from accounts.models.workspace import NewAppPolicy, WorkspaceSettings
 
 __all__ = [

@@ -12,6 +12,7 @@ from django.db.models.functions import Lower
 from accounts.rules import (
     Grantor,
     NameTaken,
+    RoleGiven,
     RoleInUse,
     RoleLocked,
     must_hold,
@@ -139,7 +140,8 @@ class Role(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
-        Raises RoleLocked, RoleInUse while people hold it, or Outranked for a role that holds more than `by` does.
+        Raises RoleLocked, RoleInUse while people hold it or sign-in by the organisation gives it, or Outranked for a
+        role that holds more than `by` does.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -150,7 +152,11 @@ class Role(Versioned, models.Model):
             Event.objects.record(
                 Action.ROLE_REMOVED, self, by=by, changes=_capability_changes(self.capabilities, frozenset())
             )
-            self.delete()
+            try:
+                with transaction.atomic():
+                    self.delete()
+            except models.ProtectedError:
+                raise RoleGiven(RoleGiven.__doc__) from None
 
     def _must_be_open(self) -> None:
         if self.locked:

@@ -1,14 +1,15 @@
-"""Users and their teams."""
+"""Users."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, ClassVar
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
 from django.contrib.auth import get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Permission
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
@@ -24,15 +25,18 @@ from accounts.rules import (
     Grantor,
     InvitationsRefused,
     InvitesOthers,
-    NameTaken,
     NotActive,
+    NotBreakGlass,
     NotInvited,
+    NotOwner,
     NotStaff,
     acting_now,
     must_hold,
     must_keep_a_manager,
     must_keep_an_owner,
+    must_keep_break_glass,
     must_match,
+    must_not_be_last_owner,
     one_at_a_time,
 )
 from auditlog.actions import Action
@@ -40,6 +44,9 @@ from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.catalogue import SUPER_ADMIN
+
+if TYPE_CHECKING:
+    from accounts.models.teams import Team
 
 INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
 
@@ -67,7 +74,7 @@ class UserManager(BaseUserManager["User"]):
             if getattr(by, "narrowed_to", None) is not None and Capability.PEOPLE_MANAGE in role.capabilities:
                 raise InvitesOthers(InvitesOthers.__doc__)
             if present := self.filter(email=email).first():
-                refusal = AlreadyInvited if not present.has_usable_password() else EmailTaken
+                refusal = EmailTaken if present.has_joined else AlreadyInvited
                 raise refusal(refusal.__doc__)
             user = self.create_user(
                 email, None, display_name=display_name.strip(), role=role, invited_at=timezone.now()
@@ -80,6 +87,33 @@ class UserManager(BaseUserManager["User"]):
                 before = team.emails()
                 team.users.add(user)
                 Event.objects.record(Action.TEAM_UPDATED, team, by=by, changes={"users": [before, team.emails()]})
+        return user
+
+    def provision(
+        self, *, email: str, display_name: str, role: Role, by: Grantor | None, is_active: bool = True
+    ) -> "User":
+        """Create a person as a directory says: without a password and without an invitation.
+
+        Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
+        """
+        email = email.strip().lower()
+        with transaction.atomic():
+            one_at_a_time()
+            must_hold(by, role.capabilities)
+            if self.filter(email=email).exists():
+                raise EmailTaken(EmailTaken.__doc__)
+            user = self.create_user(
+                email,
+                None,
+                display_name=display_name.strip(),
+                role=role,
+                is_active=is_active,
+                provisioned_at=timezone.now(),
+            )
+            changes: dict[str, Any] = {"role": [None, role.name]}
+            if not is_active:
+                changes["is_active"] = [None, False]
+            Event.objects.record(Action.USER_PROVISIONED, user, by=by, changes=changes)
         return user
 
     def invite_all(
@@ -117,11 +151,10 @@ class UserManager(BaseUserManager["User"]):
             if person is None:
                 raise User.DoesNotExist(f"There is no person {email}.")
             previous = f"{person.role.name if person.role else 'no role'}, {person.status}"
-            changes: dict[str, Any] = {"role": [person.role.name if person.role else None, role.name]}
-            changes["is_active"] = [person.is_active, True]
+            changes = {"role": [person.role and person.role.name, role.name], "is_active": [person.is_active, True]}
             person.session_epoch += 0 if person.is_active else 1
             person.role, person.is_active = role, True
-            if not person.has_usable_password():
+            if not person.has_joined:
                 person.invited_at = timezone.now()
             person.save(update_fields=["role", "is_active", "session_epoch", "invited_at"])
             Event.objects.record(Action.USER_RESCUED, person, by=None, changes=changes)
@@ -145,6 +178,10 @@ class User(Versioned, AbstractBaseUser):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     is_superuser = models.BooleanField(default=False)
+    # Signs in at the organisation's identity provider: joined, whether there is a password here or not.
+    by_organisation = models.BooleanField(default=False, db_default=False)
+    # An owner whose password works although the organisation's sign-in is enforced (docs/decisions/0034).
+    break_glass = models.BooleanField(default=False, db_default=False)
     role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="users")
     password_changed_at = models.DateTimeField(null=True, blank=True)
     session_epoch = models.PositiveIntegerField(default=0)
@@ -152,6 +189,8 @@ class User(Versioned, AbstractBaseUser):
     log_look = models.JSONField(default=dict, db_default={}, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
     invited_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Since when a directory says who this is; None for people who were invited.
+    provisioned_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     USERNAME_FIELD = "email"
     EMAIL_FIELD = "email"
@@ -177,12 +216,28 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def status(self) -> str:
-        """`active`, `deactivated`, or before a password is chosen: `invited`, `expired` or `revoked`."""
-        if self.has_usable_password():
+        """`active`, `deactivated`, or before they joined: `invited`, `expired` or `revoked`.
+
+        Whom a directory made is `provisioned` until invited, or signed in by the organisation: without a password.
+        """
+        if self.has_joined:
             return "active" if self.is_active else "deactivated"
+        if self.provisioned_at:
+            return self._provisioned_status()
         if not self.is_active:
             return "revoked"
         return "invited" if timezone.now() <= self.invitation_expires_at else "expired"
+
+    def _provisioned_status(self) -> str:
+        if not self.is_active:
+            return "deactivated"
+        is_invited = self.invited_at is not None and timezone.now() <= self.invitation_expires_at
+        return "invited" if is_invited else "provisioned"
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether they have a password here, or sign in at their organisation: an invitation is over."""
+        return self.by_organisation or self.has_usable_password()
 
     @property
     def invitation_expires_at(self) -> datetime:
@@ -211,18 +266,24 @@ class User(Versioned, AbstractBaseUser):
         """A change to this person: their row as it is now, locked, for the length of the block.
 
         The one place that asks who may act against whom. Raises Outranked unless `by` holds at least what this person
-        does; one's own self always does. Raises LastOwner or LastManager when the block takes the last of them away.
+        does; one's own self always does. Raises LastOwner, LastManager or LastBreakGlass when the block takes
+        the last of them away, and NotByDirectory when a directory would change the last owner, if only their name.
         """
         with transaction.atomic():
             one_at_a_time()
             present = self.lock()
             must_match(by, present.granted)
-            was_owner, managed = present.is_owner, present.has_perm(Capability.PEOPLE_MANAGE)
+            if present.is_owner and getattr(by, "is_directory", False):
+                must_not_be_last_owner(present)
+            was_owner = present.is_owner and present.has_usable_password()  # As those that must remain have one.
+            managed = present.has_perm(Capability.PEOPLE_MANAGE)
             yield present
             if was_owner:
                 must_keep_an_owner()
             if managed:
                 must_keep_a_manager()
+            if present.break_glass:
+                must_keep_break_glass()
 
     @property
     def is_owner(self) -> bool:
@@ -230,23 +291,22 @@ class User(Versioned, AbstractBaseUser):
         return self.status == "active" and self.role is not None and self.role.is_owners
 
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Give this person `role` as their only role, from the next request on.
-
-        Raises BeyondYours, Outranked, LastOwner, LastManager or ChangedMeanwhile.
-        """
+        """Give this person `role` as their only role, from the next request on; who is no owner then breaks no glass.
+        Raises BeyondYours, Outranked, LastOwner, LastManager, LastBreakGlass or ChangedMeanwhile."""
         with self.changed_by(by) as present:
             before = present.role
             present.must_be(seen, {"role"} if before != role else ())
             must_hold(by, role.capabilities)
-            changes: dict[str, Any] = {}
-            if before != role:
-                changes["role"] = [before.name if before else None, role.name]
+            changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
             if present.is_superuser:  # Of accounts that Django's own command made: the role is to say all.
                 changes["is_superuser"] = [True, False]
-            User.objects.filter(pk=self.pk).update(role=role, is_superuser=False)
+            breaks = present.break_glass and role.is_owners
+            if present.break_glass and not breaks:  # Else the next owner to make them one would give it back unasked.
+                changes["break_glass"] = [True, False]
+            User.objects.filter(pk=self.pk).update(role=role, is_superuser=False, break_glass=breaks)
             if changes:
                 Event.objects.record(Action.USER_ROLE_CHANGED, self, by=by, changes=changes)
-        self.role, self.is_superuser = role, False
+        self.role, self.is_superuser, self.break_glass = role, False, breaks
         self.__dict__.pop("permissions", None)
 
     def set_staff(self, staff: bool, *, by: Grantor | None) -> None:
@@ -263,6 +323,29 @@ class User(Versioned, AbstractBaseUser):
                 Event.objects.record(Action.USER_STAFF_CHANGED, self, by=by, changes={"is_staff": [not staff, staff]})
         self.is_staff = staff
 
+    def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
+        """Let this owner sign in with password and second factor although the organisation's sign-in is enforced.
+
+        Raises NotOwner unless `by` is an owner, NotBreakGlass for who lacks one of these, LastBreakGlass, or Outranked.
+        """
+        with self.changed_by(by) as present:
+            actor = acting_now(by)
+            if actor is not None and not actor.is_owner:
+                raise NotOwner(NotOwner.__doc__)
+            if on and not present.can_break_glass:
+                raise NotBreakGlass(NotBreakGlass.__doc__)
+            if present.break_glass != on:
+                User.objects.filter(pk=self.pk).update(break_glass=on)
+                told = {"break_glass": [not on, on]}
+                Event.objects.record(Action.USER_BREAK_GLASS_CHANGED, self, by=by, changes=told)
+        self.break_glass = on
+
+    @property
+    def can_break_glass(self) -> bool:
+        """Whether they are an owner with a password and an authenticator app."""
+        apps = User.objects.filter(pk=self.pk, authenticator__type="totp")
+        return self.is_owner and self.has_usable_password() and apps.exists()
+
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the links of the invitation, so that a new one can be sent; also of one that was revoked.
 
@@ -273,14 +356,17 @@ class User(Versioned, AbstractBaseUser):
     def revoke_invitation(self, *, by: Grantor | None) -> None:
         """Take the invitation back: its links end for good. A new invitation undoes it.
 
-        Raises AlreadyJoined, LastManager or Outranked.
+        Whom a directory keeps stays active, and goes on without a link. Raises AlreadyJoined, LastManager or Outranked.
         """
-        self._change_invitation(Action.USER_INVITATION_REVOKED, by, is_active=False)
+        ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
+        self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
 
     def _change_invitation(self, action: Action, by: Grantor | None, **fields: Any) -> None:
         with self.changed_by(by) as present:
-            if present.has_usable_password():
+            if present.has_joined:
                 raise AlreadyJoined(AlreadyJoined.__doc__)
+            if present.provisioned_at and not present.is_active:
+                raise NotActive("Reactivate this person first.")
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1, **fields)
             self.refresh_from_db(fields=["session_epoch", *fields])
             Event.objects.record(action, self, by=by)
@@ -315,7 +401,7 @@ class User(Versioned, AbstractBaseUser):
         with self.changed_by(by) as present:
             if not present.is_active:
                 raise NotActive("Only who is active can choose a password.")
-            joined = present.has_usable_password()
+            joined = present.has_joined
             if not joined:
                 User.objects.filter(pk=self.pk).update(invited_at=timezone.now())
                 self.refresh_from_db(fields=["invited_at"])
@@ -339,7 +425,37 @@ class User(Versioned, AbstractBaseUser):
                 User.objects.filter(pk=self.pk).update(is_active=active, session_epoch=models.F("session_epoch") + 1)
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
+            elif not active and not getattr(by, "is_directory", False):
+                # Said by an administrator of whom a directory had deactivated: that directory does not undo it.
+                User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
+
+    def end_access(self, *, by: Grantor | None) -> None:
+        """Deactivate this person and end what they got in with and to: password, invitation, sign-in by the
+        organisation, staff and break-glass flags, teams. Who is let in as them later begins anew.
+
+        Raises Outranked, LastOwner, LastManager or LastBreakGlass.
+        """
+        with self.changed_by(by) as present:
+            self.deactivate(by=by)
+            ended = {"invited_at": None, "by_organisation": False, "is_staff": False, "break_glass": False}
+            changes: dict[str, Any] = {
+                name: [bool(getattr(present, name)), False] for name in ended if getattr(present, name)
+            }
+            if present.has_usable_password():
+                changes["password"] = [True, False]
+            teams = list(present.teams.order_by("name"))
+            if teams:
+                changes["teams"] = [[team.name for team in teams], []]
+            password = make_password(None) if "password" in changes else present.password
+            epoch = models.F("session_epoch") + 1
+            User.objects.filter(pk=self.pk).update(password=password, session_epoch=epoch, **ended)
+            for team in teams:
+                Event.objects.record(Action.TEAM_UPDATED, team, by=by, changes={"users": [[present.email], []]})
+            present.teams.clear()
+            if changes:
+                Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
+            self.refresh_from_db(fields=["password", "session_epoch", *ended])
 
     def end_sessions(self, *, by: Grantor | None) -> None:
         """Sign this person out everywhere; every session made before now is dead. Raises Outranked."""
@@ -409,92 +525,6 @@ class User(Versioned, AbstractBaseUser):
             rows = Permission.objects.values_list("content_type__app_label", "codename")
             granted = frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
         return granted if self.narrowed_to is None else granted & self.narrowed_to
-
-
-class TeamManager(models.Manager["Team"]):
-    def add(self, *, name: str, users: Iterable[User], by: Grantor | None) -> "Team":
-        """Make a team of these people. Raises NameTaken, or Outranked for people who hold more than `by` does."""
-        users = list(users)
-        try:
-            with transaction.atomic():
-                _must_match_all(by, {person.pk for person in users})
-                team = self.create(name=name.strip())
-                team.users.set(users)
-                changes = {"users": [[], team.emails()]}
-                Event.objects.record(Action.TEAM_CREATED, team, by=by, changes=changes)
-        except IntegrityError:
-            raise NameTaken(NameTaken.__doc__) from None
-        return team
-
-
-class Team(Versioned, models.Model):
-    """A named set of users; a gateway may be open to some teams only."""
-
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    name = models.CharField(max_length=80)
-    users = models.ManyToManyField(User, blank=True, related_name="teams")
-
-    objects: ClassVar[TeamManager] = TeamManager()
-
-    class Meta:
-        ordering = ("name",)
-        constraints = (models.UniqueConstraint(Lower("name"), name="team_name_is_unique"),)
-
-    def __str__(self) -> str:
-        return self.name
-
-    def editable(self) -> dict[str, Any]:
-        return {"name": self.name, "users": self.emails()}
-
-    def emails(self) -> list[str]:
-        """The members' e-mail addresses, as events record them."""
-        return list(self.users.order_by("email").values_list("email", flat=True))
-
-    def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> None:
-        """Rename the team and set its members, from their next request on.
-
-        Raises NameTaken, ChangedMeanwhile, or Outranked: a person gains or loses gateways with the team, so that who
-        adds or removes them holds at least what they do. Members who stay do not matter.
-        """
-        try:
-            with transaction.atomic():
-                row = self.lock()
-                before, users = row.editable(), list(users)
-                _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
-                new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
-                row.must_be(seen, {field for field in before if before[field] != new_values[field]})
-                self.name = name.strip()
-                self.save(update_fields=["name"])
-                self.users.set(users)
-                after = {"name": self.name, "users": self.emails()}
-                changes = {field: [before[field], after[field]] for field in before if before[field] != after[field]}
-                if changes:
-                    Event.objects.record(Action.TEAM_UPDATED, self, by=by, changes=changes)
-        except IntegrityError:
-            raise NameTaken(NameTaken.__doc__) from None
-
-    def remove(self, *, by: Grantor | None) -> None:
-        """Delete the team; gateways open to it alone are out of its people's reach.
-
-        Raises Outranked when any of them holds more than `by` does.
-        """
-        with transaction.atomic():
-            row = self.lock()
-            _must_match_all(by, {*row.users.values_list("pk", flat=True)})
-            Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
-            self.delete()
-
-
-def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
-    """Raise Outranked unless `by` holds at least what these people do, whose roles stay until the transaction ends.
-
-    Everybody locks in this order: the row of a team, then the changes to people.
-    """
-    if not pks:
-        return
-    one_at_a_time()
-    people = {(person.role_id, person.is_superuser): person for person in User.objects.filter(pk__in=pks)}
-    must_match(by, {capability for person in people.values() for capability in person.granted})
 
 
 def make_first_owner(email: str, password: str) -> User | None:

@@ -21,7 +21,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from auditlog.checkpoints.tree import CANONICAL, NEWEST, Leaf, columns_of, leaf_of, root_of
-from auditlog.committed import LATE_EVERY, LATEST, NEAR, last_id, newest_id
+from auditlog.committed import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id, newest_id
 from auditlog.models import Call, Checkpoint, CheckpointKey, moment_of
 
 LOCK = 0x67776104
@@ -29,13 +29,10 @@ MOST_ROWS = 20_000  # Of one checkpoint.
 WRITERS_S = 1.0
 TABLE = Call._meta.db_table
 
-_NTH = f"""
-SELECT id FROM {TABLE} WHERE created_at >= %s AND id > %s AND id <= %s ORDER BY id OFFSET %s LIMIT 1
-"""  # noqa: S608  (constants)
 _ROWS = f"""
 SELECT {columns_of(NEWEST)} FROM {TABLE}
 WHERE created_at >= %s AND created_at < %s AND id > %s AND id <= %s ORDER BY id
-"""  # noqa: S608
+"""  # noqa: S608  (constants)
 END = datetime(9999, 1, 1, tzinfo=UTC)
 
 type Body = dict[str, Any]
@@ -88,7 +85,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     now, last = timezone.now(), last_id(cursor, TABLE, wait=WRITERS_S)
     if last is None or last <= after:
         return None
-    cursor.execute(_NTH, [since, after, last, MOST_ROWS - 1])
+    cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
     # When there are more, nothing is known of when the next one came but that it was after the one before.
@@ -157,6 +154,5 @@ def forget_before(limit: date) -> int:
 
     The checkpoints themselves stay: each is needed to prove the next.
     """
-    kept = [span.start for span in Call.partitions.spans() if span.end > limit]
-    begin = datetime.combine(min(kept, default=limit), datetime.min.time(), UTC)
+    begin = Call.partitions.kept_from(limit)
     return Checkpoint.objects.filter(newest_at__lt=begin).exclude(leaves=None).update(leaves=None)

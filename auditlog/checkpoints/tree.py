@@ -11,7 +11,7 @@ import orjson
 
 # What a leaf tells of a row, in the first version of this list: every column there was. A column that is added later
 # makes a second version, and the first stays as it is for the checkpoints that name it.
-COLUMNS = {
+COLUMNS: dict[int, tuple[str, ...]] = {
     1: (
         "id",
         "uid",
@@ -55,6 +55,7 @@ COLUMNS = {
         "recorded_at",
     )
 }
+COLUMNS[2] = (*COLUMNS[1], "trace_id")
 NEWEST = max(COLUMNS)
 AS_TEXT = {"client_ip", "request_payload", "response_payload"}  # As PostgreSQL writes them.
 UID, DIGEST = 16, 32

@@ -20,8 +20,9 @@ from django.db import connection, transaction
 
 from auditlog.checkpoints.sealing import END, TABLE
 from auditlog.checkpoints.tree import COLUMNS, columns_of, leaf_of, root_of, unpacked
-from auditlog.committed import LATEST
+from auditlog.committed import LATEST, newest_id
 from auditlog.models import Call, Checkpoint, moment_of
+from auditlog.partitions import midnight
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
@@ -93,23 +94,43 @@ class Sealed:
 
 
 class Places:
-    """Which checkpoint has the row of an id and a date."""
+    """Which checkpoint has the row of an id and a date; `newest` is the newest id that the log ever gave."""
 
-    def __init__(self, sealed: Sequence[Sealed]) -> None:
+    def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
         self._near = [one for one in sealed if one.body["kind"] != "late"]
         self._late = [one for one in sealed if one.body["kind"] == "late"]
         self._ends = {id(some): [one.body["upto_id"] for one in some] for some in (self._near, self._late)}
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
+        self._newest = newest
 
-    def of(self, number: int, at: datetime) -> Sealed | bool:
-        """The checkpoint; else whether one may still come for the row, or was lost."""
+    def of(self, number: int, at: datetime, recorded: datetime | None) -> Sealed | bool:
+        """The checkpoint; else whether the row may be in none: it was before the first, one may still come for it, or
+        was lost."""
         near = self._find(self._near, number)
-        if near is None or near.covers(at):
-            return near or True
+        if near is None:
+            return self._may_stand_outside(number, at, recorded)
+        if near.covers(at):
+            return near
         late = self._find(self._late, number)
         if late is not None:
             return late if late.covers(at) else False
         return at >= self._oldest
+
+    def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
+        """Whether a row with an id in no range may be there.
+
+        Ids up to that of the first checkpoint are older than it. Those after the last are newer, and the next
+        checkpoint takes them: were they recorded before the last, or given by nobody, it never saw them.
+        """
+        if not self._near:
+            return True
+        first, last = self._near[0].body, self._near[-1].body
+        if number <= first["upto_id"]:
+            return number > 0 and at <= datetime.fromisoformat(first["near_at"]) + ROUGHLY
+        if number > last["upto_id"]:
+            sealed_to = datetime.fromisoformat(last["near_at"]) - ROUGHLY
+            return number <= self._newest and at >= self._oldest and (recorded is None or recorded >= sealed_to)
+        return True  # That a checkpoint is missing is a finding of its own.
 
     def _find(self, some: list[Sealed], number: int) -> Sealed | None:
         """The one whose ids these are; None for those before the first, after the last and in a gap."""
@@ -134,6 +155,8 @@ def verify(
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
         report = Report()
         sealed = _chain(report, keys)
+        if not report.checkpoints and (keys is not None or received):
+            report.add("checkpoint", "There is no checkpoint: the log is not sealed, or they were all taken away.")
         _compare_received(report, received or {})
         _compare(cursor, report, sealed, since or BEGINNING, until or END)
     return report
@@ -179,11 +202,11 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _compare(cursor: Any, report: Report, sealed: list[Sealed], since: datetime, until: datetime) -> None:
-    places = Places(sealed)
+    places = Places(sealed, newest_id(cursor, TABLE))
     starts = Call.partitions.starts()
-    kept_from = datetime.combine(starts[0], datetime.min.time(), UTC) if starts else END
+    kept_from = midnight(starts[0]) if starts else END
     for row in _rows(cursor, _moved(since, -ROUGHLY), _moved(until, ROUGHLY)):
-        _judge(report, places.of(row["id"], row["created_at"]), row)
+        _judge(report, places.of(row["id"], row["created_at"], row["recorded_at"]), row)
     for one in sealed:
         one.must_have_its_leaves(kept_from, report)
         for uid, digest in (one.open(report) or {}).items():
@@ -199,7 +222,7 @@ def _compare(cursor: Any, report: Report, sealed: list[Sealed], since: datetime,
 def _judge(report: Report, place: Sealed | bool, row: dict[str, Any]) -> None:
     uid, name = row["uid"], _name(row["uid"], row["created_at"])
     if place is False:
-        report.add("added", f"{name} was added: no checkpoint has it, though its id and date are covered.", uid)
+        report.add("added", f"{name} was added: no checkpoint has it, though one would have to.", uid)
         return
     leaves = None if place is True else place.open(report)
     if leaves is None or place is True:

@@ -17,7 +17,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils import timezone
 
-from auditlog.committed import last_id
+from auditlog.committed import LATEST, NTH_ID, last_id
 from auditlog.models import Call, Rollup, RollupState
 from auditlog.rollups.schema import (
     CLASS_COLUMNS,
@@ -38,13 +38,9 @@ OLD_STEP = 60_000  # The same for what was there before: days get whole in fewer
 # How old a row may be when it is committed to be found at once, and within how long those older still are found.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
-LATEST = timedelta(days=2)  # No call takes longer.
 WRITERS_S = 1.0  # How long a step waits for those who are writing.
 AGAIN_AFTER = timedelta(seconds=3)  # What another process counted a moment ago is not counted again.
 
-NTH_ID = """
-SELECT id FROM auditlog_call WHERE created_at >= %s AND id > %s AND id <= %s ORDER BY id OFFSET %s LIMIT 1
-"""
 NTH_OLDER = "SELECT created_at FROM auditlog_call WHERE created_at < %s ORDER BY created_at DESC OFFSET %s LIMIT 1"
 
 type Condition = tuple[str, list[Any]]
@@ -71,8 +67,7 @@ def drop_before(limit: date) -> int:
 
     To be called before these partitions are dropped: until then they are counted from the log itself.
     """
-    kept = [span.start for span in Call.partitions.spans() if span.end > limit]
-    begin = datetime.combine(min(kept, default=limit), datetime.min.time(), UTC)
+    begin = Call.partitions.kept_from(limit)
     with transaction.atomic(), _state() as state:
         if state is None:
             return 0

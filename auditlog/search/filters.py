@@ -261,8 +261,8 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
-        # One request's calls, and those of an id, are found whenever they were.
-        if self.values["correlation"] or self.pasted_id:
+        # The calls of one request or one trace, and those of an id, are found whenever they were.
+        if self.values["correlation"] or self.values["trace"] or self.pasted_id:
             return None, None
         if self.is_between:
             return self.values["from"] or None, self.values["to"] or None

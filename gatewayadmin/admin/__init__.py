@@ -3,6 +3,28 @@
 The admin classes of all apps are here, above the apps, because the impact of an action is counted in connections.
 """
 
-from gatewayadmin.admin import access, agents, gateways, logs, people, servers, sinks, traffic
+from gatewayadmin.admin import (
+    access,
+    agents,
+    gateways,
+    logs,
+    organisation,
+    people,
+    provisioning,
+    servers,
+    sinks,
+    traffic,
+)
 
-__all__ = ["access", "agents", "gateways", "logs", "people", "servers", "sinks", "traffic"]
+__all__ = [
+    "access",
+    "agents",
+    "gateways",
+    "logs",
+    "organisation",
+    "people",
+    "provisioning",
+    "servers",
+    "sinks",
+    "traffic",
+]

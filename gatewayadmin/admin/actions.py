@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from allauth.account.internal.flows.reauthentication import raise_if_reauthentication_required
+from allauth.core.exceptions import ReauthenticationRequired
 from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db import transaction
@@ -17,14 +17,17 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 
 from accounts.models.api_keys import AlreadyRevoked
+from accounts.reauthentication import must_ask_again
 from accounts.rules import PeopleError
 from capabilities import Capability, CapabilityRequired
 from connections.impact import NothingGoesThrough, cuts
 from connections.models import ConnectionFault
 from gateways.models import GatewayError
 from hosts.models import HostError
+from scim.models import ProvisioningError
 from servers.models import ServerError
 from sinks.models import SinkError
+from sso.models import ProviderError
 from tokens.models import TokenError
 
 # What a verb says no with, in words for the person.
@@ -35,7 +38,9 @@ REFUSALS = (
     GatewayError,
     HostError,
     PeopleError,
+    ProviderError,
     ServerError,
+    ProvisioningError,
     SinkError,
     TokenError,
 )
@@ -88,8 +93,8 @@ class CapabilityAction:
             return None
         if self.asks and "sure" not in request.POST:
             return self._ask(pages, request, rows, len(selected) - len(rows))
-        if self.grave:
-            raise_if_reauthentication_required(request, app="")
+        if self.grave and must_ask_again(request):
+            raise ReauthenticationRequired
         self._do(pages, request, rows)
         return redirect(_list_url(pages, request))
 

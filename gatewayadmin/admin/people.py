@@ -50,7 +50,7 @@ class UserPages(CapabilityAdmin):
             "Revoke invitation of selected",
             lambda user, by: user.revoke_invitation(by=by),
             any_of(*MANAGES),
-            Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX),
+            Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_organisation=False),
             "The links of the invitations stop working.",
         ),
         CapabilityAction(
@@ -80,6 +80,24 @@ class UserPages(CapabilityAdmin):
             grave=True,
         ),
         CapabilityAction(
+            "make_break_glass",
+            "Make selected break-glass owners",
+            lambda user, by: user.set_break_glass(True, by=by),
+            any_of(*MANAGES),
+            Q(break_glass=False),
+            "Their password works although the organisation's sign-in is enforced.",
+            grave=True,
+        ),
+        CapabilityAction(
+            "end_break_glass",
+            "End break-glass of selected",
+            lambda user, by: user.set_break_glass(False, by=by),
+            any_of(*MANAGES),
+            Q(break_glass=True),
+            "Where the organisation's sign-in is enforced they sign in there.",
+            grave=True,
+        ),
+        CapabilityAction(
             "cut_off",
             "Cut off selected",
             lambda user, by: Connection.objects.cut_off(user, by=by),
@@ -100,10 +118,13 @@ class UserPages(CapabilityAdmin):
         "status",
         "is_staff",
         "is_superuser",
+        "by_organisation",
+        "break_glass",
         "password_changed_at",
         "last_login",
         "date_joined",
         "invited_at",
+        "provisioned_at",
     )
     readonly_fields = fields
 

@@ -9,7 +9,7 @@ from capabilities import Capability
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
-from sinks.models import Sink
+from sinks.models import ArchivedPartition, Sink
 from sinks.trial import send_test_line
 from ui.states import in_words
 
@@ -28,21 +28,24 @@ class SinkPages(CapabilityAdmin):
             MANAGE,
             Q(enabled=True),
             "Nothing more is sent to it until it is enabled again.",
+            grave=True,
         ),
         CapabilityAction(
             "enable", "Enable selected", lambda row, by: row.enable(by=by), SEND, Q(enabled=False), asks=False
         ),
         CapabilityAction("test", "Test selected", lambda row, by: send_test_line(row, by=by), MANAGE, Q(), asks=False),
-        CapabilityAction("remove", "Remove selected", lambda row, by: row.remove(by=by), MANAGE, Q(), FINAL),
+        CapabilityAction(
+            "remove", "Remove selected", lambda row, by: row.remove(by=by), MANAGE, Q(), FINAL, grave=True
+        ),
     )
 
-    list_display = ("name", "kind", "address", "status", "last_delivered_at", "last_error")
+    list_display = ("name", "kind", "place", "status", "last_delivered_at", "last_error")
     list_filter = ("enabled", "kind")
-    search_fields = ("name", "address")
+    search_fields = ("name",)
     fields = (
         "name",
         "kind",
-        "address",
+        "place",
         "private",
         "sends_calls",
         "sends_events",
@@ -50,6 +53,7 @@ class SinkPages(CapabilityAdmin):
         "enabled",
         "status",
         "delivered",
+        "refused",
         "last_delivered_at",
         "failures",
         "retry_at",
@@ -62,7 +66,22 @@ class SinkPages(CapabilityAdmin):
         "updated_at",
     )
 
+    @display(description="Address")
+    def place(self, obj: Sink) -> str:
+        """Where it is, without what may be a token."""
+        return obj.place
+
     @display(description="Status")
     def status(self, obj: Sink) -> str:
         """The state it has on the product's own pages."""
         return in_words(obj.status, "sink")
+
+
+@register(ArchivedPartition, site=site)
+class ArchivedPartitionPages(CapabilityAdmin):
+    seen_by = (Capability.SINKS_MANAGE,)
+
+    list_display = ("name", "begin", "end", "rows", "archived_at", "last_error")
+    list_filter = ("archived_at",)
+    search_fields = ("name",)
+    fields = ("name", "begin", "end", "rows", "archived_at", "last_error", "failed_at")

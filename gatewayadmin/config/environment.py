@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import stat
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ FROM_FILE = "_FILE"  # What the name of a variable ends with that holds the path
 LARGEST_SECRET = 64 * 1024  # Bytes; a hundred keys are less.
 
 _seen: set[str] = set()
+_a_share = re.compile(r"[0-9]*\.?[0-9]+", re.ASCII).fullmatch
 
 
 class Refused(Exception):
@@ -82,6 +84,16 @@ def number(name: str, default: int, *, low: int, high: int) -> int:
     return int(value)
 
 
+def share(name: str, default: float) -> float:
+    """A number from 0 to 1."""
+    value = text(name)
+    if not value:
+        return default
+    if not _a_share(value) or not 0 <= float(value) <= 1:
+        refuse(name, f"must be a number from 0 to 1, such as 0.05, not {value!r}.")
+    return float(value)
+
+
 def file(name: str) -> Path | None:
     """The path of a file that is there; None when the variable is unset."""
     value = text(name)
@@ -110,6 +122,18 @@ def networks(name: str) -> list[Network]:
 
 def origins(name: str) -> list[str]:
     return many(name, origin, "an origin such as http://localhost:6274")
+
+
+def place(name: str) -> str:
+    """An absolute path, or a URL of http or https whose path may be any; empty when the variable is unset."""
+    value = text(name).rstrip("/")
+    if value and not value.startswith("/"):
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            refuse(
+                name, "must be the absolute path of a folder, or a URL such as https://s3.example.com/bucket/prefix."
+            )
+    return value
 
 
 def web_address(name: str, default: str) -> str:

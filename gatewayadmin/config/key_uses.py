@@ -10,8 +10,10 @@ from django.db.models import Count, QuerySet
 from accounts import second_factor
 from accounts.models import ApiKey
 from auditlog.models import CheckpointKey
+from scim.models import ProvisioningKey
 from servers.models import Identity
 from sinks.models import Sink
+from sso.models import Provider
 from tokens.models import Token
 from wire import cipher, token_text
 
@@ -31,9 +33,11 @@ class KeyUses(NamedTuple):
 def key_uses() -> list[KeyUses]:
     """What is held by the token keys and by the encryption keys."""
     tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
-    tokens += _uses(ApiKey.objects.filter(revoked_at=None))
+    tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
+    tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")
     sealed = _uses(Identity.objects.exclude(secret_ciphertext=None)) + second_factor.key_uses()
     sealed += _uses(CheckpointKey.objects.all()) + _uses(Sink.objects.exclude(secret_ciphertext=None))
+    sealed += _uses(Provider.objects.exclude(secret_ciphertext=None))
     return [
         KeyUses("GATEWAY_TOKEN_KEYS", [token_text.key_id(key) for key in settings.TOKEN_KEYS], tokens),
         KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),

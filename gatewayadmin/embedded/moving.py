@@ -52,8 +52,7 @@ def source(data_dir: Path) -> Iterator[Connection]:
         raise Immovable(f"There is no embedded database in {data_dir}: set GATEWAY_DATA_DIR to where it is.")
     cluster(data_dir).ensure()
     with _connected(host=str(socket_folder(folder)), port=5432, dbname=DATABASE, user=OWNER) as connection:
-        if _number(connection, _OTHERS):
-            raise Immovable(f"A gateway runs on {data_dir}: stop it first, so that nothing is written meanwhile.")
+        _refuse_if_used(connection, data_dir)
         connection.rollback()
         connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
         yield connection
@@ -87,7 +86,14 @@ def move(data_dir: Path, say: Say) -> int:
                 if rows:
                     say(f"{table} {rows}")
         _take_over_sequences(old, new)
+        _refuse_if_used(old, data_dir)  # What somebody wrote meanwhile would stay behind.
         return moved
+
+
+def _refuse_if_used(old: Connection, data_dir: Path) -> None:
+    old.execute("SELECT pg_stat_clear_snapshot()")
+    if _number(old, _OTHERS):
+        raise Immovable(f"A gateway runs on {data_dir}: stop it first, so that nothing is written meanwhile.")
 
 
 @contextmanager

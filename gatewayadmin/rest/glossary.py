@@ -55,6 +55,33 @@ MEMBERS: dict[str, Entry] = {
         "`revoked`.",
         "active",
     ),
+    "GroupRule.group": Entry("A group at the organisation, as the provider names it.", "platform"),
+    "GroupRule.role": Entry("The role it gives; null: none."),
+    "GroupRule.role_id": Entry("The role it gives; null: none.", UUID),
+    "GroupRule.team": Entry("The team it puts people in; null: none."),
+    "GroupRule.team_id": Entry("The team it puts people in; null: none.", UUID),
+    "Organisation.client_id": Entry("How this workspace is known at the provider.", "gateway-admin"),
+    "Organisation.default_role": Entry("The role of whom no rule gives one; null: no entry."),
+    "Organisation.default_role_id": Entry("The role of whom no rule gives one; null: no entry.", None),
+    "Organisation.domains": Entry("E-mail domains whose people have no password here while `mode` is enforced.", []),
+    "Organisation.groups_claim": Entry("The claim that names groups; dots lead into objects.", "groups"),
+    "Organisation.has_secret": Entry("Whether the client has a secret.", True),
+    "Organisation.issuer": Entry("The provider, as it calls itself.", "https://id.example.com"),
+    "Organisation.links_by_email": Entry(
+        "Whether a verified e-mail at the provider links to the person who has it here.", False
+    ),
+    "Organisation.mode": Entry("Who may, and who has to, sign in there.", "offered"),
+    "Organisation.name": Entry("What the button of the sign-in page calls it.", "Example"),
+    "Organisation.redirect_uri": Entry(
+        "What has to be entered at the provider.", "https://gateway.example.com/accounts/organisation/back/"
+    ),
+    "Organisation.rules": Entry("What groups give, the first that fits its role."),
+    "Organisation.scopes": Entry("What the provider is asked for.", "openid profile email"),
+    "Organisation.secret": Entry("The client's secret; it is never shown.", "s3cret"),
+    "ProviderTest.detail": Entry("What was found, or what is wrong.", "https://id.example.com describes itself."),
+    "ProviderTest.works": Entry("Whether people could sign in there.", True),
+    "break_glass": Entry("Whether this owner's password works although sign-in there is enforced.", False),
+    "by_organisation": Entry("Whether they sign in at their organisation.", False),
     "Event.ip": Entry("The address the request came from.", "203.0.113.7"),
     "Feature.approved": Entry("What clients are shown.", '{"name": "search"}'),
     "Feature.kind": Entry("What it is.", "tool"),
@@ -113,7 +140,8 @@ MEMBERS: dict[str, Entry] = {
     "Server.url": Entry("The address of its MCP endpoint.", "https://mcp.example.com/mcp"),
     "NewUser.team_ids": Entry("The teams they are in from the start.", [UUID]),
     "User.status": Entry(
-        "`active`, `deactivated`, or before a password is chosen: `invited`, `expired` or `revoked`.", "active"
+        "`active`, `deactivated`, or before a password is chosen: `invited`, `expired`, `revoked` or `provisioned`.",
+        "active",
     ),
     "Workspace.name": Entry("The name of the installation.", "Example Corp"),
     "action": Entry("What was done.", "host.disabled"),
@@ -331,6 +359,10 @@ MEMBERS: dict[str, Entry] = {
     "token_name": Entry("The name of the token at the time.", "nightly"),
     "token_prefix": Entry("The first characters of the secret it was made with.", "gwa_Ab3dE5gH"),
     "tokens_active": Entry("How many of its credentials work.", 1),
+    "trace_id": Entry(
+        "The trace it is part of (W3C Trace Context), 32 hexadecimal digits; empty: none.",
+        "4bf92f3577b34da6a3ce929d0e0e4736",
+    ),
     "took_ms": Entry("Milliseconds until it had answered.", 42.0),
     "tool_policy": Entry("Which of its tools may be called: all, those switched on, or none.", "allow_all"),
     "tools_allowed": Entry("How many of its tools may be called.", 3),
@@ -380,6 +412,7 @@ MEMBERS: dict[str, Entry] = {
     "Sink.kind": Entry("How it is spoken to.", "webhook"),
     "Sink.lag_seconds": Entry("How old the oldest row is that it is known to lack; null: none, or it is paused.", None),
     "Sink.last_delivered_at": Entry("When it last acknowledged rows; null: never.", MOMENT),
+    "Sink.refused": Entry("How many rows it refused for good; each is an admin event.", 0),
     "Sink.last_error": Entry("Why it last did not take rows, in words; else empty.", "It answered 500."),
     "Sink.last_error_at": Entry("When that was.", MOMENT),
     "Sink.retry_at": Entry("When it is tried again; null: it takes what it is sent.", None),
@@ -419,6 +452,9 @@ PARAMETERS: dict[str, Entry] = {
     "auth_type": Entry("How the server wants a credential.", "bearer"),
     "connection": Entry("A connection, by id.", UUID),
     "correlation_id": Entry("What belongs to one request: its `X-Request-Id`.", UUID),
+    "trace_id": Entry(
+        "Calls of this trace (W3C Trace Context): 32 hexadecimal digits.", "4bf92f3577b34da6a3ce929d0e0e4736"
+    ),
     "cursor": Entry("Where the page begins; take it from `next` or `previous`.", "o1781784000000000-42"),
     "deny_reason": Entry("Why it was refused.", "tool_disabled"),
     "enabled": Entry("Only what is switched on, or off.", True),

@@ -19,6 +19,7 @@ NOUNS = {
     "identity": ("an identity", "identities"),
     "identity_gateways": ("the gateways of a shared identity", ""),
     "me": ("who is asking", ""),
+    "organisation": ("the sign-in by the organisation", ""),
     "own_calls": ("", "your own calls"),
     "role": ("a role", "roles"),
     "saved_view": ("a saved view of the log", "saved views of the log"),
@@ -89,6 +90,7 @@ OTHERS = {
     "call_now": "Ask whether a call would be let in now",
     "call_groups": "Count calls by what they are of",
     "call_what_if": "Ask what would be decided now",
+    "organisation_test": "Ask the identity provider what it is",
     "workspace_test_mail": "Send a test mail to yourself",
 }
 

@@ -33,6 +33,7 @@ from servers.api import ServerResource
 from servers.identity_api import IdentityResource
 from servers.oauth_client.api import SignIns
 from sinks.api import SinkResource
+from sso.api import OrganisationResource
 from tokens.api import TokenResource
 from tokens.api_key_api import ApiKeyResource
 from tokens.connection_key_api import Regenerate
@@ -84,6 +85,8 @@ _below = [
     at("me", "me", Me, get="retrieve"),
     at("me/calls", "own-call-list", OwnCalls, get="list"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
+    at("organisation", "organisation", OrganisationResource, get="retrieve", patch="partial_update"),
+    at("organisation/test", "organisation-test", OrganisationResource, post="test"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
     at("workspace/test-mail", "workspace-test-mail", Workspace, post="test_mail"),
     at("tools", "catalogue-list", CatalogueResource, get="list"),

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from gatewayadmin.serving.client_address import is_local
+from gatewayadmin.serving.stored_metrics import stored
 
 PATHS = ("/livez", "/readyz", "/metrics")
 
@@ -100,6 +101,7 @@ async def metrics(request: Request) -> Response:
         return PlainTextResponse("Only from the loopback address, or with GATEWAY_METRICS_TOKEN as bearer.\n", 403)
     registry = CollectorRegistry()
     _Counters(registry)  # type: ignore[no-untyped-call]
+    registry.register(await stored())
     return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -5,7 +5,7 @@ import logging
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from allauth.usersessions.models import UserSession
@@ -31,7 +31,7 @@ from servers.models import BUILT_IN_URL, Identity, Server
 from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import leads_inside
-from sinks import sending
+from sinks import archive, sending
 from ui.models import KeptAnswer
 from wire import builtin
 
@@ -70,57 +70,42 @@ async def forever() -> None:
         await asyncio.sleep(EVERY.total_seconds())
 
 
-async def roll_up_forever() -> None:
-    """Count new calls every few seconds, and after an upgrade those of before, beside all else."""
+async def steadily(chore: str) -> None:
+    """Do one of STEADY again and again, beside all else; a failure is logged and tried again next time."""
+    between, words, work = STEADY[chore]
     while True:
-        await asyncio.sleep(random.uniform(*ROLL_UP_S))  # noqa: S311  no secret
-        await asyncio.to_thread(_roll_up_logged)
+        await asyncio.sleep(random.uniform(*between))  # noqa: S311  no secret
+        await asyncio.to_thread(_logged, chore, words, work)
 
 
-async def send_log_forever() -> None:
-    """Send the logs to where administrators want them, beside all else."""
-    while True:
-        await asyncio.sleep(random.uniform(*SEND_LOG_S))  # noqa: S311  no secret
-        await asyncio.to_thread(_send_log_logged)
-
-
-def _send_log_logged() -> None:
+def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
     try:
-        sending.start_due()
+        work()
     except Exception:
-        logger.exception("looking for what sinks lack failed")
-        FAILED.labels("log_sent").inc()
+        logger.exception(words)
+        FAILED.labels(chore).inc()
     finally:
         connection.close()
 
 
-async def seal_log_forever() -> None:
-    """Make the checkpoints of the log that are due, beside all else."""
-    while True:
-        await asyncio.sleep(random.uniform(*SEAL_S))  # noqa: S311  no secret
-        await asyncio.to_thread(_seal_log_logged)
+def _roll_up() -> None:
+    with database.without_time_limit():
+        keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
 
 
-def _seal_log_logged() -> None:
-    try:
-        with database.without_time_limit():
-            sealing.keep_up()
-    except Exception:
-        logger.exception("sealing the log failed")
-        FAILED.labels("calls_sealed").inc()
-    finally:
-        connection.close()
+def _seal() -> None:
+    with database.without_time_limit():
+        sealing.keep_up()
 
 
-def _roll_up_logged() -> None:
-    try:
-        with database.without_time_limit():
-            keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
-    except Exception:
-        logger.exception("counting calls failed")
-        FAILED.labels("calls_rolled_up").inc()
-    finally:
-        connection.close()
+# Chores that come round every few seconds, by name: the seconds between, how a failure is told, and what is done. Of
+# all processes one does each: counts new calls, and after an upgrade those of before; sends the log to where
+# administrators want it; makes the checkpoints that are due.
+STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
+    "calls_rolled_up": (ROLL_UP_S, "counting calls failed", _roll_up),
+    "log_sent": (SEND_LOG_S, "looking for what sinks lack failed", sending.start_due),
+    "calls_sealed": (SEAL_S, "sealing the log failed", _seal),
+}
 
 
 def _once_logged() -> None:
@@ -152,28 +137,26 @@ def _chores() -> dict[str, int]:
     return counts | ({"failed": failed} if failed else {})
 
 
-def _drop_partitions(now: datetime) -> int:
-    keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
-    return len(Call.partitions.drop_before(keep_from))
+def _retention(now: datetime) -> date:
+    return now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
 
 
-def _note_unsent(now: datetime) -> int:
+def _archive_partitions(now: datetime) -> int:
     if not Call.partitions.is_owner():
         return 0  # Nor are they dropped here.
-    return sending.drop_before(now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days))
+    return archive.archive_before(_retention(now))
 
 
-def _forget_digests(now: datetime) -> int:
-    if not Call.partitions.is_owner():
-        return 0  # Nor are their rows dropped here.
-    return sealing.forget_before(now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days))
+def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
+    """A chore for the calls that are kept no longer, and are archived where they have to be; done by the role that can
+    drop their partitions."""
 
+    def chore(now: datetime) -> int:
+        if not Call.partitions.is_owner():
+            return 0
+        return act(archive.keep_from(_retention(now)))
 
-def _forget_rollups(now: datetime) -> int:
-    if not Call.partitions.is_owner():
-        return 0  # Nor are its calls dropped here.
-    keep_from = now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
-    return keeping.drop_before(keep_from)
+    return chore
 
 
 def _note_addresses() -> int:
@@ -232,10 +215,13 @@ def _deleted(rows: QuerySet[Any]) -> int:
 
 CHORES: dict[str, Callable[[datetime], int]] = {
     "partitions_made": lambda now: len(make_partitions()),
-    "rollups_dropped": _forget_rollups,  # Before the calls they count.
-    "calls_dropped_unsent": _note_unsent,
-    "digests_dropped": _forget_digests,
-    "partitions_dropped": _drop_partitions,
+    "partitions_archived": _archive_partitions,
+    "partitions_not_archived": lambda now: archive.note_waiting(),
+    # What is known of the calls goes before them.
+    "rollups_dropped": _beyond_retention(keeping.drop_before),
+    "calls_dropped_unsent": _beyond_retention(sending.drop_before),
+    "digests_dropped": _beyond_retention(sealing.forget_before),
+    "partitions_dropped": _beyond_retention(lambda limit: len(Call.partitions.drop_before(limit))),
     "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),
     "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),

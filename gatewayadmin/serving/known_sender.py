@@ -12,6 +12,7 @@ from django.db import connection
 from django.http import parse_cookie
 from starlette.datastructures import Headers
 
+from scim.models import ProvisioningKey
 from tokens import api_keys, authentication
 from wire import token_text
 
@@ -41,7 +42,8 @@ async def _look_up(secret: str, session: str) -> bool:
 def _is_known(secret: str, session: str) -> bool:
     try:
         if secret:
-            return (api_keys.find(secret) or authentication.find(secret)) is not None
+            found = api_keys.find(secret) or authentication.find(secret) or ProvisioningKey.objects.find(secret)
+            return found is not None
         return SESSION_KEY in import_module(settings.SESSION_ENGINE).SessionStore(session)
     finally:
         if not connection.in_atomic_block:

@@ -25,10 +25,12 @@ _SERVER_ERRORS = ("08", "53", "57", "58", "XX")
 CONNECT_SECONDS = 3.0
 _SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
-# A batch leaves when so many wait, or after so many turns of the loop. A round trip and a commit cost as much
-# as a dozen more items in them; in a larger batch all wait for each other, while the loop has nothing to do.
+# A batch leaves when so many wait, or after so many turns of the loop; after so many batches of one, at once. A round
+# trip and a commit cost as much as a dozen more items in them; in a larger batch all wait for each other, while the
+# loop has nothing to do.
 FULL_BATCH = 16
 LOOP_TURNS = 3
+SINGLES = 16
 LOG_SECONDS = 1.0
 
 # A statement is taken to hang after so many ticks of a clock. Ticks are counted, not seconds: when this process itself
@@ -93,7 +95,7 @@ class PgConnection:
         """Connect and run the setup, unless that is done. Raises DatabaseUnavailable or StatementRejected."""
         await self._ensure_connected()
 
-    async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+    async def query(self, name: bytes, parameters: Sequence[bytes | None]) -> PGresult:
         """Run a statement that the setup prepared, all in text. Raises DatabaseUnavailable or StatementRejected."""
         pgconn = await self._ensure_connected()
         waiter = self._start_statement()
@@ -307,6 +309,7 @@ class GroupCommit[Item, Answer]:
         self._stopping = False
         self._logged_at, self._unlogged = float("-inf"), 0
         self._is_hanging = False
+        self._alone_in_a_row = 0
         self._failed = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._clock: asyncio.Task[None] | None = None
@@ -317,6 +320,11 @@ class GroupCommit[Item, Answer]:
     def waiting(self) -> int:
         """How many wait for the next batch."""
         return len(self._waiting)
+
+    @property
+    def comes_singly(self) -> bool:
+        """Whether many batches one after the other were of one item."""
+        return self._alone_in_a_row >= SINGLES
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(worker), name=self._name) for worker in self._workers]
@@ -394,6 +402,7 @@ class GroupCommit[Item, Answer]:
             batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
             if not batch:  # Another worker was quicker.
                 continue
+            self._alone_in_a_row = self._alone_in_a_row + 1 if len(batch) == 1 else 0
             if self._waiting:
                 self._wake()
             await self._run_batch(worker, batch)
@@ -521,8 +530,8 @@ class GroupCommit[Item, Answer]:
             self._logged_at, self._unlogged = now, 0
 
     async def _gather_batch(self) -> None:
-        """Let requests that the event loop has already received join the batch."""
-        for _ in range(LOOP_TURNS):
+        """Let requests that the event loop has already received join the batch; none do when each comes alone."""
+        for _ in range(0 if self.comes_singly else LOOP_TURNS):
             if len(self._waiting) >= FULL_BATCH:
                 return
             await _next_turn()

@@ -59,9 +59,9 @@ class Http:
         self._guard = upstream_guard()
         self.private = private
 
-    def get(self, url: str) -> Answer:
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Raises Unreachable."""
-        return self._send("GET", url, {"Accept": "application/json"})
+        return self._send("GET", url, {"Accept": "application/json", **(headers or {})})
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Raises Unreachable."""

@@ -32,12 +32,15 @@ class NotRegistered(Exception):
     """This gateway is no client of the issuer and cannot become one by itself; the message says what to do."""
 
 
-def redirect_uri(issuer: str) -> str:
+def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
     """The address to which this issuer, and no other, sends browsers back (RFC 9700 section 4.4.2.2).
 
-    An answer says by it who was asked: what another issuer made a browser bring arrives at the wrong one.
+    An answer says by it who was asked: what another issuer made a browser bring arrives at the wrong one. It depends on
+    endpoints that were entered, too: the issuer, where the address is registered, sends nobody to that of others, so
+    that whoever enters another endpoint gets no code of a client that has no secret.
     """
-    key = hashlib.sha256(issuer.encode()).hexdigest()[:32]
+    name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
+    key = hashlib.sha256(name.encode()).hexdigest()[:32]
     return settings.PUBLIC_URL + reverse("servers:issuer_callback", args=[key])
 
 
@@ -78,7 +81,7 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
     _must_ask_at_home(server, metadata)
     live = ClientRegistration.objects.filter(ended_at=None)
     own = live.filter(server=server).first()
-    if own is not None and own.redirect_uri in (redirect_uri(own.issuer), common_redirect_uri()):
+    if own is not None and own.redirect_uri in _addresses(own):
         if own.issuer != metadata.issuer:
             raise NotRegistered(
                 f"{server} names {metadata.issuer} as its issuer now. The client was entered for {own.issuer}; "
@@ -97,11 +100,18 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
         return shared
     if shared is not None:
         scope = union(shared.scope, scope)
-    registration = _made(metadata, scope)
+    registration = _made(metadata, scope, redirect_uri(metadata.issuer, *server.endpoints[1:]))
     try:
         return _switch(server, registration, by=by)
     except IntegrityError:  # Somebody else registered it at the same moment.
         return _switch(server, registration, by=by)
+
+
+def _addresses(client: ClientRegistration) -> tuple[str, ...]:
+    """Those of this installation that a client may have been registered with at its issuer: its own; or, when it was
+    entered earlier, that of the issuer whatever its endpoints, or that of all issuers."""
+    own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
+    return own, redirect_uri(client.issuer), common_redirect_uri()
 
 
 def _usable(metadata: Metadata) -> Q:
@@ -159,9 +169,9 @@ def _told(registration: ClientRegistration) -> dict[str, Any]:
     }
 
 
-def _made(metadata: Metadata, scope: str) -> ClientRegistration:
+def _made(metadata: Metadata, scope: str, address: str) -> ClientRegistration:
     ways = metadata.registrations
-    row = ClientRegistration(issuer=metadata.issuer, redirect_uri=redirect_uri(metadata.issuer))
+    row = ClientRegistration(issuer=metadata.issuer, redirect_uri=address)
     if "document" in ways:
         row.kind, row.client_id, row.auth_method = Kind.DOCUMENT, document_url(), "none"
         row.redirect_uri = common_redirect_uri()
@@ -223,7 +233,7 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
             kind=Kind.MANUAL,
             token_endpoint=server.token_endpoint,
             revocation_endpoint=server.revocation_endpoint,
-            redirect_uri=redirect_uri(metadata.issuer),
+            redirect_uri=redirect_uri(metadata.issuer, *server.endpoints[1:]),
             client_id=client_id,
             auth_method=auth_method(metadata.auth_methods, secret=bool(secret)),
         )

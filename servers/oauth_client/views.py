@@ -126,7 +126,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
         "registration": registration_of(server, needs.issuer),
         "issuer": needs.issuer,
         "problem": "" if needs.metadata else needs.problem or "The server names no issuer.",
-        "redirect_uri": redirect_uri(needs.issuer),
+        "redirect_uri": redirect_uri(needs.issuer, *server.endpoints[1:]),
         "heading": f"Client for {server.name}",
         "back": page_url(server),
     }

@@ -80,10 +80,13 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
         "UserResource.create",
         "UserResource.invite",
         "UserResource.partial_update",
+        "OrganisationResource.partial_update",
         "RoleResource.create",
         "RoleResource.partial_update",
         "RoleResource.destroy",
         "SinkResource.create",
+        "SinkResource.destroy",
+        "SinkResource.disable",
         "SinkResource.partial_update",
         "Workspace.partial_update",
     }

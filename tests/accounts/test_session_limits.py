@@ -87,7 +87,7 @@ def test_noting_the_last_use_costs_a_write_every_five_minutes_only(
         client = signed_in(make.user())
         is_in(client)
         clock.shift(timedelta(minutes=4))
-        with django_assert_num_queries(4):  # session, user, second factor, permissions
+        with django_assert_num_queries(5):  # session, user, second factor, the organisation's provider, permissions
             is_in(client)
         clock.shift(timedelta(minutes=2))
         is_in(client)

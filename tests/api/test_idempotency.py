@@ -39,6 +39,7 @@ MAKING = {door.name: door for door in POSTS if door.operation.makes}
 CHANGING = {
     "sink-disable",
     "sink-enable",
+    "organisation-test",
     "sink-test",
     "apikey-revoke",
     "assignment-disable",

@@ -13,6 +13,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import Feature, IdentityScheme
 from hosts.models import Host
+from scim.models import ProvisioningKey
 from servers.models import AuthType
 from sinks.models import Sink
 from tests import make
@@ -62,6 +63,8 @@ def build() -> World:
     asking = make.server(slug="asking", url="https://127.0.0.1:9/mcp", auth_type=AuthType.OAUTH)
     make.assignment(everyones, asking, identity_scheme=IdentityScheme.PER_USER)
     view = SavedView.objects.create(owner=owner, name="Denied", query="outcome=denied", is_shared=True)
+    newcomers = Role.objects.create(name="Newcomers")
+    provisioning = ProvisioningKey.objects.issue(name="Okta", role=newcomers, capabilities=[], by=boss).key
     sink = Sink.objects.add(name="Output", kind="stdout", by=boss)
     gateway = {"slug": "closed"}
     one_server = {**gateway, "alias": "docs"}
@@ -75,6 +78,7 @@ def build() -> World:
             "call-now": {"pk": call(host_id=bot.pk, user_id=owner.pk, gateway_id=link.gateway_id).uid},
             "event-detail": {"pk": event.uid},
             "host-approve": {"pk": waiting.pk},
+            "provisioning-key": {"pk": provisioning.pk},
             "role-detail": {"pk": lonely.pk},
             "savedview-detail": {"pk": view.pk},
             "sink": {"pk": sink.pk},

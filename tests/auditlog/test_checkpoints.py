@@ -102,6 +102,44 @@ def test_row_added_among_sealed_ones_is_named(age: timedelta, sealed: list[Call]
     assert found() == [("added", forged)]
 
 
+@pytest.mark.parametrize(
+    ("number", "age"),
+    [(-5, timedelta()), (0, timedelta()), (1 << 60, timedelta()), (1 << 60, HOUR), (1 << 60, 9 * DAY)],
+)
+def test_row_added_outside_every_range_is_named(number: int, age: timedelta, sealed: list[Call]) -> None:
+    """No checkpoint will ever come for an id that the log gave to nobody."""
+    at = timezone.now() - age
+    Call.partitions.make_for(at.date())
+    known = {str(field.column) for field in Call._meta.concrete_fields}
+    others = ", ".join(sorted(known - {"id", "uid", "created_at"}))
+    forged = uid_at(at)
+    by_hand(
+        f"INSERT INTO auditlog_call (id, uid, created_at, {others}) OVERRIDING SYSTEM VALUE"
+        f" SELECT %s, %s, %s, {others} FROM auditlog_call WHERE uid = %s",
+        *(number, forged, at, sealed[3].uid),
+    )
+
+    assert found() == [("added", forged)]
+
+
+def test_row_with_a_new_id_that_says_it_is_old_is_named(sealed: list[Call]) -> None:
+    before = timezone.now() - 3 * HOUR
+    forged = call(before, recorded_at=before)
+
+    assert found() == [("added", forged.uid)]
+    late = call(timezone.now() - HOUR)  # One that took long, and was written just now.
+    assert late.uid not in [uid for _, uid in found()]
+
+
+def test_log_without_any_checkpoint_is_not_proved(key_file: Path) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE auditlog_checkpoint")
+
+    with pytest.raises(CommandError, match="1 findings"):
+        call_command("verify_log", "--public-key", str(key_file), stdout=io.StringIO())
+    assert verify().findings == []
+
+
 def test_uid_that_was_exchanged_is_named_twice(sealed: list[Call]) -> None:
     other = uid_at(timezone.now())
     by_hand("UPDATE auditlog_call SET uid = %s WHERE uid = %s", other, sealed[2].uid)
@@ -242,6 +280,24 @@ def test_tree_is_that_of_the_standard() -> None:
 def test_leaf_tells_every_column_of_a_row() -> None:
     """A column that is added makes another version of the list; the ones there were stay."""
     assert set(tree.COLUMNS[tree.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
+
+
+def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those do that were made before the log kept traces."""
+    with monkeypatch.context() as before:
+        before.setattr(sealing, "_ROWS", sealing._ROWS.replace(tree.columns_of(tree.NEWEST), tree.columns_of(1)))
+        before.setattr(sealing, "NEWEST", 1)
+        sealing.keep_up()
+        call(trace_id="ab" * 16)
+        sealing.keep_up()
+    later = call(trace_id="cd" * 16)
+    sealing.keep_up()
+    assert [orjson.loads(each.body)["columns"] for each in Checkpoint.objects.all()] == [1, 1, 2]
+    assert verify().findings == []
+
+    by_hand("UPDATE auditlog_call SET trace_id = %s WHERE uid = %s", "ef" * 16, later.uid)
+
+    assert found() == [("changed", later.uid)]
 
 
 @pytest.fixture

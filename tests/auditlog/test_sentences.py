@@ -157,6 +157,30 @@ def test_a_name_stays_one_name(name: str) -> None:
     assert "boss@example.com" not in sentence(event).partition(" as ")[2]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Bot", "“Bot”"),
+        ("Bot”. The host “Other", "«Bot”. The host “Other»"),
+        ("a” «b» “c", '"a” «b» “c"'),
+        ('a” «b» "c"', r'"a” «b» \"c\""'),
+        ("two\nlines", r'"two\nlines"'),
+        ("Bot\u202e", r'"Bot\u202e"'),
+    ],
+)
+def test_no_name_ends_before_it_ends(name: str, said: str) -> None:
+    event = Event(action="host.disabled", actor_email=ANA, target_type="host", target_label=name)
+
+    assert sentence(event) == f"{ANA} disabled the host {said}."
+
+
+def test_what_is_no_address_is_marked_where_one_is_named() -> None:
+    tried = {"email": "ana@example.com; the sign-in of bo@example.com"}
+    event = Event(action=Action.SIGN_IN_REFUSED, target_type="address", target_label="192.0.2.1", changes=tried)
+
+    assert sentence(event) == f"Too many passwords were tried for “{tried['email']}”; further ones were refused."
+
+
 # --- Where it is read ------------------------------------------------------------------------------------------------
 
 

@@ -142,6 +142,20 @@ def test_one_request_is_found_whenever_it_was(ana: User, sign_in: SignIn) -> Non
     assert shown(sign_in(ana).get(f"/logs/?correlation={old.correlation_id}")) == ["old"]
 
 
+def test_a_trace_is_found_whenever_it_was_and_from_each_of_its_calls(ana: User, sign_in: SignIn) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    old = make.call(at=ago(days=20), feature_name="old", trace_id=trace)
+    make.call(feature_name="new", trace_id=trace)
+    make.call(feature_name="other", trace_id=trace.replace("4b", "5b"))
+    browser = sign_in(ana)
+
+    drawer = text(browser.get(f"/logs/{old.uid}/", headers=DRAWER))
+
+    assert f'<code class="secret">{trace}</code> <a href="/logs/?trace={trace}">' in drawer
+    assert set(shown(browser.get(f"/logs/?trace={trace}"))) == {"old", "new"}
+    assert set(shown(browser.get(f"/logs/?q=trace+is+{trace}&range=30d"))) == {"old", "new"}
+
+
 def test_a_filter_by_id_bears_its_name_and_can_be_removed(ana: User, sign_in: SignIn) -> None:
     gateway = uuid4()
     make.call(gateway_id=gateway, gateway_name="Old name", at=ago(hours=2))

@@ -2,6 +2,7 @@
 
 from accounts.models import Role, User
 from gateways.models import Feature
+from scim.models import ProvisioningKey
 from servers.models import AuthType
 from tests import make
 
@@ -44,3 +45,11 @@ ended.revoke(by=ana)
 paused = make.agent(by=ana, name="Paused bot")
 make.connection(paused, work, ana).disable(by=ana)
 paused.disable(by=ana)
+
+members = Role.objects.get(name="Member")
+okta = ProvisioningKey.objects.issue(name="Okta", role=members, capabilities=members.capabilities, by=ana).key
+okta.roll(by=ana, overlap_hours=24)
+User.objects.provision(email="nia@example.com", display_name="Nia", role=members, by=okta.actor)
+ProvisioningKey.objects.issue(name="Old directory", role=members, capabilities=members.capabilities, by=ana).key.revoke(
+    by=ana
+)

@@ -1,6 +1,7 @@
 """What a person does on the pages, one function a step; found by the words on the screen."""
 
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from playwright.sync_api import Dialog, Locator, Page, expect
 
@@ -92,7 +93,7 @@ def done(flow: Page) -> None:
 
 def open_connections(page: Page, url: str, host: str) -> None:
     """From Apps & Agents to the Connections tab of this host."""
-    page.goto(f"{url}/hosts/")
+    page.goto(f"{url}/hosts/?q={quote(host)}")
     page.get_by_role("link", name=host).click()
     page.get_by_role("navigation", name=host).get_by_role("link", name="Connections").click()
 
@@ -152,7 +153,7 @@ def add_gateway(page: Page, url: str, name: str) -> None:
 
 def assign(page: Page, url: str, gateway: str, server: str, *, alias: str) -> None:
     """The gateway's Servers tab, *Assign a server*, without a credential."""
-    page.goto(f"{url}/gateways/")
+    page.goto(f"{url}/gateways/?q={quote(gateway)}")
     page.get_by_role("link", name=gateway, exact=True).click()
     page.get_by_role("navigation", name=gateway).get_by_role("link", name="Servers").click()
     press(page, "Assign a server")

@@ -32,6 +32,7 @@ class Program:
 
     command: list[str]
     introspection: str
+    endpoints: tuple[str, str, str]  # Where it asks people, gives tokens and revokes them.
     slash: str = ""  # What its name ends with, after its origin.
     scopes: tuple[str, ...] = ("tools",)
     denial: str = "You did not sign in at GitHub."  # What the person is told who denies.
@@ -42,10 +43,16 @@ PROGRAMS = {
         # Version 3.4.1 promises `iss` in every answer, and leaves it out of this one.
         python("issuer_toolkit.py"),
         "/introspect/",
+        ("/authorize/", "/token/", "/revoke_token/"),
         denial="The answer does not say which issuer it is from",
     ),
-    "oidc-provider": Program(node("issuer_oidc_provider.mjs"), "/token/introspection", scopes=("openid", "tools")),
-    "typescript-sdk": Program(node("issuer_sdk.mjs"), "/introspect", slash="/"),
+    "oidc-provider": Program(
+        node("issuer_oidc_provider.mjs"),
+        "/token/introspection",
+        ("/auth", "/token", "/token/revocation"),
+        scopes=("openid", "tools"),
+    ),
+    "typescript-sdk": Program(node("issuer_sdk.mjs"), "/introspect", ("/authorize", "/token", "/revoke"), slash="/"),
 }
 
 

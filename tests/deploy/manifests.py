@@ -62,7 +62,8 @@ def change(manifest: Manifest, op: str, path: str, value: Any = None) -> None:
     """One operation of RFC 6902: what it replaces or removes has to be there."""
     *parents, last = path.strip("/").split("/")
     for parent in parents:
-        manifest = manifest[parent]
+        within: Any = manifest
+        manifest = within[int(parent) if isinstance(within, list) else parent]
     assert last in manifest, path
     if op == "remove":
         del manifest[last]

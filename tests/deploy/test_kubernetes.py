@@ -1,6 +1,7 @@
 """deploy/kubernetes: what kubernetes-validate cannot know of the manifests, and that it does its work."""
 
 import re
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import kubernetes_validate
@@ -147,6 +148,48 @@ def test_what_selects_pods_selects_those_that_serve(manifests: list[Manifest]) -
     policy = one(manifests, "NetworkPolicy")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+
+
+def is_within(address: str, block: dict[str, Any]) -> bool:
+    return ip_address(address) in ip_network(block["cidr"]) and not any(
+        ip_address(address) in ip_network(one) for one in block.get("except", [])
+    )
+
+
+@pytest.mark.parametrize("place", ["169.254.169.254", "168.63.129.16", "100.100.100.200", "100.64.0.1"])
+def test_no_pod_reaches_what_tells_machines_secrets(place: str, manifests: list[Manifest]) -> None:
+    rules = [rule for one in manifests if one["kind"] == "NetworkPolicy" for rule in one["spec"].get("egress", [])]
+    blocks = [peer["ipBlock"] for rule in rules for peer in rule.get("to", []) if "ipBlock" in peer]
+
+    assert blocks
+    assert not [block for block in blocks if is_within(place, block)]
+    assert {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]} == {53}  # Names alone.
+
+
+def test_the_gateway_reaches_its_database_alone_by_postgresql(manifests: list[Manifest]) -> None:
+    rules = {port["port"]: rule for rule in one(manifests, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]}
+
+    [peer] = rules[5432]["to"]
+    assert peer.get("podSelector") or peer["ipBlock"]["cidr"].endswith("/32")
+    assert rules[6514] == rules[443]  # Syslog over TLS, wherever servers may be.
+
+
+def test_the_database_of_the_trial_is_asked_by_the_gateway_alone() -> None:
+    policy = one(built(KUBERNETES / "overlays" / "trial"), "NetworkPolicy", "postgresql")["spec"]
+
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policy
+    [rule] = policy["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway-admin"}}}]
+
+
+def test_nobody_is_trusted_as_a_proxy_until_an_overlay_names_them(manifests: list[Manifest]) -> None:
+    base = yaml.safe_load((KUBERNETES / "base" / "settings.yaml").read_text())["data"]["GATEWAY_TRUSTED_PROXIES"]
+    trusted = one(manifests, "ConfigMap")["data"]["GATEWAY_TRUSTED_PROXIES"]
+
+    assert base == ""
+    assert not trusted or not ip_network(trusted).is_global
+    assert not trusted or not ip_network("10.0.0.0/8").overlaps(ip_network(trusted))
 
 
 def test_the_images_are_of_this_version(manifests: list[Manifest]) -> None:

@@ -107,6 +107,30 @@ RUN_BY = (
         "mcp-bridge/node_modules/.bin/supergateway",
         "docs/test_how_tos.py::test_the_bridge_makes_a_stdio_server_callable",
     ),
+    ("docs/how-to/provision-people.md", "set -euo", "docs/test_provision.py::test_the_script_works_as_printed"),
+    ("docs/how-to/provision-people.md", "ANN=", "docs/test_provision.py::test_the_script_works_as_printed"),
+    ("docs/how-to/provision-people.md", "TEAM=", "docs/test_provision.py::test_the_script_works_as_printed"),
+    ("docs/how-to/provision-people.md", "active()", "docs/test_provision.py::test_the_script_works_as_printed"),
+    ("docs/how-to/provision-people.md", "scim DELETE", "docs/test_provision.py::test_the_script_works_as_printed"),
+    (
+        "docs/how-to/traces-and-metrics.md",
+        ".venv/bin/pip install",
+        "running/test_tracing.py::test_calls_are_traced_as_the_page_says",
+    ),
+    ("docs/how-to/archive-old-calls.md", "export GATEWAY_ARCHIVE", "sinks/test_archive.py::test_commands_as_printed"),
+    (
+        "docs/how-to/archive-old-calls.md",
+        ".venv/bin/python manage.py search_archive",
+        "sinks/test_archive.py::test_commands_as_printed",
+    ),
+    *(
+        (
+            "docs/how-to/sign-in-by-your-organisation.md",
+            begin,
+            "docs/test_how_tos.py::test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed",
+        )
+        for begin in ("curl -fsS", ".venv/bin/python manage.py rescue")
+    ),
     ("docs/how-to/send-the-logs.md", "import base64", "sinks/test_receivers.py::test_documented_check"),
     ("docs/reference/exports.md", "curl -fsS", "docs/test_how_tos.py::test_an_export_is_taken_as_printed"),
     ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
@@ -130,8 +154,9 @@ PARSED = (
     ("docs/how-to/deploy.md", "make setup", "every test begins with it, and every test of a workspace with `serve`"),
     ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
     ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
-    ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus; the metrics are looked up by test_reference.py"),
-    ("docs/how-to/monitor.md", "groups:", "for Prometheus; the metrics are looked up by test_reference.py"),
+    ("docs/how-to/provision-people.md", "export GATEWAY", "the reader's own values; the test of the script sets them"),
+    ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus, which is not here"),
+    ("docs/how-to/traces-and-metrics.md", "receivers:", "for the collector of the reader"),
     ("docs/how-to/send-the-logs.md", "curl -fsS -X POST", "the receiver is the reader's own"),
     ("docs/how-to/send-the-logs.md", "python manage.py verify_log --print", "the options are looked up"),
     ("docs/how-to/send-the-logs.md", "python manage.py verify_log --public", "the options are looked up"),

@@ -13,6 +13,7 @@ from tests import curl
 from tests.clients.fixtures import FOLDER, MODULES, Npm, wait_for
 from tests.docs.pages import ROOT
 from tests.proxy.conftest import eventually
+from tests.sso.conftest import provider_of
 from tests.workspace import OWNER, Serve, free_port
 
 pytestmark = pytest.mark.xdist_group("clients")
@@ -27,6 +28,11 @@ owner = User.objects.get(email="{owner}")
 server = Server.objects.add(by=owner, slug="memory", name="Memory", url="{url}")
 gateway = Gateway.objects.add(by=owner, slug="bridged", name="Bridged")
 Assignment.objects.assign(gateway=gateway, server=server, by=owner, alias="memory", identity_scheme="none")
+"""
+ENFORCED = """
+from sso.models import Provider
+there = {"name": "Example", "issuer": "https://id.example.com", "client_id": "gateway", "domains": ["example.net"]}
+Provider.objects.update_or_create(pk=1, defaults={"mode": "enforced"} | there)
 """
 
 
@@ -148,3 +154,20 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
     modes = [path.stat().st_mode & 0o777 for path in (other, other / "keys", other / "keys" / "secret_key")]
     assert modes == [0o700, 0o700, 0o600]
     assert (tmp_path / "gateway-backup.tar.gz").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed(
+    live: Serve, npm: Npm
+) -> None:
+    page = "sign-in-by-your-organisation.md"
+    with provider_of(npm, f"{live.url}/accounts/organisation/back/") as organisation:
+        shell = ["bash", "-c", block(page, "discovery")]
+        asked = subprocess.run(shell, env=os.environ | {"ISSUER": organisation.origin}, capture_output=True, check=True)
+        assert json.loads(asked.stdout)["issuer"] == organisation.origin
+    live.manage("shell", "--verbosity", "0", "-c", ENFORCED)
+
+    said = live.manage(*words(page, "end"))
+
+    assert "passwords are accepted" in said
+    (provider,) = live.rows("UPDATE sso_provider SET mode = 'off' RETURNING (SELECT mode FROM sso_provider) AS before")
+    assert provider["before"] == "offered"

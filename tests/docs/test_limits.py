@@ -12,6 +12,8 @@ from accounts.people_forms import MOST_INVITED
 from gatewayadmin.config import environment
 from gatewayadmin.playground import endpoint_call
 from proxy import server_requests, server_streams, streams, suspended_calls
+from scim import endpoint, schemas, storage
+from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.pages import PAGE_SIZE
@@ -52,6 +54,10 @@ LIMITS = {
     "seconds an OAuth access token lives": WorkspaceSettings._meta.get_field("oauth_access_token_seconds").default,
     "days an API access token lives, longest of the choices": max(LIFETIMES),
     "entries of a page of a list": PAGE_SIZE,
+    "entries of a page of SCIM": schemas.MOST_RESULTS,
+    "entries that a filter of SCIM may look through": storage.MOST_LOOKED_THROUGH,
+    "requests to `/scim/v2` in a minute, of one key": endpoint.A_MINUTE,
+    "provisioning keys": MOST_KEYS,
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from allauth.mfa.models import Authenticator
 from django.apps import apps
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db import connection, models
@@ -18,7 +19,7 @@ from django.urls import reverse
 from django.utils import timezone
 from oauth2_provider.models import Application, Grant
 
-from accounts.models import ApiKey, Team, User
+from accounts.models import ApiKey, Role, Team, User
 from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
@@ -27,9 +28,11 @@ from gateways.models import Feature
 from hosts.models import Host, HostKind
 from oauth.models import AuthorizeRequest, Binding, Registration
 from proxy.models import RateCounter
+from scim.models import ProvisioningKey
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client import models as upstream_oauth
-from sinks.models import Sink
+from sinks.models import ArchivedPartition, Sink
+from sso.models import Account, Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
@@ -50,10 +53,14 @@ OURS = (
     "proxy",
     "upstream_oauth",
     "sinks",
+    "scim",
+    "sso",
 )
 # Read on the page of what they belong to.
 BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attempt"}
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
+BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
+BELOW |= {"sso.rulerow"}  # On the settings page.
 BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
@@ -81,9 +88,13 @@ FROZEN = {
     "oauth.binding": 5,
     "oauth.registration": 5,
     "proxy.ratecounter": 5,
+    "scim.provisioningkey": 5,
     "servers.identity": 6,
     "servers.server": 5,
+    "sinks.archivedpartition": 5,
     "sinks.sink": 5,
+    "sso.account": 6,
+    "sso.provider": 5,
     "tokens.token": 5,
     "upstream_oauth.clientregistration": 5,
     "upstream_oauth.signin": 6,
@@ -120,10 +131,17 @@ def world(by: User) -> World:
     )
     passing(link)
     Sink.objects.add(name=make.unique("sink"), kind="webhook", address="https://8.8.8.8/", secret=PLANTED, by=by)
+    provisioning = ProvisioningKey.objects.issue(name=make.unique("Okta"), role=make.role(), capabilities=[], by=by)
+    Provider.edit(by=None, secret=PLANTED)
+    Account.objects.create(user=make.user(), issuer="https://id.example.com", subject=make.unique("subject"))
+    today = timezone.now().date()
+    ArchivedPartition.objects.create(name=make.unique("partition"), begin=today, end=today)
     make.call(host_id=host.pk, host_name=host.name, request_payload={"text": PLANTED})
     digests = [
         bytes(issued.token.digest or b"").hex(),
         bytes(key.digest).hex(),
+        bytes(provisioning.key.digest).hex(),
+        provisioning.secret,
         bytes(identity.secret_ciphertext or b"").hex(),
     ]
     return World(host, issued.token, identity, [issued.secret, PLANTED, *digests])
@@ -213,12 +231,16 @@ HIDDEN = {
     "oauth.binding": {"access_token", "code_digest", "grant", "refresh_token"},
     "oauth.registration": {"application", "fingerprint"},
     "proxy.ratecounter": {"taken"},
+    "scim.provisioningkey": {"digest", "key_id", "previous_digest", "previous_key_id"},
     "servers.identity": {"generation", "key_id", "secret_ciphertext", "secret_hint"},
     "servers.server": {"sign_ins_begun"},
+    "sinks.archivedpartition": {"digest"},
     "sinks.sink": {
         *("calls_at", "calls_to", "checkpoints_to", "events_to", "key_id", "late_calls_to", "looked_at", "near_from"),
         *("round_at", "round_began_at", "round_id", "round_to", "secret_ciphertext"),
+        *("address", "claim", "claimed_until"),
     },
+    "sso.provider": {"key_id", "secret_ciphertext"},
     "tokens.token": {
         *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
     },
@@ -414,6 +436,18 @@ def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     order += [("upstream_oauth.clientregistration", "end", known)]
     sink = Sink.objects.get()
     order += [("sinks.sink", one, sink) for one in ("disable", "enable", "test", "remove")]
+    provisioning = ProvisioningKey.objects.get()
+    provisioning.roll(by=user_of(boss), overlap_hours=24)
+    order += [("scim.provisioningkey", one, provisioning) for one in ("end_previous", "revoke")]
+    Role.objects.make_built_in()
+    breaker, chief = make.user(), Role.objects.get(name="Super admin")
+    User.objects.filter(pk__in=(breaker.pk, user_of(boss).pk)).update(role=chief)
+    Authenticator.objects.create(user=breaker, type=Authenticator.Type.TOTP, data={})
+    order += [("accounts.user", one, breaker) for one in ("make_break_glass", "end_break_glass")]
+    known_there = {"mode": "offered", "name": "Example", "issuer": "https://127.0.0.1:9", "client_id": "gateway"}
+    Provider.objects.update(**known_there)  # An address that is not even tried.
+    provider = Provider.objects.get()
+    order += [("sso.provider", one, provider) for one in ("test", "switch_off")]
     assert {(name, one) for name, one, _ in order} == set(actions())
 
     for name, one, row in order:

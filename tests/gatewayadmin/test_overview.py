@@ -13,7 +13,7 @@ from auditlog.models import Call, Outcome
 from auditlog.rollups import keeping
 from capabilities import Capability
 from gatewayadmin.overview import SHOWN
-from gateways.models import Feature, Reach
+from gateways.models import Feature, IdentityScheme, Reach
 from servers.models import Health, Server
 from tests import make
 from tests.conftest import SignIn
@@ -268,3 +268,35 @@ def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User
     page = text(sign_in(ana).get("/"))
 
     assert "Docs is down: refused the connection. Its tools stay listed; calls of them fail until it answers." in page
+
+
+def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:
+    name = "Quarterly reconciliation of the northern warehouses"
+    boss, other = (make.user(*Capability, email=f"{who}@subsidiary.example.com") for who in ("chief", "somebody"))
+    now = datetime.now(UTC)
+    for number in range(12):
+        each = f"{name} {number}"
+        server, gateway = make.server(name=each, by=boss), make.gateway(name=each, by=boss)
+        assignment = make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
+        own = make.connection(make.agent(by=boss, name=each), gateway, boss)
+        for waits in (False, True):
+            token = make.token(own, name=f"{each} {waits}", expires_in_days=7).token
+            if waits:
+                token.ask_for_new(by=other)
+        told = {"state": "held", "offered": "{}", "offered_hash": "x", "changed_at": now}
+        Feature.objects.create(assignment=assignment, kind="tool", name="tool", exposed_name=each, **told)
+        server.note_health(Health.DOWN, "connect timeout " + "x" * 200)
+    for hour in range(25):
+        for number in range(8):
+            names = dict.fromkeys(("host_name", "gateway_name", "feature_name"), f"A name of ordinary length {number}")
+            told = names | {name: uuid4() for name in ("host_id", "user_id", "server_id")}
+            told |= {"feature_type": "tool", "user_email": boss.email}
+            a_call([*Outcome][number % 3], created_at=now - timedelta(hours=hour, minutes=1), **told)
+    keeping.keep_up(5)
+
+    page = sign_in(boss).get("/")
+
+    for words in ("More of your tokens wait", "More servers are down", "Needs attention", "As a table", "Busiest"):
+        assert words in text(page)
+    assert page.content.count(b'id="waiting-') == 3
+    assert len(page.content) <= 60 * 1024

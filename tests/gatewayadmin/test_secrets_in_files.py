@@ -16,12 +16,14 @@ NAME = "GATEWAY_METRICS_TOKEN"
 SECRETS = {
     "DATABASE_URL",
     "GATEWAY_ADMIN_PASSWORD",
+    "GATEWAY_ARCHIVE_KEYS",
     "GATEWAY_CHECKPOINT_KEY",
     "GATEWAY_EMAIL_URL",
     "GATEWAY_ENCRYPTION_KEYS",
     "GATEWAY_METRICS_TOKEN",
     "GATEWAY_SECRET_KEY",
     "GATEWAY_TOKEN_KEYS",
+    "OTEL_EXPORTER_OTLP_HEADERS",
 }
 
 
@@ -146,6 +148,8 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets = {**KEYS, "DATABASE_URL": NOWHERE, "GATEWAY_ADMIN_PASSWORD": "a-password-of-secrecy"}
     secrets |= {"GATEWAY_EMAIL_URL": "smtp://user:of-secrecy@mail.example.com", "GATEWAY_METRICS_TOKEN": "of-secrecy"}
     secrets["GATEWAY_CHECKPOINT_KEY"] = b64encode(b"of-secrecy".ljust(32)).decode()
+    secrets["OTEL_EXPORTER_OTLP_HEADERS"] = "Authorization=of-secrecy"
+    secrets["GATEWAY_ARCHIVE_KEYS"] = "id:of-secrecy"
     assert secrets.keys() == SECRETS
     files = {}
     for name, value in secrets.items():

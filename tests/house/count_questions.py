@@ -27,6 +27,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, Listing, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
+from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from sinks.models import Sink
 from tests.house.every_state import World
@@ -896,6 +897,8 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "keys.revoked": lambda ask: _key_states(ask).count("revoked"),
     "role.users": _role_users,
     "sink.delivered": lambda ask: Sink.objects.get(pk=ask.pk).delivered,
+    "provisioning.all": lambda ask: ProvisioningKey.objects.count(),
+    "sink.refused": lambda ask: Sink.objects.get(pk=ask.pk).refused,
     "sinks.all": lambda ask: Sink.objects.count(),
     "role.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
     "person.lacking": lambda ask: _lacking(_held_by(_role_of(ask)), ask),
@@ -955,6 +958,7 @@ PERSON_BADGES = {
     "expired": ("expired", "invitation expired"),
     "revoked": ("disabled", "invitation revoked"),
     "deactivated": ("disabled", "deactivated"),
+    "provisioned": ("pending", "provisioned"),
 }
 
 
@@ -1044,6 +1048,7 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
     "call": lambda ask: _endings_of(_call(ask)),
     "session": lambda ask: {("active", "This one")},
     "sink": lambda ask: {SINK_BADGES[ask.state]},
+    "provisioning-key": lambda ask: {(ask.state, ask.state)},
     "factor": lambda ask: {("enabled", "On") if Authenticator.objects.filter(user=ask.viewer) else ("disabled", "Off")},
 }
 

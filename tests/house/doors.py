@@ -125,6 +125,7 @@ PLACES = {
     "servers/<slug:slug>/": "server_slug",
     "settings/admin-events/": "event",
     "settings/api-keys/": "api_key",
+    "settings/provisioning/": "provisioning_key",
     "settings/sessions/": "session",
     "settings/sinks/": "sink",
     "tokens/": "token",
@@ -207,6 +208,7 @@ class Site:
             "saved_view": known["savedview-detail"]["pk"],
             "session": own.pk,
             "person": known["user"]["pk"],
+            "provisioning_key": known["provisioning-key"]["pk"],
             **{name: known[name]["pk"] for name in ("connection", "host", "identity", "sink", "token")},
             **{name: known[f"{name}-detail"]["pk"] for name in ("call", "event", "role", "team", "tool")},
         }

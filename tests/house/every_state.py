@@ -24,6 +24,7 @@ from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, Kind, Listing, Reach, State, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
+from scim.models import ProvisioningKey
 from servers.models import Health, Identity, Server
 from sinks.models import Sink
 from tests import make
@@ -91,12 +92,13 @@ def built() -> World:
     _refusals(world)
     _registrations(world)
     _sinks(world)
+    _provisioning_keys(world)
     return world
 
 
 def _people(world: World) -> None:
     role = make.role(Capability.HOSTS_READ, name="Onlookers")
-    for state, number in {"invited": 2, "expired": 1, "revoked": 3, "deactivated": 2}.items():
+    for state, number in {"invited": 2, "expired": 1, "revoked": 3, "deactivated": 2, "provisioned": 2}.items():
         for person in world.people(number, state):
             row = User.objects.filter(pk=person.pk)
             match state:
@@ -105,6 +107,8 @@ def _people(world: World) -> None:
                     person.deactivate(by=world.boss)
                 case "expired":
                     row.update(date_joined=timezone.now() - 30 * DAY)
+                case "provisioned":
+                    row.update(provisioned_at=timezone.now())
                 case "revoked":
                     person.revoke_invitation(by=world.boss)
                 case _:
@@ -408,7 +412,7 @@ def _registrations(world: World) -> None:
 def _sinks(world: World) -> None:
     now = timezone.now()
     states: dict[str, dict[str, Any]] = {
-        "current": {"looked_at": now, "delivered": 7},
+        "current": {"looked_at": now, "delivered": 7, "refused": 3},
         "behind": {"looked_at": now, "waiting_since": now - DAY},
         "failing": {"looked_at": now, "failures": 2, "last_error": "It cannot be reached.", "last_error_at": now},
         "paused": {},
@@ -419,6 +423,18 @@ def _sinks(world: World) -> None:
         Sink.objects.filter(pk=sink.pk).update(**fields)
         if state == "paused":
             sink.disable(by=world.boss)
+
+
+def _provisioning_keys(world: World) -> None:
+    role = make.role(Capability.HOSTS_READ, name="Newcomers")
+    for state, number in {"active": 2, "revoked": 1}.items():
+        for _ in range(number):
+            held = [Capability.HOSTS_READ]
+            key = ProvisioningKey.objects.issue(name=next(WORDS), role=role, capabilities=held, by=world.boss).key
+            ProvisioningKey.objects.filter(pk=key.pk).update(prefix="gwd_abcdefgh")
+            if state == "revoked":
+                key.revoke(by=world.boss)
+            world.put(key, state)
 
 
 def ids(things: Iterable[Any]) -> list[UUID]:

@@ -20,8 +20,8 @@ from auditlog.models import Event
 from tests.house.doors import browser
 from tests.rest import Rest
 
-ROOMS = ("accounts", "connections", "gateways", "hosts", "servers", "sinks", "tokens", "upstream_oauth")
-SECRET = re.compile(r"gw[akp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
+ROOMS = ("accounts", "connections", "gateways", "hosts", "scim", "servers", "sinks", "sso", "tokens", "upstream_oauth")
+SECRET = re.compile(r"gw[adkp]_\w{8}|^!\w{40}$")  # What is shown of one; a password nobody has.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)")
 
 type Seen = dict[tuple[str, str], dict[str, Any]]

@@ -16,6 +16,7 @@ from tests.house.test_counts import Walk
 pytestmark = pytest.mark.django_db
 
 UNDONE = {  # By the switch or the button beside it, or at once replaced by a new secret.
+    "accounts:break_glass_on",
     "accounts:send_reset",
     "accounts:staff_on",
     "connections:disable",
@@ -35,6 +36,7 @@ UNDONE = {  # By the switch or the button beside it, or at once replaced by a ne
     "tokens:regenerate_key",
 }
 FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
+    "accounts:break_glass_off",
     "accounts:deactivate",
     "accounts:end_sessions",
     "accounts:remove_role",
@@ -46,6 +48,8 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "connections:revoke",
     "gateways:remove_assignment",
     "gateways:remove_team",
+    "scim:end_previous",
+    "scim:revoke",
     "servers:revoke_identity",
     "sinks:remove",
     "tokens:ask_for_new",

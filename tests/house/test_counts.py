@@ -28,6 +28,7 @@ from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
 from gateways.models import Feature
+from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
@@ -175,6 +176,7 @@ class Walk:
             "event": [*newest, *Event.objects.filter(correlation_id=one_request).values_list("uid", flat=True)[:1]],
             "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
             "session": [],
+            "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "sink": [key for key, state in world.states.items() if state == "failing"],
             "flow": [],
         }

@@ -25,8 +25,10 @@ ROOMS = (
     "gateways",
     "hosts",
     "oauth",
+    "scim",
     "servers",
     "sinks",
+    "sso",
     "tokens",
     "ui",
 )

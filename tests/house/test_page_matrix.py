@@ -93,6 +93,7 @@ def stopped_by_csrf(answer: Any) -> bool:
 
 # What strangers get of the pages without a rule, which are there for signing in or for programs.
 STRANGERS = {
+    "scim:endpoint": 401,
     "servers:client_document": 200,
     "account_login": 200,
     "account_logout": 302,
@@ -104,6 +105,9 @@ STRANGERS = {
     "account_reset_password_from_key_done": 200,
     "accounts:invitation": 410,
     "accounts:join": 410,
+    "sso:begin": 405,
+    "sso:callback": 404,
+    "sso:backchannel_logout": 405,
     "mfa_authenticate": 302,
     "account_change_password": 302,
     "account_reauthenticate": 302,
@@ -124,6 +128,8 @@ NO_COOKIE = {
     "oauth2_provider:dcr-register-management",
     "oauth2_provider:revoke-token",
     "oauth2_provider:token",
+    "scim:endpoint",
+    "sso:backchannel_logout",
 }
 OTHERS = [(name, route) for name, route in routes() if name in PUBLIC | OWN | PROTOCOL]
 

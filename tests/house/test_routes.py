@@ -20,11 +20,13 @@ PUBLIC = {
     "accounts:invitation",
     "accounts:join",
     "mfa_authenticate",
+    "sso:begin",
+    "sso:callback",
 }
 # Pages of others about nothing but oneself; sign-in is required for every route.
 OWN = {"account_change_password", "account_reauthenticate", "mfa_reauthenticate", "staff_password"}
-# The authorization server: it knows clients, not roles. Only `authorize` has a person before it, and asks them to sign
-# in; the token and registration endpoints judge the client.
+# What programs speak to: it knows clients and keys, not roles. Of the authorization server only `authorize` has a
+# person before it, and asks them to sign in; the token and registration endpoints judge the client.
 PROTOCOL = {
     "oauth2_provider:authorize",
     "oauth2_provider:dcr-register",
@@ -33,6 +35,8 @@ PROTOCOL = {
     "oauth2_provider:revoke-token",
     "oauth2_provider:server-metadata",
     "oauth2_provider:token",
+    "scim:endpoint",  # Directories; their key says whom they may act on.
+    "sso:backchannel_logout",  # The identity provider's signature says who asks.
     "servers:client_document",  # Issuers read who this gateway is as a client.
 }
 

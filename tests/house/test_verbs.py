@@ -13,8 +13,10 @@ from accounts.models import SavedView, User, WorkspaceSettings
 from capabilities import Capability
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
+from scim.models import ProvisioningKey
 from servers.models import Server
 from servers.oauth_client.models import ClientRegistration
+from sso.models import Provider
 from tests import make
 from tests.api.world import build, holder
 from tests.house.doors import session_of
@@ -23,7 +25,20 @@ from tests.house.verbs import INSIDE, VERBS, Verb
 from tests.sampling import one_in
 from tokens.api_keys import issue
 
-OURS = {"accounts", "auditlog", "connections", "gateways", "hosts", "oauth", "proxy", "servers", "sinks", "tokens"}
+OURS = {
+    "accounts",
+    "auditlog",
+    "connections",
+    "gateways",
+    "hosts",
+    "oauth",
+    "proxy",
+    "servers",
+    "scim",
+    "sinks",
+    "sso",
+    "tokens",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +61,7 @@ def staged() -> Stage:
     first, second = (make.identity(assignment.server, boss) for _ in range(2))
     mine = make.connection(make.agent(by=boss), assignment.gateway, boss, [first])
     WorkspaceSettings.load()
+    Provider.load()
     key = issue(name="reports", capabilities=[Capability.LOGS_READ], days=7, by=boss).key
     known_there = ClientRegistration.objects.create(
         issuer="https://issuer.example.com",
@@ -80,7 +96,10 @@ def staged() -> Stage:
         "view": SavedView.objects.create(owner=boss, name="Mine", query="outcome=denied").pk,
         "owner_email": world.owner.email,
         "person": known["user"],
+        "provider": 1,
         "invited": User.objects.create_user("invited@example.com", None, role=make.role()).pk,
+        "provisioning_key": known["provisioning-key"],
+        "provisioning_prefix": ProvisioningKey.objects.get(pk=known["provisioning-key"]).prefix,
         "role": known["role-detail"],
         "second": second.pk,
         "server": assignment.server_id,

@@ -5,10 +5,11 @@ from typing import Any
 
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Role, User
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
+from scim.models import ProvisioningKey
 from servers.models import Identity, Server
 from sinks.models import Sink
 from tests.house.stage import Stage, Step, admin, admin_form, command, page, rest
@@ -39,6 +40,17 @@ def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "")
 def off(model: Any, thing: str) -> Step:
     """Something that is switched off to begin with."""
     return lambda stage: stage.row(model, thing).disable(by=None)
+
+
+PAGE = {"mode": "off", "scopes": "openid profile email", "groups_claim": "groups"}
+PROVIDER = PAGE | {"domains": "[]"}
+
+
+def broke_the_glass(stage: Stage) -> None:
+    """A break-glass owner, and another owner to end that."""
+    Role.objects.make_built_in()
+    owners = User.objects.filter(pk__in=(stage.things["person"], stage.things["boss_id"]))
+    owners.update(break_glass=True, role=Role.objects.get(name="Super admin"), by_organisation=True)
 
 
 def flow(gateway: str, **fields: Any) -> Step:
@@ -570,6 +582,25 @@ VERBS = [
     ),
     verb("SavedView.remove", page("/logs/views/{view}/", act="remove"), rest("DELETE /log-views/{view}")),
     verb(
+        "ProvisioningKey.issue",
+        page("/settings/provisioning/add/", id="0b7a0a3e-7a43-4f0e-9d6e-0c5f4f8f2a11", name="Made", role="{role}"),
+    ),
+    verb(
+        "ProvisioningKey.roll",
+        page("/settings/provisioning/{provisioning_key}/roll/", prefix="{provisioning_prefix}", overlap_hours="24"),
+    ),
+    verb(
+        "ProvisioningKey.end_previous",
+        page("/settings/provisioning/{provisioning_key}/end-previous/"),
+        admin("scim/provisioningkey", "end_previous", "provisioning_key"),
+        before=lambda stage: stage.row(ProvisioningKey, "provisioning_key").roll(by=stage.boss, overlap_hours=24),
+    ),
+    verb(
+        "ProvisioningKey.revoke",
+        page("/settings/provisioning/{provisioning_key}/revoke/"),
+        admin("scim/provisioningkey", "revoke", "provisioning_key"),
+    ),
+    verb(
         "Sink.add",
         page("/settings/sinks/add/?kind=stdout", name="Made", sends_calls="on"),
         rest("POST /sinks", name="Made", kind="stdout", sends_events=False),
@@ -598,6 +629,19 @@ VERBS = [
         rest("DELETE /sinks/{sink}"),
         admin("sinks/sink", "remove", "sink"),
     ),
+    verb(
+        "Provider.edit",
+        page("/settings/organisation/", name="Ours", **PAGE),
+        rest("PATCH /organisation", name="Ours"),
+        admin_form("sso/provider/{provider}/change", **PROVIDER | {"name": "Ours"}),
+    ),
+    verb(
+        "User.set_break_glass",
+        page("/people/{person}/break-glass/off/"),
+        rest("PATCH /users/{person}", break_glass=False),
+        admin("accounts/user", "end_break_glass", "person"),
+        before=broke_the_glass,
+    ),
     verb("WorkspaceSettings.edit", settings_page, rest("PATCH /workspace", name="Ours")),
 ]
 # Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.
@@ -606,6 +650,10 @@ INSIDE = {
     "ApiKey.revoke_all",
     "Binding.lend",
     "Connection.end_all_of",
+    "DirectoryPerson.describe",  # This and the like are for directories: tests/scim.
+    "DirectoryPerson.remove",
+    "DirectoryPerson.set_active",
+    "DirectoryTeam.describe",
     "Event.record",
     "Host.appear",
     "Host.playground",
@@ -614,7 +662,9 @@ INSIDE = {
     "Sink.set_up",
     "Token.provide_key",
     "User.changed_by",
+    "User.end_access",
     "User.invite_all",
     "User.must_be_resettable",
     "User.note_password_link",
+    "User.provision",
 }

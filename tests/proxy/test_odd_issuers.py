@@ -109,7 +109,7 @@ class Place:
         self.set(**(endpoints := undescribed(self)))
         authorize = endpoints["authorization_endpoint"]
         secret = "" if method == "none" else "s3cret-of-ours"
-        self.knows("ours", redirect_uri(authorize), secret=secret, method=method)
+        self.knows("ours", redirect_uri(*endpoints.values()), secret=secret, method=method)
         assert self.enter(by, "ours", authorize, secret=secret).status_code == 302
         return endpoints
 
@@ -277,8 +277,8 @@ def test_people_sign_in_at_an_issuer_without_metadata_once_its_endpoints_are_ent
     assert "takes no clients that register themselves" in words(github.begin(browser(ann)))
     authorize = endpoints["authorization_endpoint"]
     page = browser(boss).get("/servers/github/client/")
-    assert redirect_uri(authorize) in page.content.decode()
-    github.knows("ours", redirect_uri(authorize), secret="s3cret-of-ours", method="client_secret_post")
+    assert redirect_uri(*endpoints.values()) in page.content.decode()
+    github.knows("ours", redirect_uri(*endpoints.values()), secret="s3cret-of-ours", method="client_secret_post")
     assert github.enter(boss, "ours", authorize, secret="s3cret-of-ours").status_code == 302
     identity = github.sign_in(ann)
 
@@ -378,6 +378,35 @@ def test_a_client_is_used_at_no_other_endpoints_than_those_it_was_entered_for(
     # Nor is it used again when everything is as before: who entered it is asked again.
     assert Rest.of(mallory).patch("/servers/github", endpoints).status_code == 200
     assert github.begin(browser(ann)).status_code == 400
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("name", ["token", "revocation"])
+def test_the_issuer_sends_nobody_back_for_a_client_without_secret_that_is_entered_again_with_another_endpoint(
+    name: str, where: str, github: Place, ann: User, boss: User, mallory: User, sent: Callable[[], list[str]]
+) -> None:
+    endpoints = github.with_entered_client(boss, method="none")
+    changes = {f"{name}_endpoint": theirs(github, where, name)}
+    assert Rest.of(mallory).patch("/servers/github", changes).status_code == 200
+    assert github.enter(mallory, "ours", endpoints["authorization_endpoint"]).status_code == 302
+
+    asked = httpx.get(destination(github.begin(browser(ann))), trust_env=False)
+
+    assert (asked.status_code, "not registered for client" in asked.text) == (400, True), asked.text
+    assert not sent()
+
+
+def test_a_client_whose_address_did_not_depend_on_its_endpoints_is_used_until_they_change(
+    github: Place, ann: User, boss: User
+) -> None:
+    endpoints = undescribed(github)
+    authorize = endpoints["authorization_endpoint"]
+    github.set(**endpoints)
+    github.knows("ours", redirect_uri(authorize), method="none")
+    assert github.enter(boss, "ours", authorize).status_code == 302
+    ClientRegistration.objects.update(redirect_uri=redirect_uri(authorize))  # As it was entered before.
+
+    assert github.sign_in(ann).issuer == authorize
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -523,17 +552,16 @@ def test_an_entered_endpoint_inside_is_not_called(
     name: str, github: Place, ann: User, proxy: Proxy, settings: Settings
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
-    endpoints = undescribed(github)
-    authorize = endpoints["authorization_endpoint"]
-    github.set(**endpoints | {name: "http://127.0.0.2:9/token"})
-    github.knows("ours", redirect_uri(authorize), method="none")
+    endpoints = undescribed(github) | {name: "http://127.0.0.2:9/token"}
+    github.set(**endpoints)
+    github.knows("ours", redirect_uri(*endpoints.values()), method="none")
     ClientRegistration.objects.create(
-        issuer=authorize,
+        issuer=endpoints["authorization_endpoint"],
         server=github.server,
         token_endpoint=github.server.token_endpoint,
         revocation_endpoint=github.server.revocation_endpoint,
         kind="manual",
-        redirect_uri=redirect_uri(authorize),
+        redirect_uri=redirect_uri(*endpoints.values()),
         client_id="ours",
         auth_method="none",
     )

@@ -188,8 +188,7 @@ def test_an_issuer_that_nobody_describes_is_signed_in_to_by_the_endpoints_that_w
     ana = make.user(*Capability, email="ana@example.com")
 
     def comes_back(issuer: str) -> str:
-        paths = ("/authorize", "/authorize/", "/auth", "/o/authorize/")
-        return " ".join(redirect_uri(issuer.rstrip("/") + path) for path in paths)
+        return redirect_uri(*(issuer.rstrip("/") + path for path in PROGRAMS[name].endpoints))
 
     with running(name, npm, comes_back) as issuer:
         known = next(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,7 +20,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from auditlog.models import Call
 from gatewayadmin.config import database
 from proxy import metrics
-from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
+from proxy.store.call_writer import NOBODY, CallRow, CallWriter, NotRecorded, new_uid
+from proxy.store.database import SINGLES
 from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
@@ -142,12 +144,13 @@ def test_one_select_decides_and_nothing_else_is_read_before_the_hop(
         await request.answer({"content": []})
 
     agent = agent_at(start(conninfo=conninfo), run, calling(call, modern=True))
-    agent.call("docs__it")  # Once it answers, all its statements are prepared.
+    for _ in range(SINGLES + 1):  # Once it answers, all its statements are prepared; then it is known to call alone.
+        agent.call("docs__it")
     for _ in range(4):
         mark = len(between.statements)
         assert agent.call("docs__it").json()["result"] == {"content": []}
         assert between.run(mark, at_hop[-1]) == ["decide_calls"]
-        assert [each.split()[0] for each in between.run(mark)] == ["decide_calls", "COPY"]
+        assert [each.split()[0] for each in between.run(mark)] == ["decide_calls", "insert_one"]
 
 
 def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay: tuple[Relay, str]) -> None:
@@ -288,13 +291,15 @@ def rows(*methods: str) -> list[CallRow]:
 AT = 1_795_000_000.125
 
 
-async def written(given: list[CallRow]) -> list[bool]:
+async def written(given: list[CallRow], *, each_alone: bool = False) -> list[bool]:
     sizes: list[int] = []
     writer = CallWriter(database.conninfo(), observe=sizes.append)
     writer.start()
-    done = await asyncio.gather(*(writer.commit(row) for row in given), return_exceptions=True)
+    done: list[BaseException | None] = []
+    for batch in [[row] for row in given] if each_alone else [given]:
+        done += await asyncio.gather(*(writer.commit(row) for row in batch), return_exceptions=True)
     await writer.stop()
-    assert sizes == [len(given)]
+    assert sizes == ([1] * len(given) if each_alone else [len(given)])
     return [not isinstance(each, NotRecorded) for each in done]
 
 
@@ -342,12 +347,16 @@ HOSTILE = [
 ]
 
 
-def test_whatever_clients_and_servers_are_called_is_recorded(transactional_db: None) -> None:
+@pytest.mark.parametrize("each_alone", [False, True])
+def test_whatever_clients_and_servers_are_called_is_recorded(
+    transactional_db: None, each_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.database.SINGLES", 0)
     Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
     free = ("method", "feature_name", "server_name", "user_agent", "client_name", "client_version", "protocol_version")
     given = [CallRow(new_uid(AT), AT, **dict.fromkeys(free, text)) for text in HOSTILE]  # type: ignore[arg-type]
 
-    assert asyncio.run(written(given)) == [True] * len(HOSTILE)
+    assert asyncio.run(written(given, each_alone=each_alone)) == [True] * len(HOSTILE)
 
     stored = {str(row.uid): row for row in Call.objects.all()}
     for text, row in zip(HOSTILE, given, strict=True):
@@ -357,6 +366,68 @@ def test_whatever_clients_and_servers_are_called_is_recorded(transactional_db: N
         assert call.created_at.timestamp() == AT
         assert (call.rpc_error_code, call.host_id, call.client_ip) == (None, None, None)
         assert Call.objects.find(call.uid) == call
+
+
+def test_a_row_alone_and_rows_together_are_recorded_alike(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.database.SINGLES", 0)
+    Call.partitions.make_for(datetime.fromtimestamp(AT, UTC).date())
+    ids = [str(uuid4()) for _ in range(7)]
+    full = CallRow(
+        new_uid(AT),
+        AT,
+        NOBODY._replace(
+            host_id=ids[0],
+            gateway_id=ids[1],
+            connection_id=ids[2],
+            user_id=ids[3],
+            token_id=ids[4],
+            host_name="a\\b",
+            gateway_name="Work",
+            user_email="ana@example.com",
+            token_name="t\tn",
+            token_prefix="gwa_12345678",
+        ),
+        "tools/call",
+        "tool",
+        "docs__echo",
+        "denied",
+        "ip",
+        403,
+        -32003,
+        ids[5],
+        ids[6],
+        "Docs",
+        "label",
+        1.5,
+        0.25,
+        2.125,
+        10,
+        20,
+        "2001:db8::1",
+        "agent/1",
+        "client",
+        "2",
+        "2026-07-28",
+        "failed\nhere",
+        correlation_id=new_uid(AT),
+    )
+    full.set_payload(b'{"a": "\\\\N \\\\t \\\\\\\\ \\u00fc"}', b'["\\n"]', cut=True)
+    empty = CallRow(new_uid(AT), AT)
+
+    for row in (full, empty):
+        stored = []
+        for given in ([row], [row, row]):
+            assert asyncio.run(written(given)) == [True] * len(given)
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT * FROM auditlog_call ORDER BY id")
+                names = [column.name for column in cursor.description or ()]
+                stored += [
+                    {**dict(zip(names, each, strict=True)), "id": 0, "recorded_at": 0} for each in cursor.fetchall()
+                ]
+                cursor.execute("TRUNCATE auditlog_call")
+        assert stored[0] == stored[1] == stored[2]
 
 
 async def test_without_a_database_nothing_is_recorded() -> None:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from gatewayadmin.serving import stored_metrics
 from tests import curl
 from tests.docs.pages import ROOT, first_column
 from tests.eventually import PATIENCE
@@ -79,6 +80,8 @@ def test_calls_are_counted_once_whichever_worker_answered(live: Serve, issued: d
         ("gateway_calls_total", "", "ok"): CALLS,
         ("gateway_calls_total", "", "tool_error"): 1,
         ("gateway_calls_total", "host_disabled", "denied"): 1,
+        ("gateway_calls_by_gateway_total", "", "Quickstart", "ok"): CALLS,
+        ("gateway_calls_by_server_total", "ok", "Quickstart"): CALLS,
         ("gateway_unknown_tokens_total",): 1,
         ("gateway_call_duration_seconds_count",): CALLS + 2,
         ("gateway_authorise_duration_seconds_count",): CALLS + 2,
@@ -118,7 +121,7 @@ def test_what_is_documented_is_there() -> None:
     """A number with labels is printed once there is something to count, so the code is asked."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # Which enters its numbers.
-    ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")]
+    ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + stored_metrics.families([], 0.0)
     counted = {f"{one.name}_total" if one.type == "counter" else one.name for one in ours}
 
     assert set(first_column(ROOT / "docs" / "reference" / "metrics.md")) == counted

@@ -17,6 +17,7 @@ import pytest
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, Cluster
 from tests import cluster
 from tests.docs.pages import ROOT
+from tests.eventually import eventually
 from tests.running.debian import postgres, programs
 from tests.running.starts import environment, manage, serving, signs_in
 from tests.running.test_refusals import KEYS
@@ -154,12 +155,42 @@ def test_what_fails_half_way_leaves_an_empty_target_and_can_be_done_again(home: 
         refused = manage(home, "move_database", **settings)
 
         assert refused.returncode == 1
-        assert refused.stderr.startswith("CommandError: Nothing was moved: ")
+        (line,) = refused.stderr.splitlines()
+        said = 'new row for relation "servers_server" violates check constraint "never"'
+        assert line == f"CommandError: Nothing was moved: {said}."
         assert contents(connection) == made
         connection.execute("ALTER TABLE tokens_token DROP CONSTRAINT never")
         connection.execute("ALTER TABLE servers_server DROP CONSTRAINT never")
     done = manage(home, "move_database", **settings)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.full
+def test_a_gateway_that_starts_meanwhile_stops_the_move(home: Path, database_url: str) -> None:
+    settings = {"DATABASE_URL": database_url, **keys_of(home)}
+    assert manage(home, "migrate", **settings).returncode == 0
+    command = [sys.executable, "manage.py", "move_database"]
+    with psycopg.connect(database_url) as holder, psycopg.connect(database_url, autocommit=True) as looking:
+        made = contents(looking)
+        holder.execute("LOCK TABLE tokens_token")
+        moving = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(home, **settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        eventually(lambda: looking.execute(waiting.encode()).fetchone() == (1,), 60)
+        with embedded(home):
+            holder.rollback()
+            _, said = moving.communicate(timeout=120)
+        assert moving.returncode == 1
+        assert said.startswith(f"CommandError: A gateway runs on {home}")
+        assert contents(looking) == made
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ PROOFS = {
     "auditlog/committed.py": "tests/auditlog/test_rollups.py",
     "auditlog/checkpoints/sealing.py": "tests/auditlog/test_checkpoints.py",
     "auditlog/checkpoints/verifying.py": "tests/auditlog/test_checkpoints.py",
+    "sinks/archive.py": "tests/sinks/test_archive.py",
     "sinks/reading.py": "tests/sinks/test_sending.py",
     "auditlog/search/latencies.py": "tests/auditlog/test_views.py",
 }
@@ -70,7 +71,7 @@ PROOFS = {
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
 PRODUCT = (
     *("accounts", "auditlog", "capabilities", "connections", "gatewayadmin", "gateways", "hosts", "oauth", "proxy"),
-    *("servers", "sinks", "tokens", "ui"),
+    *("scim", "servers", "sinks", "sso", "tokens", "ui"),
 )
 RUNS_SQL = {"execute", "raw", "RawSQL", "PgConnection"}
 

@@ -4,10 +4,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -35,6 +37,7 @@ pytestmark = pytest.mark.xdist_group("kill")
 
 ELICITATION: dict[str, Any] = {"elicitation": {"form": {}}}
 BUSES = "FROM pg_stat_activity WHERE application_name = 'gateway bus' AND datname = current_database()"
+WORKERS = 2  # Of each `serve`.
 ACCEPTED = {"action": "accept", "content": {"name": "Ann"}}
 
 
@@ -94,6 +97,84 @@ def test_calls_at_once_of_a_fresh_session_share_one_session_at_the_server(both: 
 
     assert sorted(number for number, _ in counted) == [*range(1, 13)]
     assert len({session for _, session in counted}) == 1
+
+
+# Makes a person with a token of their own, at the gateway of the agent before, and a provisioning key for members.
+PROVISION = """
+import json
+from accounts.models import Role, User
+from capabilities import Capability
+from connections.models import Connection
+from gateways.models import Gateway
+from hosts.models import Host
+from scim.models import ProvisioningKey
+from tokens.models import Token
+role = Role.objects.get(name="Member")
+key = ProvisioningKey.objects.issue(name="Okta", role=role, capabilities=role.capabilities, by=by)
+person = User.objects.provision(email="leaver@example.com", display_name="", role=role, by=key.key.actor)
+host = Host.objects.add_agent(name="leaver's", by=person)
+gateway = Gateway.objects.get(slug={slug!r})
+connection = Connection.objects.open(host=host, gateway=gateway, user=person, identities={{}}, by=person)
+token = Token.objects.issue(connection, name="t", by=person).secret
+print(json.dumps({{"key": key.secret, "person": str(person.pk), "token": token}}))
+"""
+
+
+def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_replica(both: Replicas) -> None:
+    owners = both.agent()
+    made = json.loads(both.shell(PROVISION.format(slug=owners.url.rsplit("/", 1)[1])))
+    agent = Agent(owners.url, made["token"], owners.headers)
+    session = in_session(agent)
+
+    def provision(number: int, active: bool) -> int:
+        """The directory's request, to one replica of the two."""
+        url = f"http://localhost:{both.front.doors[number]}/scim/v2/Users/{made['person']}"
+        schemas = ["urn:ietf:params:scim:api:messages:2.0:PatchOp"]
+        body = {"schemas": schemas, "Operations": [{"op": "replace", "path": "active", "value": active}]}
+        headers = {"Authorization": f"Bearer {made['key']}"}
+        return httpx.patch(url, json=body, headers=headers, trust_env=False, timeout=30).status_code
+
+    for number in (0, 1):
+        # Every worker has answered this person.
+        assert all(count(one) for _ in range(2 * WORKERS) for one in (agent, session))
+        assert provision(number, active=False) == 204
+        # Each connection is a new one, so that all workers are asked.
+        statuses = [both.at(at, one).call("count").status_code for at in (0, 1) for one in (agent, session) * WORKERS]
+        assert {*statuses} == {401}
+        assert provision(number, active=True) == 204
+        assert {both.at(at, session).call("count").status_code for at in (0, 1)} == {200}
+
+
+def test_what_a_directory_sends_at_once_is_made_once_and_nothing_of_it_is_lost(both: Replicas) -> None:
+    code = """
+from accounts.models import Role
+from scim.models import ProvisioningKey
+role = Role.objects.get(name="Member")
+print(ProvisioningKey.objects.issue(name="At once", role=role, capabilities=role.capabilities, by=by).secret)
+"""
+    headers = {"Authorization": f"Bearer {both.shell(code).strip()}"}
+
+    def ask(method: str, number: int, path: str, **body: Any) -> httpx.Response:
+        url = f"http://localhost:{both.front.doors[number % 2]}/scim/v2{path}"
+        return httpx.request(method, url, json=body or None, headers=headers, trust_env=False, timeout=60)
+
+    def join(number: int, group: str, pk: str) -> int:
+        operation = {"op": "add", "path": "members", "value": [{"value": pk}]}
+        return ask("PATCH", number, f"/Groups/{group}", Operations=[operation]).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda number: ask("POST", number, "/Users", userName="twin@example.com"), range(6)))
+        assert sorted(one.status_code for one in made) == [201, 409, 409, 409, 409, 409]
+        people = [
+            one.json()["id"]
+            for one in pool.map(
+                lambda number: ask("POST", number, "/Users", userName=f"p{number}@example.com"), range(6)
+            )
+        ]
+        group = ask("POST", 0, "/Groups", displayName="Together").json()["id"]
+        assert {*pool.map(join, range(6), [group] * 6, people)} == {204}
+    members = ask("GET", 1, f"/Groups/{group}").json()["members"]
+    assert {one["value"] for one in members} == {*people}
 
 
 def test_a_client_without_a_session_has_one_at_the_server_for_its_connection(both: Replicas) -> None:

@@ -1,14 +1,26 @@
 """Sinks of this test, and their receiving ends."""
 
+import gzip
+import json
+import warnings
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from typing import Any
 
+import boto3
+import httpx
 import pytest
 from django.conf import LazySettings
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from moto.server import ThreadedMotoServer
+
 from sinks.models import Sink
 from tests.sinks.receiver import SECRET, Webhook, webhook
+
+KEYS = "AKIDEXAMPLE:a secret key"
+BUCKET = "logs"
 
 type MakeSink = Callable[..., Sink]
 
@@ -23,6 +35,47 @@ def inside(settings: LazySettings) -> None:
 def hook(inside: None) -> Iterator[Webhook]:
     with webhook() as received:
         yield received
+
+
+class Bucket:
+    """A bucket of a server that speaks S3, and what is in it."""
+
+    def __init__(self, place: str) -> None:
+        self.url = f"{place}/{BUCKET}/gateway"
+        key, _, secret = KEYS.partition(":")
+        self.client = boto3.client(
+            "s3", endpoint_url=place, aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1"
+        )
+        self.client.create_bucket(Bucket=BUCKET)
+
+    def names(self) -> list[str]:
+        found = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        return [one["Key"] for page in found for one in page.get("Contents", [])]
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read())
+
+    def rows(self, log: str = "call") -> list[dict[str, Any]]:
+        """The rows of all objects, those that came twice twice."""
+        texts = [self.read(name) for name in self.names() if name.startswith(f"gateway/{log}/")]
+        return [json.loads(line) for text in texts for line in gzip.decompress(text).splitlines()]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    assert host == "127.0.0.1"
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, inside: None) -> Iterator[Bucket]:
+    """An empty bucket."""
+    yield Bucket(s3_server)
+    httpx.post(f"{s3_server}/moto-api/reset").raise_for_status()
 
 
 @pytest.fixture

@@ -10,12 +10,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from sinks.receivers import signature, signing_key
 
-SECRET = "a secret of the receiver's own"
+SECRET = sha256(b"a secret of the receiver's own").hexdigest()
+OTHER_SECRET = sha256(b"another").hexdigest()
+
+OURS = {"notice", "test"}  # Lines that are no rows.
 
 type Json = dict[str, Any]
 type Answer = Callable[["Request"], None]
@@ -51,7 +56,8 @@ class Request:
 
 
 class Webhook:
-    """What was delivered, acknowledged or not; `script` holds the answers to come, then all are acknowledged."""
+    """What was delivered, acknowledged or not; `script` holds the answers to come, then all are acknowledged, but those
+    that `refuses` says a status to."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -59,6 +65,7 @@ class Webhook:
         """How often each row came, by its id."""
         self.rows: list[Json] = []
         self.script: list[Answer] = []
+        self.refuses: Callable[[list[Json]], int | None] = lambda rows: None
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -93,9 +100,11 @@ class Webhook:
         with self._lock:
             self.requests.append(request)
             answer = self.script.pop(0) if self.script else None
+            if answer is None and (status := self.refuses(request.rows)):
+                answer = partial(Request.say, status=status)
             if answer is None:
                 self.rows += request.rows
-                self.acknowledged.update(row["id"] for row in request.rows)
+                self.acknowledged.update(row["id"] for row in request.rows if row["log"] not in OURS)
         if answer is None:
             request.say(204)
         else:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import timedelta
 from ipaddress import ip_network
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
@@ -14,11 +15,14 @@ def run() -> None:
     from django.conf import settings
     from django.db import connection
 
-    from sinks import reading, sending
+    from sinks import reading, receivers, sending
 
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     settings.DATABASES["default"]["NAME"] = connection.settings_dict["NAME"] = os.environ["SENDER_DATABASE"]
     reading.MOST_ROWS = 40
+    receivers.MOST_LINES = {}
+    sending.OBJECTS_EVERY = timedelta()
+    reading.LOAN_S = float(os.environ.get("SENDER_LOAN_S", reading.LOAN_S))
     while True:
         for pk in sending.due():
             sending.serve(pk)

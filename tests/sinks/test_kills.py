@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,9 +20,10 @@ from django.utils import timezone
 
 from auditlog.models import Call, Event
 from gatewayadmin.config import database
+from sinks.models import Sink
 from tests import sampling
 from tests.eventually import eventually
-from tests.sinks.conftest import MakeSink
+from tests.sinks.conftest import KEYS, Bucket, MakeSink
 from tests.sinks.receiver import Request, Webhook
 from tests.sinks.test_sending import write
 from tests.workspace import ROOT
@@ -31,10 +33,10 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("
 WRITERS = 3
 
 
-def sender() -> subprocess.Popen[bytes]:
+def sender(**more: str) -> subprocess.Popen[bytes]:
     """One more process that sends; PostgreSQL is the one of the tests."""
     settings = connection.settings_dict
-    own = {"SENDER_DATABASE": settings["NAME"], "DJANGO_SETTINGS_MODULE": "gatewayadmin.settings"}
+    own = {"SENDER_DATABASE": settings["NAME"], "DJANGO_SETTINGS_MODULE": "gatewayadmin.settings", **more}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     command = [sys.executable, "-m", "tests.sinks.sender_process"]
     return subprocess.Popen(command, cwd=ROOT, env=kept | own, stdout=subprocess.DEVNULL)
@@ -97,7 +99,7 @@ def test_killed_senders_leave_out_no_row(
     with writing(chance) as committed:
         for number in range(kills):
             wanted = len(hook.requests) + chance.randint(2, 9)
-            running.append(sender())
+            running.append(sender(SENDER_LOAN_S="0.5"))
             eventually(partial(came, wanted), 120)
             if (number + 1) % 3:
                 taken_first = bool(number % 2)
@@ -121,6 +123,37 @@ def test_killed_senders_leave_out_no_row(
     assert twice < len(calls)
     with capsys.disabled():
         print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {twice} came twice")  # noqa: T201
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_senders_leave_no_row_out_of_a_bucket(
+    kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed at any moment: what was put and not noted is put once more, under its name or another."""
+    chance = random.Random(f"{sampling.seed()} {request.node.name}")
+    Call.partitions.make_for(datetime.now(UTC).date())
+    Sink.objects.add(name="Bucket", kind="s3", address=bucket.url, secret=KEYS, sends_events=False, by=None)
+    with writing(chance) as committed:
+        for _ in range(kills):
+            wanted = len(bucket.names()) + chance.randint(1, 5)
+            one = sender(SENDER_LOAN_S="0.5")
+            eventually(lambda wanted=wanted: len(bucket.names()) >= wanted, 120)  # type: ignore[misc]
+            over = time.monotonic() + chance.random() * 0.1
+            while time.monotonic() < over:
+                pass
+            one.kill()
+            one.wait()
+    last = sender(SENDER_LOAN_S="0.5")
+    try:
+        eventually(lambda: committed <= {row["id"] for row in bucket.rows()}, 120)
+    finally:
+        last.kill()
+        last.wait()
+
+    came = [row["id"] for row in bucket.rows()]
+    assert set(came) == committed
+    with capsys.disabled():
+        print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice")  # noqa: T201
 
 
 def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:

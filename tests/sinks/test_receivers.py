@@ -20,6 +20,7 @@ from django.conf import LazySettings
 
 from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
+from sinks import models as sink_models
 from sinks import receivers, sending
 from sinks.models import BadAddress, BadSecret, NameTaken, SendsNothing, Sink
 from sinks.receivers import Syslog as SyslogReceiver
@@ -31,7 +32,7 @@ from tests.house.doors import browser as browser_of
 from tests.house.doors import session_of
 from tests.rest import Rest
 from tests.sinks.conftest import MakeSink
-from tests.sinks.receiver import SECRET, Syslog, Webhook
+from tests.sinks.receiver import OTHER_SECRET, SECRET, Syslog, Webhook, webhook
 from tests.workspace import ROOT
 from wire import guard
 
@@ -220,7 +221,7 @@ def test_edit_acts_on_the_next_delivery_and_is_told(to_hook: MakeSink, hook: Web
     call()
     sending.serve(sink.pk)
 
-    sink.edit(secret="another secret of sixteen", sends_events=True, by=None)
+    sink.edit(secret=OTHER_SECRET, sends_events=True, by=None)
 
     assert sink.pk in [one.pk for one in Sink.objects.filter(retry_at=None)]
     told = Event.objects.get(action="sink.updated").changes
@@ -246,7 +247,7 @@ def test_pages_set_up_test_pause_and_remove(hook: Webhook) -> None:
     form = {"name": "Archive", "address": hook.url, "secret": SECRET, "sends_calls": "on", "sends_events": "on"}
     refused = browser.post("/settings/sinks/add/?kind=webhook", form | {"secret": "short"})
     assert refused.status_code == 422
-    assert "at least 16" in refused.content.decode()
+    assert "at least 24 random bytes" in refused.content.decode()
     browser.post("/settings/sinks/add/?kind=webhook", form)
     sink = Sink.objects.get()
     assert "Archive" in browser.get("/settings/sinks/").content.decode()
@@ -262,6 +263,128 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
     assert signing_key("plain words") == b"plain words"
     assert signing_key("whsec_AAEC") == b"\x00\x01\x02"
     assert signing_key("whsec_not base64!") == b"whsec_not base64!"
+
+
+@pytest.mark.parametrize(
+    ("secret", "is_strong"),
+    [
+        ("correct horse battery", False),
+        ("a" * 64, False),
+        ("0123456789abcdef" * 4, False),  # Nothing but the alphabet, again and again.
+        ("9f86d081884c7d659a2feaa0c55ad015", False),  # 16 bytes in hexadecimal.
+        ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", True),
+        ("whsec_" + "AAEC" * 8, False),
+        ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", True),
+        ("whsec_C2FVsBQIhrscChlQ", False),
+        ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", True),
+    ],
+)
+def test_secret_typed_by_hand_has_to_hold_enough_chance(secret: str, is_strong: bool) -> None:
+    assert receivers.is_strong(secret) is is_strong
+
+
+ADDRESS_TOKEN = "T0KENinTHEpath"
+
+
+@pytest.fixture
+def tokened(to_hook: MakeSink, hook: Webhook) -> Sink:
+    """A sink whose address holds a token, as those of chats and collectors do."""
+    return to_hook(address=f"{hook.url}/{ADDRESS_TOKEN}?token={ADDRESS_TOKEN}", sends_payloads=True)
+
+
+def test_token_in_an_address_is_shown_where_it_is_edited_alone(tokened: Sink, hook: Webhook) -> None:
+    boss, reader = make.user(*ALL), make.user(*(ALL - {Capability.LOGS_PAYLOADS}))
+    page, test = f"/settings/sinks/{tokened.pk}/", f"/settings/sinks/{tokened.pk}/test/"
+    browser, other = browser_of(session_of(boss)), browser_of(session_of(reader))
+
+    assert ADDRESS_TOKEN in browser.get(page).content.decode()
+    shown = [browser.get("/settings/sinks/"), other.get(page), other.post(test), browser.get("/settings/admin-events/")]
+    rest = Rest.of(boss)
+    shown += [rest.get("/sinks"), rest.get(f"/sinks/{tokened.pk}"), rest.get("/admin-events")]
+    tokened.edit(address=f"{hook.url}/{ADDRESS_TOKEN}2", by=boss)
+    tokened.remove(by=boss)
+    assert [one.status_code for one in shown] == [200] * 7
+    assert not [one for one in shown if ADDRESS_TOKEN in one.content.decode()]
+    assert not [event for event in Event.objects.all() if ADDRESS_TOKEN in str(event.changes)]
+    [created] = Event.objects.filter(action="sink.created")
+    assert created.changes["address"] == [None, hook.url.removesuffix("/log")]
+
+
+def test_masked_address_stands_for_the_one_it_has(tokened: Sink) -> None:
+    rest = Rest.of(make.user(*ALL))
+    told = rest.get(f"/sinks/{tokened.pk}").json()
+
+    changed = rest.send("patch", f"/sinks/{tokened.pk}", {"name": "Other", "address": told["address"]})
+
+    assert changed.status_code == 200
+    assert Sink.objects.get(pk=tokened.pk).address == tokened.address
+    [event] = Event.objects.filter(action="sink.updated")
+    assert set(event.changes) == {"name"}
+
+
+def notices(hook: Webhook) -> list[tuple[str, str]]:
+    return [(row["action"], row["actor"]) for row in hook.of("notice")]
+
+
+def test_sink_hears_beforehand_what_becomes_of_it(to_hook: MakeSink, hook: Webhook) -> None:
+    ann = make.user(*ALL)
+    sink = to_hook()
+    with webhook() as elsewhere:
+        sink.edit(name="Other", by=ann)
+        assert notices(hook) == []
+        sink.edit(address=elsewhere.url, by=ann)
+        assert (notices(hook), notices(elsewhere)) == ([("sink.updated", ann.email)], [])
+        sink.edit(sends_events=False, by=ann)
+        sink.disable(by=ann)
+        sink.disable(by=ann)
+        sink.remove(by=None)
+        told = [("sink.updated", ann.email), ("sink.disabled", ann.email), ("sink.removed", "the system")]
+        assert notices(elsewhere) == told
+        assert f"Paused by {ann.email}" in elsewhere.of("notice")[1]["message"]
+
+
+def test_change_that_is_refused_is_not_told_to_the_sink(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook()
+    rest = Rest.of(make.user(*ALL))
+    with pytest.raises(BadAddress):
+        sink.edit(address="http://10.0.0.1/", by=None)
+    stale = rest.send("delete", f"/sinks/{sink.pk}", None, {"If-Match": '"000000000000"'})
+
+    assert stale.status_code == 412
+    assert notices(hook) == []
+
+
+def test_sink_that_does_not_listen_keeps_nobody_from_pausing_it(
+    to_hook: MakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_models, "NOTICE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        sink = to_hook(address=f"http://127.0.0.1:{deaf.getsockname()[1]}/")
+        sink.disable(by=None)
+        assert not Sink.objects.get(pk=sink.pk).enabled
+        sink.remove(by=None)
+    assert not Sink.objects.exists()
+
+
+@pytest.mark.parametrize("act", ["disable", "remove"])
+def test_pausing_and_removing_ask_for_the_password_again(act: str, to_hook: MakeSink, hook: Webhook) -> None:
+    sink, boss = to_hook(), make.user(*ALL, is_staff=True)
+    browser, rest = browser_of(session_of(boss)), Rest.of(boss, confirmed=False)
+    session = browser.session
+    session["account_authentication_methods"][0]["at"] = 0.0
+    session.save()
+
+    page = browser.post(f"/settings/sinks/{sink.pk}/{act}/")
+    asked = (
+        rest.send("delete", f"/sinks/{sink.pk}") if act == "remove" else rest.send("post", f"/sinks/{sink.pk}/disable")
+    )
+    admin = browser.post("/admin/sinks/sink/", {"action": act, "_selected_action": [sink.pk], "sure": "1"})
+
+    assert (page.status_code, "reauthenticate" in page.headers["Location"]) == (302, True)
+    assert asked.json()["code"] == "password_required"
+    assert (admin.status_code, "reauthenticate" in admin.headers["Location"]) == (302, True)
+    assert Sink.objects.get(pk=sink.pk).enabled
+    assert notices(hook) == []
 
 
 def test_failures_are_waited_for_ever_longer_up_to_five_minutes() -> None:
@@ -291,6 +414,6 @@ def test_documented_check_of_a_signature_takes_what_is_sent_and_nothing_else(to_
     headers = {name.lower(): value for name, value in request.headers.items()}
 
     assert [row["id"] for row in printed["rows"](headers, request.body, SECRET)] == [str(made.uid)]
-    for body, secret in ((request.body + b" ", SECRET), (request.body, "another secret of sixteen")):
+    for body, secret in ((request.body + b" ", SECRET), (request.body, OTHER_SECRET)):
         with pytest.raises(ValueError, match="not from the gateway"):
             printed["rows"](headers, body, secret)

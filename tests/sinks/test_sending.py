@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from django.db import connection
 from django.utils import timezone
+from psycopg.rows import dict_row
 
 from auditlog.checkpoints import sealing
 from auditlog.checkpoints.verifying import verify
@@ -257,6 +258,155 @@ def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -
 
     assert sending.serve(sink.pk) == 8
     assert [len(request.rows) for request in hook.requests] == [8, 4, 2, 2, 2, 2]
+
+
+def refuse_marked(rows: list[dict[str, Any]]) -> int | None:
+    return 422 if any(row.get("feature_name", "").startswith("bad") for row in rows) else None
+
+
+def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    names = ["a", "bad", "b", "c", "bad too", "d", "e"]
+    made = {name: str(call(feature_name=name).uid) for name in names}
+    hook.refuses = refuse_marked
+
+    assert sending.serve(sink.pk) == 5
+
+    assert set(hook.acknowledged) == {uid for name, uid in made.items() if "bad" not in name}
+    told = Event.objects.filter(action="sink.row_refused").order_by("pk")
+    assert [event.changes["row"] for event in told] == [made["bad"], made["bad too"]]
+    assert told[0].changes["answer"] == "It answered 422."
+    state = now(sink)
+    assert (state.refused, state.status, state.delivered) == (2, "current", 5)
+    assert made["bad too"] in state.last_error
+
+
+@pytest.mark.parametrize("status", [400, 404, 413])
+def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: MakeSink, hook: Webhook) -> None:
+    """An address that is wrong refuses a line that says it is a test as well."""
+    sink = to_hook(sends_events=False)
+    made = {str(call().uid) for _ in range(5)}
+    hook.refuses = lambda rows: status
+
+    assert sending.serve(sink.pk) == 0
+    assert (now(sink).status, now(sink).refused) == ("failing", 0)
+
+    hook.refuses = lambda rows: None
+    assert sending.serve(sink.pk) == 5
+    assert set(hook.acknowledged) == made
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 429])
+def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    call(feature_name="bad")
+    hook.refuses = lambda rows: status if rows[0].get("feature_name") else None
+
+    assert sending.serve(sink.pk) == 0
+    assert (now(sink).status, len(hook.requests)) == ("failing", 1)
+
+
+def test_who_refuses_very_many_rows_fails(to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "MOST_REFUSED", 2)
+    sink = to_hook()
+    hook.refuses = lambda rows: 400 if rows[0]["log"] != "test" else None
+    for _ in range(4):
+        call()
+
+    sending.serve(sink.pk)
+
+    assert (now(sink).refused, now(sink).status) == (2, "failing")
+
+
+def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_calls=False)
+    hook.refuses = lambda rows: 400 if rows[0]["log"] == "event" else None
+
+    sending.serve(sink.pk)
+
+    assert Event.objects.filter(action="sink.row_refused").count() == 1  # Of the event that the sink was made.
+    assert now(sink).refused == 2
+
+
+def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 200_000)
+    read = 0
+
+    def counted(cursor: Any) -> Any:
+        make = dict_row(cursor)
+
+        def one(values: Any) -> Any:
+            nonlocal read
+            read += 1
+            return make(values)
+
+        return one
+
+    monkeypatch.setattr(reading, "dict_row", counted)
+    sink = to_hook(sends_events=False, sends_payloads=True)
+    for _ in range(40):
+        call(request_payload="x" * 50_000)
+    with reading.held(sink.pk) as reader:
+        assert reader is not None
+        batch = reader.next(now(sink))
+
+    assert batch is not None
+    assert len(batch.lines) == 3
+    assert read <= 8
+
+
+def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Webhook) -> None:
+    held: list[int] = []
+
+    def look(request: Request) -> None:
+        with psycopg.connect(database.conninfo()) as other:
+            found = other.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gateway sink'")
+            held.extend(found.fetchone() or ())
+        request.say(204)
+
+    sink = to_hook(sends_events=False)
+    call()
+    hook.script = [look]
+
+    assert sending.serve(sink.pk) == 1
+    assert held == [0]
+
+
+def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
+    to_hook: MakeSink, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was killed while it waited for the receiver."""
+    sink = to_hook(sends_events=False)
+    call()
+    with reading.held(sink.pk) as reader:
+        assert reader is not None
+        reader.lend()
+    Sink.objects.update(looked_at=None)
+    assert sending.due() == []
+    assert sending.serve(sink.pk) == 0
+
+    Sink.objects.update(claimed_until=timezone.now())
+    assert sending.due() == [sink.pk]
+    assert sending.serve(sink.pk) == 1
+
+
+def test_few_sinks_are_served_at_once(to_hook: MakeSink, hook: Webhook, eventually_sent: Any) -> None:
+    over = threading.Event()
+
+    def wait(request: Request) -> None:
+        over.wait(5)
+        request.say(204)
+
+    hook.script = [wait] * 8
+    for n in range(8):
+        to_hook(name=f"Sink {n}")
+    sending.start_due()
+    sending.start_due()
+
+    try:
+        assert len(sending._threads) == 4
+    finally:
+        over.set()
 
 
 def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(

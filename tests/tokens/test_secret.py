@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wire import token_text
 
-DOCUMENTED = re.compile(r"\bgw[akorsp]_[0-9A-Za-z]{44}\b")
+DOCUMENTED = re.compile(r"\bgw[adkorsp]_[0-9A-Za-z]{44}\b")
 prefixes = st.sampled_from(sorted(token_text.PREFIXES))
 keys = st.binary(min_size=32, max_size=64)
 

@@ -15,7 +15,7 @@ register = template.Library()
 
 
 class Setting(NamedTuple):
-    """One page of the settings: where it is, what it is called, and which capability opens it, if it takes one.
+    """One page of the settings: where it is, what it is called, and which capability opens it, or which together.
 
     What `is_tab` of the page before it is not in the rail, where there is little room.
     """
@@ -24,7 +24,7 @@ class Setting(NamedTuple):
     text: str
     icon: str
     words: str
-    needs: Capability | None = None
+    needs: Capability | frozenset[Capability] | None = None
     is_tab: bool = False
 
 
@@ -59,6 +59,20 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             Capability.PEOPLE_MANAGE,
             is_tab=True,
         ),
+        Setting(
+            "scim:list",
+            "Provisioning",
+            "people",
+            "Directories that make and deactivate people",
+            Capability.PROVISIONING_MANAGE,
+        ),
+        Setting(
+            "sso:settings",
+            "Sign-in by your organisation",
+            "shield",
+            "OpenID Connect, groups and roles",
+            frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE}),
+        ),
         Setting("sinks:list", "Log sinks", "logs", "Where else the log is sent", Capability.SINKS_MANAGE),
         Setting("doctor", "OAuth doctor", "trace", "Whether apps can sign in here", Capability.GATEWAYS_MANAGE),
     ),
@@ -92,7 +106,10 @@ def settings_groups(context: RequestContext) -> list[Group]:
 
 
 def _may_open(setting: Setting, request: HttpRequest) -> bool:
-    return setting.needs is None or request.user.has_perm(setting.needs)
+    needs = setting.needs
+    if isinstance(needs, frozenset):
+        return all(map(request.user.has_perm, needs))
+    return needs is None or request.user.has_perm(needs)
 
 
 def _link(setting: Setting, path: str) -> Link:

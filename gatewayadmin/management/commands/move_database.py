@@ -44,7 +44,9 @@ class Command(BaseCommand):
         except (Unusable, Immovable, Refused, ClusterError) as error:
             raise CommandError(str(error)) from error
         except psycopg.Error as error:
-            raise CommandError(f"Nothing was moved: {' '.join(str(error).split())}") from error
+            # The whole text may hold addresses, rows and what is in a connection string.
+            said = error.diag.message_primary or f"the connection failed ({type(error).__name__})"
+            raise CommandError(f"Nothing was moved: {said}.") from error
         self.stdout.write(
             f"Moved {rows} rows; each table has as many as before. {settings.DATA_DIR} is left as it was."
         )

@@ -10,9 +10,12 @@ from django.db import transaction
 
 from accounts import password_links, second_factor
 from accounts.models import User
+from accounts.rules import PeopleError
 from gatewayadmin.config import database
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.config.public_url import public_url
+from sso.enforcement import must_sign_in_there
+from sso.models import Mode, Provider
 
 
 class Command(BaseCommand):
@@ -25,6 +28,9 @@ class Command(BaseCommand):
         parser.add_argument("--staff", action="store_true", help="let them use the Django admin too")
         parser.add_argument("--link", action="store_true", help="print a link with which they choose a new password")
         parser.add_argument("--without-second-factor", action="store_true", help="for who lost phone and codes")
+        parser.add_argument(
+            "--end-enforcement", action="store_true", help="accept passwords again beside the organisation's sign-in"
+        )
 
     def handle(self, *args: Any, email: str, **options: Any) -> None:
         try:
@@ -38,6 +44,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError(f"{email} is no e-mail address.") from error
+        except PeopleError as error:
+            raise CommandError(f"{error} Or add --end-enforcement.") from error
         if options["link"] or not person.has_usable_password():
             link = password_links.password_link(person, public_url())
             lines.append(f"They choose a password at {link}\nThe link works once. Whoever opens it becomes them.")
@@ -47,6 +55,11 @@ class Command(BaseCommand):
 def _further(person: User, options: dict[str, Any]) -> list[str]:
     """Apply the other options; returns a line of output for each."""
     lines = []
+    if options["end_enforcement"] and Provider.load().mode == Mode.ENFORCED:
+        Provider.edit(by=None, mode=Mode.OFFERED)
+        lines.append("Sign-in by the organisation is not enforced any more: passwords are accepted.")
+    elif must_sign_in_there(person):
+        lines.append("People with this address sign in at their organisation only. --end-enforcement ends that.")
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
         lines.append("They may use the Django admin.")

@@ -43,6 +43,7 @@ class Command(BaseCommand):
         if not migrate and (missing := database.missing()):
             raise CommandError(f"The database lacks {', '.join(missing)}: run manage.py migrate first.")
         environment.set_for_children("PROMETHEUS_MULTIPROC_DIR", str(metrics))
+        environment.set_for_children("GATEWAY_BUILTIN_METRICS", str(metrics))
         environment.set_for_children("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare(migrate=migrate)

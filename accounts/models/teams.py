@@ -1,0 +1,109 @@
+"""Teams of users."""
+
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+from django.db import IntegrityError, models, transaction
+from django.db.models.functions import Lower
+
+from accounts.models.users import User
+from accounts.rules import Grantor, NameTaken, must_match, one_at_a_time
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
+
+MOST_TOLD = 100  # The members of a larger team are not all told by an event that changes some.
+
+
+class TeamManager(models.Manager["Team"]):
+    def add(self, *, name: str, users: Iterable[User], by: Grantor | None) -> "Team":
+        """Make a team of these people. Raises NameTaken, or Outranked for people who hold more than `by` does."""
+        users = list(users)
+        try:
+            with transaction.atomic():
+                _must_match_all(by, {person.pk for person in users})
+                team = self.create(name=name.strip())
+                team.users.set(users)
+                changes = {"users": [[], team.emails()]}
+                Event.objects.record(Action.TEAM_CREATED, team, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return team
+
+
+class Team(Versioned, models.Model):
+    """A named set of users; a gateway may be open to some teams only."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    users = models.ManyToManyField(User, blank=True, related_name="teams")
+
+    objects: ClassVar[TeamManager] = TeamManager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.UniqueConstraint(Lower("name"), name="team_name_is_unique"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def editable(self) -> dict[str, Any]:
+        return {"name": self.name, "users": self.emails()}
+
+    def emails(self) -> list[str]:
+        """The members' e-mail addresses, as events record them."""
+        return list(self.users.order_by("email").values_list("email", flat=True))
+
+    def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> None:
+        """Rename the team and set its members, from their next request on.
+
+        Raises NameTaken, ChangedMeanwhile, or Outranked: a person gains or loses gateways with the team, so that who
+        adds or removes them holds at least what they do. Members who stay do not matter.
+        """
+        try:
+            with transaction.atomic():
+                row = self.lock()
+                before, users = row.editable(), list(users)
+                _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
+                new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
+                row.must_be(seen, {field for field in before if before[field] != new_values[field]})
+                self.name = name.strip()
+                self.save(update_fields=["name"])
+                self.users.set(users)
+                after = {"name": self.name, "users": self.emails()}
+                changes = {field: [before[field], after[field]] for field in before if before[field] != after[field]}
+                if len(before["users"]) > MOST_TOLD and "users" in changes:
+                    changes["users"] = _differences(*changes["users"])
+                if changes:
+                    Event.objects.record(Action.TEAM_UPDATED, self, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+
+    def remove(self, *, by: Grantor | None) -> None:
+        """Delete the team; gateways open to it alone are out of its people's reach.
+
+        Raises Outranked when any of them holds more than `by` does.
+        """
+        with transaction.atomic():
+            row = self.lock()
+            _must_match_all(by, {*row.users.values_list("pk", flat=True)})
+            Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
+            self.delete()
+
+
+def _differences(before: list[str], after: list[str]) -> list[list[str]]:
+    """Who left and who joined: all of a large team, each time somebody does, would fill the log."""
+    return [sorted({*before} - {*after}), sorted({*after} - {*before})]
+
+
+def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
+    """Raise Outranked unless `by` holds at least what these people do, whose roles stay until the transaction ends.
+
+    Everybody locks in this order: the row of a team, then the changes to people.
+    """
+    if not pks:
+        return
+    one_at_a_time()
+    people = {(person.role_id, person.is_superuser): person for person in User.objects.filter(pk__in=pks)}
+    must_match(by, {capability for person in people.values() for capability in person.granted})

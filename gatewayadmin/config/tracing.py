@@ -1,0 +1,35 @@
+"""Whether calls are traced, by the variables that OpenTelemetry has for it; its SDK reads those that are not here."""
+
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from gatewayadmin.config.environment import Refused, refuse, secret, share, switch, text
+from proxy.config import Traces
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+PACKAGE = "opentelemetry.exporter.otlp.proto.http"
+
+
+def from_environment() -> Traces | None:
+    """Where spans go, and of which calls; None when calls are not traced. Raises Refused."""
+    endpoint, headers = text(ENDPOINT), secret("OTEL_EXPORTER_OTLP_HEADERS")
+    is_off = switch("OTEL_SDK_DISABLED", default=False)
+    ratio = share("OTEL_TRACES_SAMPLER_ARG", 1.0)
+    trusts_callers = switch("GATEWAY_TRUST_CALLERS_SAMPLING", default=False)
+    if not endpoint or is_off:
+        return None
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        refuse(ENDPOINT, "must be a URL such as http://localhost:4318, to which /v1/traces is added.")
+    if parts.username is not None:
+        refuse(ENDPOINT, "must be without credentials; set OTEL_EXPORTER_OTLP_HEADERS.")
+    if not _is_installed():
+        raise Refused(f"{ENDPOINT} is set, but OpenTelemetry is not installed: pip install 'gateway-admin[otel]'.")
+    return Traces(endpoint, headers, ratio, trusts_callers)
+
+
+def _is_installed() -> bool:
+    try:
+        return find_spec(PACKAGE) is not None and find_spec("opentelemetry.sdk") is not None
+    except ModuleNotFoundError:  # Not even what it is in.
+        return False

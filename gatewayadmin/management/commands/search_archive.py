@@ -1,0 +1,68 @@
+"""Prints calls of the archive, as JSON lines."""
+
+import argparse
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import orjson
+from django.core.management.base import BaseCommand, CommandError
+
+from sinks import archive
+from sinks.archive import Unreadable
+from sinks.objects import NotKept
+
+# What is compared, by the name of its option.
+COLUMNS = {
+    "uid": "uid",
+    "outcome": "outcome",
+    "user": "user_email",
+    "host": "host_name",
+    "gateway": "gateway_name",
+    "server": "server_name",
+    "tool": "feature_name",
+    "token": "token_prefix",
+}
+
+
+class Command(BaseCommand):
+    help = "Print the calls of the archive that match, as JSON lines. Needs the archive alone, and no database."
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--from", dest="since", type=_moment, required=True, help="such as 2026-11-20 (UTC)")
+        parser.add_argument("--to", dest="until", type=_moment, help="the moment after the last; else a day later")
+        for name, column in COLUMNS.items():
+            parser.add_argument(f"--{name}", help=f"{column.replace('_', ' ')}, exactly")
+        parser.add_argument("--most", type=int, default=1000, help="how many at most (1000)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not archive.is_on():
+            raise CommandError("Set GATEWAY_ARCHIVE to where the archive is.")
+        since: datetime = options["since"]
+        until: datetime = options["until"] or since + timedelta(days=1)
+        equal = {column: options[name] for name, column in COLUMNS.items() if options[name] is not None}
+        found = 0
+        try:
+            for row in archive.search(since, until, equal):
+                if found == options["most"]:
+                    self.stderr.write(f"There are more than {found}: narrow it down, or give --most.")
+                    break
+                self.stdout.write(orjson.dumps(row, option=orjson.OPT_UTC_Z).decode())
+                found += 1
+        except Unreadable as reason:
+            raise CommandError(str(reason)) from reason
+        except NotKept as answer:
+            raise CommandError(f"The archive {answer}") from answer
+        except (httpx.HTTPError, OSError) as error:
+            raise CommandError(f"The archive cannot be read ({type(error).__name__}).") from error
+        sys.stdout.flush()
+
+
+def _moment(text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-20.") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,0 +1,78 @@
+"""Posts spans to a collector from a thread of its own: no call waits for it, and none fails with it.
+
+They come encoded: a thread that encodes them keeps the interpreter from calls for a millisecond each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+
+from proxy.tracing import encoding
+from wire import product
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 8192  # Spans; those of two thousand calls. One more is dropped and counted.
+MOST_AT_ONCE = 512
+EVERY_S = 2.0
+SCOPE = "gateway_admin", product.VERSION
+LAST_S = 5.0  # For so long the last spans are posted when the process ends.
+
+
+class Sender:
+    """Holds ended spans until they are posted. `counts` says how many were `sent`, `failed` and `dropped` so far."""
+
+    def __init__(self, exporter: OTLPSpanExporter, resource: Resource) -> None:
+        self._exporter = exporter
+        self._client = exporter._client  # noqa: SLF001  (docs/decisions/0027)
+        self._resource = {
+            key: value if isinstance(value, int) else str(value) for key, value in resource.attributes.items()
+        }
+        self._waiting: deque[bytes] = deque()
+        self._wake = threading.Event()
+        self._ends = 0.0  # When it is to end; 0 while it is not.
+        self.counts: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+        self._thread.start()
+
+    def put(self, span: bytes) -> None:
+        """Take a span, encoded; returns at once."""
+        if len(self._waiting) >= MOST_WAITING:
+            self.counts["dropped"] += 1
+            return
+        self._waiting.append(span)
+        if len(self._waiting) == MOST_AT_ONCE:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Post what waits, for LAST_S at most; what is left then is dropped."""
+        self._ends = time.monotonic() + LAST_S
+        self._wake.set()
+        self._thread.join(LAST_S)
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # Ends an attempt that is being repeated.
+        self.counts["dropped"] += len(self._waiting)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(EVERY_S)
+            self._wake.clear()
+            ends = self._ends
+            while self._waiting and (not self._ends or time.monotonic() < self._ends):
+                self._post([self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))])
+            if ends:
+                return
+
+    def _post(self, spans: Sequence[bytes]) -> None:
+        try:
+            is_sent = self._client.export(encoding.request(self._resource, SCOPE, spans)).success
+        except Exception:
+            logger.exception("spans could not be posted")
+            is_sent = False
+        self.counts["sent" if is_sent else "failed"] += len(spans)

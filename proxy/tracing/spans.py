@@ -1,0 +1,253 @@
+"""The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported by processes that trace, and by no other.
+
+Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`.
+No span has arguments, results, tokens, session ids, URIs of resources, or who called from where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.util.re import parse_env_headers
+
+from proxy.dispatch import METHODS
+from proxy.tracing import encoding
+from proxy.tracing.encoding import CLIENT, INTERNAL, SERVER, Context
+from proxy.tracing.sender import Sender
+from wire import product, trace_context
+from wire.errors import UpstreamError
+from wire.trace_context import Trace
+
+if TYPE_CHECKING:
+    from proxy.access.decision import AssignedServer, Grant
+    from proxy.catalog import Named
+    from proxy.config import Traces
+    from proxy.request import McpRequest
+    from proxy.response import Response
+    from wire.rpc_messages import RpcResponse
+
+type Attributes = dict[str, str | int]
+
+SAMPLED = 1  # Of the flags of a traceparent.
+FINE = frozenset({"ok", "not_offered", "cancelled"})
+NAMED_BY = {"tool": "gen_ai.tool.name", "prompt": "gen_ai.prompt.name"}
+# A method is whatever a client says; the names of spans are few.
+KNOWN = {
+    *METHODS,
+    *("notifications/initialized", "notifications/cancelled", "notifications/progress", "response"),
+    *("notifications/roots/list_changed", "GET", "DELETE"),
+}
+OTHER = "other"
+
+
+class Tracer:
+    """Begins the spans of calls, of a share of them, and posts them. To be made after the process has forked.
+
+    Whether a call is sampled is drawn here. Of what a caller says its trace is continued, and its flag that it is
+    sampled counts only where callers are trusted: else anybody could have each call traced.
+    """
+
+    def __init__(self, config: Traces) -> None:
+        self._ratio = config.ratio
+        self._trusts_callers = config.trusts_callers
+        exporter = OTLPSpanExporter(
+            endpoint=f"{config.endpoint.removesuffix('/')}/v1/traces",
+            headers=parse_env_headers(config.headers, liberal=True),
+        )
+        self._sender = Sender(exporter, _resource())
+        self.counts = self._sender.counts
+        self.put = self._sender.put
+
+    def stop(self) -> None:
+        """Post what waits, within seconds."""
+        self._sender.stop()
+
+    def begin(self, request: McpRequest, grant: Grant, told: Trace, refusal: Response | None) -> CallSpan | None:
+        """The span of a call that was just decided; None when it is not sampled. `told` is its caller's trace."""
+        parent = told.get(trace_context.PARENT, "")
+        if self._trusts_callers and parent:
+            is_sampled = bool(int(parent[53:55], 16) & SAMPLED)
+        else:
+            is_sampled = random.random() < self._ratio  # noqa: S311  no secret
+        return CallSpan(self, request, grant, told, refusal) if is_sampled else None
+
+
+class CallSpan:
+    """The span of one call, and what is begun within it. `trace` is what is sent on to servers from now on."""
+
+    __slots__ = (
+        *("_attributes", "_beside", "_context", "_is_over", "_outcome", "_parent", "_request"),
+        *("_links", "_offset", "put", "trace"),
+    )
+
+    def __init__(
+        self, tracer: Tracer, request: McpRequest, grant: Grant, told: Trace, refusal: Response | None
+    ) -> None:
+        self.put = tracer.put
+        self._request = request
+        self._outcome = "unavailable"
+        self._is_over = False
+        self._offset = request.arrived - request.began  # From the process's own clock to the time of the day.
+        row, parent = request.row, told.get(trace_context.PARENT, "")
+        caller = _context_of(parent) if parent else None
+        self._parent = b"" if caller is None else caller.span_id
+        self._context = Context(_random(16) if caller is None else caller.trace_id, _random(8))
+        self._links = _links(request, parent) if parent else ()
+        row.trace_id = self._context.trace_id.hex()
+        self._attributes = _of_method(row.method, row.feature_type, row.feature_name) | {
+            "network.transport": "tcp",
+            "network.protocol.name": "http",
+            "gateway_admin.call.id": row.uid,
+            "gateway_admin.gateway.id": grant.gateway_id,
+            "gateway_admin.gateway.name": grant.gateway_name,
+            "gateway_admin.host.id": grant.host_id,
+        }
+        self._beside = {name: value for name, value in told.items() if name != trace_context.PARENT}
+        self.trace = self.sent_with(self._context)
+        why: Attributes = {} if refusal is None else {"gateway_admin.deny_reason": refusal.deny_reason}
+        self._note("decide", self.at(request.asked_at), self.at(time.perf_counter()), why)
+
+    def hop(self, assigned: AssignedServer, method: str, feature: Named | None = None, name: str = "") -> Hop:
+        """A request to this server begins; `name` is what the server calls the feature."""
+        parts = urlsplit(assigned.url)
+        kind = "" if feature is None else feature.kind
+        attributes = _of_method(method, kind, name) | {
+            "gateway_admin.server.id": assigned.server_id,
+            "gateway_admin.server.name": assigned.server_name,
+            "server.address": parts.hostname or "",
+            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+        }
+        title = f"{method} {name}" if kind in NAMED_BY else method
+        return Hop(self, self.inner(), title, attributes)
+
+    def inner(self) -> Context:
+        """The ids of a new span within this one."""
+        return Context(self._context.trace_id, _random(8))
+
+    def recorded(self, began: float, seconds: float, outcome: str) -> None:
+        """The row was written, in so many seconds from so many after the arrival on; what the call came to."""
+        self._outcome = outcome
+        at = self.at(self._request.began + began)
+        self._note("record", at, at + int(seconds * 1e9), {}, is_error=outcome == "unavailable")
+
+    def end(self) -> None:
+        """The call is over; only the first time counts."""
+        if self._is_over:
+            return
+        self._is_over = True
+        row, outcome = self._request.row, self._outcome
+        status = 503 if outcome == "unavailable" else row.http_status
+        attributes = self._attributes | {"gateway_admin.outcome": outcome, "http.response.status_code": status}
+        said = {
+            "gateway_admin.server.id": row.server_id,
+            "gateway_admin.server.name": row.server_name,
+            "gateway_admin.deny_reason": row.deny_reason,
+            "mcp.protocol.version": row.protocol_version[:20],
+            "rpc.response.status_code": "" if row.rpc_error_code is None else str(row.rpc_error_code),
+        }
+        attributes |= {name: value for name, value in said.items() if value}
+        name = _method(row.method)
+        if row.server_id and row.feature_type in NAMED_BY:  # A name that was found: else it is whatever a client says.
+            name = f"{name} {row.feature_name}"
+        is_error = outcome not in FINE
+        if is_error:
+            code = said["rpc.response.status_code"] if outcome in ("rpc_error", "bad_request") else ""
+            attributes["error.type"] = row.deny_reason or code or outcome
+        began, ended = self.at(self._request.began), self.at(time.perf_counter())
+        parent, links = self._parent, self._links
+        self.put(
+            encoding.span(self._context, parent, name, SERVER, began, ended, attributes, is_error=is_error, links=links)
+        )
+
+    def note_hop(self, hop: Hop, *, is_error: bool) -> None:
+        """A request to a server is over."""
+        ended, parent = self.at(time.perf_counter()), self._context.span_id
+        attributes = hop.attributes
+        self.put(encoding.span(hop.context, parent, hop.name, CLIENT, hop.began, ended, attributes, is_error=is_error))
+
+    def _note(self, name: str, began: int, ended: int, attributes: Attributes, *, is_error: bool = False) -> None:
+        context, parent = self.inner(), self._context.span_id
+        self.put(encoding.span(context, parent, name, INTERNAL, began, ended, attributes, is_error=is_error))
+
+    def at(self, moment: float) -> int:
+        """This moment of the process's own clock as a time of the day."""
+        return int((self._offset + moment) * 1e9)
+
+    def sent_with(self, own: Context) -> Trace:
+        """What is sent to a server by this span."""
+        return {trace_context.PARENT: f"00-{own.trace_id.hex()}-{own.span_id.hex()}-01", **self._beside}
+
+
+class Hop:
+    """The span of a request to a server; `trace` is what is sent with it."""
+
+    __slots__ = ("_call", "attributes", "began", "context", "name", "trace")
+
+    def __init__(self, call: CallSpan, context: Context, name: str, attributes: Attributes) -> None:
+        self._call = call
+        self.context = context
+        self.name = name
+        self.attributes = attributes
+        self.began = call.at(time.perf_counter())
+        self.trace = call.sent_with(context)
+
+    def end(self, *, answer: RpcResponse | None = None, error: BaseException | None = None) -> None:
+        """The server answered, or did not."""
+        wrong = "" if error is None else _reason_of(error)
+        if answer is not None and answer.error is not None:
+            wrong = self.attributes["rpc.response.status_code"] = str(answer.error_code)
+        elif answer is not None and answer.document["result"].get("isError") is True:
+            wrong = "tool_error"
+        if wrong:
+            self.attributes["error.type"] = wrong
+        self._call.note_hop(self, is_error=bool(wrong))
+
+
+def _reason_of(error: BaseException) -> str:
+    """An error in the vocabulary of the log."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return error.reason if isinstance(error, UpstreamError) else type(error).__name__
+
+
+def _resource() -> Resource:
+    """What posts the spans: by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, else the product."""
+    told = Resource.create()
+    own: dict[str, str] = {"service.version": product.VERSION}
+    if str(told.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
+        own["service.name"] = "gateway-admin"
+    return told.merge(Resource(own))
+
+
+def _method(method: str) -> str:
+    return method if method in KNOWN else OTHER
+
+
+def _of_method(method: str, kind: str, name: str) -> Attributes:
+    attributes: Attributes = {"mcp.method.name": _method(method)}
+    if kind in NAMED_BY and name:
+        attributes[NAMED_BY[kind]] = name[:300]
+    if method == "tools/call":
+        attributes["gen_ai.operation.name"] = "execute_tool"
+    return attributes
+
+
+def _context_of(parent: str) -> Context:
+    """The span that a traceparent names."""
+    return Context(bytes.fromhex(parent[3:35]), bytes.fromhex(parent[36:52]))
+
+
+def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
+    """The trace of the HTTP request, where the message in it is part of another."""
+    over_http = trace_context.of(request.headers).get(trace_context.PARENT, parent)
+    return () if over_http == parent else (_context_of(over_http),)
+
+
+def _random(size: int) -> bytes:
+    return random.getrandbits(8 * size).to_bytes(size)

@@ -1,0 +1,54 @@
+"""The form of a provisioning key."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from django import forms
+
+from accounts.models import Role
+from capabilities import Capability
+from capabilities.catalogue import MEMBER, SUPER_ADMIN
+from scim.models import ProvisioningError
+
+
+class KeyForm(forms.Form):
+    """A new provisioning key. Its id is chosen with the form, so that the form sent again makes no second key."""
+
+    id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    name = forms.CharField(max_length=80, help_text="What provisions people, as admin events name it.")
+    role = forms.ModelChoiceField(
+        Role.objects.none(),
+        label="Role of new people",
+        empty_label=None,
+        help_text="What a directory says of roles is not heard.",
+    )
+    capabilities = forms.MultipleChoiceField(
+        required=False,
+        choices=[(capability.slug, capability.label) for capability in Capability],
+    )
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        roles = Role.objects.exclude(locked=True, name=SUPER_ADMIN.name)
+        self.fields["role"].queryset = roles  # type: ignore[attr-defined]
+        self.usual = roles.filter(name=MEMBER.name).first() or roles.first()
+        self.fields["role"].initial = self.usual.pk if self.usual else None
+
+    def clean_capabilities(self) -> frozenset[Capability]:
+        return frozenset(
+            capability for capability in Capability if capability.slug in self.cleaned_data["capabilities"]
+        )
+
+    @property
+    def ticked(self) -> frozenset[Capability]:
+        """What the check-list shows as ticked: at first what the usual role holds."""
+        if not self.is_bound:
+            return self.usual.capabilities if self.usual else frozenset()
+        posted = self["capabilities"].data or ()
+        return frozenset(capability for capability in Capability if capability.slug in posted)
+
+    def refuse(self, error: ProvisioningError) -> None:
+        """Say beside its field why it cannot be like that."""
+        self.add_error(error.field or None, str(error))

@@ -1,0 +1,419 @@
+"""Provisioning: the keys of directories, and what directories say of people and teams (RFC 7643).
+
+Needs no SCIM package: what serves the protocol is in `scim.endpoint` and below (docs/decisions/0035).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID, uuid4
+
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from accounts.models import Role, Team, User
+from accounts.rules import must_hold
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from wire import token_text
+
+MOST_KEYS = 10
+OVERLAP_HOURS = (0, 1, 24, 168)
+SEEN_EVERY = timedelta(minutes=1)
+SECRET = ("prefix", "digest", "key_id", "rolled_at")
+PREVIOUS = ("previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at")
+USED = {"last_used_at", "previous_last_used_at"}
+
+
+class ProvisioningError(Exception):
+    """A provisioning key cannot be made or changed like that; the message says why. `field` is what is wrong."""
+
+    field = ""
+
+
+class NameTaken(ProvisioningError):
+    """A provisioning key with this name exists already."""
+
+    field = "name"
+
+
+class TooManyKeys(ProvisioningError):
+    """A workspace has 10 provisioning keys at most. Revoke one first."""
+
+
+class MakesOwners(ProvisioningError):
+    """A directory makes no owners. Choose another role."""
+
+    field = "role"
+
+
+class RoleBeyond(ProvisioningError):
+    """The people it makes would hold more than it may act on. Tick what their role holds, or choose another one."""
+
+    field = "capabilities"
+
+
+class BadOverlap(ProvisioningError):
+    """Must be 0, 1, 24 or 168 hours."""
+
+    field = "overlap_hours"
+
+
+class AlreadyRevoked(ProvisioningError):
+    """This provisioning key has been revoked before."""
+
+
+class NoPrevious(ProvisioningError):
+    """This provisioning key has no previous secret that still works."""
+
+
+class DeactivatedByOthers(Exception):
+    """An administrator has deactivated this person, or revoked their invitation, and must be the one to undo that, on
+    their page. Nothing was changed."""
+
+
+class Directory:
+    """Who acts with a provisioning key: no person, but with capabilities of its own (accounts.rules.Grantor)."""
+
+    is_directory = True
+
+    def __init__(self, key: ProvisioningKey) -> None:
+        self.key = key
+        self.pk: Any = None
+        self.email = f"provisioning key {key}"  # How events name it.
+
+    def has_perm(self, perm: str) -> bool:
+        return perm in self.key.granted
+
+    def as_stored(self) -> Directory:
+        """The same as it is in the database now; revoked meanwhile, it holds nothing."""
+        key = ProvisioningKey.objects.live().filter(pk=self.key.pk).first()
+        return Directory(key or ProvisioningKey(name=self.key.name))
+
+
+class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
+    def live(self) -> ProvisioningKeyQuerySet:
+        """Keys that have not been revoked."""
+        return self.filter(revoked_at=None)
+
+    def overlapping(self) -> ProvisioningKeyQuerySet:
+        """Live keys whose previous secret works on beside the present one."""
+        return self.live().filter(previous_ends_at__gt=timezone.now())
+
+    def find(self, secret: str) -> ProvisioningKey | None:
+        """The live key whose present secret, or previous one while it works, is `secret`."""
+        if not token_text.well_formed(secret, {token_text.DIRECTORY}):
+            return None
+        digests = token_text.candidates(secret, settings.TOKEN_KEYS)
+        previous = Q(previous_digest__in=digests, previous_ends_at__gt=timezone.now())
+        return self.live().filter(Q(digest__in=digests) | previous).select_related("role").first()
+
+    def issue(
+        self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
+    ) -> IssuedKey:
+        """Make a key for a directory: people it makes get `role`, and it acts on nobody who holds more than
+        `capabilities`.
+
+        Raises ProvisioningError, or BeyondYours for what `by` does not hold. The text is stored nowhere.
+        """
+        if role.is_owners:
+            raise MakesOwners(MakesOwners.__doc__)
+        if role.capabilities - frozenset(capabilities):
+            raise RoleBeyond(RoleBeyond.__doc__)
+        must_hold(by, capabilities)
+        secret = token_text.mint(token_text.DIRECTORY)
+        slugs = [capability.slug for capability in Capability if capability in capabilities]
+        key = ProvisioningKey(
+            name=name.strip(), role=role, capabilities=slugs, created_by=by, **({"pk": pk} if pk else {})
+        )
+        key.set_secret(secret)
+        try:
+            with transaction.atomic():
+                if self.live().count() >= MOST_KEYS:
+                    raise TooManyKeys(TooManyKeys.__doc__)
+                key.save(force_insert=True)
+                changes = {"prefix": [None, key.prefix], "role": [None, role.name], "capabilities": [[], slugs]}
+                Event.objects.record(Action.PROVISIONING_KEY_CREATED, key, by=by, changes=changes)
+        except IntegrityError:
+            raise NameTaken(NameTaken.__doc__) from None
+        return IssuedKey(key, secret)
+
+
+class ProvisioningKey(models.Model):
+    """What a directory shows to provision people here through SCIM (`gwd_`). Nothing else accepts it.
+
+    It is nobody's: it goes on when who made it has left, and ends when it is revoked. Only its prefix and its digest
+    (HMAC-SHA-256) are kept, as of a previous secret until `previous_ends_at`. Each secret has a last use of its own.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    name = models.CharField(max_length=80)
+    role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")  # None once revoked.
+    capabilities = ArrayField(models.CharField(max_length=80), default=list)  # Slugs.
+    prefix = models.CharField(max_length=12, editable=False)
+    digest = models.BinaryField(unique=True, max_length=32, editable=False)
+    key_id = models.CharField(max_length=8, editable=False)
+    previous_prefix = models.CharField(max_length=12, blank=True, editable=False)
+    previous_digest = models.BinaryField(unique=True, null=True, max_length=32, editable=False)
+    previous_key_id = models.CharField(max_length=8, blank=True, editable=False)
+    previous_ends_at = models.DateTimeField(null=True, editable=False)
+    previous_last_used_at = models.DateTimeField(null=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, editable=False)
+    rolled_at = models.DateTimeField(null=True, editable=False)
+    revoked_at = models.DateTimeField(null=True, editable=False)
+    created_by = models.ForeignKey(User, models.PROTECT, related_name="+", editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = ProvisioningKeyQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        default_permissions = ()
+        permissions = (("manage_provisioning", "Manage provisioning"),)
+        constraints = (
+            models.UniqueConstraint(
+                Lower("name"), condition=Q(revoked_at=None), name="live_provisioning_key_name_is_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_at=None, role__isnull=False) | Q(revoked_at__isnull=False, role=None),
+                name="live_provisioning_key_has_a_role",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix})"
+
+    @property
+    def status(self) -> str:
+        """`active` or `revoked`."""
+        return "revoked" if self.revoked_at else "active"
+
+    @property
+    def granted(self) -> frozenset[Capability]:
+        """What it may act on: people, and teams of people, who hold no more. Revoked, nothing."""
+        return frozenset(capability for capability in Capability if capability.slug in self.capabilities)
+
+    @property
+    def acts_on(self) -> str:
+        """The same in words."""
+        labels = [capability.label for capability in Capability if capability in self.granted]
+        return "Everything" if len(labels) == len(Capability) else ", ".join(labels) or "Nothing"
+
+    @property
+    def actor(self) -> Directory:
+        """Who acts with it, for verbs."""
+        return Directory(self)
+
+    @property
+    def previous_works_until(self) -> datetime | None:
+        """When the replaced secret stops working; None when it has."""
+        ends = self.previous_ends_at
+        return ends if ends and not self.revoked_at and ends > timezone.now() else None
+
+    def is_previous(self, secret: str) -> bool:
+        """Whether this text is the secret that was replaced."""
+        digests = token_text.candidates(secret, settings.TOKEN_KEYS)
+        return self.previous_digest is not None and bytes(self.previous_digest) in digests
+
+    def set_secret(self, secret: str) -> None:
+        """Take `secret` as the text of this key, keeping its prefix and digest only."""
+        signer = settings.TOKEN_KEYS[0]
+        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.key_id(signer)
+        self.digest = token_text.digest(secret, signer)
+
+    def forget_previous(self) -> None:
+        """Let the replaced secret work no more, once the row is saved."""
+        self.previous_prefix = self.previous_key_id = ""
+        self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
+
+    def _locked(self) -> ProvisioningKey:
+        """This row, locked and live. Raises AlreadyRevoked."""
+        row = type(self).objects.select_for_update(of=("self",)).select_related("role").get(pk=self.pk)
+        if row.revoked_at:
+            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+        return row
+
+    def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedKey:
+        """Give this key another secret; the old one works on for `overlap_hours`, one of OVERLAP_HOURS.
+
+        Raises BadOverlap, AlreadyRevoked, or BeyondYours: whoever reads the secret can do what the key may.
+        """
+        if overlap_hours not in OVERLAP_HOURS:
+            raise BadOverlap(BadOverlap.__doc__)
+        secret = token_text.mint(token_text.DIRECTORY)
+        with transaction.atomic():
+            row = self._locked()
+            must_hold(by, row.granted)
+            before = row.prefix
+            row.forget_previous()
+            if overlap_hours:
+                row.previous_prefix, row.previous_digest, row.previous_key_id = row.prefix, row.digest, row.key_id
+                row.previous_ends_at = timezone.now() + timedelta(hours=overlap_hours)
+                row.previous_last_used_at = row.last_used_at
+            row.set_secret(secret)
+            row.rolled_at, row.last_used_at = timezone.now(), None
+            row.save(update_fields=[*SECRET, *PREVIOUS, *USED])
+            changes: dict[str, Any] = {"prefix": [before, row.prefix]}
+            if overlap_hours:
+                changes["overlap_hours"] = [None, overlap_hours]
+            Event.objects.record(Action.PROVISIONING_KEY_ROLLED, row, by=by, changes=changes)
+        self.refresh_from_db()
+        return IssuedKey(self, secret)
+
+    def end_previous(self, *, by: User) -> None:
+        """End the previous secret early; the present one stays valid. Raises NoPrevious or AlreadyRevoked."""
+        with transaction.atomic():
+            row = self._locked()
+            if row.previous_works_until is None:
+                raise NoPrevious(NoPrevious.__doc__)
+            before = row.previous_prefix
+            row.forget_previous()
+            row.save(update_fields=[*PREVIOUS, "previous_last_used_at"])
+            Event.objects.record(Action.PROVISIONING_KEY_PREVIOUS_ENDED, row, by=by, changes={"prefix": [before, None]})
+        self.refresh_from_db()
+
+    def revoke(self, *, by: User) -> None:
+        """End this key and both its secrets for good. The people it made stay as they are. Raises AlreadyRevoked."""
+        with transaction.atomic():
+            row = self._locked()
+            row.forget_previous()
+            row.revoked_at, row.role = timezone.now(), None  # So that the role may be removed.
+            row.save(update_fields=["revoked_at", "role", *PREVIOUS, "previous_last_used_at"])
+            Event.objects.record(Action.PROVISIONING_KEY_REVOKED, row, by=by)
+        self.refresh_from_db()
+
+    def note_use(self, secret: str) -> None:
+        """Remember that it was used now with this secret, once a minute at most."""
+        now, name = timezone.now(), "previous_last_used_at" if self.is_previous(secret) else "last_used_at"
+        last = getattr(self, name)
+        if last is None or now - last >= SEEN_EVERY:
+            type(self).objects.filter(pk=self.pk).update(**{name: now})
+
+
+class IssuedKey(NamedTuple):
+    """A key, and its new text: the only time the text exists outside the directory."""
+
+    key: ProvisioningKey
+    secret: str
+
+
+class DirectoryPerson(models.Model):
+    """What a directory says of a person and nobody else needs: its own name for them, and what to repeat to it.
+
+    `addresses` are the values of `emails`, in small letters. `user_name` is empty where it is the person's e-mail.
+    `email` is the address that follows from what it last said: one that an administrator has corrected since stays.
+    While `removed_at` is set the directory has deleted them: they are deactivated, and no resource of SCIM.
+    `deactivated_epoch` is the session epoch that its own deactivation began; a later one is an administrator's act.
+    """
+
+    user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
+    external_id = models.CharField(max_length=200, blank=True)
+    user_name = models.CharField(max_length=254, blank=True)
+    name = models.JSONField(default=dict)
+    emails = models.JSONField(default=list)
+    addresses = ArrayField(models.CharField(max_length=254), default=list)
+    email = models.CharField(max_length=254, blank=True)
+    removed_at = models.DateTimeField(null=True)
+    deactivated_epoch = models.PositiveIntegerField(null=True)
+
+    class Meta:
+        default_permissions = ()
+        constraints = (
+            models.UniqueConstraint(
+                fields=("user_name",), condition=~Q(user_name=""), name="directory_user_name_is_unique"
+            ),
+        )
+        indexes = (
+            models.Index(fields=("external_id",), name="person_by_external_id", condition=~Q(external_id="")),
+            GinIndex(fields=("addresses",), name="person_by_addresses"),
+        )
+
+    def __str__(self) -> str:
+        return self.external_id or str(self.user_id)
+
+    DESCRIBED: ClassVar[Sequence[str]] = ("external_id", "user_name", "name", "emails")
+
+    def describe(self, *, by: Directory, **said: Any) -> None:
+        """Take over what a directory says of this person: of DESCRIBED those that are given. Records what changed."""
+        changes = {name: [getattr(self, name), value] for name, value in said.items() if getattr(self, name) != value}
+        if self.removed_at is not None:
+            changes["removed_at"] = [self.removed_at.isoformat(), None]
+        for name, value in said.items():
+            setattr(self, name, value)
+        self.addresses = sorted({str(one["value"]).lower() for one in self.emails if one.get("value")})
+        self.removed_at = None
+        self._keep()
+        if changes:
+            Event.objects.record(Action.USER_UPDATED, self.user, by=by, changes=changes)
+
+    @property
+    def is_deactivated_by_directory(self) -> bool:
+        """Whether it was the directory that deactivated this person, and no administrator has said so since."""
+        return not self.user.is_active and self.deactivated_epoch == self.user.session_epoch
+
+    def set_active(self, active: bool, *, by: Directory) -> None:
+        """Deactivate this person, or undo that if a directory did it; `describe` saves who it was.
+
+        Raises DeactivatedByOthers, and as the verbs of User do.
+        """
+        if active == self.user.is_active:
+            return
+        if active and not self.is_deactivated_by_directory:
+            raise DeactivatedByOthers(DeactivatedByOthers.__doc__)
+        (self.user.reactivate if active else self.user.deactivate)(by=by)
+        self._note_epoch()
+
+    def remove(self, *, by: Directory) -> None:
+        """Let the directory forget this person, who can no longer get in by anything they had.
+
+        Raises as `User.end_access` does. What acts for them, such as connections, their own verbs end.
+        """
+        is_theirs = self.user.is_active or self.is_deactivated_by_directory
+        self._keep()  # Before their password ends: without one they would look invited.
+        self.user.end_access(by=by)
+        if is_theirs:
+            self._note_epoch()
+        self.removed_at, self.user_name = timezone.now(), ""
+        self.save()
+        changes = {"removed_at": [None, self.removed_at.isoformat()]}
+        Event.objects.record(Action.USER_UPDATED, self.user, by=by, changes=changes)
+
+    def _note_epoch(self) -> None:
+        self.user.refresh_from_db(fields=["session_epoch"])
+        self.deactivated_epoch = None if self.user.is_active else self.user.session_epoch
+
+    def _keep(self) -> None:
+        """Save it. Whom a directory describes is provisioned from then on, but not whose invitation was revoked."""
+        if self._state.adding and self.user.status != "revoked":
+            User.objects.filter(pk=self.user_id, provisioned_at=None).update(provisioned_at=timezone.now())
+        self.save()
+
+
+class DirectoryTeam(models.Model):
+    """What a directory calls a team by itself."""
+
+    team = models.OneToOneField(Team, models.CASCADE, primary_key=True, related_name="directory_team")
+    external_id = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        default_permissions = ()
+        indexes = (models.Index(fields=("external_id",), name="team_by_external_id", condition=~Q(external_id="")),)
+
+    def __str__(self) -> str:
+        return self.external_id or str(self.team_id)
+
+    def describe(self, *, by: Directory, external_id: str) -> None:
+        """Take over the directory's own id of this team. Records what changed."""
+        before, self.external_id = self.external_id, external_id
+        self.save()
+        if before != external_id:
+            changes = {"external_id": [before, external_id]}
+            Event.objects.record(Action.TEAM_UPDATED, self.team, by=by, changes=changes)

@@ -1,0 +1,154 @@
+"""The endpoint of directories, and the pages of their keys: *Settings, Provisioning*."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_http_methods
+
+from accounts.capability_groups import check_list
+from accounts.reauthentication import ask_again
+from accounts.rules import BeyondYours
+from capabilities import Capability, requires
+from scim.forms import KeyForm
+from scim.lists import KEYS
+from scim.models import AlreadyRevoked, IssuedKey, NoPrevious, ProvisioningError, ProvisioningKey
+from tokens.forms import OverlapForm
+from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
+from ui.tables import show_list
+
+IS_INSTALLED = find_spec("scim2_server") is not None  # The extra `scim`.
+
+
+@csrf_exempt
+@login_not_required
+def endpoint(request: HttpRequest) -> HttpResponse:
+    """SCIM, while its package is installed and a provisioning key exists; else there is nothing here."""
+    if not IS_INSTALLED or not ProvisioningKey.objects.live().exists():
+        raise Http404
+    from scim.endpoint import answer  # noqa: PLC0415  (the optional package)
+
+    return answer(request)
+
+
+def page_url(key: ProvisioningKey) -> str:
+    return reverse("scim:key", args=[key.pk])
+
+
+@require_GET
+@requires(Capability.PROVISIONING_MANAGE)
+def listing(request: AppRequest) -> HttpResponse:
+    table = KEYS.seen(request)
+    keys = ProvisioningKey.objects.select_related("role")
+    context = {"page": page_of(request, table.ordered(keys)), "table": table, "is_installed": IS_INSTALLED}
+    return show_list(request, "scim/list.html#results", context)
+
+
+@require_GET
+@requires(Capability.PROVISIONING_MANAGE)
+def detail(request: AppRequest, pk: UUID) -> HttpResponse:
+    return show(request, "scim/key.html", _context(get_object_or_404(ProvisioningKey, pk=pk)))
+
+
+def _context(key: ProvisioningKey, new: IssuedKey | None = None) -> dict[str, Any]:
+    return {
+        "key": key,
+        "secret": new.secret if new else "",
+        "url": f"{settings.PUBLIC_URL}/scim/v2",
+        "is_installed": IS_INSTALLED,
+    }
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PROVISIONING_MANAGE)
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def create(request: AppRequest) -> HttpResponse:
+    """A new key, whose secret is in the answer of this POST and nowhere else."""
+    form = KeyForm(posted(request))
+    if request.method == "POST" and form.is_valid():
+        data = dict(form.cleaned_data)
+        existing = ProvisioningKey.objects.filter(pk=data["id"], created_by=request.user).first()
+        if existing:
+            return leave(request, page_url(existing), "Its secret is no longer shown")
+        data["pk"] = data.pop("id")
+        try:
+            return _shown(request, ProvisioningKey.objects.issue(**data, by=request.user))
+        except ProvisioningError as error:
+            form.refuse(error)
+        except BeyondYours as error:
+            form.add_error("capabilities", str(error))
+    context = {"form": form, "areas": check_list(request.user, form.ticked)}
+    return (show if request.method == "GET" else refuse)(request, "scim/form.html", context)
+
+
+def _shown(request: AppRequest, new: IssuedKey) -> HttpResponse:
+    """The page of the key with its new secret, once."""
+    response = show(request, "scim/key.html", _context(new.key, new))
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PROVISIONING_MANAGE)
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def roll(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Another secret, in the answer of this POST and nowhere else."""
+    key, form = get_object_or_404(ProvisioningKey, pk=pk), OverlapForm(posted(request))
+    if request.method == "POST" and form.is_valid():
+        if request.POST.get("prefix") != key.prefix:  # A reload repeats the POST.
+            return leave(request, page_url(key), "Its secret is no longer shown")
+        try:
+            return _shown(request, key.roll(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
+        except (ProvisioningError, BeyondYours) as error:
+            return leave(request, page_url(key), str(error))
+    return (show if request.method == "GET" else refuse)(request, "scim/roll.html", {"key": key, "form": form})
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PROVISIONING_MANAGE)
+def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
+    key = get_object_or_404(ProvisioningKey, pk=pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="End old secret",
+            text="End the old secret of this key? Requests using it will fail with 401 immediately.",
+            more=f"{key.previous_prefix} of {key.name}. The new one {key.prefix} goes on.",
+            icon="revoke",
+            back=page_url(key),
+        )
+    with suppress(NoPrevious, AlreadyRevoked):  # Then it has ended, which is what was asked for.
+        key.end_previous(by=request.user)
+    return leave(request, page_url(key), "Old secret ended")
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PROVISIONING_MANAGE)
+def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
+    key = get_object_or_404(ProvisioningKey, pk=pk)
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Revoke provisioning key",
+            text=f"Revoke {key}? The directory that uses it fails with 401 immediately. This cannot be undone.",
+            more="The people and teams it made stay as they are. Nobody is deactivated by it any more.",
+            icon="revoke",
+            back=page_url(key),
+        )
+    with suppress(AlreadyRevoked):
+        key.revoke(by=request.user)
+    return leave(request, reverse("scim:list"), "Provisioning key revoked")

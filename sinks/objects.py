@@ -1,0 +1,182 @@
+"""Where objects are kept: a bucket that speaks S3, or a folder. What is there is never written over.
+
+One small client of S3, over the same guarded sockets as webhooks: a library's own would look names up by itself, and go
+where the guard would not let it. Requests are signed with AWS Signature Version 4; `If-None-Match: *` makes a PUT
+create an object or fail (RFC 9110 section 13.1.2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, Self
+from urllib.parse import parse_qs, quote, urlsplit
+from uuid import uuid4
+
+import httpx
+
+from wire.deadline import Deadline
+from wire.guard import Guard, GuardedTransport
+
+AMAZON = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?$")
+ANY_REGION = "us-east-1"  # What stores that know no regions expect.
+THERE_ALREADY = 412
+
+
+class Objects(Protocol):
+    """Objects by name, whose parts are letters, digits and -_.=, between slashes."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def put(self, name: str, data: bytes) -> bool:
+        """Make an object; False when there is one of this name, which stays.
+
+        Raises NotKept, and what httpx raises, or OSError.
+        """
+
+    def get(self, name: str) -> bytes | None:
+        """What an object holds, None when there is none. Raises as `put` does."""
+
+
+class NotKept(Exception):
+    """The store answered something else; the message goes on after "it". `wait` is what it asks for, in seconds."""
+
+    def __init__(self, answered: httpx.Response) -> None:
+        leads = ", which leads elsewhere: is the region right?" if 300 <= answered.status_code < 400 else "."
+        super().__init__(f"answered {answered.status_code}{_code_of(answered)}{leads}")
+        self.retry_after = answered.headers.get("Retry-After", "")
+
+
+def _code_of(answered: httpx.Response) -> str:
+    """The error code of S3, which says more than the status."""
+    found = re.search(rb"<Code>(\w{1,60})</Code>", answered.content[:4096])
+    return f" ({found[1].decode()})" if found else ""
+
+
+class Folder:
+    """Objects as files below a folder. A file appears whole or not at all, and is on the disk before `put` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def put(self, name: str, data: bytes) -> bool:
+        place = self._path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new = place.with_name(f".{uuid4().hex}")
+        try:
+            with new.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            place.hardlink_to(new)
+        except FileExistsError:
+            return False
+        finally:
+            new.unlink(missing_ok=True)
+        for folder in (place.parent, *place.parent.parents):
+            _sync(folder)
+            if folder == self._path:
+                break
+        return True
+
+    def get(self, name: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return (self._path / name).read_bytes()
+        return None
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+class S3:
+    """Objects of a bucket below a prefix. `keys` are the id and the secret of an access key, with a colon between.
+
+    The address is what stands before the name of an object: https://s3.eu-central-1.amazonaws.com/bucket/prefix or
+    https://bucket.s3.eu-central-1.amazonaws.com/prefix. `?region=` says the region where the host does not. One request
+    takes `seconds` at most.
+    """
+
+    def __init__(self, address: str, keys: str, guard: Guard, seconds: float) -> None:
+        parts = urlsplit(address)
+        self._base = f"{parts.scheme}://{parts.netloc}"
+        self._prefix = parts.path.rstrip("/")
+        self._region = region_of(address)
+        self._id, _, self._secret = keys.partition(":")
+        self._deadline, self._seconds = Deadline(), seconds
+        transport = GuardedTransport(guard, self._deadline)
+        self._client = httpx.Client(transport=transport, trust_env=False, timeout=seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def put(self, name: str, data: bytes) -> bool:
+        answered = self._ask("PUT", name, data, {"if-none-match": "*"})
+        if answered.status_code == THERE_ALREADY:
+            return False
+        if not answered.is_success:
+            raise NotKept(answered)
+        return True
+
+    def get(self, name: str) -> bytes | None:
+        answered = self._ask("GET", name, b"", {})
+        if answered.status_code == httpx.codes.NOT_FOUND and b"NoSuchBucket" not in answered.content:
+            return None
+        if not answered.is_success:
+            raise NotKept(answered)
+        return answered.content
+
+    def _ask(self, method: str, name: str, data: bytes, headers: dict[str, str]) -> httpx.Response:
+        self._deadline.set(self._seconds)
+        url = self._base + quote(f"{self._prefix}/{name}", safe="/-_.~")
+        signed = sign(method, url, headers, data, (self._id, self._secret), self._region, datetime.now(UTC))
+        return self._client.request(method, url, content=data, headers=signed)
+
+
+def region_of(address: str) -> str:
+    """The region that requests to this address are signed for."""
+    parts = urlsplit(address)
+    if named := parse_qs(parts.query).get("region"):
+        return named[0]
+    found = AMAZON.search(parts.hostname or "")
+    return found[1] if found else ANY_REGION
+
+
+def sign(
+    method: str, url: str, headers: Mapping[str, str], data: bytes, keys: tuple[str, str], region: str, now: datetime
+) -> dict[str, str]:
+    """The headers of a request to S3, with its signature: AWS Signature Version 4, "Authenticating Requests"."""
+    parts, digest, moment = urlsplit(url), hashlib.sha256(data).hexdigest(), f"{now:%Y%m%dT%H%M%SZ}"
+    told = {**headers, "host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": moment}
+    names = ";".join(sorted(told))
+    lines = "".join(f"{name}:{told[name]}\n" for name in sorted(told))
+    request = f"{method}\n{parts.path}\n{parts.query}\n{lines}\n{names}\n{digest}"
+    scope = f"{now:%Y%m%d}/{region}/s3/aws4_request"
+    text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, hashlib.sha256(request.encode()).hexdigest()))
+    key = f"AWS4{keys[1]}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), hashlib.sha256)
+    signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    credential = f"Credential={keys[0]}/{scope}, SignedHeaders={names}, Signature={signature}"
+    return {**told, "authorization": f"AWS4-HMAC-SHA256 {credential}"}

@@ -1,0 +1,150 @@
+"""/api/organisation: sign-in by the organisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.models import Role, Team
+from accounts.rules import BeyondYours
+from capabilities import Capability
+from sso import discovery, flow
+from sso.discovery import Outcome
+from sso.models import (
+    BadDomain,
+    BadIssuer,
+    BadRules,
+    BadScopes,
+    GroupRule,
+    Incomplete,
+    Mode,
+    NoBreakGlass,
+    Provider,
+)
+from ui.operations import Body, operation
+from ui.rest import Problem, Reference, Resource
+
+SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
+
+
+def _role(pk: UUID | None) -> Role | None:
+    role = Role.objects.filter(pk=pk).first() if pk else None
+    if pk and role is None:
+        raise ValidationError("There is no such role.")
+    return role
+
+
+class GroupRuleSerializer(serializers.Serializer[GroupRule]):
+    """What a group at the organisation gives: a role, a team, or both."""
+
+    group = serializers.CharField()
+    role = Reference(allow_null=True)
+    team = Reference(allow_null=True)
+
+
+class GroupRuleBody(Body):
+    """What a group at the organisation is to give."""
+
+    group = serializers.CharField(max_length=200)
+    role_id = serializers.UUIDField(allow_null=True, default=None)
+    team_id = serializers.UUIDField(allow_null=True, default=None)
+
+    def validate_role_id(self, pk: UUID | None) -> Role | None:
+        return _role(pk)
+
+    def validate_team_id(self, pk: UUID | None) -> Team | None:
+        team = Team.objects.filter(pk=pk).first() if pk else None
+        if pk and team is None:
+            raise ValidationError("There is no such team.")
+        return team
+
+
+class OrganisationSerializer(serializers.Serializer[Provider]):
+    """Where people of the organisation sign in, and on which terms."""
+
+    mode = serializers.ChoiceField(Mode.choices)
+    name = serializers.CharField()
+    issuer = serializers.CharField()
+    client_id = serializers.CharField()
+    has_secret = serializers.BooleanField()
+    scopes = serializers.CharField()
+    groups_claim = serializers.CharField()
+    default_role = Reference(allow_null=True)
+    links_by_email = serializers.BooleanField()
+    domains = serializers.ListField(child=serializers.CharField())
+    rules = GroupRuleSerializer(many=True)
+    redirect_uri = serializers.SerializerMethodField()
+
+    def get_redirect_uri(self, provider: Provider) -> str:
+        return flow.callback_url()
+
+
+class OrganisationChanges(Body):
+    """What may change of it."""
+
+    mode = serializers.ChoiceField(Mode.choices)
+    name = serializers.CharField(max_length=60, allow_blank=True)
+    issuer = serializers.CharField(max_length=500, allow_blank=True)
+    client_id = serializers.CharField(max_length=255, allow_blank=True)
+    secret = serializers.CharField(max_length=500, write_only=True, allow_blank=True)
+    scopes = serializers.CharField(max_length=300)
+    groups_claim = serializers.CharField(max_length=100)
+    default_role_id = serializers.UUIDField(allow_null=True)
+    links_by_email = serializers.BooleanField()
+    domains = serializers.ListField(child=serializers.CharField(max_length=253), max_length=50)
+    rules = GroupRuleBody(many=True)
+
+    def validate_default_role_id(self, pk: UUID | None) -> Role | None:
+        return _role(pk)
+
+    def validate_rules(self, rules: list[dict[str, Any]]) -> list[GroupRule]:
+        return [GroupRule(rule["group"], rule.get("role_id"), rule.get("team_id")) for rule in rules]
+
+
+class ProviderTestSerializer(serializers.Serializer[Outcome]):
+    """Whether the provider could be signed in at, and what was found, in words."""
+
+    works = serializers.BooleanField()
+    detail = serializers.CharField()
+
+
+class OrganisationResource(Resource):
+    """Sign-in by the organisation: its identity provider, and what its groups mean here."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        BadIssuer: Problem(HTTPStatus.BAD_REQUEST, "invalid", "issuer"),
+        BadDomain: Problem(HTTPStatus.BAD_REQUEST, "invalid", "domains"),
+        BadRules: Problem(HTTPStatus.BAD_REQUEST, "invalid", "rules"),
+        BadScopes: Problem(HTTPStatus.BAD_REQUEST, "invalid", "scopes"),
+        Incomplete: Problem(HTTPStatus.BAD_REQUEST, "invalid", "mode"),
+        NoBreakGlass: Problem(HTTPStatus.CONFLICT, "no_break_glass_owner"),
+        BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
+    }
+    serializer_class = OrganisationSerializer
+    versioned = True
+
+    @operation(needs=SETS_UP)
+    def retrieve(self, request: Request) -> Response:
+        return self.answer(Provider.load())
+
+    @operation(needs=SETS_UP, body=OrganisationChanges, reauth=True, api_keys=False, if_match=True)
+    def partial_update(self, request: Request) -> Response:
+        changes = self.body()
+        if "default_role_id" in changes:
+            changes["default_role"] = changes.pop("default_role_id")
+        return self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
+
+    @operation(needs=SETS_UP, answer=ProviderTestSerializer, if_match=True)
+    def test(self, request: Request) -> Response:
+        """*Test*: ask the provider what it is. That something is wrong with it is an answer, and no error of ours."""
+        provider = Provider.load()
+        with self.unchanged(provider):
+            pass  # Another machine is asked without a lock.
+        return Response(ProviderTestSerializer(discovery.test(provider, by=self.me)).data)

@@ -1,0 +1,172 @@
+"""What an identity provider says of itself (OpenID Connect Discovery): its endpoints and its keys.
+
+Asked through the one address guard. What it says is kept for ten minutes, so that a sign-in does not ask for it twice;
+that it says nothing for half a minute, so that strangers do not make us ask as often as they like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from django.core.cache import cache
+
+from accounts.strangers import aside
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+from servers.oauth_client.http import Http, Unreachable
+from sso.models import BadIssuer, Provider, ProviderError
+from wire.oauth_client import as_list, auth_method, is_https
+
+KEPT_S = 10 * 60
+FAILURE_KEPT_S = 30
+KEYS_ASKED_AGAIN_S = 60  # At most so often, whoever sends tokens with keys that nobody knows.
+DISCOVERY = "/.well-known/openid-configuration"
+
+
+class ProviderDown(ProviderError):
+    """The identity provider does not answer, or not as one does; the message says what is wrong."""
+
+
+class Metadata(NamedTuple):
+    """What a provider says of itself."""
+
+    issuer: str
+    authorization_endpoint: str
+    token_endpoint: str
+    jwks_uri: str
+    userinfo_endpoint: str
+    auth_methods: tuple[str, ...]
+    says_iss: bool
+
+    def auth_method(self, *, secret: bool) -> str:
+        """How our client names itself at the token endpoint."""
+        return auth_method(self.auth_methods, secret=secret)
+
+
+class Outcome(NamedTuple):
+    """Whether the provider could be signed in at, and what was found, in words."""
+
+    works: bool
+    detail: str
+
+
+def metadata(provider: Provider) -> Metadata:
+    """Raises ProviderDown."""
+    name = _name("metadata", provider.issuer)
+    kept = cache.get(name)
+    if kept is None:
+        kept = _unless_failed(name, lambda: ask(provider))
+        cache.set(name, tuple(kept), KEPT_S)
+    return Metadata(*kept)
+
+
+def keys(provider: Provider, *, anew: bool = False) -> list[dict[str, Any]]:
+    """The keys it signs with; asked `anew` for a token that none of them signed. Raises ProviderDown."""
+    name = _name("keys", provider.issuer)
+    kept = cache.get(name)
+    if kept is None or (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
+        kept = _unless_failed(name, lambda: _keys(provider, metadata(provider).jwks_uri))
+        cache.set(name, kept, KEPT_S)
+    return list(kept)
+
+
+def _unless_failed[Found](name: str, ask: Callable[[], Found]) -> Found:
+    """What it says now, unless it said nothing a moment ago. Raises ProviderDown."""
+    failure = cache.get(f"{name}:failed")
+    if failure is not None:
+        raise ProviderDown(failure)
+    try:
+        return ask()
+    except ProviderDown as fault:
+        cache.set(f"{name}:failed", str(fault), FAILURE_KEPT_S)
+        raise
+
+
+def forget(provider: Provider) -> None:
+    """Ask again what is kept of it."""
+    names = [_name(what, provider.issuer) for what in ("metadata", "keys")]
+    cache.delete_many([*names, *(f"{name}:failed" for name in names)])
+
+
+def test(provider: Provider, *, by: Actor | None) -> Outcome:
+    """Ask the provider what it is, and say in words what is wrong or missing; records that it was tested."""
+    try:
+        said = ask(provider)
+        found = _keys(provider, said.jwks_uri)
+    except ProviderError as fault:
+        outcome = Outcome(works=False, detail=str(fault))
+    else:
+        forget(provider)
+        way = "" if provider.has_secret else " It has to take clients without a secret."
+        keys_found = "1 key" if len(found) == 1 else f"{len(found)} keys"
+        outcome = Outcome(
+            works=True,
+            detail=f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
+            f"{keys_found}.{way} Whether it knows the client shows when somebody signs in.",
+        )
+    told = {"works": outcome.works} | ({} if outcome.works else {"detail": outcome.detail})
+    Event.objects.record(Action.ORGANISATION_TESTED, provider, by=by, changes=told)
+    return outcome
+
+
+def ask(provider: Provider) -> Metadata:
+    """What the provider says of itself now. Raises ProviderDown."""
+    if not provider.issuer:
+        raise ProviderDown("No issuer is named yet.")
+    url = provider.issuer.rstrip("/") + DISCOVERY
+    document = fetch(provider, url)
+    if document.get("issuer") != provider.issuer:
+        said = "".join(char for char in str(document.get("issuer")) if char.isprintable())[:200]
+        raise ProviderDown(f"{url} describes another issuer than {provider.issuer}: {said}. Enter exactly that.")
+    methods = document.get("code_challenge_methods_supported")
+    if methods is not None and "S256" not in as_list(methods):
+        raise ProviderDown(f"{provider.issuer} does not support PKCE with S256.")
+    return Metadata(
+        issuer=provider.issuer,
+        authorization_endpoint=_endpoint(provider, document, "authorization_endpoint"),
+        token_endpoint=_endpoint(provider, document, "token_endpoint"),
+        jwks_uri=_endpoint(provider, document, "jwks_uri"),
+        userinfo_endpoint=_endpoint(provider, document, "userinfo_endpoint", needed=False),
+        auth_methods=as_list(document.get("token_endpoint_auth_methods_supported")),
+        says_iss=document.get("authorization_response_iss_parameter_supported") is True,
+    )
+
+
+def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The JSON object at this address of the provider. Raises ProviderDown."""
+    try:
+        with aside():
+            answered = Http(private=provider.private).get(url, headers)
+    except Unreachable as error:
+        raise ProviderDown(f"{url} {error}.") from None
+    if answered.status != 200:
+        raise ProviderDown(f"{url} answered {answered.status}.")
+    if answered.document is None:
+        raise ProviderDown(f"{url} answered with something that is no JSON object.")
+    return answered.document
+
+
+def _keys(provider: Provider, url: str) -> list[dict[str, Any]]:
+    found = fetch(provider, url).get("keys")
+    keys = [key for key in found if isinstance(key, dict)] if isinstance(found, list) else []
+    if not keys:
+        raise ProviderDown(f"{url} holds no keys.")
+    return keys
+
+
+def _endpoint(provider: Provider, document: Mapping[str, Any], name: str, *, needed: bool = True) -> str:
+    value = document.get(name)
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str) or not is_https(value, like=provider.issuer):
+        raise ProviderDown(f"{provider.issuer} names no usable {name}.")
+    return value
+
+
+def _name(what: str, issuer: str) -> str:
+    return f"organisation-{what}:{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
+
+
+__all__ = ["BadIssuer", "Metadata", "Outcome", "ProviderDown", "fetch", "forget", "keys", "metadata", "test"]

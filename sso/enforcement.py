@@ -1,0 +1,64 @@
+"""What sign-in by the organisation means for passwords, and which browsers were signed in there."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from allauth.usersessions.models import UserSession
+from django.db import transaction
+from django.http import HttpRequest
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Event
+from sso.models import Claims, Provider
+
+logger = logging.getLogger(__name__)
+
+SIGN_IN_THERE = "People with this address sign in at their organisation. Use the button below."
+BROWSER = "organisation"  # In a session: as whom it was signed in to at the organisation.
+
+
+def sign_in_there(email: str) -> bool:
+    """Whether people with this address have to sign in at the organisation, so that no password is taken."""
+    provider = Provider.offered()
+    return provider is not None and provider.enforces(email)
+
+
+def must_sign_in_there(person: User) -> bool:
+    """The same of a person: whoever may break the glass need not."""
+    return not person.break_glass and sign_in_there(person.email)
+
+
+def remember(request: HttpRequest, who: Claims) -> None:
+    """Note in the session, before it is anybody's, as whom it is being signed in to."""
+    request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
+
+
+def forget(request: HttpRequest) -> None:
+    """The session is being signed in to with a password: what the organisation began before is over."""
+    request.session.pop(BROWSER, None)
+
+
+def note_sign_in(request: HttpRequest, person: User) -> None:
+    """Keep with the browser's row as whom it was signed in to; raise the alarm when the glass was broken."""
+    known = request.session.get(BROWSER)
+    if known:
+        UserSession.objects.filter(session_key=request.session.session_key).update(data={BROWSER: known})
+    elif person.break_glass and sign_in_there(person.email):
+        Event.objects.record(Action.USER_BREAK_GLASS_USED, person, by=person)
+        logger.warning("a break-glass owner signed in with a password", extra={"user": person.email})
+
+
+def end_sessions(issuer: str, claims: dict[str, Any]) -> int:
+    """End the browsers' sessions that a logout token speaks of; returns how many. Tokens and connections stay."""
+    spoken_of = {"issuer": issuer} | {name: claims[name] for name in ("sub", "sid") if claims.get(name)}
+    ended = 0
+    with transaction.atomic():
+        for session in UserSession.objects.select_related("user").filter(data__contains={BROWSER: spoken_of}):
+            session.end()
+            changes = {"ip": [session.ip, None], "through": "the organisation"}
+            Event.objects.record(Action.USER_SESSION_ENDED, session.user, by=None, changes=changes)
+            ended += 1
+    return ended

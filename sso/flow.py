@@ -1,0 +1,241 @@
+"""A person signs in at the organisation: the way there, and the way back (OpenID Connect Core 3.1, with PKCE)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import reverse
+
+from accounts.strangers import aside
+from servers.oauth_client.http import Http, Unreachable
+from sso.discovery import ProviderDown, fetch, keys, metadata
+from sso.models import Claims, Provider
+from sso.signed_tokens import TokenInvalid, UnknownKey, id_token
+from wire.cipher import Unreadable
+from wire.oauth_client import (
+    Client,
+    Mismatch,
+    TokenRefused,
+    Tokens,
+    TokenUnavailable,
+    authorize_url,
+    check_iss,
+    pkce,
+    read_tokens,
+    token_request,
+)
+
+# What Google calls them when it says what it granted.
+SCOPES_CALLED = {
+    "https://www.googleapis.com/auth/userinfo.email": "email",
+    "https://www.googleapis.com/auth/userinfo.profile": "profile",
+}
+SESSION_KEY = "organisation_sign_ins"
+MOST_OPEN = 5  # In one browser; the oldest end.
+LIVES_S = 10 * 60
+LONGEST_EMAIL = 254  # A longer one is none: cut, it might be somebody else's.
+LOGIN, LINK, CONFIRM = "login", "link", "confirm"
+
+ANEW = {"prompt": "login", "max_age": "0"}  # Not by a session that is open there: a credential is asked for.
+
+
+class SignInFailed(Exception):
+    """The sign-in cannot go on; the message says why, for events and the log."""
+
+
+class Begun(NamedTuple):
+    """A sign-in that was begun in this browser: what for, where it goes on, and what proves that an answer is to it."""
+
+    act: str
+    onward: str
+    nonce: str
+    verifier: str
+    issuer: str
+    at: float
+
+
+def callback_url() -> str:
+    """Where the provider sends people back to; it has to be entered there."""
+    return f"{settings.PUBLIC_URL}{reverse('sso:callback')}"
+
+
+def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
+    """A page that leads on to the provider. Raises ProviderDown."""
+    said = metadata(provider)
+    state, nonce, (verifier, challenge) = secrets.token_urlsafe(32), secrets.token_urlsafe(32), pkce()
+    begun = Begun(act, onward, nonce, verifier, provider.issuer, time.time())
+    others = sorted(_open(request).items(), key=lambda item: item[1][-1])[1 - MOST_OPEN :]
+    request.session[SESSION_KEY] = dict(others) | {state: [*begun]}
+    parameters = {
+        "response_type": "code",
+        "client_id": provider.client_id,
+        "redirect_uri": callback_url(),
+        "scope": provider.scopes,
+        "state": state,
+        "nonce": nonce,
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
+    } | (ANEW if act == CONFIRM else {})
+    return _leads_on(request, provider, authorize_url(said.authorization_endpoint, parameters))
+
+
+def _leads_on(request: HttpRequest, provider: Provider, url: str) -> HttpResponse:
+    """Not a redirect: our policy for forms (CSP form-action) stops one out of a form, to the provider and wherever that
+    leads on to."""
+    response = render(request, "sso/leads_on.html", {"provider": provider, "url": url})
+    response["Refresh"] = f"0; url={url}"
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _open(request: HttpRequest) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = request.session.get(SESSION_KEY, {})
+    return found
+
+
+def find(request: HttpRequest) -> Begun:
+    """The sign-in this answer is to, which is over with that. Raises SignInFailed."""
+    still_open = _open(request)
+    found = still_open.pop(request.GET.get("state", ""), None)
+    if found is None:
+        raise SignInFailed("It was not begun in this browser, or was used before.")
+    request.session[SESSION_KEY] = still_open
+    begun = Begun(*found)
+    if time.time() - begun.at > LIVES_S:
+        raise SignInFailed("It took longer than ten minutes.")
+    return begun
+
+
+def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
+    """Who has signed in at the provider. Raises SignInFailed, or ProviderDown."""
+    given = request.GET
+    if begun.issuer != provider.issuer:
+        raise SignInFailed("The provider was changed meanwhile.")
+    said = metadata(provider)
+    try:
+        check_iss(given.get("iss"), provider.issuer, advertised=said.says_iss)
+    except Mismatch as mismatch:
+        raise SignInFailed(str(mismatch)) from None
+    if "error" in given or not given.get("code"):
+        words = "".join(char for char in given.get("error", "no code") if char.isprintable())[:80]
+        raise SignInFailed(f"The provider said: {words}.")
+    tokens = _exchange(provider, given["code"], begun.verifier)
+    if tokens.scope and provider.rows.exists():
+        _must_be_granted(provider.scopes, tokens.scope)
+    claims = _claims(provider, tokens, begun.nonce)
+    if said.userinfo_endpoint and not ("email" in claims and _value(claims, provider.groups_claim) is not None):
+        beside = _userinfo(provider, said.userinfo_endpoint, tokens.access, claims["sub"])
+        if "email" in claims:
+            beside.pop("email_verified", None)  # That is said of the address beside it.
+        elif "email" in beside:
+            claims.pop("email_verified", None)
+        claims = beside | claims
+    return read(claims, provider, is_scope_known=bool(tokens.scope))
+
+
+def _must_be_granted(asked: str, granted: str) -> None:
+    """Whoever takes a scope out of the address on their way there takes out the groups that come with it. Raises
+    SignInFailed."""
+    given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
+    missing = set(asked.split()) - given - {"offline_access"}  # That gives no claims, and is often left unsaid.
+    if missing:
+        raise SignInFailed(f"The provider did not grant the scopes that are asked for: {' '.join(sorted(missing))}.")
+
+
+def _exchange(provider: Provider, code: str, verifier: str) -> Tokens:
+    said = metadata(provider)
+    try:
+        secret = provider.secret
+    except Unreadable:
+        raise SignInFailed("No configured encryption key opens the client's secret.") from None
+    client = Client(provider.client_id, secret, said.auth_method(secret=bool(secret)))
+    parameters = {
+        "grant_type": "authorization_code",
+        "code": code,
+        "redirect_uri": callback_url(),
+        "code_verifier": verifier,
+    }
+    asked = token_request(said.token_endpoint, client, parameters)
+    try:
+        with aside():
+            answered = Http(private=provider.private).post(asked.url, asked.headers, asked.body)
+        return read_tokens(answered.status, answered.body)
+    except TokenRefused as refusal:
+        raise SignInFailed(f"The provider does not accept the client or its code: {refusal}") from None
+    except (TokenUnavailable, Unreachable) as error:
+        raise ProviderDown(f"{asked.url} {error}.") from None
+
+
+def _claims(provider: Provider, tokens: Tokens, nonce: str) -> dict[str, Any]:
+    expected = {"issuer": provider.issuer, "client_id": provider.client_id, "nonce": nonce}
+    try:
+        try:
+            return id_token(tokens.id_token, keys(provider), **expected)
+        except UnknownKey:
+            return id_token(tokens.id_token, keys(provider, anew=True), **expected)
+    except TokenInvalid as fault:
+        raise SignInFailed(f"The ID token is not accepted. {fault}") from None
+
+
+def _userinfo(provider: Provider, url: str, access: str, subject: str) -> dict[str, Any]:
+    """What the provider says beside the ID token, if it is of the same person (OpenID Connect Core 5.3.2)."""
+    found = fetch(provider, url, {"Authorization": f"Bearer {access}"})
+    if found.get("sub") != subject:
+        raise SignInFailed("The provider spoke of another person (userinfo).")
+    return found
+
+
+def read(claims: Mapping[str, Any], provider: Provider, *, is_scope_known: bool) -> Claims:
+    """What is used of the claims; nothing else of them is kept."""
+
+    def text(name: str) -> str:
+        value = claims.get(name)
+        return "".join(char for char in value if char.isprintable()).strip() if isinstance(value, str) else ""
+
+    verified = claims.get("email_verified")
+    if isinstance(verified, str):  # As some send it.
+        verified = {"true": True, "false": False}.get(verified.lower())
+    return Claims(
+        issuer=provider.issuer,
+        subject=claims["sub"],  # As it is: whoever differs in a blank is somebody else.
+        email=_email(claims.get("email")),
+        email_verified=verified if isinstance(verified, bool) else None,
+        name=text("name"),
+        groups=_groups(claims, provider.groups_claim),
+        says_groups=is_scope_known or _value(claims, provider.groups_claim) is not None,
+        session=text("sid")[:255],
+        authenticated_at=signed_in if isinstance(signed_in := claims.get("auth_time"), int | float) else None,
+    )
+
+
+def _email(value: object) -> str:
+    """Empty unless it is written in ASCII: other letters become somebody else's in lower case."""
+    email = value.strip() if isinstance(value, str) else ""
+    return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
+
+
+def _groups(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
+    value = _value(claims, name)
+    if value is None:
+        elsewhere = claims.get("_claim_names")  # Microsoft Entra, for who is in more than 200.
+        return None if isinstance(elsewhere, dict) and name in elsewhere else frozenset()
+    each = value if isinstance(value, list) else [value]
+    # One that cannot be shown is none: without the hidden character it might be another one.
+    return frozenset(group for group in each if isinstance(group, str) and group.isprintable())
+
+
+def _value(claims: Mapping[str, Any], name: str) -> Any:
+    """The claim of this name; else the one at this path, as `realm_access.roles`."""
+    if name in claims:
+        return claims[name]
+    value: Any = claims
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

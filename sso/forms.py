@@ -1,0 +1,113 @@
+"""The form of the sign-in by the organisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django import forms
+
+from accounts.models import Role, Team
+from sso.models import LONGEST_GROUP, GroupRule, Mode, Provider, ProviderError
+
+MORE_ROWS = 3  # So many rules can be added at once; saved, there is room for so many more.
+
+
+class RuleForm(forms.Form):
+    """One group rule; without a group it is none."""
+
+    group = forms.CharField(max_length=LONGEST_GROUP, required=False)
+    role = forms.ModelChoiceField(Role.objects.all(), required=False, empty_label="No role")
+    team = forms.ModelChoiceField(Team.objects.all(), required=False, empty_label="No team")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name, field in self.fields.items():
+            label = "Group" if name == "group" else f"{name.capitalize()} of the group"
+            field.widget.attrs |= {"class": "input", "aria-label": label}
+        self.fields["group"].widget.attrs |= {"autocomplete": "off", "data-mono": True, "placeholder": "Group"}
+
+
+class ProviderForm(forms.Form):
+    """Where people sign in, and what their groups mean here."""
+
+    mode = forms.ChoiceField(label="Sign-in there", choices=Mode.choices, widget=forms.RadioSelect)
+    name = forms.CharField(label="Name", max_length=60, required=False, help_text="On the button: “Sign in with …”.")
+    issuer = forms.CharField(
+        max_length=500,
+        required=False,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="As the provider calls itself. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    )
+    client_id = forms.CharField(label="Client ID", max_length=255, required=False)
+    secret = forms.CharField(
+        label="Client secret",
+        max_length=500,
+        required=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+    )
+    scopes = forms.CharField(
+        max_length=300, help_text="What is asked for. Some providers tell groups only for a scope of their own."
+    )
+    groups_claim = forms.CharField(
+        label="Groups claim", max_length=100, help_text="Where the provider says which groups somebody is in."
+    )
+    default_role = forms.ModelChoiceField(
+        Role.objects.all(),
+        label="Role of everybody else",
+        required=False,
+        empty_label="No entry",
+        help_text="For whom no rule gives a role.",
+    )
+    links_by_email = forms.BooleanField(
+        label="Link people by a verified e-mail",
+        required=False,
+        help_text="Whoever the provider vouches for with a verified address becomes the person who has it here. "
+        "Otherwise people link their account themselves, on their profile.",
+    )
+    domains = forms.CharField(
+        label="E-mail domains",
+        required=False,
+        help_text="Between commas. While sign-in there is enforced, these addresses have no password.",
+    )
+
+    def __init__(self, data: Any, *, provider: Provider) -> None:
+        initial = {name: getattr(provider, name) for name in self.base_fields if name not in ("secret", "domains")}
+        super().__init__(data, initial=initial | {"domains": ", ".join(provider.domains)})
+        if provider.has_secret:
+            self.fields["secret"].help_text = "Left empty, the one there is stays while the issuer does."
+        rows = [rule._asdict() for rule in provider.rules]
+        count = _count(data) if data is not None else len(rows) + MORE_ROWS
+        rows += [{}] * (count - len(rows))
+        self.rules = [RuleForm(data, initial=rows[at], prefix=f"rule-{at}") for at in range(count)]
+
+    def is_valid(self) -> bool:
+        return all([super().is_valid(), *(rule.is_valid() for rule in self.rules)])
+
+    def values(self) -> dict[str, Any]:
+        """What the verb takes."""
+        values = dict(self.cleaned_data)
+        values["domains"] = values["domains"].replace(",", " ").split()
+        given = [rule.cleaned_data for rule in self.rules]
+        values["rules"] = [GroupRule(**rule) for rule in given if rule["group"] or rule["role"] or rule["team"]]
+        return values
+
+    def refuse(self, error: ProviderError) -> None:
+        """Say beside its field why it cannot be like that."""
+        self.add_error(error.field if error.field in self.fields else None, str(error))
+
+    @property
+    def provider_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in ("name", "issuer", "client_id", "secret", "scopes")]
+
+    @property
+    def entry_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in ("mode", "domains", "links_by_email")]
+
+
+def _count(data: Mapping[str, str]) -> int:
+    """How many rows of rules a form was sent with."""
+    count = 0
+    while count < 300 and f"rule-{count}-group" in data:
+        count += 1
+    return count

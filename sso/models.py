@@ -1,0 +1,439 @@
+"""Sign-in by the organisation: its identity provider, what groups there mean here, and who is who.
+
+The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+from django.db import models, transaction
+from django.db.models import Q
+
+from accounts.models import Role, Team, User
+from accounts.rules import Grantor, LastManager, LastOwner, has_break_glass_owner, must_hold, must_match, one_at_a_time
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.versions import Seen, Versioned
+from capabilities import Capability
+from servers.models import cipher
+from servers.upstream_guard import upstream_guard
+from wire.guard import UrlRefused
+
+MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
+SETS_UP = (Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE)
+# Who people of the organisation become here, and who has to sign in there: whoever owns the provider, or a group of it,
+# may become anybody by a change of these, whoever was given a role before.
+TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
+_domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
+_scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 3.3.
+
+
+class ProviderError(Exception):
+    """Sign-in by the organisation cannot be set up like that; the message says why. `field` is what is wrong."""
+
+    field = ""
+
+
+class BadIssuer(ProviderError):
+    """The identity provider cannot be at this address."""
+
+    field = "issuer"
+
+
+class BadDomain(ProviderError):
+    """Name the e-mail domains whose people sign in at the organisation only, such as example.com."""
+
+    field = "domains"
+
+
+class BadScopes(ProviderError):
+    """Scopes are words with blanks between them, and `openid` is one of them."""
+
+    field = "scopes"
+
+
+class Incomplete(ProviderError):
+    """Name the provider, its issuer and the client before sign-in is offered."""
+
+    field = "mode"
+
+
+class NoBreakGlass(ProviderError):
+    """Nobody could sign in while the provider is down. Make an owner with a password and a second factor a break-glass
+    owner first, on their page."""
+
+    field = "mode"
+
+
+class BadRules(ProviderError):
+    """A group rule names a group, and a role or a team."""
+
+    field = "rules"
+
+
+class AlreadyLinked(ProviderError):
+    """This account of the organisation belongs to somebody else here, or you are linked to another one."""
+
+
+class NeedsPassword(ProviderError):
+    """Without a password here, this account signs in at the organisation only. Choose a password first."""
+
+
+class NoEntry(Exception):
+    """Somebody whom the provider vouches for is not let in. They are never told the reason, which events name."""
+
+    def __init__(self, reason: str, person: User | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.person = person
+
+
+class Mode(models.TextChoices):
+    """Who may, and who has to, sign in at the organisation."""
+
+    OFF = "off", "Off"
+    OFFERED = "offered", "Offered beside the password"
+    ENFORCED = "enforced", "Enforced for the e-mail domains below"
+
+
+class Claims(NamedTuple):
+    """What the provider says of somebody who has just signed in there. `email_verified` is None when it does not say;
+    `groups` is None when they are too many to be in a token, `authenticated_at` when it does not say when they proved
+    who they are. `says_groups` is false when no groups may mean that the person had them left out."""
+
+    issuer: str
+    subject: str
+    email: str = ""
+    email_verified: bool | None = None
+    name: str = ""
+    groups: frozenset[str] | None = frozenset()
+    says_groups: bool = True
+    session: str = ""
+    authenticated_at: float | None = None
+
+
+class GroupRule(NamedTuple):
+    """People in this group at the organisation get the role, and are in the team."""
+
+    group: str
+    role: Role | None = None
+    team: Team | None = None
+
+
+class Provider(Versioned, models.Model):
+    """The one identity provider of this workspace, and the terms on which it is believed."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    mode = models.CharField(max_length=10, choices=Mode, default=Mode.OFF)
+    name = models.CharField(max_length=60, blank=True)
+    issuer = models.CharField(max_length=500, blank=True)
+    # Whether its name led to a private address when it was set up; the guard lets it lead there only then.
+    private = models.BooleanField(default=False, editable=False)
+    client_id = models.CharField(max_length=255, blank=True)
+    secret_ciphertext = models.BinaryField(null=True)
+    key_id = models.CharField(max_length=8, blank=True)
+    scopes = models.CharField(max_length=300, default="openid profile email")
+    groups_claim = models.CharField(max_length=100, default="groups")
+    domains = models.JSONField(default=list, blank=True)
+    default_role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="+")
+    links_by_email = models.BooleanField(default=False)
+
+    class Meta:
+        default_permissions = ()
+        verbose_name = "sign-in by the organisation"
+        verbose_name_plural = "sign-in by the organisation"
+        constraints = (
+            models.CheckConstraint(condition=Q(id=1), name="one_provider"),
+            models.CheckConstraint(
+                condition=Q(mode="off") | ~(Q(issuer="") | Q(client_id="") | Q(name="")), name="offered_means_complete"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name or "Sign-in by the organisation"
+
+    @classmethod
+    def load(cls) -> Self:
+        """The settings as they are in the database now."""
+        return cls.objects.select_related("default_role").get_or_create(pk=1)[0]
+
+    @classmethod
+    def offered(cls) -> Self | None:
+        """The provider while people may sign in there; else None."""
+        return cls.objects.exclude(mode=Mode.OFF).filter(pk=1).first()
+
+    @property
+    def has_secret(self) -> bool:
+        return self.secret_ciphertext is not None
+
+    @property
+    def secret(self) -> str:
+        """The client's secret, empty when it has none. Raises wire.cipher.Unreadable."""
+        return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
+
+    @property
+    def rules(self) -> list[GroupRule]:
+        """The group rules in their order."""
+        return [GroupRule(row.group, row.role, row.team) for row in self.rows.select_related("role", "team")]
+
+    def editable(self) -> dict[str, Any]:
+        names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
+        role = self.default_role.name if self.default_role else None
+        return {name: getattr(self, name) for name in names} | {"default_role": role, "rules": _told(self.rules)}
+
+    def enforces(self, email: str) -> bool:
+        """Whether people with this address have to sign in at the organisation."""
+        return self.mode == Mode.ENFORCED and email.strip().lower().rpartition("@")[2] in self.domains
+
+    # --- Setting it up ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
+        """Change who may sign in and on which terms, for the next sign-in on; records what changed.
+
+        `rules` is a list of GroupRule; `secret` replaces the one there is, which another issuer ends. Raises
+        ProviderError, ChangedMeanwhile, BeyondYours, or Outranked unless who changes any of TERMS holds every
+        capability.
+        """
+        with transaction.atomic():
+            one_at_a_time()
+            present: Self = cls.load().lock()
+            rules = _checked(fields.pop("rules")) if "rules" in fields else present.rules
+            must_hold(by, SETS_UP)
+            row = cls.load()
+            row.take(fields, secret)
+            before, after = present.editable(), row.editable() | {"rules": _told(rules)}
+            changes: dict[str, Any] = {
+                name: [before[name], after[name]] for name in before if before[name] != after[name]
+            }
+            present.must_be(seen, changes)
+            if TERMS & changes.keys():
+                must_match(by, Capability)
+            if "issuer" in changes and not secret and row.has_secret:
+                # It is the old provider's, and the new one would be told it at the next sign-in.
+                row.secret_ciphertext, row.key_id = None, ""
+                changes["secret_removed"] = True
+            row.must_be_sound()
+            if "rules" in changes:
+                row._replace(rules)
+            row.save()
+            if secret:
+                changes["secret_replaced"] = True
+            if changes:
+                Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
+        return row
+
+    def take(self, fields: dict[str, Any], secret: str) -> None:
+        """Take these values over, in their form and with the secret sealed."""
+        for name, value in fields.items():
+            setattr(self, name, value.strip() if isinstance(value, str) else value)
+        self.domains = sorted({str(each).strip().lower().lstrip("@") for each in self.domains if str(each).strip()})
+        self.scopes = " ".join(self.scopes.split())
+        if "issuer" in fields and self.issuer:
+            self._must_be_reachable()
+        if secret:
+            self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
+
+    def _must_be_reachable(self) -> None:
+        try:
+            self.private = upstream_guard().check_now(self.issuer)
+        except UrlRefused as refusal:
+            raise BadIssuer(str(refusal)) from None
+        if "?" in self.issuer or "#" in self.issuer:
+            raise BadIssuer("An issuer has no query and no fragment.")
+
+    def must_be_sound(self) -> None:
+        """Raise ProviderError unless people could sign in like that."""
+        if "openid" not in self.scopes.split() or not all(map(_scope, self.scopes.split())):
+            raise BadScopes(BadScopes.__doc__)
+        if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
+            raise BadDomain(BadDomain.__doc__)
+        if self.mode != Mode.OFF and not (self.name and self.issuer and self.client_id):
+            raise Incomplete(Incomplete.__doc__)
+        if self.mode == Mode.ENFORCED:
+            if not self.domains:
+                raise BadDomain(BadDomain.__doc__)
+            if not has_break_glass_owner():
+                raise NoBreakGlass(NoBreakGlass.__doc__)
+
+    def _replace(self, rules: Sequence[GroupRule]) -> None:
+        self.rows.all().delete()
+        RuleRow.objects.bulk_create(
+            RuleRow(provider=self, position=position, group=rule.group, role=rule.role, team=rule.team)
+            for position, rule in enumerate(rules)
+        )
+
+    # --- Letting people in --------------------------------------------------------------------------------------------
+
+    def admit(self, who: Claims) -> User:
+        """Who that is here: known by the subject, made at the first sign-in, with the role and the teams that the
+        groups mean now. Records what changed. Raises NoEntry."""
+        with transaction.atomic():
+            rules = self.rules
+            teams = Team.objects.filter(pk__in={rule.team.pk for rule in rules if rule.team})
+            locked = [team.lock() for team in teams.order_by("pk")]
+            one_at_a_time()
+            account = (
+                Account.objects.select_related("user__role").filter(issuer=who.issuer, subject=who.subject).first()
+            )
+            person = account.user if account else self._named(who)
+            if person is not None and not person.is_active:
+                raise NoEntry("deactivated", person)
+            if who.groups is None:
+                raise NoEntry("too_many_groups", person)
+            role = self._role(who, who.groups, person, rules)
+            if role is None and not (person and person.break_glass):
+                raise NoEntry("no_role", person)
+            if person is None:
+                person = self._made(who, role)
+            if account is None:
+                self._bind(person, who, by=None)
+            self._give(person, role)
+            for team in locked:
+                _put(person, team, is_member=any(rule.team == team and rule.group in who.groups for rule in rules))
+        return person
+
+    def link(self, person: User, who: Claims) -> None:
+        """Let this person, who is signed in, sign in at the organisation from now on. Raises AlreadyLinked."""
+        with transaction.atomic():
+            one_at_a_time()
+            account = Account.objects.filter(Q(user=person) | Q(subject=who.subject), issuer=who.issuer).first()
+            if account and (account.user_id, account.subject) != (person.pk, who.subject):
+                raise AlreadyLinked(AlreadyLinked.__doc__)
+            if account is None:
+                self._bind(person, who, by=person)
+
+    def unlink(self, person: User) -> None:
+        """Let this person, whose wish it is, sign in with their password alone again. Raises NeedsPassword."""
+        with transaction.atomic(), person.changed_by(person) as present:
+            if not present.has_usable_password():
+                raise NeedsPassword(NeedsPassword.__doc__)
+            removed, _ = Account.objects.filter(user=person).delete()
+            if removed:
+                User.objects.filter(pk=person.pk).update(by_organisation=False)
+                Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
+
+    def _named(self, who: Claims) -> User | None:
+        """The person with this e-mail, if the provider may vouch for them; None when there is nobody yet.
+
+        An e-mail alone proves nothing: taking somebody over takes the workspace's consent and a verified address.
+        """
+        email = who.email.strip().lower()
+        try:
+            validate_email(email)
+        except ValidationError:
+            raise NoEntry("no_email") from None
+        if who.email_verified is False:
+            raise NoEntry("email_not_verified")
+        person = User.objects.select_related("role").filter(email=email).first()
+        if person is None:
+            return None
+        is_linked = Account.objects.filter(user=person, issuer=who.issuer).exists()
+        if is_linked or person.break_glass or not (self.links_by_email and who.email_verified):
+            raise NoEntry("email_taken", person)
+        return person
+
+    def _role(
+        self, who: Claims, groups: frozenset[str], person: User | None, rules: Sequence[GroupRule]
+    ) -> Role | None:
+        """The role of the first rule that fits, else the default one. While no rule gives roles, those of the people
+        who are there already are given here, and stay. Nobody gets more by leaving out which groups they are in."""
+        if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
+            return person.role
+        fitting = (rule.role for rule in rules if rule.role and rule.group in groups)
+        role = next(fitting, self.default_role)
+        if person is not None and person.role is not None and role is not None and not who.says_groups:
+            return role if role.capabilities <= person.role.capabilities else person.role
+        return role
+
+    def _made(self, who: Claims, role: Role | None) -> User:
+        name = " ".join(who.name.split())[:120]
+        person = User.objects.create_user(who.email, None, display_name=name, role=role, by_organisation=True)
+        changes = {"role": [None, role.name if role else None], "through": self.name}
+        Event.objects.record(Action.USER_CREATED, person, by=None, changes=changes)
+        return person
+
+    def _bind(self, person: User, who: Claims, *, by: User | None) -> None:
+        Account.objects.create(user=person, issuer=who.issuer, subject=who.subject)
+        if not person.by_organisation:
+            User.objects.filter(pk=person.pk).update(by_organisation=True)
+            person.by_organisation = True
+            Event.objects.record(Action.USER_LINKED, person, by=by, changes={"issuer": [None, who.issuer]})
+
+    def _give(self, person: User, role: Role | None) -> None:
+        """The role, unless it would leave the workspace without an owner or anybody who manages people."""
+        if role is None or role == person.role:
+            return
+        try:
+            person.give_role(role, by=None)
+        except (LastOwner, LastManager):
+            person.refresh_from_db()
+
+
+class RuleRow(models.Model):
+    """A GroupRule as it is stored."""
+
+    provider = models.ForeignKey(Provider, models.CASCADE, related_name="rows")
+    position = models.PositiveSmallIntegerField()
+    group = models.CharField(max_length=LONGEST_GROUP)
+    # A role that is given by a rule cannot be removed: its people would get another one without anybody's knowing.
+    role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")
+    team = models.ForeignKey(Team, models.SET_NULL, null=True, related_name="+")
+
+    class Meta:
+        default_permissions = ()
+        ordering = ("position",)
+
+    def __str__(self) -> str:
+        return self.group
+
+
+class Account(models.Model):
+    """Who somebody at the organisation is here: known by issuer and subject, which no e-mail stands in for."""
+
+    user = models.ForeignKey(User, models.PROTECT, related_name="organisation_accounts")
+    issuer = models.CharField(max_length=500)
+    subject = models.CharField(max_length=255)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects: ClassVar[models.Manager[Account]] = models.Manager()
+
+    class Meta:
+        default_permissions = ()
+        constraints = (
+            models.UniqueConstraint(fields=("issuer", "subject"), name="one_person_for_a_subject"),
+            models.UniqueConstraint(fields=("user", "issuer"), name="one_account_at_an_issuer"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.user} at {self.issuer}"
+
+
+def _told(rules: Sequence[GroupRule]) -> list[list[str | None]]:
+    """Rules as events name them."""
+    return [
+        [rule.group, rule.role.name if rule.role else None, rule.team.name if rule.team else None] for rule in rules
+    ]
+
+
+def _checked(rules: Sequence[GroupRule]) -> list[GroupRule]:
+    """The rules without blanks around their groups. Raises BadRules."""
+    tidy = [GroupRule(rule.group.strip(), rule.role, rule.team) for rule in rules]
+    for rule in tidy:
+        if not rule.group or len(rule.group) > LONGEST_GROUP or not (rule.role or rule.team):
+            raise BadRules(BadRules.__doc__)
+    if len(tidy) > MOST_RULES:
+        raise BadRules(f"{MOST_RULES} group rules at most.")
+    return tidy
+
+
+def _put(person: User, team: Team, *, is_member: bool) -> None:
+    """Have them in the team or not, with an event when that changes something."""
+    if team.users.filter(pk=person.pk).exists() != is_member:
+        users = set(team.users.all())
+        team.edit(name=team.name, users=users | {person} if is_member else users - {person}, by=None)

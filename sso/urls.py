@@ -1,0 +1,16 @@
+from django.urls import path
+
+from sso import views
+
+app_name = "sso"
+
+urlpatterns = [
+    path("accounts/organisation/", views.begin, name="begin"),
+    path("accounts/organisation/back/", views.callback, name="callback"),
+    path("accounts/organisation/confirm/", views.confirm, name="confirm"),
+    path("accounts/organisation/logout/", views.backchannel_logout, name="backchannel_logout"),
+    path("settings/organisation/", views.settings_page, name="settings"),
+    path("settings/organisation/test/", views.test_provider, name="test"),
+    path("settings/organisation/link/", views.link, name="link"),
+    path("settings/organisation/unlink/", views.unlink, name="unlink"),
+]

@@ -1,0 +1,261 @@
+"""Signing in at the organisation, its settings page, and how one's own account is linked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode
+
+from allauth.account.internal.flows.reauthentication import resume_request
+from allauth.account.utils import perform_login
+from django.conf import settings
+from django.contrib.auth import logout
+from django.contrib.auth.decorators import login_not_required
+from django.core.cache import cache
+from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.adapter import SIGNED_IN_AT, confirms_there
+from accounts.models import User
+from accounts.reauthentication import ask_again
+from accounts.rules import PeopleError, lacking
+from accounts.sign_in_limits import posts_from_one_address
+from auditlog.actions import Action
+from auditlog.models import Event
+from auditlog.versions import ChangedMeanwhile
+from capabilities import Capability, own_resource, requires
+from sso import discovery, flow
+from sso.enforcement import end_sessions, remember
+from sso.flow import Begun, SignInFailed
+from sso.forms import ProviderForm
+from sso.models import Account, Claims, NoEntry, Provider, ProviderError
+from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, UnknownKey, header_of, logout_token
+from ui.pages import AppRequest, clash_context, leave, own_path, posted, refuse, seen, show
+
+logger = logging.getLogger(__name__)
+
+OWN_ACCOUNT = "one's own account at the organisation"
+
+
+# --- Signing in -------------------------------------------------------------------------------------------------------
+
+
+@never_cache
+@require_POST
+@login_not_required
+@posts_from_one_address("organisation, from one address")
+def begin(request: HttpRequest) -> HttpResponse:
+    """The button of the sign-in page."""
+    return _begin(request, flow.LOGIN, own_path(request.POST.get("next", ""), reverse("overview")))
+
+
+def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
+    provider = Provider.offered()
+    if provider is None and act != flow.LOGIN:
+        return leave(request, reverse("accounts:profile"), "Signing in at the organisation is switched off here.")
+    if provider is None:
+        return _refused(request, HTTPStatus.NOT_FOUND)
+    try:
+        return flow.begin(request, provider, act=act, onward=onward)
+    except ProviderError as fault:
+        logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
+        return _refused(request, HTTPStatus.BAD_GATEWAY, provider)
+
+
+@never_cache
+@require_GET
+@login_not_required
+def callback(request: HttpRequest) -> HttpResponse:
+    """Where the provider sends people back to. Whatever the reason, who is refused reads the same words."""
+    provider = Provider.offered()
+    if provider is None:
+        return _refused(request, HTTPStatus.NOT_FOUND)
+    try:
+        begun = flow.find(request)
+        who = flow.finish(request, provider, begun)
+        go_on = {flow.LOGIN: _let_in, flow.LINK: _linked, flow.CONFIRM: _confirmed}[begun.act]
+        return go_on(request, provider, begun, who)
+    except SignInFailed as fault:
+        logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
+        return _refused(request, HTTPStatus.BAD_REQUEST, provider)
+    except ProviderError as fault:
+        logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
+        return _refused(request, HTTPStatus.BAD_GATEWAY, provider)
+
+
+def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+    try:
+        person = provider.admit(who)
+    except NoEntry as refusal:
+        changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
+        Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
+        return _refused(request, HTTPStatus.FORBIDDEN, provider)
+    if request.user.is_authenticated:
+        logout(request)  # Also of oneself: the session begins anew.
+    remember(request, who)
+    # Who has a second factor here is asked for it, as after a password.
+    response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
+    if request.user.is_authenticated:  # A confirmation as well only if the provider asked for a credential just now.
+        request.session[SIGNED_IN_AT] = who.authenticated_at or 0
+    return response
+
+
+def _linked(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+    """Only whoever began it in this session, signed in."""
+    if not isinstance(request.user, User):
+        raise SignInFailed("Whoever wanted to link their account is not signed in any more.")
+    try:
+        provider.link(request.user, who)
+    except ProviderError as error:
+        return leave(request, reverse("accounts:profile"), str(error))
+    return leave(request, reverse("accounts:profile"), f"Linked to {provider.name}")
+
+
+def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+    """What waited for it is acted on now, if it is the same person who proved it anew."""
+    account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
+    if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
+        raise SignInFailed("Somebody else confirmed it.")
+    if not confirms_there(request.user):
+        raise SignInFailed("Who has a password or a code here confirms with that.")
+    # Whoever sits at the browser can take out of the address that a credential is asked for.
+    if who.authenticated_at is None:
+        raise SignInFailed("The provider does not say when it asked for a credential (auth_time).")
+    if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
+        raise SignInFailed("The provider did not ask for a credential anew.")
+    request.session[SIGNED_IN_AT] = time.time()
+    request.GET = QueryDict(urlencode({"next": begun.onward}))  # Where what waits is looked for.
+    response: HttpResponse = resume_request(request) or redirect(begun.onward)
+    return response
+
+
+def _refused(request: HttpRequest, status: HTTPStatus, provider: Provider | None = None) -> HttpResponse:
+    response = render(request, "sso/refused.html", {"provider": provider}, status=status)
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@never_cache
+@require_http_methods(["GET", "POST"])
+@own_resource(OWN_ACCOUNT)
+def confirm(request: AppRequest) -> HttpResponse:
+    """Before a sensitive change, of somebody who has neither a password nor a code here."""
+    onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
+    if not confirms_there(request.user):
+        return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")
+    if request.method == "POST":
+        return _begin(request, flow.CONFIRM, onward)
+    return show(request, "sso/confirm.html", {"provider": Provider.offered(), "onward": onward})
+
+
+# --- Signed out there -------------------------------------------------------------------------------------------------
+
+
+@csrf_exempt
+@never_cache
+@require_POST
+@login_not_required
+@posts_from_one_address("organisation logout, from one address")
+def backchannel_logout(request: HttpRequest) -> HttpResponse:
+    """The provider says that a session there has ended (OpenID Connect Back-Channel Logout 1.0)."""
+    provider = Provider.offered()
+    if provider is None:
+        return _not_a_logout("Nobody signs in at an organisation here.")
+    expected = {"issuer": provider.issuer, "client_id": provider.client_id}
+    token = request.POST.get("logout_token", "")
+    try:
+        header_of(token)  # Before the provider is asked for its keys: what is no token shall make us ask nobody.
+        try:
+            claims = logout_token(token, discovery.keys(provider), **expected)
+        except UnknownKey:
+            claims = logout_token(token, discovery.keys(provider, anew=True), **expected)
+    except TokenInvalid as fault:
+        return _not_a_logout(str(fault))
+    except ProviderError as fault:
+        logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
+        return JsonResponse({"error": "temporarily_unavailable"}, status=HTTPStatus.SERVICE_UNAVAILABLE)
+    if not cache.add(f"organisation-logout:{claims['jti']}", "used", timeout=2 * LOGOUT_LIVES_S):
+        return _not_a_logout("It was used before.")
+    end_sessions(provider.issuer, claims)
+    return HttpResponse(status=HTTPStatus.OK)
+
+
+def _not_a_logout(reason: str) -> HttpResponse:
+    return JsonResponse({"error": "invalid_request", "error_description": reason}, status=HTTPStatus.BAD_REQUEST)
+
+
+# --- Setting it up ----------------------------------------------------------------------------------------------------
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.WORKSPACE_MANAGE)
+@requires(Capability.PEOPLE_MANAGE)
+@ask_again
+def settings_page(request: AppRequest) -> HttpResponse:
+    provider = Provider.load()
+    form = ProviderForm(posted(request), provider=provider)
+    context = _context(request, provider, form)
+    if request.method == "GET":
+        return show(request, "sso/settings.html", context)
+    if form.is_valid():
+        try:
+            Provider.edit(by=request.user, seen=seen(request), **form.values())
+        except ChangedMeanwhile as clash:
+            context |= clash_context(clash)
+        except ProviderError as error:
+            form.refuse(error)
+        except PeopleError as error:
+            form.add_error(None, str(error))
+        else:
+            return leave(request, reverse("sso:settings"), "Sign-in by your organisation saved")
+    return refuse(request, "sso/settings.html", context)
+
+
+@require_POST
+@requires(Capability.WORKSPACE_MANAGE)
+@requires(Capability.PEOPLE_MANAGE)
+def test_provider(request: AppRequest) -> HttpResponse:
+    """Ask the provider what it is, and show what is wrong."""
+    provider = Provider.load()
+    outcome = discovery.test(provider, by=request.user)
+    context = _context(request, provider, ProviderForm(None, provider=provider)) | {"outcome": outcome}
+    return show(request, "sso/settings.html", context)
+
+
+def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dict[str, Any]:
+    return {
+        "form": form,
+        "lacking": ", ".join(lacking(request.user, Capability)),
+        "provider": provider,
+        "version": provider.version,
+        "callback_url": flow.callback_url(),
+        "logout_url": f"{settings.PUBLIC_URL}{reverse('sso:backchannel_logout')}",
+    }
+
+
+# --- One's own account ------------------------------------------------------------------------------------------------
+
+
+@require_POST
+@own_resource(OWN_ACCOUNT)
+@ask_again
+def link(request: AppRequest) -> HttpResponse:
+    """Sign in there now; from then on that is a way in here."""
+    return _begin(request, flow.LINK, reverse("accounts:profile"))
+
+
+@require_POST
+@own_resource(OWN_ACCOUNT)
+@ask_again
+def unlink(request: AppRequest) -> HttpResponse:
+    try:
+        Provider.load().unlink(request.user)
+    except (ProviderError, PeopleError) as error:
+        return leave(request, reverse("accounts:profile"), str(error))
+    return leave(request, reverse("accounts:profile"), "You sign in with your password only now")

@@ -1,0 +1,36 @@
+// An organisation's identity provider: npm's oidc-provider, on the port it is given.
+//
+// It knows one client, whose addresses are in REDIRECT_URIS and LOGOUT_URI. Anybody may sign in under any name; what it
+// says of them is in the file PEOPLE, by name, read anew at each sign-in. Claims come by userinfo, as the standard has
+// it, or with IN_ID_TOKEN=1 in the ID token.
+
+import { readFileSync } from "node:fs";
+
+import Provider from "oidc-provider";
+
+const port = Number(process.argv[2]);
+const { CLIENT_SECRET, REDIRECT_URIS, LOGOUT_URI, PEOPLE, IN_ID_TOKEN } = process.env;
+
+const provider = new Provider(`http://127.0.0.1:${port}`, {
+  clients: [
+    {
+      client_id: "gateway",
+      client_secret: CLIENT_SECRET,
+      redirect_uris: REDIRECT_URIS.split(" "),
+      backchannel_logout_uri: LOGOUT_URI,
+      backchannel_logout_session_required: true,
+    },
+  ],
+  cookies: { keys: [CLIENT_SECRET] },
+  claims: { openid: ["sub"], email: ["email", "email_verified"], profile: ["name"], groups: ["groups"] },
+  conformIdTokenClaims: !IN_ID_TOKEN,
+  // Its own guard lets it tell nobody at a loopback address that a session has ended.
+  fetch: (url, { dispatcher, ...options }) => fetch(url, options),
+  pkce: { required: () => true },
+  findAccount: (_, id) => ({
+    accountId: id,
+    claims: () => ({ sub: id, ...(JSON.parse(readFileSync(PEOPLE, "utf8"))[id] ?? {}) }),
+  }),
+  features: { devInteractions: { enabled: true }, backchannelLogout: { enabled: true } },
+});
+provider.listen(port, "127.0.0.1");

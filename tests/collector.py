@@ -1,0 +1,96 @@
+"""A collector of OpenTelemetry on a loopback port: what is posted to it over OTLP, decoded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, live, read, running
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """One span as it was posted; ids in hexadecimal digits, `parent` empty for none."""
+
+    name: str
+    trace: str
+    id: str
+    parent: str
+    kind: int
+    began: int
+    ended: int
+    is_error: bool
+    attributes: dict[str, Any]
+    links: list[str]
+    service: str
+
+
+@dataclass
+class Collector:
+    """What arrived; `status` is what it answers."""
+
+    spans: list[Posted] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    status: int = 200
+    url: str = ""
+
+    def app(self) -> App:
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await live(receive, send)
+                return
+            body = await read(receive)
+            assert scope["path"] == "/v1/traces"
+            if self.status == 200:
+                self.headers.append(headers_of(scope))
+                self.bodies.append(body)
+                self.spans += _spans(body)
+            await answer(send, self.status, b"", headers=[(b"content-type", b"application/x-protobuf")])
+
+        return serve
+
+    def named(self, name: str) -> list[Posted]:
+        return [span for span in self.spans if span.name == name]
+
+    def one(self, name: str) -> Posted:
+        (span,) = self.named(name)
+        return span
+
+
+@contextmanager
+def collecting() -> Iterator[Collector]:
+    """A collector, until the block ends."""
+    collector = Collector()
+    with running(collector.app()) as upstream:
+        collector.url = f"http://127.0.0.1:{upstream.port}"
+        yield collector
+
+
+def _spans(body: bytes) -> list[Posted]:
+    posted = ExportTraceServiceRequest()
+    posted.ParseFromString(body)
+    return [
+        Posted(
+            span.name,
+            span.trace_id.hex(),
+            span.span_id.hex(),
+            span.parent_span_id.hex(),
+            span.kind,
+            span.start_time_unix_nano,
+            span.end_time_unix_nano,
+            span.status.code == span.status.STATUS_CODE_ERROR,
+            _values(span.attributes),
+            [link.trace_id.hex() for link in span.links],
+            _values(resource.resource.attributes)["service.name"],
+        )
+        for resource in posted.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def _values(pairs: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}

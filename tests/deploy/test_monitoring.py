@@ -1,0 +1,155 @@
+"""deploy/prometheus and deploy/grafana ask for metrics and labels there are, and each alert is explained."""
+
+import json
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+from gatewayadmin.serving import stored_metrics
+from tests.docs.pages import ROOT, anchors
+
+RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
+ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
+BOARD = json.loads((ROOT / "deploy" / "grafana" / "gateway-admin.json").read_text())
+PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+ASKED = [(panel["title"], target["expr"], target["legendFormat"]) for panel in PANELS for target in panel["targets"]]
+PAGE = ROOT / "docs" / "how-to" / "alerts.md"
+
+FUNCTIONS = {"histogram_quantile", "increase", "max", "rate", "sum", "time"}
+# What Prometheus adds to whatever it scrapes.
+ADDED = {"job", "instance"}
+WORD = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+SELECTED = re.compile(r"\b(gateway_\w+|up)(?:\{([^}]*)\})?")
+MATCHER = re.compile(r'\s*(\w+)(=~|!~|!=|=)"([^"]*)"\s*')
+
+
+def exported() -> dict[str, set[str]]:
+    """The labels of each sample there is in /metrics, by its name."""
+    for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
+        import_module(name)  # Which enters its numbers.
+    found = {}
+    for name, collector in REGISTRY._names_to_collectors.items():
+        if name.startswith("gateway_"):
+            labels = vars(collector)["_labelnames"]
+            found[name] = {*labels, *({"le"} if name.endswith("_bucket") else ())}
+    for family in stored_metrics.families([], 0.0):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = set(family._labelnames)  # type: ignore[attr-defined]
+    return found | {"up": set()}
+
+
+METRICS = exported()
+
+
+def parts(expression: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Each metric in the expression, with what its labels have to be."""
+    for name, selector in SELECTED.findall(expression):
+        matchers = [MATCHER.fullmatch(part) for part in selector.split(",")] if selector else []
+        assert all(matchers), f"{name} {{{selector}}} cannot be read"
+        yield name, [(match[1], match[2], match[3]) for match in matchers if match]
+
+
+def check(expression: str) -> set[str]:
+    """That an expression of PromQL can be read and asks for what there is; the labels its result has."""
+    for opening, closing in ("()", "[]", "{}"):
+        assert expression.count(opening) == expression.count(closing)
+    for name, matchers in parts(expression):
+        assert name in METRICS, f"{name} is not in /metrics"
+        assert {label for label, _, _ in matchers} <= METRICS[name] | ADDED, f"{name} has no such label"
+        counts = name.endswith(("_total", "_bucket", "_sum", "_count"))
+        ranged = re.search(rf"(?:rate|increase)\({name}(?:{{[^}}]*}})?\[(?:\d+[mh]|\$__rate_interval)\]\)", expression)
+        assert bool(ranged) == counts, f"{name} counts up, and what is asked for is how fast"
+    bare = re.sub(r'\{[^}]*\}|\[[^\]]*\]|"[^"]*"', "", expression)
+    assert set(re.findall(r"([a-z_]+)\(", bare)) <= FUNCTIONS
+    kept = [{*WORD.findall(labels)} for labels in re.findall(r"by \(([^)]*)\)", expression)]
+    for labels in kept:
+        assert all(labels <= METRICS[name] for name, _ in parts(expression))
+    if "histogram_quantile" in expression:
+        assert all("le" in labels for labels in kept)
+        assert kept
+        return kept[0] - {"le"}
+    return kept[0] if kept else (ADDED if "sum" not in expression and "max" not in expression else set())
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_each_alert_asks_for_what_there_is_and_says_what_to_do(alert: dict[str, Any]) -> None:
+    assert alert.keys() == {"alert", "expr", "for", "labels", "annotations"}
+    labels = check(alert["expr"])
+
+    assert re.search(r" (>|==) [\d.]+( \* \d+)?$", alert["expr"])
+    assert re.fullmatch(r"\d+[smh]", alert["for"])
+    assert alert["labels"].keys() == {"severity"}
+    assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+    assert alert["annotations"].keys() == {"summary", "runbook"}
+    assert set(re.findall(r"\$labels\.(\w+)", alert["annotations"]["summary"])) <= labels
+    page, anchor = alert["annotations"]["runbook"].split("#")
+    assert ROOT / page == PAGE
+    assert anchor == alert["alert"].lower()
+    assert anchor in anchors(PAGE)
+
+
+def test_the_page_explains_each_alert_and_no_other() -> None:
+    explained = re.findall(r"^## (Gateway\w+)$", PAGE.read_text(), re.MULTILINE)
+
+    assert explained == [alert["alert"] for alert in ALERTS]
+    assert list(RULES) == ["groups"]
+    assert len(set(explained)) == len(explained)
+
+
+@pytest.mark.parametrize(("title", "expression", "legend"), ASKED)
+def test_each_panel_asks_for_what_there_is(title: str, expression: str, legend: str) -> None:
+    labels = check(expression)
+
+    assert set(re.findall(r"{{(\w+)}}", legend)) <= labels, title
+    variables = set(re.findall(r"\$(?!__)(\w+)", expression))
+    assert variables <= {each["name"] for each in BOARD["templating"]["list"]}
+
+
+def test_the_dashboard_can_be_laid_out() -> None:
+    ids = [panel["id"] for panel in BOARD["panels"]]
+    taken: dict[tuple[int, int], str] = {}
+    for panel in BOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"], f"{panel['title']} overlaps"
+    assert len(set(ids)) == len(ids)
+    assert all(panel["datasource"]["uid"] == "${datasource}" for panel in PANELS)
+    for each in BOARD["templating"]["list"]:
+        if each["type"] == "query":
+            metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", each["query"]["query"]).groups()  # type: ignore[union-attr]
+            assert metric in METRICS
+            assert label in METRICS[metric] | ADDED
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    """What an operator is not shown nobody looks at."""
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for _, expression, _ in ASKED for name, _ in parts(expression)}
+    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in METRICS} - {"up"}
+    counters = {name.removesuffix("_total") for name in families if name.endswith("_total")}
+
+    assert families - counters - shown == set()
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "sum(rate(gateway_nothing_total[5m]))",
+        "sum by (person) (rate(gateway_calls_total[5m]))",
+        'sum(rate(gateway_calls_total{person="ann"}[5m]))',
+        "sum(gateway_calls_total)",
+        "sum(rate(gateway_waiting[5m]))",
+        "sum(rate(gateway_calls_total[5m])",
+        "summe(gateway_waiting)",
+        "histogram_quantile(0.9, sum(rate(gateway_call_duration_seconds_bucket[5m])))",
+    ],
+)
+def test_what_prometheus_would_refuse_or_never_find_is_noticed(expression: str) -> None:
+    with pytest.raises(AssertionError):
+        check(expression)

@@ -1,0 +1,42 @@
+"""docs/how-to/provision-people.md, as printed, against a running workspace."""
+
+import re
+import subprocess
+
+from tests.docs.pages import ROOT
+from tests.workspace import OWNER, Serve
+
+PAGE = (ROOT / "docs/how-to/provision-people.md").read_text()
+BLOCK = re.compile(r"<!-- script -->\n```bash\n(.*?)```", re.DOTALL)
+
+MAKE_KEY = """
+from accounts.models import Role, User
+from scim.models import ProvisioningKey
+role = Role.objects.get(name="Member")
+owner = User.objects.get(email={owner!r})
+print(ProvisioningKey.objects.issue(name="Okta", role=role, capabilities=role.capabilities, by=owner).secret)
+"""
+
+
+def test_the_script_works_as_printed(live_alone: Serve) -> None:
+    live = live_alone.start()
+    key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()
+    environment = {**live.environment(), "GATEWAY": live.url, "SCIM_KEY": key}
+
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(BLOCK.findall(PAGE))], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [
+        "found: Ann",
+        "members of Writers: 1",
+        "active: false",
+        "active: true",
+        "left: 0",
+    ]
+    (person,) = live.rows("SELECT is_active FROM accounts_user WHERE email = 'ann@example.com'")
+    assert person["is_active"] is False
+    told = live.rows("SELECT DISTINCT actor_email, via FROM auditlog_event WHERE target_label = 'ann@example.com'")
+    assert [(one["actor_email"], one["via"]) for one in told] == [(f"provisioning key Okta ({key[:12]})", "scim")]
+    assert key not in live.log()

@@ -1,0 +1,82 @@
+"""What a client is told, and the log keeps, when a part of the gateway fails in the middle of a request."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.store.call_writer import NotRecorded
+from proxy.store.database import DatabaseUnavailable
+from tests import upstreams
+from tests.conftest import Run
+from tests.proxy.conftest import Agent, Proxy
+from tests.proxy.test_standing_streams import in_session
+from tests.proxy.test_streams import work_of
+
+UNAVAILABLE = DatabaseUnavailable("the database did not answer")
+
+
+def failing(error: Exception) -> Any:
+    async def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fails
+
+
+@pytest.fixture
+def agent(proxy: Proxy, run: Run) -> Agent:
+    work = work_of(proxy, run)
+    work.put(upstreams.docs())
+    return in_session(work.agent)
+
+
+def asked(agent: Agent, verb: str, body: Any = None) -> httpx.Response:
+    own = {"Authorization": f"Bearer {agent.secret}", "Accept": "application/json, text/event-stream", **agent.headers}
+    return httpx.request(verb, agent.url, headers=own, json=body, trust_env=False, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("part", "verb", "body", "rows"),
+    [
+        ("proxy.dispatch.Dispatcher.end_session", "DELETE", None, 1),
+        ("proxy.server_requests.ServerRequests.take_answer", "POST", {"jsonrpc": "2.0", "id": 1, "result": {}}, 1),
+        ("proxy.resumption.Resumption.standing", "GET", None, 0),
+    ],
+)
+def test_what_needs_the_database_while_it_does_not_answer_is_to_be_asked_again(
+    part: str, verb: str, body: Any, rows: int, agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(proxy.calls())
+    monkeypatch.setattr(part, failing(UNAVAILABLE))
+
+    answer = asked(agent, verb, body)
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["code"] == -32603
+    assert [row.outcome for row in proxy.calls()[before:]] == ["unavailable"] * rows
+    monkeypatch.undo()
+    assert agent.listed().status_code == 200
+
+
+def test_a_stream_whose_row_cannot_be_written_does_not_begin(
+    agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.call_writer.CallWriter.commit", failing(NotRecorded(NotRecorded.__doc__)))
+
+    answer = asked(agent, "GET")
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "could not record" in answer.json()["error"]["message"]
+
+
+def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
+    agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("proxy.forward.Forwarder._forward", failing(ValueError("a fault with s3cret details")))
+
+    answer = agent.call("docs__echo", {"text": "x"})
+
+    assert answer.status_code == 500
+    assert answer.json()["error"] == {"code": -32603, "message": "The gateway failed"}
+    assert (proxy.last().http_status, proxy.last().rpc_error_code) == (500, -32603)
+    assert "a call failed inside the gateway" in caplog.text

@@ -1,0 +1,231 @@
+"""People as a directory provisions them: made, changed, deactivated and let in again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import Role, User
+from accounts.people_forms import of_status
+from auditlog.models import Event
+from capabilities import Capability
+from scim.models import DirectoryPerson, IssuedKey
+from tests import make
+from tests.conftest import SignIn
+from tests.rest import Rest
+from tests.scim.conftest import USER, Directory
+
+pytestmark = pytest.mark.django_db
+
+
+def events(target: Any) -> list[str]:
+    return list(Event.objects.filter(target_id=str(target)).order_by("pk").values_list("action", flat=True))
+
+
+def test_a_directory_makes_a_person_with_the_role_of_its_key(directory: Directory, member: Role) -> None:
+    made = directory.make(
+        "Ana@Example.com", externalId="00u1", displayName="Ana", name={"givenName": "Ana", "familyName": "Ruiz"}
+    )
+
+    person = User.objects.get(pk=made["id"])
+    assert (person.email, person.display_name, person.role, person.is_active) == (
+        "ana@example.com",
+        "Ana",
+        member,
+        True,
+    )
+    assert (made["userName"], made["externalId"], made["active"]) == ("ana@example.com", "00u1", True)
+    assert made["name"] == {"givenName": "Ana", "familyName": "Ruiz"}
+    assert made["emails"] == [{"value": "ana@example.com", "type": "work", "primary": True}]
+    assert made["meta"]["location"].endswith(f"/scim/v2/Users/{person.pk}")
+    assert directory.get(f"/Users/{person.pk}").json() == made
+
+
+def test_a_provisioned_person_is_not_called_invited(directory: Directory) -> None:
+    person = User.objects.get(pk=directory.make("ana@example.com")["id"])
+
+    assert person.status == "provisioned"
+    assert not person.has_usable_password()
+    for status in ("provisioned", "deactivated"):
+        assert [one for one in User.objects.filter(of_status(status)) if one.pk == person.pk] == (
+            [person] if status == person.status else []
+        )
+    directory.deactivate(person.pk)
+    person.refresh_from_db()
+    assert person.status == "deactivated"
+
+
+def test_a_provisioned_person_who_is_invited_joins_with_a_password_and_stays_when_that_is_taken_back(
+    directory: Directory,
+) -> None:
+    person = User.objects.get(pk=directory.make("ana@example.com")["id"])
+
+    person.renew_invitation(by=None)
+    assert (person.status, User.objects.filter(of_status("invited"), pk=person.pk).exists()) == ("invited", True)
+    person.revoke_invitation(by=None)
+
+    assert (person.status, person.is_active) == ("provisioned", True)
+    assert User.objects.filter(of_status("provisioned"), pk=person.pk).exists()
+
+
+def test_active_false_ends_sessions_and_credentials_in_the_same_request(
+    directory: Directory, sign_in: SignIn, member: Role
+) -> None:
+    ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
+    secret = make.api_key(ben, Capability.HOSTS_READ).secret
+    browser = sign_in(ben)
+    assert (browser.get("/").status_code, Rest.bearing(secret).get("/me").status_code) == (200, 200)
+
+    assert directory.deactivate(ben.pk).status_code == 204
+
+    assert browser.get("/").status_code == 302
+    assert Rest.bearing(secret).get("/me").status_code == 401
+    ben.refresh_from_db()
+    assert ben.status == "deactivated"
+
+
+def test_active_true_lets_the_same_person_in_again(directory: Directory, member: Role) -> None:
+    ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
+    connection = make.connection(make.agent(by=ben), make.gateway(), ben)
+    directory.deactivate(ben.pk)
+    connection.refresh_from_db()
+    assert connection.blocked_by == "user"
+
+    directory.patch(f"/Users/{ben.pk}", {"op": "replace", "path": "active", "value": True})
+
+    connection.refresh_from_db()
+    assert (connection.is_live, connection.blocked_by) == (True, "")
+    assert events(ben.pk)[-2:] == ["user.deactivated", "user.reactivated"]
+
+
+def test_delete_deactivates_and_forgets_and_a_person_of_that_name_comes_back_as_the_same(
+    directory: Directory,
+) -> None:
+    pk = directory.make("ana@example.com", externalId="00u1")["id"]
+
+    assert directory.ask("DELETE", f"/Users/{pk}").status_code == 204
+
+    assert (directory.get(f"/Users/{pk}").status_code, directory.found('userName eq "ana@example.com"')) == (404, [])
+    assert User.objects.get(pk=pk).status == "deactivated"
+    again = directory.make("ana@example.com", externalId="00u1")
+    assert (again["id"], again["active"], again["externalId"]) == (pk, True, "00u1")
+    assert User.objects.filter(email="ana@example.com").count() == 1
+
+
+def test_who_is_here_already_is_found_and_not_made_twice(directory: Directory, member: Role) -> None:
+    ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
+
+    refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": "BEN@example.com"})
+
+    assert (refused.status_code, refused.json()["scimType"]) == (409, "uniqueness")
+    assert directory.found('userName eq "Ben@Example.com"') == [str(ben.pk)]
+
+
+def test_a_user_name_that_is_no_address_is_kept_beside_the_e_mail(directory: Directory) -> None:
+    made = directory.make("aruiz", emails=[{"value": "Ana@Example.com", "type": "work", "primary": True}])
+
+    assert (made["userName"], User.objects.get(pk=made["id"]).email) == ("aruiz", "ana@example.com")
+    assert directory.found('userName eq "ARuiz"') == directory.found('emails eq "ana@example.com"') == [made["id"]]
+    assert directory.found('userName eq "ana@example.com"') == []
+
+
+def test_without_any_address_nobody_is_made(directory: Directory) -> None:
+    refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": "aruiz"})
+
+    assert (refused.status_code, refused.json()["scimType"]) == (400, "invalidValue")
+    assert "e-mail address" in refused.json()["detail"]
+
+
+def test_a_replacement_that_does_not_say_active_leaves_it(directory: Directory) -> None:
+    pk = directory.make("ana@example.com", active=False)["id"]
+
+    body = {"schemas": [USER], "userName": "ana@example.com", "displayName": "Ana"}
+    replaced = directory.ask("PUT", f"/Users/{pk}", body).json()
+
+    assert (replaced["active"], replaced["displayName"]) == (False, "Ana")
+
+
+def test_a_new_user_name_is_a_new_e_mail(directory: Directory) -> None:
+    pk = directory.make("ana@example.com")["id"]
+
+    directory.patch(f"/Users/{pk}", {"op": "replace", "path": "userName", "value": "ana.ruiz@example.com"})
+
+    assert User.objects.get(pk=pk).email == "ana.ruiz@example.com"
+    assert directory.found('userName eq "ana.ruiz@example.com"') == [pk]
+
+
+def test_every_change_is_an_event_with_the_key_as_its_actor(directory: Directory, issued: IssuedKey) -> None:
+    pk = directory.make("ana@example.com", externalId="00u1")["id"]
+    directory.patch(f"/Users/{pk}", {"op": "replace", "value": {"displayName": "Ana", "externalId": "00u2"}})
+    directory.deactivate(pk)
+
+    told = Event.objects.filter(target_id=pk).order_by("pk")
+
+    assert [event.action for event in told] == [
+        "user.provisioned",
+        "user.updated",
+        "user.updated",
+        "user.updated",
+        "user.deactivated",
+    ]
+    assert {(event.actor_id, event.actor_email, event.via) for event in told} == {
+        (None, f"provisioning key {issued.key}", "scim")
+    }
+
+
+def test_what_changes_nothing_is_no_event_and_keeps_the_version(directory: Directory) -> None:
+    made = directory.make("ana@example.com", displayName="Ana")
+    before = Event.objects.count()
+
+    directory.patch(f"/Users/{made['id']}", {"op": "replace", "path": "displayName", "value": "Ana"})
+
+    assert directory.get(f"/Users/{made['id']}").json()["meta"] == made["meta"]
+    assert Event.objects.count() == before
+
+
+def test_nothing_is_kept_of_a_person_that_nobody_needs(directory: Directory) -> None:
+    made = directory.make(
+        "ana@example.com", title="Boss", phoneNumbers=[{"value": "1"}], addresses=[{"locality": "Bern"}], password="x"
+    )
+
+    assert not {"title", "phoneNumbers", "addresses", "password"} & made.keys()
+    assert "Bern" not in str(DirectoryPerson.objects.filter(user=made["id"]).values())
+    assert not User.objects.get(pk=made["id"]).has_usable_password()
+
+
+def test_a_change_made_meanwhile_is_seen_by_its_etag(directory: Directory) -> None:
+    made = directory.make("ana@example.com")
+    tag = directory.get(f"/Users/{made['id']}")["ETag"]
+    assert directory.get(f"/Users/{made['id']}", **{"If-None-Match": tag}).status_code == 304
+    User.objects.get(pk=made["id"]).edit(email="ana@example.com", display_name="Ana", by=None)
+
+    change = {"op": "replace", "path": "displayName", "value": "Other"}
+    refused = directory.patch(f"/Users/{made['id']}", change, **{"If-Match": tag})
+
+    assert refused.status_code == 412
+    assert User.objects.get(pk=made["id"]).display_name == "Ana"
+
+
+def test_an_unknown_user_is_404(directory: Directory) -> None:
+    for pk in ("nobody", "00000000-0000-4000-8000-000000000000"):
+        for answered in (
+            directory.get(f"/Users/{pk}"),
+            directory.deactivate(pk),
+            directory.ask("DELETE", f"/Users/{pk}"),
+        ):
+            assert (answered.status_code, answered.json()["status"]) == (404, "404")
+
+
+def test_a_value_that_is_too_long_is_refused_in_words(directory: Directory) -> None:
+    body = {"schemas": [USER], "userName": "ana@example.com", "displayName": "x" * 121}
+    refused = directory.ask("POST", "/Users", body)
+
+    assert (refused.status_code, refused.json()["detail"]) == (400, "displayName has at most 120 characters.")
+
+
+def test_a_provisioned_person_cannot_sign_in_without_a_password(directory: Directory) -> None:
+    directory.make("ana@example.com")
+    answered = Client().post("/accounts/login/", {"login": "ana@example.com", "password": make.PASSWORD})
+    assert "not right" in answered.content.decode()

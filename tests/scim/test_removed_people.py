@@ -1,0 +1,192 @@
+"""Whom a directory deletes, who comes after them, and whom an administrator has shut out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from allauth.mfa.models import Authenticator
+from django.test import Client
+
+from accounts.models import Role, Team, User
+from accounts.people_forms import of_status
+from auditlog.models import Event
+from capabilities import Capability
+from connections.models import Connection
+from servers.models import AuthType
+from sso.models import Account
+from tests import make
+from tests.rest import Rest
+from tests.scim.conftest import USER, Directory
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def ben(member: Role) -> User:
+    return User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
+
+
+def post(directory: Directory, **said: Any) -> Any:
+    return directory.ask("POST", "/Users", {"schemas": [USER], "userName": "ben@example.com", **said})
+
+
+def activate(directory: Directory, person: User, **said: Any) -> Any:
+    return directory.patch(f"/Users/{person.pk}", {"op": "replace", "value": {"active": True, **said}})
+
+
+def is_active(person: User) -> bool:
+    return User.objects.get(pk=person.pk).is_active
+
+
+def test_nothing_of_whom_a_directory_deleted_works_for_who_comes_after_them(directory: Directory, ben: User) -> None:
+    key = make.api_key(ben, Capability.HOSTS_READ)
+    server = make.server(auth_type=AuthType.BEARER)
+    identity = make.identity(server, ben)
+    connection = make.connection(make.agent(by=ben), make.gateway(), ben)
+    team = Team.objects.add(name="Finance", users=[ben], by=None)
+    Authenticator.objects.create(user=ben, type=Authenticator.Type.TOTP, data={"secret": ""})
+    Account.objects.create(user=ben, issuer="https://login.example.com", subject="1")
+    User.objects.filter(pk=ben.pk).update(by_organisation=True, is_staff=True)
+
+    assert directory.ask("DELETE", f"/Users/{ben.pk}").status_code == 204
+    assert post(directory).status_code == 201
+
+    again = User.objects.get(pk=ben.pk)
+    assert (again.is_active, again.status, again.has_usable_password()) == (True, "provisioned", False)
+    assert (again.invited_at, again.by_organisation, again.is_staff) == (None, False, False)
+    assert Rest.bearing(key.secret).get("/me").status_code == 401
+    connection.refresh_from_db()
+    identity.refresh_from_db()
+    assert connection.revoked_at
+    assert not connection.tokens.filter(revoked_at=None).exists()
+    assert identity.revoked_at
+    assert team.emails() == []
+    assert not Authenticator.objects.filter(user=ben).exists()
+    assert not Account.objects.filter(user=ben).exists()
+
+
+def test_an_invitation_of_whom_a_directory_deleted_is_over(directory: Directory) -> None:
+    person = User.objects.get(pk=directory.make("ben@example.com")["id"])
+    person.renew_invitation(by=None)
+
+    directory.ask("DELETE", f"/Users/{person.pk}")
+    post(directory)
+
+    assert User.objects.get(pk=person.pk).status == "provisioned"
+
+
+def test_who_comes_back_has_the_role_of_the_key(directory: Directory, member: Role, ben: User) -> None:
+    ben.give_role(make.role(Capability.HOSTS_READ, name="Reader"), by=None)
+    directory.ask("DELETE", f"/Users/{ben.pk}")
+    post(directory)
+    assert User.objects.get(pk=ben.pk).role == member
+
+
+def test_a_directory_that_says_it_is_somebody_else_is_told_what_to_do(directory: Directory) -> None:
+    pk = directory.make("ben@example.com", externalId="00u1")["id"]
+    directory.ask("DELETE", f"/Users/{pk}")
+
+    refused = post(directory, externalId="00u2")
+
+    assert (refused.status_code, refused.json()["scimType"]) == (409, "uniqueness")
+    assert "An administrator must first change that person's e-mail" in refused.json()["detail"]
+    old = User.objects.get(pk=pk)
+    assert not old.is_active
+    old.edit(email="ben.old@example.com", display_name="", by=None)
+    assert post(directory, externalId="00u2").json()["id"] != pk
+
+
+def test_a_user_name_of_whom_was_deleted_is_free_for_another_address(directory: Directory) -> None:
+    pk = directory.make("ben", emails=[{"value": "ben@example.com"}])["id"]
+    directory.ask("DELETE", f"/Users/{pk}")
+    assert directory.make("ben", emails=[{"value": "other@example.com"}])["id"] != pk
+
+
+def test_each_deletion_and_each_return_is_an_event(directory: Directory) -> None:
+    pk = directory.make("ben@example.com", active=False)["id"]
+
+    directory.ask("DELETE", f"/Users/{pk}")
+    post(directory)
+
+    told = [event.changes["removed_at"] for event in Event.objects.filter(target_id=pk, changes__has_key="removed_at")]
+    assert len(told) == 2
+    assert sorted(before is None for before, _ in told) == [False, True]
+
+
+@pytest.mark.parametrize("act", ["deactivate", "cut_off", "deactivate after the directory", "revoke_invitation"])
+def test_an_administrators_act_is_not_undone_by_a_directory(
+    act: str, directory: Directory, member: Role, ben: User
+) -> None:
+    boss = make.user(*Capability)
+    if act == "revoke_invitation":
+        ben = User.objects.invite(email="ann@example.com", role=member, by=None)
+        ben.revoke_invitation(by=boss)
+    elif act == "cut_off":
+        Connection.objects.cut_off(ben, by=boss)
+    else:
+        if act != "deactivate":
+            directory.deactivate(ben.pk)
+        ben.deactivate(by=boss)
+    body = {"schemas": [USER], "userName": ben.email, "displayName": "Ben", "active": True}
+
+    refusals = [
+        activate(directory, ben),
+        activate(directory, ben, displayName="Ben"),
+        directory.ask("PUT", f"/Users/{ben.pk}", body),
+    ]
+
+    assert [(one.status_code, is_active(ben)) for one in refusals] == [(403, False)] * 3
+    assert "An administrator has deactivated this person" in refusals[0].json()["detail"]
+    assert User.objects.get(pk=ben.pk).display_name == ""
+
+
+def test_a_directory_does_not_get_round_an_administrator_by_deleting_and_making_anew(
+    directory: Directory, ben: User
+) -> None:
+    ben.deactivate(by=make.user(*Capability))
+    directory.ask("DELETE", f"/Users/{ben.pk}")
+    assert (post(directory).status_code, is_active(ben)) == (403, False)
+
+
+def test_whom_an_administrator_deactivated_a_directory_describes_as_before(directory: Directory, ben: User) -> None:
+    ben.deactivate(by=make.user(*Capability))
+    change = {"op": "replace", "path": "displayName", "value": "Ben"}
+    assert directory.patch(f"/Users/{ben.pk}", change).status_code == 204
+    assert User.objects.get(pk=ben.pk).display_name == "Ben"
+
+
+def test_a_reactivation_by_an_administrator_ends_what_the_directory_may_undo(directory: Directory, ben: User) -> None:
+    boss = make.user(*Capability)
+    directory.deactivate(ben.pk)
+    assert activate(directory, ben).status_code == 204
+    directory.deactivate(ben.pk)
+    User.objects.get(pk=ben.pk).reactivate(by=boss)
+    User.objects.get(pk=ben.pk).deactivate(by=boss)
+    assert (activate(directory, ben).status_code, is_active(ben)) == (403, False)
+
+
+def test_whom_a_directory_made_inactive_it_activates(directory: Directory) -> None:
+    pk = directory.make("ann@example.com", active=False)["id"]
+    person = User.objects.get(pk=pk)
+    assert (activate(directory, person).status_code, is_active(person)) == (204, True)
+
+
+def test_a_revoked_invitation_stays_one_when_a_directory_describes_the_person(
+    directory: Directory, member: Role
+) -> None:
+    person = User.objects.invite(email="ann@example.com", role=member, by=None)
+    person.revoke_invitation(by=None)
+
+    directory.patch(f"/Users/{person.pk}", {"op": "replace", "path": "externalId", "value": "00u1"})
+
+    assert User.objects.get(pk=person.pk).status == "revoked"
+    assert User.objects.filter(of_status("revoked"), pk=person.pk).exists()
+
+
+def test_the_old_password_signs_nobody_in(directory: Directory, ben: User) -> None:
+    directory.ask("DELETE", f"/Users/{ben.pk}")
+    post(directory)
+    browser = Client()
+    browser.post("/accounts/login/", {"login": "ben@example.com", "password": make.PASSWORD})
+    assert browser.get("/").status_code == 302

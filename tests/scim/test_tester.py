@@ -1,0 +1,32 @@
+"""The checks of scim2-tester, all of them, against this service."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import httpx2
+import pytest
+from scim2_client.engines.httpx2 import SyncSCIMClient
+from scim2_tester import Status, check_server
+
+from scim.models import IssuedKey
+from tests.scim.conftest import ROOT, InProcess
+
+pytestmark = pytest.mark.django_db
+
+
+def test_every_check_of_the_tester_succeeds(issued: IssuedKey) -> None:
+    http = httpx2.Client(
+        transport=InProcess(),
+        base_url=f"http://testserver{ROOT}",
+        headers={"Authorization": f"Bearer {issued.secret}"},
+    )
+
+    # One kind after the other: before each check it deletes once more all that the checks before it made.
+    kinds = (["User"], ["Group"])
+    results = [one for kind in kinds for one in check_server(SyncSCIMClient(http), resource_types=kind)]
+
+    good = {Status.SUCCESS, Status.COMPLIANT, Status.ACCEPTABLE}
+    assert [f"{one.title} {one.status} {one.reason}" for one in results if one.status not in good] == []
+    assert Counter(one.resource_type for one in results)["Group"] > 10
+    assert Counter(one.resource_type for one in results)["User"] > 10

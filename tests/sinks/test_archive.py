@@ -1,0 +1,281 @@
+"""The archive of old calls: nothing is dropped that is not in it whole, and everything in it is found again."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import pytest
+from django.conf import LazySettings
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.utils import timezone
+
+from accounts.models import WorkspaceSettings
+from auditlog.checkpoints import sealing
+from auditlog.checkpoints.tree import leaf_of, unpacked
+from auditlog.checkpoints.verifying import verify
+from auditlog.models import Call, Checkpoint
+from capabilities import Capability
+from gatewayadmin.serving import housekeeping
+from sinks import archive, parquet
+from sinks.models import ArchivedPartition, Sink
+from tests import cluster, make
+from tests.calls import call
+from tests.docs.pages import ROOT
+from tests.house.doors import browser as browser_of
+from tests.house.doors import session_of
+from tests.running.starts import environment
+from tests.running.test_refusals import KEYS as KEYS_OF_TESTS
+from tests.running.test_refusals import NOWHERE
+from tests.sinks.conftest import KEYS, Bucket
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DAY = timedelta(days=1)
+OLD = 40  # Days, past the retention of 30.
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, settings: LazySettings) -> str:
+    """Where the archive is."""
+    if request.param == "s3":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        settings.ARCHIVE, settings.ARCHIVE_KEYS = bucket.url, KEYS
+    else:
+        settings.ARCHIVE = str(tmp_path / "archive")
+    return str(settings.ARCHIVE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, settings: LazySettings) -> Path:
+    settings.ARCHIVE = str(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _retention() -> None:
+    workspace = WorkspaceSettings.load()
+    WorkspaceSettings.objects.filter(pk=workspace.pk).update(log_retention_days=30)
+
+
+def old(days: int = OLD, **fields: Any) -> Call:
+    return call(timezone.now() - days * DAY, **fields)
+
+
+def chores() -> dict[str, Any]:
+    """What housekeeping does to old calls; those that fail are left out."""
+    names = ["partitions_archived", "partitions_not_archived", "rollups_dropped", "calls_dropped_unsent"]
+    names += ["digests_dropped", "partitions_dropped"]
+    done: dict[str, Any] = {}
+    for name in names:
+        try:
+            done[name] = housekeeping.CHORES[name](timezone.now())
+        except archive.NotArchived as reason:
+            done["failed"] = str(reason)
+    return done
+
+
+def search(*words: str) -> list[dict[str, Any]]:
+    out = io.StringIO()
+    call_command("search_archive", *words, stdout=out)
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def searched_from(days: int) -> str:
+    return f"{(timezone.now() - days * DAY).date()}"
+
+
+def test_old_calls_are_archived_then_dropped_and_found_again(place: str) -> None:
+    payload = {"deep": {"number": 10**20, "text": "ä\n"}}
+    made = [old(feature_name=name, request_payload=payload, client_ip="2001:db8::1") for name in ("a", "b", "a")]
+    made.append(old(OLD + 1, feature_name="a", user_email="ana@example.com"))
+    kept = call()
+
+    done = chores()
+
+    assert (done["partitions_archived"], done["partitions_dropped"]) == (2, 2)
+    assert list(Call.objects.values_list("uid", flat=True)) == [kept.uid]
+    found = search("--from", searched_from(OLD + 1), "--to", searched_from(OLD - 1))
+    assert {row["uid"] for row in found} == {str(one.uid) for one in made}
+    [row] = [row for row in found if row["uid"] == str(made[0].uid)]
+    assert json.loads(row["request_payload"]) == payload
+    assert (row["client_ip"], row["duration_ms"], row["http_status"]) == ("2001:db8::1/128", 1.5, 200)
+    by_tool = search("--from", searched_from(OLD), "--tool", "b")
+    assert [row["uid"] for row in by_tool] == [str(made[1].uid)]
+    assert len(search("--from", searched_from(OLD + 1), "--user", "ana@example.com")) == 1
+    assert search("--from", searched_from(3), "--to", searched_from(-1)) == []
+    told = ArchivedPartition.objects.get(rows=3)
+    assert told.archived_at
+    assert len(told.digest) == 64
+
+
+def test_rows_read_from_the_archive_have_the_digests_that_were_sealed(folder: Path) -> None:
+    """Whoever has the checkpoints can prove an archive too."""
+    sealing.keep_up()
+    made = [call(request_payload={"b": n, "a": [1.5, None]}, client_ip="10.0.0.1") for n in range(4)]
+    sealing.keep_up()
+    span = next(span for span in Call.partitions.spans() if span.start == made[0].created_at.date())
+    [name] = [name for name, one in Call.partitions.expired(span.end) if one == span]
+    archive.archive(name, span)
+
+    with archive.opened() as store:
+        [manifest] = archive._manifests(store, span.start)
+        leaves = {leaf_of(row | {"uid": UUID(row["uid"])}) for row in archive.rows_of(store, manifest)}
+    sealed = {leaf for one in Checkpoint.objects.exclude(leaves=b"") for leaf in unpacked(bytes(one.leaves or b""))}
+    assert leaves == sealed
+    assert len(leaves) == 4
+
+
+def test_partition_that_cannot_be_archived_is_kept_with_all_that_is_said_of_it(folder: Path) -> None:
+    sealing.keep_up()
+    Sink.objects.add(name="Paused", kind="stdout", by=None, from_beginning=True)
+    made = old()
+    (folder / "calls").write_text("a file where a folder has to be")
+
+    done = chores()
+
+    assert "cannot be written" in str(done["failed"])
+    assert (done["partitions_not_archived"], done["partitions_dropped"], done["calls_dropped_unsent"]) == (1, 0, 0)
+    assert archive.WAITING._value.get() == 1
+    assert Call.objects.get().uid == made.uid
+    boss = browser_of(session_of(make.user(*Capability)))
+    assert "past retention and not archived" in boss.get("/").content.decode()
+    other = browser_of(session_of(make.user(*(set(Capability) - {Capability.SINKS_MANAGE}))))
+    assert "not archived" not in other.get("/").content.decode()
+
+    (folder / "calls").unlink()
+    done = chores()
+    assert (done["partitions_archived"], done["partitions_dropped"], done["partitions_not_archived"]) == (1, 1, 0)
+    assert "not archived" not in boss.get("/").content.decode()
+
+
+def test_without_an_archive_old_calls_are_dropped_as_before(settings: LazySettings) -> None:
+    settings.ARCHIVE = ""
+    old()
+
+    assert chores()["partitions_dropped"] == 1
+    assert not ArchivedPartition.objects.exists()
+
+
+def test_what_does_not_read_as_it_was_written_is_not_archived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = old(duration_ms=1.5)
+    plain = archive._plain
+    monkeypatch.setattr(archive, "_plain", lambda row: plain(row) | {"duration_ms": 2.5})
+
+    done = chores()
+
+    assert "does not read as the rows" in str(done["failed"])
+    assert Call.objects.get().uid == made.uid
+    monkeypatch.undo()
+    assert chores()["partitions_dropped"] == 1
+
+
+def test_partition_that_got_a_row_since_is_archived_again(place: str) -> None:
+    first = old()
+    [(name, span)] = Call.partitions.expired((timezone.now() - 30 * DAY).date())
+    assert archive.archive(name, span)
+    assert not archive.archive(name, span)
+    late = old()
+
+    assert archive.archive(name, span)
+
+    found = search("--from", searched_from(OLD))
+    assert sorted(row["uid"] for row in found) == sorted([str(first.uid), str(late.uid)])
+
+
+def test_archiving_that_was_cut_short_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files were written, and their manifest was not: those are there already, or are others, which nobody names."""
+    made = {str(old().uid) for _ in range(6)}
+    [(name, span)] = Call.partitions.expired((timezone.now() - 30 * DAY).date())
+    monkeypatch.setattr(archive.Manifest, "written", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        archive.archive(name, span)
+    monkeypatch.undo()
+    connection.close()
+
+    archive.archive(name, span)
+
+    assert {row["uid"] for row in search("--from", searched_from(OLD))} == made
+    assert len(list(folder.rglob("*.parquet"))) == 1
+
+
+def test_large_day_makes_several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "PART_BYTES", 4000)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 3)
+    made = {str(old().uid) for _ in range(20)}
+    chores()
+
+    assert len(list(folder.rglob("*.parquet"))) > 1
+    assert {row["uid"] for row in search("--from", searched_from(OLD))} == made
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing"])
+def test_archive_that_was_changed_is_not_read(harm: str, folder: Path) -> None:
+    old()
+    chores()
+    [file] = folder.rglob("*.parquet")
+    if harm == "changed":
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    else:
+        file.unlink()
+
+    with pytest.raises(CommandError, match=harm):
+        search("--from", searched_from(OLD))
+
+
+def test_search_says_when_there_is_more_than_it_prints(folder: Path) -> None:
+    for _ in range(3):
+        old()
+    chores()
+    out, err = io.StringIO(), io.StringIO()
+
+    call_command("search_archive", "--from", searched_from(OLD), "--most", "2", stdout=out, stderr=err)
+
+    assert len(out.getvalue().splitlines()) == 2
+    assert "more than 2" in err.getvalue()
+
+
+def test_search_needs_an_archive(settings: LazySettings) -> None:
+    settings.ARCHIVE = ""
+    with pytest.raises(CommandError, match="GATEWAY_ARCHIVE"):
+        search("--from", "2026-11-20")
+
+
+def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
+    sealing.keep_up()
+    old()
+    chores()
+
+    assert verify().findings == []
+
+
+def test_commands_as_printed(tmp_path: Path) -> None:
+    """Each in a process of its own, the search in one that has no database."""
+    moment = timezone.now() - OLD * DAY
+    made = [str(old(feature_name=name).uid) for name in ("create_issue", "other")]
+    page = (ROOT / "docs" / "how-to" / "archive-old-calls.md").read_text()
+    switch_on, find = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    place = "/srv/gateway-archive"
+    assert place in switch_on
+
+    def run(script: str, **more: str) -> str:
+        told = script.replace(place, str(tmp_path / "archive")).replace(".venv/bin/python", sys.executable)
+        home = environment(tmp_path / "home", **KEYS_OF_TESTS, **more)
+        done = subprocess.run(["bash", "-ec", told], cwd=ROOT, env=home, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    address = urlsplit(os.environ[cluster.ADDRESS])._replace(path=f"/{connection.settings_dict['NAME']}")
+    said = run(switch_on, DATABASE_URL=address.geturl())
+    assert "partitions_archived 1," in said
+    days = find.replace("2026-08-20", str(moment.date())).replace("2026-08-27", str((moment + 7 * DAY).date()))
+    found = run(days, GATEWAY_ARCHIVE=str(tmp_path / "archive"), DATABASE_URL=NOWHERE)
+    assert [json.loads(line)["uid"] for line in found.splitlines()] == made[:1]

@@ -1,0 +1,178 @@
+"""Sinks that keep objects in S3: each row at least once, and nothing that is there written over."""
+
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from sinks import reading, receivers, sending
+from sinks.models import BadAddress, BadSecret, Sink
+from sinks.objects import S3, Folder, NotKept, region_of, sign
+from sinks.trial import send_test_line
+from tests.calls import call
+from tests.sinks.conftest import KEYS, Bucket
+from wire.guard import Guard
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def to(bucket: Bucket, kind: str = "s3", **fields: Any) -> Sink:
+    told = {"name": "Bucket", "kind": kind, "address": bucket.url, "secret": KEYS, "by": None}
+    return Sink.objects.add(**(told | fields))
+
+
+def test_rows_are_kept_as_json_lines(bucket: Bucket) -> None:
+    sink = to(bucket)
+    made = [str(call(feature_name=f"tool {n}").uid) for n in range(5)]
+
+    assert sending.serve(sink.pk) == 6
+
+    assert [row["id"] for row in bucket.rows()] == made
+    assert [row["action"] for row in bucket.rows("event")] == ["sink.created"]
+    [name] = [name for name in bucket.names() if "/call/" in name]
+    assert name.startswith(f"gateway/call/{datetime.now(UTC):%Y/%m/%d}/")
+    assert sending.serve(sink.pk) == 0
+
+
+def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
+    sink = to(bucket, "s3_parquet", sends_payloads=True)
+    made = [call(request_payload={"n": n}, duration_ms=n + 0.5) for n in range(3)]
+
+    sending.serve(sink.pk)
+
+    [name] = [name for name in bucket.names() if "/call/" in name]
+    table = pq.read_table(pa.BufferReader(bucket.read(name)))
+    assert table.column("id").to_pylist() == [str(one.uid) for one in made]
+    assert table.column("duration_ms").to_pylist() == [0.5, 1.5, 2.5]
+    assert table.column("request_payload").to_pylist() == ['{"n":0}', '{"n":1}', '{"n":2}']
+    assert table.schema.field("created_at").type == pa.timestamp("us", tz="UTC")
+    assert abs(table.column("created_at")[0].as_py() - made[0].created_at).total_seconds() < 0.001
+
+
+def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None:
+    """Its acknowledgement was lost: the sink is where it was."""
+    sink = to(bucket, sends_events=False)
+    made = {str(call().uid) for _ in range(4)}
+    before = {name: getattr(sink, name) for name in reading.POSITION}
+    sending.serve(sink.pk)
+    names = bucket.names()
+    Sink.objects.filter(pk=sink.pk).update(**before)
+
+    assert sending.serve(sink.pk) == 4
+    assert bucket.names() == names
+
+    Sink.objects.filter(pk=sink.pk).update(**before)
+    made.add(str(call().uid))  # More than there was: another object, and some rows twice.
+    sending.serve(sink.pk)
+    assert {row["id"] for row in bucket.rows()} == made
+    assert len(bucket.rows()) == 4 + 5
+
+
+def test_objects_are_made_once_a_minute_at_most(bucket: Bucket) -> None:
+    sink = to(bucket)
+    sending.serve(sink.pk)
+
+    assert sending.due() == []
+    Sink.objects.update(looked_at=datetime.now(UTC) - sending.OBJECTS_EVERY)
+    assert sending.due() == [sink.pk]
+
+
+def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_server: str) -> None:
+    sink = to(bucket, address=f"{s3_server}/another/place", sends_events=False)
+    call()
+
+    assert sending.serve(sink.pk) == 0
+    state = Sink.objects.get(pk=sink.pk)
+    assert (state.status, state.last_error) == ("failing", "It answered 404 (NoSuchBucket).")
+    state.edit(address=bucket.url, by=None)
+    assert sending.serve(sink.pk) == 1
+    assert send_test_line(state, by=None).delivered
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"address": "http://93.184.216.34/bucket"}, "without TLS"),
+        ({"address": "https://169.254.169.254/bucket"}, "private or reserved"),
+        ({"address": "https://93.184.216.34/bucket?list-type=2"}, "looks like https://s3"),
+        ({"secret": "no colon"}, "its id, a colon, its secret"),
+    ],
+)
+def test_what_is_no_bucket_is_refused_in_words(fields: dict[str, str], words: str, bucket: Bucket) -> None:
+    with pytest.raises((BadAddress, BadSecret), match=words):
+        to(bucket, **fields)
+
+
+def test_parquet_without_its_extra_is_refused_in_words(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receivers, "find_spec", lambda name: None)
+    with pytest.raises(BadAddress, match=r"gateway-admin\[archive\]"):
+        to(bucket, "s3_parquet")
+
+
+# --- Stores ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["call/2026/11/20/a.parquet", "with space/ä+b=c~.jsonl.gz"])
+@pytest.mark.parametrize("region", ["us-east-1", "eu-central-1"])
+def test_requests_are_signed_as_amazons_own_client_signs_them(
+    name: str, region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, data = datetime(2026, 11, 21, 22, 5, tzinfo=UTC), b"some rows"
+    url = str(httpx.URL(f"https://s3.example.com:9000/logs/{quote(name, safe='/-_.~')}"))
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now.replace(tzinfo=None))
+    theirs = AWSRequest("PUT", url, headers={"If-None-Match": "*"}, data=data)
+    theirs.context["payload_signing_enabled"] = True
+    S3SigV4Auth(Credentials("AKIDEXAMPLE", "a secret key"), "s3", region).add_auth(theirs)
+
+    ours = sign("PUT", url, {"if-none-match": "*"}, data, ("AKIDEXAMPLE", "a secret key"), region, now)
+
+    assert ours["authorization"] == theirs.headers["Authorization"]
+    assert ours["host"] == urlsplit(url).netloc
+
+
+@pytest.mark.parametrize(
+    ("address", "region"),
+    [
+        ("https://s3.eu-central-1.amazonaws.com/bucket", "eu-central-1"),
+        ("https://bucket.s3.us-gov-west-1.amazonaws.com/x", "us-gov-west-1"),
+        ("https://bucket.s3.dualstack.ap-south-1.amazonaws.com", "ap-south-1"),
+        ("https://minio.example.com/bucket", "us-east-1"),
+        ("https://minio.example.com/bucket?region=here", "here"),
+    ],
+)
+def test_region_is_that_of_the_address(address: str, region: str) -> None:
+    assert region_of(address) == region
+
+
+@pytest.mark.parametrize("kind", ["s3", "folder"])
+def test_what_is_there_is_never_written_over(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    store: S3 | Folder = Folder(tmp_path)
+    if kind == "s3":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        store = S3(bucket.url, KEYS, _loopback(), 10)
+    with store:
+        assert store.get("a/b.txt") is None
+        assert store.put("a/b.txt", b"first")
+        assert not store.put("a/b.txt", b"second")
+        assert store.get("a/b.txt") == b"first"
+    if kind == "folder":
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.txt"]
+
+
+def test_answer_of_a_store_is_said_in_its_words(bucket: Bucket, s3_server: str) -> None:
+    store = S3(f"{s3_server}/nowhere", KEYS, _loopback(), 10)
+    with store, pytest.raises(NotKept, match=r"answered 404 \(NoSuchBucket\)\."):
+        store.get("a")
+
+
+def _loopback() -> Guard:
+    return Guard(allowed=(ip_network("127.0.0.0/8"),))

@@ -1,0 +1,155 @@
+"""An organisation's identity provider that others wrote, and people who sign in here through it."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+from django.core.cache import cache
+from django.http import HttpResponse
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import Role, User
+from capabilities.catalogue import MEMBER
+from sso.flow import callback_url
+from sso.models import Provider
+from tests.asgi_server import Receive, Scope, Send, answer, read
+from tests.asgi_server import running as serving
+from tests.clients.apps import node
+from tests.clients.fixtures import Npm, wait_for
+from tests.clients.issuers import Page, Visitor
+from tests.issuers import destination
+from tests.workspace import free_port
+
+SECRET = "the-client-secret-of-this-workspace"
+BACK = "/accounts/organisation/back/"
+
+
+@dataclass
+class Organisation:
+    """A running provider, the people it knows, and the logout tokens it has sent."""
+
+    origin: str
+    people: Path
+    logout_tokens: list[str] = field(default_factory=list)
+
+    def knows(self, name: str, **claims: Any) -> None:
+        """What it says of somebody from now on."""
+        known = json.loads(self.people.read_text())
+        known[name] = {"email": f"{name}@example.com", "email_verified": True, "name": name.title()} | claims
+        self.people.write_text(json.dumps(known))
+
+
+@contextmanager
+def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
+    """The provider of an organisation, which sends people back to this address, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
+        people, port = Path(folder) / "people.json", free_port()
+        people.write_text("{}")
+        organisation = Organisation(f"http://127.0.0.1:{port}", people)
+
+        async def heard(scope: Scope, receive: Receive, send: Send) -> None:
+            organisation.logout_tokens.append((await read(receive)).decode().removeprefix("logout_token="))
+            await answer(send, 200, b"")
+
+        with serving(heard) as ear:
+            settings = {
+                "CLIENT_SECRET": SECRET,
+                "REDIRECT_URIS": redirect_uri,
+                "LOGOUT_URI": f"http://127.0.0.1:{ear.port}/",
+                "PEOPLE": str(people),
+            }
+            process = subprocess.Popen(
+                [*node("identity_provider.mjs"), str(port)],
+                env=npm.environment | settings,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                wait_for(process, port)
+                yield organisation
+            except BaseException:
+                log.seek(0)
+                sys.stderr.write(log.read().decode(errors="replace"))
+                raise
+            finally:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def organisation(npm: Npm) -> Iterator[Organisation]:
+    with provider_of(npm, callback_url()) as organisation:
+        yield organisation
+
+
+@pytest.fixture
+def provider(organisation: Organisation, db: None, settings: Settings) -> Provider:
+    """Signing in there is offered; whom no rule gives a role is a member."""
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    cache.clear()
+    Role.objects.make_built_in()
+    organisation.people.write_text("{}")
+    return Provider.edit(
+        by=None,
+        mode="offered",
+        name="Example",
+        issuer=organisation.origin,
+        client_id="gateway",
+        secret=SECRET,
+        scopes="openid profile email groups",
+        default_role=Role.objects.get(name=MEMBER.name),
+    )
+
+
+@dataclass
+class Visit:
+    """A browser here, and the same person's at the provider."""
+
+    client: Client
+    visitor: Visitor
+    response: HttpResponse
+
+    @property
+    def person(self) -> User | None:
+        """Who is signed in here."""
+        request: Any = self.client.get("/settings/profile")
+        return request.wsgi_request.user if request.status_code == 200 else None
+
+
+type SignIn = Callable[..., Visit]
+
+
+@pytest.fixture
+def sign_in(provider: Provider) -> Iterator[SignIn]:
+    """Press the button, sign in at the provider under a name, and come back."""
+    open_visitors: list[Visitor] = []
+
+    def visit(name: str, client: Client | None = None, path: str = "/accounts/organisation/", **fields: Any) -> Visit:
+        client, visitor = client or Client(), Visitor(name)
+        open_visitors.append(visitor)
+        away = destination(client.post(path, fields))
+        response: Any = client.get(visitor.comes_back(away, to=BACK))
+        return Visit(client, visitor, response)
+
+    yield visit
+    for visitor in open_visitors:
+        visitor.http.close()
+
+
+def sign_out_at(visitor: Visitor, organisation: Organisation) -> None:
+    """End the session at the provider, on its own page."""
+    page = visitor.http.get(f"{organisation.origin}/session/end")
+    form = Page(page.text)
+    assert form.form is not None, page.text
+    action = urljoin(str(page.url), form.form.get("action") or "")
+    assert visitor.http.post(action, data=form.fields | {"logout": "yes"}).is_redirect

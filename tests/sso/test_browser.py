@@ -1,0 +1,51 @@
+"""An organisation's sign-in in a real browser: set up on its page, and the button works under our policy."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser import steps
+from tests.browser.fixtures import Open, Trouble
+from tests.clients.fixtures import Npm
+from tests.sso.conftest import SECRET, provider_of
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("clients")
+
+
+def test_the_button_leads_to_the_provider_and_back_in(
+    live: Serve, npm: Npm, open_browser: Open, trouble: Trouble
+) -> None:
+    trouble.expected.add("fonts.googleapis.com")  # Of the provider's own page.
+    with provider_of(npm, f"{live.url}/accounts/organisation/back/") as organisation:
+        organisation.knows("mia", email="mia@button.example.com")
+        owner = open_browser().new_page()
+        steps.sign_in(owner, live.url)
+        owner.goto(f"{live.url}/settings/organisation/")
+        expect(owner.get_by_label("Redirect address")).to_have_value(f"{live.url}/accounts/organisation/back/")
+        owner.get_by_label("Name", exact=True).fill("Example")
+        owner.get_by_label("Issuer").fill(organisation.origin)
+        owner.get_by_label("Client ID").fill("gateway")
+        owner.get_by_label("Client secret").fill(SECRET)
+        owner.get_by_label("Role of everybody else").select_option("Member")
+        owner.get_by_label("Offered beside the password").check()
+        owner.get_by_role("button", name="Save").click()
+        expect(owner.get_by_text("Sign-in by your organisation saved")).to_be_visible()
+        owner.get_by_role("button", name="Test").click()
+        expect(owner.get_by_text("describes itself")).to_be_visible()
+
+        page = open_browser().new_page()
+        page.goto(f"{live.url}/settings/profile")
+        page.get_by_role("button", name="Sign in with Example").click()
+        page.wait_for_url(f"{organisation.origin}/**")
+        page.locator("[name=login]").fill("mia")
+        page.locator("[name=password]").fill("any")
+        page.locator("[type=submit]").click()
+        page.locator("[type=submit]").click()  # What the provider lets us know of her.
+
+        page.wait_for_url(f"{live.url}/settings/profile")
+        expect(page.get_by_text("none: you sign in at your organisation")).to_be_visible()
+
+        owner.goto(f"{live.url}/settings/organisation/")
+        owner.get_by_label("Off", exact=True).check()
+        owner.get_by_role("button", name="Save").click()
+        expect(owner.get_by_text("Sign-in by your organisation saved")).to_be_visible()

@@ -1,0 +1,120 @@
+"""Before a sensitive change, who has neither a password nor a code here signs in at the organisation anew."""
+
+import time
+from typing import Any
+
+import pytest
+
+from accounts.adapter import SIGNED_IN_AT
+from accounts.models import Role, User, WorkspaceSettings
+from sso import flow
+from sso.models import Provider
+from tests.issuers import destination, query
+from tests.sso.conftest import BACK, Organisation, SignIn, Visit
+
+pytestmark = pytest.mark.django_db
+
+CONFIRM = "/accounts/organisation/confirm/"
+DEFAULTS = ("payload_limit_bytes", "log_retention_days", "oauth_access_token_seconds", "oauth_refresh_idle_days")
+
+
+@pytest.fixture
+def visit(organisation: Organisation, provider: Provider, sign_in: SignIn) -> Visit:
+    """An administrator of the organisation, who signed in some time ago."""
+    Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
+    organisation.knows("mia")
+    visit = sign_in("mia")
+    session = visit.client.session
+    session[SIGNED_IN_AT] = 0
+    session.save()
+    return visit
+
+
+def rename(visit: Visit) -> Any:
+    current = WorkspaceSettings.load()
+    form = {"name": "Ours", "new_app_policy": "allow"} | {name: getattr(current, name) for name in DEFAULTS}
+    return visit.client.post("/settings/workspace", form)
+
+
+def test_the_form_waits_until_the_organisation_was_asked_anew_and_is_acted_on_then(visit: Visit) -> None:
+    asked = rename(visit)
+
+    assert asked["Location"] == f"{CONFIRM}?next=%2Fsettings%2Fworkspace"
+    assert "Sign in with Example" in visit.client.get(asked["Location"]).content.decode()
+    away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
+    assert (query(away)["prompt"], query(away)["max_age"]) == ("login", "0")
+    done = visit.client.get(visit.visitor.comes_back(away, to=BACK))
+
+    assert done["Location"] == "/settings/workspace"
+    assert WorkspaceSettings.load().name == "Ours"
+    assert rename(visit)["Location"] == "/settings/workspace"  # Not asked for twice.
+
+
+def test_somebody_else_at_the_organisation_confirms_nothing(visit: Visit, organisation: Organisation) -> None:
+    rename(visit)
+    away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
+    organisation.knows("eve")
+    visit.visitor.name = "eve"
+
+    refused = visit.client.get(visit.visitor.comes_back(away, to=BACK))
+
+    assert refused.status_code == 400
+    assert WorkspaceSettings.load().name != "Ours"
+
+
+def test_rest_asks_for_it_too(visit: Visit) -> None:
+    refused = visit.client.patch("/api/workspace", {"name": "Ours"}, content_type="application/json")
+
+    assert (refused.status_code, refused.json()["code"]) == (403, "password_required")
+
+
+@pytest.mark.parametrize("says_when", [True, False])
+def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_asked_for_a_credential(
+    says_when: bool,
+    organisation: Organisation,
+    provider: Provider,
+    sign_in: SignIn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An open session at the provider leads straight back: that is no confirmation."""
+    Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
+    organisation.knows("mia")
+    finish = flow.finish
+    when = time.time() if says_when else None
+    monkeypatch.setattr(flow, "finish", lambda *given: finish(*given)._replace(authenticated_at=when))
+
+    answer = rename(sign_in("mia"))["Location"]
+
+    assert answer == ("/settings/workspace" if says_when else f"{CONFIRM}?next=%2Fsettings%2Fworkspace")
+
+
+def test_a_second_factor_is_added_only_after_a_confirmation(visit: Visit) -> None:
+    """Else whoever has the browser for a minute would have a code of their own to confirm everything with."""
+    for act in (visit.client.get, visit.client.post):
+        asked = act("/settings/second-factor/activate/")
+        assert asked.status_code == 302
+        assert asked["Location"].startswith(CONFIRM)
+
+
+def test_what_the_address_asks_for_cannot_be_taken_out_of_it(visit: Visit) -> None:
+    rename(visit)
+    away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
+    lacking = away.replace("&prompt=login", "").replace("&max_age=0", "")
+    assert len(lacking) < len(away) - 15
+
+    refused = visit.client.get(visit.visitor.comes_back(lacking, to=BACK))
+
+    assert refused.status_code == 400
+    assert WorkspaceSettings.load().name != "Ours"
+
+
+def test_who_has_a_password_confirms_with_it_and_not_there(visit: Visit) -> None:
+    rename(visit)
+    away = destination(visit.client.post(CONFIRM, {"next": "/settings/workspace"}))
+    person = User.objects.get(email__startswith="mia")
+    person.set_password("correct horse battery staple")
+    User.objects.filter(pk=person.pk).update(password=person.password)
+    visit.client.force_login(person)
+
+    assert visit.client.post(CONFIRM)["Location"].startswith("/accounts/reauthenticate/")
+    assert visit.client.get(visit.visitor.comes_back(away, to=BACK)).status_code == 400

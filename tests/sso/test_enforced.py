@@ -1,0 +1,205 @@
+"""Where sign-in by the organisation is enforced, passwords are taken of nobody but break-glass owners."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.utils import encrypt
+from django.core import mail
+from django.core.management import CommandError, call_command
+from django.test import Client
+
+from accounts import second_factor
+from accounts.models import Role, User
+from accounts.password_links import invitation_link, password_link
+from accounts.rules import LastBreakGlass, NotBreakGlass, NotOwner
+from auditlog.models import Event
+from capabilities import Capability
+from sso.enforcement import BROWSER
+from sso.models import Mode, Provider, ProviderError
+from tests import make
+from tests.accounts.again import confirmed
+from tests.accounts.test_second_factor import code_of
+from tests.oauth.apps import browser
+from tests.sso.conftest import Organisation, SignIn
+
+pytestmark = pytest.mark.django_db
+
+APP_SECRET = "JBSWY3DPEHPK3PXP"
+THERE = "People with this address sign in at their organisation."
+
+
+def owner(email: str = "owner@example.com", *, app: bool = True) -> User:
+    Role.objects.make_built_in()
+    person = User.objects.create_user(email, make.PASSWORD, role=Role.objects.get(name="Super admin"))
+    if app:
+        Authenticator.objects.create(user=person, type="totp", data={"secret": encrypt(APP_SECRET)})
+    return person
+
+
+@pytest.fixture
+def breaker(provider: Provider) -> User:
+    """The break-glass owner of a workspace where example.com signs in at the organisation."""
+    person = owner()
+    person.set_break_glass(True, by=None)
+    Provider.edit(by=None, mode="enforced", domains=["example.com"])
+    return person
+
+
+def typed(email: str, password: str = make.PASSWORD) -> tuple[Client, Any]:
+    client = Client()
+    return client, client.post("/accounts/login/", {"login": email, "password": password})
+
+
+def test_enforced_password_sign_in_is_refused_for_the_domain_and_for_no_other(breaker: User) -> None:
+    make.user(email="mia@example.com")
+    outside = make.user(email="guest@partner.example.org")
+
+    assert THERE in typed("mia@example.com")[1].content.decode()
+    assert typed(outside.email)[1]["Location"] == "/"
+
+
+def test_every_refusal_of_the_domain_reads_alike_so_that_nobody_learns_who_breaks_the_glass(breaker: User) -> None:
+    make.user(email="mia@example.com")
+
+    refusals = [
+        typed("mia@example.com")[1],
+        typed("mia@example.com", "wrong")[1],
+        typed("nobody@example.com")[1],
+        typed(breaker.email, "wrong")[1],
+    ]
+
+    assert [THERE in each.content.decode() for each in refusals] == [True] * 4
+    assert {each.status_code for each in refusals} == {200}
+
+
+def test_a_break_glass_owner_signs_in_with_password_and_code_and_each_use_raises_the_alarm(
+    breaker: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, response = typed(breaker.email)
+    assert response["Location"] == "/accounts/second-factor/"
+    assert not Event.objects.filter(action="user.break_glass_used").exists()
+
+    client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
+
+    assert client.get("/settings/profile").status_code == 200
+    used = Event.objects.get(action="user.break_glass_used")
+    assert (used.target_id, used.actor_email) == (str(breaker.pk), breaker.email)
+    assert "a break-glass owner signed in with a password" in caplog.text
+
+
+def test_enforced_reset_mails_nothing_and_links_that_were_made_before_work_no_more(breaker: User) -> None:
+    mia, invited = make.user(email="mia@example.com"), make.invited()
+    before = [password_link(mia), invitation_link(invited)]
+    Client().post("/accounts/password/reset/", {"email": "mia@example.com"})
+
+    assert mail.outbox == []
+    for link in before:
+        page = Client().get(link.partition("//")[2].partition("/")[2].join(["/", ""]), follow=True)
+        assert "no longer works" in page.content.decode(), link
+
+
+def test_a_person_of_the_organisation_without_a_password_is_mailed_no_link_to_choose_one(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    sign_in("mia")
+
+    Client().post("/accounts/password/reset/", {"email": "mia@example.com"})
+
+    assert mail.outbox == []
+
+
+def test_without_a_break_glass_owner_nothing_is_enforced(provider: Provider) -> None:
+    for candidate in (None, owner("one@example.com", app=False)):
+        with pytest.raises(ProviderError, match="break-glass"):
+            Provider.edit(by=None, mode="enforced", domains=["example.com"])
+        if candidate:
+            with pytest.raises(NotBreakGlass):
+                candidate.set_break_glass(True, by=None)
+    assert Provider.load().mode == Mode.OFFERED
+
+
+def test_the_last_break_glass_owner_stays_one_while_it_is_enforced(breaker: User) -> None:
+    other = owner("other@example.com")
+    member = Role.objects.get(name="Member")
+    with pytest.raises(LastBreakGlass):
+        breaker.set_break_glass(False, by=other)
+    with pytest.raises(LastBreakGlass):
+        breaker.deactivate(by=other)
+    with pytest.raises(LastBreakGlass):
+        breaker.give_role(member, by=other)
+    with pytest.raises(LastBreakGlass):
+        second_factor.remove(breaker, by=other)
+    breaker.refresh_from_db()
+    client = confirmed(browser(breaker))
+    kept = client.post("/settings/second-factor/deactivate/", follow=True)
+    assert "must remain one" in kept.content.decode()
+    assert Authenticator.objects.filter(user=breaker).exists()
+
+    other.set_break_glass(True, by=breaker)
+    breaker.set_break_glass(False, by=other)
+    assert Event.objects.filter(action="user.break_glass_changed").count() == 3
+
+
+def test_whoever_is_an_owner_no_more_breaks_no_glass_and_does_not_when_they_are_one_again(breaker: User) -> None:
+    owners, other = breaker.role, owner("other@example.com")
+    other.set_break_glass(True, by=breaker)
+    breaker.give_role(make.role(name="Other"), by=other)
+    assert owners is not None
+
+    assert not breaker.break_glass
+    breaker.give_role(owners, by=other)
+
+    breaker.refresh_from_db()
+    assert not breaker.break_glass
+    assert THERE in typed(breaker.email)[1].content.decode()
+    first = Event.objects.filter(action="user.role_changed", target_id=str(breaker.pk)).earliest("pk")
+    assert first.changes["break_glass"] == [True, False]
+    other.give_role(owners, by=other)
+    other.refresh_from_db()
+    assert other.break_glass
+
+
+def test_only_an_owner_makes_a_break_glass_owner(provider: Provider) -> None:
+    with pytest.raises(NotOwner):
+        owner().set_break_glass(True, by=make.user(*Capability))
+
+
+def test_the_organisation_takes_no_role_from_a_break_glass_owner(
+    breaker: User, organisation: Organisation, sign_in: SignIn
+) -> None:
+    Provider.edit(by=None, links_by_email=True)
+    organisation.knows("owner")
+
+    assert sign_in("owner").response.status_code == 403  # Nor is that account taken over by its e-mail.
+
+    breaker.refresh_from_db()
+    assert breaker.is_owner
+
+
+def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
+    mia, out = make.user(email="mia@example.com"), StringIO()
+    call_command("rescue", mia.email, stdout=out)
+    assert "--end-enforcement ends that" in out.getvalue()
+    with pytest.raises(CommandError, match="break-glass"):
+        call_command("rescue", breaker.email, "--without-second-factor", stdout=out)
+
+    call_command("rescue", mia.email, "--end-enforcement", stdout=out)
+
+    assert Provider.load().mode == Mode.OFFERED
+    assert typed(mia.email)[1]["Location"] == "/"
+
+
+def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: User) -> None:
+    client = Client()
+    session = client.session
+    session[BROWSER] = {"issuer": "https://id.example.com", "sub": "left before the second factor", "sid": "s"}
+    session.save()
+
+    client.post("/accounts/login/", {"login": breaker.email, "password": make.PASSWORD})
+    client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
+
+    assert client.get("/settings/profile").status_code == 200
+    assert Event.objects.filter(action="user.break_glass_used").count() == 1

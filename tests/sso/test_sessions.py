@@ -1,0 +1,199 @@
+"""Sessions of people who signed in at their organisation: second factor, logout there, and what goes on."""
+
+from typing import NoReturn
+
+import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.utils import encrypt
+from allauth.usersessions.models import UserSession
+from django.test import Client
+
+from accounts.models import User
+from accounts.models.attempts import MINUTE
+from accounts.sign_in_limits import MOST
+from auditlog.models import Event
+from capabilities import Capability
+from servers.oauth_client.http import Http, Unreachable
+from sso import discovery
+from sso.models import Provider
+from tests import make
+from tests.accounts.test_second_factor import code_of
+from tests.clients.issuers import NoWayBack
+from tests.eventually import eventually
+from tests.oauth.apps import browser
+from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at
+from tests.sso.test_enforced import APP_SECRET
+
+pytestmark = pytest.mark.django_db
+
+LOGOUT = "/accounts/organisation/logout/"
+
+
+def test_who_has_a_second_factor_here_is_asked_for_it_after_the_organisation(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    sign_in("mia")
+    mia = User.objects.get(email="mia@example.com")
+    Authenticator.objects.create(user=mia, type="totp", data={"secret": encrypt(APP_SECRET)})
+
+    visit = sign_in("mia")
+
+    assert visit.response["Location"] == "/accounts/second-factor/"
+    assert visit.person is None
+    visit.client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
+    assert visit.person == mia
+
+
+def test_signing_out_at_the_organisation_ends_that_session_here_and_no_other(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    ended, stays = sign_in("mia"), sign_in("mia")
+    organisation.logout_tokens.clear()
+
+    sign_out_at(ended.visitor, organisation)
+    eventually(lambda: bool(organisation.logout_tokens))
+    [token] = organisation.logout_tokens
+    answered = Client().post(LOGOUT, {"logout_token": token})
+
+    assert answered.status_code == 200
+    assert "no-store" in answered["Cache-Control"]
+    assert ended.person is None
+    assert stays.person is not None
+    assert Event.objects.filter(action="user.session_ended").count() == 1
+    # The same token again, another one, and a session that was begun with a password.
+    assert Client().post(LOGOUT, {"logout_token": token}).status_code == 400
+    assert Client().post(LOGOUT, {"logout_token": "x.y.z"}).status_code == 400
+    assert Client().post(LOGOUT).status_code == 400
+    assert stays.person is not None
+
+
+def test_a_session_that_began_with_a_password_is_not_the_organisations_to_end(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    sign_in("mia")
+    mia = User.objects.get(email="mia@example.com")
+    mia.set_password(make.PASSWORD)
+    mia.save()
+    own = Client()
+    own.post("/accounts/login/", {"login": mia.email, "password": make.PASSWORD})
+
+    assert UserSession.objects.get(session_key=own.session.session_key).data == {}
+
+
+def test_an_answer_belongs_to_the_browser_that_asked_and_is_used_once(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    visit = sign_in("mia")
+    back = visit.response.wsgi_request.get_full_path()  # type: ignore[attr-defined]  # Django's client sets it.
+
+    for somebody in (visit.client, Client()):
+        assert somebody.get(back).status_code == 400
+    assert Client().get(f"{BACK}?code=x&state=y").status_code == 400
+    assert visit.person is not None
+
+
+def test_while_it_is_off_nobody_signs_in_there_and_the_button_is_not_shown(provider: Provider) -> None:
+    assert "Sign in with Example" in Client().get("/accounts/login/").content.decode()
+
+    Provider.edit(by=None, mode="off")
+
+    assert "Sign in with Example" not in Client().get("/accounts/login/").content.decode()
+    assert Client().post("/accounts/organisation/").status_code == 404
+    assert Client().get(BACK).status_code == 404
+    assert Client().post(LOGOUT, {"logout_token": "x"}).status_code == 400
+
+
+def test_a_provider_that_is_down_or_refuses_the_client_is_no_way_in_and_no_error_of_ours(
+    provider: Provider, organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    Provider.edit(by=None, secret="another secret than the provider knows")
+    assert sign_in("mia").response.status_code == 400
+    Provider.edit(by=None, client_id="nobody")
+    with pytest.raises(NoWayBack):
+        sign_in("mia")
+    Provider.objects.update(issuer="http://127.0.0.1:9")
+
+    assert Client().post("/accounts/organisation/").status_code == 502
+
+
+def test_a_person_of_the_organisation_has_no_password_to_change(organisation: Organisation, sign_in: SignIn) -> None:
+    organisation.knows("mia")
+    client = sign_in("mia").client
+
+    page = client.get("/accounts/password/change/", follow=True)
+
+    assert "You have no password here" in page.content.decode()
+    assert client.post("/settings/organisation/unlink/", follow=True).status_code == 200
+    assert User.objects.get(email="mia@example.com").by_organisation
+
+
+def test_deactivation_cuts_what_the_organisation_let_in(organisation: Organisation, sign_in: SignIn) -> None:
+    organisation.knows("mia")
+    visit = sign_in("mia")
+
+    User.objects.get(email="mia@example.com").deactivate(by=None)
+
+    assert visit.person is None
+
+
+def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    sign_in("mia")
+    mia = User.objects.get(email="mia@example.com")
+
+    page = browser(make.user(*Capability)).get(f"/people/{mia.pk}/").content.decode()
+
+    assert "Invitation" not in page
+    assert "signs in at the organisation" in page
+
+
+@pytest.fixture
+def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that a provider which is down was asked at."""
+    asked: list[str] = []
+
+    def down(self: Http, url: str, headers: object = None) -> NoReturn:
+        asked.append(url)
+        raise Unreachable("cannot be reached")
+
+    monkeypatch.setattr(Http, "get", down)
+    return asked
+
+
+def test_what_is_no_token_makes_us_ask_nobody(asked: list[str]) -> None:
+    unsigned = "eyJhbGciOiJub25lIn0.e30.x"
+    for token in ("", "x.y.z", "garbage", '{"payload": "e30", "signatures": []}', unsigned):
+        assert Client().post(LOGOUT, {"logout_token": token}).status_code == 400
+    assert asked == []
+
+
+def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
+    provider: Provider, asked: list[str]
+) -> None:
+    """And at once when somebody has mended it and presses *Test*."""
+    token = "eyJhbGciOiJFUzI1NiJ9.e30.eA"
+    for _ in range(5):
+        assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503
+        assert Client().post("/accounts/organisation/").status_code == 502
+
+    assert len(asked) == 1
+    discovery.forget(provider)
+    assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503
+    assert len(asked) == 2
+
+
+def test_logout_tokens_of_one_address_are_limited(
+    provider: Provider, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MOST, "organisation logout, from one address", (2, MINUTE))
+
+    answers = [Client().post(LOGOUT, {"logout_token": "x"}).status_code for _ in range(3)]
+
+    assert answers == [400, 400, 429]

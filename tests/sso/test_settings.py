@@ -1,0 +1,249 @@
+"""Setting the sign-in by the organisation up: page, REST, and what is refused."""
+
+import json
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import Role, Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from gatewayadmin.config.key_uses import key_uses
+from servers.models import cipher
+from servers.resealing import reseal
+from sso.models import GroupRule, Provider
+from tests import make
+from tests.accounts.again import confirmed
+from tests.oauth.apps import browser
+from tests.rest import Rest
+from tests.sso.conftest import SECRET, Organisation
+from wire.cipher import key_id
+
+pytestmark = pytest.mark.django_db
+
+PAGE = "/settings/organisation/"
+FORM = {"mode": "off", "scopes": "openid profile email", "groups_claim": "groups"}
+
+
+@pytest.fixture
+def boss(db: None) -> Client:
+    return confirmed(browser(make.user(*Capability)))
+
+
+def test_the_page_saves_rules_and_shows_the_addresses_but_never_the_secret(boss: Client) -> None:
+    lead, team = make.role(name="Lead"), Team.objects.add(name="Platform", users=[], by=None)
+    rules = {"rule-0-group": "leads", "rule-0-role": str(lead.pk), "rule-0-team": str(team.pk), "rule-1-group": ""}
+
+    saved = boss.post(PAGE, FORM | rules | {"name": "Example", "secret": SECRET})
+
+    assert saved.status_code == 302
+    assert Provider.load().rules == [GroupRule("leads", lead, team)]
+    page = boss.get(PAGE).content.decode()
+    assert SECRET not in page
+    assert "<fieldset>" in page
+    assert "/accounts/organisation/back/" in page
+    assert 'value="leads"' in page
+    event = Event.objects.get(action="organisation.updated")
+    assert event.changes["rules"] == [[], [["leads", "Lead", "Platform"]]]
+    assert event.changes["secret_replaced"] is True
+    assert SECRET not in str(event.changes)
+
+
+def test_a_save_that_is_based_on_an_older_page_is_refused_with_what_changed(boss: Client) -> None:
+    version = boss.get(PAGE).context["version"]
+    Provider.edit(by=None, name="Other")
+
+    clash = boss.post(PAGE, FORM | {"name": "Mine", "version": version})
+
+    assert clash.status_code == 422
+    assert Provider.load().name == "Other"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mode": "offered"}, "Name the provider, its issuer and the client"),
+        ({"issuer": "http://93.184.216.34"}, "GATEWAY_PRIVATE_UPSTREAMS"),
+        ({"issuer": "https://10.0.0.1"}, "GATEWAY_PRIVATE_UPSTREAMS does not allow it"),
+        ({"issuer": "https://93.184.216.34/?x=1"}, "no query"),
+        ({"scopes": "profile"}, "`openid` is one of them"),
+        ({"domains": "not a domain"}, "such as example.com"),
+        ({"rule-0-group": "leads"}, "a role or a team"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words_and_nothing_is_saved(
+    boss: Client, fields: dict[str, str], words: str
+) -> None:
+    refused = boss.post(PAGE, FORM | fields)
+
+    assert refused.status_code == 422
+    assert words in refused.content.decode()
+    assert not Event.objects.filter(action="organisation.updated").exists()
+
+
+def test_a_provider_inside_the_network_takes_the_operators_consent(boss: Client, settings: Settings) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("10.0.0.0/8")]
+
+    assert boss.post(PAGE, FORM | {"issuer": "http://10.0.0.1:8080"}).status_code == 302
+    assert Provider.load().private
+
+
+def test_enforced_takes_a_break_glass_owner_first(boss: Client, provider: Provider) -> None:
+    refused = boss.post(PAGE, FORM | {"mode": "enforced", "domains": "example.com", "name": "x", "client_id": "c"})
+
+    assert refused.status_code == 422
+    with pytest.raises(Exception, match="break-glass"):
+        Provider.edit(by=None, mode="enforced", domains=["example.com"])
+
+
+@pytest.fixture
+def all_but_one(db: None) -> User:
+    return make.user(*(each for each in Capability if each != Capability.LOGS_READ))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"issuer": "https://93.184.216.34/other"},
+        {"client_id": "other"},
+        {"groups_claim": "other"},
+        {"rules": []},
+        {"rules": [{"group": "mine", "role_id": "strong"}]},
+        {"default_role_id": "strong"},
+        {"default_role_id": None},
+        {"links_by_email": True},
+        {"mode": "offered"},
+        {"domains": ["example.com"]},
+    ],
+    ids=str,
+)
+def test_whom_people_of_the_organisation_become_is_set_by_who_holds_everything(
+    terms: dict[str, Any], all_but_one: User
+) -> None:
+    """Also when only people or groups differ, and the roles that are given stay those that somebody else chose."""
+    strong, weak = make.role(*Capability), make.role()
+    known: dict[str, Any] = {
+        "name": "Ours",
+        "issuer": "https://93.184.216.34",
+        "client_id": "ours",
+        "default_role": weak,
+    }
+    Provider.edit(by=None, rules=[GroupRule("owners", strong)], **known)
+    before = Provider.load().editable()
+    chosen = json.loads(json.dumps(terms).replace('"strong"', f'"{strong.pk}"'))
+
+    refused = Rest.of(all_but_one).patch("/organisation", chosen)
+
+    assert (refused.status_code, refused.json()["code"]) == (403, "beyond_yours")
+    assert refused.json()["detail"].endswith("You lack: View and export logs.")
+    assert Provider.load().editable() == before
+    allowed = Rest.of(make.user(*Capability)).patch("/organisation", chosen)
+    assert allowed.status_code == 200, allowed.text
+
+
+def test_the_page_says_what_somebody_lacks_to_set_it_up_and_saves_nothing_of_theirs(all_but_one: User) -> None:
+    client = confirmed(browser(all_but_one))
+    words = "takes all capabilities. You lack: View and export logs."
+
+    page = client.get(PAGE).content.decode()
+    refused = client.post(PAGE, FORM | {"groups_claim": "other"})
+
+    assert words in page
+    assert "<fieldset disabled>" in page
+    assert ">Save<" not in page
+    assert refused.status_code == 422
+    assert "You lack: View and export logs." in refused.content.decode()
+    assert Provider.load().groups_claim == "groups"
+
+
+def test_another_issuer_is_never_told_the_secret_of_the_one_before() -> None:
+    there: dict[str, Any] = {"name": "Ours", "issuer": "https://93.184.216.34", "client_id": "ours"}
+    Provider.edit(by=None, secret=SECRET, **there)
+
+    Provider.edit(by=None, name="Still ours", issuer=there["issuer"])
+    assert Provider.load().secret == SECRET
+    Provider.edit(by=None, issuer="https://93.184.216.34/other")
+
+    assert (Provider.load().secret, Provider.load().key_id) == ("", "")
+    event = Event.objects.filter(action="organisation.updated").latest("pk")
+    assert event.changes["secret_removed"] is True
+    Provider.edit(by=None, issuer="https://93.184.216.34/third", secret="another-secret")
+    assert Provider.load().secret == "another-secret"
+
+
+def test_djangos_admin_saves_it_only_after_the_password_was_confirmed() -> None:
+    Provider.load()
+    boss = make.user(*Capability, is_staff=True)
+    client, path = browser(boss), "/admin/sso/provider/1/change/"
+    page = confirmed(browser(boss)).get(path)
+    form = page.context["adminform"].form.initial | {"name": "Theirs", "domains": "[]", "default_role": ""}
+    sent = {name: value for name, value in form.items() if value is not False}
+
+    asked = client.post(path, sent)
+
+    assert asked.status_code == 302
+    assert "reauthenticate" in asked["Location"]
+    assert Provider.load().name == ""
+    assert confirmed(client).post(path, sent).status_code == 302
+    assert Provider.load().name == "Theirs"
+
+
+def test_rest_sets_it_up_and_says_what_has_to_be_entered_at_the_provider() -> None:
+    boss, role = make.user(*Capability), make.role(name="Lead")
+    rest = Rest.of(boss)
+
+    changed = rest.patch("/organisation", {"name": "Example", "secret": SECRET, "rules": [
+        {"group": "leads", "role_id": str(role.pk)}
+    ]})  # fmt: skip
+
+    assert changed.status_code == 200
+    said = changed.json()
+    assert (said["name"], said["has_secret"], said["rules"][0]["role"]["name"]) == ("Example", True, "Lead")
+    assert said["redirect_uri"].endswith("/accounts/organisation/back/")
+    assert SECRET not in changed.text
+    assert rest.patch("/organisation", {"issuer": "https://10.0.0.1"}).json()["code"] == "invalid"
+
+
+def test_a_role_that_a_group_gives_cannot_be_removed() -> None:
+    boss, role = make.user(*Capability), make.role(name="Lead")
+    Provider.edit(by=None, rules=[GroupRule("leads", role)])
+
+    refused = Rest.of(boss).delete(f"/roles/{role.pk}")
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "role_in_use")
+    assert Role.objects.filter(pk=role.pk).exists()
+
+
+def test_test_says_in_words_what_is_wrong_and_what_was_found(
+    boss: Client, provider: Provider, organisation: Organisation
+) -> None:
+    good = boss.post(f"{PAGE}test/").content.decode()
+    Provider.edit(by=None, issuer=f"{organisation.origin}/")
+    renamed = boss.post(f"{PAGE}test/").content.decode()
+    Provider.edit(by=None, issuer="http://127.0.0.1:9")
+    down = boss.post(f"{PAGE}test/").content.decode()
+
+    assert "describes itself" in good
+    assert f"describes another issuer than {organisation.origin}/" in renamed
+    assert "cannot be reached" in down
+    told = Event.objects.filter(action="organisation.tested").order_by("pk")
+    assert [event.changes["works"] for event in told] == [True, False, False]
+
+
+def test_the_clients_secret_moves_to_the_newest_key_and_is_counted(provider: Provider, settings: Settings) -> None:
+    newest = Fernet.generate_key()
+    settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
+    cipher.cache_clear()
+    try:
+        reseal()
+
+        moved = Provider.load()
+        assert (moved.key_id, moved.secret) == (key_id(newest), SECRET)
+        assert key_uses()[1].uses[key_id(newest)] == 1
+    finally:
+        settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
+        cipher.cache_clear()

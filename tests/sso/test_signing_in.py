@@ -1,0 +1,238 @@
+"""People sign in at their organisation: who they are here, and what their groups give them at every sign-in."""
+
+import re
+
+import pytest
+from django.test import Client, RequestFactory
+
+from accounts.models import Role, Team, User
+from auditlog.models import Event
+from capabilities import Capability
+from sso import flow
+from sso.flow import Begun, SignInFailed, _must_be_granted, read
+from sso.models import Account, Claims, GroupRule, Provider
+from tests import make
+from tests.clients.issuers import Visitor
+from tests.issuers import destination
+from tests.sso.conftest import BACK, Organisation, SignIn, Visit
+from wire.oauth_client import Tokens
+
+pytestmark = pytest.mark.django_db
+
+
+def without_token(visit: Visit) -> str:
+    """The page that came of it, but for the token of its forms."""
+    return re.sub(r'"X-CSRFToken": "\w+"', "", visit.response.content.decode())
+
+
+def actions(person: User) -> list[str]:
+    return list(Event.objects.filter(target_id=str(person.pk)).order_by("pk").values_list("action", flat=True))
+
+
+def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+
+    first = sign_in("mia", next="/settings/sessions")
+
+    assert (first.response.status_code, first.response["Location"]) == (302, "/settings/sessions")
+    mia = User.objects.get(email="mia@example.com")
+    assert first.person == mia
+    assert (mia.display_name, mia.role and mia.role.name, mia.has_usable_password()) == ("Mia", "Member", False)
+    assert actions(mia) == ["user.created"]
+    assert sign_in("mia").person == mia
+    assert actions(mia) == ["user.created"]
+    assert Account.objects.get().subject == "mia"
+
+
+def test_a_person_made_by_the_organisation_is_active_and_never_called_invited(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    sign_in("mia")
+
+    mia = User.objects.get(email="mia@example.com")
+
+    assert mia.status == "active"
+    mia.deactivate(by=None)
+    assert mia.status == "deactivated"
+
+
+def test_groups_give_role_and_teams_at_every_sign_in_with_events(
+    organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    lead, team = make.role(name="Lead"), Team.objects.add(name="Platform", users=[], by=None)
+    other = Team.objects.add(name="Other", users=[], by=None)
+    Provider.edit(by=None, rules=[GroupRule("leads", lead), GroupRule("platform", None, team)])
+    organisation.knows("mia", groups=["leads", "platform"])
+    sign_in("mia")
+    mia = User.objects.get(email="mia@example.com")
+    other.edit(name="Other", users=[mia], by=None)
+    assert (mia.role, set(mia.teams.all())) == (lead, {team, other})
+
+    organisation.knows("mia", groups=[])
+    sign_in("mia")
+
+    mia.refresh_from_db()
+    assert mia.role == Role.objects.get(name="Member")
+    assert set(mia.teams.all()) == {other}  # No rule speaks of it.
+    assert actions(mia) == ["user.created", "user.role_changed"]
+    assert Event.objects.filter(target_id=str(team.pk), action="team.updated").count() == 2
+
+
+def test_without_a_role_there_is_no_entry(organisation: Organisation, provider: Provider, sign_in: SignIn) -> None:
+    Provider.edit(by=None, default_role=None, rules=[GroupRule("staff", Role.objects.get(name="Member"))])
+    organisation.knows("mia", groups=["guests"])
+
+    visit = sign_in("mia")
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    assert not User.objects.filter(email="mia@example.com").exists()
+    refused = Event.objects.get(action="user.sign_in_refused")
+    assert refused.changes == {"reason": "no_role", "email": "mia@example.com", "groups": ["guests"]}
+
+
+@pytest.mark.parametrize(("verified", "links"), [(True, False), (False, True), (None, True)])
+def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
+    organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, links: bool
+) -> None:
+    Provider.edit(by=None, links_by_email=links)
+    owner = make.user(email="owner@example.com")
+    organisation.knows("owner", email_verified=verified)
+
+    visit = sign_in("owner")
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    assert not Account.objects.exists()
+    assert actions(owner) in ([], ["user.sign_in_refused"])
+    assert Event.objects.filter(action="user.sign_in_refused").count() == 1
+
+
+def test_with_the_workspaces_consent_a_verified_email_links(
+    organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    Provider.edit(by=None, links_by_email=True)
+    mia = make.user(email="mia@example.com")
+    organisation.knows("mia")
+
+    assert sign_in("mia").person == mia
+    assert "user.linked" in actions(mia)
+
+
+def test_whoever_is_signed_in_links_their_own_account_and_unlinks_it_again(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    mia = make.user(email="mia@example.com")
+    organisation.knows("somebody", email="other@example.com")
+    own = Client()
+    own.post("/accounts/login/", {"login": mia.email, "password": make.PASSWORD})
+    sign_in("somebody", own, "/settings/organisation/link/")
+    assert sign_in("somebody").person == mia
+
+    own.post("/settings/organisation/unlink/")
+
+    assert not Account.objects.exists()
+    assert actions(mia) == ["user.linked", "user.unlinked"]
+
+
+def test_a_deactivated_person_reads_the_same_words_as_everybody_who_is_refused(
+    organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    sign_in("mia")
+    User.objects.get(email="mia@example.com").deactivate(by=None)
+    organisation.knows("eve", email_verified=False)
+    unverified = sign_in("eve")
+
+    visit = sign_in("mia")
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    assert without_token(visit) == without_token(unverified)
+    assert "deactiv" not in visit.response.content.decode().lower()
+
+
+def test_the_last_owner_stays_one_whatever_the_groups_say(
+    organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    Provider.edit(by=None, links_by_email=True, rules=[GroupRule("all", Role.objects.get(name="Member"))])
+    owner = User.objects.create_user("owner@example.com", make.PASSWORD, role=Role.objects.get(name="Super admin"))
+    organisation.knows("owner", groups=["all"])
+
+    assert sign_in("owner").person == owner
+
+    owner.refresh_from_db()
+    assert owner.role == Role.objects.get(name="Super admin")
+
+
+def test_whoever_takes_the_scope_of_the_groups_out_on_their_way_is_refused(
+    organisation: Organisation, provider: Provider
+) -> None:
+    Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
+    organisation.knows("mia", groups=["guests"])
+    client, visitor = Client(), Visitor("mia")
+    away = destination(client.post("/accounts/organisation/"))
+    without = re.sub(r"(\+|%20)groups", "", away)
+    assert without != away
+
+    refused = client.get(visitor.comes_back(without, to=BACK))
+    visitor.http.close()
+
+    assert refused.status_code == 400
+    assert not User.objects.filter(email="mia@example.com").exists()
+
+
+def test_scopes_under_googles_names_and_one_that_gives_no_claims_are_granted() -> None:
+    google = "https://www.googleapis.com/auth/userinfo."
+    _must_be_granted("openid email profile offline_access", f"openid {google}email {google}profile")
+    with pytest.raises(SignInFailed, match="groups"):
+        _must_be_granted("openid groups", "openid email")
+
+
+@pytest.mark.parametrize(
+    ("says_groups", "default", "expected"),
+    [(False, "Wide", "Guest"), (False, "Least", "Least"), (True, "Wide", "Wide"), (True, "Least", "Least")],
+)
+def test_nobody_gets_more_by_groups_that_are_left_out(
+    provider: Provider, says_groups: bool, default: str, expected: str
+) -> None:
+    """Nor keeps what a group gave them. Where the provider says that there are none, the default role is given."""
+    roles = {
+        "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
+        "Guest": make.role(Capability.LOGS_READ, name="Guest"),
+        "Least": make.role(name="Least"),
+    }
+    changed = Provider.edit(by=None, default_role=roles[default], rules=[GroupRule("guests", roles["Guest"])])
+    mia = Claims(provider.issuer, "mia", "mia@example.com", True, "Mia", frozenset({"guests"}))
+    assert changed.admit(mia).role == roles["Guest"]
+
+    person = changed.admit(mia._replace(groups=frozenset(), says_groups=says_groups))
+
+    assert person.role == roles[expected]
+
+
+def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
+    def said(**claims: object) -> Claims:
+        return read({"sub": "mia", "email": "mia@example.com"} | claims, provider, is_scope_known=True)
+
+    assert said(sub=" mia").subject == " mia"
+    assert said(email="\u212amia@example.com").email == ""  # KELVIN SIGN is k in lower case.
+    assert said(email="mia\x00@example.com").email == ""
+    assert said(name=" Mi\u202ea\x00 ").name == "Mia"
+    assert said(groups=["own\u200bers", "a\x00", "staff"]).groups == frozenset({"staff"})
+
+
+@pytest.mark.parametrize("email", ["mia@example.com", "eve@example.com"])
+def test_a_verified_address_is_the_one_that_is_said_beside_it(
+    provider: Provider, rf: RequestFactory, monkeypatch: pytest.MonkeyPatch, email: str
+) -> None:
+    """Not the one of the other document, as when people may write what one of them says."""
+    request = rf.get(BACK, {"code": "x", "iss": provider.issuer})
+    begun = Begun("login", "/", "nonce", "verifier", provider.issuer, 0)
+    monkeypatch.setattr(flow, "_exchange", lambda *_: Tokens("access", "", None, "", "id"))
+    monkeypatch.setattr(flow, "_userinfo", lambda *_: {"email": "eve@example.com", "email_verified": True})
+    monkeypatch.setattr(flow, "_claims", lambda *_: {"sub": "mia", "email": email})
+
+    who = flow.finish(request, provider, begun)
+
+    assert (who.email, who.email_verified) == (email, None)
