@@ -67,3 +67,10 @@ def faults_of(page: Page, name: str, looks: Iterable[str] = LOOKS) -> list[str]:
         if (wider := page.evaluate(WIDER)) > 0:
             faults.append(f"{name}: {wider} px wider than a window of {size['width']}")
     return faults
+
+
+def too_small(page: Page) -> list[str]:
+    """What a thumb would miss on the page as it is shown; where it is scrolled, the bar at its top covers some."""
+    page.evaluate("scrollTo(0, 0)")
+    page.evaluate(AXE)
+    return list(page.evaluate(FIND, ["target-size"]))

@@ -7,12 +7,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.fixtures import Open
+from tests.browser.looks import PHONE, too_small
 from tests.sampling import seed, some
 from tests.workspace import ROOT, Serve
 
 pytestmark = pytest.mark.xdist_group("pages")
 
-WIDTHS = (320, 375, 768, 1024, 1440, 1920)
+WIDTHS = (320, PHONE["width"], 768, 1024, 1440, 1920)
 MAKE = (ROOT / "tests" / "browser" / "long_names.py").read_text()
 NAMES = {
     "one word": "m",
@@ -199,4 +200,6 @@ def faults_of(page: Page, url: str) -> list[tuple[int, str]]:
         faults += [(width, fault) for fault in found["faults"]]
         if found["wide"] > 0:
             faults.append((width, f"the page is {found['wide']} px wider than the window"))
+        if width == PHONE["width"]:
+            faults += [(width, fault) for fault in too_small(page)]
     return faults
