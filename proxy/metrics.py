@@ -1,7 +1,8 @@
 """Counters of the proxy for /metrics; multi-process by prometheus-client's own means.
 
 Durations are collected and written once a second: each sample is a write into a file that the workers share, and a call
-has a dozen. Gauges are read at the same moment.
+has a dozen. Those of calls that ended alike, at the same gateway and server, are collected in one list, which all their
+metrics are made of. Gauges are read at the same moment.
 """
 
 from bisect import bisect_left
@@ -18,6 +19,8 @@ from proxy.told_apart import Names
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer: there is a set of them for each name.
+# By the number of a bucket of BUCKETS, and by that beyond the last: the one of NAME_BUCKETS its durations fall into.
+NAME_BUCKET_OF = [*map(partial(bisect_left, NAME_BUCKETS), BUCKETS), len(NAME_BUCKETS)]
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -31,19 +34,8 @@ class BatchedHistogram(Histogram):
             self._buckets[bucket].inc(count)
 
 
-class Timer:
-    """Durations for one histogram, in seconds."""
-
-    __slots__ = ("_histogram", "_seconds", "note")
-
-    def __init__(self, name: str, what: str) -> None:
-        self._histogram = BatchedHistogram(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
-        self._seconds: list[float] = []
-        self.note = self._seconds.append  # Bound to this list: clear it, never replace it.
-
-    def flush(self) -> None:
-        self._histogram.add(Counts(map(partial(bisect_left, BUCKETS), self._seconds)), sum(self._seconds))
-        self._seconds.clear()
+def _durations(name: str, what: str) -> BatchedHistogram:
+    return BatchedHistogram(f"gateway_{name}_duration_seconds", what, buckets=BUCKETS)
 
 
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
@@ -78,21 +70,25 @@ AT_SERVERS = Gauge(
 )
 SPANS = Counter("gateway_spans", "Spans of traced calls, by what became of them", ("result",))
 
-TOTAL = Timer("call", "Time from the arrival of an MCP request until its row was to be written")
-AUTHORISE = Timer("authorise", "Time until the database had said what a token may do")
-UPSTREAM = Timer("upstream", "Time a server took for a call")
-RECORD = Timer("record", "Time until the row of a call was committed")
+TOTAL = _durations("call", "Time from the arrival of an MCP request until its row was to be written")
+AUTHORISE = _durations("authorise", "Time until the database had said what a token may do")
+UPSTREAM = _durations("upstream", "Time a server took for a call")
+RECORD = _durations("record", "Time until the row of a call was committed")
 
-_calls: Counts[tuple[str, str]] = Counts()
 _lanes: dict[str, Callable[[], int]] = {}
 _faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
 _spans: list[tuple[Counts[str], Counts[str]]] = []  # What became of them, and what was written of that.
 _at_servers: list[Callable[[], Mapping[str, int]]] = []
 
-# What is told apart by name, and what was counted for each since the last flush.
+# What is told apart by name.
 GATEWAYS, SERVERS = Names("gateways"), Names("servers")
-_by_name: list[tuple[str, str, tuple[str, str], float, float | None]] = []
+
+# What calls took since the last flush, in seconds: all in all and at their servers, by the names of gateway and server,
+# outcome and deny_reason; for the decision; and for the row.
+_took: defaultdict[tuple[str, str, tuple[str, str]], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+_authorise: list[float] = []
+_record: list[float] = []
 
 # How many are open now, counted where they are opened and closed.
 open_counts = Counts[str]()
@@ -100,14 +96,13 @@ open_counts = Counts[str]()
 
 def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float) -> None:
     """Count one call: its outcome and deny_reason, what it took, and how long its row took then."""
-    _calls[ended] += 1
-    TOTAL.note(seconds)
-    RECORD.note(recorded)
-    _by_name.append((row.grant.gateway_name, row.server_name, ended, seconds, row.upstream_ms))
+    took, at_server = _took[row.grant.gateway_name, row.server_name, ended]
+    took.append(seconds)
+    _record.append(recorded)
     if row.authorise_ms is not None:
-        AUTHORISE.note(row.authorise_ms / 1000)
+        _authorise.append(row.authorise_ms / 1000)
     if row.upstream_ms is not None:
-        UPSTREAM.note(row.upstream_ms / 1000)
+        at_server.append(row.upstream_ms / 1000)
 
 
 def watch(
@@ -140,12 +135,10 @@ def watch_spans(counts: Counts[str]) -> None:
 
 def flush() -> None:
     """Write what was counted since the last flush, and the gauges as they are now."""
-    for labels, calls in _calls.items():
-        CALLS.labels(*labels).inc(calls)
-    _calls.clear()
-    _flush_by_name()
-    for times in (TOTAL, AUTHORISE, UPSTREAM, RECORD):
-        times.flush()
+    _flush_calls()
+    for histogram, seconds in ((AUTHORISE, _authorise), (RECORD, _record)):
+        histogram.add(_in_buckets(seconds), sum(seconds))
+        seconds.clear()
     _flush_gauges()
     for counts, written in _spans:
         for result, spans in list(counts.items()):  # Of which another thread adds to some.
@@ -166,24 +159,29 @@ def _flush_gauges() -> None:
             AT_SERVERS.labels(state).set(calls)
 
 
-def _flush_by_name() -> None:
-    by_gateway: Counts[tuple[str, str, str]] = Counts()
-    by_server: Counts[tuple[str, str]] = Counts()
-    took: dict[str, list[float]] = defaultdict(list)
-    took_at: dict[str, list[float]] = defaultdict(list)
-    for gateway, server, (outcome, deny_reason), seconds, upstream_ms in _by_name:
-        by_gateway[gateway, outcome, deny_reason] += 1
-        took[gateway].append(seconds)
+def _flush_calls() -> None:
+    by_length = sorted(_took.items(), key=lambda entry: -len(entry[1][0]))  # Names called most come first.
+    _took.clear()
+    for (gateway, server, ended), (took, at_server) in by_length:
+        CALLS.labels(*ended).inc(len(took))
+        BY_GATEWAY.labels(GATEWAYS.label(gateway), *ended).inc(len(took))
+        _add_to(TOTAL, GATEWAY_SECONDS.labels(GATEWAYS.label(gateway)), took)
         if server:
-            by_server[server, outcome] += 1
-            if upstream_ms is not None:
-                took_at[server].append(upstream_ms / 1000)
-    _by_name.clear()
-    for (gateway, *ended), calls in by_gateway.most_common():
-        BY_GATEWAY.labels(GATEWAYS.label(gateway), *ended).inc(calls)
-    for (server, outcome), calls in by_server.most_common():
-        BY_SERVER.labels(SERVERS.label(server), outcome).inc(calls)
-    for histogram, names, durations in ((GATEWAY_SECONDS, GATEWAYS, took), (SERVER_SECONDS, SERVERS, took_at)):
-        for name, values in durations.items():
-            child = histogram.labels(names.label(name))
-            child.add(Counts(map(partial(bisect_left, NAME_BUCKETS), values)), sum(values))
+            BY_SERVER.labels(SERVERS.label(server), ended[0]).inc(len(took))
+            _add_to(UPSTREAM, SERVER_SECONDS.labels(SERVERS.label(server)), at_server)
+        elif at_server:
+            UPSTREAM.add(_in_buckets(at_server), sum(at_server))
+
+
+def _add_to(all_calls: BatchedHistogram, of_name: BatchedHistogram, seconds: list[float]) -> None:
+    counts, total = _in_buckets(seconds), sum(seconds)
+    all_calls.add(counts, total)
+    by_name: Counts[int] = Counts()
+    for bucket, count in counts.items():
+        by_name[NAME_BUCKET_OF[bucket]] += count
+    of_name.add(by_name, total)
+
+
+def _in_buckets(seconds: list[float]) -> Counts[int]:
+    """How many of these are in each of BUCKETS, by its number."""
+    return Counts(map(partial(bisect_left, BUCKETS), seconds))

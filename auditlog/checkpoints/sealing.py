@@ -7,20 +7,21 @@ find them too. Each names the digest of the one before, so that none can be take
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import ForeignKey, UUIDField
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from auditlog.checkpoints.tree import CANONICAL, NEWEST, Leaf, columns_of, leaf_of, root_of
+from auditlog.checkpoints.tree import AS_TEXT, CANONICAL, NEWEST, UID, columns_of, leaf_of, root_of
 from auditlog.committed import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id, newest_id
 from auditlog.models import Call, Checkpoint, CheckpointKey, moment_of
 
@@ -29,8 +30,14 @@ MOST_ROWS = 20_000  # Of one checkpoint.
 WRITERS_S = 1.0
 TABLE = Call._meta.db_table
 
+# A UUID has one text, in JSON too: to make an object of each takes a sixth of the time.
+TEXTS = AS_TEXT | {
+    str(field.column)
+    for field in Call._meta.concrete_fields
+    if isinstance(field.target_field if isinstance(field, ForeignKey) else field, UUIDField)
+}
 _ROWS = f"""
-SELECT {columns_of(NEWEST)} FROM {TABLE}
+SELECT {columns_of(NEWEST, TEXTS)} FROM {TABLE}
 WHERE created_at >= %s AND created_at < %s AND id > %s AND id <= %s ORDER BY id
 """  # noqa: S608  (constants)
 END = datetime(9999, 1, 1, tzinfo=UTC)
@@ -67,7 +74,7 @@ def _make_next() -> int | None:
         body = _late(before) or _near(cursor, before)
         if body is None:
             return None
-        leaves = list(_leaves(cursor, body))
+        leaves = _leaves(cursor, body)
     body["previous"] = sha256(newest.body.encode()).hexdigest()
     return _keep(body, leaves)
 
@@ -104,17 +111,17 @@ def _late(before: Body) -> Body | None:
     return {"number": before["number"] + 1, "kind": "late", **covers, **state}
 
 
-def _leaves(cursor: Any, body: Body) -> Iterator[Leaf]:
+def _leaves(cursor: Any, body: Body) -> list[bytes]:
+    """The leaves of the rows that this covers, packed."""
     cursor.execute(_ROWS, [body["from"], body["before"] or END, body["after_id"], body["upto_id"]])
     names = [column.name for column in cursor.description]
-    for row in cursor:
-        yield leaf_of(dict(zip(names, row, strict=True)))
+    rows = (dict(zip(names, row, strict=True)) for row in cursor)
+    return [bytes.fromhex(row["uid"].replace("-", "")) + leaf_of(row).digest for row in rows]
 
 
-def _keep(body: Body, leaves: list[Leaf]) -> int:
-    packed = [leaf.packed for leaf in leaves]
-    body |= {"version": 1, "columns": NEWEST, "rows": len(leaves), "root": root_of(packed).hex()}
-    newest = max((moment_of(leaf.uid)[0] for leaf in leaves), default=None)
+def _keep(body: Body, leaves: list[bytes]) -> int:
+    body |= {"version": 1, "columns": NEWEST, "rows": len(leaves), "root": root_of(leaves).hex()}
+    newest = moment_of(UUID(bytes=max(leaves)[:UID]))[0] if leaves else None  # A uid begins with its time.
     body |= {"sealed_at": timezone.now(), "newest_at": newest}
     key = signing_key()
     text = orjson.dumps(body, option=CANONICAL)
@@ -123,7 +130,7 @@ def _keep(body: Body, leaves: list[Leaf]) -> int:
         body=text.decode(),
         signature=key.sign(text),
         public_key=public_bytes(key),
-        leaves=b"".join(packed),
+        leaves=b"".join(leaves),
         newest_at=newest,
     )
     return len(leaves)

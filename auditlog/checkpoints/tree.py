@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -73,9 +73,9 @@ class Leaf(NamedTuple):
         return self.uid.bytes + self.digest
 
 
-def columns_of(version: int) -> str:
-    """These columns for a SELECT."""
-    return ", ".join(f"{name}::text AS {name}" if name in AS_TEXT else name for name in COLUMNS[version])
+def columns_of(version: int, as_text: Collection[str] = AS_TEXT) -> str:
+    """These columns for a SELECT, those of `as_text` as PostgreSQL writes them."""
+    return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in COLUMNS[version])
 
 
 def leaf_of(row: Mapping[str, Any]) -> Leaf:
