@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from django import forms
+
 from accounts.models import User
 from capabilities import Capability
 
@@ -54,3 +56,20 @@ def check_list(editor: User, ticked: Collection[Capability], withheld: str = "")
 
 def _withheld(editor: User, capability: Capability) -> str:
     return "" if editor.has_perm(capability) else "You do not hold this capability yourself."
+
+
+class ChecksCapabilities(forms.Form):
+    """A form with the check-list. `at_first` is what it shows as ticked before it was posted."""
+
+    at_first: frozenset[Capability] = frozenset()
+    capabilities = forms.MultipleChoiceField(
+        required=False, choices=[(capability.slug, capability.label) for capability in Capability]
+    )
+
+    def clean_capabilities(self) -> frozenset[Capability]:
+        return Capability.named(self.cleaned_data["capabilities"])
+
+    @property
+    def ticked(self) -> frozenset[Capability]:
+        """What the check-list shows as ticked."""
+        return Capability.named(self["capabilities"].data or ()) if self.is_bound else self.at_first

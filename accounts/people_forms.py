@@ -15,6 +15,7 @@ from django.core.validators import validate_email
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role, Team, User
 from accounts.models.users import INVITATION
 from accounts.rules import lacking
@@ -219,30 +220,14 @@ class AgainForm(forms.Form):
     epoch = forms.IntegerField(widget=forms.HiddenInput)
 
 
-class RoleForm(forms.Form):
+class RoleForm(ChecksCapabilities):
     """Name and capabilities of a role; `before` are those it holds already."""
 
     name = forms.CharField(max_length=80)
-    capabilities = forms.MultipleChoiceField(
-        required=False, choices=[(capability.slug, capability.label) for capability in Capability]
-    )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:
         super().__init__(*args, **options)
-        self.before = before
-
-    def clean_capabilities(self) -> frozenset[Capability]:
-        return frozenset(
-            capability for capability in Capability if capability.slug in self.cleaned_data["capabilities"]
-        )
-
-    @property
-    def ticked(self) -> frozenset[Capability]:
-        """What the check-list shows as ticked."""
-        if not self.is_bound:
-            return frozenset(self.initial.get("capabilities", self.before))
-        posted = self["capabilities"].data or ()
-        return frozenset(capability for capability in Capability if capability.slug in posted)
+        self.at_first = frozenset(self.initial.get("capabilities", before))
 
 
 def role_from(pk: str) -> Role | None:

@@ -1,5 +1,6 @@
 """The capabilities (docs/reference/capabilities.md), and the built-in roles."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -22,6 +23,11 @@ class Capability(StrEnum):
         member.label = label
         member.allows = allows
         return member
+
+    @classmethod
+    def named(cls, slugs: Collection[str]) -> frozenset[Self]:
+        """The capabilities of these slugs; a slug that is none names nothing."""
+        return frozenset(member for member in cls if member.slug in slugs)
 
     API_TOKENS_MANAGE = (
         "tokens.manage_token",

@@ -73,7 +73,7 @@ def _key_of(request: HttpRequest) -> ProvisioningKey | None:
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     key = ProvisioningKey.objects.find(secret.strip()) if scheme.lower() == "bearer" else None
     if key is not None:
-        key.note_use(secret.strip())
+        key.note_use_of(secret.strip())
     return key
 
 

@@ -7,13 +7,13 @@ from uuid import uuid4
 
 from django import forms
 
+from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role
-from capabilities import Capability
 from capabilities.catalogue import MEMBER, SUPER_ADMIN
 from scim.models import ProvisioningError
 
 
-class KeyForm(forms.Form):
+class KeyForm(ChecksCapabilities):
     """A new provisioning key. Its id is chosen with the form, so that the form sent again makes no second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
@@ -24,30 +24,14 @@ class KeyForm(forms.Form):
         empty_label=None,
         help_text="What a directory says of roles is not heard.",
     )
-    capabilities = forms.MultipleChoiceField(
-        required=False,
-        choices=[(capability.slug, capability.label) for capability in Capability],
-    )
 
     def __init__(self, data: Any) -> None:
         super().__init__(data)
         roles = Role.objects.exclude(locked=True, name=SUPER_ADMIN.name)
         self.fields["role"].queryset = roles  # type: ignore[attr-defined]
-        self.usual = roles.filter(name=MEMBER.name).first() or roles.first()
-        self.fields["role"].initial = self.usual.pk if self.usual else None
-
-    def clean_capabilities(self) -> frozenset[Capability]:
-        return frozenset(
-            capability for capability in Capability if capability.slug in self.cleaned_data["capabilities"]
-        )
-
-    @property
-    def ticked(self) -> frozenset[Capability]:
-        """What the check-list shows as ticked: at first what the usual role holds."""
-        if not self.is_bound:
-            return self.usual.capabilities if self.usual else frozenset()
-        posted = self["capabilities"].data or ()
-        return frozenset(capability for capability in Capability if capability.slug in posted)
+        usual = roles.filter(name=MEMBER.name).first() or roles.first()
+        if usual:
+            self.fields["role"].initial, self.at_first = usual.pk, usual.capabilities
 
     def refuse(self, error: ProvisioningError) -> None:
         """Say beside its field why it cannot be like that."""

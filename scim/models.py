@@ -19,6 +19,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import Role, Team, User
+from accounts.models.held_secrets import OVERLAP_HOURS, PREVIOUS, SECRET, HoldsPrevious
 from accounts.rules import must_hold
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -26,11 +27,6 @@ from capabilities import Capability
 from wire import token_text
 
 MOST_KEYS = 10
-OVERLAP_HOURS = (0, 1, 24, 168)
-SEEN_EVERY = timedelta(minutes=1)
-SECRET = ("prefix", "digest", "key_id", "rolled_at")
-PREVIOUS = ("previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at")
-USED = {"last_used_at", "previous_last_used_at"}
 
 
 class ProvisioningError(Exception):
@@ -147,7 +143,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return IssuedKey(key, secret)
 
 
-class ProvisioningKey(models.Model):
+class ProvisioningKey(HoldsPrevious, models.Model):
     """What a directory shows to provision people here through SCIM (`gwd_`). Nothing else accepts it.
 
     It is nobody's: it goes on when who made it has left, and ends when it is revoked. Only its prefix and its digest
@@ -199,7 +195,7 @@ class ProvisioningKey(models.Model):
     @property
     def granted(self) -> frozenset[Capability]:
         """What it may act on: people, and teams of people, who hold no more. Revoked, nothing."""
-        return frozenset(capability for capability in Capability if capability.slug in self.capabilities)
+        return Capability.named(self.capabilities)
 
     @property
     def acts_on(self) -> str:
@@ -223,17 +219,6 @@ class ProvisioningKey(models.Model):
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
         return self.previous_digest is not None and bytes(self.previous_digest) in digests
 
-    def set_secret(self, secret: str) -> None:
-        """Take `secret` as the text of this key, keeping its prefix and digest only."""
-        signer = settings.TOKEN_KEYS[0]
-        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.key_id(signer)
-        self.digest = token_text.digest(secret, signer)
-
-    def forget_previous(self) -> None:
-        """Let the replaced secret work no more, once the row is saved."""
-        self.previous_prefix = self.previous_key_id = ""
-        self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
-
     def _locked(self) -> ProvisioningKey:
         """This row, locked and live. Raises AlreadyRevoked."""
         row = type(self).objects.select_for_update(of=("self",)).select_related("role").get(pk=self.pk)
@@ -253,14 +238,10 @@ class ProvisioningKey(models.Model):
             row = self._locked()
             must_hold(by, row.granted)
             before = row.prefix
-            row.forget_previous()
-            if overlap_hours:
-                row.previous_prefix, row.previous_digest, row.previous_key_id = row.prefix, row.digest, row.key_id
-                row.previous_ends_at = timezone.now() + timedelta(hours=overlap_hours)
-                row.previous_last_used_at = row.last_used_at
+            row.keep_as_previous(row, timedelta(hours=overlap_hours), row.last_used_at)
             row.set_secret(secret)
             row.rolled_at, row.last_used_at = timezone.now(), None
-            row.save(update_fields=[*SECRET, *PREVIOUS, *USED])
+            row.save(update_fields=[*SECRET, "rolled_at", "last_used_at", *PREVIOUS])
             changes: dict[str, Any] = {"prefix": [before, row.prefix]}
             if overlap_hours:
                 changes["overlap_hours"] = [None, overlap_hours]
@@ -276,7 +257,7 @@ class ProvisioningKey(models.Model):
                 raise NoPrevious(NoPrevious.__doc__)
             before = row.previous_prefix
             row.forget_previous()
-            row.save(update_fields=[*PREVIOUS, "previous_last_used_at"])
+            row.save(update_fields=PREVIOUS)
             Event.objects.record(Action.PROVISIONING_KEY_PREVIOUS_ENDED, row, by=by, changes={"prefix": [before, None]})
         self.refresh_from_db()
 
@@ -286,16 +267,13 @@ class ProvisioningKey(models.Model):
             row = self._locked()
             row.forget_previous()
             row.revoked_at, row.role = timezone.now(), None  # So that the role may be removed.
-            row.save(update_fields=["revoked_at", "role", *PREVIOUS, "previous_last_used_at"])
+            row.save(update_fields=["revoked_at", "role", *PREVIOUS])
             Event.objects.record(Action.PROVISIONING_KEY_REVOKED, row, by=by)
         self.refresh_from_db()
 
-    def note_use(self, secret: str) -> None:
-        """Remember that it was used now with this secret, once a minute at most."""
-        now, name = timezone.now(), "previous_last_used_at" if self.is_previous(secret) else "last_used_at"
-        last = getattr(self, name)
-        if last is None or now - last >= SEEN_EVERY:
-            type(self).objects.filter(pk=self.pk).update(**{name: now})
+    def note_use_of(self, secret: str) -> None:
+        """Remember that it was used now with this secret."""
+        self.note_use("previous_last_used_at" if self.is_previous(secret) else "last_used_at")
 
 
 class IssuedKey(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from psycopg import sql
 
 from auditlog.checkpoints.tree import CANONICAL, NEWEST, columns_of, leaf_of
 from auditlog.models import Call
-from auditlog.partitions import DAY, Span
+from auditlog.partitions import DAY, Span, midnight
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
 from sinks.objects import S3, Folder, NotKept, Objects
@@ -250,7 +250,7 @@ def _size(row: dict[str, Any]) -> int:
 
 def _rows(partition: str, day: date) -> Iterator[dict[str, Any]]:
     """The rows of a day in the order of the log, some at a time."""
-    begin = datetime.combine(day, datetime.min.time(), UTC)
+    begin = midnight(day)
     asked = sql.SQL(
         f"SELECT {columns_of(NEWEST)} FROM {{}} WHERE created_at >= %s AND created_at < %s ORDER BY created_at, id"  # noqa: S608
     ).format(sql.Identifier(partition))
@@ -304,7 +304,7 @@ def search(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[
                     if since <= row["created_at"] < until and row["uid"] not in seen:
                         seen.add(row["uid"])
                         yield row
-            day += timedelta(days=1)
+            day += DAY
 
 
 def _manifests(store: Objects, day: date) -> Iterator[Manifest]:

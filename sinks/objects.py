@@ -47,7 +47,7 @@ class Objects(Protocol):
 
 
 class NotKept(Exception):
-    """The store answered something else; the message goes on after "it". `wait` is what it asks for, in seconds."""
+    """The store answered something else; the message goes on after "it". `retry_after` is that header, as it came."""
 
     def __init__(self, answered: httpx.Response) -> None:
         leads = ", which leads elsewhere: is the region right?" if 300 <= answered.status_code < 400 else "."

@@ -15,16 +15,15 @@ from auditlog.models import Call
 
 GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Of one row group: what is in memory at a time.
 MOMENT = pa.timestamp("us", tz="UTC")
+WHOLE = (
+    *("AutoField", "BigAutoField", "BigIntegerField", "IntegerField", "SmallIntegerField"),
+    *("PositiveIntegerField", "PositiveSmallIntegerField", "PositiveBigIntegerField"),
+)
 TYPES = {
     "BooleanField": pa.bool_(),
     "DateTimeField": MOMENT,
     "FloatField": pa.float64(),
-    **dict.fromkeys(
-        ("AutoField", "BigAutoField", "BigIntegerField", "IntegerField", "PositiveIntegerField", "SmallIntegerField"),
-        pa.int64(),
-    ),
-    "PositiveSmallIntegerField": pa.int64(),
-    "PositiveBigIntegerField": pa.int64(),
+    **dict.fromkeys(WHOLE, pa.int64()),
 }
 
 

@@ -7,9 +7,10 @@ from uuid import uuid4
 
 from django import forms
 
+from accounts.capability_groups import ChecksCapabilities
 from accounts.models import ApiKey, ApiKeyQuerySet, User
 from capabilities import Capability
-from tokens.api_keys import DEFAULT_DAYS, LONGEST_DAYS
+from tokens.api_keys import DEFAULT_DAYS, LONGEST_DAYS, NoCapability
 
 STATUSES = ("active", "expired", "revoked", "all")
 
@@ -43,7 +44,7 @@ class KeyFilter(forms.Form):
         return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")
 
 
-class KeyForm(forms.Form):
+class KeyForm(ChecksCapabilities):
     """A new API key. Its id is chosen with the form, so that the form sent again makes no second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
@@ -55,18 +56,8 @@ class KeyForm(forms.Form):
         initial=DEFAULT_DAYS,
         help_text=f"1 to {LONGEST_DAYS} days. An API key cannot be extended; create a new one in time.",
     )
-    capabilities = forms.MultipleChoiceField(
-        choices=[(capability.slug, capability.label) for capability in Capability],
-        error_messages={"required": "Choose at least one capability."},
-    )
 
     def clean_capabilities(self) -> frozenset[Capability]:
-        return frozenset(
-            capability for capability in Capability if capability.slug in self.cleaned_data["capabilities"]
-        )
-
-    @property
-    def ticked(self) -> frozenset[Capability]:
-        """What the check-list shows as ticked."""
-        posted = self["capabilities"].data or () if self.is_bound else ()
-        return frozenset(capability for capability in Capability if capability.slug in posted)
+        if chosen := super().clean_capabilities():
+            return chosen
+        raise forms.ValidationError(NoCapability.__doc__ or "")

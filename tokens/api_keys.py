@@ -21,7 +21,6 @@ from wire import token_text
 LONGEST_DAYS = 90
 DEFAULT_DAYS = 30
 MOST_PER_PERSON = 20
-SEEN_EVERY = timedelta(minutes=1)
 
 
 class KeyRefused(Exception):
@@ -61,19 +60,17 @@ def issue(*, name: str, capabilities: Collection[Capability], days: int, by: Use
     if not capabilities:
         raise NoCapability(NoCapability.__doc__)
     must_hold(by, capabilities)
-    secret, signer = token_text.mint(token_text.PERSONAL), settings.TOKEN_KEYS[0]
+    secret = token_text.mint(token_text.PERSONAL)
     with transaction.atomic():
         _must_have_room(by, name)
         key = ApiKey(
             user=by,
             name=name.strip(),
-            prefix=token_text.prefix_of(secret),
-            digest=token_text.digest(secret, signer),
-            key_id=token_text.key_id(signer),
             capabilities=[capability.slug for capability in Capability if capability in capabilities],
             expires_at=timezone.now() + timedelta(days=days),
             **({"pk": pk} if pk else {}),
         )
+        key.set_secret(secret)
         key.save(force_insert=True)
         changes = {"prefix": [None, key.prefix], "capabilities": [[], key.capabilities]}
         Event.objects.record(Action.API_KEY_CREATED, key, by=by, changes=changes)
@@ -94,10 +91,3 @@ def find(secret: str) -> ApiKey | None:
         return None
     digests = token_text.candidates(secret, settings.TOKEN_KEYS)
     return ApiKey.objects.active().filter(digest__in=digests, user__is_active=True).select_related("user__role").first()
-
-
-def note_use(key: ApiKey) -> None:
-    """Remember that `key` was used now, once a minute at most: reading should not always be writing."""
-    now = timezone.now()
-    if key.last_used_at is None or now - key.last_used_at >= SEEN_EVERY:
-        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)

@@ -54,7 +54,7 @@ class BearerAuthentication(BaseAuthentication):
             return None
         secret = secret.strip()
         if key := api_keys.find(secret):
-            api_keys.note_use(key)
+            key.note_use()
             event_context.note_api_key(f"API key {key}")
             return key.acting, ByKey(key)
         token = find(secret)

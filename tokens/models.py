@@ -15,6 +15,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import User
+from accounts.models.held_secrets import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
+from accounts.models.held_secrets import SECRET as PRESENT
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.reasons import LAYERS
@@ -27,7 +29,6 @@ from tokens.validation import (
     DEFAULT_LIFETIME,
     LIFETIMES,
     MOST_PER_CONNECTION,
-    OVERLAP_HOURS,
     AlreadyRevoked,
     AskedForNew,
     BadAddress,
@@ -85,9 +86,7 @@ class TokenKind(models.TextChoices):
 
 
 ANOTHER_OWNER = "acted on another user's token"
-# The columns of what a replaced secret leaves behind, and of both secrets.
-PREVIOUS = ["previous_prefix", "previous_digest", "previous_key_id", "previous_ends_at", "previous_last_used_at"]
-SECRET = ["prefix", "digest", "key_id", "secret_last_used_at", *PREVIOUS]
+SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 
 class TokenQuerySet(models.QuerySet["Token"]):
@@ -180,7 +179,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
                 raise AlreadyRevoked("This connection has been revoked before.")
             before, key.generation, key.rotated_at = key.prefix, key.generation + 1, timezone.now()
             key.set_secret(token_text.mint(token_text.KEY))
-            key.save(update_fields=["prefix", "digest", "key_id", "generation", "rotated_at"])
+            key.save(update_fields=[*PRESENT, "generation", "rotated_at"])
             Event.objects.record(Action.KEY_REGENERATED, connection, by=by, changes={"prefix": [before, key.prefix]})
         return key
 
@@ -195,7 +194,7 @@ def _must_have_room(connection: Connection, name: str) -> None:
         raise NameTaken(NameTaken.__doc__)
 
 
-class Token(Versioned, models.Model):
+class Token(HoldsPrevious, Versioned, models.Model):
     """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
 
     Only its prefix and its digest (HMAC-SHA-256) are kept. Without a digest it holds no secret: somebody asked for a
@@ -294,12 +293,6 @@ class Token(Versioned, models.Model):
             return None
         return min(filter(None, (self.previous_ends_at, self.expires_at)))
 
-    def set_secret(self, secret: str) -> None:
-        """Take `secret` as the text of this token, keeping its prefix and digest only."""
-        key = settings.TOKEN_KEYS[0]
-        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.key_id(key)
-        self.digest = token_text.digest(secret, key)
-
     def rotate(self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0) -> Issued:
         """Give this token another secret; all else stays. Whoever is not its owner cannot, for the text acts as them.
 
@@ -315,11 +308,7 @@ class Token(Versioned, models.Model):
                 raise Superseded(Superseded.__doc__)
             if row.digest is None:
                 raise AskedForNew(AskedForNew.__doc__)
-            self._forget_previous()
-            if lasting:
-                self.previous_prefix, self.previous_digest, self.previous_key_id = row.prefix, row.digest, row.key_id
-                self.previous_ends_at = timezone.now() + lasting
-                self.previous_last_used_at = row.secret_last_used_at
+            self.keep_as_previous(row, lasting, row.secret_last_used_at)
             changes: dict[str, Any] = {"overlap_hours": [None, overlap_hours]} if lasting else {}
             actor = f"token {self.name} (self)" if presented is not None else ""
             return self._renew(row, Action.TOKEN_ROTATED, by=by, changes=changes, actor=actor)
@@ -333,7 +322,7 @@ class Token(Versioned, models.Model):
             if row.kind != TokenKind.ACCESS:
                 raise TokenError("The key of an app is regenerated, and collected by nobody.")
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
-            self._forget_previous()
+            self.forget_previous()
             if row.digest is None:
                 return
             self.asked_at, self.asked_by, self.secret_last_used_at = timezone.now(), by, None
@@ -364,7 +353,7 @@ class Token(Versioned, models.Model):
         with self._locked() as row:
             if row.previous_works_until is None:
                 raise NoPrevious(NoPrevious.__doc__)
-            self._forget_previous()
+            self.forget_previous()
             self.save(update_fields=PREVIOUS)
             changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._owner_for(by)
             Event.objects.record(Action.TOKEN_PREVIOUS_ENDED, self, by=by, changes=changes)
@@ -391,10 +380,6 @@ class Token(Versioned, models.Model):
         details = {"prefix": [row.prefix, self.prefix], "owner": self.connection.user.email} | (changes or {})
         Event.objects.record(action, self, by=by, changes=details, actor=actor)
         return Issued(self, secret)
-
-    def _forget_previous(self) -> None:
-        self.previous_prefix = self.previous_key_id = ""
-        self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def _owner_for(self, by: User) -> dict[str, str]:
         """The event fields for an action on another person's token: its owner."""

@@ -7,10 +7,10 @@ from ipaddress import ip_address, ip_network
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
+from accounts.models.held_secrets import OVERLAP_HOURS
 
 LIFETIMES = (7, 30, 90)
 DEFAULT_LIFETIME = 90
-OVERLAP_HOURS = (0, 1, 24, 168)
 MOST_PER_CONNECTION = 20
 MOST_ADDRESSES = 50
 

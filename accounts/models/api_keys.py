@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
+from accounts.models.held_secrets import HoldsSecret
 from accounts.models.users import User
 from accounts.rules import Grantor, must_match
 from auditlog.actions import Action
@@ -85,7 +86,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return len(ending)
 
 
-class ApiKey(Versioned, models.Model):
+class ApiKey(HoldsSecret, Versioned, models.Model):
     """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, never used at /mcp.
 
     Only its prefix and its digest (HMAC-SHA-256) are kept.

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import httpx
 import orjson
 from django.core.management.base import BaseCommand, CommandError
 
+from auditlog.partitions import DAY
+from gatewayadmin.management.options import moment
 from sinks import archive
 from sinks.archive import Unreadable
 from sinks.objects import NotKept
@@ -31,8 +33,8 @@ class Command(BaseCommand):
     requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--from", dest="since", type=_moment, required=True, help="such as 2026-11-20 (UTC)")
-        parser.add_argument("--to", dest="until", type=_moment, help="the moment after the last; else a day later")
+        parser.add_argument("--from", dest="since", type=moment, required=True, help="such as 2026-11-20 (UTC)")
+        parser.add_argument("--to", dest="until", type=moment, help="the moment after the last; else a day later")
         for name, column in COLUMNS.items():
             parser.add_argument(f"--{name}", help=f"{column.replace('_', ' ')}, exactly")
         parser.add_argument("--most", type=int, default=1000, help="how many at most (1000)")
@@ -41,7 +43,7 @@ class Command(BaseCommand):
         if not archive.is_on():
             raise CommandError("Set GATEWAY_ARCHIVE to where the archive is.")
         since: datetime = options["since"]
-        until: datetime = options["until"] or since + timedelta(days=1)
+        until: datetime = options["until"] or since + DAY
         equal = {column: options[name] for name, column in COLUMNS.items() if options[name] is not None}
         found = 0
         try:
@@ -58,11 +60,3 @@ class Command(BaseCommand):
         except (httpx.HTTPError, OSError) as error:
             raise CommandError(f"The archive cannot be read ({type(error).__name__}).") from error
         sys.stdout.flush()
-
-
-def _moment(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-20.") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from django.db import transaction
 from auditlog.checkpoints import sealing, verifying
 from gatewayadmin.config import database
 from gatewayadmin.config.database import Unusable
+from gatewayadmin.management.options import moment
 
 
 class Command(BaseCommand):
@@ -21,8 +21,8 @@ class Command(BaseCommand):
     requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--from", dest="since", type=_moment, help="the first moment, such as 2026-11-20 (UTC)")
-        parser.add_argument("--to", dest="until", type=_moment, help="the moment after the last")
+        parser.add_argument("--from", dest="since", type=moment, help="the first moment, such as 2026-11-20 (UTC)")
+        parser.add_argument("--to", dest="until", type=moment, help="the moment after the last")
         parser.add_argument(
             "--public-key", dest="keys", action="append", type=Path, help="a PEM file; only checkpoints of it are taken"
         )
@@ -53,14 +53,6 @@ class Command(BaseCommand):
             self.stdout.write("The key was taken from the database itself. Give the one you kept: --public-key FILE.")
         if report.findings:
             raise CommandError(f"The log is not as it was sealed: {len(report.findings)} findings.")
-
-
-def _moment(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-20.") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _received(path: Path | None) -> dict[int, str]:
