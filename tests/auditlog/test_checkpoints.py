@@ -285,11 +285,8 @@ def test_leaf_tells_every_column_of_a_row() -> None:
 def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those do that were made before the log kept traces."""
     with monkeypatch.context() as before:
-        before.setattr(
-            sealing,
-            "_ROWS",
-            sealing._ROWS.replace(*(tree.columns_of(version, sealing.TEXTS) for version in (tree.NEWEST, 1))),
-        )
+        newest, first = (tree.columns_of(version, sealing.TEXTS) for version in (tree.NEWEST, 1))
+        before.setattr(sealing, "_ROWS", sealing._ROWS.replace(newest, first))
         before.setattr(sealing, "NEWEST", 1)
         sealing.keep_up()
         call(trace_id="ab" * 16)
