@@ -97,8 +97,9 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         # A page waits for the interpreter after each of its statements, and so does the loop after each of its rounds.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
-        tasks = [asyncio.create_task(_watch()), asyncio.create_task(housekeeping.forever())]
-        tasks += [asyncio.create_task(housekeeping.steadily(chore)) for chore in housekeeping.STEADY]
+        tasks = [asyncio.create_task(_watch())]
+        if _metrics_folder is None:  # Under `serve` a process of its own does them.
+            tasks.append(asyncio.create_task(housekeeping.always()))
         try:
             yield
         finally:

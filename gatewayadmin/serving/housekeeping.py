@@ -19,7 +19,7 @@ from accounts.models import WorkspaceSettings
 from auditlog.checkpoints import sealing
 from auditlog.models import Call
 from auditlog.rollups import keeping
-from gatewayadmin.config import database, locks
+from gatewayadmin.config import database, environment, locks
 from gatewayadmin.config.locks import Lock
 from gatewayadmin.serving.first_start import make_partitions
 from oauth import purge
@@ -60,6 +60,18 @@ def once() -> dict[str, int] | None:
         counts = _chores() if free else None
     # Servers may take their time: nobody else's chores wait for that.
     return counts if counts is None else counts | {"servers_asked": _ask_servers(timezone.now())}
+
+
+async def always() -> None:
+    """Do all chores when they come round, until cancelled."""
+    await asyncio.gather(forever(), *map(steadily, STEADY))
+
+
+async def alone() -> None:
+    """The same in a process that does nothing else."""
+    builtin.listen_at(environment.text("GATEWAY_BUILTIN_URL"), environment.text("GATEWAY_BUILTIN_SECRET"))
+    database.limit_statements()
+    await always()
 
 
 async def forever() -> None:

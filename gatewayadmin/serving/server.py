@@ -1,7 +1,8 @@
-"""The server: gunicorn in this process, uvicorn in each of its workers."""
+"""The server: gunicorn in this process, uvicorn in each of its workers but the one that does the chores."""
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -29,6 +30,8 @@ from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 
 BACKLOG = 2048
 DRAIN_S = 10
+CHORES_NICE = 5  # Calls go first where processors are short.
+CHORES_END_S = 2.0  # A chore that takes longer is broken off: each is one transaction, or is taken up where it was.
 
 
 FREE_PORT = " Stop what listens there, or choose another port: PORT=8010 make run, or serve --port 8010."
@@ -81,7 +84,13 @@ class DrainingServer(uvicorn.Server):
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
-    """One process that serves requests."""
+    """One process that serves requests, or of all of them the one that does the chores instead.
+
+    Chores would take the interpreter from calls (docs/decisions/0045-chores-in-their-own-process.md). Whoever holds the
+    lock does them; when it ends, gunicorn starts another, which finds the lock free.
+    """
+
+    does_chores = False
 
     CONFIG_KWARGS = {  # noqa: RUF012  gunicorn's own name and form
         "loop": "uvloop",
@@ -98,6 +107,44 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         logging.getLogger("uvicorn.error").propagate = True
+
+    def init_process(self) -> None:
+        self._lock = self.app.chores_lock.open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.does_chores = True
+        except BlockingIOError:
+            self._lock.close()
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        if not self.does_chores:
+            super().load_wsgi()
+
+    def run(self) -> None:
+        if self.does_chores:
+            os.nice(CHORES_NICE)
+            asyncio.run(self._do_chores())
+        else:
+            super().run()
+
+    async def _do_chores(self) -> None:
+        """Do chores until gunicorn asks to stop, or is gone."""
+        from gatewayadmin.serving import housekeeping  # noqa: PLC0415  In the worker, as below.
+
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, stop.set)
+        task = asyncio.create_task(housekeeping.alone())
+        while not stop.is_set() and not task.done():
+            await self.callback_notify()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1)
+        if task.done():
+            task.result()
+        task.cancel()
+        await asyncio.wait([asyncio.create_task(loop.shutdown_default_executor())], timeout=CHORES_END_S)
+        os._exit(0)  # Else a thread that is still at work is waited for.
 
     def _install_sigquit_handler(self) -> None:
         """A quick stop, which gunicorn asks for when it alone is interrupted, is a stop: uvicorn knows SIGTERM only."""
@@ -128,13 +175,17 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
 
 class Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn on a socket that listens already; `say_hello` is called when it serves."""
+    """gunicorn on a socket that listens already; `say_hello` is called when it serves.
+
+    One process more than `workers` does the chores.
+    """
 
     def __init__(self, listener: socket.socket, *, workers: int, metrics: Path, say_hello: Callable[[], None]) -> None:
+        self.chores_lock = metrics / "chores.lock"
         self._options = {
             "bind": [f"fd://{listener.detach()}"],
             "backlog": BACKLOG,
-            "workers": workers,
+            "workers": workers + 1,
             "worker_class": Worker,
             "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  only for heartbeats
             "logger_class": PlainLogger,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gatewayadmin.config import environment
-from tests.deploy.test_kubernetes import CONNECTIONS_OF_OTHERS, CONNECTIONS_OF_WORKER
+from tests.deploy.test_kubernetes import CONNECTIONS_OF_OTHERS, connections_of
 from tests.docs.test_blocks import parsed
 from tests.running.starts import manage
 from tests.workspace import ROOT, Serve, free_port
@@ -104,7 +104,7 @@ def test_the_database_has_the_connections_that_are_needed() -> None:
     replicas = SERVICES["gateway"]["deploy"]["replicas"]
 
     assert replicas == 2
-    assert int(options["max_connections"]) > replicas * workers * CONNECTIONS_OF_WORKER + CONNECTIONS_OF_OTHERS
+    assert int(options["max_connections"]) > replicas * connections_of(workers) + CONNECTIONS_OF_OTHERS
     assert options["max_locks_per_transaction"] == "256"
 
 

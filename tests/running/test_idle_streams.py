@@ -4,14 +4,13 @@ import json
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from bench.processes import memory, standing
 from tests.conformance.counter import SESSION_ERA, Counter
 from tests.conftest import Run
 from tests.proxy.conftest import Agent
-from tests.running.test_kill import runs
+from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
@@ -32,13 +31,13 @@ def test_five_hundred_idle_streams_take_less_than_200_mb_and_all_stay(live_alone
     agents = [Agent(url, token) for token in made["tokens"].values()]
     assert all(agent.call("count").status_code == 200 for agent in agents)
     assert serve.process is not None
-    workers = [child.pid for child in psutil.Process(serve.process.pid).children() if runs(child)]
-    before = memory(workers)
+    served_by = [worker.pid for worker in workers(serve.process.pid)]
+    before = memory(served_by)
 
     streams = [stream for agent in agents for stream in standing(url, str(agent.secret), STREAMS // TOKENS)]
     try:
-        assert len(workers) == 2
-        assert memory(workers) - before < MOST_MB
+        assert len(served_by) == 2
+        assert memory(served_by) - before < MOST_MB
         assert all(agent.call("count").json()["result"] for agent in agents)
         for stream in streams:
             stream.setblocking(False)

@@ -10,21 +10,10 @@ import pytest
 from tests.eventually import eventually
 from tests.running import load
 from tests.running.conftest import postmaster
-from tests.running.starts import Started, serving
+from tests.running.processes import runs, workers
+from tests.running.starts import serving
 
 pytestmark = pytest.mark.xdist_group("kill")  # Each of these keeps both cores busy.
-
-
-def workers(served: Started) -> list[psutil.Process]:
-    return [child for child in psutil.Process(served.process.pid).children() if runs(child)]
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether it does anything; a zombie only waits for somebody to read its exit code."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def kill_postgres(home: Path) -> int:
@@ -39,12 +28,12 @@ def test_killed_worker_and_killed_postgres_lose_no_answered_call_and_are_replace
     with serving(home, workers=2) as served:
         with load.on(served) as agents:
             agents.wait_for(50)
-            victim = workers(served)[0]
+            victim = workers(served.process.pid)[0]
             victim.kill()
             agents.wait_for(100)
             pid = kill_postgres(home)
             agents.wait_for(100)
-        eventually(lambda: len([worker for worker in workers(served) if worker != victim]) == 2)
+        eventually(lambda: len([worker for worker in workers(served.process.pid) if worker != victim]) == 2)
         assert postmaster(home) not in {None, pid}
         assert served.is_ready()
         assert agents.answered <= load.recorded(home)
@@ -68,7 +57,7 @@ def test_killed_process_group_loses_no_answered_call_and_the_next_start_goes_on(
 
 def test_workers_end_when_the_process_that_started_them_is_killed(home: Path) -> None:
     with serving(home, workers=2) as served:
-        orphans = workers(served)
+        orphans = psutil.Process(served.process.pid).children()
         served.process.kill()
         served.process.wait()
         eventually(lambda: not any(runs(orphan) for orphan in orphans))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests import upstreams
@@ -19,6 +18,7 @@ from tests.proxy.conftest import Agent
 from tests.proxy.listening import Listener, listening
 from tests.running.debian import postgres, programs, restart
 from tests.running.nginx import Nginx
+from tests.running.processes import workers
 from tests.running.replicas import (
     FAULTS,
     Replicas,
@@ -31,7 +31,6 @@ from tests.running.replicas import (
     leave,
     replicas,
 )
-from tests.running.test_kill import runs
 
 pytestmark = pytest.mark.xdist_group("kill")
 
@@ -193,7 +192,7 @@ def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     counted = [count(agent)]
     for serve in both.serves:
         assert serve.process is not None
-        for worker in [child for child in psutil.Process(serve.process.pid).children() if runs(child)]:
+        for worker in workers(serve.process.pid):
             worker.kill()
             worker.wait()
             serve.wait_until_ready()

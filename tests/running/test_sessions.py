@@ -7,13 +7,12 @@ import time
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests.conformance.counter import Counter
 from tests.conftest import Run
 from tests.eventually import eventually
-from tests.running.test_kill import runs
+from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
 pytestmark = pytest.mark.xdist_group("kill")
@@ -61,7 +60,7 @@ def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Ser
     headers["Mcp-Session-Id"] = ask("initialize", INITIALIZE).headers["mcp-session-id"]
     counted = [count() for _ in range(6)]
     assert serve.process is not None
-    for worker in [child for child in psutil.Process(serve.process.pid).children() if runs(child)]:
+    for worker in workers(serve.process.pid):
         worker.kill()
         worker.wait()
         counted.append(count())

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests import curl, workspace
 from tests.collector import collecting
 from tests.docs.test_how_tos import block
 from tests.running.conftest import folder
+from tests.running.processes import workers
 from tests.running.starts import environment
 from tests.running.test_refusals import refusal
 from tests.workspace import ROOT, Serve
@@ -21,8 +21,8 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 def with_protobuf(serve: Serve) -> list[bool]:
     """Of each worker whether it has imported protobuf, which the exporter cannot do without."""
     assert serve.process is not None
-    workers = psutil.Process(serve.process.pid).children()
-    return [any("_upb" in each.path for each in worker.memory_maps()) for worker in workers]
+    served_by = workers(serve.process.pid)
+    return [any("_upb" in each.path for each in worker.memory_maps()) for worker in served_by]
 
 
 def test_calls_are_traced_as_the_page_says_and_the_last_spans_are_posted_when_it_stops(live: Serve) -> None:
