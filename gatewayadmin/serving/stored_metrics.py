@@ -1,4 +1,4 @@
-"""Numbers for /metrics that stand in the database: sinks, and what no checkpoint covers. Read when they are asked for.
+"""Numbers for /metrics that stand in the database: sinks, and what the log lacks. Read when they are asked for.
 
 No worker could count them: a sink is served now by this one and now by that, and can be removed.
 """
@@ -19,6 +19,7 @@ from django.utils import timezone
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from auditlog import indexes
 from auditlog.committed import newest_id
 from auditlog.models import Call, Checkpoint, Rollup
 from auditlog.rollups.schema import HOURS, cube_number
@@ -57,7 +58,7 @@ def _read() -> list[Metric]:
     if not _reading.acquire(blocking=False):  # The database hangs, and one thread that waits for it is enough.
         return []
     try:
-        return families(list(Sink.objects.order_by("created_at")[:MOST_SINKS]), unsealed())
+        return [*families(list(Sink.objects.order_by("created_at")[:MOST_SINKS]), unsealed()), unindexed()]
     except Exception:  # Whatever it is: a scrape gets the other numbers.
         logger.exception("numbers in the database could not be read")
         return []
@@ -91,6 +92,15 @@ def unsealed() -> float:
         if newest_id(cursor, Call._meta.db_table) <= body["near_to"]:
             return 0.0
     return max((timezone.now() - datetime.fromisoformat(body["sealed_at"])).total_seconds(), 0.0)
+
+
+def unindexed() -> Metric:
+    """How many partitions of the log lack an index."""
+    return GaugeMetricFamily(
+        "gateway_log_partitions_unindexed",
+        "Partitions of the log that lack an index of this version",
+        value=indexes.left(Call.partitions),
+    )
 
 
 def busiest() -> tuple[list[str], list[str]]:
