@@ -58,7 +58,8 @@ def _read() -> list[Metric]:
     if not _reading.acquire(blocking=False):  # The database hangs, and one thread that waits for it is enough.
         return []
     try:
-        return [*families(list(Sink.objects.order_by("created_at")[:MOST_SINKS]), unsealed()), unindexed()]
+        sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
+        return families(sinks, unsealed(), indexes.left(Call.partitions))
     except Exception:  # Whatever it is: a scrape gets the other numbers.
         logger.exception("numbers in the database could not be read")
         return []
@@ -67,7 +68,7 @@ def _read() -> list[Metric]:
         connection.close()
 
 
-def families(sinks: Iterable[Sink], unsealed_seconds: float) -> list[Metric]:
+def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int) -> list[Metric]:
     """What is told of these."""
     lag = GaugeMetricFamily("gateway_sink_lag_seconds", "How old the oldest row is that it lacks", labels=["sink"])
     status = GaugeMetricFamily("gateway_sink_status", "1 for the status it has", labels=["sink", "status"])
@@ -79,7 +80,9 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float) -> list[Metric]:
             status.add_metric([sink.name, each], float(sink.status == each))
     age = GaugeMetricFamily("gateway_log_unsealed_seconds", "For how long calls have waited for a checkpoint")
     age.add_metric([], unsealed_seconds)
-    return [lag, status, delivered, age]
+    lacking = GaugeMetricFamily("gateway_log_partitions_unindexed", "Partitions of the log that lack an index")
+    lacking.add_metric([], unindexed)
+    return [lag, status, delivered, age, lacking]
 
 
 def unsealed() -> float:
@@ -92,15 +95,6 @@ def unsealed() -> float:
         if newest_id(cursor, Call._meta.db_table) <= body["near_to"]:
             return 0.0
     return max((timezone.now() - datetime.fromisoformat(body["sealed_at"])).total_seconds(), 0.0)
-
-
-def unindexed() -> Metric:
-    """How many partitions of the log lack an index."""
-    return GaugeMetricFamily(
-        "gateway_log_partitions_unindexed",
-        "Partitions of the log that lack an index of this version",
-        value=indexes.left(Call.partitions),
-    )
 
 
 def busiest() -> tuple[list[str], list[str]]:

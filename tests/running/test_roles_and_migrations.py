@@ -243,7 +243,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
     assert "Migrate as the role that owns the tables" in as_runner
 
 
-def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
+def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
     """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
