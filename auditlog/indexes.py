@@ -23,7 +23,7 @@ from auditlog.partitions import Partitions, limited_lock_wait
 
 logger = logging.getLogger(__name__)
 
-LOCK = 0x67776103  # Any number of our own, for pg_try_advisory_lock.
+LOCK = 0x67776107  # Any number of our own, for pg_try_advisory_lock.
 ATTACH_TIMEOUT = "300ms"  # Calls wait behind us for so long at most, and are refused after a second.
 ATTEMPTS = 5
 # What is said of a partition that retention has taken off, or dropped, meanwhile.

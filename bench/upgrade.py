@@ -110,7 +110,7 @@ def prepared(code: Path, home: Path, admin: str, rows: int) -> dict[str, str]:
             fill(at(admin, draft), rows)
             connection.execute(f"ALTER DATABASE {draft} RENAME TO {filled}")
         connection.execute(f"DROP DATABASE IF EXISTS {used} WITH (FORCE)")
-        connection.execute(f"CREATE DATABASE {used} TEMPLATE {filled}")
+        connection.execute(f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY")
     return environment | {"DATABASE_URL": at(admin, used)}
 
 

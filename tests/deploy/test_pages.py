@@ -88,7 +88,7 @@ def test_the_upgrade_names_services_jobs_and_containers_there_are() -> None:
     (job,) = set(re.findall(r"job[ /]([\w-]+)", text))
     (container,) = re.findall(r"--container (\w+)", text)
 
-    migrate = one(manifests, "Job")
+    migrate = one(manifests, "Job", "gateway-admin-migrate")
     assert job == migrate["metadata"]["name"]
     assert container in [each["name"] for each in migrate["spec"]["template"]["spec"]["initContainers"]]
     assert re.findall(r"deployment/([\w-]+)", text) == [one(manifests, "Deployment")["metadata"]["name"]]

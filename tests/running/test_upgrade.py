@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep the co
 
 DECLARE = "CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent, created_at)"
 INVALID = "SELECT 1 FROM pg_index WHERE NOT indisvalid AND indexrelid <> 'call_by_trial'::regclass"
-LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776103'::int AND granted"
+LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776107'::int AND granted"
 
 
 @pytest.mark.full
