@@ -75,7 +75,7 @@ class _Lacking:
         names = {"index": self.index, "partition": self.partition, "name": self.name}
         identifiers = {key: sql.Identifier(value) for key, value in names.items()}
         # The catalogue's own words, which PostgreSQL has quoted where they need it.
-        return sql.SQL(text).format(definition=sql.SQL(self.definition), **identifiers)  # type: ignore[arg-type]
+        return sql.SQL(text).format(definition=sql.SQL(self.definition), **identifiers)
 
 
 class DeclareIndex(AddIndex):

@@ -75,7 +75,7 @@ def test_a_search_uses_it_where_it_is_already() -> None:
 
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
-        rows = Call.objects.filter(user_agent="probe").exclude(user_agent="").values("id")
+        rows = Call.objects.order_by().filter(user_agent="probe").exclude(user_agent="").values("id")
         plan = rows.explain()
         cursor.execute("RESET enable_seqscan")
 
