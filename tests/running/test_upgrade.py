@@ -28,11 +28,10 @@ LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776
 def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> None:
     """The release before serves from two processes, the tables are migrated, the processes replaced, one put back."""
     command = [sys.executable, "-m", "bench.upgrade", "--json", "--rows", "3000", "--seconds", "2"]
-    own = {"TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [*command, "--longest", str(PROMPT), "--database-url", os.environ[cluster.ADDRESS]],
         cwd=workspace.ROOT,
-        env=environment(tmp_path, **own),
+        env=environment(tmp_path),
         capture_output=True,
         text=True,
         check=False,
