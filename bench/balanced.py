@@ -91,8 +91,11 @@ class Balanced:
         return ""
 
     def _url(self) -> str:
+        """That of the next process that is ready. Raises LookupError when none is."""
         self._turn += 1
         ready = self.ready
+        if not ready:
+            raise LookupError("no process is ready")
         return f"http://127.0.0.1:{ready[self._turn % len(ready)]}/mcp/{self.slug}"
 
 

@@ -195,6 +195,19 @@ def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> 
     assert "partitions_dropped 1," in chores(roles.manage)
 
 
+def test_indexes_of_the_log_are_made_by_the_owner_only(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent)")
+
+    by_runner = chores(served.manage)
+
+    assert "log_indexes_made 0," in by_runner
+    assert "log_indexes_to_make 0" not in by_runner
+    assert "log_indexes_to_make 0" in chores(roles.manage)
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("DROP INDEX call_by_trial")
+
+
 def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
     rights = (
         "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl)"
