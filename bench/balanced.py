@@ -30,7 +30,7 @@ class Balanced:
     ports: list[int] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
     taken: list[tuple[float, float]] = field(default_factory=list)
-    """When each answer came, and the seconds it took."""
+    """When each call ended, well or not, and the seconds it took."""
     failed: list[str] = field(default_factory=list)
     sent_again: int = 0
     _turn: int = 0
@@ -48,7 +48,7 @@ class Balanced:
         self._thread.join()
 
     def since(self, began: float) -> tuple[int, float]:
-        """How many answers came since then, and the longest of them."""
+        """How many calls ended since then, and the longest of them."""
         taken = [seconds for came, seconds in list(self.taken) if came >= began]
         return len(taken), max(taken, default=0.0)
 
@@ -70,8 +70,7 @@ class Balanced:
                 began = time.monotonic()
                 if said := await self._ask(client, CALL | {"id": number}):
                     self.failed.append(said)
-                else:
-                    self.taken.append((time.monotonic(), time.monotonic() - began))
+                self.taken.append((time.monotonic(), time.monotonic() - began))
                 await asyncio.sleep(self.pause)
 
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 The release before this one (`--since`, a commit of this repository) gets a log of thirty days and serves from two
 processes, while agents call a tool without end. Then this checkout migrates, the two processes are replaced by two of
 this checkout, a new one being ready before an old one is asked to end, and at last one of the release before is put
-back. A line tells of each step how long it took, how many calls were answered meanwhile and the longest of them. Fails
+back. A line tells of each step how long it took, how many calls ended meanwhile and the longest of them. Fails
 when a call failed, when the log holds more or fewer calls than were answered, or when one took `--longest` seconds.
 
 What stands before the processes is bench/balanced.py, which does what a load balancer does.
@@ -252,9 +252,9 @@ class Upgrade:
     def _step(self, load: Balanced, name: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        answers, longest = load.since(began)
+        calls, longest = load.since(began)
         taken = time.monotonic() - began
-        self._steps.append({"step": name, "seconds": taken, "answers": answers, "longest": longest})
+        self._steps.append({"step": name, "seconds": taken, "calls": calls, "longest": longest})
         print(line_of(self._steps[-1]), file=sys.stderr, flush=True)
 
     def _seen(self, load: Balanced, token: str) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class Upgrade:
             query = "SELECT count(*) FROM auditlog_call WHERE token_id = %s AND created_at > now() - interval '1 day'"
             (recorded,) = connection.execute(query, [token]).fetchone() or (0,)
             (lacking,) = connection.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid").fetchone() or (0,)
-        answered = len(load.taken)
+        answered = len(load.taken) - len(load.failed)
         return {
             "steps": self._steps,
             "answered": answered,
@@ -288,7 +288,7 @@ class Upgrade:
 
 def line_of(step: dict[str, Any]) -> str:
     longest = f"{step['longest'] * 1000:,.0f} ms"
-    return f"{step['step']:38}{step['seconds']:9.1f} s{step['answers']:8,} answers, the longest {longest}"
+    return f"{step['step']:38}{step['seconds']:9.1f} s{step['calls']:8,} calls, the longest {longest}"
 
 
 if __name__ == "__main__":

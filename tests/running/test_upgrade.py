@@ -41,7 +41,7 @@ def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> Non
     told = json.loads(done.stdout)
     assert told["failed"] == []
     assert (told["unrecorded"], told["repeated"], told["indexes_not_ready"]) == (0, 0, 0)
-    assert all(step["answers"] for step in told["steps"])
+    assert all(step["calls"] for step in told["steps"])
     assert told["refusal"].startswith("CommandError: The database lacks ")
     assert "auditlog.0014_call_trace" in told["refusal"]
     assert told["refusal"].endswith(": run manage.py migrate first.")
