@@ -197,7 +197,7 @@ class Partitions:
         for attempt in range(ATTEMPTS):
             time.sleep(attempt)
             try:
-                with connection.cursor() as cursor, _limit_lock_wait(cursor):
+                with connection.cursor() as cursor, limited_lock_wait(cursor, LOCK_TIMEOUT):
                     if statement := DETACHING[self._attached(name)]:
                         # Outside of any transaction: CONCURRENTLY waits for those that read the table, and for
                         # that time holds nothing that a COPY or a reader would wait for.
@@ -244,9 +244,9 @@ def _longest_free(day: date, longest: int, existing: Sequence[Span]) -> Span:
 
 
 @contextmanager
-def _limit_lock_wait(cursor: Any) -> Iterator[None]:
-    """Limit the wait for a lock: statements that arrive later would queue behind ours."""
-    cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
+    """Limit the wait for a lock: statements that arrive later would queue behind ours. "0" is no limit."""
+    cursor.execute(f"SET lock_timeout = '{longest}'")
     try:
         yield
     finally:

@@ -166,7 +166,8 @@ class Sink(Versioned, Switchable):
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
     delivered = models.BigIntegerField(default=0)  # Rows, those that were sent twice counted twice.
-    refused = models.BigIntegerField(default=0)  # Rows that were left out, because it refuses them for good.
+    # Rows that were left out, because it refuses them for good.
+    refused = models.BigIntegerField(default=0, db_default=0)
     last_delivered_at = models.DateTimeField(null=True)
     waiting_since = models.DateTimeField(null=True)  # The date of the oldest row it is known to lack.
     dropped_before = models.DateTimeField(null=True)  # Rows before were dropped before they were sent.

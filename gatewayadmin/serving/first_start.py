@@ -30,11 +30,13 @@ class Welcome:
 def prepare(*, migrate: bool = True) -> Welcome:
     """Bring the database up to date; of several processes starting at once, one does it and the others wait.
 
-    Without `migrate` its tables are taken as they are, and must be those of this version.
+    Without `migrate` its tables are taken as they are, and must be those of this version. New indexes of the log are
+    made later, while it serves.
     """
     with locks.held(Lock.FIRST_START):
         if migrate:
-            call_command("migrate", verbosity=0, interactive=False)
+            # Nor may whoever waits for this lock be waited for by what makes indexes: see auditlog.indexes.
+            call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
         else:
             make_partitions()
         Role.objects.make_built_in()

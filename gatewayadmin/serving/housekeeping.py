@@ -16,6 +16,7 @@ from django.utils import timezone
 from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
+from auditlog import indexes
 from auditlog.checkpoints import sealing
 from auditlog.models import Call
 from auditlog.rollups import keeping
@@ -42,6 +43,8 @@ FIRST_S = (20, 60)  # Not all workers at the same moment.
 ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one counts.
 CHORE_ROLL_UP_S = 30.0
 SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
+INDEX_S = (20.0, 40.0)  # Between two looks for partitions that lack an index; of all processes one makes it.
+INDEX_AT_ONCE_S = 30.0  # After so long the next one waits for its turn.
 SEAL_S = (45.0, 75.0)  # Between two checkpoints of the log; of all processes one makes them.
 ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
 RATE_COUNTER = timedelta(hours=1)
@@ -110,13 +113,19 @@ def _seal() -> None:
         sealing.keep_up()
 
 
+def _index() -> None:
+    with database.without_time_limit():
+        _make_indexes(timezone.now())
+
+
 # Chores that come round every few seconds, by name: the seconds between, how a failure is told, and what is done. Of
 # all processes one does each: counts new calls, and after an upgrade those of before; sends the log to where
-# administrators want it; makes the checkpoints that are due.
+# administrators want it; makes the checkpoints that are due, and after an upgrade the indexes that the log lacks.
 STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
     "calls_rolled_up": (ROLL_UP_S, "counting calls failed", _roll_up),
     "log_sent": (SEND_LOG_S, "looking for what sinks lack failed", sending.start_due),
     "calls_sealed": (SEAL_S, "sealing the log failed", _seal),
+    "log_indexes_made": (INDEX_S, "indexing the log failed", _index),
 }
 
 
@@ -169,6 +178,16 @@ def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
         return act(archive.keep_from(_retention(now)))
 
     return chore
+
+
+def _make_indexes(now: datetime) -> int:
+    """Make indexes that partitions lack, with a line in the log for each."""
+
+    def tell(made: indexes.Made) -> None:
+        extra = {"index": made.index, "partition": made.partition, "left": made.left}
+        logger.info("a partition of the log was indexed", extra=extra)
+
+    return indexes.complete(Call.partitions, seconds=INDEX_AT_ONCE_S, told=tell)
 
 
 def _note_addresses() -> int:
@@ -250,4 +269,6 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "calls_rolled_up": lambda now: keeping.keep_up(CHORE_ROLL_UP_S),
     "calls_sealed": lambda now: sealing.keep_up(),
     "days_to_roll_up": lambda now: keeping.days_left(),
+    "log_indexes_made": _make_indexes,
+    "log_indexes_to_make": lambda now: indexes.left(Call.partitions),
 }

@@ -1,4 +1,4 @@
-"""Numbers for /metrics that stand in the database: sinks, and what no checkpoint covers. Read when they are asked for.
+"""Numbers for /metrics that stand in the database: sinks, and what the log lacks. Read when they are asked for.
 
 No worker could count them: a sink is served now by this one and now by that, and can be removed.
 """
@@ -19,6 +19,7 @@ from django.utils import timezone
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from auditlog import indexes
 from auditlog.committed import newest_id
 from auditlog.models import Call, Checkpoint, Rollup
 from auditlog.rollups.schema import HOURS, cube_number
@@ -57,7 +58,8 @@ def _read() -> list[Metric]:
     if not _reading.acquire(blocking=False):  # The database hangs, and one thread that waits for it is enough.
         return []
     try:
-        return families(list(Sink.objects.order_by("created_at")[:MOST_SINKS]), unsealed())
+        sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
+        return families(sinks, unsealed(), indexes.left(Call.partitions))
     except Exception:  # Whatever it is: a scrape gets the other numbers.
         logger.exception("numbers in the database could not be read")
         return []
@@ -66,7 +68,7 @@ def _read() -> list[Metric]:
         connection.close()
 
 
-def families(sinks: Iterable[Sink], unsealed_seconds: float) -> list[Metric]:
+def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int) -> list[Metric]:
     """What is told of these."""
     lag = GaugeMetricFamily("gateway_sink_lag_seconds", "How old the oldest row is that it lacks", labels=["sink"])
     status = GaugeMetricFamily("gateway_sink_status", "1 for the status it has", labels=["sink", "status"])
@@ -78,7 +80,9 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float) -> list[Metric]:
             status.add_metric([sink.name, each], float(sink.status == each))
     age = GaugeMetricFamily("gateway_log_unsealed_seconds", "For how long calls have waited for a checkpoint")
     age.add_metric([], unsealed_seconds)
-    return [lag, status, delivered, age]
+    lacking = GaugeMetricFamily("gateway_log_partitions_unindexed", "Partitions of the log that lack an index")
+    lacking.add_metric([], unindexed)
+    return [lag, status, delivered, age, lacking]
 
 
 def unsealed() -> float:

@@ -37,7 +37,7 @@ def exported() -> dict[str, set[str]]:
         if name.startswith("gateway_"):
             labels = vars(collector)["_labelnames"]
             found[name] = {*labels, *({"le"} if name.endswith("_bucket") else ())}
-    for family in stored_metrics.families([], 0.0):
+    for family in stored_metrics.families([], 0.0, 0):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = set(family._labelnames)  # type: ignore[attr-defined]
     return found | {"up": set()}

@@ -80,3 +80,19 @@ def test_the_secrets_are_those_the_manifests_name(overlay: str) -> None:
         f"namespace: {re.findall(r'create namespace (.*)', script)[0]}\n"
         in (KUBERNETES / "overlays" / overlay / "kustomization.yaml").read_text()
     )
+
+
+def test_the_upgrade_names_services_jobs_and_containers_there_are() -> None:
+    text = "\n".join(block.text for block in BLOCKS if block.page == "docs/how-to/upgrade.md")
+    manifests = built(KUBERNETES / "overlays" / "production")
+    (job,) = set(re.findall(r"job[ /]([\w-]+)", text))
+    (container,) = re.findall(r"--container (\w+)", text)
+
+    migrate = one(manifests, "Job", "gateway-admin-migrate")
+    assert job == migrate["metadata"]["name"]
+    assert container in [each["name"] for each in migrate["spec"]["template"]["spec"]["initContainers"]]
+    assert re.findall(r"deployment/([\w-]+)", text) == [one(manifests, "Deployment")["metadata"]["name"]]
+    assert one(manifests, "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    named = {name for found in re.findall(r"--no-deps (\w+)|gateway=\d (\w+)", text) for name in found if name}
+    assert named == {"migrate", "gateway"}
+    assert named <= SERVICES.keys()

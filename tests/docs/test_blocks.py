@@ -80,6 +80,11 @@ RUN_BY = (
     ("docs/how-to/deploy.md", "0 3 * * *", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "export GATEWAY_SECRET_KEY", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "server {", "running/test_edge.py::"),
+    (
+        "docs/how-to/upgrade.md",
+        ".venv/bin/python manage.py migrate",
+        "running/test_upgrade.py::test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next",
+    ),
     ("docs/how-to/people.md", ".venv/bin/python manage.py invite", "docs/test_how_tos.py::test_people_are_invited"),
     ("docs/how-to/people.md", "GATEWAY_PUBLIC_URL", "docs/test_deploy.py::test_other_machines_are_let_in_as_printed"),
     (
@@ -151,6 +156,8 @@ PARSED = (
     ),
     ("docs/how-to/containers.md", "0 3 * * *", "for Docker; deploy/test_pages.py reads it"),
     ("docs/how-to/containers.md", "kubectl", "for a cluster; deploy/test_pages.py reads it"),
+    ("docs/how-to/upgrade.md", "docker compose", "for Docker; its services are looked up in deploy/test_pages.py"),
+    ("docs/how-to/upgrade.md", "kubectl", "for a cluster; what it names is looked up in deploy/test_pages.py"),
     ("docs/how-to/deploy.md", "make setup", "every test begins with it, and every test of a workspace with `serve`"),
     ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
     ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),

@@ -38,7 +38,7 @@ def test_every_capability_is_documented_word_for_word() -> None:
 def test_every_metric_is_documented_and_no_other() -> None:
     documented = first_column(REFERENCE / "metrics.md")
     families = [family for family in prometheus_client.REGISTRY.collect() if family.name.startswith("gateway_")]
-    families += stored_metrics.families([], 0.0)
+    families += stored_metrics.families([], 0.0, 0)
 
     assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == set(documented)
     assert {metrics.UNAVAILABLE, health.POOL, housekeeping.FAILED}  # The places that make some.

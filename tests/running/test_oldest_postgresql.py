@@ -60,6 +60,7 @@ PROOFS = {
     "auditlog/week.py": "tests/ui/test_lists.py",
     "gatewayadmin/embedded/moving.py": "tests/running/test_move_database.py",
     "auditlog/search/facets.py": "tests/auditlog/test_search.py",
+    "auditlog/indexes.py": "tests/auditlog/test_indexes.py",
     "auditlog/committed.py": "tests/auditlog/test_rollups.py",
     "auditlog/checkpoints/sealing.py": "tests/auditlog/test_checkpoints.py",
     "auditlog/checkpoints/verifying.py": "tests/auditlog/test_checkpoints.py",

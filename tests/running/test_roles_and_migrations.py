@@ -195,6 +195,19 @@ def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> 
     assert "partitions_dropped 1," in chores(roles.manage)
 
 
+def test_indexes_of_the_log_are_made_by_the_owner_only(roles: Roles, served: Serve) -> None:
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent)")
+
+    by_runner = chores(served.manage)
+
+    assert "log_indexes_made 0," in by_runner
+    assert "log_indexes_to_make 0" not in by_runner
+    assert "log_indexes_to_make 0" in chores(roles.manage)
+    with psycopg.connect(roles.owner) as owner:
+        owner.execute("DROP INDEX call_by_trial")
+
+
 def test_what_grant_prints_is_what_it_does(roles: Roles, served: Serve) -> None:
     rights = (
         "SELECT relname, privilege_type FROM pg_class, aclexplode(relacl)"
@@ -243,7 +256,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
     assert "Migrate as the role that owns the tables" in as_runner
 
 
-def test_a_migration_waits_a_second_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
+def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
     """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (

@@ -10,28 +10,39 @@ from django.core.management.commands import migrate
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, OperationalError, ProgrammingError, connections
 from psycopg import errors
 
+from auditlog import indexes
+from auditlog.models import Call
 from gatewayadmin import grants
 from gatewayadmin.config import database
 from gatewayadmin.serving.first_start import make_partitions
 
-LOCK_TIMEOUT = "1s"  # What comes to a table after us waits behind us for so long at most.
+# What comes to a table after us waits behind us for so long at most. A statement that takes a second is taken to hang,
+# and calls are refused until it has ended.
+LOCK_TIMEOUT = "400ms"
 TRIES = 10
 PAUSE_S = 3.0
 NOT_FINISHED = (
     "What was migrated before it stays, the rest waits: see who keeps the table "
     "(SELECT pid, state, xact_start, query FROM pg_stat_activity), then try again."
 )
+NOT_INDEXED = "The tables are ready and can be served; run it again, or leave the rest to housekeeping."
 
 
 class Command(migrate.Command):
-    """Migrations wait for a lock for a second only, and are tried again; then what else a server needs is made.
+    """Migrations wait for a lock for a moment only, and are tried again; then what else a server needs is made.
 
-    A migration that has to wait longer, as CREATE INDEX CONCURRENTLY does, sets its own `lock_timeout`.
+    Indexes of the log come last, and no server need wait for them: `auditlog.indexes` waits, and nobody for it.
     """
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.set_defaults(skip_checks=True)  # `make check` has judged the code; it takes longer than most commands.
+        parser.add_argument(
+            "--no-log-indexes",
+            action="store_false",
+            dest="log_indexes",
+            help="leave new indexes of the log to housekeeping, which makes them later",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
@@ -47,6 +58,8 @@ class Command(migrate.Command):
                 cursor.execute("RESET lock_timeout")
         if options["database"] == DEFAULT_DB_ALIAS and _is_whole(options):
             self._make_the_rest()
+            if options["log_indexes"]:
+                self._index_the_log(options["verbosity"])
 
     def _migrates(self, attempt: int, *args: Any, **options: Any) -> bool:
         """Whether it got to its end; False when a table was in use and there are tries left."""
@@ -75,6 +88,25 @@ class Command(migrate.Command):
         call_command("createcachetable", verbosity=0)
         make_partitions()
         grants.renew()
+
+    def _index_the_log(self, verbosity: int) -> None:
+        """Make the indexes of the log that were declared, with a line for each partition."""
+        if not (todo := indexes.left(Call.partitions)):
+            return
+        if verbosity:
+            self.stdout.write(
+                f"The tables are ready. {todo} partitions of the log lack an index; calls go on meanwhile:"
+            )
+        try:
+            indexes.complete(Call.partitions, told=self._tell if verbosity else str)
+        except DatabaseError as error:
+            raise CommandError(f"{_first_line(error)}. {NOT_INDEXED}") from error
+        if todo := indexes.left(Call.partitions):
+            self.stderr.write(f"{todo} partitions of the log still lack an index. {NOT_INDEXED}")
+
+    def _tell(self, made: indexes.Made) -> None:
+        self.stdout.write(f"  {made}")
+        self.stdout.flush()
 
 
 def _is_whole(options: dict[str, Any]) -> bool:

@@ -1,0 +1,295 @@
+"""Measure an upgrade of a gateway that is in use: `python -m bench.upgrade --rows 10000000`.
+
+The release before this one (`--since`, a commit of this repository) gets a log of thirty days and serves from two
+processes, while agents call a tool without end. Then this checkout migrates, the two processes are replaced by two of
+this checkout, a new one being ready before an old one is asked to end, and at last one of the release before is put
+back. A line tells of each step how long it took, how many calls ended meanwhile and the longest of them. Fails
+when a call failed, when the log holds more or fewer calls than were answered, or when one took `--longest` seconds.
+
+What stands before the processes is bench/balanced.py, which does what a load balancer does.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+import psycopg
+from cryptography.fernet import Fernet
+
+from bench.balanced import LOOK_S, Balanced
+from bench.log_pages import FILL, STEP
+from bench.processes import ROOT, free_port, wait_for
+from gatewayadmin.embedded.cluster import OWNER, cluster
+
+PREVIOUS = "ab2bbc4acd12"  # The release before this one.
+DAYS = 30
+DRAIN_S = 2  # For so long a process that ends goes on, until the balancer has noticed.
+
+
+def main() -> None:
+    options = parsed()
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-upgrade-")))
+        home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
+        code = previous(options.since, home / "previous")
+        admin = options.database_url or stack.enter_context(embedded(options.keep or home / "database"))
+        upgrade = Upgrade(code, home, prepared(code, home, admin, options.rows))
+        told = stack.enter_context(upgrade).run(options.seconds)
+    told |= {"rows": options.rows}
+    print(json.dumps(told) if options.json else "\n".join(upgrade.lines(told)))
+    sys.exit(bool(told["failed"] or told["unrecorded"] or told["repeated"] or told["longest"] > options.longest))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.upgrade", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000, help="calls in the log (default: %(default)s)")
+    parser.add_argument("--since", default=PREVIOUS, metavar="COMMIT", help="the release before (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="of calls before and after (default: %(default)s)")
+    parser.add_argument("--longest", type=float, default=1, help="seconds a call may take (default: %(default)s)")
+    parser.add_argument("--database-url", help="a PostgreSQL where databases may be made, instead of the embedded one")
+    parser.add_argument("--keep", type=Path, help="a folder to keep the filled database in, and to find it in again")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser.parse_args()
+
+
+def previous(commit: str, folder: Path) -> Path:
+    """The files of this commit in a folder of their own; ends the program when it is not in this clone."""
+    folder.mkdir()
+    archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
+    if archived.returncode:
+        sys.exit(
+            f"The release before this one, commit {commit}, is not in this clone. A shallow clone has only the newest "
+            "commits: git fetch --unshallow brings the others."
+        )
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archived.stdout, check=True)
+    return folder
+
+
+@contextmanager
+def embedded(home: Path) -> Iterator[str]:
+    """The address of an embedded PostgreSQL, with the settings that `serve` gives it."""
+    home.mkdir(mode=0o755, exist_ok=True)
+    server = cluster(home.resolve())
+    server.ensure()
+    try:
+        yield f"postgresql://{OWNER}@/postgres?host={quote(str(server.socket_folder), safe='')}"
+    finally:
+        server.leave()
+
+
+def prepared(code: Path, home: Path, admin: str, rows: int) -> dict[str, str]:
+    """What a gateway is started with: a database of its own, in which the log of `code` has so many calls."""
+    keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
+    keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("GATEWAY_", "DJANGO_"))}
+    own = {"GATEWAY_DRAIN_SECONDS": str(DRAIN_S), "GATEWAY_ADMIN_EMAIL": "admin@localhost", "PYTHONUNBUFFERED": "1"}
+    environment = inherited | keys | own | {"GATEWAY_DATA_DIR": str(home / "commands")}
+    (home / "commands").mkdir(mode=0o700)
+    filled, used = f"filled_{rows}", "upgraded"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [filled]).fetchone()
+        if known is None:
+            draft = f"{filled}_draft"
+            connection.execute(f"DROP DATABASE IF EXISTS {draft}")
+            connection.execute(f"CREATE DATABASE {draft}")
+            manage(code, environment | {"DATABASE_URL": at(admin, draft)}, "migrate", "--verbosity", "0")
+            fill(at(admin, draft), rows)
+            connection.execute(f"ALTER DATABASE {draft} RENAME TO {filled}")
+        connection.execute(f"DROP DATABASE IF EXISTS {used} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY")
+    return environment | {"DATABASE_URL": at(admin, used)}
+
+
+def at(address: str, database: str) -> str:
+    return urlsplit(address)._replace(path=f"/{database}").geturl()
+
+
+def manage(code: Path, environment: dict[str, str], *words: str) -> str:
+    """What a command of this code prints; ends the program when it fails."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", *words], cwd=code, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{code}: manage.py {' '.join(words)}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def fill(address: str, rows: int) -> None:
+    """Put so many calls of the last thirty days into the log, two steps of it at a time."""
+    began, today = time.monotonic(), datetime.now(UTC).date()
+    with psycopg.connect(address, autocommit=True) as connection:
+        for day in (today - timedelta(days=days) for days in range(DAYS + 1)):
+            make_partition(connection, day)
+
+    def step(first: int) -> None:
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = off")
+            connection.execute(FILL.encode(), {"rows": rows, "first": first, "last": min(first + STEP - 1, rows)})
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(step, range(1, rows + 1, STEP)):
+            pass
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE auditlog_call")
+    print(f"filled with {rows:,} calls in {time.monotonic() - began:,.0f} s", file=sys.stderr)
+
+
+def make_partition(connection: psycopg.Connection, day: date) -> None:
+    name = f"auditlog_call_{day:%Y_%m_%d}"
+    if connection.execute("SELECT to_regclass(%s)", [name]).fetchone() == (None,):
+        connection.execute("SELECT auditlog_make_partition(%s, %s)", [day, day + timedelta(days=1)])
+
+
+class Upgrade:
+    """The processes of both releases on one database, and what was seen of each step."""
+
+    def __init__(self, code: Path, home: Path, environment: dict[str, str]) -> None:
+        self._code, self._home, self._environment = code, home, environment
+        self._serves: dict[int, subprocess.Popen[bytes]] = {}
+        self._steps: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for process in self._serves.values():
+            process.terminate()
+        for process in self._serves.values():
+            process.wait(timeout=60)
+
+    def run(self, seconds: float) -> dict[str, Any]:
+        """Upgrade, and what was seen."""
+        old = [self._start(self._code), self._start(self._code)]
+        words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
+        issued = json.loads(manage(self._code, self._environment, *words))
+        load = Balanced(issued["token"], "quickstart", ports=old, ready=[*old])
+        with load:
+            with self._step(load, "the release before serves"):
+                time.sleep(seconds)
+            with self._step(load, "the new one refuses the old tables"):
+                refusal = self._refused()
+            self._migrate(load)
+            for port in [*old]:
+                with self._step(load, "a process is replaced"):
+                    self._replace(load, port, ROOT)
+            with self._step(load, "the new release serves"):
+                time.sleep(seconds)
+            with self._step(load, "the release before is put back"):
+                self._replace(load, load.ports[0], self._code)
+                time.sleep(seconds)
+        return self._seen(load, issued["id"]) | {"refusal": refusal}
+
+    def _migrate(self, load: Balanced) -> None:
+        with self._step(load, "tables are migrated"):
+            manage(ROOT, self._environment, "migrate", "--verbosity", "0", "--no-log-indexes")
+        with self._step(load, "the log is indexed"):
+            manage(ROOT, self._environment, "migrate")
+
+    def _replace(self, load: Balanced, port: int, code: Path) -> None:
+        """As an orchestrator does: one more, and when that is ready one less."""
+        load.ports.append(self._start(code))
+        until = time.monotonic() + 30
+        while load.ports[-1] not in load.ready:
+            assert time.monotonic() < until, "the balancer does not find it ready"
+            time.sleep(LOOK_S)
+        process = self._serves.pop(port)
+        process.terminate()
+        if process.wait(timeout=60):
+            sys.exit(f"a process ended with {process.returncode}: {self._log(port).read_text()[-2000:]}")
+        load.ports.remove(port)
+
+    def _start(self, code: Path) -> int:
+        """Start a process that leaves the tables as they are; its port, once it is ready."""
+        port = free_port()
+        (self._home / str(port)).mkdir(mode=0o700)
+        with self._log(port).open("wb") as log:
+            process = self._serves[port] = subprocess.Popen(
+                [sys.executable, "manage.py", "serve", "--no-migrate", "--workers", "1", "--port", str(port)],
+                cwd=code,
+                env=self._environment | {"GATEWAY_DATA_DIR": str(self._home / str(port))},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/readyz", process)
+        except TimeoutError:
+            sys.exit(f"a process of {code} did not start: {self._log(port).read_text()[-2000:]}")
+        return port
+
+    def _log(self, port: int) -> Path:
+        return self._home / f"{port}.log"
+
+    def _refused(self) -> str:
+        """What `serve --no-migrate` of this checkout says to tables that are not its own yet."""
+        words = ("serve", "--no-migrate", "--port", str(free_port()))
+        done = subprocess.run(
+            [sys.executable, "manage.py", *words],
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not done.returncode:
+            sys.exit("this checkout serves the tables of the release before")
+        return done.stderr.strip().splitlines()[-1]
+
+    @contextmanager
+    def _step(self, load: Balanced, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        calls, longest = load.since(began)
+        taken = time.monotonic() - began
+        self._steps.append({"step": name, "seconds": taken, "calls": calls, "longest": longest})
+        print(line_of(self._steps[-1]), file=sys.stderr, flush=True)
+
+    def _seen(self, load: Balanced, token: str) -> dict[str, Any]:
+        with psycopg.connect(self._environment["DATABASE_URL"]) as connection:
+            query = "SELECT count(*) FROM auditlog_call WHERE token_id = %s AND created_at > now() - interval '1 day'"
+            (recorded,) = connection.execute(query, [token]).fetchone() or (0,)
+            (lacking,) = connection.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid").fetchone() or (0,)
+        answered = len(load.taken) - len(load.failed)
+        return {
+            "steps": self._steps,
+            "answered": answered,
+            "longest": max((seconds for _, seconds in load.taken), default=0.0),
+            "failed": load.failed,
+            "sent_again": load.sent_again,
+            "unrecorded": max(answered - recorded, 0),
+            "repeated": max(recorded - answered, 0),
+            "indexes_not_ready": lacking,
+        }
+
+    @staticmethod
+    def lines(told: dict[str, Any]) -> Iterator[str]:
+        """What was seen, for people."""
+        yield f"{told['rows']:,} calls in the log"
+        yield from map(line_of, told["steps"])
+        yield f"{told['answered']:,} calls answered, the longest in {told['longest'] * 1000:,.0f} ms"
+        yield f"{len(told['failed'])} failed, {told['sent_again']} were sent again over another connection"
+        yield f"{told['unrecorded']} not in the log, {told['repeated']} in it twice"
+        yield f"The new release on the old tables: {told['refusal']}"
+        yield from told["failed"][:5]
+
+
+def line_of(step: dict[str, Any]) -> str:
+    longest = f"{step['longest'] * 1000:,.0f} ms"
+    return f"{step['step']:38}{step['seconds']:9.1f} s{step['calls']:8,} calls, the longest {longest}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Indexes of the log that a migration declared are made partition by partition, and what was cut short goes on."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from django.db import connection, models
+from django.db.migrations.loader import MigrationLoader
+
+from auditlog import indexes
+from auditlog.indexes import DeclareIndex, Made, complete, left
+from auditlog.models import Call
+from gatewayadmin.config import database
+from tests.calls import call
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("declared")]
+
+TRIAL = models.Index(fields=["user_agent", "created_at"], name="call_by_trial", condition=~models.Q(user_agent=""))
+TODAY = f"auditlog_call_{datetime.now(UTC):%Y_%m_%d}"
+OF_TODAY = f"{TODAY}_call_by_trial"
+
+
+@pytest.fixture
+def declared() -> Iterator[None]:
+    """An index that no partition has yet; two of them have rows."""
+    for age in (0, 1):
+        call(datetime.now(UTC) - timedelta(days=age), user_agent="probe")
+    state = MigrationLoader(connection).project_state()
+    with connection.schema_editor() as editor:
+        DeclareIndex("call", TRIAL).database_forwards("auditlog", editor, state, state)
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP INDEX IF EXISTS call_by_trial")
+            for name in Call.partitions.names():
+                cursor.execute(f"DROP INDEX IF EXISTS {name}_call_by_trial")
+
+
+def oid_of(index: str) -> int | None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s)::oid", [index])
+        return cursor.fetchone()[0]  # type: ignore[no-any-return]
+
+
+def is_valid(index: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass", [index])
+        return bool(cursor.fetchone()[0])
+
+
+def run(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def test_each_partition_gets_it_the_newest_first_and_then_the_whole_is_valid() -> None:
+    told: list[Made] = []
+    assert left(Call.partitions) == len(Call.partitions.names())
+    assert not is_valid("call_by_trial")
+
+    made = complete(Call.partitions, told=told.append)
+
+    assert [one.partition for one in told] == Call.partitions.names()[::-1]
+    assert [one.left for one in told] == [*range(made)][::-1]
+    assert str(told[-1]) == f"call_by_trial: {Call.partitions.names()[0]} is indexed, 0 left"
+    assert is_valid("call_by_trial")
+    assert (left(Call.partitions), complete(Call.partitions)) == (0, 0)
+
+
+def test_a_search_uses_it_where_it_is_already() -> None:
+    complete(Call.partitions)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off")
+        rows = Call.objects.order_by().filter(user_agent="probe").exclude(user_agent="").values("id")
+        plan = rows.explain()
+        cursor.execute("RESET enable_seqscan")
+
+    assert OF_TODAY in plan
+
+
+def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
+    before = left(Call.partitions)
+
+    Call.partitions.make_for(datetime(2032, 1, 5, tzinfo=UTC).date())
+
+    assert left(Call.partitions) == before
+    run("DROP TABLE auditlog_call_2032_01_05")
+
+
+def test_what_was_not_made_to_its_end_is_made_anew() -> None:
+    call(user_agent="probe")
+    with suppress(Exception):  # There are two rows alike: it ends in the middle, and leaves what it has.
+        run(f"CREATE UNIQUE INDEX CONCURRENTLY {OF_TODAY} ON {TODAY} (user_agent)")
+    assert not is_valid(OF_TODAY)
+    leftover = oid_of(OF_TODAY)
+
+    complete(Call.partitions)
+
+    assert oid_of(OF_TODAY) != leftover
+    assert is_valid(OF_TODAY)
+    assert left(Call.partitions) == 0
+
+
+def test_what_was_made_and_not_put_in_its_place_is_not_made_twice() -> None:
+    run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
+    before = oid_of(OF_TODAY)
+
+    complete(Call.partitions)
+
+    assert oid_of(OF_TODAY) == before
+    assert left(Call.partitions) == 0
+
+
+def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
+    run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (client_name)")
+    before = oid_of(OF_TODAY)
+
+    complete(Call.partitions)
+
+    assert oid_of(OF_TODAY) != before
+    assert left(Call.partitions) == 0
+
+
+def test_who_comes_while_another_is_at_it_leaves_it_to_them() -> None:
+    before = left(Call.partitions)
+    with psycopg.connect(database.conninfo(), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [indexes.LOCK])
+        assert complete(Call.partitions) == 0
+    assert left(Call.partitions) == before
+
+
+def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexes, "ATTEMPTS", 1)
+    monkeypatch.setattr(indexes, "ATTACH_TIMEOUT", "50ms")
+    run(f"CREATE INDEX {OF_TODAY} ON {TODAY} (user_agent, created_at) WHERE NOT user_agent = ''")
+    with psycopg.connect(database.conninfo()) as reader:
+        reader.execute(f"SELECT count(*) FROM {TODAY}".encode())
+        complete(Call.partitions)
+        assert left(Call.partitions) == 1
+        assert is_valid(OF_TODAY)
+
+    assert complete(Call.partitions) == 1
+    assert is_valid("call_by_trial")
+
+
+def test_after_its_time_the_rest_waits_for_the_next_turn() -> None:
+    before = left(Call.partitions)
+
+    assert complete(Call.partitions, seconds=-1) == 0
+
+    assert left(Call.partitions) == before
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("0",)
+        cursor.execute("SHOW max_parallel_maintenance_workers")
+        assert cursor.fetchone() != ("0",)

@@ -1,0 +1,113 @@
+"""An upgrade of a gateway that is in use fails no call, and what is cut short of it goes on later."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests import cluster, workspace
+from tests.docs.test_how_tos import words
+from tests.eventually import PROMPT, eventually
+from tests.running.starts import environment
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("kill")  # With the others that keep the cores busy.
+
+DECLARE = "CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent, created_at)"
+INVALID = "SELECT 1 FROM pg_index WHERE NOT indisvalid AND indexrelid <> 'call_by_trial'::regclass"
+LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776107'::int AND granted"
+
+
+@pytest.mark.full
+def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> None:
+    """The release before serves from two processes, the tables are migrated, the processes replaced, one put back."""
+    command = [sys.executable, "-m", "bench.upgrade", "--json", "--rows", "3000", "--seconds", "2"]
+    done = subprocess.run(
+        [*command, "--longest", str(PROMPT), "--database-url", os.environ[cluster.ADDRESS]],
+        cwd=workspace.ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    told = json.loads(done.stdout)
+    assert told["failed"] == []
+    assert (told["unrecorded"], told["repeated"], told["indexes_not_ready"]) == (0, 0, 0)
+    assert all(step["calls"] for step in told["steps"])
+    assert told["refusal"].startswith("CommandError: The database lacks ")
+    assert "auditlog.0014_call_trace" in told["refusal"]
+    assert told["refusal"].endswith(": run manage.py migrate first.")
+
+
+def test_an_upgrade_that_needs_the_release_before_says_that_a_shallow_clone_lacks_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.upgrade", "--since", "0" * 40],
+        cwd=workspace.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "is not in this clone" in done.stderr
+    assert "git fetch --unshallow" in done.stderr
+
+
+def test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next(tmp_path: Path) -> None:
+    """Even one that PostgreSQL goes on with after its client has gone: nobody takes it for a leftover meanwhile."""
+    served = workspace.new(tmp_path, "killed")  # Never started: for its database.
+    with closing(psycopg.connect(served.database_url)) as reader:
+        served.rows(DECLARE)
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("SELECT 1")  # A snapshot, which CREATE INDEX CONCURRENTLY waits for.
+        maker = migrating(served)
+        eventually(lambda: served.rows(INVALID))
+        maker.send_signal(signal.SIGKILL)
+        maker.communicate()
+
+        meanwhile = migrating(served)
+        _, said = meanwhile.communicate(timeout=120)
+        assert meanwhile.returncode == 0
+        assert "partitions of the log still lack an index" in said
+        assert served.rows(INVALID)
+        reader.rollback()
+    eventually(lambda: not served.rows(LOCKED))
+
+    last = migrating(served)
+    printed, said = last.communicate(timeout=120)
+
+    assert (last.returncode, said) == (0, "")
+    assert "The tables are ready." in printed
+    assert printed.splitlines()[-1].endswith(" is indexed, 0 left")
+    assert served.rows("SELECT indisvalid FROM pg_index WHERE indexrelid = 'call_by_trial'::regclass") == [
+        {"indisvalid": True}
+    ]
+
+
+def migrating(served: Serve) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "manage.py", *words("upgrade.md", "migrate")],
+        cwd=workspace.ROOT,
+        env=served.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.full
+def test_a_gateway_that_serves_makes_the_indexes_that_its_log_lacks(live_alone: Serve) -> None:
+    live_alone.rows(DECLARE)
+
+    live_alone.start(workers=1)
+
+    eventually(lambda: "a partition of the log was indexed" in live_alone.log(), seconds=120)
+    eventually(lambda: not live_alone.rows("SELECT 1 FROM pg_index WHERE NOT indisvalid"), seconds=60)
