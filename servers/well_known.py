@@ -20,6 +20,7 @@ from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
+from wire.outbound import ProxyFailed
 from wire.product import NAME
 
 BUILT_IN = Path(__file__).with_name("well_known.json")
@@ -111,6 +112,8 @@ def search(words: str) -> list[Tile]:
             listed = json.loads(_body(response.iter_raw(), deadline))
     except (UrlRefused, AddressRefused):
         raise NoRegistry("The registry has an address that is not allowed.") from None
+    except ProxyFailed as failure:
+        raise NoRegistry(f"The registry cannot be reached: {failure}.") from None
     except (httpx.HTTPError, OSError):
         raise NoRegistry("The registry cannot be reached.") from None
     except (BodyTooLarge, ValueError, RecursionError):

@@ -43,6 +43,7 @@ from ui.rest import stamp
 from wire.cipher import Unreadable
 from wire.deadline import Deadline
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
+from wire.outbound import ProxyFailed
 
 if TYPE_CHECKING:
     from sinks.models import Sink
@@ -265,6 +266,8 @@ def _in_words() -> Iterator[None]:
         yield
     except (AddressRefused, httpx.InvalidURL):
         raise Undelivered("leads to an address that may not be called.") from None
+    except ProxyFailed as failure:
+        raise Undelivered(f"cannot be reached: {failure}.") from None
     except (httpx.TimeoutException, httpcore.TimeoutException):
         raise Undelivered(f"did not answer within {SECONDS:.0f} seconds.") from None
     except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
@@ -412,6 +415,8 @@ class Syslog:
                 stream.close()
         except AddressRefused:
             raise Undelivered("leads to an address that may not be called.") from None
+        except ProxyFailed as failure:
+            raise Undelivered(f"cannot be reached: {failure}.") from None
         except httpcore.TimeoutException:
             raise Undelivered(f"did not take the lines within {SECONDS:.0f} seconds.") from None
         except (httpcore.NetworkError, OSError) as error:

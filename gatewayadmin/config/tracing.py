@@ -5,13 +5,17 @@ from urllib.parse import urlsplit
 
 from gatewayadmin.config.environment import Refused, refuse, secret, share, switch, text
 from proxy.config import Traces
+from wire.outbound import OutboundProxy
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 
 
-def from_environment() -> Traces | None:
-    """Where spans go, and of which calls; None when calls are not traced. Raises Refused."""
+def from_environment(proxy: OutboundProxy | None) -> Traces | None:
+    """Where spans go, and of which calls; None when calls are not traced. Raises Refused.
+
+    A collector that is spoken to over TLS is reached through the proxy, unless it is named as one that is not.
+    """
     endpoint, headers = text(ENDPOINT), secret("OTEL_EXPORTER_OTLP_HEADERS")
     is_off = switch("OTEL_SDK_DISABLED", default=False)
     ratio = share("OTEL_TRACES_SAMPLER_ARG", 1.0)
@@ -25,7 +29,8 @@ def from_environment() -> Traces | None:
         refuse(ENDPOINT, "must be without credentials; set OTEL_EXPORTER_OTLP_HEADERS.")
     if not _is_installed():
         raise Refused(f"{ENDPOINT} is set, but OpenTelemetry is not installed: pip install 'gateway-admin[otel]'.")
-    return Traces(endpoint, headers, ratio, trusts_callers)
+    goes_out = proxy is not None and parts.scheme == "https" and not proxy.direct.has(parts.hostname, parts.hostname)
+    return Traces(endpoint, headers, ratio, trusts_callers, proxy.url if proxy and goes_out else "")
 
 
 def _is_installed() -> bool:
