@@ -64,7 +64,10 @@ async def _join(
         with suppress(OSError, RuntimeError):
             sink.close()
 
-    await asyncio.gather(copy(reader, back), copy(there, writer))
+    try:
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+    finally:
+        back.transport.abort()
 
 
 @contextmanager
@@ -74,9 +77,12 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
     ready = threading.Event()
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            await handle(reader, writer)
-        with suppress(OSError, RuntimeError):
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await handle(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        finally:
             writer.close()
 
     async def run() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests import curl, upstreams, workspace
 from tests.authority import certificate
 from tests.collector import collecting
@@ -14,6 +16,7 @@ from tests.docs.test_how_tos import block
 from tests.eventually import eventually
 from tests.forward_proxy import SECRET, USER_AND_SECRET, forward_proxy, internet
 from tests.running.conftest import folder
+from tests.running.squid import squid
 from tests.sinks.receiver import SECRET as SIGNING_SECRET
 from tests.sinks.receiver import webhook
 from tests.workspace import ROOT, Serve
@@ -94,3 +97,38 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
 
         assert not [target for target in proxy.asked if target.startswith(("10.", "127."))]
         assert SECRET not in serve.log()
+
+
+@pytest.mark.full
+def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words() -> None:
+    """Through squid, with a user of its own and rules for names and ports, over both clients."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(folder())
+        end = certificate(directory / "end.pem", PUBLIC, NAMED, "banned.example.com")
+        docs = stack.enter_context(upstreams.running(upstreams.docs()))
+        beyond = stack.enter_context(forward_proxy(stack.enter_context(internet(docs.port, end))))
+        user, _, secret = USER_AND_SECRET.partition(":")
+        between = stack.enter_context(squid(beyond.port, user, secret))
+        serve = stack.enter_context(started(directory, f"http://{USER_AND_SECRET}@127.0.0.1:{between.port}"))
+        for name, url in {"pinned": f"https://{PUBLIC}/mcp", "named": f"https://{NAMED}/mcp"}.items():
+            gateway, token = agent_of(serve, name, url)
+            answered = curl.call_tool(gateway, token, "add", a=1, b=2)
+            assert answered.text() == "3", between.log()
+        assert {f"{PUBLIC}:443", f"{NAMED}:443"} == set(beyond.asked)
+
+        serve.settings["GATEWAY_PROXY_RESOLVES"] = "example.com"
+        serve.stop_clerk()
+        code = (
+            "from servers.oauth_client.http import Http, Unreachable\n"
+            "try:\n Http(private=False).get({!r})\nexcept Unreachable as error:\n print(error)"
+        )
+        for url, words in {
+            "https://banned.example.com/": "refuses to connect to banned.example.com (403)",
+            f"https://{PUBLIC}:8443/": f"refuses to connect to {PUBLIC} (403)",
+        }.items():
+            assert words in serve.manage("shell", "--no-imports", "-c", code.format(url))
+        serve.settings["GATEWAY_OUTBOUND_PROXY"] = f"http://{user}:wrong-of-secrecy@127.0.0.1:{between.port}"
+        serve.stop_clerk()
+        said = serve.manage("shell", "--no-imports", "-c", code.format(f"https://{PUBLIC}/"))
+        assert "wants a user and a password that it knows (407)" in said
+        assert "secrecy" not in said + serve.log()

@@ -24,7 +24,8 @@ from sinks import models as sink_models
 from sinks import receivers, sending
 from sinks.models import BadAddress, BadSecret, NameTaken, SendsNothing, Sink
 from sinks.receivers import Syslog as SyslogReceiver
-from sinks.receivers import backoff, checked_address, signing_key
+from sinks.receivers import backoff, checked_address
+from sinks.signing import is_strong, signing_key
 from sinks.trial import send_test_line
 from tests import make
 from tests.calls import call
@@ -266,7 +267,7 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "is_strong"),
+    ("secret", "has_enough"),
     [
         ("correct horse battery", False),
         ("a" * 64, False),
@@ -279,8 +280,8 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
         ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", True),
     ],
 )
-def test_secret_typed_by_hand_has_to_hold_enough_chance(secret: str, is_strong: bool) -> None:
-    assert receivers.is_strong(secret) is is_strong
+def test_secret_typed_by_hand_has_to_hold_enough_chance(secret: str, has_enough: bool) -> None:
+    assert is_strong(secret) is has_enough
 
 
 ADDRESS_TOKEN = "T0KENinTHEpath"
