@@ -31,7 +31,7 @@ from tests import make, upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, read
 from tests.authority import certificate
 from tests.forward_proxy import SECRET, USER_AND_SECRET, ForwardProxy, forward_proxy, internet
-from tests.house.doors import browser
+from tests.house.doors import browser, session_of
 from tests.sinks.receiver import SECRET as SIGNING_SECRET
 from wire import outbound
 from wire.guard import tls
@@ -44,7 +44,7 @@ PUBLIC = "93.184.215.14"
 
 def everything() -> App:
     """A server that is an MCP server at /mcp, and whatever else is asked for elsewhere."""
-    docs = upstreams.docs(stateless=True)
+    docs = upstreams.under_any_name(upstreams.docs(stateless=True))
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] == "/mcp":
@@ -109,8 +109,7 @@ def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
     """Have Django ask for something; what comes of it, or what is said of the failure."""
     match what:
         case "server":
-            found = probe(server(), None)
-            return "" if not isinstance(found, Failed) else str(found)
+            return probe(server(), by=make.user())
         case "issuer":
             return Http(private=False).get(f"https://{PUBLIC}/").document
         case "provider":
@@ -147,7 +146,7 @@ def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_
         use(settings, proxy)
         try:
             said = str(ask_for(what, settings))
-        except (Unreachable, ProviderDown, NoDocument, well_known.NoRegistry, OSError) as error:
+        except (Unreachable, ProviderDown, NoDocument, well_known.NoRegistry, Failed, OSError) as error:
             said = str(error)
 
     words = "wants a user and a password that it knows (407)"
@@ -165,13 +164,14 @@ def test_the_health_of_a_server_and_the_state_of_a_sink_say_that_it_is_the_proxy
     with forward_proxy(far, says=b"HTTP/1.1 403 No\r\n\r\n") as proxy:
         use(settings, proxy)
         one = server()
-        probe(one, None)
+        with pytest.raises(Failed, match="the outbound proxy"):
+            probe(one, by=make.user())
         outcome = send_test_line(sink("webhook"), by=None)
 
     one.refresh_from_db()
     words = f"cannot be reached: the outbound proxy 127.0.0.1:{proxy.port} refuses to connect to {PUBLIC} (403)"
     assert one.health == Health.DOWN
-    assert words in one.health_detail
+    assert words in one.health_error
     assert words in outcome.detail
 
 
@@ -197,7 +197,7 @@ def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
 
 def test_the_workspace_page_says_where_the_proxy_is_and_not_its_password(proxy: ForwardProxy) -> None:
     ana = make.user(*Capability, email="ana@example.com")
-    page = browser(ana).get(reverse("accounts:workspace")).content.decode()
+    page = browser(session_of(ana)).get(reverse("accounts:workspace")).content.decode()
 
     assert f"127.0.0.1:{proxy.port}" in page
     assert SECRET not in page

@@ -62,7 +62,7 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
         end = certificate(directory / "end.pem", PUBLIC, NAMED)
-        docs = stack.enter_context(upstreams.running(upstreams.docs()))
+        docs = stack.enter_context(upstreams.running(upstreams.under_any_name(upstreams.docs())))
         hook, collector = stack.enter_context(webhook()), stack.enter_context(collecting())
         far, hooked, collected = (
             stack.enter_context(internet(port, end))
@@ -84,7 +84,7 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
             gateway, token = agent_of(serve, name, url)
             answered = curl.call_tool(gateway, token, "add", a=1, b=2)
             assert answered.status == 200
-            assert answered.text() == "3"
+            assert answered.text == "3"
             assert (len(proxy.asked) > before) is (name != "inside")
         assert {f"{PUBLIC}:443", f"{NAMED}:443"} <= set(proxy.asked)
 
@@ -105,7 +105,7 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
         end = certificate(directory / "end.pem", PUBLIC, NAMED, "banned.example.com")
-        docs = stack.enter_context(upstreams.running(upstreams.docs()))
+        docs = stack.enter_context(upstreams.running(upstreams.under_any_name(upstreams.docs())))
         beyond = stack.enter_context(forward_proxy(stack.enter_context(internet(docs.port, end))))
         user, _, secret = USER_AND_SECRET.partition(":")
         between = stack.enter_context(squid(beyond.port, user, secret))
@@ -113,7 +113,7 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         for name, url in {"pinned": f"https://{PUBLIC}/mcp", "named": f"https://{NAMED}/mcp"}.items():
             gateway, token = agent_of(serve, name, url)
             answered = curl.call_tool(gateway, token, "add", a=1, b=2)
-            assert answered.text() == "3", between.log()
+            assert answered.text == "3", between.log()
         assert {f"{PUBLIC}:443", f"{NAMED}:443"} == set(beyond.asked)
 
         serve.settings["GATEWAY_PROXY_RESOLVES"] = "example.com"

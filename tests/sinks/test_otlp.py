@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
 from auditlog.models import Event
@@ -169,12 +169,11 @@ def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) ->
     ("media_type", "body", "number"),
     [
         ("application/x-protobuf", b"", 0),
-        ("application/x-protobuf", ExportLogsServiceResponse().SerializeToString(), 0),
         ("application/x-protobuf", b"\x0a\x00", 0),
         ("application/x-protobuf", b"\x0a\x04\x08\x07\x12\x00", 7),
         ("application/x-protobuf", b"\x0a\x03\x08\xac\x02", 300),
         ("application/x-protobuf", b"\x0a\xff\xff", 0),
-        ("application/x-protobuf", b"\xff" * 100, 0),
+        ("application/x-protobuf", b"\xff" * 12, 0),
         ("application/json", b"{}", 0),
         ("application/json", b'{"partialSuccess":{"rejectedLogRecords":"7","errorMessage":"x"}}', 7),
         ("application/json", b'{"partialSuccess":null}', 0),
