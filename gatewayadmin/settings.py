@@ -366,5 +366,6 @@ LOGGING = {
         "gatewayadmin.serving.outer_middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},
+        "aiokafka": {"level": "CRITICAL"},  # What it fails at is told of the sink.
     },
 }

@@ -93,6 +93,7 @@ class Kind(models.TextChoices):
     S3 = "s3", "S3, JSON lines"
     S3_PARQUET = "s3_parquet", "S3, Parquet"
     OTLP = "otlp", "OpenTelemetry"
+    KAFKA = "kafka", "Kafka"
 
 
 class SinkManager(models.Manager["Sink"]):

@@ -142,11 +142,11 @@ class OutboundProxy:
         except (TimeoutError, httpcore.TimeoutException):
             raise self.failure("did not answer in time") from None
         except (OSError, httpcore.NetworkError) as error:
-            raise self.failure(_in_words(error)) from None
+            raise self.failure(in_words(error)) from None
 
 
-def _in_words(error: Exception) -> str:
-    """Why nothing could be said to the proxy, by the first cause that says more than the last."""
+def in_words(error: Exception) -> str:
+    """Why nothing could be said to the other side, by the first cause that says something; it goes on after "it"."""
     cause: BaseException | None = error
     while cause is not None:
         match cause:
@@ -155,7 +155,7 @@ def _in_words(error: Exception) -> str:
             case ssl.SSLCertVerificationError():
                 return f"has a TLS certificate that this gateway does not trust: {cause.verify_message}"
             case ssl.SSLError():
-                return "did not agree on TLS; check whether its URL begins with http:// or https://"
+                return "did not agree on TLS; check whether it speaks it"
             case ConnectionRefusedError():
                 return "refused the connection: nothing listens there"
         cause = cause.__cause__ or cause.__context__

@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='sink',
             name='kind',
-            field=models.CharField(choices=[('webhook', 'Webhook'), ('syslog', 'Syslog'), ('stdout', 'Standard output'), ('s3', 'S3, JSON lines'), ('s3_parquet', 'S3, Parquet'), ('otlp', 'OpenTelemetry')], max_length=10),
+            field=models.CharField(choices=[('webhook', 'Webhook'), ('syslog', 'Syslog'), ('stdout', 'Standard output'), ('s3', 'S3, JSON lines'), ('s3_parquet', 'S3, Parquet'), ('otlp', 'OpenTelemetry'), ('kafka', 'Kafka')], max_length=10),
         ),
     ]
