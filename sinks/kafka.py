@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from aiokafka import AIOKafkaProducer, errors
 from aiokafka.conn import create_conn
@@ -67,10 +68,13 @@ class _GuardedLoop(asyncio.SelectorEventLoop):
         self._guard = guard
         self._encrypted = encrypted
         self.failure: OSError | None = None  # The last; a refusal is not forgotten for another.
+        self._opened: WeakSet[asyncio.Transport] = WeakSet()
 
     async def create_connection(self, *where: Any, **how: Any) -> Any:
         try:
-            return await super().create_connection(*where, **how)
+            made = await super().create_connection(*where, **how)
+            self._opened.add(made[0])
+            return made
         except OSError as error:
             if not isinstance(self.failure, AddressRefused):
                 self.failure = error
@@ -79,6 +83,13 @@ class _GuardedLoop(asyncio.SelectorEventLoop):
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         self._guard.check(str(address[0]), int(address[1]), encrypted=self._encrypted)
         await super().sock_connect(sock, address)
+
+    def end(self) -> None:
+        """Let go of every connection at once, whatever it waits for, and close."""
+        for transport in [*self._opened]:
+            transport.abort()
+        self.run_until_complete(asyncio.sleep(0))
+        self.close()
 
 
 class Producer:
@@ -113,7 +124,7 @@ class Producer:
         if self._own_loop is not None:
             with suppress(Exception):
                 self._loop.run_until_complete(self._close())
-            self._loop.close()
+            self._own_loop.end()
             self._own_loop = None
 
     def send(self, lines: Sequence[Line]) -> None:

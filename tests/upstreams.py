@@ -175,7 +175,7 @@ def under_any_name(app: App) -> App:
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope.get("headers", ()) if name != b"host"]
-        await app(scope | {"headers": [*headers, (b"host", b"127.0.0.1:80")]}, receive, send)
+        await app({**scope, "headers": [*headers, (b"host", b"127.0.0.1:80")]}, receive, send)
 
     return door
 

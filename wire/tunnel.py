@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import cast
 
 from wire.guard import tls
 from wire.outbound import END, LARGEST_HEAD, OutboundProxy
@@ -66,7 +65,7 @@ async def _connected(proxy: OutboundProxy, resolver: Resolver) -> tuple[socket.s
             sock.close()
             raise
         else:
-            return sock, cast(asyncio.Transport, transport), answer
+            return sock, transport, answer
     raise failure
 
 

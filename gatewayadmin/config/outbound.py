@@ -39,11 +39,15 @@ def _proxy(value: str, direct: list[Place], resolved: list[Place]) -> OutboundPr
 
 def _parts(value: str) -> SplitResult:
     """The URL taken apart. No message shows it: it may hold a password."""
-    try:
-        parts = urlsplit(value)
-        is_whole = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole or not value.isascii() or " " in value or parts.path.strip("/") or parts.query or parts.fragment:
+    parts = urlsplit(value) if _is_url(value) else None
+    if parts is None or not value.isascii() or " " in value or parts.path.strip("/") or parts.query or parts.fragment:
         refuse(PROXY, "must be a URL such as http://user:password@proxy.example.com:3128, without a path.")
     return parts
+
+
+def _is_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        return False

@@ -77,11 +77,10 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     tls.cache_clear()
 
 
-def use(settings: Settings, proxy: ForwardProxy, **more: Any) -> OutboundProxy:
+def use(settings: Settings, proxy: ForwardProxy, **more: Any) -> None:
     settings.PRIVATE_UPSTREAMS = []
     authorization = f"Basic {b64encode(USER_AND_SECRET.encode()).decode()}"
     settings.OUTBOUND_PROXY = OutboundProxy("127.0.0.1", proxy.port, authorization=authorization, **more)
-    return settings.OUTBOUND_PROXY
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ def collector(inside: None) -> Iterator[Collector]:
 
 
 def to(collector: Collector, **fields: Any) -> Sink:
-    told = {"name": "Collector", "kind": "otlp", "address": collector.url, "sends_events": False, "by": None}
-    return Sink.objects.add(**(told | fields))
+    told: dict[str, Any] = {"name": "Collector", "kind": "otlp", "address": collector.url, "sends_events": False}
+    return Sink.objects.add(**(told | {"by": None} | fields))
 
 
 def answering(status: int, **headers: str) -> Any:
