@@ -166,12 +166,12 @@ class Producer:
 
     async def _send_all(self, lines: Sequence[Line]) -> None:
         producer = self._producer or await self._started()
+        # Their time is that of the delivery: else a topic that keeps a week drops at once what has waited for longer.
         sent = [
             await producer.send(
                 self._brokers.topic,
                 line.text,
                 key=line.uid.encode(),
-                timestamp_ms=int(line.at.timestamp() * 1000),
                 headers=[("log", line.log.encode())],
             )
             for line in lines

@@ -21,7 +21,10 @@ PATH = "/v1/logs"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # SeverityNumber and its text, by the severity of syslog.
 SEVERITIES = {3: (17, b"error"), 4: (13, b"warning"), 5: (10, b"notice"), 6: (9, b"info")}
-OURS = {"content-type", "content-encoding", "content-length", "transfer-encoding", "connection", "host", "user-agent"}
+OURS = {
+    *("content-type", "content-encoding", "content-length", "transfer-encoding", "connection", "host", "user-agent"),
+    *("accept-encoding", "expect", "te", "trailer", "upgrade"),
+}
 
 # Possessive, so that a text of megabytes is read without a way back.
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
