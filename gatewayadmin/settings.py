@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from django.utils.csp import CSP
 
-from gatewayadmin.config import database, environment, keys, mail, outbound, tracing
+from gatewayadmin.config import database, environment, keys, mail, outbound_proxy, tracing
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
@@ -52,7 +52,7 @@ CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
-OUTBOUND_PROXY = outbound.from_environment()
+OUTBOUND_PROXY = outbound_proxy.from_environment()
 TRACES = tracing.from_environment(OUTBOUND_PROXY)
 OTEL_RESOURCE = tracing.resource()
 ARCHIVE = environment.place("GATEWAY_ARCHIVE")

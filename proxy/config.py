@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from wire.forward_proxy import OutboundProxy
 from wire.guard import NOWHERE, Network, OwnEndpoints
-from wire.outbound import OutboundProxy
 
 type ClientAddress = Callable[[str, Sequence[str]], str]
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from django.conf import settings
 
 from wire import builtin
+from wire.forward_proxy import NO_PLACES
 from wire.guard import Guard, OwnEndpoints, UrlRefused
-from wire.outbound import NO_PLACES
 
 
 def own_endpoints() -> OwnEndpoints:

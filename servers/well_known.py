@@ -18,9 +18,9 @@ from django.conf import settings
 
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
+from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
-from wire.outbound import ProxyFailed
 from wire.product import NAME
 
 BUILT_IN = Path(__file__).with_name("well_known.json")

@@ -33,7 +33,7 @@ from auditlog.partitions import DAY, Span
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
 from sinks.objects import S3, Folder, NotKept, Objects
-from wire.outbound import ProxyFailed
+from wire.forward_proxy import ProxyFailed
 
 PART_BYTES = 32 << 20  # Of one file, compressed.
 FETCHED = 200  # Rows at a time.

@@ -17,8 +17,8 @@ from aiokafka import AIOKafkaProducer, errors
 from aiokafka.conn import create_conn
 
 from wire import product
+from wire.forward_proxy import in_words
 from wire.guard import AddressRefused, Guard, tls
-from wire.outbound import in_words
 
 if TYPE_CHECKING:
     from sinks.brokers import Brokers

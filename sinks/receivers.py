@@ -43,8 +43,8 @@ from ui.rest import stamp
 from wire import product
 from wire.cipher import Unreadable
 from wire.deadline import Deadline
+from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
-from wire.outbound import ProxyFailed
 
 if TYPE_CHECKING:
     from sinks.kafka import NotTaken, Producer

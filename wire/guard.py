@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from wire.deadline import Deadline, TimedStream
-from wire.outbound import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
+from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network

@@ -36,10 +36,10 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
+from wire.forward_proxy import OutboundProxy, ProxyFailed
 from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
-from wire.outbound import OutboundProxy, ProxyFailed
 from wire.resolver import Resolver
 from wire.turns import Turns
 

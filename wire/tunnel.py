@@ -6,8 +6,8 @@ import asyncio
 import socket
 import ssl
 
+from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy
 from wire.guard import tls
-from wire.outbound import END, LARGEST_HEAD, OutboundProxy
 from wire.resolver import Resolver
 
 

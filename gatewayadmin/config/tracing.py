@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 from gatewayadmin.config.environment import Refused, refuse, secret, share, switch, text
 from proxy.config import Traces
 from wire import product
-from wire.outbound import OutboundProxy
+from wire.forward_proxy import OutboundProxy
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"

@@ -12,10 +12,10 @@ import orjson
 
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
+from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
 from wire.oauth_client import MOST_BYTES, SECONDS, TokenRequest
-from wire.outbound import ProxyFailed
 from wire.product import NAME
 
 logger = logging.getLogger(__name__)

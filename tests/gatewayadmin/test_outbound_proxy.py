@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from django.urls import reverse
 from pytest_django import Settings
 
 from capabilities import Capability
-from gatewayadmin.config import outbound as configured
+from gatewayadmin.config import outbound_proxy as configured
 from gatewayadmin.config.environment import Refused
 from oauth import client_document_fetch
 from oauth.client_document_fetch import Unreadable as NoDocument
+from proxy.tracing import spans
 from servers import well_known
 from servers.discovery import Failed, probe
 from servers.models import Health, Server
@@ -30,12 +32,13 @@ from sso.models import Provider
 from tests import make, upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, read
 from tests.authority import certificate
+from tests.eventually import PATIENCE
 from tests.forward_proxy import SECRET, USER_AND_SECRET, ForwardProxy, forward_proxy, internet
 from tests.house.doors import browser, session_of
 from tests.sinks.receiver import SECRET as SIGNING_SECRET
-from wire import outbound
+from wire import forward_proxy as ways_out
+from wire.forward_proxy import OutboundProxy
 from wire.guard import tls
-from wire.outbound import OutboundProxy
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,7 +74,7 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     context = certificate(tmp_path / "end.pem", PUBLIC)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
-    outbound._logged_at.clear()
+    ways_out._logged_at.clear()
     with upstreams.running(everything()) as upstream, internet(upstream.port, context) as port:
         yield port
     tls.cache_clear()
@@ -178,7 +181,7 @@ def test_a_stranger_cannot_have_the_proxy_look_a_name_up(
     far: int, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with forward_proxy(far) as proxy:
-        use(settings, proxy, resolved=outbound.places(["example.invalid"]))
+        use(settings, proxy, resolved=ways_out.places(["example.invalid"]))
         with pytest.raises(NoDocument):
             client_document_fetch.fetch("https://app.example.invalid/client.json")
         assert proxy.asked == []
@@ -192,6 +195,18 @@ def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
     assert Http(private=True).get(f"https://{PUBLIC}/").inside is False
+
+
+def test_spans_fail_without_a_word_of_what_the_proxy_says() -> None:
+    with (
+        forward_proxy(1, says=b"HTTP/1.1 407 Basic echo-of-secrecy\r\n\r\n") as proxy,
+        spans._session(f"http://{USER_AND_SECRET}@127.0.0.1:{proxy.port}") as session,
+        pytest.raises(requests.exceptions.ConnectionError) as caught,
+    ):
+        session.post("https://collector.example.com:4318/v1/traces", timeout=PATIENCE)
+
+    assert str(caught.value) == "the outbound proxy answered 407"
+    assert proxy.asked == ["collector.example.com:4318"]
 
 
 def test_the_workspace_page_says_where_the_proxy_is_and_not_its_password(proxy: ForwardProxy) -> None:

@@ -16,11 +16,11 @@ import pytest
 from tests import upstreams
 from tests.authority import certificate
 from tests.forward_proxy import SECRET, USER_AND_SECRET, ForwardProxy, forward_proxy, internet
-from wire import outbound
+from wire import forward_proxy as ways_out
 from wire.deadline import Deadline
 from wire.errors import AddressBlocked, AddressInside, CertificateRefused, NoWayOut, UpstreamError
+from wire.forward_proxy import OutboundProxy, Places, ProxyFailed, places
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream, tls
-from wire.outbound import OutboundProxy, Places, ProxyFailed, places
 from wire.pool import Transport
 
 PUBLIC, OTHER = "93.184.215.14", "93.184.215.15"
@@ -36,7 +36,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLCont
     context = certificate(tmp_path / "end.pem", PUBLIC, "127.0.0.1", "docs.example.com", "inside.example.com")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
-    outbound._logged_at.clear()
+    ways_out._logged_at.clear()
     yield context
     tls.cache_clear()
 
@@ -260,7 +260,7 @@ def test_a_name_is_told_from_what_only_looks_like_it(host: str, is_in: bool) -> 
 )
 def test_what_is_neither_a_name_nor_a_network_is_no_place(text: str) -> None:
     with pytest.raises(ValueError, match=r"appear to be|host bits set"):
-        outbound.place(text)
+        ways_out.place(text)
 
 
 @ways
@@ -310,7 +310,7 @@ def test_what_a_proxy_says_instead_is_told_without_what_it_repeats(
         ask(Guard(proxy=through(proxy, authorization=AUTHORIZATION)), f"https://{PUBLIC}/mcp")
 
     assert words in told(caught.value)
-    (line,) = [record for record in caplog.records if record.name == "wire.outbound"]
+    (line,) = [record for record in caplog.records if record.name == "wire.forward_proxy"]
     assert line.error == told(caught.value)  # type: ignore[attr-defined]
     for text in (told(caught.value), str(caught.value), caplog.text):
         assert AUTHORIZATION.removeprefix("Basic ") not in text

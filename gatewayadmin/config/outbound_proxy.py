@@ -4,7 +4,7 @@ from base64 import b64encode
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from gatewayadmin.config.environment import many, refuse, secret
-from wire.outbound import OutboundProxy, Place, place, places
+from wire.forward_proxy import OutboundProxy, Place, place, places
 
 PROXY = "GATEWAY_OUTBOUND_PROXY"
 RESOLVES = "GATEWAY_PROXY_RESOLVES"
