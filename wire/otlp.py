@@ -33,16 +33,14 @@ def key_value(key: str, value: Value) -> bytes:
 
 def any_value(value: Value) -> bytes:
     """An `AnyValue`, without its tag; a whole number that no field holds is a text."""
-    match value:
-        case bool():
-            return b"\x10%c" % value
-        case int() if -LONG // 2 <= value < LONG // 2:
-            return b"\x18" + varint(value % LONG)
-        case float():
-            return b"\x21" + struct.pack("<d", value)
-        case _:
-            # Half a character in a text would make the whole message none that can be read.
-            return field(0x0A, str(value).encode(errors="replace"))
+    if isinstance(value, str):
+        # Half a character in a text would make the whole message none that can be read.
+        return field(0x0A, value.encode(errors="replace"))
+    if isinstance(value, bool):
+        return b"\x10%c" % value
+    if isinstance(value, float):
+        return b"\x21" + struct.pack("<d", value)
+    return b"\x18" + varint(value % LONG) if -LONG // 2 <= value < LONG // 2 else field(0x0A, b"%d" % value)
 
 
 def field(tag: int, data: bytes) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
 from auditlog.models import Event
@@ -24,6 +25,7 @@ from tests.collector import Answer, Collector, Logged, collecting
 from tests.house.doors import browser as browser_of
 from tests.house.doors import session_of
 from tests.rest import Rest
+from wire.otlp import any_value
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -215,6 +217,15 @@ def test_a_line_is_read_as_it_was_written(told: dict[str, Any]) -> None:
     assert {pair.key for pair in record.attributes} == {
         name for name, value in told.items() if value is not None and (name != "trace_id" or value)
     }
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**63 - 1, -(2**63), 2**63, 10**30])
+def test_a_whole_number_of_any_size_is_told(number: int) -> None:
+    value = AnyValue()
+    value.ParseFromString(any_value(number))
+    fits = -(2**63) <= number < 2**63
+
+    assert (value.int_value if fits else value.string_value) == (number if fits else str(number))
 
 
 def test_what_is_nested_stays_as_it_was_recorded_however_large_or_deep() -> None:
