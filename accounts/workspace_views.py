@@ -137,6 +137,7 @@ def _context(form: WorkspaceForm) -> dict[str, Any]:
     return {
         "form": form,
         "private": settings.PRIVATE_UPSTREAMS,
+        "outbound_proxy": settings.OUTBOUND_PROXY,
         "public_url": settings.PUBLIC_URL,
         "mail_server": settings.MAIL_SERVER,
         "mail_from": settings.DEFAULT_FROM_EMAIL,

@@ -70,6 +70,7 @@ def proxy_config() -> proxy.Config:
         allowed_origins=settings.ALLOWED_ORIGINS,
         private_upstreams=tuple(settings.PRIVATE_UPSTREAMS),
         own_endpoints=own_endpoints(),
+        outbound_proxy=settings.OUTBOUND_PROXY,
         workers=environment.number("GATEWAY_WORKERS", 1, low=1, high=1024),
         token_calls=settings.TOKEN_CALLS,
         body_limit=settings.BODY_MIB << 20,

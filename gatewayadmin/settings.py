@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from django.utils.csp import CSP
 
-from gatewayadmin.config import database, environment, keys, mail, tracing
+from gatewayadmin.config import database, environment, keys, mail, outbound_proxy, tracing
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
@@ -52,7 +52,9 @@ CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
-TRACES = tracing.from_environment()
+OUTBOUND_PROXY = outbound_proxy.from_environment()
+TRACES = tracing.from_environment(OUTBOUND_PROXY)
+OTEL_RESOURCE = tracing.resource()
 ARCHIVE = environment.place("GATEWAY_ARCHIVE")
 ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
@@ -364,5 +366,6 @@ LOGGING = {
         "gatewayadmin.serving.outer_middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},
+        "aiokafka": {"level": "CRITICAL"},  # What it fails at is told of the sink.
     },
 }

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from oauth.client_metadata import BadMetadata, read
+from servers.upstream_guard import guard_for_strangers
 from wire.deadline import Deadline
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
@@ -79,8 +80,9 @@ def check(client_id: str) -> None:
         raise Unreadable("The app's client_id leads to a private or reserved address.") from None
 
 
-def fetch(url: str, *, guard: Guard = PUBLIC, seconds: float = SECONDS) -> Document:
+def fetch(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
     """The document at `url`, in `seconds` all in all, waiting for others included. Raises Unreadable, or TooSlow."""
+    guard = guard or guard_for_strangers()
     deadline = Deadline()
     deadline.set(seconds)
     # In a thread of its own, since looking a name up cannot be cut short; few of them, so that they stay few.

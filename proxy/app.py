@@ -62,7 +62,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     limits = Limits(config.conninfo, config.limit_seconds, config.max_waiting)
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
     cipher = Cipher(config.encryption_keys)
-    guard = Guard(config.private_upstreams, config.own_endpoints)
+    guard = Guard(config.private_upstreams, config.own_endpoints, proxy=config.outbound_proxy)
     transport = Transport(
         guard,
         limit=config.answer_limit,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from wire.forward_proxy import OutboundProxy
 from wire.guard import NOWHERE, Network, OwnEndpoints
 
 type ClientAddress = Callable[[str, Sequence[str]], str]
@@ -16,6 +17,7 @@ class Traces:
     headers: str = field(default="", repr=False)  # As in OTEL_EXPORTER_OTLP_HEADERS.
     ratio: float = 1.0
     trusts_callers: bool = False
+    proxy: str = field(default="", repr=False)  # The URL of the proxy on the way; empty for none.
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Config:
     allowed_origins: Sequence[str] = ()
     private_upstreams: tuple[Network, ...] = ()
     own_endpoints: OwnEndpoints = NOWHERE
+    outbound_proxy: OutboundProxy | None = None
     listener: str = ""
     listener_secret: str = field(default="", repr=False)
     body_limit: int = 4 << 20

@@ -1,8 +1,11 @@
 """The address guard of this installation: its allowed private networks, and its own endpoints."""
 
+from dataclasses import replace
+
 from django.conf import settings
 
 from wire import builtin
+from wire.forward_proxy import NO_PLACES
 from wire.guard import Guard, OwnEndpoints, UrlRefused
 
 
@@ -15,7 +18,13 @@ def own_endpoints() -> OwnEndpoints:
 
 def upstream_guard() -> Guard:
     """The guard for every socket to a server."""
-    return Guard(tuple(settings.PRIVATE_UPSTREAMS), own_endpoints())
+    return Guard(tuple(settings.PRIVATE_UPSTREAMS), own_endpoints(), proxy=settings.OUTBOUND_PROXY)
+
+
+def guard_for_strangers() -> Guard:
+    """The guard for what anybody may have us call: public addresses alone, each looked up and checked here."""
+    proxy = settings.OUTBOUND_PROXY
+    return Guard(proxy=replace(proxy, resolved=NO_PLACES) if proxy else None)
 
 
 def leads_inside(url: str) -> bool | None:

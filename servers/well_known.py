@@ -18,6 +18,7 @@ from django.conf import settings
 
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
+from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
 from wire.product import NAME
@@ -111,6 +112,8 @@ def search(words: str) -> list[Tile]:
             listed = json.loads(_body(response.iter_raw(), deadline))
     except (UrlRefused, AddressRefused):
         raise NoRegistry("The registry has an address that is not allowed.") from None
+    except ProxyFailed as failure:
+        raise NoRegistry(f"The registry cannot be reached: {failure}.") from None
     except (httpx.HTTPError, OSError):
         raise NoRegistry("The registry cannot be reached.") from None
     except (BodyTooLarge, ValueError, RecursionError):

@@ -88,7 +88,7 @@ class DeliverySerializer(serializers.Serializer[Outcome]):
 
 
 class SinkResource(Resource):
-    """Where the logs are sent: webhooks, syslog, standard output. Nobody sends what they may not see themselves."""
+    """Where the logs are sent: webhooks, buckets, collectors, topics, syslog. Nobody sends what they may not see."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),

@@ -33,6 +33,7 @@ from auditlog.partitions import DAY, Span, midnight
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
 from sinks.objects import S3, Folder, NotKept, Objects
+from wire.forward_proxy import ProxyFailed
 
 PART_BYTES = 32 << 20  # Of one file, compressed.
 FETCHED = 200  # Rows at a time.
@@ -172,6 +173,8 @@ def archive(name: str, span: Span) -> bool:
 def _in_words(error: Exception) -> str:
     if isinstance(error, NotKept):
         return f"The archive {error}"
+    if isinstance(error, ProxyFailed):
+        return f"The archive cannot be reached: {error}."
     if isinstance(error, OSError) and error.strerror:
         return f"The archive cannot be written: {error.strerror}."
     return f"The archive cannot be reached ({type(error).__name__})."

@@ -8,7 +8,8 @@ from django import forms
 
 from accounts.models import User
 from sinks.models import Kind, Sink, SinkError
-from sinks.receivers import ADDRESSED, KEYED, LEAST_SECRET, OBJECTS
+from sinks.receivers import ADDRESSED, KEYED, OBJECTS
+from sinks.signing import LEAST_SECRET
 
 HELP = {
     "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
@@ -17,8 +18,25 @@ HELP = {
         "https://, the host, the bucket and a prefix, such as https://s3.eu-central-1.amazonaws.com/logs/gateway. "
         "“?region=” at its end says the region where the host does not.",
     ),
+    "otlp": "https:// and where OTLP is taken over HTTP; without a path /v1/logs is added. Inside "
+    "GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    "kafka": "tls://, some brokers with their ports, and the topic. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://.",
     "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
     "and is not offered.",
+}
+
+# What the secret of a kind is called, and what it is.
+SECRETS = {
+    **dict.fromkeys(OBJECTS, ("Access key", "The id of an access key that may put objects, a colon, and its secret.")),
+    "otlp": (
+        "Headers",
+        "If it wants any: name=value with commas between, values percent-encoded, such as Authorization=Bearer%20abc.",
+    ),
+    "kafka": (
+        "User",
+        "If it wants one: its name, a colon, its password. It proves who it is by SCRAM-SHA-512, or what “?mechanism=” "
+        "at the end of the address says.",
+    ),
 }
 
 
@@ -55,10 +73,10 @@ class SinkForm(forms.Form):
             del self.fields["secret"]
         elif sink:
             self.fields["secret"].help_text = "Left empty, the one it has stays."
-        elif kind in OBJECTS:
-            self.fields["secret"].help_text = "The id of an access key that may put objects, a colon, and its secret."
-        if kind in OBJECTS:
-            self.fields["secret"].label = "Access key"
+        elif kind in SECRETS:
+            self.fields["secret"].help_text = SECRETS[kind][1]
+        if kind in SECRETS:
+            self.fields["secret"].label = SECRETS[kind][0]
         if sink:
             del self.fields["from_beginning"]
 

@@ -26,6 +26,7 @@ from servers.models import cipher
 from sinks.receivers import (
     ADDRESSED,
     KEYED,
+    SHOWN,
     Line,
     Receiver,
     Undelivered,
@@ -91,6 +92,8 @@ class Kind(models.TextChoices):
     STDOUT = "stdout", "Standard output"
     S3 = "s3", "S3, JSON lines"
     S3_PARQUET = "s3_parquet", "S3, Parquet"
+    OTLP = "otlp", "OpenTelemetry"
+    KAFKA = "kafka", "Kafka"
 
 
 class SinkManager(models.Manager["Sink"]):
@@ -276,7 +279,11 @@ class Sink(Versioned, Switchable):
             self.address, self.private = "", False
         elif self.address != address or not address:
             self._must_be_an_address()
-        if self.kind not in KEYED:
+        self._take_secret(secret, moved=origin_of(address) != origin_of(self.address))
+
+    def _take_secret(self, secret: str, *, moved: bool) -> None:
+        """Seal a new secret, or keep the one it has. Raises BadSecret."""
+        if self.kind not in KEYED or (self.kind in SHOWN and not secret and not self.has_secret):
             self.secret_ciphertext, self.key_id = None, ""
         elif secret or not self.has_secret:
             try:
@@ -284,6 +291,8 @@ class Sink(Versioned, Switchable):
             except ValueError as refusal:
                 raise BadSecret(str(refusal)) from None
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
+        elif self.kind in SHOWN and moved:
+            raise BadSecret("Enter it again: it would be shown to another place than the one it was entered for.")
 
     def _must_be_an_address(self) -> None:
         try:

@@ -6,22 +6,19 @@ and they are sent again. To add a kind: a class with `deliver` here, and its nam
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import gzip
 import hashlib
-import hmac
 import math
 import os
 import socket
 import ssl
-import string
 import struct
 import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -38,37 +35,33 @@ from django.conf import settings
 from django.utils import timezone
 
 from servers.upstream_guard import upstream_guard
+from sinks import otlp
+from sinks.brokers import brokers_at
 from sinks.objects import S3, NotKept
+from sinks.signing import LEAST_SECRET, is_strong, signature, signing_key
 from ui.rest import stamp
+from wire import product
 from wire.cipher import Unreadable
 from wire.deadline import Deadline
+from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
 
 if TYPE_CHECKING:
+    from sinks.kafka import NotTaken, Producer
     from sinks.models import Sink
 
 SECONDS = 10.0  # How long one delivery may take in all.
-LEAST_SECRET = 24  # Bytes of chance, as Standard Webhooks asks for.
-ALPHABETS = (
-    string.digits,
-    string.digits + "abcdef",
-    string.digits + "ABCDEF",
-    string.ascii_lowercase,
-    string.ascii_letters,
-    string.ascii_letters + string.digits,
-    string.ascii_letters + string.digits + "+/=_-",
-)
-LEAST_DIFFERENT = 10  # Characters, of a secret made by chance.
+NO_KAFKA = "Kafka takes the extra “kafka”: pip install 'gateway-admin[kafka]'."
 NO_PARQUET = "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]'."
 GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
 MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.
 OBJECTS = ("s3", "s3_parquet")  # The kinds that keep objects.
-ADDRESSED = {"webhook", "syslog", *OBJECTS}  # The kinds that are somewhere else.
-KEYED = {"webhook", *OBJECTS}  # The kinds that sign.
+ADDRESSED = {"webhook", "syslog", "otlp", "kafka", *OBJECTS}  # The kinds that are somewhere else.
+SHOWN = {"otlp", "kafka"}  # The kinds that show the other side their secret itself; they may have none.
+KEYED = {"webhook", *OBJECTS, *SHOWN}  # The kinds that have a secret.
 MOST_LINES = dict.fromkeys(OBJECTS, 10_000)  # Of one delivery, where it is not what it is for others.
 FOR_NOW = {401, 403, 408, 429}  # Refusals that are none of what was sent.
-PREFIX = "whsec_"  # What a secret in base64 begins with (Standard Webhooks).
 # RFC 5424 section 6.2.1: the facility of audit logs, and how severe a line is by how the call ended.
 AUDIT = 13 * 8
 ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
@@ -153,8 +146,10 @@ def checked_address(kind: str, address: str) -> bool:
     called, or is none of this kind."""
     if kind in OBJECTS:
         return _checked_bucket(kind, address)
-    if kind == "webhook":
+    if kind in ("webhook", "otlp"):
         return _checked_url(address, address)
+    if kind == "kafka":
+        return _checked_brokers(address)
     parts = urlsplit(address)
     try:
         port = parts.port
@@ -174,6 +169,12 @@ def checked_secret(kind: str, secret: str) -> None:
         name, _, key = secret.partition(":")
         if not (name.strip() and key.strip()):
             raise ValueError("S3 needs an access key: its id, a colon, its secret.")
+    elif kind == "otlp":
+        otlp.headers_of(secret)
+    elif kind == "kafka":
+        user, _, password = secret.partition(":")
+        if not (user and password and secret.isprintable()):
+            raise ValueError("Kafka takes a user: its name, a colon, its password.")
     elif not is_strong(secret):
         raise ValueError(
             f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, such as what "
@@ -191,6 +192,17 @@ def _checked_bucket(kind: str, address: str) -> bool:
     return is_private
 
 
+def _checked_brokers(address: str) -> bool:
+    if find_spec("aiokafka") is None:
+        raise ValueError(NO_KAFKA)
+    brokers = brokers_at(address)
+    scheme = "https" if brokers.encrypted else "http"
+    inside = {_checked_url(f"{scheme}://{place}", address) for place in brokers.places}
+    if len(inside) > 1:
+        raise ValueError("Some of these brokers are at private addresses and others are not.")
+    return inside.pop()
+
+
 def _checked_url(url: str, address: str) -> bool:
     guard = upstream_guard()
     try:
@@ -205,6 +217,8 @@ def origin_of(address: str) -> str:
     """Scheme, host and port of an address: what may be told of it anywhere. Its path and query may hold a token."""
     try:
         parts = urlsplit(address)
+        if "," in parts.netloc and "@" not in parts.netloc:
+            return f"{parts.scheme}://{parts.netloc}"  # Some brokers.
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return ""
@@ -217,12 +231,11 @@ def _guard(sink: Sink) -> Guard:
     return upstream_guard() if sink.private else upstream_guard().outside()
 
 
-class Webhook:
-    """JSON lines in one compressed POST, signed as Standard Webhooks has it: HMAC-SHA256 of id, time and body."""
+class _Posts:
+    """Posts to one address; what is left of a delivery that fails is told in words."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._url = sink.address
-        self._key = signing_key(_secret(sink))
+    def __init__(self, sink: Sink, url: str) -> None:
+        self._url = url
         self._deadline = Deadline()
         transport = GuardedTransport(_guard(sink), self._deadline)
         self._client = httpx.Client(transport=transport, trust_env=False, timeout=SECONDS)
@@ -233,24 +246,52 @@ class Webhook:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[str, bytes]:
+        """The media type and the body of an answer that acknowledges. Raises Undelivered."""
+        told = {"Content-Encoding": "gzip", "User-Agent": product.NAME, "Accept-Encoding": "identity", **headers}
+        self._deadline.set(SECONDS)
+        with _in_words(), self._client.stream("POST", self._url, content=body, headers=told) as answered:
+            _judge(answered)
+            media_type = answered.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            return media_type, _beginning(answered)
+
+
+class Webhook(_Posts):
+    """JSON lines in one compressed POST, signed as Standard Webhooks has it: HMAC-SHA256 of id, time and body."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink, sink.address)
+        self._key = signing_key(_secret(sink))
+
     def deliver(self, lines: Sequence[Line]) -> None:
         body = compressed(lines)
-        self._deadline.set(SECONDS)
-        asked = self._client.stream("POST", self._url, content=body, headers=self._headers(body))
-        with _in_words(), asked as answered:
-            _judge(answered)
-            _drain(answered)
+        self.post(body, self._headers(body))
 
     def _headers(self, body: bytes) -> dict[str, str]:
         named, now = f"msg_{hashlib.sha256(body).hexdigest()[:32]}", str(int(time.time()))
         return {
             "Content-Type": "application/x-ndjson",
-            "Content-Encoding": "gzip",
-            "User-Agent": "gateway-admin",
             "webhook-id": named,
             "webhook-timestamp": now,
             "webhook-signature": f"v1,{signature(self._key, named, now, body)}",
         }
+
+
+class Collector(_Posts):
+    """Log records of OpenTelemetry in one compressed POST (OTLP over HTTP, in Protocol Buffers)."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink, otlp.url_of(sink.address))
+        try:
+            self._headers = otlp.headers_of(_secret(sink))
+        except ValueError:
+            raise Undelivered("has headers that cannot be sent.") from None
+
+    def deliver(self, lines: Sequence[Line]) -> None:
+        body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
+        number = otlp.rejected(*self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"}))
+        if number:  # It does not say which.
+            raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
 def compressed(lines: Sequence[Line]) -> bytes:
@@ -265,6 +306,8 @@ def _in_words() -> Iterator[None]:
         yield
     except (AddressRefused, httpx.InvalidURL):
         raise Undelivered("leads to an address that may not be called.") from None
+    except ProxyFailed as failure:
+        raise Undelivered(f"cannot be reached: {failure}.") from None
     except (httpx.TimeoutException, httpcore.TimeoutException):
         raise Undelivered(f"did not answer within {SECONDS:.0f} seconds.") from None
     except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
@@ -310,31 +353,6 @@ def _as_parquet(lines: Sequence[Line]) -> bytes:
     return made
 
 
-def signing_key(secret: str) -> bytes:
-    """The bytes that are signed with: those of a `whsec_` secret in base64, else the characters as they are."""
-    if secret.startswith(PREFIX):
-        with suppress(ValueError):
-            return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-    return secret.encode()
-
-
-def is_strong(secret: str) -> bool:
-    """Whether a secret may hold LEAST_SECRET bytes of chance: by its length, and the characters it is made of."""
-    bits = 8.0 * LEAST_SECRET
-    key = signing_key(secret)
-    if secret.startswith(PREFIX) and key != secret.encode():
-        return len(key) >= LEAST_SECRET and len(set(key)) >= LEAST_DIFFERENT
-    size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
-    is_repeated = secret in (secret + secret)[1:-1]
-    return len(secret) * math.log2(size) >= bits and len(set(secret)) >= LEAST_DIFFERENT and not is_repeated
-
-
-def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
-    """The signature of a body as it is on the wire, in base64."""
-    signed = f"{named}.{moment}.".encode() + body
-    return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-
-
 def _judge(answered: httpx.Response) -> None:
     """Return for an answer that acknowledges. Raises Undelivered."""
     status = answered.status_code
@@ -363,13 +381,14 @@ def _seconds(retry_after: str) -> float | None:
     return None
 
 
-def _drain(answered: httpx.Response) -> None:
-    """Read a little of the body, so that the connection can be used again."""
-    read = 0
+def _beginning(answered: httpx.Response) -> bytes:
+    """Read a little of the body, so that the connection can be used again; empty when there is more."""
+    parts: list[bytes] = []
     for piece in answered.iter_raw():
-        read += len(piece)
-        if read > MOST_READ:
-            return
+        parts.append(piece)
+        if sum(map(len, parts)) > MOST_READ:
+            return b""
+    return b"".join(parts)
 
 
 def _unreachable(error: Exception) -> str:
@@ -412,6 +431,8 @@ class Syslog:
                 stream.close()
         except AddressRefused:
             raise Undelivered("leads to an address that may not be called.") from None
+        except ProxyFailed as failure:
+            raise Undelivered(f"cannot be reached: {failure}.") from None
         except httpcore.TimeoutException:
             raise Undelivered(f"did not take the lines within {SECONDS:.0f} seconds.") from None
         except (httpcore.NetworkError, OSError) as error:
@@ -460,6 +481,30 @@ def _is_closed(sock: socket.socket) -> bool:
             return True
 
 
+class Topic:
+    """Messages of Kafka, one for each line; the key of each is what a row that came twice is told by."""
+
+    def __init__(self, sink: Sink) -> None:
+        try:
+            kafka = import_module("sinks.kafka")
+        except ImportError:
+            raise Undelivered(f"cannot be written to: {NO_KAFKA}") from None
+        self._refused: type[NotTaken] = kafka.NotTaken
+        self._producer: Producer = kafka.Producer(brokers_at(sink.address), _secret(sink), _guard(sink), SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._producer.__exit__(None, None, None)
+
+    def deliver(self, lines: Sequence[Line]) -> None:
+        try:
+            self._producer.send(lines)
+        except self._refused as refusal:
+            raise Undelivered(str(refusal), for_good=refusal.is_row) from None
+
+
 class Stdout:
     """Lines on the standard output of the process that sends them."""
 
@@ -496,5 +541,11 @@ def backoff(failures: int, chance: float) -> float:
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)
 
 
-_KINDS: dict[str, Callable[[Sink], Receiver]] = {"webhook": Webhook, "syslog": Syslog, "stdout": Stdout}
+_KINDS: dict[str, Callable[[Sink], Receiver]] = {
+    "webhook": Webhook,
+    "syslog": Syslog,
+    "stdout": Stdout,
+    "otlp": Collector,
+    "kafka": Topic,
+}
 _KINDS |= dict.fromkeys(OBJECTS, Bucket)

@@ -1,10 +1,12 @@
-"""A collector of OpenTelemetry on a loopback port: what is posted to it over OTLP, decoded."""
+"""A collector of OpenTelemetry on a loopback port: what is posted to it over OTLP, decoded by its own messages."""
 
-from collections.abc import Iterator
+import gzip
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, live, read, running
@@ -27,11 +29,37 @@ class Posted:
     service: str
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One log record as it was posted; the id of its trace in hexadecimal digits."""
+
+    event: str
+    at: int
+    observed: int
+    severity: tuple[int, str]
+    body: str
+    trace: str
+    attributes: dict[str, Any]
+    resource: dict[str, Any]
+    scope: str
+
+
+type Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
+
+
 @dataclass
 class Collector:
-    """What arrived; `status` is what it answers."""
+    """What arrived; `status` is what it answers.
+
+    Posts of log records, which all count as `tried`, are answered by `script` while there is any of it; then those are
+    kept that it does not say it `rejects`.
+    """
 
     spans: list[Posted] = field(default_factory=list)
+    logs: list[Logged] = field(default_factory=list)
+    tried: list[list[Logged]] = field(default_factory=list)
+    script: list[Callable[[list[Logged]], Answer]] = field(default_factory=list)
+    rejects: Callable[[Logged], bool] = lambda record: False
     headers: list[dict[str, str]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     status: int = 200
@@ -43,6 +71,10 @@ class Collector:
                 await live(receive, send)
                 return
             body = await read(receive)
+            if scope["path"] == "/v1/logs":
+                status, said, more = self._take_logs(scope, body)
+                await answer(send, status, said, headers=[(b"content-type", b"application/x-protobuf"), *more])
+                return
             assert scope["path"] == "/v1/traces"
             if self.status == 200:
                 self.headers.append(headers_of(scope))
@@ -51,6 +83,20 @@ class Collector:
             await answer(send, self.status, b"", headers=[(b"content-type", b"application/x-protobuf")])
 
         return serve
+
+    def _take_logs(self, scope: Scope, body: bytes) -> Answer:
+        self.headers.append(headers_of(scope))
+        records = _records(gzip.decompress(body))
+        self.tried.append(records)
+        if self.script:
+            return self.script.pop(0)(records)
+        kept = [record for record in records if not self.rejects(record)]
+        self.logs += kept
+        said = ExportLogsServiceResponse()
+        if number := len(records) - len(kept):
+            said.partial_success.rejected_log_records = number
+            said.partial_success.error_message = "of secrecy"
+        return 200, said.SerializeToString(), []
 
     def named(self, name: str) -> list[Posted]:
         return [span for span in self.spans if span.name == name]
@@ -89,6 +135,27 @@ def _spans(body: bytes) -> list[Posted]:
         for resource in posted.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
+    ]
+
+
+def _records(body: bytes) -> list[Logged]:
+    posted = ExportLogsServiceRequest()
+    posted.ParseFromString(body)
+    return [
+        Logged(
+            record.event_name,
+            record.time_unix_nano,
+            record.observed_time_unix_nano,
+            (record.severity_number, record.severity_text),
+            record.body.string_value,
+            record.trace_id.hex(),
+            _values(record.attributes),
+            _values(resource.resource.attributes),
+            scope.scope.name,
+        )
+        for resource in posted.resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
     ]
 
 

@@ -84,11 +84,15 @@ class Serve:
             time.sleep(0.05)
         raise AssertionError(f"serve was not ready in {seconds} s:\n{self.log()}")
 
-    def stop(self) -> None:
+    def stop_clerk(self) -> None:
+        """Have the next command run with the settings as they are then."""
         if self.clerk is not None:
             self.clerk.kill()
             self.clerk.communicate()  # Which closes its pipes too.
             self.clerk = None
+
+    def stop(self) -> None:
+        self.stop_clerk()
         if self.process is None:
             return
         self.process.terminate()

@@ -17,6 +17,7 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
     errors.NameNotFound: "has a name for which there is no address; check the spelling",
     errors.NotConnected: "refused the connection: nothing listens there; check the port, and whether it runs",
     errors.NoRoute: "cannot be reached from here: no network leads to its address",
+    errors.NoWayOut: "cannot be reached: {0.detail}",
     errors.ConnectTimedOut: f"did not answer within {CONNECT_SECONDS:g} s",
     errors.TlsFailed: "did not agree on a secure connection (TLS)",
     errors.CertificateRefused: "has a TLS certificate that this gateway does not trust: {0.detail}",

@@ -40,11 +40,17 @@ class Deadline:
 
 
 class TimedStream(httpcore.NetworkStream):
-    """A connection that is listened to until the deadline and not a moment longer."""
+    """A connection that is listened to until the deadline and not a moment longer.
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+    `leads_to` is what a tunnel ends at, which its socket does not say.
+    """
+
+    def __init__(
+        self, stream: httpcore.NetworkStream, deadline: Deadline, leads_to: tuple[str, int] | None = None
+    ) -> None:
         self._stream = stream
         self._deadline = deadline
+        self._leads_to = leads_to
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, self._deadline.left(timeout))
@@ -57,10 +63,12 @@ class TimedStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         stream = self._stream.start_tls(ssl_context, server_hostname, self._deadline.left(timeout))
-        return TimedStream(stream, self._deadline)
+        return TimedStream(stream, self._deadline, self._leads_to)
 
     def close(self) -> None:
         self._stream.close()
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "server_addr" and self._leads_to is not None:
+            return self._leads_to
         return self._stream.get_extra_info(info)

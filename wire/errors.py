@@ -57,6 +57,12 @@ class NoRoute(NotConnected):
     sentence = 'Server "{server}" cannot be reached from the gateway: no network leads to its address.'
 
 
+class NoWayOut(NotConnected):
+    """The proxy that leads out made no connection; `detail` says why, for administrators."""
+
+    sentence = 'Server "{server}" cannot be reached from the gateway: the proxy on the way made no connection to it.'
+
+
 class ConnectTimedOut(NotConnected):
     """The address is silent."""
 

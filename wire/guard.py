@@ -23,6 +23,7 @@ import httpx
 import psutil
 
 from wire.deadline import Deadline, TimedStream
+from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
@@ -146,6 +147,7 @@ class Guard:
     own: OwnEndpoints = NOWHERE
     # Ranges that are allowed for others than what this guard is for; only to say so.
     closed: tuple[Network, ...] = ()
+    proxy: OutboundProxy | None = None
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
         """Whether a socket may go to this literal address; without TLS only inside the allowed ranges."""
@@ -162,8 +164,23 @@ class Guard:
 
     def is_inside(self, address: str) -> bool:
         """Whether this literal address is in one of the allowed ranges."""
-        target = _plain(ip_address(address))
+        try:
+            target = _plain(ip_address(address))
+        except ValueError:
+            return False  # A name, at the end of a tunnel.
         return any(target in network for network in self.allowed)
+
+    def way(self, host: str, address: str) -> OutboundProxy | None:
+        """The proxy that leads to this address of this host; None for straight there, as into the allowed ranges."""
+        proxy = self.proxy
+        return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
+
+    def way_by_name(self, host: str) -> OutboundProxy | None:
+        """The proxy that finds this host by its name, so that no address of it is looked up or checked here.
+
+        Only whoever runs the gateway names such hosts. It is for TLS alone, which proves that it is the host.
+        """
+        return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
     def outside(self) -> Guard:
         """The guard for public servers and what they name: no private address, also where other servers may have one.
@@ -206,15 +223,21 @@ class Guard:
         self.check_url(url)
         parts = urlsplit(url)
         host = parts.hostname or ""
+        if parts.scheme == "https" and self.way_by_name(host):
+            return False
         try:
             addresses = _addresses(host, parts.port or 443)
         except httpcore.ConnectError:
-            raise UrlRefused(f"{host} cannot be found. Check the spelling.") from None
+            raise UrlRefused(f"{host} cannot be found. {self._why_not_found()}") from None
         if any(self.own.has_address(address, _port(parts)) for address in addresses):
             raise UrlRefused(LEADS_BACK)
         if not any(self.admits(address, encrypted=parts.scheme == "https") for address in addresses):
             raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
         return all(map(self.is_inside, addresses))
+
+    def _why_not_found(self) -> str:
+        said = "Check the spelling."
+        return said if self.proxy is None else f"{said} If only the proxy knows it, see GATEWAY_PROXY_RESOLVES."
 
 
 WITHOUT_TLS = "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://."
@@ -303,18 +326,43 @@ class _GuardedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
+        if self._encrypted and (proxy := self._guard.way_by_name(host)):
+            return self._through(proxy, host, port, timeout)
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in _addresses(host, port):
             try:
                 self._guard.check(address, port, encrypted=self._encrypted)
+                if proxy := self._guard.way(host, address):
+                    return self._through(proxy, address, port, timeout)
                 left = self._deadline.left(timeout)
                 stream = self._backend.connect_tcp(address, port, left, local_address, socket_options)
                 return TimedStream(stream, self._deadline)
-            except AddressRefused as refusal:
+            except (AddressRefused, ProxyFailed) as refusal:
                 failure = refusal
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+    def _through(self, proxy: OutboundProxy, target: str, port: int, timeout: float | None) -> httpcore.NetworkStream:
+        """A tunnel through the proxy to a checked address, or to a name that it resolves. Raises ProxyFailed."""
+        own = Deadline()
+        own.set(self._deadline.left(timeout))
+        with proxy.told():
+            straight = self._backend.connect_tcp(proxy.host, proxy.port, own.left(None))
+            stream: httpcore.NetworkStream = straight
+            try:
+                if proxy.encrypted:
+                    stream = straight.start_tls(tls(), proxy.host, own.left(None))
+                asked = TimedStream(stream, own)
+                asked.write(proxy.request(target, port))
+                head = b""
+                while END not in head and len(head) < LARGEST_HEAD and (piece := asked.read(LARGEST_HEAD)):
+                    head += piece
+                proxy.judge(head, target)
+            except BaseException:
+                stream.close()
+                raise
+        return TimedStream(stream, self._deadline, leads_to=(target, port))
 
 
 def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encrypted: bool) -> httpcore.NetworkStream:

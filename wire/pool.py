@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
-from wire import builtin, product
+from wire import builtin, product, tunnel
 from wire.errors import (
     AddressBlocked,
     AddressInside,
@@ -29,12 +29,14 @@ from wire.errors import (
     NoRoute,
     NotConnected,
     NotTls,
+    NoWayOut,
     TlsFailed,
     TooLarge,
     TooSlow,
     Unreachable,
     UpstreamError,
 )
+from wire.forward_proxy import OutboundProxy, ProxyFailed
 from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
@@ -42,6 +44,7 @@ from wire.resolver import Resolver
 from wire.turns import Turns
 
 CONNECT_SECONDS = 5.0
+PROXY_SECONDS = 4.0  # Of these, so that a proxy that says nothing is told from a server that says nothing.
 MOST_IDLE = 64
 MOST_URLS = 10_000
 
@@ -153,6 +156,7 @@ class HttpResponse:
 FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (LeadsBack, Loop),
     (LeadsInside, AddressInside),
+    (ProxyFailed, NoWayOut),
     (AddressRefused, AddressBlocked),
     (Oversized, TooLarge),
     (Stalled, TooSlow),
@@ -261,18 +265,34 @@ class Transport:
             connection.discard()
 
     async def _connect(self, origin: Origin) -> HttpConnection:
+        guard = self._guards[origin.private]
+        if origin.scheme == "https" and (proxy := guard.way_by_name(origin.host)):
+            return await self._open_through(proxy, origin, origin.host, PROXY_SECONDS)
         found = await self._resolver.find(origin.host, origin.port)
         failure: OSError = socket.gaierror("the name has no address")
         for family, kind, protocol, _, sockaddr in found:
             try:
+                address, proxy = str(sockaddr[0]), None
                 if origin.scheme != OWN:
-                    guard = self._guards[origin.private]
-                    guard.check(str(sockaddr[0]), origin.port, encrypted=origin.scheme == "https")
+                    guard.check(address, origin.port, encrypted=origin.scheme == "https")
+                    proxy = guard.way(origin.host, address)
                 async with asyncio.timeout(CONNECT_SECONDS / len(found)):
+                    if proxy is not None:
+                        return await self._open_through(proxy, origin, address, PROXY_SECONDS / len(found))
                     return await self._open(origin, socket.socket(family, kind, protocol), sockaddr)
             except OSError as error:
                 failure = error
         raise failure
+
+    async def _open_through(self, proxy: OutboundProxy, origin: Origin, target: str, seconds: float) -> HttpConnection:
+        """A connection through the proxy, which leads to servers over TLS only. Raises OSError."""
+        sock, transport = await tunnel.opened(proxy, self._resolver, target, origin.port, seconds)
+        connection = self._connection(origin, sock)
+        await tunnel.secured(transport, connection, self._tls, origin.host)
+        return connection
+
+    def _connection(self, origin: Origin, sock: socket.socket) -> HttpConnection:
+        return HttpConnection(sock, self.limit, self._turns, f"{origin.host}:{origin.port}")
 
     async def _open(self, origin: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
         loop = asyncio.get_running_loop()
@@ -281,7 +301,7 @@ class Transport:
             sock.setblocking(False)
             await loop.sock_connect(sock, sockaddr)
             _, connection = await loop.create_connection(
-                lambda: HttpConnection(sock, self.limit, self._turns, f"{origin.host}:{origin.port}"),
+                lambda: self._connection(origin, sock),
                 sock=sock,
                 ssl=tls,
                 server_hostname=origin.host if tls else None,

@@ -1,17 +1,22 @@
 """Whether calls are traced, by the variables that OpenTelemetry has for it; its SDK reads those that are not here."""
 
 from importlib.util import find_spec
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from gatewayadmin.config.environment import Refused, refuse, secret, share, switch, text
 from proxy.config import Traces
+from wire import product
+from wire.forward_proxy import OutboundProxy
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 
 
-def from_environment() -> Traces | None:
-    """Where spans go, and of which calls; None when calls are not traced. Raises Refused."""
+def from_environment(proxy: OutboundProxy | None) -> Traces | None:
+    """Where spans go, and of which calls; None when calls are not traced. Raises Refused.
+
+    A collector that is spoken to over TLS is reached through the proxy, unless it is named as one that is not.
+    """
     endpoint, headers = text(ENDPOINT), secret("OTEL_EXPORTER_OTLP_HEADERS")
     is_off = switch("OTEL_SDK_DISABLED", default=False)
     ratio = share("OTEL_TRACES_SAMPLER_ARG", 1.0)
@@ -25,7 +30,19 @@ def from_environment() -> Traces | None:
         refuse(ENDPOINT, "must be without credentials; set OTEL_EXPORTER_OTLP_HEADERS.")
     if not _is_installed():
         raise Refused(f"{ENDPOINT} is set, but OpenTelemetry is not installed: pip install 'gateway-admin[otel]'.")
-    return Traces(endpoint, headers, ratio, trusts_callers)
+    goes_out = proxy is not None and parts.scheme == "https" and not proxy.direct.has(parts.hostname, parts.hostname)
+    return Traces(endpoint, headers, ratio, trusts_callers, proxy.url if proxy and goes_out else "")
+
+
+def resource() -> dict[str, str]:
+    """What sends log records, by OpenTelemetry's variables, else the product; its SDK says the same of spans.
+
+    What is no pair of a name and a value in them is left out, as the SDK does.
+    """
+    pairs = (pair.partition("=") for pair in text("OTEL_RESOURCE_ATTRIBUTES").split(","))
+    told = {name.strip(): unquote(value.strip()) for name, equals, value in pairs if equals and name.strip()}
+    own = {"service.name": text("OTEL_SERVICE_NAME") or told.get("service.name") or product.NAME}
+    return {"service.version": product.VERSION} | told | own
 
 
 def _is_installed() -> bool:

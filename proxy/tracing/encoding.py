@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from wire.otlp import field, key_value
+
 INTERNAL, SERVER, CLIENT = 1, 2, 3  # Span.SpanKind.
 ERROR = b"\x7a\x02\x18\x02"  # Span.status with Status.code = STATUS_CODE_ERROR.
 
@@ -40,47 +42,17 @@ def span(  # noqa: PLR0913  (what a span is)
         (
             b"\x0a\x10%b\x12\x08%b" % context,
             b"\x22\x08" + parent if parent else b"",
-            _field(0x2A, name.encode(errors="replace")),
+            field(0x2A, name.encode(errors="replace")),
             b"\x30%c\x39%b\x41%b" % (kind, began.to_bytes(8, "little"), ended.to_bytes(8, "little")),
             *[_attribute(key, value) for key, value in attributes.items()],
-            *[_field(0x6A, b"\x0a\x10%b\x12\x08%b" % link) for link in links],
+            *[field(0x6A, b"\x0a\x10%b\x12\x08%b" % link) for link in links],
             ERROR if is_error else b"",
         )
     )
-    return _field(0x12, message)
-
-
-def request(resource: Attributes, scope: tuple[str, str], spans: Sequence[bytes]) -> bytes:
-    """An `ExportTraceServiceRequest` of these spans; `scope` is name and version of what made them."""
-    name, version = (text.encode() for text in scope)
-    scoped = _field(0x0A, _field(0x0A, name) + _field(0x12, version)) + b"".join(spans)
-    told = b"".join(_field(0x0A, _key_value(key, value)) for key, value in resource.items())
-    return _field(0x0A, _field(0x0A, told) + _field(0x12, scoped))
+    return field(0x12, message)
 
 
 @lru_cache(4096)
 def _attribute(key: str, value: str | int) -> bytes:
     """A field of `Span.attributes`."""
-    return _field(0x4A, _key_value(key, value))
-
-
-def _key_value(key: str, value: str | int) -> bytes:
-    # Half a character in a text would make the whole message none that can be read.
-    any_value = b"\x18" + _varint(value) if isinstance(value, int) else _field(0x0A, value.encode(errors="replace"))
-    return _field(0x0A, key.encode()) + _field(0x12, any_value)
-
-
-def _field(tag: int, data: bytes) -> bytes:
-    """A field of bytes: its tag, its length, itself."""
-    return b"%c%b%b" % (tag, _varint(len(data)), data)
-
-
-def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return b"%c" % number
-    parts = bytearray()
-    while number >= 0x80:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+    return field(0x4A, key_value(key, value))

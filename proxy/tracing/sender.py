@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 
-from proxy.tracing import encoding
-from wire import product
+from wire import otlp, product
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class Sender:
 
     def _post(self, spans: Sequence[bytes]) -> None:
         try:
-            is_sent = self._client.export(encoding.request(self._resource, SCOPE, spans)).success
+            is_sent = self._client.export(otlp.request(self._resource, SCOPE, spans)).success
         except Exception:
             logger.exception("spans could not be posted")
             is_sent = False

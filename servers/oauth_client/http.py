@@ -12,6 +12,7 @@ import orjson
 
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
+from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
 from wire.oauth_client import MOST_BYTES, SECONDS, TokenRequest
@@ -88,6 +89,8 @@ class Http:
                 return Answer(response.status_code, challenges, self._body(response), session, inside)
         except (AddressRefused, UrlRefused) as refusal:
             raise Unreachable(f"may not be called: {refusal}") from None
+        except ProxyFailed as failure:
+            raise Unreachable(f"cannot be reached: {failure}") from None
         except httpx.TimeoutException:
             raise Unreachable("did not answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError):

@@ -136,6 +136,11 @@ RUN_BY = (
         )
         for begin in ("curl -fsS", ".venv/bin/python manage.py rescue")
     ),
+    (
+        "docs/how-to/go-out-through-a-proxy.md",
+        "export GATEWAY_OUTBOUND_PROXY",
+        "running/test_outbound_proxy.py::test_everything_goes_out_through_the_proxy_as_printed",
+    ),
     ("docs/how-to/send-the-logs.md", "import base64", "sinks/test_receivers.py::test_documented_check"),
     ("docs/reference/exports.md", "curl -fsS", "docs/test_how_tos.py::test_an_export_is_taken_as_printed"),
     ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),

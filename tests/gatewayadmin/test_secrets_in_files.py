@@ -21,6 +21,7 @@ SECRETS = {
     "GATEWAY_EMAIL_URL",
     "GATEWAY_ENCRYPTION_KEYS",
     "GATEWAY_METRICS_TOKEN",
+    "GATEWAY_OUTBOUND_PROXY",
     "GATEWAY_SECRET_KEY",
     "GATEWAY_TOKEN_KEYS",
     "OTEL_EXPORTER_OTLP_HEADERS",
@@ -149,6 +150,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets |= {"GATEWAY_EMAIL_URL": "smtp://user:of-secrecy@mail.example.com", "GATEWAY_METRICS_TOKEN": "of-secrecy"}
     secrets["GATEWAY_CHECKPOINT_KEY"] = b64encode(b"of-secrecy".ljust(32)).decode()
     secrets["OTEL_EXPORTER_OTLP_HEADERS"] = "Authorization=of-secrecy"
+    secrets["GATEWAY_OUTBOUND_PROXY"] = "http://gateway:of-secrecy@proxy.example.com:3128"
     secrets["GATEWAY_ARCHIVE_KEYS"] = "id:of-secrecy"
     assert secrets.keys() == SECRETS
     files = {}

@@ -8,6 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from proxy.tracing import encoding
 from proxy.tracing.encoding import CLIENT, INTERNAL, SERVER, Context
+from wire import otlp
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=400) | st.sampled_from(
     ["", "a" * 127, "a" * 128, "ü" * 16_384]
@@ -40,7 +41,7 @@ def test_a_span_is_read_as_it_was_noted(
     times = 1_795_000_000_000_000_001, 1_795_000_000_000_000_300
     span = encoding.span(context, parent, name, SERVER, *times, attributes, is_error=is_error, links=links)
 
-    found = read(encoding.request(resource, ("gateway_admin", "1.2"), [span, span]))
+    found = read(otlp.request(resource, ("gateway_admin", "1.2"), [span, span]))
 
     (of_resource,) = found.resource_spans
     (scoped,) = of_resource.scope_spans
@@ -66,6 +67,6 @@ def test_the_kinds_are_those_of_the_standard(kind: int, name: str) -> None:
 def test_half_a_character_keeps_no_span_back() -> None:
     span = encoding.span(Context(b"t" * 16, b"s" * 8), b"", "a\udfffb", SERVER, 1, 2, {"tool": "\ud800"})
 
-    (one,) = read(encoding.request({}, ("", ""), [span])).resource_spans[0].scope_spans[0].spans
+    (one,) = read(otlp.request({}, ("", ""), [span])).resource_spans[0].scope_spans[0].spans
 
     assert (one.name, values(one.attributes)) == ("a?b", {"tool": "?"})

@@ -1,5 +1,6 @@
 """kill -9 of who sends, at any moment, while several write: no row is missing at the receiving end."""
 
+import json
 import os
 import random
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,8 +23,10 @@ from auditlog.models import Call, Event
 from gatewayadmin.config import database
 from sinks.models import Sink
 from tests import sampling
+from tests.collector import collecting
 from tests.eventually import eventually
 from tests.sinks.conftest import KEYS, Bucket, MakeSink
+from tests.sinks.kafka_cluster import kafka
 from tests.sinks.receiver import Request, Webhook
 from tests.sinks.test_sending import write
 from tests.workspace import ROOT
@@ -125,19 +128,17 @@ def test_killed_senders_leave_out_no_row(
         print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {twice} came twice")  # noqa: T201
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_killed_senders_leave_no_row_out_of_a_bucket(
-    kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Killed at any moment: what was put and not noted is put once more, under its name or another."""
-    chance = random.Random(f"{sampling.seed()} {request.node.name}")
-    Call.partitions.make_for(datetime.now(UTC).date())
-    Sink.objects.add(name="Bucket", kind="s3", address=bucket.url, secret=KEYS, sends_events=False, by=None)
+def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
+    """Kill senders at any moment after `deliveries`, until all rows that were committed have `arrived`; the figures.
+
+    What was taken and not noted comes once more, and is told by its id.
+    """
+    chance = random.Random(f"{sampling.seed()} {name}")
     with writing(chance) as committed:
         for _ in range(kills):
-            wanted = len(bucket.names()) + chance.randint(1, 5)
+            wanted = deliveries() + chance.randint(1, 5)
             one = sender(SENDER_LOAN_S="0.5")
-            eventually(lambda wanted=wanted: len(bucket.names()) >= wanted, 120)  # type: ignore[misc]
+            eventually(lambda wanted=wanted: deliveries() >= wanted, 120)  # type: ignore[misc]
             over = time.monotonic() + chance.random() * 0.1
             while time.monotonic() < over:
                 pass
@@ -145,15 +146,61 @@ def test_killed_senders_leave_no_row_out_of_a_bucket(
             one.wait()
     last = sender(SENDER_LOAN_S="0.5")
     try:
-        eventually(lambda: committed <= {row["id"] for row in bucket.rows()}, 120)
+        eventually(lambda: committed <= set(arrived()), 120)
     finally:
         last.kill()
         last.wait()
-
-    came = [row["id"] for row in bucket.rows()]
+    came = arrived()
     assert set(came) == committed
+    return f"{kills} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice"
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_senders_leave_no_row_out_of_a_bucket(
+    kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was put and not noted is put once more, under its name or another."""
+    Call.partitions.make_for(datetime.now(UTC).date())
+    Sink.objects.add(name="Bucket", kind="s3", address=bucket.url, secret=KEYS, sends_events=False, by=None)
+    said = kill_senders(
+        kills, request.node.name, lambda: len(bucket.names()), lambda: [row["id"] for row in bucket.rows()]
+    )
     with capsys.disabled():
-        print(f"\n{kills} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice")  # noqa: T201
+        print(f"\n{said}")  # noqa: T201
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_senders_leave_no_row_out_of_a_collector(
+    kills: int, inside: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Call.partitions.make_for(datetime.now(UTC).date())
+    with collecting() as collector:
+        Sink.objects.add(name="Collector", kind="otlp", address=collector.url, sends_events=False, by=None)
+        said = kill_senders(
+            kills,
+            request.node.name,
+            lambda: len(collector.tried),
+            lambda: [one.attributes["id"] for one in [*collector.logs] if one.event == "gateway_admin.call"],
+        )
+    with capsys.disabled():
+        print(f"\n{said}")  # noqa: T201
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_killed_senders_leave_no_row_out_of_a_topic(
+    kills: int, inside: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Call.partitions.make_for(datetime.now(UTC).date())
+    with kafka() as cluster:
+        Sink.objects.add(name="Kafka", kind="kafka", address=cluster.address(), sends_events=False, by=None)
+
+        def calls() -> list[str]:
+            rows = [json.loads(value) for _, value in cluster.messages()]
+            return [row["id"] for row in rows if row["log"] == "call"]
+
+        said = kill_senders(kills, request.node.name, lambda: len(cluster.messages()), calls)
+    with capsys.disabled():
+        print(f"\n{said}")  # noqa: T201
 
 
 def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:

@@ -6,16 +6,11 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from django.conf import LazySettings
 
 from auditlog.models import Event
@@ -24,9 +19,11 @@ from sinks import models as sink_models
 from sinks import receivers, sending
 from sinks.models import BadAddress, BadSecret, NameTaken, SendsNothing, Sink
 from sinks.receivers import Syslog as SyslogReceiver
-from sinks.receivers import backoff, checked_address, signing_key
+from sinks.receivers import backoff, checked_address
+from sinks.signing import is_strong, signing_key
 from sinks.trial import send_test_line
 from tests import make
+from tests.authority import certificate
 from tests.calls import call
 from tests.house.doors import browser as browser_of
 from tests.house.doors import session_of
@@ -44,28 +41,9 @@ ALL = frozenset(Capability)
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """How a receiver at 127.0.0.1 proves who it is, by an authority that this machine trusts."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "logs")]), datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
     pem = tmp_path / "logs.pem"
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM) + secret)
+    context = certificate(pem, "127.0.0.1")
     monkeypatch.setattr(guard, "tls", lambda: ssl.create_default_context(cafile=str(pem)))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
     return context
 
 
@@ -266,7 +244,7 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "is_strong"),
+    ("secret", "has_enough"),
     [
         ("correct horse battery", False),
         ("a" * 64, False),
@@ -279,8 +257,8 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
         ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", True),
     ],
 )
-def test_secret_typed_by_hand_has_to_hold_enough_chance(secret: str, is_strong: bool) -> None:
-    assert receivers.is_strong(secret) is is_strong
+def test_secret_typed_by_hand_has_to_hold_enough_chance(secret: str, has_enough: bool) -> None:
+    assert is_strong(secret) is has_enough
 
 
 ADDRESS_TOKEN = "T0KENinTHEpath"
