@@ -42,8 +42,9 @@ _signing_in = [
         posts_of_one_person("password change")(ChangePassword.as_view()),
         name="account_change_password",
     ),
-    path("second-factor/", mfa.authenticate, name="mfa_authenticate"),
+    path("second-factor/", second_factor.Authenticate.as_view(), name="mfa_authenticate"),
     path("second-factor/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
+    path("second-factor/key/", second_factor.KeyAgain.as_view(), name="mfa_reauthenticate_webauthn"),
     path(
         "password/reset/",
         posts_from_one_address("reset, from one address")(AskForReset.as_view()),
@@ -67,6 +68,8 @@ _second_factor = [
     path("activate/", second_factor.activate, name="mfa_activate_totp"),
     path("deactivate/", second_factor.deactivate, name="mfa_deactivate_totp"),
     path("codes/", second_factor.new_codes, name="mfa_generate_recovery_codes"),
+    path("keys/add/", second_factor.add_key, name="mfa_add_webauthn"),
+    path("keys/<int:pk>/remove/", second_factor.remove_key, name="mfa_remove_webauthn"),
 ]
 
 urlpatterns: list[URLPattern | URLResolver] = [

@@ -48,6 +48,7 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "connections:revoke",
     "gateways:remove_assignment",
     "gateways:remove_team",
+    "mfa_remove_webauthn",
     "scim:end_previous",
     "scim:revoke",
     "servers:revoke_identity",
@@ -135,7 +136,7 @@ def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) 
 # Of things this world has none of, or that are the reader's own alone.
 NOT_MET = {
     *("accounts:remove_second_factor", "accounts:revoke_invitation", "servers:confirm_identity"),
-    "tokens:end_previous",
+    *("tokens:end_previous", "mfa_remove_webauthn"),
 }
 
 
