@@ -13,6 +13,7 @@ from gatewayadmin.overview import overview
 from gatewayadmin.palette import palette
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
 from gatewayadmin.playground.views import playground
+from sso.views import SignOut
 
 _ROOMS = (
     "accounts",
@@ -31,7 +32,7 @@ _ROOMS = (
 # What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.
 _signing_in = [
     path("login/", account.login, name="account_login"),
-    path("logout/", account.logout, name="account_logout"),
+    path("logout/", SignOut.as_view(), name="account_logout"),
     path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
     path("inactive/", account.account_inactive, name="account_inactive"),
     path(

@@ -78,12 +78,17 @@ class OrganisationSerializer(serializers.Serializer[Provider]):
     groups_claim = serializers.CharField()
     default_role = Reference(allow_null=True)
     links_by_email = serializers.BooleanField()
+    signs_out_there = serializers.BooleanField()
     domains = serializers.ListField(child=serializers.CharField())
     rules = GroupRuleSerializer(many=True)
     redirect_uri = serializers.SerializerMethodField()
+    post_logout_redirect_uri = serializers.SerializerMethodField()
 
     def get_redirect_uri(self, provider: Provider) -> str:
         return flow.callback_url()
+
+    def get_post_logout_redirect_uri(self, provider: Provider) -> str:
+        return flow.signed_out_url()
 
 
 class OrganisationChanges(Body):
@@ -98,6 +103,7 @@ class OrganisationChanges(Body):
     groups_claim = serializers.CharField(max_length=100)
     default_role_id = serializers.UUIDField(allow_null=True)
     links_by_email = serializers.BooleanField()
+    signs_out_there = serializers.BooleanField()
     domains = serializers.ListField(child=serializers.CharField(max_length=253), max_length=50)
     rules = GroupRuleBody(many=True)
 

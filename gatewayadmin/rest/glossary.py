@@ -72,12 +72,17 @@ MEMBERS: dict[str, Entry] = {
     ),
     "Organisation.mode": Entry("Who may, and who has to, sign in there.", "offered"),
     "Organisation.name": Entry("What the button of the sign-in page calls it.", "Example"),
+    "Organisation.post_logout_redirect_uri": Entry(
+        "Where the provider sends people who signed out there; it has to be entered there.",
+        "https://gateway.example.com/accounts/login/",
+    ),
     "Organisation.redirect_uri": Entry(
         "What has to be entered at the provider.", "https://gateway.example.com/accounts/organisation/back/"
     ),
     "Organisation.rules": Entry("What groups give, the first that fits its role."),
     "Organisation.scopes": Entry("What the provider is asked for.", "openid profile email"),
     "Organisation.secret": Entry("The client's secret; it is never shown.", "s3cret"),
+    "Organisation.signs_out_there": Entry("Whether signing out here leads on to sign out there.", False),
     "ProviderTest.detail": Entry("What was found, or what is wrong.", "https://id.example.com describes itself."),
     "ProviderTest.works": Entry("Whether people could sign in there.", True),
     "break_glass": Entry("Whether this owner's password works although sign-in there is enforced.", False),
