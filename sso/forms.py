@@ -73,8 +73,9 @@ class ProviderForm(forms.Form):
     domains = forms.CharField(
         label="E-mail domains",
         required=False,
-        help_text="Between commas. While sign-in there is enforced, these addresses have no password. When "
-        "you save that, sessions of theirs that began with one end, yours too unless you are a break-glass owner.",
+        help_text="Your organisation's, between commas. New people need an address in these, or one that the provider "
+        "verified. While sign-in there is enforced, these addresses have no password. When you save that, "
+        "sessions of theirs that began with one end, yours too unless you are a break-glass owner.",
     )
 
     def __init__(self, data: Any, *, provider: Provider) -> None:

@@ -52,6 +52,7 @@ class ProviderPages(CapabilityAdmin):
         "domains",
         "default_role",
         "links_by_email",
+        "signs_out_there",
     )
 
     def has_module_permission(self, request: HttpRequest) -> bool:

@@ -63,7 +63,11 @@ MEMBERS: dict[str, Entry] = {
     "Organisation.client_id": Entry("How this workspace is known at the provider.", "gateway-admin"),
     "Organisation.default_role": Entry("The role of whom no rule gives one; null: no entry."),
     "Organisation.default_role_id": Entry("The role of whom no rule gives one; null: no entry.", None),
-    "Organisation.domains": Entry("E-mail domains whose people have no password here while `mode` is enforced.", []),
+    "Organisation.domains": Entry(
+        "The organisation's e-mail domains: new people may have such an address though the provider does not call it "
+        "verified, and while `mode` is enforced these people have no password here.",
+        [],
+    ),
     "Organisation.groups_claim": Entry("The claim that names groups; dots lead into objects.", "groups"),
     "Organisation.has_secret": Entry("Whether the client has a secret.", True),
     "Organisation.issuer": Entry("The provider, as it calls itself.", "https://id.example.com"),
