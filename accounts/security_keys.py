@@ -7,7 +7,6 @@ the public URL will do, and a key that was copied is known by its count of signa
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +28,7 @@ from accounts.models import User
 from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
+from wire.resolver import is_address
 
 MOST_KEYS = 10  # Of one person.
 LONGEST_CREDENTIAL = 16 * 1024
@@ -45,15 +45,7 @@ def is_offered() -> bool:
     """Whether browsers speak to security keys here: at a name, over TLS or on this machine."""
     url = urlsplit(settings.PUBLIC_URL)
     host = url.hostname or ""
-    return (url.scheme == "https" and not _is_address(host)) or host == "localhost"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return (url.scheme == "https" and not is_address(host)) or host == "localhost"
 
 
 def relying_party(name: str) -> dict[str, str]:
@@ -63,7 +55,8 @@ def relying_party(name: str) -> dict[str, str]:
 
 def _server() -> Fido2Server:
     url = urlsplit(settings.PUBLIC_URL)
-    origin = f"{url.scheme}://{url.netloc}".lower()
+    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
+    origin = f"{url.scheme}://{url.hostname}{port}"  # As browsers write it.
     # fido2 itself would take any name below ours as well.
     return Fido2Server(PublicKeyCredentialRpEntity(**relying_party("")), verify_origin=lambda said: said == origin)
 

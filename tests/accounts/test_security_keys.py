@@ -327,6 +327,15 @@ def test_keys_are_offered_where_browsers_allow_them(
     assert (client_of.get(ADD).status_code == 302) or offered
 
 
+@pytest.mark.parametrize("url", ["https://localhost:443", "https://localhost", "https://LOCALHOST"])
+def test_the_origin_is_as_browsers_write_it(client_of: Client, settings: Settings, url: str) -> None:
+    settings.PUBLIC_URL = url
+
+    add(client_of, SoftKey(origin="https://localhost"))
+
+    assert Authenticator.objects.filter(type="webauthn").exists()
+
+
 def test_the_host_of_the_public_url_is_whom_a_key_is_made_for(client_of: Client, settings: Settings) -> None:
     settings.PUBLIC_URL = "https://gateway.example.com"
     settings.ALLOWED_HOSTS = ["*"]

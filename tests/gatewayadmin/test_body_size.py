@@ -32,16 +32,10 @@ SESSION = (b"cookie", b"theme=dark; gateway_session=x")
 
 
 def status_of(
-    pieces: Iterable[bytes],
-    headers: list[tuple[bytes, bytes]] | None = None,
-    *,
-    app: ASGIApp = greedy,
-    named: tuple[bytes, bytes] | None = TOKEN,
-    known: bool = True,
-    path: str = "/",
+    pieces: Iterable[bytes], headers: list[tuple[bytes, bytes]] | None = None, **more: Any
 ) -> tuple[int, int]:
     """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
-    sent, left = answer_to(pieces, headers, app=app, named=named, known=known, path=path)
+    sent, left = answer_to(pieces, headers, **more)
     return sent[0]["status"], left
 
 
