@@ -285,6 +285,18 @@ def test_a_key_confirms_in_place_of_the_password(person: User, key: SoftKey, sig
     assert client.get(ADD).status_code == 200
 
 
+def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
+    person: User, client_of: Client, sign_in: SignIn
+) -> None:
+    passkey, again = SoftKey(counts=0), "/accounts/second-factor/key/"
+    add(client_of, passkey)
+    client = sign_in(person)
+    said = passkey.get(text(client.get(again)))
+    assert client.post(again, {"credential": said, "next": ADD})["Location"] == ADD
+
+    assert REFUSED in text(client.post(again, {"credential": said, "next": ADD}))
+
+
 def test_an_administrator_takes_keys_off_with_the_rest(person: User, key: SoftKey) -> None:
     second_factor.remove(person, by=None)
 
