@@ -15,6 +15,7 @@ from allauth.core import context
 from allauth.mfa.models import Authenticator
 from allauth.mfa.webauthn.forms import AuthenticateWebAuthnForm
 from allauth.mfa.webauthn.internal.auth import STATE_SESSION_KEY, get_credentials
+from cryptography.exceptions import UnsupportedAlgorithm
 from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -37,7 +38,7 @@ REFUSED = "This security key is not known here, or it took too long. Try again."
 # What fido2 raises of bytes that are none of WebAuthn's: it takes them apart as they come.
 MALFORMED = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError),
-    *(NotImplementedError, RecursionError, struct.error),
+    *(NotImplementedError, RecursionError, ArithmeticError, UnsupportedAlgorithm, struct.error),
 )
 
 
@@ -71,11 +72,10 @@ def registered(credential: dict[str, Any]) -> dict[str, Any]:
     state = context.request.session.pop(STATE_SESSION_KEY, None)
     try:
         response = RegistrationResponse.from_dict(credential)
-        found = _server().register_complete(state, response)
-        if (
-            found.credential_data is None
-            or found.credential_data.public_key.ALGORITHM not in CoseKey.supported_algorithms()
-        ):
+        made = _server().register_complete(state, response).credential_data
+        if made is None or made.credential_id != response.raw_id:
+            raise ValueError("It goes by another name than it was made with.")
+        if made.public_key.ALGORITHM not in CoseKey.supported_algorithms():
             raise ValueError("Nobody asked for this algorithm.")
         kept = response.response
         identifier = websafe_encode(response.raw_id)

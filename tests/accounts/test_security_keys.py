@@ -1,5 +1,6 @@
 """Security keys as second factor: adding, signing in with, confirming with and removing them, and what is refused."""
 
+import json
 from typing import Any
 
 import pytest
@@ -232,6 +233,14 @@ def test_a_key_is_added_once_by_one_person(person: User, client_of: Client, key:
 def test_a_key_made_for_another_page_is_not_added(client_of: Client) -> None:
     assert REFUSED in text(add(client_of, SoftKey(), origin="https://evil.example"))
     assert REFUSED in text(add(client_of, SoftKey(host="evil.example")))
+    assert not Authenticator.objects.exists()
+
+
+def test_a_key_under_another_name_than_it_was_made_with_is_not_added(client_of: Client) -> None:
+    credential = json.loads(SoftKey().create(text(confirm(client_of, ADD))))
+    credential |= {"id": "AAAA", "rawId": "AAAA"}
+
+    assert REFUSED in text(client_of.post(ADD, {"name": "Blue key", "credential": json.dumps(credential)}))
     assert not Authenticator.objects.exists()
 
 
