@@ -17,6 +17,7 @@ from accounts.rules import BeyondYours
 from capabilities import Capability
 from sso import discovery, flow
 from sso.discovery import Outcome
+from sso.enforcement import end_here_too
 from sso.models import (
     BadDomain,
     BadIssuer,
@@ -145,7 +146,9 @@ class OrganisationResource(Resource):
         changes = self.body()
         if "default_role_id" in changes:
             changes["default_role"] = changes.pop("default_role_id")
-        return self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
+        answer = self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
+        end_here_too(request)
+        return answer
 
     @operation(needs=SETS_UP, answer=ProviderTestSerializer, if_match=True)
     def test(self, request: Request) -> Response:

@@ -22,6 +22,7 @@ from tests import make
 from tests.accounts.again import confirmed
 from tests.accounts.test_second_factor import code_of
 from tests.oauth.apps import browser
+from tests.rest import Rest
 from tests.sso.conftest import Organisation, SignIn
 
 pytestmark = pytest.mark.django_db
@@ -211,6 +212,29 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
     assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(mia.pk), breaker.email, "enforced")
     assert Event.objects.get(action="organisation.updated", changes__has_key="sessions_ended").changes["mode"]
     assert "sessions of theirs that began with one end" in own.get("/settings/organisation/").content.decode()
+
+
+@pytest.mark.parametrize("way", ["page", "rest"])
+def test_who_enforces_it_without_breaking_the_glass_is_signed_out_with_the_rest(provider: Provider, way: str) -> None:
+    """Also when the form had waited for the password, so that the session is written once more."""
+    owner().set_break_glass(True, by=None)
+    boss = owner("boss@example.com", app=False)
+    client = typed(boss.email)[0]
+    session = client.session
+    session["began_at"] = session["seen_at"] = session["began_at"] - 3600
+    session.save()
+    form = {"name": "Example", "issuer": provider.issuer, "client_id": "gateway", "scopes": "openid"}
+    sent = form | {"groups_claim": "groups", "mode": "enforced", "domains": "example.com"}
+
+    if way == "page":
+        response = client.post("/settings/organisation/", sent)
+        assert response.status_code == 302, response.content.decode()
+    else:
+        response = Rest(client).patch("/organisation", {"mode": "enforced", "domains": ["example.com"]})
+        assert response.status_code == 200, response.content
+
+    assert Provider.load().mode == Mode.ENFORCED
+    assert client.get("/settings/profile").status_code == 302
 
 
 def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(breaker: User) -> None:
