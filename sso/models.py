@@ -305,9 +305,8 @@ class Provider(Versioned, models.Model):
 
     def _note_silence(self, person: User, rules: Sequence[GroupRule]) -> None:
         """Record that the provider said nothing of groups, where a rule may have given what this person has."""
-        if person.role in [rule.role for rule in rules] or person.teams.filter(
-            pk__in=[rule.team.pk for rule in rules if rule.team]
-        ):
+        teams = person.teams.filter(pk__in=[rule.team.pk for rule in rules if rule.team])
+        if person.role in [rule.role for rule in rules] or teams.exists():
             Event.objects.record(Action.USER_GROUPS_UNSAID, person, by=None, changes={"claim": self.groups_claim})
 
     def link(self, person: User, who: Claims) -> None:
