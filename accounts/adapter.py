@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from allauth.account.adapter import DefaultAccountAdapter
 from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import logout
 from django.contrib.auth.hashers import make_password
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -21,7 +23,14 @@ from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sende
 from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
-from sso.enforcement import SIGN_IN_THERE, forget, must_sign_in_there, note_sign_in, sign_in_there
+from sso.enforcement import (
+    SIGN_IN_THERE,
+    came_too_late,
+    forget,
+    must_sign_in_there,
+    note_sign_in,
+    sign_in_there,
+)
 
 SIGNED_IN_AT = "signed_in_at"  # In the session: when the password was typed to sign in.
 
@@ -82,6 +91,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
 
     def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> HttpResponse:
         response: HttpResponse = super().post_login(request, user, **kwargs)
+        if came_too_late(request, user):
+            logout(request)
+            messages.error(request, SIGN_IN_THERE)
+            return redirect("account_login")
         remember_browser(request, response, user)
         request.session[SIGNED_IN_AT] = time.time()
         note_sign_in(request, user)

@@ -420,7 +420,7 @@ def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Take second factor off",
             text=f"Let {person.email} sign in with the password alone?",
-            more="For who has lost both phone and recovery codes. Make sure that it is them who asks.",
+            more="For who has lost phone or keys, and recovery codes. Make sure that it is them who asks.",
             icon="shield",
             back=page_url(person),
         )

@@ -19,6 +19,8 @@ from capabilities.catalogue import SUPER_ADMIN
 
 PEOPLE_LOCK = 0x6F65_6F70  # Any number of our own, for pg_advisory_xact_lock.
 
+SECOND_FACTORS = ("totp", "webauthn")  # As allauth names them. Recovery codes only stand in for one of these.
+
 
 class PeopleError(Exception):
     """A person, role or team cannot be changed like that; the message says why."""
@@ -93,7 +95,7 @@ class LastManager(PeopleError):
 
 
 class NotBreakGlass(PeopleError):
-    """A break-glass owner is an active Super admin with a password and an authenticator app."""
+    """A break-glass owner is an active Super admin with a password and a second factor."""
 
 
 class LastBreakGlass(PeopleError):
@@ -200,7 +202,11 @@ def must_keep_a_manager() -> None:
 def has_break_glass_owner() -> bool:
     """Whether an owner could sign in while the organisation's provider is down: with a password and a second factor."""
     owners = get_user_model().objects.filter(
-        role__name=SUPER_ADMIN.name, role__locked=True, is_active=True, break_glass=True, authenticator__type="totp"
+        role__name=SUPER_ADMIN.name,
+        role__locked=True,
+        is_active=True,
+        break_glass=True,
+        authenticator__type__in=SECOND_FACTORS,
     )
     return owners.exclude(password__startswith=UNUSABLE_PASSWORD_PREFIX).exists()
 

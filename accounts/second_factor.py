@@ -1,4 +1,4 @@
-"""The second factor: an authenticator app and recovery codes; their secrets are stored encrypted."""
+"""The second factor: an authenticator app, security keys and recovery codes; secrets are stored encrypted."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from django.db import transaction
 from django.utils.html import format_html
 from django.utils.module_loading import import_string
 
+from accounts import security_keys
 from accounts.models import User, WorkspaceSettings
 from accounts.rules import Grantor
 from accounts.sign_in_limits import Tries, try_as, try_code
@@ -67,6 +68,9 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
     def get_totp_issuer(self) -> str:
         return WorkspaceSettings.load().name
+
+    def get_public_key_credential_rp_entity(self) -> dict[str, str]:
+        return security_keys.relying_party(WorkspaceSettings.load().name)
 
     def build_totp_svg(self, url: str) -> str:
         """The QR code as markup for the page itself: the CSP lets no data: image in."""
@@ -139,13 +143,13 @@ class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
 
 
 def is_on(person: User) -> bool:
-    """Whether this person signs in with a code too."""
+    """Whether this person signs in with a code or a key too."""
     on: bool = Authenticator.objects.filter(user=person).exists()
     return on
 
 
 def remove(person: User, *, by: Grantor | None) -> None:
-    """Remove the second factor of a person who lost app and recovery codes.
+    """Remove the second factor of a person who lost app or keys, and recovery codes.
 
     Raises Outranked: it weakens the protection of their account.
     """
@@ -153,6 +157,20 @@ def remove(person: User, *, by: Grantor | None) -> None:
         removed, _ = Authenticator.objects.filter(user=person).delete()
         if removed:
             Event.objects.record(Action.SECOND_FACTOR_REMOVED, person, by=by)
+
+
+def remove_key(person: User, pk: int, *, by: User) -> None:
+    """Remove a security key of this person; recovery codes go with the last thing they stand in for.
+
+    Raises Authenticator.DoesNotExist, or LastBreakGlass.
+    """
+    with person.changed_by(by):
+        key = Authenticator.objects.get(user=person, type=Authenticator.Type.WEBAUTHN, pk=pk)
+        key.delete()
+        rest = Authenticator.objects.filter(user=person)
+        if not rest.exclude(type=Authenticator.Type.RECOVERY_CODES).exists():
+            rest.delete()
+        Event.objects.record(Action.SECOND_FACTOR_REMOVED, person, by=by, changes={"security_key": str(key)})
 
 
 def key_uses() -> Counter[str]:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from allauth.core.exceptions import ReauthenticationRequired
+from allauth.mfa.base.views import AuthenticateView
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
 from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
+from allauth.mfa.webauthn.views import AddWebAuthnView, ReauthenticateWebAuthnView
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.reauthentication import must_ask_again
+from accounts import second_factor, security_keys
+from accounts.reauthentication import ask_again, must_ask_again
 from accounts.rules import LastBreakGlass, must_keep_break_glass
 from auditlog.actions import Action
 from auditlog.models import Event
-from capabilities import own_resource
-from ui.pages import AppRequest, leave, show
+from capabilities import NOBODY, own_resource
+from ui.pages import AppRequest, confirm, leave, show
 
 OWN = "one's own second factor"
 
@@ -35,6 +39,8 @@ def index(request: AppRequest) -> HttpResponse:
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
         "app": kinds.get(Authenticator.Type.TOTP),
+        "keys": security_keys.of(request.user),
+        "takes_keys": security_keys.is_offered(),
         "left": _left(codes),
     }
     return show(request, "mfa/index.html", context)
@@ -54,8 +60,15 @@ def _codes(request: HttpRequest) -> HttpResponse:
     return render(request, "mfa/recovery_codes/index.html", {"codes": authenticator.wrap().get_unused_codes()})
 
 
-def _record(request: HttpRequest, action: Action) -> None:
-    Event.objects.record(action, request.user, by=request.user)  # type: ignore[arg-type]  # signed in: the URL says so
+def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
+    user: Any = request.user  # Signed in: the URL says so.
+    Event.objects.record(action, user, by=user, changes=changes)
+
+
+def _options(context: dict[str, Any]) -> dict[str, Any]:
+    """The context of allauth's pages, with what they would hand to script as text for an attribute."""
+    asked = context.get("js_data") or {}
+    return context | {"options": json.dumps(asked.get("creation_options") or asked.get("request_options"))}
 
 
 class Confirmed:
@@ -77,9 +90,10 @@ class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
 
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
-            super().form_valid(form)
+            response: HttpResponse = super().form_valid(form)
             _record(self.request, Action.SECOND_FACTOR_ADDED)
-        return _codes(self.request)
+        # Beside a security key there are codes already, which were shown.
+        return _codes(self.request) if self.did_generate_recovery_codes else response
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -97,7 +111,10 @@ class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
 
 
 class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
-    """Turns the second factor off."""
+    """Removes the app; without a security key the second factor is off then."""
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return {**super().get_context_data(**kwargs), "keys": security_keys.of(self.request.user)}
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
@@ -110,6 +127,92 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
         return response
 
 
+@method_decorator(never_cache, name="dispatch")
+class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
+    """Adds a security key; the answer shows the recovery codes when it is the first thing of a second factor."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if not security_keys.is_offered():
+            return leave(request, reverse("mfa_index"), "Security keys take an https address with a name.")
+        return super().dispatch(request, *args, **kwargs)
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        form = kwargs.get("form") or self.get_form()
+        # allauth makes its form anew, which would check what was sent twice.
+        return _options(super().get_context_data(**kwargs)) | {"form": form}
+
+    def get_success_url(self) -> str:
+        return reverse("mfa_index")
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        with transaction.atomic():
+            person = self.request.user.lock()
+            if len(security_keys.of(person)) >= security_keys.MOST_KEYS:
+                form.add_error(None, f"{security_keys.MOST_KEYS} security keys at most. Remove one first.")
+            elif security_keys.is_taken(form.cleaned_data["credential"]):
+                form.add_error(None, "This security key was added already.")
+            if form.errors:
+                response: HttpResponse = self.form_invalid(form)
+                return response
+            response = super().form_valid(form)
+            _record(self.request, Action.SECOND_FACTOR_ADDED, security_key=form.cleaned_data["name"])
+        return _codes(self.request) if self.did_generate_recovery_codes else response
+
+
+@require_http_methods(["GET", "POST"])
+@own_resource(OWN, others=NOBODY)
+@ask_again
+def remove_key(request: AppRequest, pk: int) -> HttpResponse:
+    """Remove one of one's own security keys."""
+    key = Authenticator.objects.filter(user=request.user, type=Authenticator.Type.WEBAUTHN, pk=pk).first()
+    if key is None:
+        raise Http404
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Remove security key",
+            text=f"Remove {key}? It signs you in no more.",
+            more="Without another key or an app, your second factor is off then, and your recovery codes stop working.",
+            icon="shield",
+            back=reverse("mfa_index"),
+        )
+    try:
+        second_factor.remove_key(request.user, pk, by=request.user)
+    except Authenticator.DoesNotExist as missing:
+        raise Http404 from missing
+    except LastBreakGlass as error:
+        return leave(request, reverse("mfa_index"), str(error))
+    return leave(request, reverse("mfa_index"), "Security key removed")
+
+
+# --- Asked for --------------------------------------------------------------------------------------------------------
+
+
+class Authenticate(AuthenticateView):  # type: ignore[misc]
+    """After the password: a code, or a security key."""
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        person = self.stage.login.user
+        has_app = Authenticator.objects.filter(user=person, type=Authenticator.Type.TOTP).exists()
+        keys = security_keys.of(person)
+        if not keys:
+            self.webauthn_form = None  # Nothing to ask a browser for, nor to remember for the answer.
+        return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}
+
+
+class KeyAgain(ReauthenticateWebAuthnView):  # type: ignore[misc]
+    """The security key as confirmation before a sensitive change."""
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        form = kwargs.get("form") or self.get_form()
+        return _options(super().get_context_data(**kwargs)) | {"form": form}
+
+    def form_invalid(self, form: Any) -> HttpResponse:
+        response: HttpResponse = self.render_to_response(self.get_context_data(form=form))
+        return response
+
+
+add_key = own_resource(OWN)(AddKey.as_view())
 activate = own_resource(OWN)(Activate.as_view())
 new_codes = own_resource(OWN)(NewCodes.as_view())
 deactivate = own_resource(OWN)(Deactivate.as_view())

@@ -42,7 +42,7 @@ MOST = {
     "reset, from one address": (20, HOUR),
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
-    "organisation, from one address": (60, MINUTE),
+    "organisation, from one address": (120, MINUTE),  # Under way at once, or given up: an office is behind one.
     "organisation logout, from one address": (600, MINUTE),  # All of them come from the provider.
 }
 
@@ -65,7 +65,7 @@ class Tries:
     def count(self, action: str, of: str) -> None:
         """Count it. Raises TooManyTries when that is one too many."""
         most, window = MOST[action]
-        key = hashlib.sha256(f"{action} {of}".encode()).hexdigest()
+        key = _key(action, of)
         if Attempt.objects.note(key, window=window) > most:
             raise TooManyTries(window)
         self._keys.append(key)
@@ -73,6 +73,10 @@ class Tries:
     def take_back(self) -> None:
         for key in self._keys:
             Attempt.objects.take_back(key)
+
+
+def _key(action: str, of: str) -> str:
+    return hashlib.sha256(f"{action} {of}".encode()).hexdigest()
 
 
 def sender_of(request: HttpRequest) -> str:
@@ -114,6 +118,11 @@ def try_as(person: User, action: str) -> Tries:
 def posts_from_one_address(action: str) -> Callable[[View], View]:
     """Limit how often a form is sent from one address."""
     return _posts(action, sender_of)
+
+
+def take_back(request: HttpRequest, action: str) -> None:
+    """Do not count a form that was sent from this address: what it began was right."""
+    Attempt.objects.take_back(_key(action, sender_of(request)))
 
 
 def posts_of_one_person(action: str) -> Callable[[View], View]:

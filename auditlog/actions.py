@@ -128,6 +128,7 @@ class Action(StrEnum):
     USER_INVITATION_REVOKED = "user.invitation_revoked"
     USER_INVITED = "user.invited"
     USER_JOINED = "user.joined"
+    USER_GROUPS_UNSAID = "user.groups_unsaid"
     USER_LINKED = "user.linked"
     USER_PASSWORD_CHANGED = "user.password_changed"
     USER_PASSWORD_LINK_MADE = "user.password_link_made"

@@ -18,7 +18,17 @@ MOST_NAMED = 3
 LONGEST_LABEL = 200  # A label as long as that may have been cut.
 ASIDE = frozenset({"through", "owner", "note"})  # Facts beside what was changed.
 # The values that sentences name, each with what it is, and those they only depend on: it takes no room in the text.
-STATED = {"role": "name", "more": "", "requests": "", "row": "", "owner": "person", "to": "person", "email": "person"}
+STATED = {
+    "role": "name",
+    "security_key": "name",
+    "more": "",
+    "requests": "",
+    "row": "",
+    "reason": "",
+    "owner": "person",
+    "to": "person",
+    "email": "person",
+}
 # Labels that name several things: what joins them, and which they are.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
@@ -158,10 +168,12 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} changed the role {target}.",
     ),
     Action.SECOND_FACTOR_ADDED: (
+        "{self} added the security key {security_key} as a second factor.",
         "{self} turned their second factor on.",
         "{actor} turned the second factor of {target} on.",
     ),
     Action.SECOND_FACTOR_REMOVED: (
+        "{self} removed their security key {security_key}.",
         "{self} turned their second factor off.",
         "{actor} removed the second factor of {target}.",
     ),
@@ -185,6 +197,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} changed the server {target}.",
     ),
     Action.SIGN_IN_REFUSED: (
+        "The security key {security_key} of {target} was refused: there is a copy of it.",
+        "The organisation's sign-in as {email} was refused: {reason}.",
         "Too many passwords were tried for {email}; further ones were refused.",
         "Too many passwords were tried; further ones were refused.",
     ),
@@ -254,6 +268,9 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.USER_INVITATION_REVOKED: ("{actor} took the invitation of {target} back.",),
     Action.USER_INVITED: ("{actor} invited {target} with the role {role}.", "{actor} invited {target}."),
     Action.USER_JOINED: ("{target} accepted the invitation.",),
+    Action.USER_GROUPS_UNSAID: (
+        "The organisation said nothing of the groups of {target}, whose role and teams stay as they were.",
+    ),
     Action.USER_LINKED: (
         "{self} linked their account to the organisation.",
         "The account of {target} was linked to the organisation.",

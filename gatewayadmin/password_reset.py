@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView, PasswordResetView
+from allauth.usersessions.models import UserSession
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
@@ -15,6 +16,7 @@ from accounts.models import KeyEnd
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
+from sso.enforcement import keep
 from ui.pages import leave
 
 
@@ -54,9 +56,14 @@ class ChangePassword(PasswordChangeView):  # type: ignore[misc]
         return response
 
     def form_valid(self, form: Any) -> HttpResponse:
-        user = self.request.user
+        user, before = self.request.user, self.request.session.session_key
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
+            # The session got another key, and what the organisation may end goes along.
+            UserSession.objects.filter(session_key=before).exclude(
+                session_key=self.request.session.session_key
+            ).delete()
+            keep(self.request)
             Event.objects.record(Action.USER_PASSWORD_CHANGED, user, by=user)
             if form.cleaned_data["revoke"]:
                 Connection.objects.end_all_of(user, by=user)

@@ -235,10 +235,14 @@ ACCOUNT_REAUTHENTICATION_TIMEOUT = int(timedelta(minutes=5).total_seconds())
 ACCOUNT_RATE_LIMITS = False
 
 MFA_ADAPTER = "accounts.second_factor.Adapter"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_FORMS = {
     "activate_totp": "accounts.second_factor.ActivateForm",
     "authenticate": "accounts.second_factor.CodeForm",
     "reauthenticate": "accounts.second_factor.CodeAgainForm",
+    "add_webauthn": "accounts.security_keys.AddKeyForm",
+    "authenticate_webauthn": "accounts.security_keys.KeyForm",
+    "reauthenticate_webauthn": "accounts.security_keys.KeyAgainForm",
 }
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
 MFA_RECOVERY_CODES_SHOW_ONCE = True
@@ -364,6 +368,7 @@ LOGGING = {
         "django.security": {"handlers": ["stderr_one_line"], "level": "WARNING", "propagate": False},
         "django.request": {"level": "ERROR"},  # A 404 is nothing a person must act upon; the edge notes it.
         "gatewayadmin.serving.outer_middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
+        "fido2": {"level": "WARNING"},  # Names every key that is used.
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},
         "aiokafka": {"level": "CRITICAL"},  # What it fails at is told of the sink.

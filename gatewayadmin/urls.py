@@ -13,6 +13,7 @@ from gatewayadmin.overview import overview
 from gatewayadmin.palette import palette
 from gatewayadmin.password_reset import AskForReset, ChangePassword, SetPassword
 from gatewayadmin.playground.views import playground
+from sso.views import SignOut
 
 _ROOMS = (
     "accounts",
@@ -31,7 +32,7 @@ _ROOMS = (
 # What allauth offers beyond these (changing one's own e-mail, signing in by mailed code) is not ours.
 _signing_in = [
     path("login/", account.login, name="account_login"),
-    path("logout/", account.logout, name="account_logout"),
+    path("logout/", SignOut.as_view(), name="account_logout"),
     path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
     path("inactive/", account.account_inactive, name="account_inactive"),
     path(
@@ -42,8 +43,9 @@ _signing_in = [
         posts_of_one_person("password change")(ChangePassword.as_view()),
         name="account_change_password",
     ),
-    path("second-factor/", mfa.authenticate, name="mfa_authenticate"),
+    path("second-factor/", second_factor.Authenticate.as_view(), name="mfa_authenticate"),
     path("second-factor/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
+    path("second-factor/key/", second_factor.KeyAgain.as_view(), name="mfa_reauthenticate_webauthn"),
     path(
         "password/reset/",
         posts_from_one_address("reset, from one address")(AskForReset.as_view()),
@@ -67,6 +69,8 @@ _second_factor = [
     path("activate/", second_factor.activate, name="mfa_activate_totp"),
     path("deactivate/", second_factor.deactivate, name="mfa_deactivate_totp"),
     path("codes/", second_factor.new_codes, name="mfa_generate_recovery_codes"),
+    path("keys/add/", second_factor.add_key, name="mfa_add_webauthn"),
+    path("keys/<int:pk>/remove/", second_factor.remove_key, name="mfa_remove_webauthn"),
 ]
 
 urlpatterns: list[URLPattern | URLResolver] = [

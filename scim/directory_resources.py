@@ -195,7 +195,9 @@ class People:
     def _said(self, content: dict[str, Any]) -> dict[str, Any]:
         """What a directory says of a person. Raises InvalidValueException without an e-mail address to know them by."""
         user_name = _text(content, "userName").lower()
-        emails = [one for one in content.get("emails") or () if one.get("value")][:MOST_EMAILS]
+        emails = [one for one in content.get("emails") or () if one.get("value")]
+        if len(emails) > MOST_EMAILS:
+            raise InvalidValueException(detail=f"A user has at most {MOST_EMAILS} emails.")
         for one in emails:
             for part, value in one.items():
                 _must_be_short(f"emails.{part}", value, LONGEST_IN_EMAILS.get(part, LONGEST_OTHER))
@@ -272,11 +274,13 @@ class Teams:
         return _resource(model, "Group", team, content, versioned)
 
     def create(self, by: Directory, content: dict[str, Any]) -> UUID:
+        one_at_a_time()  # Whom it names is looked up under the lock: nobody is deleted until they are in.
         team = Team.objects.add(name=self._name(content), users=self._members(content), by=by)
         self._describe(by, team, content)
         return team.pk
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
+        one_at_a_time()  # As above.
         # Whom the directory has deleted it does not name; they stay where they are.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)

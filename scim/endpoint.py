@@ -51,10 +51,14 @@ class TooManyRequests(SCIMException):
 
 def answer(request: HttpRequest) -> HttpResponse:
     """The response to a request of a directory; every error is in the form of RFC 7644 section 3.12."""
-    key = _key_of(request)
-    if key is None:
-        unknown = UnauthorizedException(detail="This provisioning key is missing, unknown or revoked.")
-        return _http(ScimService(provider()).error_response(unknown))
+    try:
+        key = _key_of(request)
+        if key is None:
+            raise UnauthorizedException(detail="This provisioning key is missing, unknown or revoked.")
+    except Exception as error:
+        if not isinstance(error, SCIMException):
+            logger.exception("a provisioning key could not be looked up")
+        return _http(ScimService(provider()).error_response(error))
     service = Service(storage := Storage(key, writes=request.method not in LOOKING))
     try:
         if Attempt.objects.note(f"scim {key.pk}") > A_MINUTE:

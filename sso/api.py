@@ -17,6 +17,7 @@ from accounts.rules import BeyondYours
 from capabilities import Capability
 from sso import discovery, flow
 from sso.discovery import Outcome
+from sso.enforcement import end_here_too
 from sso.models import (
     BadDomain,
     BadIssuer,
@@ -78,12 +79,17 @@ class OrganisationSerializer(serializers.Serializer[Provider]):
     groups_claim = serializers.CharField()
     default_role = Reference(allow_null=True)
     links_by_email = serializers.BooleanField()
+    signs_out_there = serializers.BooleanField()
     domains = serializers.ListField(child=serializers.CharField())
     rules = GroupRuleSerializer(many=True)
     redirect_uri = serializers.SerializerMethodField()
+    post_logout_redirect_uri = serializers.SerializerMethodField()
 
     def get_redirect_uri(self, provider: Provider) -> str:
         return flow.callback_url()
+
+    def get_post_logout_redirect_uri(self, provider: Provider) -> str:
+        return flow.signed_out_url()
 
 
 class OrganisationChanges(Body):
@@ -98,6 +104,7 @@ class OrganisationChanges(Body):
     groups_claim = serializers.CharField(max_length=100)
     default_role_id = serializers.UUIDField(allow_null=True)
     links_by_email = serializers.BooleanField()
+    signs_out_there = serializers.BooleanField()
     domains = serializers.ListField(child=serializers.CharField(max_length=253), max_length=50)
     rules = GroupRuleBody(many=True)
 
@@ -139,7 +146,9 @@ class OrganisationResource(Resource):
         changes = self.body()
         if "default_role_id" in changes:
             changes["default_role"] = changes.pop("default_role_id")
-        return self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
+        answer = self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
+        end_here_too(request)
+        return answer
 
     @operation(needs=SETS_UP, answer=ProviderTestSerializer, if_match=True)
     def test(self, request: Request) -> Response:

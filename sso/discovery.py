@@ -39,6 +39,7 @@ class Metadata(NamedTuple):
     userinfo_endpoint: str
     auth_methods: tuple[str, ...]
     says_iss: bool
+    end_session_endpoint: str = ""  # OpenID Connect RP-Initiated Logout 1.0; empty where it publishes none.
 
     def auth_method(self, *, secret: bool) -> str:
         """How our client names itself at the token endpoint."""
@@ -100,11 +101,13 @@ def test(provider: Provider, *, by: Actor | None) -> Outcome:
     else:
         forget(provider)
         way = "" if provider.has_secret else " It has to take clients without a secret."
+        tells = not provider.signs_out_there or said.end_session_endpoint
+        out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
         keys_found = "1 key" if len(found) == 1 else f"{len(found)} keys"
         outcome = Outcome(
             works=True,
             detail=f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
-            f"{keys_found}.{way} Whether it knows the client shows when somebody signs in.",
+            f"{keys_found}.{way}{out} Whether it knows the client shows when somebody signs in.",
         )
     told = {"works": outcome.works} | ({} if outcome.works else {"detail": outcome.detail})
     Event.objects.record(Action.ORGANISATION_TESTED, provider, by=by, changes=told)
@@ -131,6 +134,7 @@ def ask(provider: Provider) -> Metadata:
         userinfo_endpoint=_endpoint(provider, document, "userinfo_endpoint", needed=False),
         auth_methods=as_list(document.get("token_endpoint_auth_methods_supported")),
         says_iss=document.get("authorization_response_iss_parameter_supported") is True,
+        end_session_endpoint=_usable(provider, document.get("end_session_endpoint")),
     )
 
 
@@ -160,9 +164,15 @@ def _endpoint(provider: Provider, document: Mapping[str, Any], name: str, *, nee
     value = document.get(name)
     if value is None and not needed:
         return ""
-    if not isinstance(value, str) or not is_https(value, like=provider.issuer):
+    usable = _usable(provider, value)
+    if not usable:
         raise ProviderDown(f"{provider.issuer} names no usable {name}.")
-    return value
+    return usable
+
+
+def _usable(provider: Provider, value: object) -> str:
+    """The address, if browsers may be sent there; else empty."""
+    return value if isinstance(value, str) and is_https(value, like=provider.issuer) else ""
 
 
 def _name(what: str, issuer: str) -> str:

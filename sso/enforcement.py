@@ -6,18 +6,20 @@ import logging
 from typing import Any
 
 from allauth.usersessions.models import UserSession
+from django.contrib.auth import logout
 from django.db import transaction
 from django.http import HttpRequest
 
 from accounts.models import User
+from accounts.rules import one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event
+from sso.browser_sessions import BROWSER
 from sso.models import Claims, Provider
 
 logger = logging.getLogger(__name__)
 
 SIGN_IN_THERE = "People with this address sign in at their organisation. Use the button below."
-BROWSER = "organisation"  # In a session: as whom it was signed in to at the organisation.
 
 
 def sign_in_there(email: str) -> bool:
@@ -41,12 +43,41 @@ def forget(request: HttpRequest) -> None:
     request.session.pop(BROWSER, None)
 
 
-def note_sign_in(request: HttpRequest, person: User) -> None:
-    """Keep with the browser's row as whom it was signed in to; raise the alarm when the glass was broken."""
+def is_signed_in_there(request: HttpRequest, provider: Provider) -> bool:
+    """Whether this browser's session was begun at this provider."""
+    known = request.session.get(BROWSER) or {}
+    return bool(known.get("issuer") == provider.issuer)
+
+
+def came_too_late(request: HttpRequest, person: User) -> bool:
+    """Whether this session began with a password, and signing in there was enforced before it was complete."""
+    if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
+        return False
+    with transaction.atomic():
+        one_at_a_time()  # Whoever enforces it ends the sessions there are, and this one is among them by now.
+        return must_sign_in_there(User.objects.get(pk=person.pk))
+
+
+def end_here_too(request: HttpRequest) -> None:
+    """Sign this browser out if its session ended with the others': the request would end with an error otherwise."""
+    session = request.session
+    if session.session_key and not session.exists(session.session_key):
+        logout(request)
+
+
+def keep(request: HttpRequest) -> bool:
+    """Keep with the browser's row as whom it was signed in to at the organisation; whether it was."""
     known = request.session.get(BROWSER)
     if known:
         UserSession.objects.filter(session_key=request.session.session_key).update(data={BROWSER: known})
-    elif person.break_glass and sign_in_there(person.email):
+    return bool(known)
+
+
+def note_sign_in(request: HttpRequest, person: User) -> None:
+    """Keep with the browser's row as whom it was signed in to; raise the alarm when the glass was broken."""
+    if keep(request):
+        return
+    if person.break_glass and sign_in_there(person.email):
         Event.objects.record(Action.USER_BREAK_GLASS_USED, person, by=person)
         logger.warning("a break-glass owner signed in with a password", extra={"user": person.email})
 

@@ -65,6 +65,25 @@ def callback_url() -> str:
     return f"{settings.PUBLIC_URL}{reverse('sso:callback')}"
 
 
+def signed_out_url() -> str:
+    """Where the provider sends people who have signed out there; it has to be entered there."""
+    return f"{settings.PUBLIC_URL}{reverse('account_login')}"
+
+
+def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
+    """A page that leads on to where the provider ends its own session (OpenID Connect RP-Initiated Logout 1.0); None
+    when it publishes no such place. Raises ProviderDown.
+
+    It is told the client and no ID token: that would have to be kept for the length of the session, and would be in an
+    address. The provider asks the person instead.
+    """
+    place = metadata(provider).end_session_endpoint
+    if not place:
+        return None
+    parameters = {"client_id": provider.client_id, "post_logout_redirect_uri": signed_out_url()}
+    return _leads_on(request, provider, authorize_url(place, parameters), "sso/leads_out.html")
+
+
 def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
     """A page that leads on to the provider. Raises ProviderDown."""
     said = metadata(provider)
@@ -85,10 +104,10 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
     return _leads_on(request, provider, authorize_url(said.authorization_endpoint, parameters))
 
 
-def _leads_on(request: HttpRequest, provider: Provider, url: str) -> HttpResponse:
+def _leads_on(request: HttpRequest, provider: Provider, url: str, template: str = "sso/leads_on.html") -> HttpResponse:
     """Not a redirect: our policy for forms (CSP form-action) stops one out of a form, to the provider and wherever that
     leads on to."""
-    response = render(request, "sso/leads_on.html", {"provider": provider, "url": url})
+    response = render(request, template, {"provider": provider, "url": url})
     response["Refresh"] = f"0; url={url}"
     response["Referrer-Policy"] = "no-referrer"
     response["Cache-Control"] = "no-store"
@@ -137,7 +156,7 @@ def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
         elif "email" in beside:
             claims.pop("email_verified", None)
         claims = beside | claims
-    return read(claims, provider, is_scope_known=bool(tokens.scope))
+    return read(claims, provider)
 
 
 def _must_be_granted(asked: str, granted: str) -> None:
@@ -192,7 +211,7 @@ def _userinfo(provider: Provider, url: str, access: str, subject: str) -> dict[s
     return found
 
 
-def read(claims: Mapping[str, Any], provider: Provider, *, is_scope_known: bool) -> Claims:
+def read(claims: Mapping[str, Any], provider: Provider) -> Claims:
     """What is used of the claims; nothing else of them is kept."""
 
     def text(name: str) -> str:
@@ -209,7 +228,7 @@ def read(claims: Mapping[str, Any], provider: Provider, *, is_scope_known: bool)
         email_verified=verified if isinstance(verified, bool) else None,
         name=text("name"),
         groups=_groups(claims, provider.groups_claim),
-        says_groups=is_scope_known or _value(claims, provider.groups_claim) is not None,
+        says_groups=_value(claims, provider.groups_claim) is not None,
         session=text("sid")[:255],
         authenticated_at=signed_in if isinstance(signed_in := claims.get("auth_time"), int | float) else None,
     )

@@ -65,10 +65,17 @@ class ProviderForm(forms.Form):
         help_text="Whoever the provider vouches for with a verified address becomes the person who has it here. "
         "Otherwise people link their account themselves, on their profile.",
     )
+    signs_out_there = forms.BooleanField(
+        label="Sign out there too",
+        required=False,
+        help_text="Whoever signed in there and signs out here is led on to the provider, which ends its own session.",
+    )
     domains = forms.CharField(
         label="E-mail domains",
         required=False,
-        help_text="Between commas. While sign-in there is enforced, these addresses have no password.",
+        help_text="Your organisation's, between commas. New people need an address in these, or one that the provider "
+        "verified. While sign-in there is enforced, these addresses have no password. When you save that, "
+        "sessions of theirs that began with one end, yours too unless you are a break-glass owner.",
     )
 
     def __init__(self, data: Any, *, provider: Provider) -> None:
@@ -102,7 +109,7 @@ class ProviderForm(forms.Form):
 
     @property
     def entry_fields(self) -> list[forms.BoundField]:
-        return [self[name] for name in ("mode", "domains", "links_by_email")]
+        return [self[name] for name in ("mode", "domains", "links_by_email", "signs_out_there")]
 
 
 def _count(data: Mapping[str, str]) -> int:

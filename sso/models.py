@@ -22,6 +22,7 @@ from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from servers.models import cipher
 from servers.upstream_guard import upstream_guard
+from sso.browser_sessions import end_password_sessions
 from wire.guard import UrlRefused
 
 MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
@@ -104,7 +105,7 @@ class Mode(models.TextChoices):
 class Claims(NamedTuple):
     """What the provider says of somebody who has just signed in there. `email_verified` is None when it does not say;
     `groups` is None when they are too many to be in a token, `authenticated_at` when it does not say when they proved
-    who they are. `says_groups` is false when no groups may mean that the person had them left out."""
+    who they are. `says_groups` is false when it says nothing of groups, which is not the same as none."""
 
     issuer: str
     subject: str
@@ -142,6 +143,8 @@ class Provider(Versioned, models.Model):
     domains = models.JSONField(default=list, blank=True)
     default_role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="+")
     links_by_email = models.BooleanField(default=False)
+    # Whether signing out here leads on to the provider, which ends the session there.
+    signs_out_there = models.BooleanField(default=False, db_default=False)
 
     class Meta:
         default_permissions = ()
@@ -184,7 +187,8 @@ class Provider(Versioned, models.Model):
     def editable(self) -> dict[str, Any]:
         names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
         role = self.default_role.name if self.default_role else None
-        return {name: getattr(self, name) for name in names} | {"default_role": role, "rules": _told(self.rules)}
+        more = {"signs_out_there": self.signs_out_there, "default_role": role, "rules": _told(self.rules)}
+        return {name: getattr(self, name) for name in names} | more
 
     def enforces(self, email: str) -> bool:
         """Whether people with this address have to sign in at the organisation."""
@@ -198,8 +202,11 @@ class Provider(Versioned, models.Model):
 
         `rules` is a list of GroupRule; `secret` replaces the one there is, which another issuer ends. Raises
         ProviderError, ChangedMeanwhile, BeyondYours, or Outranked unless who changes any of TERMS holds every
-        capability.
+        capability. Where it begins to be enforced, sessions that began with a password end.
         """
+        must_hold(by, SETS_UP)
+        issuer = str(fields.get("issuer", "")).strip()
+        private = _is_private(issuer) if issuer else False  # Names are looked up while nobody waits for the lock.
         with transaction.atomic():
             one_at_a_time()
             present: Self = cls.load().lock()
@@ -207,6 +214,8 @@ class Provider(Versioned, models.Model):
             must_hold(by, SETS_UP)
             row = cls.load()
             row.take(fields, secret)
+            if issuer:
+                row.private = private
             before, after = present.editable(), row.editable() | {"rules": _told(rules)}
             changes: dict[str, Any] = {
                 name: [before[name], after[name]] for name in before if before[name] != after[name]
@@ -224,6 +233,9 @@ class Provider(Versioned, models.Model):
             row.save()
             if secret:
                 changes["secret_replaced"] = True
+            if row.mode == Mode.ENFORCED and {"mode", "domains"} & changes.keys():
+                ended = end_password_sessions(row.domains, by=by)
+                changes |= {"sessions_ended": ended} if ended else {}
             if changes:
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
         return row
@@ -234,18 +246,8 @@ class Provider(Versioned, models.Model):
             setattr(self, name, value.strip() if isinstance(value, str) else value)
         self.domains = sorted({str(each).strip().lower().lstrip("@") for each in self.domains if str(each).strip()})
         self.scopes = " ".join(self.scopes.split())
-        if "issuer" in fields and self.issuer:
-            self._must_be_reachable()
         if secret:
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
-
-    def _must_be_reachable(self) -> None:
-        try:
-            self.private = upstream_guard().check_now(self.issuer)
-        except UrlRefused as refusal:
-            raise BadIssuer(str(refusal)) from None
-        if "?" in self.issuer or "#" in self.issuer:
-            raise BadIssuer("An issuer has no query and no fragment.")
 
     def must_be_sound(self) -> None:
         """Raise ProviderError unless people could sign in like that."""
@@ -294,9 +296,18 @@ class Provider(Versioned, models.Model):
             if account is None:
                 self._bind(person, who, by=None)
             self._give(person, role)
+            if not who.says_groups:
+                self._note_silence(person, rules)
+                return person
             for team in locked:
                 _put(person, team, is_member=any(rule.team == team and rule.group in who.groups for rule in rules))
         return person
+
+    def _note_silence(self, person: User, rules: Sequence[GroupRule]) -> None:
+        """Record that the provider said nothing of groups, where a rule may have given what this person has."""
+        teams = person.teams.filter(pk__in=[rule.team.pk for rule in rules if rule.team])
+        if person.role in [rule.role for rule in rules] or teams.exists():
+            Event.objects.record(Action.USER_GROUPS_UNSAID, person, by=None, changes={"claim": self.groups_claim})
 
     def link(self, person: User, who: Claims) -> None:
         """Let this person, who is signed in, sign in at the organisation from now on. Raises AlreadyLinked."""
@@ -332,6 +343,9 @@ class Provider(Versioned, models.Model):
             raise NoEntry("email_not_verified")
         person = User.objects.select_related("role").filter(email=email).first()
         if person is None:
+            # Else whoever may write their own address there would be here as somebody who has yet to come.
+            if not who.email_verified and email.rpartition("@")[2] not in self.domains:
+                raise NoEntry("email_not_verified")
             return None
         is_linked = Account.objects.filter(user=person, issuer=who.issuer).exists()
         if is_linked or person.break_glass or not (self.links_by_email and who.email_verified):
@@ -342,14 +356,13 @@ class Provider(Versioned, models.Model):
         self, who: Claims, groups: frozenset[str], person: User | None, rules: Sequence[GroupRule]
     ) -> Role | None:
         """The role of the first rule that fits, else the default one. While no rule gives roles, those of the people
-        who are there already are given here, and stay. Nobody gets more by leaving out which groups they are in."""
+        who are there already are given here, and stay; so does the one of whom the provider says no groups."""
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role
+        if person is not None and person.role is not None and not who.says_groups:
+            return person.role
         fitting = (rule.role for rule in rules if rule.role and rule.group in groups)
-        role = next(fitting, self.default_role)
-        if person is not None and person.role is not None and role is not None and not who.says_groups:
-            return role if role.capabilities <= person.role.capabilities else person.role
-        return role
+        return next(fitting, self.default_role)
 
     def _made(self, who: Claims, role: Role | None) -> User:
         name = " ".join(who.name.split())[:120]
@@ -373,6 +386,17 @@ class Provider(Versioned, models.Model):
             person.give_role(role, by=None)
         except (LastOwner, LastManager):
             person.refresh_from_db()
+
+
+def _is_private(issuer: str) -> bool:
+    """Whether its name leads to a private address. Raises BadIssuer."""
+    try:
+        private = upstream_guard().check_now(issuer)
+    except UrlRefused as refusal:
+        raise BadIssuer(str(refusal)) from None
+    if "?" in issuer or "#" in issuer:
+        raise BadIssuer("An issuer has no query and no fragment.")
+    return private
 
 
 class RuleRow(models.Model):

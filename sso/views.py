@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from allauth.account.internal.flows.reauthentication import resume_request
 from allauth.account.utils import perform_login
+from allauth.account.views import LogoutView
 from django.conf import settings
 from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_not_required
@@ -25,13 +26,13 @@ from accounts.adapter import SIGNED_IN_AT, confirms_there
 from accounts.models import User
 from accounts.reauthentication import ask_again
 from accounts.rules import PeopleError, lacking
-from accounts.sign_in_limits import posts_from_one_address
+from accounts.sign_in_limits import posts_from_one_address, take_back
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from sso import discovery, flow
-from sso.enforcement import end_sessions, remember
+from sso.enforcement import end_here_too, end_sessions, is_signed_in_there, remember
 from sso.flow import Begun, SignInFailed
 from sso.forms import ProviderForm
 from sso.models import Account, Claims, NoEntry, Provider, ProviderError
@@ -40,6 +41,7 @@ from ui.pages import AppRequest, clash_context, leave, own_path, posted, refuse,
 
 logger = logging.getLogger(__name__)
 
+BEGUN_THERE = "organisation, from one address"
 OWN_ACCOUNT = "one's own account at the organisation"
 
 
@@ -49,7 +51,7 @@ OWN_ACCOUNT = "one's own account at the organisation"
 @never_cache
 @require_POST
 @login_not_required
-@posts_from_one_address("organisation, from one address")
+@posts_from_one_address(BEGUN_THERE)
 def begin(request: HttpRequest) -> HttpResponse:
     """The button of the sign-in page."""
     return _begin(request, flow.LOGIN, own_path(request.POST.get("next", ""), reverse("overview")))
@@ -101,6 +103,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
     remember(request, who)
     # Who has a second factor here is asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
+    take_back(request, BEGUN_THERE)
     if request.user.is_authenticated:  # A confirmation as well only if the provider asked for a credential just now.
         request.session[SIGNED_IN_AT] = who.authenticated_at or 0
     return response
@@ -152,6 +155,26 @@ def confirm(request: AppRequest) -> HttpResponse:
     if request.method == "POST":
         return _begin(request, flow.CONFIRM, onward)
     return show(request, "sso/confirm.html", {"provider": Provider.offered(), "onward": onward})
+
+
+# --- Signed out here, and there too -----------------------------------------------------------------------------------
+
+
+class SignOut(LogoutView):  # type: ignore[misc]
+    """Ends the session here. Where the workspace has it so, whoever signed in at the organisation is led on to sign out
+    there as well; not who goes on here at once, as somebody else."""
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        provider = Provider.offered()
+        leads = provider if provider and provider.signs_out_there and is_signed_in_there(request, provider) else None
+        response: HttpResponse = super().post(request, *args, **kwargs)
+        if leads is None or request.POST.get("next"):
+            return response
+        try:
+            return flow.sign_out_there(request, leads) or response
+        except ProviderError as fault:
+            logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
+            return response
 
 
 # --- Signed out there -------------------------------------------------------------------------------------------------
@@ -213,6 +236,7 @@ def settings_page(request: AppRequest) -> HttpResponse:
         except PeopleError as error:
             form.add_error(None, str(error))
         else:
+            end_here_too(request)
             return leave(request, reverse("sso:settings"), "Sign-in by your organisation saved")
     return refuse(request, "sso/settings.html", context)
 
@@ -235,6 +259,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
         "provider": provider,
         "version": provider.version,
         "callback_url": flow.callback_url(),
+        "signed_out_url": flow.signed_out_url(),
         "logout_url": f"{settings.PUBLIC_URL}{reverse('sso:backchannel_logout')}",
     }
 

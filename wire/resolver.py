@@ -22,7 +22,7 @@ class Resolver:
 
     async def find(self, host: str, port: int) -> list[AddressInfo]:
         """The addresses of `host`. Raises OSError when it has none."""
-        if _is_address(host):
+        if is_address(host):
             return _look_up(host, port)
         place = host, port
         asking = self._asking.get(place)
@@ -48,7 +48,8 @@ def _look_up(host: str, port: int) -> list[AddressInfo]:
         raise socket.gaierror(socket.EAI_NONAME, f"{host} is no name") from None
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether this is an IP address and no name."""
     try:
         ip_address(host)
     except ValueError:

@@ -64,6 +64,7 @@ class Team(Versioned, models.Model):
         try:
             with transaction.atomic():
                 row = self.lock()
+                one_at_a_time()  # Whom somebody else takes out meanwhile is not put back as one who stays.
                 before, users = row.editable(), list(users)
                 _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
                 new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}

@@ -19,6 +19,7 @@ from django.utils.crypto import salted_hmac
 
 from accounts.models.roles import Role
 from accounts.rules import (
+    SECOND_FACTORS,
     AlreadyInvited,
     AlreadyJoined,
     EmailTaken,
@@ -342,9 +343,9 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def can_break_glass(self) -> bool:
-        """Whether they are an owner with a password and an authenticator app."""
-        apps = User.objects.filter(pk=self.pk, authenticator__type="totp")
-        return self.is_owner and self.has_usable_password() and apps.exists()
+        """Whether they are an owner with a password and a second factor."""
+        factors = User.objects.filter(pk=self.pk, authenticator__type__in=SECOND_FACTORS)
+        return self.is_owner and self.has_usable_password() and factors.exists()
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
         """Invalidate the links of the invitation, so that a new one can be sent; also of one that was revoked.

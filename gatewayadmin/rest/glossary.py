@@ -63,7 +63,11 @@ MEMBERS: dict[str, Entry] = {
     "Organisation.client_id": Entry("How this workspace is known at the provider.", "gateway-admin"),
     "Organisation.default_role": Entry("The role of whom no rule gives one; null: no entry."),
     "Organisation.default_role_id": Entry("The role of whom no rule gives one; null: no entry.", None),
-    "Organisation.domains": Entry("E-mail domains whose people have no password here while `mode` is enforced.", []),
+    "Organisation.domains": Entry(
+        "The organisation's e-mail domains: new people may have such an address though the provider does not call it "
+        "verified, and while `mode` is enforced these people have no password here.",
+        [],
+    ),
     "Organisation.groups_claim": Entry("The claim that names groups; dots lead into objects.", "groups"),
     "Organisation.has_secret": Entry("Whether the client has a secret.", True),
     "Organisation.issuer": Entry("The provider, as it calls itself.", "https://id.example.com"),
@@ -72,12 +76,17 @@ MEMBERS: dict[str, Entry] = {
     ),
     "Organisation.mode": Entry("Who may, and who has to, sign in there.", "offered"),
     "Organisation.name": Entry("What the button of the sign-in page calls it.", "Example"),
+    "Organisation.post_logout_redirect_uri": Entry(
+        "Where the provider sends people who signed out there; it has to be entered there.",
+        "https://gateway.example.com/accounts/login/",
+    ),
     "Organisation.redirect_uri": Entry(
         "What has to be entered at the provider.", "https://gateway.example.com/accounts/organisation/back/"
     ),
     "Organisation.rules": Entry("What groups give, the first that fits its role."),
     "Organisation.scopes": Entry("What the provider is asked for.", "openid profile email"),
     "Organisation.secret": Entry("The client's secret; it is never shown.", "s3cret"),
+    "Organisation.signs_out_there": Entry("Whether signing out here leads on to sign out there.", False),
     "ProviderTest.detail": Entry("What was found, or what is wrong.", "https://id.example.com describes itself."),
     "ProviderTest.works": Entry("Whether people could sign in there.", True),
     "break_glass": Entry("Whether this owner's password works although sign-in there is enforced.", False),

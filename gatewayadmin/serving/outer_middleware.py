@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatewayadmin.config.environment import Network
@@ -131,7 +131,9 @@ class _LimitedBody:
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An application that answers 413."""
         text = f"The request is larger than {self.largest // 1024} KiB.\n"
-        await PlainTextResponse(text, 413, {"Connection": "close"})(scope, receive, send)
+        answer = _to_directory(scope, 413, text) or PlainTextResponse(text, 413)
+        answer.headers["Connection"] = "close"
+        await answer(scope, receive, send)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -141,14 +143,19 @@ class _LimitedBody:
         return {"type": "http.disconnect"} if self.is_too_large else message
 
 
-_unknown_sender = JSONResponse(
-    {
-        "detail": "Unknown, expired or revoked: the token or session this comes with. Nobody else may send that much.",
-        "code": "unauthorized",
-    },
-    401,
-    {"WWW-Authenticate": "Bearer", "Connection": "close"},
-)
+async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
+    text = "Unknown, expired or revoked: the token or session this comes with. Nobody else may send that much."
+    answer = _to_directory(scope, 401, text) or JSONResponse({"detail": text, "code": "unauthorized"}, 401)
+    answer.headers.update({"WWW-Authenticate": "Bearer", "Connection": "close"})
+    await answer(scope, receive, send)
+
+
+def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
+    """The refusal in the form of RFC 7644 section 3.12, which is all that directories read; None for everybody else."""
+    if not scope["path"].startswith("/scim/"):
+        return None
+    error = {"schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"], "status": str(status), "detail": text.strip()}
+    return JSONResponse(error, status, media_type="application/scim+json")
 
 
 class _RequestLog:
@@ -192,7 +199,7 @@ class _RequestLog:
 
 
 async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = PlainTextResponse(WRONG_HOST, 400)
+    answer = _to_directory(scope, 400, WRONG_HOST) or PlainTextResponse(WRONG_HOST, 400)
     await answer(scope, receive, send)
 
 

@@ -1,6 +1,6 @@
 // An organisation's identity provider: npm's oidc-provider, on the port it is given.
 //
-// It knows one client, whose addresses are in REDIRECT_URIS and LOGOUT_URI. Anybody may sign in under any name; what it
+// It knows one client, whose addresses are in REDIRECT_URIS, LOGOUT_URI and AFTER_LOGOUT. Anybody may sign in under any name; what it
 // says of them is in the file PEOPLE, by name, read anew at each sign-in. Claims come by userinfo, as the standard has
 // it, or with IN_ID_TOKEN=1 in the ID token.
 
@@ -9,7 +9,7 @@ import { readFileSync } from "node:fs";
 import Provider from "oidc-provider";
 
 const port = Number(process.argv[2]);
-const { CLIENT_SECRET, REDIRECT_URIS, LOGOUT_URI, PEOPLE, IN_ID_TOKEN } = process.env;
+const { CLIENT_SECRET, REDIRECT_URIS, LOGOUT_URI, AFTER_LOGOUT, PEOPLE, IN_ID_TOKEN } = process.env;
 
 const provider = new Provider(`http://127.0.0.1:${port}`, {
   clients: [
@@ -18,6 +18,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
       client_secret: CLIENT_SECRET,
       redirect_uris: REDIRECT_URIS.split(" "),
       backchannel_logout_uri: LOGOUT_URI,
+      post_logout_redirect_uris: AFTER_LOGOUT ? [AFTER_LOGOUT] : [],
       backchannel_logout_session_required: true,
     },
   ],

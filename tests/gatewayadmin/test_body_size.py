@@ -1,6 +1,7 @@
 """How much a client may send outside /mcp."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterable
 from typing import Any, cast
@@ -31,6 +32,14 @@ SESSION = (b"cookie", b"theme=dark; gateway_session=x")
 
 
 def status_of(
+    pieces: Iterable[bytes], headers: list[tuple[bytes, bytes]] | None = None, **more: Any
+) -> tuple[int, int]:
+    """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
+    sent, left = answer_to(pieces, headers, **more)
+    return sent[0]["status"], left
+
+
+def answer_to(
     pieces: Iterable[bytes],
     headers: list[tuple[bytes, bytes]] | None = None,
     *,
@@ -38,8 +47,9 @@ def status_of(
     named: tuple[bytes, bytes] | None = TOKEN,
     known: bool = True,
     path: str = "/",
-) -> tuple[int, int]:
-    """The status of a POST with this body by somebody `named`, and how many pieces were never asked for."""
+    host: bytes = b"x",
+) -> tuple[list[Message], int]:
+    """The messages of the answer to it, and the same number."""
     left = [*pieces]
     sent: list[Message] = []
 
@@ -54,7 +64,7 @@ def status_of(
         "method": "POST",
         "path": path,
         "query_string": b"",
-        "headers": [(b"host", b"x"), *([named] if named else []), *(headers or [])],
+        "headers": [(b"host", host), *([named] if named else []), *(headers or [])],
     }
 
     async def is_known(_: Headers) -> bool:
@@ -64,7 +74,7 @@ def status_of(
         app, hosts=["x"], scheme="http", trusted=[], unchecked=[], session_cookie="gateway_session", is_known=is_known
     )
     asyncio.run(edge(scope, receive, send))
-    return sent[0]["status"], len(left)
+    return sent, len(left)
 
 
 def test_a_body_of_three_mebibytes_is_taken() -> None:
@@ -105,6 +115,21 @@ def test_of_an_invented_key_or_session_no_more_is_read_than_of_nobody(named: tup
 def test_an_invented_key_with_a_large_body_is_refused_unread(named: tuple[bytes, bytes]) -> None:
     length = [(b"content-length", str(LARGEST_ANONYMOUS_BODY + 1).encode())]
     assert status_of([b"x"], length, named=named, known=False) == (401, 1)
+
+
+def test_directories_are_refused_in_the_only_form_they_read() -> None:
+    length = [(b"content-length", str(LARGEST_ANONYMOUS_BODY + 1).encode())]
+    refusals = [
+        answer_to([b"x"], [(b"content-length", str(LARGEST_BODY + 1).encode())], path="/scim/v2/Users"),
+        answer_to([b"x"], length, known=False, path="/scim/v2/Users"),
+        answer_to([b"x"], host=b"elsewhere", path="/scim/v2/Users"),
+    ]
+    for (sent, _), status in zip(refusals, (413, 401, 400), strict=True):
+        told = json.loads(sent[1]["body"])
+        assert sent[0]["status"] == status
+        assert dict(sent[0]["headers"])[b"content-type"] == b"application/scim+json"
+        assert (told["schemas"], told["status"]) == (["urn:ietf:params:scim:api:messages:2.0:Error"], str(status))
+        assert told["detail"]
 
 
 @pytest.mark.django_db

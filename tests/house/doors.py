@@ -25,6 +25,7 @@ from hosts.models import Host
 from oauth.models import AuthorizeRequest
 from servers.models import Identity
 from tests import make
+from tests.accounts.soft_key import added
 from tests.api.world import World, build, holder
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 
@@ -115,6 +116,7 @@ PLACES = {
     "gateways/<slug:slug>/": "gateway_slug",
     "hosts/": "host",
     "identities/<uuid:pk>/gateways/": "shared_identity",
+    "keys/": "security_key",
     "identities/": "identity",
     "logs/views/": "saved_view",
     "logs/": "call",
@@ -206,6 +208,7 @@ class Site:
             "server_slug": assignment.server.slug,
             "oauth_server_slug": oauth.slug,
             "saved_view": known["savedview-detail"]["pk"],
+            "security_key": added(self.world.owner).pk,
             "session": own.pk,
             "person": known["user"]["pk"],
             "provisioning_key": known["provisioning-key"]["pk"],

@@ -48,6 +48,7 @@ FOR_GOOD = {  # One credential, one session, one place: it can be made anew.
     "connections:revoke",
     "gateways:remove_assignment",
     "gateways:remove_team",
+    "mfa_remove_webauthn",
     "scim:end_previous",
     "scim:revoke",
     "servers:revoke_identity",

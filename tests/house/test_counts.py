@@ -31,6 +31,7 @@ from gateways.models import Feature
 from scim.models import ProvisioningKey
 from servers.models import Identity
 from tests import make, upstreams
+from tests.accounts.soft_key import added
 from tests.house.count_questions import ASKS, FIXED, NOT_STORED, QUESTIONS, STATES, SWITCHED_ON, Ask
 from tests.house.doors import PLACES, Door, browser, doors, session_of
 from tests.house.every_state import SET, World, built, ids
@@ -175,6 +176,7 @@ class Walk:
             "call": [*Call.objects.filter(outcome="ok").values_list("uid", flat=True)[:1], *refused],
             "event": [*newest, *Event.objects.filter(correlation_id=one_request).values_list("uid", flat=True)[:1]],
             "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
+            "security_key": [added(self.viewer).pk],
             "session": [],
             "provisioning_key": [str(pk) for pk in ProvisioningKey.objects.values_list("pk", flat=True)],
             "sink": [key for key, state in world.states.items() if state == "failing"],

@@ -112,6 +112,7 @@ STRANGERS = {
     "account_change_password": 302,
     "account_reauthenticate": 302,
     "mfa_reauthenticate": 302,
+    "mfa_reauthenticate_webauthn": 302,
     "staff_password": 302,
     "oauth2_provider:authorize": 400,
     "oauth2_provider:dcr-register": 405,

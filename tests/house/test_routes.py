@@ -24,7 +24,13 @@ PUBLIC = {
     "sso:callback",
 }
 # Pages of others about nothing but oneself; sign-in is required for every route.
-OWN = {"account_change_password", "account_reauthenticate", "mfa_reauthenticate", "staff_password"}
+OWN = {
+    "account_change_password",
+    "account_reauthenticate",
+    "mfa_reauthenticate",
+    "mfa_reauthenticate_webauthn",
+    "staff_password",
+}
 # What programs speak to: it knows clients and keys, not roles. Of the authorization server only `authorize` has a
 # person before it, and asks them to sign in; the token and registration endpoints judge the client.
 PROTOCOL = {

@@ -129,3 +129,12 @@ def test_an_e_mail_corrected_after_a_directory_took_a_person_over_stays(director
     assert directory.ask("PUT", f"/Users/{ben.pk}", body | {"externalId": "00u2"}).status_code == 200
 
     assert User.objects.get(pk=ben.pk).email == "ben.new@example.com"
+
+
+def test_more_than_20_emails_of_a_person_are_refused_and_none_is_dropped(directory: Directory) -> None:
+    emails = [{"value": f"ana{number}@example.com"} for number in range(21)]
+
+    refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": "ana@example.com", "emails": emails})
+
+    assert (*told(refused), refused.json()["detail"]) == (400, "invalidValue", "A user has at most 20 emails.")
+    assert len(directory.make("ana@example.com", emails=emails[:20])["emails"]) == 20

@@ -66,6 +66,7 @@ def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
                 "CLIENT_SECRET": SECRET,
                 "REDIRECT_URIS": redirect_uri,
                 "LOGOUT_URI": f"http://127.0.0.1:{ear.port}/",
+                "AFTER_LOGOUT": urljoin(redirect_uri, "/accounts/login/"),
                 "PEOPLE": str(people),
             }
             process = subprocess.Popen(

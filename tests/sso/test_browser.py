@@ -1,4 +1,4 @@
-"""An organisation's sign-in in a real browser: set up on its page, and the button works under our policy."""
+"""An organisation's sign-in in a real browser: set up on its page, and button and signing out work under our policy."""
 
 import pytest
 from playwright.sync_api import expect
@@ -12,7 +12,7 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("clients")
 
 
-def test_the_button_leads_to_the_provider_and_back_in(
+def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_both(
     live: Serve, npm: Npm, open_browser: Open, trouble: Trouble
 ) -> None:
     trouble.expected.add("fonts.googleapis.com")  # Of the provider's own page.
@@ -28,6 +28,7 @@ def test_the_button_leads_to_the_provider_and_back_in(
         owner.get_by_label("Client secret").fill(SECRET)
         owner.get_by_label("Role of everybody else").select_option("Member")
         owner.get_by_label("Offered beside the password").check()
+        owner.get_by_label("Sign out there too").check()
         owner.get_by_role("button", name="Save").click()
         expect(owner.get_by_text("Sign-in by your organisation saved")).to_be_visible()
         owner.get_by_role("button", name="Test").click()
@@ -44,6 +45,14 @@ def test_the_button_leads_to_the_provider_and_back_in(
 
         page.wait_for_url(f"{live.url}/settings/profile")
         expect(page.get_by_text("none: you sign in at your organisation")).to_be_visible()
+
+        page.locator("button.account").click()
+        page.get_by_role("button", name="Sign out", exact=True).click()
+        page.wait_for_url(f"{organisation.origin}/session/end**")
+        page.get_by_role("button", name="Yes").click()
+        page.wait_for_url(f"{live.url}/accounts/login/")
+        page.get_by_role("button", name="Sign in with Example").click()
+        expect(page.locator("[name=login]")).to_be_visible()  # There as well, nobody is signed in any more.
 
         owner.goto(f"{live.url}/settings/organisation/")
         owner.get_by_label("Off", exact=True).check()

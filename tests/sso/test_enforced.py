@@ -16,12 +16,13 @@ from accounts.password_links import invitation_link, password_link
 from accounts.rules import LastBreakGlass, NotBreakGlass, NotOwner
 from auditlog.models import Event
 from capabilities import Capability
-from sso.enforcement import BROWSER
+from sso.browser_sessions import BROWSER
 from sso.models import Mode, Provider, ProviderError
 from tests import make
 from tests.accounts.again import confirmed
 from tests.accounts.test_second_factor import code_of
 from tests.oauth.apps import browser
+from tests.rest import Rest
 from tests.sso.conftest import Organisation, SignIn
 
 pytestmark = pytest.mark.django_db
@@ -190,6 +191,75 @@ def test_whoever_runs_the_machine_ends_the_enforcement(breaker: User) -> None:
 
     assert Provider.load().mode == Mode.OFFERED
     assert typed(mia.email)[1]["Location"] == "/"
+
+
+def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
+    provider: Provider, organisation: Organisation, sign_in: SignIn
+) -> None:
+    """Not those of break-glass owners, whoever enforces it."""
+    breaker, mia, outside = owner(), make.user(email="mia@example.com"), make.user(email="guest@partner.example.org")
+    breaker.set_break_glass(True, by=None)
+    organisation.knows("bo")
+    there = sign_in("bo")
+    own, hers, theirs = (typed(person.email)[0] for person in (breaker, mia, outside))
+    own.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
+
+    Provider.edit(by=breaker, mode="enforced", domains=["example.com"])
+
+    assert [client.get("/settings/profile").status_code for client in (own, hers, theirs)] == [200, 302, 200]
+    assert there.person is not None
+    ended = Event.objects.get(action="user.session_ended")
+    assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(mia.pk), breaker.email, "enforced")
+    assert Event.objects.get(action="organisation.updated", changes__has_key="sessions_ended").changes["mode"]
+    assert "sessions of theirs that began with one end" in own.get("/settings/organisation/").content.decode()
+
+
+@pytest.mark.parametrize("way", ["page", "rest"])
+def test_who_enforces_it_without_breaking_the_glass_is_signed_out_with_the_rest(provider: Provider, way: str) -> None:
+    """Also when the form had waited for the password, so that the session is written once more."""
+    owner().set_break_glass(True, by=None)
+    boss = owner("boss@example.com", app=False)
+    client = typed(boss.email)[0]
+    session = client.session
+    session["began_at"] = session["seen_at"] = session["began_at"] - 3600
+    session.save()
+    form = {"name": "Example", "issuer": provider.issuer, "client_id": "gateway", "scopes": "openid"}
+    sent = form | {"groups_claim": "groups", "mode": "enforced", "domains": "example.com"}
+
+    if way == "page":
+        response = client.post("/settings/organisation/", sent)
+        assert response.status_code == 302, response.content.decode()
+    else:
+        response = Rest(client).patch("/organisation", {"mode": "enforced", "domains": ["example.com"]})
+        assert response.status_code == 200, response.content
+
+    assert Provider.load().mode == Mode.ENFORCED
+    assert client.get("/settings/profile").status_code == 302
+
+
+def test_a_domain_that_is_added_ends_its_sessions_and_another_change_ends_none(breaker: User) -> None:
+    outside = make.user(email="guest@partner.example.org")
+    client = typed(outside.email)[0]
+
+    Provider.edit(by=None, name="Renamed")
+    assert client.get("/settings/profile").status_code == 200
+    Provider.edit(by=None, domains=["example.com", "partner.example.org"])
+
+    assert client.get("/settings/profile").status_code == 302
+
+
+def test_a_password_that_was_right_before_it_was_enforced_opens_no_session_after_it(provider: Provider) -> None:
+    """Between password and code lies a moment in which somebody enforces it."""
+    owner().set_break_glass(True, by=None)
+    late = owner("late@example.com")
+    client, response = typed(late.email)
+    assert response["Location"] == "/accounts/second-factor/"
+    Provider.edit(by=None, mode="enforced", domains=["example.com"])
+
+    refused = client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)}, follow=True)
+
+    assert THERE in refused.content.decode()
+    assert client.get("/settings/profile").status_code == 302
 
 
 def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: User) -> None:

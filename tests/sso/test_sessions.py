@@ -1,11 +1,14 @@
 """Sessions of people who signed in at their organisation: second factor, logout there, and what goes on."""
 
 from typing import NoReturn
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 from allauth.mfa.models import Authenticator
 from allauth.mfa.utils import encrypt
 from allauth.usersessions.models import UserSession
+from django.conf import settings
+from django.contrib.auth.hashers import make_password
 from django.test import Client
 
 from accounts.models import User
@@ -15,11 +18,13 @@ from auditlog.models import Event
 from capabilities import Capability
 from servers.oauth_client.http import Http, Unreachable
 from sso import discovery
+from sso.discovery import fetch
 from sso.models import Provider
 from tests import make
 from tests.accounts.test_second_factor import code_of
-from tests.clients.issuers import NoWayBack
+from tests.clients.issuers import NoWayBack, Page
 from tests.eventually import eventually
+from tests.issuers import destination
 from tests.oauth.apps import browser
 from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at
 from tests.sso.test_enforced import APP_SECRET
@@ -152,6 +157,123 @@ def test_the_page_of_a_person_of_the_organisation_speaks_of_no_invitation(
 
     assert "Invitation" not in page
     assert "signs in at the organisation" in page
+
+
+def test_changing_ones_password_leaves_the_session_the_organisations_to_end(
+    organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    visit = sign_in("mia")
+    User.objects.filter(email="mia@example.com").update(password=make_password(make.PASSWORD))
+    visit = sign_in("mia")
+    new = "another horse battery staple"
+    changed = visit.client.post(
+        "/accounts/password/change/", {"oldpassword": make.PASSWORD, "password1": new, "password2": new}
+    )
+    assert changed.status_code == 302
+    assert visit.person is not None
+    organisation.logout_tokens.clear()
+
+    sign_out_at(visit.visitor, organisation)
+    eventually(lambda: bool(organisation.logout_tokens))
+    Client().post(LOGOUT, {"logout_token": organisation.logout_tokens[0]})
+
+    assert visit.person is None
+    assert Event.objects.filter(action="user.session_ended").count() == 1
+
+
+# --- Signing out here, and there too --------------------------------------------------------------------------------
+
+
+def test_signing_out_leads_on_to_the_provider_which_sends_people_back(
+    provider: Provider, organisation: Organisation, sign_in: SignIn
+) -> None:
+    Provider.edit(by=None, signs_out_there=True)
+    organisation.knows("mia")
+    visit = sign_in("mia")
+
+    left = visit.client.post("/accounts/logout/")
+
+    assert visit.person is None
+    away = destination(left)
+    assert away.startswith(f"{organisation.origin}/session/end?")
+    assert parse_qs(urlsplit(away).query) == {
+        "client_id": ["gateway"],
+        "post_logout_redirect_uri": [f"{settings.PUBLIC_URL}/accounts/login/"],
+    }
+    page = visit.visitor.http.get(away)
+    form = Page(page.text)
+    assert form.form is not None, page.text
+    back = visit.visitor.http.post(
+        urljoin(str(page.url), form.form.get("action") or ""), data=form.fields | {"logout": "yes"}
+    )
+    assert back.headers["Location"] == f"{settings.PUBLIC_URL}/accounts/login/"
+    # There is no session there any more: the next sign-in asks who they are.
+    asked = visit.visitor.http.get(destination(Client().post("/accounts/organisation/")), follow_redirects=True)
+    assert 'name="login"' in asked.text
+
+
+def test_signing_out_leads_nowhere_else_unless_it_is_switched_on_and_one_signed_in_there(
+    provider: Provider, organisation: Organisation, sign_in: SignIn
+) -> None:
+    organisation.knows("mia")
+    assert sign_in("mia").client.post("/accounts/logout/")["Location"] == "/accounts/login/"
+    Provider.edit(by=None, signs_out_there=True)
+
+    own = Client()
+    own.post("/accounts/login/", {"login": make.user(email="bo@example.com").email, "password": make.PASSWORD})
+
+    assert own.post("/accounts/logout/")["Location"] == "/accounts/login/"
+    switching = sign_in("mia")
+    assert switching.client.post("/accounts/logout/", {"next": "/settings/"})["Location"] == "/settings/"
+    elsewhere = sign_in("mia").client.post("/accounts/logout/", {"next": "https://evil.example/"})
+    assert elsewhere["Location"] == "/accounts/login/"
+
+
+@pytest.mark.parametrize("place", [None, "javascript:alert(1)", "https://user@evil.example/", 7])
+def test_a_provider_without_a_usable_place_to_sign_out_is_not_led_to(
+    provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, place: object
+) -> None:
+    Provider.edit(by=None, signs_out_there=True)
+    organisation.knows("mia")
+    visit = sign_in("mia")
+    document = fetch(provider, f"{provider.issuer}/.well-known/openid-configuration")
+    discovery.forget(provider)
+    monkeypatch.setattr(discovery, "fetch", lambda *_: document | {"end_session_endpoint": place})
+
+    assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
+    assert visit.person is None
+    monkeypatch.setattr(discovery, "_keys", lambda *_: [{}])
+    assert "no place to sign out there" in discovery.test(Provider.load(), by=None).detail
+
+
+def test_signing_out_works_while_the_provider_is_down(
+    provider: Provider, organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Provider.edit(by=None, signs_out_there=True)
+    organisation.knows("mia")
+    visit = sign_in("mia")
+    discovery.forget(provider)
+
+    def down(*_: object) -> NoReturn:
+        raise Unreachable("cannot be reached")
+
+    monkeypatch.setattr(Http, "get", down)
+
+    assert visit.client.post("/accounts/logout/")["Location"] == "/accounts/login/"
+    assert visit.person is None
+
+
+def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
+    organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an office whose people are behind one; those that are given up do."""
+    monkeypatch.setitem(MOST, "organisation, from one address", (2, MINUTE))
+    organisation.knows("mia")
+    for _ in range(4):
+        assert sign_in("mia").person is not None
+
+    assert [Client().post("/accounts/organisation/").status_code for _ in range(3)] == [200, 200, 429]
 
 
 @pytest.fixture

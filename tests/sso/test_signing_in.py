@@ -189,36 +189,71 @@ def test_scopes_under_googles_names_and_one_that_gives_no_claims_are_granted() -
         _must_be_granted("openid groups", "openid email")
 
 
-@pytest.mark.parametrize(
-    ("says_groups", "default", "expected"),
-    [(False, "Wide", "Guest"), (False, "Least", "Least"), (True, "Wide", "Wide"), (True, "Least", "Least")],
-)
-def test_nobody_gets_more_by_groups_that_are_left_out(
-    provider: Provider, says_groups: bool, default: str, expected: str
-) -> None:
-    """Nor keeps what a group gave them. Where the provider says that there are none, the default role is given."""
+def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) -> Claims:
+    said = frozenset(groups)
+    return Claims(provider.issuer, "mia", "mia@example.com", True, "Mia", groups=said, says_groups=says_groups)
+
+
+@pytest.mark.parametrize("default", ["Wide", "Least"])
+def test_groups_that_are_not_said_change_nothing_and_are_noted(provider: Provider, default: str) -> None:
+    """None at all, as an empty list, take away what a rule gave."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
         "Guest": make.role(Capability.LOGS_READ, name="Guest"),
         "Least": make.role(name="Least"),
     }
-    changed = Provider.edit(by=None, default_role=roles[default], rules=[GroupRule("guests", roles["Guest"])])
-    mia = Claims(provider.issuer, "mia", "mia@example.com", True, "Mia", frozenset({"guests"}))
-    assert changed.admit(mia).role == roles["Guest"]
+    team = Team.objects.add(name="Platform", users=[], by=None)
+    rules = [GroupRule("guests", roles["Guest"], team)]
+    changed = Provider.edit(by=None, default_role=roles[default], rules=rules)
+    changed.admit(claims_of_mia(provider, "guests"))
 
-    person = changed.admit(mia._replace(groups=frozenset(), says_groups=says_groups))
+    person = changed.admit(claims_of_mia(provider, says_groups=False))
 
-    assert person.role == roles[expected]
+    assert (person.role, list(person.teams.all())) == (roles["Guest"], [team])
+    noted = Event.objects.get(action="user.groups_unsaid")
+    assert (noted.target_id, noted.changes) == (str(person.pk), {"claim": "groups"})
+
+    person = changed.admit(claims_of_mia(provider))
+    assert (person.role, list(person.teams.all())) == (roles[default], [])
+
+
+def test_whoever_no_rule_gave_anything_makes_no_note(provider: Provider) -> None:
+    changed = Provider.edit(by=None, rules=[GroupRule("guests", make.role(name="Guest"))])
+
+    for _ in range(2):
+        assert changed.admit(claims_of_mia(provider, says_groups=False)).role == Role.objects.get(name="Member")
+
+    assert not Event.objects.filter(action="user.groups_unsaid").exists()
+
+
+@pytest.mark.parametrize("verified", [None, True])
+@pytest.mark.parametrize("domains", [[], ["example.com"]])
+def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organisation(
+    organisation: Organisation, provider: Provider, sign_in: SignIn, verified: bool | None, domains: list[str]
+) -> None:
+    """Else whoever may write their own address there would be here as somebody who has yet to come."""
+    Provider.edit(by=None, domains=domains)
+    organisation.knows("eve", email="ceo@example.com", email_verified=verified)
+
+    visit = sign_in("eve")
+
+    is_let_in = bool(verified or domains)
+    assert (visit.person is not None) is is_let_in
+    assert User.objects.filter(email="ceo@example.com").exists() is is_let_in
+    if not is_let_in:
+        assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "email_not_verified"
 
 
 def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
     def said(**claims: object) -> Claims:
-        return read({"sub": "mia", "email": "mia@example.com"} | claims, provider, is_scope_known=True)
+        return read({"sub": "mia", "email": "mia@example.com"} | claims, provider)
 
     assert said(sub=" mia").subject == " mia"
     assert said(email="\u212amia@example.com").email == ""  # KELVIN SIGN is k in lower case.
     assert said(email="mia\x00@example.com").email == ""
     assert said(name=" Mi\u202ea\x00 ").name == "Mia"
+    assert not said().says_groups
+    assert said(groups=[]).says_groups
     assert said(groups=["own\u200bers", "a\x00", "staff"]).groups == frozenset({"staff"})
 
 

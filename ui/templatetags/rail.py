@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 GROUPS: dict[str, tuple[Setting, ...]] = {
     "My account": (
         Setting("accounts:profile", "Profile & password", "user", "Your name, password and theme"),
-        Setting("mfa_index", "Second factor", "shield", "A code from your phone besides the password"),
+        Setting("mfa_index", "Second factor", "shield", "A code or a security key besides the password"),
         Setting("accounts:sessions", "Sessions", "lock", "Where you are signed in"),
         Setting("connections:mine", "My identities", "identity", "What your connections carry to servers"),
         Setting("tokens:list", "API Tokens", "key", "What your agents call gateways with"),

@@ -1,0 +1,189 @@
+"""Security keys and passkeys as a second factor (WebAuthn), beside the authenticator app.
+
+allauth keeps the rows and asks browsers for a signature. What browsers answer is judged here: only the very origin of
+the public URL will do, and a key that was copied is known by its count of signatures (WebAuthn section 6.1.1).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from allauth.core import context
+from allauth.mfa.models import Authenticator
+from allauth.mfa.webauthn.forms import AuthenticateWebAuthnForm
+from allauth.mfa.webauthn.internal.auth import STATE_SESSION_KEY, get_credentials
+from cryptography.exceptions import UnsupportedAlgorithm
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from fido2.cose import CoseKey
+from fido2.server import Fido2Server
+from fido2.utils import websafe_encode
+from fido2.webauthn import AuthenticationResponse, PublicKeyCredentialRpEntity, RegistrationResponse
+
+from accounts.models import User
+from accounts.sign_in_limits import Tries, try_as, try_code
+from auditlog.actions import Action
+from auditlog.models import Event
+from wire.resolver import is_address
+
+MOST_KEYS = 10  # Of one person.
+LONGEST_CREDENTIAL = 16 * 1024
+NOT_READ = "Nothing was read from a security key. It takes a browser with script."
+REFUSED = "This security key is not known here, or it took too long. Try again."
+# What fido2 raises of bytes that are none of WebAuthn's: it takes them apart as they come.
+MALFORMED = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError),
+    *(NotImplementedError, RecursionError, ArithmeticError, UnsupportedAlgorithm, struct.error),
+)
+
+
+def is_offered() -> bool:
+    """Whether browsers speak to security keys here: at a name, over TLS or on this machine."""
+    url = urlsplit(settings.PUBLIC_URL)
+    host = url.hostname or ""
+    return (url.scheme == "https" and not is_address(host)) or host == "localhost"
+
+
+def relying_party(name: str) -> dict[str, str]:
+    """Whose keys these are: the host of the public URL, whatever a request calls it."""
+    return {"id": urlsplit(settings.PUBLIC_URL).hostname or "", "name": name}
+
+
+def _server() -> Fido2Server:
+    url = urlsplit(settings.PUBLIC_URL)
+    port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
+    origin = f"{url.scheme}://{url.hostname}{port}"  # As browsers write it.
+    # fido2 itself would take any name below ours as well.
+    return Fido2Server(PublicKeyCredentialRpEntity(**relying_party("")), verify_origin=lambda said: said == origin)
+
+
+def of(person: User) -> list[Any]:
+    """This person's keys, the oldest first."""
+    return list(Authenticator.objects.filter(user=person, type=Authenticator.Type.WEBAUTHN).order_by("pk"))
+
+
+def registered(credential: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a new key, if it answers the challenge of this session. Raises ValidationError."""
+    state = context.request.session.pop(STATE_SESSION_KEY, None)
+    try:
+        response = RegistrationResponse.from_dict(credential)
+        made = _server().register_complete(state, response).credential_data
+        if made is None or made.credential_id != response.raw_id:
+            raise ValueError("It goes by another name than it was made with.")
+        if made.public_key.ALGORITHM not in CoseKey.supported_algorithms():
+            raise ValueError("Nobody asked for this algorithm.")
+        kept = response.response
+        identifier = websafe_encode(response.raw_id)
+        return {
+            "type": "public-key",
+            "id": identifier,
+            "rawId": identifier,
+            "response": {
+                "clientDataJSON": websafe_encode(kept.client_data),
+                "attestationObject": websafe_encode(kept.attestation_object),
+            },
+            "clientExtensionResults": {},
+        }
+    except MALFORMED:
+        raise ValidationError(REFUSED) from None
+
+
+def is_taken(credential: dict[str, Any]) -> bool:
+    """Whether somebody has added this key already."""
+    rows = Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN)
+    return bool(rows.filter(data__credential__rawId=credential["rawId"]).exists())
+
+
+def checked(person: User, credential: dict[str, Any]) -> Authenticator:
+    """The key of this person that signed the challenge of this session. Raises ValidationError, also for one whose
+    count of signatures did not grow: there are two of it, and nobody can tell whose this is."""
+    state = context.request.session.pop(STATE_SESSION_KEY, None)
+    try:
+        response = AuthenticationResponse.from_dict(credential)
+        _server().authenticate_complete(state, get_credentials(person), response)
+    except MALFORMED:
+        raise ValidationError(REFUSED) from None
+    with transaction.atomic():
+        rows = Authenticator.objects.select_for_update().filter(user=person, type=Authenticator.Type.WEBAUTHN)
+        key = rows.filter(data__credential__rawId=websafe_encode(response.raw_id)).first()
+        is_one = key is not None and _takes(key, response.response.authenticator_data.counter)
+        if key and not is_one:
+            Event.objects.record(Action.SIGN_IN_REFUSED, person, by=None, changes={"security_key": str(key)})
+    if not is_one:
+        raise ValidationError(REFUSED)
+    return key
+
+
+def _takes(key: Any, count: int) -> bool:
+    """Take its count of signatures over, if that grew. A key that does not count says 0."""
+    before = key.data.get("sign_count", key.wrap().authenticator_data.counter)
+    if (before or count) and count <= before:
+        return False
+    key.data["sign_count"] = count
+    key.save(update_fields=["data"])
+    return True
+
+
+# --- Forms ------------------------------------------------------------------------------------------------------------
+
+
+class CredentialField(forms.CharField):
+    """What the browser says for a key, as JSON, in a field that script fills."""
+
+    widget = forms.HiddenInput
+
+    def __init__(self) -> None:
+        super().__init__(max_length=LONGEST_CREDENTIAL, error_messages={"required": NOT_READ, "max_length": REFUSED})
+
+    def clean(self, value: Any) -> dict[str, Any]:
+        try:
+            found = orjson.loads(super().clean(value))
+        except orjson.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValidationError(REFUSED)
+        return found
+
+
+class AddKeyForm(forms.Form):
+    """The name of a new key, and what it says."""
+
+    name = forms.CharField(max_length=60, help_text="To tell it from others, as “Blue key” or “Laptop”.")
+    credential = CredentialField()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.user = kwargs.pop("user")
+        super().__init__(*args, **kwargs)
+
+    def clean_credential(self) -> dict[str, Any]:
+        return registered(self.cleaned_data["credential"])
+
+
+class KeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
+    """The key asked for when signing in."""
+
+    credential = CredentialField()
+
+    def count(self) -> Tries:
+        """Count this try. Raises TooManyTries."""
+        return try_code(context.request, self.user)
+
+    def clean_credential(self) -> Authenticator:
+        tries = self.count()
+        key = checked(self.user, self.cleaned_data["credential"])
+        tries.take_back()
+        return key
+
+
+class KeyAgainForm(KeyForm):
+    """The key as confirmation before a sensitive change."""
+
+    reauthenticated = True
+
+    def count(self) -> Tries:
+        return try_as(self.user, "code again")

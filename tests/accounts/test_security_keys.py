@@ -1,0 +1,366 @@
+"""Security keys as second factor: adding, signing in with, confirming with and removing them, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from allauth.mfa.models import Authenticator
+from django.core.cache import cache
+from django.test import Client
+from pytest_django import Settings
+
+from accounts import second_factor, security_keys
+from accounts.models import User
+from auditlog.models import Event
+from auditlog.sentences import sentence
+from sso.models import Provider
+from tests import make
+from tests.accounts.soft_key import SoftKey, added, options_of
+from tests.accounts.test_second_factor import code_of, confirm, sign_in_by_page, text, turn_on
+from tests.conftest import SignIn
+from tests.sso.test_enforced import owner
+
+pytestmark = pytest.mark.django_db
+
+INDEX, ADD = "/settings/second-factor/", "/settings/second-factor/keys/add/"
+ASKED = "/accounts/second-factor/"
+REFUSED = "This security key is not known here"
+
+
+@pytest.fixture(autouse=True)
+def fresh(settings: Settings) -> None:
+    """The address of a workspace on this machine, and attempts of other tests that count for nothing."""
+    settings.PUBLIC_URL = "http://localhost:8000"
+    cache.clear()
+
+
+def add(client: Client, key: SoftKey, name: str = "Blue key", **changed: Any) -> Any:
+    page = text(confirm(client, ADD))
+    return client.post(ADD, {"name": name, "credential": key.create(page, **changed)})
+
+
+@pytest.fixture
+def person(db: None) -> User:
+    return make.user()
+
+
+@pytest.fixture
+def client_of(person: User, sign_in: SignIn) -> Client:
+    return sign_in(person)
+
+
+@pytest.fixture
+def key(client_of: Client) -> SoftKey:
+    """The one second factor of `person`."""
+    key = SoftKey()
+    add(client_of, key)
+    return key
+
+
+def test_adding_a_key_asks_for_the_password_first(client_of: Client) -> None:
+    assert client_of.get(ADD)["Location"].startswith("/accounts/reauthenticate/?next=")
+
+
+def test_the_first_key_shows_the_recovery_codes_and_is_listed_by_its_name(person: User, client_of: Client) -> None:
+    added = text(add(client_of, SoftKey(), "Blue key"))
+
+    assert added.count("&#10;") == 9
+    page = text(client_of.get(INDEX))
+    assert "Blue key" in page
+    assert "10 of 10 left" in page
+    event = Event.objects.get(action="user.second_factor_added")
+    assert event.changes == {"security_key": "Blue key"}
+    assert sentence(event) == f"{person.email} added the security key “Blue key” as a second factor."
+
+
+def test_the_second_thing_of_a_second_factor_shows_no_codes_again(client_of: Client) -> None:
+    turn_on(client_of)
+
+    added = add(client_of, SoftKey())
+
+    assert added["Location"] == INDEX
+
+
+def test_an_app_beside_a_key_shows_no_codes_again_and_goes_without_it(client_of: Client, key: SoftKey) -> None:
+    page = text(client_of.get("/settings/second-factor/activate/"))
+    secret = page.partition('id="totp-secret"')[2].partition('value="')[2].partition('"')[0]
+    turned_on = client_of.post("/settings/second-factor/activate/", {"code": code_of(secret)})
+    assert turned_on["Location"] == INDEX
+    assert "Your security keys and recovery codes go on" in text(client_of.get("/settings/second-factor/deactivate/"))
+
+    client_of.post("/settings/second-factor/deactivate/")
+
+    kinds = Authenticator.objects.values_list("type", flat=True)
+    assert sorted(kinds) == ["recovery_codes", "webauthn"]
+
+
+def test_after_the_password_signing_in_takes_the_key(person: User, key: SoftKey) -> None:
+    client = sign_in_by_page(person)
+    page = text(client.get(ASKED))
+    assert client.get("/settings/profile").status_code == 302
+
+    done = client.post(ASKED, {"credential": key.get(page)})
+
+    assert done["Location"] == "/"
+    assert client.get("/settings/profile").status_code == 200
+    assert Authenticator.objects.get(type="webauthn").last_used_at is not None
+
+
+def test_the_password_is_asked_for_without_naming_keys_of_who_has_none(person: User, client_of: Client) -> None:
+    turn_on(client_of)
+
+    page = text(sign_in_by_page(person).get(ASKED))
+
+    assert "data-security-key" not in page
+    assert "security-keys.js" not in page
+
+
+def test_a_recovery_code_stands_in_for_a_lost_key(person: User, client_of: Client) -> None:
+    codes = text(add(client_of, SoftKey())).partition('id="codes"')[2].partition(">")[2].split("<")[0].split("&#10;")
+    client = sign_in_by_page(person)
+    assert "or type one of your recovery codes" in text(client.get(ASKED))
+
+    assert client.post(ASKED, {"code": codes[0]})["Location"] == "/"
+
+
+def refused(client: Client, credential: str) -> None:
+    response = client.post(ASKED, {"credential": credential})
+    assert REFUSED in text(response)
+    assert client.get("/settings/profile").status_code == 302
+
+
+def test_a_key_that_is_somebody_elses_or_nobodys_is_refused(person: User, key: SoftKey, sign_in: SignIn) -> None:
+    other, theirs = make.user(), SoftKey()
+    add(sign_in(other), theirs)
+    client = sign_in_by_page(person)
+
+    for one in (theirs, SoftKey(), SoftKey(identifier=key.identifier)):
+        refused(client, one.get(text(client.get(ASKED))))
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost", "https://localhost:8000", "http://evil.localhost:8000", "https://evil.example"]
+)
+def test_what_was_signed_for_another_page_is_refused(person: User, key: SoftKey, origin: str) -> None:
+    client = sign_in_by_page(person)
+
+    refused(client, key.get(text(client.get(ASKED)), origin=origin))
+
+
+def test_what_was_signed_for_another_host_or_another_act_is_refused(person: User, key: SoftKey) -> None:
+    client = sign_in_by_page(person)
+    key.host = "example.com"
+    refused(client, key.get(text(client.get(ASKED))))
+    key.host = "localhost"
+    refused(client, key.get(text(client.get(ASKED)), type="webauthn.create"))
+
+
+def test_a_signature_answers_one_challenge_of_one_browser_once(person: User, key: SoftKey) -> None:
+    first, second = sign_in_by_page(person), sign_in_by_page(person)
+    said = key.get(text(first.get(ASKED)))
+    second.get(ASKED)
+    refused(second, said)
+    assert first.post(ASKED, {"credential": said})["Location"] == "/"
+
+    third = sign_in_by_page(person)
+    refused(third, said)
+    third.get(ASKED)
+    refused(third, said)
+
+
+def test_a_key_whose_count_did_not_grow_is_a_copy_and_is_refused_with_an_event(person: User, key: SoftKey) -> None:
+    copy = SoftKey(identifier=key.identifier, private=key.private, count=key.count)
+    used = sign_in_by_page(person)
+    used.post(ASKED, {"credential": key.get(text(used.get(ASKED)))})
+    client = sign_in_by_page(person)
+
+    refused(client, copy.get(text(client.get(ASKED))))
+
+    event = Event.objects.get(action="user.sign_in_refused")
+    assert (event.target_id, event.changes) == (str(person.pk), {"security_key": "Blue key"})
+    assert "there is a copy of it" in sentence(event)
+
+
+def test_a_key_that_does_not_count_signs_in_again_and_again(person: User, client_of: Client) -> None:
+    passkey = SoftKey(counts=0)
+    add(client_of, passkey)
+
+    for _ in range(2):
+        client = sign_in_by_page(person)
+        assert client.post(ASKED, {"credential": passkey.get(text(client.get(ASKED)))})["Location"] == "/"
+
+
+@pytest.mark.parametrize(
+    "credential",
+    [
+        "",
+        "[]",
+        "{}",
+        "x",
+        "[" * 10000,
+        '{"id": 1}',
+        '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {}}',
+        '{"rawId": "AA", "response": {"clientDataJSON": "e30", "authenticatorData": "AA", "signature": ""}}',
+        '{"id": "AA", "rawId": "AA", "response": {"clientDataJSON": "e30", "attestationObject": "n4GBgYGBgYE"}}',
+        '{"id": "AA", "rawId": "AA", "response": {"clientDataJSON": "\\ud800", "attestationObject": "AA"}}',
+        "x" * 20000,
+    ],
+    ids=lambda text: text[:70] or "nothing",
+)
+def test_what_is_no_credential_is_refused_in_words(
+    person: User, client_of: Client, key: SoftKey, credential: str
+) -> None:
+    client = sign_in_by_page(person)
+    client.get(ASKED)
+    asked = client.post(ASKED, {"credential": credential})
+    client_of.get(ADD)
+    added = client_of.post(ADD, {"name": "Other", "credential": credential})
+
+    for response in (asked, added):
+        assert response.status_code == 200
+        assert 'data-kind="bad" role="alert">' in text(response)
+    assert Authenticator.objects.filter(type="webauthn").count() == 1
+
+
+def test_a_key_is_added_once_by_one_person(person: User, client_of: Client, key: SoftKey, sign_in: SignIn) -> None:
+    assert options_of(text(client_of.get(ADD)))["excludeCredentials"][0]["id"]
+    for client in (client_of, sign_in(make.user())):
+        assert "was added already" in text(add(client, key))
+
+    assert Authenticator.objects.filter(type="webauthn").count() == 1
+
+
+def test_a_key_made_for_another_page_is_not_added(client_of: Client) -> None:
+    assert REFUSED in text(add(client_of, SoftKey(), origin="https://evil.example"))
+    assert REFUSED in text(add(client_of, SoftKey(host="evil.example")))
+    assert not Authenticator.objects.exists()
+
+
+def test_a_key_under_another_name_than_it_was_made_with_is_not_added(client_of: Client) -> None:
+    credential = json.loads(SoftKey().create(text(confirm(client_of, ADD))))
+    credential |= {"id": "AAAA", "rawId": "AAAA"}
+
+    assert REFUSED in text(client_of.post(ADD, {"name": "Blue key", "credential": json.dumps(credential)}))
+    assert not Authenticator.objects.exists()
+
+
+def test_there_are_ten_keys_at_most(person: User, client_of: Client) -> None:
+    for number in range(security_keys.MOST_KEYS):
+        added(person, f"Key {number}")
+
+    assert "10 security keys at most" in text(add(client_of, SoftKey()))
+
+
+def test_removing_the_last_key_turns_the_second_factor_off(person: User, client_of: Client, key: SoftKey) -> None:
+    path = f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/"
+    assert "Remove Blue key?" in text(client_of.get(path))
+
+    client_of.post(path)
+
+    assert not Authenticator.objects.exists()
+    assert Client().post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})["Location"] == "/"
+    event = Event.objects.get(action="user.second_factor_removed")
+    assert sentence(event) == f"{person.email} removed their security key “Blue key”."
+
+
+def test_nobody_removes_the_key_of_somebody_else(key: SoftKey, sign_in: SignIn) -> None:
+    pk = Authenticator.objects.get(type="webauthn").pk
+    client = sign_in(make.user())
+    confirm(client, INDEX)
+
+    assert client.post(f"/settings/second-factor/keys/{pk}/remove/").status_code == 404
+    assert Authenticator.objects.filter(pk=pk).exists()
+
+
+def test_removing_a_key_is_confirmed_first(person: User, key: SoftKey, sign_in: SignIn) -> None:
+    path = f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/"
+
+    asked = sign_in(person).post(path)
+
+    assert "reauthenticate" in asked["Location"]
+    assert Authenticator.objects.filter(type="webauthn").exists()
+
+
+def test_a_key_confirms_in_place_of_the_password(person: User, key: SoftKey, sign_in: SignIn) -> None:
+    client = sign_in(person)
+    again = f"/accounts/second-factor/key/?next={ADD}"
+    assert "Use a security key instead" in text(client.get(f"/accounts/reauthenticate/?next={ADD}"))
+
+    foreign = client.post("/accounts/second-factor/key/", {"credential": SoftKey().get(text(client.get(again)))})
+    done = client.post("/accounts/second-factor/key/", {"credential": key.get(text(client.get(again))), "next": ADD})
+
+    assert REFUSED in text(foreign)
+    assert done["Location"] == ADD
+    assert client.get(ADD).status_code == 200
+
+
+def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
+    person: User, client_of: Client, sign_in: SignIn
+) -> None:
+    passkey, again = SoftKey(counts=0), "/accounts/second-factor/key/"
+    add(client_of, passkey)
+    client = sign_in(person)
+    said = passkey.get(text(client.get(again)))
+    assert client.post(again, {"credential": said, "next": ADD})["Location"] == ADD
+
+    assert REFUSED in text(client.post(again, {"credential": said, "next": ADD}))
+
+
+def test_an_administrator_takes_keys_off_with_the_rest(person: User, key: SoftKey) -> None:
+    second_factor.remove(person, by=None)
+
+    assert not second_factor.is_on(person)
+
+
+def test_a_key_makes_a_break_glass_owner_and_the_last_ones_stays(sign_in: SignIn) -> None:
+    person = owner(app=False)
+    client = sign_in(person)
+    add(client, SoftKey())
+    person.set_break_glass(True, by=None)
+    Provider.objects.create(mode="enforced", name="x", issuer="https://x.example", client_id="x", domains=["x.example"])
+
+    kept = client.post(
+        f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/", follow=True
+    )
+
+    assert "must remain one" in text(kept)
+    assert Authenticator.objects.filter(type="webauthn").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "offered"),
+    [
+        ("https://gateway.example.com", True),
+        ("http://localhost:8000", True),
+        ("http://gateway.example.com", False),
+        ("https://192.0.2.7", False),
+        ("https://[2001:db8::1]", False),
+    ],
+)
+def test_keys_are_offered_where_browsers_allow_them(
+    client_of: Client, settings: Settings, url: str, offered: bool
+) -> None:
+    settings.PUBLIC_URL = url
+
+    page = text(client_of.get(INDEX))
+
+    assert ("Add a security key" in page) is offered
+    assert (client_of.get(ADD).status_code == 302) or offered
+
+
+@pytest.mark.parametrize("url", ["https://localhost:443", "https://localhost", "https://LOCALHOST"])
+def test_the_origin_is_as_browsers_write_it(client_of: Client, settings: Settings, url: str) -> None:
+    settings.PUBLIC_URL = url
+
+    add(client_of, SoftKey(origin="https://localhost"))
+
+    assert Authenticator.objects.filter(type="webauthn").exists()
+
+
+def test_the_host_of_the_public_url_is_whom_a_key_is_made_for(client_of: Client, settings: Settings) -> None:
+    settings.PUBLIC_URL = "https://gateway.example.com"
+    settings.ALLOWED_HOSTS = ["*"]
+
+    page = text(confirm(client_of, ADD))
+
+    assert options_of(page)["rp"]["id"] == "gateway.example.com"

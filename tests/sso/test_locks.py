@@ -1,0 +1,34 @@
+"""What the settings of the sign-in wait for, and what they make others wait for."""
+
+import threading
+
+import pytest
+from django.db import connection, transaction
+
+from accounts.rules import one_at_a_time
+from sso.models import BadIssuer, Provider
+from tests.eventually import PROMPT
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_the_name_of_an_issuer_is_looked_up_without_the_lock_of_people() -> None:
+    """A name server that is slow would hold up everybody who is let in, invited or changed."""
+    outcome: list[str] = []
+
+    def edit() -> None:
+        try:
+            Provider.edit(by=None, issuer="https://10.0.0.1")
+        except BadIssuer:
+            outcome.append("refused")
+        finally:
+            connection.close()
+
+    Provider.load()
+    other = threading.Thread(target=edit)
+    with transaction.atomic():
+        one_at_a_time()
+        other.start()
+        other.join(PROMPT)
+        assert outcome == ["refused"]
+    other.join()
