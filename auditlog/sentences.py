@@ -268,9 +268,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.USER_INVITATION_REVOKED: ("{actor} took the invitation of {target} back.",),
     Action.USER_INVITED: ("{actor} invited {target} with the role {role}.", "{actor} invited {target}."),
     Action.USER_JOINED: ("{target} accepted the invitation.",),
-    Action.USER_GROUPS_UNSAID: (
-        "The organisation said nothing of the groups of {target}, whose role and teams stay as they were.",
-    ),
+    Action.USER_GROUPS_UNSAID: ("The organisation said nothing of the groups of {target}, which is taken as none.",),
     Action.USER_LINKED: (
         "{self} linked their account to the organisation.",
         "The account of {target} was linked to the organisation.",

@@ -295,16 +295,15 @@ class Provider(Versioned, models.Model):
                 person = self._made(who, role)
             if account is None:
                 self._bind(person, who, by=None)
-            self._give(person, role)
             if not who.says_groups:
                 self._note_silence(person, rules)
-                return person
+            self._give(person, role)
             for team in locked:
                 _put(person, team, is_member=any(rule.team == team and rule.group in who.groups for rule in rules))
         return person
 
     def _note_silence(self, person: User, rules: Sequence[GroupRule]) -> None:
-        """Record that the provider said nothing of groups, where a rule may have given what this person has."""
+        """Record that the provider said nothing of groups, where a rule may have given what this person loses now."""
         teams = person.teams.filter(pk__in=[rule.team.pk for rule in rules if rule.team])
         if person.role in [rule.role for rule in rules] or teams.exists():
             Event.objects.record(Action.USER_GROUPS_UNSAID, person, by=None, changes={"claim": self.groups_claim})
@@ -356,13 +355,14 @@ class Provider(Versioned, models.Model):
         self, who: Claims, groups: frozenset[str], person: User | None, rules: Sequence[GroupRule]
     ) -> Role | None:
         """The role of the first rule that fits, else the default one. While no rule gives roles, those of the people
-        who are there already are given here, and stay; so does the one of whom the provider says no groups."""
+        who are there already are given here, and stay. Nobody gets more by leaving out which groups they are in."""
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role
-        if person is not None and person.role is not None and not who.says_groups:
-            return person.role
         fitting = (rule.role for rule in rules if rule.role and rule.group in groups)
-        return next(fitting, self.default_role)
+        role = next(fitting, self.default_role)
+        if person is not None and person.role is not None and role is not None and not who.says_groups:
+            return role if role.capabilities <= person.role.capabilities else person.role
+        return role
 
     def _made(self, who: Claims, role: Role | None) -> User:
         name = " ".join(who.name.split())[:120]

@@ -10,7 +10,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from sso import flow
 from sso.flow import Begun, SignInFailed, _must_be_granted, read
-from sso.models import Account, Claims, GroupRule, Provider
+from sso.models import Account, Claims, GroupRule, NoEntry, Provider
 from tests import make
 from tests.clients.issuers import Visitor
 from tests.issuers import destination
@@ -194,9 +194,14 @@ def claims_of_mia(provider: Provider, *groups: str, says_groups: bool = True) ->
     return Claims(provider.issuer, "mia", "mia@example.com", True, "Mia", groups=said, says_groups=says_groups)
 
 
-@pytest.mark.parametrize("default", ["Wide", "Least"])
-def test_groups_that_are_not_said_change_nothing_and_are_noted(provider: Provider, default: str) -> None:
-    """None at all, as an empty list, take away what a rule gave."""
+@pytest.mark.parametrize(
+    ("says_groups", "default", "expected"),
+    [(False, "Wide", "Guest"), (False, "Least", "Least"), (True, "Wide", "Wide"), (True, "Least", "Least")],
+)
+def test_nobody_gets_more_by_groups_that_are_left_out(
+    provider: Provider, says_groups: bool, default: str, expected: str
+) -> None:
+    """Nor keeps what a group gave them; what they lose without a word of groups is noted."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
         "Guest": make.role(Capability.LOGS_READ, name="Guest"),
@@ -207,14 +212,19 @@ def test_groups_that_are_not_said_change_nothing_and_are_noted(provider: Provide
     changed = Provider.edit(by=None, default_role=roles[default], rules=rules)
     changed.admit(claims_of_mia(provider, "guests"))
 
-    person = changed.admit(claims_of_mia(provider, says_groups=False))
+    person = changed.admit(claims_of_mia(provider, says_groups=says_groups))
 
-    assert (person.role, list(person.teams.all())) == (roles["Guest"], [team])
-    noted = Event.objects.get(action="user.groups_unsaid")
-    assert (noted.target_id, noted.changes) == (str(person.pk), {"claim": "groups"})
+    assert (person.role, list(person.teams.all())) == (roles[expected], [])
+    noted = Event.objects.filter(action="user.groups_unsaid", target_id=str(person.pk), changes={"claim": "groups"})
+    assert noted.count() == (0 if says_groups else 1)
 
-    person = changed.admit(claims_of_mia(provider))
-    assert (person.role, list(person.teams.all())) == (roles[default], [])
+
+def test_who_leaves_the_groups_out_has_no_entry_where_everybody_else_has_none(provider: Provider) -> None:
+    changed = Provider.edit(by=None, default_role=None, rules=[GroupRule("guests", make.role(name="Guest"))])
+    changed.admit(claims_of_mia(provider, "guests"))
+
+    with pytest.raises(NoEntry):
+        changed.admit(claims_of_mia(provider, says_groups=False))
 
 
 def test_whoever_no_rule_gave_anything_makes_no_note(provider: Provider) -> None:
