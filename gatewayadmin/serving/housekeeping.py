@@ -32,6 +32,7 @@ from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import leads_inside
 from sinks import archive, sending
+from ui import databases
 from ui.models import KeptAnswer
 from wire import builtin
 
@@ -80,7 +81,8 @@ async def steadily(chore: str) -> None:
 
 def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
     try:
-        work()
+        with databases.direct():
+            work()
     except Exception:
         logger.exception(words)
         FAILED.labels(chore).inc()
@@ -110,7 +112,7 @@ STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
 
 def _once_logged() -> None:
     try:
-        with database.without_time_limit():
+        with databases.direct(), database.without_time_limit():
             counts = once()
     except Exception:
         logger.exception("housekeeping failed")
