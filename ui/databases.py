@@ -77,9 +77,11 @@ def direct() -> Iterator[None]:
 def swapped(other: BaseDatabaseWrapper) -> Iterator[None]:
     """Let this thread use another connection in place of its usual one; it is closed at the end of the block."""
     usual = connections[DEFAULT_DB_ALIAS]
-    connections[DEFAULT_DB_ALIAS] = other
+    connections[other.alias] = connections[DEFAULT_DB_ALIAS] = other  # Receivers of signals look for it by its name.
     try:
         yield
     finally:
+        if other.alias != DEFAULT_DB_ALIAS:
+            del connections[other.alias]
         connections[DEFAULT_DB_ALIAS] = usual
         other.close()

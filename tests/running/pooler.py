@@ -59,7 +59,7 @@ def pooler(url: str, mode: str = "transaction", size: int = 3, more: str = "") -
     for path in (home, *home.iterdir()):
         shutil.chown(path, as_account().get("user", os.geteuid()))
     with (home / "out").open("wb") as out:
-        command = [program(), "--quiet", str(home / "pgbouncer.ini")]
+        command: list[Path | str] = [program(), "--quiet", str(home / "pgbouncer.ini")]
         process = subprocess.Popen(command, cwd="/", stdout=out, stderr=out, start_new_session=True, **as_account())
     pooled = urlunsplit(there._replace(netloc=f"{there.netloc.rpartition(':')[0]}:{listen}"))
     try:

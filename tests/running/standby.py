@@ -62,7 +62,7 @@ class Standby:
         return str(self.folder / "data")
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self.binaries / program, *arguments]
+        command: list[Path | str] = [self.binaries / program, *arguments]
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account())
 
 
