@@ -140,7 +140,10 @@ def _alone_for_longer(key: str) -> Iterator[None]:
     """The same beyond the end of the transaction: to the end of the block, or of this process."""
     with databases.connect_direct() as own:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
-        yield
+        try:
+            yield
+        finally:  # The server notices the end of a connection a moment after us.
+            own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
 
 
 def _lock(key: str) -> int:
