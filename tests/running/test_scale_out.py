@@ -1,5 +1,6 @@
 """Pages through PgBouncer, logs from a replica, and a failover: on servers of their own, seen from outside."""
 
+import configparser
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,8 @@ import httpx
 import psycopg
 import pytest
 
+from gatewayadmin.config import ways
+from sinks.sending import MOST_THREADS
 from tests import cluster, curl
 from tests.api.browser import signed_in
 from tests.eventually import eventually
@@ -18,11 +21,12 @@ from tests.running.debian import postgres, programs, stop
 from tests.running.pooler import pooler
 from tests.running.standby import Standby, standby
 from tests.running.test_refusals import KEYS, refusal
-from tests.workspace import OWNER, PASSWORD, Serve, free_port
+from tests.workspace import OWNER, PASSWORD, ROOT, Serve, free_port
 
 pytestmark = pytest.mark.xdist_group("scale out")
 
 DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
+PAGE = ROOT / "docs" / "how-to" / "scale-out.md"
 BEHIND = "Read from a copy of the database that is"
 OK, UNAVAILABLE = httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE
 NEEDS_DIRECT = (
@@ -44,13 +48,18 @@ SELECT (SELECT count(*) FROM pg_prepared_statements),
 """
 
 
+def block(language: str, number: int = 0) -> str:
+    """One of the blocks of this language on the page about it."""
+    return str(re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[number])
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The URL of a superuser on a PostgreSQL of the operator's, which limits what pages may take."""
     with postgres(programs()) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")
-            connection.execute("ALTER ROLE app SET statement_timeout = '15s'")
+            connection.execute(block("sql").replace("gateway", "app").encode())
         yield url
 
 
@@ -98,7 +107,17 @@ def ready(served: Serve) -> str:
 
 @pytest.mark.full
 def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: str, tmp_path: Path) -> None:
-    with database(server) as direct, pooler(direct) as pooled, serving(tmp_path, pooled, **{DIRECT: direct}) as served:
+    assert re.findall(r"export (\w+)=", block("bash")) == ["DATABASE_URL", DIRECT]
+    documented = configparser.ConfigParser()
+    documented.read_string(block("ini"))
+    assert documented["pgbouncer"].keys() == {"pool_mode", "default_pool_size"}
+    mode = documented["pgbouncer"]["pool_mode"]
+    # Of so few sessions each is used by everything.
+    with (
+        database(server) as direct,
+        pooler(direct, mode, size=3) as pooled,
+        serving(tmp_path, pooled, **{DIRECT: direct}) as served,
+    ):
         said = f"Pages use DATABASE_URL (through a pooler in transaction mode); calls and chores use {DIRECT}."
         assert said in served.log()
         assert "Warning" not in served.log()
@@ -120,6 +139,7 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
                 made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
                 assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
             assert "partitions_made" in served.manage("housekeeping")
+            assert said in served.manage(*block("bash", -1).split("manage.py")[1].split())
             assert called(issued) == OK
         nothing_is_left(pooled)
         assert "DuplicatePrepared" not in served.log()
@@ -139,15 +159,18 @@ def nothing_is_left(pooled: str) -> None:
 
 @pytest.mark.full
 def test_calls_go_on_while_the_pooler_is_away(server: str, tmp_path: Path) -> None:
-    with database(server) as direct, ExitStack() as stack:
-        with serving(tmp_path, stack.enter_context(pooler(direct)), **{DIRECT: direct}) as served:
-            issued = served.issue_token(host="Bot", gateway="quickstart")
-            with signed_in(served, OWNER) as browser:
-                assert browser.get("/hosts/").status_code == OK
-                stack.close()
-                assert browser.get("/hosts/").status_code >= httpx.codes.INTERNAL_SERVER_ERROR
-            assert called(issued) == OK
-            assert ready(served).startswith("ok\n")
+    with (
+        database(server) as direct,
+        ExitStack() as stack,
+        serving(tmp_path, stack.enter_context(pooler(direct)), **{DIRECT: direct}) as served,
+    ):
+        issued = served.issue_token(host="Bot", gateway="quickstart")
+        with signed_in(served, OWNER) as browser:
+            assert browser.get("/hosts/").status_code == OK
+            stack.close()
+            assert browser.get("/hosts/").status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+        assert called(issued) == OK
+        assert ready(served).startswith("ok\n")
 
 
 @pytest.mark.full
@@ -198,6 +221,9 @@ def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server
     by_role = {who: {row["name"] for row in rows if row["usename"] == who} for who in ("app", "gateway")}
     assert by_role["app"] == {""}
     assert {"gateway bus", "gateway state"} < by_role["gateway"]
+    direct_ones = [row for row in rows if row["usename"] == "gateway"]
+    assert ways.KEPT <= len(direct_ones) <= ways.KEPT + 2 + ways.CHORES
+    assert MOST_THREADS * 2 == ways.SINKS
 
 
 def server_of(url: str, server: str) -> str:
