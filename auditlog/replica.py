@@ -42,8 +42,13 @@ IDENTITY = """
 (SELECT system_identifier FROM pg_control_system()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-_AT_REPLICA = f"SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint, {IDENTITY}".encode()
-_AT_PRIMARY = f"SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint, {IDENTITY}"
+# One that did not follow when another server was promoted is on the timeline of before. As of the last checkpoint: for
+# a while after a promotion no replica says the same as its primary.
+_FOLLOWED = "(SELECT timeline_id FROM pg_control_checkpoint())"
+_AT_REPLICA = f"""
+SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint, {_FOLLOWED}, {IDENTITY}
+""".encode()
+_AT_PRIMARY = f"SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint, {_FOLLOWED}, {IDENTITY}"
 
 
 class Standing(NamedTuple):
@@ -94,7 +99,7 @@ class Gauging:
         asked_at = time.monotonic()
         with connection.cursor() as cursor:
             cursor.execute(_AT_PRIMARY)
-            position, *primary = cursor.fetchone()
+            position, timeline, *primary = cursor.fetchone()
         if not self._positions or position > self._positions[-1][1]:
             self._positions.append((asked_at, position))
         elif position == self._positions[-1][1]:
@@ -105,11 +110,13 @@ class Gauging:
         self._own = self._own or _connect()
         row = self._own.execute(_AT_REPLICA).fetchone()
         assert row
-        is_replica, replayed, *there = row
+        is_replica, replayed, followed, *there = row
         if not is_replica:
             return "it is no replica", 0.0
         if there != primary:
             return "it is a replica of another database", 0.0
+        if followed != timeline:
+            return "it has not followed the present primary yet", 0.0
         return self._behind(replayed, time.monotonic())
 
     def _behind(self, replayed: int | None, now: float) -> tuple[str, float]:

@@ -54,12 +54,12 @@ class Budget:
         return self.direct + (0 if settings.PAGES_DATABASE else self.pages)
 
     def __str__(self) -> str:
-        parts = [f"{self.to_server} to the database"]
+        parts = [f"{self.to_server} connections to the database"]
         if settings.PAGES_DATABASE:
             parts.append(f"{self.pages} to the pooler")
         if settings.READ_DATABASE:
             parts.append(f"{self.replica} to the replica")
-        return f"{self.workers} workers open up to {', '.join(parts)}"
+        return f"{_number_of(self.workers)} up to {', '.join(parts)}"
 
 
 def budget(workers: int) -> Budget:
@@ -137,6 +137,10 @@ def _look_at_budget(ways: Ways, direct: psycopg.Connection[Any], workers: int) -
     )
     if planned.to_server + SPARE > most:
         ways.warnings.append(
-            f"{workers} workers may open {planned.to_server} connections to the database, which grants {most}, and "
+            f"{_number_of(workers)} up to {planned.to_server} connections to the database, which grants {most}, and "
             f"{SPARE} more are needed at times: raise max_connections, or start fewer workers."
         )
+
+
+def _number_of(workers: int) -> str:
+    return f"{workers} workers open" if workers > 1 else "1 worker opens"

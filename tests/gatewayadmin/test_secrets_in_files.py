@@ -152,6 +152,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets["GATEWAY_CHECKPOINT_KEY"] = b64encode(b"of-secrecy".ljust(32)).decode()
     secrets["OTEL_EXPORTER_OTLP_HEADERS"] = "Authorization=of-secrecy"
     secrets["GATEWAY_ARCHIVE_KEYS"] = "id:of-secrecy"
+    secrets |= dict.fromkeys(("GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"), NOWHERE)
     assert secrets.keys() == SECRETS
     files = {}
     for name, value in secrets.items():
