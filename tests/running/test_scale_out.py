@@ -39,6 +39,12 @@ from accounts.models import Role, User
 role = Role.objects.get(name="Super admin")
 User.objects.create_user("ops@example.com", password={PASSWORD!r}, display_name="Ops", role=role)
 """
+# What is read from a replica.
+LOOKING_BACK = (
+    *("/", "/logs/", "/logs/?q=tool%20is%20echo&chart=latency", "/logs/?order=slowest", "/logs/values/host/"),
+    *("/logs/groups/", "/settings/admin-events/", "/gateways/quickstart/", "/gateways/quickstart/usage/"),
+    *("/gateways/quickstart/logs/", "/hosts/", "/servers/", "/api/logs", "/api/logs/groups", "/api/admin-events"),
+)
 # What a session of the server would keep of us, if we left something in it.
 LEFT = """
 SELECT (SELECT count(*) FROM pg_prepared_statements),
@@ -323,6 +329,9 @@ def test_a_person_reads_what_they_have_written_while_others_read_the_replica(ser
 def test_a_replica_that_dies_costs_no_page_and_one_that_is_back_is_read_again(server: str, tmp_path: Path) -> None:
     with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
         eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
+        for page in LOOKING_BACK:
+            assert browser.get(page).status_code == OK, page
+        assert "the replica could not be read" not in served.log()
         replica.kill()
         for _ in range(10):
             for page in ("/", "/logs/", "/logs/groups/"):
