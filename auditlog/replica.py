@@ -42,13 +42,18 @@ IDENTITY = """
 (SELECT system_identifier FROM pg_control_system()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-# One that did not follow when another server was promoted is on the timeline of before. As of the last checkpoint: for
-# a while after a promotion no replica says the same as its primary.
-_FOLLOWED = "(SELECT timeline_id FROM pg_control_checkpoint())"
+# A replica that did not follow when another server was promoted stays on the timeline of before. Who may not see what it
+# receives (pg_read_all_stats) is told as of its last checkpoint: then none counts for a while after a promotion.
 _AT_REPLICA = f"""
-SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint, {_FOLLOWED}, {IDENTITY}
+SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint,
+    coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),
+    {IDENTITY}
 """.encode()
-_AT_PRIMARY = f"SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint, {_FOLLOWED}, {IDENTITY}"
+_AT_PRIMARY = f"""
+SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint,
+    ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int,
+    {IDENTITY}
+"""
 
 
 class Standing(NamedTuple):

@@ -20,6 +20,7 @@ from tests.eventually import eventually
 from tests.running.debian import postgres, programs, stop
 from tests.running.pooler import pooler
 from tests.running.standby import Standby, standby
+from tests.running.starts import manage
 from tests.running.test_refusals import KEYS, refusal
 from tests.workspace import OWNER, PASSWORD, ROOT, Serve, free_port
 
@@ -145,7 +146,8 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
                 made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
                 assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
             assert "partitions_made" in served.manage("housekeeping")
-            assert said in served.manage(*block("bash", -1).split("manage.py")[1].split())
+            asked = block("bash", -1).split("manage.py")[1].split()
+            assert said in manage(served.data_dir, *asked, DATABASE_URL=pooled, **served.settings).stderr
             assert called(issued) == OK
         nothing_is_left(pooled)
         assert "DuplicatePrepared" not in served.log()
