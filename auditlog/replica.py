@@ -42,8 +42,8 @@ IDENTITY = """
 (SELECT system_identifier FROM pg_control_system()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-# A replica that did not follow when another server was promoted stays on the timeline of before. Who may not see what it
-# receives (pg_read_all_stats) is told as of its last checkpoint: then none counts for a while after a promotion.
+# A replica that did not follow when another server was promoted stays on the timeline of before. Who may not see what
+# it receives (pg_read_all_stats) is told as of its last checkpoint: then none counts for a while after a promotion.
 _AT_REPLICA = f"""
 SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint,
     coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),
@@ -53,7 +53,7 @@ _AT_PRIMARY = f"""
 SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint,
     ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int,
     {IDENTITY}
-"""  # noqa: S608  (constants)
+"""
 
 
 class Standing(NamedTuple):
