@@ -141,6 +141,10 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
                 made = [browser.post("/api/hosts", json={"name": f"Bot {turn}"}, headers=once) for _ in range(2)]
                 assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2
                 assert made[0].json()["id"] == made[1].json()["id"]
+                words = {"host_id": made[0].json()["id"], "gateway_id": gateway(browser), "name": "of REST"}
+                token = browser.post("/api/tokens", json=words)
+                assert token.status_code == httpx.codes.CREATED, token.text
+                assert called(issued | {"token": token.json()["token"]}) == OK
                 body = {"email": f"p{turn}@example.com", "role_id": role(browser)}
                 once = {"Idempotency-Key": str(uuid4())}  # Whoever is invited is mailed afterwards.
                 made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
@@ -151,6 +155,10 @@ def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: s
             assert called(issued) == OK
         nothing_is_left(pooled)
         assert "DuplicatePrepared" not in served.log()
+
+
+def gateway(browser: httpx.Client) -> str:
+    return str(browser.get("/api/gateways").json()["results"][0]["id"])
 
 
 def role(browser: httpx.Client) -> str:
