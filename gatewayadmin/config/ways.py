@@ -13,11 +13,11 @@ from auditlog.export import MAX_EXPORTS
 from auditlog.replica import IDENTITY
 from gatewayadmin.config import database, pooling
 from gatewayadmin.config.database import READ, Unusable
-from gatewayadmin.config.pooling import DIRECT
+from gatewayadmin.config.pooling import DIRECT, Pooling
 from ui import databases
 
 KEPT = 6  # Connections of the proxy in each worker, beside those that write the log.
-CHORES = 5  # Of each worker, for moments: housekeeping and its lock, counting, sealing, looking for what sinks lack.
+CHORES = 4  # Of each worker, for moments: housekeeping and its lock, counting, sealing.
 SINKS = 8  # Two for each that a worker serves at once.
 SPARE = 5  # For starts, commands and whoever looks after the server.
 
@@ -47,26 +47,27 @@ class Budget:
     direct: int
     pages: int
     replica: int
+    pooled: bool
 
     @property
     def to_server(self) -> int:
         """To the primary itself: those of pages too, unless they go through a pooler."""
-        return self.direct + (0 if settings.PAGES_DATABASE else self.pages)
+        return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:
         parts = [f"{self.to_server} connections to the database"]
-        if settings.PAGES_DATABASE:
+        if self.pooled:
             parts.append(f"{self.pages} to the pooler")
         if settings.READ_DATABASE:
             parts.append(f"{self.replica} to the replica")
         return f"{_number_of(self.workers)} up to {', '.join(parts)}"
 
 
-def budget(workers: int) -> Budget:
+def budget(workers: int, *, pooled: bool) -> Budget:
     """How many connections so many workers open at most, but for exports and sinks."""
     direct = KEPT + settings.RECORD_CONNECTIONS + (CHORES if settings.PAGES_DATABASE else 0)
     pages = settings.WEB_CONNECTIONS
-    return Budget(workers, workers * direct, workers * pages, workers * (1 + settings.WEB_CONNECTIONS))
+    return Budget(workers, workers * direct, workers * pages, workers * (1 + settings.WEB_CONNECTIONS), pooled)
 
 
 def survey(workers: int) -> Ways:
@@ -77,18 +78,19 @@ def survey(workers: int) -> Ways:
         with closing(psycopg.connect(database.conninfo(), connect_timeout=5, autocommit=True)) as direct:
             if fault := pooling.fault(direct, database.way()):
                 raise Unusable(fault)
-            _look_at_pages(ways, direct)
+            pooled = _look_at_pages(ways, direct)
             _look_at_replica(ways, direct)
-            _look_at_budget(ways, direct, workers)
+            _look_at_budget(ways, direct, budget(workers, pooled=pooled))
     except psycopg.Error as error:
         raise Unusable(pooling.words_for(error, database.way())) from error
     return ways
 
 
-def _look_at_pages(ways: Ways, direct: psycopg.Connection[Any]) -> None:
+def _look_at_pages(ways: Ways, direct: psycopg.Connection[Any]) -> bool:
+    """Whether the connections of pages end at a pooler."""
     if settings.PAGES_DATABASE is None:
         ways.uses.append("Pages, calls and chores use the database direct.")
-        return
+        return False
     conninfo = database.conninfo_of(databases.complete(settings.PAGES_DATABASE))
     try:
         with closing(psycopg.connect(conninfo, connect_timeout=5, autocommit=True)) as pages:
@@ -104,6 +106,7 @@ def _look_at_pages(ways: Ways, direct: psycopg.Connection[Any]) -> None:
             "Statements of pages have no time limit: ALTER ROLE ... SET statement_timeout = '15s' "
             "for the role of DATABASE_URL."
         )
+    return found is not Pooling.NONE
 
 
 def _look_at_replica(ways: Ways, direct: psycopg.Connection[Any]) -> None:
@@ -128,17 +131,16 @@ def _look_at_replica(ways: Ways, direct: psycopg.Connection[Any]) -> None:
     ways.uses.append(f"Logs and numbers are read from the replica of {READ} while it is at most {most} s behind.")
 
 
-def _look_at_budget(ways: Ways, direct: psycopg.Connection[Any], workers: int) -> None:
+def _look_at_budget(ways: Ways, direct: psycopg.Connection[Any], planned: Budget) -> None:
     row = direct.execute(_LIMITS).fetchone() or ()
     most = min(limit for limit in row if limit is not None and limit >= 0)
-    planned = budget(workers)
     ways.uses.append(
         f"{planned}, and for moments {MAX_EXPORTS} for exports and {SINKS} for sinks each; the server grants {most}."
     )
     if planned.to_server + SPARE > most:
         ways.warnings.append(
-            f"{_number_of(workers)} up to {planned.to_server} connections to the database, which grants {most}, and "
-            f"{SPARE} more are needed at times: raise max_connections, or start fewer workers."
+            f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database, which grants {most}, "
+            f"and {SPARE} more are needed at times: raise max_connections, or start fewer workers."
         )
 
 

@@ -81,8 +81,7 @@ async def steadily(chore: str) -> None:
 
 def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
     try:
-        with databases.direct():
-            work()
+        work()
     except Exception:
         logger.exception(words)
         FAILED.labels(chore).inc()
@@ -91,12 +90,12 @@ def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
 
 
 def _roll_up() -> None:
-    with database.without_time_limit():
+    with databases.direct(), database.without_time_limit():
         keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
 
 
 def _seal() -> None:
-    with database.without_time_limit():
+    with databases.direct(), database.without_time_limit():
         sealing.keep_up()
 
 
