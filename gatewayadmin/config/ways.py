@@ -138,9 +138,10 @@ def _look_at_budget(ways: Ways, direct: psycopg.Connection[Any], planned: Budget
         f"{planned}, and for moments {MAX_EXPORTS} for exports and {SINKS} for sinks each; the server grants {most}."
     )
     if planned.to_server + SPARE > most:
+        takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"
         ways.warnings.append(
-            f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database, which grants {most}, "
-            f"and {SPARE} more are needed at times: raise max_connections, or start fewer workers."
+            f"{takes}, which grants {most}, and {SPARE} more are needed at times: "
+            "raise max_connections, or start fewer workers."
         )
 
 
