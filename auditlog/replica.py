@@ -8,16 +8,20 @@ is behind, by positions in the write-ahead log: clocks do not matter, nor whethe
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import wraps
+from socket import SHUT_RDWR, socket
 from typing import Any, NamedTuple
 
 import psycopg
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
@@ -72,6 +76,8 @@ class Gauging:
         self._positions: deque[tuple[float, int]] = deque(maxlen=MOST_POSITIONS)
         self._standing = Standing("not asked yet", 0.0, float("-inf"))
         self.reads = {"replica": 0, "primary": 0}  # Of this process, by where they went.
+        self.readers: set[BaseDatabaseWrapper] = set()  # The connections that pages read over just now.
+        self._began: float | None = None
 
     @property
     def standing(self) -> Standing:
@@ -82,13 +88,24 @@ class Gauging:
 
     def measure(self) -> None:
         """Measure once. Never raises an error of a database: what cannot be measured cannot be used."""
+        self._began = time.monotonic()
         try:
             fault, lag = self._measured()
         except (DatabaseError, InterfaceError, psycopg.Error, OSError):
             # What the server says names addresses, and /readyz is open to anybody.
             self.close()
             fault, lag = "it cannot be reached", 0.0
+        self._began = None
         self._standing = Standing(fault, lag, time.monotonic())
+
+    def cut_if_stuck(self) -> None:
+        """Cut all connections to a replica that does not answer: who reads there would wait for as long as it hangs."""
+        if self._began is None or time.monotonic() - self._began < FRESH_S:
+            return
+        reading = [reader.connection for reader in tuple(self.readers)]
+        for each in filter(None, [self._own, *reading]):
+            with suppress(OSError, psycopg.Error), socket(fileno=os.dup(each.fileno())) as cut:
+                cut.shutdown(SHUT_RDWR)
 
     def failed(self) -> None:
         """It could not be read just now: not before it was measured again."""
@@ -181,8 +198,13 @@ def read[T](request: Any, work: Callable[[], T]) -> T:
 def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
     if standing.lag >= TELLS_FROM_S:
         request.replica_lag = round(standing.lag)
-    with databases.swapped(_wrapper()):
-        result = work()
+    reader = _wrapper()
+    gauging.readers.add(reader)
+    try:
+        with databases.swapped(reader):
+            result = work()
+    finally:
+        gauging.readers.discard(reader)
     gauging.reads["replica"] += 1
     return result
 

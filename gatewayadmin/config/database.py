@@ -81,7 +81,8 @@ def replica(url: str, *, web_connections: int) -> dict[str, Any]:
     parameters = _parsed(READ, url)
     parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}{LIMITED}".strip()
     pool = {"min_size": 0, "max_size": web_connections, "timeout": 2}
-    return {**SHARED, **_of_server({**IMPATIENT, **parameters}, pool)}
+    # Not checked as they are taken: what does not answer then could not be cut, and a read that fails is done again.
+    return {**SHARED, "CONN_HEALTH_CHECKS": False, **_of_server({**IMPATIENT, **parameters}, pool)}
 
 
 def _of_server(parameters: dict[str, Any], pool: dict[str, Any]) -> dict[str, Any]:

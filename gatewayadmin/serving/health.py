@@ -98,6 +98,7 @@ def sample() -> None:
 
 
 def _sample_replica() -> None:
+    replica.gauging.cut_if_stuck()
     standing = replica.gauging.standing
     REPLICA_LAG.set(standing.lag)
     REPLICA_UNUSED.set(bool(standing.fault))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import psutil
 import psycopg
 
 from tests.eventually import eventually
@@ -44,6 +45,19 @@ class Standby:
     def kill(self) -> None:
         """End it as a machine that is switched off."""
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
+
+    def freeze(self) -> None:
+        """Let it neither answer nor end, as a machine that is out of memory."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        postmaster = psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split()[0]))
+        return [postmaster, *postmaster.children()]
 
     def pause(self) -> None:
         """Let it fall behind: it receives and does not replay."""
