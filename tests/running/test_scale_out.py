@@ -387,7 +387,7 @@ def test_what_is_no_replica_of_the_database_is_refused_and_one_that_is_away_is_n
         away = f"postgresql://app@127.0.0.1:{free_port()}{urlsplit(url).path}"
         with serving(tmp_path, url, **{READ: away}) as served:
             assert f"Warning: The replica of {READ} cannot be reached" in served.log()
-            assert ready(served) == "ok\nlogs: primary, it cannot be reached\n"
+            eventually(lambda: ready(served) == "ok\nlogs: primary, it cannot be reached\n")
         with serving(tmp_path, url, **{READ: url}) as served:
             assert f"Warning: {READ} does not lead to a replica" in served.log()
 
