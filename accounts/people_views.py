@@ -87,9 +87,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "mails": settings.MAIL_IS_OFFERED,
     }
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments(
-            {"user_id": [person.pk]}, {"user": str(person.pk)}, request.GET.get("range")
-        )
+        context["instruments"] = Instruments.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})
     return show(request, "accounts/person.html", context)
 
 

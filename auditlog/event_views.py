@@ -14,6 +14,7 @@ from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
+from auditlog import replica
 from auditlog.actions import Action
 from auditlog.event_filters import EventFilter
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
@@ -140,6 +141,7 @@ class EventRow:
 
 @require_GET
 @requires(Capability.AUDIT_READ)
+@replica.from_replica
 def listing(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/events.html#closed")
@@ -191,7 +193,7 @@ def export_events(request: AppRequest) -> HttpResponse:
     event_filter = EventFilter(request.GET)
     changes = {name: [None, value] for name, value in event_filter.asked.items()}
     try:
-        pieces = Export(event_filter.narrow(), kind, COLUMNS)
+        pieces = replica.read(request, lambda: Export(event_filter.narrow(), kind, COLUMNS))
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=changes)

@@ -30,7 +30,9 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.types.json import JsonbLoader
 
+from auditlog import replica
 from auditlog.search.criteria import Search
+from ui import databases
 from ui.rest import ApiError, stamp
 
 logger = logging.getLogger(__name__)
@@ -154,13 +156,12 @@ def _queries(rows: QuerySet[Any] | Search, columns: Sequence[str]) -> Iterator[s
 
 @contextmanager
 def _reader() -> Iterator[psycopg.Connection[Any]]:
-    """A connection of its own; within a transaction the one that sees its rows."""
+    """A session of its own, at the replica where this thread reads from that; in a transaction the one that sees it."""
     if connection.in_atomic_block:
         connection.ensure_connection()
         yield connection.connection
         return
-    words = {name: value for name, value in connection.get_connection_params().items() if name != "pool"}
-    with psycopg.connect(**words, autocommit=True) as own:
+    with replica.connect() or databases.connect_direct() as own:
         own.execute("SET application_name = 'gateway export'")
         own.execute("SET statement_timeout = 0")
         own.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'".encode())

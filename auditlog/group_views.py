@@ -10,6 +10,7 @@ from django.http import HttpResponse, HttpResponseBadRequest
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from auditlog import replica
 from auditlog.actions import Action
 from auditlog.export import TYPES, as_csv
 from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
@@ -33,6 +34,7 @@ COLUMNS = (
 
 @require_GET
 @requires(Capability.LOGS_READ)
+@replica.from_replica
 def grouped(request: AppRequest) -> HttpResponse:
     """The calls as the page of calls narrows them, by what they are of."""
     call_filter, by, sort = _asked(request)
@@ -68,7 +70,7 @@ def export_groups(request: AppRequest) -> HttpResponse:
     kind = request.GET.get("format", "")
     if kind not in FILES or call_filter.error:
         return HttpResponseBadRequest(call_filter.error or "format must be csv or json.", content_type="text/plain")
-    found = groups(call_filter.search(), BY[by])
+    found = replica.read(request, lambda: groups(call_filter.search(), BY[by]))
     rows = list(as_rows(found, sort))
     told = {name: [None, value] for name, value in call_filter.asked.items()} | {"group_by": [None, by]}
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=told)

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
+from django.http import HttpRequest
 from django.utils import timezone
 
+from auditlog import replica
 from auditlog.groups import BY, Group, top
 from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, HOURS, MINUTES, Grain
@@ -110,6 +112,11 @@ class Instruments:
             self.tops = list(self._tops(opened, where, since, tops)) if found else []
         self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
         self._before = before if before and before.calls else None
+
+    @classmethod
+    def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:
+        """The same for a page, over the range that its address asks for."""
+        return replica.read(request, lambda: cls(where, filters, request.GET.get("range"), **more))
 
     def __bool__(self) -> bool:
         return self._found is not None and bool(self.total.calls or self._before)

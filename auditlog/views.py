@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
 from accounts.models import SavedView, WorkspaceSettings
-from auditlog import columns
+from auditlog import columns, replica
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
@@ -67,6 +67,12 @@ def _only_call(call_filter: CallFilter) -> Call | None:
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     """The log on a page that includes auditlog/log.html; for htmx only its rows. `call_filter` may have a scope."""
+    if call_filter.is_live and not request.GET.get("cursor"):
+        return _listing(request, template, context, call_filter)  # What comes next is told apart by transactions.
+    return replica.read(request, lambda: _listing(request, template, context, call_filter))
+
+
+def _listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     context |= _listed(request, call_filter)
     if not wants_fragment(request):
         return show(request, template, context)
@@ -128,6 +134,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
 
 @require_GET
 @requires(Capability.LOGS_READ)
+@replica.from_replica
 def facet(request: AppRequest, name: str) -> HttpResponse:
     """The values of one filter under all others, with their counts."""
     tab = request.GET.get("tab", "")
@@ -191,7 +198,7 @@ def export_calls(request: AppRequest) -> HttpResponse:
         return HttpResponseBadRequest(call_filter.error or "format must be csv or jsonl.", content_type="text/plain")
     narrowed_by = {name: [None, value] for name, value in call_filter.asked.items()}
     try:
-        pieces = Export(call_filter.search(), kind, EXPORT_COLUMNS)
+        pieces = replica.read(request, lambda: Export(call_filter.search(), kind, EXPORT_COLUMNS))
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=narrowed_by)

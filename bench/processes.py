@@ -36,7 +36,7 @@ def gateway_environment(home: Path) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("GATEWAY_", "DJANGO_")) and name not in {"DATABASE_URL", "PORT"}
+        if not name.startswith(("GATEWAY_", "DJANGO_", "DATABASE_")) and name != "PORT"
     }
     data = home / "data"
     data.mkdir(mode=0o700, exist_ok=True)

@@ -15,12 +15,14 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.db import connection
 
 django = get_asgi_application()  # First: what follows needs the settings and the apps.
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from auditlog import replica
 from gatewayadmin.config import database, environment
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.playground import endpoint_call
@@ -88,7 +90,7 @@ def proxy_config() -> proxy.Config:
 @asynccontextmanager
 async def lifespan(router: Router) -> AsyncIterator[None]:
     await asyncio.to_thread(database.ensure)
-    database.limit_statements()
+    database.serve_pages()
     metrics.tell_apart(settings.METRICS_NAMES, _metrics_folder, *await asyncio.to_thread(busiest))
     async with proxy.runtime(proxy_config()) as endpoint:
         _mcp.app = endpoint
@@ -99,6 +101,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
         tasks = [asyncio.create_task(_watch())]
+        tasks += [asyncio.create_task(_gauge_replica())] if replica.is_set() else []
         if _metrics_folder is None:  # Under `serve` a process of its own does them.
             tasks.append(asyncio.create_task(housekeeping.always()))
         try:
@@ -119,6 +122,22 @@ async def _watch() -> None:
             await asyncio.to_thread(database.ensure)
         except Unusable:
             logger.exception("the database cannot be started")
+
+
+async def _gauge_replica() -> None:
+    """Measure again and again how far the replica is behind."""
+    while True:
+        await asyncio.to_thread(_measure)
+        await asyncio.sleep(WATCH_S)
+
+
+def _measure() -> None:
+    try:
+        replica.gauging.measure()
+    except Exception:
+        logger.exception("the replica could not be measured")
+    finally:
+        connection.close()
 
 
 edge = OuterMiddleware(

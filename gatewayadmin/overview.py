@@ -68,8 +68,8 @@ def overview(request: AppRequest) -> HttpResponse:
     }
     if user.has_perm(Capability.LOGS_READ):
         tops = ("tool", "user", "host")
-        context["instruments"] = Instruments({}, {}, request.GET.get("range"), tops=tops, named=NAMED)
-    return show(request, "overview.html", context | _numbers(user))
+        context["instruments"] = Instruments.of(request, {}, {}, tops=tops, named=NAMED)
+    return show(request, "overview.html", context | _numbers(request))
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
@@ -112,8 +112,9 @@ def _gateway_to_try(user: User) -> Gateway | None:
     return gateways.order_by("-has_server", "created_at").first()
 
 
-def _numbers(user: User) -> dict[str, Any]:
-    """What needs a capability, as far as `user` holds it."""
+def _numbers(request: AppRequest) -> dict[str, Any]:
+    """What needs a capability, as far as the reader holds it."""
+    user = request.user
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_READ):
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
@@ -139,7 +140,7 @@ def _numbers(user: User) -> dict[str, Any]:
             "waiting_count": RowCount(min(len(waiting), SHOWN), len(waiting) <= SHOWN),
         }
     if user.has_perm(Capability.LOGS_READ):
-        numbers["traffic"] = Traffic()
+        numbers["traffic"] = Traffic(request)
     if user.has_perm(Capability.SINKS_MANAGE):
         numbers["not_archived"] = archive.waiting().first() if archive.is_on() else None
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):

@@ -29,6 +29,9 @@ FILES = PACKAGE if IS_INSTALLED else BASE_DIR
 
 DATA_DIR = folder("GATEWAY_DATA_DIR", "~/.local/share/gateway-admin" if IS_INSTALLED else str(BASE_DIR / "var"))
 DATABASE_URL = secret("DATABASE_URL")
+DIRECT_DATABASE_URL = secret("GATEWAY_DIRECT_DATABASE_URL")
+READ_DATABASE_URL = secret("DATABASE_READ_URL")
+READ_LAG_SECONDS = number("GATEWAY_READ_LAG_SECONDS", 10, low=1, high=600)
 PORT = number("PORT", 8000, low=1, high=65535)
 WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
 DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)
@@ -71,7 +74,15 @@ SECRET_KEY = _keys.secret
 TOKEN_KEYS = _keys.tokens
 ENCRYPTION_KEYS = _keys.encryption
 
-DATABASES = {"default": database.configuration(DATABASE_URL, DATA_DIR, web_connections=WEB_CONNECTIONS)}
+database.require_url(DATABASE_URL, DIRECT_DATABASE_URL, READ_DATABASE_URL)
+DATABASES = {
+    "default": database.configuration(
+        DATABASE_URL, DATA_DIR, web_connections=WEB_CONNECTIONS, direct_url=DIRECT_DATABASE_URL
+    )
+}
+# What pages take instead, where they go through a pooler, and the replica that logs are read from.
+PAGES_DATABASE = database.pages(DATABASE_URL, web_connections=WEB_CONNECTIONS) if DIRECT_DATABASE_URL else None
+READ_DATABASE = database.replica(READ_DATABASE_URL, web_connections=WEB_CONNECTIONS) if READ_DATABASE_URL else None
 
 # --- Addresses ----------------------------------------------------------------------------------------------------
 
@@ -151,6 +162,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "gatewayadmin.middleware.note_origin",
     "gatewayadmin.middleware.note_refusals",
+    "auditlog.replica.note_writes",
     "allauth.account.middleware.AccountMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
@@ -168,6 +180,7 @@ TEMPLATES = [
                 "django.contrib.messages.context_processors.messages",
                 "capabilities.can",
                 "gatewayadmin.attention.attention",
+                "auditlog.replica.lag",
             ],
         },
     },

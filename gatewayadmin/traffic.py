@@ -10,8 +10,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from django.db import connection
+from django.http import HttpRequest
 from django.utils import timezone
 
+from auditlog import replica
 from auditlog.models import Call
 from auditlog.search.criteria import RowCount, Search
 from auditlog.search.query_language import parse
@@ -44,27 +46,28 @@ CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_seri
 class Traffic:
     """The calls of the last day, each part read when it is asked for. The cost does not grow with their number."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
         since = timezone.now() - DAY
         self._all, self._refused = Search([], since), Search(parse("denied"), since)
 
     @cached_property
     def total(self) -> RowCount:
-        return self._all.count()
+        return replica.read(self._request, self._all.count)
 
     @cached_property
     def denied(self) -> RowCount:
-        return self._refused.count()
+        return replica.read(self._request, self._refused.count)
 
     @cached_property
     def recent(self) -> Sequence[Call]:
         """The newest."""
-        return self._all.page(None, LISTED).page.rows
+        return replica.read(self._request, lambda: self._all.page(None, LISTED).page.rows)
 
     @cached_property
     def denials(self) -> Sequence[Call]:
         """The newest that were refused."""
-        return self._refused.page(None, LISTED).page.rows
+        return replica.read(self._request, lambda: self._refused.page(None, LISTED).page.rows)
 
 
 class Hour(NamedTuple):

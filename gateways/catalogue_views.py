@@ -106,7 +106,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         name, server = names.pop(), tool.server.pk
         where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [name]}
         filters = {"server": str(server), "tool": name}
-        context["instruments"] = Instruments(where, filters, request.GET.get("range"), tops=("gateway",))
+        context["instruments"] = Instruments.of(request, where, filters, tops=("gateway",))
     return show(request, "gateways/tool.html", context)
 
 

@@ -10,6 +10,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from auditlog import replica
 from auditlog.views import log_alone
 from capabilities import Capability, requires
 from connections.models import Connection
@@ -32,7 +33,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     assignments = list(gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk"))
     period = period_of(assignments)
-    by_whom, are_more = callers(gateway, period)
+    by_whom, are_more = replica.read(request, lambda: callers(gateway, period))
     chosen = request.GET.get("range", "")
     chosen = chosen if chosen in RANGES else DEFAULT
     context = {
@@ -41,7 +42,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
         "ranges": [(name, label) for name, (label, _) in RANGES.items()],
         "chosen": chosen,
         "label": RANGES[chosen][0],
-        **matrix(gateway, chosen),
+        **replica.read(request, lambda: matrix(gateway, chosen)),
         "period": period,
         "servers": uses(assignments, period),
         "callers": by_whom,

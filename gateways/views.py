@@ -148,10 +148,10 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
     context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments(
+        context["instruments"] = Instruments.of(
+            request,
             {"gateway_id": [gateway.pk]},
             {"gateway": str(gateway.pk)},
-            request.GET.get("range"),
             tops=("tool",),
         )
     return show(request, "gateways/overview.html", context)

@@ -115,7 +115,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     context: dict[str, Any] = {"host": host, "tab": "overview", "link": enrolment_url(host)}
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments({"host_id": [host.pk]}, {"host": str(host.pk)}, request.GET.get("range"))
+        context["instruments"] = Instruments.of(request, {"host_id": [host.pk]}, {"host": str(host.pk)})
     return show(request, "hosts/overview.html", context)
 
 

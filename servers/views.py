@@ -108,10 +108,10 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
     if unfinished_sign_ins(server) >= MANY_UNFINISHED:
         context |= {"unfinished": True, "registration": registration_of(server)}
     if request.user.has_perm(Capability.LOGS_READ):
-        context["instruments"] = Instruments(
+        context["instruments"] = Instruments.of(
+            request,
             {"server_id": [server.pk]},
             {"server": str(server.pk)},
-            request.GET.get("range"),
             tops=("tool", "gateway"),
         )
     return show(request, "servers/overview.html", context)

@@ -21,7 +21,6 @@ from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 
 import orjson
 import psycopg
-from django.db import connection
 from django.utils import timezone
 from psycopg import sql
 from psycopg.rows import dict_row, scalar_row
@@ -33,6 +32,7 @@ from auditlog.models import ENDINGS, Call, Event
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from sinks.models import Sink
 from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, Line
+from ui import databases
 from ui.rest import stamp
 
 LOCK = 0x67776103  # The first half of the advisory lock of a sink.
@@ -226,8 +226,7 @@ def held(pk: UUID, claim: UUID | None = None) -> Iterator[Reader | None]:
     `claim` is under which name it was lent before. A process that is killed loses the lock by itself, and the loan
     ends soon.
     """
-    words = {name: value for name, value in connection.get_connection_params().items() if name != "pool"}
-    with psycopg.connect(**words, autocommit=True) as own:
+    with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)
         own.execute("SET application_name = 'gateway sink'")
         own.execute("SET statement_timeout = 0")

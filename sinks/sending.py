@@ -27,6 +27,7 @@ from sinks import reading, receivers
 from sinks.models import LONGEST_ERROR, Sink
 from sinks.reading import Batch, Reader, held, oldest
 from sinks.receivers import OBJECTS, Receiver, Undelivered, backoff, trial
+from ui import databases
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def due() -> list[UUID]:
 
 def _serve_logged(pk: UUID) -> None:
     try:
-        serve(pk)
+        with databases.direct():
+            serve(pk)
     except Exception:
         logger.exception("serving a sink failed", extra={"sink": str(pk)})
     finally:

@@ -78,7 +78,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def begin() -> None:
     """Set the environment of this run; nothing of the developer's own gets through."""
-    for name in [name for name in os.environ if name.startswith(("GATEWAY_", "PG")) or name == "DATABASE_URL"]:
+    for name in [name for name in os.environ if name.startswith(("GATEWAY_", "DATABASE_", "PG"))]:
         del os.environ[name]
     keep_compiled()
     sampling.fix_seed()

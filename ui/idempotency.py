@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 
+from ui import databases
 from ui.models import KeptAnswer
 
 if TYPE_CHECKING:
@@ -82,26 +84,24 @@ def once(request: Request, make: Callable[[], Response]) -> Response:
     if not FORM.fullmatch(given):
         raise ValidationError({HEADER: ["Must be 1 to 255 visible ASCII characters, for example a UUID."]})
     key, asked = _digest(_credential(request), given), _request_digest(request)
-    with transaction.atomic():
-        _alone(key)
-        KeptAnswer.objects.expired().filter(pk=key).delete()
-        if kept := KeptAnswer.objects.filter(pk=key).first():
-            return _again(kept, asked)
-        made = make()
-        answer = made.made() if isinstance(made, Afterwards) else made
-        KeptAnswer.objects.create(pk=key, request=asked, sealed=_sealed(answer))
-        if isinstance(made, Afterwards):
-            _stay_alone(key)
-    return _done(key, made) if isinstance(made, Afterwards) else answer
+    with ExitStack() as stack:
+        with transaction.atomic():
+            _alone(key)
+            KeptAnswer.objects.expired().filter(pk=key).delete()
+            if kept := KeptAnswer.objects.filter(pk=key).first():
+                return _again(kept, asked)
+            made = make()
+            answer = made.made() if isinstance(made, Afterwards) else made
+            KeptAnswer.objects.create(pk=key, request=asked, sealed=_sealed(answer))
+            if isinstance(made, Afterwards):
+                stack.enter_context(_alone_for_longer(key))
+        return _done(key, made) if isinstance(made, Afterwards) else answer
 
 
 def _done(key: str, made: Afterwards) -> Response:
-    try:
-        answer = made.done()
-        KeptAnswer.objects.filter(pk=key).update(sealed=_sealed(answer))
-        return answer
-    finally:
-        _let_others(key)
+    answer = made.done()
+    KeptAnswer.objects.filter(pk=key).update(sealed=_sealed(answer))
+    return answer
 
 
 def _credential(request: Request) -> str:
@@ -126,21 +126,33 @@ def _alone(key: str) -> None:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock(key)])
         if not cursor.fetchone()[0]:
             raise InProgress
+        # Taken and let go in one statement, which has one session even through a pooler.
+        cursor.execute(
+            "SELECT CASE WHEN pg_try_advisory_lock(%s) THEN pg_advisory_unlock(%s) ELSE false END",
+            [_later_lock(key)] * 2,
+        )
+        if not cursor.fetchone()[0]:
+            raise InProgress
 
 
-def _stay_alone(key: str) -> None:
-    """The same beyond the end of the transaction, until `_let_others`, or until this process or its connection ends."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [_lock(key)])
-
-
-def _let_others(key: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_unlock(%s)", [_lock(key)])
+@contextmanager
+def _alone_for_longer(key: str) -> Iterator[None]:
+    """The same beyond the end of the transaction: to the end of the block, or of this process."""
+    with databases.connect_direct() as own:
+        own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
+        try:
+            yield
+        finally:  # The server notices the end of a connection a moment after us.
+            own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
 
 
 def _lock(key: str) -> int:
     return int(key[:16], 16) - 2**63
+
+
+def _later_lock(key: str) -> int:
+    """Another lock: the first is held by the transaction of the request itself."""
+    return int(key[16:32], 16) - 2**63
 
 
 def _sealed(answer: Response) -> bytes:

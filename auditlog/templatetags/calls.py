@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from auditlog import replica
 from auditlog.groups import BY
 from auditlog.week import Week, weeks
 
@@ -47,7 +48,8 @@ def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
     known: dict[str, dict[Any, Week]] = context["request"].__dict__.setdefault("weeks", {})
     if pk not in known.get(kind, {}):
         keys = [row.pk for row in context.get("page") or ()]
-        counted = weeks(f"{kind}_id", keys if pk in keys else [pk])
+        asked = keys if pk in keys else [pk]
+        counted = replica.read(context["request"], lambda: weeks(f"{kind}_id", asked))
         known[kind] = dict.fromkeys([*keys, pk], Week(0)) | counted
     return format_html('<a href="{}?range=7d&amp;{}={}">{}</a>', reverse("auditlog:calls"), kind, pk, known[kind][pk])
 

@@ -1,5 +1,6 @@
 """Checks of `manage.py check` in addition to Django's own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.apps import apps
@@ -46,6 +47,26 @@ def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
     else:
         return []
     return [checks.Warning(problem, hint=hint, id="gatewayadmin.W002")]
+
+
+@checks.register(checks.Tags.database)
+def the_database_urls_lead_where_they_should(
+    databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """`manage.py check --database default` says what is in use, and what is wrong with it."""
+    if not databases:
+        return []
+    # Loaded with the apps: what counts for /metrics must not be, before `serve` has said where.
+    from gatewayadmin.config import ways  # noqa: PLC0415
+    from gatewayadmin.config.database import Unusable  # noqa: PLC0415
+    from gatewayadmin.serving.server import cores  # noqa: PLC0415
+
+    try:
+        found = ways.survey(settings.WORKERS or cores())
+    except Unusable as error:
+        return [checks.Error(str(error), id="gatewayadmin.E002")]
+    uses: list[CheckMessage] = [checks.Info(line, id="gatewayadmin.I001") for line in found.uses]
+    return uses + [checks.Warning(line, id="gatewayadmin.W003") for line in found.warnings]
 
 
 def is_local_domain(domain: str) -> bool:

@@ -11,9 +11,12 @@ from django.db import connection, connections
 from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from gatewayadmin.config import pooling
 from gatewayadmin.config.environment import Refused, forget_libpq, refuse
+from gatewayadmin.config.pooling import DIRECT
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
 from gatewayadmin.embedded.programs import ClusterError
+from ui import databases
 
 OLDEST = 150000
 POOL = {"min_size": 1, "timeout": 10}
@@ -22,29 +25,68 @@ POOL = {"min_size": 1, "timeout": 10}
 NO_JIT = "-c jit=off"
 # What a page may ask for at most: who waits longer has left, and others wait for the connection.
 LIMITED = " -c statement_timeout=15s"
+UNLIMITED = "-c statement_timeout=0"
+
+READ = "DATABASE_READ_URL"
+SHARED = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
+IMPATIENT = {
+    "connect_timeout": 2,
+    "tcp_user_timeout": 5000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 
 
 class Unusable(Exception):
     """The database cannot be used; the message is one line."""
 
 
-def configuration(url: str, data_dir: Path, *, web_connections: int) -> dict[str, Any]:
+def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
     """Django's settings for the default database, with so many connections for pages and REST in each process.
 
-    Nothing is started, nothing is reached. For the embedded one the variables of libpq (PGPORT, ...) leave this
-    process's environment.
+    With `direct_url` they are those of the direct way, which commands and all of `serve` but its pages take. Nothing is
+    started, nothing is reached. For the embedded one the variables of libpq (PGPORT, ...) leave this process's
+    environment.
     """
     pool = {**POOL, "max_size": web_connections}
-    shared = {"CONN_HEALTH_CHECKS": True, "ATOMIC_REQUESTS": False}
     if not url:
         forget_libpq()
         folder = str(socket_folder(data_dir / "postgres"))
         embedded = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
-        return {**shared, **embedded, "OPTIONS": {"options": NO_JIT, "pool": pool}}
-    parameters = _parsed(url)
-    parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}".strip()
+        return {**SHARED, **embedded, "OPTIONS": {"options": NO_JIT, "pool": pool}}
+    parameters = _parsed(DIRECT if direct_url else "DATABASE_URL", direct_url or url)
+    # The role may have a time limit for pages, which a pooler cannot be told of by connection.
+    options = f"{NO_JIT} {UNLIMITED}" if direct_url else NO_JIT
+    parameters["options"] = f"{parameters.get('options', '')} {options}".strip()
+    return {**SHARED, **_of_server(parameters, pool)}
+
+
+def require_url(url: str, direct_url: str, read_url: str) -> None:
+    """Refuse the other ways to a database when there is no database of one's own that they could lead to."""
+    for name, value in ((DIRECT, direct_url), (READ, read_url)):
+        if value and not url:
+            refuse(name, "is set, so DATABASE_URL must be set too.")
+
+
+def pages(url: str, *, web_connections: int) -> dict[str, Any]:
+    """Django's settings for pages and REST whose connections go through a pooler: nothing is asked of a session."""
+    parameters = _parsed("DATABASE_URL", url)
+    pool = {**POOL, "max_size": web_connections}
+    return {**SHARED, **_of_server(parameters, pool), "DISABLE_SERVER_SIDE_CURSORS": True}
+
+
+def replica(url: str, *, web_connections: int) -> dict[str, Any]:
+    """Django's settings for reading from a replica; one that hangs or is away is found out soon."""
+    parameters = _parsed(READ, url)
+    parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}{LIMITED}".strip()
+    pool = {"min_size": 0, "max_size": web_connections, "timeout": 2}
+    # Not checked as they are taken: what does not answer then could not be cut, and a read that fails is done again.
+    return {**SHARED, "CONN_HEALTH_CHECKS": False, **_of_server({**IMPATIENT, **parameters}, pool)}
+
+
+def _of_server(parameters: dict[str, Any], pool: dict[str, Any]) -> dict[str, Any]:
     return {
-        **shared,
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parameters.pop("dbname", ""),
         "USER": parameters.pop("user", ""),
@@ -56,13 +98,26 @@ def configuration(url: str, data_dir: Path, *, web_connections: int) -> dict[str
 
 
 def conninfo() -> str:
-    """The present database (in tests: the test database) as a libpq connection string."""
-    settings_dict = connection.settings_dict
+    """The direct way to the present database (in tests: the test database) as a libpq connection string."""
+    return conninfo_of(databases.direct_settings())
+
+
+def conninfo_of(settings_dict: dict[str, Any]) -> str:
+    """Settings of Django's as a libpq connection string, without the time limit of pages."""
     options = {name: value for name, value in settings_dict["OPTIONS"].items() if name != "pool"}
-    options["options"] = options["options"].removesuffix(LIMITED)
+    if "options" in options:
+        options["options"] = options["options"].removesuffix(LIMITED)
     named = {"dbname": settings_dict["NAME"], "user": settings_dict["USER"], "password": settings_dict["PASSWORD"]}
     location = {"host": settings_dict["HOST"], "port": settings_dict["PORT"]}
     return make_conninfo("", **{name: value for name, value in {**named, **location, **options}.items() if value != ""})
+
+
+def serve_pages() -> None:
+    """From now on this process serves pages: over their own connections, where they have some, and in limited time."""
+    if settings.PAGES_DATABASE is None:
+        limit_statements()
+    else:
+        databases.take_pages_through(settings.PAGES_DATABASE)
 
 
 def limit_statements() -> None:
@@ -101,14 +156,22 @@ def require(*, tables: bool = True) -> None:
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
+            fault = pooling.fault(probe, way())
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.Error as error:
-        raise Unusable(f"The database cannot be reached: {' '.join(str(error).split())}") from error
+        raise Unusable(pooling.words_for(error, way())) from error
+    if fault:
+        raise Unusable(fault)
     if version < OLDEST:
         raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
     if tables and (row is None or row[0] is None):
         raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
+
+
+def way() -> str:
+    """The variable that names the direct way."""
+    return DIRECT if settings.DIRECT_DATABASE_URL else "DATABASE_URL"
 
 
 def missing() -> list[str]:
@@ -120,13 +183,13 @@ def missing() -> list[str]:
     return names if has_cache else [*names, "the cache table"]
 
 
-def _parsed(url: str) -> dict[str, Any]:
+def _parsed(name: str, url: str) -> dict[str, Any]:
     if not url.startswith(("postgres://", "postgresql://")):
-        refuse("DATABASE_URL", "must be a URL such as postgresql://user:password@host:5432/name.")
+        refuse(name, "must be a URL such as postgresql://user:password@host:5432/name.")
     try:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
-        raise Refused("DATABASE_URL is not a PostgreSQL URL that libpq understands.") from error
+        raise Refused(f"{name} is not a PostgreSQL URL that libpq understands.") from error
     if not parameters.get("dbname"):
-        refuse("DATABASE_URL", "must name a database: postgresql://user:password@host:5432/name.")
+        refuse(name, "must name a database: postgresql://user:password@host:5432/name.")
     return dict(parameters)

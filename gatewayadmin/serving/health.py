@@ -7,11 +7,12 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import connections
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from auditlog import replica
 from gatewayadmin.serving.client_address import is_local
 from gatewayadmin.serving.stored_metrics import stored
 
@@ -26,6 +27,17 @@ POOL = Gauge(
 POOL_WAITING = Gauge(
     "gateway_web_pool_waiting", "Pages and REST requests that wait for a connection", multiprocess_mode="livesum"
 )
+
+REPLICA_LAG = Gauge(
+    "gateway_replica_lag_seconds",
+    "How far the read replica is behind, as the worker sees it",
+    multiprocess_mode="livemax",
+)
+REPLICA_UNUSED = Gauge(
+    "gateway_replica_unused", "Workers that read the primary instead of the replica", multiprocess_mode="livesum"
+)
+REPLICA_READS = Counter("gateway_replica_reads", "Reads that a replica may answer, by who did", ("by",))
+_told: dict[str, int] = {}
 
 
 class Readiness:
@@ -61,7 +73,15 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 while calls can be decided and recorded; else, and from the signal to end on, 503 that says why."""
     problem = readiness.problem()
-    return PlainTextResponse(problem or "ok\n", 503 if problem else 200)
+    return PlainTextResponse(problem or f"ok\n{_ways()}", 503 if problem else 200)
+
+
+def _ways() -> str:
+    """What pages and logs are read from, where that is not simply the database."""
+    standing = replica.gauging.standing
+    used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
+    lines = ["pages: DATABASE_URL\n"] if settings.PAGES_DATABASE else []
+    return "".join([*lines, f"logs: {used}\n"] if replica.is_set() else lines)
 
 
 def sample() -> None:
@@ -73,6 +93,18 @@ def sample() -> None:
         POOL.labels("idle").set(idle)
         POOL.labels("in_use").set(stats.get("pool_size", 0) - idle)
         POOL_WAITING.set(stats.get("requests_waiting", 0))
+    if replica.is_set():
+        _sample_replica()
+
+
+def _sample_replica() -> None:
+    replica.gauging.cut_if_stuck()
+    standing = replica.gauging.standing
+    REPLICA_LAG.set(standing.lag)
+    REPLICA_UNUSED.set(bool(standing.fault))
+    for where, number in replica.gauging.reads.items():
+        REPLICA_READS.labels(where).inc(number - _told.get(where, 0))
+        _told[where] = number
 
 
 class _Counters(MultiProcessCollector):

@@ -33,6 +33,7 @@ from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import leads_inside
 from sinks import archive, sending
+from ui import databases
 from ui.models import KeptAnswer
 from wire import builtin
 
@@ -104,12 +105,12 @@ def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
 
 
 def _roll_up() -> None:
-    with database.without_time_limit():
+    with databases.direct(), database.without_time_limit():
         keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
 
 
 def _seal() -> None:
-    with database.without_time_limit():
+    with databases.direct(), database.without_time_limit():
         sealing.keep_up()
 
 
@@ -131,7 +132,7 @@ STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
 
 def _once_logged() -> None:
     try:
-        with database.without_time_limit():
+        with databases.direct(), database.without_time_limit():
             counts = once()
     except Exception:
         logger.exception("housekeeping failed")

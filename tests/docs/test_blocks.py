@@ -85,6 +85,15 @@ RUN_BY = (
         ".venv/bin/python manage.py migrate",
         "running/test_upgrade.py::test_an_index_whose_maker_is_killed_is_made_by_whoever_comes_next",
     ),
+    *(
+        ("docs/how-to/scale-out.md", begin, "running/test_scale_out.py::test_pages_rest_and_chores_work")
+        for begin in ("export DATABASE_URL=postgresql://gateway:secret@pooler", "ALTER ROLE", "[databases]")
+    ),
+    (
+        "docs/how-to/scale-out.md",
+        ".venv/bin/python manage.py check",
+        "running/test_scale_out.py::test_pages_rest_and_chores_work",
+    ),
     ("docs/how-to/people.md", ".venv/bin/python manage.py invite", "docs/test_how_tos.py::test_people_are_invited"),
     ("docs/how-to/people.md", "GATEWAY_PUBLIC_URL", "docs/test_deploy.py::test_other_machines_are_let_in_as_printed"),
     (
@@ -166,6 +175,8 @@ PARSED = (
     ("docs/how-to/deploy.md", "make setup", "every test begins with it, and every test of a workspace with `serve`"),
     ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
     ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
+    ("docs/how-to/scale-out.md", "export DATABASE_READ_URL", "the reader's own address"),
+    ("docs/how-to/scale-out.md", 'export DATABASE_URL="', "the reader's own addresses"),
     ("docs/how-to/provision-people.md", "export GATEWAY", "the reader's own values; the test of the script sets them"),
     ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus, which is not here"),
     ("docs/how-to/traces-and-metrics.md", "receivers:", "for the collector of the reader"),

@@ -14,10 +14,12 @@ from tests.running.test_refusals import KEYS, NOWHERE, refusal
 
 NAME = "GATEWAY_METRICS_TOKEN"
 SECRETS = {
+    "DATABASE_READ_URL",
     "DATABASE_URL",
     "GATEWAY_ADMIN_PASSWORD",
     "GATEWAY_ARCHIVE_KEYS",
     "GATEWAY_CHECKPOINT_KEY",
+    "GATEWAY_DIRECT_DATABASE_URL",
     "GATEWAY_EMAIL_URL",
     "GATEWAY_ENCRYPTION_KEYS",
     "GATEWAY_METRICS_TOKEN",
@@ -152,6 +154,7 @@ def test_a_start_takes_every_secret_from_its_file(fresh_home: Path) -> None:
     secrets["OTEL_EXPORTER_OTLP_HEADERS"] = "Authorization=of-secrecy"
     secrets["GATEWAY_OUTBOUND_PROXY"] = "http://gateway:of-secrecy@proxy.example.com:3128"
     secrets["GATEWAY_ARCHIVE_KEYS"] = "id:of-secrecy"
+    secrets |= dict.fromkeys(("GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"), NOWHERE)
     assert secrets.keys() == SECRETS
     files = {}
     for name, value in secrets.items():

@@ -27,16 +27,16 @@ def programs() -> Path:
 @contextmanager
 def postgres(binaries: Path) -> Iterator[str]:
     """The URL of an empty database on a server that asks for a password over TCP."""
-    as_account = _as_account()
+    account = as_account()
     folder = Path(tempfile.mkdtemp(prefix="gateway-admin-pg-"))
     port = free_port()
     secret = folder / "secret"
     secret.write_text("p@ss/word")
     for path in (folder, secret):
-        shutil.chown(path, as_account.get("user", os.geteuid()))
+        shutil.chown(path, account.get("user", os.geteuid()))
 
     def run(program: str, *arguments: str) -> None:
-        subprocess.run([binaries / program, *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account)
+        subprocess.run([binaries / program, *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL, **account)
 
     data = str(folder / "data")
     run("initdb", "-D", data, "-U", "gateway", "--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8")
@@ -45,7 +45,8 @@ def postgres(binaries: Path) -> Iterator[str]:
     try:
         yield f"postgresql://gateway:p%40ss%2Fword@127.0.0.1:{port}/postgres"
     finally:
-        run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
+        if (folder / "data" / "postmaster.pid").exists():
+            run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", data)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -54,10 +55,19 @@ def restart(binaries: Path, url: str) -> None:
     with psycopg.connect(url) as connection:
         (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
     command = [binaries / "pg_ctl", "restart", "-w", "-m", "fast", "-D", data, "-l", f"{data}/../log"]
-    subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **_as_account())
+    subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account())
 
 
-def _as_account() -> dict[str, Any]:
+def stop(binaries: Path, url: str) -> None:
+    """End the server of `postgres` as a machine that is switched off."""
+    with psycopg.connect(url) as connection:
+        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+    command = [binaries / "pg_ctl", "stop", "-w", "-m", "immediate", "-D", data]
+    subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account())
+
+
+def as_account() -> dict[str, Any]:
+    """As whom these programs run, in the words of subprocess: they refuse root."""
     if os.geteuid() != 0:
         return {}
     account = pwd.getpwnam("postgres")

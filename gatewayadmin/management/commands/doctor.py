@@ -3,14 +3,16 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from accounts.models import User
-from gatewayadmin.config import database
+from gatewayadmin.config import database, ways
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.config.public_url import public_url
 from gatewayadmin.doctor import OAuthCheck, Step, passed
 from gatewayadmin.doctor.report import State
+from gatewayadmin.serving.server import cores
 from gateways.models import Gateway
 
 
@@ -26,8 +28,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             database.require()
+            in_use = ways.survey(settings.WORKERS or cores())
         except Unusable as error:
             raise CommandError(str(error)) from error
+        for line in (*in_use.uses, *(f"Warning: {warning}" for warning in in_use.warnings)):
+            self.stdout.write(f"{'database':<12}{line}")
         walk = OAuthCheck(options["url"] or public_url(), _gateway(options["gateway"]), _user(options["user"]))
         steps = walk.run()
         for number, step in enumerate(steps, 1):

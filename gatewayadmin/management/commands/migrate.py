@@ -14,6 +14,7 @@ from auditlog import indexes
 from auditlog.models import Call
 from gatewayadmin import grants
 from gatewayadmin.config import database
+from gatewayadmin.config.database import Unusable
 from gatewayadmin.serving.first_start import make_partitions
 
 # What comes to a table after us waits behind us for so long at most. A statement that takes a second is taken to hang,
@@ -46,6 +47,10 @@ class Command(migrate.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
+        try:
+            database.require(tables=False)
+        except Unusable as error:
+            raise CommandError(str(error)) from error
         try:
             for attempt in range(1, TRIES + 1):
                 # A session's setting outlives the transactions of the migrations, and a failed one.

@@ -7,9 +7,10 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin.config import database, environment
+from gatewayadmin.config import database, environment, ways
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.config.key_uses import key_uses
+from gatewayadmin.config.ways import Ways
 from gatewayadmin.serving import first_start
 from gatewayadmin.serving.first_start import Welcome
 from gatewayadmin.serving.server import PortTaken, Server, cores, listen, metrics_folder
@@ -36,6 +37,7 @@ class Command(BaseCommand):
             listener = listen(host, port)
             metrics = metrics_folder(settings.DATA_DIR)
             database.require(tables=not migrate)
+            in_use = ways.survey(workers or cores())
         except (PortTaken, Unusable) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -48,9 +50,13 @@ class Command(BaseCommand):
         environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare(migrate=migrate)
         self._warn()
+        for warning in in_use.warnings:
+            self.stderr.write(f"Warning: {warning}")
         processes = workers or cores()
         environment.set_for_children("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
-        Server(listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port)).run()
+        Server(
+            listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port, in_use)
+        ).run()
 
     def _warn(self) -> None:
         """Say which keys are missing; a token of one gets 401 without a word of why."""
@@ -59,11 +65,12 @@ class Command(BaseCommand):
                 consequence = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
                 self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {consequence}")
 
-    def _greet(self, welcome: Welcome, host: str, port: int) -> None:
+    def _greet(self, welcome: Welcome, host: str, port: int, in_use: Ways) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
         lines = [f"Gateway Admin runs at {settings.PUBLIC_URL}", f"Sign in as {welcome.email}{password}."]
         if environment.text("GATEWAY_PUBLIC_URL"):
             lines.append(f"It listens on {host} port {port}.")
+        lines += [] if database.is_embedded() else in_use.uses
         rule = "=" * max(map(len, lines))
         self.stdout.write("\n".join(["", rule, *lines, rule, "", ""]))
         self.stdout.flush()

@@ -1,0 +1,102 @@
+"""A replica of a PostgreSQL server of tests.running.debian, by streaming, and what may become of one."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+import psycopg
+
+from tests.eventually import eventually
+from tests.running.debian import as_account
+from tests.workspace import free_port
+
+
+@dataclass
+class Standby:
+    """A replica that runs; `url` leads to the database of the same name there."""
+
+    binaries: Path
+    folder: Path
+    port: int
+    url: str
+    operator: str
+
+    def execute(self, statement: str) -> object:
+        """The first value of what the replica answers its operator."""
+        with psycopg.connect(self.operator, autocommit=True) as connection:
+            row = connection.execute(statement.encode()).fetchone()
+            return row[0] if row else None
+
+    def copy(self, server: str) -> None:
+        """Begin as a copy of the primary."""
+        self._run("pg_basebackup", "-D", self._data, "-d", server, "-R", "-X", "stream", "-c", "fast")
+
+    def start(self) -> None:
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder}"
+        self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", str(self.folder / "log"), "-o", options)
+
+    def kill(self) -> None:
+        """End it as a machine that is switched off."""
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
+
+    def freeze(self) -> None:
+        """Let it neither answer nor end, as a machine that is out of memory."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        postmaster = psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split()[0]))
+        return [postmaster, *postmaster.children()]
+
+    def pause(self) -> None:
+        """Let it fall behind: it receives and does not replay."""
+        self.execute("SELECT pg_wal_replay_pause()")
+        eventually(lambda: self.execute("SELECT pg_get_wal_replay_pause_state()") == "paused")
+
+    def resume(self) -> None:
+        self.execute("SELECT pg_wal_replay_resume()")
+
+    def promote(self) -> None:
+        """Make it a primary of its own."""
+        self._run("pg_ctl", "promote", "-w", "-D", self._data)
+
+    @property
+    def _data(self) -> str:
+        return str(self.folder / "data")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command: list[Path | str] = [self.binaries / program, *arguments]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **as_account())
+
+
+def _at(port: int, url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}"))
+
+
+@contextmanager
+def standby(binaries: Path, url: str, server: str) -> Iterator[Standby]:
+    """A replica, streaming, of the server that `server` leads to as a superuser; for the database and role of `url`."""
+    folder, port = Path(tempfile.mkdtemp(prefix="gateway-admin-standby-")), free_port()
+    shutil.chown(folder, as_account().get("user", os.geteuid()))
+    here, operator = _at(port, url), _at(port, urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path)))
+    made = Standby(binaries, folder, port, here, operator)
+    made.copy(server)
+    made.start()
+    try:
+        yield made
+    finally:
+        if (folder / "data" / "postmaster.pid").exists():
+            made.kill()
+        shutil.rmtree(folder, ignore_errors=True)

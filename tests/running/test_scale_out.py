@@ -1,0 +1,429 @@
+"""Pages through PgBouncer, logs from a replica, and a failover: on servers of their own, seen from outside."""
+
+import configparser
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from gatewayadmin.config import ways
+from sinks.sending import MOST_THREADS
+from tests import cluster, curl
+from tests.api.browser import signed_in
+from tests.eventually import PROMPT, eventually
+from tests.running.debian import postgres, programs, stop
+from tests.running.pooler import pooler
+from tests.running.standby import Standby, standby
+from tests.running.starts import manage
+from tests.running.test_refusals import KEYS, refusal
+from tests.workspace import OWNER, PASSWORD, ROOT, Serve, free_port
+
+pytestmark = pytest.mark.xdist_group("scale out")
+
+DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
+PAGE = ROOT / "docs" / "how-to" / "scale-out.md"
+BEHIND = "Read from a copy of the database that is"
+OK, UNAVAILABLE = httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE
+NEEDS_DIRECT = (
+    "DATABASE_URL leads to a connection pooler in transaction mode, which can serve pages only: "
+    f"set {DIRECT} to a URL that leads to PostgreSQL itself."
+)
+PAGES = ("/", "/logs/", "/logs/groups/", "/settings/admin-events/", "/gateways/", "/hosts/", "/servers/", "/admin/")
+OTHER = f"""
+from accounts.models import Role, User
+role = Role.objects.get(name="Super admin")
+User.objects.create_user("ops@example.com", password={PASSWORD!r}, display_name="Ops", role=role)
+"""
+# What is read from a replica.
+LOOKING_BACK = (
+    *("/", "/logs/", "/logs/?q=tool%20is%20echo&chart=latency", "/logs/?order=slowest", "/logs/values/host/"),
+    *("/logs/groups/", "/settings/admin-events/", "/gateways/quickstart/", "/gateways/quickstart/usage/"),
+    *("/gateways/quickstart/logs/", "/hosts/", "/servers/", "/api/logs", "/api/logs/groups", "/api/admin-events"),
+)
+# What a session of the server would keep of us, if we left something in it.
+LEFT = """
+SELECT (SELECT count(*) FROM pg_prepared_statements),
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+    current_setting('lock_timeout'), current_setting('statement_timeout'),
+    current_setting('default_transaction_read_only'), current_setting('enable_seqscan')
+"""
+
+
+def block(language: str, number: int = 0) -> str:
+    """One of the blocks of this language on the page about it."""
+    return str(re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[number])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of a superuser on a PostgreSQL of the operator's, which limits what pages may take."""
+    with postgres(programs()) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")
+            connection.execute(block("sql").replace("gateway", "app").encode())
+        yield url
+
+
+@contextmanager
+def database(server: str) -> Iterator[str]:
+    """The URL of an empty database for a role that owns it and no more."""
+    name = f"d{uuid4().hex[:8]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} OWNER app".encode())
+        parts = urlsplit(server)
+        yield urlunsplit(parts._replace(netloc=parts.netloc.replace("gateway", "app", 1), path=f"/{name}"))
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+@contextmanager
+def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
+    """A `serve` on this database, which makes its tables itself."""
+    data_dir = directory / "var"
+    data_dir.mkdir(mode=0o700, exist_ok=True)
+    served = Serve(data_dir, url, free_port(), {**cluster.keys(), **settings})
+    try:
+        yield served.start(workers=1)
+    finally:
+        served.stop()
+
+
+def called(issued: dict[str, str]) -> int:
+    """The status of a call with this token."""
+    return curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status
+
+
+def number(served: Serve, metric: str) -> float:
+    """What /metrics says of this metric with its labels; 0 when it says nothing."""
+    told = httpx.get(f"{served.url}/metrics", trust_env=False).text
+    found = re.search(rf"^{re.escape(metric)} (\S+)$", told, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def ready(served: Serve) -> str:
+    return httpx.get(f"{served.url}/readyz", trust_env=False).text
+
+
+# --- A pooler ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_pages_rest_and_chores_work_beside_each_other_through_a_pooler(server: str, tmp_path: Path) -> None:
+    assert re.findall(r"export (\w+)=", block("bash")) == ["DATABASE_URL", DIRECT]
+    documented = configparser.ConfigParser()
+    documented.read_string(block("ini"))
+    assert documented["pgbouncer"].keys() == {"pool_mode", "default_pool_size"}
+    mode = documented["pgbouncer"]["pool_mode"]
+    # Of so few sessions each is used by everything.
+    with (
+        database(server) as direct,
+        pooler(direct, mode, size=3) as pooled,
+        serving(tmp_path, pooled, **{DIRECT: direct}) as served,
+    ):
+        said = f"Pages use DATABASE_URL (through a pooler in transaction mode); calls and chores use {DIRECT}."
+        assert said in served.log()
+        assert "Warning" not in served.log()
+        assert ready(served) == "ok\npages: DATABASE_URL\n"
+        issued = served.issue_token(host="Bot", gateway="quickstart")
+        with signed_in(served, OWNER) as browser:
+            for turn in range(3):
+                assert called(issued) == OK
+                for page in PAGES:
+                    assert browser.get(page).status_code == OK, page
+                export = browser.get("/logs/export/?format=jsonl")
+                assert '"export":{"complete":true' in export.text
+                once = {"Idempotency-Key": str(uuid4())}
+                made = [browser.post("/api/hosts", json={"name": f"Bot {turn}"}, headers=once) for _ in range(2)]
+                assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2
+                assert made[0].json()["id"] == made[1].json()["id"]
+                words = {"host_id": made[0].json()["id"], "gateway_id": gateway(browser), "name": "of REST"}
+                token = browser.post("/api/tokens", json=words)
+                assert token.status_code == httpx.codes.CREATED, token.text
+                assert called(issued | {"token": token.json()["token"]}) == OK
+                body = {"email": f"p{turn}@example.com", "role_id": role(browser)}
+                once = {"Idempotency-Key": str(uuid4())}  # Whoever is invited is mailed afterwards.
+                made = [browser.post("/api/users", json=body, headers=once) for _ in range(2)]
+                assert [one.status_code for one in made] == [httpx.codes.CREATED] * 2, made[0].text
+            assert "partitions_made" in served.manage("housekeeping")
+            asked = block("bash", -1).split("manage.py")[1].split()
+            assert said in manage(served.data_dir, *asked, DATABASE_URL=pooled, **served.settings).stderr
+            assert called(issued) == OK
+        nothing_is_left(pooled)
+        assert "DuplicatePrepared" not in served.log()
+
+
+def gateway(browser: httpx.Client) -> str:
+    return str(browser.get("/api/gateways").json()["results"][0]["id"])
+
+
+def role(browser: httpx.Client) -> str:
+    return str(next(one["id"] for one in browser.get("/api/roles").json()["results"] if one["name"] == "Member"))
+
+
+def nothing_is_left(pooled: str) -> None:
+    """No session behind the pooler keeps a lock, a prepared statement or a setting of ours."""
+    with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as connection:
+        for _ in range(6):
+            left = connection.execute(LEFT.encode()).fetchone()
+            assert left == (0, 0, "0", "15s", "off", "on")
+
+
+@pytest.mark.full
+def test_calls_go_on_while_the_pooler_is_away(server: str, tmp_path: Path) -> None:
+    with (
+        database(server) as direct,
+        ExitStack() as stack,
+        serving(tmp_path, stack.enter_context(pooler(direct)), **{DIRECT: direct}) as served,
+    ):
+        issued = served.issue_token(host="Bot", gateway="quickstart")
+        with signed_in(served, OWNER) as browser:
+            assert browser.get("/hosts/").status_code == OK
+            stack.close()
+            assert browser.get("/hosts/").status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+        assert called(issued) == OK
+        assert ready(served).startswith("ok\n")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "more", ["", "ignore_startup_parameters = options", "server_round_robin = 1\nignore_startup_parameters = options"]
+)
+def test_a_pooler_in_transaction_mode_alone_is_refused_with_what_to_set(server: str, tmp_path: Path, more: str) -> None:
+    with database(server) as direct, pooler(direct, more=more) as pooled:
+        said = refusal(tmp_path, DATABASE_URL=pooled, **KEYS)
+        migrated = refusal(tmp_path, "migrate", DATABASE_URL=pooled, **KEYS)
+
+    assert said.endswith(NEEDS_DIRECT)
+    assert migrated.endswith(NEEDS_DIRECT)
+    assert "p%40ss" not in said
+
+
+@pytest.mark.full
+def test_a_pooler_in_session_mode_alone_will_do(server: str, tmp_path: Path) -> None:
+    more = "ignore_startup_parameters = options"
+    with database(server) as direct, pooler(direct, "session", 40, more) as pooled, serving(tmp_path, pooled) as served:
+        assert called(served.issue_token(host="Bot", gateway="quickstart")) == OK
+
+
+@pytest.mark.full
+def test_a_direct_url_through_the_pooler_is_refused(server: str, tmp_path: Path) -> None:
+    more = "ignore_startup_parameters = options"
+    with database(server) as direct, pooler(direct, more=more) as pooled:
+        said = refusal(tmp_path, DATABASE_URL=pooled, **{DIRECT: pooled}, **KEYS)
+
+    assert said.endswith(
+        f"{DIRECT} leads to a connection pooler in transaction mode; it must lead to PostgreSQL itself."
+    )
+
+
+def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server: str, tmp_path: Path) -> None:
+    with database(server) as direct, serving(tmp_path, direct, **{DIRECT: server_of(direct, server)}) as served:
+        with psycopg.connect(server_of(direct, server), autocommit=True) as operator:
+            for kind in ("TABLES", "SEQUENCES"):
+                operator.execute(f"GRANT ALL ON ALL {kind} IN SCHEMA public TO app".encode())
+        issued = served.issue_token(host="Bot", gateway="quickstart")
+        with signed_in(served, OWNER) as browser:
+            assert browser.get("/hosts/").status_code == OK
+            assert browser.get("/logs/export/?format=csv").text.splitlines()[-1].startswith("# complete")
+        assert called(issued) == OK
+        sessions = "SELECT usename, application_name AS name FROM pg_stat_activity WHERE datname = current_database()"
+        rows = served.rows(f"{sessions} AND pid <> pg_backend_pid()")
+
+    by_role = {who: {row["name"] for row in rows if row["usename"] == who} for who in ("app", "gateway")}
+    assert by_role["app"] == {""}
+    assert {"gateway bus", "gateway state"} < by_role["gateway"]
+    direct_ones = [row for row in rows if row["usename"] == "gateway"]
+    assert ways.KEPT <= len(direct_ones) <= ways.KEPT + 2 + ways.CHORES
+    assert MOST_THREADS * 2 == ways.SINKS
+
+
+def server_of(url: str, server: str) -> str:
+    """The URL of the same database for the superuser."""
+    return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
+
+
+def test_a_direct_url_that_leads_elsewhere_is_refused(server: str, tmp_path: Path) -> None:
+    with database(server) as here, database(server) as elsewhere:
+        said = refusal(tmp_path, DATABASE_URL=here, **{DIRECT: elsewhere}, **KEYS)
+
+    assert said.endswith(f"{DIRECT} leads to another database than DATABASE_URL; both must lead to the same one.")
+    assert "p%40ss" not in said
+
+
+def test_either_url_wants_a_database_of_ones_own(tmp_path: Path) -> None:
+    for name in (DIRECT, READ):
+        assert refusal(tmp_path, **{name: "postgresql://127.0.0.1/x"}).endswith(
+            f"{name} is set, so DATABASE_URL must be set too."
+        )
+
+
+def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: str, tmp_path: Path) -> None:
+    with database(server) as url:
+        with psycopg.connect(server, autocommit=True) as operator:
+            operator.execute("ALTER ROLE app CONNECTION LIMIT 14")
+        try:
+            with serving(tmp_path, url) as served:
+                takes = "1 worker and the chores open up to 16 connections to the database"
+                assert f"{takes}, and for moments" in served.log()
+                warning = f"{takes}, which grants 14, and 5 more are needed at times"
+                assert f"Warning: {warning}: raise max_connections, or start fewer workers." in served.log()
+        finally:
+            with psycopg.connect(server, autocommit=True) as operator:
+                operator.execute("ALTER ROLE app CONNECTION LIMIT -1")
+
+
+# --- A replica --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def beside(server: str, directory: Path, limit: int) -> Iterator[tuple[Serve, Standby]]:
+    """A `serve` that reads logs from a replica, which it reaches, while that is so many seconds behind at most."""
+    with database(server) as url, standby(programs(), url, server) as replica:
+        words = {READ: replica.url, "GATEWAY_READ_LAG_SECONDS": str(limit)}
+        with serving(directory, url, **words) as served:
+            eventually(lambda: "logs: replica" in ready(served))
+            yield served, replica
+
+
+def read_by_replica(served: Serve) -> float:
+    return number(served, 'gateway_replica_reads_total{by="replica"}')
+
+
+def test_logs_are_read_from_the_replica_and_decisions_are_not(server: str, tmp_path: Path) -> None:
+    with beside(server, tmp_path, 5) as (served, replica):
+        issued = served.issue_token(host="Bot", gateway="quickstart")
+        assert called(issued) == OK
+        with signed_in(served, OWNER) as browser:
+            assert "echo" in browser.get("/logs/").text
+            assert read_by_replica(served) == 0  # Who has just signed in reads what they may have written.
+            eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
+            assert "echo" in browser.get("/logs/").text
+            replica.pause()
+            assert called(issued) == OK
+            eventually(lambda: BEHIND in browser.get("/logs/").text)
+            eventually(lambda: "logs: primary, it is more than 5 s behind" in ready(served))
+            assert BEHIND not in browser.get("/logs/").text
+            eventually(lambda: number(served, "gateway_replica_unused") == 1)
+            browser.post(f"/api/tokens/{issued['id']}/revoke")
+            assert called(issued) == httpx.codes.UNAUTHORIZED
+            assert replica.execute("SELECT count(*) FROM tokens_token WHERE revoked_at IS NOT NULL") == 0
+            replica.resume()
+            eventually(lambda: "logs: replica" in ready(served))
+
+
+@pytest.mark.full
+def test_a_person_reads_what_they_have_written_while_others_read_the_replica(server: str, tmp_path: Path) -> None:
+    with beside(server, tmp_path, 12) as (served, replica):
+        served.manage("shell", "--verbosity", "0", "-c", OTHER)
+        with signed_in(served, OWNER) as one, signed_in(served, "ops@example.com") as other:
+            eventually(lambda: other.get("/settings/admin-events/").text and read_by_replica(served) > 0)
+            replica.pause()
+            assert one.post("/api/hosts", json={"name": "Made just now"}).status_code == httpx.codes.CREATED
+            assert "Made just now" in one.get("/settings/admin-events/").text
+            one.cookies.delete("gateway_wrote")  # Another browser of the same person: the event tells of them.
+            assert "Made just now" in one.get("/settings/admin-events/").text
+            assert "Made just now" in one.get("/api/admin-events").text
+            assert "Made just now" not in other.get("/settings/admin-events/").text
+            assert "Made just now" not in other.get("/api/admin-events").text
+            assert "Made just now" not in other.get("/settings/admin-events/export/?format=csv").text
+            # Which was recorded, so that they read the primary too from now on.
+            assert "Made just now" in other.get("/settings/admin-events/").text
+
+
+@pytest.mark.full
+def test_a_replica_that_dies_costs_no_page_and_one_that_is_back_is_read_again(server: str, tmp_path: Path) -> None:
+    with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
+        eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
+        for page in LOOKING_BACK:
+            assert browser.get(page).status_code == OK, page
+        assert "the replica could not be read" not in served.log()
+        replica.kill()
+        for _ in range(10):
+            for page in ("/", "/logs/", "/logs/groups/"):
+                answer = browser.get(page)
+                assert answer.status_code == OK
+                assert BEHIND not in answer.text
+        eventually(lambda: "logs: primary, it cannot be reached" in ready(served))
+        assert '"export":{"complete":true' in browser.get("/logs/export/?format=jsonl").text
+        replica.start()
+        eventually(lambda: "logs: replica" in ready(served))
+        before = read_by_replica(served)
+        eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > before)
+        replica.promote()
+        eventually(lambda: "logs: primary, it is no replica" in ready(served))
+        assert browser.get("/logs/").status_code == OK
+
+
+@pytest.mark.full
+def test_a_replica_that_hangs_holds_up_no_page_for_long(server: str, tmp_path: Path) -> None:
+    with beside(server, tmp_path, 5) as (served, replica), signed_in(served, OWNER) as browser:
+        eventually(lambda: browser.get("/logs/").text and read_by_replica(served) > 0)
+        replica.freeze()
+        try:
+            began = time.monotonic()
+            assert browser.get("/logs/").status_code == OK
+            assert browser.get("/logs/groups/").status_code == OK
+            assert time.monotonic() - began < 2 * PROMPT
+            eventually(lambda: "logs: primary" in ready(served))
+        finally:
+            replica.thaw()
+        eventually(lambda: "logs: replica" in ready(served))
+
+
+@pytest.mark.full
+def test_what_is_no_replica_of_the_database_is_refused_and_one_that_is_away_is_not(server: str, tmp_path: Path) -> None:
+    with database(server) as url, database(server) as other:
+        with standby(programs(), other, server) as replica:
+            said = refusal(tmp_path, DATABASE_URL=url, **{READ: replica.url}, **KEYS)
+            assert said.endswith(
+                f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of that."
+            )
+        away = f"postgresql://app@127.0.0.1:{free_port()}{urlsplit(url).path}"
+        with serving(tmp_path, url, **{READ: away}) as served:
+            assert f"Warning: The replica of {READ} cannot be reached" in served.log()
+            eventually(lambda: ready(served) == "ok\nlogs: primary, it cannot be reached\n")
+        with serving(tmp_path, url, **{READ: url}) as served:
+            assert f"Warning: {READ} does not lead to a replica" in served.log()
+
+
+@pytest.mark.full
+def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_is_promoted(tmp_path: Path) -> None:
+    binaries = programs()
+    with (
+        postgres(binaries) as url,
+        standby(binaries, url, url) as replica,
+        standby(binaries, url, url) as left_behind,
+    ):
+        both, words = two_hosts(url, replica.url), {READ: left_behind.url, "GATEWAY_READ_LAG_SECONDS": "600"}
+        with serving(tmp_path, both, **words) as served:
+            issued = served.issue_token(host="Bot", gateway="quickstart")
+            assert called(issued) == OK
+            rows = "SELECT count(*) AS number FROM auditlog_call WHERE method = 'tools/call' AND outcome = 'ok'"
+            (before,) = served.rows(rows)
+            eventually(lambda: replica.execute(rows) == before["number"])
+            assert "logs: replica" in ready(served)
+            stop(binaries, url)
+            eventually(lambda: called(issued) == UNAVAILABLE)
+            assert [called(issued) for _ in range(3)] == [UNAVAILABLE] * 3
+            assert httpx.get(f"{served.url}/readyz").status_code == UNAVAILABLE
+            replica.promote()
+            eventually(lambda: called(issued) == OK, seconds=60)
+            (after,) = served.rows(rows)
+            assert after["number"] > before["number"]
+            with signed_in(served, OWNER) as browser:
+                assert browser.get("/logs/").status_code == OK
+            # What follows nobody any more would look as if it were but a little behind.
+            eventually(lambda: "logs: primary, it has not followed the present primary yet" in ready(served))
+
+
+def two_hosts(first: str, second: str) -> str:
+    """One URL for both servers, of which the one that takes writes is meant."""
+    one, other = urlsplit(first), urlsplit(second)
+    hosts = f"{one.netloc},{other.hostname}:{other.port}"
+    return urlunsplit(one._replace(netloc=hosts, query="target_session_attrs=read-write"))
