@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -13,7 +15,9 @@ from prometheus_client import REGISTRY
 from gatewayadmin.serving import stored_metrics
 from tests.docs.pages import ROOT, anchors
 
-RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
+RULE_FILE = ROOT / "deploy" / "prometheus" / "alerts.yaml"
+RULE_TESTS = ROOT / "tests" / "deploy" / "alerts.yaml"
+RULES = yaml.safe_load(RULE_FILE.read_text())
 ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
 BOARD = json.loads((ROOT / "deploy" / "grafana" / "gateway-admin.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
@@ -99,6 +103,26 @@ def test_the_page_explains_each_alert_and_no_other() -> None:
     assert explained == [alert["alert"] for alert in ALERTS]
     assert list(RULES) == ["groups"]
     assert len(set(explained)) == len(explained)
+
+
+def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
+    cases = [one for group in yaml.safe_load(RULE_TESTS.read_text())["tests"] for one in group["alert_rule_test"]]
+    names = {alert["alert"] for alert in ALERTS}
+
+    assert {one["alertname"] for one in cases if one.get("exp_alerts")} == names
+    assert {one["alertname"] for one in cases if not one.get("exp_alerts")} == names
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("words", [["check", "rules", str(RULE_FILE)], ["test", "rules", str(RULE_TESTS)]])
+def test_prometheus_takes_the_rules_and_fires_as_they_say(words: list[str]) -> None:
+    program = shutil.which("promtool")
+    assert program, "These tests need promtool: install Debian's package prometheus."
+
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("title", "expression", "legend"), ASKED)

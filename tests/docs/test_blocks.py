@@ -64,6 +64,14 @@ RUN_BY = (
     ("docs/how-to/automate.md", "for thing in", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/back-up.md", "tar -C", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
     ("docs/how-to/back-up.md", "mkdir -p", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
+    *(
+        (
+            "docs/how-to/back-up.md",
+            begin,
+            "running/test_restore.py::test_a_backup_made_under_load_is_restored_elsewhere",
+        )
+        for begin in ("umask 077", "pg_restore --exit", "jq --compact")
+    ),
     (
         "docs/how-to/connect-an-app.md",
         ".venv/bin/python manage.py doctor",
