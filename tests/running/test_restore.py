@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,11 +126,15 @@ def at_gateway(serve: Serve, secret: str) -> Agent:
     return Agent(f"{serve.url}/mcp/sealed", secret)
 
 
-def sealed_and_sent(drill: Drill, serve: Serve) -> Callable[[], bool]:
-    """Whether the sink has every call there was, and a checkpoint of some."""
-    serve.manage("housekeeping")
-    wanted = logged(serve)
-    return lambda: wanted <= drill.received("call").keys() and len(drill.received("checkpoint")) > 1
+def seal_and_send(drill: Drill, serve: Serve) -> None:
+    """Return once the sink has every call there is now, and a checkpoint that was made since."""
+    wanted, came = logged(serve), len(drill.received("checkpoint"))
+
+    def has_all() -> bool:
+        serve.manage("housekeeping")  # Not only every minute or so.
+        return wanted <= drill.received("call").keys() and len(drill.received("checkpoint")) > came
+
+    eventually(has_all, 90)
 
 
 class Before(NamedTuple):
@@ -171,7 +175,7 @@ def back_up_under_load(drill: Drill, old: Serve) -> Before:
     (_, secret), (revoked, again) = govern(old, drill.upstream, sink)
     with Load(f"{old.url}/mcp/sealed", secret, 3, 0.01) as load:
         load.wait_for(100)
-        eventually(sealed_and_sent(drill, old))
+        seal_and_send(drill, old)
         (drill.home / "checkpoint-key.pem").write_text(old.manage("verify_log", "--print-key"))
         backed_up = set(load.answered)
         drill.run("dump", old)
@@ -179,7 +183,7 @@ def back_up_under_load(drill: Drill, old: Serve) -> Before:
         old.manage("shell", "-c", f"from tokens.models import Token; {REVOKE.format(pk=revoked)}")
         assert at_gateway(old, again).call("echo", {"text": "x"}).status_code == httpx.codes.UNAUTHORIZED
         load.wait_for(50)
-        eventually(sealed_and_sent(drill, old))
+        seal_and_send(drill, old)
     assert load.refused == 0
     old.stop()
     return Before(secret, again, backed_up, load.answered)
@@ -204,7 +208,7 @@ def goes_on(drill: Drill, new: Serve, before: Before) -> None:
     for token in (before.secret, before.revoked):  # What was revoked since the backup works again, as the page says.
         answered = at_gateway(new, token).call("echo", {"text": "back"})
         assert answered.json()["result"]["content"][0]["text"] == "back", answered.text
-    eventually(sealed_and_sent(drill, new))
+    seal_and_send(drill, new)
     assert kept <= drill.received("call").keys()
     sent = {row["id"] for row in drill.hook.rows[came:] if row["log"] == "call"}
     assert not acknowledged & sent  # By what the backup knows, these had come.
