@@ -33,7 +33,7 @@ FROZEN = {
     "/identities?scope=all": 6,
     "/logs": 5,  # The last week, and then all of it, since that holds no whole page.
     "/log-views": 6,
-    "/provisioning-keys": 4,
+    "/provisioning-keys": 6,
     "/roles": 8,
     "/servers": 6,
     "/teams": 7,

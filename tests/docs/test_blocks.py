@@ -72,6 +72,10 @@ RUN_BY = (
         )
         for begin in ("umask 077", "pg_restore --exit", "jq --compact")
     ),
+    *(
+        ("docs/how-to/rotate-keys.md", begin, "running/test_key_rotation.py::test_the_keys_are_rotated_under_load")
+        for begin in ("encryption=$(cat", "for file in", ".venv/bin/python manage.py reencrypt", "IFS=, read")
+    ),
     (
         "docs/how-to/connect-an-app.md",
         ".venv/bin/python manage.py doctor",
