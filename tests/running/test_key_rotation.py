@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import cluster
 from tests.docs.test_how_tos import block
 from tests.proxy.conftest import Agent
 from tests.running.load import Load
-from tests.running.replicas import Replicas, replicas
+from tests.running.replicas import Replicas, RoundRobin, replicas
 from tests.running.sealed import CREDENTIAL, govern, sealed_server
 from tests.workspace import ROOT, Serve
 from wire import cipher, token_text
@@ -61,7 +62,7 @@ def installation(folder: Path) -> Iterator[Installation]:
     for name, file in FILES.items():
         (keys / file).write_text(f"{made[name]}\n")
         settings |= {name: "", f"{name}_FILE": str(keys / file)}
-    with replicas(folder, **settings) as both:
+    with replicas(folder, "", RoundRobin, **settings) as both:
         yield Installation(both, keys)
 
 
@@ -91,22 +92,22 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
         shown = {seen.headers.get("authorization") for seen in upstream.asked("tools/call")}
         assert shown == {f"Bearer {CREDENTIAL}"}
         assert "lacks the key" not in serve.log()
-        self_rotated(ours, serve, first, other, old_tokens)
+        end_the_old_token_key(ours, first, other, old_tokens)
 
 
-def self_rotated(ours: Installation, serve: Serve, first: str, other: str, old_tokens: str) -> None:
-    """The token key goes when the last token of it has been rotated or revoked."""
-    serve.clerk = stopped(serve)
+def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens: str) -> None:
+    """It goes when the last token of it has been rotated or revoked."""
+    serve = ours.both.serves[0]
+    stop_the_clerk(serve)
     made = serve.manage("shell", "--no-imports", "-c", ROTATE.format(pk=first)).split()[-1]
     assert f"{old_tokens}       0  may be removed" in serve.manage("keys")
-    token_file = ours.folder / "token_keys"
-    token_file.write_bytes(ours.keys("token_keys")[0])
+    (ours.folder / "token_keys").write_bytes(ours.keys("token_keys")[0])
     for one in ours.both.serves:
         one.stop()
         one.start()
     url = f"{ours.both.url}/mcp/sealed"
     assert Agent(url, made).call("echo", {"text": "x"}).json()["result"]["content"][0]["text"] == "x"
-    assert Agent(url, other).call("echo", {"text": "x"}).status_code == 401
+    assert Agent(url, other).call("echo", {"text": "x"}).status_code == httpx.codes.UNAUTHORIZED
 
 
 ROTATE = """
@@ -118,8 +119,9 @@ print(kept.rotate(by=kept.connection.user).secret)
 """
 
 
-def stopped(serve: Serve) -> None:
-    """Commands read the keys when their process starts."""
+def stop_the_clerk(serve: Serve) -> None:
+    """Commands read the keys when their process starts: the next one begins another."""
     if serve.clerk is not None:
         serve.clerk.kill()
         serve.clerk.communicate()
+        serve.clerk = None

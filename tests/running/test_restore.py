@@ -166,7 +166,7 @@ def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_
 
 
 def is_after(row: Row, noted: int) -> bool:
-    return row["log"] == "checkpoint" and row["number"] > noted
+    return row["log"] == "checkpoint" and int(row["number"]) > noted
 
 
 def back_up_under_load(drill: Drill, old: Serve) -> Before:
