@@ -1,12 +1,13 @@
 """Measure what the log takes on disk: `python -m bench.sizes`.
 
 A database of its own over the embedded PostgreSQL gets calls of thirty days, of 200 people, 40 hosts and 60 tools, as
-`bench.log_pages` makes them; then the bytes of a call are told, with its indexes, in the write-ahead log, in roll-ups
-and in the archive. Sizes, not times: they do not depend on what else the machine does.
+`bench.log_pages` makes them; then the bytes of a call are told, with its indexes, in the write-ahead log, in roll-ups,
+in a dump and in the archive. Sizes, not times: they do not depend on what else the machine does.
 """
 
 import argparse
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def measure(rows: int, folder: Path) -> None:
         fill(rows)
         tell("write-ahead log", one(f"SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{before}')"), rows)
         tell_tables(rows)
+        tell("dump", dumped(), rows)
         roll_up()
         tell("roll-ups", one("SELECT pg_total_relation_size('auditlog_rollup')"), rows)
         tell_archive(folder)
@@ -75,6 +77,15 @@ def tell_tables(rows: int) -> None:
         sizes[columns] = sizes.get(columns, 0) + int(size)
     for columns, size in sorted(sizes.items(), key=lambda item: -item[1]):
         tell(f"  ({columns})", size, rows)
+
+
+def dumped() -> int:
+    """How large the dump of the log is that docs/how-to/back-up.md makes."""
+    from gatewayadmin.config import database  # noqa: PLC0415
+    from gatewayadmin.embedded.programs import binaries  # noqa: PLC0415
+
+    command = [binaries() / "pg_dump", "--format=custom", "--table=auditlog_call*", database.conninfo()]
+    return len(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def tell_archive(folder: Path) -> None:

@@ -167,6 +167,7 @@ PARSED = (
     ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
     ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
     ("docs/how-to/provision-people.md", "export GATEWAY", "the reader's own values; the test of the script sets them"),
+    ("docs/how-to/size.md", "max_connections", "settings of a PostgreSQL of the reader's size"),
     ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus, which is not here"),
     ("docs/how-to/traces-and-metrics.md", "receivers:", "for the collector of the reader"),
     ("docs/how-to/send-the-logs.md", "curl -fsS -X POST", "the receiver is the reader's own"),

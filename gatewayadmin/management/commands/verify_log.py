@@ -69,8 +69,8 @@ def _received(path: Path | None) -> list[tuple[int, str]]:
         return []
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return [(line["number"], line["body"]) for line in lines if line.get("log") == "checkpoint"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return [(int(line["number"]), str(line["body"])) for line in lines if line.get("log") == "checkpoint"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CommandError(f"{path} cannot be read as JSON lines: {error}.") from None
 
 
