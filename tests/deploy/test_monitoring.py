@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
 
     assert {one["alertname"] for one in cases if one.get("exp_alerts")} == names
     assert {one["alertname"] for one in cases if not one.get("exp_alerts")} == names
+
+
+def test_what_alerts_fire_for_at_once_is_exported_before_it_happens() -> None:
+    """Prometheus sees no increase in a series that begins with 1: the first fault would raise nothing."""
+    program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
+    fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    at_once = [part for alert in ALERTS if "increase(" in alert["expr"] for part in parts(alert["expr"])]
+
+    assert len(at_once) == 2
+    for name, matchers in at_once:
+        series = re.findall(rf"^{name}(\{{.*\}}) 0.0$", fresh, re.MULTILINE)
+        assert [one for one in series if all(f'{label}="{value}"' in one for label, _, value in matchers)], name
 
 
 def promtool(*words: str) -> str:
