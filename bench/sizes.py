@@ -84,7 +84,7 @@ def dumped() -> int:
     from gatewayadmin.config import database  # noqa: PLC0415
     from gatewayadmin.embedded.programs import binaries  # noqa: PLC0415
 
-    command = [binaries() / "pg_dump", "--format=custom", "--table=auditlog_call*", database.conninfo()]
+    command = [str(binaries() / "pg_dump"), "--format=custom", "--table=auditlog_call*", database.conninfo()]
     return len(subprocess.run(command, capture_output=True, check=True).stdout)
 
 

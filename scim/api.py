@@ -11,10 +11,10 @@ from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.decorators import action
-from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.api import existing_role
 from accounts.groups_api import RoleBody
 from accounts.models import Role
 from accounts.rules import BeyondYours
@@ -70,10 +70,7 @@ class NewProvisioningKey(RoleBody):
     role_id = serializers.UUIDField()
 
     def validate_role_id(self, pk: UUID) -> Role:
-        role = Role.objects.filter(pk=pk).first()
-        if role is None:
-            raise ValidationError("There is no such role.")
-        return role
+        return existing_role(pk)
 
 
 class ProvisioningKeyQuery(ListQuery):
