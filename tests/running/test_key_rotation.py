@@ -14,8 +14,9 @@ from tests.docs.test_how_tos import block
 from tests.proxy.conftest import Agent
 from tests.running.load import Load
 from tests.running.replicas import Replicas, RoundRobin, replicas
-from tests.running.sealed import CREDENTIAL, govern, sealed_server
-from tests.workspace import ROOT, Serve
+from tests.running.sealed import CREDENTIAL, PERSON, govern, sealed_server
+from tests.running.starts import sign_in
+from tests.workspace import PASSWORD, ROOT, Serve
 from wire import cipher, token_text
 
 pytestmark = pytest.mark.xdist_group("kill")
@@ -96,15 +97,21 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
 
 
 def end_the_old_token_key(ours: Installation, first: str, other: str, old_tokens: str) -> None:
-    """It goes when the last token of it has been rotated or revoked."""
+    """It goes when the last token of it has been rotated or revoked; with it the key of web sessions is replaced."""
     serve = ours.both.serves[0]
     stop_the_clerk(serve)
     made = serve.manage("shell", "--no-imports", "-c", ROTATE.format(pk=first)).split()[-1]
     assert f"{old_tokens}       0  may be removed" in serve.manage("keys")
     (ours.folder / "token_keys").write_bytes(ours.keys("token_keys")[0])
-    for one in ours.both.serves:
-        one.stop()
-        one.start()
+    with httpx.Client(base_url=ours.both.url, timeout=30) as browser:
+        assert sign_in(browser, PERSON, PASSWORD)
+        assert browser.get("/").status_code == httpx.codes.OK
+        serve.settings["GATEWAY_SECRET_KEY"] = cluster.keys()["GATEWAY_SECRET_KEY"]  # Both have the same settings.
+        for one in ours.both.serves:
+            one.stop()
+            one.start()
+        assert browser.get("/").headers["Location"].startswith("/accounts/login/")
+        assert sign_in(browser, PERSON, PASSWORD)
     url = f"{ours.both.url}/mcp/sealed"
     assert Agent(url, made).call("echo", {"text": "x"}).json()["result"]["content"][0]["text"] == "x"
     assert Agent(url, other).call("echo", {"text": "x"}).status_code == httpx.codes.UNAUTHORIZED
