@@ -10,6 +10,7 @@ export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/pycache
 endif
 
 BIN := .venv/bin
+IMAGE_EXTRAS := scim otel archive
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header
 
 # `check --deploy` judges an installation as it should be: public over https, mail that arrives.
@@ -82,3 +83,5 @@ lock: setup ## resolve the packages of pyproject.toml again, with hashes and wit
 	$(LOCK) --constraint requirements.lock pyproject.toml -o requirements-image.lock
 	$(LOCK) --all-extras --group dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 	$(LOCK) --group build --constraint requirements-dev.lock -o requirements-build.lock
+	for extra in $(IMAGE_EXTRAS); do $(BIN)/python .ci/extra "$$extra" | \
+		$(LOCK) --no-annotate --constraint requirements-dev.lock - -o "requirements-$$extra.lock" || exit; done

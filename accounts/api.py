@@ -92,6 +92,14 @@ class UserQuery(ListQuery):
     team = by_team()
 
 
+def existing_role(pk: UUID) -> Role:
+    """The role of this id. Raises ValidationError."""
+    role = Role.objects.filter(pk=pk).first()
+    if role is None:
+        raise ValidationError("There is no such role.")
+    return role
+
+
 class UserChanges(Body):
     """What may change of a person."""
 
@@ -102,10 +110,7 @@ class UserChanges(Body):
     break_glass = serializers.BooleanField()
 
     def validate_role_id(self, pk: UUID) -> Role:
-        role = Role.objects.filter(pk=pk).first()
-        if role is None:
-            raise ValidationError("There is no such role.")
-        return role
+        return existing_role(pk)
 
 
 class NewUser(UserChanges):

@@ -89,6 +89,9 @@ REASONS = {
     "input_refused": Reason(Step.UPSTREAM, "Its client did not give what the server asked for."),
     "alias_missing": Reason(Step.TOOL, "Several servers have no alias, so the tool's name may be any one's."),
     "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
+    "internal_error": Reason(
+        Step.UPSTREAM, "The gateway itself failed, by an error of its own; the log of its processes has the traceback."
+    ),
     "busy": Reason(Step.UPSTREAM, "Too many calls of the token or to the server were under way; it was not executed."),
 }
 

@@ -208,7 +208,8 @@ class Gateway:
             some = min(STREAMS_OF_A_TOKEN, streams - first)
             for stream in standing(self.url("sessions"), tokens[number % len(tokens)], some):
                 self._stack.callback(stream.close)
-        print(f"{streams} streams take {memory(self.workers()) - before:.1f} MB of the worker\n")
+        taken = memory(self.workers()) - before
+        print(f"{streams} streams take {taken:.1f} MB of the worker, which took {before:.0f} MB before\n")
 
     def place(self, name: str, kinds: list[str], server: int) -> Place:
         urls, scripts = {}, {}

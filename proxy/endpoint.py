@@ -495,7 +495,8 @@ def _failed(request: McpRequest, error: Exception) -> Response:
         metrics.UNAVAILABLE.labels("sessions").inc()
         return _unavailable(request, NO_SESSION)
     logger.error("a call failed inside the gateway", exc_info=error, extra={"request_id": request.uid})
-    return error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")._replace(status=500)
+    answer = error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")
+    return answer._replace(status=500, outcome="rpc_error", deny_reason="internal_error")
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:

@@ -23,6 +23,7 @@ from accounts.models.held_secrets import OVERLAP_HOURS, PREVIOUS, SECRET, HoldsP
 from accounts.rules import must_hold
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.versions import Versioned
 from capabilities import Capability
 from wire import token_text
 
@@ -143,7 +144,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         return IssuedKey(key, secret)
 
 
-class ProvisioningKey(HoldsPrevious, models.Model):
+class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     """What a directory shows to provision people here through SCIM (`gwd_`). Nothing else accepts it.
 
     It is nobody's: it goes on when who made it has left, and ends when it is revoked. Only its prefix and its digest
@@ -191,6 +192,10 @@ class ProvisioningKey(HoldsPrevious, models.Model):
     def status(self) -> str:
         """`active` or `revoked`."""
         return "revoked" if self.revoked_at else "active"
+
+    def editable(self) -> dict[str, Any]:
+        """What a writer may not have overlooked: its secrets, and whether it has ended."""
+        return {"prefix": self.prefix, "previous_prefix": self.previous_prefix, "status": self.status}
 
     @property
     def granted(self) -> frozenset[Capability]:

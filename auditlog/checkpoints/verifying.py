@@ -6,7 +6,7 @@ It needs a database to read and the public key, and nothing that runs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -143,21 +143,21 @@ def verify(
     keys: Sequence[bytes] | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
-    received: Mapping[int, str] | None = None,
+    received: Iterable[tuple[int, str]] = (),
 ) -> Report:
     """Compare the calls dated from `since` to before `until` with the checkpoints, in one snapshot.
 
     `keys` are the public keys that are trusted, 32 bytes each; without them those that the checkpoints name, which
-    proves nothing against who can sign anew. `received` are bodies of checkpoints, by number, as a sink got them: those
-    here must be the same, whoever signed them.
+    proves nothing against who can sign anew. `received` are numbers and bodies of checkpoints as a sink got them: those
+    here must be the same, whoever signed them, every time that one of the number came.
     """
     with connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
-        report = Report()
+        report, elsewhere = Report(), sorted(set(received))
         sealed = _chain(report, keys)
-        if not report.checkpoints and (keys is not None or received):
+        if not report.checkpoints and (keys is not None or elsewhere):
             report.add("checkpoint", "There is no checkpoint: the log is not sealed, or they were all taken away.")
-        _compare_received(report, received or {})
+        _compare_received(report, elsewhere)
         _compare(cursor, report, sealed, since or BEGINNING, until or END)
     return report
 
@@ -180,9 +180,10 @@ def _chain(report: Report, keys: Sequence[bytes] | None) -> list[Sealed]:
     return sealed
 
 
-def _compare_received(report: Report, received: Mapping[int, str]) -> None:
-    bodies = dict(Checkpoint.objects.filter(number__in=received).values_list("number", "body"))
-    for number, body in sorted(received.items()):
+def _compare_received(report: Report, received: Sequence[tuple[int, str]]) -> None:
+    numbers = {number for number, _ in received}
+    bodies = dict(Checkpoint.objects.filter(number__in=numbers).values_list("number", "body"))
+    for number, body in received:
         if number not in bodies:
             report.add("checkpoint", f"Checkpoint {number} was received elsewhere, and is not here.")
         elif bodies[number] != body:

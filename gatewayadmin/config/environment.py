@@ -117,7 +117,7 @@ def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
 
 
 def networks(name: str) -> list[Network]:
-    return many(name, ip_network, "a network such as 10.0.0.0/8")
+    return many(name, ip_network, "a network such as 10.20.0.0/24")
 
 
 def origins(name: str) -> list[str]:

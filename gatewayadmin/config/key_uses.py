@@ -12,6 +12,7 @@ from accounts.models import ApiKey
 from auditlog.models import CheckpointKey
 from scim.models import ProvisioningKey
 from servers.models import Identity
+from servers.oauth_client.models import ClientRegistration, Grant
 from sinks.models import Sink
 from sso.models import Provider
 from tokens.models import Token
@@ -36,6 +37,8 @@ def key_uses() -> list[KeyUses]:
     tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
     tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")
     sealed = _uses(Identity.objects.exclude(secret_ciphertext=None)) + second_factor.key_uses()
+    sealed += _uses(ClientRegistration.objects.exclude(secret_ciphertext=None))
+    sealed += _uses(Grant.objects.exclude(refresh_ciphertext=None))
     sealed += _uses(CheckpointKey.objects.all()) + _uses(Sink.objects.exclude(secret_ciphertext=None))
     sealed += _uses(Provider.objects.exclude(secret_ciphertext=None))
     return [

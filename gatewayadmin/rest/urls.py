@@ -29,6 +29,7 @@ from gateways.catalogue_api import CatalogueResource
 from gateways.identity_gateways import IdentityPlaces
 from gateways.tool_api import FeatureResource, ToolResource
 from hosts.api import HostResource
+from scim.api import ProvisioningKeyResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
 from servers.oauth_client.api import SignIns
@@ -51,6 +52,7 @@ router.register("hosts", HostResource, "host")
 router.register("identities", IdentityResource, "identity")
 router.register("log-views", SavedViewResource, "savedview")
 router.register("logs", CallResource, "call")
+router.register("provisioning-keys", ProvisioningKeyResource, "provisioning-key")
 router.register("roles", RoleResource, "role")
 router.register("servers", ServerResource, "server")
 router.register("sinks", SinkResource, "sink")

@@ -81,6 +81,8 @@ def test_no_resource_can_forget_to_ask_for_it() -> None:
         "UserResource.invite",
         "UserResource.partial_update",
         "OrganisationResource.partial_update",
+        "ProvisioningKeyResource.create",
+        "ProvisioningKeyResource.roll",
         "RoleResource.create",
         "RoleResource.partial_update",
         "RoleResource.destroy",

@@ -40,6 +40,8 @@ CHANGING = {
     "sink-disable",
     "sink-enable",
     "organisation-test",
+    "provisioning-key-end-previous",
+    "provisioning-key-revoke",
     "sink-test",
     "apikey-revoke",
     "assignment-disable",

@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from accounts.models import SavedView, Team, User
 from capabilities import Capability
 from gateways.models import Feature, Gateway
+from scim.models import ProvisioningKey
 from servers.models import AuthType, Server
 from tests import make
 from tests.api.world import holder
@@ -32,6 +33,7 @@ FROZEN = {
     "/identities?scope=all": 6,
     "/logs": 5,  # The last week, and then all of it, since that holds no whole page.
     "/log-views": 6,
+    "/provisioning-keys": 6,
     "/roles": 8,
     "/servers": 6,
     "/teams": 7,
@@ -56,6 +58,8 @@ def one_more_of_everything(boss: User) -> None:
     make.token(link)
     make.token(link, servers=[assignment])
     make.api_key(somebody, Capability.LOGS_READ)
+    role = make.role(name=make.unique("Newcomers"))
+    ProvisioningKey.objects.all().issue(name=make.unique("Okta"), role=role, capabilities=[], by=boss)
     SavedView.objects.create(owner=somebody, name="Denied", query="outcome=denied", is_shared=True)
     team = Team.objects.create(name=make.unique("team"))
     team.users.add(somebody)

@@ -58,6 +58,7 @@ LISTS = {
     "capabilities": "",
     "log-views": "is_shared",
     "api-keys": "scope status user q",
+    "provisioning-keys": "q status",
 }
 VERBS = {
     "tokens/{id}": "get patch delete",

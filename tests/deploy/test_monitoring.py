@@ -2,8 +2,12 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,9 @@ from prometheus_client import REGISTRY
 from gatewayadmin.serving import stored_metrics
 from tests.docs.pages import ROOT, anchors
 
-RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
+RULE_FILE = ROOT / "deploy" / "prometheus" / "alerts.yaml"
+RULE_TESTS = ROOT / "tests" / "deploy" / "alerts.yaml"
+RULES = yaml.safe_load(RULE_FILE.read_text())
 ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
 BOARD = json.loads((ROOT / "deploy" / "grafana" / "gateway-admin.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
@@ -99,6 +105,56 @@ def test_the_page_explains_each_alert_and_no_other() -> None:
     assert explained == [alert["alert"] for alert in ALERTS]
     assert list(RULES) == ["groups"]
     assert len(set(explained)) == len(explained)
+
+
+def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
+    cases = [one for group in yaml.safe_load(RULE_TESTS.read_text())["tests"] for one in group["alert_rule_test"]]
+    names = {alert["alert"] for alert in ALERTS}
+
+    assert {one["alertname"] for one in cases if one.get("exp_alerts")} == names
+    assert {one["alertname"] for one in cases if not one.get("exp_alerts")} == names
+
+
+def test_what_alerts_fire_for_at_once_is_exported_before_it_happens() -> None:
+    """Prometheus sees no increase in a series that begins with 1: the first fault would raise nothing."""
+    program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
+    fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    at_once = [part for alert in ALERTS if "increase(" in alert["expr"] for part in parts(alert["expr"])]
+
+    assert len(at_once) == 2
+    for name, matchers in at_once:
+        series = re.findall(rf"^{name}(\{{.*\}}) 0.0$", fresh, re.MULTILINE)
+        assert [one for one in series if all(f'{label}="{value}"' in one for label, _, value in matchers)], name
+
+
+def promtool(*words: str) -> str:
+    """What promtool says; it must be content."""
+    program = shutil.which("promtool")
+    assert program, "These tests need promtool: install Debian's package prometheus."
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "FAILED" not in said
+    return said
+
+
+@pytest.mark.full
+def test_prometheus_takes_the_rules_and_fires_as_they_say() -> None:
+    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(RULE_FILE))
+    assert "SUCCESS" in promtool("test", "rules", str(RULE_TESTS))
+
+
+@pytest.mark.full
+def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> None:
+    """As Grafana sends them, once it has put its variables in."""
+    rules = []
+    for number, (_, expression, _) in enumerate(ASKED):
+        asked = re.sub(r"\$\{?(?!__)\w+\}?", ".*", expression.replace("$__rate_interval", "5m"))
+        rules.append({"record": f"panel:{number}", "expr": asked})
+    place = tmp_path / "panels.yaml"
+    place.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+
+    assert f"{len(ASKED)} rules found" in promtool("check", "rules", str(place))
 
 
 @pytest.mark.parametrize(("title", "expression", "legend"), ASKED)

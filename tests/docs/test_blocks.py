@@ -64,6 +64,18 @@ RUN_BY = (
     ("docs/how-to/automate.md", "for thing in", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/back-up.md", "tar -C", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
     ("docs/how-to/back-up.md", "mkdir -p", "docs/test_how_tos.py::test_a_backup_is_restored_elsewhere"),
+    *(
+        (
+            "docs/how-to/back-up.md",
+            begin,
+            "running/test_restore.py::test_a_backup_made_under_load_is_restored_elsewhere",
+        )
+        for begin in ("umask 077", "pg_restore --exit", "jq --compact")
+    ),
+    *(
+        ("docs/how-to/rotate-keys.md", begin, "running/test_key_rotation.py::test_the_keys_are_rotated_under_load")
+        for begin in ("encryption=$(cat", "for file in", ".venv/bin/python manage.py reencrypt", "IFS=, read")
+    ),
     (
         "docs/how-to/connect-an-app.md",
         ".venv/bin/python manage.py doctor",
@@ -178,6 +190,7 @@ PARSED = (
     ("docs/how-to/scale-out.md", "export DATABASE_READ_URL", "the reader's own address"),
     ("docs/how-to/scale-out.md", 'export DATABASE_URL="', "the reader's own addresses"),
     ("docs/how-to/provision-people.md", "export GATEWAY", "the reader's own values; the test of the script sets them"),
+    ("docs/how-to/size.md", "max_connections", "settings of a PostgreSQL of the reader's size"),
     ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus, which is not here"),
     ("docs/how-to/traces-and-metrics.md", "receivers:", "for the collector of the reader"),
     ("docs/how-to/send-the-logs.md", "curl -fsS -X POST", "the receiver is the reader's own"),

@@ -74,7 +74,7 @@ def test_the_readme_starts_an_installation_as_printed(tmp_path: Path) -> None:
     with shell(script, tmp_path, port) as process:
         eventually(lambda: ready(process, port), seconds=180)
 
-    assert "10.0.0.0/8" in script  # The proxies of the block were taken too.
+    assert "10.20.0.5/32" in script  # The proxies of the block were taken too.
 
 
 @pytest.fixture

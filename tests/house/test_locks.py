@@ -7,7 +7,16 @@ import pytest
 
 from tests.workspace import ROOT
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+IMAGE_EXTRAS = re.search(r"^IMAGE_EXTRAS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()  # type: ignore[index]
 PINNED = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", re.MULTILINE)
+
+
+def blocks(lock: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """What a lock says of each package: its version, and the hashes of its files."""
+    texts = re.split(r"\n(?=[a-z0-9])", (ROOT / lock).read_text())
+    named = [(PINNED.match(re.sub(r"\[[a-z,]+\]==", "==", text)), text) for text in texts]
+    return {found[1]: (found[2], frozenset(re.findall(r"sha256:\w+", text))) for found, text in named if found}
 
 
 def test_every_package_is_pinned_with_hashes() -> None:
@@ -16,6 +25,7 @@ def test_every_package_is_pinned_with_hashes() -> None:
         "requirements-dev.lock",
         "requirements-image.lock",
         "requirements-build.lock",
+        *(f"requirements-{extra}.lock" for extra in IMAGE_EXTRAS),
         "tests/conformance/servers/requirements-v1.lock",
     ):
         text = (ROOT / name).read_text()
@@ -24,6 +34,23 @@ def test_every_package_is_pinned_with_hashes() -> None:
         assert all("--hash=sha256:" in block for block in blocks)
         assert "://" not in text
         assert "--index" not in text
+
+
+@pytest.mark.parametrize("extra", IMAGE_EXTRAS)
+def test_an_extra_of_the_image_has_a_lock_that_agrees_with_the_others(extra: str) -> None:
+    """One set of packages: pip takes a package that two files name only when both name the same version and hashes."""
+    ours, tested, image = (blocks(f"requirements-{name}.lock") for name in (extra, "dev", "image"))
+    wanted = PROJECT["project"]["optional-dependencies"][extra]
+
+    assert {re.match(r"[a-z0-9-]+", one)[0] for one in wanted} <= ours.keys()  # type: ignore[index]
+    assert ours.items() <= tested.items()
+    assert {name: image[name] for name in ours.keys() & image.keys()}.items() <= ours.items()
+
+
+def test_each_extra_but_the_embedded_postgresql_can_be_put_into_the_image() -> None:
+    assert {*IMAGE_EXTRAS} == PROJECT["project"]["optional-dependencies"].keys() - {"embedded"}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {f"!requirements-{extra}.lock" for extra in IMAGE_EXTRAS} <= {*ignored}
 
 
 def test_tests_run_on_the_packages_that_are_shipped() -> None:

@@ -584,20 +584,24 @@ VERBS = [
     verb(
         "ProvisioningKey.issue",
         page("/settings/provisioning/add/", id="0b7a0a3e-7a43-4f0e-9d6e-0c5f4f8f2a11", name="Made", role="{role}"),
+        rest("POST /provisioning-keys", name="Made", role_id="{role}", capabilities=[]),
     ),
     verb(
         "ProvisioningKey.roll",
         page("/settings/provisioning/{provisioning_key}/roll/", prefix="{provisioning_prefix}", overlap_hours="24"),
+        rest("POST /provisioning-keys/{provisioning_key}/roll", overlap_hours=24),
     ),
     verb(
         "ProvisioningKey.end_previous",
         page("/settings/provisioning/{provisioning_key}/end-previous/"),
+        rest("POST /provisioning-keys/{provisioning_key}/end-previous"),
         admin("scim/provisioningkey", "end_previous", "provisioning_key"),
         before=lambda stage: stage.row(ProvisioningKey, "provisioning_key").roll(by=stage.boss, overlap_hours=24),
     ),
     verb(
         "ProvisioningKey.revoke",
         page("/settings/provisioning/{provisioning_key}/revoke/"),
+        rest("POST /provisioning-keys/{provisioning_key}/revoke"),
         admin("scim/provisioningkey", "revoke", "provisioning_key"),
     ),
     verb(

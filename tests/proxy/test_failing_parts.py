@@ -78,5 +78,11 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
 
     assert answer.status_code == 500
     assert answer.json()["error"] == {"code": -32603, "message": "The gateway failed"}
-    assert (proxy.last().http_status, proxy.last().rpc_error_code) == (500, -32603)
+    row = proxy.last()
+    assert (row.outcome, row.deny_reason, row.http_status, row.rpc_error_code) == (
+        "rpc_error",
+        "internal_error",
+        500,
+        -32603,
+    )
     assert "a call failed inside the gateway" in caplog.text

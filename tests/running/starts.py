@@ -119,9 +119,15 @@ def password_of(greeting: str) -> tuple[str, str] | None:
 def signs_in(url: str, email: str, password: str) -> bool:
     """Whether the sign-in page lets this person in."""
     with httpx.Client(base_url=url, timeout=10) as browser:
-        page = browser.get("/accounts/login/")
-        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
-        assert token, page.text
-        form = {"csrfmiddlewaretoken": token[1], "login": email, "password": password}
-        answer = browser.post("/accounts/login/", data=form, headers={"Origin": url})
+        return sign_in(browser, email, password)
+
+
+def sign_in(browser: httpx.Client, email: str, password: str) -> bool:
+    """Whether the sign-in page lets this person in, whose session the browser has from then on."""
+    page = browser.get("/accounts/login/")
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+    assert token, page.text
+    form = {"csrfmiddlewaretoken": token[1], "login": email, "password": password}
+    origin = str(browser.base_url).rstrip("/")
+    answer = browser.post("/accounts/login/", data=form, headers={"Origin": origin})
     return answer.status_code == httpx.codes.FOUND

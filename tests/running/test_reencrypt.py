@@ -6,11 +6,15 @@ from io import StringIO
 
 import pytest
 from cryptography.fernet import Fernet
+from django.apps import apps
 from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection as database
+from django.test.utils import CaptureQueriesContext
 
+from gatewayadmin.config.key_uses import key_uses
 from servers.models import Identity, cipher
+from servers.oauth_client.models import ClientRegistration
 from servers.resealing import reseal
 from tests import make
 from wire.cipher import key_id
@@ -62,6 +66,33 @@ def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
     assert f"{key_id(OLD)} 0 may be removed" in printed("keys")
     keys(NEW)
     assert [opened(one) for one in (first, second, third)] == [SECRET] * 3
+
+
+def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
+    """What is not counted would be lost when its key, which `keys` says may be removed, is."""
+    tables = {model._meta.db_table for model in apps.get_models() if "key_id" in {f.name for f in model._meta.fields}}
+
+    with CaptureQueriesContext(database) as asked:
+        key_uses()
+
+    counted = {table for table in tables for query in asked if f'FROM "{table}"' in query["sql"]}
+    assert counted == tables
+    assert len(tables) >= 9
+
+
+def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys: Keys) -> None:
+    keys(OLD)
+    registration = ClientRegistration(issuer="https://id.example.com", kind="manual", client_id="gateway")
+    registration.seal(SECRET)
+    registration.save()
+    keys(NEW, OLD)
+
+    assert f"{key_id(OLD)} 1 still needed" in printed("keys")
+    printed("reencrypt")
+    assert f"{key_id(OLD)} 0 may be removed" in printed("keys")
+    keys(NEW)
+    registration.refresh_from_db()
+    assert registration.client.secret == SECRET
 
 
 def test_a_second_run_finds_nothing_to_do(keys: Keys) -> None:

@@ -239,7 +239,7 @@ def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server
     assert by_role["app"] == {""}
     assert {"gateway bus", "gateway state"} < by_role["gateway"]
     direct_ones = [row for row in rows if row["usename"] == "gateway"]
-    assert ways.KEPT <= len(direct_ones) <= ways.KEPT + 2 + ways.CHORES
+    assert ways.KEPT <= len(direct_ones) <= ways.KEPT + 2 + 4
     assert MOST_THREADS * 2 == ways.SINKS
 
 

@@ -180,9 +180,20 @@ def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> No
     kept = {one.number: one.body for one in Checkpoint.objects.all()}
     assert {line["number"]: line["body"] for line in hook.of("checkpoint")} == kept
     assert len(kept) == 2
-    assert verify(received=kept).findings == []
-    assert "was received elsewhere" in verify(received={**kept, 2: "{}", 3: "{}"}).findings[-1].sentence
+    assert verify(received=[*kept.items(), *kept.items()]).findings == []
+    assert "was received elsewhere" in verify(received=[*kept.items(), (2, "{}"), (3, "{}")]).findings[-1].sentence
     assert sending.serve(sink.pk) == 0
+
+
+def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last(db: None) -> None:
+    """Who can sign anew can also have a sink get the rewritten ones, after those of before."""
+    sealing.keep_up()
+    [one] = Checkpoint.objects.all()
+    here, other = (one.number, one.body), (one.number, "{}")
+
+    for received in ([here, other], [other, here]):
+        told = [finding.sentence for finding in verify(received=received).findings]
+        assert told == [f"Checkpoint {one.number} was rewritten: another one was received elsewhere."]
 
 
 def says(status: int, **headers: str) -> Answer:

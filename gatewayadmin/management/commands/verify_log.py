@@ -55,14 +55,14 @@ class Command(BaseCommand):
             raise CommandError(f"The log is not as it was sealed: {len(report.findings)} findings.")
 
 
-def _received(path: Path | None) -> dict[int, str]:
-    """The bodies of the checkpoints among these lines, by number."""
+def _received(path: Path | None) -> list[tuple[int, str]]:
+    """Number and body of each checkpoint among these lines; of those that came twice, both."""
     if path is None:
-        return {}
+        return []
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return {line["number"]: line["body"] for line in lines if line.get("log") == "checkpoint"}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return [(int(line["number"]), str(line["body"])) for line in lines if line.get("log") == "checkpoint"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CommandError(f"{path} cannot be read as JSON lines: {error}.") from None
 
 

@@ -1,0 +1,173 @@
+"""/api/provisioning-keys: what directories show to provision people here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api import existing_role
+from accounts.groups_api import RoleBody
+from accounts.models import Role
+from accounts.rules import BeyondYours
+from capabilities import Capability
+from scim.models import (
+    AlreadyRevoked,
+    BadOverlap,
+    IssuedKey,
+    MakesOwners,
+    NameTaken,
+    NoPrevious,
+    ProvisioningKey,
+    RoleBeyond,
+    TooManyKeys,
+)
+from tokens.serializers import PreviousSecret, Rotation
+from ui.operations import ListQuery, operation
+from ui.rest import Moment, Problem, Reference, Resource, secret_answer
+
+# Whoever has the secret can do what the key may.
+ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
+
+
+class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
+    """A provisioning key without its secret."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    prefix = serializers.CharField()
+    role = Reference(allow_null=True)
+    capabilities = serializers.ListField(child=serializers.CharField())
+    status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")])
+    last_used_at = Moment(allow_null=True)
+    rolled_at = Moment(allow_null=True)
+    previous_secret = serializers.SerializerMethodField()
+    created_at = Moment()
+    revoked_at = Moment(allow_null=True)
+
+    @extend_schema_field(PreviousSecret(allow_null=True))
+    def get_previous_secret(self, key: ProvisioningKey) -> dict[str, Any] | None:
+        return PreviousSecret(key).data if key.previous_works_until else None  # type: ignore[arg-type]
+
+
+class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
+    """A provisioning key, with its new secret."""
+
+    secret = serializers.CharField()
+
+
+class NewProvisioningKey(RoleBody):
+    """A key for a directory: what the people it makes get, and whom it may act on."""
+
+    role_id = serializers.UUIDField()
+
+    def validate_role_id(self, pk: UUID) -> Role:
+        return existing_role(pk)
+
+
+class ProvisioningKeyQuery(ListQuery):
+    """How the list is narrowed."""
+
+    q = serializers.CharField(required=False)
+    status = serializers.ChoiceField(["active", "revoked"], required=False)
+
+
+class ProvisioningKeyResource(Resource):
+    """Keys of directories. A secret is told once, when it is made.
+
+    An API key lists and ends them. It makes no secret: that would go on when the API key has ended.
+    """
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+        TooManyKeys: Problem(HTTPStatus.CONFLICT, "too_many_keys"),
+        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "provisioning_key_revoked"),
+        NoPrevious: Problem(HTTPStatus.CONFLICT, "no_previous_secret"),
+        MakesOwners: Problem(HTTPStatus.BAD_REQUEST, "invalid", "role_id"),
+        RoleBeyond: Problem(HTTPStatus.BAD_REQUEST, "invalid", "capabilities"),
+        BadOverlap: Problem(HTTPStatus.BAD_REQUEST, "invalid", "overlap_hours"),
+        BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
+    }
+    serializer_class = ProvisioningKeySerializer
+    versioned = True
+    queryset = ProvisioningKey.objects.select_related("role")
+
+    @operation(
+        needs=Capability.PROVISIONING_MANAGE,
+        query=ProvisioningKeyQuery,
+        orderings=("name", "created_at", "last_used_at"),
+    )
+    def list(self, request: Request) -> Response:
+        keys = ProvisioningKey.objects.filter(name__icontains=self.query_data.get("q", ""))
+        if status := self.query_data.get("status"):
+            keys = keys.filter(revoked_at__isnull=status == "active")
+        return self.page(keys, lambda keys: keys.select_related("role"))
+
+    @operation(needs=Capability.PROVISIONING_MANAGE)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        return self.answer(self._find(pk))
+
+    @operation(
+        needs=ISSUING,
+        body=NewProvisioningKey,
+        answer=IssuedProvisioningKeySerializer,
+        reauth=True,
+        api_keys=False,
+        makes=True,
+    )
+    def create(self, request: Request) -> Response:
+        body = self.body()
+        role = body.pop("role_id")
+        new = ProvisioningKey.objects.all().issue(**body, role=role, by=self.me)
+        return self._told(new, HTTPStatus.CREATED)
+
+    @action(detail=True, methods=["post"])
+    @operation(
+        needs=ISSUING,
+        body=Rotation,
+        answer=IssuedProvisioningKeySerializer,
+        reauth=True,
+        api_keys=False,
+        if_match=True,
+        makes=True,
+    )
+    def roll(self, request: Request, pk: UUID) -> Response:
+        """Replaces the secret of a key; `overlap_hours` 0, 1, 24 or 168 is how long the old one works on beside it."""
+        key, hours = self._find(pk), self.body()["overlap_hours"]
+        with self.unchanged(key):
+            new = key.roll(by=self.me, overlap_hours=hours)
+        return self._told(new)
+
+    @action(detail=True, methods=["post"], url_path="end-previous")
+    @operation(needs=Capability.PROVISIONING_MANAGE, if_match=True)
+    def end_previous(self, request: Request, pk: UUID) -> Response:
+        """Ends the secret that a roll with an overlap let work on."""
+        key = self._find(pk)
+        with self.unchanged(key):
+            key.end_previous(by=self.me)
+        return self.answer(self._find(pk))
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=Capability.PROVISIONING_MANAGE, if_match=True)
+    def revoke(self, request: Request, pk: UUID) -> Response:
+        """Ends both secrets of a key for good. The people it made stay as they are."""
+        key = self._find(pk)
+        with self.unchanged(key):
+            key.revoke(by=self.me)
+        return self.answer(self._find(pk))
+
+    def _told(self, new: IssuedKey, status: int = HTTPStatus.OK) -> Response:
+        """The key with its secret, which is in this response and nowhere else."""
+        return secret_answer(self.serialize(self._find(new.key.pk)) | {"secret": new.secret}, status)
+
+    def _find(self, pk: UUID) -> ProvisioningKey:
+        key: ProvisioningKey = get_object_or_404(self.get_queryset(), pk=pk)
+        return key

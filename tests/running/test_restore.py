@@ -1,0 +1,249 @@
+"""docs/how-to/back-up.md, run as printed: backed up under load, destroyed, restored on another PostgreSQL, gone on."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+
+from gatewayadmin.embedded.programs import binaries as embedded_binaries
+from tests import cluster
+from tests.docs.test_how_tos import block
+from tests.eventually import eventually
+from tests.proxy.conftest import Agent
+from tests.running.debian import postgres, programs
+from tests.running.load import Load
+from tests.running.sealed import PERSON, govern, sealed_server
+from tests.running.starts import manage, password_of, serving, signs_in
+from tests.sinks.receiver import SECRET, Webhook, webhook
+from tests.workspace import PASSWORD, ROOT, Serve, free_port
+
+pytestmark = pytest.mark.xdist_group("restore")
+
+PAGE = "back-up.md"
+COUNTED = """
+SELECT (SELECT sum(calls) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s) AS rolled_up,
+    (SELECT count(*) FROM auditlog_call WHERE id <= (SELECT counted_to FROM auditlog_rollupstate)) AS logged
+"""
+ACKNOWLEDGED = "SELECT uid FROM auditlog_call WHERE id <= (SELECT calls_to FROM sinks_sink)"
+REVOKE = "token = Token.objects.get(pk='{pk}'); token.revoke(by=token.connection.user)"
+
+type Row = dict[str, Any]
+
+
+class Way(NamedTuple):
+    """From which PostgreSQL to which, and whose programs do it."""
+
+    before: str
+    after: str
+
+    @property
+    def programs(self) -> Path:
+        """Those of the one that is restored from."""
+        return embedded_binaries() if self.before == "18" else programs()
+
+
+def later(*way: str) -> Any:
+    return pytest.param(Way(*way), marks=pytest.mark.full)
+
+
+@pytest.fixture(params=[Way("18", "18"), later("15", "15"), later("15", "18")], ids=" to ".join)
+def way(request: pytest.FixtureRequest) -> Way:
+    return Way(*request.param)
+
+
+@contextmanager
+def database(version: str, name: str) -> Iterator[str]:
+    """The address of an empty database of this version, which is gone when the block ends."""
+    if version == "15":
+        with postgres(programs()) as url:
+            yield url
+        return
+    address = cluster.fresh_database(f"{name}_{os.getpid()}")
+    yield address
+    with psycopg.connect(os.environ[cluster.ADDRESS], autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name}_{os.getpid()} WITH (FORCE)".encode())
+
+
+class Drill:
+    """An installation with a sealed credential, a sink and load, and what an operator does to it."""
+
+    def __init__(self, way: Way, home: Path, stack: ExitStack) -> None:
+        self.way, self.home = way, home
+        self.hook: Webhook = stack.enter_context(webhook())
+        self.upstream = stack.enter_context(sealed_server())
+        self._keys = cluster.keys()
+        self._stack = stack
+
+    def installed(self, name: str, address: str) -> Serve:
+        """An installation on this database with the keys there were; not started."""
+        data_dir = self.home / name
+        data_dir.mkdir(mode=0o700)
+        serve = Serve(data_dir, address, free_port(), self._keys)
+        self._stack.callback(serve.stop)
+        return serve
+
+    def run(self, mark: str, serve: Serve, **variables: str) -> str:
+        """What the block of the page prints; it must succeed."""
+        path = f"{self.way.programs}:{os.environ['PATH']}"
+        settings = {**serve.environment(), "OWNER_URL": serve.database_url, "PATH": path, **variables}
+        script = block(PAGE, mark).replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT}/manage.py")
+        done = subprocess.run(
+            ["bash", "-ec", script], cwd=self.home, env=settings, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def received(self, log: str) -> dict[str, list[Row]]:
+        """What the sink got of this log, by id."""
+        found = defaultdict(list)
+        for row in list(self.hook.rows):
+            if row["log"] == log:
+                found[row["id"]].append(row)
+        return found
+
+
+@pytest.fixture
+def drill(way: Way, tmp_path: Path) -> Iterator[Drill]:
+    with ExitStack() as stack:
+        yield Drill(way, tmp_path, stack)
+
+
+def logged(serve: Serve) -> set[str]:
+    return {str(row["uid"]) for row in serve.rows("SELECT uid FROM auditlog_call")}
+
+
+def at_gateway(serve: Serve, secret: str) -> Agent:
+    return Agent(f"{serve.url}/mcp/sealed", secret)
+
+
+def seal_and_send(drill: Drill, serve: Serve) -> None:
+    """Return once the sink has every call there is now, and a checkpoint that was made since."""
+    wanted, came = logged(serve), len(drill.received("checkpoint"))
+
+    def has_all() -> bool:
+        serve.manage("housekeeping")  # Not only every minute or so.
+        return wanted <= drill.received("call").keys() and len(drill.received("checkpoint")) > came
+
+    eventually(has_all, 90)
+
+
+class Before(NamedTuple):
+    """What was true of the old installation: two tokens, the second one revoked after the backup, and its calls."""
+
+    secret: str
+    revoked: str
+    backed_up: set[UUID]
+    """Calls that were answered before the backup began."""
+    answered: set[UUID]
+
+
+def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_says(drill: Drill, way: Way) -> None:
+    with database(way.before, "before") as address:
+        before = back_up_under_load(drill, drill.installed("old", address).start())
+    lines = drill.home / "received.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in drill.hook.rows))
+    with database(way.after, "after") as address:
+        new = drill.installed("new", address)
+        noted = restore(drill, new, before)
+        new.start()
+        goes_on(drill, new, before)
+        # The checkpoints of the time between, whose numbers are given again.
+        abandoned = {row["number"] for row in map(json.loads, lines.read_text().splitlines()) if is_after(row, noted)}
+        assert abandoned
+        assert f"{len(abandoned)} findings" in new.refusal("verify_log", "--received", str(lines))
+        drill.run("received", new, NOTED=str(noted))
+        new.stop()
+
+
+def is_after(row: Row, noted: int) -> bool:
+    return row["log"] == "checkpoint" and int(row["number"]) > noted
+
+
+def back_up_under_load(drill: Drill, old: Serve) -> Before:
+    """Dump it while calls go on; then access is cut, and calls are made, sealed and sent, before it is destroyed."""
+    sink = {"name": "Archive", "kind": "webhook", "address": drill.hook.url, "secret": SECRET}
+    (_, secret), (revoked, again) = govern(old, drill.upstream, sink)
+    with Load(f"{old.url}/mcp/sealed", secret, 3, 0.01) as load:
+        load.wait_for(100)
+        seal_and_send(drill, old)
+        (drill.home / "checkpoint-key.pem").write_text(old.manage("verify_log", "--print-key"))
+        backed_up = set(load.answered)
+        drill.run("dump", old)
+        load.wait_for(100)
+        old.manage("shell", "-c", f"from tokens.models import Token; {REVOKE.format(pk=revoked)}")
+        assert at_gateway(old, again).call("echo", {"text": "x"}).status_code == httpx.codes.UNAUTHORIZED
+        load.wait_for(50)
+        seal_and_send(drill, old)
+    assert load.refused == 0
+    old.stop()
+    return Before(secret, again, backed_up, load.answered)
+
+
+def restore(drill: Drill, new: Serve, before: Before) -> int:
+    """Restore it as printed, and compare what is there; the number of the last checkpoint, which is to be noted."""
+    said = drill.run("load", new)
+    assert "MISSING" not in said
+    correlated = {row["correlation_id"] for row in new.rows("SELECT correlation_id FROM auditlog_call")}
+    assert before.backed_up <= correlated  # Every call that was answered before the backup began,
+    assert before.answered - correlated  # and not those of later.
+    must_be_counted(new)
+    return int(said.rsplit(" checkpoints,", 1)[0].split()[-1])
+
+
+def goes_on(drill: Drill, new: Serve, before: Before) -> None:
+    """People, tokens, credentials, sinks, roll-ups and checkpoints of an installation that was restored."""
+    kept, acknowledged = logged(new), {str(row["uid"]) for row in new.rows(ACKNOWLEDGED)}
+    came = len(drill.hook.rows)
+    assert signs_in(new.url, PERSON, PASSWORD)
+    for token in (before.secret, before.revoked):  # What was revoked since the backup works again, as the page says.
+        answered = at_gateway(new, token).call("echo", {"text": "back"})
+        assert answered.json()["result"]["content"][0]["text"] == "back", answered.text
+    seal_and_send(drill, new)
+    assert kept <= drill.received("call").keys()
+    sent = {row["id"] for row in drill.hook.rows[came:] if row["log"] == "call"}
+    assert not acknowledged & sent  # By what the backup knows, these had come.
+    for rows in drill.received("call").values():  # What comes twice is the same row: no id is given again.
+        assert all(row == rows[0] for row in rows)
+    must_be_counted(new)
+    new.manage("verify_log", "--public-key", str(drill.home / "checkpoint-key.pem"))
+
+
+def must_be_counted(serve: Serve) -> None:
+    """Roll-ups say of every length of time what the rows say."""
+    for seconds in (60, 3600, 86400):
+        [counted] = serve.rows(COUNTED, seconds)
+        assert counted["rolled_up"] == counted["logged"] > 0
+
+
+def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_log(home: Path, tmp_path: Path) -> None:
+    """The embedded database: `tar`, and what it unpacks starts."""
+    with serving(home) as served:
+        words = ("issue_token", "--user", "admin@localhost", "--host", "CI", "--gateway", "quickstart")
+        token = str(json.loads(manage(home, *words).stdout)["token"])
+        assert call(served.url, token).status_code == httpx.codes.OK
+        assert served.stop() == 0
+    other = home.with_name("other")
+    for mark, place in (("backup", home), ("restore", other)):
+        settings = {**os.environ, "GATEWAY_DATA_DIR": str(place)}
+        subprocess.run(["bash", "-ec", block(PAGE, mark)], env=settings, cwd=tmp_path, check=True)
+
+    with serving(other) as served:
+        assert password_of(served.greeting()) is None  # It is no first start.
+        assert call(served.url, token).status_code == httpx.codes.OK
+        verified = manage(other, "verify_log")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert served.stop() == 0
+
+
+def call(url: str, token: str) -> httpx.Response:
+    return Agent(f"{url}/mcp/quickstart", token).call("echo", {"text": "hello"})
