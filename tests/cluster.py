@@ -50,7 +50,7 @@ _ahead: list[subprocess.Popen[bytes]] = []
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
-    gc.set_threshold(*GARBAGE)
+    gc.disable()
     if HOME not in os.environ:
         begin()
     return (yield)
@@ -65,9 +65,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Take what was loaded out of the collector's sight: to go through it again and again was a tenth of a run."""
-    gc.collect()
+    """Begin to collect garbage, and never among what was loaded: to go through that again was a tenth of a run."""
     gc.freeze()
+    gc.set_threshold(*GARBAGE)
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
