@@ -7,6 +7,7 @@ another PostgreSQL in its place, where databases may be made and dropped.
 """
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -39,6 +40,9 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path(sys.prefix) / "tables"  # What the migrations make, as SQL, for runs to come.
 CODE = {".py", ".sql", ".toml", ".json"}
 
+# Objects made before the collector looks at the youngest, and how often it then looks at older ones.
+GARBAGE = (50_000, 20, 50)
+
 _own: list[Cluster] = []
 _watchers: list[subprocess.Popen[bytes]] = []
 _ahead: list[subprocess.Popen[bytes]] = []
@@ -46,6 +50,7 @@ _ahead: list[subprocess.Popen[bytes]] = []
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests() -> Generator[None, Any, Any]:
+    gc.disable()
     if HOME not in os.environ:
         begin()
     return (yield)
@@ -56,6 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
     several = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if several and config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly:
         _ahead.append(subprocess.Popen([sys.executable, "-m", "tests.ahead"], cwd=ROOT, start_new_session=True))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Begin to collect garbage, and never among what was loaded: to go through that again was a tenth of a run."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

@@ -44,8 +44,8 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
     return (lambda test: test) if seed() % of == number else pytest.mark.full
 
 
-MANY = 3  # Cases of a test; of more than so many
-ONE_IN = 6  # one in so many is run, and one at least.
+MANY = 2  # Cases of a test; of more than so many
+ONE_IN = 12  # one in so many is run, and one at least.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:

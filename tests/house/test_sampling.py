@@ -39,9 +39,9 @@ def kept(monkeypatch: pytest.MonkeyPatch, seed: int, cases: list[Case]) -> set[i
 @pytest.mark.parametrize(
     ("count", "marks", "days"),
     [
-        (3, [], 1),
-        (4, [], 4),
-        (20, [], 6),
+        (2, [], 1),
+        (3, [], 3),
+        (30, [], 12),
         (20, [pytest.mark.one_in(6)], 6),
         (2, [pytest.mark.one_in(3)], 2),
         (9, [pytest.mark.full], 1),

@@ -1,10 +1,12 @@
 """The commands, by what they print and what they leave in the database."""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 from django.conf import settings
@@ -21,8 +23,9 @@ from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from proxy.models import RateCounter
 from servers.models import Health, Server
-from tests import make, upstreams
+from tests import cluster, make, upstreams
 from tests.conftest import Run
+from tests.running.starts import manage
 from tests.workspace import free_port
 from tokens.models import Token
 from wire import token_text
@@ -39,6 +42,15 @@ def issue(user: str, gateway: str, *more: str) -> dict[str, str]:
         printed("issue_token", "--user", user, "--host", "CI bot", "--gateway", gateway, *more)
     )
     return line
+
+
+def test_no_command_looks_for_garbage_among_what_it_has_loaded(tmp_path: Path) -> None:
+    code = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 10 * len(gc.get_objects()))"
+    database = {"DATABASE_URL": os.environ[cluster.ADDRESS], **cluster.keys()}
+
+    done = manage(tmp_path, "shell", "--no-imports", "--command", code, **database)
+
+    assert done.stdout == "True True\n", done.stderr
 
 
 @pytest.mark.django_db(transaction=True)
