@@ -203,9 +203,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
     search = call_filter.search()
     is_live = call_filter.is_live and cursor is None
     now = snapshot.current() if is_live else None
-    if now is not None:
-        search.base = snapshot.visible_in(search.base, now)
-    result = _page(call_filter, search, cursor, size)
+    result = _page(call_filter, search if now is None else snapshot.search_in(search, now), cursor, size)
     count = None if call_filter.error else search.count()
     shown = call_filter.look
     sampled = count is not None and count.is_large
@@ -243,7 +241,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
-        "facets": facets.facets(call_filter),
+        "facets": facets.facets(call_filter, search),
         "newest": f"{COUNT_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,

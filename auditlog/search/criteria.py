@@ -241,6 +241,7 @@ class Search:
         self._row_tests = [item.test for item in criteria if not item.is_indexed]
         self.since = since
         self.until = until
+        self._floors: dict[int, datetime | None] = {}
 
     @property
     def is_direct(self) -> bool:
@@ -264,9 +265,16 @@ class Search:
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
-        floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
-        floor = next(filter(None, floors), None)
+        if most not in self._floors:
+            floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
+            self._floors[most] = next(filter(None, floors), None)
+        floor = self._floors[most]
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all of them are among so few rows that these are counted, and roll-ups need not be asked."""
+        return self.recent(COUNT_LIMIT)[1] is None
 
     def page(self, cursor: Cursor | None, size: int) -> SearchPage:
         """The page a cursor names, the newest one without."""
@@ -289,6 +297,7 @@ class Search:
         That week mostly holds what a page shows, and the database has few partitions to think about.
         """
         near = copy(self)
+        near._floors = {}  # noqa: SLF001  (its own kind)
         with suppress(OverflowError):
             if cursor is not None and cursor.way == NEWER:
                 near.until = min(cursor.at + RECENT, self.until or LATEST)
@@ -327,21 +336,19 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell."""
+        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell.
+
+        Few are counted in the log itself, which has rows that the roll-ups get a quarter of an hour later.
+        """
+        rows, floor = self.recent(COUNT_LIMIT)
+        if floor is None:
+            return count_rows(rows.order_by("-created_at"))
         if (where := self.equalities()) is not None:
             with book() as opened:
                 exact = opened.total(where, self.since or EPOCH, self.until or timezone.now() + AHEAD, timed=False)
             if exact is not None:
                 return RowCount(exact.calls, True)
-        rows, floor = self.rows(), None
-        if not self.is_direct or len(self._alternatives()) > 1:
-            rows, floor = self.recent(COUNT_LIMIT if self.is_direct else SEARCH_LIMIT)
-        else:
-            near, *rest = self._from_near(None)
-            if rest and not (total := count_rows(near.rows().order_by("-created_at"))).is_all:
-                return total
-        total = count_rows(rows.order_by("-created_at"))
-        return total if floor is None else total._replace(is_all=False)
+        return count_rows(rows.order_by("-created_at"))._replace(is_all=False)
 
     def _between(self) -> QuerySet[Call]:
         rows = self.base
