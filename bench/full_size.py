@@ -256,7 +256,7 @@ def _people() -> Iterator[tuple[str, list[Any]]]:
         expires_at="now() + interval '30 days'",
     )
     yield series(
-        SavedView, 0, 200, owner_id=key("User"), name="'View ' || n", query="'outcome=denied'", is_shared="n %% 4 = 0"
+        SavedView, 0, 200, owner_id=key("User"), name="'View ' || n", query="'outcome=denied'", is_shared="n %% 25 = 0"
     )
 
 

@@ -33,7 +33,7 @@ def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
         ">active</span>",
         issued.token.prefix,
         "Nov 20, 2026",
-        "Never regenerated",
+        "Never",
         "5m ago",
         "ci-pipeline",
         "Feb 18, 2027",
