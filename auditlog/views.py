@@ -38,6 +38,7 @@ from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment
 
 ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
 MOST_VIEWS = 50  # Saved views that stand above the list.
+NO_PAGE = SearchPage(Page([], None, None))
 MOST_NEW = 99  # New calls that are counted; then the list has to be loaded.
 RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
@@ -210,10 +211,10 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
     search = call_filter.search()
     is_live = call_filter.is_live and cursor is None
     now = snapshot.current() if is_live else None
-    if now is not None:
-        search.base = snapshot.visible_in(search.base, now)
-    result = _page(call_filter, search, cursor, size)
     count = None if call_filter.error else search.count()
+    shown_in = search if now is None else snapshot.search_in(search, now)
+    # To find the first of what is nowhere, PostgreSQL would read the log from its end.
+    result = _page(call_filter, shown_in, cursor, size) if count and (count.number or not count.is_all) else NO_PAGE
     shown = call_filter.look
     sampled = count is not None and count.is_large
     bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
@@ -250,7 +251,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
-        "facets": facets.facets(call_filter),
+        "facets": facets.facets(call_filter, search),
         "newest": f"{COUNT_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
@@ -268,8 +269,6 @@ def _views(request: AppRequest) -> list[tuple[SavedView, bool, bool]]:
 
 
 def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: int) -> SearchPage:
-    if call_filter.error:
-        return SearchPage(Page([], None, None))
     return search.slowest(size) if call_filter.values["order"] else search.page(cursor, size)
 
 

@@ -94,7 +94,7 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
             had.gateways,
             size.gateways,
             gateway_id=key("Gateway"),
-            server_id=key("Server"),
+            server_id=key("Server", f"n %% {size.servers}"),
             alias="'s' || n",
         ),
         series(
@@ -109,7 +109,7 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
             Identity,
             had.users,
             size.users,
-            server_id=key("Server", "n %% 20"),
+            server_id=key("Server", f"n %% {size.servers}"),
             owner_id=key("User"),
             label="'own ' || n",
             kind="'bearer'",

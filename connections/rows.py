@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import Count, Exists, OuterRef, Q
+from django.db.models import Case, Count, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 
 from accounts.models import User
@@ -193,8 +193,17 @@ class ConnectionFilter(forms.Form):
 
 def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
     """How many of `rows` have each of STATUSES."""
-    told = rows.order_by().with_reach().annotate(usable=_usable())
-    return told.aggregate(**{status: Count("pk", filter=_any_of([status])) for status in STATUSES})
+    # Asked one after the other, as they take precedence: what takes a look at the tokens is asked once of each row.
+    status = Case(
+        When(revoked_at__isnull=False, then=Value("revoked")),
+        When(enabled=False, then=Value("disabled")),
+        When(~_usable(), then=Value("expired")),
+        When(UNBLOCKED, then=Value("active")),
+        default=Value("blocked"),
+    )
+    told = rows.order_by().prefetch_related(None).with_reach().annotate(told=status).values_list("told")
+    counted: dict[str, int] = dict(told.annotate(number=Count("pk")))
+    return {status: counted.get(status, 0) for status in STATUSES}
 
 
 def _by_prefix(words: str) -> Q:

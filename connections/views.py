@@ -42,7 +42,7 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 15  # Each brings its tokens, and buttons for all of them; fifty would make the page too heavy.
+ROWS = 7  # Each brings its tokens, and buttons for all of them: with four tokens each, more would be too heavy.
 
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."

@@ -14,11 +14,15 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
+from auditlog.rollups.reading import book
+from auditlog.rollups.schema import DAYS
 from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
 from servers.models import Server, ServerQuerySet
 
+CALL = "tools/call"
+TOOL = ("gateway_id", "server_id", "method", "feature_name")  # What roll-ups tell tools apart by.
 SPAN = "30 d"  # How far back calls are looked for, unless that takes too long.
 PERIODS = {
     SPAN: timedelta(days=30),
@@ -27,7 +31,7 @@ PERIODS = {
     "1 h": timedelta(hours=1),
     "5 min": timedelta(minutes=5),
 }
-# There is no sum of calls by tool: each is read. What takes more than this is looked for over a shorter time.
+# Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
 MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
 MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.
 MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: one for each day.
@@ -71,6 +75,29 @@ LEFT JOIN LATERAL (
         AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
+"""
+# The days of the roll-ups, and of the last hours the log: within a day before, tools stand by their names.
+USED = """
+LEFT JOIN (
+    SELECT d.gateway_id, d.server_id, d.feature_name, max(d.at) AS last_at FROM (
+        SELECT gateway_id, server_id, feature_name, at FROM auditlog_rollup
+        WHERE cube = %s AND seconds = %s AND at >= %s AND method = 'tools/call'
+        UNION ALL
+        SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
+        WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
+    ) d GROUP BY d.gateway_id, d.server_id, d.feature_name
+) u ON u.gateway_id = a.gateway_id AND u.server_id = a.server_id AND u.feature_name = left(f.exposed_name, 300)
+"""
+# Of tools that were called: the newest day has a call of most, each other takes a look at the days before.
+LAST_CALLS = """
+SELECT t.n, max(c.created_at)
+FROM unnest(%s::int[], %s::uuid[], %s::uuid[], %s::text[]) AS t (n, gateway_id, server_id, name)
+CROSS JOIN LATERAL (
+    SELECT c.created_at FROM auditlog_call c
+    WHERE c.feature_name = t.name AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = t.gateway_id AND c.server_id = t.server_id AND c.created_at >= %s AND c.created_at < %s
+    ORDER BY c.created_at DESC LIMIT 1
+) c GROUP BY t.n
 """
 USE = """
 SELECT t.n, count(c.created_at), max(c.created_at)
@@ -188,7 +215,8 @@ class Catalogue:
         self.only_unused = self.tells_use and values.get("show") == "unused"
         self.period = self._period() if self.tells_use else None
         by_last = self.only_unused or self._by == "last"
-        self.looked_up = Period.to_look_up(self._features.count()) if by_last else None
+        self._days_are_counted = by_last and _knows_days_of(Period.of(SPAN))
+        self.looked_up = self._looked_up() if by_last else None
         self._unused: list[tuple[UUID, int]] | None = None
         self._total: int | None = None
 
@@ -198,6 +226,13 @@ class Catalogue:
 
     def _period(self) -> Period:
         return Period.to_count_all() if self._by == "calls" and not self.only_unused else Period.of(SPAN)
+
+    def _looked_up(self) -> Period:
+        return Period.of(SPAN) if self._days_are_counted else Period.to_look_up(self._features.count())
+
+    def _day_bounds(self, period: Period) -> list[Any]:
+        """The parameters of USED."""
+        return [DAYS.cube({*TOOL}), DAYS.seconds, DAYS.begin(period.since), *Period.to_count_all().bounds]
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
@@ -245,8 +280,10 @@ class Catalogue:
         """Which entries these are, each by its first feature, and how often it was called where that sorts them."""
         chosen: Any = self._features.order_by()
         features, parameters = chosen.values_list("pk", "effect_claimed").query.sql_with_params()
-        used, bounds = "", list[datetime]()
-        if self.looked_up:
+        used, bounds = "", list[Any]()
+        if self.looked_up and self._days_are_counted:
+            used, bounds = USED, self._day_bounds(self.looked_up)
+        elif self.looked_up:
             used, bounds = LAST, self.looked_up.bounds
         elif self._by == "calls" and self.period:
             used, bounds = COUNTED, self.period.bounds
@@ -284,6 +321,42 @@ class Catalogue:
 
     def _tell_use(self, entries: list[Entry]) -> None:
         """How often each was called, and when the last time."""
+        if not self._tell_counted(entries):
+            self._tell_looked_up(entries)
+
+    def _tell_counted(self, entries: list[Entry]) -> bool:
+        """The same as the roll-ups say it; whether they could."""
+        known = {
+            (place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]): entry
+            for entry in entries
+            for place in entry.places
+        }
+        gateways, servers, names = ({*one} for one in zip(*known, strict=True)) if known else ((), (), ())
+        where = {"gateway_id": [*gateways], "server_id": [*servers], "feature_name": [*names], "method": [CALL]}
+        with book() as opened:
+            found = opened.read(where, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:], timed=False)
+        if found is None:
+            return False
+        if self._by != "calls" or self.only_unused:
+            for entry in entries:
+                entry.calls = 0
+            for place, numbers in found.items():
+                if place in known:
+                    known[place].calls += numbers.calls
+        self._tell_last(entries, known, [place for place, numbers in found.items() if numbers.calls and place in known])
+        return True
+
+    def _tell_last(self, entries: list[Entry], known: dict[Any, Entry], called: list[Any]) -> None:
+        numbered = {id(entry): n for n, entry in enumerate(entries)}
+        numbers = [numbered[id(known[place])] for place in called]
+        columns = [[place[n] for place in called] for n in range(3)]
+        with connection.cursor() as cursor:
+            cursor.execute(LAST_CALLS, [numbers, *columns, *Period.of(SPAN).bounds])
+            for n, last in cursor.fetchall():
+                entries[n].last_used_at = last
+
+    def _tell_looked_up(self, entries: list[Entry]) -> None:
+        """The same of the log, where more than a thousand are not counted."""
         of_all = self._by == "calls" and not self.only_unused  # They are counted already.
         places = [place for entry in entries for place in entry.places]
         gateways = list({place.assignment.gateway_id for place in places})
@@ -297,6 +370,11 @@ class Catalogue:
                 entries[n].last_used_at = last
                 if not of_all:
                     entries[n].calls, entries[n].are_more = min(calls, MOST_COUNTED), calls > MOST_COUNTED
+
+
+def _knows_days_of(period: Period) -> bool:
+    with book() as opened:
+        return opened.knows_days_from(period.since)
 
 
 def _array(names: Iterable[str]) -> str:

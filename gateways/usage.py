@@ -24,10 +24,11 @@ PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the mos
 RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
 DEFAULT = "30d"
 LEVELS = 4
-MOST_READ = 20_000  # Calls of a gateway that are read to tell who used what, the newest.
+MOST_READ = 5_000  # Calls of a gateway that are read to tell who used what, the newest.
 MOST_CALLERS = 20
 
-# An index of the names gives the newest call that was let through, and none of a tool that was not called.
+# An index of the names gives the newest call that was let through. To find that there is none takes a look at each day:
+# tools of which that is known are not looked for.
 LAST_USES = """
 SELECT f.assignment_id, f.exposed_name, f.enabled, u.last_at
 FROM gateways_feature f
@@ -37,6 +38,7 @@ LEFT JOIN LATERAL (
     WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
         AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
         AND c.outcome <> ALL(%s)
+        AND (%s::text[] IS NULL OR a.server_id || ' ' || left(f.exposed_name, 300) = ANY(%s))
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
 WHERE f.assignment_id = ANY(%s) AND f.kind = 'tool' AND f.missing_since IS NULL
@@ -110,13 +112,26 @@ def period_of(assignments: Iterable[Assignment]) -> Period:
     return Period.to_look_up(Feature.objects.tools().offered().filter(assignment__in=list(assignments)).count())
 
 
-def uses(assignments: Iterable[Assignment], period: Period) -> list[ServerUse]:
-    """The use of the tools of each of these, in their order."""
+def called_tools(gateway: Gateway, period: Period) -> list[str] | None:
+    """Which tools of a gateway were called and not denied: id of the server and exposed name of each.
+
+    None as long as the roll-ups cannot tell.
+    """
+    where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
+    with book() as opened:
+        found = opened.read(where, *period.bounds, by=("server_id", "feature_name"), timed=False)
+    if found is None:
+        return None
+    return [f"{server} {name}" for (server, name), numbers in found.items() if numbers.calls > numbers.denied]
+
+
+def uses(assignments: Iterable[Assignment], period: Period, called: list[str] | None = None) -> list[ServerUse]:
+    """The use of the tools of each of these, in their order; with `called` only those are looked for."""
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
     with connection.cursor() as cursor:
-        cursor.execute(LAST_USES, [*period.bounds, list(ENDINGS["denied"]), list(by_pk)])
+        cursor.execute(LAST_USES, [*period.bounds, list(ENDINGS["denied"]), called, called, list(by_pk)])
         for pk, *told in cursor.fetchall():
             by_pk[pk].tools.append(ToolUse(*told))
     return list(by_pk.values())

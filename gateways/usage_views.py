@@ -16,7 +16,7 @@ from capabilities import Capability, requires
 from connections.models import Connection
 from gateways import assignment_views
 from gateways.models import Assignment, Gateway
-from gateways.usage import DEFAULT, RANGES, callers, matrix, period_of, used_tools, uses
+from gateways.usage import DEFAULT, RANGES, called_tools, callers, matrix, period_of, used_tools, uses
 from gateways.views import find as find_gateway
 from ui.pages import AppRequest, Undo, confirm, first_names, leave, sentences, show
 
@@ -44,7 +44,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
         "label": RANGES[chosen][0],
         **replica.read(request, lambda: matrix(gateway, chosen)),
         "period": period,
-        "servers": uses(assignments, period),
+        "servers": uses(assignments, period, called_tools(gateway, period)),
         "callers": by_whom,
         "are_more": are_more,
     }

@@ -144,7 +144,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Revoke provisioning key",
-            text=f"Revoke {key}? The directory that uses it fails with 401 immediately. This cannot be undone.",
+            text=f"Revoke {key}? The directory that uses it is refused at once. This cannot be undone.",
             more="The people and teams it made stay as they are. Nobody is deactivated by it any more.",
             icon="revoke",
             back=page_url(key),

@@ -25,11 +25,12 @@ class Column:
     """A column of a list.
 
     `width` is in rem, None for the one that takes what the others leave. `priority` says when it steps back from a
-    narrow list: 4 first, then 3 and 2; 0 never. `kind` is "number", "acts" for what stays at the end, "switch" for a
-    control before that, "pick" for the boxes that pick rows. `sorts` are the fields or expressions to sort by, none
-    where that would take too long: they have an index, or the list cannot be long. `on_phone` keeps it in the second
-    line of a row there. `is_extra` shows it to who chose it only; `stays` to everybody. Its label is not `said` to the
-    eye where the controls below speak for themselves. `needs` are the capabilities of which it takes one to be shown.
+    narrow list: 4 first, then 3 and 2; 0 never. `kind` is "number", "moment" for one that a phone says with its
+    label, "acts" for what stays at the end, "switch" for a control before that, "pick" for the boxes that pick rows.
+    `sorts` are the fields or expressions to sort by, none where that would take too long: they have an index, or the
+    list cannot be long. `on_phone` keeps it in the second line of a row there. `is_extra` shows it to who chose it
+    only; `stays` to everybody. Its label is not `said` to the eye where the controls below speak for themselves.
+    `needs` are the capabilities of which it takes one to be shown.
     """
 
     name: str

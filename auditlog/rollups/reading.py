@@ -55,11 +55,16 @@ type Key = tuple[Any, ...]
 
 @dataclass
 class Numbers:
-    """Calls of one kind: how many ended how, and how long they took."""
+    """Calls of one kind: how many ended how, and how long they took; `classes` is empty where that was not asked."""
 
     endings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
-    classes: list[int] = field(default_factory=lambda: [0] * CLASSES)
+    classes: list[int] = field(default_factory=list)
     duration_ms: float = 0.0
+
+    @classmethod
+    def timed(cls) -> Numbers:
+        """Of no call yet, with room for durations."""
+        return cls(classes=[0] * CLASSES)
 
     @property
     def calls(self) -> int:
@@ -93,7 +98,9 @@ class Numbers:
     def add(self, other: Numbers) -> None:
         for kind, number in other.endings.items():
             self.endings[kind] += number
-        self.classes = [a + b for a, b in zip(self.classes, other.classes, strict=True)]
+        if other.classes:
+            before = self.classes or [0] * CLASSES
+            self.classes = [a + b for a, b in zip(before, other.classes, strict=True)]
         self.duration_ms += other.duration_ms
 
 
@@ -139,7 +146,7 @@ class Book:
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
         if any(piece.grain is None and piece.until - piece.since > LONGEST_FROM_LOG for piece in pieces):
             return None
-        found: dict[Key, Numbers] = defaultdict(Numbers)
+        found: dict[Key, Numbers] = defaultdict(Numbers.timed if timed else Numbers)
         left = MOST_FROM_LOG
         for piece in pieces:
             left -= self._read_log(found, piece, where, by, bars, left)
@@ -149,6 +156,10 @@ class Book:
             if piece.grain and not self._read_rollups(found, piece, where, by, bars, timed=timed):
                 return None
         return dict(found)
+
+    def knows_days_from(self, moment: datetime) -> bool:
+        """Whether all days from that of this moment on are counted, up to what came just now."""
+        return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
 
     def total(self, where: Where, since: datetime, until: datetime, *, timed: bool = True) -> Numbers | None:
         """The numbers of all these calls; None as of `read`."""
@@ -190,31 +201,38 @@ class Book:
         floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
         return max(floors[grain], state.days_from, state.counted_from)
 
+    def _of_log(self, piece: Piece) -> tuple[str, list[Any]] | None:
+        """Which rows of the log a piece is read from: of one that is in the roll-ups those they do not hold yet."""
+        condition = "created_at >= %s AND created_at < %s"
+        if piece.grain is None:
+            return condition, [piece.since, piece.until]
+        assert self._state is not None
+        if piece.until <= self._state.near_from:
+            return None
+        since = max(piece.since, self._state.near_from)
+        return condition + " AND id > %s", [since, piece.until, self._state.counted_to]
+
     def _read_log(
         self, found: dict[Key, Numbers], piece: Piece, where: Where, by: Sequence[str], bars: Bars | None, most: int
     ) -> int:
         """Add what the log has to tell: of a piece that is in the roll-ups the rows they do not hold yet."""
-        since, until, parameters = piece.since, piece.until, list[Any]()
-        condition = "created_at >= %s AND created_at < %s"
-        if piece.grain is not None:
-            assert self._state is not None
-            if until <= self._state.near_from:
-                return 0
-            since = max(since, self._state.near_from)
-            condition += " AND id > %s"
-            parameters = [self._state.counted_to]
+        told = self._of_log(piece)
+        if told is None:
+            return 0
+        condition, parameters = told
         filters, values = _filters(where)
         keys, at = _keys(by, bars, "created_at")
         with connection.cursor() as cursor:
             cursor.execute(
                 _OF_LOG.format(class_of=CLASS_OF, keys=keys, where=condition + filters, positions=_positions(by, bars)),
-                [*at, since, until, *parameters, *values, most + 1],
+                [*at, *parameters, *values, most + 1],
             )
             read = 0
             for outcome, which, number, duration, *key in cursor.fetchall():
                 numbers = found[tuple(key[1:])]
                 numbers.endings[ENDING_OF[outcome]] += number
-                numbers.classes[which] += number
+                if numbers.classes:
+                    numbers.classes[which] += number
                 numbers.duration_ms += duration
                 read += number
         return read

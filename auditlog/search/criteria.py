@@ -21,6 +21,7 @@ from django.utils import timezone
 from auditlog.models import COMMON, Call, moment_of
 from auditlog.name_lookups import MAX_IDS, lookups
 from auditlog.rollups.reading import book, known
+from auditlog.rollups.schema import DIMENSIONS
 from auditlog.search import keyset, query_language
 from auditlog.search.fields import FIELDS, FREE_TEXT, PAYLOADS, Comparison, LogField
 from auditlog.search.keyset import EPOCH, NEWER, OLDER, Cursor, Page
@@ -88,8 +89,19 @@ def _all(criteria: Iterable[Criterion]) -> Q:
 def _of_anything(pk: UUID) -> Criterion:
     """The call with this id, those of its request, and those of the row it is the id of."""
     columns = {field.id_column or field.column for field in FIELDS.values() if field.is_indexed}
-    ids = {column for column in columns if column.endswith("_id")}
+    ids = {column for column in columns if column.endswith("_id")} - _never_called(pk)
     return indexed([Q(uid=pk, created_at__range=moment_of(pk)), *(Q(**{column: pk}) for column in sorted(ids))])
+
+
+def _never_called(pk: UUID) -> set[str]:
+    """The columns in which the roll-ups know that no call has this id: few calls have others, and an index finds them.
+
+    PostgreSQL takes a thing of few for one of many, and would look for its first call through the whole log.
+    """
+    with book() as opened:
+        ids = [column for column in DIMENSIONS if column.endswith("_id")]
+        totals = {column: opened.total({column: [pk]}, EPOCH, timezone.now() + AHEAD, timed=False) for column in ids}
+    return {column for column, total in totals.items() if total is not None and not total.calls}
 
 
 def _exposed(names: Sequence[str | float]) -> list[str | float]:
@@ -241,6 +253,7 @@ class Search:
         self._row_tests = [item.test for item in criteria if not item.is_indexed]
         self.since = since
         self.until = until
+        self._floors: dict[int, datetime | None] = {}
 
     @property
     def is_direct(self) -> bool:
@@ -264,9 +277,16 @@ class Search:
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
-        floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
-        floor = next(filter(None, floors), None)
+        if most not in self._floors:
+            floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
+            self._floors[most] = next(filter(None, floors), None)
+        floor = self._floors[most]
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all of them are among so few rows that these are counted, and roll-ups need not be asked."""
+        return self.recent(COUNT_LIMIT)[1] is None
 
     def page(self, cursor: Cursor | None, size: int) -> SearchPage:
         """The page a cursor names, the newest one without."""
@@ -289,6 +309,7 @@ class Search:
         That week mostly holds what a page shows, and the database has few partitions to think about.
         """
         near = copy(self)
+        near._floors = {}  # noqa: SLF001  (its own kind)
         with suppress(OverflowError):
             if cursor is not None and cursor.way == NEWER:
                 near.until = min(cursor.at + RECENT, self.until or LATEST)
@@ -327,21 +348,19 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell."""
+        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell.
+
+        Few are counted in the log itself, which has rows that the roll-ups get a quarter of an hour later.
+        """
+        rows, floor = self.recent(COUNT_LIMIT)
+        if floor is None:
+            return count_rows(rows.order_by("-created_at"))
         if (where := self.equalities()) is not None:
             with book() as opened:
                 exact = opened.total(where, self.since or EPOCH, self.until or timezone.now() + AHEAD, timed=False)
             if exact is not None:
                 return RowCount(exact.calls, True)
-        rows, floor = self.rows(), None
-        if not self.is_direct or len(self._alternatives()) > 1:
-            rows, floor = self.recent(COUNT_LIMIT if self.is_direct else SEARCH_LIMIT)
-        else:
-            near, *rest = self._from_near(None)
-            if rest and not (total := count_rows(near.rows().order_by("-created_at"))).is_all:
-                return total
-        total = count_rows(rows.order_by("-created_at"))
-        return total if floor is None else total._replace(is_all=False)
+        return count_rows(rows.order_by("-created_at"))._replace(is_all=False)
 
     def _between(self) -> QuerySet[Call]:
         rows = self.base

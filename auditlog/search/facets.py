@@ -97,12 +97,12 @@ class Facet(NamedTuple):
     takes_text: bool
 
 
-def facets(call_filter: CallFilter) -> list[Facet]:
-    """The filters beside the list: those that stand open or were opened with their values."""
+def facets(call_filter: CallFilter, search: Search) -> list[Facet]:
+    """The filters beside the list of this search: those that stand open or were opened with their values."""
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if _is_open(call_filter, name)]
     apart = [name for name in shown if call_filter.values[name] or call_filter.values[NOT + name]]
-    found = facet_values(call_filter.search(), [FILTERS[name] for name in shown if name not in apart])
+    found = facet_values(search, [FILTERS[name] for name in shown if name not in apart])
     for name in apart:  # What a value would leave, if it were chosen instead.
         found |= facet_values(call_filter.search(apart_from=name), [FILTERS[name]])
     return [_facet(call_filter, name, found.get(name)) for name in names]

@@ -150,11 +150,12 @@ def stamp(at: datetime) -> str:
 def histogram(search: Search, *, sampled: bool) -> Histogram:
     """The bars of what was searched; `sampled` costs no more for many than for few.
 
-    Exact where the roll-ups can tell, whatever there is.
+    Exact where there are few or the roll-ups can tell.
     """
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or _first() or until - timedelta(hours=1)
-    if (where := search.equalities()) is not None and (exact := _of_rollups(where, search, since, until)):
+    where = None if search.is_small else search.equalities()
+    if where is not None and (exact := _of_rollups(where, search, since, until)):
         return exact
     if not search.is_direct:
         # What no index knows is drawn as far back as a page looks.

@@ -7,6 +7,7 @@ two writers the one with the lower ids may commit last.
 from __future__ import annotations
 
 import re
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -68,6 +69,13 @@ def _is_snapshot(text: str) -> bool:
 def visible_in(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
     """Those rows that were committed in a snapshot."""
     return _where(rows, VISIBLE, then)
+
+
+def search_in(search: Search, then: Snapshot) -> Search:
+    """The same search of the calls that were committed in a snapshot."""
+    same = copy(search)
+    same.base = visible_in(search.base, then)
+    return same
 
 
 def number_between(search: Search, then: Snapshot, now: Snapshot, most: int) -> int:

@@ -204,6 +204,14 @@ class Feature(Versioned, Switchable):
                 fields=("assignment", "kind", "name"), name="feature_name_is_unique_per_assignment"
             ),
         )
+        # Few among very many, and each page with a rail counts them: as `needing_attention` says it.
+        indexes = (
+            models.Index(
+                fields=("changed_at",),
+                name="feature_needing_attention",
+                condition=Q(missing_since=None, offered__isnull=False) & ~Q(state="quarantined"),
+            ),
+        )
 
     def __str__(self) -> str:
         return self.exposed_name

@@ -217,6 +217,7 @@ document.addEventListener("htmx:sendError", (event) => asksAgain(event) || annou
 document.addEventListener("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
 document.addEventListener("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
+all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail scrolls where it is longer than the window.
 arm(document);
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.

@@ -19,6 +19,9 @@ from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import DAYS, MINUTES, RATIO, quantile
 from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
+from auditlog.search.facets import facet_values
+from auditlog.search.fields import FILTERS
+from auditlog.search.histogram import histogram
 from auditlog.search.query_language import parse
 from gatewayadmin.config import database
 from tests import sampling
@@ -228,6 +231,21 @@ def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monke
         total = opened.total({}, now - DAY, now)
     assert total is not None
     assert total.calls == 1
+
+
+def test_call_that_came_late_is_in_count_filters_and_bars_at_once(db: None) -> None:
+    now = timezone.now()
+    call(now)
+    keeping.keep_up(5)
+    for ago in (3 * HOUR, 5 * DAY):
+        call(now - ago, outcome="denied", deny_reason="host_disabled")
+    search = Search([], now - 7 * DAY)
+
+    found = facet_values(search, [FILTERS["outcome"]])["outcome"]
+
+    assert search.count() == RowCount(3, is_all=True)
+    assert {one.value: one.calls for one in found.values} == {"ok": 1, "denied": 2}
+    assert histogram(search, sampled=False).totals["denied"] == 2
 
 
 def test_counting_an_old_log_goes_on_where_it_was_stopped(

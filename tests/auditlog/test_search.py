@@ -12,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
 from auditlog.models import Call, Event, Outcome
+from auditlog.rollups import keeping
 from auditlog.search import criteria, snapshot
 from auditlog.search.criteria import Search
 from auditlog.search.histogram import BARS, histogram
@@ -126,6 +127,21 @@ def test_an_id_of_nothing_finds_nothing_whatever_its_number(
     assert client.get("/logs/", {"q": str(UUID(int=number))}).context["page"].rows == []
     assert client.get(f"/logs/{UUID(int=number)}/").status_code == 404
     assert client.get(f"/api/logs/{UUID(int=number)}").status_code == 404
+
+
+def test_an_id_that_the_roll_ups_do_not_know_is_not_looked_for_through_the_log(
+    three: dict[str, Call], ana: User, sign_in: SignIn
+) -> None:
+    keeping.keep_up(5)
+    client = sign_in(ana)
+
+    with CaptureQueriesContext(connection) as asked:
+        assert client.get("/logs/", {"q": str(uuid4())}).context["page"].rows == []
+
+    searched = [one["sql"] for one in asked if '"auditlog_call"."connection_id" =' in one["sql"]]
+    assert searched
+    assert not [sql for sql in searched if '"gateway_id" = ' in sql or '"server_id" = ' in sql]
+    assert (found(str(three["a"].host_id)), found(str(three["c"].connection_id))) == ({"a"}, {"c"})
 
 
 def test_the_id_of_something_finds_its_calls(ana: User, sign_in: SignIn) -> None:

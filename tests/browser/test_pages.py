@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.parse import urldefrag, urljoin
 
 import pytest
 from playwright.sync_api import APIResponse, BrowserContext, Page, Response
@@ -15,6 +15,7 @@ from playwright.sync_api import APIResponse, BrowserContext, Page, Response
 from tests import curl
 from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble
+from tests.browser.links import LINK, is_page, kind_of
 from tests.browser.looks import LOOKS, PHONE, faults_of
 from tests.sampling import full, seed
 from tests.workspace import ROOT, Serve
@@ -24,14 +25,11 @@ pytestmark = pytest.mark.xdist_group("pages")
 
 LARGEST = 60 * 1024
 SHOWN = 9  # One in so many pages is, in `make test`.
-LINK = re.compile(r'<a\b[^>]*?\shref="([^"]*)"')
-IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+")
 # Gateways and servers of other tests are in no other state than the ones made here.
 OF_OTHERS = re.compile(
     r"(?<=^/gateways/)(?!(?:add|find|quickstart|work|empty)/)[^/]+"
     r"|(?<=^/servers/)(?!(?:add|find|quickstart|handbook|github|crm)/)[^/]+"
 )
-NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
 
 ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
 
@@ -110,7 +108,7 @@ def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
     waiting, kinds, turn = [f"{start}/"], set[str](), seed()
     while waiting:
         url = waiting.pop()
-        if (kind := kind_of(url)) in kinds:
+        if (kind := kind_of(url, OF_OTHERS)) in kinds:
             continue
         kinds.add(kind)
         turn += 1
@@ -118,9 +116,9 @@ def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
         response = page.goto(url) if shown else page.request.get(url)
         assert response is not None
         here = page.url if shown else response.url
-        if here != url and kind_of(here) in kinds:
+        if here != url and kind_of(here, OF_OTHERS) in kinds:
             continue
-        kinds.add(kind_of(here))
+        kinds.add(kind_of(here, OF_OTHERS))
         check(response)
         if shown:
             yield here
@@ -129,22 +127,6 @@ def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
             hrefs = [html.unescape(href) for href in LINK.findall(response.text())]
         absolute = (urldefrag(urljoin(here, href)).url for href in hrefs)
         waiting += [link for link in absolute if link.startswith(f"{start}/") and is_page(link)]
-
-
-def kind_of(url: str) -> str:
-    """Pages that differ in an identifier or in the values of a query are of one kind."""
-    parts = urlsplit(url)
-    # Each bar of a chart leads to its moments, and each filter keeps the others: one after another will do.
-    named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
-    query = next(iter(named)) if len(named) == 1 else "several" if named else ""
-    path = IDENTIFIER.sub("*", OF_OTHERS.sub("*", parts.path))
-    return f"{path}?{query}"
-
-
-def is_page(url: str) -> bool:
-    """Files, the Django admin and downloads are looked at elsewhere."""
-    path = urlsplit(url).path
-    return not path.startswith(NOT_PAGES) and not path.endswith("/export/")
 
 
 def check(response: Response | APIResponse) -> None:

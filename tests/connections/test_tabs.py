@@ -33,7 +33,7 @@ def test_a_row_says_everything_5_3_asks_for(ana: User, sign_in: SignIn) -> None:
         ">active</span>",
         issued.token.prefix,
         "Nov 20, 2026",
-        "Never regenerated",
+        "Never",
         "5m ago",
         "ci-pipeline",
         "Feb 18, 2027",
@@ -214,13 +214,15 @@ def test_the_tab_costs_the_same_for_one_row_and_for_many(
 
 def test_a_full_tab_stays_light(ana: User, sign_in: SignIn) -> None:
     host = make.agent(by=ana)
-    for _ in range(25):
-        make.token(make.connection(host, make.gateway(), ana))
+    for _ in range(12):
+        connection = make.connection(host, make.gateway(), ana)
+        for _ in range(4):
+            make.token(connection)
 
     response = sign_in(ana).get(f"/hosts/{host.pk}/connections/")
 
-    assert len(response.context["rows"]) == 15
-    assert "16" in text(sign_in(ana).get(f"/hosts/{host.pk}/connections/?page=2"))
+    assert len(response.context["rows"]) == 7
+    assert "8 to 12" in text(sign_in(ana).get(f"/hosts/{host.pk}/connections/?page=2"))
     assert len(response.content) <= 60 * 1024
 
 

@@ -4,10 +4,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog.rollups import keeping
 from capabilities import Capability
 from gateways import catalogue
 from gateways.arguments import arguments
@@ -231,6 +233,41 @@ def test_many_calls_of_a_tool_are_counted_to_a_thousand(
     found = entry(sign_in(ana), "search")
 
     assert (found.calls, found.are_more) == (2, True)
+
+
+def test_roll_ups_tell_of_tools_what_the_log_tells(
+    work: Assignment, lab: Assignment, ana: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, lab, often={}, seldom={}, idle={})
+    for place in (work, lab):
+        called(place.features.get(name="often"))
+    called(work.features.get(name="seldom"), at=timezone.now() - timedelta(days=3))
+    called(work.features.get(name="idle"), at=timezone.now() - LONG_AGO)
+    client = sign_in(ana)
+    pages = ("", "?sort=-last", "?sort=last", "?sort=-calls", "?show=unused")
+
+    def told() -> list[list[tuple[str, int, Any]]]:
+        return [
+            [(one.feature.name, one.calls, one.last_used_at) for one in client.get(f"/tools/{page}").context["page"]]
+            for page in pages
+        ]
+
+    of_log = told()
+    keeping.keep_up(5)
+    monkeypatch.setattr(catalogue, "MOST_LOOKED_UP", 0)  # The log alone would be asked of seven days.
+
+    assert told() == of_log
+    assert [name for name, *_ in of_log[1]] == ["often", "seldom", "idle"]
+    monkeypatch.setattr(catalogue, "MOST_COUNTED", 1)
+    assert (entry(client, "often").calls, entry(client, "often").are_more) == (2, False)
+
+
+def test_what_waits_for_a_decision_is_found_by_an_index(work: Assignment, ana: User) -> None:
+    offer(work, search={})
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+
+    assert "feature_needing_attention" in Feature.objects.waiting_for(ana).order_by().explain()
 
 
 def test_a_tool_with_a_strange_name_is_counted_too(work: Assignment, ana: User, sign_in: SignIn) -> None:

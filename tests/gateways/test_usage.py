@@ -7,6 +7,7 @@ import pytest
 
 from accounts.models import User
 from auditlog.models import Event
+from auditlog.rollups import keeping
 from capabilities import Capability
 from gateways.models import Assignment, Feature, ToolPolicy
 from gateways.usage import used_tools
@@ -47,6 +48,23 @@ def test_what_was_called_lately_and_not_denied_was_used(docs: Assignment) -> Non
     called(Assignment.objects.get(gateway=other), "docs__burn")
 
     assert used_tools(docs) == ["docs__find", "docs__open"]
+
+
+def test_the_page_tells_of_uses_by_roll_ups_as_without_them(docs: Assignment, ana: User, sign_in: SignIn) -> None:
+    called(docs, "docs__find")
+    called(docs, "docs__open", days=29)
+    called(docs, "docs__shut", days=31)
+    called(docs, "docs__burn", outcome="denied", deny_reason="tool_disabled")
+    client = sign_in(ana)
+
+    def told() -> list[Any]:
+        return [one.tools for one in client.get("/gateways/work/usage/").context["servers"]]
+
+    of_log = told()
+    keeping.keep_up(5)
+
+    assert told() == of_log
+    assert [tool.name for tool in of_log[0] if tool.last_at] == ["docs__find", "docs__open"]
 
 
 def test_narrowing_leaves_on_what_was_used_and_undo_restores_what_was(docs: Assignment, ana: User) -> None:

@@ -275,7 +275,7 @@ def _of_cell(column: Column) -> tuple[str, str]:
     said = {
         "data-cell": column.kind if column.kind in ("acts", "switch") else "",
         "data-priority": column.priority or "",
-        "data-label": column.label if column.on_phone and column.kind == "number" else "",
+        "data-label": column.label if column.on_phone and column.kind in ("number", "moment") else "",
         "class": column.kind if column.kind in ("number", "pick") else "",
     }
     attributes: Iterable[str] = (format_html(' {}="{}"', name, value) for name, value in said.items() if value)

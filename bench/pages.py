@@ -1,0 +1,283 @@
+"""Measure every page before a full workspace: `python -m bench.pages --keep FOLDER`.
+
+The workspace is the one that `python -m bench.full_size` made in that folder. Every page that links lead to, the log
+with its filters, groups, searches and ranges, exports up to their first byte, the palette and the lists of the API are
+asked for in this process by an owner and by a member. What counts is work, not time, since others use the machine: the
+processor time of this process and of its sessions in the database. More than 150 ms of it in one answer of twenty, or a
+page of more than 60 KB, is marked; then the command fails.
+"""
+
+import argparse
+import html
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urldefrag, urljoin
+
+from bench.full_size import workspace
+from bench.lists import lists
+from bench.log_pages import signed_in
+from bench.many import pk
+from tests.browser.links import LINK, is_page, kind_of
+
+if TYPE_CHECKING:
+    from django.test import Client
+
+MOST_MS, MOST_BYTES = 150, 60 * 1024
+SITE = "http://localhost:8000"
+MEMBER = "person1@example.com"
+SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/]+|(?<=^/servers/)(?!(?:add|find)/)[^/]+")
+
+
+@dataclass
+class Measured:
+    """What one address took, each time: milliseconds of this process, and of the database."""
+
+    here: list[float] = field(default_factory=list)
+    there: list[float] = field(default_factory=list)
+    statements: int = 0
+    size: int = 0
+    slowest: tuple[float, str] = (0.0, "")
+    status: int = 0
+
+    def at(self, part: float) -> float:
+        """Milliseconds of both together that this part of the answers took at most."""
+        taken = sorted(a + b for a, b in zip(self.here, self.there, strict=True))
+        return taken[round(part * (len(taken) - 1))]
+
+
+class Sessions:
+    """The processor time of the sessions of this process in a database on this machine."""
+
+    def __init__(self) -> None:
+        self._spent: dict[int, int] = {}
+
+    def watch(self, execute: Any, *arguments: Any) -> Any:
+        from django.db import connection  # noqa: PLC0415
+
+        self._spent.setdefault(connection.connection.info.backend_pid, 0)
+        return execute(*arguments)
+
+    def begin(self) -> None:
+        self._spent = {pid: _spent(pid) for pid in self._spent}
+
+    def spent(self) -> float:
+        """Milliseconds since `begin`."""
+        return sum(max(_spent(pid) - before, 0) for pid, before in self._spent.items() if before) / 1e6
+
+
+def _spent(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return 0
+
+
+def main() -> None:
+    options = parsed()
+    with workspace(options.keep):
+        bad = measure(options)
+    sys.exit(f"{len(bad)} are too slow or too large" if bad else 0)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.pages", description=__doc__)
+    parser.add_argument("--keep", type=Path, required=True, help="the folder that bench.full_size filled")
+    parser.add_argument("--times", type=int, default=20, help="how often each is asked for (default: %(default)s)")
+    parser.add_argument("--only", default="", help="only addresses that this regular expression finds")
+    parser.add_argument("--why", action="store_true", help="of what is marked, the slowest statement too")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> list[str]:
+    """Print a line for each address; the addresses that are marked."""
+    from django.conf import settings  # noqa: PLC0415
+
+    # What a worker of a parallel plan spends is not seen, and no core is idle on a busy machine.
+    settings.DATABASES["default"]["OPTIONS"]["options"] += " -c max_parallel_workers_per_gather=0"
+    bad, sessions = [], Sessions()
+    print(f"{'':4}{'p50':>7}{'p95':>8}{'python':>8}{'sql':>8}{'statements':>11}{'KB':>7}")
+    for who, client in (("owner", signed_in()), ("member", signed_in_as(MEMBER))):
+        print(f"\n{who}", flush=True)
+        for path in addresses(client, who == "owner"):
+            if re.search(options.only, path):
+                one = ask(client, path, options.times, sessions)
+                if told(path, one, why=options.why):
+                    bad.append(f"{who} {path}")
+    return bad
+
+
+def signed_in_as(email: str) -> "Client":
+    from django.test import Client  # noqa: PLC0415
+
+    from accounts.models import User  # noqa: PLC0415
+
+    client = Client(headers={"Host": "localhost:8000"})
+    client.force_login(User.objects.get(email=email))
+    return client
+
+
+def addresses(client: "Client", is_owner: bool) -> Iterator[str]:
+    """What is asked for: each once, and of a member only what they may see."""
+    known = set[str]()
+    for path in (*crawled(client), *large(), *logs(), *words(), *lists()):
+        if path not in known and (is_owner or client.get(path).status_code == 200):
+            known.add(path)
+            yield path
+
+
+def crawled(client: "Client") -> Iterator[str]:
+    """Every page that links lead to, one of each kind."""
+    waiting, kinds = [f"{SITE}/"], set[str]()
+    while waiting:
+        url = waiting.pop()
+        if (kind := kind_of(url, SLUG)) in kinds:
+            continue
+        kinds.add(kind)
+        path = url.removeprefix(SITE)
+        answer = client.get(path)
+        if answer.status_code != 200:
+            continue
+        yield path
+        hrefs = [html.unescape(href) for href in LINK.findall(answer.content.decode())]
+        absolute = (urldefrag(urljoin(url, href)).url for href in hrefs)
+        waiting += [link for link in absolute if link.startswith(f"{SITE}/") and is_page(link)]
+
+
+def large() -> Iterator[str]:
+    """The pages of what has most of something, wherever the links led."""
+    host, app, gateway, server = pk("Host", 0), pk("Host", 1), "gateway-0", "server-0"
+    for one in (host, app):
+        yield from (f"/hosts/{one}/{tab}" for tab in ("", "connections/", "logs/", "?range=30d"))
+    yield from (
+        f"/gateways/{gateway}/{tab}"
+        for tab in ("", "connections/", "servers/", "tools/", "tokens/", "usage/", "logs/", "?range=30d")
+    )
+    yield from (f"/servers/{server}/{tab}" for tab in ("", "gateways/", "identities/", "logs/", "?range=30d"))
+    yield from (f"/?range={length}" for length in ("1h", "24h", "7d", "30d", "90d"))
+    yield from (f"/{room}/?page=3" for room in ("hosts", "gateways", "people", "tools"))
+    yield from (f"/people/{pk('User', 0)}/", f"/people/teams/{pk('Team', 0)}/")
+
+
+def logs() -> Iterator[str]:
+    """The log by range, filter, search, group, and one call of it; exports up to their first byte."""
+    from auditlog.models import Call  # noqa: PLC0415
+
+    for length in ("15m", "1h", "24h", "7d", "30d", "all"):
+        yield f"/logs/?range={length}"
+        yield f"/logs/?range={length}&chart=latency"
+        yield f"/logs/groups/?by=host&range={length}"
+    host, user, server, gateway = (pk(kind, 0) for kind in ("Host", "User", "Server", "Gateway"))
+    narrowed = {
+        "outcome=ok",
+        "outcome=timeout",
+        "outcome=denied&outcome=unauthorized",
+        "not_outcome=ok",
+        "reason=host_disabled",
+        "method=tools/call",
+        "method=ping",
+        f"host={host}",
+        f"not_host={host}",
+        f"user={user}",
+        f"server={server}",
+        f"gateway={gateway}",
+        "tool=s0__tool_0",
+        "tool=rare__tool",
+        "tool=none",
+        f"host={host}&outcome=denied",
+        f"user={user}&tool=s0__tool_0",
+        f"gateway={gateway}&outcome=tool_error",
+        f"server={server}&outcome=tool_error",
+        "q=error",
+        "q=page",
+        "q=duration+>+500",
+        "q=duration+>+99999",
+        "q=tool+contains+rare",
+        "q=host+is+%22Host+3%22",
+        "q=nothing+like+it",
+        "order=slowest",
+        f"trace={'0' * 32}",
+        f"correlation={pk('none', 1)}",
+        f"q={pk('none', 2)}",
+    }
+    for query in sorted(narrowed):
+        yield from (f"/logs/?range={length}&{query}" for length in ("24h", "30d", "all"))
+    for name in ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity"):
+        yield from (f"/logs/values/{name}/?range={length}" for length in ("24h", "all"))
+    for by in ("user", "server", "tool", "gateway", "reason"):
+        yield from (f"/logs/groups/?by={by}&range={length}" for length in ("24h", "30d"))
+    yield "/logs/groups/?by=tool&range=24h&outcome=denied"
+    for uid in Call.objects.order_by("-created_at").values_list("uid", flat=True)[:1]:
+        yield from (f"/logs/{uid}/", f"/logs/{uid}/now/", f"/logs/?q={uid}")
+    for uid in Call.objects.filter(outcome="denied").order_by("-created_at").values_list("uid", flat=True)[:1]:
+        yield f"/logs/{uid}/"
+    for query in ("range=all", "range=30d&outcome=denied", f"range=all&host={host}", "range=30d&q=page"):
+        yield from (f"/logs/export/?{query}&format={kind}" for kind in ("csv", "jsonl"))
+    yield "/logs/groups/export/?by=host&range=30d&format=csv"
+    yield "/settings/admin-events/export/?format=csv"
+    yield from ("/settings/admin-events/?q=host", "/settings/admin-events/?action=host.disabled")
+
+
+def words() -> Iterator[str]:
+    """What is typed into the palette and the fields above lists, and pages of lists of the API."""
+    typed = ("h", "host 1", "gateway", "server 1", "tool_4", "person", "token", "disable host", "nothing+like+it")
+    yield from (f"/find/?q={text.replace(' ', '+')}" for text in ("", *typed))
+    yield from (f"/hosts/?q={text}" for text in ("host", "4999", "none"))
+    yield from (f"/people/?q={text}" for text in ("person", "4999", "none"))
+    yield from (f"/tools/?q={text}" for text in ("tool", "page_tool_4", "none"))
+    yield from (f"/settings/mcp-connections?q={text}" for text in ("host", "none"))
+    yield from (f"/settings/api-tokens?owner=all&q={text}" for text in ("token", "none"))
+    yield from ("/api/me/calls", "/api/logs?limit=100", "/api/logs?outcome=denied", f"/api/logs?host={pk('Host', 0)}")
+    yield from ("/api/admin-events?limit=100", "/api/users?q=person", "/api/tools?q=tool", "/settings/calls")
+
+
+def ask(client: "Client", path: str, times: int, sessions: Sessions) -> Measured:
+    """Ask for it so many times, after once to warm up."""
+    from django.db import connection  # noqa: PLC0415
+
+    one = Measured()
+
+    def count(execute: Any, sql: str, *arguments: Any) -> Any:
+        one.statements += 1
+        began = perf_counter()
+        try:
+            return sessions.watch(execute, sql, *arguments)
+        finally:
+            one.slowest = max(one.slowest, ((perf_counter() - began) * 1000, sql))
+
+    for _ in range(times + 1):
+        one.statements, one.slowest = 0, (0.0, "")
+        sessions.begin()
+        began = process_time()
+        with connection.execute_wrapper(count):
+            answer = client.get(path)
+            one.size = len(next(iter(answer), b"")) if answer.streaming else len(answer.content)
+            answer.close()
+        one.here.append((process_time() - began) * 1000)
+        one.there.append(sessions.spent())
+        one.status = answer.status_code
+    one.here, one.there = one.here[1:] or one.here, one.there[1:] or one.there
+    return one
+
+
+def told(path: str, one: Measured, *, why: bool) -> bool:
+    """Print a line; whether it is marked."""
+    slow, big = one.at(0.95) > MOST_MS, one.size > MOST_BYTES and not path.startswith("/api/")
+    middle = len(one.here) // 2
+    mark = f"{'  SLOW' if slow else ''}{'  LARGE' if big else ''}{'' if one.status == 200 else f'  {one.status}'}"
+    print(
+        f"{one.at(0.5):11.0f}{one.at(0.95):8.0f}{sorted(one.here)[middle]:8.0f}{sorted(one.there)[middle]:8.0f}"
+        f"{one.statements:11}{one.size / 1024:7.1f}  {path}{mark}",
+        flush=True,
+    )
+    if why and slow:
+        print(f"{'':12}{one.slowest[0]:,.0f} ms: {' '.join(one.slowest[1].split())[:1500]}", flush=True)
+    return slow or big
+
+
+if __name__ == "__main__":
+    main()
