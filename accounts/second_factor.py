@@ -22,7 +22,7 @@ from django.utils.module_loading import import_string
 
 from accounts import security_keys
 from accounts.models import User, WorkspaceSettings
-from accounts.rules import Grantor
+from accounts.rules import SECOND_FACTORS, Grantor
 from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -144,7 +144,7 @@ class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
 
 def is_on(person: User) -> bool:
     """Whether this person signs in with a code or a key too."""
-    on: bool = Authenticator.objects.filter(user=person).exists()
+    on: bool = Authenticator.objects.filter(user=person, type__in=SECOND_FACTORS).exists()
     return on
 
 

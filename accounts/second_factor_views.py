@@ -118,7 +118,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
-            with transaction.atomic():
+            with self.request.user.changed_by(self.request.user):  # The lock that removing a key takes.
                 response: HttpResponse = super().form_valid(form)
                 must_keep_break_glass()
                 _record(self.request, Action.SECOND_FACTOR_REMOVED)

@@ -68,6 +68,7 @@ def _only_call(call_filter: CallFilter) -> Call | None:
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     """The log on a page that includes auditlog/log.html; for htmx only its rows. `call_filter` may have a scope."""
+    context |= {"views": _views(request, call_filter)}  # Whom one is open to, no replica is asked.
     if call_filter.is_live and not request.GET.get("cursor"):
         return _listing(request, template, context, call_filter)  # What comes next is told apart by transactions.
     return replica.read(request, lambda: _listing(request, template, context, call_filter))
@@ -130,7 +131,8 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     }
     if is_for(request, "drawer"):
         return render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
-    return render(request, "auditlog/calls.html", {**_listed(request, call_filter, ROWS_BESIDE), **context})
+    listed = _listed(request, call_filter, ROWS_BESIDE) | {"views": _views(request, call_filter)}
+    return render(request, "auditlog/calls.html", listed | context)
 
 
 @require_GET
@@ -255,15 +257,16 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "newest": f"{COUNT_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
-        "views": [] if call_filter.scope else _views(request),
         "current_view": call_filter.without("live"),
         "seen": now,
         "list_url": request.path if call_filter.scope else reverse("auditlog:calls"),
     }
 
 
-def _views(request: AppRequest) -> list[tuple[SavedView, bool, bool]]:
-    """The saved views this person may open; whether each is theirs, and whether they may remove it."""
+def _views(request: AppRequest, call_filter: CallFilter) -> list[tuple[SavedView, bool, bool]]:
+    """The saved views this person may open; whether each is theirs, and whether they may remove it. None of a part."""
+    if call_filter.scope:
+        return []
     found = SavedView.objects.seen_by(request.user).select_related("owner")
     return [(view, view.owner_id == request.user.pk, view.may_remove(request.user)) for view in found[:MOST_VIEWS]]
 

@@ -196,6 +196,7 @@ class Gateway:
         self._made = rows(code, self.environment, "make", servers=self._addresses, tokens=TOKENS)
 
     def workers(self) -> list[int]:
+        """The workers and the process that does the chores: a checkout from before it did them in its workers."""
         return descendants(self._process.pid)
 
     def url(self, server: str) -> str:
@@ -209,7 +210,7 @@ class Gateway:
             for stream in standing(self.url("sessions"), tokens[number % len(tokens)], some):
                 self._stack.callback(stream.close)
         taken = memory(self.workers()) - before
-        print(f"{streams} streams take {taken:.1f} MB of the worker, which took {before:.0f} MB before\n")
+        print(f"{streams} streams take {taken:.1f} MB of worker and chores, which took {before:.0f} MB before\n")
 
     def place(self, name: str, kinds: list[str], server: int) -> Place:
         urls, scripts = {}, {}

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from accounts.models import Role, Team, User
 from accounts.models.held_secrets import OVERLAP_HOURS, PREVIOUS, SECRET, HoldsPrevious
-from accounts.rules import must_hold
+from accounts.rules import must_hold, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Versioned
@@ -125,7 +125,6 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
             raise MakesOwners(MakesOwners.__doc__)
         if role.capabilities - frozenset(capabilities):
             raise RoleBeyond(RoleBeyond.__doc__)
-        must_hold(by, capabilities)
         secret = token_text.mint(token_text.DIRECTORY)
         slugs = [capability.slug for capability in Capability if capability in capabilities]
         key = ProvisioningKey(
@@ -134,6 +133,8 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         key.set_secret(secret)
         try:
             with transaction.atomic():
+                one_at_a_time()  # Nobody loses a capability or makes another key meanwhile.
+                must_hold(by, capabilities)
                 if self.live().count() >= MOST_KEYS:
                     raise TooManyKeys(TooManyKeys.__doc__)
                 key.save(force_insert=True)

@@ -5,6 +5,7 @@ A row is sent at least once: a sink moves on only after it acknowledged (docs/de
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -23,6 +24,7 @@ from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import cipher
+from sinks.brokers import brokers_at
 from sinks.receivers import (
     ADDRESSED,
     KEYED,
@@ -279,7 +281,7 @@ class Sink(Versioned, Switchable):
             self.address, self.private = "", False
         elif self.address != address or not address:
             self._must_be_an_address()
-        self._take_secret(secret, moved=origin_of(address) != origin_of(self.address))
+        self._take_secret(secret, moved=_shown_to(self.kind, address) != _shown_to(self.kind, self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
         """Seal a new secret, or keep the one it has. Raises BadSecret."""
@@ -453,3 +455,10 @@ class ArchivedPartition(models.Model):
 def _newest(model: type[Call] | type[Event]) -> int:
     with connection.cursor() as cursor:
         return committed.newest_id(cursor, model._meta.db_table)
+
+
+def _shown_to(kind: str, address: str) -> tuple[str, bool]:
+    """Where a secret is sent, and whether it is the password itself, which of Kafka's mechanisms one sends."""
+    with suppress(ValueError):  # None was entered yet.
+        return origin_of(address), kind == Kind.KAFKA and brokers_at(address).mechanism == "PLAIN"
+    return "", False

@@ -1,4 +1,5 @@
-"""Sends the logs: every worker process looks every few seconds which sinks are due, and one of all serves each.
+"""Sends the logs: the process that does the chores looks every few seconds which sinks are due, and one of all such
+serves each.
 
 Off the path of calls: the proxy knows nothing of it. A sink that is slow or down keeps few others waiting, and those
 for as long as a delivery may take, since each is served by a thread of its own. Who waits for a receiver holds no
@@ -157,6 +158,8 @@ class _Service:
             self._set_up = sink.updated_at
             self._most = self._all = receivers.MOST_LINES.get(sink.kind, reading.MOST_ROWS)
             _note_gap(sink)
+            if not connection.in_atomic_block:
+                connection.close()  # Who waits for a receiver holds none.
             self._receiver = sink.receiver().__enter__()
 
     def _deliver(self, sink: Sink, batch: Batch) -> Note:

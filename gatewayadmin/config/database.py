@@ -23,6 +23,7 @@ POOL = {"min_size": 1, "timeout": 10}
 
 # Compiling a statement takes longer than any of ours runs.
 NO_JIT = "-c jit=off"
+READ_ONLY = "-c default_transaction_read_only=on"  # A replica may have been promoted.
 # What a page may ask for at most: who waits longer has left, and others wait for the connection.
 LIMITED = " -c statement_timeout=15s"
 UNLIMITED = "-c statement_timeout=0"
@@ -79,7 +80,7 @@ def pages(url: str, *, web_connections: int) -> dict[str, Any]:
 def replica(url: str, *, web_connections: int) -> dict[str, Any]:
     """Django's settings for reading from a replica; one that hangs or is away is found out soon."""
     parameters = _parsed(READ, url)
-    parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}{LIMITED}".strip()
+    parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}{LIMITED} {READ_ONLY}".strip()
     pool = {"min_size": 0, "max_size": web_connections, "timeout": 2}
     # Not checked as they are taken: what does not answer then could not be cut, and a read that fails is done again.
     return {**SHARED, "CONN_HEALTH_CHECKS": False, **_of_server({**IMPATIENT, **parameters}, pool)}

@@ -40,7 +40,7 @@ class Ways:
 
 @dataclass(frozen=True)
 class Budget:
-    """The connections that `workers` processes of one `serve` open, by what they lead to."""
+    """The connections that one `serve` of so many workers opens, its chores included, by what they lead to."""
 
     workers: int
     direct: int

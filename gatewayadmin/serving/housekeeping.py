@@ -40,7 +40,7 @@ from wire import builtin
 logger = logging.getLogger(__name__)
 
 EVERY = timedelta(minutes=15)
-FIRST_S = (20, 60)  # Not all workers at the same moment.
+FIRST_S = (20, 60)  # Not all `serve` at the same moment.
 ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one counts.
 CHORE_ROLL_UP_S = 30.0
 SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
@@ -115,7 +115,7 @@ def _seal() -> None:
 
 
 def _index() -> None:
-    with database.without_time_limit():
+    with databases.direct(), database.without_time_limit():
         _make_indexes(timezone.now())
 
 

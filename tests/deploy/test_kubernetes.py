@@ -207,7 +207,7 @@ def test_the_connections_of_all_replicas_are_told() -> None:
     manifests = built(KUBERNETES / "overlays" / "production")
     autoscaler = one(manifests, "HorizontalPodAutoscaler")["spec"]
     workers = int(one(manifests, "ConfigMap")["data"]["GATEWAY_WORKERS"])
-    needed = autoscaler["maxReplicas"] * connections_of(workers) + CONNECTIONS_OF_OTHERS
+    needed = (autoscaler["maxReplicas"] + 1) * connections_of(workers) + CONNECTIONS_OF_OTHERS
 
     assert "replicas" not in one(manifests, "Deployment")["spec"]
     assert f"need {needed} connections" in (KUBERNETES / "overlays/production/autoscaler.yaml").read_text()

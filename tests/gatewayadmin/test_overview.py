@@ -133,8 +133,8 @@ def test_the_page_costs_the_same_however_much_there_is(
     # Viewer (3), notices (2), own connections and their tokens, those that lack an identity, own tokens and
     # their connections, the first steps, what own connections carry (4), hosts, connections, expiring tokens,
     # definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused (three
-    # outcomes, a reach each), how many of them, and whether there are roll-ups (4); what the rail counts
-    with django_assert_num_queries(36):
+    # outcomes, a reach each), how many of them, what is plotted, and whether there are roll-ups; what the rail counts
+    with django_assert_num_queries(35):
         client.get("/")
 
 

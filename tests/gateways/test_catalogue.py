@@ -262,12 +262,12 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
     assert (entry(client, "often").calls, entry(client, "often").are_more) == (2, False)
 
 
-def test_what_waits_for_a_decision_is_found_by_an_index(work: Assignment, ana: User) -> None:
+def test_what_waits_for_a_decision_is_found_by_an_index(work: Assignment) -> None:
     offer(work, search={})
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
 
-    assert "feature_needing_attention" in Feature.objects.waiting_for(ana).order_by().explain()
+    assert "feature_needing_attention" in Feature.objects.needing_attention().order_by().explain()
 
 
 def test_a_tool_with_a_strange_name_is_counted_too(work: Assignment, ana: User, sign_in: SignIn) -> None:

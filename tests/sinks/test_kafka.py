@@ -289,6 +289,15 @@ def test_a_password_is_not_shown_to_other_brokers_than_it_was_entered_for(inside
     assert Sink.objects.get().secret() == USER
 
 
+def test_a_password_that_was_proven_is_not_shown_itself_unless_it_is_entered_again(inside: None) -> None:
+    sink = to("tls://127.0.0.1:9092/t", secret=USER)
+    with pytest.raises(BadSecret, match="Enter it again"):
+        sink.edit(address="tls://127.0.0.1:9092/t?mechanism=%50LAIN", by=None)
+    sink.refresh_from_db()
+    sink.edit(address="tls://127.0.0.1:9092/t?mechanism=PLAIN", secret=USER, by=None)
+    assert Sink.objects.get().secret() == USER
+
+
 def test_lists_and_events_tell_the_brokers_and_not_the_topic() -> None:
     assert origin_of("tls://a.example.com:9093,b.example.com:9093/t?mechanism=PLAIN") == (
         "tls://a.example.com:9093,b.example.com:9093"

@@ -23,7 +23,12 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
         parser.add_argument("--port", type=int, default=settings.PORT, help="default: %(default)s")
-        parser.add_argument("--workers", type=int, default=settings.WORKERS, help="processes (default: one per core)")
+        parser.add_argument(
+            "--workers",
+            type=int,
+            default=settings.WORKERS,
+            help="processes that serve requests, beside one for the chores (default: one per core)",
+        )
 
         parser.add_argument(
             "--no-migrate",
