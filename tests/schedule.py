@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUP = re.compile(r'xdist_group\("([^"]+)"\)')
 
 # By how long they take; what is not named here takes a few seconds.
-LONGEST = ("browser", "clients", "pages", "roles", "journeys", "kill", "conformance", "oldest PostgreSQL", "readme")
+LONGEST = (
+    *("browser", "clients", "pages", "roles", "journeys", "kill", "restore", "scale out", "conformance"),
+    *("oldest PostgreSQL", "readme"),
+)
 # Modules of which each test starts a server of its own, and nothing is shared.
 SINGLE = ("tests/running/test_start.py", "tests/running/test_refusals.py")
 
