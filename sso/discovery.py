@@ -17,7 +17,7 @@ from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from servers.oauth_client.http import Http, Unreachable
 from sso.models import BadIssuer, Provider, ProviderError
-from wire.oauth_client import as_list, auth_method, is_https
+from wire.oauth_client import as_list, auth_method, is_https, printable
 
 KEPT_S = 10 * 60
 FAILURE_KEPT_S = 30
@@ -121,7 +121,7 @@ def ask(provider: Provider) -> Metadata:
     url = provider.issuer.rstrip("/") + DISCOVERY
     document = fetch(provider, url)
     if document.get("issuer") != provider.issuer:
-        said = "".join(char for char in str(document.get("issuer")) if char.isprintable())[:200]
+        said = printable(str(document.get("issuer")))[:200]
         raise ProviderDown(f"{url} describes another issuer than {provider.issuer}: {said}. Enter exactly that.")
     methods = document.get("code_challenge_methods_supported")
     if methods is not None and "S256" not in as_list(methods):

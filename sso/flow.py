@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
 from django.urls import reverse
 
 from accounts.strangers import aside
 from servers.oauth_client.http import Http, Unreachable
-from sso.discovery import ProviderDown, fetch, keys, metadata
+from sso.discovery import Metadata, ProviderDown, fetch, keys, metadata
 from sso.models import Claims, Provider
 from sso.signed_tokens import TokenInvalid, UnknownKey, id_token
+from ui.pages import lead_on
 from wire.cipher import Unreadable
 from wire.oauth_client import (
     Client,
@@ -27,6 +27,7 @@ from wire.oauth_client import (
     authorize_url,
     check_iss,
     pkce,
+    printable,
     read_tokens,
     token_request,
 )
@@ -105,13 +106,7 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
 
 
 def _leads_on(request: HttpRequest, provider: Provider, url: str, template: str = "sso/leads_on.html") -> HttpResponse:
-    """Not a redirect: our policy for forms (CSP form-action) stops one out of a form, to the provider and wherever that
-    leads on to."""
-    response = render(request, template, {"provider": provider, "url": url})
-    response["Refresh"] = f"0; url={url}"
-    response["Referrer-Policy"] = "no-referrer"
-    response["Cache-Control"] = "no-store"
-    return response
+    return lead_on(request, template, {"provider": provider, "url": url}, url)
 
 
 def _open(request: HttpRequest) -> dict[str, list[Any]]:
@@ -143,9 +138,9 @@ def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
     except Mismatch as mismatch:
         raise SignInFailed(str(mismatch)) from None
     if "error" in given or not given.get("code"):
-        words = "".join(char for char in given.get("error", "no code") if char.isprintable())[:80]
+        words = printable(given.get("error", "no code"))[:80]
         raise SignInFailed(f"The provider said: {words}.")
-    tokens = _exchange(provider, given["code"], begun.verifier)
+    tokens = _exchange(provider, said, given["code"], begun.verifier)
     if tokens.scope and provider.rows.exists():
         _must_be_granted(provider.scopes, tokens.scope)
     claims = _claims(provider, tokens, begun.nonce)
@@ -168,8 +163,7 @@ def _must_be_granted(asked: str, granted: str) -> None:
         raise SignInFailed(f"The provider did not grant the scopes that are asked for: {' '.join(sorted(missing))}.")
 
 
-def _exchange(provider: Provider, code: str, verifier: str) -> Tokens:
-    said = metadata(provider)
+def _exchange(provider: Provider, said: Metadata, code: str, verifier: str) -> Tokens:
     try:
         secret = provider.secret
     except Unreadable:
@@ -216,7 +210,7 @@ def read(claims: Mapping[str, Any], provider: Provider) -> Claims:
 
     def text(name: str) -> str:
         value = claims.get(name)
-        return "".join(char for char in value if char.isprintable()).strip() if isinstance(value, str) else ""
+        return printable(value).strip() if isinstance(value, str) else ""
 
     verified = claims.get("email_verified")
     if isinstance(verified, str):  # As some send it.

@@ -125,6 +125,21 @@ def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = No
     return redirect(to)
 
 
+def lead_on(
+    request: HttpRequest, template: str, context: dict[str, Any], url: str, *, at_once: bool = True
+) -> HttpResponse:
+    """A page that leads on to another site, by itself if `at_once`.
+
+    Not a redirect: our policy for forms (CSP form-action) stops one out of a form, to there and wherever that leads to.
+    """
+    response = render(request, template, context)
+    if at_once:
+        response["Refresh"] = f"0; url={url}"
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store"
+    return response
+
+
 def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
     """A form with errors, status 422: its dialog again for htmx, its page otherwise."""
     response = show(request, template, context, status=422)

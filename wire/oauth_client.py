@@ -268,7 +268,7 @@ def read_tokens(status: int, body: bytes) -> Tokens:
     if isinstance(error, str) and error and not 500 <= status < 600 and status != 429:
         description = document.get("error_description")
         words = description if isinstance(description, str) else ""
-        raise TokenRefused(_plain(error)[:80], _plain(words)[:300], final=error in FINAL)
+        raise TokenRefused(printable(error)[:80], printable(words)[:300], final=error in FINAL)
     if status == 401 or (400 <= status < 500 and status not in (408, 425, 429) and document):
         raise TokenRefused(f"HTTP {status}", final=False)
     access = document.get("access_token")
@@ -285,7 +285,8 @@ def read_tokens(status: int, body: bytes) -> Tokens:
     )
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
+    """The text without the characters that nobody sees."""
     return "".join(char for char in text if char.isprintable())
 
 
@@ -328,7 +329,7 @@ def account_name(claims: Mapping[str, Any]) -> str:
     for name in ("email", "preferred_username", "login", "name", "sub"):
         value = claims.get(name)
         if isinstance(value, str) and value.strip():
-            return _plain(value.strip())[:200]
+            return printable(value.strip())[:200]
     return ""
 
 

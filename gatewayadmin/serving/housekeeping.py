@@ -163,22 +163,14 @@ def _retention(now: datetime) -> date:
     return now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
 
 
-def _archive_partitions(now: datetime) -> int:
-    if not Call.partitions.is_owner():
-        return 0  # Nor are they dropped here.
-    return archive.archive_before(_retention(now))
+def _by_owner(act: Callable[[date], int]) -> Callable[[datetime], int]:
+    """A chore for the calls that are kept no longer, done by the role that can drop their partitions."""
+    return lambda now: act(_retention(now)) if Call.partitions.is_owner() else 0
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """A chore for the calls that are kept no longer, and are archived where they have to be; done by the role that can
-    drop their partitions."""
-
-    def chore(now: datetime) -> int:
-        if not Call.partitions.is_owner():
-            return 0
-        return act(archive.keep_from(_retention(now)))
-
-    return chore
+    """The same for those that are archived where they have to be."""
+    return _by_owner(lambda limit: act(archive.keep_from(limit)))
 
 
 def _make_indexes(now: datetime) -> int:
@@ -247,7 +239,7 @@ def _deleted(rows: QuerySet[Any]) -> int:
 
 CHORES: dict[str, Callable[[datetime], int]] = {
     "partitions_made": lambda now: len(make_partitions()),
-    "partitions_archived": _archive_partitions,
+    "partitions_archived": _by_owner(archive.archive_before),
     "partitions_not_archived": lambda now: archive.note_waiting(),
     # What is known of the calls goes before them.
     "rollups_dropped": _beyond_retention(keeping.drop_before),

@@ -18,6 +18,7 @@ from wire.oauth_client import (
     is_https,
     issuer_metadata_urls,
     origin_of,
+    printable,
     read_challenge,
     resource_metadata_urls,
     scopes_of,
@@ -270,7 +271,7 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
         if document is None:
             continue
         if document.get("issuer") != (expected or issuer):
-            said = "".join(char for char in str(document.get("issuer")) if char.isprintable())[:200]
+            said = printable(str(document.get("issuer")))[:200]
             fault = (
                 f"{address} describes another issuer than {expected or issuer}: {said}. If that is the right one, an "
                 "administrator can expect it in the settings of the server."

@@ -14,7 +14,6 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, QuerySet
 from django.http import HttpResponse
-from django.shortcuts import render
 from django.utils import timezone
 
 from accounts.models import User
@@ -36,7 +35,7 @@ from servers.oauth_client.models import (
     unfinished_sign_ins,
 )
 from servers.oauth_client.registration import NotRegistered, registered
-from ui.pages import AppRequest, own_path
+from ui.pages import AppRequest, lead_on, own_path
 from wire.cipher import Unreadable
 from wire.oauth_client import (
     CLIENT_GONE,
@@ -52,6 +51,7 @@ from wire.oauth_client import (
     claims_of,
     host_of,
     pkce,
+    printable,
     read_tokens,
     revocations,
     token_request,
@@ -272,12 +272,7 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
     """
     waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
     context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
-    response = render(request, "servers/sign_in_leads_on.html", context)
-    if not waits:
-        response["Refresh"] = f"0; url={url}"
-    response["Referrer-Policy"] = "no-referrer"
-    response["Cache-Control"] = "no-store"
-    return response
+    return lead_on(request, "servers/sign_in_leads_on.html", context, url, at_once=not waits)
 
 
 def find(request: AppRequest) -> SignIn:
@@ -399,7 +394,7 @@ def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
 def _in_words(sign_in: SignIn, error: str, description: str) -> str:
     if error == "access_denied":
         return f"You did not sign in at {sign_in.server}."
-    said = "".join(char for char in (description or error) if char.isprintable())[:200]
+    said = printable(description or error)[:200]
     return f"The issuer of {sign_in.server} answered with an error{f': {said}' if said else ''}."
 
 
