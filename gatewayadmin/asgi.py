@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from inspect import markcoroutinefunction
 from pathlib import Path
 from typing import cast
 
@@ -159,10 +160,11 @@ edge = OuterMiddleware(
 )
 
 
-async def application(scope: Scope, receive: Receive, send: Send) -> None:
+@markcoroutinefunction
+def application(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
     """Calls go straight to the proxy: it checks the Host, finds the true sender and keeps a row of each itself.
 
     What the edge and the router would do again on the way costs as much as half a call.
     """
     mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
-    await (_mcp if mcp else edge)(scope, receive, send)
+    return (_mcp if mcp else edge)(scope, receive, send)

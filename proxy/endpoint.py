@@ -39,6 +39,7 @@ from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
 from wire.sessions import declared
+from wire.turns import Deadlines
 
 if TYPE_CHECKING:
     from proxy.tracing.spans import Tracer
@@ -85,6 +86,7 @@ class Endpoint:
         self._resumption = resumption
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
+        self._deadlines = Deadlines()
 
     def traced_by(self, tracer: Tracer | None) -> Self:
         """The same, with spans of its calls; None: without."""
@@ -244,7 +246,8 @@ class Endpoint:
         if message is None or not message.is_request:
             return await self._take(request, grant)
         answering = self._dispatcher.answer(request, grant, message, stream)
-        ping_timer = stream.keep_alive() if stream is not None else None
+        if stream is not None:
+            self._deadlines.set(stream, asyncio.get_running_loop().time() + self._config.ping_seconds)
         request.task = asyncio.current_task()
         self._streams.calls[request.uid] = request
         try:
@@ -263,8 +266,8 @@ class Endpoint:
             return _failed(request, error)
         finally:
             del self._streams.calls[request.uid]
-            if stream is not None and ping_timer is not None:
-                ping_timer.cancel()
+            if stream is not None:
+                self._deadlines.drop(stream)
                 stream.stop_pings()
 
     async def _take(self, request: McpRequest, grant: Grant) -> Response:

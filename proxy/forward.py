@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.query import ServersNeeded, Wanted
@@ -283,9 +284,9 @@ class Forwarder:
         params = _params(message, resolved.name, progress_token)
         if request.span is not None:
             params = _with_trace(params, upstream.trace, is_modern=self._client.era(upstream) == MODERN)
-        on_notification = (
-            ignore if stream is None else _relay(request, resolved, grant, message, stream, progress_token)
-        )
+        on_notification: OnNotification = ignore
+        if stream is not None:
+            on_notification = partial(_relay, request, resolved, grant, message, stream, progress_token)
         # Where a person signed in at an issuer, the token may be renewed while the call is under way.
         identity = None if resolved.assigned.sign_in is None else Identity(resolved.assigned, upstream)
 
@@ -310,13 +311,15 @@ class Forwarder:
                 beside=beside,
             )
 
+        if identity is None:
+            return send
+
         def send_renewing(
             on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
         ) -> Awaitable[RpcResponse]:
-            assert identity is not None
             return self._ask_renewing(request, resolved, identity, lambda: send(on_request, more, schema))
 
-        return send if identity is None else send_renewing
+        return send_renewing
 
     def _may_be_suspended(self, upstream: Target, message: Message) -> bool:
         """Whether the request may end in `input_required` of our own, or is the retry of one that did."""
@@ -352,36 +355,32 @@ NO_LEVELS: frozenset[str] = frozenset()
 FROM_LEVEL = {level: frozenset(LEVELS[number:]) for number, level in enumerate(LEVELS)}
 
 
-def _relay(
+async def _relay(
     request: McpRequest,
     resolved: Resolved,
     grant: Grant,
     message: Message,
     stream: Stream,
     progress_token: int | None,
-) -> OnNotification:
-    """Passes on the notifications of a call, in the client's terms, and keeps those that are not for it."""
-    client_token = message.meta.get("progressToken")
-
-    async def on_notification(notification: Object) -> None:
-        own, method = notification.get("params"), notification.get("method")
-        if not isinstance(own, dict) or not isinstance(method, str):
+    notification: Object,
+) -> None:
+    """Pass on a notification of a call, in the client's terms, unless it is not for the client."""
+    own, method = notification.get("params"), notification.get("method")
+    if not isinstance(own, dict) or not isinstance(method, str):
+        return
+    if method == "notifications/progress":
+        if progress_token is None or own.get("progressToken") != progress_token:
             return
-        if method == "notifications/progress":
-            if progress_token is None or own.get("progressToken") != progress_token:
-                return
-            own = {**own, "progressToken": client_token}
-        elif method == "notifications/message":
-            if str(own.get("level")) not in _levels(request, grant, message):
-                return
-            own = {**own, "logger": under_alias(resolved.assigned.alias, own.get("logger"))}
-        elif method not in PASSED_ON or request.modern:
+        own = {**own, "progressToken": message.meta.get("progressToken")}
+    elif method == "notifications/message":
+        if str(own.get("level")) not in _levels(request, grant, message):
             return
-        else:
-            own = uris.exposed(own, resolved.alias)
-        await stream.notify({**notification, "params": own})
-
-    return on_notification
+        own = {**own, "logger": under_alias(resolved.assigned.alias, own.get("logger"))}
+    elif method not in PASSED_ON or request.modern:
+        return
+    else:
+        own = uris.exposed(own, resolved.alias)
+    await stream.notify({**notification, "params": own})
 
 
 def _level(request: McpRequest, grant: Grant, message: Message) -> str:

@@ -32,6 +32,8 @@ MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
 
 SESSION_ID = b"mcp-session-id"
 
+TRACED_BY = frozenset({trace_context.PARENT.encode(), trace_context.HOPS_KEY})
+
 ACCEPT_BOTH = b"application/json, text/event-stream"
 
 
@@ -58,6 +60,7 @@ class RequestHeaders(NamedTuple):
     user_agent: str
     protocol_version: str
     session_digest: bytes | None  # None without the id of a session.
+    trace: Trace  # What they say is sent on with whatever is asked of servers.
 
 
 class HeaderReader:
@@ -104,6 +107,7 @@ class HeaderReader:
             user_agent=_text(headers, b"user-agent"),
             protocol_version=_text(headers, b"mcp-protocol-version"),
             session_digest=_session_digest(header_pairs) if SESSION_ID in headers else None,
+            trace=trace_context.of(headers) if headers.keys() & TRACED_BY else trace_context.NONE,
         )
 
 
@@ -251,12 +255,7 @@ class McpRequest:
     @property
     def trace(self) -> Trace:
         """What is sent on with whatever is asked of servers for this request."""
-        if self.span is not None:
-            return self.span.trace
-        headers = self.headers
-        if b"traceparent" in headers or trace_context.HOPS_KEY in headers:
-            return trace_context.of(headers)
-        return trace_context.NONE
+        return self.parsed_headers.trace if self.span is None else self.span.trace
 
     def callers_trace(self) -> Trace:
         """What the caller says of its trace: in the message, which goes before what HTTP says, or in its headers."""

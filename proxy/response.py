@@ -172,13 +172,9 @@ class Stream:
         self._watcher: asyncio.Task[None] | None = None
         self._ended = False
         self._headers: tuple[Pair, ...] = ()
-        self._lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None  # Most calls are answered without an event.
         self._ping_task: asyncio.Task[None] | None = None
         self.opened = False
-
-    def keep_alive(self) -> asyncio.TimerHandle:
-        """Start pings after `ping_seconds`; cancel the handle when the response is there."""
-        return asyncio.get_running_loop().call_later(self._ping_seconds, self._start_pings)
 
     @property
     def is_over(self) -> bool:
@@ -208,6 +204,8 @@ class Stream:
             self._ping_task.cancel()
 
     async def _write(self, message: bytes, *, last: bool = False, ping: bool = False) -> None:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
         async with self._lock:
             if self._ended:
                 return
@@ -248,7 +246,8 @@ class Stream:
         history.leave()
         self.stop_pings()
 
-    def _start_pings(self) -> None:
+    def expire(self) -> None:
+        """Nothing was sent for `ping_seconds`: start pings."""
         self._ping_task = asyncio.create_task(self._ping())
 
     async def _ping(self) -> None:

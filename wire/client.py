@@ -1,10 +1,8 @@
 """The MCP client: one request to one server, within its bound and its time, in the era it speaks."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Protocol, Self
 
 from wire import jsonrpc, sse, stateless
@@ -37,7 +35,7 @@ from wire.rpc_messages import (
     ignore,
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
-from wire.turns import FairQueue, QueueFull
+from wire.turns import Deadlines, FairQueue, QueueFull, TimeLimit
 
 SWEEP_SECONDS = 60
 INTRODUCTION_SECONDS = 600
@@ -75,70 +73,6 @@ class Beside(Protocol):
 
     def end(self) -> None:
         """The request is over, whether it was begun or not."""
-
-
-class TimeLimit:
-    """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
-
-    The first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded` says which it
-    was. It is `asyncio.timeout` in a third of its time, since every call is under one.
-    """
-
-    __slots__ = ("_cancelled_before", "_ends", "_expired", "_held", "_moved", "_task", "_timer", "seconds", "total")
-
-    def __init__(self, seconds: float, total: float = math.inf) -> None:
-        self.seconds = seconds
-        self.total = total
-        self._expired = False
-        self._held = 0
-        self._moved = 0.0
-
-    @property
-    def exceeded(self) -> str:
-        """`total` or `idle`."""
-        return "total" if self._task.get_loop().time() >= self._ends else "idle"
-
-    def touch(self) -> None:
-        """Something came: the first limit begins anew."""
-        self._moved = self._task.get_loop().time()
-
-    def hold(self) -> None:
-        """The first limit stands still until as many `go_on` were called."""
-        self._held += 1
-
-    def go_on(self) -> None:
-        """The opposite of `hold`."""
-        self._held -= 1
-        self.touch()
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelled_before = task.cancelling()
-        loop = task.get_loop()
-        self._ends = loop.time() + self.total
-        self._timer = loop.call_later(min(self.seconds, self.total), self._expire)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        # Whoever else cancelled the task meanwhile goes first (as in asyncio.Timeout.__aexit__).
-        alone = self._expired and self._task.uncancel() <= self._cancelled_before
-        if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
-            raise TimeoutError from error
-
-    def _expire(self) -> None:
-        loop = self._task.get_loop()
-        now = loop.time()
-        due = min((now if self._held else self._moved) + self.seconds, self._ends)
-        if due > now:
-            self._timer = loop.call_at(due, self._expire)
-            return
-        self._expired = True
-        self._task.cancel()
 
 
 class Place:
@@ -203,6 +137,7 @@ class McpClient:
         self._eras: dict[str, str] = {}
         self._workers = workers
         self._queue_seconds = queue_seconds
+        self._deadlines = Deadlines()
         self._queues: dict[str, FairQueue] = {}
         self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -242,7 +177,7 @@ class McpClient:
         ends = None if seconds is None else time.monotonic() + seconds
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
-        limit = _time_limit(target, ends)
+        limit = self._time_limit(target, ends)
         place: Place | None = None
         is_over = False
 
@@ -465,6 +400,12 @@ class McpClient:
         queue.bound = bound
         return queue
 
+    def _time_limit(self, target: Target, ends: float | None) -> TimeLimit:
+        if ends is None:
+            return TimeLimit(target.timeout_s, target.total_s, self._deadlines)
+        left = max(ends - time.monotonic(), 0.001)
+        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), self._deadlines)
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
@@ -474,13 +415,6 @@ class McpClient:
                 del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
-
-
-def _time_limit(target: Target, ends: float | None) -> TimeLimit:
-    if ends is None:
-        return TimeLimit(target.timeout_s, target.total_s)
-    left = max(ends - time.monotonic(), 0.001)
-    return TimeLimit(min(target.timeout_s, left), min(target.total_s, left))
 
 
 async def _names_an_endpoint(response: HttpResponse) -> bool:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Never
 
@@ -51,21 +51,19 @@ class Malformed(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """One message of a client: a request has a method and an id, a notification no id, a response no method."""
+    """One message of a client: a request has a method and an id, a notification no id, a response no method.
+
+    `meta` is the `_meta` of its params, empty when they have none.
+    """
 
     method: str
     id: Id | None
     params: Object
+    meta: Object = field(default_factory=dict, compare=False)
 
     @property
     def is_request(self) -> bool:
         return self.id is not None and self.method != ""
-
-    @property
-    def meta(self) -> Object:
-        """The request's `_meta`, empty when it has none."""
-        meta = self.params.get("_meta")
-        return meta if isinstance(meta, dict) else {}
 
 
 NO_MESSAGE = "Invalid Request: the body must be a JSON-RPC 2.0 message, with jsonrpc, id and method"
@@ -90,7 +88,8 @@ def _message(document: Any) -> Message:
         elif isinstance(method, str) and method:
             params = document.get("params", _NONE)
             if isinstance(params, dict):
-                return Message(method, _id(document), params)
+                meta = params.get("_meta")
+                return Message(method, _id(document), params, meta if isinstance(meta, dict) else {})
     elif isinstance(document, list):
         raise Malformed(INVALID_REQUEST, "Batches are not supported: send one message at a time")
     raise Malformed(INVALID_REQUEST, NO_MESSAGE)

@@ -1,9 +1,12 @@
-"""Whose turn it is: places shared fairly among those who call, and the reading of answers in slices."""
+"""Whose turn it is, and for how long: places shared fairly, the reading of answers in slices, and time limits."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Protocol, Self
 
 QUICK_TURNS = 8  # So many slices of an answer follow each other closely; from then on it shares what time is left over.
 REST_SECONDS = 0.001
@@ -14,6 +17,8 @@ LARGE_AT_ONCE = 3  # Of all answers of which much is kept in memory; of one serv
 
 MOST_WAITING = 1024  # In one queue.
 MOST_WAITING_OF_ONE = 128  # Of one person, in one queue.
+
+GRAIN_SECONDS = 0.05  # Between two looks at which deadlines have passed, at least: so late one may be.
 
 type Turn = asyncio.Future[None]
 
@@ -199,3 +204,131 @@ class Turns:
                 break
         if waiting:
             self._schedule(loop, waiting)
+
+
+class Timed(Protocol):
+    """What has a deadline."""
+
+    def expire(self) -> None:
+        """The deadline has passed; it is none any more."""
+
+
+class Deadlines:
+    """The deadlines of one loop, by what has them, at most one each; times are those of the loop's clock.
+
+    Each call has two, nearly all of which never pass. All share one timer: to note one here takes a fifth of what it
+    takes to start and stop a timer of the loop.
+    """
+
+    __slots__ = ("_due", "_next", "_timer")
+
+    def __init__(self) -> None:
+        self._due: dict[Timed, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf  # When the timer looks.
+
+    def set(self, timed: Timed, due: float) -> None:
+        """Have `timed` expire at that time, or a moment later."""
+        self._due[timed] = due
+        if due < self._next:
+            self._look_at(due)
+
+    def drop(self, timed: Timed) -> None:
+        """Forget the deadline of `timed`, if it has one."""
+        self._due.pop(timed, None)
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = when
+        self._timer = asyncio.get_running_loop().call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._timer, self._next = None, math.inf
+        now = asyncio.get_running_loop().time()
+        for timed in [timed for timed, due in self._due.items() if due <= now]:
+            # One that expires may take another's deadline away.
+            if self._due.get(timed, math.inf) <= now:
+                del self._due[timed]
+                timed.expire()
+        if self._due:
+            self._look_at(min(self._next, max(min(self._due.values()), now + GRAIN_SECONDS)))
+
+
+class TimeLimit:
+    """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
+
+    The first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded` says which it
+    was. It is `asyncio.timeout` in a fraction of its time, since every call is under one; `deadlines` are those of all
+    such blocks of a loop.
+    """
+
+    __slots__ = (
+        "_cancelled_before",
+        "_deadlines",
+        "_ends",
+        "_expired",
+        "_held",
+        "_loop",
+        "_moved",
+        "_task",
+        "seconds",
+        "total",
+    )
+
+    def __init__(self, seconds: float, total: float = math.inf, deadlines: Deadlines | None = None) -> None:
+        self.seconds = seconds
+        self.total = total
+        self._deadlines = deadlines or Deadlines()
+        self._expired = False
+        self._held = 0
+        self._moved = 0.0
+
+    @property
+    def exceeded(self) -> str:
+        """`total` or `idle`."""
+        return "total" if self._loop.time() >= self._ends else "idle"
+
+    def touch(self) -> None:
+        """Something came: the first limit begins anew."""
+        self._moved = self._loop.time()
+
+    def hold(self) -> None:
+        """The first limit stands still until as many `go_on` were called."""
+        self._held += 1
+
+    def go_on(self) -> None:
+        """The opposite of `hold`."""
+        self._held -= 1
+        self.touch()
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled_before = task.cancelling()
+        self._loop = task.get_loop()
+        now = self._loop.time()
+        self._ends = now + self.total
+        self._moved = now
+        self._deadlines.set(self, min(now + self.seconds, self._ends))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._deadlines.drop(self)
+        # Whoever else cancelled the task meanwhile goes first (as in asyncio.Timeout.__aexit__).
+        alone = self._expired and self._task.uncancel() <= self._cancelled_before
+        if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        """The deadline that was set has passed: it is set anew if something came meanwhile, else the block ends."""
+        now = self._loop.time()
+        due = min((now if self._held else self._moved) + self.seconds, self._ends)
+        if due > now:
+            self._deadlines.set(self, due)
+            return
+        self._expired = True
+        self._task.cancel()

@@ -3,6 +3,7 @@
 The audit promise: an answer leaves only after `commit` returned.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -229,9 +230,9 @@ class CallWriter(GroupCommit[bytes, None]):
         """Whether a call may begin, or be sent to its server: its row can probably be written."""
         return not self.fault and len(self._waiting) < self._max_waiting
 
-    async def commit(self, row: CallRow) -> None:
-        """Return when `row` is committed. Raises NotRecorded."""
-        await self.put(row.copy_line())
+    def commit(self, row: CallRow) -> asyncio.Future[None]:
+        """Done when `row`, as it is now, is committed. Raises NotRecorded."""
+        return self.put(row.copy_line())
 
     async def _write(self, connection: PgConnection, batch: list[Line]) -> None:
         self._observe(len(batch))

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from wire.client import Place, TimeLimit
-from wire.turns import FairQueue
+from wire.client import Place
+from wire.turns import FairQueue, TimeLimit
 
 
 def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:

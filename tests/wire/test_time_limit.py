@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wire.client import TimeLimit
+from wire.turns import TimeLimit
 
 
 @asynccontextmanager
