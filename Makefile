@@ -32,7 +32,7 @@ setup: ## the environment with the development packages; starts nothing
 	@.ci/setup dev
 
 # One process more than there are cores: a tenth of a test is waiting.
-PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
 	--dist loadgroup --durations=10 $(2) $(TESTS)
 
 test: setup ## a case of every rule, browser tests included; TEST_SEED chooses the variants (today's number)

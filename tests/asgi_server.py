@@ -79,6 +79,9 @@ class Server(uvicorn.Server):
         for task in self.server_state.tasks:
             task.cancel()
         await self.lifespan.shutdown()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # uvloop's loop does not close while one is open.
+        await asyncio.sleep(0)
 
 
 @contextmanager

@@ -5,8 +5,9 @@ the same variants again.
 """
 
 import os
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,22 +47,38 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
 
 MANY = 2  # Cases of a test; of more than so many
 ONE_IN = 12  # one in so many is run, and one at least.
+DRILLS = 5  # Of the tests marked `drill` one in so many is run.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:
     """Mark the cases of each test `full` that this seed does not choose.
 
     One in so many is chosen as its marker `one_in` says, and one in `ONE_IN` of more than `MANY` cases where each of
-    them needs the database. Whoever says with `some` what is chosen has said it all.
+    them needs the database. Whoever says with `some` what is chosen has said it all. The drills of a module take turns.
     """
     tests = defaultdict[str, list[pytest.Item]](list)
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
-    for cases in tests.values():
+    resting = resting_drills(tests)
+    for name, cases in tests.items():
         parts = min(parts_of(cases), len(cases))  # At least one is.
         for number, case in enumerate(sorted(cases, key=place)):
-            if (number + seed()) % parts:
+            if name in resting or (number + seed()) % parts:
                 case.add_marker(pytest.mark.full)
+
+
+def resting_drills(tests: Mapping[str, list[pytest.Item]]) -> set[str]:
+    """The names of the drills whose turn it is not."""
+    modules = defaultdict[str, list[str]](list)
+    for name, cases in tests.items():
+        if cases[0].get_closest_marker("drill"):
+            modules[name.partition("::")[0]].append(name)
+    return {
+        name
+        for module, names in modules.items()
+        for number, name in enumerate(sorted(names), zlib.crc32(module.encode()))
+        if (number + seed()) % DRILLS
+    }
 
 
 def parts_of(cases: list[pytest.Item]) -> int:

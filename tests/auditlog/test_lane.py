@@ -80,6 +80,7 @@ async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]
     return late
 
 
+@pytest.mark.drill
 def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -> None:
     """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
 
@@ -228,7 +229,7 @@ def test_while_the_log_is_locked_calls_are_refused_and_what_waits_is_written_aft
         await writer.commit(row())
         with psycopg.connect(server) as blocker:
             blocker.execute("LOCK auditlog_call")
-            commits = [asyncio.create_task(writer.commit(row())) for _ in range(5)]
+            commits = [writer.commit(row()) for _ in range(5)]
             await until(lambda: not writer.may_begin())
             assert not any(commit.done() for commit in commits)
         await asyncio.gather(*commits)

@@ -87,6 +87,7 @@ def places(live: Serve, style: str, part: int) -> dict[str, str]:
     return dict(json.loads(live.manage("shell", "--verbosity", "0", "-c", script)))
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("style", some(NAMES, 1))
 @pytest.mark.parametrize("part", some(range(3), 1, 2 * (seed() // len(NAMES))))
 def test_no_name_hides_or_covers_a_control_of_its_row(
@@ -161,6 +162,7 @@ for name in ("Picked one", "Picked two"):
 """
 
 
+@pytest.mark.drill
 def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_them_by_keys(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.xdist_group("browser")
 SOON = 1000 * PROMPT  # Milliseconds until a call is seen.
 
 
+@pytest.mark.drill
 def test_live_tells_how_many_calls_are_new_and_loads_them_when_asked(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -80,6 +81,7 @@ def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -
     expect(page.locator("#from")).to_have_value(re.compile("T"))
 
 
+@pytest.mark.drill
 def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")

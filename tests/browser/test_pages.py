@@ -69,6 +69,7 @@ def test_every_page_is_accessible_quiet_and_small(page: Page, lived_in: Serve, a
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.drill
 def test_the_authorize_flow_is_accessible_at_each_step(page: Page, lived_in: Serve) -> None:
     steps.open_connections(page, lived_in.url, "Nightly report")
     flow = steps.start_connection(page)
@@ -83,6 +84,7 @@ def test_the_authorize_flow_is_accessible_at_each_step(page: Page, lived_in: Ser
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.drill
 def test_dialogs_are_accessible(page: Page, lived_in: Serve) -> None:
     page.goto(f"{lived_in.url}/hosts/")
     steps.press(page, "Add API access token-based host")

@@ -23,6 +23,7 @@ def regenerate(page: Page, name: str, button: str) -> str:
     return secret
 
 
+@pytest.mark.drill
 def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from playwright.sync_api import CDPSession, Page, expect
 
 from tests.browser import steps
@@ -30,6 +31,7 @@ def plug_in(page: Page) -> tuple[CDPSession, str]:
     return cdp, added["authenticatorId"]
 
 
+@pytest.mark.drill
 def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open) -> None:
     email = join(live, "keyed")
     page = open_browser().new_page()

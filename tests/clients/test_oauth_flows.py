@@ -14,6 +14,7 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("clients")
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("command", "settings"),
     some(

@@ -3,6 +3,8 @@
 import re
 import subprocess
 
+import pytest
+
 from tests.docs.pages import ROOT
 from tests.workspace import OWNER, Serve
 
@@ -18,6 +20,7 @@ print(ProvisioningKey.objects.issue(name="Okta", role=role, capabilities=role.ca
 """
 
 
+@pytest.mark.drill
 def test_the_script_works_as_printed(live_alone: Serve) -> None:
     live = live_alone.start()
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()

@@ -389,6 +389,7 @@ def actions() -> Iterator[tuple[str, str]]:
 STEPS = ("deactivate", "reactivate", "sign_out", "make_staff", "end_staff")
 
 
+@pytest.mark.drill
 def test_every_action_records_one_event_and_never_twice(boss: Client) -> None:
     confirmed(boss)
     made = world(user_of(boss))

@@ -342,6 +342,7 @@ def test_a_call_whose_worker_died_says_so(work: Work) -> None:
     assert not SuspendedCall.objects.exists()
 
 
+@pytest.mark.drill
 def test_a_client_that_goes_away_while_it_waits_ends_the_call(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.open_stream()
@@ -427,6 +428,7 @@ def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
     assert answered["error"] == {"code": -1, "message": "no", "data": {"x": 1}}
 
 
+@pytest.mark.drill
 def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
     async def call(request: Request) -> None:
         await request.open_stream()

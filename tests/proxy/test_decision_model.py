@@ -14,6 +14,7 @@ from itertools import product
 from random import Random
 from typing import Any
 
+import pytest
 from django.conf import settings
 from django.db.models import Model
 from django.utils import timezone
@@ -445,6 +446,7 @@ def told(verdict: Verdict | None) -> str:
     return verdict.reason or ("the server is asked" if verdict.unlisted else "allowed")
 
 
+@pytest.mark.drill
 @rounds(6, WORLDS)
 def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactional_db: None, rounds: int) -> None:
     bones = skeleton()

@@ -339,6 +339,7 @@ def test_a_server_whose_lists_differ_by_session_is_asked_for_each_and_pinned(wor
     assert result["_meta"][UNAVAILABLE][0]["reason"] == "unreachable"
 
 
+@pytest.mark.drill
 def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, run: Run) -> None:
     user = make.user()
     gateway = make.gateway(slug="work")

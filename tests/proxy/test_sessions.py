@@ -300,6 +300,7 @@ def test_a_replaced_secret_opens_another_session(start: Start, run: Run) -> None
     assert [client.count()[0], client.count()[0]] == [1, 2]
 
 
+@pytest.mark.drill
 def test_of_one_connection_a_hundred_sessions_stay_those_that_are_in_use(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +354,7 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     assert client.count()[0] == 1
 
 
+@pytest.mark.drill
 def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
     client = work.client()
     client.initialize()

@@ -227,6 +227,7 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
         eventually(lambda: len(work.library.of("tools/list")) > asked)
 
 
+@pytest.mark.drill
 def test_one_worker_listens_for_all_and_another_as_soon_as_its_client_leaves(work: LibraryWork) -> None:
     agent = in_session(work.client)
     assert "result" in agent.ask("resources/read", {"uri": MAPPED}).json()

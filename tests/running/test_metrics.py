@@ -62,6 +62,7 @@ def settled(live: Serve) -> Numbers:
         assert time.monotonic() < deadline, now
 
 
+@pytest.mark.drill
 def test_calls_are_counted_once_whichever_worker_answered(live: Serve, issued: dict[str, str]) -> None:
     rows = ("gateway_commit_rows_sum",)
     before = settled(live)
@@ -93,6 +94,7 @@ def test_calls_are_counted_once_whichever_worker_answered(live: Serve, issued: d
     assert after[rows] == CALLS + 2
 
 
+@pytest.mark.drill
 def test_an_open_stream_is_seen_until_it_ends(live: Serve, issued: dict[str, str]) -> None:
     call = {
         "jsonrpc": "2.0",

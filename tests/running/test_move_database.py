@@ -214,6 +214,7 @@ def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> 
         assert connection.execute("SELECT count(*) FROM pg_class WHERE relname = 'accounts_user'").fetchone() == (0,)
 
 
+@pytest.mark.drill
 def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute("CREATE TABLE of_others (id int)")

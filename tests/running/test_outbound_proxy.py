@@ -57,6 +57,7 @@ def agent_of(serve: Serve, name: str, url: str) -> tuple[str, str]:
     return f"{serve.url}/mcp/{made['slug']}", made["token"]
 
 
+@pytest.mark.drill
 def test_everything_goes_out_through_the_proxy_as_printed() -> None:
     """Servers at a checked address and by a name the proxy resolves, a private one without it, a webhook, spans."""
     with ExitStack() as stack:

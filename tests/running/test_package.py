@@ -105,6 +105,7 @@ def installed(wheel: Path) -> Iterator[Installed]:
         yield Installed(home, wheel)
 
 
+@pytest.mark.drill
 def test_the_command_of_the_wheel_finds_all_it_needs(installed: Installed) -> None:
     checked = installed.run("check")
     assert checked.returncode == 0, checked.stderr

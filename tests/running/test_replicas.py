@@ -119,6 +119,7 @@ print(json.dumps({{"key": key.secret, "person": str(person.pk), "token": token}}
 """
 
 
+@pytest.mark.drill
 def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_replica(both: Replicas) -> None:
     owners = both.agent()
     made = json.loads(both.shell(PROVISION.format(slug=owners.url.rsplit("/", 1)[1])))
@@ -201,6 +202,7 @@ def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     assert len({session for _, session in counted}) == 1
 
 
+@pytest.mark.drill
 def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     restarted = both.serves[0]
@@ -305,6 +307,7 @@ def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_which
     assert outcomes(both, agent) == ["ok", "ok", "ok"]
 
 
+@pytest.mark.drill
 def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> None:
     agent = both.agent()
     slug = agent.url.rsplit("/", 1)[1]

@@ -241,6 +241,7 @@ def test_a_new_table_is_served_after_migrate_without_another_grant(roles: Roles,
         owner.execute("DROP TABLE made_later")
 
 
+@pytest.mark.drill
 def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Serve) -> None:
     last = "app = 'auditlog' AND name = (SELECT max(name) FROM django_migrations WHERE app = 'auditlog')"
     forget = f"DELETE FROM django_migrations WHERE {last} RETURNING app, name"
@@ -256,6 +257,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
     assert "Migrate as the role that owns the tables" in as_runner
 
 
+@pytest.mark.drill
 def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
     """While a reader keeps the log, migrations that want it give way to the calls; when it has left they pass."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")

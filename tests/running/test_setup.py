@@ -174,6 +174,7 @@ def test_a_set_up_that_was_interrupted_is_made_again(clone: Clone, moment: Calla
     assert clone.set_up() == ""
 
 
+@pytest.mark.drill
 @in_turn(1, of=3)
 def test_a_new_set_of_packages_that_was_interrupted_is_not_taken_for_the_old_one(clone: Clone) -> None:
     clone.set_up("dev")

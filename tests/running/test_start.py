@@ -20,6 +20,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.drill
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
     printed = password_of(first.greeting)
     assert printed is not None
@@ -38,6 +39,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
         assert "SIGKILL" not in second.log()
 
 
+@pytest.mark.drill
 def test_variables_for_another_postgresql_do_not_reach_the_embedded_one(first: FirstStart, home: Path) -> None:
     assert password_of(first.greeting) is not None
     assert first.signed_in
@@ -58,6 +60,7 @@ def test_generated_keys_are_for_the_owner_only(home: Path) -> None:
     assert mode(home / "postgres") == 0o700
 
 
+@pytest.mark.drill
 def test_nothing_printed_is_an_access_log_with_a_query(home: Path) -> None:
     with serving(home, {"GATEWAY_LOG_REQUESTS": "1"}) as served:
         signs_in(served.url, "admin@localhost", "?secret=in-the-form")
@@ -76,6 +79,7 @@ def database(request: pytest.FixtureRequest) -> dict[str, str]:
     return {"DATABASE_URL": cluster.fresh_database(f"first_{os.getpid()}", cluster.tables()), **cluster.keys()}
 
 
+@pytest.mark.drill
 def test_two_first_starts_at_once_make_one_owner(fresh: Path, database: dict[str, str]) -> None:
     settings = {"GATEWAY_QUICKSTART": "0"} | database
     one, other = start(fresh, settings), start(fresh, settings)
@@ -105,6 +109,7 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path, database: dict[str
                 started.kill()
 
 
+@pytest.mark.drill
 def test_issue_token_works_beside_the_server_and_disturbs_nothing(home: Path) -> None:
     arguments = ("issue_token", "--user", "admin@localhost", "--host", "CI bot", "--gateway", "quickstart")
     with serving(home) as served:
@@ -131,6 +136,7 @@ def test_a_command_without_a_server_leaves_no_database_running(home: Path) -> No
     assert postmaster(home) is None
 
 
+@pytest.mark.drill
 def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
     long = home.parent / ("long-" * 20) / "var"
     long.parent.mkdir()
@@ -142,6 +148,7 @@ def test_a_data_directory_too_long_for_a_socket_works(home: Path) -> None:
     assert postmaster(long) is None
 
 
+@pytest.mark.drill
 def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path, database: dict[str, str]) -> None:
     """What the system shows of a process lasts as long as it does, and workers show that of their parent."""
     given = {"GATEWAY_ADMIN_EMAIL": "owner@example.com", "GATEWAY_ADMIN_PASSWORD": "a-password-to-forget"}
@@ -161,6 +168,7 @@ def test_the_first_password_leaves_the_environment_of_every_process(fresh: Path,
     assert not [pid for pid, environ in shown.items() if b"a-password-to-forget" in environ]
 
 
+@pytest.mark.drill
 def test_a_link_leads_to_where_the_running_server_is(home: Path) -> None:
     """Commands that run without its port and address print links of the last start."""
     printed = manage(home, "rescue", "new@example.com", "--create").stdout

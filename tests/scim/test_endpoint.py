@@ -50,6 +50,7 @@ def test_there_is_nothing_without_the_package(directory: Directory, monkeypatch:
     assert directory.get("/Users").status_code == 404
 
 
+@pytest.mark.drill
 def test_nothing_of_the_package_is_loaded_until_a_directory_asks() -> None:
     optional = "[name for name in sys.modules if name.startswith(('scim2', 'pydantic'))]"
     code = f"import gatewayadmin.asgi, gatewayadmin.urls, sys; print({optional})"

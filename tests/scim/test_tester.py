@@ -15,6 +15,7 @@ from tests.scim.conftest import ROOT, InProcess
 pytestmark = pytest.mark.django_db
 
 
+@pytest.mark.drill
 def test_every_check_of_the_tester_succeeds(issued: IssuedKey) -> None:
     http = httpx2.Client(
         transport=InProcess(),

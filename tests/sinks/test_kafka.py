@@ -100,6 +100,7 @@ def test_what_passes_is_tried_again_within_a_delivery_and_comes_once(cluster: Cl
     assert sorted(ids(cluster)) == sorted(made)
 
 
+@pytest.mark.drill
 def test_a_broker_that_is_down_keeps_no_row_back(cluster: Cluster) -> None:
     sink = to(cluster.address(), sends_events=False)
     made = [str(call().uid) for _ in range(20)]
@@ -213,6 +214,7 @@ def test_a_certificate_that_is_not_trusted_is_told(cluster: Cluster, tmp_path: P
     assert "has a TLS certificate that this gateway does not trust" in outcome.detail
 
 
+@pytest.mark.drill
 def test_a_broker_that_names_another_at_a_private_address_leads_nowhere(cluster: Cluster, soon: None) -> None:
     """What is allowed is allowed for the address that was entered; the one a broker names is checked as well."""
     sink = to(cluster.address(), sends_events=False)
@@ -240,6 +242,7 @@ def test_brokers_that_are_away_or_silent_are_told(inside: None, soon: None) -> N
     assert send_test_line(away, by=None).detail == "Not delivered: it refused the connection: nothing listens there."
 
 
+@pytest.mark.drill
 def test_brokers_that_say_nothing_are_given_up(inside: None, soon: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = to(f"tcp://127.0.0.1:{silent.getsockname()[1]}/gateway")

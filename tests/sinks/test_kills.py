@@ -75,6 +75,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
             thread.join()
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_out_no_row(
     kills: int, to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -155,6 +156,7 @@ def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: 
     return f"{kills} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice"
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_bucket(
     kills: int, bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -169,6 +171,7 @@ def test_killed_senders_leave_no_row_out_of_a_bucket(
         print(f"\n{said}")  # noqa: T201
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_collector(
     kills: int, inside: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -186,6 +189,7 @@ def test_killed_senders_leave_no_row_out_of_a_collector(
         print(f"\n{said}")  # noqa: T201
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_topic(
     kills: int, inside: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -203,6 +207,7 @@ def test_killed_senders_leave_no_row_out_of_a_topic(
         print(f"\n{said}")  # noqa: T201
 
 
+@pytest.mark.drill
 def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:
     chance = random.Random(f"{sampling.seed()} {request.node.name}")
     Call.partitions.make_for(datetime.now(UTC).date())

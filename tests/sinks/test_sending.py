@@ -450,6 +450,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
     assert now(sink).last_error == "It cannot be reached."
 
 
+@pytest.mark.drill
 def test_who_has_not_the_lock_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()

@@ -232,6 +232,7 @@ def addresses(token: Token) -> list[str]:
     return [PK.sub(str(pk), path) for path in named for kind, pk in things.items() if f"{kind}/<" in path]
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("state", some(["active", "waiting", "overlapping"], 1))
 def test_no_address_tells_an_administrator_a_secret_of_another(
     state: str, issued: Issued, boss: User, ann: User
