@@ -246,13 +246,15 @@ class Deadlines:
     def _look(self) -> None:
         self._timer, self._next = None, math.inf
         now = asyncio.get_running_loop().time()
-        for timed in [timed for timed, due in self._due.items() if due <= now]:
-            # One that expires may take another's deadline away.
-            if self._due.get(timed, math.inf) <= now:
-                del self._due[timed]
-                timed.expire()
-        if self._due:
-            self._look_at(min(self._next, max(min(self._due.values()), now + GRAIN_SECONDS)))
+        try:
+            for timed in [timed for timed, due in self._due.items() if due <= now]:
+                # One that expires may take another's deadline away.
+                if self._due.get(timed, math.inf) <= now:
+                    del self._due[timed]
+                    timed.expire()
+        finally:
+            if self._due:
+                self._look_at(min(self._next, max(min(self._due.values()), now + GRAIN_SECONDS)))
 
 
 class TimeLimit:
