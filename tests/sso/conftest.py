@@ -22,12 +22,14 @@ from accounts.models import Role, User
 from capabilities.catalogue import MEMBER
 from sso.flow import callback_url
 from sso.models import Provider
+from sso.saml.requests import consumer_url, entity_id
 from tests.asgi_server import Receive, Scope, Send, answer, read
 from tests.asgi_server import running as serving
 from tests.clients.apps import node
 from tests.clients.fixtures import Npm, wait_for
 from tests.clients.issuers import Page, Visitor
 from tests.issuers import destination
+from tests.sso.saml_provider import SamlOrganisation, saml_provider_of
 from tests.workspace import free_port
 
 SECRET = "the-client-secret-of-this-workspace"
@@ -108,6 +110,29 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
         client_id="gateway",
         secret=SECRET,
         scopes="openid profile email groups",
+        default_role=Role.objects.get(name=MEMBER.name),
+    )
+
+
+@pytest.fixture(scope="module")
+def saml_organisation(npm: Npm) -> Iterator[SamlOrganisation]:
+    with saml_provider_of(npm, consumer_url(), entity_id()) as organisation:
+        yield organisation
+
+
+@pytest.fixture
+def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> Provider:
+    """Signing in there, through SAML, is offered; whom no rule gives a role is a member."""
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    cache.clear()
+    Role.objects.make_built_in()
+    saml_organisation.forget()
+    return Provider.edit(
+        by=None,
+        mode="offered",
+        protocol="saml",
+        name="Example",
+        metadata_url=saml_organisation.entity_id,
         default_role=Role.objects.get(name=MEMBER.name),
     )
 
