@@ -57,6 +57,12 @@ class BadMetadata(ProviderError):
     field = "metadata_url"
 
 
+class BadPasted(BadMetadata):
+    """The metadata that were pasted cannot be used; the message says why."""
+
+    field = "metadata_xml"
+
+
 class NeedsExtra(ProviderError):
     """SAML takes the extra “saml”: pip install 'gateway-admin[saml]', then start the gateway again."""
 

@@ -86,11 +86,7 @@ def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | N
 
 
 def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
-    """A page that leads on to the provider. Raises ProviderError."""
-    if provider.speaks_saml:
-        from sso.saml.flow import begin as begin_saml  # noqa: PLC0415  (it stands on this module)
-
-        return begin_saml(request, provider, act=act, onward=onward)
+    """A page that leads on to the provider. Raises ProviderDown."""
     said = metadata(provider)
     state, nonce, (verifier, challenge) = secrets.token_urlsafe(32), secrets.token_urlsafe(32), pkce()
     note(request, state, Begun(act, onward, nonce, verifier, provider.known_as, time.time()))

@@ -37,6 +37,7 @@ from sso.errors import NeedsExtra, NoEntry, ProviderError
 from sso.flow import Begun, SignInFailed
 from sso.forms import ProviderForm
 from sso.models import Account, Claims, Provider
+from sso.saml import flow as saml_flow
 from sso.saml.requests import consumer_url, entity_id
 from sso.saml.terms import is_installed
 from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, UnknownKey, header_of, logout_token
@@ -67,7 +68,8 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     if provider is None:
         return refused(request, HTTPStatus.NOT_FOUND)
     try:
-        return flow.begin(request, provider, act=act, onward=onward)
+        way = saml_flow if provider.speaks_saml else flow
+        return way.begin(request, provider, act=act, onward=onward)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
         return refused(request, HTTPStatus.BAD_GATEWAY, provider)

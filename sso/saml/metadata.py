@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sso.errors import BadMetadata
-from sso.saml.documents import METADATA, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
 
 REDIRECT = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
 LONGEST_ENTITY_ID = 450

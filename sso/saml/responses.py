@@ -19,7 +19,7 @@ from signxml.algorithms import DigestAlgorithm, SignatureMethod
 from signxml.exceptions import SignXMLException
 from signxml.verifier import SignatureConfiguration, VerifyResult, XMLVerifier
 
-from sso.saml.documents import ASSERTION, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
 from sso.saml.refusals import ResponseRefused
 
 LONGEST = 256 * 1024  # Of an answer, as it is sent.

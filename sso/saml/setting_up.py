@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.strangers import aside
 from servers.oauth_client.http import Http, Unreachable
 from servers.upstream_guard import upstream_guard
-from sso.errors import BadIssuer, BadMetadata, BadSecret
+from sso.errors import BadIssuer, BadMetadata, BadPasted, BadSecret
 from sso.saml import own_key
 from sso.saml.requests import entity_id
 from sso.saml.terms import Protocol, must_be_installed
@@ -69,11 +69,18 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
     if pasted and url:
         raise BadMetadata("Enter the address of the metadata or paste them, not both.")
     if pasted:
-        fields |= read(pasted.encode())
+        fields |= _pasted(pasted)
     elif url and (is_new or url != present.metadata_url):
         private = may_be_at(url)
         fields |= {"private": private} | fetch(url, private=private)
     return _with_key(present, fields | {"client_id": entity_id()})
+
+
+def _pasted(text: str) -> dict[str, Any]:
+    try:
+        return read(text.encode())
+    except BadMetadata as fault:
+        raise BadPasted(str(fault)) from None
 
 
 def _with_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -51,8 +51,10 @@ class SamlTerms(models.Model):
     name_id_format = models.CharField(
         max_length=12, choices=NameIdFormat, default=NameIdFormat.PERSISTENT, db_default=NameIdFormat.PERSISTENT
     )
-    email_attribute = models.CharField(max_length=LONGEST_ATTRIBUTE, default="email", db_default="email")
-    name_attribute = models.CharField(max_length=LONGEST_ATTRIBUTE, default="displayName", db_default="displayName")
+    email_attribute = models.CharField(max_length=LONGEST_ATTRIBUTE, blank=True, default="email", db_default="email")
+    name_attribute = models.CharField(
+        max_length=LONGEST_ATTRIBUTE, blank=True, default="displayName", db_default="displayName"
+    )
     # Whether somebody may come from the provider's own page, without having begun here.
     takes_unsolicited = models.BooleanField(default=False, db_default=False)
     # The private key is sealed where the client secret of OpenID Connect is.

@@ -202,10 +202,7 @@ def signature_of_something_else(answer: Answer) -> dict[str, str]:
     root = answer.around(answer.assertion())
     status = root.find("samlp:Status", NS)
     status.set("ID", "_status")
-    signer = XMLSigner(method=methods.enveloped, c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#")
-    signed = signer.sign(
-        copy.deepcopy(status), key=answer.pair.key, cert=answer.pair.certificate, reference_uri="_status"
-    )
+    signed = signed_by(answer.pair, copy.deepcopy(status))
     root.find("saml:Assertion", NS).insert(1, signed.find("ds:Signature", NS))
     return sent(root)
 
