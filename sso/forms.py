@@ -134,6 +134,8 @@ class ProviderForm(forms.Form):
         self.provider = provider
         if provider.has_secret and not provider.speaks_saml:
             self.fields["secret"].help_text = "Left empty, the one there is stays while the issuer does."
+        if provider.certificates and not provider.metadata_url:
+            self.fields["metadata_xml"].help_text = "Left empty, what was read before stays."
         rows = [rule._asdict() for rule in provider.rules]
         count = _count(data) if data is not None else len(rows) + MORE_ROWS
         rows += [{}] * (count - len(rows))

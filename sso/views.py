@@ -68,8 +68,8 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     if provider is None:
         return refused(request, HTTPStatus.NOT_FOUND)
     try:
-        way = saml_flow if provider.speaks_saml else flow
-        return way.begin(request, provider, act=act, onward=onward)
+        leads_there = saml_flow.begin if provider.speaks_saml else flow.begin
+        return leads_there(request, provider, act=act, onward=onward)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
         return refused(request, HTTPStatus.BAD_GATEWAY, provider)

@@ -162,10 +162,13 @@ def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path
     live.rows("UPDATE sso_provider SET protocol = 'saml' RETURNING id")
     with saml_provider_of(npm, f"{own}/acs/", f"{own}/metadata/") as organisation:
         known = os.environ | {"GATEWAY": live.url, "METADATA": organisation.entity_id}
-        for mark in ("our metadata", "their metadata"):
-            run = ["bash", "-ec", block(page, mark)]
-            done = subprocess.run(run, env=known, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f'entityID="{organisation.entity_id}"'
+        said = [
+            subprocess.run(
+                ["bash", "-ec", block(page, mark)], env=known, cwd=tmp_path, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for mark in ("our metadata", "their metadata")
+        ]
+    assert said[1] == f'entityID="{organisation.entity_id}"'
     assert f'entityID="{own}/metadata/"' in (tmp_path / "gateway-admin.xml").read_text()
     live.rows("UPDATE sso_provider SET protocol = 'oidc' RETURNING id")
 

@@ -23,7 +23,8 @@ from cryptography.x509.oid import NameOID
 from django.http import HttpResponse
 from django.test import Client
 from lxml import etree
-from signxml import DigestAlgorithm, SignatureMethod, XMLSigner, methods
+from signxml.algorithms import DigestAlgorithm, SignatureConstructionMethod, SignatureMethod
+from signxml.signer import XMLSigner
 
 from accounts.models import User
 from sso.saml.requests import consumer_url, entity_id
@@ -182,7 +183,9 @@ def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
 
 # --- Answers written here ---------------------------------------------------------------------------------------------
 
-SIGNER = XMLSigner(method=methods.enveloped, c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#")
+SIGNER = XMLSigner(
+    method=SignatureConstructionMethod.enveloped, c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#"
+)
 NS = {
     "samlp": "urn:oasis:names:tc:SAML:2.0:protocol",
     "saml": "urn:oasis:names:tc:SAML:2.0:assertion",
@@ -273,7 +276,7 @@ def weak_signer() -> XMLSigner:
             pass
 
     return Weak(
-        method=methods.enveloped,
+        method=SignatureConstructionMethod.enveloped,
         signature_algorithm=SignatureMethod.RSA_SHA1,
         digest_algorithm=DigestAlgorithm.SHA1,
         c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#",
