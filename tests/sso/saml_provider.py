@@ -3,8 +3,6 @@
 import base64
 import json
 import secrets
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +27,7 @@ from signxml.signer import XMLSigner
 from accounts.models import User
 from sso.saml.requests import consumer_url, entity_id
 from tests.clients.apps import node
-from tests.clients.fixtures import Npm, wait_for
+from tests.clients.fixtures import Npm, listening
 from tests.clients.issuers import Page
 from tests.issuers import destination
 from tests.workspace import free_port
@@ -104,27 +102,14 @@ class SamlOrganisation:
 @contextmanager
 def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrganisation]:
     """The provider of an organisation, which answers to this address, until the block ends."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         organisation = SamlOrganisation(f"http://127.0.0.1:{port}", Path(folder))
         organisation.forget()
         organisation.signs_with(organisation.pair)
-        process = subprocess.Popen(
-            [*node("saml_provider.mjs"), str(port)],
-            env=npm.environment | {"FOLDER": folder, "ACS_URL": acs_url, "AUDIENCE": audience, "NODE_NO_WARNINGS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            wait_for(process, port)
+        settings = {"FOLDER": folder, "ACS_URL": acs_url, "AUDIENCE": audience, "NODE_NO_WARNINGS": "1"}
+        with listening(node("saml_provider.mjs"), port, npm.environment | settings):
             yield organisation
-        except BaseException:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            process.kill()
-            process.wait()
 
 
 @dataclass

@@ -252,6 +252,13 @@ def nested(answer: Answer) -> dict[str, str]:
     return sent(b"<a>" * 200 + b"</a>" * 200)
 
 
+def many_namespaces(answer: Answer) -> dict[str, str]:
+    """Half a second of work for each, if it were verified."""
+    declared = " ".join(f'xmlns:p{number}="urn:u{number}"' for number in range(3000))
+    text = etree.tostring(answer.around(answer.signed()))
+    return sent(text.replace(b"<samlp:Response ", f"<samlp:Response {declared} ".encode(), 1))
+
+
 def no_xml(answer: Answer) -> dict[str, str]:
     return {"SAMLResponse": base64.b64encode(b"hello").decode()}
 
@@ -287,6 +294,7 @@ def nothing(answer: Answer) -> dict[str, str]:
         (bomb_in_another_alphabet, "malformed"),
         (commented_name, "malformed"),
         (nested, "malformed"),
+        (many_namespaces, "malformed"),
         (no_xml, "malformed"),
         (no_base64, "malformed"),
         (nothing, "malformed"),
