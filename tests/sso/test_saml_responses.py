@@ -250,7 +250,9 @@ def too_large(answer: Answer) -> dict[str, str]:
 
 
 def nested(answer: Answer) -> dict[str, str]:
-    return sent(b"<a>" * 200 + b"</a>" * 200)
+    root = answer.around(answer.signed())
+    etree.SubElement(root, f"{{{NS['samlp']}}}Extensions").append(etree.fromstring(b"<a>" * 100 + b"</a>" * 100))
+    return sent(root)
 
 
 def many_namespaces(answer: Answer) -> dict[str, str]:

@@ -4,11 +4,13 @@ import base64
 import re
 import time
 import zlib
+from io import StringIO
 from typing import Any
 
 import pytest
 from allauth.mfa.models import Authenticator
 from allauth.mfa.utils import encrypt
+from django.core.management import call_command
 from django.test import Client
 
 from accounts.adapter import SIGNED_IN_AT
@@ -326,6 +328,8 @@ def test_a_break_glass_owner_keeps_their_password_while_saml_is_enforced(
     assert typed(breaker.email)[1]["Location"].startswith("/accounts/second-factor/")
     saml_organisation.knows("mia")
     assert sign_in("mia").person is not None
+    call_command("rescue", breaker.email, "--end-enforcement", stdout=StringIO())
+    assert typed("ben@example.com")[1]["Location"] == "/"
 
 
 # --- Before a sensitive change ----------------------------------------------------------------------------------------
