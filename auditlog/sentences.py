@@ -199,6 +199,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.SIGN_IN_REFUSED: (
         "The security key {security_key} of {target} was refused: there is a copy of it.",
         "The organisation's sign-in as {email} was refused: {reason}.",
+        "An answer of the organisation's identity provider was refused: {reason}.",
         "Too many passwords were tried for {email}; further ones were refused.",
         "Too many passwords were tried; further ones were refused.",
     ),

@@ -18,19 +18,25 @@ from capabilities import Capability
 from sso import discovery, flow
 from sso.discovery import Outcome
 from sso.enforcement import end_here_too
-from sso.models import (
+from sso.errors import (
     BadDomain,
     BadIssuer,
+    BadMetadata,
+    BadPasted,
     BadRules,
     BadScopes,
-    GroupRule,
+    BadSecret,
+    ChangedThere,
     Incomplete,
-    Mode,
+    NeedsExtra,
     NoBreakGlass,
-    Provider,
 )
+from sso.models import GroupRule, Mode, Provider
+from sso.saml.requests import consumer_url, entity_id
+from sso.saml.terms import LONGEST_ATTRIBUTE, Certificate, NameIdFormat, Protocol
 from ui.operations import Body, operation
 from ui.rest import Problem, Reference, Resource
+from wire.oauth_client import MOST_BYTES
 
 SETS_UP = frozenset({Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE})
 
@@ -67,6 +73,14 @@ class GroupRuleBody(Body):
         return team
 
 
+class CertificateSerializer(serializers.Serializer[Certificate]):
+    """A certificate that the provider signs with."""
+
+    fingerprint = serializers.CharField()
+    subject = serializers.CharField()
+    until = serializers.DateTimeField()
+
+
 class OrganisationSerializer(serializers.Serializer[Provider]):
     """Where people of the organisation sign in, and on which terms."""
 
@@ -84,6 +98,24 @@ class OrganisationSerializer(serializers.Serializer[Provider]):
     rules = GroupRuleSerializer(many=True)
     redirect_uri = serializers.SerializerMethodField()
     post_logout_redirect_uri = serializers.SerializerMethodField()
+    protocol = serializers.ChoiceField(Protocol.choices)
+    metadata_url = serializers.CharField()
+    metadata_read_at = serializers.DateTimeField(allow_null=True)
+    sso_url = serializers.CharField()
+    certificates = CertificateSerializer(many=True, source="signing")
+    name_id_format = serializers.ChoiceField(NameIdFormat.choices)
+    email_attribute = serializers.CharField()
+    name_attribute = serializers.CharField()
+    takes_unsolicited = serializers.BooleanField()
+    signs_requests = serializers.BooleanField()
+    entity_id = serializers.SerializerMethodField()
+    acs_url = serializers.SerializerMethodField()
+
+    def get_entity_id(self, provider: Provider) -> str:
+        return entity_id()
+
+    def get_acs_url(self, provider: Provider) -> str:
+        return consumer_url()
 
     def get_redirect_uri(self, provider: Provider) -> str:
         return flow.callback_url()
@@ -107,6 +139,14 @@ class OrganisationChanges(Body):
     signs_out_there = serializers.BooleanField()
     domains = serializers.ListField(child=serializers.CharField(max_length=253), max_length=50)
     rules = GroupRuleBody(many=True)
+    protocol = serializers.ChoiceField(Protocol.choices)
+    metadata_url = serializers.CharField(max_length=500, allow_blank=True)
+    metadata_xml = serializers.CharField(max_length=MOST_BYTES, write_only=True, allow_blank=True)
+    name_id_format = serializers.ChoiceField(NameIdFormat.choices)
+    email_attribute = serializers.CharField(max_length=LONGEST_ATTRIBUTE)
+    name_attribute = serializers.CharField(max_length=LONGEST_ATTRIBUTE)
+    takes_unsolicited = serializers.BooleanField()
+    signs_requests = serializers.BooleanField()
 
     def validate_default_role_id(self, pk: UUID | None) -> Role | None:
         return _role(pk)
@@ -132,6 +172,11 @@ class OrganisationResource(Resource):
         BadScopes: Problem(HTTPStatus.BAD_REQUEST, "invalid", "scopes"),
         Incomplete: Problem(HTTPStatus.BAD_REQUEST, "invalid", "mode"),
         NoBreakGlass: Problem(HTTPStatus.CONFLICT, "no_break_glass_owner"),
+        BadPasted: Problem(HTTPStatus.BAD_REQUEST, "invalid", "metadata_xml"),
+        BadMetadata: Problem(HTTPStatus.BAD_REQUEST, "invalid", "metadata_url"),
+        BadSecret: Problem(HTTPStatus.BAD_REQUEST, "invalid", "secret"),
+        NeedsExtra: Problem(HTTPStatus.CONFLICT, "needs_extra"),
+        ChangedThere: Problem(HTTPStatus.CONFLICT, "provider_changed"),
         BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
     }
     serializer_class = OrganisationSerializer

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from django.core.cache import cache
 
+from accounts.rules import Grantor
 from accounts.strangers import aside
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
+from auditlog.models import Event
 from servers.oauth_client.http import Http, Unreachable
-from sso.models import BadIssuer, Provider, ProviderError
+from sso.errors import BadIssuer, ProviderError
+from sso.models import Provider
+from sso.saml import trial
 from wire.oauth_client import as_list, auth_method, is_https, printable
 
 KEPT_S = 10 * 60
@@ -91,27 +94,31 @@ def forget(provider: Provider) -> None:
     cache.delete_many([*names, *(f"{name}:failed" for name in names)])
 
 
-def test(provider: Provider, *, by: Actor | None) -> Outcome:
+def test(provider: Provider, *, by: Grantor | None) -> Outcome:
     """Ask the provider what it is, and say in words what is wrong or missing; records that it was tested."""
     try:
-        said = ask(provider)
-        found = _keys(provider, said.jwks_uri)
+        detail = trial.found(provider, by=by) if provider.speaks_saml else _found(provider)
+        outcome = Outcome(works=True, detail=detail)
     except ProviderError as fault:
         outcome = Outcome(works=False, detail=str(fault))
-    else:
-        forget(provider)
-        way = "" if provider.has_secret else " It has to take clients without a secret."
-        tells = not provider.signs_out_there or said.end_session_endpoint
-        out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
-        keys_found = "1 key" if len(found) == 1 else f"{len(found)} keys"
-        outcome = Outcome(
-            works=True,
-            detail=f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
-            f"{keys_found}.{way}{out} Whether it knows the client shows when somebody signs in.",
-        )
     told = {"works": outcome.works} | ({} if outcome.works else {"detail": outcome.detail})
     Event.objects.record(Action.ORGANISATION_TESTED, provider, by=by, changes=told)
     return outcome
+
+
+def _found(provider: Provider) -> str:
+    """What it says of itself, in words. Raises ProviderError."""
+    said = ask(provider)
+    found = _keys(provider, said.jwks_uri)
+    forget(provider)
+    way = "" if provider.has_secret else " It has to take clients without a secret."
+    tells = not provider.signs_out_there or said.end_session_endpoint
+    out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
+    keys_found = "1 key" if len(found) == 1 else f"{len(found)} keys"
+    return (
+        f"{said.issuer} describes itself, asks people at {said.authorization_endpoint} and publishes "
+        f"{keys_found}.{way}{out} Whether it knows the client shows when somebody signs in."
+    )
 
 
 def ask(provider: Provider) -> Metadata:

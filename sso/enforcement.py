@@ -46,7 +46,7 @@ def forget(request: HttpRequest) -> None:
 def is_signed_in_there(request: HttpRequest, provider: Provider) -> bool:
     """Whether this browser's session was begun at this provider."""
     known = request.session.get(BROWSER) or {}
-    return bool(known.get("issuer") == provider.issuer)
+    return bool(known.get("issuer") == provider.known_as)
 
 
 def came_too_late(request: HttpRequest, person: User) -> bool:

@@ -13,6 +13,7 @@ from django.urls import reverse
 
 from accounts.strangers import aside
 from servers.oauth_client.http import Http, Unreachable
+from sso.claims import email_of, groups_of, is_true, line_of
 from sso.discovery import Metadata, ProviderDown, fetch, keys, metadata
 from sso.models import Claims, Provider
 from sso.signed_tokens import TokenInvalid, UnknownKey, id_token
@@ -40,7 +41,6 @@ SCOPES_CALLED = {
 SESSION_KEY = "organisation_sign_ins"
 MOST_OPEN = 5  # In one browser; the oldest end.
 LIVES_S = 10 * 60
-LONGEST_EMAIL = 254  # A longer one is none: cut, it might be somebody else's.
 LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 ANEW = {"prompt": "login", "max_age": "0"}  # Not by a session that is open there: a credential is asked for.
@@ -78,20 +78,18 @@ def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | N
     It is told the client and no ID token: that would have to be kept for the length of the session, and would be in an
     address. The provider asks the person instead.
     """
-    place = metadata(provider).end_session_endpoint
+    place = "" if provider.speaks_saml else metadata(provider).end_session_endpoint
     if not place:
         return None
     parameters = {"client_id": provider.client_id, "post_logout_redirect_uri": signed_out_url()}
-    return _leads_on(request, provider, authorize_url(place, parameters), "sso/leads_out.html")
+    return leads_on(request, provider, authorize_url(place, parameters), "sso/leads_out.html")
 
 
 def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
     """A page that leads on to the provider. Raises ProviderDown."""
     said = metadata(provider)
     state, nonce, (verifier, challenge) = secrets.token_urlsafe(32), secrets.token_urlsafe(32), pkce()
-    begun = Begun(act, onward, nonce, verifier, provider.issuer, time.time())
-    others = sorted(_open(request).items(), key=lambda item: item[1][-1])[1 - MOST_OPEN :]
-    request.session[SESSION_KEY] = dict(others) | {state: [*begun]}
+    note(request, state, Begun(act, onward, nonce, verifier, provider.known_as, time.time()))
     parameters = {
         "response_type": "code",
         "client_id": provider.client_id,
@@ -102,10 +100,11 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
         "code_challenge": challenge,
         "code_challenge_method": "S256",
     } | (ANEW if act == CONFIRM else {})
-    return _leads_on(request, provider, authorize_url(said.authorization_endpoint, parameters))
+    return leads_on(request, provider, authorize_url(said.authorization_endpoint, parameters))
 
 
-def _leads_on(request: HttpRequest, provider: Provider, url: str, template: str = "sso/leads_on.html") -> HttpResponse:
+def leads_on(request: HttpRequest, provider: Provider, url: str, template: str = "sso/leads_on.html") -> HttpResponse:
+    """A page that leads on to this address of the provider."""
     return lead_on(request, template, {"provider": provider, "url": url}, url)
 
 
@@ -114,14 +113,27 @@ def _open(request: HttpRequest) -> dict[str, list[Any]]:
     return found
 
 
+def note(request: HttpRequest, state: str, begun: Begun) -> None:
+    """Keep in the session what was begun, to be found when it is answered."""
+    others = sorted(_open(request).items(), key=lambda item: item[1][-1])[1 - MOST_OPEN :]
+    request.session[SESSION_KEY] = dict(others) | {state: [*begun]}
+
+
+def taken(request: HttpRequest, state: str) -> Begun | None:
+    """What was begun in this browser under that name, which is over with that; None when nothing was."""
+    still_open = _open(request)
+    found = still_open.pop(state, None)
+    if found is None:
+        return None
+    request.session[SESSION_KEY] = still_open
+    return Begun(*found)
+
+
 def find(request: HttpRequest) -> Begun:
     """The sign-in this answer is to, which is over with that. Raises SignInFailed."""
-    still_open = _open(request)
-    found = still_open.pop(request.GET.get("state", ""), None)
-    if found is None:
+    begun = taken(request, request.GET.get("state", ""))
+    if begun is None:
         raise SignInFailed("It was not begun in this browser, or was used before.")
-    request.session[SESSION_KEY] = still_open
-    begun = Begun(*found)
     if time.time() - begun.at > LIVES_S:
         raise SignInFailed("It took longer than ten minutes.")
     return begun
@@ -130,7 +142,7 @@ def find(request: HttpRequest) -> Begun:
 def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
     """Who has signed in at the provider. Raises SignInFailed, or ProviderDown."""
     given = request.GET
-    if begun.issuer != provider.issuer:
+    if begun.issuer != provider.known_as:
         raise SignInFailed("The provider was changed meanwhile.")
     said = metadata(provider)
     try:
@@ -208,30 +220,17 @@ def _userinfo(provider: Provider, url: str, access: str, subject: str) -> dict[s
 def read(claims: Mapping[str, Any], provider: Provider) -> Claims:
     """What is used of the claims; nothing else of them is kept."""
 
-    def text(name: str) -> str:
-        value = claims.get(name)
-        return printable(value).strip() if isinstance(value, str) else ""
-
-    verified = claims.get("email_verified")
-    if isinstance(verified, str):  # As some send it.
-        verified = {"true": True, "false": False}.get(verified.lower())
     return Claims(
-        issuer=provider.issuer,
+        issuer=provider.known_as,
         subject=claims["sub"],  # As it is: whoever differs in a blank is somebody else.
-        email=_email(claims.get("email")),
-        email_verified=verified if isinstance(verified, bool) else None,
-        name=text("name"),
+        email=email_of(claims.get("email")),
+        email_verified=is_true(claims.get("email_verified")),
+        name=line_of(claims.get("name")),
         groups=_groups(claims, provider.groups_claim),
         says_groups=_value(claims, provider.groups_claim) is not None,
-        session=text("sid")[:255],
+        session=line_of(claims.get("sid"))[:255],
         authenticated_at=signed_in if isinstance(signed_in := claims.get("auth_time"), int | float) else None,
     )
-
-
-def _email(value: object) -> str:
-    """Empty unless it is written in ASCII: other letters become somebody else's in lower case."""
-    email = value.strip() if isinstance(value, str) else ""
-    return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
 
 
 def _groups(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
@@ -239,9 +238,7 @@ def _groups(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
     if value is None:
         elsewhere = claims.get("_claim_names")  # Microsoft Entra, for who is in more than 200.
         return None if isinstance(elsewhere, dict) and name in elsewhere else frozenset()
-    each = value if isinstance(value, list) else [value]
-    # One that cannot be shown is none: without the hidden character it might be another one.
-    return frozenset(group for group in each if isinstance(group, str) and group.isprintable())
+    return groups_of(value if isinstance(value, list) else [value])
 
 
 def _value(claims: Mapping[str, Any], name: str) -> Any:

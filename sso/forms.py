@@ -8,8 +8,21 @@ from typing import Any
 from django import forms
 
 from accounts.models import Role, Team
-from sso.models import LONGEST_GROUP, GroupRule, Mode, Provider, ProviderError
+from sso.errors import ProviderError
+from sso.models import LONGEST_GROUP, GroupRule, Mode, Provider
+from sso.saml.terms import LONGEST_ATTRIBUTE, NameIdFormat, Protocol
+from wire.oauth_client import MOST_BYTES
 
+OIDC_ONLY = ("issuer", "client_id", "secret", "scopes", "signs_out_there")
+SAML_ONLY = (
+    "metadata_url",
+    "metadata_xml",
+    "name_id_format",
+    "email_attribute",
+    "name_attribute",
+    "signs_requests",
+    "takes_unsolicited",
+)
 MORE_ROWS = 3  # So many rules can be added at once; saved, there is room for so many more.
 
 
@@ -31,6 +44,7 @@ class RuleForm(forms.Form):
 class ProviderForm(forms.Form):
     """Where people sign in, and what their groups mean here."""
 
+    protocol = forms.ChoiceField(choices=Protocol.choices, required=False, widget=forms.RadioSelect)
     mode = forms.ChoiceField(label="Sign-in there", choices=Mode.choices, widget=forms.RadioSelect)
     name = forms.CharField(label="Name", max_length=60, required=False, help_text="On the button: “Sign in with …”.")
     issuer = forms.CharField(
@@ -47,10 +61,43 @@ class ProviderForm(forms.Form):
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
     )
     scopes = forms.CharField(
-        max_length=300, help_text="What is asked for. Some providers tell groups only for a scope of their own."
+        max_length=300,
+        required=False,
+        help_text="What is asked for. Some providers tell groups only for a scope of their own.",
+    )
+    metadata_url = forms.CharField(
+        label="Address of its metadata",
+        max_length=500,
+        required=False,
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="Read when you save, and every hour when people sign in: new certificates need nothing here.",
+    )
+    metadata_xml = forms.CharField(
+        label="Or the metadata themselves",
+        max_length=MOST_BYTES,
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocomplete": "off"}),
+        help_text="XML, where the provider has no address for it or this gateway cannot reach it.",
+    )
+    name_id_format = forms.ChoiceField(
+        label="What it calls people (NameID)", choices=NameIdFormat.choices, required=False
+    )
+    email_attribute = forms.CharField(label="Attribute with the e-mail", max_length=LONGEST_ATTRIBUTE, required=False)
+    name_attribute = forms.CharField(label="Attribute with the name", max_length=LONGEST_ATTRIBUTE, required=False)
+    signs_requests = forms.BooleanField(
+        label="Sign our requests",
+        required=False,
+        help_text="Its certificate is in our metadata. Switched off and on again, there is a new key.",
+    )
+    takes_unsolicited = forms.BooleanField(
+        label="Let people begin at the provider",
+        required=False,
+        help_text="From a tile on its page. Without it, a link sent to somebody cannot sign them in as someone else.",
     )
     groups_claim = forms.CharField(
-        label="Groups claim", max_length=100, help_text="Where the provider says which groups somebody is in."
+        label="Groups claim or attribute",
+        max_length=100,
+        help_text="Where the provider says which groups somebody is in.",
     )
     default_role = forms.ModelChoiceField(
         Role.objects.all(),
@@ -79,10 +126,16 @@ class ProviderForm(forms.Form):
     )
 
     def __init__(self, data: Any, *, provider: Provider) -> None:
-        initial = {name: getattr(provider, name) for name in self.base_fields if name not in ("secret", "domains")}
+        aside = ("secret", "domains", "metadata_xml")
+        initial = {name: getattr(provider, name) for name in self.base_fields if name not in aside}
+        if provider.speaks_saml:
+            initial |= {"issuer": "", "client_id": ""}  # Those of SAML stand beside its other fields.
         super().__init__(data, initial=initial | {"domains": ", ".join(provider.domains)})
-        if provider.has_secret:
+        self.provider = provider
+        if provider.has_secret and not provider.speaks_saml:
             self.fields["secret"].help_text = "Left empty, the one there is stays while the issuer does."
+        if provider.certificates and not provider.metadata_url:
+            self.fields["metadata_xml"].help_text = "Left empty, what was read before stays."
         rows = [rule._asdict() for rule in provider.rules]
         count = _count(data) if data is not None else len(rows) + MORE_ROWS
         rows += [{}] * (count - len(rows))
@@ -95,6 +148,11 @@ class ProviderForm(forms.Form):
         """What the verb takes."""
         values = dict(self.cleaned_data)
         values["domains"] = values["domains"].replace(",", " ").split()
+        values["protocol"] = values["protocol"] or self.provider.protocol
+        for name in OIDC_ONLY if values["protocol"] == Protocol.SAML else SAML_ONLY:
+            del values[name]
+        if not values.get("name_id_format", True):
+            del values["name_id_format"]
         given = [rule.cleaned_data for rule in self.rules]
         values["rules"] = [GroupRule(**rule) for rule in given if rule["group"] or rule["role"] or rule["team"]]
         return values
@@ -105,11 +163,19 @@ class ProviderForm(forms.Form):
 
     @property
     def provider_fields(self) -> list[forms.BoundField]:
-        return [self[name] for name in ("name", "issuer", "client_id", "secret", "scopes")]
+        return [self[name] for name in ("name", "protocol")]
+
+    @property
+    def oidc_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in OIDC_ONLY]
+
+    @property
+    def saml_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in SAML_ONLY]
 
     @property
     def entry_fields(self) -> list[forms.BoundField]:
-        return [self[name] for name in ("mode", "domains", "links_by_email", "signs_out_there")]
+        return [self[name] for name in ("mode", "domains", "links_by_email")]
 
 
 def _count(data: Mapping[str, str]) -> int:

@@ -6,7 +6,7 @@ The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 from django.core.exceptions import ValidationError
@@ -21,77 +21,41 @@ from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from servers.models import cipher
-from servers.upstream_guard import upstream_guard
 from sso.browser_sessions import end_password_sessions
-from wire.guard import UrlRefused
+from sso.errors import (
+    AlreadyLinked,
+    BadDomain,
+    BadMetadata,
+    BadRules,
+    BadScopes,
+    ChangedThere,
+    Incomplete,
+    NeedsPassword,
+    NoBreakGlass,
+    NoEntry,
+)
+from sso.saml.received import ReceivedAssertion
+from sso.saml.setting_up import names_metadata, prepared
+from sso.saml.terms import Protocol, SamlTerms
+
+__all__ = ["SETS_UP", "TERMS", "Account", "Claims", "GroupRule", "Mode", "Provider", "ReceivedAssertion", "RuleRow"]
 
 MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
 SETS_UP = (Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE)
 # Who people of the organisation become here, and who has to sign in there: whoever owns the provider, or a group of it,
 # may become anybody by a change of these, whoever was given a role before.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
+TERMS |= {
+    "protocol",
+    "metadata_url",
+    "sso_url",
+    "certificates",
+    "name_id_format",
+    "email_attribute",
+    "takes_unsolicited",
+}
 _domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 3.3.
-
-
-class ProviderError(Exception):
-    """Sign-in by the organisation cannot be set up like that; the message says why. `field` is what is wrong."""
-
-    field = ""
-
-
-class BadIssuer(ProviderError):
-    """The identity provider cannot be at this address."""
-
-    field = "issuer"
-
-
-class BadDomain(ProviderError):
-    """Name the e-mail domains whose people sign in at the organisation only, such as example.com."""
-
-    field = "domains"
-
-
-class BadScopes(ProviderError):
-    """Scopes are words with blanks between them, and `openid` is one of them."""
-
-    field = "scopes"
-
-
-class Incomplete(ProviderError):
-    """Name the provider, its issuer and the client before sign-in is offered."""
-
-    field = "mode"
-
-
-class NoBreakGlass(ProviderError):
-    """Nobody could sign in while the provider is down. Make an owner with a password and a second factor a break-glass
-    owner first, on their page."""
-
-    field = "mode"
-
-
-class BadRules(ProviderError):
-    """A group rule names a group, and a role or a team."""
-
-    field = "rules"
-
-
-class AlreadyLinked(ProviderError):
-    """This account of the organisation belongs to somebody else here, or you are linked to another one."""
-
-
-class NeedsPassword(ProviderError):
-    """Without a password here, this account signs in at the organisation only. Choose a password first."""
-
-
-class NoEntry(Exception):
-    """Somebody whom the provider vouches for is not let in. They are never told the reason, which events name."""
-
-    def __init__(self, reason: str, person: User | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.person = person
 
 
 class Mode(models.TextChoices):
@@ -126,7 +90,7 @@ class GroupRule(NamedTuple):
     team: Team | None = None
 
 
-class Provider(Versioned, models.Model):
+class Provider(SamlTerms, Versioned, models.Model):
     """The one identity provider of this workspace, and the terms on which it is believed."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
@@ -188,7 +152,13 @@ class Provider(Versioned, models.Model):
         names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
         role = self.default_role.name if self.default_role else None
         more = {"signs_out_there": self.signs_out_there, "default_role": role, "rules": _told(self.rules)}
-        return {name: getattr(self, name) for name in names} | more
+        return {name: getattr(self, name) for name in names} | more | self.saml_terms()
+
+    @property
+    def known_as(self) -> str:
+        """As whose its people are known here. Under one name some providers speak both protocols, and call the same
+        people by other names in each."""
+        return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 
     def enforces(self, email: str) -> bool:
         """Whether people with this address have to sign in at the organisation."""
@@ -205,17 +175,19 @@ class Provider(Versioned, models.Model):
         capability. Where it begins to be enforced, sessions that began with a password end.
         """
         must_hold(by, SETS_UP)
-        issuer = str(fields.get("issuer", "")).strip()
-        private = _is_private(issuer) if issuer else False  # Names are looked up while nobody waits for the lock.
+        # Names are looked up, and metadata read, while nobody waits for the lock.
+        known = cls.load()
+        if names_metadata(known, fields):
+            must_match(by, Capability)  # Else somebody without the right to change it would have any address asked.
+        fields, secret = prepared(known, fields, secret)
         with transaction.atomic():
             one_at_a_time()
             present: Self = cls.load().lock()
+            present.must_still_be(known)
             rules = _checked(fields.pop("rules")) if "rules" in fields else present.rules
             must_hold(by, SETS_UP)
             row = cls.load()
             row.take(fields, secret)
-            if issuer:
-                row.private = private
             before, after = present.editable(), row.editable() | {"rules": _told(rules)}
             changes: dict[str, Any] = {
                 name: [before[name], after[name]] for name in before if before[name] != after[name]
@@ -223,8 +195,7 @@ class Provider(Versioned, models.Model):
             present.must_be(seen, changes)
             if TERMS & changes.keys():
                 must_match(by, Capability)
-            if "issuer" in changes and not secret and row.has_secret:
-                # It is the old provider's, and the new one would be told it at the next sign-in.
+            if not secret and row.has_secret and row.ends_secret(changes.keys()):
                 row.secret_ciphertext, row.key_id = None, ""
                 changes["secret_removed"] = True
             row.must_be_sound()
@@ -240,12 +211,26 @@ class Provider(Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
         return row
 
+    def must_still_be(self, known: Self) -> None:
+        """Raise ChangedThere where this is not the provider any more that metadata were read for."""
+        if (self.protocol, self.issuer) != (known.protocol, known.issuer):
+            raise ChangedThere(ChangedThere.__doc__)
+
+    def ends_secret(self, changed: Collection[str]) -> bool:
+        """Whether the secret there is ends with this change. A client secret is the old provider's, and the new one
+        would be told it at the next sign-in; a key that signs requests is ours, as long as they are signed."""
+        if self.speaks_saml:
+            return "protocol" in changed or not self.signs_requests
+        return not {"protocol", "issuer"}.isdisjoint(changed)
+
     def take(self, fields: dict[str, Any], secret: str) -> None:
         """Take these values over, in their form and with the secret sealed."""
         for name, value in fields.items():
             setattr(self, name, value.strip() if isinstance(value, str) else value)
         self.domains = sorted({str(each).strip().lower().lstrip("@") for each in self.domains if str(each).strip()})
         self.scopes = " ".join(self.scopes.split())
+        self.email_attribute = self.email_attribute or "email"
+        self.name_attribute = self.name_attribute or "displayName"
         if secret:
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
 
@@ -256,12 +241,30 @@ class Provider(Versioned, models.Model):
         if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
             raise BadDomain(BadDomain.__doc__)
         if self.mode != Mode.OFF and not (self.name and self.issuer and self.client_id):
-            raise Incomplete(Incomplete.__doc__)
+            saml = "Name the provider and give its metadata before sign-in is offered."
+            raise Incomplete(saml if self.speaks_saml else Incomplete.__doc__)
         if self.mode == Mode.ENFORCED:
             if not self.domains:
                 raise BadDomain(BadDomain.__doc__)
             if not has_break_glass_owner():
                 raise NoBreakGlass(NoBreakGlass.__doc__)
+
+    def take_over(self, said: dict[str, Any], *, by: Grantor | None) -> None:
+        """Go by what its metadata say by now (SAML): other certificates, another place to sign in. Records what
+        changed. Raises BadMetadata when they are of another provider, which only `edit` makes ours."""
+        with transaction.atomic():
+            row: Self = self.lock()
+            if (row.protocol, row.metadata_url) != (Protocol.SAML, self.metadata_url):
+                return
+            if row.issuer != said["issuer"]:
+                raise BadMetadata(f"{row.metadata_url} describes another provider by now. Enter its metadata anew.")
+            before = row.editable()
+            row.take(said, "")
+            after = row.editable()
+            row.save(update_fields=[*said])
+            changes = {name: [before[name], after[name]] for name in before if before[name] != after[name]}
+            if changes:
+                Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def _replace(self, rules: Sequence[GroupRule]) -> None:
         self.rows.all().delete()
@@ -386,17 +389,6 @@ class Provider(Versioned, models.Model):
             person.give_role(role, by=None)
         except (LastOwner, LastManager):
             person.refresh_from_db()
-
-
-def _is_private(issuer: str) -> bool:
-    """Whether its name leads to a private address. Raises BadIssuer."""
-    try:
-        private = upstream_guard().check_now(issuer)
-    except UrlRefused as refusal:
-        raise BadIssuer(str(refusal)) from None
-    if "?" in issuer or "#" in issuer:
-        raise BadIssuer("An issuer has no query and no fragment.")
-    return private
 
 
 class RuleRow(models.Model):

@@ -33,9 +33,13 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from sso import discovery, flow
 from sso.enforcement import end_here_too, end_sessions, is_signed_in_there, remember
+from sso.errors import NeedsExtra, NoEntry, ProviderError
 from sso.flow import Begun, SignInFailed
 from sso.forms import ProviderForm
-from sso.models import Account, Claims, NoEntry, Provider, ProviderError
+from sso.models import Account, Claims, Provider
+from sso.saml import flow as saml_flow
+from sso.saml.requests import consumer_url, entity_id
+from sso.saml.terms import is_installed
 from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, UnknownKey, header_of, logout_token
 from ui.pages import AppRequest, clash_context, leave, own_path, posted, refuse, seen, show
 
@@ -62,12 +66,13 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     if provider is None and act != flow.LOGIN:
         return leave(request, reverse("accounts:profile"), "Signing in at the organisation is switched off here.")
     if provider is None:
-        return _refused(request, HTTPStatus.NOT_FOUND)
+        return refused(request, HTTPStatus.NOT_FOUND)
     try:
-        return flow.begin(request, provider, act=act, onward=onward)
+        leads_there = saml_flow.begin if provider.speaks_saml else flow.begin
+        return leads_there(request, provider, act=act, onward=onward)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-        return _refused(request, HTTPStatus.BAD_GATEWAY, provider)
+        return refused(request, HTTPStatus.BAD_GATEWAY, provider)
 
 
 @never_cache
@@ -76,19 +81,23 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
 def callback(request: HttpRequest) -> HttpResponse:
     """Where the provider sends people back to. Whatever the reason, who is refused reads the same words."""
     provider = Provider.offered()
-    if provider is None:
-        return _refused(request, HTTPStatus.NOT_FOUND)
+    if provider is None or provider.speaks_saml:
+        return refused(request, HTTPStatus.NOT_FOUND)
     try:
         begun = flow.find(request)
-        who = flow.finish(request, provider, begun)
-        go_on = {flow.LOGIN: _let_in, flow.LINK: _linked, flow.CONFIRM: _confirmed}[begun.act]
-        return go_on(request, provider, begun, who)
+        return go_on(request, provider, begun, flow.finish(request, provider, begun))
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return _refused(request, HTTPStatus.BAD_REQUEST, provider)
+        return refused(request, HTTPStatus.BAD_REQUEST, provider)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-        return _refused(request, HTTPStatus.BAD_GATEWAY, provider)
+        return refused(request, HTTPStatus.BAD_GATEWAY, provider)
+
+
+def go_on(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+    """Do what the sign-in was begun for, now that the provider has said who it is. Raises SignInFailed."""
+    act = {flow.LOGIN: _let_in, flow.LINK: _linked, flow.CONFIRM: _confirmed}[begun.act]
+    return act(request, provider, begun, who)
 
 
 def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
@@ -97,7 +106,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
-        return _refused(request, HTTPStatus.FORBIDDEN, provider)
+        return refused(request, HTTPStatus.FORBIDDEN, provider)
     if request.user.is_authenticated:
         logout(request)  # Also of oneself: the session begins anew.
     remember(request, who)
@@ -138,7 +147,8 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
     return response
 
 
-def _refused(request: HttpRequest, status: HTTPStatus, provider: Provider | None = None) -> HttpResponse:
+def refused(request: HttpRequest, status: HTTPStatus, provider: Provider | None = None) -> HttpResponse:
+    """The same words for every reason."""
     response = render(request, "sso/refused.html", {"provider": provider}, status=status)
     response["Referrer-Policy"] = "no-referrer"
     return response
@@ -188,7 +198,7 @@ class SignOut(LogoutView):  # type: ignore[misc]
 def backchannel_logout(request: HttpRequest) -> HttpResponse:
     """The provider says that a session there has ended (OpenID Connect Back-Channel Logout 1.0)."""
     provider = Provider.offered()
-    if provider is None:
+    if provider is None or provider.speaks_saml:
         return _not_a_logout("Nobody signs in at an organisation here.")
     expected = {"issuer": provider.issuer, "client_id": provider.client_id}
     token = request.POST.get("logout_token", "")
@@ -261,6 +271,9 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
         "callback_url": flow.callback_url(),
         "signed_out_url": flow.signed_out_url(),
         "logout_url": f"{settings.PUBLIC_URL}{reverse('sso:backchannel_logout')}",
+        "entity_id": entity_id(),
+        "consumer_url": consumer_url(),
+        "saml_needs": "" if is_installed() else NeedsExtra.__doc__,
     }
 
 

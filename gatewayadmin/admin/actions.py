@@ -27,7 +27,7 @@ from hosts.models import HostError
 from scim.models import ProvisioningError
 from servers.models import ServerError
 from sinks.models import SinkError
-from sso.models import ProviderError
+from sso.errors import ProviderError
 from tokens.models import TokenError
 
 # What a verb says no with, in words for the person.

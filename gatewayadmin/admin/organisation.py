@@ -24,7 +24,7 @@ BOTH = all_of(*SETS_UP)
 
 @register(Provider, site=site)
 class ProviderPages(CapabilityAdmin):
-    """The group rules and the secret are set on the product's page only."""
+    """The group rules, the secret and pasted metadata are set on the product's page only."""
 
     acts = (
         CapabilityAction("test", "Test selected", lambda row, by: test(row, by=by), BOTH, Q(), asks=False),
@@ -39,7 +39,7 @@ class ProviderPages(CapabilityAdmin):
         ),
     )
 
-    list_display = ("name", "mode", "issuer", "client_id")
+    list_display = ("name", "mode", "protocol", "issuer", "client_id")
     list_filter = ("mode",)
     search_fields = ("name", "issuer")
     fields = (
@@ -54,7 +54,17 @@ class ProviderPages(CapabilityAdmin):
         "default_role",
         "links_by_email",
         "signs_out_there",
+        "protocol",
+        "metadata_url",
+        "metadata_read_at",
+        "sso_url",
+        "name_id_format",
+        "email_attribute",
+        "name_attribute",
+        "takes_unsolicited",
+        "signs_requests",
     )
+    shown = ("private", "metadata_read_at", "sso_url")
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return BOTH(request.user)
@@ -66,7 +76,7 @@ class ProviderPages(CapabilityAdmin):
         return BOTH(request.user)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return ("private",) if all_of(*Capability)(request.user) else self.fields
+        return self.shown if all_of(*Capability)(request.user) else self.fields
 
     def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         if request.method == "POST" and must_ask_again(request):

@@ -60,6 +60,27 @@ MEMBERS: dict[str, Entry] = {
     "GroupRule.role_id": Entry("The role it gives; null: none.", UUID),
     "GroupRule.team": Entry("The team it puts people in; null: none."),
     "GroupRule.team_id": Entry("The team it puts people in; null: none.", UUID),
+    "Certificate.fingerprint": Entry("SHA-256 of it, as browsers and openssl print it.", "3F:A0:7D:89"),
+    "Certificate.subject": Entry("Whose it is.", "CN=id.example.com"),
+    "Certificate.until": Entry("When it ends; it is accepted while the metadata name it.", MOMENT),
+    "Organisation.acs_url": Entry(
+        "Where the provider sends its answers (SAML).", "https://gateway.example.com/accounts/organisation/saml/acs/"
+    ),
+    "Organisation.certificates": Entry("What the provider signs with, of its metadata (SAML)."),
+    "Organisation.email_attribute": Entry("The attribute with the e-mail (SAML).", "email"),
+    "Organisation.entity_id": Entry(
+        "How this workspace is known at the provider, and the address of its metadata (SAML).",
+        "https://gateway.example.com/accounts/organisation/saml/metadata/",
+    ),
+    "Organisation.metadata_read_at": Entry("When the provider's metadata were last read (SAML).", MOMENT),
+    "Organisation.metadata_url": Entry("The address of the provider's metadata (SAML).", ""),
+    "Organisation.metadata_xml": Entry("The provider's metadata, where they have no address; kept are its values.", ""),
+    "Organisation.name_attribute": Entry("The attribute with the name to show (SAML).", "displayName"),
+    "Organisation.name_id_format": Entry("What the provider calls people by (SAML).", "persistent"),
+    "Organisation.protocol": Entry("How the provider and this workspace speak.", "oidc"),
+    "Organisation.signs_requests": Entry("Whether requests are signed (SAML).", False),
+    "Organisation.sso_url": Entry("Where people sign in, of the metadata (SAML).", ""),
+    "Organisation.takes_unsolicited": Entry("Whether people may begin at the provider (SAML).", False),
     "Organisation.client_id": Entry("How this workspace is known at the provider.", "gateway-admin"),
     "Organisation.default_role": Entry("The role of whom no rule gives one; null: no entry."),
     "Organisation.default_role_id": Entry("The role of whom no rule gives one; null: no entry.", None),
@@ -68,9 +89,11 @@ MEMBERS: dict[str, Entry] = {
         "verified, and while `mode` is enforced these people have no password here.",
         [],
     ),
-    "Organisation.groups_claim": Entry("The claim that names groups; dots lead into objects.", "groups"),
+    "Organisation.groups_claim": Entry("The claim or attribute that names groups; dots lead into a claim.", "groups"),
     "Organisation.has_secret": Entry("Whether the client has a secret.", True),
-    "Organisation.issuer": Entry("The provider, as it calls itself.", "https://id.example.com"),
+    "Organisation.issuer": Entry(
+        "The provider, as it calls itself; with SAML its entity ID, which its metadata say.", "https://id.example.com"
+    ),
     "Organisation.links_by_email": Entry(
         "Whether a verified e-mail at the provider links to the person who has it here.", False
     ),

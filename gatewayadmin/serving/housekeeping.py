@@ -33,6 +33,7 @@ from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import leads_inside
 from sinks import archive, sending
+from sso.models import ReceivedAssertion
 from ui import databases
 from ui.models import KeptAnswer
 from wire import builtin
@@ -256,6 +257,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "oauth_attempts": purge.attempts,
     "rate_counters": lambda now: _deleted(RateCounter.objects.filter(window__lt=now - RATE_COUNTER)),
     "cache_entries": _sweep_cache,
+    "saml_assertions": lambda now: _deleted(ReceivedAssertion.objects.filter(until__lt=now)),
     "kept_answers": lambda now: _deleted(KeptAnswer.objects.expired()),
     "server_addresses": lambda now: _note_addresses(),
     "sign_ins": lambda now: _deleted(SignIn.objects.filter(expires_at__lt=now)),

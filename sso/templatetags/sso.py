@@ -18,4 +18,4 @@ def organisation() -> Provider | None:
 @register.simple_tag(takes_context=True)
 def is_linked(context: template.Context, provider: Provider) -> bool:
     """Whether the reader signs in there."""
-    return Account.objects.filter(user=context["request"].user, issuer=provider.issuer).exists()
+    return Account.objects.filter(user=context["request"].user, issuer=provider.known_as).exists()

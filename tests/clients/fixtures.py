@@ -11,8 +11,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +89,23 @@ def everything(npm: Npm) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def listening(command: list[str], port: int, environment: Mapping[str, str]) -> Iterator[None]:
+    """This program on its port until the block ends; what it said is shown when that fails."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*command, str(port)], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(process, port)
+            yield
+        except BaseException:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise
+        finally:
+            process.kill()
+            process.wait()
 
 
 def wait_for(process: subprocess.Popen[bytes], port: int) -> None:

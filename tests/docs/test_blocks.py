@@ -155,7 +155,15 @@ RUN_BY = (
             begin,
             "docs/test_how_tos.py::test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed",
         )
-        for begin in ("curl -fsS", ".venv/bin/python manage.py rescue")
+        for begin in ('curl -fsS "$ISSUER', ".venv/bin/python manage.py rescue")
+    ),
+    *(
+        (
+            "docs/how-to/sign-in-by-your-organisation.md",
+            begin,
+            "docs/test_how_tos.py::test_metadata_of_saml_are_fetched_as_printed",
+        )
+        for begin in ('curl -fsS "$GATEWAY', 'curl -fsS "$METADATA')
     ),
     (
         "docs/how-to/go-out-through-a-proxy.md",

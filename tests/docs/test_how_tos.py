@@ -14,6 +14,7 @@ from tests.clients.fixtures import FOLDER, MODULES, Npm, wait_for
 from tests.docs.pages import ROOT
 from tests.proxy.conftest import eventually
 from tests.sso.conftest import provider_of
+from tests.sso.saml_provider import saml_provider_of
 from tests.workspace import OWNER, Serve, free_port
 
 pytestmark = pytest.mark.xdist_group("clients")
@@ -154,6 +155,22 @@ def test_a_backup_is_restored_elsewhere_with_all_it_holds_and_its_modes(tmp_path
     modes = [path.stat().st_mode & 0o777 for path in (other, other / "keys", other / "keys" / "secret_key")]
     assert modes == [0o700, 0o700, 0o600]
     assert (tmp_path / "gateway-backup.tar.gz").stat().st_mode & 0o777 == 0o600
+
+
+def test_metadata_of_saml_are_fetched_as_printed(live: Serve, npm: Npm, tmp_path: Path) -> None:
+    page, own = "sign-in-by-your-organisation.md", f"{live.url}/accounts/organisation/saml"
+    live.rows("UPDATE sso_provider SET protocol = 'saml' RETURNING id")
+    with saml_provider_of(npm, f"{own}/acs/", f"{own}/metadata/") as organisation:
+        known = os.environ | {"GATEWAY": live.url, "METADATA": organisation.entity_id}
+        said = [
+            subprocess.run(
+                ["bash", "-ec", block(page, mark)], env=known, cwd=tmp_path, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for mark in ("our metadata", "their metadata")
+        ]
+    assert said[1] == f'entityID="{organisation.entity_id}"'
+    assert f'entityID="{own}/metadata/"' in (tmp_path / "gateway-admin.xml").read_text()
+    live.rows("UPDATE sso_provider SET protocol = 'oidc' RETURNING id")
 
 
 def test_an_identity_provider_is_asked_and_its_enforcement_ended_by_the_commands_as_printed(

@@ -61,6 +61,7 @@ BELOW = {"connections.connectionidentity", "tokens.tokenscope", "accounts.attemp
 BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.
+BELOW |= {"sso.receivedassertion"}  # For a quarter of an hour; digests, and what is sealed.
 BELOW |= {"auditlog.rollup", "auditlog.rollupstate"}  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
@@ -240,7 +241,7 @@ HIDDEN = {
         *("round_at", "round_began_at", "round_id", "round_to", "secret_ciphertext"),
         *("address", "claim", "claimed_until"),
     },
-    "sso.provider": {"key_id", "secret_ciphertext"},
+    "sso.provider": {"certificates", "key_id", "own_certificate", "secret_ciphertext"},
     "tokens.token": {
         *("digest", "generation", "key_id", "previous_digest", "previous_key_id", "scope_all", "secret_last_used_at"),
     },

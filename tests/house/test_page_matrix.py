@@ -110,6 +110,9 @@ STRANGERS = {
     "sso:begin": 405,
     "sso:callback": 404,
     "sso:backchannel_logout": 405,
+    "sso:saml_answered": 404,
+    "sso:saml_consumer": 405,
+    "sso:saml_metadata": 404,
     "mfa_authenticate": 302,
     "account_change_password": 302,
     "account_reauthenticate": 302,
@@ -133,6 +136,7 @@ NO_COOKIE = {
     "oauth2_provider:token",
     "scim:endpoint",
     "sso:backchannel_logout",
+    "sso:saml_consumer",
 }
 OTHERS = [(name, route) for name, route in routes() if name in PUBLIC | OWN | PROTOCOL]
 

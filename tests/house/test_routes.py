@@ -22,6 +22,8 @@ PUBLIC = {
     "mfa_authenticate",
     "sso:begin",
     "sso:callback",
+    "sso:saml_answered",
+    "sso:saml_metadata",
 }
 # Pages of others about nothing but oneself; sign-in is required for every route.
 OWN = {
@@ -42,6 +44,7 @@ PROTOCOL = {
     "oauth2_provider:server-metadata",
     "oauth2_provider:token",
     "scim:endpoint",  # Directories; their key says whom they may act on.
+    "sso:saml_consumer",  # A form of the identity provider's; its signature says who asks.
     "sso:backchannel_logout",  # The identity provider's signature says who asks.
     "servers:client_document",  # Issuers read who this gateway is as a client.
 }

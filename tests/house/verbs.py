@@ -43,7 +43,7 @@ def off(model: Any, thing: str) -> Step:
 
 
 PAGE = {"mode": "off", "scopes": "openid profile email", "groups_claim": "groups"}
-PROVIDER = PAGE | {"domains": "[]"}
+PROVIDER = PAGE | {"domains": "[]", "protocol": "oidc", "name_id_format": "persistent"}
 
 
 def broke_the_glass(stage: Stage) -> None:
@@ -661,6 +661,7 @@ INSIDE = {
     "Event.record",
     "Host.appear",
     "Host.playground",
+    "Provider.take_over",  # What its metadata say by now: read by *Test*, and as people sign in.
     "Server.end_client_of_other_endpoints",
     "Sink.must_be_open_to",
     "Sink.set_up",

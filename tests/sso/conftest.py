@@ -1,8 +1,6 @@
 """An organisation's identity provider that others wrote, and people who sign in here through it."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +20,14 @@ from accounts.models import Role, User
 from capabilities.catalogue import MEMBER
 from sso.flow import callback_url
 from sso.models import Provider
+from sso.saml.requests import consumer_url, entity_id
 from tests.asgi_server import Receive, Scope, Send, answer, read
 from tests.asgi_server import running as serving
 from tests.clients.apps import node
-from tests.clients.fixtures import Npm, wait_for
+from tests.clients.fixtures import Npm, listening
 from tests.clients.issuers import Page, Visitor
 from tests.issuers import destination
+from tests.sso.saml_provider import SamlOrganisation, saml_provider_of
 from tests.workspace import free_port
 
 SECRET = "the-client-secret-of-this-workspace"
@@ -52,7 +52,7 @@ class Organisation:
 @contextmanager
 def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
     """The provider of an organisation, which sends people back to this address, until the block ends."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryDirectory() as folder:
         people, port = Path(folder) / "people.json", free_port()
         people.write_text("{}")
         organisation = Organisation(f"http://127.0.0.1:{port}", people)
@@ -69,22 +69,8 @@ def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
                 "AFTER_LOGOUT": urljoin(redirect_uri, "/accounts/login/"),
                 "PEOPLE": str(people),
             }
-            process = subprocess.Popen(
-                [*node("identity_provider.mjs"), str(port)],
-                env=npm.environment | settings,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                wait_for(process, port)
+            with listening(node("identity_provider.mjs"), port, npm.environment | settings):
                 yield organisation
-            except BaseException:
-                log.seek(0)
-                sys.stderr.write(log.read().decode(errors="replace"))
-                raise
-            finally:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +94,29 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
         client_id="gateway",
         secret=SECRET,
         scopes="openid profile email groups",
+        default_role=Role.objects.get(name=MEMBER.name),
+    )
+
+
+@pytest.fixture(scope="module")
+def saml_organisation(npm: Npm) -> Iterator[SamlOrganisation]:
+    with saml_provider_of(npm, consumer_url(), entity_id()) as organisation:
+        yield organisation
+
+
+@pytest.fixture
+def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> Provider:
+    """Signing in there, through SAML, is offered; whom no rule gives a role is a member."""
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    cache.clear()
+    Role.objects.make_built_in()
+    saml_organisation.forget()
+    return Provider.edit(
+        by=None,
+        mode="offered",
+        protocol="saml",
+        name="Example",
+        metadata_url=saml_organisation.entity_id,
         default_role=Role.objects.get(name=MEMBER.name),
     )
 

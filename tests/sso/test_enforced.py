@@ -17,7 +17,8 @@ from accounts.rules import LastBreakGlass, NotBreakGlass, NotOwner
 from auditlog.models import Event
 from capabilities import Capability
 from sso.browser_sessions import BROWSER
-from sso.models import Mode, Provider, ProviderError
+from sso.errors import ProviderError
+from sso.models import Mode, Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.accounts.test_second_factor import code_of

@@ -6,7 +6,8 @@ import pytest
 from django.db import connection, transaction
 
 from accounts.rules import one_at_a_time
-from sso.models import BadIssuer, Provider
+from sso.errors import BadIssuer
+from sso.models import Provider
 from tests.eventually import PROMPT
 
 pytestmark = pytest.mark.django_db(transaction=True)

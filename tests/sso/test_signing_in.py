@@ -9,8 +9,9 @@ from accounts.models import Role, Team, User
 from auditlog.models import Event
 from capabilities import Capability
 from sso import flow
+from sso.errors import NoEntry
 from sso.flow import Begun, SignInFailed, _must_be_granted, read
-from sso.models import Account, Claims, GroupRule, NoEntry, Provider
+from sso.models import Account, Claims, GroupRule, Provider
 from tests import make
 from tests.clients.issuers import Visitor
 from tests.issuers import destination

@@ -1,0 +1,96 @@
+"""Why sign-in by the organisation cannot be set up like that, and why somebody is not let in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accounts.models import User
+
+
+class ProviderError(Exception):
+    """Sign-in by the organisation cannot be set up like that; the message says why. `field` is what is wrong."""
+
+    field = ""
+
+
+class BadIssuer(ProviderError):
+    """The identity provider cannot be at this address."""
+
+    field = "issuer"
+
+
+class BadDomain(ProviderError):
+    """Name the e-mail domains whose people sign in at the organisation only, such as example.com."""
+
+    field = "domains"
+
+
+class BadScopes(ProviderError):
+    """Scopes are words with blanks between them, and `openid` is one of them."""
+
+    field = "scopes"
+
+
+class Incomplete(ProviderError):
+    """Name the provider, its issuer and the client before sign-in is offered."""
+
+    field = "mode"
+
+
+class NoBreakGlass(ProviderError):
+    """Nobody could sign in while the provider is down. Make an owner with a password and a second factor a break-glass
+    owner first, on their page."""
+
+    field = "mode"
+
+
+class BadRules(ProviderError):
+    """A group rule names a group, and a role or a team."""
+
+    field = "rules"
+
+
+class BadMetadata(ProviderError):
+    """What the provider's SAML metadata say cannot be used; the message says why."""
+
+    field = "metadata_url"
+
+
+class BadPasted(BadMetadata):
+    """The metadata that were pasted cannot be used; the message says why."""
+
+    field = "metadata_xml"
+
+
+class NeedsExtra(ProviderError):
+    """SAML takes the extra “saml”: pip install 'gateway-admin[saml]', then start the gateway again."""
+
+    field = "protocol"
+
+
+class BadSecret(ProviderError):
+    """SAML has no client secret."""
+
+    field = "secret"
+
+
+class ChangedThere(ProviderError):
+    """Somebody else changed the provider at this moment. Look at it, and try again."""
+
+
+class AlreadyLinked(ProviderError):
+    """This account of the organisation belongs to somebody else here, or you are linked to another one."""
+
+
+class NeedsPassword(ProviderError):
+    """Without a password here, this account signs in at the organisation only. Choose a password first."""
+
+
+class NoEntry(Exception):
+    """Somebody whom the provider vouches for is not let in. They are never told the reason, which events name."""
+
+    def __init__(self, reason: str, person: User | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.person = person

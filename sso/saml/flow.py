@@ -1,0 +1,129 @@
+"""A person signs in at the organisation through SAML: the way there, the answer, and the way back in.
+
+The answer is a form that the provider's page posts here, from another site: without our session's cookie, which is
+SameSite=Lax, and no cookie is set in return, which would put another session in the place of that one. So what it
+proves is kept for a ticket, and the browser is led on to an address of ours, now with its cookie, where the request
+that is answered has to be one that this session began.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+
+from sso.claims import email_of, groups_of, is_true, line_of
+from sso.errors import ProviderError
+from sso.flow import CONFIRM, LIVES_S, LOGIN, Begun, leads_on, note, taken
+from sso.models import Claims, Provider, ReceivedAssertion
+from sso.saml.refusals import ResponseRefused
+from sso.saml.requests import NAME_ID_FORMATS, consumer_url, entity_id, sign_in_url
+from sso.saml.rereading import READ_AGAIN, UNKNOWN_SIGNATURE, not_older
+from sso.saml.terms import NameIdFormat, is_installed, must_be_installed
+from ui.pages import own_path
+from wire.cipher import Unreadable
+
+logger = logging.getLogger(__name__)
+
+VERIFIED = "email_verified"  # An attribute as the claim of OpenID Connect; SAML itself has no such.
+TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for who is in more than 150.
+
+
+def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
+    """A page that leads on to the provider. Raises ProviderError."""
+    must_be_installed()
+    provider = not_older(provider, READ_AGAIN)
+    request_id = f"_{secrets.token_hex(20)}"
+    try:
+        url = sign_in_url(provider, request_id, anew=act == CONFIRM)
+    except Unreadable:
+        raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
+    note(request, request_id, Begun(act, onward, "", "", provider.known_as, time.time()))
+    return leads_on(request, provider, url)
+
+
+def receive(provider: Provider, encoded: str, relay_state: str) -> str:
+    """A ticket for what this answer proves. Raises ResponseRefused."""
+    if not is_installed():
+        raise ResponseRefused("not_installed", "The extra “saml” is not installed any more.")
+    said = _read(provider, encoded)
+    if not said.in_response_to and not provider.takes_unsolicited:
+        raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken.")
+    what = _claims(provider, said)._asdict()
+    what |= {"groups": None if what["groups"] is None else sorted(what["groups"])}
+    kept: dict[str, Any] = {"answers": said.in_response_to, "onward": relay_state[:2000], "claims": what}
+    ticket = ReceivedAssertion.keep(provider.issuer, said.assertion_id, kept)
+    if not ticket:
+        raise ResponseRefused("used_before", "The assertion was brought before.")
+    return ticket
+
+
+def _read(provider: Provider, encoded: str) -> Any:
+    from sso.saml.responses import Expected, read  # noqa: PLC0415  (the optional packages)
+
+    def expected(by: Provider) -> Expected:
+        return Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split())
+
+    try:
+        return read(encoded, expected(provider))
+    except ResponseRefused as fault:
+        if fault.reason != "wrong_signature":
+            raise
+        fresh = not_older(provider, UNKNOWN_SIGNATURE)
+        if fresh.certificates == provider.certificates:
+            raise
+        return read(encoded, expected(fresh))
+
+
+def finish(request: HttpRequest, provider: Provider) -> tuple[Begun, Claims]:
+    """What was begun, and who has signed in. Raises ResponseRefused."""
+    kept: Any = ReceivedAssertion.take(request.GET.get("ticket", ""))
+    if kept is None:
+        raise ResponseRefused("used_before", "The answer was used before, or not within a quarter of an hour.")
+    groups = kept["claims"]["groups"]
+    who = Claims(**kept["claims"] | {"groups": None if groups is None else frozenset(groups)})
+    if kept["answers"]:
+        begun = taken(request, kept["answers"])
+        if begun is None:
+            raise ResponseRefused("not_begun_here", "It was not begun in this browser, or was used before.")
+        if time.time() - begun.at > LIVES_S:
+            raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
+    elif provider.takes_unsolicited:
+        begun = Begun(LOGIN, own_path(kept["onward"], reverse("overview")), "", "", provider.known_as, time.time())
+    else:
+        raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
+    if not begun.issuer == who.issuer == provider.known_as:
+        raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
+    # Providers say when somebody signed in also where they only went on with a session that was open. So it is a
+    # confirmation only where one was asked for.
+    return begun, who if begun.act == CONFIRM else who._replace(authenticated_at=None)
+
+
+def _claims(provider: Provider, said: Any) -> Claims:
+    """What is used of the attributes; nothing else of them is kept."""
+    wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
+    if wanted and said.name_format != wanted:
+        raise ResponseRefused("no_name", f"The name of the person (NameID) is not of the format {wanted}.")
+    attributes: Mapping[str, list[str]] = said.attributes
+    is_address = said.name_format == NAME_ID_FORMATS[NameIdFormat.EMAIL]
+    groups = attributes.get(provider.groups_claim)
+    return Claims(
+        issuer=provider.known_as,
+        subject=said.name,
+        email=email_of(_first(attributes, provider.email_attribute) or (said.name if is_address else "")),
+        email_verified=is_true(_first(attributes, VERIFIED)),
+        name=line_of(_first(attributes, provider.name_attribute)),
+        groups=None if groups is None and TOO_MANY in attributes else groups_of(groups or []),
+        says_groups=groups is not None,
+        session=said.session,
+        authenticated_at=said.authenticated_at,
+    )
+
+
+def _first(attributes: Mapping[str, list[str]], name: str) -> str:
+    return next(iter(attributes.get(name, [])), "")

@@ -1,0 +1,93 @@
+"""What an identity provider says of itself in SAML metadata: who it is, where people sign in, what it signs with."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from sso.errors import BadMetadata
+from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+
+REDIRECT = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
+LONGEST_ENTITY_ID = 450
+MOST_CERTIFICATES = 10
+LEAST_RSA_BITS = 2048
+
+
+class Described(NamedTuple):
+    """What is used of it. Of two certificates, as while one follows the other, either signs."""
+
+    entity_id: str
+    sso_url: str
+    certificates: tuple[str, ...]  # Base64 of DER.
+
+
+def read(document: bytes) -> Described:
+    """What the metadata of one identity provider say. Raises BadMetadata."""
+    try:
+        root = parse(document, comments=True)
+    except Malformed as fault:
+        raise BadMetadata(f"The metadata cannot be read. {fault}") from None
+    entity, role = _provider(root)
+    for element in (root, entity, role):
+        _must_be_valid(element.get("validUntil"))
+    entity_id = entity.get("entityID") or ""
+    if not 0 < len(entity_id) <= LONGEST_ENTITY_ID or not entity_id.isprintable():
+        raise BadMetadata(f"The entity ID of the provider has to have {LONGEST_ENTITY_ID} characters at most.")
+    places = [each for each in role.findall(tag(METADATA, "SingleSignOnService")) if each.get("Binding") == REDIRECT]
+    if not places:
+        raise BadMetadata("The metadata name no SingleSignOnService with the HTTP-Redirect binding.")
+    return Described(entity_id, places[0].get("Location") or "", _certificates(role))
+
+
+def _provider(root: Element) -> tuple[Element, Element]:
+    """The entity, and its role as an identity provider."""
+    found = [
+        (role.getparent(), role)
+        for role in root.iter(tag(METADATA, "IDPSSODescriptor"))
+        if PROTOCOL in (role.get("protocolSupportEnumeration") or "").split()
+    ]
+    if len(found) != 1 or found[0][0] is None or found[0][0].tag != tag(METADATA, "EntityDescriptor"):
+        raise BadMetadata(f"These are not the metadata of one identity provider of SAML 2.0, but of {len(found)}.")
+    return found[0]
+
+
+def _must_be_valid(until: str | None) -> None:
+    if until is None:
+        return
+    try:
+        moment = datetime.fromisoformat(until)
+    except ValueError:
+        raise BadMetadata("The metadata do not say in a readable way until when they are valid (validUntil).") from None
+    if moment.replace(tzinfo=moment.tzinfo or UTC) < datetime.now(UTC):
+        raise BadMetadata(f"The metadata were valid until {until} only (validUntil).")
+
+
+def _certificates(role: Element) -> tuple[str, ...]:
+    """Those it signs with, each once."""
+    keys = [key for key in role.findall(tag(METADATA, "KeyDescriptor")) if key.get("use", "signing") == "signing"]
+    found = [each for key in keys for each in key.iter(tag(SIGNATURE, "X509Certificate"))]
+    certificates = tuple(dict.fromkeys(_certificate("".join(text_of(each).split())) for each in found))
+    if not 0 < len(certificates) <= MOST_CERTIFICATES:
+        raise BadMetadata(f"The metadata have {len(certificates)} certificates that the provider signs with.")
+    return certificates
+
+
+def _certificate(encoded: str) -> str:
+    """The same in one form. Raises BadMetadata unless a signature by its key is worth something."""
+    try:
+        der = base64.b64decode(encoded, validate=True)
+        key = x509.load_der_x509_certificate(der).public_key()
+    except (binascii.Error, ValueError, UnsupportedAlgorithm):
+        raise BadMetadata("A certificate in the metadata cannot be read.") from None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
+        return base64.b64encode(der).decode()
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return base64.b64encode(der).decode()
+    raise BadMetadata(f"A certificate in the metadata has a key that is neither EC nor RSA of {LEAST_RSA_BITS} bits.")

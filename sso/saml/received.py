@@ -1,0 +1,75 @@
+"""Answers of the provider that were accepted, between the request that brings them and the one with the browser's
+session; afterwards only that they were used."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import timedelta
+from typing import ClassVar
+
+import orjson
+from django.db import models, transaction
+from django.utils import timezone
+
+from servers.models import cipher
+from wire.cipher import Unreadable
+
+# So long no assertion is taken twice: longer than one can be accepted (responses.OLDEST_S and the clocks' difference).
+KEPT = timedelta(minutes=15)
+
+
+class ReceivedAssertion(models.Model):
+    """One assertion: its digest, which stays until it could not be accepted any more, and what it says, sealed, until
+    that is taken."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    ticket = models.CharField(max_length=64, unique=True)
+    sealed = models.BinaryField(null=True)
+    until = models.DateTimeField(db_index=True)
+
+    objects: ClassVar[models.Manager[ReceivedAssertion]] = models.Manager()
+
+    class Meta:
+        app_label = "sso"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.digest[:12]
+
+    @classmethod
+    def keep(cls, issuer: str, assertion_id: str, what: dict[str, object]) -> str:
+        """A ticket for what this assertion says; empty when it was brought before."""
+        ticket = secrets.token_urlsafe(32)
+        row = cls(
+            digest=_digest(f"{issuer}\0{assertion_id}"),
+            ticket=_digest(ticket),
+            sealed=cipher().seal(orjson.dumps(what).decode()),
+            until=timezone.now() + KEPT,
+        )
+        made = cls.objects.bulk_create([row], ignore_conflicts=True)
+        return ticket if made and cls.objects.filter(ticket=row.ticket).exists() else ""
+
+    @classmethod
+    def take(cls, ticket: str) -> dict[str, object] | None:
+        """What was kept for this ticket, once; None when there is nothing (any more)."""
+        with transaction.atomic():
+            found = (
+                cls.objects.select_for_update()
+                .filter(ticket=_digest(ticket), sealed__isnull=False, until__gt=timezone.now())
+                .first()
+            )
+            if found is None:
+                return None
+            sealed = bytes(found.sealed or b"")
+            found.sealed = None
+            found.save(update_fields=["sealed"])
+        try:
+            what: dict[str, object] = orjson.loads(cipher().open(sealed))
+        except Unreadable:
+            return None
+        return what
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

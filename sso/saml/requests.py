@@ -1,0 +1,81 @@
+"""What we send: the request to sign somebody in (HTTP-Redirect binding), and our own metadata."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from django.conf import settings
+from django.urls import reverse
+from django.utils.html import escape
+
+from sso.saml import own_key
+from sso.saml.terms import NameIdFormat
+
+if TYPE_CHECKING:
+    from sso.models import Provider
+
+POST = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST"
+NAME_ID_FORMATS = {
+    NameIdFormat.PERSISTENT: "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent",
+    NameIdFormat.EMAIL: "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress",
+}
+
+
+def entity_id() -> str:
+    """What this workspace is called at the provider: the address of its metadata."""
+    return f"{settings.PUBLIC_URL}{reverse('sso:saml_metadata')}"
+
+
+def consumer_url() -> str:
+    """Where browsers bring the provider's answers (Assertion Consumer Service)."""
+    return f"{settings.PUBLIC_URL}{reverse('sso:saml_consumer')}"
+
+
+def own_metadata(provider: Provider) -> str:
+    """What the provider has to know of this workspace."""
+    key = wanted = ""
+    if provider.own_certificate:
+        key = (
+            '<md:KeyDescriptor use="signing"><ds:KeyInfo xmlns:ds="http://www.w3.org/2000/09/xmldsig#"><ds:X509Data>'
+            f"<ds:X509Certificate>{provider.own_certificate}</ds:X509Certificate>"
+            "</ds:X509Data></ds:KeyInfo></md:KeyDescriptor>"
+        )
+    if provider.name_id_format in NAME_ID_FORMATS:
+        wanted = f"<md:NameIDFormat>{NAME_ID_FORMATS[NameIdFormat(provider.name_id_format)]}</md:NameIDFormat>"
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<md:EntityDescriptor xmlns:md="urn:oasis:names:tc:SAML:2.0:metadata" entityID="{escape(entity_id())}">'
+        f'<md:SPSSODescriptor AuthnRequestsSigned="{str(bool(key)).lower()}" WantAssertionsSigned="true"'
+        ' protocolSupportEnumeration="urn:oasis:names:tc:SAML:2.0:protocol">'
+        f"{key}{wanted}"
+        f'<md:AssertionConsumerService Binding="{POST}" Location="{escape(consumer_url())}" index="0"'
+        ' isDefault="true"/>'
+        "</md:SPSSODescriptor></md:EntityDescriptor>\n"
+    )
+
+
+def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
+    """Where the provider signs somebody in and answers this request; `anew` has it ask for a credential, whatever
+    session is open there. Raises wire.cipher.Unreadable."""
+    wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
+    request = (
+        '<samlp:AuthnRequest xmlns:samlp="urn:oasis:names:tc:SAML:2.0:protocol"'
+        ' xmlns:saml="urn:oasis:names:tc:SAML:2.0:assertion"'
+        f' ID="{request_id}" Version="2.0" IssueInstant="{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"'
+        f' Destination="{escape(provider.sso_url)}" ProtocolBinding="{POST}"'
+        f' AssertionConsumerServiceURL="{escape(consumer_url())}"{" ForceAuthn='true'" if anew else ""}>'
+        f"<saml:Issuer>{escape(entity_id())}</saml:Issuer>"
+        f'<samlp:NameIDPolicy AllowCreate="true"{f" Format='{wanted}'" if wanted else ""}/>'
+        "</samlp:AuthnRequest>"
+    )
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = deflater.compress(request.encode()) + deflater.flush()
+    query = urlencode({"SAMLRequest": base64.b64encode(packed).decode()})
+    if provider.signs_requests:
+        query += "&" + urlencode({"SigAlg": own_key.ALGORITHM})
+        query += "&" + urlencode({"Signature": own_key.sign(provider.secret, query)})
+    return f"{provider.sso_url}{'&' if '?' in provider.sso_url else '?'}{query}"

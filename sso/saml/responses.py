@@ -1,0 +1,264 @@
+"""The provider's answers (SAML 2.0 Profiles 4.1.4): what is signed in them, and that it is for us and for now.
+
+Everything that is used is read from what the verified signature covers, as it was signed, and from nothing else: where
+in the document it stood, or what stands around it, means nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from lxml import etree
+from signxml.algorithms import DigestAlgorithm, SignatureMethod
+from signxml.exceptions import SignXMLException
+from signxml.verifier import SignatureConfiguration, VerifyResult, XMLVerifier
+
+from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.saml.refusals import ResponseRefused
+
+LONGEST = 256 * 1024  # Of an answer, as it is sent.
+CLOCKS_DIFFER_S = 60
+OLDEST_S = 10 * 60  # An assertion that was made before is not accepted, whatever it says itself.
+SUCCESS = "urn:oasis:names:tc:SAML:2.0:status:Success"
+BEARER = "urn:oasis:names:tc:SAML:2.0:cm:bearer"
+TRANSIENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:transient"
+
+# With a public key, and without SHA-1.
+SIGNED_WITH = frozenset(
+    {
+        SignatureMethod.RSA_SHA256,
+        SignatureMethod.RSA_SHA384,
+        SignatureMethod.RSA_SHA512,
+        SignatureMethod.ECDSA_SHA256,
+        SignatureMethod.ECDSA_SHA384,
+        SignatureMethod.ECDSA_SHA512,
+        SignatureMethod.SHA256_RSA_MGF1,
+        SignatureMethod.SHA384_RSA_MGF1,
+        SignatureMethod.SHA512_RSA_MGF1,
+    }
+)
+DIGESTED_WITH = frozenset({DigestAlgorithm.SHA256, DigestAlgorithm.SHA384, DigestAlgorithm.SHA512})
+# What documents of strangers bring about in a verifier beside its own words.
+BROKEN: tuple[type[Exception], ...] = (
+    SignXMLException,
+    etree.LxmlError,
+    UnsupportedAlgorithm,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+
+
+class Expected(NamedTuple):
+    """Whose answer it has to be, for whom, and where it has to be brought."""
+
+    issuer: str
+    audience: str
+    recipient: str
+    certificates: Sequence[str]
+
+
+class Said(NamedTuple):
+    """What the provider says of somebody. `in_response_to` is empty when nothing was asked."""
+
+    assertion_id: str
+    in_response_to: str
+    name: str
+    name_format: str
+    attributes: Mapping[str, Sequence[str]]
+    session: str
+    authenticated_at: float | None
+
+
+def read(encoded: str, expected: Expected) -> Said:
+    """What a response (base64, as browsers bring it) proves. Raises ResponseRefused."""
+    root = _parsed(encoded)
+    _must_be_about_us(root, expected)
+    _must_be_plain(root)
+    if root.find(tag(SIGNATURE, "Signature")) is not None:
+        _signed(root, "./", root, expected.certificates)
+    (assertion,) = root.findall(tag(ASSERTION, "Assertion"))
+    signed = _signed(root, f"./{tag(ASSERTION, 'Assertion')}/", assertion, expected.certificates)
+    now = datetime.now(UTC).timestamp()
+    if text_of(signed.find(tag(ASSERTION, "Issuer"))) != expected.issuer:
+        raise ResponseRefused("other_issuer", f"The assertion is not of {expected.issuer}.")
+    _must_be_fresh(signed, now)
+    _must_hold(signed, expected, now)
+    answers = _confirmed(signed, expected, now)
+    if root.get("InResponseTo", answers) != answers:
+        raise ResponseRefused("not_confirmed", "Response and assertion answer different requests (InResponseTo).")
+    return _said(signed, answers, now)
+
+
+def _parsed(encoded: str) -> Element:
+    if len(encoded) > LONGEST:
+        raise ResponseRefused("too_large", f"The response is larger than {LONGEST >> 10} KiB.")
+    try:
+        root = parse(base64.b64decode("".join(encoded.split()), validate=True))
+    except (binascii.Error, ValueError):
+        raise ResponseRefused("malformed", "The response is not written in base64.") from None
+    except Malformed as fault:
+        raise ResponseRefused("malformed", f"The response cannot be read. {fault}") from None
+    if root.tag != tag(PROTOCOL, "Response") or root.get("Version") != "2.0":
+        raise ResponseRefused("malformed", "It is no response of SAML 2.0.")
+    return root
+
+
+def _must_be_about_us(root: Element, expected: Expected) -> None:
+    """What the outer document says may be unsigned: it makes nothing valid, but what is not for us ends here."""
+    issuer = root.find(tag(ASSERTION, "Issuer"))
+    if issuer is not None and text_of(issuer) != expected.issuer:
+        raise ResponseRefused("other_issuer", f"The response is not of {expected.issuer}.")
+    if root.get("Destination", expected.recipient) != expected.recipient:
+        raise ResponseRefused("other_recipient", f"The response is not for {expected.recipient} (Destination).")
+    codes = [code.get("Value", "").rpartition(":")[2] for code in root.iter(tag(PROTOCOL, "StatusCode"))]
+    if root.find(f"{tag(PROTOCOL, 'Status')}/{tag(PROTOCOL, 'StatusCode')}[@Value='{SUCCESS}']") is None:
+        words = ", ".join(code[:60] for code in codes[:3] if code.isalpha() and code.isascii())
+        raise ResponseRefused("refused_there", f"The provider said: {words or 'nothing of success'}.")
+
+
+def _must_be_plain(root: Element) -> None:
+    """One assertion, where it belongs, and no two elements of the same name: nothing to take for another."""
+    if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
+        raise ResponseRefused("encrypted", "The assertion is encrypted. Have the provider sign it only.")
+    everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
+    if not everywhere:
+        raise ResponseRefused("malformed", "There is no assertion in the response.")
+    names = [each.get("ID") for each in root.iter() if each.get("ID") is not None]
+    if len(everywhere) > 1 or everywhere[0].getparent() is not root or len(set(names)) != len(names):
+        raise ResponseRefused("wrapped", "There is more than one assertion, or it is not where it belongs.")
+
+
+def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
+    """This element as one of these certificates' keys signed it."""
+    signatures = element.findall(tag(SIGNATURE, "Signature"))
+    if len(signatures) != 1:
+        raise ResponseRefused("not_signed", "The assertion is not signed, which takes a signature of its own.")
+    method = signatures[0].find(f"{tag(SIGNATURE, 'SignedInfo')}/{tag(SIGNATURE, 'SignatureMethod')}")
+    digests = list(signatures[0].iter(tag(SIGNATURE, "DigestMethod")))
+    used = [each.get("Algorithm") for each in digests]
+    if method is None or method.get("Algorithm") not in {each.value for each in SIGNED_WITH}:
+        raise ResponseRefused("weak_signature", "It is not signed with RSA or ECDSA and SHA-256 or better.")
+    if not set(used) <= {each.value for each in DIGESTED_WITH}:
+        raise ResponseRefused("weak_signature", "It is signed over a digest other than SHA-256 or better.")
+    for certificate in certificates:
+        signed = _verified(root, location, certificate)
+        if signed is not None:
+            if signed.tag != element.tag or signed.get("ID") != element.get("ID") or not element.get("ID"):
+                raise ResponseRefused("wrapped", "The signature is of something else than where it stands.")
+            return signed
+    raise ResponseRefused(
+        "wrong_signature", "No certificate in the provider's metadata has signed it, or it was changed."
+    )
+
+
+def _verified(root: Element, location: str, certificate: str) -> Element | None:
+    """What the key of this certificate signed; None when it signed nothing there. That the certificate is believed is
+    what the metadata say; when it ends means nothing beside that."""
+    believed = x509.load_der_x509_certificate(base64.b64decode(certificate))
+    terms = SignatureConfiguration(
+        location=location,
+        signature_methods=SIGNED_WITH,
+        digest_algorithms=DIGESTED_WITH,
+        verification_time=believed.not_valid_before_utc,
+    )
+    try:
+        found = XMLVerifier().verify(root, x509_cert=believed, expect_config=terms, id_attribute="ID")
+    except BROKEN:
+        return None
+    return found.signed_xml if isinstance(found, VerifyResult) else None
+
+
+def _must_be_fresh(signed: Element, now: float) -> None:
+    made = _moment(signed.get("IssueInstant"), "IssueInstant")
+    if made > now + CLOCKS_DIFFER_S:
+        raise ResponseRefused("not_yet_valid", "It is from the future: the clocks differ by more than a minute.")
+    if made < now - OLDEST_S - CLOCKS_DIFFER_S:
+        raise ResponseRefused("expired", "The assertion was made more than ten minutes ago.")
+
+
+def _must_hold(signed: Element, expected: Expected, now: float) -> None:
+    """The conditions, of which there has to be whom it is for."""
+    conditions = signed.find(tag(ASSERTION, "Conditions"))
+    restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
+    named = [{text_of(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
+    if not named or not all(expected.audience in audiences for audiences in named):
+        raise ResponseRefused("other_audience", f"The assertion is not for {expected.audience} (Audience).")
+    _must_be_now(conditions, now)
+
+
+def _must_be_now(element: Element, now: float) -> None:
+    begins, ends = element.get("NotBefore"), element.get("NotOnOrAfter")
+    if begins is not None and _moment(begins, "NotBefore") > now + CLOCKS_DIFFER_S:
+        raise ResponseRefused("not_yet_valid", "It is not valid yet: the clocks differ by more than a minute.")
+    if ends is not None and _moment(ends, "NotOnOrAfter") <= now - CLOCKS_DIFFER_S:
+        raise ResponseRefused("expired", "It has expired, or the clocks differ by more than a minute.")
+
+
+def _confirmed(signed: Element, expected: Expected, now: float) -> str:
+    """The request that it answers, which has to be said where whoever brings it is confirmed (Profiles 4.1.4.2)."""
+    fault = ResponseRefused("not_confirmed", "No SubjectConfirmation in it is for whoever brings it (bearer).")
+    for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):
+        data = confirmation.find(tag(ASSERTION, "SubjectConfirmationData"))
+        if confirmation.get("Method") != BEARER or data is None:
+            continue
+        if data.get("Recipient") != expected.recipient:
+            fault = ResponseRefused("other_recipient", f"The assertion is not for {expected.recipient} (Recipient).")
+        elif data.get("NotOnOrAfter") is None:
+            fault = ResponseRefused("not_confirmed", "It does not say until when it may be brought (NotOnOrAfter).")
+        else:
+            _must_be_now(data, now)
+            return str(data.get("InResponseTo", ""))
+    raise fault
+
+
+def _said(signed: Element, answers: str, now: float) -> Said:
+    name = signed.find(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'NameID')}")
+    subject = "".join(name.itertext()) if name is not None else ""
+    if not 0 < len(subject) <= 255 or not subject.isprintable() or name.get("Format") == TRANSIENT:
+        raise ResponseRefused("no_name", "It names nobody by a lasting name (NameID, at most 255 characters).")
+    statement = signed.find(tag(ASSERTION, "AuthnStatement"))
+    if statement is None:
+        raise ResponseRefused("not_confirmed", "It does not say that anybody signed in (AuthnStatement).")
+    ends, at = statement.get("SessionNotOnOrAfter"), statement.get("AuthnInstant")
+    if ends is not None and _moment(ends, "SessionNotOnOrAfter") <= now - CLOCKS_DIFFER_S:
+        raise ResponseRefused("expired", "The session at the provider has ended.")
+    return Said(
+        assertion_id=signed.get("ID"),
+        in_response_to=answers,
+        name=subject,
+        name_format=name.get("Format") or "",
+        attributes=_attributes(signed),
+        session=(statement.get("SessionIndex") or "")[:255],
+        authenticated_at=_moment(at, "AuthnInstant") if at else None,
+    )
+
+
+def _attributes(signed: Element) -> dict[str, list[str]]:
+    """The values of each attribute, by its name and by the name for people, where that is no other's name."""
+    found: dict[str, list[str]] = {}
+    friendly: dict[str, list[str]] = {}
+    for each in signed.iterfind(f"{tag(ASSERTION, 'AttributeStatement')}/{tag(ASSERTION, 'Attribute')}"):
+        values = [text_of(value) for value in each.findall(tag(ASSERTION, "AttributeValue"))]
+        found.setdefault(each.get("Name") or "", []).extend(values)
+        if each.get("FriendlyName"):
+            friendly.setdefault(each.get("FriendlyName"), []).extend(values)
+    return friendly | found
+
+
+def _moment(text: str | None, what: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        raise ResponseRefused("malformed", f"It does not say in a readable way when ({what}).") from None
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()

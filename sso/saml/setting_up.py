@@ -1,0 +1,140 @@
+"""Settings of SAML on their way into the row: the metadata are read, and the key of our requests is made, before
+anybody waits for a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
+
+from accounts.strangers import aside
+from servers.oauth_client.http import Http, Unreachable
+from servers.upstream_guard import upstream_guard
+from sso.errors import BadIssuer, BadMetadata, BadPasted, BadSecret
+from sso.saml import own_key
+from sso.saml.requests import entity_id
+from sso.saml.terms import Protocol, must_be_installed
+from wire.guard import UrlRefused
+from wire.oauth_client import MOST_BYTES, is_https
+
+if TYPE_CHECKING:
+    from sso.models import Provider
+    from sso.saml.metadata import Described
+
+NOTHING_READ: dict[str, Any] = {"sso_url": "", "certificates": "", "metadata_read_at": None}
+ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
+
+
+def names_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
+    """Whether these fields name other metadata than those there are."""
+    return bool(fields.get("metadata_xml")) or fields.get("metadata_url", present.metadata_url) != present.metadata_url
+
+
+def prepared(present: Provider, fields: dict[str, Any], secret: str) -> tuple[dict[str, Any], str]:
+    """These fields with what they bring about, and the secret to seal. Raises ProviderError."""
+    pasted = str(fields.pop("metadata_xml", "") or "").strip()
+    if fields.get("protocol", present.protocol) == Protocol.SAML:
+        return _for_saml(present, fields, secret, pasted)
+    if pasted or fields.get("metadata_url"):
+        raise BadMetadata("Metadata belong to SAML. Choose it as the protocol.")
+    if present.speaks_saml:
+        ends = NOTHING_READ | {"metadata_url": "", "signs_requests": False, "own_certificate": ""}
+        fields = {"issuer": "", "client_id": ""} | fields | ends
+    issuer = str(fields.get("issuer", "")).strip()
+    return (fields | {"private": _issuer_is_private(issuer)} if issuer else fields), secret
+
+
+def _issuer_is_private(issuer: str) -> bool:
+    """Whether its name leads to a private address. Raises BadIssuer."""
+    try:
+        private = upstream_guard().check_now(issuer)
+    except UrlRefused as refusal:
+        raise BadIssuer(str(refusal)) from None
+    if "?" in issuer or "#" in issuer:
+        raise BadIssuer("An issuer has no query and no fragment.")
+    return private
+
+
+def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: str) -> tuple[dict[str, Any], str]:
+    if secret:
+        raise BadSecret(BadSecret.__doc__)
+    if fields.get("issuer", present.issuer) != present.issuer:
+        raise BadIssuer("With SAML the issuer is the entity ID that the metadata name.")
+    if not present.speaks_saml:
+        must_be_installed()
+        fields |= NOTHING_READ | {"issuer": "", "signs_out_there": False}
+    url = str(fields.get("metadata_url", present.metadata_url)).strip()
+    is_new = not (present.speaks_saml and present.certificates)
+    if pasted and url:
+        raise BadMetadata("Enter the address of the metadata or paste them, not both.")
+    if pasted:
+        fields |= _pasted(pasted)
+    elif url and (is_new or url != present.metadata_url):
+        private = may_be_at(url)
+        fields |= {"private": private} | fetch(url, private=private)
+    return _with_key(present, fields | {"client_id": entity_id()})
+
+
+def _pasted(text: str) -> dict[str, Any]:
+    try:
+        return read(text.encode())
+    except BadMetadata as fault:
+        raise BadPasted(str(fault)) from None
+
+
+def _with_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A key is made where requests begin to be signed, and is gone where that ends."""
+    signed_before = present.speaks_saml and present.signs_requests
+    if not fields.get("signs_requests", signed_before):
+        return fields | {"own_certificate": ""}, ""
+    if signed_before:
+        return fields, ""
+    key, certificate = own_key.make()
+    return fields | {"own_certificate": certificate}, key
+
+
+def may_be_at(url: str) -> bool:
+    """Whether this address of metadata leads to a private one. Raises BadMetadata."""
+    try:
+        return upstream_guard().check_now(url)
+    except UrlRefused as refusal:
+        raise BadMetadata(str(refusal)) from None
+
+
+def fetch(url: str, *, private: bool) -> dict[str, Any]:
+    """What the metadata at this address say, as fields of the row. Raises BadMetadata."""
+    try:
+        with aside():
+            answered = Http(private=private).get(url, ACCEPT)
+    except Unreachable as error:
+        raise BadMetadata(f"{url} {error}.") from None
+    if answered.status != 200:
+        raise BadMetadata(f"{url} answered {answered.status}.")
+    return read(answered.body)
+
+
+def read(document: bytes) -> dict[str, Any]:
+    """What these metadata say, as fields of the row. Raises BadMetadata."""
+    must_be_installed()
+    if len(document) > MOST_BYTES:
+        raise BadMetadata(f"The metadata are larger than {MOST_BYTES >> 10} KiB.")
+    from sso.saml import metadata  # noqa: PLC0415  (the optional packages)
+
+    said: Described = metadata.read(document)
+    _must_lead_somewhere(said.sso_url)
+    return {
+        "issuer": said.entity_id,
+        "sso_url": said.sso_url,
+        "certificates": "\n".join(said.certificates),
+        "metadata_read_at": timezone.now(),
+    }
+
+
+def _must_lead_somewhere(url: str) -> None:
+    """Only browsers are sent there, so it need not be reachable from here; without TLS it has to be inside."""
+    plain = url.startswith("http://")
+    if len(url) > 1000 or "#" in url or not is_https(url, like="http://" if plain else ""):
+        raise BadMetadata("The metadata name no usable address where people sign in (SingleSignOnService).")
+    if plain and not may_be_at(url):
+        raise BadMetadata(f"People would sign in without TLS at {url}.")

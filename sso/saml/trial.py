@@ -1,0 +1,30 @@
+"""What *Test* finds out about a provider that speaks SAML."""
+
+from __future__ import annotations
+
+from django.utils import timezone
+
+from accounts.rules import Grantor
+from sso.errors import BadMetadata
+from sso.models import Provider
+from sso.saml.rereading import reread
+from sso.saml.terms import must_be_installed
+
+
+def found(provider: Provider, *, by: Grantor | None) -> str:
+    """In words what its metadata say, read anew where they have an address. Raises ProviderError."""
+    must_be_installed()
+    if not provider.certificates:
+        raise BadMetadata("No metadata of the provider are known yet.")
+    if provider.metadata_url:
+        reread(provider, by=by)
+        provider = Provider.load()
+    count = len(provider.signing)
+    certificates = "1 certificate" if count == 1 else f"{count} certificates"
+    ended = sum(each.until < timezone.now() for each in provider.signing)
+    past = f" {ended} of them past its end, which is accepted while the metadata name it." if ended else ""
+    source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted here."
+    return (
+        f"{provider.issuer} asks people at {provider.sso_url} and signs with {certificates}.{past} {source} "
+        "Whether it knows this workspace shows when somebody signs in."
+    )

@@ -1,0 +1,110 @@
+"""Where the provider's answers arrive (SAML), and what it has to know of us."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+from django.contrib.auth.decorators import login_not_required
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.models import Attempt
+from accounts.sign_in_limits import posts_from_one_address
+from auditlog.actions import Action
+from auditlog.models import Event
+from sso.flow import SignInFailed
+from sso.models import Provider
+from sso.saml import flow
+from sso.saml.refusals import ADVICE, ResponseRefused
+from sso.saml.requests import own_metadata
+from sso.views import go_on, refused
+
+logger = logging.getLogger(__name__)
+
+ANSWERED = "organisation answer, from one address"
+
+
+def _offered() -> Provider | None:
+    provider = Provider.offered()
+    return provider if provider and provider.speaks_saml else None
+
+
+@csrf_exempt
+@never_cache
+@require_POST
+@login_not_required
+@posts_from_one_address(ANSWERED)
+def consumer(request: HttpRequest) -> HttpResponse:
+    """The provider's page brings its answer here, from another site. Neither session nor cookie is looked at or set:
+    the address that is led on to has them."""
+    provider = _offered()
+    if provider is None:
+        return HttpResponse(status=HTTPStatus.NOT_FOUND)
+    try:
+        given = request.POST
+        ticket = flow.receive(provider, given.get("SAMLResponse", ""), given.get("RelayState", ""))
+    except ResponseRefused as fault:
+        _note(provider, fault)
+        return _lead_on(refused=fault.reason)
+    return _lead_on(ticket=ticket)
+
+
+def _lead_on(**query: str) -> HttpResponse:
+    response = HttpResponseRedirect(f"{reverse('sso:saml_answered')}?{urlencode(query)}")
+    response.status_code = HTTPStatus.SEE_OTHER
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@never_cache
+@require_GET
+@login_not_required
+def answered(request: HttpRequest) -> HttpResponse:
+    """The browser with its session, and a ticket for what the provider said; or why that was refused."""
+    provider = _offered()
+    if provider is None:
+        return refused(request, HTTPStatus.NOT_FOUND)
+    if request.GET.get("refused") in ADVICE:
+        return _advised(request, provider, request.GET["refused"])
+    try:
+        begun, who = flow.finish(request, provider)
+        return go_on(request, provider, begun, who)
+    except ResponseRefused as fault:
+        _note(provider, fault)
+        return _advised(request, provider, fault.reason)
+    except SignInFailed as fault:
+        logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
+        return refused(request, HTTPStatus.BAD_REQUEST, provider)
+
+
+def _advised(request: HttpRequest, provider: Provider, reason: str) -> HttpResponse:
+    context = {"provider": provider, "advice": ADVICE[reason], "reason": reason}
+    response = render(request, "sso/not_accepted.html", context, status=HTTPStatus.BAD_REQUEST)
+    response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _note(provider: Provider, fault: ResponseRefused) -> None:
+    """Tell administrators why, once a minute for each reason: anybody may send answers here."""
+    logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
+    if Attempt.objects.note(hashlib.sha256(f"saml refused {fault.reason}".encode()).hexdigest()) == 1:
+        changes = {"reason": fault.reason, "detail": str(fault)}
+        Event.objects.record(Action.SIGN_IN_REFUSED, provider, by=None, changes=changes)
+
+
+@never_cache
+@require_GET
+@login_not_required
+def metadata(request: HttpRequest) -> HttpResponse:
+    """What the provider has to know of this workspace; for anybody, while SAML is chosen."""
+    provider = Provider.load()
+    if not provider.speaks_saml:
+        raise Http404
+    return HttpResponse(own_metadata(provider), content_type="application/samlmetadata+xml")

@@ -1,0 +1,285 @@
+"""An organisation's SAML identity provider that others wrote, and answers that nobody should accept."""
+
+import base64
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from django.http import HttpResponse
+from django.test import Client
+from lxml import etree
+from signxml.algorithms import DigestAlgorithm, SignatureConstructionMethod, SignatureMethod
+from signxml.signer import XMLSigner
+
+from accounts.models import User
+from sso.saml.requests import consumer_url, entity_id
+from tests.clients.apps import node
+from tests.clients.fixtures import Npm, listening
+from tests.clients.issuers import Page
+from tests.issuers import destination
+from tests.workspace import free_port
+
+ACS = "/accounts/organisation/saml/acs/"
+ANSWERED = "/accounts/organisation/saml/"
+PERSISTENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A key that signs, and its certificate."""
+
+    key: str
+    certificate: str
+
+    @classmethod
+    def make(cls, name: str = "provider", bits: int = 2048, until: timedelta = timedelta(days=30)) -> "Pair":
+        key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        begins = datetime.now(UTC) - timedelta(days=60)
+        certificate = (
+            x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(begins)
+            .not_valid_after(datetime.now(UTC) + until)
+            .sign(key, hashes.SHA256())
+        )
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        return cls(pem, certificate.public_bytes(Encoding.PEM).decode())
+
+    @property
+    def bare(self) -> str:
+        """The certificate as metadata have it."""
+        return "".join(self.certificate.splitlines()[1:-1])
+
+
+@dataclass
+class SamlOrganisation:
+    """A running provider, and the people it knows."""
+
+    origin: str
+    folder: Path
+    pair: Pair = field(default_factory=Pair.make)
+
+    @property
+    def entity_id(self) -> str:
+        return f"{self.origin}/metadata"
+
+    def knows(self, name: str, **attributes: Any) -> None:
+        """What it says of somebody from now on."""
+        path = self.folder / "people.json"
+        known = json.loads(path.read_text())
+        known[name] = {
+            "email": f"{name}@example.com",
+            "email_verified": "true",
+            "displayName": name.title(),
+        } | attributes
+        path.write_text(json.dumps(known))
+
+    def signs_with(self, pair: Pair) -> None:
+        self.pair = pair
+        (self.folder / "key.pem").write_text(pair.key)
+        (self.folder / "cert.pem").write_text(pair.certificate)
+
+    def forget(self) -> None:
+        """As it was started."""
+        (self.folder / "people.json").write_text("{}")
+        for name in ("client.pem", "signs-responses"):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrganisation]:
+    """The provider of an organisation, which answers to this address, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        organisation = SamlOrganisation(f"http://127.0.0.1:{port}", Path(folder))
+        organisation.forget()
+        organisation.signs_with(organisation.pair)
+        settings = {"FOLDER": folder, "ACS_URL": acs_url, "AUDIENCE": audience, "NODE_NO_WARNINGS": "1"}
+        with listening(node("saml_provider.mjs"), port, npm.environment | settings):
+            yield organisation
+
+
+@dataclass
+class SamlVisit:
+    """A browser here after it was at the provider, and what the provider's page sent."""
+
+    client: Client
+    fields: dict[str, str]
+    response: HttpResponse
+
+    @property
+    def person(self) -> User | None:
+        """Who is signed in here."""
+        request: Any = self.client.get("/settings/profile")
+        return request.wsgi_request.user if request.status_code == 200 else None
+
+    @property
+    def words(self) -> str:
+        return self.response.content.decode()
+
+
+def asks(client: Client, path: str = "/accounts/organisation/", **fields: Any) -> str:
+    """Where the button leads."""
+    return destination(client.post(path, fields))
+
+
+def signs_in_at(away: str, name: str) -> dict[str, str]:
+    """What the provider's page sends back when somebody signs in there under this name."""
+    with httpx.Client(trust_env=False) as http:
+        asked = Page(http.get(away).text)
+        answered = http.get(away.partition("?")[0], params=asked.fields | {"login": name})
+    return form_of(answered.text)
+
+
+def begins_at(organisation: SamlOrganisation, name: str, to: str = "") -> dict[str, str]:
+    """What its page sends of somebody who did not begin here."""
+    answered = httpx.get(f"{organisation.origin}/begin", params={"name": name, "to": to}, trust_env=False)
+    return form_of(answered.text)
+
+
+def form_of(page: str) -> dict[str, str]:
+    found = Page(page)
+    assert found.form is not None, page
+    return found.fields
+
+
+def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
+    """The provider's page posts its form from another site, without our cookies; the browser follows with them."""
+    answer: Any = Client().post(ACS, fields)
+    assert answer.status_code == 303, answer.content
+    assert not answer.cookies, "a cookie from there would take the place of the session's"
+    assert urlsplit(answer["Location"]).path == ANSWERED
+    response: Any = client.get(answer["Location"])
+    return SamlVisit(client, fields, response)
+
+
+# --- Answers written here ---------------------------------------------------------------------------------------------
+
+SIGNER = XMLSigner(
+    method=SignatureConstructionMethod.enveloped, c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#"
+)
+NS = {
+    "samlp": "urn:oasis:names:tc:SAML:2.0:protocol",
+    "saml": "urn:oasis:names:tc:SAML:2.0:assertion",
+    "ds": "http://www.w3.org/2000/09/xmldsig#",
+}
+
+
+def moment(minutes: float = 0) -> str:
+    return (datetime.now(UTC) + timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class Answer:
+    """A response as a provider writes it; every part of it can be wrong."""
+
+    issuer: str
+    pair: Pair
+    answers: str = ""
+    name: str = "mia"
+    format: str = PERSISTENT
+    email: str = "mia@example.com"
+    audience: str = field(default_factory=entity_id)
+    recipient: str = field(default_factory=consumer_url)
+    destination: str = field(default_factory=consumer_url)
+    made: float = 0
+    begins: float = -1
+    ends: float = 5
+    confirmed_until: float = 5
+    signed_in: float = 0
+    assertion_id: str = field(default_factory=lambda: f"_{secrets.token_hex(8)}")
+    more: str = ""  # Of attributes.
+
+    def assertion(self) -> Any:
+        answers = f' InResponseTo="{self.answers}"' if self.answers else ""
+        return etree.fromstring(
+            f'<saml:Assertion xmlns:saml="{NS["saml"]}" ID="{self.assertion_id}" Version="2.0"'
+            f' IssueInstant="{moment(self.made)}"><saml:Issuer>{self.issuer}</saml:Issuer>'
+            f'<saml:Subject><saml:NameID Format="{self.format}">{self.name}</saml:NameID>'
+            '<saml:SubjectConfirmation Method="urn:oasis:names:tc:SAML:2.0:cm:bearer"><saml:SubjectConfirmationData'
+            f' Recipient="{self.recipient}" NotOnOrAfter="{moment(self.confirmed_until)}"{answers}/>'
+            "</saml:SubjectConfirmation></saml:Subject>"
+            f'<saml:Conditions NotBefore="{moment(self.begins)}" NotOnOrAfter="{moment(self.ends)}">'
+            f"<saml:AudienceRestriction><saml:Audience>{self.audience}</saml:Audience></saml:AudienceRestriction>"
+            f'</saml:Conditions><saml:AuthnStatement AuthnInstant="{moment(self.signed_in)}" SessionIndex="s1">'
+            "<saml:AuthnContext><saml:AuthnContextClassRef>urn:oasis:names:tc:SAML:2.0:ac:classes:Password"
+            "</saml:AuthnContextClassRef></saml:AuthnContext></saml:AuthnStatement><saml:AttributeStatement>"
+            f'<saml:Attribute Name="email"><saml:AttributeValue>{self.email}</saml:AttributeValue></saml:Attribute>'
+            '<saml:Attribute Name="email_verified"><saml:AttributeValue>true</saml:AttributeValue></saml:Attribute>'
+            f"{self.more}</saml:AttributeStatement></saml:Assertion>"
+        )
+
+    def signed(self, signer: XMLSigner = SIGNER) -> Any:
+        """The assertion with its signature where the schema has it."""
+        signed = signer.sign(
+            self.assertion(), key=self.pair.key, cert=self.pair.certificate, reference_uri=self.assertion_id
+        )
+        signature = signed.find("ds:Signature", NS)
+        signed.insert(1, signature)
+        return signed
+
+    def around(self, *assertions: Any) -> Any:
+        """The response around these."""
+        answers = f' InResponseTo="{self.answers}"' if self.answers else ""
+        root = etree.fromstring(
+            f'<samlp:Response xmlns:samlp="{NS["samlp"]}" xmlns:saml="{NS["saml"]}" ID="_{secrets.token_hex(8)}"'
+            f' Version="2.0" IssueInstant="{moment()}" Destination="{self.destination}"{answers}>'
+            f"<saml:Issuer>{self.issuer}</saml:Issuer><samlp:Status>"
+            '<samlp:StatusCode Value="urn:oasis:names:tc:SAML:2.0:status:Success"/></samlp:Status></samlp:Response>'
+        )
+        root.extend(assertions)
+        return root
+
+    def fields(self) -> dict[str, str]:
+        """What the provider's page sends, all being well."""
+        return sent(self.around(self.signed()))
+
+
+def sent(root: Any) -> dict[str, str]:
+    text = root if isinstance(root, bytes) else etree.tostring(root)
+    return {"SAMLResponse": base64.b64encode(text).decode(), "RelayState": ""}
+
+
+def weak_signer() -> XMLSigner:
+    """One that signs with SHA-1, as old providers do."""
+
+    class Weak(XMLSigner):
+        def check_deprecated_methods(self) -> None:
+            pass
+
+    return Weak(
+        method=SignatureConstructionMethod.enveloped,
+        signature_algorithm=SignatureMethod.RSA_SHA1,
+        digest_algorithm=DigestAlgorithm.SHA1,
+        c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#",
+    )
+
+
+def metadata_of(entity: str, sso_url: str, *pairs: Pair, until: str = "") -> str:
+    """Metadata of a provider, as somebody would paste them."""
+    keys = "".join(
+        '<md:KeyDescriptor use="signing"><ds:KeyInfo><ds:X509Data>'
+        f"<ds:X509Certificate>{pair.bare}</ds:X509Certificate></ds:X509Data></ds:KeyInfo></md:KeyDescriptor>"
+        for pair in pairs
+    )
+    return (
+        '<?xml version="1.0"?><!-- ours -->'
+        f'<md:EntityDescriptor xmlns:md="urn:oasis:names:tc:SAML:2.0:metadata" xmlns:ds="{NS["ds"]}"'
+        f' entityID="{entity}"{f" validUntil='{until}'" if until else ""}>'
+        '<md:IDPSSODescriptor protocolSupportEnumeration="urn:oasis:names:tc:SAML:2.0:protocol">'
+        f'{keys}<md:SingleSignOnService Binding="urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"'
+        f' Location="{sso_url}"/></md:IDPSSODescriptor></md:EntityDescriptor>'
+    )

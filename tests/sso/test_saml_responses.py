@@ -1,0 +1,426 @@
+"""Answers that prove nothing, from whoever can have a browser post a form here, are refused, each by its name."""
+
+import base64
+import copy
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+from lxml import etree
+
+from accounts.models import User
+from auditlog.models import Event
+from sso.models import Account, Provider
+from sso.saml.refusals import ADVICE
+from sso.saml.responses import LONGEST
+from tests.sso.saml_provider import (
+    ACS,
+    NS,
+    PERSISTENT,
+    SIGNER,
+    Answer,
+    Pair,
+    SamlOrganisation,
+    SamlVisit,
+    asks,
+    brings,
+    metadata_of,
+    moment,
+    sent,
+    weak_signer,
+)
+from tests.sso.test_saml_signing_in import query_id
+
+pytestmark = pytest.mark.django_db
+
+type Build = Callable[[Answer], dict[str, str]]
+
+
+@pytest.fixture
+def answer(saml: Provider, saml_organisation: SamlOrganisation) -> Answer:
+    """What the provider would answer to a request that was begun in the browser of this test."""
+    return Answer(saml.issuer, saml_organisation.pair)
+
+
+def tried(answer: Answer, build: Build) -> SamlVisit:
+    """The answer, built like that, to a request that really was begun."""
+    client = Client()
+    answer.answers = query_id(asks(client))
+    return brings(client, build(answer))
+
+
+def reason() -> str:
+    event = Event.objects.filter(action="user.sign_in_refused").latest("pk")
+    return str(event.changes["reason"])
+
+
+def signed_by(pair: Pair, element: Any) -> Any:
+    return SIGNER.sign(element, key=pair.key, cert=pair.certificate, reference_uri=element.get("ID"))
+
+
+def as_it_should_be(answer: Answer) -> dict[str, str]:
+    return answer.fields()
+
+
+def test_what_is_written_here_is_accepted_when_nothing_is_wrong_with_it(answer: Answer) -> None:
+    assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
+
+
+@pytest.mark.one_in(1)  # Each is a rule of its own.
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"audience": "https://other.example.com"}, "other_audience"),
+        ({"recipient": "https://other.example.com/acs"}, "other_recipient"),
+        ({"destination": "https://other.example.com/acs"}, "other_recipient"),
+        ({"issuer": "https://other.example.com"}, "other_issuer"),
+        ({"ends": -2}, "expired"),
+        ({"confirmed_until": -2}, "expired"),
+        ({"made": -15, "begins": -15}, "expired"),
+        ({"begins": 3}, "not_yet_valid"),
+        ({"made": 3}, "not_yet_valid"),
+        ({"format": "urn:oasis:names:tc:SAML:2.0:nameid-format:transient"}, "no_name"),
+        ({"format": "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress"}, "no_name"),
+        ({"name": ""}, "no_name"),
+        ({"name": "x" * 256}, "no_name"),
+        ({"name": "mia\u202eadmin"}, "no_name"),
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_signed_but_not_for_us_or_not_for_now_is_refused(
+    answer: Answer, wrong: dict[str, Any], named: str
+) -> None:
+    for name, value in wrong.items():
+        setattr(answer, name, value)
+
+    visit = tried(answer, as_it_should_be)
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert reason() == named
+    assert ADVICE[named].text.split(":")[0] in visit.words
+    assert not Account.objects.exists()
+
+
+@pytest.mark.parametrize("minutes", [-0.7, 0.7])
+def test_clocks_may_differ_by_less_than_a_minute(answer: Answer, minutes: float) -> None:
+    answer.made = answer.begins = max(0, minutes)
+    answer.ends = answer.confirmed_until = 5 if minutes > 0 else minutes
+
+    assert tried(answer, as_it_should_be).person is not None
+
+
+# --- Signatures -------------------------------------------------------------------------------------------------------
+
+
+def unsigned(answer: Answer) -> dict[str, str]:
+    return sent(answer.around(answer.assertion()))
+
+
+def signed_by_somebody(answer: Answer) -> dict[str, str]:
+    answer.pair = Pair.make("somebody")
+    return answer.fields()
+
+
+def changed(answer: Answer) -> dict[str, str]:
+    return sent(etree.tostring(answer.around(answer.signed())).replace(b">mia<", b">ana<"))
+
+
+def old_signature(answer: Answer) -> dict[str, str]:
+    return sent(answer.around(answer.signed(weak_signer())))
+
+
+def signed_around_only(answer: Answer) -> dict[str, str]:
+    """The response is signed, and the assertion in it is not."""
+    root = answer.around(answer.assertion())
+    return sent(signed_by(answer.pair, root))
+
+
+def signed_with_a_secret(answer: Answer) -> dict[str, str]:
+    """With the provider's certificate, which everybody knows, as a shared secret."""
+    root = answer.around(answer.signed())
+    method = root.find(".//ds:SignatureMethod", NS)
+    method.set("Algorithm", "http://www.w3.org/2001/04/xmldsig-more#hmac-sha256")
+    return sent(root)
+
+
+def spoiled_response_signature(answer: Answer) -> dict[str, str]:
+    root = answer.around(answer.signed())
+    return sent(signed_by(Pair.make("somebody"), root))
+
+
+# --- Wrapping: what is signed stands somewhere, and something else where it is looked for -----------------------------
+
+
+def forged_of(answer: Answer) -> Any:
+    forged = copy.copy(answer)
+    forged.assertion_id, forged.name, forged.email = f"_{secrets.token_hex(8)}", "owner", "owner@example.com"
+    return forged.assertion()
+
+
+def forged_before(answer: Answer) -> dict[str, str]:
+    return sent(answer.around(forged_of(answer), answer.signed()))
+
+
+def forged_after(answer: Answer) -> dict[str, str]:
+    return sent(answer.around(answer.signed(), forged_of(answer)))
+
+
+def original_within_forged(answer: Answer) -> dict[str, str]:
+    forged = forged_of(answer)
+    forged.append(answer.signed())
+    return sent(answer.around(forged))
+
+
+def original_within_the_signature(answer: Answer) -> dict[str, str]:
+    """The forged assertion carries the signature, and in an Object of it the assertion that it is of."""
+    original, forged = answer.signed(), forged_of(answer)
+    signature = original.find("ds:Signature", NS)
+    original.remove(signature)
+    etree.SubElement(signature, f"{{{NS['ds']}}}Object").append(original)
+    forged.insert(1, signature)
+    return sent(answer.around(forged))
+
+
+def original_in_extensions(answer: Answer) -> dict[str, str]:
+    root = answer.around(forged_of(answer))
+    extensions = etree.SubElement(root, f"{{{NS['samlp']}}}Extensions")
+    extensions.append(answer.signed())
+    return sent(root)
+
+
+def same_name_twice(answer: Answer) -> dict[str, str]:
+    """Something else bears the name that the signature speaks of."""
+    root = answer.around(answer.signed())
+    decoy = etree.SubElement(root, f"{{{NS['samlp']}}}Extensions")
+    decoy.set("ID", answer.assertion_id)
+    return sent(root)
+
+
+def signature_of_something_else(answer: Answer) -> dict[str, str]:
+    """The provider did sign this: but it is the status, and no assertion."""
+    root = answer.around(answer.assertion())
+    status = root.find("samlp:Status", NS)
+    status.set("ID", "_status")
+    signed = signed_by(answer.pair, copy.deepcopy(status))
+    root.find("saml:Assertion", NS).insert(1, signed.find("ds:Signature", NS))
+    return sent(root)
+
+
+def encrypted(answer: Answer) -> dict[str, str]:
+    root = answer.around()
+    etree.SubElement(root, f"{{{NS['saml']}}}EncryptedAssertion")
+    return sent(root)
+
+
+# --- Documents that are a danger to whoever reads them ----------------------------------------------------------------
+
+
+def around_declared(answer: Answer, declared: str, used: str = "") -> dict[str, str]:
+    text = etree.tostring(answer.around(answer.signed())).decode().replace("mia@example.com", used or "mia@example.com")
+    return sent(f"{declared}{text}".encode())
+
+
+def bomb(answer: Answer) -> dict[str, str]:
+    laughs = "".join(f'<!ENTITY l{level} "{f"&l{level - 1};" * 10}">' for level in range(1, 12))
+    return around_declared(answer, f'<!DOCTYPE r [<!ENTITY l0 "ha">{laughs}]>', "&l11;")
+
+
+def reads_a_file(answer: Answer) -> dict[str, str]:
+    return around_declared(answer, '<!DOCTYPE r [<!ENTITY file SYSTEM "file:///etc/passwd">]>', "&file;")
+
+
+def bomb_in_another_alphabet(answer: Answer) -> dict[str, str]:
+    text = '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE r [<!ENTITY a "b">]><r>&a;</r>'
+    return sent(text.encode("utf-16"))
+
+
+def commented_name(answer: Answer) -> dict[str, str]:
+    """A comment is not signed, and some read a name up to it only."""
+    text = etree.tostring(answer.around(answer.signed()))
+    return sent(text.replace(b">mia@example.com<", b">owner@example.com<!-- -->.evil.example<"))
+
+
+def too_large(answer: Answer) -> dict[str, str]:
+    answer.more = (
+        f'<saml:Attribute Name="x"><saml:AttributeValue>{"x" * LONGEST}</saml:AttributeValue></saml:Attribute>'
+    )
+    return answer.fields()
+
+
+def nested(answer: Answer) -> dict[str, str]:
+    root = answer.around(answer.signed())
+    etree.SubElement(root, f"{{{NS['samlp']}}}Extensions").append(etree.fromstring(b"<a>" * 100 + b"</a>" * 100))
+    return sent(root)
+
+
+def many_namespaces(answer: Answer) -> dict[str, str]:
+    """Half a second of work for each, if it were verified."""
+    declared = " ".join(f'xmlns:p{number}="urn:u{number}"' for number in range(3000))
+    text = etree.tostring(answer.around(answer.signed()))
+    return sent(text.replace(b"<samlp:Response ", f"<samlp:Response {declared} ".encode(), 1))
+
+
+def no_xml(answer: Answer) -> dict[str, str]:
+    return {"SAMLResponse": base64.b64encode(b"hello").decode()}
+
+
+def no_base64(answer: Answer) -> dict[str, str]:
+    return {"SAMLResponse": "<Response>"}
+
+
+def nothing(answer: Answer) -> dict[str, str]:
+    return {}
+
+
+@pytest.mark.one_in(1)  # Each is a rule of its own.
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (unsigned, "not_signed"),
+        (signed_around_only, "not_signed"),
+        (signed_by_somebody, "wrong_signature"),
+        (changed, "wrong_signature"),
+        (old_signature, "weak_signature"),
+        (signed_with_a_secret, "weak_signature"),
+        (spoiled_response_signature, "wrong_signature"),
+        (signature_of_something_else, "wrapped"),
+        (forged_before, "wrapped"),
+        (forged_after, "wrapped"),
+        (original_within_forged, "wrapped"),
+        (original_within_the_signature, "wrapped"),
+        (original_in_extensions, "wrapped"),
+        (same_name_twice, "wrapped"),
+        (encrypted, "encrypted"),
+        (bomb, "malformed"),
+        (reads_a_file, "malformed"),
+        (bomb_in_another_alphabet, "malformed"),
+        (commented_name, "malformed"),
+        (nested, "malformed"),
+        (many_namespaces, "malformed"),
+        (no_xml, "malformed"),
+        (no_base64, "malformed"),
+        (nothing, "malformed"),
+        (too_large, "too_large"),
+    ],
+    ids=lambda given: getattr(given, "__name__", given),
+)
+def test_what_is_not_signed_as_it_stands_or_is_dangerous_to_read_is_refused(
+    answer: Answer, build: Build, named: str
+) -> None:
+    visit = tried(answer, build)
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert reason() == named
+    assert f"<code>{named}</code>" in visit.words
+    assert not User.objects.filter(email__in=["mia@example.com", "owner@example.com"]).exists()
+
+
+def test_an_answer_to_another_request_than_this_browsers_is_refused(answer: Answer) -> None:
+    client = Client()
+    asks(client)
+    answer.answers = "_0123456789"
+
+    visit = brings(client, answer.fields())
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert reason() == "not_begun_here"
+
+
+def test_response_and_assertion_have_to_answer_the_same_request(answer: Answer) -> None:
+    """The outer one is not signed, and could name whatever this browser began."""
+    client = Client()
+    answer.answers = "_somebody-elses"
+    assertion = answer.signed()
+    answer.answers = query_id(asks(client))
+
+    visit = brings(client, sent(answer.around(assertion)))
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert reason() == "not_confirmed"
+
+
+def test_one_request_is_answered_once(answer: Answer) -> None:
+    client = Client()
+    answer.answers = query_id(asks(client))
+    assert brings(client, answer.fields()).response.status_code == 302
+    answer.assertion_id = f"_{secrets.token_hex(8)}"
+
+    again = brings(client, answer.fields())
+
+    assert again.response.status_code == 400
+    assert reason() == "not_begun_here"
+
+
+def test_either_of_two_certificates_in_the_metadata_may_sign(
+    answer: Answer, saml_organisation: SamlOrganisation
+) -> None:
+    old, new = Pair.make("old"), Pair.make("new")
+    pasted = metadata_of(answer.issuer, f"{saml_organisation.origin}/sso", old, new)
+    Provider.edit(by=None, metadata_url="", metadata_xml=pasted)
+
+    for pair in (old, new):
+        answer.pair = pair
+        answer.assertion_id = f"_{secrets.token_hex(8)}"
+        assert tried(answer, as_it_should_be).person is not None
+    answer.pair, answer.assertion_id = saml_organisation.pair, f"_{secrets.token_hex(8)}"
+    assert tried(answer, as_it_should_be).person is None
+
+
+def test_what_the_name_of_the_person_may_be_is_said_in_the_settings(answer: Answer) -> None:
+    """Where it is an address, it is the e-mail too; which says nothing of who had that address before."""
+    Provider.edit(by=None, name_id_format="emailAddress", email_attribute="mail", domains=["example.com"])
+    answer.format, answer.name = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress", "mia@example.com"
+
+    assert tried(answer, as_it_should_be).person == User.objects.get(email="mia@example.com")
+
+    Provider.edit(by=None, name_id_format="unspecified")
+    answer.format, answer.assertion_id = PERSISTENT, f"_{secrets.token_hex(8)}"
+    assert tried(answer, as_it_should_be).person is not None
+
+
+def test_attributes_are_found_by_either_of_their_names(answer: Answer) -> None:
+    Provider.edit(by=None, email_attribute="urn:oid:0.9.2342.19200300.100.1.3", name_attribute="displayName")
+    answer.email = "wrong@example.com"
+    answer.more = (
+        '<saml:Attribute Name="urn:oid:0.9.2342.19200300.100.1.3" FriendlyName="mail"><saml:AttributeValue>'
+        "mia@example.com</saml:AttributeValue></saml:Attribute>"
+        '<saml:Attribute Name="urn:oid:2.16.840.1.113730.3.1.241" FriendlyName="displayName"><saml:AttributeValue>'
+        "Mia Muster</saml:AttributeValue></saml:Attribute>"
+    )
+
+    person = tried(answer, as_it_should_be).person
+
+    assert person == User.objects.get(email="mia@example.com")
+    assert person is not None
+    assert person.display_name == "Mia Muster"
+
+
+def test_too_many_groups_to_be_said_are_not_taken_as_none(answer: Answer) -> None:
+    answer.more = (
+        '<saml:Attribute Name="http://schemas.microsoft.com/claims/groups.link"><saml:AttributeValue>'
+        "https://graph.example.com</saml:AttributeValue></saml:Attribute>"
+    )
+
+    assert tried(answer, as_it_should_be).response.status_code == 403
+    assert reason() == "too_many_groups"
+
+
+def test_a_flood_of_bad_answers_makes_one_event_a_minute(answer: Answer) -> None:
+    for _ in range(5):
+        Client().post(ACS, {"SAMLResponse": "x"})
+
+    assert Event.objects.filter(action="user.sign_in_refused").count() == 1
+
+
+def test_events_say_what_was_wrong_and_nothing_of_the_answer(answer: Answer) -> None:
+    answer.ends = -2
+    tried(answer, as_it_should_be)
+
+    event = Event.objects.get(action="user.sign_in_refused")
+    assert event.changes == {
+        "reason": "expired",
+        "detail": "It has expired, or the clocks differ by more than a minute.",
+    }
+    assert moment()[:4] not in str(event.changes)

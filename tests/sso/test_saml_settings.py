@@ -1,0 +1,383 @@
+"""Setting SAML up: page, REST, Django's admin, and what is refused."""
+
+import subprocess
+import sys
+from datetime import timedelta
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.test import Client
+from django.utils import timezone
+from lxml import etree
+from pytest_django import Settings
+
+from accounts import sign_in_limits
+from auditlog.models import Event
+from capabilities import Capability
+from gatewayadmin.config.key_uses import key_uses
+from gatewayadmin.serving import housekeeping
+from servers.models import cipher
+from servers.resealing import reseal
+from sso import discovery
+from sso.errors import BadMetadata, ProviderError
+from sso.models import Provider, ReceivedAssertion
+from sso.saml.requests import consumer_url, entity_id
+from tests import make
+from tests.accounts.again import confirmed
+from tests.asgi_server import Receive, Scope, Send, answer
+from tests.asgi_server import running as serving
+from tests.oauth.apps import browser
+from tests.rest import Rest
+from tests.sso.saml_provider import ACS, Answer, Pair, SamlOrganisation, asks, brings, metadata_of, sent
+from tests.sso.test_saml_signing_in import query_id
+from wire.cipher import key_id
+from wire.oauth_client import MOST_BYTES
+
+pytestmark = pytest.mark.django_db
+
+PAGE = "/settings/organisation/"
+FORM = {
+    "mode": "off",
+    "protocol": "saml",
+    "name": "Example",
+    "groups_claim": "groups",
+    "name_id_format": "persistent",
+    "email_attribute": "mail",
+}
+ENTITY, SSO = "https://idp.example.com/saml", "https://idp.example.com/sso"
+PAIR = Pair.make()
+PASTED = metadata_of(ENTITY, SSO, PAIR)
+
+
+@pytest.fixture
+def boss(db: None) -> Client:
+    return confirmed(browser(make.user(*Capability)))
+
+
+@pytest.fixture
+def pasted(db: None) -> Provider:
+    """A provider whose metadata were pasted."""
+    role = make.role()
+    return Provider.edit(
+        by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED, default_role=role
+    )
+
+
+def test_pasted_metadata_are_read_and_shown_and_so_is_what_the_provider_needs(boss: Client) -> None:
+    saved = boss.post(PAGE, FORM | {"mode": "offered", "metadata_xml": PASTED})
+
+    assert saved.status_code == 302
+    row = Provider.load()
+    assert (row.issuer, row.sso_url, row.client_id) == (ENTITY, SSO, entity_id())
+    page = boss.get(PAGE).content.decode()
+    for words in (ENTITY, SSO, row.signing[0].fingerprint, entity_id(), consumer_url()):
+        assert words in page
+    event = Event.objects.get(action="organisation.updated")
+    assert event.changes["certificates"] == [[], [row.signing[0].fingerprint]]
+    assert event.changes["protocol"] == ["oidc", "saml"]
+
+
+def test_our_metadata_say_where_answers_are_taken_and_that_they_have_to_be_signed(pasted: Provider) -> None:
+    response = Client().get("/accounts/organisation/saml/metadata/")
+
+    root = etree.fromstring(response.content)
+    role = root[0]
+    assert response["Content-Type"] == "application/samlmetadata+xml"
+    assert (root.get("entityID"), role.get("WantAssertionsSigned")) == (entity_id(), "true")
+    assert [each.get("Location") for each in role if each.tag.endswith("ConsumerService")] == [consumer_url()]
+
+
+def test_metadata_at_an_address_are_read_through_the_guard(boss: Client, settings: Settings) -> None:
+    """And never by a library that asks whatever it is told."""
+    inside = FORM | {"metadata_url": "http://127.0.0.1:9/metadata"}
+    refused = boss.post(PAGE, inside)
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    down = boss.post(PAGE, inside)
+
+    assert "GATEWAY_PRIVATE_UPSTREAMS" in refused.content.decode()
+    assert "cannot be reached" in down.content.decode()
+    assert (refused.status_code, down.status_code) == (422, 422)
+    assert not Event.objects.filter(action="organisation.updated").exists()
+
+
+@pytest.mark.parametrize("what", ["redirect", "large", "html", "missing"])
+def test_what_stands_at_the_address_is_bounded_and_believed_as_it_is_only(
+    boss: Client, settings: Settings, what: str
+) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        to = [(b"location", b"http://127.0.0.1:1/")] if what == "redirect" else []
+        body = {"large": b"x" * (MOST_BYTES + 1), "html": b"<!doctype html><p>Hello</p>"}.get(what, b"")
+        await answer(send, {"redirect": 302, "missing": 404}.get(what, 200), body, headers=to)
+
+    with serving(page) as server:
+        refused = boss.post(PAGE, FORM | {"metadata_url": f"http://127.0.0.1:{server.port}/metadata"})
+
+    words = {
+        "redirect": "answered 302",
+        "large": "answered with more than",
+        "html": "cannot be read",
+        "missing": "answered 404",
+    }
+    assert refused.status_code == 422
+    assert words[what] in refused.content.decode()
+
+
+BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ("<html></html>", "not the metadata of one identity provider"),
+        ("hello", "It is no XML"),
+        (BOMB + PASTED.partition("-->")[2], "document type"),
+        (metadata_of(ENTITY, SSO), "have 0 certificates"),
+        (metadata_of(ENTITY, SSO, Pair.make(bits=1024)), "RSA of 2048 bits"),
+        (metadata_of(ENTITY, "http://93.184.216.34/sso", PAIR), "GATEWAY_PRIVATE_UPSTREAMS"),
+        (metadata_of(ENTITY, "javascript:alert(1)", PAIR), "no usable address"),
+        (metadata_of(ENTITY, SSO, PAIR, until="2020-01-01T00:00:00Z"), "valid until 2020"),
+        (metadata_of("x" * 451, SSO, PAIR), "450 characters"),
+        (PASTED.replace("HTTP-Redirect", "HTTP-POST"), "no SingleSignOnService with the HTTP-Redirect"),
+        (PASTED.replace(PAIR.bare, "AAAA"), "cannot be read"),
+    ],
+)
+def test_metadata_that_cannot_be_used_are_refused_in_words_and_nothing_is_saved(
+    boss: Client, metadata: str, words: str
+) -> None:
+    refused = boss.post(PAGE, FORM | {"metadata_xml": metadata})
+
+    assert refused.status_code == 422
+    assert words in refused.content.decode()
+    assert Provider.load().protocol == "oidc"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mode": "offered"}, "give its metadata before"),
+        ({"metadata_xml": PASTED, "metadata_url": "https://93.184.216.34/metadata"}, "not both"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(boss: Client, fields: dict[str, str], words: str) -> None:
+    refused = boss.post(PAGE, FORM | fields)
+
+    assert refused.status_code == 422
+    assert words in refused.content.decode()
+
+
+def test_without_the_packages_page_and_rest_say_what_installs_them(
+    boss: Client, saml: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "pip install &#x27;gateway-admin[saml]&#x27;"
+    fields = Answer(saml.issuer, Pair.make()).fields()
+    monkeypatch.setattr("sso.saml.terms.find_spec", lambda name: None)
+    for name in ("lxml", "signxml", "sso.saml.documents", "sso.saml.metadata", "sso.saml.responses"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    assert words in boss.get(PAGE).content.decode()
+    assert Client().post("/accounts/organisation/").status_code == 502
+    assert "refused=not_installed" in Client().post(ACS, fields)["Location"]
+    assert "gateway-admin[saml]" in discovery.test(saml, by=None).detail
+    assert boss.post(PAGE, FORM | {"mode": "off"}).status_code == 302  # Switching it off works all the same.
+    Provider.edit(by=None, protocol="oidc")
+    assert words in boss.post(PAGE, FORM).content.decode()
+    refused = Rest.of(make.user(*Capability)).patch("/organisation", {"protocol": "saml"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "needs_extra")
+    assert "pip install 'gateway-admin[saml]'" in refused.json()["detail"]
+
+
+def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
+    told = "import os, django; os.environ['DJANGO_SETTINGS_MODULE'] = 'gatewayadmin.settings'; django.setup();"
+    code = f"{told} import gatewayadmin.urls, sys; print({{'lxml', 'signxml'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"protocol": "oidc"},
+        {"metadata_url": "https://93.184.216.34/other"},
+        {"metadata_xml": metadata_of(ENTITY, SSO, Pair.make("other"))},
+        {"name_id_format": "unspecified"},
+        {"email_attribute": "other"},
+        {"takes_unsolicited": True},
+    ],
+    ids=lambda terms: next(iter(terms)),
+)
+def test_whom_people_become_through_saml_is_set_by_who_holds_everything(
+    terms: dict[str, Any], pasted: Provider
+) -> None:
+    """Also an address is asked for nobody else."""
+    lacking = make.user(*(each for each in Capability if each != Capability.LOGS_READ))
+    before = Provider.load().editable()
+
+    refused = Rest.of(lacking).patch("/organisation", terms)
+
+    assert (refused.status_code, refused.json()["code"]) == (403, "beyond_yours")
+    assert Provider.load().editable() == before
+
+
+def test_rest_sets_it_up_and_says_what_has_to_be_entered_at_the_provider() -> None:
+    rest = Rest.of(make.user(*Capability))
+
+    said = rest.patch("/organisation", {"protocol": "saml", "name": "Example", "metadata_xml": PASTED}).json()
+
+    assert (said["issuer"], said["sso_url"], said["protocol"]) == (ENTITY, SSO, "saml")
+    assert (said["entity_id"], said["acs_url"]) == (entity_id(), consumer_url())
+    assert said["certificates"][0]["subject"] == "CN=provider"
+    assert "metadata_xml" not in said
+    for terms, field in (
+        ({"issuer": "https://other.example.com"}, "issuer"),
+        ({"secret": "x"}, "secret"),
+        ({"metadata_xml": "x"}, "metadata_xml"),
+        ({"metadata_url": "https://10.0.0.1/"}, "metadata_url"),
+    ):
+        refused = rest.patch("/organisation", terms)
+        assert (refused.status_code, [*refused.json()["errors"]]) == (400, [field]), refused.text
+
+
+def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted: Provider) -> None:
+    signed = Provider.edit(by=None, signs_requests=True)
+    key = signed.secret
+    assert key.startswith("-----BEGIN PRIVATE KEY-----")
+    assert b"PRIVATE" not in bytes(signed.secret_ciphertext or b"")
+    assert Provider.edit(by=None, name="Other").secret == key
+    assert all("PRIVATE" not in str(event.changes) for event in Event.objects.all())
+
+    ended = Provider.edit(by=None, signs_requests=False)
+
+    assert (ended.has_secret, ended.own_certificate) == (False, "")
+
+
+def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
+    key = Provider.edit(by=None, signs_requests=True).secret
+    newest = Fernet.generate_key()
+    settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
+    cipher.cache_clear()
+    try:
+        reseal()
+
+        moved = Provider.load()
+        assert (moved.key_id, moved.secret) == (key_id(newest), key)
+        assert key_uses()[1].uses[key_id(newest)] == 1
+    finally:
+        settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
+        cipher.cache_clear()
+
+
+def test_a_key_that_no_encryption_key_opens_ends_in_words_and_no_error(pasted: Provider) -> None:
+    Provider.edit(by=None, signs_requests=True)
+    Provider.objects.update(secret_ciphertext=Fernet(Fernet.generate_key()).encrypt(b"x"))
+
+    assert Client().post("/accounts/organisation/").status_code == 502
+
+
+def test_changing_the_protocol_takes_nothing_of_the_other_along(pasted: Provider) -> None:
+    Provider.edit(by=None, signs_requests=True)
+
+    oidc = Provider.edit(by=None, protocol="oidc", mode="off")
+
+    assert (oidc.issuer, oidc.client_id, oidc.sso_url, oidc.certificates) == ("", "", "", "")
+    assert (oidc.has_secret, oidc.signs_requests) == (False, False)
+    Provider.edit(by=None, issuer="https://93.184.216.34", client_id="ours", secret="the-secret-of-oidc")
+    saml = Provider.edit(by=None, protocol="saml", metadata_xml=PASTED)
+    assert (saml.issuer, saml.client_id, saml.has_secret) == (ENTITY, entity_id(), False)
+
+
+def test_metadata_belong_to_saml(db: None) -> None:
+    with pytest.raises(BadMetadata, match="belong to SAML"):
+        Provider.edit(by=None, metadata_xml=PASTED)
+
+
+def test_test_reads_the_metadata_anew_and_says_what_was_found(
+    boss: Client, saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    good = boss.post(f"{PAGE}test/").content.decode()
+    saml_organisation.signs_with(Pair.make("new"))
+    boss.post(f"{PAGE}test/")
+    renewed = Provider.load().signing[0].subject
+    Provider.objects.update(issuer="https://other.example.com")
+    other = boss.post(f"{PAGE}test/").content.decode()
+
+    assert f"{saml.issuer} asks people at {saml_organisation.origin}/sso and signs with 1 certificate." in good
+    assert renewed == "CN=new"
+    assert "describes another provider by now" in other
+    told = Event.objects.filter(action="organisation.tested").order_by("pk")
+    assert [event.changes["works"] for event in told] == [True, True, False]
+
+
+def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_test_says_so(pasted: Provider) -> None:
+    """The metadata are what is believed; nobody shall be locked out at midnight."""
+    old = Pair.make("old", until=timedelta(days=-1))
+    provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
+
+    assert "1 of them past its end" in discovery.test(provider, by=None).detail
+    client = Client()
+
+    assert brings(client, Answer(ENTITY, old, query_id(asks(client))).fields()).person is not None
+
+
+def test_metadata_that_do_not_answer_keep_nobody_out(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    Provider.objects.update(metadata_url="http://127.0.0.1:9/metadata", metadata_read_at="2026-01-01T00:00:00Z")
+
+    assert asks(Client()).startswith(f"{saml_organisation.origin}/sso?")
+
+
+def test_metadata_of_another_provider_at_the_address_change_nothing_by_themselves(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    Provider.objects.update(issuer="https://ours.example.com", metadata_read_at="2026-01-01T00:00:00Z")
+
+    asks(Client())
+
+    assert Provider.load().issuer == "https://ours.example.com"
+    with pytest.raises(ProviderError, match="another provider"):
+        Provider.load().take_over({"issuer": "https://other.example.com"}, by=None)
+
+
+def test_djangos_admin_shows_it_and_changes_it_by_the_same_verb(pasted: Provider) -> None:
+    boss = make.user(*Capability, is_staff=True)
+    client, path = confirmed(browser(boss)), "/admin/sso/provider/1/change/"
+    page = client.get(path)
+    form = page.context["adminform"].form.initial | {"email_attribute": "mail", "domains": "[]"}
+    sent_form = {name: value for name, value in form.items() if value is not False and value is not None}
+
+    assert client.post(path, sent_form).status_code == 302
+    assert Provider.load().email_attribute == "mail"
+    assert Provider.load().certificates == pasted.certificates
+    event = Event.objects.filter(action="organisation.updated").latest("pk")
+    assert event.changes == {"email_attribute": ["email", "mail"]}
+
+
+def test_the_form_of_openid_connect_is_as_it_was_with_saml_beside_it(boss: Client) -> None:
+    oidc = {"mode": "off", "scopes": "openid", "groups_claim": "groups", "name": "Ours", "protocol": "oidc"}
+
+    assert boss.post(PAGE, oidc | {"email_attribute": "", "metadata_url": "https://x"}).status_code == 302
+
+    row = Provider.load()
+    assert (row.protocol, row.metadata_url, row.email_attribute) == ("oidc", "", "email")
+
+
+def test_what_is_kept_for_a_browser_that_never_comes_is_swept(saml: Provider) -> None:
+    first = ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1})
+    assert ReceivedAssertion.keep(saml.issuer, "_1", {"a": 1}) == ""
+    ReceivedAssertion.objects.update(until=timezone.now())
+    assert ReceivedAssertion.take(first) is None
+
+    assert housekeeping.CHORES["saml_assertions"](timezone.now()) == 1
+    assert not ReceivedAssertion.objects.exists()
+
+
+def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = sign_in_limits.MOST["organisation answer, from one address"]
+    monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
+
+    codes = [Client().post(ACS, sent(b"<a/>")).status_code for _ in range(3)]
+
+    assert codes == [303, 303, 429]

@@ -1,0 +1,408 @@
+"""People sign in at their organisation through SAML: the same people, roles, teams and refusals as otherwise."""
+
+import base64
+import re
+import time
+import zlib
+from io import StringIO
+from typing import Any
+
+import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.utils import encrypt
+from django.core.management import call_command
+from django.test import Client
+
+from accounts.adapter import SIGNED_IN_AT
+from accounts.models import Role, Team, User
+from auditlog.models import Event
+from servers.models import cipher
+from sso.models import Account, GroupRule, Provider, ReceivedAssertion
+from tests import make
+from tests.issuers import query
+from tests.scim.conftest import Directory, key_for
+from tests.sso.saml_provider import (
+    ACS,
+    ANSWERED,
+    Answer,
+    Pair,
+    SamlOrganisation,
+    SamlVisit,
+    asks,
+    begins_at,
+    brings,
+    signs_in_at,
+)
+from tests.sso.test_enforced import APP_SECRET, THERE, owner, typed
+
+pytestmark = pytest.mark.django_db
+
+
+def sign_in(name: str, client: Client | None = None, **fields: Any) -> SamlVisit:
+    """Press the button, sign in at the provider under a name, and come back."""
+    client = client or Client()
+    return brings(client, signs_in_at(asks(client, **fields), name))
+
+
+def actions(person: User) -> list[str]:
+    return list(Event.objects.filter(target_id=str(person.pk)).order_by("pk").values_list("action", flat=True))
+
+
+def test_the_first_sign_in_makes_the_person_and_the_second_finds_them(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("mia")
+
+    first = sign_in("mia", next="/settings/sessions")
+
+    assert (first.response.status_code, first.response["Location"]) == (302, "/settings/sessions")
+    mia = User.objects.get(email="mia@example.com")
+    assert first.person == mia
+    assert (mia.display_name, mia.role and mia.role.name, mia.has_usable_password()) == ("Mia", "Member", False)
+    assert mia.status == "active"  # And not “invited”, for want of a password.
+    assert sign_in("mia").person == mia
+    assert actions(mia) == ["user.created"]
+    assert (Account.objects.get().issuer, Account.objects.get().subject) == (f"saml:{saml.issuer}", "mia")
+
+
+def test_groups_give_role_and_teams_at_every_sign_in_with_events(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    lead, team = make.role(name="Lead"), Team.objects.add(name="Platform", users=[], by=None)
+    Provider.edit(by=None, rules=[GroupRule("leads", lead), GroupRule("platform", None, team)])
+    saml_organisation.knows("mia", groups=["leads", "platform"])
+    sign_in("mia")
+    mia = User.objects.get(email="mia@example.com")
+    assert (mia.role, set(mia.teams.all())) == (lead, {team})
+
+    saml_organisation.knows("mia", groups=["other"])
+    sign_in("mia")
+
+    mia.refresh_from_db()
+    assert mia.role == Role.objects.get(name="Member")
+    assert not mia.teams.exists()
+    assert actions(mia) == ["user.created", "user.role_changed"]
+
+
+def test_without_a_role_there_is_no_entry(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    Provider.edit(by=None, default_role=None, rules=[GroupRule("staff", Role.objects.get(name="Member"))])
+    saml_organisation.knows("mia", groups=["guests"])
+
+    visit = sign_in("mia")
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    refused = Event.objects.get(action="user.sign_in_refused")
+    assert refused.changes == {"reason": "no_role", "email": "mia@example.com", "groups": ["guests"]}
+
+
+@pytest.mark.parametrize(("verified", "links"), [("true", False), ("false", True), (None, True)])
+def test_the_email_of_an_existing_person_is_never_taken_over_without_proof(
+    saml: Provider, saml_organisation: SamlOrganisation, verified: str | None, links: bool
+) -> None:
+    """SAML has no word for a verified address: without an attribute that says so, none is."""
+    Provider.edit(by=None, links_by_email=links)
+    owner = make.user(email="owner@example.com")
+    said = {} if verified is None else {"email_verified": verified}
+    saml_organisation.knows("owner", **({"email_verified": ""} | said))
+
+    visit = sign_in("owner")
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    assert not Account.objects.exists()
+    assert not Event.objects.filter(action="user.linked", target_id=str(owner.pk)).exists()
+
+
+def test_with_the_workspaces_consent_a_verified_email_links(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    Provider.edit(by=None, links_by_email=True)
+    mia = make.user(email="mia@example.com")
+    saml_organisation.knows("mia")
+
+    assert sign_in("mia").person == mia
+    assert "user.linked" in actions(mia)
+
+
+def test_whoever_is_signed_in_links_their_own_account_and_unlinks_it_again(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    mia = make.user(email="mia@example.com")
+    saml_organisation.knows("somebody", email="other@example.com")
+    own = Client()
+    own.post("/accounts/login/", {"login": mia.email, "password": make.PASSWORD})
+    sign_in("somebody", own, path="/settings/organisation/link/")
+    assert sign_in("somebody").person == mia
+
+    own.post("/settings/organisation/unlink/")
+
+    assert not Account.objects.exists()
+    assert actions(mia) == ["user.linked", "user.unlinked"]
+
+
+def test_a_deactivated_person_reads_the_same_words_as_everybody_who_is_refused(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("mia")
+    sign_in("mia")
+    User.objects.get(email="mia@example.com").deactivate(by=None)
+    saml_organisation.knows("eve", email_verified="false")
+
+    def without_token(visit: SamlVisit) -> str:
+        return re.sub(r'"X-CSRFToken": "\w+"', "", visit.words)
+
+    visit, other = sign_in("mia"), sign_in("eve")
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    assert without_token(visit) == without_token(other)
+    assert "deactiv" not in visit.words.lower()
+
+
+def test_who_has_a_second_factor_here_is_asked_for_it(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    saml_organisation.knows("mia")
+    sign_in("mia")
+    mia = User.objects.get(email="mia@example.com")
+    Authenticator.objects.create(user=mia, type="totp", data={"secret": encrypt(APP_SECRET)})
+
+    visit = sign_in("mia")
+
+    assert visit.response["Location"].startswith("/accounts/second-factor/")
+    assert visit.person is None
+
+
+def test_no_claim_is_kept_once_somebody_is_in(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    saml_organisation.knows("mia", groups=["secret-group"])
+    client = Client()
+    fields = signs_in_at(asks(client), "mia")
+    answer = Client().post(ACS, fields)
+
+    waiting = ReceivedAssertion.objects.get()
+    assert b"mia@example.com" not in bytes(waiting.sealed or b"")
+    assert "mia@example.com" in cipher().open(bytes(waiting.sealed or b""))
+    client.get(answer["Location"])
+
+    assert ReceivedAssertion.objects.get().sealed is None
+    assert "secret-group" not in str(client.session.items())
+
+
+def test_the_answer_comes_from_another_site_and_needs_no_cookie_but_the_browser_that_began_it(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    """Who is led to somebody else's answer would work in their account, and be heard."""
+    saml_organisation.knows("eve")
+    eve, victim = Client(), Client()
+    fields = signs_in_at(asks(eve), "eve")
+
+    visit = brings(victim, fields)
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert "begun in another browser" in visit.words
+    event = Event.objects.get(action="user.sign_in_refused")
+    assert event.changes["reason"] == "not_begun_here"
+
+
+def test_a_ticket_is_used_once_and_an_assertion_too(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    saml_organisation.knows("mia")
+    client = Client()
+    fields = signs_in_at(asks(client), "mia")
+    ticket = Client().post(ACS, fields)["Location"]
+    assert client.get(ticket).status_code == 302
+
+    assert client.get(ticket).status_code == 400
+    again = brings(client, fields)
+
+    assert again.response.status_code == 400
+    assert "used before" in again.words
+
+
+def test_whoever_did_not_begin_here_is_sent_to_the_button(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    saml_organisation.knows("mia")
+
+    visit = brings(Client(), begins_at(saml_organisation, "mia"))
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert "Signing in begins here" in visit.words
+    assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "not_asked_for"
+
+
+@pytest.mark.parametrize(
+    ("to", "leads"), [("/logs/", "/logs/"), ("https://evil.example.com/", "/"), ("//evil.example.com", "/"), ("", "/")]
+)
+def test_where_it_is_allowed_people_begin_there_once_and_are_led_to_own_addresses_only(
+    saml: Provider, saml_organisation: SamlOrganisation, to: str, leads: str
+) -> None:
+    Provider.edit(by=None, takes_unsolicited=True)
+    saml_organisation.knows("mia")
+    fields = begins_at(saml_organisation, "mia", to)
+
+    visit = brings(Client(), fields)
+    again = brings(Client(), fields)
+
+    assert (visit.response.status_code, visit.response["Location"]) == (302, leads)
+    assert visit.person == User.objects.get(email="mia@example.com")
+    assert (again.response.status_code, again.person) == (400, None)
+
+
+def test_whom_the_provider_refuses_reads_where_to_ask(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    visit = sign_in("nobody")
+
+    assert visit.response.status_code == 400
+    assert "did not sign you in" in visit.words
+    event = Event.objects.get(action="user.sign_in_refused")
+    assert event.changes == {"reason": "refused_there", "detail": "The provider said: AuthnFailed."}
+
+
+def test_requests_are_signed_for_a_provider_that_insists(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    saml_organisation.knows("mia")
+    signed = Provider.edit(by=None, signs_requests=True)
+    lines = re.findall("." * 64 + "|.+", signed.own_certificate)
+    pem = "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
+    assert signed.own_certificate in Client().get("/accounts/organisation/saml/metadata/").content.decode()
+
+    (saml_organisation.folder / "client.pem").write_text(pem)
+    assert sign_in("mia").person == User.objects.get(email="mia@example.com")
+
+    (saml_organisation.folder / "client.pem").write_text(Pair.make().certificate)
+    with pytest.raises(AssertionError, match="Signature check errors"):
+        sign_in("mia")
+
+
+def test_a_response_that_is_signed_as_a_whole_too_is_accepted(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    (saml_organisation.folder / "signs-responses").touch()
+    saml_organisation.knows("mia")
+
+    assert sign_in("mia").person == User.objects.get(email="mia@example.com")
+
+
+def test_a_new_certificate_of_the_provider_is_found_where_its_metadata_are(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("mia")
+    old = saml_organisation.pair
+    Provider.objects.update(metadata_read_at="2026-01-01T00:00:00Z")
+    saml_organisation.signs_with(Pair.make("new"))
+    client = Client()
+    away = asks(client)
+
+    assert brings(client, signs_in_at(away, "mia")).person == User.objects.get(email="mia@example.com")
+
+    event = Event.objects.filter(action="organisation.updated").latest("pk")
+    assert len(event.changes["certificates"][1]) == 1
+    assert event.actor_email in ("", "system")
+    request_id = query_id(asks(client))
+    refused = brings(client, Answer(saml.issuer, old, request_id).fields())
+    assert refused.response.status_code == 400  # The old one is not believed any more.
+
+
+def query_id(away: str) -> str:
+    request = zlib.decompress(base64.b64decode(query(away)["SAMLRequest"]), -15).decode()
+    found = re.search(r' ID="([^"]+)"', request)
+    assert found
+    return found[1]
+
+
+def test_signing_out_here_ends_the_session_here_and_asks_nobody(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("mia")
+    visit = sign_in("mia")
+
+    left: Any = visit.client.post("/accounts/logout/")
+
+    assert left.status_code == 302
+    assert visit.person is None
+    assert visit.client.post("/accounts/organisation/logout/", {"logout_token": "x"}).status_code == 400
+    assert visit.client.get("/accounts/organisation/back/?state=x&code=y").status_code == 404
+
+
+def test_a_break_glass_owner_keeps_their_password_while_saml_is_enforced(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    breaker = owner()
+    breaker.set_break_glass(True, by=None)
+    Provider.edit(by=None, mode="enforced", domains=["example.com"])
+    make.user(email="ben@example.com")
+
+    assert THERE in typed("ben@example.com")[1].content.decode()
+    assert typed(breaker.email)[1]["Location"].startswith("/accounts/second-factor/")
+    saml_organisation.knows("mia")
+    assert sign_in("mia").person is not None
+    call_command("rescue", breaker.email, "--end-enforcement", stdout=StringIO())
+    assert typed("ben@example.com")[1]["Location"] == "/"
+
+
+# --- Before a sensitive change ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visit(saml: Provider, saml_organisation: SamlOrganisation) -> SamlVisit:
+    """An administrator of the organisation, who signed in some time ago."""
+    Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
+    saml_organisation.knows("mia")
+    visit = sign_in("mia")
+    session = visit.client.session
+    session[SIGNED_IN_AT] = 0
+    session.save()
+    return visit
+
+
+def confirmation(visit: SamlVisit) -> str:
+    asked: Any = visit.client.get("/settings/second-factor/activate/")
+    assert asked["Location"].startswith("/accounts/organisation/confirm/")
+    return asks(visit.client, "/accounts/organisation/confirm/", next="/settings/second-factor/activate/")
+
+
+def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> None:
+    away = confirmation(visit)
+
+    done = brings(visit.client, signs_in_at(away, "mia"))
+
+    assert done.response.status_code == 302
+    assert visit.client.get("/settings/second-factor/activate/").status_code == 200
+
+
+def test_an_open_session_there_or_somebody_else_confirms_nothing(
+    visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    answer = Answer(saml.issuer, saml_organisation.pair, query_id(confirmation(visit)), signed_in=-30)
+    assert brings(visit.client, answer.fields()).response.status_code == 400
+    saml_organisation.knows("eve")
+    assert brings(visit.client, signs_in_at(confirmation(visit), "eve")).response.status_code == 400
+
+    assert visit.client.get("/settings/second-factor/activate/").status_code == 302
+
+
+def test_an_ordinary_sign_in_is_no_confirmation(saml: Provider, saml_organisation: SamlOrganisation) -> None:
+    """Providers say “now” also where they only went on with a session that was open."""
+    saml_organisation.knows("mia")
+    visit = sign_in("mia")
+
+    assert visit.client.session[SIGNED_IN_AT] < time.time() - 1000
+    assert visit.client.get("/settings/second-factor/activate/").status_code == 302
+
+
+# --- A directory ------------------------------------------------------------------------------------------------------
+
+
+def test_whom_the_directory_shuts_out_is_out_at_once_and_stays_out(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("mia")
+    visit = sign_in("mia")
+    mia = visit.person
+    assert mia is not None
+    directory = Directory(key_for(Role.objects.get(name="Member")).secret)
+
+    assert directory.deactivate(mia.pk).status_code in (200, 204)
+
+    assert visit.person is None
+    again = sign_in("mia")
+    assert (again.response.status_code, again.person) == (403, None)
+    assert Event.objects.filter(action="user.sign_in_refused").latest("pk").changes["reason"] == "deactivated"
+
+
+def test_addresses_of_saml_are_nowhere_while_it_is_not_chosen(db: None) -> None:
+    assert Client().post(ACS, {"SAMLResponse": "x"}).status_code == 404
+    assert Client().get(ANSWERED).status_code == 404
+    assert Client().get("/accounts/organisation/saml/metadata/").status_code == 404
