@@ -32,7 +32,7 @@ from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from sso import discovery, flow
-from sso.enforcement import end_here_too, end_sessions, is_signed_in_there, remember
+from sso.enforcement import end_sessions, is_signed_in_there, remember
 from sso.flow import Begun, SignInFailed
 from sso.forms import ProviderForm
 from sso.models import Account, Claims, NoEntry, Provider, ProviderError
@@ -236,7 +236,6 @@ def settings_page(request: AppRequest) -> HttpResponse:
         except PeopleError as error:
             form.add_error(None, str(error))
         else:
-            end_here_too(request)
             return leave(request, reverse("sso:settings"), "Sign-in by your organisation saved")
     return refuse(request, "sso/settings.html", context)
 

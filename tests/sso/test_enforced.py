@@ -7,6 +7,7 @@ import pytest
 from allauth.mfa.models import Authenticator
 from allauth.mfa.utils import encrypt
 from django.core import mail
+from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.test import Client
 
@@ -273,3 +274,87 @@ def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: Us
 
     assert client.get("/settings/profile").status_code == 200
     assert Event.objects.filter(action="user.break_glass_used").count() == 1
+
+
+def broken_glass(person: User) -> Client:
+    """The browser of a break-glass owner who signed in with password and code."""
+    client = typed(person.email)[0]
+    type_code(client)
+    assert is_in(client)
+    return client
+
+
+def type_code(client: Client) -> None:
+    """The second factor, also when the same half minute's code was used elsewhere."""
+    cache.clear()
+    client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
+
+
+def is_in(client: Client) -> bool:
+    return bool(client.get("/settings/profile").status_code == 200)
+
+
+@pytest.mark.parametrize("way", ["flag", "role"])
+def test_ending_break_glass_ends_sessions_that_began_with_the_password_and_no_others(
+    breaker: User, organisation: Organisation, sign_in: SignIn, way: str
+) -> None:
+    other, mia = owner("other@example.com"), make.user(email="mia@partner.example.org")
+    other.set_break_glass(True, by=breaker)
+    by_password, hers, his = broken_glass(other), typed(mia.email)[0], broken_glass(breaker)
+    organisation.knows("other")
+    sign_in("other", by_password, "/settings/organisation/link/")
+    there = sign_in("other").client
+    type_code(there)
+
+    if way == "flag":
+        other.set_break_glass(False, by=breaker)
+    else:
+        other.give_role(Role.objects.get(name="Member"), by=breaker)
+
+    assert [is_in(client) for client in (by_password, there, hers, his)] == [False, True, True, True]
+    ended = Event.objects.get(action="user.session_ended")
+    assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(other.pk), breaker.email, "enforced")
+
+
+def test_ending_break_glass_ends_no_session_while_nothing_is_enforced(breaker: User) -> None:
+    Provider.edit(by=None, mode="offered")
+    other = owner("other@example.com")
+    other.set_break_glass(True, by=breaker)
+    client = broken_glass(other)
+
+    other.set_break_glass(False, by=breaker)
+
+    assert is_in(client)
+
+
+def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(breaker: User) -> None:
+    guest = make.user(email="guest@partner.example.org")
+    client = typed(guest.email)[0]
+
+    guest.edit(email="guest@partner.example.org", display_name="Guest", by=None)
+    assert is_in(client)
+    guest.edit(email="guest@example.com", display_name="Guest", by=None)
+
+    assert not is_in(client)
+
+
+@pytest.mark.parametrize("way", ["page", "rest"])
+def test_who_ends_their_own_break_glass_is_signed_out_without_an_error(breaker: User, way: str) -> None:
+    """Also when the form had waited for the password, so that the session is written once more."""
+    other = owner("other@example.com")
+    other.set_break_glass(True, by=breaker)
+    client = broken_glass(other)
+    session = client.session
+    session["seen_at"] -= 3600
+    session.save()
+
+    if way == "page":
+        response = client.post(f"/people/{other.pk}/break-glass/off/")
+        assert response.status_code == 302
+    else:
+        response = Rest(client).patch(f"/users/{other.pk}", {"break_glass": False})
+        assert response.status_code == 200, response.content
+
+    other.refresh_from_db()
+    assert not other.break_glass
+    assert not is_in(client)
