@@ -22,6 +22,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts import joining
 from accounts.adapter import SIGNED_IN_AT, confirms_there
 from accounts.models import User
 from accounts.reauthentication import ask_again
@@ -93,13 +94,14 @@ def callback(request: HttpRequest) -> HttpResponse:
 
 def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
     try:
-        person = provider.admit(who)
+        person = provider.admit(who, invited=joining.invited(request))
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
         return _refused(request, HTTPStatus.FORBIDDEN, provider)
     if request.user.is_authenticated:
         logout(request)  # Also of oneself: the session begins anew.
+    request.session.pop(joining.SESSION_KEY, None)
     remember(request, who)
     # Who has a second factor here is asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)

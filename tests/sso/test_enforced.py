@@ -2,6 +2,7 @@
 
 from io import StringIO
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from allauth.mfa.models import Authenticator
@@ -13,7 +14,7 @@ from django.test import Client
 
 from accounts import second_factor
 from accounts.models import Role, User
-from accounts.password_links import invitation_link, password_link
+from accounts.password_links import invitation_link, mail_invitation, password_link
 from accounts.rules import LastBreakGlass, NotBreakGlass, NotOwner
 from auditlog.models import Event
 from capabilities import Capability
@@ -92,14 +93,79 @@ def test_a_break_glass_owner_signs_in_with_password_and_code_and_each_use_raises
 
 
 def test_enforced_reset_mails_nothing_and_links_that_were_made_before_work_no_more(breaker: User) -> None:
-    mia, invited = make.user(email="mia@example.com"), make.invited()
-    before = [password_link(mia), invitation_link(invited)]
+    mia = make.user(email="mia@example.com")
+    before = password_link(mia)
     Client().post("/accounts/password/reset/", {"email": "mia@example.com"})
 
     assert mail.outbox == []
-    for link in before:
-        page = Client().get(link.partition("//")[2].partition("/")[2].join(["/", ""]), follow=True)
-        assert "no longer works" in page.content.decode(), link
+    assert "no longer works" in opened(before)[1].content.decode()
+
+
+def opened(link: str) -> tuple[Client, Any]:
+    client = Client()
+    return client, client.get(urlsplit(link).path, follow=True)
+
+
+def test_enforced_the_link_of_an_invitation_takes_no_password_and_leads_to_the_organisation(breaker: User) -> None:
+    invited = make.invited()
+    client, page = opened(invitation_link(invited))
+    assert "Sign in with Example" in page.content.decode()
+    assert "password1" not in page.content.decode()
+
+    chosen = {"display_name": "", "password1": "correct horse battery", "password2": "correct horse battery"}
+    client.post("/accounts/join/", chosen)
+
+    invited.refresh_from_db()
+    assert (invited.status, invited.has_usable_password()) == ("invited", False)
+
+
+def test_who_was_invited_joins_at_the_organisation_with_the_role_of_the_invitation(
+    breaker: User, organisation: Organisation, sign_in: SignIn
+) -> None:
+    role = make.role(name="Auditor")
+    invited = User.objects.invite(email="mia@example.com", role=role, by=breaker)
+    organisation.knows("mia")
+    organisation.knows("eve")
+    client, _ = opened(invitation_link(invited))
+
+    # By their own account alone: an e-mail proves nothing.
+    assert sign_in("mia").response.status_code == 403
+    # Nor is somebody else let in as them by a link that went astray.
+    eve = sign_in("eve", opened(invitation_link(invited))[0])
+    assert eve.person is not None
+    assert eve.person.email == "eve@example.com"
+
+    visit = sign_in("mia", client)
+
+    assert visit.person == invited
+    invited.refresh_from_db()
+    assert (invited.status, invited.role, invited.by_organisation) == ("active", role, True)
+    assert sign_in("mia").person == invited
+
+
+@pytest.mark.parametrize("way", ["revoked", "renewed"])
+def test_an_invitation_that_ended_while_they_signed_in_lets_nobody_in(
+    breaker: User, organisation: Organisation, sign_in: SignIn, way: str
+) -> None:
+    invited = User.objects.invite(email="mia@example.com", role=make.role(), by=breaker)
+    organisation.knows("mia")
+    client, _ = opened(invitation_link(invited))
+    if way == "revoked":
+        invited.revoke_invitation(by=breaker)
+    else:
+        invited.renew_invitation(by=breaker)
+
+    assert sign_in("mia", client).response.status_code == 403
+
+    invited.refresh_from_db()
+    assert not invited.has_joined
+
+
+def test_the_mail_of_an_invitation_says_how_one_joins(breaker: User) -> None:
+    for email, said in (("mia@example.com", "signing in at your organisation"), ("bo@example.net", "choose your pass")):
+        person = User.objects.invite(email=email, role=make.role(), by=breaker)
+        mail_invitation(person, invitation_link(person), by=breaker)
+        assert said in mail.outbox[-1].body
 
 
 def test_a_person_of_the_organisation_without_a_password_is_mailed_no_link_to_choose_one(
