@@ -21,7 +21,7 @@ from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
-from gateways.usage import TokenUse
+from gateways.use_of_gateway import TokenUse
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
 from tokens.lists import TOKENS
