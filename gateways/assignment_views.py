@@ -155,7 +155,7 @@ def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
     """The server the form is about: the one named, else the first that is not on this gateway yet, else any."""
     reference = request.POST.get("server") or request.GET.get("server")
     live = Server.objects.live()
-    if reference:
+    if reference and "\0" not in reference:
         return live.filter(slug=reference).first()
     absent = live.exclude(pk__in=gateway.assignments.live().values("server"))
     return absent.filter(enabled=True).first() or absent.first() or live.first()

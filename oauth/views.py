@@ -46,7 +46,8 @@ def connect(request: AppRequest) -> HttpResponse:
     if "host" not in request.GET:
         return redirect("tokens:create")
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
-    gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
+    slug = request.GET.get("gateway", "").replace("\0", "")
+    gateway = flows.choices(request.user).filter(slug=slug).first()
     flow = flows.draft(request, host, gateway)
     if reason := flows.refusal(flow, request.user):
         return refused(request, flow, reason)

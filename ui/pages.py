@@ -192,6 +192,11 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     return show(request, "ui/confirm.html", context)
 
 
+def switch_target(request: HttpRequest, kind: str, key: object) -> str:
+    """What the answer to a switch replaces: the head of the page of the thing itself, else its row in a list."""
+    return f"#{kind}-head" if request.GET.get("on") == "page" else f"#{kind}-{key}"
+
+
 def was_typed(request: HttpRequest, name: str) -> bool:
     """Whether the name that `confirm` asked for was typed; blanks around it and its case do not matter."""
     return request.POST.get("typed", "").strip().casefold() == name.strip().casefold()

@@ -49,6 +49,7 @@ def logo(name: str, size: str = "") -> SafeString:
     return format_html('<span class="logo" data-hue="{}"{} aria-hidden="true">{}</span>', hue, large, letters)
 
 
+UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 MOST_MARKS = 500  # In one text. A mark is many times as long as its character, and who reads on needs no more of them.
 
 
@@ -161,10 +162,21 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
     age = timezone.now() - moment
     if age < timedelta(minutes=1):
         return _time(moment, "just now")
-    for unit, suffix, limit in ((60, "m", 3600), (3600, "h", 86400), (86400, "d", 7 * 86400)):
-        if age.total_seconds() < limit:
-            return _time(moment, f"{int(age.total_seconds() // unit)}{suffix} ago")
+    if age < timedelta(days=7):
+        return _time(moment, f"{_rounded(age)} ago")
     return _time(moment, _date(moment.astimezone(UTC)))
+
+
+@register.simple_tag
+def left(moment: datetime) -> SafeString:
+    """How long it is until a moment to come, such as "2d"."""
+    return _time(moment, _rounded(max(moment - timezone.now(), timedelta())))
+
+
+def _rounded(length: timedelta) -> str:
+    seconds = int(length.total_seconds())
+    unit, suffix = next(((unit, suffix) for unit, suffix in UNITS if seconds >= unit), UNITS[-1])
+    return f"{seconds // unit}{suffix}"
 
 
 @register.simple_tag(takes_context=True)
