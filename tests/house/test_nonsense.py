@@ -8,16 +8,19 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import pytest
 from django.core.cache import cache
 from django.db import transaction
 from django.test import Client
+from django.urls import reverse
 from django.utils.datastructures import MultiValueDict
 
+from accounts.password_links import invitation_link, password_link
 from tests import make
+from tests.accounts.soft_key import added
 from tests.house.doors import ALL, Door, Site, doors
 from tests.house.nonsense import NONSENSE
 from tests.sampling import one_in
@@ -104,22 +107,26 @@ def noting(asked: dict[int, set[str]], original: Any) -> Any:
     return note
 
 
-def foreign(site: Site) -> Any:
+def foreign(site: Site) -> str:
     """The id of something that is somebody else's."""
     if "foreign" not in site.things:
         owner = make.user(email="else@example.com")
         site.things["foreign"] = make.identity(make.server(auth_type="bearer"), owner).pk
-    return site.things["foreign"]
+    return str(site.things["foreign"])
 
 
 class Walk:
     """One page, and somebody it is open to."""
 
-    def __init__(self, site: Site, door: Door) -> None:
-        self.client: Client = site.owning() if door.is_for_owners else site.holding(ALL)
-        self.door, self.path = door, site.address(door)
-        self.foreign = str(foreign(site))
+    def __init__(self, client: Client, method: str, path: str, foreign: str) -> None:
+        self.client, self.method, self.path, self.foreign = client, method, path, foreign
         self.faults: list[str] = []
+
+    @classmethod
+    def at(cls, site: Site, door: Door) -> Self:
+        """At this door, as somebody it opens to."""
+        client = site.owning() if door.is_for_owners else site.holding(ALL)
+        return cls(client, door.method, site.address(door), foreign(site))
 
     def send(self, fields: dict[str, Any], what: str) -> None:
         """Send it, follow where it leads, and note what is wrong with either; nothing stays of it."""
@@ -156,7 +163,7 @@ class Walk:
 
     def answer(self, fields: dict[str, Any]) -> Any:
         body = encoded(fields)
-        if self.door.method == "GET":
+        if self.method == "GET":
             return self.client.get(f"{self.path}{'&' if '?' in self.path else '?'}{body}")
         return self.client.post(self.path, body, content_type=FORM)
 
@@ -168,14 +175,14 @@ class Walk:
             with watched() as asked, transaction.atomic():
                 answer = self.answer(more)
                 request = answer.wsgi_request
-                found |= asked[id(request.POST if self.door.method == "POST" else request.GET)]
+                found |= asked[id(request.POST if self.method == "POST" else request.GET)]
                 transaction.set_rollback(True)
         return found - {"csrfmiddlewaretoken"}
 
     def filled(self) -> dict[str, Any]:
         """The form as it is when the page is opened."""
         page = self.client.get(self.path)
-        if self.door.method == "GET" or page.status_code != 200 or page.streaming:
+        if self.method == "GET" or page.status_code != 200 or page.streaming:
             return {}
         return dict(Form(page.content.decode(), self.path).fields)
 
@@ -193,12 +200,63 @@ def tidy(text: str) -> str:
 
 @pytest.mark.parametrize("door", one_in(24, SENT), ids=str)
 def test_a_form_with_nonsense_is_refused_in_words_and_nothing_typed_is_lost(door: Door, site: Site) -> None:
-    assert faults(Walk(site, door)) == []
+    assert faults(Walk.at(site, door)) == []
 
 
 @pytest.mark.parametrize("door", one_in(24, READ), ids=str)
 def test_a_query_string_of_nonsense_is_no_error(door: Door, site: Site) -> None:
-    assert faults(Walk(site, door)) == []
+    assert faults(Walk.at(site, door)) == []
+
+
+def nobody(site: Site) -> tuple[Client, str]:
+    return Client(), ""
+
+
+def joining(site: Site) -> tuple[Client, str]:
+    """Somebody who has opened the link of an invitation."""
+    client = Client()
+    client.get(urlsplit(invitation_link(make.invited())).path)
+    return client, ""
+
+
+def resetting(site: Site) -> tuple[Client, str]:
+    """Somebody who has opened the link of a reset, which leads to the page that takes the password."""
+    client = Client()
+    return client, client.get(urlsplit(password_link(make.user())).path)["Location"]
+
+
+def halfway(site: Site) -> tuple[Client, str]:
+    """Somebody whose password was right, and who has a security key."""
+    client, person = Client(), make.user()
+    added(person)
+    client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})
+    return client, ""
+
+
+def signed_in(site: Site) -> tuple[Client, str]:
+    return site.holding(ALL), ""
+
+
+# Forms of others' views and of people who are nobody yet, each with who sends it, and where if that is made.
+SIGNING_IN = {
+    "account_login": nobody,
+    "account_reset_password": nobody,
+    "account_reset_password_from_key": resetting,
+    "accounts:join": joining,
+    "sso:begin": nobody,
+    "mfa_authenticate": halfway,
+    "account_change_password": signed_in,
+    "account_reauthenticate": signed_in,
+    "mfa_reauthenticate": signed_in,
+    "mfa_reauthenticate_webauthn": signed_in,
+}
+
+
+@pytest.mark.parametrize("name", one_in(5, SIGNING_IN))
+def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site: Site) -> None:
+    client, path = SIGNING_IN[name](site)
+
+    assert faults(Walk(client, "POST", path or reverse(name), foreign(site))) == []
 
 
 def faults(walk: Walk) -> list[str]:
