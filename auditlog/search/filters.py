@@ -41,6 +41,7 @@ MOST_VALUES = 20  # Of one filter.
 ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
+YEARS = range(1970, 9999)
 _WALL = "%Y-%m-%dT%H:%M"
 
 # The filters that take several values and leave others out, in their order beside the list.
@@ -80,16 +81,20 @@ class Chip(NamedTuple):
 
 
 class Moment(forms.DateTimeField):
-    """A moment as bars and people write it, in `zone` unless it names its own; what is none narrows nothing."""
+    """A moment as bars and people write it, in `zone` unless it names its own; what is none narrows nothing.
+
+    Nor do those of years in which nothing was called: an hour before the first, or after the last, there is none.
+    """
 
     zone: tzinfo = UTC
 
     def to_python(self, value: Any) -> datetime | None:
         with timezone.override(self.zone):
             try:
-                return super().to_python(value)
+                at = super().to_python(value)
             except forms.ValidationError:
                 return None
+        return at if at and at.year in YEARS else None
 
 
 class Texts(forms.Field):

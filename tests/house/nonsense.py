@@ -12,5 +12,6 @@ NONSENSE = {
     "an endless number": "1e999",
     "markup": "<script>alert(1)</script>'\"../../etc/%00{0.__class__}%(x)s",
     "an unknown id": "ffffffff-ffff-4fff-bfff-ffffffffffff",
-    "a moment out of range": "9999-12-31T23:59:59-14:00",
+    "a moment after all": "9999-12-31T23:59:59-14:00",
+    "a moment before all": "0001-01-01T00:00:00+14:00",
 }
