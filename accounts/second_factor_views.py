@@ -173,9 +173,9 @@ def rename_key(request: AppRequest, pk: int) -> HttpResponse:
     form = KeyNameForm(posted(request), initial={"name": str(key)})
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
     if request.method == "GET":
-        return show(request, "ui/dialog.html", context)
+        return show(request, "mfa/webauthn/rename_form.html", context)
     if not form.is_valid():
-        return refuse(request, "ui/dialog.html", context)
+        return refuse(request, "mfa/webauthn/rename_form.html", context)
     try:
         second_factor.rename_key(request.user, pk, form.cleaned_data["name"], by=request.user)
     except Authenticator.DoesNotExist as missing:

@@ -77,7 +77,7 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
 
     page.goto(f"{live.url}{INDEX}")
     page.get_by_role("link", name="rename Blue key").click()
-    page.get_by_label("Name").fill("Old key")
+    page.get_by_label("Name", exact=True).fill("Old key")
     page.get_by_role("button", name="Rename").click()
     expect(page.get_by_text("Security key renamed")).to_be_visible()
     page.get_by_role("link", name="remove Old key").click()
