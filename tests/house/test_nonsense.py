@@ -33,6 +33,8 @@ SENT = [door for door in DOORS if door.method == "POST"]
 REFUSED = {400, 403, 404, 409, 410, 413, 422, 429, 502}
 FORM = "application/x-www-form-urlencoded"
 ANEW = {"typed"}  # The name of what is ended for good, which is to be typed with thought.
+# What a page that reads dozens of names in its address, such as the log, is sent in each of them by itself.
+ALONE = {"a NUL", "a lone surrogate", "a huge number", "a moment after all"}
 SCRIPT = "<script>alert"
 
 
@@ -281,7 +283,7 @@ def faults(walk: Walk) -> list[str]:
     """What is wrong with the answers to each kind of nonsense: in each field of what is there, and in all of them."""
     names, filled = sorted(walk.names()), walk.filled()
     for what, value in {**NONSENSE, "somebody else's": walk.foreign}.items():
-        for name in names:
+        for name in names if walk.method == "POST" or what in ALONE else ():
             walk.send(filled | {name: value}, f"{what} as {name}")
         walk.send(dict.fromkeys(names, value), f"{what} everywhere")
     return walk.faults
