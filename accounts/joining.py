@@ -1,4 +1,5 @@
-"""Accepting an invitation: its link leads here, and the person joins with a name and a password of their own."""
+"""Accepting an invitation: its link leads here, and the person joins with a name and a password of their own, or at
+their organisation."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from accounts.password_links import JoinTokens
 from accounts.people_forms import JoinForm
 from accounts.rules import NotInvited
 from accounts.sign_in_limits import posts_from_one_address
+from sso.enforcement import must_sign_in_there
 from ui.pages import posted
 
 SESSION_KEY = "invitation"  # The key waits in the session, so that the page's own address does not hold it.
@@ -39,10 +41,12 @@ def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
 @login_not_required
 @posts_from_one_address("link, from one address")
 def join(request: HttpRequest) -> HttpResponse:
-    """Take a name and a password, and be signed in."""
-    person = _invited(request.session.get(SESSION_KEY, ""))
+    """Take a name and a password, and be signed in. Who has to sign in at the organisation is led there instead."""
+    person = invited(request)
     if person is None:
         return _no_longer(request)
+    if must_sign_in_there(person):
+        return render(request, "account/join.html", {"person": person, "joins_there": True})
     form = JoinForm(posted(request), user=person, initial={"display_name": person.display_name})
     if request.method == "GET" or not form.is_valid():
         status = HTTPStatus.OK if request.method == "GET" else HTTPStatus.UNPROCESSABLE_ENTITY
@@ -55,6 +59,11 @@ def join(request: HttpRequest) -> HttpResponse:
     request.session.flush()
     response: HttpResponse = perform_login(request, person, redirect_url=reverse("overview"))
     return response
+
+
+def invited(request: HttpRequest) -> User | None:
+    """The person whose invitation was opened in this browser, while it works."""
+    return _invited(request.session.get(SESSION_KEY, ""))
 
 
 def _invited(key: str) -> User | None:

@@ -51,17 +51,15 @@ class LinkTokens(PasswordResetTokenGenerator):
 
 
 class JoinTokens(LinkTokens):
-    """Single-use tokens of invitations; how long they work is a fact about the person: `invitation_expires_at`."""
+    """Single-use tokens of invitations; how long they work is a fact about the person: `invitation_expires_at`.
+
+    Who has to sign in at the organisation joins there: the link says whose invitation it is, and no password is taken.
+    """
 
     key_salt = "accounts.password_links.JoinTokens"
 
     def check_token(self, user: Any, token: str | None) -> bool:
-        return bool(
-            user
-            and user.status == "invited"
-            and PasswordResetTokenGenerator.check_token(self, user, token)
-            and not must_sign_in_there(user)
-        )
+        return bool(user and user.status == "invited" and PasswordResetTokenGenerator.check_token(self, user, token))
 
 
 def link_at(key: str, base: str = "") -> str:
@@ -94,7 +92,7 @@ def mail_invitation(person: User, link: str, *, by: User) -> bool:
 
     Without one it is shown on the console of an installation for this machine alone, and nowhere else.
     """
-    context = {"person": person, "link": link, "by": by}
+    context = {"person": person, "link": link, "by": by, "joins_there": must_sign_in_there(person)}
     subject = render_to_string("account/email/invitation_subject.txt", context).strip()
     try:
         send_mail(subject, render_to_string("account/email/invitation_message.txt", context), None, [person.email])

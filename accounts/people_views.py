@@ -341,7 +341,8 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
             text=f"Let {person.email} {'always' if on else 'no longer always'} use their password?",
             more="With a second factor. Each use while sign-in by the organisation is enforced is an admin event."
             if on
-            else "Where sign-in by the organisation is enforced, they sign in there.",
+            else "Where sign-in by the organisation is enforced they sign in there, and sessions of theirs that began "
+            "with a password end at once.",
             icon="lock",
             kind="primary" if on else "danger",
             back=page_url(person),

@@ -173,6 +173,19 @@ def remove_key(person: User, pk: int, *, by: User) -> None:
         Event.objects.record(Action.SECOND_FACTOR_REMOVED, person, by=by, changes={"security_key": str(key)})
 
 
+def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
+    """Give a security key of this person another name. Raises Authenticator.DoesNotExist."""
+    with person.changed_by(by):
+        # Signing in with it counts in the same column.
+        key = Authenticator.objects.select_for_update().get(user=person, type=Authenticator.Type.WEBAUTHN, pk=pk)
+        before = str(key)
+        if name == before:
+            return
+        key.data["name"] = name
+        key.save(update_fields=["data"])
+        Event.objects.record(Action.SECURITY_KEY_RENAMED, person, by=by, changes={"security_key": [before, name]})
+
+
 def key_uses() -> Counter[str]:
     """How many secrets each encryption key holds, by the key's id."""
     rows = Authenticator.objects.values_list("data", flat=True)

@@ -14,7 +14,7 @@ from allauth.mfa.webauthn.views import AddWebAuthnView, ReauthenticateWebAuthnVi
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
@@ -23,10 +23,11 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts import second_factor, security_keys
 from accounts.reauthentication import ask_again, must_ask_again
 from accounts.rules import LastBreakGlass, must_keep_break_glass
+from accounts.security_keys import KeyNameForm
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import NOBODY, own_resource
-from ui.pages import AppRequest, confirm, leave, show
+from ui.pages import AppRequest, confirm, leave, posted, refuse, show
 
 OWN = "one's own second factor"
 
@@ -159,14 +160,35 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
         return _codes(self.request) if self.did_generate_recovery_codes else response
 
 
+def _own_key(request: AppRequest, pk: int) -> Authenticator:
+    return get_object_or_404(Authenticator, user=request.user, type=Authenticator.Type.WEBAUTHN, pk=pk)
+
+
+@require_http_methods(["GET", "POST"])
+@own_resource(OWN, others=NOBODY)
+@ask_again
+def rename_key(request: AppRequest, pk: int) -> HttpResponse:
+    """Rename one of one's own security keys: by its name one knows which to remove."""
+    key, back = _own_key(request, pk), reverse("mfa_index")
+    form = KeyNameForm(posted(request), initial={"name": str(key)})
+    context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
+    if request.method == "GET":
+        return show(request, "mfa/webauthn/rename_form.html", context)
+    if not form.is_valid():
+        return refuse(request, "mfa/webauthn/rename_form.html", context)
+    try:
+        second_factor.rename_key(request.user, pk, form.cleaned_data["name"], by=request.user)
+    except Authenticator.DoesNotExist as missing:
+        raise Http404 from missing
+    return leave(request, back, "Security key renamed")
+
+
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN, others=NOBODY)
 @ask_again
 def remove_key(request: AppRequest, pk: int) -> HttpResponse:
     """Remove one of one's own security keys."""
-    key = Authenticator.objects.filter(user=request.user, type=Authenticator.Type.WEBAUTHN, pk=pk).first()
-    if key is None:
-        raise Http404
+    key = _own_key(request, pk)
     if request.method == "GET":
         return confirm(
             request,

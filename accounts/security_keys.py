@@ -150,10 +150,15 @@ class CredentialField(forms.CharField):
         return found
 
 
-class AddKeyForm(forms.Form):
-    """The name of a new key, and what it says."""
+class KeyNameForm(forms.Form):
+    """The name of a key."""
 
     name = forms.CharField(max_length=60, help_text="To tell it from others, as “Blue key” or “Laptop”.")
+
+
+class AddKeyForm(KeyNameForm):
+    """The name of a new key, and what it says."""
+
     credential = CredentialField()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from allauth.usersessions.models import UserSession
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, logout
+from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
@@ -107,7 +108,8 @@ BEGAN, SEEN = "began_at", "seen_at"
 
 
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """End sessions that are over, and note when the others were last used.
+    """End sessions that are over, and note when the others were last used. Whoever ends their own by what they do goes
+    on signed out: what is to be kept of it would be an error otherwise.
 
     Place it between AuthenticationMiddleware and LoginRequiredMiddleware.
     """
@@ -118,9 +120,16 @@ def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
         response = get_response(request)
         if SESSION_KEY in request.session:
             _note(request)
+            if _was_ended(request.session):
+                logout(request)
         return response
 
     return middleware
+
+
+def _was_ended(session: SessionBase) -> bool:
+    """Whether a session that is about to be stored once more is there no longer."""
+    return session.modified and bool(session.session_key) and not session.exists(str(session.session_key))
 
 
 def is_over(session: Mapping[str, Any]) -> bool:

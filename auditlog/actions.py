@@ -80,6 +80,7 @@ class Action(StrEnum):
 
     SECOND_FACTOR_ADDED = "user.second_factor_added"
     SECOND_FACTOR_REMOVED = "user.second_factor_removed"
+    SECURITY_KEY_RENAMED = "user.security_key_renamed"
 
     SAVED_VIEW_CREATED = "saved_view.created"
     SAVED_VIEW_REMOVED = "saved_view.removed"

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from auditlog import replica
 from auditlog.groups import BY, Group, top
+from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, HOURS, MINUTES, Grain
 from auditlog.search.histogram import stamp
@@ -34,10 +35,10 @@ class Range(NamedTuple):
 
 
 RANGES = {
-    "1h": Range("1 h", "Last hour", timedelta(hours=1), MINUTES, 2),
-    "24h": Range("24 h", "Last 24 hours", timedelta(hours=24), HOURS, 1),
-    "7d": Range("7 d", "Last 7 days", timedelta(days=7), HOURS, 6),
-    "30d": Range("30 d", "Last 30 days", timedelta(days=30), DAYS, 1),
+    "1h": Range(*STRETCHES["1h"], MINUTES, 2),
+    "24h": Range(*STRETCHES["24h"], HOURS, 1),
+    "7d": Range(*STRETCHES["7d"], HOURS, 6),
+    "30d": Range(*STRETCHES["30d"], DAYS, 1),
 }
 DEFAULT = "24h"
 

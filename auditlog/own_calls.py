@@ -24,7 +24,7 @@ from auditlog.search.keyset import Cursor, page
 from capabilities import own_resource
 from connections.models import Connection
 from gateways.models import Gateway
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # For so long a page asks for itself; then somebody has to say that they still wait.
 LOOKED_AT = timedelta(hours=1)  # A page that is open longer looks back no further.
@@ -107,11 +107,11 @@ class Wait:
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
         """The wait that a query string names; gateways and connections that are not one's own are not looked for."""
-        asked = request.GET
-        connection = own_connection(request.user, asked.get("connection", ""))
-        gateway = Gateway.objects.reachable_by(request.user).filter(slug=asked.get("gateway", "")).first()
-        since, until = moment(asked.get("since", "")), moment(asked.get("until", ""))
-        apart = "apart" in asked
+        query = request.GET
+        connection = own_connection(request.user, query.get("connection", ""))
+        gateway = Gateway.objects.reachable_by(request.user).filter(slug=text_of(query, "gateway")).first()
+        since, until = moment(query.get("since", "")), moment(query.get("until", ""))
+        apart = "apart" in query
         wait = cls.begin(request.user, since, gateway=gateway, connection=connection, apart=apart)
         return wait if until is None else replace(wait, until=min(until, wait.until))
 

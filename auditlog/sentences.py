@@ -177,6 +177,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{self} turned their second factor off.",
         "{actor} removed the second factor of {target}.",
     ),
+    Action.SECURITY_KEY_RENAMED: (
+        "{self} renamed their security key {old_key} to {security_key}.",
+        "{actor} renamed the security key {old_key} of {target} to {security_key}.",
+    ),
     Action.SAVED_VIEW_CREATED: ("{actor} saved the view {target} of the log.",),
     Action.SAVED_VIEW_REMOVED: ("{actor} removed the view {target} of the log.",),
     Action.SAVED_VIEW_UPDATED: (
@@ -421,6 +425,8 @@ def _of_changes(event: Event) -> Iterator[tuple[str, Part]]:
         yield "first", Part(fields[0], "name")
     if fields == ["name"] and (before := _before(changes["name"])):
         yield "old_name", Part(str(before), "name")
+    if before := _before(changes.get("security_key")):
+        yield "old_key", Part(str(before), "name")
     if fields == ["users"]:
         yield from _members(*([str(one) for one in side(changes["users"]) or ()] for side in (_before, _after)))
 

@@ -29,7 +29,7 @@ from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token
 from tokens.visibility import ENDING, known_to, of_status
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, show, text_of
 
 SHOWN = 5  # Of each kind; who types more of the name finds the others.
 VERBS = ("disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
@@ -63,7 +63,7 @@ class Group:
 @own_resource("each entry is one's own or asks for its capability")
 def palette(request: AppRequest) -> HttpResponse:
     # No name holds a NUL, and the database takes none.
-    words = " ".join(request.GET.get("q", "").replace("\0", " ").split())[:LONGEST]
+    words = " ".join(text_of(request.GET, "q").split())[:LONGEST]
     context = {"groups": [group for group in found(request.user, words) if group.entries], "words": words}
     return show(request, "ui/found.html#results", context)
 

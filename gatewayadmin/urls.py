@@ -70,6 +70,7 @@ _second_factor = [
     path("deactivate/", second_factor.deactivate, name="mfa_deactivate_totp"),
     path("codes/", second_factor.new_codes, name="mfa_generate_recovery_codes"),
     path("keys/add/", second_factor.add_key, name="mfa_add_webauthn"),
+    path("keys/<int:pk>/rename/", second_factor.rename_key, name="mfa_rename_webauthn"),
     path("keys/<int:pk>/remove/", second_factor.remove_key, name="mfa_remove_webauthn"),
 ]
 

@@ -21,7 +21,7 @@ from gateways.assignment_views import counted
 from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy, WrongIdentity
 from gateways.refresh import first_list
-from gateways.usage import used_tools
+from gateways.use_of_gateway import used_tools
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server

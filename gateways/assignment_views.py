@@ -47,6 +47,7 @@ from ui.pages import (
     seen,
     sentences,
     show,
+    text_of,
 )
 
 
@@ -153,7 +154,7 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
     """The server the form is about: the one named, else the first that is not on this gateway yet, else any."""
-    reference = request.POST.get("server") or request.GET.get("server")
+    reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()
     if reference:
         return live.filter(slug=reference).first()

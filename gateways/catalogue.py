@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
+from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DAYS
 from capabilities import Capability
@@ -23,14 +24,8 @@ from servers.models import Server, ServerQuerySet
 
 CALL = "tools/call"
 TOOL = ("gateway_id", "server_id", "method", "feature_name")  # What roll-ups tell tools apart by.
-SPAN = "30 d"  # How far back calls are looked for, unless that takes too long.
-PERIODS = {
-    SPAN: timedelta(days=30),
-    "7 d": timedelta(days=7),
-    "24 h": timedelta(days=1),
-    "1 h": timedelta(hours=1),
-    "5 min": timedelta(minutes=5),
-}
+SPAN = STRETCHES["30d"].label  # How far back calls are looked for, unless that takes too long.
+PERIODS = {STRETCHES[name].label: STRETCHES[name].length for name in ("30d", "7d", "24h", "1h", "5m")}
 # Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
 MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
 MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.

@@ -19,7 +19,7 @@ from gateways.catalogue import Catalogue, Entry, is_offered, servers_seen_by
 from gateways.differences import difference, pages, whole
 from gateways.forms import CatalogueFilter
 from gateways.models import Effect, Feature, FeatureVersion
-from gateways.use import Use
+from gateways.use_of_tool import Use
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, is_for, show
 

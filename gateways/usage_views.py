@@ -16,7 +16,7 @@ from capabilities import Capability, requires
 from connections.models import Connection
 from gateways import assignment_views
 from gateways.models import Assignment, Gateway
-from gateways.usage import DEFAULT, RANGES, called_tools, callers, matrix, period_of, used_tools, uses
+from gateways.use_of_gateway import DEFAULT, RANGES, called_tools, callers, matrix, period_of, used_tools, uses
 from gateways.views import find as find_gateway
 from ui.pages import AppRequest, Undo, confirm, first_names, leave, sentences, show
 
@@ -39,9 +39,9 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
     context = {
         "gateway": gateway,
         "tab": "usage",
-        "ranges": [(name, label) for name, (label, _) in RANGES.items()],
+        "ranges": [(name, each.label) for name, each in RANGES.items()],
         "chosen": chosen,
-        "label": RANGES[chosen][0],
+        "label": RANGES[chosen].label,
         **replica.read(request, lambda: matrix(gateway, chosen)),
         "period": period,
         "servers": uses(assignments, period, called_tools(gateway, period)),

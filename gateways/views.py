@@ -42,6 +42,7 @@ from ui.pages import (
     refuse,
     seen,
     show,
+    switch_target,
     was_typed,
 )
 from ui.tables import show_list
@@ -249,7 +250,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             kind="primary",
             text=f"Disable this gateway? {_stopping_connections(gateway, request.user)} {NOTHING_IS_DELETED}",
             more=cuts(gateway, request.user),
-            target="#gateway-head" if request.GET.get("on") == "page" else f"#gateway-{gateway.slug}",
+            target=switch_target(request, "gateway", gateway.slug),
             back=page_url(gateway),
         )
     gateway.disable(by=request.user)

@@ -42,6 +42,7 @@ from ui.pages import (
     seen,
     sentences,
     show,
+    switch_target,
     was_typed,
 )
 from ui.tables import show_list
@@ -182,7 +183,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             if may_revoke
             else None,
             kind="primary",
-            target=_switch_target(request, host),
+            target=switch_target(request, "host", host.pk),
             back=_way_back(request, host),
         )
     host.disable(by=request.user)
@@ -219,10 +220,6 @@ def _why_not_switched(host: Host) -> str:
     return "waits for approval" if host.is_pending else ""
 
 
-def _switch_target(request: AppRequest, host: Host) -> str:
-    return "#host-head" if request.GET.get("on") == "page" else f"#host-{host.pk}"
-
-
 def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
@@ -236,7 +233,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
             icon="revoke",
             hidden=[("revoke", "1")],
             typed=host.name,
-            target=_switch_target(request, host),
+            target=switch_target(request, "host", host.pk),
             back=_way_back(request, host),
         )
     with transaction.atomic():

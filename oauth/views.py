@@ -25,7 +25,7 @@ from oauth.models import AuthorizeRequest, Ending
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
 from tokens.snippets import once
-from ui.pages import AppRequest, posted
+from ui.pages import AppRequest, posted, text_of
 
 type Step = Callable[..., HttpResponse]
 
@@ -46,7 +46,7 @@ def connect(request: AppRequest) -> HttpResponse:
     if "host" not in request.GET:
         return redirect("tokens:create")
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
-    gateway = flows.choices(request.user).filter(slug=request.GET.get("gateway", "")).first()
+    gateway = flows.choices(request.user).filter(slug=text_of(request.GET, "gateway")).first()
     flow = flows.draft(request, host, gateway)
     if reason := flows.refusal(flow, request.user):
         return refused(request, flow, reason)

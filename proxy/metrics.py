@@ -168,11 +168,13 @@ def _flush_calls() -> None:
     _took.clear()
     for (gateway, server, ended), (took, at_server) in by_length:
         CALLS.labels(*ended).inc(len(took))
-        BY_GATEWAY.labels(GATEWAYS.label(gateway), *ended).inc(len(took))
-        _add_to(TOTAL, GATEWAY_SECONDS.labels(GATEWAYS.label(gateway)), took)
+        its_gateway = GATEWAYS.label(gateway)
+        BY_GATEWAY.labels(its_gateway, *ended).inc(len(took))
+        _add_to(TOTAL, GATEWAY_SECONDS.labels(its_gateway), took)
         if server:
-            BY_SERVER.labels(SERVERS.label(server), ended[0]).inc(len(took))
-            _add_to(UPSTREAM, SERVER_SECONDS.labels(SERVERS.label(server)), at_server)
+            its_server = SERVERS.label(server)
+            BY_SERVER.labels(its_server, ended[0]).inc(len(took))
+            _add_to(UPSTREAM, SERVER_SECONDS.labels(its_server), at_server)
         elif at_server:
             UPSTREAM.add(_in_buckets(at_server), sum(at_server))
 

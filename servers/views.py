@@ -43,6 +43,7 @@ from ui.pages import (
     refuse,
     seen,
     show,
+    switch_target,
     wants_fragment,
     was_typed,
 )
@@ -235,7 +236,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             kind="primary",
             text=f"Disable this server? {server.name} {detail}. {NOTHING_IS_DELETED}",
             more=cuts(server, request.user),
-            target="#server-head" if request.GET.get("on") == "page" else f"#server-{server.slug}",
+            target=switch_target(request, "server", server.slug),
             back=page_url(server),
         )
     server.disable(by=request.user)

@@ -17,7 +17,6 @@ from accounts.rules import BeyondYours
 from capabilities import Capability
 from sso import discovery, flow
 from sso.discovery import Outcome
-from sso.enforcement import end_here_too
 from sso.errors import (
     BadDomain,
     BadIssuer,
@@ -191,9 +190,7 @@ class OrganisationResource(Resource):
         changes = self.body()
         if "default_role_id" in changes:
             changes["default_role"] = changes.pop("default_role_id")
-        answer = self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
-        end_here_too(request)
-        return answer
+        return self.answer(Provider.edit(by=self.me, seen=self.seen, **changes))
 
     @operation(needs=SETS_UP, answer=ProviderTestSerializer, if_match=True)
     def test(self, request: Request) -> Response:

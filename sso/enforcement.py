@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from allauth.usersessions.models import UserSession
-from django.contrib.auth import logout
 from django.db import transaction
 from django.http import HttpRequest
 
@@ -56,13 +55,6 @@ def came_too_late(request: HttpRequest, person: User) -> bool:
     with transaction.atomic():
         one_at_a_time()  # Whoever enforces it ends the sessions there are, and this one is among them by now.
         return must_sign_in_there(User.objects.get(pk=person.pk))
-
-
-def end_here_too(request: HttpRequest) -> None:
-    """Sign this browser out if its session ended with the others': the request would end with an error otherwise."""
-    session = request.session
-    if session.session_key and not session.exists(session.session_key):
-        logout(request)
 
 
 def keep(request: HttpRequest) -> bool:

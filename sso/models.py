@@ -275,9 +275,10 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     # --- Letting people in --------------------------------------------------------------------------------------------
 
-    def admit(self, who: Claims) -> User:
+    def admit(self, who: Claims, *, invited: User | None = None) -> User:
         """Who that is here: known by the subject, made at the first sign-in, with the role and the teams that the
-        groups mean now. Records what changed. Raises NoEntry."""
+        groups mean now. `invited` is whose invitation was opened in the same browser. Records what changed. Raises
+        NoEntry."""
         with transaction.atomic():
             rules = self.rules
             teams = Team.objects.filter(pk__in={rule.team.pk for rule in rules if rule.team})
@@ -286,7 +287,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             account = (
                 Account.objects.select_related("user__role").filter(issuer=who.issuer, subject=who.subject).first()
             )
-            person = account.user if account else self._named(who)
+            person = account.user if account else self._named(who, invited)
             if person is not None and not person.is_active:
                 raise NoEntry("deactivated", person)
             if who.groups is None:
@@ -331,10 +332,11 @@ class Provider(SamlTerms, Versioned, models.Model):
                 User.objects.filter(pk=person.pk).update(by_organisation=False)
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
-    def _named(self, who: Claims) -> User | None:
+    def _named(self, who: Claims, invited: User | None) -> User | None:
         """The person with this e-mail, if the provider may vouch for them; None when there is nobody yet.
 
-        An e-mail alone proves nothing: taking somebody over takes the workspace's consent and a verified address.
+        An e-mail alone proves nothing: taking somebody over takes the workspace's consent and a verified address, or,
+        of who has yet to join, the link that was mailed to it.
         """
         email = who.email.strip().lower()
         try:
@@ -350,7 +352,11 @@ class Provider(SamlTerms, Versioned, models.Model):
                 raise NoEntry("email_not_verified")
             return None
         is_linked = Account.objects.filter(user=person, issuer=who.issuer).exists()
-        if is_linked or person.break_glass or not (self.links_by_email and who.email_verified):
+        if (
+            is_linked
+            or person.break_glass
+            or not ((self.links_by_email and who.email_verified) or _joins(person, invited))
+        ):
             raise NoEntry("email_taken", person)
         return person
 
@@ -389,6 +395,11 @@ class Provider(SamlTerms, Versioned, models.Model):
             person.give_role(role, by=None)
         except (LastOwner, LastManager):
             person.refresh_from_db()
+
+
+def _joins(person: User, invited: User | None) -> bool:
+    """Whether this is who was invited, by an invitation that works still."""
+    return invited == person and (person.status, person.session_epoch) == ("invited", invited.session_epoch)
 
 
 class RuleRow(models.Model):

@@ -22,6 +22,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from accounts import joining
 from accounts.adapter import SIGNED_IN_AT, confirms_there
 from accounts.models import User
 from accounts.reauthentication import ask_again
@@ -32,7 +33,7 @@ from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from sso import discovery, flow
-from sso.enforcement import end_here_too, end_sessions, is_signed_in_there, remember
+from sso.enforcement import end_sessions, is_signed_in_there, remember
 from sso.errors import NeedsExtra, NoEntry, ProviderError
 from sso.flow import Begun, SignInFailed
 from sso.forms import ProviderForm
@@ -102,13 +103,14 @@ def go_on(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -
 
 def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
     try:
-        person = provider.admit(who)
+        person = provider.admit(who, invited=joining.invited(request))
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
         return refused(request, HTTPStatus.FORBIDDEN, provider)
     if request.user.is_authenticated:
         logout(request)  # Also of oneself: the session begins anew.
+    request.session.pop(joining.SESSION_KEY, None)
     remember(request, who)
     # Who has a second factor here is asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
@@ -246,7 +248,6 @@ def settings_page(request: AppRequest) -> HttpResponse:
         except PeopleError as error:
             form.add_error(None, str(error))
         else:
-            end_here_too(request)
             return leave(request, reverse("sso:settings"), "Sign-in by your organisation saved")
     return refuse(request, "sso/settings.html", context)
 

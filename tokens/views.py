@@ -21,7 +21,7 @@ from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource
 from capabilities.catalogue import SEES_GATEWAYS
-from gateways.usage import TokenUse
+from gateways.use_of_gateway import TokenUse
 from gateways.views import find as find_gateway
 from tokens.forms import EditForm, OverlapForm
 from tokens.lists import TOKENS
@@ -54,6 +54,7 @@ from ui.pages import (
     refuse,
     seen,
     show,
+    text_of,
     wants_fragment,
 )
 from ui.tables import show_list
@@ -103,7 +104,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
     """Choose the agent; the authorize flow does the rest. `?gateway=` goes along."""
-    words = request.GET.get("q", "")
+    words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
     context = {
         "hosts": hosts[:HOSTS],

@@ -192,6 +192,16 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     return show(request, "ui/confirm.html", context)
 
 
+def text_of(values: QueryDict, name: str) -> str:
+    """What a query string or a form says under this name, without the NULs that no column can hold."""
+    return str(values.get(name, "")).replace("\0", "")
+
+
+def switch_target(request: HttpRequest, kind: str, key: object) -> str:
+    """What the answer to a switch replaces: the head of the page of the thing itself, else its row in a list."""
+    return f"#{kind}-head" if request.GET.get("on") == "page" else f"#{kind}-{key}"
+
+
 def was_typed(request: HttpRequest, name: str) -> bool:
     """Whether the name that `confirm` asked for was typed; blanks around it and its case do not matter."""
     return request.POST.get("typed", "").strip().casefold() == name.strip().casefold()

@@ -45,6 +45,7 @@ from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.catalogue import SUPER_ADMIN
+from sso.browser_sessions import end_where_enforced
 
 if TYPE_CHECKING:
     from accounts.models.teams import Team
@@ -307,6 +308,8 @@ class User(Versioned, AbstractBaseUser):
             User.objects.filter(pk=self.pk).update(role=role, is_superuser=False, break_glass=breaks)
             if changes:
                 Event.objects.record(Action.USER_ROLE_CHANGED, self, by=by, changes=changes)
+            if present.break_glass and not breaks:
+                end_where_enforced(self, by=by)
         self.role, self.is_superuser, self.break_glass = role, False, breaks
         self.__dict__.pop("permissions", None)
 
@@ -325,7 +328,8 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Let this owner sign in with password and second factor although the organisation's sign-in is enforced.
+        """Let this owner sign in with password and second factor although the organisation's sign-in is enforced, or no
+        longer: then sessions that began with the password end where it is.
 
         Raises NotOwner unless `by` is an owner, NotBreakGlass for who lacks one of these, LastBreakGlass, or Outranked.
         """
@@ -339,6 +343,7 @@ class User(Versioned, AbstractBaseUser):
                 User.objects.filter(pk=self.pk).update(break_glass=on)
                 told = {"break_glass": [not on, on]}
                 Event.objects.record(Action.USER_BREAK_GLASS_CHANGED, self, by=by, changes=told)
+                end_where_enforced(self, by=by)
         self.break_glass = on
 
     @property
@@ -485,7 +490,7 @@ class User(Versioned, AbstractBaseUser):
         return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
 
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Change name and e-mail.
+        """Change name and e-mail. Sessions that began with a password end where the new address may have none.
 
         Raises EmailTaken, ChangedMeanwhile, or Outranked: whoever reads the mail can reset the password.
         """
@@ -499,6 +504,8 @@ class User(Versioned, AbstractBaseUser):
                 User.objects.filter(pk=self.pk).update(**new_values)
                 if changes:
                     Event.objects.record(Action.USER_UPDATED, self, by=by, changes=changes)
+                if "email" in changes:
+                    end_where_enforced(self, by=by)
         except IntegrityError:
             raise EmailTaken(EmailTaken.__doc__) from None
         self.refresh_from_db(fields=list(new_values))

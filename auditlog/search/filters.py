@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from auditlog.models import Call
 from auditlog.name_lookups import lookups
+from auditlog.ranges import STRETCHES
 from auditlog.search.criteria import Criterion, Search, criterion, either, none_of, one_of, row_test, uuid_of
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
@@ -40,16 +41,13 @@ MOST_VALUES = 20  # Of one filter.
 ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
+YEARS = range(1970, 9999)
 _WALL = "%Y-%m-%dT%H:%M"
 
 # The filters that take several values and leave others out, in their order beside the list.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
-RANGES = {
-    "15m": ("Last 15 minutes", timedelta(minutes=15)),
-    "1h": ("Last hour", timedelta(hours=1)),
-    "24h": ("Last 24 hours", timedelta(hours=24)),
-    "7d": ("Last 7 days", timedelta(days=7)),
-    "30d": ("Last 30 days", timedelta(days=30)),
+RANGES: dict[str, tuple[str, timedelta | None]] = {
+    **{name: STRETCHES[name][1:] for name in ("15m", "1h", "24h", "7d", "30d")},
     "all": ("All time", None),
 }
 DEFAULT_RANGE = "24h"
@@ -83,16 +81,20 @@ class Chip(NamedTuple):
 
 
 class Moment(forms.DateTimeField):
-    """A moment as bars and people write it, in `zone` unless it names its own; what is none narrows nothing."""
+    """A moment as bars and people write it, in `zone` unless it names its own; what is none narrows nothing.
+
+    Nor do those of years in which nothing was called: an hour before the first, or after the last, there is none.
+    """
 
     zone: tzinfo = UTC
 
     def to_python(self, value: Any) -> datetime | None:
         with timezone.override(self.zone):
             try:
-                return super().to_python(value)
+                at = super().to_python(value)
             except forms.ValidationError:
                 return None
+        return at if at and at.year in YEARS else None
 
 
 class Texts(forms.Field):

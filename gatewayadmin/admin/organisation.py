@@ -16,7 +16,6 @@ from gatewayadmin.admin.actions import CapabilityAction, all_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from sso.discovery import test
-from sso.enforcement import end_here_too
 from sso.models import SETS_UP, Account, Provider
 
 BOTH = all_of(*SETS_UP)
@@ -81,9 +80,7 @@ class ProviderPages(CapabilityAdmin):
     def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         if request.method == "POST" and must_ask_again(request):
             raise ReauthenticationRequired  # As the product's page and REST ask.
-        response = super().changeform_view(request, *args, **options)
-        end_here_too(request)
-        return response
+        return super().changeform_view(request, *args, **options)
 
     def edit(self, row: Provider, values: dict[str, Any], by: Any) -> None:
         Provider.edit(by=by, **values)

@@ -94,7 +94,7 @@ class UserPages(CapabilityAdmin):
             lambda user, by: user.set_break_glass(False, by=by),
             any_of(*MANAGES),
             Q(break_glass=True),
-            "Where the organisation's sign-in is enforced they sign in there.",
+            "Where the organisation's sign-in is enforced they sign in there, and sessions begun with a password end.",
             grave=True,
         ),
         CapabilityAction(

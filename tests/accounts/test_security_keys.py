@@ -251,6 +251,64 @@ def test_there_are_ten_keys_at_most(person: User, client_of: Client) -> None:
     assert "10 security keys at most" in text(add(client_of, SoftKey()))
 
 
+def rename(client: Client, name: str) -> Any:
+    pk = Authenticator.objects.get(type="webauthn").pk
+    return client.post(f"{INDEX}keys/{pk}/rename/", {"name": name})
+
+
+def test_a_key_is_renamed_and_goes_on_signing_in(person: User, client_of: Client, key: SoftKey) -> None:
+    pk = Authenticator.objects.get(type="webauthn").pk
+    assert 'value="Blue key"' in text(client_of.get(f"{INDEX}keys/{pk}/rename/"))
+
+    assert rename(client_of, "  Laptop ")["Location"] == INDEX
+
+    page = text(client_of.get(INDEX))
+    assert "Laptop" in page
+    assert "Blue key" not in page
+    event = Event.objects.get(action="user.security_key_renamed")
+    assert sentence(event) == f"{person.email} renamed their security key “Blue key” to “Laptop”."
+    client = sign_in_by_page(person)
+    assert client.post(ASKED, {"credential": key.get(text(client.get(ASKED)))})["Location"] == "/"
+
+
+def test_the_name_a_key_has_already_is_no_change(client_of: Client, key: SoftKey) -> None:
+    assert rename(client_of, "Blue key")["Location"] == INDEX
+
+    assert not Event.objects.filter(action="user.security_key_renamed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "This field is required."),
+        ("   ", "This field is required."),
+        ("x" * 61, "at most 60 characters (it has 61)"),
+        ("a\0b", "Null characters are not allowed."),
+    ],
+    ids=["nothing", "blanks", "too long", "NUL"],
+)
+def test_a_name_that_is_none_is_refused_in_words_and_stays_to_be_mended(
+    client_of: Client, key: SoftKey, name: str, said: str
+) -> None:
+    refused = rename(client_of, name)
+
+    assert refused.status_code == 422
+    assert said in text(refused)
+    assert f'value="{name}"' in text(refused) or not name.strip()
+    assert str(Authenticator.objects.get(type="webauthn")) == "Blue key"
+
+
+def test_nobody_renames_the_key_of_somebody_else_nor_their_own_unconfirmed(
+    person: User, key: SoftKey, sign_in: SignIn
+) -> None:
+    foreign = sign_in(make.user())
+    confirm(foreign, INDEX)
+
+    assert rename(foreign, "Mine").status_code == 404
+    assert "reauthenticate" in rename(sign_in(person), "Mine")["Location"]
+    assert str(Authenticator.objects.get(type="webauthn")) == "Blue key"
+
+
 def test_removing_the_last_key_turns_the_second_factor_off(person: User, client_of: Client, key: SoftKey) -> None:
     path = f"/settings/second-factor/keys/{Authenticator.objects.get(type='webauthn').pk}/remove/"
     assert "Remove Blue key?" in text(client_of.get(path))

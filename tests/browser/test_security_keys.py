@@ -1,4 +1,4 @@
-"""A security key in a real browser: added, signed in with and removed, by script under our policy."""
+"""A security key in a real browser: added, signed in with, renamed and removed, by script under our policy."""
 
 from __future__ import annotations
 
@@ -78,7 +78,11 @@ def test_a_key_is_added_signs_in_and_is_removed(live: Serve, open_browser: Open)
     page.wait_for_url(f"{live.url}/")
 
     page.goto(f"{live.url}{INDEX}")
-    page.get_by_role("link", name="remove Blue key").click()
+    page.get_by_role("link", name="rename Blue key").click()
+    page.get_by_label("Name", exact=True).fill("Old key")
+    page.get_by_role("button", name="Rename").click()
+    expect(page.get_by_text("Security key renamed")).to_be_visible()
+    page.get_by_role("link", name="remove Old key").click()
     page.get_by_role("button", name="OK").click()
     expect(page.get_by_text("Security key removed")).to_be_visible()
     expect(page.get_by_text("Off", exact=True)).to_be_visible()

@@ -323,3 +323,9 @@ def test_many_people_are_judged_with_as_few_queries_as_few(
 
     with django_assert_max_num_queries(20):
         support.edit(name=support.name, users=people, by=chief)
+
+
+def test_where_there_is_no_team_the_page_offers_to_add_one(sign_in: SignIn) -> None:
+    page = text(sign_in(make.user(Capability.PEOPLE_MANAGE)).get("/people/teams/"))
+
+    assert page.count("/people/teams/add/") == 2

@@ -131,6 +131,15 @@ def test_the_list_is_narrowed_by_the_query_string(query: str, names: set[str], a
     assert {server.name for server in response.context["page"]} == names
 
 
+def test_the_page_of_a_server_leads_to_its_tools_once_it_is_on_a_gateway(ana: User, sign_in: SignIn) -> None:
+    server = make.server(slug="docs")
+    assert "What it offers" not in text(sign_in(ana).get("/servers/docs/"))
+
+    make.assignment(make.gateway(), server)
+
+    assert '<a href="/tools/?server=docs">What it offers</a>' in text(sign_in(ana).get("/servers/docs/"))
+
+
 def test_archived_servers_are_gone_from_list_and_page(ana: User, sign_in: SignIn) -> None:
     server = make.server(name="Old")
     Server.objects.filter(pk=server.pk).update(archived_at=server.created_at)

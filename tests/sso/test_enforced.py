@@ -2,17 +2,19 @@
 
 from io import StringIO
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from allauth.mfa.models import Authenticator
 from allauth.mfa.utils import encrypt
 from django.core import mail
+from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.test import Client
 
 from accounts import second_factor
 from accounts.models import Role, User
-from accounts.password_links import invitation_link, password_link
+from accounts.password_links import invitation_link, mail_invitation, password_link
 from accounts.rules import LastBreakGlass, NotBreakGlass, NotOwner
 from auditlog.models import Event
 from capabilities import Capability
@@ -92,14 +94,79 @@ def test_a_break_glass_owner_signs_in_with_password_and_code_and_each_use_raises
 
 
 def test_enforced_reset_mails_nothing_and_links_that_were_made_before_work_no_more(breaker: User) -> None:
-    mia, invited = make.user(email="mia@example.com"), make.invited()
-    before = [password_link(mia), invitation_link(invited)]
+    mia = make.user(email="mia@example.com")
+    before = password_link(mia)
     Client().post("/accounts/password/reset/", {"email": "mia@example.com"})
 
     assert mail.outbox == []
-    for link in before:
-        page = Client().get(link.partition("//")[2].partition("/")[2].join(["/", ""]), follow=True)
-        assert "no longer works" in page.content.decode(), link
+    assert "no longer works" in opened(before)[1].content.decode()
+
+
+def opened(link: str) -> tuple[Client, Any]:
+    client = Client()
+    return client, client.get(urlsplit(link).path, follow=True)
+
+
+def test_enforced_the_link_of_an_invitation_takes_no_password_and_leads_to_the_organisation(breaker: User) -> None:
+    invited = make.invited()
+    client, page = opened(invitation_link(invited))
+    assert "Sign in with Example" in page.content.decode()
+    assert "password1" not in page.content.decode()
+
+    chosen = {"display_name": "", "password1": "correct horse battery", "password2": "correct horse battery"}
+    client.post("/accounts/join/", chosen)
+
+    invited.refresh_from_db()
+    assert (invited.status, invited.has_usable_password()) == ("invited", False)
+
+
+def test_who_was_invited_joins_at_the_organisation_with_the_role_of_the_invitation(
+    breaker: User, organisation: Organisation, sign_in: SignIn
+) -> None:
+    role = make.role(name="Auditor")
+    invited = User.objects.invite(email="mia@example.com", role=role, by=breaker)
+    organisation.knows("mia")
+    organisation.knows("eve")
+    client, _ = opened(invitation_link(invited))
+
+    # By their own account alone: an e-mail proves nothing.
+    assert sign_in("mia").response.status_code == 403
+    # Nor is somebody else let in as them by a link that went astray.
+    eve = sign_in("eve", opened(invitation_link(invited))[0])
+    assert eve.person is not None
+    assert eve.person.email == "eve@example.com"
+
+    visit = sign_in("mia", client)
+
+    assert visit.person == invited
+    invited.refresh_from_db()
+    assert (invited.status, invited.role, invited.by_organisation) == ("active", role, True)
+    assert sign_in("mia").person == invited
+
+
+@pytest.mark.parametrize("way", ["revoked", "renewed"])
+def test_an_invitation_that_ended_while_they_signed_in_lets_nobody_in(
+    breaker: User, organisation: Organisation, sign_in: SignIn, way: str
+) -> None:
+    invited = User.objects.invite(email="mia@example.com", role=make.role(), by=breaker)
+    organisation.knows("mia")
+    client, _ = opened(invitation_link(invited))
+    if way == "revoked":
+        invited.revoke_invitation(by=breaker)
+    else:
+        invited.renew_invitation(by=breaker)
+
+    assert sign_in("mia", client).response.status_code == 403
+
+    invited.refresh_from_db()
+    assert not invited.has_joined
+
+
+def test_the_mail_of_an_invitation_says_how_one_joins(breaker: User) -> None:
+    for email, said in (("mia@example.com", "signing in at your organisation"), ("bo@example.net", "choose your pass")):
+        person = User.objects.invite(email=email, role=make.role(), by=breaker)
+        mail_invitation(person, invitation_link(person), by=breaker)
+        assert said in mail.outbox[-1].body
 
 
 def test_a_person_of_the_organisation_without_a_password_is_mailed_no_link_to_choose_one(
@@ -274,3 +341,87 @@ def test_a_sign_in_that_the_organisation_began_before_hides_no_alarm(breaker: Us
 
     assert client.get("/settings/profile").status_code == 200
     assert Event.objects.filter(action="user.break_glass_used").count() == 1
+
+
+def broken_glass(person: User) -> Client:
+    """The browser of a break-glass owner who signed in with password and code."""
+    client = typed(person.email)[0]
+    type_code(client)
+    assert is_in(client)
+    return client
+
+
+def type_code(client: Client) -> None:
+    """The second factor, also when the same half minute's code was used elsewhere."""
+    cache.clear()
+    client.post("/accounts/second-factor/", {"code": code_of(APP_SECRET)})
+
+
+def is_in(client: Client) -> bool:
+    return bool(client.get("/settings/profile").status_code == 200)
+
+
+@pytest.mark.parametrize("way", ["flag", "role"])
+def test_ending_break_glass_ends_sessions_that_began_with_the_password_and_no_others(
+    breaker: User, organisation: Organisation, sign_in: SignIn, way: str
+) -> None:
+    other, mia = owner("other@example.com"), make.user(email="mia@partner.example.org")
+    other.set_break_glass(True, by=breaker)
+    by_password, hers, his = broken_glass(other), typed(mia.email)[0], broken_glass(breaker)
+    organisation.knows("other")
+    sign_in("other", by_password, "/settings/organisation/link/")
+    there = sign_in("other").client
+    type_code(there)
+
+    if way == "flag":
+        other.set_break_glass(False, by=breaker)
+    else:
+        other.give_role(Role.objects.get(name="Member"), by=breaker)
+
+    assert [is_in(client) for client in (by_password, there, hers, his)] == [False, True, True, True]
+    ended = Event.objects.get(action="user.session_ended")
+    assert (ended.target_id, ended.actor_email, ended.changes["reason"]) == (str(other.pk), breaker.email, "enforced")
+
+
+def test_ending_break_glass_ends_no_session_while_nothing_is_enforced(breaker: User) -> None:
+    Provider.edit(by=None, mode="offered")
+    other = owner("other@example.com")
+    other.set_break_glass(True, by=breaker)
+    client = broken_glass(other)
+
+    other.set_break_glass(False, by=breaker)
+
+    assert is_in(client)
+
+
+def test_an_address_of_the_domain_ends_sessions_that_began_with_a_password(breaker: User) -> None:
+    guest = make.user(email="guest@partner.example.org")
+    client = typed(guest.email)[0]
+
+    guest.edit(email="guest@partner.example.org", display_name="Guest", by=None)
+    assert is_in(client)
+    guest.edit(email="guest@example.com", display_name="Guest", by=None)
+
+    assert not is_in(client)
+
+
+@pytest.mark.parametrize("way", ["page", "rest"])
+def test_who_ends_their_own_break_glass_is_signed_out_without_an_error(breaker: User, way: str) -> None:
+    """Also when the form had waited for the password, so that the session is written once more."""
+    other = owner("other@example.com")
+    other.set_break_glass(True, by=breaker)
+    client = broken_glass(other)
+    session = client.session
+    session["seen_at"] -= 3600
+    session.save()
+
+    if way == "page":
+        response = client.post(f"/people/{other.pk}/break-glass/off/")
+        assert response.status_code == 302
+    else:
+        response = Rest(client).patch(f"/users/{other.pk}", {"break_glass": False})
+        assert response.status_code == 200, response.content
+
+    other.refresh_from_db()
+    assert not other.break_glass
+    assert not is_in(client)

@@ -32,6 +32,21 @@ def test_an_age_is_said_in_the_largest_unit_that_fits(age: timedelta, words: str
         assert f">{words}</time>" in rendered("{% ago moment %}", moment=timezone.now() - age)
 
 
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [
+        (timedelta(days=2, hours=23), "2d"),
+        (timedelta(hours=23, minutes=59), "23h"),
+        (timedelta(minutes=1), "1m"),
+        (timedelta(seconds=30), "0m"),
+        (timedelta(days=-1), "0m"),
+    ],
+)
+def test_what_is_left_is_said_in_the_largest_unit_that_fits(ahead: timedelta, words: str) -> None:
+    with time_machine.travel(NOW, tick=False):
+        assert f">{words}</time>" in rendered("{% left moment %}", moment=timezone.now() + ahead)
+
+
 def test_a_time_carries_its_exact_moment() -> None:
     html = rendered("{% day moment %}", moment=NOW)
 

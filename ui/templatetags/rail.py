@@ -105,6 +105,14 @@ def settings_groups(context: RequestContext) -> list[Group]:
     return [group for group in groups if group.links]
 
 
+@register.simple_tag(takes_context=True)
+def groups_below(context: RequestContext) -> list[Group]:
+    """The same on a page of the settings, for the rail; nothing elsewhere. Admin events stand with the logs there."""
+    path: str = context["request"].path
+    is_setting = path.startswith(reverse("accounts:settings")) and not path.startswith(reverse("auditlog:events"))
+    return settings_groups(context) if is_setting else []
+
+
 def _may_open(setting: Setting, request: HttpRequest) -> bool:
     needs = setting.needs
     if isinstance(needs, frozenset):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 from zlib import crc32
 
@@ -18,7 +18,7 @@ from django.template.context import RequestContext
 from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import escape, format_html
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ui.addresses import parts
@@ -49,7 +49,37 @@ def logo(name: str, size: str = "") -> SafeString:
     return format_html('<span class="logo" data-hue="{}"{} aria-hidden="true">{}</span>', hue, large, letters)
 
 
+UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 MOST_MARKS = 500  # In one text. A mark is many times as long as its character, and who reads on needs no more of them.
+
+
+class Piece(NamedTuple):
+    """A stretch of a text: as it is, or of `kind` "char" or "more" what is said in place of what nobody sees."""
+
+    kind: str
+    said: tuple[str, ...]
+
+
+_MARKS = {
+    "": "{}",
+    "char": '<mark class="unseen" title="{}">{}</mark>',
+    "more": '<mark class="unseen">{}</mark>',
+}
+
+
+def _pieces(text: str) -> Iterator[Piece]:
+    at = left_out = 0
+    for count, place in enumerate(hidden_places(text)):
+        yield Piece("", (text[at:place],))
+        code = f"U+{ord(text[place]):04X}"
+        if count < MOST_MARKS:
+            yield Piece("char", (unicodedata.name(text[place], code), code))
+        else:
+            left_out += 1
+        at = place + 1
+    yield Piece("", (text[at:],))
+    if left_out:
+        yield Piece("more", (f"and {left_out:,} more",))
 
 
 @register.filter
@@ -58,32 +88,13 @@ def visible(text: str) -> SafeString:
 
     Beyond MOST_MARKS such characters are left out, and a mark at the end says how many.
     """
-    shown, at, left_out = [], 0, 0
-    for count, place in enumerate(hidden_places(text)):
-        if count < MOST_MARKS:
-            char = text[place]
-            code, name = f"U+{ord(char):04X}", unicodedata.name(char, "")
-            shown.append(format_html('{}<mark class="unseen" title="{}">{}</mark>', text[at:place], name or code, code))
-        else:
-            left_out += 1
-            shown.append(escape(text[at:place]))
-        at = place + 1
-    more = format_html('<mark class="unseen">and {} more</mark>', f"{left_out:,}") if left_out else ""
-    return format_html("{}{}{}", SafeString("".join(shown)), text[at:], more)
+    return SafeString("".join(format_html(_MARKS[piece.kind], *piece.said) for piece in _pieces(text)))
 
 
 @register.filter
 def marked(text: str) -> str:
     """The same for places that take text alone, such as options: each such character as its code point."""
-    shown, at, left_out = [], 0, 0
-    for count, place in enumerate(hidden_places(text)):
-        shown.append(text[at:place])
-        if count < MOST_MARKS:
-            shown.append(f"[U+{ord(text[place]):04X}]")
-        else:
-            left_out += 1
-        at = place + 1
-    return "".join([*shown, text[at:], f"[and {left_out:,} more]" if left_out else ""])
+    return "".join(f"[{piece.said[-1]}]" if piece.kind else piece.said[0] for piece in _pieces(text))
 
 
 @register.filter
@@ -151,10 +162,21 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
     age = timezone.now() - moment
     if age < timedelta(minutes=1):
         return _time(moment, "just now")
-    for unit, suffix, limit in ((60, "m", 3600), (3600, "h", 86400), (86400, "d", 7 * 86400)):
-        if age.total_seconds() < limit:
-            return _time(moment, f"{int(age.total_seconds() // unit)}{suffix} ago")
+    if age < timedelta(days=7):
+        return _time(moment, f"{_rounded(age)} ago")
     return _time(moment, _date(moment.astimezone(UTC)))
+
+
+@register.simple_tag
+def left(moment: datetime) -> SafeString:
+    """How long it is until a moment to come, such as "2d"."""
+    return _time(moment, _rounded(max(moment - timezone.now(), timedelta())))
+
+
+def _rounded(length: timedelta) -> str:
+    seconds = int(length.total_seconds())
+    unit, suffix = next(((unit, suffix) for unit, suffix in UNITS if seconds >= unit), UNITS[-1])
+    return f"{seconds // unit}{suffix}"
 
 
 @register.simple_tag(takes_context=True)

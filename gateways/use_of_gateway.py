@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
@@ -15,13 +15,14 @@ from django.utils import timezone
 
 from auditlog.groups import BY, names_of
 from auditlog.models import ENDINGS, Event
+from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import book
 from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.assignment import narrowings
 
 PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
-RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
+RANGES = {name: STRETCHES[name] for name in ("24h", "7d", "30d")}
 DEFAULT = "30d"
 LEVELS = 4
 MOST_READ = 5_000  # Calls of a gateway that are read to tell who used what, the newest.
@@ -193,7 +194,7 @@ class Person(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """People by tools in the time `chosen` of RANGES; `rows` is None while the roll-ups do not know."""
     until = timezone.now()
-    since = until - timedelta(days=RANGES[chosen][1])
+    since = until - RANGES[chosen].length
     where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
     with book() as opened:
         found = opened.read(where, since, until, by=("user_id", "feature_name"), timed=False)

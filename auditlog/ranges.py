@@ -1,0 +1,24 @@
+"""The stretches of time up to now that pages offer, by their names in an address."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import NamedTuple
+
+
+class Stretch(NamedTuple):
+    """How long it is, in short, in words and in time."""
+
+    label: str
+    words: str
+    length: timedelta
+
+
+STRETCHES = {
+    "5m": Stretch("5 min", "Last 5 minutes", timedelta(minutes=5)),
+    "15m": Stretch("15 min", "Last 15 minutes", timedelta(minutes=15)),
+    "1h": Stretch("1 h", "Last hour", timedelta(hours=1)),
+    "24h": Stretch("24 h", "Last 24 hours", timedelta(hours=24)),
+    "7d": Stretch("7 d", "Last 7 days", timedelta(days=7)),
+    "30d": Stretch("30 d", "Last 30 days", timedelta(days=30)),
+}

@@ -1,0 +1,289 @@
+"""Every form of every page, sent with nonsense in each of its fields: refused in words, and what was typed stays.
+
+Which fields a page reads is found out by sending it a form and watching, so a form that is added is walked too. The
+same for the API is in tests/api/test_contract.py and tests/api/test_nonsense.py.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import pytest
+from django.core.cache import cache
+from django.db import transaction
+from django.test import Client
+from django.urls import reverse
+from django.utils.datastructures import MultiValueDict
+
+from accounts.password_links import invitation_link, password_link
+from tests import make
+from tests.accounts.soft_key import added
+from tests.house.doors import ALL, Door, Site, doors
+from tests.house.nonsense import NONSENSE
+from tests.sampling import one_in
+
+pytestmark = pytest.mark.django_db
+
+DOORS = list(doors())
+READ = [door for door in DOORS if door.method == "GET"]
+SENT = [door for door in DOORS if door.method == "POST"]
+REFUSED = {400, 403, 404, 409, 410, 413, 422, 429, 502}
+FORM = "application/x-www-form-urlencoded"
+ANEW = {"typed"}  # The name of what is ended for good, which is to be typed with thought.
+# What a page that reads dozens of names in its address, such as the log, is sent in each of them by itself.
+ALONE = {"a NUL", "a lone surrogate", "a huge number", "a moment after all"}
+SCRIPT = "<script>alert"
+
+
+@pytest.fixture(scope="module")
+def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
+    """One world for all tests of this module; each leaves it as it was."""
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield Site(DOORS)
+        transaction.set_rollback(True)
+
+
+class Form(HTMLParser):
+    """The fields of the forms of a page that are sent to one address, with what stands in them."""
+
+    def __init__(self, page: str, path: str) -> None:
+        super().__init__()
+        self.path, self.fields, self.typed = path, defaultdict[str, list[str]](list), dict[str, str]()
+        self._in, self._area, self._select = False, "", ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {name: value or "" for name, value in attrs}
+        name = said.get("name", "")
+        if tag == "form":
+            self._in = said.get("method") == "post" and urlsplit(said.get("action", self.path)).path == self.path
+        elif self._in and tag == "textarea":
+            self._area = name
+            self.typed[name] = ""
+        elif self._in and tag == "select":
+            self._select = name
+        elif self._in and tag == "option" and "selected" in said:
+            self.fields[self._select].append(said.get("value", ""))
+        elif self._in and tag == "input" and name:
+            self._of_input(said.get("type", "text"), name, said)
+
+    def _of_input(self, kind: str, name: str, said: dict[str, str]) -> None:
+        if kind in ("checkbox", "radio"):
+            if "checked" in said:
+                self.fields[name].append(said.get("value", "on"))
+        elif kind not in ("submit", "button"):
+            self.fields[name].append(said.get("value", ""))
+            if kind not in ("password", "hidden"):
+                self.typed[name] = said.get("value", "")
+
+    def handle_data(self, data: str) -> None:
+        if self._area:
+            self.typed[self._area] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea" and self._area:
+            self.typed[self._area] = self.typed[self._area].removeprefix("\n")
+            self.fields[self._area].append(self.typed[self._area])
+            self._area = ""
+        self._in = self._in and tag != "form"
+
+
+@contextmanager
+def watched() -> Iterator[dict[int, set[str]]]:
+    """Which names are asked for of each form and each query string, by the id of its object."""
+    asked = defaultdict[int, set[str]](set)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("__getitem__", "getlist", "__contains__"):
+            patch.setattr(MultiValueDict, name, noting(asked, getattr(MultiValueDict, name)))
+        yield asked
+
+
+def noting(asked: dict[int, set[str]], original: Any) -> Any:
+    def note(self: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+        asked[id(self)].add(str(key))
+        return original(self, key, *args, **kwargs)
+
+    return note
+
+
+def foreign(site: Site) -> str:
+    """The id of something that is somebody else's."""
+    if "foreign" not in site.things:
+        owner = make.user(email="else@example.com")
+        site.things["foreign"] = make.identity(make.server(auth_type="bearer"), owner).pk
+    return str(site.things["foreign"])
+
+
+class Walk:
+    """One page, and somebody it is open to."""
+
+    def __init__(self, client: Client, method: str, path: str, foreign: str) -> None:
+        self.client, self.method, self.path, self.foreign = client, method, path, foreign
+        self.faults: list[str] = []
+
+    @classmethod
+    def at(cls, site: Site, door: Door) -> Self:
+        """At this door, as somebody it opens to."""
+        client = site.owning() if door.is_for_owners else site.holding(ALL)
+        return cls(client, door.method, site.address(door), foreign(site))
+
+    def send(self, fields: dict[str, Any], what: str) -> None:
+        """Send it, follow where it leads, and note what is wrong with either; nothing stays of it."""
+        cache.clear()
+        self.n = getattr(self, "n", 0) + 1
+        try:
+            with transaction.atomic():
+                self._look(fields, what)
+                transaction.set_rollback(True)
+        except Exception as error:  # noqa: BLE001  (whatever a view raises is the fault looked for)
+            self.faults.append(f"{what}: {error!r}"[:400])
+
+    def _look(self, fields: dict[str, Any], what: str) -> None:
+        answer = self.answer(fields)
+        status = answer.status_code
+        if status in (301, 302):
+            onward = urlsplit(answer["Location"]).path
+            answer = self.client.get(answer["Location"], follow=True)
+            if answer.status_code not in (200, *REFUSED):
+                self.faults.append(f"{what}: {status}, then {answer.status_code} at {onward}")
+        elif status not in (200, 204, *REFUSED):
+            self.faults.append(f"{what}: {status}")
+        page = b"".join(answer).decode() if answer.streaming else answer.content.decode()
+        if SCRIPT in page:
+            self.faults.append(f"{what}: markup as it was sent")
+        if status == 422:
+            self._keeps(fields, Form(page, self.path), what)
+
+    def _keeps(self, fields: dict[str, Any], form: Form, what: str) -> None:
+        for name, typed in form.typed.items():
+            sent = fields.get(name)
+            if name not in ANEW and isinstance(sent, str) and tidy(typed) != tidy(sent):
+                self.faults.append(f"{what}: {name} came back as {typed[:40]!r}")
+
+    def answer(self, fields: dict[str, Any]) -> Any:
+        body = encoded(fields)
+        if self.method == "GET":
+            return self.client.get(f"{self.path}{'&' if '?' in self.path else '?'}{body}")
+        return self.client.post(self.path, body, content_type=FORM)
+
+    def names(self) -> set[str]:
+        """What the page reads of a form that is sent to it, or of its query string."""
+        found: set[str] = set()
+        for value in ("", "1"):
+            more = dict.fromkeys(found, value)
+            with watched() as asked, transaction.atomic():
+                answer = self.answer(more)
+                request = answer.wsgi_request
+                found |= asked[id(request.POST if self.method == "POST" else request.GET)]
+                transaction.set_rollback(True)
+        return found - {"csrfmiddlewaretoken"}
+
+    def filled(self) -> dict[str, Any]:
+        """The form as it is when the page is opened."""
+        page = self.client.get(self.path)
+        if self.method == "GET" or page.status_code != 200 or page.streaming:
+            return {}
+        return dict(Form(page.content.decode(), self.path).fields)
+
+
+def encoded(fields: dict[str, Any]) -> str:
+    """A form as browsers encode it, and as no browser does: a lone surrogate is sent as it is."""
+    pairs = ((name, one) for name, value in fields.items() for one in (value if isinstance(value, list) else [value]))
+    return "&".join(f"{quote(name)}={quote(str(one).encode('utf-8', 'surrogatepass'))}" for name, one in pairs)
+
+
+def tidy(text: str) -> str:
+    """A text without what a page may change of it: blanks around it, and how its lines end."""
+    return " ".join(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").split())
+
+
+@pytest.mark.parametrize("door", one_in(24, SENT), ids=str)
+def test_a_form_with_nonsense_is_refused_in_words_and_nothing_typed_is_lost(door: Door, site: Site) -> None:
+    assert faults(Walk.at(site, door)) == []
+
+
+@pytest.mark.parametrize("door", one_in(24, READ), ids=str)
+def test_a_query_string_of_nonsense_is_no_error(door: Door, site: Site) -> None:
+    assert faults(Walk.at(site, door)) == []
+
+
+def nobody(site: Site) -> tuple[Client, str]:
+    return Client(), ""
+
+
+def joining(site: Site) -> tuple[Client, str]:
+    """Somebody who has opened the link of an invitation."""
+    client = Client()
+    client.get(urlsplit(invitation_link(make.invited())).path)
+    return client, ""
+
+
+def resetting(site: Site) -> tuple[Client, str]:
+    """Somebody who has opened the link of a reset, which leads to the page that takes the password."""
+    client = Client()
+    return client, client.get(urlsplit(password_link(make.user())).path)["Location"]
+
+
+def halfway(site: Site) -> tuple[Client, str]:
+    """Somebody whose password was right, and who has a security key."""
+    client, person = Client(), make.user()
+    added(person)
+    client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})
+    return client, ""
+
+
+def signed_in(site: Site) -> tuple[Client, str]:
+    return site.holding(ALL), ""
+
+
+# Forms of others' views and of people who are nobody yet, each with who sends it, and where if that is made.
+SIGNING_IN = {
+    "account_login": nobody,
+    "account_reset_password": nobody,
+    "account_reset_password_from_key": resetting,
+    "accounts:join": joining,
+    "sso:begin": nobody,
+    "mfa_authenticate": halfway,
+    "account_change_password": signed_in,
+    "account_reauthenticate": signed_in,
+    "mfa_reauthenticate": signed_in,
+    "mfa_reauthenticate_webauthn": signed_in,
+}
+
+
+@pytest.mark.parametrize("name", one_in(5, SIGNING_IN))
+def test_a_form_for_signing_in_with_nonsense_is_refused_in_words(name: str, site: Site) -> None:
+    client, path = SIGNING_IN[name](site)
+
+    assert faults(Walk(client, "POST", path or reverse(name), foreign(site))) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/logs/?from=9999-12-31T23:59:59-14:00",
+        "/logs/?to=0001-01-01T00:00:00%2B14:00",
+        "/settings/api-tokens/create?q=%00",
+        "/connect/?host={host}&gateway=%00",
+        "/gateways/{gateway_slug}/assign/?server=%00",
+    ],
+)
+def test_what_was_an_error_once_is_none_any_more(path: str, site: Site) -> None:
+    with transaction.atomic():
+        answer = site.holding(ALL).get(path.format(**site.things))
+        transaction.set_rollback(True)
+
+    assert answer.status_code in (200, 302)
+
+
+def faults(walk: Walk) -> list[str]:
+    """What is wrong with the answers to each kind of nonsense: in each field of what is there, and in all of them."""
+    names, filled = sorted(walk.names()), walk.filled()
+    for what, value in {**NONSENSE, "somebody else's": walk.foreign}.items():
+        for name in names if walk.method == "POST" or what in ALONE else ():
+            walk.send(filled | {name: value}, f"{what} as {name}")
+        walk.send(dict.fromkeys(names, value), f"{what} everywhere")
+    return walk.faults
