@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import Q
 
-from auditlog.models import ENDINGS, Call, RollupState
+from auditlog.models import ENDINGS, Call, RollupState, RollupWindow
+from auditlog.rollups import windows
 from auditlog.rollups.schema import (
+    BEGINNING,
     CLASS_COLUMNS,
     CLASS_OF,
     CLASSES,
@@ -27,6 +30,7 @@ from auditlog.rollups.schema import (
     ENDS,
     HOURS,
     MINUTES,
+    WINDOWS,
     Grain,
     quantile,
 )
@@ -48,9 +52,19 @@ SELECT outcome, sum(calls)::bigint, sum(duration_ms), NULL, {keys} FROM auditlog
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outcome{positions}
 LIMIT %s
 """
+_BUSIEST = """
+SELECT {by}, sum(calls), count(*) OVER () FROM ({rows}) c WHERE {by}::text <> ''
+GROUP BY 1 ORDER BY 2 DESC, {by}::text COLLATE "C" LIMIT %s
+"""
+_CALLS_OF_ROLLUPS = """
+SELECT {keys}, calls FROM auditlog_rollup WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
+"""
+_CALLS_OF_LOG = "SELECT {keys}, 1 AS calls FROM auditlog_call WHERE {where}"
+_LOG_HAS = "SELECT count(*) FROM (SELECT FROM auditlog_call WHERE {where} LIMIT %s) c"
 
 type Where = Mapping[str, Sequence[Any]]
 type Key = tuple[Any, ...]
+type SQL = tuple[str, list[Any]]
 
 
 @dataclass
@@ -111,6 +125,13 @@ class Piece(NamedTuple):
     until: datetime
     grain: Grain | None = None
 
+    @property
+    def rollups(self) -> list[Any]:
+        """What the roll-ups of this piece say of their time: their length, from when, and before when they begin."""
+        assert self.grain is not None
+        between = (BEGINNING, BEGINNING + self.grain.length) if self.grain in WINDOWS else (self.since, self.until)
+        return [self.grain.seconds, *between]
+
 
 @dataclass(frozen=True)
 class Bars:
@@ -141,10 +162,8 @@ class Book:
         None when more would have to be read for it than a page may, and as long as nothing was counted.
         Without `timed` it tells nothing of durations, which takes less.
         """
-        if self._state is None:
-            return None
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
-        if any(piece.grain is None and piece.until - piece.since > LONGEST_FROM_LOG for piece in pieces):
+        if not self._may_read(pieces):
             return None
         found: dict[Key, Numbers] = defaultdict(Numbers.timed if timed else Numbers)
         left = MOST_FROM_LOG
@@ -157,6 +176,42 @@ class Book:
                 return None
         return dict(found)
 
+    def busiest(self, where: Where, since: datetime, until: datetime, by: str, most: int) -> list[Any] | None:
+        """The values of a column with the most calls between two moments, but empty ones; None as of `read`."""
+        counted = self.counted(where, since, until, by=(by,))
+        if counted is None:
+            return None
+        with connection.cursor() as cursor:
+            cursor.execute(_BUSIEST.format(by=by, rows=counted[0]), [*counted[1], most])
+            rows = cursor.fetchall()
+        return None if rows and rows[0][2] > MOST_ROWS else [row[0] for row in rows]
+
+    def counted(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
+        """A query of `calls` by some columns, often several rows of the same; None as of `read`, but for values."""
+        pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
+        if not self._may_read(pieces):
+            return None
+        filters, values = _filters(where)
+        keys, cube, left = ", ".join(by), {*where, *by} & {*DIMENSIONS}, MOST_FROM_LOG
+        parts, parameters = [], list[Any]()
+        for piece in pieces:
+            if told := self._of_log(piece):
+                rows, bounds = told[0] + filters, [*told[1], *values]
+                left -= self._number(rows, [*bounds, left + 1])
+                parts.append(_CALLS_OF_LOG.format(keys=keys, where=rows))
+                parameters += bounds
+            if piece.grain:
+                parts.append(_CALLS_OF_ROLLUPS.format(keys=keys, filters=filters))
+                parameters += [piece.grain.cube(cube), *piece.rollups, *values]
+            if left < 0:
+                return None
+        return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
+
+    def _number(self, where: str, parameters: list[Any]) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(_LOG_HAS.format(where=where), parameters)
+            return int(cursor.fetchone()[0])
+
     def knows_days_from(self, moment: datetime) -> bool:
         """Whether all days from that of this moment on are counted, up to what came just now."""
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
@@ -166,8 +221,14 @@ class Book:
         found = self.read(where, since, until, timed=timed)
         return None if found is None else found.get((), Numbers())
 
+    def _may_read(self, pieces: Sequence[Piece]) -> bool:
+        """Whether something was counted, and no piece of the log is too long."""
+        of_log = (piece.until - piece.since for piece in pieces if piece.grain is None)
+        return self._state is not None and all(length <= LONGEST_FROM_LOG for length in of_log)
+
     def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
-        assert self._state is not None
+        if self._state is None:
+            return []
         if since < self._state.days_from and (days := Call.partitions.starts()):
             since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         grains = [
@@ -176,7 +237,26 @@ class Book:
             if grain.cube(dimensions) is not None
             and (bars is None or (grain.begin(bars.since) == bars.since and not bars.width % grain.length))
         ]
-        return list(self._cut(since, until, grains))
+        window = None if bars else self._window(dimensions, since, until)
+        if window is None:
+            return list(self._cut(since, until, grains))
+        return [*self._cut(since, window.since, grains), window, *self._cut(window.until, until, grains)]
+
+    def _window(self, dimensions: set[str], since: datetime, until: datetime) -> Piece | None:
+        """The longest of the windows that lie between two moments and know these dimensions."""
+        if until - since < WINDOWS[0].length:
+            return None
+        grains = {grain.seconds: grain for grain in WINDOWS if grain.cube(dimensions) is not None}
+        floor = self._floor(DAYS)
+        known = (each for each in self._windows if each.seconds in grains and each.since >= floor)
+        pieces = (Piece(each.since, each.until, grains[each.seconds]) for each in known)
+        within = [piece for piece in pieces if since <= piece.since < piece.until <= until]
+        return max(within, key=lambda piece: piece.until - piece.since, default=None)
+
+    @cached_property
+    def _windows(self) -> list[RollupWindow]:
+        assert self._state is not None
+        return windows.counted_with(self._state)
 
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
         if since >= until:
@@ -259,9 +339,7 @@ class Book:
                 [
                     *at,
                     piece.grain.cube({*where, *by} & {*DIMENSIONS}),
-                    piece.grain.seconds,
-                    piece.since,
-                    piece.until,
+                    *piece.rollups,
                     *values,
                     MOST_ROWS + 1,
                 ],
