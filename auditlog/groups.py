@@ -117,7 +117,7 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
         busiest = opened.busiest(where, since, until, by.column, most + 1)
         if busiest is None:
             return None
-        listed = busiest[:most]
+        listed = [*busiest][:most]
         found = opened.read({**where, by.column: listed}, since, until, by=(by.column,)) if listed else {}
     if found is None:
         return None
@@ -128,12 +128,9 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
 
 def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group]:
     """The groups with the most calls, without their durations; none where the roll-ups cannot tell."""
-    busiest = opened.busiest(where, since, until, by.column, most)
-    found = opened.read({**where, by.column: busiest}, since, until, by=(by.column,), timed=False) if busiest else None
-    if not busiest or found is None:
-        return []
-    names = names_of(by, busiest, since, until)
-    return [_group(key, names, found[key,]) for key in busiest]
+    busiest = opened.busiest(where, since, until, by.column, most) or {}
+    names = names_of(by, [*busiest], since, until)
+    return [_group(key, names, numbers) for key, numbers in busiest.items()]
 
 
 def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> Group:

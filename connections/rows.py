@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import Case, Count, Exists, OuterRef, Q, Value, When
+from django.db import connection as database
+from django.db.models import Case, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 
 from accounts.models import User
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
+
+# Behind an OFFSET, so that each row is asked once; PostgreSQL would sort them all by what it does not know to be few.
+NUMBERS = "SELECT c.told, count(*) FROM ({rows} OFFSET 0) c (told) GROUP BY 1"
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -193,19 +197,21 @@ class ConnectionFilter(forms.Form):
 
 def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
     """How many of `rows` have each of STATUSES."""
-    # Asked one after the other, as they take precedence. Told in numbers: they are sorted to be counted.
-    order = ("revoked", "disabled", "expired", "active", "blocked")
+    # Asked one after the other, as they take precedence.
     in_use = _tokens_in_use().order_by("connection").values("connection").distinct()
     status = Case(
-        When(revoked_at__isnull=False, then=Value(0)),
-        When(enabled=False, then=Value(1)),
-        When(~Q(pk__in=in_use), then=Value(2)),
-        When(UNBLOCKED, then=Value(3)),
-        default=Value(4),
+        When(revoked_at__isnull=False, then=Value("revoked")),
+        When(enabled=False, then=Value("disabled")),
+        When(~Q(pk__in=in_use), then=Value("expired")),
+        When(UNBLOCKED, then=Value("active")),
+        default=Value("blocked"),
     )
-    told = rows.order_by().prefetch_related(None).with_reach().annotate(told=status).values_list("told")
-    counted: dict[int, int] = dict(told.annotate(number=Count("pk")))
-    return {each: counted.get(order.index(each), 0) for each in STATUSES}
+    told: Any = rows.order_by().prefetch_related(None).with_reach().annotate(told=status)
+    sql, parameters = told.values_list("told").query.sql_with_params()
+    with database.cursor() as cursor:
+        cursor.execute(NUMBERS.format(rows=sql), parameters)
+        counted = dict(cursor.fetchall())
+    return {status: counted.get(status, 0) for status in STATUSES}
 
 
 def _by_prefix(words: str) -> Q:

@@ -20,7 +20,7 @@ from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.assignment import narrowings
 
-PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
+PEOPLE, TOOLS = 10, 12  # More would make the page too heavy; those with the most calls.
 RANGES = {"24h": ("24 h", 1), "7d": ("7 d", 7), "30d": ("30 d", 30)}
 DEFAULT = "30d"
 LEVELS = 4

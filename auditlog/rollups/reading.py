@@ -53,13 +53,16 @@ WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outc
 LIMIT %s
 """
 _BUSIEST = """
-SELECT {by}, sum(calls), count(*) OVER () FROM ({rows}) c WHERE {by}::text <> ''
-GROUP BY 1 ORDER BY 2 DESC, {by}::text COLLATE "C" LIMIT %s
+SELECT {by}, array_agg(ended), array_agg(calls), max(number) FROM (
+    SELECT {by}, ended, sum(calls)::bigint AS calls, count(*) OVER () AS number FROM ({rows}) c
+    WHERE {by}::text <> '' GROUP BY {by}, ended
+) c GROUP BY 1 ORDER BY sum(calls) DESC, {by}::text COLLATE "C" LIMIT %s
 """
 _CALLS_OF_ROLLUPS = """
-SELECT {keys}, calls FROM auditlog_rollup WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
+SELECT {keys}, outcome AS ended, calls FROM auditlog_rollup
+WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 """
-_CALLS_OF_LOG = "SELECT {keys}, 1 AS calls FROM auditlog_call WHERE {where}"
+_CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls FROM auditlog_call WHERE {where}"
 _LOG_HAS = "SELECT count(*) FROM (SELECT FROM auditlog_call WHERE {where} LIMIT %s) c"
 
 type Where = Mapping[str, Sequence[Any]]
@@ -146,6 +149,7 @@ class Book:
 
     def __init__(self, state: RollupState | None) -> None:
         self._state = state
+        self._numbers: dict[tuple[str, str], int] = {}
 
     def read(
         self,
@@ -176,18 +180,27 @@ class Book:
                 return None
         return dict(found)
 
-    def busiest(self, where: Where, since: datetime, until: datetime, by: str, most: int) -> list[Any] | None:
-        """The values of a column with the most calls between two moments, but empty ones; None as of `read`."""
+    def busiest(self, where: Where, since: datetime, until: datetime, by: str, most: int) -> dict[Any, Numbers] | None:
+        """The values of a column with the most calls between two moments, in that order, and how these ended.
+
+        Without the empty value; None as of `read`.
+        """
         counted = self.counted(where, since, until, by=(by,))
         if counted is None:
             return None
         with connection.cursor() as cursor:
             cursor.execute(_BUSIEST.format(by=by, rows=counted[0]), [*counted[1], most])
             rows = cursor.fetchall()
-        return None if rows and rows[0][2] > MOST_ROWS else [row[0] for row in rows]
+        if rows and rows[0][3] > MOST_ROWS:
+            return None
+        found = {value: Numbers() for value, *_ in rows}
+        for value, outcomes, calls, _ in rows:
+            for outcome, number in zip(outcomes, calls, strict=True):
+                found[value].endings[ENDING_OF[outcome]] += number
+        return found
 
     def counted(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
-        """A query of `calls` by some columns, often several rows of the same; None as of `read`, but for values."""
+        """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`."""
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
         if not self._may_read(pieces):
             return None
@@ -197,7 +210,7 @@ class Book:
         for piece in pieces:
             if told := self._of_log(piece):
                 rows, bounds = told[0] + filters, [*told[1], *values]
-                left -= self._number(rows, [*bounds, left + 1])
+                left -= self._number(rows, bounds)
                 parts.append(_CALLS_OF_LOG.format(keys=keys, where=rows))
                 parameters += bounds
             if piece.grain:
@@ -208,9 +221,13 @@ class Book:
         return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
 
     def _number(self, where: str, parameters: list[Any]) -> int:
-        with connection.cursor() as cursor:
-            cursor.execute(_LOG_HAS.format(where=where), parameters)
-            return int(cursor.fetchone()[0])
+        """How many rows of the log these are, or more than may be read; asked once."""
+        known = self._numbers.get((where, repr(parameters)))
+        if known is None:
+            with connection.cursor() as cursor:
+                cursor.execute(_LOG_HAS.format(where=where), [*parameters, MOST_FROM_LOG + 1])
+                known = self._numbers[where, repr(parameters)] = int(cursor.fetchone()[0])
+        return known
 
     def knows_days_from(self, moment: datetime) -> bool:
         """Whether all days from that of this moment on are counted, up to what came just now."""

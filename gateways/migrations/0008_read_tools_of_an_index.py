@@ -12,7 +12,7 @@ class Migration(migrations.Migration):
             "feature",
             models.Index(
                 fields=["assignment", "name"],
-                include=["enabled", "state"],
+                include=["enabled", "state", "exposed_name"],
                 name="tool_of_assignment",
                 condition=Q(kind="tool", missing_since=None),
             ),

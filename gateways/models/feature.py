@@ -214,7 +214,7 @@ class Feature(Versioned, Switchable):
             # Rows are as long as their definitions: what lists and counts tools reads this instead.
             models.Index(
                 fields=("assignment", "name"),
-                include=("enabled", "state"),
+                include=("enabled", "state", "exposed_name"),
                 name="tool_of_assignment",
                 condition=Q(kind="tool", missing_since=None),
             ),
