@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -110,11 +111,12 @@ LEFT JOIN (
 # Of tools that were called: the newest day has a call of most, each other takes a look at the days before.
 LAST_CALLS = """
 SELECT t.n, max(c.created_at)
-FROM unnest(%s::int[], %s::uuid[], %s::uuid[], %s::text[]) AS t (n, gateway_id, server_id, name)
+FROM unnest(%s::int[], %s::text[], %s::uuid[], %s::text[]) AS t (n, gateways, server_id, name)
 CROSS JOIN LATERAL (
     SELECT c.created_at FROM auditlog_call c
     WHERE c.feature_name = t.name AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = t.gateway_id AND c.server_id = t.server_id AND c.created_at >= %s AND c.created_at < %s
+        AND c.gateway_id = ANY(t.gateways::uuid[]) AND c.server_id = t.server_id
+        AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) c GROUP BY t.n
 """
@@ -414,8 +416,12 @@ class Catalogue:
 
     def _tell_last(self, entries: list[Entry], known: dict[Any, Entry], called: list[Any]) -> None:
         numbered = {id(entry): n for n, entry in enumerate(entries)}
-        numbers = [numbered[id(known[place])] for place in called]
-        columns = [[place[n] for place in called] for n in range(3)]
+        # The gateways that give it one name are looked for together: the newest call of any of them is soon found.
+        named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
+        for gateway, server, name in called:
+            named[numbered[id(known[gateway, server, name])], server, name].add(str(gateway))
+        numbers, servers, names = ([key[n] for key in named] for n in range(3))
+        columns: list[Any] = [[_array(gateways) for gateways in named.values()], servers, names]
         with connection.cursor() as cursor:
             cursor.execute(LAST_CALLS, [numbers, *columns, *Period.of(SPAN).bounds])
             for n, last in cursor.fetchall():
