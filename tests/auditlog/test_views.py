@@ -490,4 +490,4 @@ def test_a_row_refused_before_any_server_says_why_instead_of_naming_one(ana: Use
 
     assert '<span class="muted" title="Refused before any server">—</span>' in page
     assert '<span class="muted" title="Refused before any tool">—</span>' in page
-    assert '<span class=badge data-state=denied><span>denied: wrong gateway</span></span>' in page
+    assert "<span class=badge data-state=denied><span>denied: wrong gateway</span></span>" in page

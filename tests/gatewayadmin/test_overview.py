@@ -79,9 +79,7 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     assert "CI bot" in text(response)
 
 
-def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_other(
-    ana: User, sign_in: SignIn
-) -> None:
+def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_other(ana: User, sign_in: SignIn) -> None:
     a_call(Outcome.DENIED, deny_reason="host_disabled")
     make.server()
     make.token(make.connection(make.agent(by=ana), make.gateway(), ana), expires_in_days=7)
