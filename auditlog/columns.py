@@ -81,10 +81,8 @@ def _few(members: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def _outcome(call: Call, _: str) -> SafeString:
     label = call.get_outcome_display()
     if call.deny_reason:
-        return format_html(
-            '<span class="badge" data-state="{}"><span>{}: {}</span></span>', call.outcome, label, call.why
-        )
-    return format_html('<span class="badge" data-state="{}">{}</span>', call.outcome, label)
+        return format_html("<span class=badge data-state={}><span>{}: {}</span></span>", call.outcome, label, call.why)
+    return format_html("<span class=badge data-state={}>{}</span>", call.outcome, label)
 
 
 def _tenths(call: Call) -> int:
@@ -135,7 +133,7 @@ def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_argum
             moment(call.created_at, zone=zone, today=today),
             format_html_join(
                 "",
-                "<td{}>{}</td>",
+                "<td{}>{}",
                 ((_attributes(column, call), column.cell(call, arguments.get(call.pk, ""))) for column in columns),
             ),
         )

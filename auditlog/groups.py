@@ -114,25 +114,23 @@ def _between(search: Search) -> tuple[datetime, datetime]:
 def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | None:
     since, until = _between(search)
     with book() as opened:
-        counted = opened.read(where, since, until, by=(by.column,), timed=False)
-        if counted is None:
+        busiest = opened.busiest(where, since, until, by.column, most + 1)
+        if busiest is None:
             return None
-        numbers = {key: one.calls for (key,), one in counted.items() if key and one.calls}
-        listed = sorted(numbers, key=lambda key: (-numbers[key], str(key)))[:most]
+        listed = [*busiest][:most]
         found = opened.read({**where, by.column: listed}, since, until, by=(by.column,)) if listed else {}
     if found is None:
         return None
     names = names_of(by, listed, since, until)
     rows = [_group(key, names, found[key,]) for key in listed if (key,) in found]
-    return Groups(rows, len(numbers) > len(listed))
+    return Groups(rows, len(busiest) > most)
 
 
 def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group]:
     """The groups with the most calls, without their durations; none where the roll-ups cannot tell."""
-    found = opened.read(where, since, until, by=(by.column,), timed=False) or {}
-    busiest = sorted((key for (key,) in found if key and found[key,].calls), key=lambda key: -found[key,].calls)[:most]
-    names = names_of(by, busiest, since, until)
-    return [_group(key, names, found[key,]) for key in busiest]
+    busiest = opened.busiest(where, since, until, by.column, most) or {}
+    names = names_of(by, [*busiest], since, until)
+    return [_group(key, names, numbers) for key, numbers in busiest.items()]
 
 
 def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> Group:

@@ -109,10 +109,14 @@ class Instruments:
         self._until = until
         with book() as opened:
             found = opened.read(where, since, until, bars=self._bars)
-            before = opened.total(where, since - self.range.length, since)
+            # So long ago only days are kept: what is left of one at the beginning would be counted in the log.
+            begin = since - self.range.length
+            begin = DAYS.next(begin) if self.range.grain is DAYS else begin
+            before = opened.total(where, begin, since)
             self.tops = list(self._tops(opened, where, since, tops)) if found else []
         self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
         self._before = before if before and before.calls else None
+        self._longer = self.range.length / (since - begin)
 
     @classmethod
     def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:
@@ -163,7 +167,7 @@ class Instruments:
                 "plots.calls",
                 self._name("plots.calls", "Calls"),
                 f"{total.calls:,}",
-                _change(total.calls, before.calls if before else 0),
+                _change(total.calls, self._longer * before.calls if before else 0),
                 False,
                 self._link(**in_range),
                 _lines(("1", calls)),
@@ -193,7 +197,7 @@ class Instruments:
                 "plots.denied",
                 self._name("plots.denied", "Denied"),
                 f"{total.denied:,}",
-                _change(total.denied, before.denied if before else 0),
+                _change(total.denied, self._longer * before.denied if before else 0),
                 False,
                 self._link(**in_range, q="denied"),
                 _lines(("bad", denied)),
@@ -216,7 +220,7 @@ class Instruments:
                 yield Top(name, BY[name].label, told, self._link(range=self.chosen, by=name))
 
 
-def _change(now: int, before: int) -> str:
+def _change(now: int, before: float) -> str:
     """What became of a number since the time before, in per cent."""
     if not before:
         return ""

@@ -251,6 +251,25 @@ class RollupState(models.Model):
         return f"from {self.counted_from} to {self.counted_to}"
 
 
+class RollupWindow(models.Model):
+    """Of when the roll-ups of so many `seconds` are, where these are a window that moves (auditlog.rollups.windows).
+
+    They hold the calls of that time as far as RollupState had counted them by then; else they are to be made anew.
+    """
+
+    seconds = models.IntegerField(primary_key=True)
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+    counted_to = models.BigIntegerField()
+    late_counted_to = models.BigIntegerField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
+
+
 class Checkpoint(models.Model):
     """A signed statement of which rows of the call log there were, and the digest of each (auditlog.checkpoints).
 

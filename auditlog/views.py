@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -131,7 +132,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     }
     if is_for(request, "drawer"):
         return render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
-    listed = _listed(request, call_filter, ROWS_BESIDE) | {"views": _views(request, call_filter)}
+    listed = _listed(request, call_filter, ROWS_BESIDE, open_facets=()) | {"views": _views(request, call_filter)}
     return render(request, "auditlog/calls.html", listed | context)
 
 
@@ -208,7 +209,12 @@ def export_calls(request: AppRequest) -> HttpResponse:
     return file_response(request, "logs", kind, pieces)  # type: ignore[return-value]  # A stream is an answer too.
 
 
-def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
+def _listed(
+    request: AppRequest,
+    call_filter: CallFilter,
+    size: int = filters.PAGE_SIZE,
+    open_facets: Sequence[str] = facets.FIRST,
+) -> dict[str, Any]:
     cursor = Cursor.named(request.GET.get("cursor", ""))
     search = call_filter.search()
     is_live = call_filter.is_live and cursor is None
@@ -253,7 +259,7 @@ def _listed(request: AppRequest, call_filter: CallFilter, size: int = filters.PA
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
-        "facets": facets.facets(call_filter, search),
+        "facets": facets.facets(call_filter, search, open_facets),
         "newest": f"{COUNT_LIMIT:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_MS, MOST_BYTES = 150, 60 * 1024
 SITE = "http://localhost:8000"
 MEMBER = "person1@example.com"
+NO_PAGE = re.compile("^/api/|/export/")  # Data and files may be larger.
 SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/]+|(?<=^/servers/)(?!(?:add|find)/)[^/]+")
 
 
@@ -266,7 +267,7 @@ def ask(client: "Client", path: str, times: int, sessions: Sessions) -> Measured
 
 def told(path: str, one: Measured, *, why: bool) -> bool:
     """Print a line; whether it is marked."""
-    slow, big = one.at(0.95) > MOST_MS, one.size > MOST_BYTES and not path.startswith("/api/")
+    slow, big = one.at(0.95) > MOST_MS, one.size > MOST_BYTES and not NO_PAGE.search(path)
     middle = len(one.here) // 2
     mark = f"{'  SLOW' if slow else ''}{'  LARGE' if big else ''}{'' if one.status == 200 else f'  {one.status}'}"
     print(

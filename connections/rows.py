@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import Case, Count, Exists, OuterRef, Q, Value, When
+from django.db import connection as database
+from django.db.models import Case, Exists, OuterRef, Q, Value, When
 from django.utils import timezone
 
 from accounts.models import User
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
+
+# Behind an OFFSET, so that each row is asked once; PostgreSQL would sort them all by what it does not know to be few.
+NUMBERS = "SELECT c.told, count(*) FROM ({rows} OFFSET 0) c (told) GROUP BY 1"
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -193,16 +197,20 @@ class ConnectionFilter(forms.Form):
 
 def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
     """How many of `rows` have each of STATUSES."""
-    # Asked one after the other, as they take precedence: what takes a look at the tokens is asked once of each row.
+    # Asked one after the other, as they take precedence.
+    in_use = _tokens_in_use().order_by("connection").values("connection").distinct()
     status = Case(
         When(revoked_at__isnull=False, then=Value("revoked")),
         When(enabled=False, then=Value("disabled")),
-        When(~_usable(), then=Value("expired")),
+        When(~Q(pk__in=in_use), then=Value("expired")),
         When(UNBLOCKED, then=Value("active")),
         default=Value("blocked"),
     )
-    told = rows.order_by().prefetch_related(None).with_reach().annotate(told=status).values_list("told")
-    counted: dict[str, int] = dict(told.annotate(number=Count("pk")))
+    told: Any = rows.order_by().prefetch_related(None).with_reach().annotate(told=status)
+    sql, parameters = told.values_list("told").query.sql_with_params()
+    with database.cursor() as cursor:
+        cursor.execute(NUMBERS.format(rows=sql), parameters)
+        counted = dict(cursor.fetchall())
     return {status: counted.get(status, 0) for status in STATUSES}
 
 
@@ -214,11 +222,15 @@ def _by_prefix(words: str) -> Q:
 
 
 def _usable() -> Exists:
-    """Whether a connection holds a credential that could be used now: one that is neither revoked nor expired."""
+    """Whether a connection holds a credential that could be used now."""
+    return Exists(_tokens_in_use().filter(connection=OuterRef("pk")))
+
+
+def _tokens_in_use() -> Any:
+    """The credentials that could be used now: those that are neither revoked nor expired."""
     tokens: Any = Connection._meta.get_field("tokens").related_model
     unexpired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    holding = {"revoked_at": None, "digest__isnull": False}
-    return Exists(tokens.objects.filter(unexpired, connection=OuterRef("pk"), **holding))
+    return tokens.objects.filter(unexpired, revoked_at=None, digest__isnull=False)
 
 
 def _any_of(statuses: Iterable[str]) -> Q:

@@ -123,11 +123,10 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}
     if user.has_perm(Capability.API_TOKENS_MANAGE):
-        totals = list(
-            Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS)
-            .select_related("connection__host")
-            .order_by("expires_at", "pk")[: SHOWN + 1]
-        )
+        # By their keys: many may expire at one moment, and each would be joined with its connection to find the first.
+        soonest = Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS).order_by("expires_at", "pk")
+        keys = list(soonest.values_list("pk", flat=True)[: SHOWN + 1])
+        totals = list(Token.objects.filter(pk__in=keys).select_related("connection__host").order_by("expires_at", "pk"))
         numbers |= {
             "expiring": totals[:SHOWN],
             "expiring_count": RowCount(min(len(totals), SHOWN), len(totals) <= SHOWN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from django.utils import timezone
 
 from auditlog import replica
 from auditlog.models import Call
+from auditlog.rollups.reading import Bars, book
 from auditlog.search.criteria import RowCount, Search
 from auditlog.search.query_language import parse
 from servers.models import Server
@@ -24,6 +26,8 @@ HOURS = 24
 LISTED = 8
 GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet: three wide, two apart, as the bars are.
 
+FAILED = {"upstream_error", "timeout"}  # What tells of the server, not of the tool.
+# For where the roll-ups cannot tell.
 # Failures first found by their outcome, then only whether there was any call: both look at few rows.
 HOURLY = """
 SELECT s.id, h.n,
@@ -110,6 +114,21 @@ def health(servers: Sequence[Server]) -> list[Health]:
 
 
 def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
+    where, until = {"server_id": list(servers)}, since + timedelta(hours=HOURS)
+    with book() as opened:
+        bars = Bars(since, timedelta(hours=1))
+        found = opened.read(where, since, until, by=("server_id", "outcome"), bars=bars, timed=False)
+    if found is None:
+        return _hours_of_log(servers, since)
+    outcomes: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+    for (server, outcome, n), numbers in found.items():
+        if numbers.calls:
+            outcomes[server, n].add(outcome)
+    places = ((server, n) for server in servers for n in range(HOURS))
+    return {place: Hour(bool(outcomes[place]), bool(outcomes[place] & FAILED)) for place in places}
+
+
+def _hours_of_log(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
     with connection.cursor() as cursor:
         cursor.execute(HOURLY, {"servers": list(servers), "since": since})
         return {(server, n): Hour(called, failed) for server, n, called, failed in cursor.fetchall()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,12 +11,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from accounts.models import User
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import book
+from auditlog.rollups.reading import Book, book
 from auditlog.rollups.schema import DAYS
 from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
@@ -33,26 +35,44 @@ MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: o
 
 # Each way to sort, as SQL; what was never used comes last, whichever way.
 SORTS = {
-    "tool": "lower(f.name) {way}",
-    "server": "lower(s.name) {way}",
+    "tool": "lower(i.name) {way}",
+    "server": "lower(i.server) {way}",
     "effect": "min(i.effect) {way}",
-    "gateways": "count(DISTINCT a.gateway_id) {way}",
+    "gateways": "count(DISTINCT i.gateway_id) {way}",
     "calls": "coalesce(sum(u.calls), 0) {way}",
     "last": "max(u.last_at) {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
+NAMED = {
+    "server_id": "assignment__server_id",
+    "server": "assignment__server__name",
+    "gateway_id": "assignment__gateway_id",
+    "name": "name",
+    "effect": "effect_claimed",
+    "exposed_name": "exposed_name",
+}
 
 ENTRIES = """
-SELECT (array_agg(f.id ORDER BY f.first_seen_at, f.id))[1], {calls}
-FROM ({features}) AS i (id, effect)
-JOIN gateways_feature f ON f.id = i.id
-JOIN gateways_assignment a ON a.id = f.assignment_id
-JOIN servers_server s ON s.id = a.server_id
+SELECT i.server_id, i.name, {calls}, count(*) OVER (), count({last}) OVER ()
+FROM ({features}) AS i ({columns})
 {used}
-GROUP BY a.server_id, s.name, f.name
+GROUP BY i.server_id, i.server, i.name
 {having}
-ORDER BY {order}, lower(f.name), lower(s.name), a.server_id, f.name
+ORDER BY {order}, lower(i.name), lower(i.server), i.server_id, i.name
 OFFSET %s LIMIT %s
+"""
+# Where a tool of these is; each name is looked up in an index.
+PLACES = """
+SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
+JOIN gateways_assignment a ON a.server_id = t.server_id
+JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name = t.name
+"""
+# PostgreSQL takes what was called for a few rows: it would compare each tool with each call of its server.
+HASHED = "SET LOCAL enable_mergejoin = off"
+# What the roll-ups count.
+ROLLED_UP = """
+LEFT JOIN (SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls) AS calls FROM ({rows}) c GROUP BY 1, 2, 3) u
+ON u.gateway_id = i.gateway_id AND u.server_id = i.server_id AND u.feature_name = left(i.exposed_name, 300)
 """
 COUNTED = """
 LEFT JOIN (
@@ -60,14 +80,14 @@ LEFT JOIN (
     WHERE c.created_at >= %s AND c.created_at < %s AND c.method = 'tools/call' AND c.feature_name <> ''
         AND c.server_id IS NOT NULL
     GROUP BY c.gateway_id, c.server_id, c.feature_name
-) u ON u.gateway_id = a.gateway_id AND u.server_id = a.server_id AND u.feature_name = left(f.exposed_name, 300)
+) u ON u.gateway_id = i.gateway_id AND u.server_id = i.server_id AND u.feature_name = left(i.exposed_name, 300)
 """
 # In this order an index of the names gives the newest call, and none of a tool that was not called.
 LAST = """
 LEFT JOIN LATERAL (
     SELECT c.created_at AS last_at FROM auditlog_call c
-    WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = a.gateway_id AND c.server_id = a.server_id AND c.created_at >= %s AND c.created_at < %s
+    WHERE c.feature_name = left(i.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = i.gateway_id AND c.server_id = i.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
 """
@@ -81,16 +101,17 @@ LEFT JOIN (
         SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
         WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
     ) d GROUP BY d.gateway_id, d.server_id, d.feature_name
-) u ON u.gateway_id = a.gateway_id AND u.server_id = a.server_id AND u.feature_name = left(f.exposed_name, 300)
+) u ON u.gateway_id = i.gateway_id AND u.server_id = i.server_id AND u.feature_name = left(i.exposed_name, 300)
 """
 # Of tools that were called: the newest day has a call of most, each other takes a look at the days before.
 LAST_CALLS = """
 SELECT t.n, max(c.created_at)
-FROM unnest(%s::int[], %s::uuid[], %s::uuid[], %s::text[]) AS t (n, gateway_id, server_id, name)
+FROM unnest(%s::int[], %s::text[], %s::uuid[], %s::text[]) AS t (n, gateways, server_id, name)
 CROSS JOIN LATERAL (
     SELECT c.created_at FROM auditlog_call c
     WHERE c.feature_name = t.name AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = t.gateway_id AND c.server_id = t.server_id AND c.created_at >= %s AND c.created_at < %s
+        AND c.gateway_id = ANY(t.gateways::uuid[]) AND c.server_id = t.server_id
+        AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) c GROUP BY t.n
 """
@@ -137,6 +158,16 @@ class Period(NamedTuple):
         """How many rows of the log PostgreSQL expects to read for it."""
         plan = json.loads(Call.objects.filter(created_at__gte=self.since).order_by().explain(format="json"))
         return int(plan[0]["Plan"]["Plan Rows"])
+
+
+class Row(NamedTuple):
+    """An entry before it is read: the tool, how many entries there are in all, and of how many a use is known."""
+
+    server: UUID
+    name: str
+    calls: int
+    total: int
+    used: int
 
 
 @dataclass
@@ -201,18 +232,18 @@ class Catalogue:
 
     ordered = True
 
-    def __init__(self, viewer: User, values: dict[str, Any], sort: str = "") -> None:
+    def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, expected: slice = slice(0, 0)) -> None:
         self._viewer = viewer
         self._features = self._narrowed(values)
         self.tells_use = viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
+        self._days_are_counted = (self.only_unused or self._by in BY_USE) and _knows_days_of(Period.of(SPAN))
         self.period = self._period() if self.tells_use else None
-        by_last = self.only_unused or self._by == "last"
-        self._days_are_counted = by_last and _knows_days_of(Period.of(SPAN))
-        self.looked_up = self._looked_up() if by_last else None
-        self._unused: list[tuple[UUID, int]] | None = None
+        self.looked_up = self._looked_up() if self.only_unused or self._by == "last" else None
+        self._expected, self._known = expected, list[Row]()
+        self._unused: list[Row] | None = None
         self._total: int | None = None
 
     @property
@@ -220,14 +251,11 @@ class Catalogue:
         return self.sort.removeprefix("-")
 
     def _period(self) -> Period:
-        return Period.to_count_all() if self._by == "calls" and not self.only_unused else Period.of(SPAN)
+        reads_log = self._by == "calls" and not self.only_unused and not self._days_are_counted
+        return Period.to_count_all() if reads_log else Period.of(SPAN)
 
     def _looked_up(self) -> Period:
         return Period.of(SPAN) if self._days_are_counted else Period.to_look_up(self._features.count())
-
-    def _day_bounds(self, period: Period) -> list[Any]:
-        """The parameters of USED."""
-        return [DAYS.cube({*TOOL}), DAYS.seconds, DAYS.begin(period.since), *Period.to_count_all().bounds]
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
@@ -247,6 +275,8 @@ class Catalogue:
 
     def count(self) -> int:
         """How many entries there are."""
+        if self._total is None and self._expected.stop and not self.only_unused:
+            self._known = self._rows(self._expected.start, self._expected.stop - self._expected.start)
         if self._total is None:
             of_each = self._features.order_by().values("assignment__server", "name").distinct()
             self._total = len(self._all_unused) if self.only_unused else of_each.count()
@@ -257,7 +287,10 @@ class Catalogue:
 
     def __getitem__(self, asked: slice) -> list[Entry]:
         start, stop = asked.start or 0, self.count() if asked.stop is None else asked.stop
-        return self._entries(self._all_unused[start:stop] if self.only_unused else self._rows(start, stop - start))
+        if self.only_unused:
+            return self._entries(self._all_unused[start:stop])
+        is_known = self._known and start == self._expected.start and stop <= self._expected.stop
+        return self._entries(self._known[: stop - start] if is_known else self._rows(start, stop - start))
 
     def find(self, feature: Feature) -> Entry:
         """The entry of the tool that this feature is of."""
@@ -266,53 +299,88 @@ class Catalogue:
         return self._entries(self._rows(0, 1))[0]
 
     @property
-    def _all_unused(self) -> list[tuple[UUID, int]]:
+    def _all_unused(self) -> list[Row]:
         if self._unused is None:
             self._unused = self._rows(0, None)
         return self._unused
 
-    def _rows(self, start: int, most: int | None) -> list[tuple[UUID, int]]:
-        """Which entries these are, each by its first feature, and how often it was called where that sorts them."""
-        chosen: Any = self._features.order_by()
-        features, parameters = chosen.values_list("pk", "effect_claimed").query.sql_with_params()
-        used, bounds = "", list[Any]()
-        if self.looked_up and self._days_are_counted:
-            used, bounds = USED, self._day_bounds(self.looked_up)
+    def _rows(self, start: int, most: int | None) -> list[Row]:
+        """Which entries these are, and how often each was called where that sorts them."""
+        rows: list[Row] = []
+        with book() as opened:
+            for joined in self._joins(opened):
+                rows = self._joined(*joined, start, most)
+                if rows and len(rows) == most and rows[-1].used >= start + most:
+                    break  # None of the others was called later.
+        if rows or not start:
+            self._total = rows[0].total if rows else 0
+        return rows
+
+    def _joins(self, opened: Book) -> Iterator[tuple[str, list[Any]]]:
+        """What use is joined with, as far as it sorts or narrows; for the last uses the newest days first."""
+        counted = None
+        if self._days_are_counted and (self.only_unused or self._by == "calls"):
+            counted = opened.counted({"method": [CALL]}, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:])
+        if counted is not None:
+            yield ROLLED_UP.format(rows=counted[0]), counted[1]
+        elif self.looked_up and self._days_are_counted:
+            bounds, cube = Period.to_count_all().bounds, DAYS.cube({*TOOL})
+            for label in ("24 h", "7 d", SPAN) if self.sort == "-last" else (SPAN,):
+                yield USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds]
         elif self.looked_up:
-            used, bounds = LAST, self.looked_up.bounds
+            yield LAST, self.looked_up.bounds
         elif self._by == "calls" and self.period:
-            used, bounds = COUNTED, self.period.bounds
+            yield COUNTED, self.period.bounds
+        else:
+            yield "", []
+
+    def _joined(self, used: str, bounds: list[Any], start: int, most: int | None) -> list[Row]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
+        names = {name: NAMED[name] for name in ("server_id", "server", "gateway_id", "name")}
+        names |= {"effect": NAMED["effect"]} if by == "effect" else {}
+        names |= {"exposed_name": NAMED["exposed_name"]} if used else {}
+        chosen: Any = self._features.order_by()
+        features, parameters = chosen.values_list(*names.values()).query.sql_with_params()
+        counts = "u.calls" in used or "AS calls" in used
+        last = "max(u.last_at)" if used in (USED, LAST) else "max(u.calls)" if used else "NULL"
         statement = ENTRIES.format(
+            columns=", ".join(names),
             features=features,
             used=used,
-            calls="coalesce(sum(u.calls), 0)::bigint" if used == COUNTED else "0",
-            having="HAVING max(u.last_at) IS NULL" if self.only_unused else "",
+            calls="coalesce(sum(u.calls), 0)::bigint" if counts else "0",
+            last=last,
+            having=f"HAVING {last} IS NULL" if self.only_unused else "",
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
+            if used:
+                cursor.execute(HASHED)
             cursor.execute(statement, [*parameters, *bounds, start, most])
-            return [(pk, calls) for pk, calls in cursor.fetchall()]
+            return [Row(*row) for row in cursor.fetchall()]
 
-    def _entries(self, rows: list[tuple[UUID, int]]) -> list[Entry]:
+    def _entries(self, rows: list[Row]) -> list[Entry]:
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
-        firsts = features.in_bulk([pk for pk, _ in rows])
-        entries = [Entry(firsts[pk], calls) for pk, calls in rows if pk in firsts]
-        by_tool = {(one.feature.assignment.server_id, one.feature.name): one for one in entries}
-        for place in self._places(by_tool):
+        at = RawSQL(PLACES, [[row.server for row in rows], [row.name for row in rows]])  # noqa: S611  (a constant)
+        found: Any = self._features.filter(pk__in=at).order_by("-first_seen_at", "-pk")
+        firsts = {(server, name): pk for pk, server, name in found.values_list("pk", "assignment__server", "name")}
+        known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
+        by_tool = {
+            (row.server, row.name): Entry(known[pk], row.calls)
+            for row in rows
+            if (pk := firsts.get((row.server, row.name))) in known
+        }
+        everywhere = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at)
+        texts = ("description", "input_schema", "approved", "shown", "offered")
+        # Of servers and gateways there are few: each is read once.
+        shared = ("assignment__server", "assignment__gateway")
+        detailed = everywhere.select_related("assignment").prefetch_related(*shared).defer(*texts)
+        for place in detailed.order_by("assignment__gateway__name", "assignment__alias"):
             if entry := by_tool.get((place.assignment.server_id, place.name)):
                 entry.places.append(place)
+        entries = list(by_tool.values())
         if self.tells_use:
             self._tell_use(entries)
         return entries
-
-    def _places(self, tools: Iterable[tuple[UUID, str]]) -> Iterator[Feature]:
-        """These tools on each gateway, without the texts of their definitions."""
-        servers, names = {server for server, _ in tools}, {name for _, name in tools}
-        everywhere = Feature.objects.tools_seen_by(self._viewer).filter(assignment__server__in=servers, name__in=names)
-        texts = ("description", "input_schema", "approved", "shown", "offered")
-        detailed = everywhere.select_related("assignment__server", "assignment__gateway").defer(*texts)
-        return iter(detailed.order_by("assignment__gateway__name", "assignment__alias"))
 
     def _tell_use(self, entries: list[Entry]) -> None:
         """How often each was called, and when the last time."""
@@ -343,8 +411,12 @@ class Catalogue:
 
     def _tell_last(self, entries: list[Entry], known: dict[Any, Entry], called: list[Any]) -> None:
         numbered = {id(entry): n for n, entry in enumerate(entries)}
-        numbers = [numbered[id(known[place])] for place in called]
-        columns = [[place[n] for place in called] for n in range(3)]
+        # The gateways that give it one name are looked for together: the newest call of any of them is soon found.
+        named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
+        for gateway, server, name in called:
+            named[numbered[id(known[gateway, server, name])], server, name].add(str(gateway))
+        numbers, servers, names = ([key[n] for key in named] for n in range(3))
+        columns: list[Any] = [[_array(gateways) for gateways in named.values()], servers, names]
         with connection.cursor() as cursor:
             cursor.execute(LAST_CALLS, [numbers, *columns, *Period.of(SPAN).bounds])
             for n, last in cursor.fetchall():

@@ -43,7 +43,9 @@ class Column(NamedTuple):
 def listing(request: AppRequest) -> HttpResponse:
     servers = list(servers_seen_by(request.user))
     filters = CatalogueFilter(request.GET, servers=servers)
-    tools = Catalogue(request.user, filters.cleaned_data, request.GET.get("sort", ""))
+    start = (_page(request) - 1) * SHOWN
+    expected = slice(start, start + SHOWN)
+    tools = Catalogue(request.user, filters.cleaned_data, request.GET.get("sort", ""), expected=expected)
     rows: Any = tools  # A sequence will do.
     context: dict[str, Any] = {
         "page": Paginator(rows, SHOWN).get_page(request.GET.get("page")),
@@ -60,6 +62,12 @@ def listing(request: AppRequest) -> HttpResponse:
         "waiting": None if is_for(request, "catalogue") else Feature.objects.waiting_for(request.user).count(),
     }
     return show(request, "gateways/catalogue.html#results", context)
+
+
+def _page(request: AppRequest) -> int:
+    """The page that is asked for, as far as that is a number."""
+    asked = request.GET.get("page", "")
+    return max(int(asked), 1) if asked.isascii() and asked.isdecimal() and len(asked) < 6 else 1
 
 
 def _columns(tools: Catalogue) -> list[Column]:

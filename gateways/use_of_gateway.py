@@ -21,7 +21,7 @@ from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.assignment import narrowings
 
-PEOPLE, TOOLS = 12, 12  # More would make the page too heavy; those with the most calls.
+PEOPLE, TOOLS = 10, 12  # More would make the page too heavy; those with the most calls.
 RANGES = {name: STRETCHES[name] for name in ("24h", "7d", "30d")}
 DEFAULT = "30d"
 LEVELS = 4

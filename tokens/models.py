@@ -262,6 +262,12 @@ class Token(HoldsPrevious, Versioned, models.Model):
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
             models.Index(fields=("expires_at",), name="token_by_expiry"),
             models.Index(fields=("-created_at", "id"), name="token_by_age"),
+            # What tells of each connection whether it holds a token that can be used.
+            models.Index(
+                fields=("connection", "expires_at"),
+                name="token_in_use",
+                condition=models.Q(revoked_at=None, digest__isnull=False),
+            ),
         )
 
     def __str__(self) -> str:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from django.db import connection, transaction
 from django.utils import timezone
 
 from auditlog.committed import LATEST, NTH_ID, last_id
-from auditlog.models import Call, Rollup, RollupState
+from auditlog.models import Call, Rollup, RollupState, RollupWindow
+from auditlog.rollups import windows
 from auditlog.rollups.schema import (
+    BEGINNING,
     CLASS_COLUMNS,
     CLASS_OF,
     DAYS,
@@ -28,11 +30,11 @@ from auditlog.rollups.schema import (
     GRAINS,
     HOURS,
     MINUTES,
+    WINDOWS,
     Grain,
     cube_number,
 )
 
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 STEP = 20_000  # Rows of the log that one transaction counts, or a few more.
 OLD_STEP = 60_000  # The same for what was there before: days get whole in fewer steps.
 # How old a row may be when it is committed to be found at once, and within how long those older still are found.
@@ -42,6 +44,8 @@ WRITERS_S = 1.0  # How long a step waits for those who are writing.
 AGAIN_AFTER = timedelta(seconds=3)  # What another process counted a moment ago is not counted again.
 
 NTH_OLDER = "SELECT created_at FROM auditlog_call WHERE created_at < %s ORDER BY created_at DESC OFFSET %s LIMIT 1"
+
+AN_AGE = timedelta(days=365_000) // timedelta(seconds=1)  # From BEGINNING on: all that a window holds.
 
 type Condition = tuple[str, list[Any]]
 
@@ -56,7 +60,7 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
         return 0
     is_more = True
     while is_more:
-        steps = [step() for step in (_count_new, _count_late, _count_old)]
+        steps = [step() for step in (_count_new, _count_late, _count_old, _move_windows)]
         counted += sum(rows for rows, _ in steps)
         is_more = any(more for _, more in steps) and time.monotonic() < end
     return counted
@@ -73,6 +77,7 @@ def drop_before(limit: date) -> int:
             return 0
         state.days_from = max(state.days_from, begin)
         state.save(update_fields=["days_from"])
+        windows.forget(begin)
     floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
     deleted = 0
     for grain, floor in floors.items():
@@ -148,8 +153,10 @@ def _count_new() -> tuple[int, bool]:
             cursor.execute(NTH_ID, [state.near_from, state.counted_to, last, STEP - 1])
             row = cursor.fetchone()
         to = row[0] if row else last
-        counted = _add(state, ("created_at >= %s AND id > %s AND id <= %s", [state.near_from, state.counted_to, to]))
-        state.counted_to, state.counted_at = to, timezone.now()
+        rows = ("created_at >= %s AND id > %s AND id <= %s", [state.near_from, state.counted_to, to])
+        with _in_windows(state, rows):
+            counted = _add(state, rows)
+            state.counted_to, state.counted_at = to, timezone.now()
         state.save(update_fields=["counted_to", "counted_at"])
         return counted, row is not None
 
@@ -163,8 +170,9 @@ def _count_late() -> tuple[int, bool]:
             return 0, False
         near, low, high = state.near_from, state.late_counted_to, state.counted_to
         late = ("created_at >= %s AND created_at < %s AND id > %s AND id <= %s", [near - LATEST, near, low, high])
-        counted = _add(state, late)
-        state.late_counted_to, state.near_from = high, now - NEAR
+        with _in_windows(state, late):
+            counted = _add(state, late)
+            state.late_counted_to, state.near_from = high, now - NEAR
         state.minutes_from = max(state.minutes_from, HOURS.begin(now - _kept(MINUTES)))
         state.hours_from = max(state.hours_from, DAYS.begin(now - _kept(HOURS)))
         state.save(update_fields=["late_counted_to", "near_from", "minutes_from", "hours_from"])
@@ -188,6 +196,27 @@ def _count_old() -> tuple[int, bool]:
         return counted, row is not None
 
 
+@transaction.atomic
+def _move_windows() -> tuple[int, bool]:
+    """Move the windows on to the last whole hour: no row, and whether there is more to do."""
+    with _state() as state:
+        return 0, state is not None and windows.move(state, timezone.now())
+
+
+@contextmanager
+def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
+    """Add these rows of the log to the windows that hold their time, and note in these how far it is counted then."""
+    held = windows.counted_with(state)
+    yield
+    with connection.cursor() as cursor:
+        for window in held:
+            statement = _STATEMENTS[window.seconds].format(rows=f"{rows[0]} AND created_at < %s")
+            cursor.execute(statement, [*rows[1], window.until, window.since])
+    for window in held:
+        window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
+    RollupWindow.objects.bulk_update(held, ["counted_to", "late_counted_to"])
+
+
 def _add(state: RollupState, rows: Condition) -> int:
     """Add these rows of the log to the roll-ups of all lengths; how many they were."""
     floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
@@ -208,9 +237,10 @@ def _statement(grain: Grain) -> str:
     added = ", ".join(
         f"{name} = coalesce(r.{name} + excluded.{name}, r.{name}, excluded.{name})" for name in CLASS_COLUMNS
     )
+    seconds = AN_AGE if grain in WINDOWS else grain.seconds
     return f"""
 WITH c AS MATERIALIZED (
-    SELECT date_bin('{grain.seconds} seconds', created_at, '1970-01-01 00:00+00') AS at, {keys}, {CLASS_OF} AS class,
+    SELECT date_bin('{seconds} seconds', created_at, '1970-01-01 00:00+00') AS at, {keys}, {CLASS_OF} AS class,
         count(*)::int AS n, sum(duration_ms) AS ms
     FROM auditlog_call WHERE {{rows}} AND created_at >= %s GROUP BY at, {keys}, class
 ), counted AS (
@@ -225,4 +255,4 @@ SELECT sum(n) FROM c
 """  # noqa: S608  (constants of the schema)
 
 
-_STATEMENTS: dict[int, str] = {grain.seconds: _statement(grain) for grain in GRAINS}
+_STATEMENTS: dict[int, str] = {grain.seconds: _statement(grain) for grain in (*GRAINS, *WINDOWS)}

@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import Q
 
-from auditlog.models import ENDINGS, Call, RollupState
+from auditlog.models import ENDINGS, Call, RollupState, RollupWindow
+from auditlog.rollups import windows
 from auditlog.rollups.schema import (
+    BEGINNING,
     CLASS_COLUMNS,
     CLASS_OF,
     CLASSES,
@@ -27,6 +30,7 @@ from auditlog.rollups.schema import (
     ENDS,
     HOURS,
     MINUTES,
+    WINDOWS,
     Grain,
     quantile,
 )
@@ -48,9 +52,22 @@ SELECT outcome, sum(calls)::bigint, sum(duration_ms), NULL, {keys} FROM auditlog
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outcome{positions}
 LIMIT %s
 """
+_BUSIEST = """
+SELECT {by}, array_agg(ended), array_agg(calls), max(number) FROM (
+    SELECT {by}, ended, sum(calls)::bigint AS calls, count(*) OVER () AS number FROM ({rows}) c
+    WHERE {by}::text <> '' GROUP BY {by}, ended
+) c GROUP BY 1 ORDER BY sum(calls) DESC, {by}::text COLLATE "C" LIMIT %s
+"""
+_CALLS_OF_ROLLUPS = """
+SELECT {keys}, outcome AS ended, calls FROM auditlog_rollup
+WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
+"""
+_CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls FROM auditlog_call WHERE {where}"
+_LOG_HAS = "SELECT count(*) FROM (SELECT FROM auditlog_call WHERE {where} LIMIT %s) c"
 
 type Where = Mapping[str, Sequence[Any]]
 type Key = tuple[Any, ...]
+type SQL = tuple[str, list[Any]]
 
 
 @dataclass
@@ -111,6 +128,13 @@ class Piece(NamedTuple):
     until: datetime
     grain: Grain | None = None
 
+    @property
+    def rollups(self) -> list[Any]:
+        """What the roll-ups of this piece say of their time: their length, from when, and before when they begin."""
+        assert self.grain is not None
+        between = (BEGINNING, BEGINNING + self.grain.length) if self.grain in WINDOWS else (self.since, self.until)
+        return [self.grain.seconds, *between]
+
 
 @dataclass(frozen=True)
 class Bars:
@@ -125,6 +149,7 @@ class Book:
 
     def __init__(self, state: RollupState | None) -> None:
         self._state = state
+        self._numbers: dict[tuple[str, str], int] = {}
 
     def read(
         self,
@@ -141,10 +166,8 @@ class Book:
         None when more would have to be read for it than a page may, and as long as nothing was counted.
         Without `timed` it tells nothing of durations, which takes less.
         """
-        if self._state is None:
-            return None
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
-        if any(piece.grain is None and piece.until - piece.since > LONGEST_FROM_LOG for piece in pieces):
+        if not self._may_read(pieces):
             return None
         found: dict[Key, Numbers] = defaultdict(Numbers.timed if timed else Numbers)
         left = MOST_FROM_LOG
@@ -157,6 +180,55 @@ class Book:
                 return None
         return dict(found)
 
+    def busiest(self, where: Where, since: datetime, until: datetime, by: str, most: int) -> dict[Any, Numbers] | None:
+        """The values of a column with the most calls between two moments, in that order, and how these ended.
+
+        Without the empty value; None as of `read`.
+        """
+        counted = self.counted(where, since, until, by=(by,))
+        if counted is None:
+            return None
+        with connection.cursor() as cursor:
+            cursor.execute(_BUSIEST.format(by=by, rows=counted[0]), [*counted[1], most])
+            rows = cursor.fetchall()
+        if rows and rows[0][3] > MOST_ROWS:
+            return None
+        found = {value: Numbers() for value, *_ in rows}
+        for value, outcomes, calls, _ in rows:
+            for outcome, number in zip(outcomes, calls, strict=True):
+                found[value].endings[ENDING_OF[outcome]] += number
+        return found
+
+    def counted(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
+        """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`."""
+        pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
+        if not self._may_read(pieces):
+            return None
+        filters, values = _filters(where)
+        keys, cube, left = ", ".join(by), {*where, *by} & {*DIMENSIONS}, MOST_FROM_LOG
+        parts, parameters = [], list[Any]()
+        for piece in pieces:
+            if told := self._of_log(piece):
+                rows, bounds = told[0] + filters, [*told[1], *values]
+                left -= self._number(rows, bounds)
+                parts.append(_CALLS_OF_LOG.format(keys=keys, where=rows))
+                parameters += bounds
+            if piece.grain:
+                parts.append(_CALLS_OF_ROLLUPS.format(keys=keys, filters=filters))
+                parameters += [piece.grain.cube(cube), *piece.rollups, *values]
+            if left < 0:
+                return None
+        return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
+
+    def _number(self, where: str, parameters: list[Any]) -> int:
+        """How many rows of the log these are, or more than may be read; asked once."""
+        known = self._numbers.get((where, repr(parameters)))
+        if known is None:
+            with connection.cursor() as cursor:
+                cursor.execute(_LOG_HAS.format(where=where), [*parameters, MOST_FROM_LOG + 1])
+                known = self._numbers[where, repr(parameters)] = int(cursor.fetchone()[0])
+        return known
+
     def knows_days_from(self, moment: datetime) -> bool:
         """Whether all days from that of this moment on are counted, up to what came just now."""
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
@@ -166,8 +238,14 @@ class Book:
         found = self.read(where, since, until, timed=timed)
         return None if found is None else found.get((), Numbers())
 
+    def _may_read(self, pieces: Sequence[Piece]) -> bool:
+        """Whether something was counted, and no piece of the log is too long."""
+        of_log = (piece.until - piece.since for piece in pieces if piece.grain is None)
+        return self._state is not None and all(length <= LONGEST_FROM_LOG for length in of_log)
+
     def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
-        assert self._state is not None
+        if self._state is None:
+            return []
         if since < self._state.days_from and (days := Call.partitions.starts()):
             since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         grains = [
@@ -176,7 +254,26 @@ class Book:
             if grain.cube(dimensions) is not None
             and (bars is None or (grain.begin(bars.since) == bars.since and not bars.width % grain.length))
         ]
-        return list(self._cut(since, until, grains))
+        window = None if bars else self._window(dimensions, since, until)
+        if window is None:
+            return list(self._cut(since, until, grains))
+        return [*self._cut(since, window.since, grains), window, *self._cut(window.until, until, grains)]
+
+    def _window(self, dimensions: set[str], since: datetime, until: datetime) -> Piece | None:
+        """The longest of the windows that lie between two moments and know these dimensions."""
+        if until - since < WINDOWS[0].length:
+            return None
+        grains = {grain.seconds: grain for grain in WINDOWS if grain.cube(dimensions) is not None}
+        floor = self._floor(DAYS)
+        known = (each for each in self._windows if each.seconds in grains and each.since >= floor)
+        pieces = (Piece(each.since, each.until, grains[each.seconds]) for each in known)
+        within = [piece for piece in pieces if since <= piece.since < piece.until <= until]
+        return max(within, key=lambda piece: piece.until - piece.since, default=None)
+
+    @cached_property
+    def _windows(self) -> list[RollupWindow]:
+        assert self._state is not None
+        return windows.counted_with(self._state)
 
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
         if since >= until:
@@ -259,9 +356,7 @@ class Book:
                 [
                     *at,
                     piece.grain.cube({*where, *by} & {*DIMENSIONS}),
-                    piece.grain.seconds,
-                    piece.since,
-                    piece.until,
+                    *piece.rollups,
                     *values,
                     MOST_ROWS + 1,
                 ],

@@ -76,6 +76,15 @@ HOURS = Grain(3600, SINGLE, timedelta(days=35))
 DAYS = Grain(86400, (*SINGLE, *PAIRS), None)
 GRAINS = (DAYS, HOURS, MINUTES)
 
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+TOOL, NAME = cube_number(_TOOL), cube_number(("feature_name",))
+# The ranges of pages less two hours: a window ends with a whole hour, and is moved some time after that. Its roll-ups
+# say BEGINNING; of when they are, RollupWindow says.
+WINDOWS = tuple(
+    Grain(int(timedelta(hours=hours).total_seconds()), (*SINGLE[:-1], ("feature_name",), _TOOL), None)
+    for hours in (24 - 2, 7 * 24 - 2, 30 * 24 - 2)
+)
+
 
 def quantile(classes: Sequence[int], part: float) -> float | None:
     """Within how many milliseconds this part of the calls ended; None of no calls.

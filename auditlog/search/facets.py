@@ -97,10 +97,10 @@ class Facet(NamedTuple):
     takes_text: bool
 
 
-def facets(call_filter: CallFilter, search: Search) -> list[Facet]:
-    """The filters beside the list of this search: those that stand open or were opened with their values."""
+def facets(call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST) -> list[Facet]:
+    """The filters beside the list of this search: with their values those that are set, were opened, or are `first`."""
     names = [name for name in FACETS if name not in call_filter.scope]
-    shown = [] if call_filter.error else [name for name in names if _is_open(call_filter, name)]
+    shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]
     apart = [name for name in shown if call_filter.values[name] or call_filter.values[NOT + name]]
     found = facet_values(search, [FILTERS[name] for name in shown if name not in apart])
     for name in apart:  # What a value would leave, if it were chosen instead.
@@ -116,7 +116,7 @@ def facet(call_filter: CallFilter, name: str) -> Facet:
 
 def _is_open(call_filter: CallFilter, name: str) -> bool:
     values = call_filter.values
-    return name in FIRST or name in values["open"] or bool(values[name] or values[NOT + name])
+    return name in values["open"] or bool(values[name] or values[NOT + name])
 
 
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:

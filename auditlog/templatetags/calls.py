@@ -30,7 +30,7 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
         return format_html("<time>{}</time>", text)  # A time of day says itself what it is (HTML, the time element).
     if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
         text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
-    return format_html('<time datetime="{}">{}</time>', exact, text)
+    return format_html("<time datetime={}>{}</time>", exact, text)  # Without quotes: there is one in each row.
 
 
 @register.simple_tag

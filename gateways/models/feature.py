@@ -211,6 +211,13 @@ class Feature(Versioned, Switchable):
                 name="feature_needing_attention",
                 condition=Q(missing_since=None, offered__isnull=False) & ~Q(state="quarantined"),
             ),
+            # Rows are as long as their definitions: what lists and counts tools reads this instead.
+            models.Index(
+                fields=("assignment", "name"),
+                include=("enabled", "state", "exposed_name"),
+                name="tool_of_assignment",
+                condition=Q(kind="tool", missing_since=None),
+            ),
         )
 
     def __str__(self) -> str:

@@ -93,3 +93,16 @@ def test_usage_tells_who_called_which_tool(ana: User, sign_in: SignIn) -> None:
     assert re.findall(r'data-count="usage.cell">(\d+)<', page) == ["3", "2"]
     assert ana.email in page
     assert f"gateway={gateway.pk}" in page
+
+
+def test_month_is_compared_with_whole_days_not_with_a_day_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = timezone.now()
+    for ago in (timedelta(days=60) - timedelta(seconds=5), timedelta(days=45), timedelta(days=5)):
+        call(now - ago)
+    keeping.keep_up(5)
+    monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 0)
+
+    calls = Instruments({}, {}, "30d").plots[0]
+
+    assert calls.value == "1"
+    assert calls.note

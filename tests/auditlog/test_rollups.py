@@ -17,7 +17,7 @@ from django.utils import timezone
 from auditlog.models import Call, Outcome, Rollup, RollupState
 from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
-from auditlog.rollups.schema import DAYS, MINUTES, RATIO, quantile
+from auditlog.rollups.schema import BEGINNING, DAYS, MINUTES, RATIO, quantile
 from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
 from auditlog.search.facets import facet_values
 from auditlog.search.fields import FILTERS
@@ -109,6 +109,14 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
         expected[*(getattr(each, name) for name in by), *number] += 1
     assert {key: numbers.calls for key, numbers in found.items() if numbers.calls} == dict(expected)
     assert all(sum(numbers.classes) == numbers.calls for numbers in found.values())
+    if len(by) == 1 and bars is None:
+        with book() as opened:
+            busiest = opened.busiest(where, since, until, by[0], 2)
+        filled = [key for key in expected if key[0] not in ("", None)]
+        assert [*(busiest or ())] == [
+            key for (key,) in sorted(filled, key=lambda key: (-expected[key], str(key[0])))[:2]
+        ]
+        assert all(numbers.calls == expected[key,] for key, numbers in (busiest or {}).items())
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
@@ -160,7 +168,7 @@ def test_what_is_read_is_a_count_of_the_log_whatever_comes_when(
     for each in writers:
         each.commit()
     assert keeping.keep_up(30) >= 0
-    assert RollupState.objects.get().counted_from == keeping.BEGINNING
+    assert RollupState.objects.get().counted_from == BEGINNING
     for _ in range(40):
         check(chance, now, 44)
 
@@ -306,7 +314,7 @@ def test_question_that_would_read_much_of_the_log_is_not_answered(db: None, monk
     with book() as opened:
         assert opened.total({}, now - DAY, now) is None  # Too many,
         assert opened.total({}, now - 30 * DAY, now - 2 * DAY) is None  # and too long.
-    RollupState.objects.update(counted_from=keeping.BEGINNING)
+    RollupState.objects.update(counted_from=BEGINNING)
     with book() as opened:
         assert opened.total({}, now - DAY, now) is not None
 

@@ -79,6 +79,18 @@ def test_the_last_day_is_counted_and_its_refusals_are_listed(ana: User, sign_in:
     assert "CI bot" in text(response)
 
 
+def test_calls_and_refusals_stand_in_one_column_and_what_else_there_is_in_the_other(ana: User, sign_in: SignIn) -> None:
+    a_call(Outcome.DENIED, deny_reason="host_disabled")
+    make.server()
+    make.token(make.connection(make.agent(by=ana), make.gateway(), ana), expires_in_days=7)
+
+    page = text(sign_in(ana).get("/"))
+
+    titles = [page.index(f'id="{name}-title"') for name in ("recent", "denials", "expiring", "health")]
+    assert titles == sorted(titles)
+    assert page[titles[0] : titles[-1]].count('<div class="stack">') == 1
+
+
 def test_each_figure_of_the_last_day_is_told_once(ana: User, sign_in: SignIn) -> None:
     """By the strip of plots, or, while there are no roll-ups it could be drawn from, by the tiles."""
     a_call(Outcome.OK)

@@ -36,7 +36,7 @@ def icon(name: str, label: str = "") -> SafeString:
     sprite = f"{static('gateway/icons.svg')}#{name}"
     if label:
         return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
-    return format_html('<svg class="icon" aria-hidden="true"><use href="{}"/></svg>', sprite)
+    return format_html("<svg class=icon aria-hidden=true><use href={} /></svg>", sprite)  # Dozens on a page.
 
 
 @register.simple_tag

@@ -1,0 +1,113 @@
+"""Roll-ups of whole ranges of time: what a page would add up of many hours and days each time it is asked for.
+
+A window is moved by whole hours and days: what entered is added, what left is taken away, of the roll-ups that it is
+made of, and rows that come late are added to it as to those. Each step is one transaction that holds the row of
+RollupState, so the window is at any moment exactly the roll-ups of its time. Where that cannot be, it is made anew.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django.db import connection
+
+from auditlog.models import Rollup, RollupState, RollupWindow
+from auditlog.rollups.schema import (
+    BEGINNING,
+    CLASS_COLUMNS,
+    DAYS,
+    DIMENSIONS,
+    ENDS,
+    HOURS,
+    NAME,
+    TOOL,
+    WINDOWS,
+    Grain,
+    cube_number,
+)
+
+CUBES = [cube_number(cube) for cube in WINDOWS[0].cubes]
+
+_KEYS = ", ".join((*ENDS, *DIMENSIONS))
+_NAMES = ", ".join((*ENDS, *("feature_name" if name == "feature_name" else "NULL" for name in DIMENSIONS)))
+_NUMBERS = ", ".join(f"sum({name}) * %(sign)s" for name in ("calls", "duration_ms", *CLASS_COLUMNS))
+_ADDED = ", ".join(
+    f"{name} = nullif(coalesce(r.{name}, 0) + coalesce(excluded.{name}, 0), 0)" for name in CLASS_COLUMNS
+)
+# Names alone are told apart by no hour and no day: they are added up of the tools.
+MOVE = f"""
+INSERT INTO auditlog_rollup AS r (seconds, cube, at, {_KEYS}, calls, duration_ms, {", ".join(CLASS_COLUMNS)})
+SELECT %(window)s, cube, %(at)s, {_KEYS}, {_NUMBERS} FROM auditlog_rollup
+WHERE cube = ANY(%(cubes)s) AND seconds = %(seconds)s AND at >= %(since)s AND at < %(until)s GROUP BY cube, {_KEYS}
+UNION ALL
+SELECT %(window)s, {NAME}, %(at)s, {_NAMES.replace("NULL, ", "NULL::uuid, ", 4)}, {_NUMBERS} FROM auditlog_rollup
+WHERE cube = {TOOL} AND seconds = %(seconds)s AND at >= %(since)s AND at < %(until)s
+GROUP BY {", ".join(ENDS)}, feature_name
+ON CONFLICT (cube, seconds, at, {_KEYS}) DO UPDATE
+SET calls = r.calls + excluded.calls, duration_ms = r.duration_ms + excluded.duration_ms, {_ADDED}
+"""  # noqa: S608  (constants of the schema)
+EMPTIED = "DELETE FROM auditlog_rollup WHERE cube = ANY(%s) AND seconds = %s AND calls <= 0"
+FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND at >= %s AND at < %s"
+
+
+def counted_with(state: RollupState) -> list[RollupWindow]:
+    """The windows that hold what these roll-ups hold."""
+    known = {"counted_to": state.counted_to, "late_counted_to": state.late_counted_to}
+    return list(RollupWindow.objects.filter(**known))
+
+
+def move(state: RollupState, now: datetime) -> bool:
+    """Bring a window a stretch nearer to where it should be then; whether there is more to do.
+
+    To be called by whoever has `state` locked.
+    """
+    return any(_move(grain, state, now) for grain in WINDOWS)
+
+
+def forget(before: datetime) -> None:
+    """Make the windows anew that hold something of before this moment."""
+    for window in RollupWindow.objects.filter(since__lt=before):
+        _forget(window.seconds)
+
+
+def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
+    until = HOURS.begin(now)
+    floor = max(state.hours_from, state.days_from)
+    since = max(until - grain.length, HOURS.next(floor))
+    if state.counted_from > max(BEGINNING, since) or since >= until:
+        return False
+    window = next((each for each in counted_with(state) if each.seconds == grain.seconds), None)
+    if window is None or window.since < floor or window.until <= since:
+        _forget(grain.seconds)
+        window = RollupWindow(seconds=grain.seconds, since=since, until=since)
+        window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
+    if (window.since, window.until) == (since, max(until, window.until)):
+        return False
+    window.until = _move_end(grain, window.until, until, 1)
+    window.since = _move_end(grain, window.since, since, -1)
+    window.save()
+    return window.since < since or window.until < until
+
+
+def _move_end(grain: Grain, at: datetime, to: datetime, sign: int) -> datetime:
+    """Add what begins at one end of a window, or take it away: a day at most; where that end is then."""
+    with connection.cursor() as cursor:
+        cursor.execute(FIRST, [HOURS.seconds, at, to])
+        (first,) = cursor.fetchone()
+        if first is None:
+            return max(at, to)
+        midnight = DAYS.begin(first) + DAYS.length
+        source = DAYS if DAYS.begin(first) >= at and midnight <= to else HOURS
+        end = min(midnight, to)
+        stretch = {"seconds": source.seconds, "since": max(DAYS.begin(first), at), "until": end}
+        told: dict[str, Any] = {"window": grain.seconds, "at": BEGINNING, "cubes": CUBES, "sign": sign}
+        cursor.execute(MOVE, told | stretch)
+        if sign < 0:
+            cursor.execute(EMPTIED, [[*CUBES], grain.seconds])
+    return end
+
+
+def _forget(seconds: int) -> None:
+    Rollup.objects.filter(seconds=seconds, cube__in=CUBES).delete()
+    RollupWindow.objects.filter(pk=seconds).delete()

@@ -1,0 +1,168 @@
+"""Windows of the roll-ups: a range of time in one piece, which moves on by the hour and stays a count of the log."""
+
+import random
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+
+from auditlog.models import Call, Rollup, RollupState, RollupWindow
+from auditlog.rollups import keeping, windows
+from auditlog.rollups.reading import book
+from auditlog.rollups.schema import (
+    CLASSES,
+    DAYS,
+    DIMENSIONS,
+    HOURS,
+    RATIO,
+    WINDOWS,
+    Grain,
+    cube_number,
+)
+from tests import sampling
+from tests.auditlog.test_rollups import moments, partitions, row, write
+from tests.calls import call
+
+pytestmark = pytest.mark.django_db
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    return random.Random(f"{sampling.seed()} {request.node.name}")
+
+
+def move(now: datetime) -> None:
+    """Move the windows as at this moment, to the end."""
+    more = True
+    while more:
+        with transaction.atomic():
+            more = windows.move(RollupState.objects.select_for_update().get(), now)
+
+
+def kept(grain: Grain) -> dict[Any, tuple[int, dict[int, int]]]:
+    """What the roll-ups of a window say: calls and their classes, by combination and its values."""
+    found = {}
+    for each in Rollup.objects.filter(seconds=grain.seconds):
+        numbers = {n: number for n in range(CLASSES) if (number := getattr(each, f"ms_{n}"))}
+        key = (each.cube, each.outcome, each.deny_reason, *(getattr(each, name) for name in DIMENSIONS))
+        found[key] = (each.calls, numbers)
+    return found
+
+
+def counted(grain: Grain) -> dict[Any, tuple[int, dict[int, int]]]:
+    """The same of the log, for the time that the window says it is of."""
+    window = RollupWindow.objects.get(seconds=grain.seconds)
+    calls: Counter[Any] = Counter()
+    numbers: dict[Any, Counter[int]] = {}
+    for each in Call.objects.filter(created_at__gte=window.since, created_at__lt=window.until):
+        for cube in grain.cubes:
+            values = (getattr(each, name) if name in cube else None for name in DIMENSIONS)
+            key = (cube_number(cube), each.outcome, each.deny_reason, *values)
+            calls[key] += 1
+            numbers.setdefault(key, Counter())[class_of(each.duration_ms)] += 1
+    return {key: (number, dict(numbers[key])) for key, number in calls.items()}
+
+
+def class_of(duration_ms: float) -> int:
+    n = 0
+    while n < CLASSES - 1 and RATIO ** (n + 1) <= max(duration_ms, 1):
+        n += 1
+    return n
+
+
+def check_all() -> None:
+    for grain in WINDOWS:
+        assert kept(grain) == counted(grain), grain
+
+
+def total(length: timedelta) -> int:
+    now = timezone.now()
+    with book() as opened:
+        found = opened.total({}, now - length, now)
+    assert found is not None
+    return found.calls
+
+
+def test_windows_are_a_count_of_their_time_wherever_they_are_moved(chance: random.Random) -> None:
+    """By an hour, by several, over midnights, and so far that nothing of what they held is left."""
+    now = timezone.now()
+    partitions(36)
+    write(connection, [row(chance, moments(chance, now, 33)) for _ in range(150)])
+    keeping.keep_up(30)
+    check_all()
+
+    RollupWindow.objects.all().delete()  # They are never moved back.
+    for hours in (-47, -46, -40, -20, 0, 1):
+        move(now + hours * HOUR)
+        check_all()
+    write(connection, [row(chance, now - chance.random() * 0.8 * HOUR) for _ in range(20)])
+    assert keeping.keep_up(5) == 20
+    check_all()
+    move(now + 60 * DAY)
+    assert not Rollup.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS]).exists()
+
+
+def test_window_is_read_in_place_of_what_it_is_made_of() -> None:
+    now = timezone.now()
+    for n in range(3):
+        call(now - 3 * DAY + n * HOUR, feature_name="echo" if n else "add")
+    keeping.keep_up(5)
+    Rollup.objects.filter(seconds__in=[HOURS.seconds, DAYS.seconds]).delete()
+
+    with book() as opened:
+        found = opened.read({}, now - 7 * DAY, now, by=("feature_name",))
+        busiest = opened.busiest({}, now - 7 * DAY, now, "feature_name", 5)
+
+    assert {key: numbers.calls for key, numbers in (found or {}).items()} == {("echo",): 2, ("add",): 1}
+    assert {name: numbers.calls for name, numbers in (busiest or {}).items()} == {"echo": 2, "add": 1}
+    assert found is not None
+    assert sum(found["echo",].classes) == 2
+    assert total(7 * DAY) == 3
+    assert total(2 * DAY) == 0  # The shorter window begins later.
+
+
+def test_call_that_comes_late_is_added_to_the_windows_that_hold_its_time() -> None:
+    call(timezone.now() - 4 * DAY)
+    keeping.keep_up(5)
+    RollupState.objects.update(near_from=timezone.now() - 3 * DAY)
+
+    call(timezone.now() - 2 * DAY)
+    assert total(7 * DAY) == 2  # From the log, as long as it is not counted.
+    assert keeping.keep_up(5) == 1
+
+    assert total(7 * DAY) == 2
+    check_all()
+
+
+def test_window_that_another_release_did_not_count_with_is_not_read_and_made_anew() -> None:
+    """During an upgrade a process of the release before, which knows of no windows, may be the one that counts."""
+    call(timezone.now() - 4 * DAY)
+    keeping.keep_up(5)
+    RollupWindow.objects.update(counted_to=0)
+    Rollup.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS]).update(calls=7)
+
+    assert total(7 * DAY) == 1
+
+    keeping.keep_up(5)
+    check_all()
+    assert {each.counted_to for each in RollupWindow.objects.all()} == {RollupState.objects.get().counted_to}
+
+
+def test_days_that_are_dropped_are_in_no_window_any_more() -> None:
+    today = datetime.now(UTC).date()
+    for n in (1, 3, 9):
+        call(datetime.combine(today - n * DAY, datetime.min.time(), UTC))
+    keeping.keep_up(5)
+    assert RollupWindow.objects.count() == len(WINDOWS)
+
+    keeping.drop_before(today - 5 * DAY)
+
+    assert not Rollup.objects.filter(seconds=WINDOWS[-1].seconds).exists()
+    keeping.keep_up(5)
+    check_all()
+    assert RollupWindow.objects.get(seconds=WINDOWS[-1].seconds).since == RollupState.objects.get().days_from

@@ -1,0 +1,46 @@
+"""Where things stand: what a glance at a page would find unfinished."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests import curl
+from tests.browser.looks import PHONE
+from tests.make import unique
+from tests.workspace import Serve
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+
+def test_log_shows_app_and_duration_beside_its_filters_on_a_small_desk(live: Serve, page: Page) -> None:
+    issued = live.issue_token(host=unique("bot"), gateway="quickstart")
+    curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+    page.goto(f"{live.url}/logs/")
+
+    for name in ("Host", "Tool", "Outcome", "Duration"):
+        expect(page.get_by_role("columnheader", name=name)).to_be_visible()
+
+
+def test_bar_of_picked_rows_is_one_line_on_a_phone(live: Serve, page: Page) -> None:
+    live.issue_token(host=unique("bot"), gateway="quickstart")
+    page.set_viewport_size(PHONE)
+    page.goto(f"{live.url}/hosts/")
+
+    page.locator("tbody .pick input").first.check()
+
+    bar = page.locator("#bulk")
+    expect(bar.get_by_role("button", name="Archive")).to_be_visible()
+    box = bar.bounding_box()
+    assert box is not None
+    assert box["height"] < 60
+
+
+def test_acts_of_the_tools_stand_beside_their_heading(live: Serve, page: Page) -> None:
+    page.goto(f"{live.url}/tools/")
+
+    acts, heading = (page.locator(f".page-header > .{name}").bounding_box() for name in ("actions", "headline"))
+
+    assert acts is not None
+    assert heading is not None
+    assert abs(acts["y"] + acts["height"] / 2 - heading["y"] - heading["height"] / 2) < 12

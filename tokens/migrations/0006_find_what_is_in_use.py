@@ -1,0 +1,19 @@
+"""Whether a connection holds a token that can be used is asked of all connections at once, on the dashboard."""
+
+from django.db import migrations, models
+from django.db.models import Q
+
+
+class Migration(migrations.Migration):
+    dependencies = [("tokens", "0005_overlapping_and_collected_secrets")]
+
+    operations = [
+        migrations.AddIndex(
+            "token",
+            models.Index(
+                fields=["connection", "expires_at"],
+                name="token_in_use",
+                condition=Q(revoked_at=None, digest__isnull=False),
+            ),
+        ),
+    ]
