@@ -238,11 +238,6 @@ class Server(Versioned, Switchable):
         """Where its issuer asks people, gives tokens and revokes them, as an administrator entered it; else empty."""
         return self.authorization_endpoint, self.token_endpoint, self.revocation_endpoint
 
-    @property
-    def entered_urls(self) -> tuple[str, ...]:
-        """Its own URL and those of its issuer's endpoints that an administrator entered; empty ones for the others."""
-        return self.url, *self.endpoints
-
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
         """The identities whose sign-in these changes make invalid: it was made at an issuer of another name or with
         other endpoints, for another resource, or with scopes beyond those that are fixed now."""
