@@ -11,8 +11,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,22 +81,33 @@ def everything(npm: Npm) -> Iterator[str]:
     """The address of npm's server-everything, a server nobody here wrote."""
     port = free_port()
     command = [str(MODULES / ".bin" / "mcp-server-everything"), "streamableHttp"]
-    with (npm.home / "everything.log").open("w") as log:
-        process = subprocess.Popen(command, env=npm.environment | {"PORT": str(port)}, stdout=log, stderr=log)
-    try:
-        wait_for(process, port)
+    with listening(npm, command, port, PORT=str(port)):
         yield f"http://127.0.0.1:{port}/mcp"
-    finally:
-        process.kill()
-        process.wait()
+
+
+@contextlib.contextmanager
+def listening(npm: Npm, command: Sequence[str], port: int, **settings: str) -> Iterator[None]:
+    """The command as a process that listens at `port`, until the block ends; what it said is shown if that fails."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=npm.environment | settings, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(process, port)
+            yield
+        except BaseException:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise
+        finally:
+            process.kill()
+            process.wait()
 
 
 def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
     """Return once the process listens on `port`."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        assert process.poll() is None, "server-everything ended by itself"
+        assert process.poll() is None, f"{process.args!r} ended by itself"
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise AssertionError("server-everything did not start")
+    raise AssertionError(f"{process.args!r} did not start")

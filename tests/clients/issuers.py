@@ -4,9 +4,6 @@
 """
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ import httpx
 from tests import upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of
 from tests.clients.apps import node, python
-from tests.clients.fixtures import Npm, wait_for
+from tests.clients.fixtures import Npm, listening
 from tests.workspace import free_port
 
 PRM = "/.well-known/oauth-protected-resource/mcp"
@@ -114,20 +111,8 @@ def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0
     port = port or free_port()
     issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
     settings = {"CLIENT_SECRET": SECRET, "REDIRECT_URIS": comes_back(issuer.name)}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*PROGRAMS[name].command, str(port)], env=npm.environment | settings, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_for(process, port)
-            yield issuer
-        except BaseException:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            process.kill()
-            process.wait()
+    with listening(npm, [*PROGRAMS[name].command, str(port)], port, **settings):
+        yield issuer
 
 
 class Page(HTMLParser):

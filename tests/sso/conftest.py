@@ -1,8 +1,6 @@
 """An organisation's identity provider that others wrote, and people who sign in here through it."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from sso.models import Provider
 from tests.asgi_server import Receive, Scope, Send, answer, read
 from tests.asgi_server import running as serving
 from tests.clients.apps import node
-from tests.clients.fixtures import Npm, wait_for
+from tests.clients.fixtures import Npm, listening
 from tests.clients.issuers import Page, Visitor
 from tests.issuers import destination
 from tests.workspace import free_port
@@ -52,7 +50,7 @@ class Organisation:
 @contextmanager
 def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
     """The provider of an organisation, which sends people back to this address, until the block ends."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryDirectory() as folder:
         people, port = Path(folder) / "people.json", free_port()
         people.write_text("{}")
         organisation = Organisation(f"http://127.0.0.1:{port}", people)
@@ -69,22 +67,8 @@ def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
                 "AFTER_LOGOUT": urljoin(redirect_uri, "/accounts/login/"),
                 "PEOPLE": str(people),
             }
-            process = subprocess.Popen(
-                [*node("identity_provider.mjs"), str(port)],
-                env=npm.environment | settings,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                wait_for(process, port)
+            with listening(npm, [*node("identity_provider.mjs"), str(port)], port, **settings):
                 yield organisation
-            except BaseException:
-                log.seek(0)
-                sys.stderr.write(log.read().decode(errors="replace"))
-                raise
-            finally:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture(scope="module")
