@@ -19,8 +19,30 @@ CALL = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "echo", "ar
 CLOSED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
+@dataclass(kw_only=True)
+class Agents:
+    """Agents at work in a thread until the block ends, as long as `_stop` is not set."""
+
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stop.set()
+        assert self._thread is not None
+        self._thread.join()
+
+    async def _work(self) -> None:
+        """What they do."""
+        raise NotImplementedError
+
+
 @dataclass
-class Balanced:
+class Balanced(Agents):
     """Agents that call whichever process is ready, in a thread, until the block ends."""
 
     token: str
@@ -34,18 +56,6 @@ class Balanced:
     failed: list[str] = field(default_factory=list)
     sent_again: int = 0
     _turn: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stop.set()
-        assert self._thread is not None
-        self._thread.join()
 
     def since(self, began: float) -> tuple[int, float]:
         """How many calls ended since then, and the longest of them."""

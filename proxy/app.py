@@ -78,9 +78,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         workers=config.workers,
         queue_seconds=config.queue_seconds,
     )
-    issuers, public_issuers = (Transport(each, limit=MOST_BYTES) for each in (guard, guard.outside()))
-    async with _tracer(config.traces) as tracer, transport, issuers, public_issuers, mcp_client as client:
-        refresher = Refresher(state, issuers, public_issuers, cipher)
+    entered, named = (Transport(each, limit=MOST_BYTES) for each in (guard, guard.for_hosts_of_others()))
+    async with _tracer(config.traces) as tracer, transport, entered, named, mcp_client as client:
+        refresher = Refresher(state, entered, named, cipher)
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)

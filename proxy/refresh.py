@@ -35,9 +35,9 @@ class MoreRights(Refusal):
 class Refresher:
     """Renews the identities that came of a sign-in. Calls that need the same one at once wait for one renewal."""
 
-    def __init__(self, state: State, private: Transport, public: Transport, cipher: Cipher) -> None:
+    def __init__(self, state: State, entered: Transport, named: Transport, cipher: Cipher) -> None:
         self._state = state
-        self._transports = {True: private, False: public}  # By where an issuer may be.
+        self._transports = {True: entered, False: named}  # By who says where an issuer is.
         self._cipher = cipher
         self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -158,8 +158,8 @@ class Refresher:
     async def _post(self, request: TokenRequest) -> tuple[int, bytes] | None:
         try:
             async with asyncio.timeout(SECONDS):
-                with await self._transports[request.private].send(
-                    "POST", "the issuer", *_in_order(request)
+                with await self._transports[request.entered].send(
+                    "POST", "the issuer", *_in_order(request), private=request.private
                 ) as response:
                     return response.status, await response.read()
         except (TimeoutError, UpstreamError) as error:

@@ -149,7 +149,7 @@ def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None
     """The JSON object at this address of the provider. Raises ProviderDown."""
     try:
         with aside():
-            answered = Http(private=provider.private).get(url, headers)
+            answered = Http(private=provider.private, entered=[provider.issuer]).get(url, headers)
     except Unreachable as error:
         raise ProviderDown(f"{url} {error}.") from None
     if answered.status != 200:

@@ -190,7 +190,8 @@ def _exchange(provider: Provider, said: Metadata, code: str, verifier: str) -> T
     asked = token_request(said.token_endpoint, client, parameters)
     try:
         with aside():
-            answered = Http(private=provider.private).post(asked.url, asked.headers, asked.body)
+            http = Http(private=provider.private, entered=[provider.issuer])
+            answered = http.post(asked.url, asked.headers, asked.body)
         return read_tokens(answered.status, answered.body)
     except TokenRefused as refusal:
         raise SignInFailed(f"The provider does not accept the client or its code: {refusal}") from None

@@ -83,7 +83,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
                 writer.close()
                 await writer.wait_closed()
         finally:
-            writer.close()
+            writer.transport.abort()  # TLS takes leave of the other side for longer than the loop lasts.
 
     async def run() -> None:
         over = asyncio.Event()

@@ -11,10 +11,11 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import urlsplit
 
 import httpcore
 
@@ -40,15 +41,18 @@ class ProxyFailed(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Hosts by name, with all that is below them, and networks."""
+    """Hosts by name, with all that is `below` them, and networks."""
 
     names: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
+    below: bool = True
 
     def has_name(self, host: str) -> bool:
         """Whether this host is one of the names or below one."""
         name = spelled(host)
-        return any(name == each or name.endswith(f".{each}") for each in self.names) if name else False
+        if not name or not self.below:
+            return name in self.names
+        return any(name == each or name.endswith(f".{each}") for each in self.names)
 
     def has(self, host: str, address: str) -> bool:
         """Whether this host, at this address, is in here."""
@@ -84,6 +88,10 @@ class OutboundProxy:
     def resolves(self, host: str) -> bool:
         """Whether it is given the name of this host instead of an address."""
         return self.resolved.has_name(host) and not self.direct.has_name(host)
+
+    def for_hosts_of_others(self) -> OutboundProxy:
+        """The same for hosts that others than an administrator name: it is given no name below a listed one."""
+        return replace(self, resolved=replace(self.resolved, below=False))
 
     def request(self, target: str, port: int) -> bytes:
         """What asks for a tunnel to an address, or to a name that it resolves."""
@@ -169,6 +177,16 @@ def spelled(host: str) -> str:
     except UnicodeError:
         name = host.rstrip(".").lower()  # Longer than a label may be, or with signs that names do not have.
     return name if len(name) <= 253 and _name(name) else ""
+
+
+def is_at_host_of(url: str, others: Iterable[str]) -> bool:
+    """Whether this URL has the host of one of the others; empty ones have none."""
+    host = _host(url)
+    return bool(host) and any(host == _host(each) for each in others)
+
+
+def _host(url: str) -> str:
+    return spelled(urlsplit(url).hostname or "")
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

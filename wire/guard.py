@@ -178,7 +178,8 @@ class Guard:
     def way_by_name(self, host: str) -> OutboundProxy | None:
         """The proxy that finds this host by its name, so that no address of it is looked up or checked here.
 
-        Only whoever runs the gateway names such hosts. It is for TLS alone, which proves that it is the host.
+        Whoever runs the gateway lists them, or the domain they are in. It is for TLS alone, which proves that it is the
+        host.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
@@ -189,6 +190,14 @@ class Guard:
         must not be within reach of theirs (DNS rebinding).
         """
         return replace(self, allowed=(), closed=self.allowed)
+
+    def for_hosts_of_others(self) -> Guard:
+        """The guard for hosts that a server or an issuer names: each is looked up and checked here, unless whoever runs
+        the gateway has listed this very host as one that the proxy resolves.
+
+        Below a listed domain somebody else may name a host that is inside, and what the proxy resolves nobody checks.
+        """
+        return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
         """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port, and
@@ -312,10 +321,11 @@ def _is_literal(host: str) -> bool:
 class _GuardedBackend(httpcore.NetworkBackend):
     """Resolves a name, and connects to the first of its addresses that is admitted and answers."""
 
-    def __init__(self, guard: Guard, deadline: Deadline, *, encrypted: bool) -> None:
+    def __init__(self, guard: Guard, deadline: Deadline, *, encrypted: bool, is_greeted: bool = False) -> None:
         self._guard = guard
         self._deadline = deadline
         self._encrypted = encrypted
+        self._head_read = 1 if is_greeted else LARGEST_HEAD  # What the other side says first is not ours to read.
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -356,7 +366,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
                 asked = TimedStream(stream, own)
                 asked.write(proxy.request(target, port))
                 head = b""
-                while END not in head and len(head) < LARGEST_HEAD and (piece := asked.read(LARGEST_HEAD)):
+                while END not in head and len(head) < LARGEST_HEAD and (piece := asked.read(self._head_read)):
                     head += piece
                 proxy.judge(head, target)
             except BaseException:
@@ -378,6 +388,12 @@ def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encry
     except BaseException:
         stream.close()
         raise
+
+
+def open_for_tls(guard: Guard, host: str, port: int, deadline: Deadline) -> httpcore.NetworkStream:
+    """The same for a protocol that begins TLS by itself, before it says anything that matters; its server may greet."""
+    backend = _GuardedBackend(guard, deadline, encrypted=True, is_greeted=True)
+    return backend.connect_tcp(host, port, deadline.left(None))
 
 
 def _addresses(host: str, port: int) -> Sequence[str]:

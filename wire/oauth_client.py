@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit, urlunsplit
 import orjson
 
 from wire.credential import fits_a_header, place_of
+from wire.forward_proxy import is_at_host_of
 
 MOST_BYTES = 128 << 10  # Of any document or answer of an authorization server.
 SECONDS = 10.0  # For any of them.
@@ -157,12 +158,16 @@ class Client(NamedTuple):
 
 
 class TokenRequest(NamedTuple):
-    """A POST to an endpoint of an authorization server, which may have a private address only if it is `private`."""
+    """A POST to an endpoint of an authorization server, which may have a private address only if it is `private`.
+
+    Its host is `entered` when an administrator named it, not the server.
+    """
 
     url: str
     headers: dict[str, str]
     body: bytes
     private: bool = False
+    entered: bool = False
 
 
 def pkce() -> tuple[str, str]:
@@ -200,9 +205,17 @@ def _is_tenant(given: str, issuer: str) -> bool:
 
 
 def token_request(
-    endpoint: str, client: Client, parameters: Mapping[str, str], *, private: bool = False
+    endpoint: str,
+    client: Client,
+    parameters: Mapping[str, str],
+    *,
+    private: bool = False,
+    entered: Iterable[str] = (),
 ) -> TokenRequest:
-    """A request to the token or revocation endpoint, in which the client names itself in the way it was registered."""
+    """A request to the token or revocation endpoint, in which the client names itself in the way it was registered.
+
+    `entered` are the URLs that an administrator entered for the server.
+    """
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
     # Named in the form too, beside a header: some look nowhere else.
     form = {name: value for name, value in parameters.items() if value} | {"client_id": client.client_id}
@@ -211,17 +224,18 @@ def token_request(
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
     elif client.secret:
         form["client_secret"] = client.secret
-    return TokenRequest(endpoint, headers, urlencode(form).encode(), private)
+    return TokenRequest(endpoint, headers, urlencode(form).encode(), private, is_at_host_of(endpoint, entered))
 
 
 def revocations(
-    endpoint: str, client: Client, *, refresh: str, access: str, private: bool = False
+    endpoint: str, client: Client, *, refresh: str, access: str, private: bool = False, entered: Iterable[str] = ()
 ) -> list[TokenRequest]:
     """What an issuer is told to end these tokens (RFC 7009): the refresh token first, since it may take the access
     token with it. Empty tokens are left out; nothing is told where there is no endpoint for it."""
     tokens = (("refresh_token", refresh), ("access_token", access))
     told = ({"token": token, "token_type_hint": hint} for hint, token in tokens if token and endpoint)
-    return [token_request(endpoint, client, parameters, private=private) for parameters in told]
+    known = tuple(entered)
+    return [token_request(endpoint, client, parameters, private=private, entered=known) for parameters in told]
 
 
 def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:

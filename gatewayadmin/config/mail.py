@@ -34,7 +34,7 @@ def mailers(url: str, *, is_local: bool) -> dict[str, dict[str, Any]]:
         "use_ssl": parts.scheme == "smtps",
         "timeout": 10,
     }
-    return {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
+    return {"default": {"BACKEND": "accounts.smtp.EmailBackend", "OPTIONS": options}}
 
 
 def server_of(mailers: dict[str, dict[str, Any]]) -> str:

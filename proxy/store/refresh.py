@@ -71,6 +71,7 @@ class Held(NamedTuple):
     registration: str
     revocation_endpoint: str
     private: bool
+    entered: list[str]  # The URLs that an administrator entered for its server.
 
 
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
@@ -155,7 +156,7 @@ def _after_refusal(refusal: TokenRefused | Unreadable, parameters: dict[str, Any
 def _revocations(held: Held, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
     client = Client(held.client_id, _secret(held, cipher), held.auth_method)
     told = {"refresh": tokens.refresh, "access": tokens.access}
-    return revocations(held.revocation_endpoint, client, **told, private=held.private)
+    return revocations(held.revocation_endpoint, client, **told, private=held.private, entered=held.entered)
 
 
 def _secret(held: Held, cipher: Cipher) -> str:
@@ -182,7 +183,7 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
         "scope": "" if held.resource else held.scope,
     }
     client = Client(held.client_id, _secret(held, cipher), held.auth_method)
-    return token_request(held.endpoint, client, form, private=held.private)
+    return token_request(held.endpoint, client, form, private=held.private, entered=held.entered)
 
 
 def _ask_in_either_way(held: Held, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:

@@ -4,7 +4,7 @@
 
 -- name: take
 WITH due AS (
-    SELECT i.id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
+    SELECT i.id, i.server_id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
     WHERE i.id = %(identity)s::uuid
         AND i.revoked_at IS NULL AND i.enabled AND i.unconfirmed_since IS NULL AND i.sign_in_needed_since IS NULL
         AND encode(i.secret_ciphertext, 'escape') = %(ciphertext)s::text
@@ -14,11 +14,11 @@ WITH due AS (
     FOR NO KEY UPDATE OF i, g
 )
 UPDATE upstream_oauth_grant g SET lease = %(lease)s::uuid, leased_until = statement_timestamp() + interval '40 seconds'
-FROM due, upstream_oauth_clientregistration r
-WHERE g.identity_id = due.id AND r.id = g.registration_id
+FROM due, upstream_oauth_clientregistration r, servers_server s
+WHERE g.identity_id = due.id AND r.id = g.registration_id AND s.id = due.server_id
 RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
     encode(r.secret_ciphertext, 'escape'), r.auth_method, r.other_auth_method, r.id::text, g.revocation_endpoint,
-    g.private
+    g.private, ARRAY[s.url, s.token_endpoint, s.revocation_endpoint]::text[]
 
 -- name: look
 SELECT encode(i.secret_ciphertext, 'escape'),

@@ -68,6 +68,7 @@ class Metadata:
     says_iss: bool = False
     says_pkce: bool = False  # That it supports the proof with S256.
     private: bool = False  # Whether it may be at a private address.
+    entered: tuple[str, ...] = ()  # The URLs that an administrator entered for the server that led here.
     takes_documents: bool = False
     name: str = ""
 
@@ -134,7 +135,7 @@ def discover(
     revokes them, if it does not describe itself; else it has to say that it supports PKCE, unless that is assumed
     (`assume_pkce`). Without `private` only public addresses are called.
     """
-    http = Http(private=private)
+    http = Http(private=private, entered=(url, *endpoints))
     try:
         answer = _unknown(http, url)
     except Unreachable as error:
@@ -151,6 +152,8 @@ def discover(
             needs = _entered(http, url, challenge, endpoints, expected_issuer)
         else:
             needs = _needs(http, url, challenge, expected_issuer, assume_pkce=assume_pkce)
+        if needs.metadata:
+            needs = replace(needs, metadata=replace(needs.metadata, entered=(url, *endpoints)))
         return replace(needs, scopes=scopes_of(fixed_scopes)) if fixed_scopes and needs.metadata else needs
     except (BadIssuer, Unreachable) as error:
         return Needs(problem=str(error))

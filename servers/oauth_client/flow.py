@@ -39,6 +39,7 @@ from ui.pages import AppRequest, lead_on, own_path
 from wire.cipher import Unreadable
 from wire.oauth_client import (
     CLIENT_GONE,
+    SECONDS,
     WITHOUT_RESOURCE,
     Client,
     Mismatch,
@@ -386,8 +387,9 @@ def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
         if held and tokens.refresh in ("", held):
             return
         endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
-        client, private = sign_in.registration.client, sign_in.private
-        if requests := revocations(endpoint, client, refresh=tokens.refresh, access=tokens.access, private=private):
+        client, told = sign_in.registration.client, {"refresh": tokens.refresh, "access": tokens.access}
+        entered = (sign_in.server.url, *sign_in.server.endpoints)
+        if requests := revocations(endpoint, client, **told, private=sign_in.private, entered=entered):
             send_soon(requests)
 
 
@@ -430,8 +432,12 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
 def _tokens(sign_in: SignIn, client: Client, form: Mapping[str, str]) -> Tokens:
     """What the token endpoint gives to this client. Raises TokenRefused, TokenUnavailable or Unreachable."""
     request = token_request(sign_in.endpoints["token_endpoint"], client, form)
-    answer = Http(private=sign_in.private).post(request.url, request.headers, request.body)
+    answer = _http(sign_in).post(request.url, request.headers, request.body)
     return read_tokens(answer.status, answer.body)
+
+
+def _http(sign_in: SignIn, seconds: float = SECONDS) -> Http:
+    return Http(seconds, private=sign_in.private, entered=(sign_in.server.url, *sign_in.server.endpoints))
 
 
 def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
@@ -443,7 +449,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
     if "openid" not in (tokens.scope or sign_in.scope).split():
         return claims
     try:
-        answer = Http(5, private=sign_in.private).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
+        answer = _http(sign_in, 5).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
     except Unreachable:
         return claims
     return {**(answer.document or {}), **claims} if answer.status == 200 else claims

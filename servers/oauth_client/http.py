@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import orjson
 
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
-from wire.forward_proxy import ProxyFailed
+from wire.forward_proxy import ProxyFailed, is_at_host_of
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import Body, BodyTooLarge
 from wire.oauth_client import MOST_BYTES, SECONDS, TokenRequest
@@ -52,12 +52,15 @@ class Http:
     """A client for one task, which may take `seconds` in all.
 
     What a public server names is public, too: without `private` no address in GATEWAY_PRIVATE_UPSTREAMS is called.
+    `entered` are URLs that an administrator entered: of other hosts the address is looked up and checked here, also
+    where the outbound proxy resolves names.
     """
 
-    def __init__(self, seconds: float = SECONDS, *, private: bool) -> None:
+    def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
         self._deadline = Deadline()
         self._deadline.set(seconds)
         self._guard = upstream_guard()
+        self._entered = tuple(entered)
         self.private = private
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
@@ -75,9 +78,11 @@ class Http:
     def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
         own = {"User-Agent": NAME, "Accept-Encoding": "identity", **headers}
         guard = self._guard if self.private else self._guard.outside()
-        transport = GuardedTransport(guard, self._deadline)
         try:
             guard.check_url(url)
+            if not is_at_host_of(url, self._entered):
+                guard = guard.for_hosts_of_others()
+            transport = GuardedTransport(guard, self._deadline)
             with (
                 httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client,
                 client.stream(verb, url, headers=own, content=body) as response,
@@ -110,6 +115,11 @@ class Http:
         return b"".join(parts)
 
 
+def for_request(request: TokenRequest, seconds: float = SECONDS) -> Http:
+    """The client for one request to an authorization server."""
+    return Http(seconds, private=request.private, entered=[request.url] if request.entered else ())
+
+
 def send_soon(requests: Sequence[TokenRequest]) -> None:
     """Send these one after the other, each on its own and best effort, beside the request that is being served."""
     _tellers.submit(_send_all, requests)
@@ -118,6 +128,6 @@ def send_soon(requests: Sequence[TokenRequest]) -> None:
 def _send_all(requests: Sequence[TokenRequest]) -> None:
     for request in requests:
         try:
-            Http(REVOCATION_SECONDS, private=request.private).post(request.url, request.headers, request.body)
+            for_request(request, REVOCATION_SECONDS).post(request.url, request.headers, request.body)
         except Unreachable as error:
             logger.warning("an issuer was not told of an ended grant", extra={"error": str(error)})

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity, cipher
-from servers.oauth_client.http import Http, Unreachable, send_soon
+from servers.oauth_client.http import Unreachable, for_request, send_soon
 from wire.oauth_client import TokenRequest
 
 __all__ = ["NotRenewed", "keep_fresh", "renew"]
@@ -63,7 +63,7 @@ def _run(statement: Statement) -> list[tuple[Any, ...]]:
 
 def _post(request: TokenRequest) -> tuple[int, bytes] | None:
     try:
-        answer = Http(private=request.private).post(request.url, request.headers, request.body)
+        answer = for_request(request).post(request.url, request.headers, request.body)
     except Unreachable:
         return None
     return answer.status, answer.body

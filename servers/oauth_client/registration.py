@@ -214,7 +214,7 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
 
 def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
-        http = Http(private=metadata.private)
+        http = Http(private=metadata.private, entered=metadata.entered)
         answer = http.post(metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body))
     except Unreachable as error:
         raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None

@@ -106,7 +106,7 @@ def fetch(url: str, *, private: bool) -> dict[str, Any]:
     """What the metadata at this address say, as fields of the row. Raises BadMetadata."""
     try:
         with aside():
-            answered = Http(private=private).get(url, ACCEPT)
+            answered = Http(private=private, entered=[url]).get(url, ACCEPT)
     except Unreachable as error:
         raise BadMetadata(f"{url} {error}.") from None
     if answered.status != 200:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,21 +81,15 @@ def everything(npm: Npm) -> Iterator[str]:
     """The address of npm's server-everything, a server nobody here wrote."""
     port = free_port()
     command = [str(MODULES / ".bin" / "mcp-server-everything"), "streamableHttp"]
-    with (npm.home / "everything.log").open("w") as log:
-        process = subprocess.Popen(command, env=npm.environment | {"PORT": str(port)}, stdout=log, stderr=log)
-    try:
-        wait_for(process, port)
+    with listening(npm, command, port, PORT=str(port)):
         yield f"http://127.0.0.1:{port}/mcp"
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextlib.contextmanager
-def listening(command: list[str], port: int, environment: Mapping[str, str]) -> Iterator[None]:
-    """This program on its port until the block ends; what it said is shown when that fails."""
+def listening(npm: Npm, command: Sequence[str], port: int, **settings: str) -> Iterator[None]:
+    """The command as a process that listens at `port`, until the block ends; what it said is shown if that fails."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, str(port)], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=npm.environment | settings, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for(process, port)
             yield
@@ -112,8 +106,8 @@ def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
     """Return once the process listens on `port`."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        assert process.poll() is None, "server-everything ended by itself"
+        assert process.poll() is None, f"{process.args!r} ended by itself"
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise AssertionError("server-everything did not start")
+    raise AssertionError(f"{process.args!r} did not start")

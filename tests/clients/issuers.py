@@ -111,7 +111,7 @@ def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0
     port = port or free_port()
     issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")
     settings = {"CLIENT_SECRET": SECRET, "REDIRECT_URIS": comes_back(issuer.name)}
-    with listening(PROGRAMS[name].command, port, npm.environment | settings):
+    with listening(npm, [*PROGRAMS[name].command, str(port)], port, **settings):
         yield issuer
 
 

@@ -1,11 +1,10 @@
 """The image, built and run: as 10001, without capabilities, with a root that is read-only but for /tmp and /data.
 
-Where no image can be pulled, and in a container that may start none, buildah builds over a Debian made by mmdebstrap,
-and bubblewrap confines what runs: it makes the namespaces, `setpriv` in the image drops user, groups and capabilities.
+Here bubblewrap confines what runs: it makes the namespaces, `setpriv` in the image drops user, groups and capabilities.
+In containers it is run by test_containers.py.
 """
 
 import json
-import os
 import shutil
 import signal
 import ssl
@@ -24,6 +23,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.deploy.images import Images
 from tests.deploy.test_compose import SERVICES, make_secrets
 from tests.running.debian import postgres, programs
 from tests.workspace import ROOT, free_port, is_ready
@@ -33,9 +33,6 @@ pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 
 USER = 10001
 IMAGE = "localhost/gateway-admin:test"
-BASE = "localhost/debian-python:test"
-PACKAGES = "python3,python3-venv,tini,ca-certificates"
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class Image(NamedTuple):
@@ -46,33 +43,9 @@ class Image(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
-    missing = [name for name in ("buildah", "mmdebstrap", "bwrap") if shutil.which(name) is None]
-    assert not missing, "These tests need Debian's packages buildah, mmdebstrap and bubblewrap."
-    assert os.geteuid() == 0, "These tests need root: buildah without containers, and mmdebstrap, do."
-    with tempfile.TemporaryDirectory(prefix="gateway-image-", ignore_cleanup_errors=True) as folder:
-        buildah = ["buildah", "--root", f"{folder}/storage", "--runroot", f"{folder}/run"]
-
-        def run(*arguments: str) -> str:
-            done = subprocess.run([*buildah, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-            return done.stdout.strip()
-
-        system = f"{folder}/debian.tar"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", "trixie", system]
-        subprocess.run(command, check=True)
-        base = run("from", "scratch")
-        run("add", base, system, "/")
-        run("commit", base, BASE)
-        trust = ["--volume", f"{os.environ.get('SSL_CERT_FILE') or CERTIFICATES}:{CERTIFICATES}:ro"]
-        options = ["--isolation", "chroot", "--network", "host", "--format", "docker", *trust]
-        run("bud", *options, "--build-arg", f"PYTHON={BASE}", "--tag", IMAGE, "--file", "Containerfile", ".")
-        config = json.loads(run("inspect", "--type", "image", IMAGE))["Docker"]["config"]
-        container = run("from", IMAGE)
-        try:
-            yield Image(Path(run("mount", container)), config)
-        finally:
-            run("rm", "--all")
+def image(images: Images) -> Image:
+    images.build("--tag", IMAGE, "--file", "Containerfile", ".")
+    return Image(Path(images.run("mount", images.run("from", IMAGE))), images.config(IMAGE))
 
 
 @pytest.fixture

@@ -145,6 +145,18 @@ def test_prometheus_takes_the_rules_and_fires_as_they_say() -> None:
 
 
 @pytest.mark.full
+def test_prometheus_takes_the_documented_configuration(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
+    (scrape,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", page, re.DOTALL)
+    token = tmp_path / "gateway-metrics-token"
+    token.write_text("of-a-test")
+    place = tmp_path / "prometheus.yaml"
+    place.write_text(scrape.replace("/etc/prometheus/gateway-metrics-token", str(token)))
+
+    assert "SUCCESS" in promtool("check", "config", str(place))
+
+
+@pytest.mark.full
 def test_prometheus_reads_each_expression_of_the_dashboard(tmp_path: Path) -> None:
     """As Grafana sends them, once it has put its variables in."""
     rules = []

@@ -138,6 +138,39 @@ RUN_BY = (
     ("docs/how-to/provision-people.md", "TEAM=", "docs/test_provision.py::test_the_script_works_as_printed"),
     ("docs/how-to/provision-people.md", "active()", "docs/test_provision.py::test_the_script_works_as_printed"),
     ("docs/how-to/provision-people.md", "scim DELETE", "docs/test_provision.py::test_the_script_works_as_printed"),
+    *(
+        (
+            page,
+            begin,
+            "deploy/test_containers.py::test_compose_starts_serves_and_is_upgraded_as_printed",
+        )
+        for page, begin in (
+            ("docs/how-to/containers.md", "deploy/compose/make-secrets gateway.example.com"),
+            ("docs/how-to/containers.md", "0 3 * * *"),
+            ("docs/how-to/upgrade.md", "docker compose"),
+        )
+    ),
+    *(
+        (
+            "docs/how-to/containers.md",
+            f"docker build --file Containerfile {option}",
+            f"deploy/test_containers.py::{test}",
+        )
+        for option, test in (
+            ("--tag", "test_an_image_has_the_extras_it_was_built_with"),
+            ("--build-arg EXTRAS", "test_an_image_has_the_extras_it_was_built_with"),
+            ("--build-arg LOCK", "test_an_image_with_its_database_keeps_it_in_its_volume"),
+        )
+    ),
+    *(
+        (page, "kubectl", "deploy/test_kubectl.py::test_production_is_installed_and_upgraded_as_printed")
+        for page in ("docs/how-to/containers.md", "docs/how-to/upgrade.md")
+    ),
+    (
+        "docs/how-to/containers.md",
+        "deploy/compose/make-secrets\ncd",
+        "deploy/test_kubectl.py::test_the_trial_is_installed_as_printed",
+    ),
     (
         "docs/how-to/traces-and-metrics.md",
         ".venv/bin/pip install",
@@ -170,7 +203,17 @@ RUN_BY = (
         "export GATEWAY_OUTBOUND_PROXY",
         "running/test_outbound_proxy.py::test_everything_goes_out_through_the_proxy_as_printed",
     ),
+    (
+        "docs/how-to/send-the-logs.md",
+        "curl -fsS -X POST",
+        "docs/test_logs_elsewhere.py::test_a_sink_of_each_kind_is_made_as_printed",
+    ),
     ("docs/how-to/send-the-logs.md", "import base64", "sinks/test_receivers.py::test_documented_check"),
+    (
+        "docs/how-to/monitor.md",
+        "scrape_configs:",
+        "deploy/test_monitoring.py::test_prometheus_takes_the_documented_configuration",
+    ),
     ("docs/reference/exports.md", "curl -fsS", "docs/test_how_tos.py::test_an_export_is_taken_as_printed"),
     ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
     ("docs/reference/token-format.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
@@ -182,16 +225,6 @@ PARSED = (
     ("docs/explanation/architecture.md", "people, REST, staff", "a picture and a list of folders"),
     ("docs/explanation/architecture.md", "gatewayadmin/ ", "a picture and a list of folders"),
     ("docs/how-to/automate.md", "export GATEWAY=", "the reader's own values; the test of the script sets them"),
-    ("docs/how-to/containers.md", "docker build", "for Docker; deploy/test_image.py builds the same with buildah"),
-    (
-        "docs/how-to/containers.md",
-        "deploy/compose/make-secrets",
-        "for Docker and a cluster; deploy/test_pages.py reads it",
-    ),
-    ("docs/how-to/containers.md", "0 3 * * *", "for Docker; deploy/test_pages.py reads it"),
-    ("docs/how-to/containers.md", "kubectl", "for a cluster; deploy/test_pages.py reads it"),
-    ("docs/how-to/upgrade.md", "docker compose", "for Docker; its services are looked up in deploy/test_pages.py"),
-    ("docs/how-to/upgrade.md", "kubectl", "for a cluster; what it names is looked up in deploy/test_pages.py"),
     ("docs/how-to/deploy.md", "make setup", "every test begins with it, and every test of a workspace with `serve`"),
     ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
     ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
@@ -199,11 +232,13 @@ PARSED = (
     ("docs/how-to/scale-out.md", 'export DATABASE_URL="', "the reader's own addresses"),
     ("docs/how-to/provision-people.md", "export GATEWAY", "the reader's own values; the test of the script sets them"),
     ("docs/how-to/size.md", "max_connections", "settings of a PostgreSQL of the reader's size"),
-    ("docs/how-to/monitor.md", "scrape_configs:", "for Prometheus, which is not here"),
     ("docs/how-to/traces-and-metrics.md", "receivers:", "for the collector of the reader"),
-    ("docs/how-to/send-the-logs.md", "curl -fsS -X POST", "the receiver is the reader's own"),
-    ("docs/how-to/send-the-logs.md", "python manage.py verify_log --print", "the options are looked up"),
-    ("docs/how-to/send-the-logs.md", "python manage.py verify_log --public", "the options are looked up"),
+    ("docs/how-to/send-the-logs.md", "python manage.py verify_log --print", "running/test_restore.py runs it"),
+    (
+        "docs/how-to/send-the-logs.md",
+        "python manage.py verify_log --public",
+        "running/test_restore.py runs it, for all days",
+    ),
     ("docs/reference/rest-api.md", '{"detail":', "answers, cut short"),
     ("docs/reference/token-format.md", "gwa_ +", "a formula in words"),
 )

@@ -113,7 +113,7 @@ def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
         case "server":
             return probe(server(), by=make.user())
         case "issuer":
-            return Http(private=False).get(f"https://{PUBLIC}/").document
+            return Http(private=False, entered=()).get(f"https://{PUBLIC}/").document
         case "provider":
             return sso_discovery.ask(provider())
         case "document":
@@ -194,7 +194,7 @@ def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
 ) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
-    assert Http(private=True).get(f"https://{PUBLIC}/").inside is False
+    assert Http(private=True, entered=()).get(f"https://{PUBLIC}/").inside is False
 
 
 def test_spans_fail_without_a_word_of_what_the_proxy_says() -> None:

@@ -2,26 +2,23 @@
 
 import asyncio
 import json
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
 import httpx
 import psycopg
 
+from bench.balanced import CALL, Agents
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, socket_folder
 from tests.running.starts import Started, manage
 
 AGENTS = 6
-CALL = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "echo", "arguments": {"text": "hello"}}}
 
 
 @dataclass
-class Load:
+class Load(Agents):
     """Agents at work in a thread until the block ends.
 
     `answered` are the request ids of all answers, `slowest` the seconds that the slowest of them took.
@@ -34,18 +31,6 @@ class Load:
     answered: set[UUID] = field(default_factory=set)
     refused: int = 0
     slowest: float = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop.set()
-        assert self._thread is not None
-        self._thread.join()
 
     def wait_for(self, more: int, seconds: float = 60) -> None:
         """Return once so many more calls have been answered."""

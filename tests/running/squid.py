@@ -1,6 +1,7 @@
 """squid, as installations have it: a proxy with users, rules and a parent, which stands for the internet."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ coredump_dir {home}
 shutdown_lifetime 0 seconds
 auth_param basic program {helper} {home}/users
 acl known proxy_auth REQUIRED
-acl tls port 443
+acl tls port 443 587
 acl banned dstdomain banned.example.com
 http_access deny !known
 http_access deny CONNECT !tls
@@ -49,8 +50,12 @@ class Squid:
         self._process = subprocess.Popen(
             [program, "-N", "-f", str(configuration)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually(lambda: (self._home / "squid.pid").exists() or self._process.poll() is not None)
+        eventually(lambda: self._listens() or self._process.poll() is not None)
         assert self._process.poll() is None, self.log()
+
+    def _listens(self) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
         """What it has noted of itself and of requests."""

@@ -451,8 +451,8 @@ def test_an_issuer_that_the_operator_names_may_be_private_although_the_server_is
     github: Github, settings: Settings
 ) -> None:
     with pytest.raises(BadIssuer, match="may not be called"):
-        issuer_metadata(Http(private=False), origin(github), like="http://")
+        issuer_metadata(Http(private=False, entered=()), origin(github), like="http://")
 
     settings.PRIVATE_ISSUERS = [origin(github)]
 
-    assert issuer_metadata(Http(private=False), origin(github), like="http://").private
+    assert issuer_metadata(Http(private=False, entered=()), origin(github), like="http://").private

@@ -69,7 +69,7 @@ def provider_of(npm: Npm, redirect_uri: str) -> Iterator[Organisation]:
                 "AFTER_LOGOUT": urljoin(redirect_uri, "/accounts/login/"),
                 "PEOPLE": str(people),
             }
-            with listening(node("identity_provider.mjs"), port, npm.environment | settings):
+            with listening(npm, [*node("identity_provider.mjs"), str(port)], port, **settings):
                 yield organisation
 
 

@@ -108,7 +108,7 @@ def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrga
         organisation.forget()
         organisation.signs_with(organisation.pair)
         settings = {"FOLDER": folder, "ACS_URL": acs_url, "AUDIENCE": audience, "NODE_NO_WARNINGS": "1"}
-        with listening(node("saml_provider.mjs"), port, npm.environment | settings):
+        with listening(npm, [*node("saml_provider.mjs"), str(port)], port, **settings):
             yield organisation
 
 

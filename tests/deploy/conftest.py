@@ -1,0 +1,14 @@
+"""What the tests of images share: one storage, so that each layer is built once."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.deploy.images import Images, storage
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[Images]:
+    """A storage of images."""
+    with storage() as built:
+        yield built

@@ -1,0 +1,161 @@
+"""A machine that runs containers, with `docker` on its PATH: podman behind its socket, and Compose of Debian trixie."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.deploy.images import Images
+from tests.eventually import eventually
+from tests.workspace import ROOT
+
+HELPERS = ("/usr/libexec/podman", "/usr/lib/podman")
+# A container may have no more than the machine has, whose own limits are often lower than what podman would ask for.
+CONFIGURATION = """
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+[network]
+network_backend = "netavark"
+network_config_dir = "{home}/networks"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+helper_binaries_dir = ["/usr/libexec/podman", "/usr/lib/podman"]
+"""
+PULSE_S = 1.0
+
+
+class Machine:
+    """Runs scripts in a checkout of its own, `folder`."""
+
+    def __init__(self, images: Images, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = environment
+        self._podman = ["podman", *images.options]
+        self._ends = threading.Event()
+        self._pulse = threading.Thread(target=self._ask_how_they_are, daemon=True)
+
+    def run(self, script: str, **variables: str) -> str:
+        """What a script prints that is run here, as a person types it; it must succeed."""
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{self.logs()}"
+        return done.stdout
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """The containers of a service of compose.yaml that run, the oldest first, as podman shows them."""
+        names = self.podman("ps", "--quiet", "--filter", f"label=com.docker.compose.service={service}").split()
+        found: list[dict[str, Any]] = json.loads(self.podman("inspect", *names)) if names else []
+        return sorted(found, key=lambda one: str(one["Created"]))
+
+    def healthy(self, service: str) -> int:
+        """How many of them say that they are well."""
+        return sum(one["State"].get("Health", {}).get("Status") == "healthy" for one in self.containers(service))
+
+    def podman(self, *words: str) -> str:
+        """What podman says."""
+        done = subprocess.run(
+            [*self._podman, *words], env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def logs(self) -> str:
+        """The last lines of all there are."""
+        names = self.podman("ps", "--all", "--format", "{{.Names}}").split()
+        return "\n".join(f"{name}: {self._last_lines(name)}" for name in names)
+
+    def _last_lines(self, name: str) -> str:
+        command = [*self._podman, "logs", "--tail", "8", name]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    def start(self) -> None:
+        self._pulse.start()
+
+    def stop(self) -> None:
+        self._ends.set()
+        self._pulse.join(60)
+        for words in (("rm", "--all", "--force"), ("network", "prune", "--force"), ("volume", "prune", "--force")):
+            self.podman(*words)
+
+    def _ask_how_they_are(self) -> None:
+        """What systemd's timers do for podman elsewhere: have each container's health check run."""
+        while not self._ends.wait(PULSE_S):
+            done = subprocess.run(
+                [*self._podman, "ps", "--quiet"], env=self.environment, capture_output=True, check=False
+            )
+            for name in done.stdout.decode().split():
+                command = [*self._podman, "healthcheck", "run", name]
+                subprocess.run(command, env=self.environment, capture_output=True, check=False)
+
+
+@contextmanager
+def machine(images: Images) -> Iterator[Machine]:
+    """A machine with a copy of this checkout, on which nothing runs yet."""
+    missing = [name for name in ("podman", "runc") if shutil.which(name, path=PATH) is None]
+    missing += [name for name in ("netavark", "aardvark-dns") if not any(Path(at, name).exists() for at in HELPERS)]
+    assert not missing, "These tests need Debian's packages podman, runc, netavark and aardvark-dns."
+    home, folder = images.home, images.home / "checkout"
+    _copy_checkout(folder)
+    (home / "networks").mkdir(exist_ok=True)
+    (home / "containers.conf").write_text(CONFIGURATION.format(home=home))
+    program = home / "bin" / "docker"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.deploy.docker "$@"\n')
+    program.chmod(0o755)
+    socket = home / "podman.sock"
+    environment = os.environ | {
+        "PATH": f"{program.parent}:{PATH}",
+        "CONTAINERS_CONF": str(home / "containers.conf"),
+        "CONTAINERS_HOME": str(home),
+        "COMPOSE": str(trixie(home, "docker-compose", "usr/libexec/docker/cli-plugins/docker-compose")),
+        "DOCKER_HOST": f"unix://{socket}",
+    }
+    with (home / "podman.log").open("wb") as log:
+        command = ["podman", *images.options, "system", "service", "--time=0", f"unix://{socket}"]
+        service = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    eventually(lambda: socket.exists() or service.poll() is not None)
+    assert service.poll() is None, (home / "podman.log").read_text()
+    running = Machine(images, folder, environment)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        service.terminate()
+        service.wait(timeout=60)
+
+
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def trixie(home: Path, package: str, program: str) -> Path:
+    """A program out of a package of Debian trixie, which older ones lack, installed nowhere."""
+    folder = home / package
+    command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={package}", "trixie", str(folder)]
+    subprocess.run(command, check=True)
+    return folder / program
+
+
+def _copy_checkout(folder: Path) -> None:
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)

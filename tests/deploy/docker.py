@@ -1,0 +1,43 @@
+"""`docker`, as the documents call it, by what Debian has: buildah builds, podman runs, and Compose is Compose.
+
+Images are built without a registry, so a build is told which Debian to begin with, and trusts whom this machine trusts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.deploy.images import Images
+
+
+def main(words: list[str]) -> int:
+    """Do what `docker` with these words would."""
+    images = Images(Path(os.environ["CONTAINERS_HOME"]))
+    match words:
+        case ["build", *more]:
+            sys.stdout.write(images.build(*more, cwd=Path.cwd()) + "\n")
+            return 0
+        case ["compose", "build"]:
+            return _build_services(images)
+        case ["compose", *more]:
+            return subprocess.run([os.environ["COMPOSE"], *more], check=False).returncode
+    return subprocess.run(["podman", *images.options, *words], check=False).returncode
+
+
+def _build_services(images: Images) -> int:
+    """Build what Compose reads in the file: it would hand the same to a daemon."""
+    said = subprocess.run([os.environ["COMPOSE"], "config", "--format", "json"], check=True, capture_output=True)
+    for service in json.loads(said.stdout)["services"].values():
+        if build := service.get("build"):
+            told = [word for each in build["args"].items() for word in ("--build-arg", "=".join(each))]
+            assert build.keys() <= {"context", "dockerfile", "args"}, build
+            images.build(
+                *told, "--file", build["dockerfile"], "--tag", service["image"], ".", cwd=Path(build["context"])
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

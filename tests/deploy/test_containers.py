@@ -1,0 +1,167 @@
+"""The commands of docs/how-to/containers.md and upgrade.md, run in containers: a whole installation by Compose, behind
+its nginx, upgraded; the image with other extras; and the image that brings its database.
+
+PostgreSQL and nginx are Debian's, started as the images of a registry would (tests/deploy/standins).
+"""
+
+import re
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.containers import Machine, machine
+from tests.deploy.images import Images
+from tests.docs.pages import ROOT
+from tests.eventually import eventually
+from tests.workspace import free_port
+from wire.product import VERSION
+
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
+
+CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
+UPGRADE = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
+
+
+def block(page: str, beginning: str) -> str:
+    (found,) = (
+        text for text in re.findall(r"```(?:bash|crontab)\n(.*?)```", page, re.DOTALL) if text.startswith(beginning)
+    )
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def host(images: Images) -> Iterator[Machine]:
+    """A machine on which nothing runs yet."""
+    images.add_standins()
+    with machine(images) as running:
+        yield running
+
+
+class Site:
+    """The installation as its users reach it: by nginx, whose certificate they trust."""
+
+    def __init__(self, host: Machine, port: int) -> None:
+        self.url = f"https://localhost:{port}"
+        self._trust = host.folder / "deploy" / "compose" / "secrets" / "tls_certificate"
+
+    def client(self) -> httpx.Client:
+        trust = ssl.create_default_context(cafile=str(self._trust))
+        return httpx.Client(base_url=self.url, verify=trust, trust_env=False, timeout=20)
+
+    def is_ready(self) -> bool:
+        try:
+            with self.client() as client:
+                return client.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def admits(self, email: str, password: str) -> bool:
+        """Whether this person gets in, and sees the first page."""
+        with self.client() as client:
+            page = client.get("/accounts/login/").text
+            (token,) = {*re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)}
+            form = {"login": email, "password": password, "csrfmiddlewaretoken": token}
+            said = client.post("/accounts/login/", data=form, headers={"Referer": f"{self.url}/accounts/login/"})
+            return said.status_code == 302 and client.get("/settings/workspace").status_code == 200
+
+
+def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None:
+    port = free_port()
+    site = Site(host, port)
+    (host.folder / ".env").write_text(f"GATEWAY_PUBLIC_URL={site.url}\nHTTPS_PORT={port}\n")
+    script = block(CONTAINERS, "deploy/compose/make-secrets gateway.example.com")
+    script = script.replace("https://gateway.example.com", site.url).replace("gateway.example.com", "localhost")
+    password = host.run(script.replace("HTTPS_PORT=443", f"HTTPS_PORT={port}")).split()[-1]
+
+    eventually(lambda: host.healthy("gateway") == 2)
+    assert eventually(site.is_ready), host.logs()
+    assert site.admits("admin@localhost", password)
+    assert not site.admits("admin@localhost", "another password")
+    for one in host.containers("gateway"):
+        status = host.podman("exec", one["Id"], "cat", "/proc/1/status")
+        assert re.search(r"^Uid:\t10001\t", status, re.MULTILINE)
+        assert "CapEff:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        assert "Read-only file system" in host.run(f"docker exec {one['Id']} touch /opt/x 2>&1 || true")
+        assert "gateway_run" in host.podman("exec", one["Id"], "cat", "/run/secrets/run_database_url")
+
+    times, chore = re.split(r"  +", block(CONTAINERS, "0 3 * * *"), maxsplit=1)
+    assert times == "0 3 * * *"
+    host.run(chore.replace("cd /srv/gateway-admin", f"cd {host.folder}"))
+    (dump,) = re.findall(r"`(docker compose exec database\s+pg_dump[^`]*)`", CONTAINERS)
+    host.run(dump.replace("\n", " ").replace("exec database", "exec --no-TTY database"))
+    assert (host.folder / "gateway.dump").read_bytes().startswith(b"PGDMP")
+
+    (more,) = re.findall(r"`(docker compose up --detach --scale gateway=3)`", CONTAINERS)
+    host.run(more)
+    eventually(lambda: host.healthy("gateway") == 3)
+    host.run("docker compose up --detach")
+    eventually(lambda: len(host.containers("gateway")) == 2)
+
+    first = [one["Id"] for one in host.containers("gateway")]
+    release(host, "0.1.1")
+    host.run(block(UPGRADE, "docker compose build"))
+    eventually(lambda: host.healthy("gateway") == 2)
+    second = host.containers("gateway")
+    assert not {*first} & {one["Id"] for one in second}, "the new release"
+    assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in second} == {"0.1.1"}
+    assert eventually(site.is_ready)
+
+    release(host, "0.1.2")
+    build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
+    host.run(f"{build}\n{migrate}\n{block(UPGRADE, 'docker compose up --detach --no-deps')}")
+    eventually(lambda: host.healthy("gateway") == 4)
+    for one in second:
+        host.run(f"docker stop {one['Id']}\ndocker rm {one['Id']}")
+    left = host.containers("gateway")
+    assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in left} == {"0.1.2"}
+    assert len(left) == 2
+    assert site.admits("admin@localhost", password), "the data are those of before"
+    host.run("docker compose down --volumes")
+
+
+def release(host: Machine, version: str) -> None:
+    """Check out another version, as far as the image says it."""
+    file = host.folder / "Containerfile"
+    text, count = re.subn(r'(image\.version)="[^"]*"', rf'\1="{version}"', file.read_text())
+    assert count == 1
+    file.write_text(text)
+
+
+def test_an_image_has_the_extras_it_was_built_with(host: Machine) -> None:
+    host.run(block(CONTAINERS, f"docker build --file Containerfile --tag gateway-admin:{VERSION}"))
+    confined = "--read-only --tmpfs /tmp --tmpfs /data --cap-drop ALL"
+    plain = f"docker run --rm {confined} --entrypoint python3 gateway-admin:{VERSION}"
+    assert "ModuleNotFoundError" in host.run(f"{plain} -c 'import pyarrow' 2>&1 || true")
+
+    script = block(CONTAINERS, "docker build --file Containerfile --build-arg EXTRAS")
+    assert 'EXTRAS="scim otel archive"' in script
+    host.run(script.replace("scim otel archive", "archive kafka"))
+
+    program = "import os, pyarrow.parquet, aiokafka; print(os.getuid())"
+    assert "10001" in host.run(f'{plain} -c "{program}"').split()
+    assert "ModuleNotFoundError" in host.run(f"{plain} -c 'import scim2_server' 2>&1 || true")
+
+
+def test_an_image_with_its_database_keeps_it_in_its_volume(host: Machine, tmp_path: Path) -> None:
+    port = free_port()
+    build, start = block(CONTAINERS, "docker build --file Containerfile --build-arg LOCK").splitlines()
+    host.run(build)
+    start = start.replace("127.0.0.1:8000:8000", f"127.0.0.1:{port}:8000").replace("docker run", "docker run --detach")
+    assert "--read-only --tmpfs /tmp" in start
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"http://localhost:{port}/readyz", trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    for turn in ("first", "second"):
+        name = host.run(start).strip()
+        assert eventually(is_ready, seconds=120), host.logs()
+        log = host.run(f"docker logs {name} 2>&1")
+        assert ("Password" in log or "password" in log) is (turn == "first")
+        host.run(f"docker stop --time 60 {name}\ndocker rm {name}")
