@@ -62,7 +62,11 @@ BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.
 BELOW |= {"sso.receivedassertion"}  # For a quarter of an hour; digests, and what is sealed.
-BELOW |= {"auditlog.rollup", "auditlog.rollupstate", "auditlog.rollupwindow"}  # Numbers of calls, which have their page.
+BELOW |= {
+    "auditlog.rollup",
+    "auditlog.rollupstate",
+    "auditlog.rollupwindow",
+}  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
 # What the proxy keeps between requests: ids as digests, the rest sealed; nothing that staff would read or edit.
 BELOW |= {f"proxy.{name}" for name in ("session", "upstreamsession", "serverinfo", "cancellation")}
