@@ -172,6 +172,28 @@ def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(wor
     assert Call.objects.filter(correlation_id=call.uid).count() == 4
 
 
+@pytest.mark.parametrize("requests", [["who"], {"who": "Ada"}, {str(number): FORM for number in range(101)}])
+def test_input_that_is_wanted_in_no_form_that_can_be_asked_is_a_bad_answer(work: Work, requests: Any) -> None:
+    app, got = wanting(requests)
+    work.put(app)
+    person = Person(work.agent()).initialize()
+
+    answered = person.call("docs__it", lambda asked: pytest.fail(f"asked {asked}"))
+
+    assert answered["error"]["data"]["reason"] == "bad_answer"
+    assert len(got) == 1
+
+
+def test_a_client_that_answers_with_no_result_gave_no_input(work: Work) -> None:
+    app, _ = wanting({"who": FORM})
+    work.put(app)
+    person = Person(work.agent()).initialize()
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": 5}))
+
+    assert answered["error"]["message"] == 'Server "Docs" needs input that the client did not give.'
+
+
 def test_nobody_is_asked_more_than_ten_times(work: Work) -> None:
     app, got = wanting(*[{"who": FORM}] * 20)
     work.put(app)

@@ -7,9 +7,14 @@ import pytest
 
 from proxy.store.call_writer import NotRecorded
 from proxy.store.database import DatabaseUnavailable
+from proxy.store.events import EventId
+from proxy.streams import honoured
+from proxy.suspended_calls import _answers
 from tests import upstreams
 from tests.conftest import Run
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy
+from tests.proxy.listening import listening
 from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_streams import work_of
 
@@ -86,3 +91,32 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
         -32603,
     )
     assert "a call failed inside the gateway" in caplog.text
+
+
+def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
+    agent: Agent, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.forward.Forwarder._forward", failing(UNAVAILABLE))
+
+    answer = agent.call("docs__echo", {"text": "x"})
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert proxy.last().outcome == "unavailable"
+
+
+@pytest.mark.parametrize("last", ["nonsense", "s-1-1", "c-00000000-0000-0000-0000-000000000000"])
+def test_the_id_of_an_event_that_is_none_of_ours_begins_a_stream_anew(agent: Agent, last: str) -> None:
+    assert EventId.read(last) is None
+    with listening(agent, "GET", Last_Event_ID=last) as stream:
+        assert stream.begun.wait(PATIENCE)
+        assert stream.status == 200
+
+
+@pytest.mark.parametrize("asked", [None, 5, [], "tools"])
+def test_whoever_asks_to_be_told_of_nothing_that_can_be_read_is_told_of_nothing(asked: object) -> None:
+    assert honoured(asked) == ([], [])
+
+
+@pytest.mark.parametrize("responses", [None, 5, {"no id": {}}, {"0192aa00-0000-7000-8000-000000000000": 5}])
+def test_answers_of_a_retry_that_answer_nothing_are_none(responses: object) -> None:
+    assert list(_answers(responses)) == []

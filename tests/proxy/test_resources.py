@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
 from tests.proxy.features import offer, put, read
-from tests.proxy.scripted import Request, returning, tool
+from tests.proxy.scripted import Request, failing, returning, tool
 from tests.proxy.test_endpoint import modern
 from tests.proxy.test_tools_call import Work, work_of
 
@@ -167,6 +167,37 @@ def test_what_a_modern_server_lets_be_shared_is_not_shared(work: Work) -> None:
 
     assert (told["ttlMs"], told["cacheScope"]) == (9, "private")
     assert work.agent.ask("resources/read", {"uri": "docs://a"}).json()["result"] == {"contents": []}
+
+
+def test_what_a_modern_server_says_is_private_stays_as_it_said(work: Work) -> None:
+    said = {"contents": [], "resultType": "complete", "ttlMs": 9, "cacheScope": "private"}
+    put(work, modern=True, resources_read=returning(said))
+    body, headers = modern("resources/read", {"uri": "docs://a"})
+    headers["Mcp-Name"] = "docs://a"
+
+    assert work.agent.post(body, **headers).json()["result"] == said
+
+
+def test_an_error_that_says_no_more_than_its_code_has_the_code_of_the_clients_era(work: Work) -> None:
+    put(work, resources_read=failing(-32002, "not here"))
+    put(work, "other")
+    uri = mapped("docs", "docs://a")
+    body, headers = modern("resources/read", {"uri": uri})
+    headers["Mcp-Name"] = uri
+
+    old, new = work.agent.ask("resources/read", {"uri": uri}), work.agent.post(body, **headers)
+
+    assert (old.json()["error"]["code"], new.json()["error"]["code"]) == (-32002, -32602)
+    assert "data" not in old.json()["error"]
+
+
+def test_a_result_without_a_list_of_contents_passes_as_it_is_to_clients_older_than_links(work: Work) -> None:
+    put(work, tools_call=returning({"content": "none"}))
+    offer("it", "tool")
+
+    answer = work.agent.call("docs__it", MCP_Protocol_Version="2025-03-26")
+
+    assert answer.json()["result"] == {"content": "none"}
 
 
 @pytest.mark.parametrize(("version", "kind"), [("2025-03-26", "text"), ("2025-06-18", "resource_link")])
