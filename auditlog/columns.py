@@ -92,7 +92,7 @@ def _tenths(call: Call) -> int:
 
 TOOL = Column("tool", "Tool", "", 0, _tool)
 COLUMNS = (
-    Column("host", "Host", "7.5", 2, lambda call, _: call.host_name),
+    Column("host", "Host", "6.5", 2, lambda call, _: call.host_name),
     Column("user", "User email", "9", 3, lambda call, _: call.user_email),
     Column("gateway", "Gateway", "7", 4, lambda call, _: call.gateway_name),
     Column("server", "Server", "7", 4, _server),
@@ -100,7 +100,7 @@ COLUMNS = (
     TOOL,
     Column("outcome", "Outcome", "11", 0, _outcome),
     Column("status", "Status", "4", 4, lambda call, _: str(call.http_status), is_number=True),
-    Column("duration", "Duration", "7.5", 2, lambda call, _: ms(call.duration_ms), is_number=True),
+    Column("duration", "Duration", "6.5", 2, lambda call, _: ms(call.duration_ms), is_number=True),
     Column("identity", "Identity", "7", 3, lambda call, _: call.identity_label),
     Column("token", "Token", "7", 3, lambda call, _: call.token_name or call.token_prefix),
     Column("client", "Client", "7", 3, lambda call, _: call.client_name),
