@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sso.errors import BadMetadata
 from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.saml.terms import shown
 
 REDIRECT = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
 LONGEST_ENTITY_ID = 450
 MOST_CERTIFICATES = 10
 LEAST_RSA_BITS = 2048
+CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 class Described(NamedTuple):
@@ -83,11 +83,16 @@ def _certificate(encoded: str) -> str:
     """The same in one form. Raises BadMetadata unless a signature by its key is worth something."""
     try:
         der = base64.b64decode(encoded, validate=True)
-        key = x509.load_der_x509_certificate(der).public_key()
-    except (binascii.Error, ValueError, UnsupportedAlgorithm):
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+        shown(certificate, der)  # It is read part by part, so a broken one is found out only there.
+        certificate.not_valid_before_utc  # noqa: B018  (what a signature is verified at)
+    except Exception:  # noqa: BLE001  (the parsers' own kinds: of a version, of an encoding, of a key)
         raise BadMetadata("A certificate in the metadata cannot be read.") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
         return base64.b64encode(der).decode()
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES):
         return base64.b64encode(der).decode()
-    raise BadMetadata(f"A certificate in the metadata has a key that is neither EC nor RSA of {LEAST_RSA_BITS} bits.")
+    raise BadMetadata(
+        f"A certificate in the metadata has a key that is neither EC on P-256, P-384 or P-521 nor RSA of {LEAST_RSA_BITS} bits."
+    )

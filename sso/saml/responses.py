@@ -44,6 +44,15 @@ SIGNED_WITH = frozenset(
     }
 )
 DIGESTED_WITH = frozenset({DigestAlgorithm.SHA256, DigestAlgorithm.SHA384, DigestAlgorithm.SHA512})
+INCLUSIVE = "{http://www.w3.org/2001/10/xml-exc-c14n#}InclusiveNamespaces"
+LONGEST_PREFIXES = 500
+# What a signature is made of, in this order (SAML Core 5.4): nothing else is, before anything of it is worked on.
+PARTS = {
+    "Signature": (("SignedInfo", "SignatureValue"), ("SignedInfo", "SignatureValue", "KeyInfo")),
+    "SignedInfo": (("CanonicalizationMethod", "SignatureMethod", "Reference"),),
+    "Reference": (("Transforms", "DigestMethod", "DigestValue"), ("DigestMethod", "DigestValue")),
+    "Transforms": (("Transform",), ("Transform", "Transform")),
+}
 # What documents of strangers bring about in a verifier beside its own words.
 BROKEN: tuple[type[Exception], ...] = (
     SignXMLException,
@@ -144,6 +153,7 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
         raise ResponseRefused("not_signed", "The assertion is not signed, which takes a signature of its own.")
+    _must_be_usual(signatures[0])
     method = signatures[0].find(f"{tag(SIGNATURE, 'SignedInfo')}/{tag(SIGNATURE, 'SignatureMethod')}")
     digests = list(signatures[0].iter(tag(SIGNATURE, "DigestMethod")))
     used = [each.get("Algorithm") for each in digests]
@@ -160,6 +170,29 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
     raise ResponseRefused(
         "wrong_signature", "No certificate in the provider's metadata has signed it, or it was changed."
     )
+
+
+def _must_be_usual(part: Element) -> None:
+    """Refuse a signature with more in it than a provider's has: what it says of itself is written out anew before it is
+    known whose it is, whatever somebody put in there."""
+    name, children = part.tag.removeprefix(tag(SIGNATURE, "")), [*part]
+    if name in PARTS:
+        is_usual = tuple(each.tag for each in children) in [
+            tuple(tag(SIGNATURE, each) for each in names) for names in PARTS[name]
+        ]
+    elif name in {"CanonicalizationMethod", "Transform"}:
+        is_usual = not children or ([each.tag for each in children] == [INCLUSIVE] and _is_short(children[0]))
+    else:
+        is_usual = not children
+    if not is_usual or len(part.attrib) > 3:
+        raise ResponseRefused("malformed", f"A signature in it has more in it than one of SAML has ({name[:40]}).")
+    for child in children:
+        if child.tag not in {INCLUSIVE, tag(SIGNATURE, "KeyInfo")}:
+            _must_be_usual(child)
+
+
+def _is_short(prefixes: Element) -> bool:
+    return not len(prefixes) and len(prefixes.attrib) <= 1 and len(prefixes.get("PrefixList", "")) <= LONGEST_PREFIXES
 
 
 def _verified(root: Element, location: str, certificate: str) -> Element | None:

@@ -71,7 +71,9 @@ class SamlTerms(models.Model):
     @property
     def signing(self) -> list[Certificate]:
         """The certificates that the provider signs with, for people to compare."""
-        return [_shown(base64.b64decode(each)) for each in self.certificates.split()]
+        return [
+            shown(x509.load_der_x509_certificate(der), der) for der in map(base64.b64decode, self.certificates.split())
+        ]
 
     @property
     def own_fingerprint(self) -> str:
@@ -91,8 +93,8 @@ def fingerprint(der: bytes) -> str:
     return hashlib.sha256(der).digest().hex(":").upper()
 
 
-def _shown(der: bytes) -> Certificate:
-    certificate = x509.load_der_x509_certificate(der)
+def shown(certificate: x509.Certificate, der: bytes) -> Certificate:
+    """What is shown of this one."""
     return Certificate(fingerprint(der), certificate.subject.rfc4514_string(), certificate.not_valid_after_utc)
 
 

@@ -16,7 +16,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts.models import Attempt
-from accounts.sign_in_limits import posts_from_one_address
+from accounts.sign_in_limits import posts_from_one_address, take_back
 from auditlog.actions import Action
 from auditlog.models import Event
 from sso.flow import SignInFailed
@@ -53,6 +53,7 @@ def consumer(request: HttpRequest) -> HttpResponse:
     except ResponseRefused as fault:
         _note(provider, fault)
         return _lead_on(refused=fault.reason)
+    take_back(request, ANSWERED)
     return _lead_on(ticket=ticket)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from django.http import HttpResponse
@@ -46,7 +46,19 @@ class Pair:
 
     @classmethod
     def make(cls, name: str = "provider", bits: int = 2048, until: timedelta = timedelta(days=30)) -> "Pair":
-        key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+        return cls.of(rsa.generate_private_key(public_exponent=65537, key_size=bits), name, until)
+
+    @classmethod
+    def on(cls, curve: ec.EllipticCurve) -> "Pair":
+        return cls.of(ec.generate_private_key(curve))
+
+    @classmethod
+    def of(
+        cls,
+        key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+        name: str = "provider",
+        until: timedelta = timedelta(days=30),
+    ) -> "Pair":
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         begins = datetime.now(UTC) - timedelta(days=60)
         certificate = (
