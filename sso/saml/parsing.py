@@ -64,26 +64,21 @@ def _must_be_small(root: Element) -> None:
     """Raise Malformed unless that is a tree of elements and of nothing else, in the size of a provider's."""
     if root.getroottree().docinfo.doctype:
         raise Malformed("It has a document type.")
-    depth = elements = declared = 0
-    for event, node in etree.iterwalk(root, events=("start", "end", "start-ns", "end-ns", "comment", "pi")):
-        if event == "start-ns":
-            declared += 1
-            if declared > MOST_NAMESPACES:
-                raise Malformed(f"More than {MOST_NAMESPACES} namespaces are declared around an element.")
-        elif event == "end-ns":
-            declared -= 1
-        elif event == "start":
-            depth, elements = depth + 1, elements + 1
-            if depth > DEEPEST:
-                raise Malformed("It is nested too deep.")
-            if elements > MOST_ELEMENTS:
-                raise Malformed(f"It has more than {MOST_ELEMENTS} elements.")
-            if len(node.attrib) > MOST_ATTRIBUTES:
-                raise Malformed(f"An element has more than {MOST_ATTRIBUTES} attributes.")
-        elif event == "end":
-            depth -= 1
-        else:
+    for count, node in enumerate(root.iter(), 1):
+        if not isinstance(node.tag, str):
             raise Malformed("It has more in it than elements.")
+        if count > MOST_ELEMENTS or len(node.attrib) > MOST_ATTRIBUTES:
+            raise Malformed(f"It has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes.")
+    _must_be_shallow(root)
+
+
+def _must_be_shallow(root: Element) -> None:
+    depth = declared = 0
+    for event, _ in etree.iterwalk(root, events=("start", "end", "start-ns", "end-ns")):
+        depth += {"start": 1, "end": -1}.get(event, 0)
+        declared += {"start-ns": 1, "end-ns": -1}.get(event, 0)
+        if depth > DEEPEST or declared > MOST_NAMESPACES:
+            raise Malformed(f"It is nested too deep, or over {MOST_NAMESPACES} namespaces are declared around a part.")
 
 
 def tag(namespace: str, name: str) -> str:

@@ -178,6 +178,13 @@ def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
     return SamlVisit(client, fields, response)
 
 
+def agrees(visit: SamlVisit) -> SamlVisit:
+    """Who did not begin here is asked, and presses the button."""
+    fields = form_of(visit.words)
+    response: Any = visit.client.post(ANSWERED, fields)
+    return SamlVisit(visit.client, fields, response)
+
+
 # --- Answers written here ---------------------------------------------------------------------------------------------
 
 SIGNER = XMLSigner(
@@ -214,13 +221,14 @@ class Answer:
     signed_in: float = 0
     assertion_id: str = field(default_factory=lambda: f"_{secrets.token_hex(8)}")
     more: str = ""  # Of attributes.
+    qualifiers: str = ""  # Of the name.
 
     def assertion(self) -> Any:
         answers = f' InResponseTo="{self.answers}"' if self.answers else ""
         return etree.fromstring(
             f'<saml:Assertion xmlns:saml="{NS["saml"]}" ID="{self.assertion_id}" Version="2.0"'
             f' IssueInstant="{moment(self.made)}"><saml:Issuer>{self.issuer}</saml:Issuer>'
-            f'<saml:Subject><saml:NameID Format="{self.format}">{self.name}</saml:NameID>'
+            f'<saml:Subject><saml:NameID Format="{self.format}"{self.qualifiers}>{self.name}</saml:NameID>'
             '<saml:SubjectConfirmation Method="urn:oasis:names:tc:SAML:2.0:cm:bearer"><saml:SubjectConfirmationData'
             f' Recipient="{self.recipient}" NotOnOrAfter="{moment(self.confirmed_until)}"{answers}/>'
             "</saml:SubjectConfirmation></saml:Subject>"

@@ -86,6 +86,8 @@ def test_what_is_written_here_is_accepted_when_nothing_is_wrong_with_it(answer: 
         ({"name": ""}, "no_name"),
         ({"name": "x" * 256}, "no_name"),
         ({"name": "mia\u202eadmin"}, "no_name"),
+        ({"qualifiers": ' NameQualifier="https://other.example.com"'}, "no_name"),
+        ({"qualifiers": ' SPNameQualifier="https://other.example.com"'}, "no_name"),
     ],
     ids=str,
 )
@@ -101,6 +103,12 @@ def test_an_answer_that_is_signed_but_not_for_us_or_not_for_now_is_refused(
     assert reason() == named
     assert ADVICE[named].text.split(":")[0] in visit.words
     assert not Account.objects.exists()
+
+
+def test_a_name_may_say_that_it_is_the_providers_for_us(answer: Answer) -> None:
+    answer.qualifiers = f' NameQualifier="{answer.issuer}" SPNameQualifier="{answer.audience}"'
+
+    assert tried(answer, as_it_should_be).person is not None
 
 
 @pytest.mark.parametrize("minutes", [-0.7, 0.7])
@@ -511,11 +519,27 @@ def test_a_thousand_groups_are_read(answer: Answer) -> None:
     assert tried(answer, as_it_should_be).person is not None
 
 
-def test_a_flood_of_bad_answers_makes_one_event_a_minute(answer: Answer) -> None:
-    for _ in range(5):
-        Client().post(ACS, {"SAMLResponse": "x"})
+def test_a_flood_of_bad_answers_makes_one_event_and_one_line_a_minute_for_each_sender(
+    answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nobody's flood hides what goes wrong for others."""
+    for sender in ["192.0.2.1"] * 5 + ["192.0.2.2"]:
+        Client(REMOTE_ADDR=sender).post(ACS, {"SAMLResponse": "x"})
 
-    assert Event.objects.filter(action="user.sign_in_refused").count() == 1
+    assert Event.objects.filter(action="user.sign_in_refused").count() == 2
+    assert [line.message for line in caplog.records].count("an answer of the identity provider was refused") == 2
+
+
+def test_what_strangers_write_in_a_status_is_recorded_nowhere(answer: Answer) -> None:
+    root = answer.around()
+    status = root.find("samlp:Status", NS)
+    code = status.find("samlp:StatusCode", NS)
+    code.set("Value", "urn:oasis:names:tc:SAML:2.0:status:Responder")
+    etree.SubElement(code, code.tag, Value="urn:x:CallThisNumber")
+    tried(answer, lambda _: sent(root))
+
+    event = Event.objects.get(action="user.sign_in_refused")
+    assert event.changes["detail"] == "The provider said: Responder, another code."
 
 
 def test_events_say_what_was_wrong_and_nothing_of_the_answer(answer: Answer) -> None:

@@ -24,7 +24,7 @@ from gatewayadmin.serving import housekeeping
 from servers.models import cipher
 from servers.resealing import reseal
 from sso import discovery
-from sso.errors import BadMetadata, ProviderError
+from sso.errors import BadMetadata, Incomplete, ProviderError
 from sso.models import Provider, ReceivedAssertion
 from sso.saml.requests import consumer_url, entity_id
 from tests import make
@@ -230,6 +230,8 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
         {"name_id_format": "unspecified"},
         {"email_attribute": "other"},
         {"takes_unsolicited": True},
+        {"name_attribute": "other"},
+        {"signs_requests": True},
     ],
     ids=lambda terms: next(iter(terms)),
 )
@@ -276,6 +278,31 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
     ended = Provider.edit(by=None, signs_requests=False)
 
     assert (ended.has_secret, ended.own_certificate) == (False, "")
+
+
+def test_whoever_signs_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
+    """Also who asked for that before SAML was chosen; and a row that lost its key is no error, and gets a new one."""
+    Provider.edit(by=None, signs_requests=True)
+    row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
+    assert (row.has_secret, bool(row.own_certificate)) == (True, True)
+
+    Provider.objects.update(secret_ciphertext=None)
+    assert Client().post("/accounts/organisation/").status_code == 502
+    with pytest.raises(Incomplete, match="no key"):
+        Provider.load().must_be_sound()
+    assert Provider.edit(by=None, name="Other").has_secret
+    assert asks(Client()).startswith(SSO)
+
+
+def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Client) -> None:
+    until = (timezone.now() + timedelta(days=1)).isoformat()
+    Provider.edit(by=None, protocol="saml", name="Example", metadata_xml=metadata_of(ENTITY, SSO, PAIR, until=until))
+    assert Provider.load().metadata_end_at is not None
+    assert "which has passed" not in boss.get(PAGE).content.decode()
+    Provider.objects.update(metadata_end_at="2026-01-01T00:00:00Z")
+
+    assert "which has passed: bring in new ones" in boss.get(PAGE).content.decode()
+    assert "The metadata were valid until 2026-01-01 00:00 UTC" in discovery.test(Provider.load(), by=None).detail
 
 
 def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
