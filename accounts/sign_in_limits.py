@@ -43,7 +43,7 @@ MOST = {
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
     "organisation, from one address": (120, MINUTE),  # Under way at once, or given up: an office is behind one.
-    "organisation answer, from one address": (600, MINUTE),  # The browsers of an office bring them.
+    "organisation answer, from one address": (60, MINUTE),  # Refused ones; an office is behind one.
     "organisation logout, from one address": (600, MINUTE),  # All of them come from the provider.
 }
 

@@ -87,12 +87,13 @@ class ProviderForm(forms.Form):
     signs_requests = forms.BooleanField(
         label="Sign our requests",
         required=False,
-        help_text="Its certificate is in our metadata. Switched off and on again, there is a new key.",
+        help_text="Its certificate is in our metadata. Only with it, and where the provider refuses unsigned ones, can "
+        "people confirm sensitive changes there. Switched off and on again, there is a new key.",
     )
     takes_unsolicited = forms.BooleanField(
         label="Let people begin at the provider",
         required=False,
-        help_text="From a tile on its page. Without it, a link sent to somebody cannot sign them in as someone else.",
+        help_text="From a tile on its page. They are asked here whether they want to sign in.",
     )
     groups_claim = forms.CharField(
         label="Groups claim or attribute",

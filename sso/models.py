@@ -5,10 +5,12 @@ The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
+import orjson
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import models, transaction
@@ -52,6 +54,8 @@ TERMS |= {
     "certificates",
     "name_id_format",
     "email_attribute",
+    "name_attribute",
+    "signs_requests",
     "takes_unsolicited",
 }
 _domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
@@ -160,6 +164,12 @@ class Provider(SamlTerms, Versioned, models.Model):
         people by other names in each."""
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 
+    @property
+    def terms_digest(self) -> str:
+        """Of all that decides whom somebody becomes here: the same as long as none of TERMS is changed."""
+        terms = {name: value for name, value in self.editable().items() if name in TERMS}
+        return hashlib.sha256(orjson.dumps(terms, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
     def enforces(self, email: str) -> bool:
         """Whether people with this address have to sign in at the organisation."""
         return self.mode == Mode.ENFORCED and email.strip().lower().rpartition("@")[2] in self.domains
@@ -243,6 +253,8 @@ class Provider(SamlTerms, Versioned, models.Model):
         if self.mode != Mode.OFF and not (self.name and self.issuer and self.client_id):
             saml = "Name the provider and give its metadata before sign-in is offered."
             raise Incomplete(saml if self.speaks_saml else Incomplete.__doc__)
+        if self.speaks_saml and self.signs_requests and not (self.has_secret and self.own_certificate):
+            raise Incomplete("There is no key that requests could be signed with.")
         if self.mode == Mode.ENFORCED:
             if not self.domains:
                 raise BadDomain(BadDomain.__doc__)

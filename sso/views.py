@@ -138,6 +138,8 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
         raise SignInFailed("Somebody else confirmed it.")
     if not confirms_there(request.user):
         raise SignInFailed("Who has a password or a code here confirms with that.")
+    if not provider.proves_presence:
+        raise SignInFailed("Requests are not signed, so that a credential need not have been asked for.")
     # Whoever sits at the browser can take out of the address that a credential is asked for.
     if who.authenticated_at is None:
         raise SignInFailed("The provider does not say when it asked for a credential (auth_time).")
@@ -164,9 +166,10 @@ def confirm(request: AppRequest) -> HttpResponse:
     onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
     if not confirms_there(request.user):
         return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")
-    if request.method == "POST":
+    provider = Provider.offered()
+    if request.method == "POST" and (provider is None or provider.proves_presence):
         return _begin(request, flow.CONFIRM, onward)
-    return show(request, "sso/confirm.html", {"provider": Provider.offered(), "onward": onward})
+    return show(request, "sso/confirm.html", {"provider": provider, "onward": onward})
 
 
 # --- Signed out here, and there too -----------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
         url = sign_in_url(provider, request_id, anew=act == CONFIRM)
     except Unreadable:
         raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
+    except (TypeError, ValueError):
+        raise ProviderError("There is no usable key that requests are signed with. Save the settings anew.") from None
     note(request, request_id, Begun(act, onward, "", "", provider.known_as, time.time()))
     return leads_on(request, provider, url)
 
@@ -51,53 +53,70 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
     """A ticket for what this answer proves. Raises ResponseRefused."""
     if not is_installed():
         raise ResponseRefused("not_installed", "The extra “saml” is not installed any more.")
-    said = _read(provider, encoded)
+    said, provider = _read(provider, encoded)
     if not said.in_response_to and not provider.takes_unsolicited:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken.")
     what = _claims(provider, said)._asdict()
     what |= {"groups": None if what["groups"] is None else sorted(what["groups"])}
     kept: dict[str, Any] = {"answers": said.in_response_to, "onward": relay_state[:2000], "claims": what}
+    kept["terms"] = provider.terms_digest
     ticket = ReceivedAssertion.keep(provider.issuer, said.assertion_id, kept)
     if not ticket:
         raise ResponseRefused("used_before", "The assertion was brought before.")
     return ticket
 
 
-def _read(provider: Provider, encoded: str) -> Any:
+def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
+    """What it proves, and the provider with metadata that are not older than an hour: of who begins at the provider's
+    page, nobody has looked at them before."""
     from sso.saml.responses import Expected, read  # noqa: PLC0415  (the optional packages)
 
     def expected(by: Provider) -> Expected:
         return Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split())
 
     try:
-        return read(encoded, expected(provider))
+        said = read(encoded, expected(provider))
     except ResponseRefused as fault:
         if fault.reason != "wrong_signature":
             raise
         fresh = not_older(provider, UNKNOWN_SIGNATURE)
         if fresh.certificates == provider.certificates:
             raise
-        return read(encoded, expected(fresh))
+        return read(encoded, expected(fresh)), fresh
+    fresh = not_older(provider, READ_AGAIN)
+    if fresh.certificates != provider.certificates:
+        said = read(encoded, expected(fresh))
+    return said, fresh
 
 
-def finish(request: HttpRequest, provider: Provider) -> tuple[Begun, Claims]:
+def unasked(provider: Provider, ticket: str) -> Claims | None:
+    """Who would be signed in by this ticket without having begun here; None where that is nobody."""
+    kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
+    return None if kept is None or kept["answers"] else _claims_of(kept)
+
+
+def _claims_of(kept: Any) -> Claims:
+    groups = kept["claims"]["groups"]
+    return Claims(**kept["claims"] | {"groups": None if groups is None else frozenset(groups)})
+
+
+def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[Begun, Claims]:
     """What was begun, and who has signed in. Raises ResponseRefused."""
-    kept: Any = ReceivedAssertion.take(request.GET.get("ticket", ""))
+    kept: Any = ReceivedAssertion.take(ticket)
     if kept is None:
         raise ResponseRefused("used_before", "The answer was used before, or not within a quarter of an hour.")
-    groups = kept["claims"]["groups"]
-    who = Claims(**kept["claims"] | {"groups": None if groups is None else frozenset(groups)})
+    who = _claims_of(kept)
     if kept["answers"]:
         begun = taken(request, kept["answers"])
         if begun is None:
             raise ResponseRefused("not_begun_here", "It was not begun in this browser, or was used before.")
         if time.time() - begun.at > LIVES_S:
             raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
-    elif provider.takes_unsolicited:
+    elif provider.takes_unsolicited and request.method == "POST":  # A link alone ends nobody's session.
         begun = Begun(LOGIN, own_path(kept["onward"], reverse("overview")), "", "", provider.known_as, time.time())
     else:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
-    if not begun.issuer == who.issuer == provider.known_as:
+    if not begun.issuer == who.issuer == provider.known_as or kept.get("terms") != provider.terms_digest:
         raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
     # Providers say when somebody signed in also where they only went on with a session that was open. So it is a
     # confirmation only where one was asked for.

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sso.errors import BadMetadata
 from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.saml.terms import shown
 
 REDIRECT = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
 LONGEST_ENTITY_ID = 450
 MOST_CERTIFICATES = 10
 LEAST_RSA_BITS = 2048
+CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 class Described(NamedTuple):
@@ -26,6 +26,7 @@ class Described(NamedTuple):
     entity_id: str
     sso_url: str
     certificates: tuple[str, ...]  # Base64 of DER.
+    valid_until: datetime | None
 
 
 def read(document: bytes) -> Described:
@@ -35,15 +36,14 @@ def read(document: bytes) -> Described:
     except Malformed as fault:
         raise BadMetadata(f"The metadata cannot be read. {fault}") from None
     entity, role = _provider(root)
-    for element in (root, entity, role):
-        _must_be_valid(element.get("validUntil"))
+    ends = [_must_be_valid(until) for each in (root, entity, role) if (until := each.get("validUntil")) is not None]
     entity_id = entity.get("entityID") or ""
     if not 0 < len(entity_id) <= LONGEST_ENTITY_ID or not entity_id.isprintable():
         raise BadMetadata(f"The entity ID of the provider has to have {LONGEST_ENTITY_ID} characters at most.")
     places = [each for each in role.findall(tag(METADATA, "SingleSignOnService")) if each.get("Binding") == REDIRECT]
     if not places:
         raise BadMetadata("The metadata name no SingleSignOnService with the HTTP-Redirect binding.")
-    return Described(entity_id, places[0].get("Location") or "", _certificates(role))
+    return Described(entity_id, places[0].get("Location") or "", _certificates(role), min(ends, default=None))
 
 
 def _provider(root: Element) -> tuple[Element, Element]:
@@ -58,15 +58,16 @@ def _provider(root: Element) -> tuple[Element, Element]:
     return found[0]
 
 
-def _must_be_valid(until: str | None) -> None:
-    if until is None:
-        return
+def _must_be_valid(until: str) -> datetime:
+    """That moment, which has to be yet to come. Raises BadMetadata."""
     try:
-        moment = datetime.fromisoformat(until)
-    except ValueError:
+        said = datetime.fromisoformat(until)
+        moment = said.replace(tzinfo=said.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise BadMetadata("The metadata do not say in a readable way until when they are valid (validUntil).") from None
-    if moment.replace(tzinfo=moment.tzinfo or UTC) < datetime.now(UTC):
+    if moment < datetime.now(UTC):
         raise BadMetadata(f"The metadata were valid until {until} only (validUntil).")
+    return moment
 
 
 def _certificates(role: Element) -> tuple[str, ...]:
@@ -83,11 +84,17 @@ def _certificate(encoded: str) -> str:
     """The same in one form. Raises BadMetadata unless a signature by its key is worth something."""
     try:
         der = base64.b64decode(encoded, validate=True)
-        key = x509.load_der_x509_certificate(der).public_key()
-    except (binascii.Error, ValueError, UnsupportedAlgorithm):
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+        shown(certificate, der)  # It is read part by part, so a broken one is found out only there.
+        certificate.not_valid_before_utc  # noqa: B018  (what a signature is verified at)
+    except Exception:  # noqa: BLE001  (the parsers' own kinds: of a version, of an encoding, of a key)
         raise BadMetadata("A certificate in the metadata cannot be read.") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
         return base64.b64encode(der).decode()
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES):
         return base64.b64encode(der).decode()
-    raise BadMetadata(f"A certificate in the metadata has a key that is neither EC nor RSA of {LEAST_RSA_BITS} bits.")
+    raise BadMetadata(
+        "A certificate in the metadata has a key that is neither EC on P-256, P-384 or P-521 nor RSA of"
+        f" {LEAST_RSA_BITS} bits."
+    )

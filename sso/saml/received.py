@@ -51,6 +51,12 @@ class ReceivedAssertion(models.Model):
         return ticket if made and cls.objects.filter(ticket=row.ticket).exists() else ""
 
     @classmethod
+    def look(cls, ticket: str) -> dict[str, object] | None:
+        """What is kept for this ticket, which stays; None when there is nothing (any more)."""
+        found = cls.objects.filter(ticket=_digest(ticket), sealed__isnull=False, until__gt=timezone.now()).first()
+        return _opened(bytes(found.sealed or b"")) if found else None
+
+    @classmethod
     def take(cls, ticket: str) -> dict[str, object] | None:
         """What was kept for this ticket, once; None when there is nothing (any more)."""
         with transaction.atomic():
@@ -64,11 +70,15 @@ class ReceivedAssertion(models.Model):
             sealed = bytes(found.sealed or b"")
             found.sealed = None
             found.save(update_fields=["sealed"])
-        try:
-            what: dict[str, object] = orjson.loads(cipher().open(sealed))
-        except Unreadable:
-            return None
-        return what
+        return _opened(sealed)
+
+
+def _opened(sealed: bytes) -> dict[str, object] | None:
+    try:
+        what: dict[str, object] = orjson.loads(cipher().open(sealed))
+    except Unreadable:
+        return None
+    return what
 
 
 def _digest(text: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sso.models import Provider
     from sso.saml.metadata import Described
 
-NOTHING_READ: dict[str, Any] = {"sso_url": "", "certificates": "", "metadata_read_at": None}
+NOTHING_READ: dict[str, Any] = {"sso_url": "", "certificates": "", "metadata_read_at": None, "metadata_end_at": None}
 ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
 
 
@@ -85,10 +85,9 @@ def _pasted(text: str) -> dict[str, Any]:
 
 def _with_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """A key is made where requests begin to be signed, and is gone where that ends."""
-    signed_before = present.speaks_saml and present.signs_requests
-    if not fields.get("signs_requests", signed_before):
+    if not fields.get("signs_requests", present.signs_requests):
         return fields | {"own_certificate": ""}, ""
-    if signed_before:
+    if present.speaks_saml and present.signs_requests and present.has_secret and present.own_certificate:
         return fields, ""
     key, certificate = own_key.make()
     return fields | {"own_certificate": certificate}, key
@@ -128,6 +127,7 @@ def read(document: bytes) -> dict[str, Any]:
         "sso_url": said.sso_url,
         "certificates": "\n".join(said.certificates),
         "metadata_read_at": timezone.now(),
+        "metadata_end_at": said.valid_until,
     }
 
 

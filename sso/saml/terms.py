@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 from django.db import models
+from django.utils import timezone
 
 from sso.errors import NeedsExtra
 
@@ -46,6 +47,7 @@ class SamlTerms(models.Model):
     protocol = models.CharField(max_length=4, choices=Protocol, default=Protocol.OIDC, db_default=Protocol.OIDC)
     metadata_url = models.CharField(max_length=500, blank=True, default="", db_default="")
     metadata_read_at = models.DateTimeField(null=True, editable=False)
+    metadata_end_at = models.DateTimeField(null=True, editable=False)  # Their validUntil.
     sso_url = models.CharField(max_length=1000, blank=True, default="", db_default="", editable=False)
     certificates = models.TextField(blank=True, default="", db_default="", editable=False)  # Base64 of DER, one a line.
     name_id_format = models.CharField(
@@ -71,7 +73,20 @@ class SamlTerms(models.Model):
     @property
     def signing(self) -> list[Certificate]:
         """The certificates that the provider signs with, for people to compare."""
-        return [_shown(base64.b64decode(each)) for each in self.certificates.split()]
+        return [
+            shown(x509.load_der_x509_certificate(der), der) for der in map(base64.b64decode, self.certificates.split())
+        ]
+
+    @property
+    def metadata_ended(self) -> bool:
+        """Whether what was read was said to be valid until a moment that has passed."""
+        return self.metadata_end_at is not None and self.metadata_end_at < timezone.now()
+
+    @property
+    def proves_presence(self) -> bool:
+        """Whether the provider can be had ask for a credential. Whoever sits at the browser takes that out of a request
+        of SAML that nobody signed, and providers name the present as the time of a sign-in all the same."""
+        return not self.speaks_saml or self.signs_requests
 
     @property
     def own_fingerprint(self) -> str:
@@ -91,8 +106,8 @@ def fingerprint(der: bytes) -> str:
     return hashlib.sha256(der).digest().hex(":").upper()
 
 
-def _shown(der: bytes) -> Certificate:
-    certificate = x509.load_der_x509_certificate(der)
+def shown(certificate: x509.Certificate, der: bytes) -> Certificate:
+    """What is shown of this one."""
     return Certificate(fingerprint(der), certificate.subject.rfc4514_string(), certificate.not_valid_after_utc)
 
 

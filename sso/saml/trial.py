@@ -23,6 +23,8 @@ def found(provider: Provider, *, by: Grantor | None) -> str:
     certificates = "1 certificate" if count == 1 else f"{count} certificates"
     ended = sum(each.until < timezone.now() for each in provider.signing)
     past = f" {ended} of them past its end, which is accepted while the metadata name it." if ended else ""
+    if provider.metadata_ended:
+        past += f" The metadata were valid until {provider.metadata_end_at:%Y-%m-%d %H:%M} UTC: bring in new ones."
     source = f"{provider.metadata_url} was read." if provider.metadata_url else "The metadata were pasted here."
     return (
         f"{provider.issuer} asks people at {provider.sso_url} and signs with {certificates}.{past} {source} "

@@ -13,14 +13,14 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import Attempt
-from accounts.sign_in_limits import posts_from_one_address
+from accounts.sign_in_limits import Tries, posts_from_one_address, sender_of, take_back
 from auditlog.actions import Action
 from auditlog.models import Event
 from sso.flow import SignInFailed
-from sso.models import Provider
+from sso.models import Claims, Provider
 from sso.saml import flow
 from sso.saml.refusals import ADVICE, ResponseRefused
 from sso.saml.requests import own_metadata
@@ -51,8 +51,9 @@ def consumer(request: HttpRequest) -> HttpResponse:
         given = request.POST
         ticket = flow.receive(provider, given.get("SAMLResponse", ""), given.get("RelayState", ""))
     except ResponseRefused as fault:
-        _note(provider, fault)
+        _note(request, provider, fault)
         return _lead_on(refused=fault.reason)
+    take_back(request, ANSWERED)
     return _lead_on(ticket=ticket)
 
 
@@ -64,24 +65,38 @@ def _lead_on(**query: str) -> HttpResponse:
 
 
 @never_cache
-@require_GET
+@require_http_methods(["GET", "POST"])
 @login_not_required
 def answered(request: HttpRequest) -> HttpResponse:
-    """The browser with its session, and a ticket for what the provider said; or why that was refused."""
+    """The browser with its session, and a ticket for what the provider said; or why that was refused. Who did not begin
+    here is asked first, so that no link puts another session in the place of theirs."""
     provider = _offered()
     if provider is None:
         return refused(request, HTTPStatus.NOT_FOUND)
     if request.GET.get("refused") in ADVICE:
         return _advised(request, provider, request.GET["refused"])
+    ticket = request.POST.get("ticket") or request.GET.get("ticket", "")
+    if request.method == "GET" and (whoever := flow.unasked(provider, ticket)):
+        return _asked(request, provider, whoever, ticket)
+    tries = Tries()
+    tries.count(ANSWERED, sender_of(request))
     try:
-        begun, who = flow.finish(request, provider)
+        begun, who = flow.finish(request, provider, ticket)
+        tries.take_back()
         return go_on(request, provider, begun, who)
     except ResponseRefused as fault:
-        _note(provider, fault)
+        _note(request, provider, fault)
         return _advised(request, provider, fault.reason)
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
         return refused(request, HTTPStatus.BAD_REQUEST, provider)
+
+
+def _asked(request: HttpRequest, provider: Provider, who: Claims, ticket: str) -> HttpResponse:
+    context = {"provider": provider, "name": who.email or who.name or who.subject, "ticket": ticket}
+    response = render(request, "sso/sign_in_as.html", context)
+    response["Referrer-Policy"] = "no-referrer"
+    return response
 
 
 def _advised(request: HttpRequest, provider: Provider, reason: str) -> HttpResponse:
@@ -91,10 +106,11 @@ def _advised(request: HttpRequest, provider: Provider, reason: str) -> HttpRespo
     return response
 
 
-def _note(provider: Provider, fault: ResponseRefused) -> None:
-    """Tell administrators why, once a minute for each reason: anybody may send answers here."""
-    logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
-    if Attempt.objects.note(hashlib.sha256(f"saml refused {fault.reason}".encode()).hexdigest()) == 1:
+def _note(request: HttpRequest, provider: Provider, fault: ResponseRefused) -> None:
+    """Tell administrators why, once a minute for each reason and sender: anybody may send answers here."""
+    key = f"saml refused {fault.reason} {sender_of(request)}"
+    if Attempt.objects.note(hashlib.sha256(key.encode()).hexdigest()) == 1:
+        logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
         changes = {"reason": fault.reason, "detail": str(fault)}
         Event.objects.record(Action.SIGN_IN_REFUSED, provider, by=None, changes=changes)
 

@@ -927,7 +927,8 @@ NOT_STORED = {
 UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
-    r"|1Password|fail with 401|answer 403|get 429|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” beside 7, 30 and 90 days"
+    r"|1Password|SAML 2\.0|fail with 401|answer 403|get 429"
+    r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|Adds “No expiry” beside 7, 30 and 90 days"
 )
 
 

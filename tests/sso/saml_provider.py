@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from django.http import HttpResponse
@@ -46,7 +46,19 @@ class Pair:
 
     @classmethod
     def make(cls, name: str = "provider", bits: int = 2048, until: timedelta = timedelta(days=30)) -> "Pair":
-        key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+        return cls.of(rsa.generate_private_key(public_exponent=65537, key_size=bits), name, until)
+
+    @classmethod
+    def on(cls, curve: ec.EllipticCurve) -> "Pair":
+        return cls.of(ec.generate_private_key(curve))
+
+    @classmethod
+    def of(
+        cls,
+        key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+        name: str = "provider",
+        until: timedelta = timedelta(days=30),
+    ) -> "Pair":
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         begins = datetime.now(UTC) - timedelta(days=60)
         certificate = (
@@ -166,6 +178,13 @@ def brings(client: Client, fields: dict[str, str]) -> SamlVisit:
     return SamlVisit(client, fields, response)
 
 
+def agrees(visit: SamlVisit) -> SamlVisit:
+    """Who did not begin here is asked, and presses the button."""
+    fields = form_of(visit.words)
+    response: Any = visit.client.post(ANSWERED, fields)
+    return SamlVisit(visit.client, fields, response)
+
+
 # --- Answers written here ---------------------------------------------------------------------------------------------
 
 SIGNER = XMLSigner(
@@ -202,13 +221,14 @@ class Answer:
     signed_in: float = 0
     assertion_id: str = field(default_factory=lambda: f"_{secrets.token_hex(8)}")
     more: str = ""  # Of attributes.
+    qualifiers: str = ""  # Of the name.
 
     def assertion(self) -> Any:
         answers = f' InResponseTo="{self.answers}"' if self.answers else ""
         return etree.fromstring(
             f'<saml:Assertion xmlns:saml="{NS["saml"]}" ID="{self.assertion_id}" Version="2.0"'
             f' IssueInstant="{moment(self.made)}"><saml:Issuer>{self.issuer}</saml:Issuer>'
-            f'<saml:Subject><saml:NameID Format="{self.format}">{self.name}</saml:NameID>'
+            f'<saml:Subject><saml:NameID Format="{self.format}"{self.qualifiers}>{self.name}</saml:NameID>'
             '<saml:SubjectConfirmation Method="urn:oasis:names:tc:SAML:2.0:cm:bearer"><saml:SubjectConfirmationData'
             f' Recipient="{self.recipient}" NotOnOrAfter="{moment(self.confirmed_until)}"{answers}/>'
             "</saml:SubjectConfirmation></saml:Subject>"

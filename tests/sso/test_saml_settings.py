@@ -1,13 +1,16 @@
 """Setting SAML up: page, REST, Django's admin, and what is refused."""
 
+import base64
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.test import Client
 from django.utils import timezone
 from lxml import etree
@@ -21,7 +24,7 @@ from gatewayadmin.serving import housekeeping
 from servers.models import cipher
 from servers.resealing import reseal
 from sso import discovery
-from sso.errors import BadMetadata, ProviderError
+from sso.errors import BadMetadata, Incomplete, ProviderError
 from sso.models import Provider, ReceivedAssertion
 from sso.saml.requests import consumer_url, entity_id
 from tests import make
@@ -126,6 +129,12 @@ def test_what_stands_at_the_address_is_bounded_and_believed_as_it_is_only(
     assert words[what] in refused.content.decode()
 
 
+def broken(part: bytes, by: bytes) -> str:
+    """Metadata with a certificate in which these bytes stand in place of those, at the last place where they are."""
+    before, after = base64.b64decode(PAIR.bare).rsplit(part, 1)
+    return PASTED.replace(PAIR.bare, base64.b64encode(before + by + after).decode())
+
+
 BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
 
 
@@ -142,7 +151,11 @@ BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
         (metadata_of(ENTITY, SSO, PAIR, until="2020-01-01T00:00:00Z"), "valid until 2020"),
         (metadata_of("x" * 451, SSO, PAIR), "450 characters"),
         (PASTED.replace("HTTP-Redirect", "HTTP-POST"), "no SingleSignOnService with the HTTP-Redirect"),
-        (PASTED.replace(PAIR.bare, "AAAA"), "cannot be read"),
+        (PASTED.replace(PAIR.bare, "AAAA"), "A certificate in the metadata cannot be read"),
+        (broken(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"), "A certificate in the metadata cannot be read"),
+        (broken(b"provider", b"\xffrovider"), "A certificate in the metadata cannot be read"),
+        (metadata_of(ENTITY, SSO, Pair.on(ec.SECP224R1())), "neither EC on P-256"),
+        (metadata_of(ENTITY, SSO, Pair.on(ec.SECP256K1())), "neither EC on P-256"),
     ],
 )
 def test_metadata_that_cannot_be_used_are_refused_in_words_and_nothing_is_saved(
@@ -153,6 +166,16 @@ def test_metadata_that_cannot_be_used_are_refused_in_words_and_nothing_is_saved(
     assert refused.status_code == 422
     assert words in refused.content.decode()
     assert Provider.load().protocol == "oidc"
+
+
+def test_comments_in_metadata_are_left_out_in_time_and_keys_on_p256_sign(boss: Client) -> None:
+    begun = time.process_time()
+    refused = boss.post(PAGE, FORM | {"metadata_xml": "<!--" * 30_000})
+    assert time.process_time() - begun < 2
+    assert "It is no XML" in refused.content.decode()
+
+    good = metadata_of(ENTITY, SSO, Pair.on(ec.SECP256R1())).replace(">", "><!-- x -->")
+    assert boss.post(PAGE, FORM | {"metadata_xml": good}).status_code == 302
 
 
 @pytest.mark.parametrize(
@@ -207,6 +230,8 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
         {"name_id_format": "unspecified"},
         {"email_attribute": "other"},
         {"takes_unsolicited": True},
+        {"name_attribute": "other"},
+        {"signs_requests": True},
     ],
     ids=lambda terms: next(iter(terms)),
 )
@@ -253,6 +278,31 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
     ended = Provider.edit(by=None, signs_requests=False)
 
     assert (ended.has_secret, ended.own_certificate) == (False, "")
+
+
+def test_whoever_signs_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
+    """Also who asked for that before SAML was chosen; and a row that lost its key is no error, and gets a new one."""
+    Provider.edit(by=None, signs_requests=True)
+    row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
+    assert (row.has_secret, bool(row.own_certificate)) == (True, True)
+
+    Provider.objects.update(secret_ciphertext=None)
+    assert Client().post("/accounts/organisation/").status_code == 502
+    with pytest.raises(Incomplete, match="no key"):
+        Provider.load().must_be_sound()
+    assert Provider.edit(by=None, name="Other").has_secret
+    assert asks(Client()).startswith(SSO)
+
+
+def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Client) -> None:
+    until = (timezone.now() + timedelta(days=1)).isoformat()
+    Provider.edit(by=None, protocol="saml", name="Example", metadata_xml=metadata_of(ENTITY, SSO, PAIR, until=until))
+    assert Provider.load().metadata_end_at is not None
+    assert "which has passed" not in boss.get(PAGE).content.decode()
+    Provider.objects.update(metadata_end_at="2026-01-01T00:00:00Z")
+
+    assert "which has passed: bring in new ones" in boss.get(PAGE).content.decode()
+    assert "The metadata were valid until 2026-01-01 00:00 UTC" in discovery.test(Provider.load(), by=None).detail
 
 
 def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
@@ -381,3 +431,30 @@ def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, m
     codes = [Client().post(ACS, sent(b"<a/>")).status_code for _ in range(3)]
 
     assert codes == [303, 303, 429]
+
+
+def test_answers_that_are_accepted_are_not_counted(
+    saml: Provider, saml_organisation: SamlOrganisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An office is behind one address."""
+    limit = sign_in_limits.MOST["organisation answer, from one address"]
+    monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
+
+    for _ in range(4):
+        client = Client()
+        fields = Answer(saml.issuer, saml_organisation.pair, query_id(asks(client))).fields()
+        assert brings(client, fields).response.status_code == 302
+
+
+def test_metadata_with_a_certificate_that_cannot_be_read_leave_what_there_is(
+    saml: Provider,
+) -> None:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, 200, broken(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07").encode())
+
+    with serving(page) as server:
+        url = f"http://127.0.0.1:{server.port}/metadata"
+        Provider.objects.update(metadata_url=url, metadata_read_at="2026-01-01T00:00:00Z")
+        assert asks(Client()).startswith(saml.sso_url)
+
+    assert Provider.load().certificates == saml.certificates

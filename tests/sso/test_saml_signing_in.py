@@ -13,6 +13,7 @@ from allauth.mfa.utils import encrypt
 from django.core.management import call_command
 from django.test import Client
 
+from accounts import sign_in_limits
 from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, Team, User
 from auditlog.models import Event
@@ -28,9 +29,12 @@ from tests.sso.saml_provider import (
     Pair,
     SamlOrganisation,
     SamlVisit,
+    agrees,
     asks,
     begins_at,
     brings,
+    form_of,
+    metadata_of,
     signs_in_at,
 )
 from tests.sso.test_enforced import APP_SECRET, THERE, owner, typed
@@ -234,12 +238,76 @@ def test_where_it_is_allowed_people_begin_there_once_and_are_led_to_own_addresse
     saml_organisation.knows("mia")
     fields = begins_at(saml_organisation, "mia", to)
 
-    visit = brings(Client(), fields)
+    visit = agrees(brings(Client(), fields))
     again = brings(Client(), fields)
 
     assert (visit.response.status_code, visit.response["Location"]) == (302, leads)
     assert visit.person == User.objects.get(email="mia@example.com")
     assert (again.response.status_code, again.person) == (400, None)
+
+
+def test_who_did_not_begin_here_is_asked_before_their_session_ends(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    """Else a link would be enough to have somebody work in another's account."""
+    Provider.edit(by=None, takes_unsolicited=True)
+    saml_organisation.knows("eve")
+    victim = Client(enforce_csrf_checks=True)
+    owner = make.user(email="owner@example.com")
+    victim.force_login(owner)
+
+    asked = brings(victim, begins_at(saml_organisation, "eve"))
+
+    assert (asked.response.status_code, asked.person) == (200, owner)
+    assert "Sign in as eve@example.com?" in asked.words
+    assert "You are signed in as owner@example.com; that ends." in asked.words
+    ticket = form_of(asked.words)["ticket"]
+    forged: Any = victim.post(ANSWERED, {"ticket": ticket})
+    assert (forged.status_code, asked.person) == (403, owner)
+    assert agrees(asked).person == User.objects.get(email="eve@example.com")
+
+
+def test_a_certificate_that_was_withdrawn_is_not_believed_where_people_begin_at_the_provider(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    Provider.edit(by=None, takes_unsolicited=True)
+    old = saml_organisation.pair
+    Provider.objects.update(metadata_read_at="2026-01-01T00:00:00Z")
+    saml_organisation.signs_with(Pair.make("new"))
+
+    refused = brings(Client(), Answer(saml.issuer, old).fields())
+
+    assert (refused.response.status_code, refused.person) == (400, None)
+    assert Event.objects.filter(action="user.sign_in_refused").latest("pk").changes["reason"] == "wrong_signature"
+    assert brings(Client(), Answer(saml.issuer, saml_organisation.pair).fields()).response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "changed", [{"groups_claim": "other"}, {"metadata_url": ""}], ids=lambda each: next(iter(each))
+)
+def test_an_answer_that_was_taken_on_other_terms_signs_nobody_in(
+    saml: Provider, saml_organisation: SamlOrganisation, changed: dict[str, Any]
+) -> None:
+    client = Client()
+    fields = Answer(saml.issuer, saml_organisation.pair, query_id(asks(client))).fields()
+    ticket = Client().post(ACS, fields)["Location"]
+    if "metadata_url" in changed:
+        pasted = metadata_of(saml.issuer, f"{saml_organisation.origin}/sso", Pair.make("other"))
+        changed = changed | {"metadata_xml": pasted}
+    Provider.edit(by=None, **changed)
+
+    assert client.get(ticket).status_code == 400
+    assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "provider_changed"
+    assert not Account.objects.exists()
+
+
+def test_tickets_that_are_guessed_are_counted(saml: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = sign_in_limits.MOST["organisation answer, from one address"]
+    monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))
+
+    codes = [Client().get(ANSWERED, {"ticket": str(number)}).status_code for number in range(3)]
+
+    assert codes == [400, 400, 429]
 
 
 def test_whom_the_provider_refuses_reads_where_to_ask(saml: Provider, saml_organisation: SamlOrganisation) -> None:
@@ -338,7 +406,7 @@ def test_a_break_glass_owner_keeps_their_password_while_saml_is_enforced(
 @pytest.fixture
 def visit(saml: Provider, saml_organisation: SamlOrganisation) -> SamlVisit:
     """An administrator of the organisation, who signed in some time ago."""
-    Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
+    Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"), signs_requests=True)
     saml_organisation.knows("mia")
     visit = sign_in("mia")
     session = visit.client.session
@@ -360,6 +428,30 @@ def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> N
 
     assert done.response.status_code == 302
     assert visit.client.get("/settings/second-factor/activate/").status_code == 200
+
+
+def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_what_is(
+    visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    """Whoever sits at the browser takes ForceAuthn out of a request that nobody signed."""
+    away = confirmation(visit)
+    Provider.edit(by=None, signs_requests=False)
+
+    page: Any = visit.client.get("/accounts/organisation/confirm/")
+    pressed: Any = visit.client.post("/accounts/organisation/confirm/")
+    brought = brings(visit.client, signs_in_at(away, "mia"))
+
+    assert "takes a second factor, and you have none here" in page.content.decode()
+    assert (page.status_code, pressed.status_code) == (200, 200)
+    assert "SAMLRequest" not in pressed.content.decode()
+    assert "Sign in with Example</button>" not in page.content.decode()
+    assert brought.response.status_code == 400
+    Provider.edit(by=None, signs_requests=True)
+    answer = Answer(saml.issuer, saml_organisation.pair, query_id(confirmation(visit)))
+    Provider.objects.update(signs_requests=False)
+    assert brings(visit.client, answer.fields()).response.status_code == 400
+    assert visit.client.get("/settings/second-factor/activate/").status_code == 302
+    assert visit.client.patch("/api/workspace", {"name": "x"}, content_type="application/json").status_code == 403
 
 
 def test_an_open_session_there_or_somebody_else_confirms_nothing(
