@@ -51,7 +51,10 @@ class SignInFailed(Exception):
 
 
 class Begun(NamedTuple):
-    """A sign-in that was begun in this browser: what for, where it goes on, and what proves that an answer is to it."""
+    """A sign-in that was begun in this browser: what for, where it goes on, and what proves that an answer is to it.
+
+    `is_unasked` where people began at the provider: nothing says then that whoever sent the answer sits here.
+    """
 
     act: str
     onward: str
@@ -59,6 +62,7 @@ class Begun(NamedTuple):
     verifier: str
     issuer: str
     at: float
+    is_unasked: bool = False
 
 
 def callback_url() -> str:

@@ -102,8 +102,10 @@ def go_on(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -
 
 
 def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+    # An answer that nobody asked for here may be anybody's: it takes no invitation that was opened here.
+    invited = None if begun.is_unasked else joining.invited(request)
     try:
-        person = provider.admit(who, invited=joining.invited(request))
+        person = provider.admit(who, invited=invited)
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)

@@ -113,7 +113,8 @@ def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[Begun
         if time.time() - begun.at > LIVES_S:
             raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
     elif provider.takes_unsolicited and request.method == "POST":  # A link alone ends nobody's session.
-        begun = Begun(LOGIN, own_path(kept["onward"], reverse("overview")), "", "", provider.known_as, time.time())
+        onward = own_path(kept["onward"], reverse("overview"))
+        begun = Begun(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
     if not begun.issuer == who.issuer == provider.known_as or kept.get("terms") != provider.terms_digest:

@@ -6,6 +6,7 @@ import time
 import zlib
 from io import StringIO
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from allauth.mfa.models import Authenticator
@@ -16,6 +17,7 @@ from django.test import Client
 from accounts import sign_in_limits
 from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, Team, User
+from accounts.password_links import invitation_link
 from auditlog.models import Event
 from servers.models import cipher
 from sso.models import Account, GroupRule, Provider, ReceivedAssertion
@@ -265,6 +267,25 @@ def test_who_did_not_begin_here_is_asked_before_their_session_ends(
     forged: Any = victim.post(ANSWERED, {"ticket": ticket})
     assert (forged.status_code, asked.person) == (403, owner)
     assert agrees(asked).person == User.objects.get(email="eve@example.com")
+
+
+def test_an_answer_that_nobody_asked_for_takes_no_invitation_that_was_opened_here(
+    saml: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    """Somebody else's, that says the e-mail of whoever was invited, would be linked to them for good."""
+    breaker = owner()
+    breaker.set_break_glass(True, by=None)
+    Provider.edit(by=None, takes_unsolicited=True, mode="enforced", domains=["example.com"])
+    invited = User.objects.invite(email="mia@example.com", role=make.role(), by=breaker)
+    saml_organisation.knows("mia", email_verified="")
+    client = Client()
+    client.get(urlsplit(invitation_link(invited)).path, follow=True)
+
+    visit = agrees(brings(client, begins_at(saml_organisation, "mia")))
+
+    assert (visit.response.status_code, visit.person) == (403, None)
+    assert Event.objects.get(action="user.sign_in_refused").changes["reason"] == "email_taken"
+    assert not Account.objects.exists()
 
 
 def test_a_certificate_that_was_withdrawn_is_not_believed_where_people_begin_at_the_provider(
