@@ -56,6 +56,7 @@ class ProviderPages(CapabilityAdmin):
         "protocol",
         "metadata_url",
         "metadata_read_at",
+        "metadata_end_at",
         "sso_url",
         "name_id_format",
         "email_attribute",
@@ -63,7 +64,7 @@ class ProviderPages(CapabilityAdmin):
         "takes_unsolicited",
         "signs_requests",
     )
-    shown = ("private", "metadata_read_at", "sso_url")
+    shown = ("private", "metadata_read_at", "metadata_end_at", "sso_url")
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return BOTH(request.user)
