@@ -35,7 +35,7 @@ from wire.rpc_messages import (
     ignore,
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
-from wire.turns import Deadlines, FairQueue, QueueFull, TimeLimit
+from wire.turns import FairQueue, QueueFull, SharedTimer, TimeLimit
 
 SWEEP_SECONDS = 60
 INTRODUCTION_SECONDS = 600
@@ -137,7 +137,7 @@ class McpClient:
         self._eras: dict[str, str] = {}
         self._workers = workers
         self._queue_seconds = queue_seconds
-        self._deadlines = Deadlines()
+        self._timer = SharedTimer()
         self._queues: dict[str, FairQueue] = {}
         self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -402,9 +402,9 @@ class McpClient:
 
     def _time_limit(self, target: Target, ends: float | None) -> TimeLimit:
         if ends is None:
-            return TimeLimit(target.timeout_s, target.total_s, self._deadlines)
+            return TimeLimit(target.timeout_s, target.total_s, self._timer)
         left = max(ends - time.monotonic(), 0.001)
-        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), self._deadlines)
+        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), self._timer)
 
     async def _sweep(self) -> None:
         while True:
