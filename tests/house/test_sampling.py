@@ -83,9 +83,7 @@ def test_each_value_of_a_drills_table_comes_with_the_drill(
     def of_day(day: int) -> set[int]:
         monkeypatch.setenv(sampling.SEED, str(7 + day))
         table = sampling.some(range(values), chosen, days=sampling.DRILLS)
-        drills = [
-            Case(number, [pytest.mark.drill, *getattr(value, "marks", ())]) for number, value in enumerate(table)
-        ]
+        drills = [Case(number, [pytest.mark.drill, *getattr(value, "marks", ())]) for number, value in enumerate(table)]
         said = {one.number for one in drills if one.get_closest_marker("full")}
         return kept(monkeypatch, 7 + day, drills) - said
 
