@@ -35,7 +35,7 @@ setup: ## the environment with the development packages; starts nothing
 PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
 	--dist loadgroup --durations=10 $(2) $(TESTS)
 
-test: setup ## a case of every rule, browser tests included; TEST_SEED chooses the variants (today's number)
+test: setup ## a case of every rule, long drills in turns, browser tests included; TEST_SEED chooses the variants (today's number)
 	@$(call PYTEST,$(BIN)/python -m,-m "not full")
 
 test-all: setup ## every test, and that they run enough of proxy, wire, oauth and tokens; before a release

@@ -213,6 +213,7 @@ def has_break_glass_owner() -> bool:
 
 def must_keep_break_glass() -> None:
     """Raise LastBreakGlass unless such an owner remains, while sign-in by the organisation is enforced."""
-    provider: Any = apps.get_model("sso", "Provider")
-    if provider.objects.filter(mode="enforced").exists() and not has_break_glass_owner():
+    model: Any = apps.get_model("sso", "Provider")
+    provider = model.offered()
+    if provider is not None and provider.is_enforced and not has_break_glass_owner():
         raise LastBreakGlass(LastBreakGlass.__doc__)

@@ -1,6 +1,6 @@
 """Mail through the outbound proxy: SMTP in a tunnel, over TLS from the start or after STARTTLS.
 
-Without such a proxy, or without TLS, mail is sent as Django sends it.
+Without such a proxy, or without TLS, mail is sent as Django sends it: straight, wherever the server is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INSIDE = tuple(
 
 
 class EmailBackend(smtp.EmailBackend):
-    """Sends mail to the server in GATEWAY_EMAIL_URL: what has TLS, and a server outside, through the outbound proxy."""
+    """Sends mail to the server in GATEWAY_EMAIL_URL: over TLS to one outside, through the outbound proxy."""
 
     @property
     def connection_class(self) -> type[smtplib.SMTP]:

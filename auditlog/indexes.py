@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import DatabaseError, OperationalError, ProgrammingError, connection
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import AddIndex
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = 0x67776107  # Any number of our own, for pg_try_advisory_lock.
 ATTACH_TIMEOUT = "300ms"  # Calls wait behind us for so long at most, and are refused after a second.
+BUILD_TIMEOUT = "30s"  # A migration that indexes a table in use waits for each transaction for so long at most.
 ATTEMPTS = 5
 # What is said of a partition that retention has taken off, or dropped, meanwhile.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
@@ -99,6 +101,41 @@ class DeclareIndex(AddIndex):
 
     def describe(self) -> str:
         return f"Declare index {self.index.name} of {self.model_name}"
+
+
+class AddIndexInUse(AddIndexConcurrently):
+    """An index of any other table, which goes on being read and written while it is made. It takes `atomic = False`.
+
+    One that was not made to its end, because somebody was killed or waited too long, is made anew; one that was stays.
+    """
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        with schema_editor.connection.cursor() as cursor, _patient(cursor):
+            cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [self.index.name])
+            found = cursor.fetchone()
+            if found == (False,):
+                schema_editor.execute(f"DROP INDEX CONCURRENTLY {schema_editor.quote_name(self.index.name)}")
+            if found != (True,):
+                super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+
+@contextmanager
+def _patient(cursor: Any) -> Iterator[None]:
+    """Wait for the transactions there are longer than for other locks of a migration: nobody waits behind us then."""
+    cursor.execute("SELECT current_setting('lock_timeout')")
+    (before,) = cursor.fetchone()
+    cursor.execute("SELECT set_config('lock_timeout', %s, false)", [BUILD_TIMEOUT])
+    try:
+        yield
+    finally:
+        with suppress(DatabaseError):  # Lost, it has no setting left.
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
 
 
 def left(partitions: Partitions) -> int:

@@ -26,20 +26,19 @@ HOURS = 24
 LISTED = 8
 GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet: three wide, two apart, as the bars are.
 
-FAILED = {"upstream_error", "timeout"}  # What tells of the server, not of the tool.
+SERVER_FAILED = ("upstream_error", "timeout")  # What tells of the server, not of the tool.
 # For where the roll-ups cannot tell.
-# Failures first found by their outcome, then only whether there was any call: both look at few rows.
+# Failures are first found by their outcome, then only whether there was any call: both look at few rows.
 HOURLY = """
 SELECT s.id, h.n,
     EXISTS (SELECT FROM auditlog_call c WHERE c.server_id = s.id AND c.created_at >= h.at
         AND c.created_at < h.at + interval '1 hour'),
     (s.id, h.n) IN (
-        SELECT f.server_id, floor(extract(epoch FROM f.created_at - %(since)s) / 3600)::int FROM (
-            (SELECT server_id, created_at FROM auditlog_call
-                WHERE outcome = 'upstream_error' AND created_at >= %(since)s ORDER BY created_at DESC LIMIT 2000)
-            UNION ALL
-            (SELECT server_id, created_at FROM auditlog_call
-                WHERE outcome = 'timeout' AND created_at >= %(since)s ORDER BY created_at DESC LIMIT 2000)
+        SELECT f.server_id, floor(extract(epoch FROM f.created_at - %(since)s) / 3600)::int
+        FROM unnest(%(failed)s::text[]) AS o (outcome) CROSS JOIN LATERAL (
+            SELECT server_id, created_at FROM auditlog_call c
+            WHERE c.outcome = o.outcome AND c.outcome <> 'ok' AND c.created_at >= %(since)s
+            ORDER BY c.created_at DESC LIMIT 2000
         ) f WHERE f.server_id IS NOT NULL
     )
 FROM unnest(%(servers)s::uuid[]) AS s (id)
@@ -125,10 +124,10 @@ def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], H
         if numbers.calls:
             outcomes[server, n].add(outcome)
     places = ((server, n) for server in servers for n in range(HOURS))
-    return {place: Hour(bool(outcomes[place]), bool(outcomes[place] & FAILED)) for place in places}
+    return {place: Hour(bool(outcomes[place]), not outcomes[place].isdisjoint(SERVER_FAILED)) for place in places}
 
 
 def _hours_of_log(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
     with connection.cursor() as cursor:
-        cursor.execute(HOURLY, {"servers": list(servers), "since": since})
+        cursor.execute(HOURLY, {"servers": list(servers), "since": since, "failed": list(SERVER_FAILED)})
         return {(server, n): Hour(called, failed) for server, n, called, failed in cursor.fetchall()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -170,6 +170,15 @@ class Row(NamedTuple):
     used: int
 
 
+class Use(NamedTuple):
+    """What tools are joined with as `u`, with its parameters, and the column that tells of their use: "calls", or
+    "last_at"."""
+
+    joined: str = ""
+    parameters: Sequence[Any] = ()
+    column: str = ""
+
+
 @dataclass
 class Entry:
     """One tool of a server. `feature` is what the first of its gateways learnt of it, `places` what each has."""
@@ -308,54 +317,53 @@ class Catalogue:
         """Which entries these are, and how often each was called where that sorts them."""
         rows: list[Row] = []
         with book() as opened:
-            for joined in self._joins(opened):
-                rows = self._joined(*joined, start, most)
+            for use in self._uses(opened):
+                rows = self._joined(use, start, most)
                 if rows and len(rows) == most and rows[-1].used >= start + most:
                     break  # None of the others was called later.
         if rows or not start:
             self._total = rows[0].total if rows else 0
         return rows
 
-    def _joins(self, opened: Book) -> Iterator[tuple[str, list[Any]]]:
+    def _uses(self, opened: Book) -> Iterator[Use]:
         """What use is joined with, as far as it sorts or narrows; for the last uses the newest days first."""
-        counted = None
+        query = None
         if self._days_are_counted and (self.only_unused or self._by == "calls"):
-            counted = opened.counted({"method": [CALL]}, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:])
-        if counted is not None:
-            yield ROLLED_UP.format(rows=counted[0]), counted[1]
+            query = opened.query_of({"method": [CALL]}, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:])
+        if query is not None:
+            yield Use(ROLLED_UP.format(rows=query[0]), query[1], "calls")
         elif self.looked_up and self._days_are_counted:
             bounds, cube = Period.to_count_all().bounds, DAYS.cube({*TOOL})
             for label in ("24 h", "7 d", SPAN) if self.sort == "-last" else (SPAN,):
-                yield USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds]
+                yield Use(USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds], "last_at")
         elif self.looked_up:
-            yield LAST, self.looked_up.bounds
+            yield Use(LAST, self.looked_up.bounds, "last_at")
         elif self._by == "calls" and self.period:
-            yield COUNTED, self.period.bounds
+            yield Use(COUNTED, self.period.bounds, "calls")
         else:
-            yield "", []
+            yield Use()
 
-    def _joined(self, used: str, bounds: list[Any], start: int, most: int | None) -> list[Row]:
+    def _joined(self, use: Use, start: int, most: int | None) -> list[Row]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
         names = {name: NAMED[name] for name in ("server_id", "server", "gateway_id", "name")}
         names |= {"effect": NAMED["effect"]} if by == "effect" else {}
-        names |= {"exposed_name": NAMED["exposed_name"]} if used else {}
+        names |= {"exposed_name": NAMED["exposed_name"]} if use.joined else {}
         chosen: Any = self._features.order_by()
         features, parameters = chosen.values_list(*names.values()).query.sql_with_params()
-        counts = "u.calls" in used or "AS calls" in used
-        last = "max(u.last_at)" if used in (USED, LAST) else "max(u.calls)" if used else "NULL"
+        last = f"max(u.{use.column})" if use.column else "NULL"
         statement = ENTRIES.format(
             columns=", ".join(names),
             features=features,
-            used=used,
-            calls="coalesce(sum(u.calls), 0)::bigint" if counts else "0",
+            used=use.joined,
+            calls="coalesce(sum(u.calls), 0)::bigint" if use.column == "calls" else "0",
             last=last,
             having=f"HAVING {last} IS NULL" if self.only_unused else "",
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
-            if used:
+            if use.joined:
                 cursor.execute(HASHED)
-            cursor.execute(statement, [*parameters, *bounds, start, most])
+            cursor.execute(statement, [*parameters, *use.parameters, start, most])
             return [Row(*row) for row in cursor.fetchall()]
 
     def _entries(self, rows: list[Row]) -> list[Entry]:

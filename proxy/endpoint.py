@@ -39,7 +39,7 @@ from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
 from wire.sessions import declared
-from wire.turns import Deadlines
+from wire.turns import SharedTimer
 
 if TYPE_CHECKING:
     from proxy.tracing.spans import Tracer
@@ -86,7 +86,7 @@ class Endpoint:
         self._resumption = resumption
         self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
         self._header_reader = HeaderReader(config, access)
-        self._deadlines = Deadlines()
+        self._timer = SharedTimer()
 
     def traced_by(self, tracer: Tracer | None) -> Self:
         """The same, with spans of its calls; None: without."""
@@ -247,7 +247,7 @@ class Endpoint:
             return await self._take(request, grant)
         answering = self._dispatcher.answer(request, grant, message, stream)
         if stream is not None:
-            self._deadlines.set(stream, asyncio.get_running_loop().time() + self._config.ping_seconds)
+            self._timer.set(stream, asyncio.get_running_loop().time() + self._config.ping_seconds)
         request.task = asyncio.current_task()
         self._streams.calls[request.uid] = request
         try:
@@ -267,7 +267,7 @@ class Endpoint:
         finally:
             del self._streams.calls[request.uid]
             if stream is not None:
-                self._deadlines.drop(stream)
+                self._timer.drop(stream)
                 stream.stop_pings()
 
     async def _take(self, request: McpRequest, grant: Grant) -> Response:

@@ -247,7 +247,7 @@ class Stream:
         self.stop_pings()
 
     def expire(self) -> None:
-        """Nothing was sent for `ping_seconds`: start pings."""
+        """The call has taken `ping_seconds`: start pings."""
         self._ping_task = asyncio.create_task(self._ping())
 
     async def _ping(self) -> None:

@@ -238,6 +238,11 @@ class Server(Versioned, Switchable):
         """Where its issuer asks people, gives tokens and revokes them, as an administrator entered it; else empty."""
         return self.authorization_endpoint, self.token_endpoint, self.revocation_endpoint
 
+    @property
+    def entered(self) -> tuple[str, ...]:
+        """The URLs that an administrator entered, its own and its issuer's: hosts of others are looked up with care."""
+        return self.url, *self.endpoints
+
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
         """The identities whose sign-in these changes make invalid: it was made at an issuer of another name or with
         other endpoints, for another resource, or with scopes beyond those that are fixed now."""
@@ -296,10 +301,8 @@ class Server(Versioned, Switchable):
                 signed_in = self.identities.live().exclude(issuer="")
                 if ended := signed_in.need_sign_in(SignInNeeded.MOVED):
                     changes["sign_ins_ended"] = [0, ended]
-                changes["identities_to_confirm"] = [
-                    0,
-                    marked.filter(issuer="").update(unconfirmed_since=timezone.now()),
-                ]
+                asked = marked.filter(issuer="").update(unconfirmed_since=timezone.now())
+                changes["identities_to_confirm"] = [0, asked]
             row.end_client_of_other_endpoints(fields, by=by)
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)

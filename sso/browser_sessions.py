@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
-from operator import or_
 from typing import Any
 
 from allauth.usersessions.models import UserSession
@@ -15,18 +12,15 @@ from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Event
 
-ALL = Q()
 BROWSER = "organisation"  # In a session, and in its row: as whom it was signed in to at the organisation.
 
 
-def end_password_sessions(domains: Sequence[str], *, by: Grantor | None, whose: Q = ALL) -> int:
-    """End the sessions that began with a password of people with an address in these domains; returns how many.
+def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
+    """End those of these sessions that began with a password; returns how many.
 
-    Not those of break-glass owners, whose passwords go on. Run it in the transaction of the change.
+    Run it in the transaction of the change.
     """
-    addresses = reduce(or_, (Q(user__email__endswith=f"@{domain}") for domain in domains))
-    rows = UserSession.objects.select_related("user").filter(whose, addresses, user__break_glass=False)
-    sessions = list(rows.exclude(data__has_key=BROWSER))
+    sessions = list(UserSession.objects.select_related("user").filter(of).exclude(data__has_key=BROWSER))
     for session in sessions:
         session.end()
         changes = {"ip": [session.ip, None], "reason": "enforced"}
@@ -35,7 +29,11 @@ def end_password_sessions(domains: Sequence[str], *, by: Grantor | None, whose: 
 
 
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:
-    """The same of one person, whose address or right to a password has just changed, while it is enforced."""
-    provider: Any = apps.get_model("sso", "Provider")
-    for enforcing in provider.objects.filter(mode="enforced"):
-        end_password_sessions(enforcing.domains, by=by, whose=Q(user=person.pk))
+    """The same of one person, whose address or right to a password has just changed, where that is enforced for them.
+
+    People are below whoever enforces it, so the model is looked up (docs/explanation/architecture.md).
+    """
+    model: Any = apps.get_model("sso", "Provider")
+    provider = model.offered()
+    if provider is not None:
+        end_password_sessions(provider.sessions_enforced & Q(user=person.pk), by=by)

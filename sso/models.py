@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar, NamedTuple, Self
 
 import orjson
@@ -170,9 +172,21 @@ class Provider(SamlTerms, Versioned, models.Model):
         terms = {name: value for name, value in self.editable().items() if name in TERMS}
         return hashlib.sha256(orjson.dumps(terms, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
+    @property
+    def is_enforced(self) -> bool:
+        """Whether there are people who have to sign in at the organisation."""
+        return self.mode == Mode.ENFORCED
+
     def enforces(self, email: str) -> bool:
         """Whether people with this address have to sign in at the organisation."""
-        return self.mode == Mode.ENFORCED and email.strip().lower().rpartition("@")[2] in self.domains
+        return self.is_enforced and email.strip().lower().rpartition("@")[2] in self.domains
+
+    @property
+    def sessions_enforced(self) -> Q:
+        """The browsers' sessions of people whose address it `enforces`, but for those who may break the glass."""
+        domains = self.domains if self.is_enforced else ()
+        addresses = (Q(user__email__iendswith=f"@{domain}") for domain in domains)
+        return reduce(or_, addresses, Q(pk__in=())) & Q(user__break_glass=False)
 
     # --- Setting it up ------------------------------------------------------------------------------------------------
 
@@ -214,8 +228,8 @@ class Provider(SamlTerms, Versioned, models.Model):
             row.save()
             if secret:
                 changes["secret_replaced"] = True
-            if row.mode == Mode.ENFORCED and {"mode", "domains"} & changes.keys():
-                ended = end_password_sessions(row.domains, by=by)
+            if row.is_enforced and {"mode", "domains"} & changes.keys():
+                ended = end_password_sessions(row.sessions_enforced, by=by)
                 changes |= {"sessions_ended": ended} if ended else {}
             if changes:
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)

@@ -27,10 +27,13 @@ def seed() -> int:
     return int(os.environ[SEED])
 
 
-def some(values: Iterable[Any], count: int, turn: int = 0) -> list[Any]:
-    """Parameters of a test, all but `count` of them marked `full`: others with the next seed or `turn`."""
+def some(values: Iterable[Any], count: int, turn: int = 0, *, days: int = 1) -> list[Any]:
+    """Parameters of a test, all but `count` of them marked `full`: others with the next seed or `turn`.
+
+    `days` is in how many the test runs once, such as `DRILLS`: they change from one of its runs to the next.
+    """
     values = list(values)
-    chosen = {((seed() + turn) * count + number) % len(values) for number in range(count)}
+    chosen = {((seed() // days + turn) * count + number) % len(values) for number in range(count)}
     return [value if number in chosen else full(value) for number, value in enumerate(values)]
 
 
@@ -62,8 +65,9 @@ def leave_out(items: Iterable[pytest.Item]) -> None:
     resting = resting_drills(tests)
     for name, cases in tests.items():
         parts = min(parts_of(cases), len(cases))  # At least one is.
+        day = seed() // DRILLS if cases[0].get_closest_marker("drill") else seed()
         for number, case in enumerate(sorted(cases, key=place)):
-            if name in resting or (number + seed()) % parts:
+            if name in resting or (number + day) % parts:
                 case.add_marker(pytest.mark.full)
 
 

@@ -35,7 +35,7 @@ from wire.rpc_messages import (
     ignore,
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
-from wire.turns import Deadlines, FairQueue, QueueFull, TimeLimit
+from wire.turns import FairQueue, QueueFull, SharedTimer, TimeLimit
 
 SWEEP_SECONDS = 60
 INTRODUCTION_SECONDS = 600
@@ -137,7 +137,7 @@ class McpClient:
         self._eras: dict[str, str] = {}
         self._workers = workers
         self._queue_seconds = queue_seconds
-        self._deadlines = Deadlines()
+        self._timer = SharedTimer()
         self._queues: dict[str, FairQueue] = {}
         self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -214,7 +214,7 @@ class McpClient:
     async def _wait_for_turn(self, queue: FairQueue, target: Target, person: str, seconds: float | None) -> None:
         wait = min(self._queue_seconds, seconds or self._queue_seconds)
         try:
-            with TimeLimit(wait):
+            with TimeLimit(wait, timer=self._timer):
                 await queue.enter(person, target.connection_id)
         except TimeoutError:
             detail = f"{queue.waiting} calls wait, {queue.bound} may be under way in this worker"
@@ -295,7 +295,7 @@ class McpClient:
         if era := self.era(target):
             return era
         try:
-            with TimeLimit(target.timeout_s):
+            with TimeLimit(target.timeout_s, timer=self._timer):
                 return await self._probe(target)
         except TimeoutError:
             raise TimedOut(target.server_name, target.timeout_s) from None
@@ -303,7 +303,7 @@ class McpClient:
     async def introduce(self, target: Target) -> ServerInfo:
         """What this server says of itself now, in no session that is kept. Raises an UpstreamError."""
         try:
-            with TimeLimit(target.timeout_s):
+            with TimeLimit(target.timeout_s, timer=self._timer):
                 info = await stateless.discover(self._transport, target) if self.era(target) != SESSION else None
                 if (era := SESSION if info is None else MODERN) != self.era(target):
                     self._learn(target, era)
@@ -378,7 +378,7 @@ class McpClient:
         headers = {**target.headers(), "Accept": "text/event-stream"}
         try:
             with (
-                TimeLimit(OLD_SECONDS),
+                TimeLimit(OLD_SECONDS, timer=self._timer),
                 await self._transport.send(
                     "GET", target.server_name, target.url, headers, private=target.private
                 ) as response,
@@ -402,9 +402,9 @@ class McpClient:
 
     def _time_limit(self, target: Target, ends: float | None) -> TimeLimit:
         if ends is None:
-            return TimeLimit(target.timeout_s, target.total_s, self._deadlines)
+            return TimeLimit(target.timeout_s, target.total_s, timer=self._timer)
         left = max(ends - time.monotonic(), 0.001)
-        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), self._deadlines)
+        return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), timer=self._timer)
 
     async def _sweep(self) -> None:
         while True:

@@ -213,11 +213,11 @@ class Timed(Protocol):
         """The deadline has passed; it is none any more."""
 
 
-class Deadlines:
-    """The deadlines of one loop, by what has them, at most one each; times are those of the loop's clock.
+class SharedTimer:
+    """The one timer for all deadlines of a loop, by what has them, at most one each; times are those of its clock.
 
-    Each call has two, nearly all of which never pass. All share one timer: to note one here takes a fifth of what it
-    takes to start and stop a timer of the loop.
+    Each call has two, nearly all of which never pass: to note one here takes a fifth of what it takes to start and stop
+    a timer of the loop.
     """
 
     __slots__ = ("_due", "_next", "_timer")
@@ -261,27 +261,27 @@ class TimeLimit:
     """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
 
     The first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded` says which it
-    was. It is `asyncio.timeout` in a fraction of its time, since every call is under one; `deadlines` are those of all
+    was. It is `asyncio.timeout` in a fraction of its time, since every call is under one; `timer` is shared by all
     such blocks of a loop.
     """
 
     __slots__ = (
         "_cancelled_before",
-        "_deadlines",
         "_ends",
         "_expired",
         "_held",
         "_loop",
         "_moved",
         "_task",
+        "_timer",
         "seconds",
         "total",
     )
 
-    def __init__(self, seconds: float, total: float = math.inf, deadlines: Deadlines | None = None) -> None:
+    def __init__(self, seconds: float, total: float = math.inf, *, timer: SharedTimer) -> None:
         self.seconds = seconds
         self.total = total
-        self._deadlines = deadlines or Deadlines()
+        self._timer = timer
         self._expired = False
         self._held = 0
         self._moved = 0.0
@@ -313,13 +313,13 @@ class TimeLimit:
         now = self._loop.time()
         self._ends = now + self.total
         self._moved = now
-        self._deadlines.set(self, min(now + self.seconds, self._ends))
+        self._timer.set(self, min(now + self.seconds, self._ends))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._deadlines.drop(self)
+        self._timer.drop(self)
         # Whoever else cancelled the task meanwhile goes first (as in asyncio.Timeout.__aexit__).
         alone = self._expired and self._task.uncancel() <= self._cancelled_before
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
@@ -330,7 +330,7 @@ class TimeLimit:
         now = self._loop.time()
         due = min((now if self._held else self._moved) + self.seconds, self._ends)
         if due > now:
-            self._deadlines.set(self, due)
+            self._timer.set(self, due)
             return
         self._expired = True
         self._task.cancel()

@@ -206,7 +206,7 @@ def _move_windows() -> tuple[int, bool]:
 @contextmanager
 def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
     """Add these rows of the log to the windows that hold their time, and note in these how far it is counted then."""
-    held = windows.counted_with(state)
+    held = windows.current(state)
     yield
     with connection.cursor() as cursor:
         for window in held:

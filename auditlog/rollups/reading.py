@@ -149,7 +149,7 @@ class Book:
 
     def __init__(self, state: RollupState | None) -> None:
         self._state = state
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._known_rows: dict[tuple[str, str], int] = {}
 
     def read(
         self,
@@ -185,11 +185,11 @@ class Book:
 
         Without the empty value; None as of `read`.
         """
-        counted = self.counted(where, since, until, by=(by,))
-        if counted is None:
+        query = self.query_of(where, since, until, by=(by,))
+        if query is None:
             return None
         with connection.cursor() as cursor:
-            cursor.execute(_BUSIEST.format(by=by, rows=counted[0]), [*counted[1], most])
+            cursor.execute(_BUSIEST.format(by=by, rows=query[0]), [*query[1], most])
             rows = cursor.fetchall()
         if rows and rows[0][3] > MOST_ROWS:
             return None
@@ -199,7 +199,7 @@ class Book:
                 found[value].endings[ENDING_OF[outcome]] += number
         return found
 
-    def counted(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
+    def query_of(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
         """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`."""
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
         if not self._may_read(pieces):
@@ -210,7 +210,7 @@ class Book:
         for piece in pieces:
             if told := self._of_log(piece):
                 rows, bounds = told[0] + filters, [*told[1], *values]
-                left -= self._number(rows, bounds)
+                left -= self._rows_in_log(rows, bounds)
                 parts.append(_CALLS_OF_LOG.format(keys=keys, where=rows))
                 parameters += bounds
             if piece.grain:
@@ -220,13 +220,13 @@ class Book:
                 return None
         return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
 
-    def _number(self, where: str, parameters: list[Any]) -> int:
+    def _rows_in_log(self, where: str, parameters: list[Any]) -> int:
         """How many rows of the log these are, or more than may be read; asked once."""
-        known = self._numbers.get((where, repr(parameters)))
+        known = self._known_rows.get((where, repr(parameters)))
         if known is None:
             with connection.cursor() as cursor:
                 cursor.execute(_LOG_HAS.format(where=where), [*parameters, MOST_FROM_LOG + 1])
-                known = self._numbers[where, repr(parameters)] = int(cursor.fetchone()[0])
+                known = self._known_rows[where, repr(parameters)] = int(cursor.fetchone()[0])
         return known
 
     def knows_days_from(self, moment: datetime) -> bool:
@@ -273,7 +273,7 @@ class Book:
     @cached_property
     def _windows(self) -> list[RollupWindow]:
         assert self._state is not None
-        return windows.counted_with(self._state)
+        return windows.current(self._state)
 
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
         if since >= until:

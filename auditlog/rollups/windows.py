@@ -51,7 +51,7 @@ EMPTIED = "DELETE FROM auditlog_rollup WHERE cube = ANY(%s) AND seconds = %s AND
 FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND at >= %s AND at < %s"
 
 
-def counted_with(state: RollupState) -> list[RollupWindow]:
+def current(state: RollupState) -> list[RollupWindow]:
     """The windows that hold what these roll-ups hold."""
     known = {"counted_to": state.counted_to, "late_counted_to": state.late_counted_to}
     return list(RollupWindow.objects.filter(**known))
@@ -77,7 +77,7 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     since = max(until - grain.length, HOURS.next(floor))
     if state.counted_from > max(BEGINNING, since) or since >= until:
         return False
-    window = next((each for each in counted_with(state) if each.seconds == grain.seconds), None)
+    window = next((each for each in current(state) if each.seconds == grain.seconds), None)
     if window is None or window.since < floor or window.until <= since:
         _forget(grain.seconds)
         window = RollupWindow(seconds=grain.seconds, since=since, until=since)

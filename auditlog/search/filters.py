@@ -47,7 +47,7 @@ _WALL = "%Y-%m-%dT%H:%M"
 # The filters that take several values and leave others out, in their order beside the list.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
 RANGES: dict[str, tuple[str, timedelta | None]] = {
-    **{name: STRETCHES[name][1:] for name in ("15m", "1h", "24h", "7d", "30d")},
+    **{name: (STRETCHES[name].words, STRETCHES[name].length) for name in ("15m", "1h", "24h", "7d", "30d")},
     "all": ("All time", None),
 }
 DEFAULT_RANGE = "24h"

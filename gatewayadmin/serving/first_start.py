@@ -35,7 +35,7 @@ def prepare(*, migrate: bool = True) -> Welcome:
     """
     with locks.held(Lock.FIRST_START):
         if migrate:
-            # Nor may whoever waits for this lock be waited for by what makes indexes: see auditlog.indexes.
+            # Others that start wait for this; indexes of the log may take an hour.
             call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
         else:
             make_partitions()

@@ -3,12 +3,15 @@
 from django.db import migrations, models
 from django.db.models import Q
 
+from auditlog.indexes import AddIndexInUse
+
 
 class Migration(migrations.Migration):
+    atomic = False
     dependencies = [("gateways", "0006_pinned_definitions")]
 
     operations = [
-        migrations.AddIndex(
+        AddIndexInUse(
             "feature",
             models.Index(
                 fields=["changed_at"],

@@ -3,6 +3,7 @@
 -- an administrator who disables or revokes an identity does not wait for it.
 
 -- name: take
+-- The last column is what `Server.entered` of servers/models.py is.
 WITH due AS (
     SELECT i.id, i.server_id FROM servers_identity i JOIN upstream_oauth_grant g ON g.identity_id = i.id
     WHERE i.id = %(identity)s::uuid
@@ -18,7 +19,7 @@ FROM due, upstream_oauth_clientregistration r, servers_server s
 WHERE g.identity_id = due.id AND r.id = g.registration_id AND s.id = due.server_id
 RETURNING g.token_endpoint, encode(g.refresh_ciphertext, 'escape'), g.resource, g.scope, r.client_id,
     encode(r.secret_ciphertext, 'escape'), r.auth_method, r.other_auth_method, r.id::text, g.revocation_endpoint,
-    g.private, ARRAY[s.url, s.token_endpoint, s.revocation_endpoint]::text[]
+    g.private, ARRAY[s.url, s.authorization_endpoint, s.token_endpoint, s.revocation_endpoint]::text[]
 
 -- name: look
 SELECT encode(i.secret_ciphertext, 'escape'),

@@ -135,7 +135,8 @@ def discover(
     revokes them, if it does not describe itself; else it has to say that it supports PKCE, unless that is assumed
     (`assume_pkce`). Without `private` only public addresses are called.
     """
-    http = Http(private=private, entered=(url, *endpoints))
+    entered = (url, *endpoints)  # As `Server.entered`, of a server that may not be stored yet.
+    http = Http(private=private, entered=entered)
     try:
         answer = _unknown(http, url)
     except Unreachable as error:
@@ -153,7 +154,7 @@ def discover(
         else:
             needs = _needs(http, url, challenge, expected_issuer, assume_pkce=assume_pkce)
         if needs.metadata:
-            needs = replace(needs, metadata=replace(needs.metadata, entered=(url, *endpoints)))
+            needs = replace(needs, metadata=replace(needs.metadata, entered=entered))
         return replace(needs, scopes=scopes_of(fixed_scopes)) if fixed_scopes and needs.metadata else needs
     except (BadIssuer, Unreachable) as error:
         return Needs(problem=str(error))

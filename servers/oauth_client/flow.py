@@ -388,7 +388,7 @@ def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
             return
         endpoint = str(sign_in.endpoints.get("revocation_endpoint", ""))
         client, told = sign_in.registration.client, {"refresh": tokens.refresh, "access": tokens.access}
-        entered = (sign_in.server.url, *sign_in.server.endpoints)
+        entered = sign_in.server.entered
         if requests := revocations(endpoint, client, **told, private=sign_in.private, entered=entered):
             send_soon(requests)
 
@@ -437,7 +437,7 @@ def _tokens(sign_in: SignIn, client: Client, form: Mapping[str, str]) -> Tokens:
 
 
 def _http(sign_in: SignIn, seconds: float = SECONDS) -> Http:
-    return Http(seconds, private=sign_in.private, entered=(sign_in.server.url, *sign_in.server.endpoints))
+    return Http(seconds, private=sign_in.private, entered=sign_in.server.entered)
 
 
 def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:

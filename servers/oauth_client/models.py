@@ -347,7 +347,7 @@ class Grant(models.Model):
             if instead is not None and not replaces(instead.refresh, instead.access, refresh, access):
                 return []
             client, told = self.registration.client, {"refresh": refresh, "access": access}
-            entered = (identity.server.url, *identity.server.endpoints)
+            entered = identity.server.entered
             return revocations(self.revocation_endpoint, client, **told, private=self.private, entered=entered)
         except Unreadable:
             return []

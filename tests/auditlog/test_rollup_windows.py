@@ -123,7 +123,7 @@ def test_window_is_read_in_place_of_what_it_is_made_of() -> None:
     assert found is not None
     assert sum(found["echo",].classes) == 2
     assert total(7 * DAY) == 3
-    assert total(2 * DAY) == 0  # The shorter window begins later.
+    assert total(4 * DAY) == 0  # The shorter window begins later.
 
 
 def test_call_that_comes_late_is_added_to_the_windows_that_hold_its_time() -> None:

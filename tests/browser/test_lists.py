@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.fixtures import Open
 from tests.browser.looks import PHONE, too_small
-from tests.sampling import seed, some
+from tests.sampling import DRILLS, seed, some
 from tests.workspace import ROOT, Serve
 
 pytestmark = pytest.mark.xdist_group("pages")
@@ -88,8 +88,8 @@ def places(live: Serve, style: str, part: int) -> dict[str, str]:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("style", some(NAMES, 1))
-@pytest.mark.parametrize("part", some(range(3), 1, 2 * (seed() // len(NAMES))))
+@pytest.mark.parametrize("style", some(NAMES, 1, days=DRILLS))
+@pytest.mark.parametrize("part", some(range(3), 1, 2 * (seed() // DRILLS // len(NAMES)), days=DRILLS))
 def test_no_name_hides_or_covers_a_control_of_its_row(
     open_browser: Open, live: Serve, signed_in: Path, places: dict[str, str], part: int
 ) -> None:

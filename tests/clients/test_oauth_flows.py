@@ -8,7 +8,7 @@ import pytest
 from tests.clients.apps import CALL, Desktop, node, python
 from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
-from tests.sampling import some
+from tests.sampling import DRILLS, some
 from tests.workspace import Serve
 
 pytestmark = pytest.mark.xdist_group("clients")
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.xdist_group("clients")
             pytest.param(node("oauth_app.mjs"), {"SDK": "2"}, id="typescript-sdk-2"),
         ],
         2,
+        days=DRILLS,
     ),
 )
 def test_an_app_signs_in_and_calls(

@@ -24,7 +24,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from auditlog.indexes import DeclareIndex
+from auditlog.indexes import AddIndexInUse, DeclareIndex
 from bench.upgrade import PREVIOUS
 from tests.workspace import ROOT
 
@@ -76,6 +76,8 @@ def complaint(app: str, step: Step, made_here: set[tuple[str, str]]) -> str:
             said = "a column is no longer what the release before writes and reads"
         case AddIndex() if model == OF_THE_LOG and not isinstance(operation, DeclareIndex):
             said = "an index of the log is declared with DeclareIndex, or calls wait until the log has been read"
+        case AddIndex() if model != OF_THE_LOG and not isinstance(operation, AddIndexInUse):
+            said = "an index of a table in use is made with AddIndexInUse, or who writes waits until it has been read"
         case AddField() | AlterField() | AddIndex():
             said = ""
         case _:
@@ -120,6 +122,12 @@ def test_what_the_release_before_cannot_live_with_is_seen() -> None:
     }
     assert all(said(state, one) for one in (AlterField("Call", "name", narrower), RemoveField("Call", "name")))
     assert all(said(state, one) for one in (RunSQL("SELECT 1"), DeleteModel("Call")))
+    user = CreateModel(
+        "Other", [("id", models.BigAutoField(primary_key=True)), ("name", models.CharField(max_length=9))]
+    )
+    user.state_forwards("auditlog", state)
+    assert said(state, AddIndex("Other", index)).startswith("an index of a table in use is made with AddIndexInUse")
+    assert said(state, AddIndexInUse("Other", index)) == ""
     fine = (DeclareIndex("Call", index), AddField("Call", "more", models.CharField(max_length=8, db_default="")))
     assert [said(state, one) for one in fine] == ["", ""]
 

@@ -73,3 +73,30 @@ def test_each_drill_of_a_module_comes_within_five_days(monkeypatch: pytest.Monke
 
     assert {len(one) for one in each} == {2, 3}
     assert sorted(number for one in each for number in one) == list(range(12))
+
+
+@pytest.mark.parametrize("values", [2, 3, sampling.DRILLS, 2 * sampling.DRILLS])
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_each_value_of_a_drills_table_comes_with_the_drill(
+    monkeypatch: pytest.MonkeyPatch, values: int, chosen: int
+) -> None:
+    def of_day(day: int) -> set[int]:
+        monkeypatch.setenv(sampling.SEED, str(7 + day))
+        table = sampling.some(range(values), chosen, days=sampling.DRILLS)
+        drills = [Case(number, [pytest.mark.drill, *getattr(value, "marks", ())]) for number, value in enumerate(table)]
+        said = {one.number for one in drills if one.get_closest_marker("full")}
+        return kept(monkeypatch, 7 + day, drills) - said
+
+    each = [of_day(day) for day in range(sampling.DRILLS * values)]
+
+    assert set().union(*each) == set(range(values))
+    assert sum(map(bool, each)) == values  # Of so many days it runs on one.
+
+
+def test_each_case_of_a_drill_that_needs_rows_comes_with_the_drill(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_day(day: int) -> set[int]:
+        return kept(monkeypatch, 7 + day, [Case(number, [pytest.mark.drill]) for number in range(2 * sampling.DRILLS)])
+
+    each = [of_day(day) for day in range(sampling.DRILLS * sampling.ONE_IN)]
+
+    assert set().union(*each) == set(range(2 * sampling.DRILLS))

@@ -51,6 +51,7 @@ PROOFS = {
     "servers/oauth_client/refreshing.py": "tests/proxy/test_sign_in.py",
     "ui/idempotency.py": "tests/api/test_idempotency.py",
     "auditlog/today.py": "tests/auditlog/test_trail.py",
+    "connections/rows.py": "tests/connections/test_mcp_connections.py",
     "gateways/catalogue.py": "tests/gateways/test_catalogue.py",
     "gateways/use_of_tool.py": "tests/gateways/test_catalogue.py",
     "gateways/use_of_gateway.py": "tests/gateways/test_usage.py",

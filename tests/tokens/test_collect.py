@@ -25,7 +25,7 @@ from tests.house.test_routes import routes
 from tests.proxy.conftest import sql
 from tests.proxy.test_access import ask
 from tests.rest import Rest, problem
-from tests.sampling import some
+from tests.sampling import DRILLS, some
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
 from tokens.models import AskedForNew, Issued, NothingToCollect, NotYours, Token
@@ -233,7 +233,7 @@ def addresses(token: Token) -> list[str]:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("state", some(["active", "waiting", "overlapping"], 1))
+@pytest.mark.parametrize("state", some(["active", "waiting", "overlapping"], 1, days=DRILLS))
 def test_no_address_tells_an_administrator_a_secret_of_another(
     state: str, issued: Issued, boss: User, ann: User
 ) -> None:

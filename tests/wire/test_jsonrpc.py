@@ -33,6 +33,15 @@ def test_a_request_is_read_whole(request_id: int | str, method: str, params: dic
     assert message.is_request
 
 
+@given(objects, objects)
+def test_the_meta_of_its_params_is_at_hand_and_empty_without(params: dict[str, Any], meta: dict[str, Any]) -> None:
+    body = text_of({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": params | {"_meta": meta}})
+    bare = {name: value for name, value in params.items() if name != "_meta"}
+
+    assert jsonrpc.parse(body).meta == meta
+    assert jsonrpc.parse(text_of({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": bare})).meta == {}
+
+
 def test_a_message_without_id_is_a_notification() -> None:
     message = jsonrpc.parse(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from wire.turns import TimeLimit
+from wire.turns import SharedTimer, TimeLimit
 
 
 @asynccontextmanager
 async def ours(seconds: float) -> Any:
-    with TimeLimit(seconds):
+    with TimeLimit(seconds, timer=SharedTimer()):
         yield
 
 

@@ -3,12 +3,15 @@
 from django.db import migrations, models
 from django.db.models import Q
 
+from auditlog.indexes import AddIndexInUse
+
 
 class Migration(migrations.Migration):
+    atomic = False
     dependencies = [("tokens", "0005_overlapping_and_collected_secrets")]
 
     operations = [
-        migrations.AddIndex(
+        AddIndexInUse(
             "token",
             models.Index(
                 fields=["connection", "expires_at"],
