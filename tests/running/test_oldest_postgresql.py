@@ -60,7 +60,6 @@ PROOFS = {
     "auditlog/rollups/reading.py": "tests/auditlog/test_rollups.py",
     "auditlog/rollups/windows.py": "tests/auditlog/test_rollup_windows.py",
     "auditlog/week.py": "tests/ui/test_lists.py",
-    "connections/rows.py": "tests/connections/test_views.py",
     "auditlog/replica.py": "tests/running/test_scale_out.py",
     "gatewayadmin/config/pooling.py": "tests/running/test_scale_out.py",
     "gatewayadmin/config/ways.py": "tests/running/test_scale_out.py",
