@@ -1,6 +1,5 @@
 """allauth's adapter: no public sign-up, and error messages that do not reveal why a sign-in was refused."""
 
-import hashlib
 import time
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -16,10 +15,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from accounts.hashing import for_a_stranger
-from accounts.models import Attempt, User, WorkspaceSettings
+from accounts.models import User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
 from accounts.second_factor import is_on
-from accounts.sign_in_limits import TooManyTries, Tries, remember_browser, sender_of, try_password
+from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
 from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -133,7 +132,7 @@ def _try(request: HttpRequest, email: str) -> Tries:
 
 def _note_burst(request: HttpRequest, email: str) -> None:
     """Record password guessing, once a minute for each sender's address."""
-    if Attempt.objects.note(hashlib.sha256(f"sign-in refused {sender_of(request)}".encode()).hexdigest()) == 1:
+    if is_first_this_minute(request, "sign-in refused"):
         person = User.objects.filter(email=email.lower()).first()
         changes = {"email": email[:254]}
         Event.objects.record(Action.SIGN_IN_REFUSED, person or WorkspaceSettings.load(), by=None, changes=changes)

@@ -116,6 +116,11 @@ def try_as(person: User, action: str) -> Tries:
     return tries
 
 
+def is_first_this_minute(request: HttpRequest, what: str) -> bool:
+    """Whether this has not come from this address for a minute: then an event is made of what anybody can do."""
+    return Attempt.objects.note(_key(what, sender_of(request))) == 1
+
+
 def posts_from_one_address(action: str) -> Callable[[View], View]:
     """Limit how often a form is sent from one address."""
     return _posts(action, sender_of)

@@ -155,7 +155,14 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
 
 def refused(request: HttpRequest, status: HTTPStatus, provider: Provider | None = None) -> HttpResponse:
     """The same words for every reason."""
-    response = render(request, "sso/refused.html", {"provider": provider}, status=status)
+    return without_referrer(request, "sso/refused.html", {"provider": provider}, status)
+
+
+def without_referrer(
+    request: HttpRequest, template: str, context: dict[str, Any], status: HTTPStatus = HTTPStatus.OK
+) -> HttpResponse:
+    """A page at an address that the provider led to: what stands in there is told to no other site."""
+    response = render(request, template, context, status=status)
     response["Referrer-Policy"] = "no-referrer"
     return response
 

@@ -214,7 +214,7 @@ class Timed(Protocol):
 
 
 class SharedTimer:
-    """The one timer for all deadlines of a loop, by what has them, at most one each; times are those of its clock.
+    """One timer for many deadlines of a loop, by what has them, at most one each; times are those of its clock.
 
     Each call has two, nearly all of which never pass: to note one here takes a fifth of what it takes to start and stop
     a timer of the loop.

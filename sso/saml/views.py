@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from http import HTTPStatus
 from urllib.parse import urlencode
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.models import Attempt
-from accounts.sign_in_limits import Tries, posts_from_one_address, sender_of, take_back
+from accounts.sign_in_limits import Tries, is_first_this_minute, posts_from_one_address, sender_of, take_back
 from auditlog.actions import Action
 from auditlog.models import Event
+from sso import views
 from sso.flow import SignInFailed
 from sso.models import Claims, Provider
 from sso.saml import flow
 from sso.saml.refusals import ADVICE, ResponseRefused
 from sso.saml.requests import own_metadata
-from sso.views import go_on, refused
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ def answered(request: HttpRequest) -> HttpResponse:
     here is asked first, so that no link puts another session in the place of theirs."""
     provider = _offered()
     if provider is None:
-        return refused(request, HTTPStatus.NOT_FOUND)
+        return views.refused(request, HTTPStatus.NOT_FOUND)
     if request.GET.get("refused") in ADVICE:
         return _advised(request, provider, request.GET["refused"])
     ticket = request.POST.get("ticket") or request.GET.get("ticket", "")
@@ -83,33 +80,28 @@ def answered(request: HttpRequest) -> HttpResponse:
     try:
         begun, who = flow.finish(request, provider, ticket)
         tries.take_back()
-        return go_on(request, provider, begun, who)
+        return views.go_on(request, provider, begun, who)
     except ResponseRefused as fault:
         _note(request, provider, fault)
         return _advised(request, provider, fault.reason)
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return refused(request, HTTPStatus.BAD_REQUEST, provider)
+        return views.refused(request, HTTPStatus.BAD_REQUEST, provider)
 
 
 def _asked(request: HttpRequest, provider: Provider, who: Claims, ticket: str) -> HttpResponse:
     context = {"provider": provider, "name": who.email or who.name or who.subject, "ticket": ticket}
-    response = render(request, "sso/sign_in_as.html", context)
-    response["Referrer-Policy"] = "no-referrer"
-    return response
+    return views.without_referrer(request, "sso/sign_in_as.html", context)
 
 
 def _advised(request: HttpRequest, provider: Provider, reason: str) -> HttpResponse:
     context = {"provider": provider, "advice": ADVICE[reason], "reason": reason}
-    response = render(request, "sso/not_accepted.html", context, status=HTTPStatus.BAD_REQUEST)
-    response["Referrer-Policy"] = "no-referrer"
-    return response
+    return views.without_referrer(request, "sso/not_accepted.html", context, HTTPStatus.BAD_REQUEST)
 
 
 def _note(request: HttpRequest, provider: Provider, fault: ResponseRefused) -> None:
     """Tell administrators why, once a minute for each reason and sender: anybody may send answers here."""
-    key = f"saml refused {fault.reason} {sender_of(request)}"
-    if Attempt.objects.note(hashlib.sha256(key.encode()).hexdigest()) == 1:
+    if is_first_this_minute(request, f"saml refused {fault.reason}"):
         logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
         changes = {"reason": fault.reason, "detail": str(fault)}
         Event.objects.record(Action.SIGN_IN_REFUSED, provider, by=None, changes=changes)

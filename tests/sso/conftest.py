@@ -11,13 +11,18 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.cache import cache
 from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
+from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, User
 from capabilities.catalogue import MEMBER
+from gatewayadmin.config.key_uses import key_uses
+from servers.models import cipher
+from servers.resealing import reseal
 from sso.flow import callback_url
 from sso.models import Provider
 from sso.saml.requests import consumer_url, entity_id
@@ -29,6 +34,7 @@ from tests.clients.issuers import Page, Visitor
 from tests.issuers import destination
 from tests.sso.saml_provider import SamlOrganisation, saml_provider_of
 from tests.workspace import free_port
+from wire.cipher import key_id
 
 SECRET = "the-client-secret-of-this-workspace"
 BACK = "/accounts/organisation/back/"
@@ -96,6 +102,29 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
         scopes="openid profile email groups",
         default_role=Role.objects.get(name=MEMBER.name),
     )
+
+
+def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
+    """What the provider's row holds is sealed with the newest encryption key, and counted under it."""
+    newest = Fernet.generate_key()
+    settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
+    cipher.cache_clear()
+    try:
+        reseal()
+
+        moved = Provider.load()
+        assert (moved.key_id, moved.secret) == (key_id(newest), secret)
+        assert key_uses()[1].uses[key_id(newest)] == 1
+    finally:
+        settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
+        cipher.cache_clear()
+
+
+def signed_in_long_ago(client: Client) -> None:
+    """From now on a sensitive change asks this browser to sign in anew."""
+    session = client.session
+    session[SIGNED_IN_AT] = 0
+    session.save()
 
 
 @pytest.fixture(scope="module")

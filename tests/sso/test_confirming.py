@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, User, WorkspaceSettings
 from sso import flow
 from sso.models import Provider
 from tests.issuers import destination, query
-from tests.sso.conftest import BACK, Organisation, SignIn, Visit
+from tests.sso.conftest import BACK, Organisation, SignIn, Visit, signed_in_long_ago
 
 pytestmark = pytest.mark.django_db
 
@@ -24,9 +23,7 @@ def visit(organisation: Organisation, provider: Provider, sign_in: SignIn) -> Vi
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     visit = sign_in("mia")
-    session = visit.client.session
-    session[SIGNED_IN_AT] = 0
-    session.save()
+    signed_in_long_ago(visit.client)
     return visit
 
 

@@ -19,10 +19,7 @@ from pytest_django import Settings
 from accounts import sign_in_limits
 from auditlog.models import Event
 from capabilities import Capability
-from gatewayadmin.config.key_uses import key_uses
 from gatewayadmin.serving import housekeeping
-from servers.models import cipher
-from servers.resealing import reseal
 from sso import discovery
 from sso.errors import BadMetadata, Incomplete, ProviderError
 from sso.models import Provider, ReceivedAssertion
@@ -33,9 +30,9 @@ from tests.asgi_server import Receive, Scope, Send, answer
 from tests.asgi_server import running as serving
 from tests.oauth.apps import browser
 from tests.rest import Rest
+from tests.sso.conftest import must_move_to_the_newest_key
 from tests.sso.saml_provider import ACS, Answer, Pair, SamlOrganisation, asks, brings, metadata_of, sent
 from tests.sso.test_saml_signing_in import query_id
-from wire.cipher import key_id
 from wire.oauth_client import MOST_BYTES
 
 pytestmark = pytest.mark.django_db
@@ -306,19 +303,7 @@ def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Cl
 
 
 def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
-    key = Provider.edit(by=None, signs_requests=True).secret
-    newest = Fernet.generate_key()
-    settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
-    cipher.cache_clear()
-    try:
-        reseal()
-
-        moved = Provider.load()
-        assert (moved.key_id, moved.secret) == (key_id(newest), key)
-        assert key_uses()[1].uses[key_id(newest)] == 1
-    finally:
-        settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
-        cipher.cache_clear()
+    must_move_to_the_newest_key(settings, Provider.edit(by=None, signs_requests=True).secret)
 
 
 def test_a_key_that_no_encryption_key_opens_ends_in_words_and_no_error(pasted: Provider) -> None:

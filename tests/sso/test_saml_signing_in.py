@@ -24,6 +24,7 @@ from sso.models import Account, GroupRule, Provider, ReceivedAssertion
 from tests import make
 from tests.issuers import query
 from tests.scim.conftest import Directory, key_for
+from tests.sso.conftest import signed_in_long_ago
 from tests.sso.saml_provider import (
     ACS,
     ANSWERED,
@@ -430,9 +431,7 @@ def visit(saml: Provider, saml_organisation: SamlOrganisation) -> SamlVisit:
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"), signs_requests=True)
     saml_organisation.knows("mia")
     visit = sign_in("mia")
-    session = visit.client.session
-    session[SIGNED_IN_AT] = 0
-    session.save()
+    signed_in_long_ago(visit.client)
     return visit
 
 

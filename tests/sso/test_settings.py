@@ -5,23 +5,18 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from cryptography.fernet import Fernet
 from django.test import Client
 from pytest_django import Settings
 
 from accounts.models import Role, Team, User
 from auditlog.models import Event
 from capabilities import Capability
-from gatewayadmin.config.key_uses import key_uses
-from servers.models import cipher
-from servers.resealing import reseal
 from sso.models import GroupRule, Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.oauth.apps import browser
 from tests.rest import Rest
-from tests.sso.conftest import SECRET, Organisation
-from wire.cipher import key_id
+from tests.sso.conftest import SECRET, Organisation, must_move_to_the_newest_key
 
 pytestmark = pytest.mark.django_db
 
@@ -235,15 +230,4 @@ def test_test_says_in_words_what_is_wrong_and_what_was_found(
 
 
 def test_the_clients_secret_moves_to_the_newest_key_and_is_counted(provider: Provider, settings: Settings) -> None:
-    newest = Fernet.generate_key()
-    settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
-    cipher.cache_clear()
-    try:
-        reseal()
-
-        moved = Provider.load()
-        assert (moved.key_id, moved.secret) == (key_id(newest), SECRET)
-        assert key_uses()[1].uses[key_id(newest)] == 1
-    finally:
-        settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
-        cipher.cache_clear()
+    must_move_to_the_newest_key(settings, SECRET)
