@@ -1,14 +1,14 @@
-"""The two logs, calls and admin events, and the base of models that can be disabled.
+"""The two logs: calls and admin events.
 
 Log rows are insert-only. They store ids and names as plain columns, so that the history stays readable after changes.
 """
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 from uuid import UUID, uuid4
 
-from django.db import models, transaction
+from django.db import models
 
 from auditlog import event_context
 from auditlog.actions import Action
@@ -369,37 +369,3 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.target_label}"
-
-
-class Switchable(models.Model):
-    """Base of models that can be disabled and enabled; the proxy reads the switch on every request."""
-
-    enabled = models.BooleanField(default=True)
-
-    class Meta:
-        abstract = True
-
-    def disable(self, *, by: Actor | None) -> None:
-        """Disable; the next request that depends on this row is refused. It can be enabled again."""
-        self._switch(on=False, by=by)
-
-    def enable(self, *, by: Actor | None) -> None:
-        """Switch on again; everything works as before."""
-        self._switch(on=True, by=by)
-
-    def _switch(self, *, on: bool, by: Actor | None) -> None:
-        with transaction.atomic():
-            row = self.lock()
-            if row.enabled != on:
-                type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._switched(on, by))
-                action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
-                Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
-        self.enabled = on
-
-    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
-        """Further columns that a flip changes."""
-        return {}
-
-    def lock(self) -> Self:
-        """This row as it is now, locked until the transaction ends."""
-        return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)

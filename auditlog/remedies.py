@@ -22,8 +22,8 @@ from capabilities import Capability, CapabilityRequired
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host, NotPending
-from proxy.catalog import Named
-from proxy.verdicts import Obstacle
+from proxy.access.features import Named
+from proxy.dry_run import Obstacle
 from servers.models import HeldDisabled, Identity, Server
 from tokens.models import Token
 from ui.pages import first_names

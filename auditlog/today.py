@@ -22,9 +22,9 @@ from gateways.models import Feature, Gateway
 from hosts.models import Host
 from oauth.models import Binding
 from proxy.access.decision import Grant
+from proxy.access.features import PROMPT, RESOURCE, TOOL, Named
 from proxy.access.query import STATEMENT, STATEMENT_OF_TRIPLE, AccessQuery, TokenDigests, parameters, read_grants
-from proxy.catalog import PROMPT, RESOURCE, TOOL, Named
-from proxy.verdicts import Obstacle, Verdict, verdict, wanted_for
+from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
 from servers.models import cipher
 from tokens.models import Token, TokenKind
 

@@ -21,7 +21,7 @@ from capabilities import Capability, requires
 from connections.subjects import Reader, listed_gateway, listed_host, listed_person
 from gateways.models import Feature, Gateway
 from hosts.models import Host
-from proxy.catalog import TOOL, Named
+from proxy.access.features import TOOL, Named
 from ui.operations import Query
 from ui.pages import AppRequest, leave, own_path, show
 from ui.subjects import Subject

@@ -12,7 +12,7 @@ from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from capabilities import Capability, requires
-from connections.carried import with_carried
+from connections.carried_identities import with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow, visible
 from hosts.views import find

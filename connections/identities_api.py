@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
-from connections.carried import CarriedIdentities, CarriedRow
+from connections.carried_identities import CarriedIdentities, CarriedRow
 from connections.models import AlreadyRevoked, Connection, ConnectionRefused
 from gateways.models import Assignment
 from servers.api import ServerReference

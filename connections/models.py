@@ -11,8 +11,9 @@ from django.utils import timezone
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
 from accounts.rules import Grantor
 from auditlog.actions import Action
-from auditlog.models import Actor, Event, Switchable
+from auditlog.models import Actor, Event
 from auditlog.reasons import LAYERS
+from auditlog.switchable import Switchable
 from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models import Assignment, Gateway, IdentityScheme, Reach
@@ -404,7 +405,7 @@ class Connection(Versioned, Switchable):
             self.tokens.filter(revoked_at=None).update(**ended)
             Event.objects.record(Action.CONNECTION_REVOKED, self, by=by, changes={"reason": [None, reason]})
 
-    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         self.disabled_at = None if on else timezone.now()
         self.disabled_by_id = None if on or by is None else by.pk
         return {"disabled_at": self.disabled_at, "disabled_by": self.disabled_by_id}

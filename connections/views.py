@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
-from connections.carried import OwnConnection, with_carried
+from connections.carried_identities import OwnConnection, with_carried
 from connections.impact import cut_together, cuts, ended_together
 from connections.lists import MCP, TABS
 from connections.mcp_connections_views import McpFilter, number

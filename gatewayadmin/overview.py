@@ -15,7 +15,7 @@ from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
-from connections.carried import CarriedRow, OwnConnection, lacking, with_carried
+from connections.carried_identities import CarriedRow, OwnConnection, lacking, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import numbers as connection_numbers

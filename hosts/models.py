@@ -10,7 +10,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.models import Event, Switchable
+from auditlog.models import Event
+from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 
 PLAYGROUND = "playground"  # The key of the app that pages run things through; no registration can have it.

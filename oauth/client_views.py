@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET
 
 from auditlog.own_calls import Wait, moment, own_connection
 from capabilities import Capability, own_resource
-from connections.carried import OwnConnection, with_carried
+from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection
 from gateways.models import Gateway
 from hosts.models import HostKind

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant, decide
-from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted, find_again
-from proxy.catalog import (
+from proxy.access.features import (
     PROMPT,
     RESOURCE,
     TEMPLATE,
@@ -23,6 +22,7 @@ from proxy.catalog import (
     lookup_key,
     resolve,
 )
+from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable, StatementRejected

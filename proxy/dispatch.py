@@ -6,8 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy.access.decision import DENIALS, Grant
-from proxy.access.query import NOTHING, ServersNeeded, Wanted
-from proxy.catalog import (
+from proxy.access.features import (
     PROMPT,
     RESOURCE,
     TEMPLATE,
@@ -21,6 +20,7 @@ from proxy.catalog import (
     lookup_key,
     resolve,
 )
+from proxy.access.query import NOTHING, ServersNeeded, Wanted
 from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import BadCursor, Lists

@@ -1,7 +1,7 @@
 """tools/call, prompts/get, resources/read, completion/complete: find the owner, forward, hand back its answer.
 
-They differ in how the owner is found (`proxy.catalog`), in the member of the params that names the feature, and in what
-of the answer is rewritten. An answer of which nothing has to be rewritten passes byte for byte.
+They differ in how the owner is found (`proxy.access.features`), in the member of the params that names the feature,
+and in what of the answer is rewritten. An answer of which nothing has to be rewritten passes byte for byte.
 """
 
 import asyncio
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.query import ServersNeeded, Wanted
-from proxy.catalog import (
+from proxy.access.features import (
     Named,
     OutOfScope,
     Refusal,
@@ -24,6 +23,7 @@ from proxy.catalog import (
     resolve_call,
     target,
 )
+from proxy.access.query import ServersNeeded, Wanted
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.catalog import is_usable
+from proxy.access.features import is_usable
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.sessions import SessionKeeper

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from psycopg.types.json import Jsonb
 
 from proxy.access.decision import AssignedServer, Grant
+from proxy.access.features import AliasMissing, Refusal, identity_refusal, is_usable, server_of, target, without_alias
 from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.catalog import AliasMissing, Refusal, identity_refusal, is_usable, server_of, target, without_alias
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable

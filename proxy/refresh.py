@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.access.decision import AssignedServer
-from proxy.catalog import Refusal
+from proxy.access.features import Refusal
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.refresh import STATEMENTS, NotRenewed, Renewal, Statement, renewal
 from proxy.store.state import State

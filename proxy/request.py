@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
+from proxy.access.features import Named, named
 from proxy.access.query import Access, AccessQuery, TokenDigests
-from proxy.catalog import Named, named
 from proxy.config import Config
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 from proxy.access.decision import Grant
-from proxy.catalog import IdentityUnreadable, identity_refusal, server_refusal, target
+from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target
 from proxy.request import McpRequest
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable

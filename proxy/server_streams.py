@@ -15,6 +15,11 @@ from functools import partial
 from uuid import uuid4
 
 from proxy.access.decision import AssignedServer, Grant
+from proxy.access.features import (
+    IdentityUnreadable,
+    Refusal,
+    target,
+)
 from proxy.access.query import Access, AccessQuery
 from proxy.audiences import (
     KINDS,
@@ -34,11 +39,6 @@ from proxy.audiences import (
     wishes,
 )
 from proxy.carrier import COMPLETED, LOGGED, Carriage, Carrier
-from proxy.catalog import (
-    IdentityUnreadable,
-    Refusal,
-    target,
-)
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable
 from proxy.session_calls import PROGRESS, Use

@@ -14,7 +14,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.models import Actor, Event, Switchable
+from auditlog.models import Actor, Event
+from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from wire import versions
@@ -503,7 +504,7 @@ class Identity(Versioned, Switchable):
                 raise HeldDisabled(HeldDisabled.__doc__)
             super().enable(by=by)
 
-    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         self.disabled_by_id = None if on or by is None else by.pk
         return {"disabled_by": self.disabled_by_id}
 

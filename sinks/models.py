@@ -20,7 +20,8 @@ from accounts.models import User
 from auditlog import committed
 from auditlog.actions import Action
 from auditlog.committed import NEAR
-from auditlog.models import Actor, Call, Checkpoint, Event, Switchable
+from auditlog.models import Actor, Call, Checkpoint, Event
+from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import cipher
@@ -399,7 +400,7 @@ class Sink(Versioned, Switchable):
             row.must_be(seen)
             super().disable(by=by)
 
-    def _switched(self, on: bool, by: Actor | None) -> dict[str, Any]:
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         return {"retry_at": None, "failures": 0} if on else {}
 
     def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:

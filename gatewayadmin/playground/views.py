@@ -38,7 +38,7 @@ from gatewayadmin.playground.page import KINDS, Chosen, History, form_again, oth
 from gatewayadmin.playground.results import result_of
 from gateways.models import Gateway
 from oauth.models import Binding
-from proxy.catalog import Named
+from proxy.access.features import Named
 from tokens.models import AlreadyRevoked
 from ui.clients import call_texts
 from ui.pages import AppRequest

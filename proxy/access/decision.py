@@ -1,4 +1,7 @@
-"""What the database says of a request, and the decision about it (docs/reference/decision-order.md, rows 1 to 11)."""
+"""What the database says of a request, and the decision about token, connection, host and gateway.
+
+Rows 1 to 11 of docs/reference/decision-order.md; rows 13 to 15, about what is called, are in features.py.
+"""
 
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network

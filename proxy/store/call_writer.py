@@ -236,7 +236,7 @@ class CallWriter(GroupCommit[bytes, None]):
 
     async def _write(self, connection: PgConnection, batch: list[Line]) -> None:
         self._observe(len(batch))
-        error = await _write_error(connection, [copy_line for copy_line, _ in batch], singly=self.comes_singly)
+        error = await _insert_rows(connection, [copy_line for copy_line, _ in batch], singly=self.comes_singly)
         if error is None:
             for _, future in batch:
                 resolve(future, None)
@@ -247,7 +247,7 @@ class CallWriter(GroupCommit[bytes, None]):
         """Write the rows of a refused batch one by one; only those at fault are lost."""
         lasting_error = None
         for copy_line, future in batch:
-            refusal = await _write_error(connection, [copy_line]) if len(batch) > 1 else error
+            refusal = await _insert_rows(connection, [copy_line]) if len(batch) > 1 else error
             if refusal is None:
                 resolve(future, None)
                 continue
@@ -268,7 +268,7 @@ class CallWriter(GroupCommit[bytes, None]):
         await connection.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
 
 
-async def _write_error(
+async def _insert_rows(
     connection: PgConnection, lines: list[bytes], *, singly: bool = False
 ) -> StatementRejected | None:
     """Why a row among these was refused, None when all are committed; raises what is no row's fault."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from proxy.catalog import IdentityUnreadable, credential_of
+from proxy.access.features import IdentityUnreadable, credential_of
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.call_writer import CallRow

@@ -29,7 +29,7 @@ from wire.trace_context import Trace
 
 if TYPE_CHECKING:
     from proxy.access.decision import AssignedServer, Grant
-    from proxy.catalog import Named
+    from proxy.access.features import Named
     from proxy.config import Traces
     from proxy.request import McpRequest
     from proxy.response import Response

@@ -8,8 +8,7 @@ import pytest
 from auditlog.detail import Detail
 from auditlog.models import Call, Outcome
 from auditlog.reasons import OUTCOMES, REASONS, reason_of
-from proxy import catalog
-from proxy.access import decision
+from proxy.access import decision, features
 from wire.errors import UpstreamError
 
 
@@ -37,7 +36,7 @@ def faults_of(kind: type[UpstreamError] = UpstreamError) -> set[str]:
 
 
 def test_every_reason_the_proxy_can_give_has_a_sentence() -> None:
-    given = set(decision.DENIALS) | set(catalog.SENTENCES) | faults_of()
+    given = set(decision.DENIALS) | set(features.SENTENCES) | faults_of()
 
     assert given - set(REASONS) == set()
 

@@ -21,8 +21,8 @@ from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Reach, ToolPolicy
 from hosts.models import Host
 from oauth.models import Binding
-from proxy import verdicts
-from proxy.catalog import Named
+from proxy import dry_run
+from proxy.access.features import Named
 from servers.models import AuthType, Identity, Server
 from tests import make
 from tests.conftest import SignIn
@@ -202,7 +202,7 @@ def test_an_act_leads_back_to_a_page_of_this_site_only(back: str, scene: Scene, 
 
 def test_every_reason_a_verdict_can_give_says_what_ends_it() -> None:
     lasting = {"wrong_gateway", "unknown_tool", "alias_missing", "identity_unreadable"}
-    given = {*verdicts._PASSED, *verdicts._PASSED_AT_SERVER, "not_connected", "no_token"}
+    given = {*dry_run._PASSED, *dry_run._PASSED_AT_SERVER, "not_connected", "no_token"}
 
     assert given - set(REMEDIES) - set(OWNERS) == set()
     assert lasting.isdisjoint(given)

@@ -12,7 +12,7 @@ from gatewayadmin.config import environment
 from gatewayadmin.serving import health, housekeeping, stored_metrics
 from proxy import app, metrics
 from proxy.access.decision import DENIALS
-from proxy.catalog import SENTENCES
+from proxy.access.features import SENTENCES
 from tests.docs.pages import ROOT, first_column
 from wire import token_text
 from wire.errors import UpstreamError

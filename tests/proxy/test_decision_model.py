@@ -26,9 +26,9 @@ from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature
 from proxy.access.decision import decide
+from proxy.access.features import TOOL, Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
 from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.catalog import TOOL, Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
-from proxy.verdicts import Verdict
+from proxy.dry_run import Verdict
 from servers.models import AuthType, Identity
 from tests import make
 from tests.api.world import holder

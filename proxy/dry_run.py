@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant, decide
-from proxy.access.query import NOTHING, ServersNeeded, Wanted
-from proxy.catalog import (
+from proxy.access.features import (
     TOOL,
     AliasMissing,
     IdentityUnreadable,
@@ -23,6 +22,7 @@ from proxy.catalog import (
     lookup_key,
     resolve_call,
 )
+from proxy.access.query import NOTHING, ServersNeeded, Wanted
 from wire.cipher import Cipher
 
 

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
 from capabilities import NOBODY, own_resource
-from connections.carried import CarriedRow, OwnConnection, with_carried
+from connections.carried_identities import CarriedRow, OwnConnection, with_carried
 from connections.models import Connection, ConnectionFault, ConnectionQuerySet
 from gateways.models import Assignment
 from oauth.forms import NEW, IdentityForm

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import pytest
 
 from proxy.access.decision import AssignedServer
-from proxy.catalog import AliasMissing, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
+from proxy.access.features import AliasMissing, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
 from wire.tool_names import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)

@@ -1,0 +1,42 @@
+"""The base of models that can be disabled: the switch, its two verbs, and the event of each flip."""
+
+from typing import Any, Self
+
+from django.db import models, transaction
+
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+
+
+class Switchable(models.Model):
+    """Base of models that can be disabled and enabled; the proxy reads the switch on every request."""
+
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        abstract = True
+
+    def disable(self, *, by: Actor | None) -> None:
+        """Disable; the next request that depends on this row is refused. It can be enabled again."""
+        self._set_enabled(on=False, by=by)
+
+    def enable(self, *, by: Actor | None) -> None:
+        """Switch on again; everything works as before."""
+        self._set_enabled(on=True, by=by)
+
+    def _set_enabled(self, *, on: bool, by: Actor | None) -> None:
+        with transaction.atomic():
+            row = self.lock()
+            if row.enabled != on:
+                type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._further_columns(on, by))
+                action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
+                Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
+        self.enabled = on
+
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        """Further columns that a flip changes."""
+        return {}
+
+    def lock(self) -> Self:
+        """This row as it is now, locked until the transaction ends."""
+        return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
