@@ -13,7 +13,6 @@ from django.db.models import Q, QuerySet
 from django.http import HttpResponse
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
@@ -24,7 +23,7 @@ from auditlog.search.keyset import Cursor, page
 from capabilities import own_resource
 from connections.models import Connection
 from gateways.models import Gateway
-from ui.pages import AppRequest, show, text_of
+from ui.pages import AppRequest, moment_of, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # For so long a page asks for itself; then somebody has to say that they still wait.
 LOOKED_AT = timedelta(hours=1)  # A page that is open longer looks back no further.
@@ -110,7 +109,7 @@ class Wait:
         query = request.GET
         connection = own_connection(request.user, query.get("connection", ""))
         gateway = Gateway.objects.reachable_by(request.user).filter(slug=text_of(query, "gateway")).first()
-        since, until = moment(query.get("since", "")), moment(query.get("until", ""))
+        since, until = moment_of(query, "since"), moment_of(query, "until")
         apart = "apart" in query
         wait = cls.begin(request.user, since, gateway=gateway, connection=connection, apart=apart)
         return wait if until is None else replace(wait, until=min(until, wait.until))
@@ -178,15 +177,6 @@ def own_connection(user: User, pk: str) -> Connection | None:
     except ValueError:
         return None
     return rows.select_related("host", "gateway", "user").first()
-
-
-def moment(text: str) -> datetime | None:
-    """A moment with its zone from a query string; None when it is none."""
-    try:
-        at = parse_datetime(text)
-    except ValueError:
-        return None
-    return at if at and at.tzinfo else None
 
 
 @never_cache

@@ -180,6 +180,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     Action.SECURITY_KEY_RENAMED: (
         "{self} renamed their security key {old_key} to {security_key}.",
         "{actor} renamed the security key {old_key} of {target} to {security_key}.",
+        "{actor} renamed a security key of {target}.",
     ),
     Action.SAVED_VIEW_CREATED: ("{actor} saved the view {target} of the log.",),
     Action.SAVED_VIEW_REMOVED: ("{actor} removed the view {target} of the log.",),

@@ -18,13 +18,13 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import ENDINGS, Call
-from auditlog.own_calls import PATIENCE, OwnCall, moment
+from auditlog.own_calls import PATIENCE, OwnCall
 from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment
 from oauth.redirect_uris import LOOPBACK
 from servers.models import BUILT_IN_URL, Server
-from ui.pages import AppRequest, answer, show
+from ui.pages import AppRequest, answer, moment_of, show
 
 # Whoever may do one of the steps sees them all.
 SETS_UP = (
@@ -161,7 +161,7 @@ def _mail_step() -> Step:
 @requires(*SETS_UP)
 def steps(request: AppRequest) -> HttpResponse:
     """The steps as they are now, for the page that shows them; 204 while that is what it shows already."""
-    setup = Setup.of(request.user, moment(request.GET.get("until", "")))
+    setup = Setup.of(request.user, moment_of(request.GET, "until"))
     if request.htmx and setup and request.GET.get("seen") == setup.mark:
         return HttpResponse(status=204)
     return show(request, "setup_steps.html", {"setup": setup})

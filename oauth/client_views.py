@@ -9,7 +9,7 @@ from django.http import HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
-from auditlog.own_calls import Wait, moment, own_connection
+from auditlog.own_calls import Wait, own_connection
 from capabilities import Capability, own_resource
 from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection
@@ -18,7 +18,7 @@ from hosts.models import HostKind
 from tokens.snippets import example_call
 from tokens.visibility import hosts_for
 from ui.clients import client_of, clients, shown
-from ui.pages import AppRequest, show
+from ui.pages import AppRequest, moment_of, show
 
 WAYS = ("browser", "token")
 
@@ -35,7 +35,7 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
         client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
         context |= {"clients": clients(), "client": client}
         context |= {"browser": shown(client, "browser", **place), "token": shown(client, "token", **place)}
-        context["wait"] = Wait.begin(request.user, moment(request.GET.get("since", "")), gateway=gateway)
+        context["wait"] = Wait.begin(request.user, moment_of(request.GET, "since"), gateway=gateway)
     return show(request, "oauth/how_to_connect.html", context)
 
 
@@ -56,7 +56,7 @@ def client(request: AppRequest) -> HttpResponse:
         agent = connection is not None and connection.host.kind == HostKind.TOKEN
         context |= _instructions(request, gateway, asked.get("how", "") or ("token" if agent else ""))
         context["lacks"] = _lacks(request, gateway, connection)
-        since = moment(asked.get("since", ""))
+        since = moment_of(asked, "since")
         context["wait"] = Wait.begin(request.user, since, gateway=gateway, connection=connection)
     return show(request, "oauth/client.html", context)
 

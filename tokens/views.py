@@ -12,8 +12,6 @@ from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
-from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -49,6 +47,7 @@ from ui.pages import (
     clash_context,
     confirm,
     leave,
+    moment_of,
     page_of,
     posted,
     refuse,
@@ -94,8 +93,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @own_resource("one's own notices")
 def dismiss(request: AppRequest) -> HttpResponse:
     """Tell no more of what was shown; what happened since then is."""
-    shown = parse_datetime(request.POST.get("until", ""))
-    if shown is not None and timezone.is_aware(shown):
+    if shown := moment_of(request.POST, "until"):
         request.user.dismiss_notices(shown)
     return leave(request, reverse("overview"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -12,6 +13,7 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.utils.cache import patch_vary_headers
+from django.utils.dateparse import parse_datetime
 from django.utils.http import url_has_allowed_host_and_scheme
 from django_htmx.http import reswap, retarget, trigger_client_event
 from django_htmx.middleware import HtmxDetails
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from accounts.models import User
 
 PAGE_SIZE = 50
+YEARS = range(1970, 9999)  # Those in which something can have happened.
 NAMED_FIRST = 5  # As many things a question names; of the rest it tells the number.
 NOTHING_IS_DELETED = "Nothing is deleted."
 
@@ -195,6 +198,18 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 def text_of(values: QueryDict, name: str) -> str:
     """What a query string or a form says under this name, without the NULs that no column can hold."""
     return str(values.get(name, "")).replace("\0", "")
+
+
+def moment_of(values: QueryDict, name: str) -> datetime | None:
+    """The moment, with its zone, that a query string or a form says under this name; None when it is none.
+
+    Nor are those outside `YEARS`, which no other zone, or not the database, could hold.
+    """
+    try:
+        at = parse_datetime(values.get(name, ""))
+    except ValueError:
+        return None
+    return at if at and at.tzinfo and at.year in YEARS else None
 
 
 def switch_target(request: HttpRequest, kind: str, key: object) -> str:

@@ -35,13 +35,13 @@ from auditlog.search.query_language import (
     lone_id,
     parse,
 )
+from ui.pages import YEARS
 
 PAGE_SIZE = 50
 MOST_VALUES = 20  # Of one filter.
 ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
-YEARS = range(1970, 9999)
 _WALL = "%Y-%m-%dT%H:%M"
 
 # The filters that take several values and leave others out, in their order beside the list.

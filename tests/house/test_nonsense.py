@@ -238,6 +238,12 @@ def signed_in(site: Site) -> tuple[Client, str]:
     return site.holding(ALL), ""
 
 
+def with_password(site: Site) -> tuple[Client, str]:
+    client = Client()
+    client.force_login(make.user())
+    return client, ""
+
+
 # Forms of others' views and of people who are nobody yet, each with who sends it, and where if that is made.
 SIGNING_IN = {
     "account_login": nobody,
@@ -246,7 +252,7 @@ SIGNING_IN = {
     "accounts:join": joining,
     "sso:begin": nobody,
     "mfa_authenticate": halfway,
-    "account_change_password": signed_in,
+    "account_change_password": with_password,
     "account_reauthenticate": signed_in,
     "mfa_reauthenticate": signed_in,
     "mfa_reauthenticate_webauthn": signed_in,

@@ -8,6 +8,7 @@ import hmac
 import secrets
 import ssl
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -88,7 +89,10 @@ class Cluster:
             settings = {"bootstrap.servers": self.bootstraps, "group.id": "tests", "log_level": 0}
             self._consumer = Consumer({**settings, "enable.auto.commit": False, "isolation.level": "read_uncommitted"})
             self._consumer.assign([TopicPartition(self.topic, number, 0) for number in range(4)])
-        while found := self._consumer.consume(1000, 0.3):
+        ends = (self._consumer.get_watermark_offsets(TopicPartition(self.topic, n), timeout=30) for n in range(4))
+        most, deadline = sum(end for _, end in ends), time.monotonic() + 30
+        while len(self._kept) < most and time.monotonic() < deadline:
+            found = self._consumer.consume(1000, 0.1)
             self._kept += [(one.key() or b"", one.value() or b"") for one in found if one.error() is None]
         return [*self._kept]
 
