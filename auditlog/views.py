@@ -236,6 +236,7 @@ def _listed(
             with_arguments=request.user.has_perm(Capability.LOGS_PAYLOADS),
         ),
         "columns": columns.shown(shown),
+        "are_usual": columns.are_usual(columns.shown(shown)),
         "choices": [
             (column.name, column.label, column.name in shown.columns)
             for column in columns.COLUMNS

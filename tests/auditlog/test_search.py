@@ -367,8 +367,7 @@ def test_a_filter_opens_with_its_values_under_the_other_filters(ana: User, sign_
     narrowed = text(client.get("/logs/values/host/?outcome=denied"))
 
     bot = "CI &lt;b&gt;bot&lt;/b&gt;"
-    number = f'<span class=count data-count="facet.calls" data-of="host:{ci}">3</span>'
-    assert f'name=host value="{ci}"><span>{bot}</span></label>{number}' in opened
+    assert f'name=host value="{ci}"><span>{bot}</span></label><span class=count>3</span>' in opened
     assert f'value="{nightly}" checked><span>Nightly</span>' in opened
     assert f'name=not_host value="{nightly}" aria-label="Not Nightly" checked' in left_out
     assert "<b>Host is not</b> Nightly" in left_out
@@ -382,8 +381,7 @@ def test_ticked_values_stay_ticked_and_others_can_be_ticked(ana: User, sign_in: 
 
     opened = text(sign_in(ana).get("/logs/values/outcome/?outcome=denied"))
 
-    number = '<span class=count data-count="facet.calls" data-of="outcome:denied">1</span>'
-    assert f'value="denied" checked><span>denied</span></label>{number}' in opened
+    assert 'value="denied" checked><span>denied</span></label><span class=count>1</span>' in opened
     assert 'type="hidden" form="log" name="open" value="outcome"' in opened
 
 
