@@ -23,7 +23,7 @@ from auditlog.export import TYPES, Export, TooManyExports, file_response, too_ma
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.remedies import cause, is_a_switch, of_call
 from auditlog.search import facets, filters, look, snapshot
-from auditlog.search.criteria import COUNT_LIMIT, Search, SearchPage
+from auditlog.search.criteria import Search, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS
 from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
@@ -150,7 +150,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     context = {
         "facet": found,
         "filters": call_filter,
-        "newest": f"{COUNT_LIMIT:,}",
+        "newest": f"{facets.COUNTED:,}",
         "query": call_filter.query,
         "list_url": reverse("auditlog:calls"),
     }
@@ -261,7 +261,7 @@ def _listed(
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
         "facets": facets.facets(call_filter, search, open_facets),
-        "newest": f"{COUNT_LIMIT:,}",
+        "newest": f"{facets.COUNTED:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
         "current_view": call_filter.without("live"),
