@@ -63,7 +63,10 @@ def _usual(request: AppRequest) -> Look:
 
 def _only_call(call_filter: CallFilter) -> Call | None:
     """The call that a pasted id leads to; None when there are several, or none."""
-    rows = call_filter.search().page(None, 2).page.rows
+    search = call_filter.search()
+    if search.count().number != 1:
+        return None
+    rows = search.page(None, 2).page.rows
     return rows[0] if len(rows) == 1 else None
 
 
@@ -222,7 +225,7 @@ def _listed(
     count = None if call_filter.error else search.count()
     shown_in = search if now is None else snapshot.search_in(search, now)
     # To find the first of what is nowhere, PostgreSQL would read the log from its end.
-    result = _page(call_filter, shown_in, cursor, size) if count and (count.number or not count.is_all) else NO_PAGE
+    result = _page(call_filter, shown_in, cursor, size) if count and not count.is_none else NO_PAGE
     shown = call_filter.look
     sampled = count is not None and count.is_large
     bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
@@ -260,7 +263,7 @@ def _listed(
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
-        "facets": facets.facets(call_filter, search, open_facets),
+        "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),
         "newest": f"{facets.COUNTED:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,

@@ -216,6 +216,11 @@ class RowCount(NamedTuple):
     is_all: bool
 
     @property
+    def is_none(self) -> bool:
+        """Whether there is not one."""
+        return self.is_all and not self.number
+
+    @property
     def is_large(self) -> bool:
         """Whether they are too many to read them all."""
         return not self.is_all or self.number > COUNT_LIMIT
@@ -267,6 +272,7 @@ class Search:
         self.until = until
         self.known = known or Known()
         self._floors: dict[int, datetime | None] = {}
+        self._count: RowCount | None = None
 
     @property
     def is_direct(self) -> bool:
@@ -290,6 +296,8 @@ class Search:
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
+        if self._count and self._count.is_all and self._count.number <= most:
+            self._floors.setdefault(most, None)
         if most not in self._floors:
             floors = (near._reach(None, OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
             self._floors[most] = next(filter(None, floors), None)
@@ -361,10 +369,15 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell.
+        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell. Counted once.
 
         Few are counted in the log itself, which has rows that the roll-ups get a quarter of an hour later.
         """
+        if self._count is None:
+            self._count = self._counted()
+        return self._count
+
+    def _counted(self) -> RowCount:
         rows, floor = self.recent(COUNT_LIMIT)
         if floor is None:
             return count_rows(rows.order_by("-created_at"))

@@ -98,12 +98,19 @@ class Facet(NamedTuple):
     takes_text: bool
 
 
-def facets(call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST) -> list[Facet]:
-    """The filters beside the list of this search: with their values those that are set, were opened, or are `first`."""
+def facets(
+    call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST, *, any_call: bool = True
+) -> list[Facet]:
+    """The filters beside the list of this search: with their values those that are set, were opened, or are `first`.
+
+    Not `any_call`: the search is known to have found none.
+    """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]
     apart = [name for name in shown if call_filter.values[name] or call_filter.values[NOT + name]]
-    found = facet_values(search, [FILTERS[name] for name in shown if name not in apart])
+    together = [FILTERS[name] for name in shown if name not in apart]
+    nothing = {field.name: FacetValues([], 0, False) for field in together}
+    found = facet_values(search, together) if any_call else nothing
     for name in apart:  # What a value would leave, if it were chosen instead.
         found |= facet_values(call_filter.search(apart_from=name), [FILTERS[name]])
     return [_facet(call_filter, name, found.get(name)) for name in names]

@@ -268,7 +268,14 @@ class CallFilter(forms.Form):
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:
-        """The calls that match; `apart_from` leaves one filter out."""
+        """The calls that match; `apart_from` leaves one filter out. What one search found, it knows."""
+        return self._searched(apart_from) if apart_from else self._whole
+
+    @cached_property
+    def _whole(self) -> Search:
+        return self._searched("")
+
+    def _searched(self, apart_from: str) -> Search:
         of_filters = (one for name, each in self._of_filters.items() if name != apart_from for one in each)
         return Search([*self._of_words, *of_filters], *self._between, self._known)
 
