@@ -244,6 +244,7 @@ class Catalogue:
     def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, expected: slice = slice(0, 0)) -> None:
         self._viewer = viewer
         self._features = self._narrowed(values)
+        self._is_narrowed = any(values.get(name) for name in ("q", "effect", "server", "server_ids", "show"))
         self.tells_use = viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
@@ -369,26 +370,43 @@ class Catalogue:
     def _entries(self, rows: list[Row]) -> list[Entry]:
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
         at = RawSQL(PLACES, [[row.server for row in rows], [row.name for row in rows]])  # noqa: S611  (a constant)
-        found: Any = self._features.filter(pk__in=at).order_by("-first_seen_at", "-pk")
-        firsts = {(server, name): pk for pk, server, name in found.values_list("pk", "assignment__server", "name")}
+        places = self._places(at)
+        listed = {*self._features.filter(pk__in=at).values_list("pk", flat=True)} if self._is_narrowed else None
+        # Of each the first that any of its gateways learnt, among those that the list is narrowed to.
+        newest = sorted(places, key=lambda place: (place.first_seen_at, place.pk), reverse=True)
+        firsts = {
+            (place.assignment.server_id, place.name): place.pk
+            for place in newest
+            if listed is None or place.pk in listed
+        }
         known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
         by_tool = {
             (row.server, row.name): Entry(known[pk], row.calls)
             for row in rows
             if (pk := firsts.get((row.server, row.name))) in known
         }
-        everywhere = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at)
-        texts = ("description", "input_schema", "approved", "shown", "offered")
-        # Of servers and gateways there are few: each is read once.
-        shared = ("assignment__server", "assignment__gateway")
-        detailed = everywhere.select_related("assignment").prefetch_related(*shared).defer(*texts)
-        for place in detailed.order_by("assignment__gateway__name", "assignment__alias"):
+        for place in places:
             if entry := by_tool.get((place.assignment.server_id, place.name)):
                 entry.places.append(place)
         entries = list(by_tool.values())
         if self.tells_use:
             self._tell_use(entries)
         return entries
+
+    def _places(self, at: RawSQL) -> list[Feature]:
+        """These features as far as the list tells of them, by their gateways."""
+        told = ("name", "exposed_name", "enabled", "state", "kind", "offered_hash", "missing_since", "first_seen_at")
+        of_assignment = ("server", "gateway", "alias", "enabled", "tool_policy")
+        shown: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at).select_related("assignment")
+        shown = shown.order_by("assignment__gateway__name", "assignment__alias")
+        places = list(shown.only(*told, *(f"assignment__{name}" for name in of_assignment)))
+        # Of servers and gateways there are few: each is read once.
+        assignments = [place.assignment for place in places]
+        gateways = Gateway.objects.in_bulk({one.gateway_id for one in assignments})
+        servers = Server.objects.in_bulk({one.server_id for one in assignments})
+        for one in assignments:
+            one.gateway, one.server = gateways[one.gateway_id], servers[one.server_id]
+        return places
 
     def _tell_use(self, entries: list[Entry]) -> None:
         """How often each was called, and when the last time."""
