@@ -340,7 +340,8 @@ def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in
     ) as asked:
         client.get(path.format(id=uuid4()))
 
-    statements = [one["sql"] for one in asked.captured_queries if "auditlog_call" in one["sql"]]
+    of_log = [one["sql"] for one in asked.captured_queries if "auditlog_call" in one["sql"]]
+    statements = [sql for sql in of_log if "pg_inherits" not in sql]  # Which partitions there are, is none of the log.
     assert statements
     with connection.cursor() as cursor:
         # So few rows are read at once whatever there is; what counts is that there is another way.
