@@ -81,7 +81,7 @@ def stopped_above() -> Q:
     narrowed = Gateway.objects.exclude(reach=Reach.EVERYONE).order_by()
     uses_all = Q(is_superuser=True) | Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
     reaching = User.objects.filter(uses_all).order_by()
-    unreached = ~Q(user__in=reaching.values("pk")) & ~Exists(_through_team())
+    unreached = ~Q(user__in=reaching.values("pk")) & ~Q(Exists(_through_team()))
     return off | (Q(gateway__in=narrowed.values("pk")) & unreached)
 
 

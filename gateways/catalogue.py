@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import Book, book
+from auditlog.rollups.reading import Book, array, book
 from auditlog.rollups.schema import DAYS
 from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
@@ -442,7 +442,7 @@ class Catalogue:
         for gateway, server, name in called:
             named[numbered[id(known[gateway, server, name])], server, name].add(str(gateway))
         numbers, servers, names = ([key[n] for key in named] for n in range(3))
-        columns: list[Any] = [[_array(gateways) for gateways in named.values()], servers, names]
+        columns: list[Any] = [[array(gateways) for gateways in named.values()], servers, names]
         with connection.cursor() as cursor:
             cursor.execute(LAST_CALLS, [numbers, *columns, *Period.of(SPAN).bounds])
             for n, last in cursor.fetchall():
@@ -454,7 +454,7 @@ class Catalogue:
         places = [place for entry in entries for place in entry.places]
         gateways = list({place.assignment.gateway_id for place in places})
         servers = [entry.server.pk for entry in entries]
-        names = [_array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
+        names = [array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
         numbers = list(range(len(entries)))
         most = 1 if of_all else MOST_COUNTED + 1
         with connection.cursor() as cursor:
@@ -468,9 +468,3 @@ class Catalogue:
 def _knows_days_of(period: Period) -> bool:
     with book() as opened:
         return opened.knows_days_from(period.since)
-
-
-def _array(names: Iterable[str]) -> str:
-    """These names as PostgreSQL writes an array: arrays of arrays must all be equally long, texts need not."""
-    quoted = (name.replace("\\", "\\\\").replace('"', '\\"') for name in names)
-    return "{" + ",".join(f'"{name}"' for name in quoted) + "}"

@@ -262,6 +262,7 @@ class Search:
         conditions: Sequence[Condition | Either | Criterion],
         since: datetime | None = None,
         until: datetime | None = None,
+        *,
         known: Known | None = None,
     ) -> None:
         self.base = without_payloads()

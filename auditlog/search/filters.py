@@ -277,7 +277,7 @@ class CallFilter(forms.Form):
 
     def _searched(self, apart_from: str) -> Search:
         of_filters = (one for name, each in self._of_filters.items() if name != apart_from for one in each)
-        return Search([*self._of_words, *of_filters], *self._between, self._known)
+        return Search([*self._of_words, *of_filters], *self._between, known=self._known)
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
