@@ -297,8 +297,8 @@ class Search:
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
-        if self._count and self._count.is_all and self._count.number <= most:
-            self._floors.setdefault(most, None)
+        if self.is_direct and self._count and self._count.is_all and self._count.number <= most:
+            self._floors.setdefault(most, None)  # So many rows are in the index, too.
         if most not in self._floors:
             floors = (near._reach(None, OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
             self._floors[most] = next(filter(None, floors), None)
