@@ -222,7 +222,8 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
 
 
 def _tools(user: User, name: str) -> Iterator[Thing]:
-    for tool in Catalogue(user, {"q": name})[:SHOWN]:
+    # By name alone, which an index holds; the page of tools looks into their words as well.
+    for tool in Catalogue(user, {"name": name}, expected=slice(0, SHOWN), tells_use=False)[:SHOWN]:
         at = reverse("gateways:tool", args=[tool.feature.pk])
         yield Thing("Tools", Entry(tool.feature.name, at, "tool", note=tool.server.name), [])
 

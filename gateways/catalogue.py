@@ -235,17 +235,26 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, narrowed and sorted; a sequence of entries of which slices are asked for.
 
-    How often and when a tool was called is told to who may read the log; for others that is neither a way to sort nor
-    to narrow, and `period` is None. It says over which time calls are counted, and `looked_up` for the last of each.
+    How often and when a tool was called is told to who may read the log; for others, and for who does not ask
+    (`tells_use`), that is neither a way to sort nor to narrow, and `period` is None. It says over which time calls are
+    counted, and `looked_up` for the last of each.
     """
 
     ordered = True
 
-    def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, expected: slice = slice(0, 0)) -> None:
+    def __init__(
+        self,
+        viewer: User,
+        values: dict[str, Any],
+        sort: str = "",
+        *,
+        expected: slice = slice(0, 0),
+        tells_use: bool = True,
+    ) -> None:
         self._viewer = viewer
         self._features = self._narrowed(values)
-        self._is_narrowed = any(values.get(name) for name in ("q", "effect", "server", "server_ids", "show"))
-        self.tells_use = viewer.has_perm(Capability.LOGS_READ)
+        self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
+        self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
@@ -269,6 +278,8 @@ class Catalogue:
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
+        if name := values.get("name"):
+            tools = tools.filter(exposed_name__icontains=name)
         if effects := values.get("effect"):
             tools = tools.filter(effect_claimed__in=effects)
         if servers := values.get("server"):

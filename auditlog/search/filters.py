@@ -276,7 +276,8 @@ class CallFilter(forms.Form):
         return self._searched("")
 
     def _searched(self, apart_from: str) -> Search:
-        of_filters = (one for name, each in self._of_filters.items() if name != apart_from for one in each)
+        asked = (each for name, each in self._of_filters.items() if name != apart_from or name in self.scope)
+        of_filters = (one for each in asked for one in each)
         return Search([*self._of_words, *of_filters], *self._between, known=self._known)
 
     @cached_property
@@ -299,8 +300,8 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _of_filters(self) -> dict[str, list[Criterion]]:
-        """What each filter asks of a row; that of the tab has no name here, since nothing is apart from it."""
-        return {"" if name in self.scope else name: list(self._of_filter(name)) for name in FILTERS}
+        """What each filter asks of a row."""
+        return {name: list(self._of_filter(name)) for name in FILTERS}
 
     def _of_filter(self, name: str) -> Iterator[Criterion]:
         field = FILTERS[name]
