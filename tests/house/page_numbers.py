@@ -115,6 +115,7 @@ class Page(HTMLParser):
         return self.open[-1] if self.open else Element("", {}, "")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._end_before(tag)
         values = {name: value or "" for name, value in attrs}
         around = self.around
         if tag in APART:
@@ -134,6 +135,13 @@ class Page(HTMLParser):
             self.open.append(element)
         else:
             self._ended(element)
+
+    def _end_before(self, tag: str) -> None:
+        """End the cell or the row before one that begins: HTML does without their closing tags."""
+        ended = {"tr": {"td", "th", "tr"}, "td": {"td", "th"}, "th": {"td", "th"}}.get(tag, set())
+        table = max((place for place, one in enumerate(self.open) if one.tag == "table"), default=-1)
+        while any(one.tag in ended for one in self.open[table + 1 :]):
+            self._ended(self.open.pop())
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
