@@ -15,6 +15,7 @@ from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog.matching import holds
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, array, book
@@ -279,7 +280,7 @@ class Catalogue:
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
         if name := values.get("name"):
-            tools = tools.filter(exposed_name__icontains=name)
+            tools = tools.filter(holds("exposed_name", name))
         if effects := values.get("effect"):
             tools = tools.filter(effect_claimed__in=effects)
         if servers := values.get("server"):
