@@ -16,7 +16,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from auditlog.models import Call
-from auditlog.search.look import Look
+from auditlog.search.look import DEFAULT_COLUMNS, Look
 from auditlog.templatetags.calls import moment, ms, size
 
 LONGEST_ARGUMENTS = 160  # Characters of them in a row.
@@ -126,6 +126,7 @@ class Row(NamedTuple):
 def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[Row]:
     """The rows of a page; `with_arguments` for those who may see recorded payloads."""
     columns, arguments = shown(look), _arguments(calls) if with_arguments else {}
+    usual = are_usual(columns)
     today = timezone.now().astimezone(zone).date()
     return [
         Row(
@@ -134,16 +135,24 @@ def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_argum
             format_html_join(
                 "",
                 "<td{}>{}",
-                ((_attributes(column, call), column.cell(call, arguments.get(call.pk, ""))) for column in columns),
+                (
+                    (_attributes(column, call, usual=usual), column.cell(call, arguments.get(call.pk, "")))
+                    for column in columns
+                ),
             ),
         )
         for call in calls
     ]
 
 
-def _attributes(column: Column, call: Call) -> SafeString:
+def are_usual(columns: Sequence[Column]) -> bool:
+    """Whether they are those of who has chosen none: of these the style sheet knows which step back, by their place."""
+    return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
+
+
+def _attributes(column: Column, call: Call, *, usual: bool) -> SafeString:
     # Short, since there are five hundred cells: `data-p` is the priority of the column.
-    text = f" data-p={column.priority}" if column.priority else ""
+    text = f" data-p={column.priority}" if column.priority and not usual else ""
     if column.is_number:
         text += " class=number"
     if column.name == "duration":

@@ -20,10 +20,10 @@ from auditlog import columns, replica
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
-from auditlog.models import ENDINGS, Call, Event
+from auditlog.models import ENDINGS, Call, Event, moment_of
 from auditlog.remedies import cause, is_a_switch, of_call
 from auditlog.search import facets, filters, look, snapshot
-from auditlog.search.criteria import COUNT_LIMIT, Search, SearchPage
+from auditlog.search.criteria import Search, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS
 from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
@@ -50,7 +50,7 @@ def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
     call_filter = CallFilter(request.GET, look=_usual(request))
-    if call_filter.pasted_id and (row := _only_call(call_filter)):
+    if (uid := call_filter.pasted_id) and (row := _only_call(call_filter, uid)):
         page = reverse("auditlog:call", args=[row.uid])
         return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
     return listing(request, "auditlog/calls.html", {}, call_filter)
@@ -61,9 +61,13 @@ def _usual(request: AppRequest) -> Look:
     return Look.of(request.user.log_look)
 
 
-def _only_call(call_filter: CallFilter) -> Call | None:
+def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
     """The call that a pasted id leads to; None when there are several, or none."""
-    rows = call_filter.search().page(None, 2).page.rows
+    search = call_filter.search()
+    # Mostly it is that of a call, whose time says where to look; else it is counted, as its list does.
+    if not Call.objects.filter(uid=uid, created_at__range=moment_of(uid)).exists() and search.count().number != 1:
+        return None
+    rows = search.page(None, 2).page.rows
     return rows[0] if len(rows) == 1 else None
 
 
@@ -150,7 +154,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     context = {
         "facet": found,
         "filters": call_filter,
-        "newest": f"{COUNT_LIMIT:,}",
+        "newest": f"{facets.COUNTED:,}",
         "query": call_filter.query,
         "list_url": reverse("auditlog:calls"),
     }
@@ -222,7 +226,7 @@ def _listed(
     count = None if call_filter.error else search.count()
     shown_in = search if now is None else snapshot.search_in(search, now)
     # To find the first of what is nowhere, PostgreSQL would read the log from its end.
-    result = _page(call_filter, shown_in, cursor, size) if count and (count.number or not count.is_all) else NO_PAGE
+    result = _page(call_filter, shown_in, cursor, size) if count and not count.is_none else NO_PAGE
     shown = call_filter.look
     sampled = count is not None and count.is_large
     bars = histogram(search, sampled=sampled) if shown.chart != look.NONE and count and result.page.rows else None
@@ -236,6 +240,7 @@ def _listed(
             with_arguments=request.user.has_perm(Capability.LOGS_PAYLOADS),
         ),
         "columns": columns.shown(shown),
+        "are_usual": columns.are_usual(columns.shown(shown)),
         "choices": [
             (column.name, column.label, column.name in shown.columns)
             for column in columns.COLUMNS
@@ -259,8 +264,8 @@ def _listed(
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),
         "chips": call_filter.chips(),
-        "facets": facets.facets(call_filter, search, open_facets),
-        "newest": f"{COUNT_LIMIT:,}",
+        "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),
+        "newest": f"{facets.COUNTED:,}",
         "searchable": call_filter.searchable(),
         "is_live": is_live,
         "current_view": call_filter.without("live"),

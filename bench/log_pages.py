@@ -123,7 +123,7 @@ def roll_up() -> None:
     from auditlog.rollups import keeping  # noqa: PLC0415
 
     began, counted = time.monotonic(), 0
-    while (rows := keeping.keep_up(10)) or keeping.days_left():
+    while (rows := keeping.keep_up(10)) or keeping.days_left() or behind():
         counted += rows
         print(f"{counted:,} calls counted, {keeping.days_left()} days left", flush=True)
     with connection.cursor() as cursor:
@@ -133,6 +133,18 @@ def roll_up() -> None:
     print(
         f"{counted:,} calls counted in {time.monotonic() - began:,.0f} s: {Rollup.objects.count():,} roll-ups, {size}"
     )
+
+
+def behind() -> bool:
+    """Whether a window of the roll-ups is yet to be moved to where it should be by now."""
+    from django.utils import timezone  # noqa: PLC0415
+
+    from auditlog.models import RollupState  # noqa: PLC0415
+    from auditlog.rollups import windows  # noqa: PLC0415
+    from auditlog.rollups.schema import HOURS, WINDOWS  # noqa: PLC0415
+
+    state, now = RollupState.objects.first(), HOURS.begin(timezone.now())
+    return state is not None and sum(one.until >= now for one in windows.current(state)) < len(WINDOWS)
 
 
 def fill(rows: int) -> None:

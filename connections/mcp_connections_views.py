@@ -13,7 +13,7 @@ from accounts.models import User
 from capabilities import Capability, requires
 from connections.lists import MCP
 from connections.models import ConnectionQuerySet
-from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, numbers, visible
+from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, known_to, numbers, visible
 from gateways.models import Gateway
 from ui.pages import AppRequest, page_of
 from ui.tables import show_list
@@ -65,8 +65,7 @@ class Number:
 
 def number(viewer: User, filters: McpFilter) -> Number:
     """The counts for the requested list."""
-    matching = filters.narrow(visible(viewer).order_by())
-    counts = numbers(matching)
+    counts = numbers(filters.narrow(known_to(viewer)))
     return Number(sum(counts.values()), counts["active"], counts["blocked"])
 
 

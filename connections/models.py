@@ -47,18 +47,43 @@ class RevokeReason(models.TextChoices):
 
 def _reaches() -> "ExpressionWrapper[Any]":
     """Whether the user of a connection may use its gateway, as `Gateway.objects.reachable_by` says it."""
-    through_team = Team.objects.filter(gateways=OuterRef("gateway"), users=OuterRef("user"))
-    app, _, codename = Capability.GATEWAYS_READ.partition(".")
-    uses_all = {"permissions__codename": codename, "permissions__content_type__app_label": app}
-    through_role = Role.objects.filter(pk=OuterRef("user__role"), **uses_all)
-    told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True) | Exists(through_team) | Exists(through_role)
+    through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
+    told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
+    told |= Exists(_through_team()) | Exists(through_role)
     return ExpressionWrapper(told, output_field=BooleanField())
+
+
+def _through_team() -> models.QuerySet[Team]:
+    return Team.objects.filter(gateways=OuterRef("gateway"), users=OuterRef("user"))
+
+
+def _uses_all() -> dict[str, str]:
+    """What makes a role one whose people use every gateway."""
+    app, _, codename = Capability.GATEWAYS_READ.partition(".")
+    return {"permissions__codename": codename, "permissions__content_type__app_label": app}
 
 
 # Connections that nothing above them stops; needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
 )
+
+
+def stopped_above() -> Q:
+    """Connections that something above them stops, as UNBLOCKED tells those that nothing does.
+
+    For questions about very many: of hosts, gateways and people few are off, so these are looked for once, and no
+    connection is joined with its own.
+    """
+    hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
+    people = User.objects.filter(is_active=False)
+    off = Q(host__in=hosts.order_by().values("pk")) | Q(user__in=people.order_by().values("pk"))
+    off |= Q(gateway__in=Gateway.objects.filter(enabled=False).order_by().values("pk"))
+    narrowed = Gateway.objects.exclude(reach=Reach.EVERYONE).order_by()
+    uses_all = Q(is_superuser=True) | Q(role__in=Role.objects.filter(**_uses_all()).values("pk"))
+    reaching = User.objects.filter(uses_all).order_by()
+    unreached = ~Q(user__in=reaching.values("pk")) & ~Q(Exists(_through_team()))
+    return off | (Q(gateway__in=narrowed.values("pk")) & unreached)
 
 
 class ConnectionQuerySet(models.QuerySet["Connection"]):

@@ -18,7 +18,7 @@ from accounts.models import User
 from auditlog.reasons import in_short
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
-from connections.models import UNBLOCKED, Connection, ConnectionQuerySet
+from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above
 from hosts.models import HostKind
 
 if TYPE_CHECKING:
@@ -31,10 +31,15 @@ STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 NUMBERS = "SELECT c.told, count(*) FROM ({rows} OFFSET 0) c (told) GROUP BY 1"
 
 
-def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
+def known_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
     """The connections `viewer` may see: all with one of SEES_CONNECTIONS or `opening`, else their own."""
-    rows = Connection.objects.with_details()
+    rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (*SEES_CONNECTIONS, *opening))) else rows.own(viewer)
+
+
+def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
+    """The same, with everything that a row shows."""
+    return known_to(viewer, *opening).with_details()
 
 
 def counted_for(viewer: User, prefix: str = "connections__") -> Q:
@@ -203,10 +208,10 @@ def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
         When(revoked_at__isnull=False, then=Value("revoked")),
         When(enabled=False, then=Value("disabled")),
         When(~Q(pk__in=in_use), then=Value("expired")),
-        When(UNBLOCKED, then=Value("active")),
-        default=Value("blocked"),
+        When(stopped_above(), then=Value("blocked")),
+        default=Value("active"),
     )
-    told: Any = rows.order_by().prefetch_related(None).with_reach().annotate(told=status)
+    told: Any = rows.order_by().prefetch_related(None).annotate(told=status)
     sql, parameters = told.values_list("told").query.sql_with_params()
     with database.cursor() as cursor:
         cursor.execute(NUMBERS.format(rows=sql), parameters)

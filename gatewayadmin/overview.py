@@ -48,12 +48,13 @@ def overview(request: AppRequest) -> HttpResponse:
     links = list(own_connections.order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
-    tokens = own_tokens.prefetch_related(with_links)[:SHOWN]
+    # Who has no connection has no token, and lacks no identity.
+    tokens = list(own_tokens.prefetch_related(with_links)[:SHOWN]) if links else []
     usable = Gateway.objects.usable_by(user)
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(foremost_waiting, user),
-        "lacking": partial(lacking, user),
+        "lacking": partial(lacking, user) if links else (),
         "to_try": partial(_gateway_to_try, user),
         "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
         "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
@@ -61,7 +62,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "setup": Setup.of(user),
         "carried": _carried(user, links),
         "own_calls": None if user.has_perm(Capability.LOGS_READ) else _last_calls(user),
-        "own_rows": [ConnectionRow(connection, user) for connection in own_connections[:SHOWN]],
+        "own_rows": [ConnectionRow(one, user) for one in own_connections[:SHOWN]] if links else [],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),

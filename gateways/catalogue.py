@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -15,9 +15,10 @@ from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog.matching import holds
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import Book, book
+from auditlog.rollups.reading import Book, array, book
 from auditlog.rollups.schema import DAYS
 from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
@@ -235,16 +236,26 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, narrowed and sorted; a sequence of entries of which slices are asked for.
 
-    How often and when a tool was called is told to who may read the log; for others that is neither a way to sort nor
-    to narrow, and `period` is None. It says over which time calls are counted, and `looked_up` for the last of each.
+    How often and when a tool was called is told to who may read the log; for others, and for who does not ask
+    (`tells_use`), that is neither a way to sort nor to narrow, and `period` is None. It says over which time calls are
+    counted, and `looked_up` for the last of each.
     """
 
     ordered = True
 
-    def __init__(self, viewer: User, values: dict[str, Any], sort: str = "", *, expected: slice = slice(0, 0)) -> None:
+    def __init__(
+        self,
+        viewer: User,
+        values: dict[str, Any],
+        sort: str = "",
+        *,
+        expected: slice = slice(0, 0),
+        tells_use: bool = True,
+    ) -> None:
         self._viewer = viewer
         self._features = self._narrowed(values)
-        self.tells_use = viewer.has_perm(Capability.LOGS_READ)
+        self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
+        self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
@@ -268,6 +279,8 @@ class Catalogue:
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
+        if name := values.get("name"):
+            tools = tools.filter(holds("exposed_name", name))
         if effects := values.get("effect"):
             tools = tools.filter(effect_claimed__in=effects)
         if servers := values.get("server"):
@@ -369,26 +382,43 @@ class Catalogue:
     def _entries(self, rows: list[Row]) -> list[Entry]:
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
         at = RawSQL(PLACES, [[row.server for row in rows], [row.name for row in rows]])  # noqa: S611  (a constant)
-        found: Any = self._features.filter(pk__in=at).order_by("-first_seen_at", "-pk")
-        firsts = {(server, name): pk for pk, server, name in found.values_list("pk", "assignment__server", "name")}
+        places = self._places(at)
+        listed = {*self._features.filter(pk__in=at).values_list("pk", flat=True)} if self._is_narrowed else None
+        # Of each the first that any of its gateways learnt, among those that the list is narrowed to.
+        newest = sorted(places, key=lambda place: (place.first_seen_at, place.pk), reverse=True)
+        firsts = {
+            (place.assignment.server_id, place.name): place.pk
+            for place in newest
+            if listed is None or place.pk in listed
+        }
         known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
         by_tool = {
             (row.server, row.name): Entry(known[pk], row.calls)
             for row in rows
             if (pk := firsts.get((row.server, row.name))) in known
         }
-        everywhere = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at)
-        texts = ("description", "input_schema", "approved", "shown", "offered")
-        # Of servers and gateways there are few: each is read once.
-        shared = ("assignment__server", "assignment__gateway")
-        detailed = everywhere.select_related("assignment").prefetch_related(*shared).defer(*texts)
-        for place in detailed.order_by("assignment__gateway__name", "assignment__alias"):
+        for place in places:
             if entry := by_tool.get((place.assignment.server_id, place.name)):
                 entry.places.append(place)
         entries = list(by_tool.values())
         if self.tells_use:
             self._tell_use(entries)
         return entries
+
+    def _places(self, at: RawSQL) -> list[Feature]:
+        """These features as far as the list tells of them, by their gateways."""
+        told = ("name", "exposed_name", "enabled", "state", "kind", "offered_hash", "missing_since", "first_seen_at")
+        of_assignment = ("server", "gateway", "alias", "enabled", "tool_policy")
+        shown: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at).select_related("assignment")
+        shown = shown.order_by("assignment__gateway__name", "assignment__alias")
+        places = list(shown.only(*told, *(f"assignment__{name}" for name in of_assignment)))
+        # Of servers and gateways there are few: each is read once.
+        assignments = [place.assignment for place in places]
+        gateways = Gateway.objects.in_bulk({one.gateway_id for one in assignments})
+        servers = Server.objects.in_bulk({one.server_id for one in assignments})
+        for one in assignments:
+            one.gateway, one.server = gateways[one.gateway_id], servers[one.server_id]
+        return places
 
     def _tell_use(self, entries: list[Entry]) -> None:
         """How often each was called, and when the last time."""
@@ -424,7 +454,7 @@ class Catalogue:
         for gateway, server, name in called:
             named[numbered[id(known[gateway, server, name])], server, name].add(str(gateway))
         numbers, servers, names = ([key[n] for key in named] for n in range(3))
-        columns: list[Any] = [[_array(gateways) for gateways in named.values()], servers, names]
+        columns: list[Any] = [[array(gateways) for gateways in named.values()], servers, names]
         with connection.cursor() as cursor:
             cursor.execute(LAST_CALLS, [numbers, *columns, *Period.of(SPAN).bounds])
             for n, last in cursor.fetchall():
@@ -436,7 +466,7 @@ class Catalogue:
         places = [place for entry in entries for place in entry.places]
         gateways = list({place.assignment.gateway_id for place in places})
         servers = [entry.server.pk for entry in entries]
-        names = [_array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
+        names = [array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
         numbers = list(range(len(entries)))
         most = 1 if of_all else MOST_COUNTED + 1
         with connection.cursor() as cursor:
@@ -450,9 +480,3 @@ class Catalogue:
 def _knows_days_of(period: Period) -> bool:
     with book() as opened:
         return opened.knows_days_from(period.since)
-
-
-def _array(names: Iterable[str]) -> str:
-    """These names as PostgreSQL writes an array: arrays of arrays must all be equally long, texts need not."""
-    quoted = (name.replace("\\", "\\\\").replace('"', '\\"') for name in names)
-    return "{" + ",".join(f'"{name}"' for name in quoted) + "}"

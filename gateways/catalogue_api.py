@@ -95,9 +95,16 @@ class CatalogueResource(Resource):
             must_hold(self.me, Capability.LOGS_READ)
         values = {name: value for name, value in values.items() if value}
         values["server_ids"] = self.query_data.get("server")
-        self.catalogue = Catalogue(self.me, values, self.ordering)
+        self.catalogue = Catalogue(self.me, values, self.ordering, expected=self._expected(request))
         page: Any = self.paginate_queryset(self.catalogue)  # type: ignore[arg-type]  # A sequence will do.
         return self.get_paginated_response(self.serialize(page, many=True))
+
+    def _expected(self, request: Request) -> slice:
+        """Which entries will be asked for, so that these and their number are one question."""
+        paging: Any = self.paginator
+        size, page = paging.get_page_size(request), request.query_params.get(paging.page_query_param, "")
+        start = (int(page) - 1) * size if page.isascii() and page.isdecimal() and 0 < len(page) < 6 else 0
+        return slice(max(start, 0), max(start, 0) + size)
 
     @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)
     def retrieve(self, request: Request, pk: UUID) -> Response:

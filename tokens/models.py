@@ -24,6 +24,7 @@ from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, RevokeReason
 from gateways.models import Assignment
+from hosts.models import Host
 from tokens import mails
 from tokens.validation import (
     DEFAULT_LIFETIME,
@@ -89,6 +90,15 @@ ANOTHER_OWNER = "acted on another user's token"
 SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 
+def called(words: str) -> Q:
+    """Tokens with `words` in their name, or as prefix; only what begins like one is looked for there."""
+    matches = Q(name__icontains=words)
+    if any(prefix.startswith(words[: len(prefix)]) for prefix in token_text.PREFIXES):
+        matches |= Q(prefix__startswith=words)
+        matches |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
+    return matches
+
+
 class TokenQuerySet(models.QuerySet["Token"]):
     def live(self) -> "TokenQuerySet":
         """Tokens that have not been revoked; they may have expired."""
@@ -111,10 +121,15 @@ class TokenQuerySet(models.QuerySet["Token"]):
 
         All of them without words.
         """
-        matches = Q(name__icontains=words) | Q(connection__host__name__icontains=words) | Q(prefix__startswith=words)
-        matches |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
-        matches |= Q(connection__user__email__icontains=words) if of_many else Q()
-        return self.filter(matches) if words else self
+        if not words:
+            return self
+        of_host = Q(connection__host__name__icontains=words)
+        if of_many:
+            # Not joined with each token: hosts and people are fewer.
+            hosts, people = Host.objects.matching(words), User.objects.filter(email__icontains=words)
+            links = Connection.objects.filter(Q(host__in=hosts.values("pk")) | Q(user__in=people.values("pk")))
+            of_host = Q(connection__in=links.values("pk"))
+        return self.filter(called(words) | of_host)
 
     def issue(
         self,
@@ -267,6 +282,14 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 fields=("connection", "expires_at"),
                 name="token_in_use",
                 condition=models.Q(revoked_at=None, digest__isnull=False),
+            ),
+            # What is typed into the palette is looked for in here alone.
+            models.Index(
+                Lower("name"),
+                "id",
+                include=("name", "prefix", "expires_at"),
+                name="token_by_name",
+                condition=models.Q(kind=TokenKind.ACCESS, revoked_at=None, digest__isnull=False),
             ),
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 from django import forms
-from django.db.models import Count, F, Q
+from django.db.models import Case, Count, F, IntegerField, Q, Value, When
 from django.http import QueryDict
 from django.utils import timezone
 
@@ -18,7 +19,7 @@ from accounts.models import User
 from auditlog.reasons import in_short
 from capabilities import CapabilityRequired
 from connections import rows as connections
-from connections.models import UNBLOCKED, Connection
+from connections.models import Connection, stopped_above
 from tokens.models import Token, TokenKind, TokenQuerySet
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
@@ -110,16 +111,25 @@ CARES = {
 }
 
 
+# The statuses that are counted, each looked for after those before it; and what stands for an active one.
+TOLD = ("revoked", "expired", "waiting", "active")
+ACTIVE = 1 << 8
+
+
 def needing(care: str) -> Q:
     """The tokens that a card of CARES is about."""
+    return of_status("active") & _means()[care]
+
+
+def _means() -> dict[str, Q]:
+    """Of the active tokens, those that each card of CARES is about."""
     now = timezone.now()
-    means = {
+    return {
         "unused": Q(last_used_at=None),
         "idle": Q(last_used_at__lte=now - IDLE),
         "unlimited": Q(expires_at=None),
         "expiring": Q(expires_at__gt=now, expires_at__lte=now + EXPIRES_SOON),
     }
-    return of_status("active") & means[care]
 
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
@@ -165,9 +175,25 @@ def numbers(tokens: TokenQuerySet, owner: User | None = None) -> dict[str, int]:
 
     `owner` is whose they are, when they are one person's: nobody else's connections are looked at then.
     """
-    counts = {name: Count("pk", filter=of_status(name)) for name in STATUSES if name != "all"}
-    counts |= {care: Count("pk", filter=needing(care)) for care in CARES}
-    live = Connection.objects.live()
-    working = (live.own(owner) if owner else live).with_reach().filter(UNBLOCKED, enabled=True)
-    stopped = of_status("active") & ~Q(connection__in=working.order_by().values("pk"))
-    return tokens.aggregate(**counts, blocked=Count("pk", filter=stopped))
+    counted = dict.fromkeys((*TOLD, *CARES, "blocked"), 0)
+    told = tokens.order_by().annotate(told=_told(owner)).values("told").annotate(number=Count("pk"))
+    for bits, number in told.values_list("told", "number"):
+        if bits >= ACTIVE:
+            counted["active"] += number
+            for n, name in enumerate((*CARES, "blocked")):
+                counted[name] += number if bits & 1 << n else 0
+        else:
+            counted[TOLD[bits]] += number
+    return counted
+
+
+def _told(owner: User | None) -> Case:
+    """Of each token one number, so that each is looked at once: its place in TOLD, or ACTIVE and a bit for each of
+    CARES that it is about, and one for what is blocked.
+    """
+    links = Connection.objects.filter(user=owner) if owner else Connection.objects.all()
+    stopped = links.filter(Q(enabled=False) | Q(revoked_at__isnull=False) | stopped_above()).order_by()
+    bits = [*_means().values(), Q(connection__in=stopped.values("pk"))]
+    ended = [When(of_status(name), then=Value(n)) for n, name in enumerate(TOLD) if name != "active"]
+    each = (Case(When(which, then=Value(1 << n)), default=Value(0)) for n, which in enumerate(bits))
+    return Case(*ended, default=reduce(add, each, Value(ACTIVE)), output_field=IntegerField())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -216,6 +216,11 @@ class RowCount(NamedTuple):
     is_all: bool
 
     @property
+    def is_none(self) -> bool:
+        """Whether there is not one."""
+        return self.is_all and not self.number
+
+    @property
     def is_large(self) -> bool:
         """Whether they are too many to read them all."""
         return not self.is_all or self.number > COUNT_LIMIT
@@ -238,14 +243,27 @@ class SearchPage:
     looked_to: datetime | None = None
 
 
+@dataclass
+class Known:
+    """What searches of one request found out of the log: when that was, and where indexes end.
+
+    Searches that ask the same of an index share it, so that it is asked once.
+    """
+
+    at: datetime = field(default_factory=timezone.now)
+    ends: dict[tuple[Any, ...], datetime | None] = field(default_factory=dict)
+
+
 class Search:
-    """The calls between two moments that meet all conditions."""
+    """The calls between two moments that meet all conditions; `known` is what others of the same request found."""
 
     def __init__(
         self,
         conditions: Sequence[Condition | Either | Criterion],
         since: datetime | None = None,
         until: datetime | None = None,
+        *,
+        known: Known | None = None,
     ) -> None:
         self.base = without_payloads()
         criteria = [item if isinstance(item, Criterion) else criterion(item) for item in conditions]
@@ -253,7 +271,9 @@ class Search:
         self._row_tests = [item.test for item in criteria if not item.is_indexed]
         self.since = since
         self.until = until
+        self.known = known or Known()
         self._floors: dict[int, datetime | None] = {}
+        self._count: RowCount | None = None
 
     @property
     def is_direct(self) -> bool:
@@ -277,8 +297,10 @@ class Search:
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
         """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
+        if self.is_direct and self._count and self._count.is_all and self._count.number <= most:
+            self._floors.setdefault(most, None)  # So many rows are in the index, too.
         if most not in self._floors:
-            floors = (near._reach(near._between(), OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
+            floors = (near._reach(None, OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
             self._floors[most] = next(filter(None, floors), None)
         floor = self._floors[most]
         return (self.rows().filter(created_at__gte=floor) if floor else self.rows()), floor
@@ -314,7 +336,7 @@ class Search:
             if cursor is not None and cursor.way == NEWER:
                 near.until = min(cursor.at + RECENT, self.until or LATEST)
             else:
-                near.since = max((cursor.at if cursor else timezone.now()) - RECENT, self.since or EPOCH)
+                near.since = max((cursor.at if cursor else self.known.at) - RECENT, self.since or EPOCH)
             if (near.since, near.until) != (self.since, self.until):
                 yield near
         yield self
@@ -323,7 +345,7 @@ class Search:
         if self.is_direct:
             return SearchPage(keyset.page(self.parts(), cursor, size))
         way = cursor.way if cursor else OLDER
-        reach = self._reach(keyset.beyond(self._between(), cursor), way, SEARCH_LIMIT)
+        reach = self._reach(cursor, way, SEARCH_LIMIT)
         rows = self.rows()
         if reach is not None:
             rows = rows.filter(**{"created_at__gte" if way == OLDER else "created_at__lte": reach})
@@ -348,10 +370,15 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell.
+        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell. Counted once.
 
         Few are counted in the log itself, which has rows that the roll-ups get a quarter of an hour later.
         """
+        if self._count is None:
+            self._count = self._counted()
+        return self._count
+
+    def _counted(self) -> RowCount:
         rows, floor = self.recent(COUNT_LIMIT)
         if floor is None:
             return count_rows(rows.order_by("-created_at"))
@@ -371,17 +398,25 @@ class Search:
     def _alternatives(self) -> Sequence[Q]:
         return self._indexed[0] if self._indexed else (Q(),)
 
-    def _reach(self, rows: QuerySet[Call], way: str, most: int) -> datetime | None:
+    def _reach(self, cursor: Cursor | None, way: str, most: int) -> datetime | None:
         """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
         reaches = []
         for alternatives in self._indexed or [(Q(),)]:
-            ends = [_nth(rows.filter(alternative), way, most // len(alternatives)) for alternative in alternatives]
+            ends = [self._end(alternative, cursor, way, most // len(alternatives)) for alternative in alternatives]
             moments = [end for end in ends if end is not None]
             if not moments:
                 return None
             # Each alternative is known as far as the nearest of these ends.
             reaches.append(max(moments) if way == OLDER else min(moments))
         return min(reaches) if way == OLDER else max(reaches)
+
+    def _end(self, alternative: Q, cursor: Cursor | None, way: str, number: int) -> datetime | None:
+        """When the row of an index is that has so many before it; None when there is none."""
+        asked = (str(alternative), self.since, self.until, cursor, way, number)
+        if asked not in self.known.ends:
+            rows = keyset.beyond(self._between(), cursor).filter(alternative)
+            self.known.ends[asked] = _nth(rows, way, number)
+        return self.known.ends[asked]
 
 
 def _nth(rows: QuerySet[Call], way: str, number: int) -> datetime | None:

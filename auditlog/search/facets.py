@@ -11,13 +11,14 @@ from zlib import crc32
 
 from django.db import connection
 
-from auditlog.search.criteria import COUNT_LIMIT, Search
+from auditlog.search.criteria import Search
 from auditlog.search.fields import FILTERS, LogField
 from auditlog.search.filters import FACETS, NOT, CallFilter, name_of
 from auditlog.search.keyset import EPOCH
 
 AT_FIRST = 4  # Values of a facet that are shown.
 AT_MOST = 20  # And of one that was asked for more.
+COUNTED = 5_000  # Of the newest calls: of a rare outcome each lies on a page of its own.
 # The facets that stand open.
 FIRST = ("outcome", "host", "user")
 
@@ -42,7 +43,7 @@ def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST
     """The values of some filters among the newest calls of a search, by the filter's name; all of one statement."""
     if not fields:
         return {}
-    rows, floor = search.recent(COUNT_LIMIT)
+    rows, floor = search.recent(COUNTED)
     rows = rows.filter(created_at__gte=EPOCH)  # An index holds the times: so no partition has to be read as a whole.
     columns = {column for field in fields for column in (field.group_column, field.column)}
     inner, parameters = rows.order_by().values(*sorted(columns)).query.sql_with_params()
@@ -97,12 +98,19 @@ class Facet(NamedTuple):
     takes_text: bool
 
 
-def facets(call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST) -> list[Facet]:
-    """The filters beside the list of this search: with their values those that are set, were opened, or are `first`."""
+def facets(
+    call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST, *, any_call: bool = True
+) -> list[Facet]:
+    """The filters beside the list of this search: with their values those that are set, were opened, or are `first`.
+
+    Not `any_call`: the search is known to have found none.
+    """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]
     apart = [name for name in shown if call_filter.values[name] or call_filter.values[NOT + name]]
-    found = facet_values(search, [FILTERS[name] for name in shown if name not in apart])
+    together = [FILTERS[name] for name in shown if name not in apart]
+    nothing = {field.name: FacetValues([], 0, False) for field in together}
+    found = facet_values(search, together) if any_call else nothing
     for name in apart:  # What a value would leave, if it were chosen instead.
         found |= facet_values(call_filter.search(apart_from=name), [FILTERS[name]])
     return [_facet(call_filter, name, found.get(name)) for name in names]

@@ -18,7 +18,18 @@ from django.utils import timezone
 from auditlog.models import Call
 from auditlog.name_lookups import lookups
 from auditlog.ranges import STRETCHES
-from auditlog.search.criteria import Criterion, Search, criterion, either, none_of, one_of, row_test, uuid_of
+from auditlog.search.criteria import (
+    RECENT,
+    Criterion,
+    Known,
+    Search,
+    criterion,
+    either,
+    none_of,
+    one_of,
+    row_test,
+    uuid_of,
+)
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
 from auditlog.search.look import CHARTS, COLUMNS, USUAL, Look
@@ -257,9 +268,17 @@ class CallFilter(forms.Form):
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:
-        """The calls that match; `apart_from` leaves one filter out."""
-        conditions = [*self.conditions, *self._filter_conditions(apart_from)]
-        return Search(conditions, *self._between)
+        """The calls that match; `apart_from` leaves one filter out. What one search found, it knows."""
+        return self._searched(apart_from) if apart_from else self._whole
+
+    @cached_property
+    def _whole(self) -> Search:
+        return self._searched("")
+
+    def _searched(self, apart_from: str) -> Search:
+        asked = (each for name, each in self._of_filters.items() if name != apart_from or name in self.scope)
+        of_filters = (one for each in asked for one in each)
+        return Search([*self._of_words, *of_filters], *self._between, known=self._known)
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
@@ -271,16 +290,28 @@ class CallFilter(forms.Form):
         length = RANGES[self.values["range"]][1]
         return (timezone.now() - length if length else None), None
 
-    def _filter_conditions(self, apart_from: str) -> Iterator[Condition | Criterion]:
-        for name, field in FILTERS.items():
-            if name in self.scope:
-                yield _criterion(field, self.scope[name])
-                continue
-            values = self.values[name]
-            if values and name != apart_from:
-                yield either(_criteria(field, values if name in FACETS else [values]))
-            if name in FACETS and name != apart_from and self.values[NOT + name]:
-                yield none_of(_criteria(field, self.values[NOT + name]))
+    @cached_property
+    def _known(self) -> Known:
+        return Known()
+
+    @cached_property
+    def _of_words(self) -> list[Criterion]:
+        return [criterion(condition) for condition in self.conditions]
+
+    @cached_property
+    def _of_filters(self) -> dict[str, list[Criterion]]:
+        """What each filter asks of a row."""
+        return {name: list(self._of_filter(name)) for name in FILTERS}
+
+    def _of_filter(self, name: str) -> Iterator[Criterion]:
+        field = FILTERS[name]
+        if name in self.scope:
+            yield _criterion(field, self.scope[name])
+            return
+        if values := self.values[name]:
+            yield either(_criteria(field, values if name in FACETS else [values]))
+        if name in FACETS and self.values[NOT + name]:
+            yield none_of(_criteria(field, self.values[NOT + name]))
 
     def chips(self) -> list[Chip]:
         """All that narrows the list but the search, which stands in its field; ids under their newest names."""
@@ -358,5 +389,9 @@ def name_of(field: LogField, value: str) -> str:
     """How a chosen value is shown: of an id, the name in the newest call with it, or its first characters."""
     if not field.id_column or uuid_of(value) is None:
         return value[:8] if field.comparison is Comparison.ID else field.label_of(value)
-    names = Call.objects.filter(**{field.id_column: value}).order_by("-created_at")
-    return next(iter(names.values_list(field.column, flat=True)[:1]), "") or value[:8]
+    calls = Call.objects.filter(**{field.id_column: value}).order_by("-created_at")
+    # Of most there is one in the last week, and of that the database has few partitions to think about.
+    for rows in (calls.filter(created_at__gte=timezone.now() - RECENT), calls):
+        if names := list(rows.values_list(field.column, flat=True)[:1]):
+            return names[0] or value[:8]
+    return value[:8]

@@ -153,7 +153,7 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
     Exact where there are few or the roll-ups can tell.
     """
     until = min(search.until or timezone.now(), timezone.now())
-    since = search.since or _first() or until - timedelta(hours=1)
+    since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
     where = None if search.is_small else search.equalities()
     if where is not None and (exact := _of_rollups(where, search, since, until)):
         return exact
@@ -199,10 +199,6 @@ def _of_rollups(where: Where, search: Search, since: datetime, until: datetime) 
     highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
     bars = [Bar(n, *span, counted.get(n, {}), highest) for n, span in enumerate(pairwise([*edges, to]))]
     return Histogram(bars, False, width, until)
-
-
-def _first() -> datetime | None:
-    return next(iter(Call.objects.order_by("created_at").values_list("created_at", flat=True)[:1]), None)
 
 
 type Counts = list[tuple[int, str, float]]

@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from auditlog.models import Call
-from auditlog.search.criteria import Search
+from auditlog.search.criteria import Known, Search
 
 LONGEST_CALL = timedelta(minutes=5)
 
@@ -74,7 +74,7 @@ def visible_in(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
 def search_in(search: Search, then: Snapshot) -> Search:
     """The same search of the calls that were committed in a snapshot."""
     same = copy(search)
-    same.base = visible_in(search.base, then)
+    same.base, same.known = visible_in(search.base, then), Known(search.known.at)
     return same
 
 

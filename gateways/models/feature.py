@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from accounts.models import User
 from auditlog.actions import Action
+from auditlog.matching import holds
 from auditlog.models import Event
 from auditlog.reasons import in_short
 from auditlog.switchable import Switchable
@@ -121,7 +122,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
     def matching(self, words: str) -> "FeatureQuerySet":
         """Features whose exposed name, title or description holds `words`; all of them without words."""
-        matches = Q(exposed_name__icontains=words) | Q(title__icontains=words) | Q(description__icontains=words)
+        matches = holds("exposed_name", words) | holds("title", words) | holds("description", words)
         return self.filter(matches) if words else self
 
     def rename(self, assignment: Assignment) -> None:

@@ -28,8 +28,8 @@ READER = (
 )
 
 
-def all_calls(**span: datetime) -> Export:
-    return Export(Search([], **span), "jsonl", EXPORT_COLUMNS)
+def all_calls(*, since: datetime | None = None, until: datetime | None = None) -> Export:
+    return Export(Search([], since, until), "jsonl", EXPORT_COLUMNS)
 
 
 def readers() -> int:

@@ -340,7 +340,8 @@ def test_no_list_reads_a_partition_from_end_to_end(path: str, ana: User, sign_in
     ) as asked:
         client.get(path.format(id=uuid4()))
 
-    statements = [one["sql"] for one in asked.captured_queries if "auditlog_call" in one["sql"]]
+    of_log = [one["sql"] for one in asked.captured_queries if "auditlog_call" in one["sql"]]
+    statements = [sql for sql in of_log if "pg_inherits" not in sql]  # Which partitions there are, is none of the log.
     assert statements
     with connection.cursor() as cursor:
         # So few rows are read at once whatever there is; what counts is that there is another way.
@@ -367,8 +368,7 @@ def test_a_filter_opens_with_its_values_under_the_other_filters(ana: User, sign_
     narrowed = text(client.get("/logs/values/host/?outcome=denied"))
 
     bot = "CI &lt;b&gt;bot&lt;/b&gt;"
-    number = f'<span class=count data-count="facet.calls" data-of="host:{ci}">3</span>'
-    assert f'name=host value="{ci}"><span>{bot}</span></label>{number}' in opened
+    assert f'name=host value="{ci}"><span>{bot}</span></label><span class=count>3</span>' in opened
     assert f'value="{nightly}" checked><span>Nightly</span>' in opened
     assert f'name=not_host value="{nightly}" aria-label="Not Nightly" checked' in left_out
     assert "<b>Host is not</b> Nightly" in left_out
@@ -382,8 +382,7 @@ def test_ticked_values_stay_ticked_and_others_can_be_ticked(ana: User, sign_in: 
 
     opened = text(sign_in(ana).get("/logs/values/outcome/?outcome=denied"))
 
-    number = '<span class=count data-count="facet.calls" data-of="outcome:denied">1</span>'
-    assert f'value="denied" checked><span>denied</span></label>{number}' in opened
+    assert 'value="denied" checked><span>denied</span></label><span class=count>1</span>' in opened
     assert 'type="hidden" form="log" name="open" value="outcome"' in opened
 
 

@@ -3,11 +3,19 @@
 import pytest
 from django.db import IntegrityError, transaction
 
-from accounts.models import Team
+from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import AlreadyRevoked, Connection, ConnectionIdentity, ConnectionRefused
+from connections.models import (
+    UNBLOCKED,
+    AlreadyRevoked,
+    Connection,
+    ConnectionIdentity,
+    ConnectionRefused,
+    stopped_above,
+)
 from gateways.models import IdentityScheme, Reach
+from hosts.models import Host
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -120,6 +128,32 @@ def test_a_holder_of_gateways_read_reaches_every_gateway() -> None:
     ana = make.user(Capability.GATEWAYS_READ)
 
     assert make.connection(make.agent(by=ana), make.gateway(reach=Reach.TEAMS), ana).is_live
+
+
+def test_what_is_looked_for_among_very_many_is_what_stops_each() -> None:
+    ana, ben = make.user(), make.user()
+    reader, chief = make.user(Capability.GATEWAYS_READ), make.user(is_superuser=True)
+    team = Team.objects.create(name=make.unique("team"))
+    team.users.add(ben)
+    narrow = make.gateway(reach=Reach.TEAMS)
+    narrow.teams.add(team)
+    hosts = [make.agent(by=ana) for _ in range(3)]
+    gateways = [make.gateway(), make.gateway(), narrow]
+    for user in (ana, ben, reader, chief):
+        Connection.objects.bulk_create(
+            Connection(host=host, gateway=gateway, user=user) for host in hosts for gateway in gateways
+        )
+    hosts[1].disable(by=ana)
+    Host.objects.filter(pk=hosts[2].pk).update(needs_approval=True, approved_at=None)
+    gateways[1].disable(by=ana)
+    User.objects.filter(pk=chief.pk).update(is_active=False)
+
+    working = set(Connection.objects.with_reach().filter(UNBLOCKED))
+    stopped = set(Connection.objects.filter(stopped_above()))
+
+    assert len(working) == 3 + 2
+    assert working | stopped == set(Connection.objects.all())
+    assert not working & stopped
 
 
 def test_another_persons_identity_is_never_bound() -> None:

@@ -54,6 +54,14 @@ def test_each_step_is_done_when_the_thing_has_happened(owner: User) -> None:
     assert done(owner) == ["all"]
 
 
+def test_a_first_call_of_long_ago_counts(owner: User) -> None:
+    make.call(at=datetime.now(UTC) - timedelta(days=40), outcome="denied")
+    assert done(owner) == []
+
+    make.call(at=datetime.now(UTC) - timedelta(days=30))
+    assert done(owner) == ["call"]
+
+
 def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, settings: Any) -> None:
     settings.PUBLIC_URL, settings.MAIL_SERVER = "https://gateway.example.com", ""
     setup = Setup.of(owner)

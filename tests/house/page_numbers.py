@@ -71,6 +71,7 @@ class Element:
     text: str = ""
     by_head: bool = False
     told: bool = False
+    ticks: bool = False
 
 
 def _is_dialog(tag: str, attrs: dict[str, str]) -> bool:
@@ -114,6 +115,7 @@ class Page(HTMLParser):
         return self.open[-1] if self.open else Element("", {}, "")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._end_before(tag)
         values = {name: value or "" for name, value in attrs}
         around = self.around
         if tag in APART:
@@ -127,11 +129,19 @@ class Page(HTMLParser):
             key=values.get("data-count", ""),
         )  # fmt: skip
         self._placed(element)
+        self._ticked(element)
         self._attributes(element)
         if tag not in VOID:
             self.open.append(element)
         else:
             self._ended(element)
+
+    def _end_before(self, tag: str) -> None:
+        """End the cell or the row before one that begins: HTML does without their closing tags."""
+        ended = {"tr": {"td", "th", "tr"}, "td": {"td", "th"}, "th": {"td", "th"}}.get(tag, set())
+        table = max((place for place, one in enumerate(self.open) if one.tag == "table"), default=-1)
+        while any(one.tag in ended for one in self.open[table + 1 :]):
+            self._ended(self.open.pop())
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
@@ -182,6 +192,14 @@ class Page(HTMLParser):
             row = max((place for place, one in enumerate(self.open) if one.tag == "tr"), default=len(self.open))
             for one in [*self.open[row:], element]:
                 one.of = of
+
+    def _ticked(self, element: Element) -> None:
+        """Whose calls a number beside a box of the filters counts: those with what the box stands for."""
+        name, line = element.attrs.get("name", ""), next((one for one in reversed(self.open) if one.tag == "li"), None)
+        if line and element.tag == "input" and element.attrs.get("form") == "log" and not name.startswith("not_"):
+            line.of, line.ticks = f"{name}:{element.attrs.get('value', '')}", True
+        elif line and line.ticks and element.attrs.get("class") == "count":
+            element.key = "facet.calls"
 
     def _attributes(self, element: Element) -> None:
         """Numbers that only screen readers are told need a meaning too."""

@@ -314,9 +314,11 @@ def test_every_key_has_a_question_and_every_question_a_key() -> None:
     assert {key for key in QUESTIONS if " in " not in key} - keys <= MADE
 
 
-# Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question.
+# Keys of which a part is made by the page: of a kind of feature, of a list of tokens or keys, of a question. The boxes
+# of filters say themselves what is counted beside them.
 MADE = {
     "ask",
+    "facet.calls",
     *(key for key in QUESTIONS if key.startswith(("gateway.features.", "tokens.", "keys.", "plots.", "rail."))),
 }
 

@@ -1,0 +1,90 @@
+"""What pages of the log leave out: statements that were asked before, and characters that were said before."""
+
+import re
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from accounts.models import User
+from auditlog.columns import COLUMNS, TOOL, are_usual
+from auditlog.models import Call
+from auditlog.search.criteria import Search
+from auditlog.search.look import DEFAULT_COLUMNS
+from auditlog.search.query_language import parse
+from auditlog.templatetags.calls import bare
+from tests import make
+from tests.conftest import SignIn
+from tests.workspace import ROOT
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_page_asks_each_index_once_where_it_ends(ana: User, sign_in: SignIn) -> None:
+    host = uuid4()
+    make.call(host_id=host, outcome="denied")
+    client = sign_in(ana)
+
+    with CaptureQueriesContext(connection) as asked:
+        client.get(f"/logs/?host={host}&outcome=denied&range=30d")
+
+    ends = Counter(one["sql"] for one in asked.captured_queries if "OFFSET" in one["sql"])
+    assert len(ends) > 2
+    assert ends.most_common(1)[0][1] == 1
+
+
+def test_a_search_of_two_filters_reads_no_more_than_one_of_them_holds_however_few_it_finds() -> None:
+    host = uuid4()
+    for _ in range(5):
+        make.call(host_id=host)
+        make.call(outcome="denied")
+    make.call(host_id=host, outcome="denied")
+    both = Search(parse(f"host is {host} and outcome is denied"))
+    one = Search(parse(f"correlation is {make.call().correlation_id}"))
+
+    assert (both.count().number, one.count().number) == (1, 1)
+    assert both.recent(3)[1] is not None
+    assert one.recent(3)[1] is None
+
+
+def test_a_thing_is_called_by_its_newest_call_however_long_ago_that_was(ana: User, sign_in: SignIn) -> None:
+    host = uuid4()
+    make.call(host_id=host, host_name="Long ago", at=datetime.now(UTC) - timedelta(days=20))
+
+    page = sign_in(ana).get(f"/logs/?host={host}&range=24h").content.decode()
+
+    assert "<b>Host</b> Long ago" in page
+
+
+def test_the_oldest_call_is_found_where_the_first_partitions_hold_none() -> None:
+    Call.partitions.make_for((datetime.now(UTC) - timedelta(days=12)).date())
+    at = datetime.now(UTC) - timedelta(days=3)
+    assert Call.objects.oldest() is None
+
+    make.call(at=at)
+    make.call()
+
+    assert Call.objects.oldest() == at
+
+
+def test_an_ampersand_stays_as_it_is_but_where_it_would_begin_a_character() -> None:
+    assert bare("a=1&b=2&not_host=3&from=4") == "a=1&b=2&amp;not_host=3&from=4"
+    assert bare('a="<&b=2') == "a=&quot;&lt;&b=2"
+
+
+def test_the_style_sheet_knows_which_of_the_usual_columns_step_back() -> None:
+    css = (ROOT / "static" / "gateway" / "app.css").read_text()
+    usual = [column for column in COLUMNS if column is TOOL or column.name in DEFAULT_COLUMNS]
+    places = {
+        priority: {n for n, column in enumerate(usual, 2) if column.priority == priority} for priority in (2, 3, 4)
+    }
+
+    assert are_usual(usual)
+    for priority, expected in places.items():
+        rules = re.findall(rf'\[data-p="{priority}"\], \[data-calls=usual\] ([^{{]*)\{{', css)
+        assert rules
+        for rule in rules:
+            assert {int(number) for number in re.findall(r"nth-child\((\d+)\)", rule)} == expected

@@ -1,0 +1,27 @@
+"""Words are found in texts whatever their case, and what means something to LIKE means itself."""
+
+import pytest
+
+from accounts.models import User
+from auditlog.matching import holds
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("über", True),
+        ("ÜBER 100", True),
+        ("100%", True),
+        ("SICHT", True),
+        ("1_0", False),
+        ("%sicht%", False),
+        ("x", False),
+    ],
+)
+def test_words_are_found_whatever_their_case(words: str, found: bool) -> None:
+    person = make.user(display_name="Übersicht über 100%")
+
+    assert User.objects.filter(holds("display_name", words), pk=person.pk).exists() is found
