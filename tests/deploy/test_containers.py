@@ -4,6 +4,7 @@ its nginx, upgraded; the image with other extras; and the image that brings its 
 PostgreSQL and nginx are Debian's, started as the images of a registry would (tests/deploy/standins).
 """
 
+import json
 import re
 import ssl
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deploy.calls import Calls
 from tests.deploy.containers import Machine, machine
 from tests.deploy.images import Images
 from tests.docs.pages import ROOT
@@ -23,6 +25,7 @@ pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 
 CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
 UPGRADE = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
+SLOWEST_S = 10  # Images are built meanwhile; nginx itself waits two seconds for a replica that has gone.
 
 
 def block(page: str, beginning: str) -> str:
@@ -45,10 +48,10 @@ class Site:
 
     def __init__(self, host: Machine, port: int) -> None:
         self.url = f"https://localhost:{port}"
-        self._trust = host.folder / "deploy" / "compose" / "secrets" / "tls_certificate"
+        self.certificate = host.folder / "deploy" / "compose" / "secrets" / "tls_certificate"
 
     def client(self) -> httpx.Client:
-        trust = ssl.create_default_context(cafile=str(self._trust))
+        trust = ssl.create_default_context(cafile=str(self.certificate))
         return httpx.Client(base_url=self.url, verify=trust, trust_env=False, timeout=20)
 
     def is_ready(self) -> bool:
@@ -112,15 +115,32 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
 
     release(host, "0.1.2")
     build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
-    host.run(f"{build}\n{migrate}\n{block(UPGRADE, 'docker compose up --detach --no-deps')}")
-    eventually(lambda: host.healthy("gateway") == 4)
-    for one in second:
-        host.run(f"docker stop {one['Id']}\ndocker rm {one['Id']}")
-    left = host.containers("gateway")
-    assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in left} == {"0.1.2"}
-    assert len(left) == 2
+    with calls_of(host, site) as calls:
+        calls.wait_for(100)
+        host.run(f"{build}\n{migrate}\n{block(UPGRADE, 'old=$(docker compose ps')}")
+        left = host.containers("gateway")
+        assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in left} == {"0.1.2"}
+        assert len(left) == 2
+        calls.wait_for(100)
+    assert calls.failed == []
+    assert calls.slowest < SLOWEST_S
+    assert logged(host) == calls.answered, "each was made once"
     assert site.admits("admin@localhost", password), "the data are those of before"
     host.run("docker compose down --volumes")
+
+
+def calls_of(host: Machine, site: Site) -> Calls:
+    """Agents that call a tool of the Quickstart through nginx, with a token of their own."""
+    issue = "issue_token --user admin@localhost --host Load --gateway quickstart"
+    issued = json.loads(host.run(f"docker compose exec --no-TTY gateway gateway-admin {issue}"))
+    return Calls(issued["gateway_url"], issued["token"], site.certificate)
+
+
+def logged(host: Machine) -> int:
+    """How many calls of these agents are in the log."""
+    query = "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"
+    psql = f'psql --username gateway --dbname gateway --no-align --tuples-only --command "{query}"'
+    return int(host.run(f"docker compose exec --no-TTY database {psql}"))
 
 
 def release(host: Machine, version: str) -> None:
