@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deploy import saml_sign_in
 from tests.deploy.calls import Calls
 from tests.deploy.containers import Machine, machine
 from tests.deploy.images import Images
@@ -61,35 +62,31 @@ class Site:
         except httpx.HTTPError:
             return False
 
-    def admits(self, email: str, password: str) -> bool:
+    def admits(self, client: httpx.Client, email: str, password: str) -> bool:
         """Whether this person gets in, and sees the first page."""
-        with self.client() as client:
-            page = client.get("/accounts/login/").text
-            (token,) = {*re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)}
-            form = {"login": email, "password": password, "csrfmiddlewaretoken": token}
-            said = client.post("/accounts/login/", data=form, headers={"Referer": f"{self.url}/accounts/login/"})
-            return said.status_code == 302 and client.get("/settings/workspace").status_code == 200
+        page = client.get("/accounts/login/").text
+        (token,) = {*re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)}
+        form = {"login": email, "password": password, "csrfmiddlewaretoken": token}
+        said = client.post("/accounts/login/", data=form, headers={"Referer": f"{self.url}/accounts/login/"})
+        return said.status_code == 302 and client.get("/settings/workspace").status_code == 200
 
 
 def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None:
     port = free_port()
     site = Site(host, port)
-    (host.folder / ".env").write_text(f"GATEWAY_PUBLIC_URL={site.url}\nHTTPS_PORT={port}\n")
+    kept = {"GATEWAY_PUBLIC_URL": site.url, "HTTPS_PORT": port, "EXTRAS": '"scim otel saml"'}
+    (host.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in kept.items()))
     script = block(CONTAINERS, "deploy/compose/make-secrets gateway.example.com")
     script = script.replace("https://gateway.example.com", site.url).replace("gateway.example.com", "localhost")
     password = host.run(script.replace("HTTPS_PORT=443", f"HTTPS_PORT={port}")).split()[-1]
 
     eventually(lambda: host.healthy("gateway") == 2)
     assert eventually(site.is_ready), host.logs()
-    assert site.admits("admin@localhost", password)
-    assert not site.admits("admin@localhost", "another password")
-    for one in host.containers("gateway"):
-        status = host.podman("exec", one["Id"], "cat", "/proc/1/status")
-        assert re.search(r"^Uid:\t10001\t", status, re.MULTILINE)
-        assert "CapEff:\t0000000000000000" in status
-        assert "NoNewPrivs:\t1" in status
-        assert "Read-only file system" in host.run(f"docker exec {one['Id']} touch /opt/x 2>&1 || true")
-        assert "gateway_run" in host.podman("exec", one["Id"], "cat", "/run/secrets/run_database_url")
+    with site.client() as somebody, site.client() as owner:
+        assert not site.admits(somebody, "admin@localhost", "another password")
+        assert site.admits(owner, "admin@localhost", password)
+        assert saml_sign_in.signs_in(site.client, owner, "mia@example.com") == httpx.codes.OK
+    must_be_confined(host)
 
     times, chore = re.split(r"  +", block(CONTAINERS, "0 3 * * *"), maxsplit=1)
     assert times == "0 3 * * *"
@@ -113,6 +110,24 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
     assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in second} == {"0.1.1"}
     assert eventually(site.is_ready)
 
+    upgrade_under_load(host, site)
+    with site.client() as owner:
+        assert site.admits(owner, "admin@localhost", password), "the data are those of before"
+    host.run("docker compose down --volumes")
+
+
+def must_be_confined(host: Machine) -> None:
+    for one in host.containers("gateway"):
+        status = host.podman("exec", one["Id"], "cat", "/proc/1/status")
+        assert re.search(r"^Uid:\t10001\t", status, re.MULTILINE)
+        assert "CapEff:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        assert "Read-only file system" in host.run(f"docker exec {one['Id']} touch /opt/x 2>&1 || true")
+        assert "gateway_run" in host.podman("exec", one["Id"], "cat", "/run/secrets/run_database_url")
+
+
+def upgrade_under_load(host: Machine, site: Site) -> None:
+    """Without the seconds in which nginx has nobody to send calls to."""
     release(host, "0.1.2")
     build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
     with calls_of(host, site) as calls:
@@ -125,8 +140,6 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
     assert calls.failed == []
     assert calls.slowest < SLOWEST_S
     assert logged(host) == calls.answered, "each was made once"
-    assert site.admits("admin@localhost", password), "the data are those of before"
-    host.run("docker compose down --volumes")
 
 
 def calls_of(host: Machine, site: Site) -> Calls:

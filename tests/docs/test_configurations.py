@@ -223,12 +223,12 @@ def test_postgresql_takes_the_settings_of_a_size() -> None:
     with folder() as home:
         data, account = home / "data", as_account()
         shutil.chown(home, account.get("user", os.geteuid()))
-        made = [programs() / "initdb", "--no-sync", "-D", data, "-U", "postgres", "--auth=trust"]
+        made: list[Path | str] = [programs() / "initdb", "--no-sync", "-D", data, "-U", "postgres", "--auth=trust"]
         subprocess.run(made, check=True, cwd="/", stdout=subprocess.DEVNULL, **account)
         with (data / "postgresql.conf").open("a") as file:
             file.write(settings)
         options = f"-c listen_addresses='' -k {home}"
-        control = [programs() / "pg_ctl", "-w", "-D", data, "-l", home / "log"]
+        control: list[Path | str] = [programs() / "pg_ctl", "-w", "-D", data, "-l", home / "log"]
         subprocess.run([*control, "-o", options, "start"], check=True, cwd="/", stdout=subprocess.DEVNULL, **account)
         try:
             with psycopg.connect(f"host={home} user=postgres dbname=postgres") as connection:
