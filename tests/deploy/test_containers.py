@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 
 CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
 UPGRADE = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
-SLOWEST_S = 10  # Images are built meanwhile; nginx itself waits two seconds for a replica that has gone.
+SLOWEST_S = 10  # Images are built meanwhile; nginx itself waits a second for each replica that has gone.
 
 
 def block(page: str, beginning: str) -> str:
