@@ -24,7 +24,8 @@ def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Clien
     assert f'entityID="{url}{OURS}/metadata/"' in ours.text, ours.text
     with open_client() as person, open_client() as from_their_page:
         page = person.get("/accounts/login/").text
-        asked = person.post("/accounts/organisation/", data={"csrfmiddlewaretoken": FIELD.findall(page)[0]})
+        form = {"csrfmiddlewaretoken": FIELD.findall(page)[0]}
+        asked = person.post("/accounts/organisation/", data=form, headers={"Referer": f"{url}/accounts/login/"})
         away = html.unescape(re.findall(r'data-kind="primary" href="([^"]+)"', asked.text)[0])
         assert away.startswith(SSO)
         answer = Answer(
