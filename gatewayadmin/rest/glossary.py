@@ -80,6 +80,7 @@ MEMBERS: dict[str, Entry] = {
     "Organisation.protocol": Entry("How the provider and this workspace speak.", "oidc"),
     "Organisation.signs_requests": Entry("Whether requests are signed (SAML).", False),
     "Organisation.sso_url": Entry("Where people sign in, of the metadata (SAML).", ""),
+    "Organisation.takes_encrypted": Entry("Whether assertions may be encrypted (SAML).", False),
     "Organisation.takes_unsolicited": Entry("Whether people may begin at the provider (SAML).", False),
     "Organisation.client_id": Entry("How this workspace is known at the provider.", "gateway-admin"),
     "Organisation.default_role": Entry("The role of whom no rule gives one; null: no entry."),
