@@ -313,8 +313,9 @@ def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(
     second = published()
     assert first != second
     for certificate in (first, second):
-        given = Answer(answer.issuer, answer.pair)
-        visit = brought(given, lambda one, made_for=certificate: encrypted(one.signed(), certificate=made_for))
+        given, client = Answer(answer.issuer, answer.pair), Client()
+        given.answers = query_id(asks(client))
+        visit = brings(client, sent(given.around(encrypted(given.signed(), certificate=certificate))))
         assert visit.person == User.objects.get(email="mia@example.com")
 
     Provider.edit(by=None, new_decryption_key=True)
