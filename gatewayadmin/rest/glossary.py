@@ -104,6 +104,7 @@ MEMBERS: dict[str, Entry] = {
         "Where the provider sends people who signed out there; it has to be entered there.",
         "https://gateway.example.com/accounts/login/",
     ),
+    "Organisation.new_decryption_key": Entry("Whether a new key to encrypt assertions for is made (SAML).", False),
     "Organisation.redirect_uri": Entry(
         "What has to be entered at the provider.", "https://gateway.example.com/accounts/organisation/back/"
     ),
