@@ -12,7 +12,7 @@ from proxy.models import UpstreamSession
 from servers.models import Identity, cipher
 from servers.oauth_client.models import ClientRegistration, Grant
 from sinks.models import Sink
-from sso.models import Provider
+from sso.models import DecryptionKey, Provider
 from wire.cipher import Unreadable
 
 
@@ -35,6 +35,7 @@ def reseal() -> Resealed:
     _reseal_rows(Grant, "refresh_ciphertext")
     _reseal_rows(Sink, "secret_ciphertext")
     _reseal_rows(Provider, "secret_ciphertext")
+    _reseal_rows(DecryptionKey, "sealed")
     _reseal_rows(CheckpointKey, "sealed")
     older = Identity.objects.filter(secret_ciphertext__isnull=False).exclude(key_id=cipher().key_id).order_by("pk")
     results = [_moved(pk) for pk in older.values_list("pk", flat=True)]

@@ -107,6 +107,7 @@ class OrganisationSerializer(serializers.Serializer[Provider]):
     name_attribute = serializers.CharField()
     takes_unsolicited = serializers.BooleanField()
     signs_requests = serializers.BooleanField()
+    takes_encrypted = serializers.BooleanField()
     entity_id = serializers.SerializerMethodField()
     acs_url = serializers.SerializerMethodField()
 
@@ -146,6 +147,8 @@ class OrganisationChanges(Body):
     name_attribute = serializers.CharField(max_length=LONGEST_ATTRIBUTE)
     takes_unsolicited = serializers.BooleanField()
     signs_requests = serializers.BooleanField()
+    takes_encrypted = serializers.BooleanField()
+    new_decryption_key = serializers.BooleanField(write_only=True)
 
     def validate_default_role_id(self, pk: UUID | None) -> Role | None:
         return _role(pk)

@@ -21,6 +21,8 @@ SAML_ONLY = (
     "email_attribute",
     "name_attribute",
     "signs_requests",
+    "takes_encrypted",
+    "new_decryption_key",
     "takes_unsolicited",
 )
 MORE_ROWS = 3  # So many rules can be added at once; saved, there is room for so many more.
@@ -90,6 +92,16 @@ class ProviderForm(forms.Form):
         help_text="Its certificate is in our metadata. Only with it, and where the provider refuses unsigned ones, can "
         "people confirm sensitive changes there. Switched off and on again, there is a new key.",
     )
+    takes_encrypted = forms.BooleanField(
+        label="Take encrypted assertions",
+        required=False,
+        help_text="The certificate to encrypt for is in our metadata. They have to be signed inside, as ever.",
+    )
+    new_decryption_key = forms.BooleanField(
+        label="Make a new key to encrypt for",
+        required=False,
+        help_text="The one there is opens what is encrypted for it until there is another new one.",
+    )
     takes_unsolicited = forms.BooleanField(
         label="Let people begin at the provider",
         required=False,
@@ -127,7 +139,7 @@ class ProviderForm(forms.Form):
     )
 
     def __init__(self, data: Any, *, provider: Provider) -> None:
-        aside = ("secret", "domains", "metadata_xml")
+        aside = ("secret", "domains", "metadata_xml", "new_decryption_key")
         initial = {name: getattr(provider, name) for name in self.base_fields if name not in aside}
         if provider.speaks_saml:
             initial |= {"issuer": "", "client_id": ""}  # Those of SAML stand beside its other fields.

@@ -38,11 +38,23 @@ from sso.errors import (
     NoBreakGlass,
     NoEntry,
 )
+from sso.saml.decryption_keys import DecryptionKey
 from sso.saml.received import ReceivedAssertion
 from sso.saml.setting_up import names_metadata, prepared
 from sso.saml.terms import Protocol, SamlTerms
 
-__all__ = ["SETS_UP", "TERMS", "Account", "Claims", "GroupRule", "Mode", "Provider", "ReceivedAssertion", "RuleRow"]
+__all__ = [
+    "SETS_UP",
+    "TERMS",
+    "Account",
+    "Claims",
+    "DecryptionKey",
+    "GroupRule",
+    "Mode",
+    "Provider",
+    "ReceivedAssertion",
+    "RuleRow",
+]
 
 MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
 SETS_UP = (Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE)
@@ -58,6 +70,7 @@ TERMS |= {
     "email_attribute",
     "name_attribute",
     "signs_requests",
+    "takes_encrypted",
     "takes_unsolicited",
 }
 _domain = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}").fullmatch
@@ -204,6 +217,7 @@ class Provider(SamlTerms, Versioned, models.Model):
         if names_metadata(known, fields):
             must_match(by, Capability)  # Else somebody without the right to change it would have any address asked.
         fields, secret = prepared(known, fields, secret)
+        pair = fields.pop("decryption_pair", None)
         with transaction.atomic():
             one_at_a_time()
             present: Self = cls.load().lock()
@@ -226,6 +240,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             if "rules" in changes:
                 row._replace(rules)
             row.save()
+            changes |= row.go_by_keys(pair)
             if secret:
                 changes["secret_replaced"] = True
             if row.is_enforced and {"mode", "domains"} & changes.keys():
@@ -234,6 +249,17 @@ class Provider(SamlTerms, Versioned, models.Model):
             if changes:
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
         return row
+
+    def go_by_keys(self, pair: tuple[str, str] | None) -> dict[str, Any]:
+        """Have assertions encrypted for this new key, if it is one; without SAML, or where none may be, there are no
+        keys. What changed."""
+        if not (self.speaks_saml and self.takes_encrypted):
+            return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
+        if pair:
+            DecryptionKey.add(*pair)
+        elif DecryptionKey.newest() is None:  # Somebody ended it meanwhile.
+            raise ChangedThere(ChangedThere.__doc__)
+        return {"decryption_key_made": True} if pair else {}
 
     def must_still_be(self, known: Self) -> None:
         """Raise ChangedThere where this is not the provider any more that metadata were read for."""

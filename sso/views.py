@@ -37,7 +37,7 @@ from sso.enforcement import end_sessions, is_signed_in_there, remember
 from sso.errors import NeedsExtra, NoEntry, ProviderError
 from sso.flow import Begun, SignInFailed
 from sso.forms import ProviderForm
-from sso.models import Account, Claims, Provider
+from sso.models import Account, Claims, DecryptionKey, Provider
 from sso.saml import flow as saml_flow
 from sso.saml.requests import consumer_url, entity_id
 from sso.saml.terms import is_installed
@@ -286,6 +286,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
         "logout_url": f"{settings.PUBLIC_URL}{reverse('sso:backchannel_logout')}",
         "entity_id": entity_id(),
         "consumer_url": consumer_url(),
+        "decryption_fingerprint": newest.fingerprint if (newest := DecryptionKey.newest()) else "",
         "saml_needs": "" if is_installed() else NeedsExtra.__doc__,
     }
 

@@ -63,6 +63,7 @@ class ProviderPages(CapabilityAdmin):
         "name_attribute",
         "takes_unsolicited",
         "signs_requests",
+        "takes_encrypted",
     )
     shown = ("private", "metadata_read_at", "metadata_end_at", "sso_url")
 

@@ -14,7 +14,7 @@ from scim.models import ProvisioningKey
 from servers.models import Identity
 from servers.oauth_client.models import ClientRegistration, Grant
 from sinks.models import Sink
-from sso.models import Provider
+from sso.models import DecryptionKey, Provider
 from tokens.models import Token
 from wire import cipher, token_text
 
@@ -40,7 +40,7 @@ def key_uses() -> list[KeyUses]:
     sealed += _uses(ClientRegistration.objects.exclude(secret_ciphertext=None))
     sealed += _uses(Grant.objects.exclude(refresh_ciphertext=None))
     sealed += _uses(CheckpointKey.objects.all()) + _uses(Sink.objects.exclude(secret_ciphertext=None))
-    sealed += _uses(Provider.objects.exclude(secret_ciphertext=None))
+    sealed += _uses(Provider.objects.exclude(secret_ciphertext=None)) + _uses(DecryptionKey.objects.all())
     return [
         KeyUses("GATEWAY_TOKEN_KEYS", [token_text.key_id(key) for key in settings.TOKEN_KEYS], tokens),
         KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),

@@ -80,6 +80,7 @@ MEMBERS: dict[str, Entry] = {
     "Organisation.protocol": Entry("How the provider and this workspace speak.", "oidc"),
     "Organisation.signs_requests": Entry("Whether requests are signed (SAML).", False),
     "Organisation.sso_url": Entry("Where people sign in, of the metadata (SAML).", ""),
+    "Organisation.takes_encrypted": Entry("Whether assertions may be encrypted (SAML).", False),
     "Organisation.takes_unsolicited": Entry("Whether people may begin at the provider (SAML).", False),
     "Organisation.client_id": Entry("How this workspace is known at the provider.", "gateway-admin"),
     "Organisation.default_role": Entry("The role of whom no rule gives one; null: no entry."),
@@ -103,6 +104,7 @@ MEMBERS: dict[str, Entry] = {
         "Where the provider sends people who signed out there; it has to be entered there.",
         "https://gateway.example.com/accounts/login/",
     ),
+    "Organisation.new_decryption_key": Entry("Whether a new key to encrypt assertions for is made (SAML).", False),
     "Organisation.redirect_uri": Entry(
         "What has to be entered at the provider.", "https://gateway.example.com/accounts/organisation/back/"
     ),

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.head_limits import HeadLimits
+from gatewayadmin.serving.last_connections import let_nobody_in, those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 
 BACKLOG = 2048
@@ -63,6 +65,10 @@ class DrainingServer(uvicorn.Server):
 
     _is_asked = False
 
+    def __init__(self, config: uvicorn.Config, *, all_stop: Callable[[], bool]) -> None:
+        super().__init__(config)
+        self._all_stop = all_stop
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         from gatewayadmin.serving.health import readiness  # noqa: PLC0415  In the worker, as below.
 
@@ -76,10 +82,21 @@ class DrainingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Standing streams would last until they are cut off; they end, and their clients come back to another."""
+        """Answer whoever has connected, then stop.
+
+        Standing streams would last until they are cut off; they end, and their clients come back to another.
+        """
         from proxy import streams  # noqa: PLC0415  In the worker, as below.
 
         streams.end_standing()
+        if self._all_stop():  # Else the other workers take who comes.
+            let_nobody_in(sockets or [])
+            await those_who_came()
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        await those_who_came()
         await super().shutdown(sockets)
 
 
@@ -123,6 +140,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         if self.does_chores:
+            for each in self.sockets:  # Nobody would accept who connects once the others have closed them.
+                each.close()
             os.nice(CHORES_NICE)
             asyncio.run(self._do_chores())
         else:
@@ -153,7 +172,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     async def _serve(self) -> None:
         """The same as in the class above, with a server that drains."""
         self.config.app = self.wsgi
-        server = DrainingServer(self.config)
+        server = DrainingServer(self.config, all_stop=self.app.is_stopping)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:
@@ -164,6 +183,14 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         await super().callback_notify()
         if os.getppid() != self.ppid:  # Else we would hold the port, and nobody would replace us.
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class OrderlyArbiter(Arbiter):  # type: ignore[misc]
+    """gunicorn's main process, whose workers know whether all of them are to end."""
+
+    def stop(self, graceful: bool = True) -> None:
+        self.app.note_stop()
+        super().stop(graceful)
 
 
 class PlainLogger(Logger):  # type: ignore[misc]
@@ -182,6 +209,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def __init__(self, listener: socket.socket, *, workers: int, metrics: Path, say_hello: Callable[[], None]) -> None:
         self.chores_lock = metrics / "chores.lock"
+        self._stops = mmap.mmap(-1, 1)  # Shared with the workers.
         self._options = {
             "bind": [f"fd://{listener.detach()}"],
             "backlog": BACKLOG,
@@ -200,6 +228,14 @@ class Server(BaseApplication):  # type: ignore[misc]
         }
         super().__init__()
 
+    def note_stop(self) -> None:
+        """From now on all workers know that nobody will listen."""
+        self._stops[0] = 1
+
+    def is_stopping(self) -> bool:
+        """Whether the whole server ends, and not only the worker that asks."""
+        return bool(self._stops[0])
+
     def load_config(self) -> None:
         for name, value in self._options.items():
             if value is not None:
@@ -213,7 +249,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until stopped; exits the process."""
         _close_database()  # Connections and their pool's threads do not survive a fork.
-        super().run()
+        OrderlyArbiter(self).run()
 
 
 def metrics_folder(data_dir: Path) -> Path:

@@ -20,7 +20,7 @@ from django.urls import reverse
 from sso.claims import email_of, groups_of, is_true, line_of
 from sso.errors import ProviderError
 from sso.flow import CONFIRM, LIVES_S, LOGIN, Begun, leads_on, note, taken
-from sso.models import Claims, Provider, ReceivedAssertion
+from sso.models import Claims, DecryptionKey, Provider, ReceivedAssertion
 from sso.saml.refusals import ResponseRefused
 from sso.saml.requests import NAME_ID_FORMATS, consumer_url, entity_id, sign_in_url
 from sso.saml.rereading import READ_AGAIN, UNKNOWN_SIGNATURE, not_older
@@ -72,7 +72,8 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
     from sso.saml.responses import Expected, read  # noqa: PLC0415  (the optional packages)
 
     def expected(by: Provider) -> Expected:
-        return Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split())
+        keys = DecryptionKey.opening if by.takes_encrypted else None
+        return Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split(), keys)
 
     try:
         said = read(encoded, expected(provider))

@@ -42,7 +42,7 @@ def make() -> tuple[str, str]:
 
 def sign(pem: str, what: str) -> str:
     """The signature (base64) of this text, with ALGORITHM."""
-    key = load_pem_private_key(pem.encode(), None)
+    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # It was made here.
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("Requests are signed with RSA keys.")
     return base64.b64encode(key.sign(what.encode(), padding.PKCS1v15(), hashes.SHA256())).decode()

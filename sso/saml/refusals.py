@@ -36,6 +36,8 @@ ADVICE = {
     "malformed": SET_UP,
     "too_large": SET_UP,
     "encrypted": SET_UP,
+    "not_decrypted": SET_UP,
+    "weak_encryption": SET_UP,
     "not_signed": SET_UP,
     "weak_signature": SET_UP,
     "wrong_signature": SET_UP,

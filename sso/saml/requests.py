@@ -13,12 +13,20 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from sso.saml import own_key
+from sso.saml.decryption_keys import DecryptionKey
 from sso.saml.terms import NameIdFormat
 
 if TYPE_CHECKING:
     from sso.models import Provider
 
 POST = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST"
+# The best of what is taken (decryption.CIPHERS), the best known way to wrap its key first.
+ENCRYPTED_WITH = (
+    "http://www.w3.org/2009/xmlenc11#aes256-gcm",
+    "http://www.w3.org/2009/xmlenc11#aes128-gcm",
+    "http://www.w3.org/2001/04/xmlenc#rsa-oaep-mgf1p",
+    "http://www.w3.org/2009/xmlenc11#rsa-oaep",
+)
 NAME_ID_FORMATS = {
     NameIdFormat.PERSISTENT: "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent",
     NameIdFormat.EMAIL: "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress",
@@ -37,24 +45,30 @@ def consumer_url() -> str:
 
 def own_metadata(provider: Provider) -> str:
     """What the provider has to know of this workspace."""
-    key = wanted = ""
+    signing = encryption = wanted = ""
     if provider.own_certificate:
-        key = (
-            '<md:KeyDescriptor use="signing"><ds:KeyInfo xmlns:ds="http://www.w3.org/2000/09/xmldsig#"><ds:X509Data>'
-            f"<ds:X509Certificate>{provider.own_certificate}</ds:X509Certificate>"
-            "</ds:X509Data></ds:KeyInfo></md:KeyDescriptor>"
-        )
+        signing = _key("signing", provider.own_certificate)
+    if provider.takes_encrypted and (newest := DecryptionKey.newest()):
+        methods = "".join(f'<md:EncryptionMethod Algorithm="{each}"/>' for each in ENCRYPTED_WITH)
+        encryption = _key("encryption", newest.certificate, methods)
     if provider.name_id_format in NAME_ID_FORMATS:
         wanted = f"<md:NameIDFormat>{NAME_ID_FORMATS[NameIdFormat(provider.name_id_format)]}</md:NameIDFormat>"
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<md:EntityDescriptor xmlns:md="urn:oasis:names:tc:SAML:2.0:metadata" entityID="{escape(entity_id())}">'
-        f'<md:SPSSODescriptor AuthnRequestsSigned="{str(bool(key)).lower()}" WantAssertionsSigned="true"'
+        f'<md:SPSSODescriptor AuthnRequestsSigned="{str(bool(signing)).lower()}" WantAssertionsSigned="true"'
         ' protocolSupportEnumeration="urn:oasis:names:tc:SAML:2.0:protocol">'
-        f"{key}{wanted}"
+        f"{signing}{encryption}{wanted}"
         f'<md:AssertionConsumerService Binding="{POST}" Location="{escape(consumer_url())}" index="0"'
         ' isDefault="true"/>'
         "</md:SPSSODescriptor></md:EntityDescriptor>\n"
+    )
+
+
+def _key(use: str, certificate: str, methods: str = "") -> str:
+    return (
+        f'<md:KeyDescriptor use="{use}"><ds:KeyInfo xmlns:ds="http://www.w3.org/2000/09/xmldsig#"><ds:X509Data>'
+        f"<ds:X509Certificate>{certificate}</ds:X509Certificate></ds:X509Data></ds:KeyInfo>{methods}</md:KeyDescriptor>"
     )
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
 from lxml import etree
 from signxml.algorithms import DigestAlgorithm, SignatureMethod
 from signxml.exceptions import SignXMLException
 from signxml.verifier import SignatureConfiguration, VerifyResult, XMLVerifier
 
+from sso.saml import decryption
 from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
 from sso.saml.refusals import ResponseRefused
 
@@ -99,12 +101,13 @@ BROKEN: tuple[type[Exception], ...] = (
 
 
 class Expected(NamedTuple):
-    """Whose answer it has to be, for whom, and where it has to be brought."""
+    """Whose answer it has to be, for whom, and where it has to be brought; `keys` are ours, for what is encrypted."""
 
     issuer: str
     audience: str
     recipient: str
     certificates: Sequence[str]
+    keys: Callable[[], Sequence[rsa.RSAPrivateKey]] | None = None  # None where nothing encrypted is taken.
 
 
 class Said(NamedTuple):
@@ -123,9 +126,12 @@ def read(encoded: str, expected: Expected) -> Said:
     """What a response (base64, as browsers bring it) proves. Raises ResponseRefused."""
     root = _parsed(encoded)
     _must_be_about_us(root, expected)
+    encrypted = list(root.iter(tag(ASSERTION, "EncryptedAssertion")))
+    if encrypted:
+        _open(root, encrypted, expected)
     _must_be_plain(root)
-    if root.find(tag(SIGNATURE, "Signature")) is not None:
-        _signed(root, "./", root, expected.certificates)
+    if not encrypted:
+        _must_be_signed_as_a_whole(root, expected)
     (assertion,) = root.findall(tag(ASSERTION, "Assertion"))
     signed = _signed(root, f"./{tag(ASSERTION, 'Assertion')}/", assertion, expected.certificates)
     now = datetime.now(UTC).timestamp()
@@ -166,13 +172,35 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
         raise ResponseRefused("refused_there", f"The provider said: {words}.")
 
 
+def _open(root: Element, encrypted: Sequence[Element], expected: Expected) -> None:
+    """Put the assertion in the place of the encrypted one; whoever signed the response signed it as it was before."""
+    if expected.keys is None:
+        raise ResponseRefused("encrypted", "The assertion is encrypted. Have the provider sign it only.")
+    if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
+        raise ResponseRefused("wrapped", "There is an assertion beside the encrypted one.")
+    _must_be_one(root, encrypted)
+    sealed = decryption.read(encrypted[0])
+    _must_be_signed_as_a_whole(root, expected)
+    root.replace(encrypted[0], decryption.opened(sealed, expected.keys()))
+
+
+def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
+    """A signature of the response need not be there, and proves nothing of the assertion; a wrong one ends here."""
+    if root.find(tag(SIGNATURE, "Signature")) is not None:
+        _signed(root, "./", root, expected.certificates)
+
+
 def _must_be_plain(root: Element) -> None:
     """One assertion, where it belongs, and no two elements of the same name: nothing to take for another."""
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
-        raise ResponseRefused("encrypted", "The assertion is encrypted. Have the provider sign it only.")
+        raise ResponseRefused("wrapped", "There is an encrypted assertion in the encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
     if not everywhere:
         raise ResponseRefused("malformed", "There is no assertion in the response.")
+    _must_be_one(root, everywhere)
+
+
+def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
     names = [each.get("ID") for each in root.iter() if each.get("ID") is not None]
     if len(everywhere) > 1 or everywhere[0].getparent() is not root or len(set(names)) != len(names):
         raise ResponseRefused("wrapped", "There is more than one assertion, or it is not where it belongs.")

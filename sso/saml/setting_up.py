@@ -13,6 +13,7 @@ from servers.oauth_client.http import Http, Unreachable
 from servers.upstream_guard import upstream_guard
 from sso.errors import BadIssuer, BadMetadata, BadPasted, BadSecret
 from sso.saml import own_key
+from sso.saml.decryption_keys import DecryptionKey
 from sso.saml.requests import entity_id
 from sso.saml.terms import Protocol, must_be_installed
 from wire.guard import UrlRefused
@@ -34,12 +35,15 @@ def names_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
 def prepared(present: Provider, fields: dict[str, Any], secret: str) -> tuple[dict[str, Any], str]:
     """These fields with what they bring about, and the secret to seal. Raises ProviderError."""
     pasted = str(fields.pop("metadata_xml", "") or "").strip()
+    fields = {"new_decryption_key": False} | fields
     if fields.get("protocol", present.protocol) == Protocol.SAML:
         return _for_saml(present, fields, secret, pasted)
     if pasted or fields.get("metadata_url"):
         raise BadMetadata("Metadata belong to SAML. Choose it as the protocol.")
+    del fields["new_decryption_key"]
     if present.speaks_saml:
         ends = NOTHING_READ | {"metadata_url": "", "signs_requests": False, "own_certificate": ""}
+        ends |= {"takes_encrypted": False}
         fields = {"issuer": "", "client_id": ""} | fields | ends
     issuer = str(fields.get("issuer", "")).strip()
     return (fields | {"private": _issuer_is_private(issuer)} if issuer else fields), secret
@@ -73,7 +77,16 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
     elif url and (is_new or url != present.metadata_url):
         private = may_be_at(url)
         fields |= {"private": private} | fetch(url, private=private)
+    fields |= {"decryption_pair": _decryption_pair(present, fields)}
     return _with_key(present, fields | {"client_id": entity_id()})
+
+
+def _decryption_pair(present: Provider, fields: dict[str, Any]) -> tuple[str, str] | None:
+    """A new key that assertions are encrypted for: where they begin to be, or another one is asked for."""
+    is_asked = fields.pop("new_decryption_key", False)
+    if not fields.get("takes_encrypted", present.takes_encrypted):
+        return None
+    return own_key.make() if is_asked or not present.speaks_saml or DecryptionKey.newest() is None else None
 
 
 def _pasted(text: str) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class SamlTerms(models.Model):
     # The private key is sealed where the client secret of OpenID Connect is.
     signs_requests = models.BooleanField(default=False, db_default=False)
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
+    # Whether assertions may be encrypted, for one of our DecryptionKeys.
+    takes_encrypted = models.BooleanField(default=False, db_default=False)
 
     class Meta:
         abstract = True
@@ -96,7 +98,7 @@ class SamlTerms(models.Model):
     def saml_terms(self) -> dict[str, Any]:
         """What of it can be edited, as versions and events have it."""
         names = ["protocol", "metadata_url", "sso_url", "name_id_format", "email_attribute", "name_attribute"]
-        names += ["takes_unsolicited", "signs_requests"]
+        names += ["takes_unsolicited", "signs_requests", "takes_encrypted"]
         fingerprints = [each.fingerprint for each in self.signing]
         return {name: getattr(self, name) for name in names} | {"certificates": fingerprints}
 

@@ -2,8 +2,10 @@
 //
 // Anybody may sign in under any name; what it says of them is in the file people.json of FOLDER, by name, read anew at
 // each sign-in as key.pem and cert.pem are. It answers only to ACS_URL. With client.pem there it takes requests that
-// are signed with that certificate, and no others. `/begin?name=` answers without having been asked.
+// are signed with that certificate, and no others; with encrypt.pem it encrypts for that certificate. `/begin?name=`
+// answers without having been asked.
 
+import { X509Certificate } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 
 import express from "express";
@@ -15,10 +17,21 @@ const PERSISTENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent";
 const issuer = `http://127.0.0.1:${port}/metadata`;
 const file = (name) => readFileSync(`${FOLDER}/${name}`, "utf8");
 
+const encryption = () => {
+  if (!existsSync(`${FOLDER}/encrypt.pem`)) return {};
+  const [encryptionCert, encryptionPublicKey] = [file("encrypt.pem"), new X509Certificate(file("encrypt.pem")).publicKey];
+  return {
+    encryptionCert,
+    encryptionPublicKey: encryptionPublicKey.export({ type: "spki", format: "pem" }),
+    encryptionAlgorithm: "http://www.w3.org/2009/xmlenc11#aes256-gcm",
+  };
+};
+
 const terms = (name) => {
   const { id = name, format = PERSISTENT, ...attributes } = JSON.parse(file("people.json"))[name] ?? {};
   return {
     issuer,
+    ...encryption(),
     key: file("key.pem"),
     cert: file("cert.pem"),
     lifetimeInSeconds: 300,

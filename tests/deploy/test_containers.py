@@ -4,6 +4,7 @@ its nginx, upgraded; the image with other extras; and the image that brings its 
 PostgreSQL and nginx are Debian's, started as the images of a registry would (tests/deploy/standins).
 """
 
+import json
 import re
 import ssl
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deploy import saml_sign_in
+from tests.deploy.calls import Calls
 from tests.deploy.containers import Machine, machine
 from tests.deploy.images import Images
 from tests.docs.pages import ROOT
@@ -23,6 +26,7 @@ pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 
 CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
 UPGRADE = (ROOT / "docs" / "how-to" / "upgrade.md").read_text()
+SLOWEST_S = 10  # Images are built meanwhile; nginx itself waits a second for each replica that has gone.
 
 
 def block(page: str, beginning: str) -> str:
@@ -45,10 +49,10 @@ class Site:
 
     def __init__(self, host: Machine, port: int) -> None:
         self.url = f"https://localhost:{port}"
-        self._trust = host.folder / "deploy" / "compose" / "secrets" / "tls_certificate"
+        self.certificate = host.folder / "deploy" / "compose" / "secrets" / "tls_certificate"
 
     def client(self) -> httpx.Client:
-        trust = ssl.create_default_context(cafile=str(self._trust))
+        trust = ssl.create_default_context(cafile=str(self.certificate))
         return httpx.Client(base_url=self.url, verify=trust, trust_env=False, timeout=20)
 
     def is_ready(self) -> bool:
@@ -58,35 +62,31 @@ class Site:
         except httpx.HTTPError:
             return False
 
-    def admits(self, email: str, password: str) -> bool:
+    def admits(self, client: httpx.Client, email: str, password: str) -> bool:
         """Whether this person gets in, and sees the first page."""
-        with self.client() as client:
-            page = client.get("/accounts/login/").text
-            (token,) = {*re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)}
-            form = {"login": email, "password": password, "csrfmiddlewaretoken": token}
-            said = client.post("/accounts/login/", data=form, headers={"Referer": f"{self.url}/accounts/login/"})
-            return said.status_code == 302 and client.get("/settings/workspace").status_code == 200
+        page = client.get("/accounts/login/").text
+        (token,) = {*re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page)}
+        form = {"login": email, "password": password, "csrfmiddlewaretoken": token}
+        said = client.post("/accounts/login/", data=form, headers={"Referer": f"{self.url}/accounts/login/"})
+        return said.status_code == 302 and client.get("/settings/workspace").status_code == 200
 
 
 def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None:
     port = free_port()
     site = Site(host, port)
-    (host.folder / ".env").write_text(f"GATEWAY_PUBLIC_URL={site.url}\nHTTPS_PORT={port}\n")
+    kept = {"GATEWAY_PUBLIC_URL": site.url, "HTTPS_PORT": port, "EXTRAS": '"scim otel saml"'}
+    (host.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in kept.items()))
     script = block(CONTAINERS, "deploy/compose/make-secrets gateway.example.com")
     script = script.replace("https://gateway.example.com", site.url).replace("gateway.example.com", "localhost")
     password = host.run(script.replace("HTTPS_PORT=443", f"HTTPS_PORT={port}")).split()[-1]
 
     eventually(lambda: host.healthy("gateway") == 2)
     assert eventually(site.is_ready), host.logs()
-    assert site.admits("admin@localhost", password)
-    assert not site.admits("admin@localhost", "another password")
-    for one in host.containers("gateway"):
-        status = host.podman("exec", one["Id"], "cat", "/proc/1/status")
-        assert re.search(r"^Uid:\t10001\t", status, re.MULTILINE)
-        assert "CapEff:\t0000000000000000" in status
-        assert "NoNewPrivs:\t1" in status
-        assert "Read-only file system" in host.run(f"docker exec {one['Id']} touch /opt/x 2>&1 || true")
-        assert "gateway_run" in host.podman("exec", one["Id"], "cat", "/run/secrets/run_database_url")
+    with site.client() as somebody, site.client() as owner:
+        assert not site.admits(somebody, "admin@localhost", "another password")
+        assert site.admits(owner, "admin@localhost", password)
+        assert saml_sign_in.signs_in(site.client, owner, "mia@example.com") == httpx.codes.OK
+    must_be_confined(host)
 
     times, chore = re.split(r"  +", block(CONTAINERS, "0 3 * * *"), maxsplit=1)
     assert times == "0 3 * * *"
@@ -110,17 +110,50 @@ def test_compose_starts_serves_and_is_upgraded_as_printed(host: Machine) -> None
     assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in second} == {"0.1.1"}
     assert eventually(site.is_ready)
 
+    upgrade_under_load(host, site)
+    with site.client() as owner:
+        assert site.admits(owner, "admin@localhost", password), "the data are those of before"
+    host.run("docker compose down --volumes")
+
+
+def must_be_confined(host: Machine) -> None:
+    for one in host.containers("gateway"):
+        status = host.podman("exec", one["Id"], "cat", "/proc/1/status")
+        assert re.search(r"^Uid:\t10001\t", status, re.MULTILINE)
+        assert "CapEff:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        assert "Read-only file system" in host.run(f"docker exec {one['Id']} touch /opt/x 2>&1 || true")
+        assert "gateway_run" in host.podman("exec", one["Id"], "cat", "/run/secrets/run_database_url")
+
+
+def upgrade_under_load(host: Machine, site: Site) -> None:
+    """Without the seconds in which nginx has nobody to send calls to."""
     release(host, "0.1.2")
     build, migrate, _ = block(UPGRADE, "docker compose build").splitlines()
-    host.run(f"{build}\n{migrate}\n{block(UPGRADE, 'docker compose up --detach --no-deps')}")
-    eventually(lambda: host.healthy("gateway") == 4)
-    for one in second:
-        host.run(f"docker stop {one['Id']}\ndocker rm {one['Id']}")
-    left = host.containers("gateway")
-    assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in left} == {"0.1.2"}
-    assert len(left) == 2
-    assert site.admits("admin@localhost", password), "the data are those of before"
-    host.run("docker compose down --volumes")
+    with calls_of(host, site) as calls:
+        calls.wait_for(100)
+        host.run(f"{build}\n{migrate}\n{block(UPGRADE, 'old=$(docker compose ps')}")
+        left = host.containers("gateway")
+        assert {one["Config"]["Labels"]["org.opencontainers.image.version"] for one in left} == {"0.1.2"}
+        assert len(left) == 2
+        calls.wait_for(100)
+    assert calls.failed == []
+    assert calls.slowest < SLOWEST_S
+    assert logged(host) == calls.answered, "each was made once"
+
+
+def calls_of(host: Machine, site: Site) -> Calls:
+    """Agents that call a tool of the Quickstart through nginx, with a token of their own."""
+    issue = "issue_token --user admin@localhost --host Load --gateway quickstart"
+    issued = json.loads(host.run(f"docker compose exec --no-TTY gateway gateway-admin {issue}"))
+    return Calls(issued["gateway_url"], issued["token"], site.certificate)
+
+
+def logged(host: Machine) -> int:
+    """How many calls of these agents are in the log."""
+    query = "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"
+    psql = f'psql --username gateway --dbname gateway --no-align --tuples-only --command "{query}"'
+    return int(host.run(f"docker compose exec --no-TTY database {psql}"))
 
 
 def release(host: Machine, version: str) -> None:

@@ -197,7 +197,7 @@ def test_the_nginx_of_compose_hides_what_a_client_says_of_its_address(echo: int,
     assert program, "These tests need nginx: install Debian's package nginx."
     secrets, port = make_secrets(tmp_path), free_port()
     template = (ROOT / "deploy" / "compose" / "nginx.conf.template").read_text()
-    server = template.replace("/run/secrets", str(secrets)).replace("${NGINX_LOCAL_RESOLVERS}", "127.0.0.1")
+    server = template.replace("/run/secrets", str(secrets)).replace("${NAMESERVER}", "127.0.0.1")
     server = server.replace("http://gateway:8000", f"http://127.0.0.1:{echo}").replace("listen 8443", f"listen {port}")
     server = server.replace("    http2 on;\n", "")  # nginx 1.25.1 or newer, as in the image.
     with tempfile.TemporaryDirectory() as folder:

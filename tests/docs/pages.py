@@ -1,6 +1,8 @@
 """The documents of this repository, as the tests read them."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,3 +31,14 @@ def first_column(page: Path) -> list[str]:
     """What stands as code in the first cell of each table row; a cell may hold several."""
     cells = [line.split("|")[1] for line in page.read_text().splitlines() if line.startswith("| `")]
     return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
+
+
+def exported(script: str) -> dict[str, str]:
+    """The variables that a shell exports after this script of nothing but `export`."""
+    names = re.findall(r"^export (\w+)=", script, re.MULTILINE)
+    assert names
+    command = f"{script}\nfor name in {' '.join(names)}; do printf '%s=%s\\0' $name \"${{!name}}\"; done"
+    done = subprocess.run(
+        ["bash", "-euc", command], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+    )
+    return dict(pair.split("=", 1) for pair in done.stdout.split("\0") if pair)

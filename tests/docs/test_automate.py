@@ -30,11 +30,10 @@ def test_the_script_works_as_printed(live_alone: Serve, run: Run) -> None:
     labels = {" ".join(label.split()) for label in CAPABILITIES.findall(PAGE)}
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(labels=labels, owner=OWNER)).strip()
     upstream = run(upstreams.docs())
-    environment = {**live.environment(), "GATEWAY": live.url, "API_KEY": key, "SERVER_URL": upstream.url}
+    script = "\n".join(BLOCK.findall(PAGE)).replace("https://gateway.example.com", live.url)
+    script = script.replace("gwp_...", key).replace("https://mcp.example.com/mcp", upstream.url)
 
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(BLOCK.findall(PAGE))], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["bash", "-c", script], env=live.environment(), capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "behind it: handbook" in done.stdout

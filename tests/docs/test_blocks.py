@@ -54,6 +54,7 @@ RUN_BY = (
         'curl -sS -X POST "$GATEWAY_URL"',
         "docs/test_quickstart.py::test_three_servers_and_three_people_as_the_page_says",
     ),
+    ("docs/how-to/automate.md", "export GATEWAY=", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/automate.md", "set -euo pipefail", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/automate.md", "SERVER=", "docs/test_automate.py::test_the_script_works_as_printed"),
     ("docs/how-to/automate.md", "NEW_GATEWAY=", "docs/test_automate.py::test_the_script_works_as_printed"),
@@ -91,7 +92,23 @@ RUN_BY = (
     ),
     ("docs/how-to/deploy.md", "0 3 * * *", "docs/test_deploy.py::test_two_roles_as_printed"),
     ("docs/how-to/deploy.md", "export GATEWAY_SECRET_KEY", "docs/test_deploy.py::test_two_roles_as_printed"),
-    ("docs/how-to/deploy.md", "server {", "running/test_edge.py::"),
+    *(
+        ("docs/how-to/deploy.md", begin, f"docs/test_configurations.py::{test}")
+        for begin, test in (
+            ("make setup", "test_a_checkout_is_set_up_and_serves_by_the_commands_of_the_page"),
+            ("[Unit]", "test_systemd_takes_the_unit_and_the_gateway_starts_and_ends_by_it"),
+            ("export GATEWAY_PUBLIC_URL", "test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls"),
+            ("server {", "test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls"),
+        )
+    ),
+    ("docs/how-to/size.md", "max_connections", "docs/test_configurations.py::test_postgresql_takes_the_settings"),
+    *(
+        (page, begin, "docs/test_configurations.py::test_prometheus_scrapes_the_gateway_as_printed")
+        for page, begin in (
+            ("docs/how-to/monitor.md", "scrape_configs:"),
+            ("docs/how-to/traces-and-metrics.md", "receivers:"),
+        )
+    ),
     (
         "docs/how-to/upgrade.md",
         ".venv/bin/python manage.py migrate",
@@ -100,6 +117,13 @@ RUN_BY = (
     *(
         ("docs/how-to/scale-out.md", begin, "running/test_scale_out.py::test_pages_rest_and_chores_work")
         for begin in ("export DATABASE_URL=postgresql://gateway:secret@pooler", "ALTER ROLE", "[databases]")
+    ),
+    *(
+        ("docs/how-to/scale-out.md", begin, f"running/test_scale_out.py::{test}")
+        for begin, test in (
+            ("export DATABASE_READ_URL", "test_logs_are_read_from_the_replica_and_decisions_are_not"),
+            ('export DATABASE_URL="', "test_calls_fail_closed_when_the_primary_is_lost"),
+        )
     ),
     (
         "docs/how-to/scale-out.md",
@@ -133,6 +157,7 @@ RUN_BY = (
         "mcp-bridge/node_modules/.bin/supergateway",
         "docs/test_how_tos.py::test_the_bridge_makes_a_stdio_server_callable",
     ),
+    ("docs/how-to/provision-people.md", "export GATEWAY", "docs/test_provision.py::test_the_script_works_as_printed"),
     ("docs/how-to/provision-people.md", "set -euo", "docs/test_provision.py::test_the_script_works_as_printed"),
     ("docs/how-to/provision-people.md", "ANN=", "docs/test_provision.py::test_the_script_works_as_printed"),
     ("docs/how-to/provision-people.md", "TEAM=", "docs/test_provision.py::test_the_script_works_as_printed"),
@@ -147,7 +172,8 @@ RUN_BY = (
         for page, begin in (
             ("docs/how-to/containers.md", "deploy/compose/make-secrets gateway.example.com"),
             ("docs/how-to/containers.md", "0 3 * * *"),
-            ("docs/how-to/upgrade.md", "docker compose"),
+            ("docs/how-to/upgrade.md", "docker compose build"),
+            ("docs/how-to/upgrade.md", "old="),
         )
     ),
     *(
@@ -208,39 +234,27 @@ RUN_BY = (
         "curl -fsS -X POST",
         "docs/test_logs_elsewhere.py::test_a_sink_of_each_kind_is_made_as_printed",
     ),
-    ("docs/how-to/send-the-logs.md", "import base64", "sinks/test_receivers.py::test_documented_check"),
-    (
-        "docs/how-to/monitor.md",
-        "scrape_configs:",
-        "deploy/test_monitoring.py::test_prometheus_takes_the_documented_configuration",
+    *(
+        ("docs/how-to/send-the-logs.md", begin, "docs/test_logs_elsewhere.py::test_the_log_is_verified_as_printed")
+        for begin in (".venv/bin/python manage.py verify_log --print", ".venv/bin/python manage.py verify_log --public")
     ),
+    ("docs/how-to/send-the-logs.md", "import base64", "sinks/test_receivers.py::test_documented_check"),
     ("docs/reference/exports.md", "curl -fsS", "docs/test_how_tos.py::test_an_export_is_taken_as_printed"),
+    (
+        "docs/decisions/0026-operations-declare-themselves.md",
+        "@operation",
+        "docs/test_code.py::test_the_excerpt_of_an_operation_is_of_the_code",
+    ),
+    ("docs/explanation/architecture.md", "gatewayadmin/ ", "docs/test_code.py::test_the_folders_of_the_architecture"),
+    ("docs/reference/rest-api.md", '{"detail":', "docs/test_rest_reference.py::test_a_name_of_nothing_is_answered"),
+    ("docs/reference/token-format.md", "gwa_ +", "docs/test_reference.py::test_a_token_is_made_as_its_formula_says"),
     ("docs/reference/token-format.md", "\\b", "docs/test_reference.py::test_the_documented_pattern"),
     ("docs/reference/token-format.md", "from zlib", "docs/test_reference.py::test_the_documented_pattern"),
 )
 # What no test can run as it stands: the page, how the block begins, why. It is parsed below.
 PARSED = (
-    ("CONTRIBUTING.md", "make setup", "these are the tests; their targets are looked up in the Makefile"),
-    ("docs/decisions/0026-operations-declare-themselves.md", "@operation", "an excerpt of the code, cut short"),
-    ("docs/explanation/architecture.md", "people, REST, staff", "a picture and a list of folders"),
-    ("docs/explanation/architecture.md", "gatewayadmin/ ", "a picture and a list of folders"),
-    ("docs/how-to/automate.md", "export GATEWAY=", "the reader's own values; the test of the script sets them"),
-    ("docs/how-to/deploy.md", "make setup", "every test begins with it, and every test of a workspace with `serve`"),
-    ("docs/how-to/deploy.md", "[Unit]", "for systemd; its command is read"),
-    ("docs/how-to/deploy.md", "export GATEWAY_PUBLIC_URL", "the reader's own values; their names are looked up"),
-    ("docs/how-to/scale-out.md", "export DATABASE_READ_URL", "the reader's own address"),
-    ("docs/how-to/scale-out.md", 'export DATABASE_URL="', "the reader's own addresses"),
-    ("docs/how-to/provision-people.md", "export GATEWAY", "the reader's own values; the test of the script sets them"),
-    ("docs/how-to/size.md", "max_connections", "settings of a PostgreSQL of the reader's size"),
-    ("docs/how-to/traces-and-metrics.md", "receivers:", "for the collector of the reader"),
-    ("docs/how-to/send-the-logs.md", "python manage.py verify_log --print", "running/test_restore.py runs it"),
-    (
-        "docs/how-to/send-the-logs.md",
-        "python manage.py verify_log --public",
-        "running/test_restore.py runs it, for all days",
-    ),
-    ("docs/reference/rest-api.md", '{"detail":', "answers, cut short"),
-    ("docs/reference/token-format.md", "gwa_ +", "a formula in words"),
+    ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
+    ("docs/explanation/architecture.md", "people, REST, staff", "a picture"),
 )
 
 
@@ -278,7 +292,8 @@ def test_every_block_is_run_or_read_by_a_test_and_it_is_said_by_which() -> None:
 
 def test_the_tests_that_run_blocks_are_there() -> None:
     for module, _, name in (test.partition("::") for _, _, test in RUN_BY):
-        assert f"def {name or 'test_'}" in (ROOT / "tests" / module).read_text(), name
+        assert name.startswith("test_")
+        assert f"def {name}" in (ROOT / "tests" / module).read_text(), name
 
 
 def test_each_block_is_of_the_language_it_says() -> None:
@@ -297,7 +312,7 @@ def parse(block: Block) -> None:
     match block.language:
         case "json":
             json.loads(block.text)
-        case "python" if "0026" not in block.page:
+        case "python":
             ast.parse(block.text)
         case "yaml":
             yaml.safe_load(block.text)
@@ -309,7 +324,7 @@ def parse(block: Block) -> None:
             times, command = re.split(r"  +", block.text, maxsplit=1)
             assert len(times.split()) == 5
             assert command
-        case other if other not in {"", "sql", "nginx", "python"}:
+        case other if other not in {"", "sql", "nginx"}:
             raise ValueError(other)
 
 
@@ -360,3 +375,10 @@ def test_every_target_a_document_names_is_in_the_makefile_and_every_target_in_th
     assert named <= targets
     reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
     assert set(re.findall(r"^\| `make ([a-z-]+)`", reference, re.MULTILINE)) == targets
+
+
+def test_make_knows_what_contributors_are_told_to_run_and_so_does_the_shell() -> None:
+    (block,) = (block for block in BLOCKS if block.page == "CONTRIBUTING.md")
+    for command in (line.partition("#")[0].split() for line in block.text.splitlines()):
+        asked = ["make", "--dry-run", command[1]] if command[0] == "make" else ["bash", "-n", *command]
+        subprocess.run(asked, cwd=ROOT, check=True, capture_output=True)

@@ -1,9 +1,12 @@
-"""The commands of docs/how-to/send-the-logs.md, run as printed but for where things are."""
+"""The commands of docs/how-to/send-the-logs.md, run as printed but for where things are, and when."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from tests import curl
 from tests.docs.pages import ROOT
+from tests.docs.test_deploy import with_this_python
 from tests.docs.test_how_tos import shell
 from tests.workspace import OWNER, Serve
 
@@ -43,3 +46,22 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
         assert len(made) == len(said)
     finally:
         live.manage("shell", "--no-imports", "-c", "from sinks.models import Sink\nSink.objects.all().delete()")
+
+
+def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
+    keep, verify = (with_this_python(script) for script in BLOCKS if "verify_log" in script)
+    today = datetime.now(UTC).date()
+    printed = {"2026-11-01": today - timedelta(days=1), "2026-12-01": today + timedelta(days=1)}
+    for day, other in printed.items():
+        assert day in verify
+        verify = verify.replace(day, other.isoformat())
+    key = str(tmp_path / "checkpoint-key.pem")
+    issued = live.issue_token(host="Verified bot", gateway="quickstart")
+    assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200
+    live.manage("housekeeping")
+
+    said = [shell(script.replace("checkpoint-key.pem", key), ROOT, **live.environment()) for script in (keep, verify)]
+
+    assert Path(key).read_text().startswith("-----BEGIN PUBLIC KEY-----")
+    assert said[0] == ""
+    assert re.match(r"\d+ checkpoints, \d+ calls as they were sealed", said[1])

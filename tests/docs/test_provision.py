@@ -24,11 +24,9 @@ print(ProvisioningKey.objects.issue(name="Okta", role=role, capabilities=role.ca
 def test_the_script_works_as_printed(live_alone: Serve) -> None:
     live = live_alone.start()
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()
-    environment = {**live.environment(), "GATEWAY": live.url, "SCIM_KEY": key}
+    script = "\n".join(BLOCK.findall(PAGE)).replace("https://gateway.example.com", live.url).replace("gwd_...", key)
 
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(BLOCK.findall(PAGE))], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["bash", "-c", script], env=live.environment(), capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == [

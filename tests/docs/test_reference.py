@@ -104,3 +104,14 @@ def test_the_documented_pattern_and_check_recognise_every_kind_of_token(prefix: 
     assert is_token(text)
     assert not is_token(text[:-1] + ("a" if text[-1] != "a" else "b"))
     assert f"| `{prefix}_` |" in page
+
+
+def test_a_token_is_made_as_its_formula_says() -> None:
+    page = (REFERENCE / "token-format.md").read_text()
+    (formula,) = re.findall(r"^gwa_ \+ (\d+) random characters \+ (\d+) characters of checksum$", page, re.MULTILINE)
+    random, checksum = map(int, formula)
+
+    text = token_text.mint("gwa")
+
+    assert len(text) == len("gwa_") + random + checksum
+    assert f"Every credential text has the same form, {len(text)} characters" in page

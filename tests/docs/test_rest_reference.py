@@ -1,16 +1,23 @@
 """The reference of the REST API names every code the API answers with."""
 
 import inspect
+import json
 import re
+
+import pytest
 
 import capabilities.rest
 import ui.operations
 import ui.rest
 import ui.rest_requests
+from accounts.models import User
 from gatewayadmin.rest import urls
+from tests import make
 from tests.docs.pages import ROOT
+from tests.rest import Rest
 
 PAGE = (ROOT / "docs" / "reference" / "rest-api.md").read_text()
+ANSWERS = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 CODE = re.compile(r'(?:code=|HTTPStatus\.[A-Z]+, )"([a-z_]+)"')
 
 
@@ -28,3 +35,25 @@ def test_every_code_of_the_api_is_documented() -> None:
 
     assert len(codes) > 20
     assert codes <= set(re.findall(r"`([a-z_]+)`", PAGE))
+
+
+@pytest.mark.django_db
+def test_a_name_of_nothing_is_answered_as_printed(ana: User) -> None:
+    make.agent(by=ana, name="ci-bot")
+
+    assert Rest.of(ana).get("/logs", host="ci-bto").json() == json.loads(ANSWERS[0])
+
+
+@pytest.mark.django_db
+def test_a_change_on_top_of_another_is_answered_as_printed(ana: User) -> None:
+    printed = json.loads(ANSWERS[1])
+    rest, path = Rest.of(ana), f"/servers/{make.server(slug='crm', name='CRM').slug}"
+    opened = rest.get(path)["ETag"]
+    assert rest.patch(path, {"name": printed["changed"][0]["value"]}).status_code == 200
+
+    refused = rest.send("patch", path, {"name": "CRM 3"}, {"If-Match": opened})
+
+    assert refused.status_code == 412
+    (change,) = refused.json()["changed"]
+    assert re.fullmatch(r"[\d-]+T[\d:]+\.\d{3}Z", change["at"])
+    assert refused.json() | {"changed": [change | {"at": printed["changed"][0]["at"]}]} == printed

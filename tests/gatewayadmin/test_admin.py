@@ -62,6 +62,7 @@ BELOW |= {"gateways.featureversion", "gateways.listing", "upstream_oauth.grant"}
 BELOW |= {"scim.directoryperson", "scim.directoryteam"}  # What directories call people and teams.
 BELOW |= {"sso.rulerow"}  # On the settings page.
 BELOW |= {"sso.receivedassertion"}  # For a quarter of an hour; digests, and what is sealed.
+BELOW |= {"sso.decryptionkey"}  # Sealed keys of ours; the page of settings shows the certificate.
 BELOW |= {
     "auditlog.rollup",
     "auditlog.rollupstate",

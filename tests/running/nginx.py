@@ -1,5 +1,6 @@
 """nginx as docs/how-to/deploy.md sets it up, before several `serve`: it sends each request to the next of them."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,17 +12,23 @@ from pathlib import Path
 from tests.workspace import ROOT, free_port
 
 PAGE = ROOT / "docs" / "how-to" / "deploy.md"
-CONFIGURATION = """
+RUN = """
 daemon off; pid {home}/nginx.pid; error_log {home}/error.log; worker_processes 1;
 events {{ worker_connections 1024; }}
 http {{
   log_format to '$upstream_addr'; access_log {home}/access.log to;
   client_body_temp_path {home}/t1; proxy_temp_path {home}/t2; fastcgi_temp_path {home}/t3;
   uwsgi_temp_path {home}/t4; scgi_temp_path {home}/t5;
-  upstream all {{ {every} }}
-{servers}
+{http}
 }}
 """
+
+
+def program_of(package: str) -> str:
+    """The program of this name."""
+    program = shutil.which(package, path=f"{os.environ['PATH']}:/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    assert program, f"These tests need {package}: install Debian's package {package}."
+    return program
 
 
 def documented() -> str:
@@ -35,8 +42,7 @@ class Nginx:
     """Serves at `port` whichever of `ports` is next, and at each of `doors` the one of the same place only."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
-        program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
-        assert program, "These tests need nginx: install Debian's package nginx."
+        program = program_of("nginx")
         self.doors = [free_port() for _ in ports]
         self._home = Path(tempfile.mkdtemp(prefix="gateway-nginx-"))
         self._home.chmod(0o755)  # Its workers run as somebody else.
@@ -48,7 +54,8 @@ class Nginx:
         )
         every = " ".join(f"server 127.0.0.1:{one};" for one in ports)
         configuration = self._home / "nginx.conf"
-        configuration.write_text(CONFIGURATION.format(home=self._home, every=every, servers=servers))
+        http = f"  upstream all {{ {every} }}\n{servers}"
+        configuration.write_text(RUN.format(home=self._home, http=http))
         self._process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
         self._wait_until_it_listens()
 

@@ -1,6 +1,7 @@
 """The wheel: everything of the checkout that is needed to serve is in it, and nothing else."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -22,14 +23,16 @@ from tests.workspace import ROOT, free_port, is_ready
 from wire.product import NAME, VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()
 APART = {"static", "templates"}  # Beside the packages in a checkout, in one of them when installed.
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without the network, by what the lock of the development packages has installed."""
+    """Built as printed, but by what the lock of the development packages has installed, without the network."""
     place = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(place)]
+    (printed,) = re.findall(r"`(pip wheel --no-deps --wheel-dir dist \.)`", CONTAINERS)
+    command = [sys.executable, "-m", "pip", *printed.replace("dist", str(place)).split()[1:], "--no-build-isolation"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return place / f"gateway_admin-{VERSION}-py3-none-any.whl"
 

@@ -17,6 +17,7 @@ from gatewayadmin.config import ways
 from sinks.sending import MOST_THREADS
 from tests import cluster, curl
 from tests.api.browser import signed_in
+from tests.docs.pages import exported
 from tests.eventually import PROMPT, eventually
 from tests.running.debian import postgres, programs, stop
 from tests.running.pooler import pooler
@@ -28,6 +29,7 @@ from tests.workspace import OWNER, PASSWORD, ROOT, Serve, free_port
 pytestmark = pytest.mark.xdist_group("scale out")
 
 DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
+REPLICA_URL = "postgresql://gateway:secret@replica.internal:5432/gateway"
 PAGE = ROOT / "docs" / "how-to" / "scale-out.md"
 BEHIND = "Read from a copy of the database that is"
 OK, UNAVAILABLE = httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE
@@ -59,6 +61,15 @@ SELECT (SELECT count(*) FROM pg_prepared_statements),
 def block(language: str, number: int = 0) -> str:
     """One of the blocks of this language on the page about it."""
     return str(re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[number])
+
+
+def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
+    """The variables that a block of the page sets, with these places for those of the page."""
+    (script,) = re.findall(rf"```bash\n(export {beginning}.*?)```", PAGE.read_text(), re.DOTALL)
+    for printed, place in places.items():
+        assert printed in script
+        script = script.replace(printed, place)
+    return exported(script)
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +298,8 @@ def test_more_workers_than_the_server_has_connections_for_are_warned_of(server: 
 def beside(server: str, directory: Path, limit: int) -> Iterator[tuple[Serve, Standby]]:
     """A `serve` that reads logs from a replica, which it reaches, while that is so many seconds behind at most."""
     with database(server) as url, standby(programs(), url, server) as replica:
-        words = {READ: replica.url, "GATEWAY_READ_LAG_SECONDS": str(limit)}
+        words = documented("DATABASE_READ_URL", {REPLICA_URL: replica.url, "SECONDS=10": f"SECONDS={limit}"})
+        assert words == {READ: replica.url, "GATEWAY_READ_LAG_SECONDS": str(limit)}
         with serving(directory, url, **words) as served:
             eventually(lambda: "logs: replica" in ready(served))
             yield served, replica
@@ -426,7 +438,7 @@ def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_i
 
 
 def two_hosts(first: str, second: str) -> str:
-    """One URL for both servers, of which the one that takes writes is meant."""
+    """The URL of the page for both servers, of which the one that takes writes is meant."""
     one, other = urlsplit(first), urlsplit(second)
-    hosts = f"{one.netloc},{other.hostname}:{other.port}"
-    return urlunsplit(one._replace(netloc=hosts, query="target_session_attrs=read-write"))
+    places = {"gateway:secret@db-a.internal:5432": one.netloc, "db-b.internal:5432": f"{other.hostname}:{other.port}"}
+    return documented('DATABASE_URL="', places | {"/gateway?": f"{one.path}?"})["DATABASE_URL"]

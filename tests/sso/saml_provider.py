@@ -104,10 +104,16 @@ class SamlOrganisation:
         (self.folder / "key.pem").write_text(pair.key)
         (self.folder / "cert.pem").write_text(pair.certificate)
 
+    def encrypts_for(self, certificate: str) -> None:
+        """Encrypt what it says, for the key of this certificate (as metadata have it)."""
+        lines = "\n".join(certificate[at : at + 64] for at in range(0, len(certificate), 64))
+        pem = f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
+        (self.folder / "encrypt.pem").write_text(pem)
+
     def forget(self) -> None:
         """As it was started."""
         (self.folder / "people.json").write_text("{}")
-        for name in ("client.pem", "signs-responses"):
+        for name in ("client.pem", "signs-responses", "encrypt.pem"):
             (self.folder / name).unlink(missing_ok=True)
 
 

@@ -229,6 +229,7 @@ def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
         {"takes_unsolicited": True},
         {"name_attribute": "other"},
         {"signs_requests": True},
+        {"takes_encrypted": True},
     ],
     ids=lambda terms: next(iter(terms)),
 )

@@ -1,0 +1,129 @@
+"""Assertions that are encrypted for us (XML Encryption 1.1): with AES-GCM, under a key that RSA-OAEP has wrapped.
+
+Whoever has our metadata can encrypt anything for us, so nothing is proved by it: what comes out is judged as if it had
+come in the clear. Ciphers that do not check what they decrypt (CBC), and RSA with PKCS #1 v1.5, are not taken: whoever
+has seen an answer could find out what is in it by sending us others. For the same reason each failure looks the same,
+and takes the same work.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from sso.saml.parsing import ASSERTION, SIGNATURE, Element, Malformed, parse, tag
+from sso.saml.refusals import ResponseRefused
+
+ENCRYPTION = "http://www.w3.org/2001/04/xmlenc#"
+ENCRYPTION_11 = "http://www.w3.org/2009/xmlenc11#"
+# The bytes of the key of each cipher.
+CIPHERS = {f"{ENCRYPTION_11}aes{bits}-gcm": bits // 8 for bits in (128, 192, 256)}
+OAEP_WITH_SHA1 = f"{ENCRYPTION}rsa-oaep-mgf1p"  # In its mask; there a collision is of no use to anybody.
+OAEP = f"{ENCRYPTION_11}rsa-oaep"
+DIGESTS: dict[str, hashes.HashAlgorithm] = {
+    f"{SIGNATURE}sha1": hashes.SHA1(),  # noqa: S303  as above
+    f"{ENCRYPTION}sha256": hashes.SHA256(),
+    f"{ENCRYPTION}sha384": hashes.SHA384(),
+    f"{ENCRYPTION}sha512": hashes.SHA512(),
+}
+MASKS: dict[str, hashes.HashAlgorithm] = {
+    f"{ENCRYPTION_11}mgf1sha1": hashes.SHA1(),  # noqa: S303  as above
+    f"{ENCRYPTION_11}mgf1sha256": hashes.SHA256(),
+    f"{ENCRYPTION_11}mgf1sha384": hashes.SHA384(),
+    f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
+}
+NONCE, CHECK = 12, 16  # Bytes before and after what AES-GCM has encrypted.
+FAILED = "None of our keys opens the assertion, or what is in it is none. Have the provider read our metadata again."
+
+
+class Sealed(NamedTuple):
+    """An assertion as it was encrypted; `length` is that of the key in `wrapped`."""
+
+    nonce: bytes
+    data: bytes
+    length: int
+    wrapped: bytes
+    wrapping: padding.OAEP
+
+
+def read(encrypted: Element) -> Sealed:
+    """What an EncryptedAssertion holds. Raises ResponseRefused: for how it is written, which everybody can see."""
+    datas, keys = (list(encrypted.iter(tag(ENCRYPTION, name))) for name in ("EncryptedData", "EncryptedKey"))
+    if len(datas) != 1 or len(keys) != 1 or datas[0].getparent() is not encrypted:
+        raise ResponseRefused("malformed", "An encrypted assertion takes one EncryptedData and one EncryptedKey.")
+    cipher, method = _method(datas[0]).get("Algorithm"), _method(keys[0])
+    if cipher not in CIPHERS:
+        raise ResponseRefused("weak_encryption", "The assertion is not encrypted with AES-GCM.")
+    content = _value(datas[0])
+    if len(content) < NONCE + CHECK:
+        raise ResponseRefused("malformed", "The encrypted assertion is too short to be one.")
+    return Sealed(content[:NONCE], content[NONCE:], CIPHERS[cipher], _value(keys[0]), _wrapping(method))
+
+
+def opened(sealed: Sealed, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
+    """The assertion in it. Raises ResponseRefused, in the same words whatever is wrong."""
+    found = [each for key in keys if (each := _decrypted(sealed, key)) is not None]
+    try:
+        assertion = parse(found[0])
+    except (IndexError, Malformed):
+        raise ResponseRefused("not_decrypted", FAILED) from None
+    if assertion.tag != tag(ASSERTION, "Assertion"):
+        raise ResponseRefused("not_decrypted", FAILED)
+    return assertion
+
+
+def _decrypted(sealed: Sealed, key: rsa.RSAPrivateKey) -> bytes | None:
+    """With another key in the place of one that cannot be unwrapped, so that it takes as long."""
+    unwrapped = another = os.urandom(sealed.length)
+    with suppress(ValueError):
+        unwrapped = key.decrypt(sealed.wrapped, sealed.wrapping)
+    cipher = AESGCM(unwrapped if len(unwrapped) == sealed.length else another)
+    with suppress(InvalidTag):
+        return cipher.decrypt(sealed.nonce, sealed.data, None)
+    return None
+
+
+def _method(part: Element) -> Element:
+    methods = part.findall(tag(ENCRYPTION, "EncryptionMethod"))
+    if len(methods) != 1:
+        raise ResponseRefused("malformed", "It does not say what it is encrypted with (EncryptionMethod).")
+    return methods[0]
+
+
+def _value(part: Element) -> bytes:
+    """The bytes that stand in it; a reference to others elsewhere is not followed."""
+    values = part.findall(f"{tag(ENCRYPTION, 'CipherData')}/{tag(ENCRYPTION, 'CipherValue')}")
+    try:
+        (value,) = values
+        return base64.b64decode("".join((value.text or "").split()), validate=True)
+    except (ValueError, binascii.Error):
+        raise ResponseRefused("malformed", "What is encrypted does not stand in it, in base64 (CipherValue).") from None
+
+
+def _wrapping(method: Element) -> padding.OAEP:
+    """How the key was wrapped; without a word on it, as XML Encryption says (5.5.2)."""
+    algorithm = method.get("Algorithm")
+    digest = _one_of(DIGESTS, method, tag(SIGNATURE, "DigestMethod"), f"{SIGNATURE}sha1")
+    mask = _one_of(MASKS, method, tag(ENCRYPTION_11, "MGF"), f"{ENCRYPTION_11}mgf1sha1")
+    if algorithm == OAEP_WITH_SHA1:
+        mask = hashes.SHA1()  # noqa: S303  as above
+    if algorithm not in {OAEP, OAEP_WITH_SHA1} or method.find(tag(ENCRYPTION, "OAEPparams")) is not None:
+        raise ResponseRefused("weak_encryption", "The key of the assertion is not encrypted with RSA-OAEP.")
+    return padding.OAEP(padding.MGF1(mask), digest, None)
+
+
+def _one_of(known: dict[str, hashes.HashAlgorithm], method: Element, name: str, unsaid: str) -> hashes.HashAlgorithm:
+    said = method.find(name)
+    found = known.get(unsaid if said is None else said.get("Algorithm") or "")
+    if found is None:
+        raise ResponseRefused("weak_encryption", "The key of the assertion is encrypted with an unknown digest.")
+    return found

@@ -1,0 +1,47 @@
+"""What the pages say of the code is there: folders, and an excerpt."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+
+from tests.docs.pages import ROOT
+
+ARCHITECTURE = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+
+
+def test_the_folders_of_the_architecture_are_there_and_none_is_left_out() -> None:
+    (listed,) = (text for text in re.findall(r"```\n(.*?)```", ARCHITECTURE, re.DOTALL) if "gatewayadmin/" in text)
+    named, above = set(), ""
+    for line in listed.splitlines():
+        if folders := re.match(r" *(?:\w+/ ?)+", line):
+            names = [name.rstrip("/") for name in folders[0].split()]
+            is_inside = line.startswith("  ")
+            above = above if is_inside else names[0]
+            named |= {f"{above}/{name}" if is_inside else name for name in names}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
+
+    assert [name for name in sorted(named) if not (ROOT / name).is_dir()] == []
+    assert {*packages} == {name for name in named if "/" not in name}
+
+
+def test_the_excerpt_of_an_operation_is_of_the_code() -> None:
+    page = (ROOT / "docs" / "decisions" / "0026-operations-declare-themselves.md").read_text()
+    (printed,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+    (excerpt,) = operations(printed)
+    files = subprocess.run(["git", "grep", "-l", "@operation"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    declared = [
+        one for name in files.stdout.split() if name.endswith(".py") for one in operations((ROOT / name).read_text())
+    ]
+    assert excerpt in declared
+
+
+def operations(code: str) -> Iterator[str]:
+    """Each method that declares itself, without its body."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.FunctionDef) and any("operation(" in ast.unparse(one) for one in node.decorator_list):
+            decorators = [ast.unparse(one) for one in node.decorator_list]
+            yield f"{decorators} {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns or ast.Name('?'))}"

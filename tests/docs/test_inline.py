@@ -1,0 +1,153 @@
+"""Each command in the text of a page is one that there is, takes the options it is given, or is run by a test."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, prose
+from tests.docs.test_blocks import parsed
+from wire.product import VERSION
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROGRAMS = (
+    *(
+        r"\.venv/bin/\w+",
+        "docker",
+        "podman",
+        "kubectl",
+        "curl",
+        "pip",
+        "npm",
+        "npx",
+        "uvx",
+        "uv",
+        "psql",
+        "openssl",
+        "tar",
+    ),
+    *("systemctl", "make", "python", "git", r"manage\.py", "serve", "apt", "apt-get", r"deploy/\S+", r"\.ci/\S+"),
+)
+COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) .+")
+# Which module runs the command, and the words of it there.
+RUN_BY = {
+    "docker compose up --detach --scale gateway=3": ("deploy/test_containers.py", "docker compose up --detach --scale"),
+    "docker compose exec database pg_dump": ("deploy/test_containers.py", "docker compose exec database"),
+    "docker stop": ("deploy/test_containers.py", "old=$(docker compose ps"),  # The first line of the block with it.
+    "kubectl --namespace nginx-ingress get pods": ("deploy/test_kubectl.py", "kubectl --namespace nginx-ingress"),
+    "kubectl rollout restart deployment/gateway-admin": ("deploy/test_kubectl.py", "kubectl rollout restart"),
+    "pip wheel --no-deps --wheel-dir dist .": ("running/test_package.py", "pip wheel --no-deps"),
+    # By what Podman builds with, too.
+    "podman build --format docker": ("deploy/images.py", '"--format", "docker"'),
+    # Another bridge: servers behind it are called by the matrix of clients and servers.
+    "uvx mcp-proxy --port 3002 -- command arguments": ("matrix/servers.py", "mcp-proxy"),
+}
+# What no test runs, and why.
+NOT_RUN = {
+    "systemctl status": "systemd does not run where the tests do, as process 1",
+}
+
+
+def commands() -> set[str]:
+    """What stands as code in the text of a page and begins with a program."""
+    pages = [page for page in PAGES if page.name != "CHANGELOG.md" and "decisions" not in page.parts]
+    codes = {" ".join(code.split()) for page in pages for code in re.findall(r"`([^`]+)`", prose(page))}
+    return {code for code in codes if COMMAND.fullmatch(code)}
+
+
+COMMANDS = commands()
+
+
+def test_each_command_is_judged_below_and_each_entry_is_on_a_page() -> None:
+    entries = (*RUN_BY, *NOT_RUN)
+
+    assert [one for one in COMMANDS if not one.startswith(entries) and judge(one) is None] == []
+    assert [one for one in entries if not any(command.startswith(one) for command in COMMANDS)] == []
+
+
+def test_the_tests_that_run_commands_name_them() -> None:
+    for module, words in RUN_BY.values():
+        assert words in (ROOT / "tests" / module).read_text()
+
+
+@pytest.mark.parametrize("command", sorted(one for one in COMMANDS if not one.startswith((*RUN_BY, *NOT_RUN))))
+def test_a_command_takes_what_it_is_given(command: str) -> None:
+    while re.match(r"[A-Z_]+=\S+ ", command):
+        command = command.partition(" ")[2]
+    judged = judge(command)
+    assert judged
+    judged(command)
+
+
+def judge(command: str) -> Callable[[str], object] | None:
+    """What looks whether there is such a command; None of one that nobody knows."""
+    command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command)
+    for pattern, judged in JUDGES.items():
+        if re.match(pattern, command):
+            return judged
+    return None
+
+
+def of_manage(command: str) -> None:
+    words = command.partition("manage.py")[2] if "manage.py" in command else command
+    assert words.strip() in {"", "..."} or parsed(f"manage.py {words.strip()}")
+
+
+def of_make(command: str) -> None:
+    """make knows the target; of the bench the options too."""
+    target, *variables = shlex.split(command)[1:]
+    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+    for name, _, value in (variable.partition("=") for variable in variables):
+        assert name in {"ARGS", "TEST_SEED"}
+        if name == "ARGS":
+            takes("bench", shlex.split(value))
+
+
+def of_a_module(command: str) -> None:
+    module, *words = command.partition(" -m ")[2].split()
+    takes(module, words)
+
+
+def takes(module: str, words: list[str]) -> None:
+    known = help_of(module)
+    assert [word for word in words if word.startswith("--") and word not in known] == []
+
+
+@cache
+def help_of(module: str) -> set[str]:
+    """The options a program of this checkout says it has."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+def of_pip(command: str) -> None:
+    """What is installed is ours, of this version, with an extra there is; or what an extra asks for; or a lock."""
+    what = shlex.split(command)[-1]
+    if found := re.fullmatch(r"(gateway-admin|dist/gateway_admin-(.*)-py3-none-any\.whl)\[(\w+)\]", what):
+        assert found[2] in {None, VERSION}
+        assert found[3] in PROJECT["optional-dependencies"]
+    elif what.endswith(".lock"):
+        assert (ROOT / what).is_file()
+    else:
+        assert what in {one for extra in PROJECT["optional-dependencies"].values() for one in extra}
+
+
+def of_pytest(command: str) -> None:
+    assert (ROOT / command.split()[1]).exists()
+
+
+JUDGES: dict[str, Callable[[str], object]] = {
+    r"(\.venv/bin/python |python )?manage\.py": of_manage,
+    r"serve ": of_manage,
+    r"make ": of_make,
+    r"(\.venv/bin/)?python -m ": of_a_module,
+    r"(\.venv/bin/)?(uv )?pip install ": of_pip,
+    r"\.venv/bin/pytest ": of_pytest,
+}

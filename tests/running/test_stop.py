@@ -1,0 +1,82 @@
+"""A process that is asked to end: whoever has connected to it is answered, and whoever has not is refused."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.balanced import Agents
+from tests.eventually import eventually
+from tests.running.processes import chores, workers
+from tests.running.starts import serving
+
+CALL = (
+    b"POST /mcp/quickstart HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: 2\r\n\r\n{}"
+)
+REFUSED, ANSWERED = "refused", "401"
+
+
+class Callers(Agents):
+    """Clients that make a connection for each call, as proxies do; `seen` counts what became of them."""
+
+    def __init__(self, port: int, number: int = 16) -> None:
+        super().__init__()
+        self._port, self._number = port, number
+        self.seen: Counter[str] = Counter()
+
+    async def _work(self) -> None:
+        await asyncio.gather(*(self._call_on() for _ in range(self._number)))
+
+    async def _call_on(self) -> None:
+        while not self._stop.is_set():
+            self.seen[await self._call()] += 1
+
+    async def _call(self) -> str:
+        """The status, or what happened instead."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.01)
+            return REFUSED
+        try:
+            writer.write(CALL)
+            answer = await asyncio.wait_for(reader.read(), 30)
+            return answer[9:12].decode() or "closed without an answer"
+        except OSError as error:
+            return repr(error)
+        finally:
+            writer.close()
+
+
+def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(home: Path) -> None:
+    """So a proxy can ask another one at once, for a call too: of what is refused nothing was sent."""
+    with serving(home, workers=2) as served, Callers(served.port) as callers:
+        eventually(lambda: callers.seen[ANSWERED] > 100)
+        assert served.stop() == 0
+        eventually(lambda: callers.seen[REFUSED] > 100)
+
+    assert callers.seen.keys() == {ANSWERED, REFUSED}
+
+
+@pytest.mark.drill
+def test_while_a_worker_ends_the_others_take_who_comes(home: Path) -> None:
+    with serving(home, workers=2) as served, Callers(served.port) as callers:
+        eventually(lambda: callers.seen[ANSWERED] > 100)
+        first = workers(served.process.pid)
+        os.kill(first[0].pid, signal.SIGTERM)
+        eventually(lambda: first[0] not in (now := workers(served.process.pid)) and len(now) == 2)
+        before = callers.seen[ANSWERED]
+        eventually(lambda: callers.seen[ANSWERED] > before + 100)
+
+    assert callers.seen.keys() == {ANSWERED}
+
+
+@pytest.mark.drill
+def test_the_process_that_does_the_chores_holds_nobody_who_connects(home: Path) -> None:
+    with serving(home, workers=1) as served:
+        (one,) = chores(served.process.pid)
+        eventually(lambda: not [each for each in one.net_connections() if each.status == "LISTEN"])

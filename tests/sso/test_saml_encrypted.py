@@ -1,0 +1,395 @@
+"""Encrypted assertions: a provider that others wrote encrypts for us, and encryption is no way around the signature."""
+
+import base64
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.test import Client
+from lxml import etree
+from pytest_django import Settings
+
+from accounts.models import User
+from auditlog.models import Event
+from capabilities import Capability
+from gatewayadmin.config.key_uses import key_uses
+from servers.models import cipher
+from servers.resealing import reseal
+from sso.models import Account, DecryptionKey, Provider
+from sso.saml.decryption import FAILED
+from tests import make
+from tests.accounts.again import confirmed
+from tests.oauth.apps import browser
+from tests.rest import Rest
+from tests.sso.encrypting import CBC, OAEP, PKCS1, Encrypted
+from tests.sso.saml_provider import NS, Answer, Pair, SamlOrganisation, SamlVisit, asks, brings, sent, signs_in_at
+from tests.sso.test_saml_responses import reason, signed_by, tried
+from tests.sso.test_saml_settings import FORM, PAGE, PASTED
+from tests.sso.test_saml_signing_in import query_id
+from wire.cipher import key_id
+
+pytestmark = pytest.mark.django_db
+
+METADATA = "/accounts/organisation/saml/metadata/"
+
+
+@pytest.fixture
+def taking(saml: Provider) -> Provider:
+    """What the provider encrypts is taken."""
+    return Provider.edit(by=None, takes_encrypted=True)
+
+
+@pytest.fixture
+def answer(taking: Provider, saml_organisation: SamlOrganisation) -> Answer:
+    return Answer(taking.issuer, saml_organisation.pair)
+
+
+def published() -> str:
+    """The certificate that our metadata say to encrypt for."""
+    text = Client().get(METADATA).content.decode()
+    (found,) = re.findall(r'use="encryption">.*?<ds:X509Certificate>([^<]+)', text)
+    return str(found)
+
+
+def encrypted(content: Any, **how: Any) -> Any:
+    data = content if isinstance(content, bytes) else etree.tostring(content)
+    return Encrypted(how.pop("certificate", "") or published(), data, **how).element()
+
+
+def brought(answer: Answer, build: Callable[[Answer], Any]) -> SamlVisit:
+    """The response around what is built, to a request that really was begun."""
+    return tried(answer, lambda given: sent(given.around(build(given))))
+
+
+def signs_in(name: str) -> SamlVisit:
+    client = Client()
+    return brings(client, signs_in_at(asks(client), name))
+
+
+def detail() -> str:
+    event = Event.objects.filter(action="user.sign_in_refused").latest("pk")
+    return str(event.changes["detail"])
+
+
+def test_a_provider_encrypts_for_the_key_in_our_metadata_and_people_sign_in(
+    taking: Provider, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("mia")
+    saml_organisation.encrypts_for(published())
+
+    visit = signs_in("mia")
+
+    assert b"EncryptedAssertion" in base64.b64decode(visit.fields["SAMLResponse"])
+    assert b"mia@example.com" not in base64.b64decode(visit.fields["SAMLResponse"])
+    assert visit.person == User.objects.get(email="mia@example.com")
+
+
+def test_who_encrypts_nothing_is_heard_as_before(taking: Provider, saml_organisation: SamlOrganisation) -> None:
+    saml_organisation.knows("mia")
+
+    assert signs_in("mia").person == User.objects.get(email="mia@example.com")
+
+
+@pytest.mark.parametrize("bits", [128, 192, 256])
+@pytest.mark.parametrize(
+    "wrapping",
+    [
+        {},
+        {"digest": "http://www.w3.org/2000/09/xmldsig#sha1"},
+        {"digest": "http://www.w3.org/2001/04/xmlenc#sha256"},
+        {"wrapping": OAEP, "digest": "http://www.w3.org/2001/04/xmlenc#sha256", "mask": "mgf1sha256"},
+        {"wrapping": OAEP, "digest": "http://www.w3.org/2001/04/xmlenc#sha512", "mask": "mgf1sha1"},
+        {"wrapping": OAEP},
+        {"beside": True},
+    ],
+    ids=str,
+)
+def test_aes_gcm_under_rsa_oaep_is_taken(bits: int, wrapping: dict[str, Any], answer: Answer) -> None:
+    visit = brought(answer, lambda given: encrypted(given.signed(), bits=bits, **wrapping))
+
+    assert visit.person == User.objects.get(email="mia@example.com")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"algorithm": CBC},
+        {"algorithm": "http://www.w3.org/2001/04/xmlenc#tripledes-cbc"},
+        {"algorithm": ""},
+        {"wrapping": PKCS1},
+        {"wrapping": "http://www.w3.org/2001/04/xmlenc#kw-aes256"},
+        {"wrapping": OAEP, "digest": "http://www.w3.org/2001/04/xmldsig-more#md5"},
+        {"wrapping": OAEP, "mask": "mgf1md5"},
+    ],
+    ids=str,
+)
+def test_what_lets_others_read_along_is_refused_before_it_is_opened(
+    how: dict[str, Any], answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DecryptionKey, "opening", lambda: pytest.fail("it was opened"))
+    build = Encrypted(published(), etree.tostring(answer.signed()), **how)
+    if how == {"algorithm": ""}:
+        element = build.element()
+        element.find(".//{*}EncryptedData/{*}EncryptionMethod").set("Algorithm", "")
+    else:
+        element = build.element()
+
+    visit = brought(answer, lambda given: element)
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert reason() == "weak_encryption"
+
+
+# --- No way around the signature --------------------------------------------------------------------------------------
+
+
+def other(answer: Answer) -> Answer:
+    return Answer(answer.issuer, Pair.make(), answers=answer.answers)
+
+
+@pytest.mark.one_in(1)  # Each is a rule of its own.
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda answer: answer.assertion(), "not_signed"),
+        (lambda answer: other(answer).signed(), "wrong_signature"),
+        (
+            lambda answer: Answer(answer.issuer, answer.pair, audience="https://other.example.com").signed(),
+            "other_audience",
+        ),
+        (lambda answer: Answer(answer.issuer, answer.pair, ends=-2).signed(), "expired"),
+        (lambda answer: changed(answer.signed()), "wrong_signature"),
+        (lambda answer: other_around(answer.signed(), answer), "wrapped"),
+        (lambda answer: etree.tostring(answer.signed()).replace(b"mia@", b"m<!---->ia@"), "not_decrypted"),
+        (lambda answer: b"<!DOCTYPE x>" + etree.tostring(answer.signed()), "not_decrypted"),
+    ],
+    ids=[
+        "unsigned",
+        "by another",
+        "for others",
+        "expired",
+        "changed",
+        "one in another",
+        "a comment",
+        "a document type",
+    ],
+)
+def test_what_is_inside_is_judged_as_if_it_had_come_in_the_clear(
+    build: Callable[[Answer], Any], named: str, answer: Answer
+) -> None:
+    visit = brought(answer, lambda given: encrypted(build(given)))
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert reason() == named
+    assert not Account.objects.exists()
+
+
+def changed(signed: Any) -> Any:
+    signed.find(".//saml:NameID", NS).text = "ann"
+    return signed
+
+
+def other_around(signed: Any, answer: Answer) -> Any:
+    """An assertion of somebody else's words with the signed one in it."""
+    evil = answer.assertion()
+    evil.set("ID", "_evil")
+    evil.find(".//saml:Subject", NS).append(signed)
+    return evil
+
+
+def test_a_signature_of_the_response_does_not_sign_what_is_encrypted_in_it(answer: Answer) -> None:
+    visit = tried(answer, lambda given: sent(signed_by(given.pair, given.around(encrypted(given.assertion())))))
+
+    assert (visit.person, reason()) == (None, "not_signed")
+
+
+def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) -> None:
+    visit = tried(answer, lambda given: sent(signed_by(given.pair, given.around(encrypted(given.signed())))))
+
+    assert visit.person == User.objects.get(email="mia@example.com")
+
+
+def test_a_response_whose_signature_is_wrong_is_refused_though_the_assertion_is_good(answer: Answer) -> None:
+    visit = tried(answer, lambda given: sent(signed_by(Pair.make(), given.around(encrypted(given.signed())))))
+
+    assert (visit.person, reason()) == (None, "wrong_signature")
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda given: [encrypted(given.signed()), encrypted(given.signed())],
+        lambda given: [given.signed(), encrypted(given.signed())],
+        lambda given: [encrypted(given.signed()), given.assertion()],
+        lambda given: [nested(encrypted(given.signed()))],
+    ],
+    ids=["two", "beside a signed one", "before one", "further inside"],
+)
+def test_more_than_one_assertion_is_refused_whichever_is_encrypted(
+    parts: Callable[[Answer], list[Any]], answer: Answer
+) -> None:
+    visit = tried(answer, lambda given: sent(given.around(*parts(given))))
+
+    assert (visit.person, reason()) == (None, "wrapped")
+
+
+def nested(element: Any) -> Any:
+    holder = etree.fromstring(f'<samlp:Extensions xmlns:samlp="{NS["samlp"]}"/>')
+    holder.append(element)
+    return holder
+
+
+def test_an_assertion_is_taken_once_however_often_it_is_encrypted(answer: Answer) -> None:
+    client = Client()
+    answer.answers = query_id(asks(client))
+    signed = answer.signed()
+    visits = [brings(client, sent(answer.around(encrypted(signed)))) for _ in range(2)]
+
+    assert visits[0].person == User.objects.get(email="mia@example.com")
+    assert visits[1].response.status_code == 400
+    assert reason() == "used_before"
+
+
+# --- No oracle --------------------------------------------------------------------------------------------------------
+
+
+def with_value(element: Any, path: str, change: Callable[[bytes], bytes]) -> Any:
+    value = element.find(f".//{{*}}{path}/{{*}}CipherData/{{*}}CipherValue")
+    value.text = base64.b64encode(change(base64.b64decode(value.text))).decode()
+    return element
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda given: with_value(encrypted(given.signed()), "EncryptedKey", lambda data: flipped(data, -1)),
+        lambda given: with_value(encrypted(given.signed()), "EncryptedKey", lambda data: data[:-1]),
+        lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, -1)),
+        lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, 0)),
+        lambda given: with_value(encrypted(given.signed()), "EncryptedData", lambda data: flipped(data, 40)),
+        lambda given: encrypted(given.signed(), certificate=Pair.make().bare),
+        lambda given: encrypted(given.signed(), bits=128, said_bits=256),
+        lambda given: encrypted(b"no XML"),
+        lambda given: encrypted(b""),
+        lambda given: encrypted(given.around(given.signed())),
+    ],
+    ids=[
+        *("the key", "part of the key", "the check", "the nonce", "the data", "for others", "another length"),
+        *("no XML", "nothing", "another element"),
+    ],
+)
+def test_whatever_keeps_it_from_being_opened_looks_the_same(build: Callable[[Answer], Any], answer: Answer) -> None:
+    visit = brought(answer, build)
+
+    assert (visit.response.status_code, visit.person) == (400, None)
+    assert (reason(), detail()) == ("not_decrypted", FAILED)
+
+
+def test_what_is_encrypted_is_fetched_from_nowhere(answer: Answer) -> None:
+    element = encrypted(answer.signed())
+    data = element.find(".//{*}EncryptedData/{*}CipherData")
+    data.remove(data[0])
+    etree.SubElement(data, data.tag.replace("CipherData", "CipherReference")).set("URI", "http://127.0.0.1/")
+
+    visit = brought(answer, lambda given: element)
+
+    assert (visit.person, reason()) == (None, "malformed")
+
+
+# --- The keys ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(answer: Answer) -> None:
+    first = published()
+    Provider.edit(by=None, new_decryption_key=True)
+    second = published()
+    assert first != second
+    for certificate in (first, second):
+        given, client = Answer(answer.issuer, answer.pair), Client()
+        given.answers = query_id(asks(client))
+        visit = brings(client, sent(given.around(encrypted(given.signed(), certificate=certificate))))
+        assert visit.person == User.objects.get(email="mia@example.com")
+
+    Provider.edit(by=None, new_decryption_key=True)
+
+    assert DecryptionKey.objects.count() == 2
+    brought(answer, lambda given: encrypted(given.signed(), certificate=first))
+    assert reason() == "not_decrypted"
+
+
+def test_switched_off_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: Answer) -> None:
+    certificate = published()
+    Provider.edit(by=None, takes_encrypted=False)
+
+    brought(answer, lambda given: encrypted(given.signed(), certificate=certificate))
+
+    assert reason() == "encrypted"
+    assert not DecryptionKey.objects.exists()
+    assert 'use="encryption"' not in Client().get(METADATA).content.decode()
+    Provider.edit(by=None, takes_encrypted=True)
+    assert published() != certificate
+
+
+def test_with_another_protocol_the_keys_are_gone(taking: Provider) -> None:
+    Provider.edit(by=None, mode="off", protocol="oidc")
+
+    assert not DecryptionKey.objects.exists()
+    assert Provider.load().takes_encrypted is False
+
+
+def test_the_keys_are_sealed_and_move_to_the_newest_encryption_key(taking: Provider, settings: Settings) -> None:
+    newest = Fernet.generate_key()
+    settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
+    cipher.cache_clear()
+    try:
+        (row,) = DecryptionKey.objects.all()
+        assert b"PRIVATE KEY" not in bytes(row.sealed)
+        reseal()
+
+        (row,) = DecryptionKey.objects.all()
+        assert row.key_id == key_id(newest)
+        assert len(DecryptionKey.opening()) == 1
+        assert key_uses()[1].uses[key_id(newest)] == 1
+    finally:
+        settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
+        cipher.cache_clear()
+
+
+def test_a_key_that_cannot_be_opened_keeps_out_only_what_is_encrypted(
+    answer: Answer, saml_organisation: SamlOrganisation
+) -> None:
+    saml_organisation.knows("ann")
+    DecryptionKey.objects.update(sealed=b"lost")
+
+    brought(answer, lambda given: encrypted(given.signed()))
+
+    assert reason() == "not_decrypted"
+    assert signs_in("ann").person == User.objects.get(email="ann@example.com")
+
+
+def test_the_page_and_rest_turn_it_on_show_the_certificate_and_never_the_key() -> None:
+    boss = make.user(*Capability)
+    Provider.edit(by=None, protocol="saml", name="Example", metadata_xml=PASTED)
+    client = confirmed(browser(boss))
+    client.post(PAGE, FORM | {"takes_encrypted": "on", "version": Provider.load().version})
+
+    key = DecryptionKey.newest()
+    assert key
+    assert key.fingerprint in client.get(PAGE).content.decode()
+    said = Rest.of(boss).patch("/organisation", {"new_decryption_key": True})
+    assert said.json()["takes_encrypted"] is True
+    assert "new_decryption_key" not in said.json()
+    assert DecryptionKey.newest() != key
+    events = Event.objects.filter(action="organisation.updated").order_by("-pk")[:2]
+    assert [event.changes for event in events] == [
+        {"decryption_key_made": True},
+        {"email_attribute": ["email", "mail"], "takes_encrypted": [False, True], "decryption_key_made": True},
+    ]
