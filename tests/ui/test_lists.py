@@ -1,6 +1,7 @@
 """Lists: what a reader chooses of columns and order, what they may pick, and the palette."""
 
 import html
+import json
 import re
 from typing import Any
 from uuid import uuid4
@@ -20,7 +21,9 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
+from gateways.models import Feature
 from hosts.models import Host
+from sinks.models import Sink
 from tests import make
 from tests.conftest import SignIn
 from tests.workspace import ROOT
@@ -343,3 +346,40 @@ def test_what_ends_picked_rows_takes_the_capability_of_the_single_act_and_leaves
     link.refresh_from_db()
     assert link.is_live
     assert Host.objects.live().filter(pk=host.pk).exists()
+
+
+@pytest.mark.parametrize("kind", ["tools", "assignments", "identities", "sinks"])
+def test_a_switch_is_taken_back_from_its_toast_either_way(kind: str, ana: User, sign_in: SignIn) -> None:
+    server = make.server(auth_type="bearer")
+    assignment = make.assignment(make.gateway(), server, identity_scheme="per_user")
+    Feature.objects.learn(assignment, [{"name": "search"}])
+    of_kind = {
+        "tools": assignment.features.get(),
+        "assignments": assignment,
+        "identities": make.identity(server, ana),
+        "sinks": Sink.objects.add(name="Copies", kind="stdout", by=ana),
+    }
+    thing, client = of_kind[kind], sign_in(ana)
+    room = "settings/sinks" if kind == "sinks" else kind
+    states = []
+
+    address = f"/{room}/{thing.pk}/disable/"
+    for _ in range(3):
+        answer = client.post(address, headers=HTMX | {"HX-Target": f"row-{thing.pk}"})
+        address = json.loads(answer["HX-Trigger"])["toast"]["undo"]
+        thing.refresh_from_db()
+        states.append(thing.enabled)
+
+    assert states == [False, True, False]
+
+
+def test_deactivating_a_person_is_taken_back_from_its_toast(ana: User, sign_in: SignIn) -> None:
+    person, client = make.user(), sign_in(ana)
+
+    page = client.post(f"/people/{person.pk}/deactivate/", follow=True).content.decode()
+    address = re.search(r'<div class="toast">.*?action="([^"]+)"', page, re.DOTALL)
+    assert address
+    client.post(address[1])
+
+    person.refresh_from_db()
+    assert person.is_active
