@@ -44,6 +44,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
 )
 def test_each_number_needs_its_capability(capability: Capability, words: str, sign_in: SignIn) -> None:
     make.server().note_health(Health.DOWN, "connect timeout")
+    make.call()
     person = make.user()
     make.token(make.connection(make.agent(by=person), make.gateway(), person), expires_in_days=7)
 

@@ -373,11 +373,14 @@ def test_a_switch_is_taken_back_from_its_toast_either_way(kind: str, ana: User, 
     assert states == [False, True, False]
 
 
-def test_deactivating_a_person_is_taken_back_from_its_toast(ana: User, sign_in: SignIn) -> None:
-    person, client = make.user(), sign_in(ana)
+@pytest.mark.django_db
+def test_deactivating_a_person_is_taken_back_from_its_toast(sign_in: SignIn) -> None:
+    person, client = make.user(), sign_in(make.user(*Capability))
 
     page = client.post(f"/people/{person.pk}/deactivate/", follow=True).content.decode()
     address = re.search(r'<div class="toast">.*?action="([^"]+)"', page, re.DOTALL)
+    person.refresh_from_db()
+    assert not person.is_active
     assert address
     client.post(address[1])
 
