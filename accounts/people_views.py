@@ -30,6 +30,7 @@ from connections.impact import cuts
 from connections.models import Connection
 from ui.pages import (
     AppRequest,
+    Undo,
     clash_context,
     confirm,
     first_names,
@@ -249,7 +250,8 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
         person.deactivate(by=request.user)
     except PeopleError as error:
         return leave(request, page_url(person), str(error))
-    return leave(request, page_url(person), f"{person.email} is deactivated")
+    undo = Undo(reverse("accounts:reactivate", args=[person.pk]))
+    return leave(request, page_url(person), f"{person.email} is deactivated", undo)
 
 
 @require_POST

@@ -102,10 +102,13 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
         return ""
     reached = [_reached(target) for target in targets]
     live = Connection.objects.live().filter(reduce(or_, (links for links, _ in reached)))
-    totals = live.aggregate(hosts=Count("host", distinct=True), users=Count("user", distinct=True))
+    totals = live.aggregate(
+        connections=Count("pk", distinct=True), hosts=Count("host", distinct=True), users=Count("user", distinct=True)
+    )
     through = reduce(or_, (calls for _, calls in reached))
     recent = Call.objects.filter(through, created_at__gte=timezone.now() - WINDOW).count()
-    return f"Cuts {Impact(0, **totals, identities=0, calls=recent)}."
+    links = f"{totals['connections']:,} connection{'' if totals['connections'] == 1 else 's'}"
+    return f"Cuts {links}, {Impact(**totals, identities=0, calls=recent)}."
 
 
 def archived_with(target: Host | Gateway) -> str:

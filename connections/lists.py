@@ -15,8 +15,8 @@ MCP = Table(
             "pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
         ),
         Column("name", "Client name"),
-        Column("status", "Status", 9.5, on_phone=True),
-        Column("user", "User email", 11, priority=2, on_phone=True),
+        Column("status", "Status", 11, on_phone=True),
+        Column("user", "User email", 9.5, priority=2, on_phone=True),
         Column("gateway", "Gateway", 8, priority=4, on_phone=True),
         Column("prefix", "API key prefix", 8, priority=3),
         Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
@@ -33,8 +33,8 @@ def _tab(key: str, name: str, *by: str) -> Table:
         "Connections",
         (
             Column("name", name, sorts=(Lower(by[0]),)),
-            Column("user", "User email", 12, priority=2, sorts=("user__email",), on_phone=True),
-            Column("status", "Status", 9.5, on_phone=True),
+            Column("user", "User email", 10.5, priority=2, sorts=("user__email",), on_phone=True),
+            Column("status", "Status", 11, on_phone=True),
             Column("prefix", "API key prefix", 8, priority=3),
             Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),

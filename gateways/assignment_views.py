@@ -35,7 +35,7 @@ from gateways.refresh import first_list
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from servers.discovery import Failed
-from servers.models import Server
+from servers.models import Health, Server
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -97,7 +97,13 @@ def sees_servers(viewer: User) -> bool:
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     rows = counted(gateway.assignments.all())
-    context = {"gateway": gateway, "tab": "servers", "rows": rows, "sees_servers": sees_servers(request.user)}
+    context = {
+        "gateway": gateway,
+        "tab": "servers",
+        "rows": rows,
+        "down": [row for row in rows if row.enabled and row.server.enabled and row.server.health == Health.DOWN],
+        "sees_servers": sees_servers(request.user),
+    }
     return show(request, "gateways/servers.html", context)
 
 
@@ -229,7 +235,8 @@ def _stopping_tools(assignment: Any) -> str:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     assignment = find(request.user, pk)
     assignment.enable(by=request.user)
-    return changed(request, assignment, "Server enabled on this gateway")
+    undo = reverse("gateways:disable_assignment", args=[assignment.pk])
+    return changed(request, assignment, "Server enabled on this gateway", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -248,9 +255,10 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             back=tab_url(assignment.gateway),
         )
     assignment.disable(by=request.user)
-    return changed(request, assignment, "Server disabled on this gateway")
+    undo = reverse("gateways:enable_assignment", args=[assignment.pk])
+    return changed(request, assignment, "Server disabled on this gateway", undo)
 
 
-def changed(request: AppRequest, assignment: Assignment, toast: str) -> HttpResponse:
+def changed(request: AppRequest, assignment: Assignment, toast: str, undo: str) -> HttpResponse:
     context = {"assignment": assignment, "gateway": assignment.gateway, "sees_servers": sees_servers(request.user)}
-    return answer(request, "gateways/servers.html#row", context, to=tab_url(assignment.gateway), toast=toast)
+    return answer(request, "gateways/servers.html#row", context, to=tab_url(assignment.gateway), toast=toast, undo=undo)

@@ -11,7 +11,7 @@ GATEWAYS = Table(
     (
         Column("pick", "Pick", 2, kind="pick", needs=Capability.GATEWAYS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
-        Column("url", "Gateway URL", 18, priority=3),
+        Column("url", "Gateway URL", 16, priority=3),
         Column("servers", "Servers", 5, priority=2, kind="number"),
         Column("tools", "Tools", 5, priority=3, kind="number"),
         Column("connections", "Connections", 7, priority=2, kind="number"),

@@ -243,7 +243,8 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = find(request, pk)
     feature.enable(by=request.user)
-    return changed(request, feature, f"{feature.exposed_name} enabled")
+    undo = reverse("gateways:disable_tool", args=[feature.pk])
+    return changed(request, feature, f"{feature.exposed_name} enabled", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -263,7 +264,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             back=tab_url(gateway),
         )
     feature.disable(by=request.user)
-    return changed(request, feature, f"{feature.exposed_name} disabled")
+    undo = reverse("gateways:enable_tool", args=[feature.pk])
+    return changed(request, feature, f"{feature.exposed_name} disabled", undo)
 
 
 def find(request: AppRequest, pk: UUID) -> Feature:
@@ -283,8 +285,8 @@ def is_open(request: AppRequest, feature: Feature) -> bool:
     return open_page(request) == page_url(feature)
 
 
-def changed(request: AppRequest, feature: Feature, toast: str) -> HttpResponse:
+def changed(request: AppRequest, feature: Feature, toast: str, undo: str) -> HttpResponse:
     """The part of the page that shows the switch: the head of the feature's page, or its row."""
     template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
     context = {"row": FeatureRow(feature), "gateway": feature.assignment.gateway}
-    return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast)
+    return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast, undo=undo)

@@ -27,6 +27,7 @@ from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
     Fragment,
+    Undo,
     answer,
     confirm,
     leave,
@@ -255,7 +256,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             back=page_url(request.user, identity),
         )
     identity.disable(by=request.user)
-    return _changed(request, identity, "Identity disabled")
+    undo = reverse("servers:enable_identity", args=[identity.pk])
+    return _changed(request, identity, "Identity disabled", undo)
 
 
 @require_POST
@@ -266,7 +268,8 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
         identity.enable(by=request.user)
     except HeldDisabled:  # An administrator had disabled it.
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
-    return _changed(request, identity, "Identity enabled")
+    undo = reverse("servers:disable_identity", args=[identity.pk])
+    return _changed(request, identity, "Identity enabled", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -330,13 +333,13 @@ def _uses(identity: Identity) -> str:
     return f"{count} {word}{' uses' if count == 1 else 's use'} it." if count else ""
 
 
-def _changed(request: AppRequest, identity: Identity, toast: str) -> HttpResponse:
+def _changed(request: AppRequest, identity: Identity, toast: str, undo: str = "") -> HttpResponse:
     """The answer to an act: its row of the page that is open."""
     back = page_url(request.user, identity)
     if not wants_fragment(request):
-        return leave(request, back, toast)
+        return leave(request, back, toast, Undo(undo) if undo else None)
     template, context = _row_fragment(request, identity)
-    return answer(request, template, context, to=back, toast=toast)
+    return answer(request, template, context, to=back, toast=toast, undo=undo)
 
 
 def _row_fragment(request: AppRequest, identity: Identity) -> Fragment:

@@ -11,7 +11,7 @@ SERVERS = Table(
     (
         Column("pick", "Pick", 2, kind="pick", needs=Capability.SERVERS_TOGGLE),
         Column("name", "Name", sorts=(Lower("name"),)),
-        Column("url", "URL", 18, priority=3),
+        Column("url", "URL", 16, priority=3),
         Column("auth", "Auth", 8, priority=2, sorts=("auth_type", Lower("name")), on_phone=True),
         Column("gateways", "Gateways", 6, priority=2, kind="number"),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),

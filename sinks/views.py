@@ -129,10 +129,10 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
     sink.enable(by=request.user)
-    return _switched(request, sink, "Log sink enabled")
+    return _switched(request, sink, "Log sink enabled", undo=reverse("sinks:disable", args=[sink.pk]))
 
 
-def _switched(request: AppRequest, sink: Sink, toast: str, undo: str = "") -> HttpResponse:
+def _switched(request: AppRequest, sink: Sink, toast: str, undo: str) -> HttpResponse:
     sink.refresh_from_db()
     return answer(request, "sinks/list.html#row", {"sink": sink}, to=reverse("sinks:list"), toast=toast, undo=undo)
 

@@ -8,14 +8,14 @@ TOKENS = Table(
     (
         Column("pick", "Pick", 2, kind="pick"),
         Column("name", "Name"),
-        Column("prefix", "Prefix", 8, priority=2, on_phone=True),
-        Column("host", "Host", 8, priority=2),
-        Column("gateway", "Gateway", 7.5, priority=4),
-        Column("servers", "Servers", 6.5, priority=4),
-        Column("expires", "Expiration date", 11.5, on_phone=True),
+        Column("prefix", "Prefix", 7.5, priority=2, on_phone=True),
+        Column("host", "Host", 8, priority=3),
+        Column("gateway", "Gateway", 6.5, priority=4),
+        Column("servers", "Servers", 5, priority=4),
+        Column("expires", "Expiration date", 10.5, on_phone=True),
         Column("used", "Last used date", 7, priority=3),
-        Column("status", "Status", 7.5, priority=2, on_phone=True),
-        Column("acts", "Actions", 8, kind="acts", said=False),
+        Column("status", "Status", 12, priority=2, on_phone=True),
+        Column("acts", "Actions", 7.5, kind="acts", said=False),
     ),
 )
 API_KEYS = Table(

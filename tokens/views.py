@@ -63,6 +63,9 @@ HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
 REGENERATE_TEXT = "Regenerate the API key for this connection? The old key will be deactivated immediately."
+REGENERATE_WITH_OVERLAP_TEXT = (
+    "Regenerate the API key for this connection? The old key works on for the time chosen below."
+)
 OFF = "The host, the gateway or the connection is disabled. Enable it first."
 
 
@@ -295,6 +298,7 @@ def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
     context = {
         "title": "Regenerate API key",
         "text": REGENERATE_TEXT,
+        "text_with_overlap": REGENERATE_WITH_OVERLAP_TEXT,
         "more": f"{_named(token)}. Name, servers, expiration and IP allowlist stay. The new key is shown once.",
         "icon_name": "key",
         "kind": "primary",

@@ -45,3 +45,21 @@ def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, pag
     assert len({first, second, third}) == 3
     assert not re.search(f"{second}|{third}", page.content())
     assert [curl.list_tools(url, token).status for token in (first, second, third)] == [401, 401, 200]
+
+
+@pytest.mark.drill
+def test_the_question_follows_how_long_the_old_secret_works_on(live: Serve, page: Page) -> None:
+    issued = live.issue_token(host=unique("bot"), gateway="quickstart")
+    page.goto(f"{live.url}/settings/api-tokens?q={issued['name']}")
+    page.get_by_role("row").filter(has_text=issued["name"]).get_by_role("button", name="Regenerate").click()
+    dialog = page.get_by_role("alertdialog")
+    at_once = dialog.get_by_text("The old key will be deactivated immediately.")
+    later = dialog.get_by_text("The old key works on for the time chosen below")
+
+    expect(at_once).to_be_visible()
+    expect(later).to_be_hidden()
+    dialog.get_by_role("radio", name="1 hour").check()
+    expect(at_once).to_be_hidden()
+    expect(later).to_be_visible()
+    dialog.get_by_role("radio", name="Not at all").check()
+    expect(at_once).to_be_visible()

@@ -268,7 +268,7 @@ def test_a_new_per_user_server_puts_connections_on_needs_attention_and_says_so_t
     for page in (tab, f"/hosts/{link.host_id}/connections/", "/settings/mcp-connections?type=all"):
         assert "needs attention" in text(sign_in(ana).get(page)), page
     told = text(sign_in(ann).get("/"))
-    assert "CI bot on Work lacks your identity for Linear." in told
+    assert "CI bot on Work lacks your identity for Linear" in told
     assert f"{PATH}?connection={link.pk}" in told
     assert Rest.of(ann).get(f"/connections/{link.pk}").json()["needs_identity"] is True
     Connection.objects.bring_identity(server=linear, label="mine", secret="s3cret", by=ann)

@@ -133,7 +133,7 @@ def test_a_row_has_the_buttons_its_state_allows(
     page = sign_in(ana).get(PATH)
 
     assert buttons(page, link) == expected
-    assert (">blocked<" in row(page, link)) is ("gateway disabled" in row(page, link)) is (state == "gateway")
+    assert (">blocked: gateway disabled<" in row(page, link)) is (state == "gateway")
 
 
 def test_a_revoked_row_stays_last_with_a_red_badge_and_its_date(ana: User, ann: User, sign_in: SignIn) -> None:

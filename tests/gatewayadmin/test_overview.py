@@ -39,11 +39,12 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
         (Capability.MCP_CONNECTIONS_READ, "<span>Connections</span>"),
         (Capability.LOGS_READ, "<span>Requests 24 h</span>"),
         (Capability.API_TOKENS_MANAGE, "Tokens expiring in 7 days"),
-        (Capability.SERVERS_TOGGLE, "connect timeout"),
+        (Capability.SERVERS_TOGGLE, "Connect timeout."),
     ],
 )
 def test_each_number_needs_its_capability(capability: Capability, words: str, sign_in: SignIn) -> None:
     make.server().note_health(Health.DOWN, "connect timeout")
+    make.call()
     person = make.user()
     make.token(make.connection(make.agent(by=person), make.gateway(), person), expires_in_days=7)
 
@@ -279,7 +280,7 @@ def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User
 
     page = text(sign_in(ana).get("/"))
 
-    assert "Docs is down: refused the connection. Its tools stay listed; calls of them fail until it answers." in page
+    assert "Docs is down</a><small>Refused the connection. Its tools stay listed; calls of them fail" in page
 
 
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:

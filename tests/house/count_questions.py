@@ -968,6 +968,9 @@ def _connection_badges(ask: Ask) -> set[tuple[str, str]]:
         return {("active", "active") if ask.view == "connections:enrolled" else ("attention", "needs attention")}
     if ask.state == "expired":
         return {("expired", "no active token"), ("expired", "expired")}
+    if ask.state == "blocked":
+        ((_, why),) = _switch_of_connection(ask)
+        return {("blocked", "blocked"), ("blocked", f"blocked: {why}")}
     return {(ask.state, ask.state)}
 
 
@@ -975,7 +978,7 @@ def _token_badges(ask: Ask) -> set[tuple[str, str]]:
     if ask.state == "waiting":
         return {("pending", "to be collected")}
     state = ask.state.partition(":")[0]
-    return {(state, state)} | ({("expired", "")} if ask.pk in ask.world.expiring else set())
+    return {(state, state), (state, ask.state)} | ({("expired", "")} if ask.pk in ask.world.expiring else set())
 
 
 def _assignment_badges(ask: Ask) -> set[tuple[str, str]]:
@@ -1043,7 +1046,7 @@ STATES: dict[str, "Callable[[Ask], set[tuple[str, str]]]"] = {
         ("ok", "usable") if (ask.view, ask.state) == ("oauth:identity", "active") else IDENTITY_BADGES[ask.state]
     },
     "person": lambda ask: {PERSON_BADGES[_person_state(ask, User.objects.get(pk=ask.pk))]},
-    "key": lambda ask: {(ask.state, ask.state)},
+    "key": lambda ask: {(ask.state, "blocked: user deactivated" if ask.state == "blocked" else ask.state)},
     "assignment": _assignment_badges,
     "feature": _feature_badges,
     "call": lambda ask: _endings_of(_call(ask)),

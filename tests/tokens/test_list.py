@@ -149,11 +149,11 @@ def test_a_row_never_claims_to_work_when_it_cannot(ana: User, sign_in: SignIn) -
     client = sign_in(ana)
 
     token.connection.gateway.disable(by=ana)
-    assert ">blocked</span><small>gateway disabled" in row(client.get(PATH), token)
+    assert ">blocked: gateway disabled<" in row(client.get(PATH), token)
     assert '1</span> active, <span data-count="tokens.blocked">1</span> of them blocked' in text(client.get(PATH))
     token.connection.gateway.enable(by=ana)
     token.connection.disable(by=ana)
-    assert ">blocked</span><small>connection disabled" in row(client.get(PATH), token)
+    assert ">blocked: connection disabled<" in row(client.get(PATH), token)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Lists: what a reader chooses of columns and order, what they may pick, and the palette."""
 
 import html
+import json
 import re
 from typing import Any
 from uuid import uuid4
@@ -12,26 +13,49 @@ import accounts.lists
 import connections.lists
 import gateways.lists
 import hosts.lists
+import scim.lists
 import servers.lists
+import sinks.lists
 import tokens.lists
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
+from gateways.models import Feature
 from hosts.models import Host
+from sinks.models import Sink
 from tests import make
 from tests.conftest import SignIn
+from tests.workspace import ROOT
 from tokens.models import Token
 from ui.tables import Table
 
-ROOMS = (accounts.lists, connections.lists, gateways.lists, hosts.lists, servers.lists, tokens.lists)
+ROOMS = (
+    accounts.lists, connections.lists, gateways.lists, hosts.lists,
+    scim.lists, servers.lists, sinks.lists, tokens.lists,
+)  # fmt: skip
 KINDS = (*connections.lists.TABS.values(), *gateways.lists.FEATURES.values())
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]
 HTMX = {"HX-Request": "true"}
+STYLES = (ROOT / "static" / "gateway" / "app.css").read_text()
+# In rem: from these widths of a list on, columns of this priority are there; a name shorter than this says nothing.
+STEPS = re.findall(r'^@container table \(width < (\d+)rem\) \{ \[data-priority="(\d)"\]', STYLES, re.MULTILINE)
+SHORTEST_NAME = 5.5
 
 
 def heads(response: Any) -> list[str]:
     return re.findall(r'<th scope="col"[^>]*>(?:<(?:span|a)[^>]*>)?([^<]+)<', response.content.decode())
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.key)
+def test_each_column_has_its_width_and_all_together_leave_room_for_the_name(table: Table) -> None:
+    usual = [column for column in table.columns if not column.is_extra]
+    assert [column.name for column in usual if column.width is None] == ["name"]
+    assert [name for name in usual if name.width and f'[data-w="{name.width_text}"] {{ width:' not in STYLES] == []
+
+    for step, first in STEPS:
+        there = sum(column.width or 0 for column in usual if column.priority <= int(first))
+        assert int(step) - there >= SHORTEST_NAME, (step, there)
 
 
 def names(response: Any) -> list[str]:
@@ -98,7 +122,7 @@ def test_picked_hosts_are_switched_off_after_one_question_one_event_each_and_bac
     asked = client.post("/switch/hosts/", {"act": "disable", "pick": picks})
     said = asked.content.decode()
     assert "Disable 2 hosts" in said
-    assert "Cuts 1 host, 1 user, 0 calls in 24 h." in said
+    assert "Cuts 1 connection, 1 host, 1 user, 0 calls in 24 h." in said
     assert "Left alone: Newcomer (waits for approval)." in said
     assert Host.objects.filter(enabled=False, kind=bots[0].kind).count() == 0, "asking does nothing"
 
@@ -322,3 +346,43 @@ def test_what_ends_picked_rows_takes_the_capability_of_the_single_act_and_leaves
     link.refresh_from_db()
     assert link.is_live
     assert Host.objects.live().filter(pk=host.pk).exists()
+
+
+@pytest.mark.parametrize("kind", ["tools", "assignments", "identities", "sinks"])
+def test_a_switch_is_taken_back_from_its_toast_either_way(kind: str, ana: User, sign_in: SignIn) -> None:
+    server = make.server(auth_type="bearer")
+    assignment = make.assignment(make.gateway(), server, identity_scheme="per_user")
+    Feature.objects.learn(assignment, [{"name": "search"}])
+    of_kind = {
+        "tools": assignment.features.get(),
+        "assignments": assignment,
+        "identities": make.identity(server, ana),
+        "sinks": Sink.objects.add(name="Copies", kind="stdout", by=ana),
+    }
+    thing, client = of_kind[kind], sign_in(ana)
+    room = "settings/sinks" if kind == "sinks" else kind
+    states = []
+
+    address = f"/{room}/{thing.pk}/disable/"
+    for _ in range(3):
+        answer = client.post(address, headers=HTMX | {"HX-Target": f"row-{thing.pk}"})
+        address = json.loads(answer["HX-Trigger"])["toast"]["undo"]
+        thing.refresh_from_db()
+        states.append(thing.enabled)
+
+    assert states == [False, True, False]
+
+
+@pytest.mark.django_db
+def test_deactivating_a_person_is_taken_back_from_its_toast(sign_in: SignIn) -> None:
+    person, client = make.user(), sign_in(make.user(*Capability))
+
+    page = client.post(f"/people/{person.pk}/deactivate/", follow=True).content.decode()
+    address = re.search(r'<div class="toast">.*?action="([^"]+)"', page, re.DOTALL)
+    person.refresh_from_db()
+    assert not person.is_active
+    assert address
+    client.post(address[1])
+
+    person.refresh_from_db()
+    assert person.is_active

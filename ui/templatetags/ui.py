@@ -155,6 +155,14 @@ def minute(moment: datetime) -> SafeString:
 
 
 @register.simple_tag
+def until(moment: datetime) -> SafeString:
+    """A moment to come, as short as a row wants it: "14:02 UTC" today, else "Nov 21"; whole in its title."""
+    exact = moment.astimezone(UTC)
+    is_today = exact.date() == datetime.now(UTC).date()
+    return _time(moment, f"{exact:%H:%M} UTC" if is_today else f"{exact:%b} {exact.day}")
+
+
+@register.simple_tag
 def ago(moment: datetime | None, never: str = "Never") -> str:
     """An age such as "5m ago", the date once it is a week old."""
     if not moment:
