@@ -30,7 +30,7 @@ pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients
 # A busy machine says nothing about the code: what takes too long is for the benchmarks to say.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
-hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), max_examples=25)
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), max_examples=10)
 
 settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.Hasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.

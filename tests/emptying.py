@@ -26,25 +26,29 @@ def empty(*_: object) -> None:
         guarded = {name for (name,) in cursor}
         cursor.execute(_each("SELECT {name} WHERE EXISTS (SELECT FROM {table})", tables(), " UNION ALL "))
         filled = [name for (name,) in cursor]
-        if to_empty := [name for name in filled if name in guarded]:
-            _empty_guarded(cursor, to_empty)
-        if to_delete := [name for name in filled if name not in guarded]:
-            cursor.execute(_each("DELETE FROM {table}", to_delete, "; "))
+        if not filled:
+            return
+        cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
+        _empty(cursor, filled, guarded, is_superuser=cursor.fetchone() == (True,))
 
 
-def _empty_guarded(cursor: Any, names: list[str]) -> None:
+def _empty(cursor: Any, filled: list[str], guarded: set[str], *, is_superuser: bool) -> None:
     """TRUNCATE makes new files for each partition and each index; a superuser may delete without the guards.
 
-    As TRUNCATE does, it waits for who is writing to the end.
+    As TRUNCATE does, it waits for who is writing to the end. Foreign keys are not looked at: no row will have one.
     """
-    cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
-    if cursor.fetchone() != (True,):
-        cursor.execute(sql.SQL("TRUNCATE ") + _each("{table}", names, ", "))
+    to_empty = [name for name in filled if name in guarded]
+    to_delete = [name for name in filled if name not in guarded]
+    if is_superuser:
+        if to_empty:
+            cursor.execute(_each("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", to_empty, "; "))
+        cursor.execute("SET LOCAL session_replication_role = replica")
+        cursor.execute(_each("DELETE FROM {table}", filled, "; "))
         return
-    cursor.execute(_each("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", names, "; "))
-    cursor.execute("SET LOCAL session_replication_role = replica")
-    cursor.execute(_each("DELETE FROM {table}", names, "; "))
-    cursor.execute("SET LOCAL session_replication_role = origin")
+    if to_empty:
+        cursor.execute(sql.SQL("TRUNCATE ") + _each("{table}", to_empty, ", "))
+    if to_delete:
+        cursor.execute(_each("DELETE FROM {table}", to_delete, "; "))
 
 
 def tables() -> list[str]:

@@ -48,16 +48,15 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
     return (lambda test: test) if seed() % of == number else pytest.mark.full
 
 
-MANY = 2  # Cases of a test; of more than so many
-ONE_IN = 12  # one in so many is run, and one at least.
+ONE_IN = 12  # Of the cases of a test one in so many is run, and one at least.
 DRILLS = 5  # Of the tests marked `drill` one in so many is run.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:
     """Mark the cases of each test `full` that this seed does not choose.
 
-    One in so many is chosen as its marker `one_in` says, and one in `ONE_IN` of more than `MANY` cases where each of
-    them needs the database. Whoever says with `some` what is chosen has said it all. The drills of a module take turns.
+    One in so many is chosen as its marker `one_in` says, and one in `ONE_IN` where each case needs the database.
+    Whoever says with `some` what is chosen has said it all. The drills of a module take turns.
     """
     tests = defaultdict[str, list[pytest.Item]](list)
     for item in items:
@@ -90,7 +89,7 @@ def parts_of(cases: list[pytest.Item]) -> int:
     if marker := cases[0].get_closest_marker("one_in"):
         return int(marker.args[0])
     said = any(case.get_closest_marker("full") for case in cases)
-    return ONE_IN if len(cases) > MANY and needs_rows(cases[0]) and not said else 1
+    return ONE_IN if needs_rows(cases[0]) and not said else 1
 
 
 def needs_rows(case: pytest.Item) -> bool:

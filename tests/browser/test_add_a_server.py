@@ -88,6 +88,7 @@ def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, st
     return clicks, name, secret
 
 
+@pytest.mark.drill
 def test_from_a_tile_to_a_logged_call_as_oneself_takes_six_clicks_at_most(
     live: workspace.Serve, page: Page, tile: str
 ) -> None:

@@ -136,7 +136,7 @@ def by_sql(cast: Cast, toggle: Toggle, ids: dict[str, str]) -> Callable[[bool], 
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [one for turn, name in enumerate(TOGGLES) for one in some([(name, "api"), (name, "sql")], 1, turn)],
+    some([(name, way) for name in TOGGLES for way in ("api", "sql")], 3),
 )
 def test_j2_a_flip_acts_on_the_next_request_in_every_worker(
     name: str, way: str, cast: Cast, boss: httpx.Client, ids: dict[str, str]

@@ -74,7 +74,7 @@ def tab_to(page: Page, words: str) -> None:
     raise AssertionError(f"Tab never came to “{words}”")
 
 
-@pytest.mark.parametrize("path", one_in(4, PAGES))
+@pytest.mark.parametrize("path", one_in(8, PAGES))
 def test_tab_comes_to_everything_and_shows_where_it_is(page: Page, live: Serve, path: str) -> None:
     found = walk(page, live.url + path)
 
@@ -123,6 +123,7 @@ def test_a_dialog_keeps_focus_and_gives_it_back(page: Page, live: Serve) -> None
     eventually(lambda: focused(page) == opener)  # Given back a moment after.
 
 
+@pytest.mark.drill
 def test_a_host_is_made_switched_off_and_on_without_a_mouse(page: Page, live: Serve) -> None:
     name = unique("Keyboard bot")
     page.goto(f"{live.url}/hosts/")

@@ -124,6 +124,7 @@ for day in (0, 1):
 CUT = "cell => [cell, ...cell.querySelectorAll('*')].some(one => one.scrollWidth > one.clientWidth && one.clientWidth)"
 
 
+@pytest.mark.drill
 def test_what_a_cell_cannot_hold_is_told_on_hover_and_focus_and_a_tool_has_room(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:

@@ -37,6 +37,7 @@ def test_live_tells_how_many_calls_are_new_and_loads_them_when_asked(live: Serve
     expect(page.locator("#tail")).to_have_text("")
 
 
+@pytest.mark.drill
 def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -127,6 +128,7 @@ WHOLE_ROWS = """rows => rows.map(row => row.getBoundingClientRect())
     .filter(box => box.top >= 0 && box.bottom <= innerHeight).length"""
 
 
+@pytest.mark.drill
 def test_a_desk_of_1440_by_900_shows_20_calls_and_their_chart(live: Serve, page: Page) -> None:
     host = unique("bot")
     live.manage("shell", "-c", f"from tests import make\nfor _ in range(24): make.call(host_name={host!r})")

@@ -1,6 +1,6 @@
 """Every page that links lead to, in light, in dark and on a phone: accessible, quiet, small.
 
-`make test` fetches each page and shows a ninth of them, each in one of the three.
+`make test` fetches each page and one in three of its addresses with a query, and shows one in 27, in one of the three.
 """
 
 import html
@@ -24,7 +24,8 @@ from tests.workspace import ROOT, Serve
 pytestmark = pytest.mark.xdist_group("pages")
 
 LARGEST = 60 * 1024
-SHOWN = 9  # One in so many pages is, in `make test`.
+SHOWN = 27  # One in so many pages is, in `make test`,
+ASKED = 3  # where one in so many addresses with a query is opened.
 # Gateways and servers of other tests are in no other state than the ones made here.
 OF_OTHERS = re.compile(
     r"(?<=^/gateways/)(?!(?:add|find|quickstart|work|empty)/)[^/]+"
@@ -107,12 +108,16 @@ def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, tro
 
 def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
     """Open pages of the site that links lead to, one of each kind, and give the address; the others are fetched."""
-    waiting, kinds, turn = [f"{start}/"], set[str](), seed()
+    waiting, kinds, turn, asked = [f"{start}/"], set[str](), seed(), seed()
     while waiting:
         url = waiting.pop()
         if (kind := kind_of(url, OF_OTHERS)) in kinds:
             continue
         kinds.add(kind)
+        if one_in > 1 and not kind.endswith("?"):
+            asked += 1
+            if asked % ASKED:
+                continue
         turn += 1
         shown = turn % one_in == 0
         response = page.goto(url) if shown else page.request.get(url)

@@ -107,6 +107,7 @@ print(issue(name="export", capabilities=[Capability.LOGS_READ], days=7, by=User.
 """
 
 
+@pytest.mark.drill
 def test_an_export_is_taken_as_printed(live: Serve, tmp_path: Path) -> None:
     issued = live.issue_token(host="Export bot", gateway="quickstart")
     assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200

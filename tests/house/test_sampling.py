@@ -39,7 +39,8 @@ def kept(monkeypatch: pytest.MonkeyPatch, seed: int, cases: list[Case]) -> set[i
 @pytest.mark.parametrize(
     ("count", "marks", "days"),
     [
-        (2, [], 1),
+        (1, [], 1),
+        (2, [], 2),
         (3, [], 3),
         (30, [], 12),
         (20, [pytest.mark.one_in(6)], 6),

@@ -24,6 +24,7 @@ def kill_postgres(home: Path) -> int:
     return pid
 
 
+@pytest.mark.drill
 def test_killed_worker_and_killed_postgres_lose_no_answered_call_and_are_replaced(home: Path) -> None:
     with serving(home, workers=2) as served:
         with load.on(served) as agents:

@@ -151,6 +151,7 @@ def test_it_serves_from_a_postgresql_of_the_operators_own(served: workspace.Serv
     assert not (served.data_dir / "keys").exists()
 
 
+@pytest.mark.drill
 def test_the_lanes_of_the_proxy_prepare_all_their_statements_on_the_oldest(served: workspace.Serve) -> None:
     async def scene() -> dict[str, str]:
         parts = (

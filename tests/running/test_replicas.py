@@ -145,6 +145,7 @@ def test_whom_a_directory_deactivates_is_refused_by_the_very_next_call_at_every_
         assert {both.at(at, session).call("count").status_code for at in (0, 1)} == {200}
 
 
+@pytest.mark.drill
 def test_what_a_directory_sends_at_once_is_made_once_and_nothing_of_it_is_lost(both: Replicas) -> None:
     code = """
 from accounts.models import Role
@@ -188,6 +189,7 @@ def test_an_argument_of_three_mebibytes_passes_whatever_is_in_front(both: Replic
     assert answered.json()["result"]["structuredContent"]["count"] == 1
 
 
+@pytest.mark.drill
 def test_killed_workers_lose_nothing_of_a_session(both: Replicas) -> None:
     agent = in_session(both.agent())
     counted = [count(agent)]
