@@ -61,7 +61,7 @@ def _each(template: str, names: list[str], between: str) -> sql.Composed:
     return sql.SQL(between).join(parts)
 
 
-def drop(creation: Any, name: str, verbosity: int, seconds: float = 10) -> None:
+def drop(creation: Any, name: str, verbosity: int, seconds: float = 2) -> None:
     """Drop a test database as soon as the last session of it has ended; after so long, with whoever is still there."""
     creation.connection.close_pool()  # As Django does here: what waits in a pool is a session that never ends.
     deadline = time.monotonic() + seconds

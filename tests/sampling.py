@@ -5,7 +5,6 @@ the same variants again.
 """
 
 import os
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -49,14 +48,14 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
 
 
 ONE_IN = 12  # Of the cases of a test one in so many is run, and one at least.
-DRILLS = 5  # Of the tests marked `drill` one in so many is run.
+DRILLS = 10  # Of the tests marked `drill` one in so many is run.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:
     """Mark the cases of each test `full` that this seed does not choose.
 
     One in so many is chosen as its marker `one_in` says, and one in `ONE_IN` where each case needs the database.
-    Whoever says with `some` what is chosen has said it all. The drills of a module take turns.
+    Whoever says with `some` what is chosen has said it all. Drills take turns.
     """
     tests = defaultdict[str, list[pytest.Item]](list)
     for item in items:
@@ -71,17 +70,9 @@ def leave_out(items: Iterable[pytest.Item]) -> None:
 
 
 def resting_drills(tests: Mapping[str, list[pytest.Item]]) -> set[str]:
-    """The names of the drills whose turn it is not."""
-    modules = defaultdict[str, list[str]](list)
-    for name, cases in tests.items():
-        if cases[0].get_closest_marker("drill"):
-            modules[name.partition("::")[0]].append(name)
-    return {
-        name
-        for module, names in modules.items()
-        for number, name in enumerate(sorted(names), zlib.crc32(module.encode()))
-        if (number + seed()) % DRILLS
-    }
+    """The names of the drills whose turn it is not. Those of one module, which may be alike, come on different days."""
+    drills = sorted(name for name, cases in tests.items() if cases[0].get_closest_marker("drill"))
+    return {name for number, name in enumerate(drills) if (number + seed()) % DRILLS}
 
 
 def parts_of(cases: list[pytest.Item]) -> int:
