@@ -15,6 +15,7 @@ from enum import Enum, auto
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
 
+from proxy.store.bus import Listener
 from proxy.store.database import PgConnection
 
 
@@ -49,7 +50,13 @@ class Kept:
         return None
 
     def leave(self, by: PgConnection) -> None:
-        """Keep its connection, should it have one that is in order."""
+        """Keep its connection, should it have one that is in order.
+
+        None that listens: what it is told and nobody reads would fill it up, and the database then waits for it when
+        another one is dropped.
+        """
+        if isinstance(by, Listener):
+            return
         connection, selector = by._connection, by._selector
         if connection is None or selector is None or by._waiter is not None:
             return
@@ -75,7 +82,7 @@ def _kind_of(connection: PgConnection) -> object:
 def _rename(connection: psycopg.AsyncConnection, name: bytes) -> bytes | None:
     """Have the database know it by another name, and give the last; None when it does not answer any more.
 
-    Under its own name it would be taken for one in use. What it has heard until now is forgotten.
+    Under its own name it would be taken for one in use.
     """
     pgconn = connection.pgconn
     pgconn.nonblocking = 0
@@ -84,8 +91,6 @@ def _rename(connection: psycopg.AsyncConnection, name: bytes) -> bytes | None:
         renamed = pgconn.exec_(b"SET application_name = '%s'" % name).status == ExecStatus.COMMAND_OK
     except psycopg.Error:
         return None
-    while pgconn.notifies():
-        pass
     return last if renamed else None
 
 
