@@ -18,7 +18,6 @@ from proxy.app import Config, runtime
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, Upstream, running
 from tests.eventually import eventually
-from tests.proxy.kept_connections import Life, Phase, keeping, life
 from tokens.models import Issued
 
 __all__ = ["eventually"]
@@ -107,12 +106,9 @@ def served(**changes: Any) -> Iterator[Proxy]:
             await endpoint(scope, receive, send)
             return
         await receive()
-        life.set(mine := Life())
         async with runtime(settled) as endpoint:
-            mine.phase = Phase.SERVING
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            mine.phase = Phase.STOPPING
         await send({"type": "lifespan.shutdown.complete"})
 
     with ExitStack() as stack:
@@ -120,14 +116,8 @@ def served(**changes: Any) -> Iterator[Proxy]:
         yield Proxy(upstream, stack.close)
 
 
-@pytest.fixture(scope="session")
-def kept_connections(django_db_setup: None) -> Iterator[None]:
-    with keeping():
-        yield
-
-
 @pytest.fixture
-def start(kept_connections: None, transactional_db: None) -> Iterator[Start]:
+def start(transactional_db: None) -> Iterator[Start]:
     """Start a proxy with these settings changed: `start(body_limit=100)`."""
     Call.partitions.make_ahead()
     with ExitStack() as stack:
