@@ -65,7 +65,7 @@ class CallManager(models.Manager["Call"]):
 
         Raises Call.DoesNotExist.
         """
-        return self.get(uid=uid, created_at__range=moment_of(uid))
+        return self.get(uid=uid, created_at__range=span_of_uid(uid))
 
     def oldest(self) -> datetime | None:
         """When the oldest call arrived of which there is a row; None when there is none."""
@@ -78,7 +78,7 @@ class CallManager(models.Manager["Call"]):
         return moments.first()
 
 
-def moment_of(uid: UUID) -> tuple[datetime, datetime]:
+def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
     """Around when the call with this uid was made; an id that names no call leads to a time without calls."""
     at = LAST_MOMENT
     with suppress(ValueError, OverflowError):  # Ids of other things are any number, and so of any year.

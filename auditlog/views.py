@@ -20,7 +20,7 @@ from auditlog import columns, replica
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
-from auditlog.models import ENDINGS, Call, Event, moment_of
+from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.remedies import cause, is_a_switch, of_call
 from auditlog.search import facets, filters, look, snapshot
 from auditlog.search.criteria import Search, SearchPage
@@ -65,7 +65,7 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
     """The call that a pasted id leads to; None when there are several, or none."""
     search = call_filter.search()
     # Mostly it is that of a call, whose time says where to look; else it is counted, as its list does.
-    if not Call.objects.filter(uid=uid, created_at__range=moment_of(uid)).exists() and search.count().number != 1:
+    if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
         return None
     rows = search.page(None, 2).page.rows
     return rows[0] if len(rows) == 1 else None

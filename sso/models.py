@@ -171,7 +171,9 @@ class Provider(SamlTerms, Versioned, models.Model):
         names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
         role = self.default_role.name if self.default_role else None
         more = {"signs_out_there": self.signs_out_there, "default_role": role, "rules": _told(self.rules)}
-        return {name: getattr(self, name) for name in names} | more | self.saml_terms()
+        newest = DecryptionKey.newest() if self.speaks_saml else None
+        keys = {"decryption_key": newest.fingerprint if newest else ""}
+        return {name: getattr(self, name) for name in names} | more | self.saml_terms() | keys
 
     @property
     def known_as(self) -> str:
@@ -216,6 +218,7 @@ class Provider(SamlTerms, Versioned, models.Model):
         known = cls.load()
         if names_metadata(known, fields):
             must_match(by, Capability)  # Else somebody without the right to change it would have any address asked.
+        known_key = known.editable()["decryption_key"]
         fields, secret = prepared(known, fields, secret)
         pair = fields.pop("decryption_pair", None)
         with transaction.atomic():
@@ -230,8 +233,9 @@ class Provider(SamlTerms, Versioned, models.Model):
             changes: dict[str, Any] = {
                 name: [before[name], after[name]] for name in before if before[name] != after[name]
             }
-            present.must_be(seen, changes)
-            if TERMS & changes.keys():
+            present.must_be(seen, {*changes, "decryption_key"} if pair else changes)
+            # Replaced twice, a key keeps out whom it let in.
+            if TERMS & changes.keys() or (pair and before["decryption_key"]):
                 must_match(by, Capability)
             if not secret and row.has_secret and row.ends_secret(changes.keys()):
                 row.secret_ciphertext, row.key_id = None, ""
@@ -240,7 +244,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             if "rules" in changes:
                 row._replace(rules)
             row.save()
-            changes |= row.go_by_keys(pair)
+            changes |= row.go_by_keys(pair, known_key)
             if secret:
                 changes["secret_replaced"] = True
             if row.is_enforced and {"mode", "domains"} & changes.keys():
@@ -250,11 +254,13 @@ class Provider(SamlTerms, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
         return row
 
-    def go_by_keys(self, pair: tuple[str, str] | None) -> dict[str, Any]:
-        """Have assertions encrypted for this new key, if it is one; without SAML, or where none may be, there are no
-        keys. What changed."""
+    def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
+        """Have assertions encrypted for this new key, if it is one, instead of the `replaced`; without SAML, or where
+        none may be, there are no keys. What changed."""
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
+        if pair and self.editable()["decryption_key"] != replaced:
+            raise ChangedThere(ChangedThere.__doc__)
         if pair:
             DecryptionKey.add(*pair)
         elif DecryptionKey.newest() is None:  # Somebody ended it meanwhile.

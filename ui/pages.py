@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -209,7 +209,8 @@ def moment_of(values: QueryDict, name: str) -> datetime | None:
         at = parse_datetime(values.get(name, ""))
     except ValueError:
         return None
-    return at if at and at.tzinfo and at.year in YEARS else None
+    # In UTC: Python knows offsets that the database does not.
+    return at.astimezone(UTC) if at and at.tzinfo and at.year in YEARS else None
 
 
 def switch_target(request: HttpRequest, kind: str, key: object) -> str:

@@ -14,17 +14,18 @@ def without_indentation(name: str, source: str) -> str:
     return source if not name.endswith(".html") or _AS_IT_IS.search(source) else _INDENTED.sub("\n", source)
 
 
-class OwnLoader(filesystem.Loader):
+class WithoutIndentation:
+    """What both loaders do with the text of a template."""
+
+    def get_contents(self, origin: Origin) -> str:
+        """The text of the template, without its indentation."""
+        source = super().get_contents(origin)  # type: ignore[misc]
+        return without_indentation(str(origin.template_name), source)
+
+
+class OwnLoader(WithoutIndentation, filesystem.Loader):
     """Our templates."""
 
-    def get_contents(self, origin: Origin) -> str:
-        """What stands in the file."""
-        return without_indentation(str(origin.template_name), super().get_contents(origin))
 
-
-class AppLoader(app_directories.Loader):
+class AppLoader(WithoutIndentation, app_directories.Loader):
     """Those of Django and its apps."""
-
-    def get_contents(self, origin: Origin) -> str:
-        """What stands in the file."""
-        return without_indentation(str(origin.template_name), super().get_contents(origin))

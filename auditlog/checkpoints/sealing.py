@@ -23,7 +23,7 @@ from django.utils.module_loading import import_string
 
 from auditlog.checkpoints.tree import AS_TEXT, CANONICAL, NEWEST, UID, columns_of, leaf_of, root_of
 from auditlog.committed import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id, newest_id
-from auditlog.models import Call, Checkpoint, CheckpointKey, moment_of
+from auditlog.models import Call, Checkpoint, CheckpointKey, span_of_uid
 
 LOCK = 0x67776104
 MOST_ROWS = 20_000  # Of one checkpoint.
@@ -121,7 +121,7 @@ def _leaves(cursor: Any, body: Body) -> list[bytes]:
 
 def _keep(body: Body, leaves: list[bytes]) -> int:
     body |= {"version": 1, "columns": NEWEST, "rows": len(leaves), "root": root_of(leaves).hex()}
-    newest = moment_of(UUID(bytes=max(leaves)[:UID]))[0] if leaves else None  # A uid begins with its time.
+    newest = span_of_uid(UUID(bytes=max(leaves)[:UID]))[0] if leaves else None  # A uid begins with its time.
     body |= {"sealed_at": timezone.now(), "newest_at": newest}
     key = signing_key()
     text = orjson.dumps(body, option=CANONICAL)

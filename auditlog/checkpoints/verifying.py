@@ -21,7 +21,7 @@ from django.db import connection, transaction
 from auditlog.checkpoints.sealing import END, TABLE
 from auditlog.checkpoints.tree import COLUMNS, columns_of, leaf_of, root_of, unpacked
 from auditlog.committed import LATEST, newest_id
-from auditlog.models import Call, Checkpoint, moment_of
+from auditlog.models import Call, Checkpoint, span_of_uid
 from auditlog.partitions import midnight
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -211,7 +211,7 @@ def _compare(cursor: Any, report: Report, sealed: list[Sealed], since: datetime,
     for one in sealed:
         one.must_have_its_leaves(kept_from, report)
         for uid, digest in (one.open(report) or {}).items():
-            at = moment_of(uid)[0]
+            at = span_of_uid(uid)[0]
             if at < kept_from:
                 report.dropped += since <= at
             elif since <= at < until:

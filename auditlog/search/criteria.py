@@ -18,7 +18,7 @@ from uuid import UUID
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from auditlog.models import COMMON, Call, moment_of
+from auditlog.models import COMMON, Call, span_of_uid
 from auditlog.name_lookups import MAX_IDS, lookups
 from auditlog.rollups.reading import book, known
 from auditlog.rollups.schema import DIMENSIONS
@@ -90,7 +90,7 @@ def _of_anything(pk: UUID) -> Criterion:
     """The call with this id, those of its request, and those of the row it is the id of."""
     columns = {field.id_column or field.column for field in FIELDS.values() if field.is_indexed}
     ids = {column for column in columns if column.endswith("_id")} - _never_called(pk)
-    return indexed([Q(uid=pk, created_at__range=moment_of(pk)), *(Q(**{column: pk}) for column in sorted(ids))])
+    return indexed([Q(uid=pk, created_at__range=span_of_uid(pk)), *(Q(**{column: pk}) for column in sorted(ids))])
 
 
 def _never_called(pk: UUID) -> set[str]:

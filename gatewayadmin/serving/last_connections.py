@@ -43,7 +43,7 @@ def let_nobody_in(sockets: Iterable[socket.socket]) -> None:
                 each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
 
 
-async def those_who_came() -> None:
+async def wait_for_those_who_came() -> None:
     """Return once all who had connected were accepted, or all who were accepted were heard."""
     for _ in range(LOOKS):  # Each is a look of the event loop at its sockets, however late it comes.
         await asyncio.sleep(LOOK_S)

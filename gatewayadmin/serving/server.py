@@ -27,7 +27,7 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.last_connections import let_nobody_in, those_who_came
+from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 
 BACKLOG = 2048
@@ -91,12 +91,12 @@ class DrainingServer(uvicorn.Server):
         streams.end_standing()
         if self._all_stop():  # Else the other workers take who comes.
             let_nobody_in(sockets or [])
-            await those_who_came()
+            await wait_for_those_who_came()
         for server in self.servers:
             server.close()
         for each in sockets or []:
             each.close()
-        await those_who_came()
+        await wait_for_those_who_came()
         await super().shutdown(sockets)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -84,7 +84,7 @@ def opened(sealed: Sealed, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
 def _decrypted(sealed: Sealed, key: rsa.RSAPrivateKey) -> bytes | None:
     """With another key in the place of one that cannot be unwrapped, so that it takes as long."""
     unwrapped = another = os.urandom(sealed.length)
-    with suppress(ValueError):
+    with suppress(ValueError, UnsupportedAlgorithm):
         unwrapped = key.decrypt(sealed.wrapped, sealed.wrapping)
     cipher = AESGCM(unwrapped if len(unwrapped) == sealed.length else another)
     with suppress(InvalidTag):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from django.db import models
 
 from servers.models import cipher
+from sso.saml import own_key
 from sso.saml.terms import fingerprint
 from wire.cipher import Unreadable
 
@@ -58,8 +58,6 @@ class DecryptionKey(models.Model):
     def private_key(self) -> rsa.RSAPrivateKey | None:
         """The key itself; None when no configured encryption key opens it."""
         try:
-            pem = cipher().open(bytes(self.sealed)).encode()
-            key = load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)  # It was made here.
+            return own_key.load(cipher().open(bytes(self.sealed)))
         except (Unreadable, ValueError, TypeError):
             return None
-        return key if isinstance(key, rsa.RSAPrivateKey) else None

@@ -40,9 +40,15 @@ def make() -> tuple[str, str]:
     return pem, base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
 
 
-def sign(pem: str, what: str) -> str:
-    """The signature (base64) of this text, with ALGORITHM."""
+def load(pem: str) -> rsa.RSAPrivateKey:
+    """The key that `make` made. Raises ValueError or TypeError for a text that is none."""
     key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # It was made here.
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise TypeError("Requests are signed with RSA keys.")
+        raise TypeError("Requests are signed, and answers opened, with RSA keys.")
+    return key
+
+
+def sign(pem: str, what: str) -> str:
+    """The signature (base64) of this text, with ALGORITHM."""
+    key = load(pem)
     return base64.b64encode(key.sign(what.encode(), padding.PKCS1v15(), hashes.SHA256())).decode()

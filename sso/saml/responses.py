@@ -127,13 +127,13 @@ def read(encoded: str, expected: Expected) -> Said:
     root = _parsed(encoded)
     _must_be_about_us(root, expected)
     encrypted = list(root.iter(tag(ASSERTION, "EncryptedAssertion")))
-    if encrypted:
-        _open(root, encrypted, expected)
-    _must_be_plain(root)
+    document = _opened(root, encrypted, expected) if encrypted else root
+    _must_be_plain(document)
     if not encrypted:
         _must_be_signed_as_a_whole(root, expected)
-    (assertion,) = root.findall(tag(ASSERTION, "Assertion"))
-    signed = _signed(root, f"./{tag(ASSERTION, 'Assertion')}/", assertion, expected.certificates)
+    (assertion,) = document.iter(tag(ASSERTION, "Assertion"))
+    location = "./" if encrypted else f"./{tag(ASSERTION, 'Assertion')}/"
+    signed = _signed(document, location, assertion, expected.certificates)
     now = datetime.now(UTC).timestamp()
     if text_of(signed.find(tag(ASSERTION, "Issuer"))) != expected.issuer:
         raise ResponseRefused("other_issuer", f"The assertion is not of {expected.issuer}.")
@@ -172,8 +172,9 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
         raise ResponseRefused("refused_there", f"The provider said: {words}.")
 
 
-def _open(root: Element, encrypted: Sequence[Element], expected: Expected) -> None:
-    """Put the assertion in the place of the encrypted one; whoever signed the response signed it as it was before."""
+def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> Element:
+    """The assertion that was encrypted, a document of its own: with the namespaces of the response it would be another
+    than was signed. Whoever signed the response signed it as it was before."""
     if expected.keys is None:
         raise ResponseRefused("encrypted", "The assertion is encrypted. Have the provider sign it only.")
     if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
@@ -181,7 +182,7 @@ def _open(root: Element, encrypted: Sequence[Element], expected: Expected) -> No
     _must_be_one(root, encrypted)
     sealed = decryption.read(encrypted[0])
     _must_be_signed_as_a_whole(root, expected)
-    root.replace(encrypted[0], decryption.opened(sealed, expected.keys()))
+    return decryption.opened(sealed, expected.keys())
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
@@ -202,7 +203,8 @@ def _must_be_plain(root: Element) -> None:
 
 def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
     names = [each.get("ID") for each in root.iter() if each.get("ID") is not None]
-    if len(everywhere) > 1 or everywhere[0].getparent() is not root or len(set(names)) != len(names):
+    is_there = everywhere[0] is root or everywhere[0].getparent() is root
+    if len(everywhere) > 1 or not is_there or len(set(names)) != len(names):
         raise ResponseRefused("wrapped", "There is more than one assertion, or it is not where it belongs.")
 
 

@@ -211,6 +211,18 @@ def test_a_response_may_be_signed_around_an_encrypted_assertion(answer: Answer) 
     assert visit.person == User.objects.get(email="mia@example.com")
 
 
+def test_prefixes_of_the_response_leave_the_assertion_as_it_was_signed(answer: Answer) -> None:
+    """Put among elements with another prefix for the same namespace, it would get that, and be changed."""
+
+    def around(given: Answer) -> Any:
+        text = etree.tostring(given.around(encrypted(given.signed())))
+        return etree.fromstring(text.replace(b"saml:", b"said:").replace(b"xmlns:saml=", b"xmlns:said="))
+
+    visit = tried(answer, lambda given: sent(around(given)))
+
+    assert visit.person == User.objects.get(email="mia@example.com")
+
+
 def test_a_response_whose_signature_is_wrong_is_refused_though_the_assertion_is_good(answer: Answer) -> None:
     visit = tried(answer, lambda given: sent(signed_by(Pair.make(), given.around(encrypted(given.signed())))))
 
@@ -323,6 +335,17 @@ def test_a_new_key_is_published_and_the_one_before_opens_until_there_is_another(
     assert DecryptionKey.objects.count() == 2
     brought(answer, lambda given: encrypted(given.signed(), certificate=first))
     assert reason() == "not_decrypted"
+
+
+def test_one_request_for_a_new_key_makes_one_however_often_it_is_sent(taking: Provider) -> None:
+    """The one before opens what comes until the provider has the new one: another would end it."""
+    boss = make.user(*Capability)
+    rest, seen = Rest.of(boss), {"If-Match": Rest.of(boss).get("/organisation").headers["ETag"]}
+
+    said = [rest.send("patch", "/organisation", {"new_decryption_key": True}, seen).status_code for _ in range(2)]
+
+    assert said == [200, 412]
+    assert DecryptionKey.objects.count() == 2
 
 
 def test_switched_off_nothing_encrypted_is_taken_and_the_keys_are_gone(answer: Answer) -> None:
