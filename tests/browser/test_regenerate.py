@@ -61,5 +61,7 @@ def test_the_question_follows_how_long_the_old_secret_works_on(live: Serve, page
     dialog.get_by_role("radio", name="1 hour").check()
     expect(at_once).to_be_hidden()
     expect(later).to_be_visible()
+    expect(dialog).not_to_have_accessible_description(re.compile("immediately"))
+    expect(dialog).to_have_accessible_description(re.compile("The old key works on for the time chosen below"))
     dialog.get_by_role("radio", name="Not at all").check()
     expect(at_once).to_be_visible()
