@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -19,6 +19,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import ENDINGS, Call
 from auditlog.own_calls import PATIENCE, OwnCall
+from auditlog.search.criteria import RECENT
 from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment
@@ -33,7 +34,6 @@ SETS_UP = (
     Capability.PEOPLE_MANAGE,
     Capability.WORKSPACE_MANAGE,
 )
-LATELY = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _facts(viewer: User) -> dict[str, Exists]:
     """What has happened, asked together with the settings in one statement."""
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
     # First in a few partitions of the log: to think about all of them takes longer than all the rest.
-    lately = _answered().filter(created_at__gte=timezone.now() - LATELY)
+    lately = _answered().filter(created_at__gte=timezone.now() - RECENT)
     return {
         "has_server": Exists(Server.objects.live().exclude(url=BUILT_IN_URL)),
         "has_place": Exists(placed.filter(server__archived_at=None).exclude(server__url=BUILT_IN_URL)),

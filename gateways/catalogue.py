@@ -15,7 +15,6 @@ from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog.matching import holds
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, array, book
@@ -24,6 +23,7 @@ from capabilities import Capability
 from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
 from servers.models import Server, ServerQuerySet
+from ui.matching import holds
 
 CALL = "tools/call"
 TOOL = ("gateway_id", "server_id", "method", "feature_name")  # What roll-ups tell tools apart by.

@@ -168,12 +168,19 @@ class Provider(SamlTerms, Versioned, models.Model):
         return [GroupRule(row.group, row.role, row.team) for row in self.rows.select_related("role", "team")]
 
     def editable(self) -> dict[str, Any]:
+        return self._entered() | {"decryption_key": self.decryption_key}
+
+    def _entered(self) -> dict[str, Any]:
         names = ("mode", "name", "issuer", "client_id", "scopes", "groups_claim", "domains", "links_by_email")
         role = self.default_role.name if self.default_role else None
         more = {"signs_out_there": self.signs_out_there, "default_role": role, "rules": _told(self.rules)}
+        return {name: getattr(self, name) for name in names} | more | self.saml_terms()
+
+    @property
+    def decryption_key(self) -> str:
+        """The fingerprint of the key that assertions are encrypted for; empty when there is none."""
         newest = DecryptionKey.newest() if self.speaks_saml else None
-        keys = {"decryption_key": newest.fingerprint if newest else ""}
-        return {name: getattr(self, name) for name in names} | more | self.saml_terms() | keys
+        return newest.fingerprint if newest else ""
 
     @property
     def known_as(self) -> str:
@@ -184,7 +191,7 @@ class Provider(SamlTerms, Versioned, models.Model):
     @property
     def terms_digest(self) -> str:
         """Of all that decides whom somebody becomes here: the same as long as none of TERMS is changed."""
-        terms = {name: value for name, value in self.editable().items() if name in TERMS}
+        terms = {name: value for name, value in self._entered().items() if name in TERMS}
         return hashlib.sha256(orjson.dumps(terms, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     @property
@@ -218,7 +225,7 @@ class Provider(SamlTerms, Versioned, models.Model):
         known = cls.load()
         if names_metadata(known, fields):
             must_match(by, Capability)  # Else somebody without the right to change it would have any address asked.
-        known_key = known.editable()["decryption_key"]
+        known_key = known.decryption_key
         fields, secret = prepared(known, fields, secret)
         pair = fields.pop("decryption_pair", None)
         with transaction.atomic():
@@ -259,12 +266,11 @@ class Provider(SamlTerms, Versioned, models.Model):
         none may be, there are no keys. What changed."""
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
-        if pair and self.editable()["decryption_key"] != replaced:
+        present = self.decryption_key
+        if (present != replaced) if pair else not present:  # Somebody made another one, or ended it, meanwhile.
             raise ChangedThere(ChangedThere.__doc__)
         if pair:
             DecryptionKey.add(*pair)
-        elif DecryptionKey.newest() is None:  # Somebody ended it meanwhile.
-            raise ChangedThere(ChangedThere.__doc__)
         return {"decryption_key_made": True} if pair else {}
 
     def must_still_be(self, known: Self) -> None:

@@ -92,6 +92,7 @@ class DrainingServer(uvicorn.Server):
         if self._all_stop():  # Else the other workers take who comes.
             let_nobody_in(sockets or [])
             await wait_for_those_who_came()
+        # uvicorn closes these and at once who is connected: who has not been heard yet is heard in between.
         for server in self.servers:
             server.close()
         for each in sockets or []:

@@ -17,7 +17,6 @@ from psycopg.types.json import Jsonb
 
 from accounts.models import User
 from auditlog.actions import Action
-from auditlog.matching import holds
 from auditlog.models import Event
 from auditlog.reasons import in_short
 from auditlog.switchable import Switchable
@@ -25,6 +24,7 @@ from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity
+from ui.matching import holds
 from wire import definitions
 from wire.definitions import Definition
 from wire.tool_names import LONGEST_URI

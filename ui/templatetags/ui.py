@@ -104,9 +104,10 @@ def state_words(state: str, kind: str) -> str:
 
 
 @register.simple_tag
-def badge(state: str, text: str = "") -> SafeString:
-    """A state as word, shape and colour; the word is the state unless given."""
-    return format_html('<span class="badge" data-state="{}">{}</span>', state, text or state)
+def badge(state: str, text: str = "", why: str = "") -> SafeString:
+    """A state as word, shape and colour; the word is the state unless given, and `why` follows it."""
+    words = f"{text or state}: {why}" if why else text or state
+    return format_html('<span class="badge" data-state="{}">{}</span>', state, words)
 
 
 @register.simple_tag

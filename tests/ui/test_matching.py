@@ -3,8 +3,8 @@
 import pytest
 
 from accounts.models import User
-from auditlog.matching import holds
 from tests import make
+from ui.matching import holds
 
 pytestmark = pytest.mark.django_db
 
