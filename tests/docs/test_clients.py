@@ -40,6 +40,7 @@ def test_the_names_of_clients_are_their_own_and_each_has_a_way() -> None:
         assert len({block.way for block in client.blocks}) == len(client.blocks) > 0
 
 
+@pytest.mark.usefixtures("npm")  # Node comes with it.
 @pytest.mark.parametrize("block", BLOCKS)
 def test_each_block_parses_as_its_language_for_any_gateway_with_and_without_the_token(block: Block) -> None:
     for token in ("", TOKEN):

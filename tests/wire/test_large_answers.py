@@ -106,6 +106,15 @@ async def calls(make: Callable[[int], bytes]) -> AsyncIterator[tuple[Begin, Tran
             await asyncio.gather(*(call.task for call in begun), return_exceptions=True)
 
 
+async def in_turn(begin: Begin, size: int) -> list[Call]:
+    """Three calls that hold every place, one after the other: the second of one server may not come after another's."""
+    holders = []
+    for server in ("one", "one", "another"):
+        holders.append(begin(server))
+        await holders[-1].send(size)
+    return holders
+
+
 WITHOUT_PLACE = LARGE + 2 * AHEAD_LIMIT + READ
 
 
@@ -135,8 +144,7 @@ async def test_few_large_answers_are_read_at_once_and_one_server_leaves_a_place_
 
 async def test_what_is_not_large_waits_for_nobody() -> None:
     async with calls(as_json) as (begin, _):
-        holders = [begin("one"), begin("one"), begin("another")]
-        await asyncio.gather(*(call.send(SIZE) for call in holders))
+        holders = await in_turn(begin, SIZE)
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": "x" * (MIB - 100)}}).encode()
         small = begin("one")
         small._stream = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -164,8 +172,7 @@ async def test_a_place_is_free_again_however_its_answer_ends(
     make: Callable[[int], bytes], end: Callable[[Call], None]
 ) -> None:
     async with calls(make) as (begin, transport):
-        holders = [begin("one"), begin("one"), begin("another")]
-        await asyncio.gather(*(call.send(SIZE) for call in holders))
+        holders = await in_turn(begin, SIZE)
         late, gone = begin("another"), begin("one")
         await asyncio.gather(late.send(SIZE), gone.send(SIZE))
         gone.task.cancel()  # While it waits.
@@ -186,8 +193,7 @@ async def test_a_large_answer_that_hardly_comes_loses_its_place_when_others_wait
 ) -> None:
     monkeypatch.setattr("wire.http1.LARGE_WINDOW", 0.05)
     async with calls(make) as (begin, _):
-        slow = [begin("one"), begin("one"), begin("another")]
-        await asyncio.gather(*(call.send(SIZE // 2) for call in slow))
+        slow = await in_turn(begin, SIZE // 2)
         await asyncio.sleep(0.5)
         assert not any(call.task.done() for call in slow)
 
