@@ -7,8 +7,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests import workspace
-from tests.browser import steps
-from tests.browser.fixtures import Open, chromium
+from tests.browser.fixtures import Open, chromium, cookies_of_owner
 
 
 # No test here is async or opens the database in its own process: neither could while a browser is open.
@@ -21,12 +20,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="package")
 def signed_in(browser: Browser, live: workspace.Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cookies of the workspace's owner, signed in once through the page."""
-    context = browser.new_context()
-    steps.sign_in(context.new_page(), live.url)
-    cookies = tmp_path_factory.mktemp("browser") / "owner.json"
-    context.storage_state(path=cookies)
-    context.close()
-    return cookies
+    return cookies_of_owner(browser, live, tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,16 @@ def owner_at(live: workspace.Serve) -> Iterator[Page]:
         steps.sign_in(page, live.url)
         yield page
     assert not noticed.unexpected()
+
+
+def cookies_of_owner(browser: Browser, live: workspace.Serve, folder: Path) -> Path:
+    """The cookies of a workspace's owner, who signs in through the page, as a file in this folder."""
+    context = browser.new_context()
+    steps.sign_in(context.new_page(), live.url)
+    cookies = folder / "owner.json"
+    context.storage_state(path=cookies)
+    context.close()
+    return cookies
 
 
 # Not for the session: async tests of this process have event loops of their own.

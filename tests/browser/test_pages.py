@@ -4,17 +4,16 @@
 """
 
 import html
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
 import pytest
-from playwright.sync_api import APIResponse, BrowserContext, Page, Response
+from playwright.sync_api import APIResponse, Browser, BrowserContext, Page, Response
 
-from tests import curl
+from tests import curl, workspace
 from tests.browser import steps
-from tests.browser.fixtures import Open, Trouble
+from tests.browser.fixtures import Open, Trouble, cookies_of_owner
 from tests.browser.links import LINK, is_page, kind_of
 from tests.browser.looks import LOOKS, PHONE, faults_of
 from tests.sampling import full, seed
@@ -26,13 +25,22 @@ pytestmark = pytest.mark.xdist_group("pages")
 LARGEST = 60 * 1024
 SHOWN = 27  # One in so many pages is, in `make test`,
 ASKED = 3  # where one in so many addresses with a query is opened.
-# Gateways and servers of other tests are in no other state than the ones made here.
-OF_OTHERS = re.compile(
-    r"(?<=^/gateways/)(?!(?:add|find|quickstart|work|empty)/)[^/]+"
-    r"|(?<=^/servers/)(?!(?:add|find|quickstart|handbook|github|crm)/)[^/]+"
-)
-
 ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A workspace of this module's own: how large a page is depends on the names that others give."""
+    served = workspace.new(tmp_path_factory.mktemp("pages"), "pages")
+    try:
+        yield served.start()
+    finally:
+        served.stop()
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, live: Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cookies_of_owner(browser, live, tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +119,7 @@ def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
     waiting, kinds, turn, asked = [f"{start}/"], set[str](), seed(), seed()
     while waiting:
         url = waiting.pop()
-        if (kind := kind_of(url, OF_OTHERS)) in kinds:
+        if (kind := kind_of(url)) in kinds:
             continue
         kinds.add(kind)
         if one_in > 1 and not kind.endswith("?"):
@@ -123,9 +131,9 @@ def crawl(page: Page, start: str, one_in: int) -> Iterator[str]:
         response = page.goto(url) if shown else page.request.get(url)
         assert response is not None
         here = page.url if shown else response.url
-        if here != url and kind_of(here, OF_OTHERS) in kinds:
+        if here != url and kind_of(here) in kinds:
             continue
-        kinds.add(kind_of(here, OF_OTHERS))
+        kinds.add(kind_of(here))
         check(response)
         if shown:
             yield here

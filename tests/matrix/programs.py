@@ -211,8 +211,16 @@ class Langchain(Session):
         return str([tool.name for tool in await self.tools()])
 
     async def call(self, name, arguments):
-        tool = next(tool for tool in await self.tools() if tool.name == name)
-        return str(await tool.ainvoke(arguments))
+        return str(await (await self.tool(name)).ainvoke(arguments))
+
+    async def tool(self, name):
+        """Some servers add tools only when a client that can answer them has connected: as soon as it is listed."""
+        async with asyncio.timeout(10):
+            while True:
+                for tool in await self.tools():
+                    if tool.name == name:
+                        return tool
+                await asyncio.sleep(0.1)
 
     async def prompt(self, name, arguments):
         from langchain_mcp_adapters.prompts import load_mcp_prompt

@@ -21,8 +21,14 @@ from tests.sampling import in_turn, seed, some
 from tests.workspace import ROOT
 
 # The first run does so much and hangs, which leaves what a Ctrl-C there leaves; the second goes on undisturbed.
-HANG = """
-if [ ! -e "{mark}" ]; then {first} touch "{mark}"; exec sleep 60; fi
+# As many programs that are interrupted, it tidies up and says so by its status, instead of dying of the signal.
+HANG = f"""
+if [ ! -e "{{mark}}" ]; then {{first}} exec "{sys.executable}" -c '
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(2))
+pathlib.Path("{{mark}}").touch()
+time.sleep(60)'
+fi
 """
 PYTHON = '#!/bin/bash\ncase "$*" in *"-m venv"*) {hang} ;; esac\nexec "{real}" "$@"\n'
 UV = '#!/bin/bash\ncase "$*" in *"pip sync"*) {hang} ;; esac\nexec "{real}" "$@"\n'

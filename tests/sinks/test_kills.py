@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from auditlog.models import Call, Event
 from gatewayadmin.config import database
+from sinks import reading
 from sinks.models import Sink
 from tests import sampling
 from tests.collector import collecting
@@ -34,6 +35,7 @@ from tests.workspace import ROOT
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill")]
 
 WRITERS = 3
+WHOLE = {"SENDER_MOST_ROWS": str(reading.MOST_ROWS)}  # At once, of what is left at the end.
 
 
 def sender(**more: str) -> subprocess.Popen[bytes]:
@@ -112,7 +114,7 @@ def test_killed_senders_leave_out_no_row(
             else:
                 running[-1].send_signal(signal.SIGKILL)
                 running[-1].wait()
-    running.append(sender())
+    running.append(sender(**WHOLE))
     try:
         eventually(lambda: committed <= set(hook.acknowledged), 120)
     finally:
@@ -145,7 +147,7 @@ def kill_senders(kills: int, name: str, deliveries: Callable[[], int], arrived: 
                 pass
             one.kill()
             one.wait()
-    last = sender(SENDER_LOAN_S="0.5")
+    last = sender(**WHOLE, SENDER_LOAN_S="0.5")
     try:
         eventually(lambda: committed <= set(arrived()), 120)
     finally:
