@@ -47,7 +47,7 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
     return (lambda test: test) if seed() % of == number else pytest.mark.full
 
 
-ONE_IN = 12  # Of the cases of a test one in so many is run, and one at least.
+ONE_IN = 24  # Of the cases of a test one in so many is run, and one at least.
 DRILLS = 10  # Of the tests marked `drill` one in so many is run.
 
 

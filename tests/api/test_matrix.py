@@ -107,7 +107,7 @@ def doors() -> Iterator[Door]:
 
 DOORS = list(doors())
 ROUTES: dict[str, list[Door]] = {door.name: [other for other in DOORS if other.name == door.name] for door in DOORS}
-every_route = pytest.mark.parametrize("route", one_in(12, ROUTES))
+every_route = pytest.mark.parametrize("route", one_in(36, ROUTES))
 
 
 @contextmanager

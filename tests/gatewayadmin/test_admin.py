@@ -283,7 +283,7 @@ def test_no_page_shows_a_secret(boss: Client) -> None:
     assert not [secret for secret in secrets if secret in seen]
 
 
-@pytest.mark.parametrize("name", one_in(6, FROZEN))
+@pytest.mark.parametrize("name", one_in(12, FROZEN))
 def test_a_list_takes_as_many_statements_as_ever(boss: Client, name: str) -> None:
     counts = []
     for rows in (1, 3):
@@ -331,7 +331,7 @@ def test_a_list_is_narrowed_by_what_it_shows_only(boss: Client, model: str, look
     assert boss.get(f"{listing(model)}?{lookup}").status_code == 400
 
 
-@pytest.mark.parametrize("model", one_in(3, registered()))
+@pytest.mark.parametrize("model", one_in(9, registered()))
 def test_every_filter_that_is_offered_works(boss: Client, model: str) -> None:
     world(user_of(boss))
 

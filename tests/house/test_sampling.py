@@ -42,7 +42,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, seed: int, cases: list[Case]) -> set[i
         (1, [], 1),
         (2, [], 2),
         (3, [], 3),
-        (30, [], 12),
+        (30, [], 24),
         (20, [pytest.mark.one_in(6)], 6),
         (2, [pytest.mark.one_in(3)], 2),
         (9, [pytest.mark.full], 1),
