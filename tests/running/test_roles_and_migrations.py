@@ -54,9 +54,7 @@ class Roles(NamedTuple):
 
 # Where the owner has migrated, in which PostgreSQL: a drill, so `make test` has tables copied on nine days of ten.
 MIGRATED = ["embedded", "debian"]
-TABLES = (
-    [full("copied"), *some(MIGRATED, 1, days=DRILLS)] if seed() % DRILLS == 0 else ["copied", *map(full, MIGRATED)]
-)
+TABLES = [full("copied"), *some(MIGRATED, 1, days=DRILLS)] if seed() % DRILLS == 0 else ["copied", *map(full, MIGRATED)]
 # The types of relations that have an owner of their own, and of routines.
 OWNED = """
 SELECT format('ALTER TABLE %s OWNER TO {name}', oid::regclass) FROM pg_class
@@ -91,7 +89,9 @@ def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         keys = cluster.keys()
         by_owner = Serve(home, as_role(address, owner), 0, keys)  # Never started: for its commands.
         stack.callback(by_owner.stop)
-        yield Roles(home, by_owner.database_url, as_role(address, runner), runner, keys, by_owner, request.param != "copied")
+        yield Roles(
+            home, by_owner.database_url, as_role(address, runner), runner, keys, by_owner, request.param != "copied"
+        )
 
 
 def as_role(address: str, name: str) -> str:
