@@ -100,6 +100,17 @@ def full(value: Any) -> Any:
     return pytest.param(*values, **({"marks": pytest.mark.full} | given))
 
 
+def walk(parts: int) -> pytest.MarkDecorator:
+    """A test that walks over the `part` of something: over one in `parts`, and in `make test-all` also over all."""
+    return pytest.mark.parametrize("parts", [parts, full(1)])
+
+
+def part(values: Iterable[Any], parts: int, *, days: int = 1) -> list[Any]:
+    """One in so many of these, one at least: others with the next seed, or after so many `days`."""
+    values = list(values)
+    return values[seed() // days % min(parts, len(values)) :: parts]
+
+
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
     """How often a test repeats what it does: `few` times, and in `make test-all` also `many` times."""
     return pytest.mark.parametrize("rounds", [few, full(many)])

@@ -17,7 +17,7 @@ from capabilities import Capability
 from gatewayadmin.staff import site as staff_site
 from tests.house.doors import ALL, KEEPER, Door, Site, doors
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
-from tests.sampling import one_in
+from tests.sampling import one_in, part, walk
 
 pytestmark = pytest.mark.django_db
 
@@ -183,10 +183,11 @@ def admin_pages() -> Iterator[str]:
                 yield reverse(f"admin:{route.name}", kwargs=taken(route, known))
 
 
-def test_the_django_admin_opens_to_staff_alone(site: Site) -> None:
+@walk(8)
+def test_the_django_admin_opens_to_staff_alone(site: Site, parts: int) -> None:
     everything = site.holding(ALL)
     asked_who = ("/admin/login/?next=", "/accounts/login/?next=")
 
-    for path in set(admin_pages()) - {"/admin/login/", "/admin/password_change/"}:
+    for path in part(sorted(set(admin_pages()) - {"/admin/login/", "/admin/password_change/"}), parts):
         assert Client().get(path)["Location"].startswith(asked_who), path
         assert everything.get(path, follow=True).status_code == 403, path

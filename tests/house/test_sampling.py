@@ -59,6 +59,20 @@ def test_each_case_comes_within_so_many_days_and_one_at_least_each_day(
     assert sorted(number for one in each for number in one) == list(range(count))
 
 
+@pytest.mark.parametrize(("things", "parts"), [(1, 1), (12, 1), (12, 3), (13, 4), (3, 8)])
+def test_each_thing_of_a_walk_comes_within_so_many_days_and_one_at_least_each_day(
+    monkeypatch: pytest.MonkeyPatch, things: int, parts: int
+) -> None:
+    def of_day(day: int) -> list[int]:
+        monkeypatch.setenv(sampling.SEED, str(7 + day))
+        return sampling.part(range(things), parts)
+
+    each = [of_day(day) for day in range(min(things, parts))]
+
+    assert all(each)
+    assert sorted(thing for one in each for thing in one) == list(range(things))
+
+
 def test_a_table_that_needs_no_rows_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept(monkeypatch, 7, [Case(number, [], ()) for number in range(20)])) == 20
 
