@@ -48,7 +48,7 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
 
 
 ONE_IN = 24  # Of the cases of a test one in so many is run, and one at least.
-DRILLS = 10  # Of the tests marked `drill` one in so many is run.
+DRILLS = 20  # Of the tests marked `drill` one in so many is run.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:

@@ -9,6 +9,9 @@ import pytest
 from tests import sampling
 
 
+DRILLS = sampling.DRILLS + 2  # Of the tests there are.
+
+
 @dataclass
 class Case:
     """What sampling asks of a case of a test: its marks, its fixtures and its place."""
@@ -77,9 +80,9 @@ def test_a_table_that_needs_no_rows_runs_whole(monkeypatch: pytest.MonkeyPatch) 
     assert len(kept(monkeypatch, 7, [Case(number, [], ()) for number in range(20)])) == 20
 
 
-def test_each_drill_comes_within_ten_days(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_drill_comes_within_so_many_days_and_some_each_day(monkeypatch: pytest.MonkeyPatch) -> None:
     def of_day(day: int) -> set[int]:
-        drills = [Case(number, [pytest.mark.drill]) for number in range(12)]
+        drills = [Case(number, [pytest.mark.drill]) for number in range(DRILLS)]
         for one in drills:
             one.nodeid = f"tests/test_it.py::test_{one.number:02}"
         return kept(monkeypatch, 7 + day, drills)
@@ -87,7 +90,7 @@ def test_each_drill_comes_within_ten_days(monkeypatch: pytest.MonkeyPatch) -> No
     each = [of_day(day) for day in range(sampling.DRILLS)]
 
     assert {len(one) for one in each} == {1, 2}
-    assert sorted(number for one in each for number in one) == list(range(12))
+    assert sorted(number for one in each for number in one) == list(range(DRILLS))
 
 
 @pytest.mark.parametrize("values", [2, 3, sampling.DRILLS, 2 * sampling.DRILLS])
