@@ -8,7 +8,6 @@ import pytest
 
 from tests import sampling
 
-
 DRILLS = sampling.DRILLS + 2  # Of the tests there are.
 
 

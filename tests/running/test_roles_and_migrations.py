@@ -52,7 +52,7 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-# Where the owner has migrated, in which PostgreSQL: a drill, so `make test` has tables copied on all days but one in twenty.
+# Where the owner has migrated, in which PostgreSQL: a drill, so on most days `make test` has tables copied.
 MIGRATED = ["embedded", "debian"]
 TABLES = [full("copied"), *some(MIGRATED, 1, days=DRILLS)] if seed() % DRILLS == 0 else ["copied", *map(full, MIGRATED)]
 # The types of relations that have an owner of their own, and of routines.
