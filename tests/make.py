@@ -12,6 +12,7 @@ from django.utils import timezone
 from accounts.models import Role, User, permissions_of
 from auditlog.models import Call
 from capabilities import Capability
+from capabilities.catalogue import BUILT_IN
 from connections.models import Connection
 from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host, HostKind
@@ -42,6 +43,13 @@ def grant(role: Role, capabilities: Iterable[Capability]) -> None:
         known = permission_keys(connections["default"].settings_dict["NAME"])
         through = Role.permissions.through
         through.objects.bulk_create(through(role_id=role.pk, permission_id=known[one]) for one in granted)
+
+
+def built_in_roles() -> None:
+    """The roles of a new workspace that are missing, as `Role.objects.make_built_in()` makes them."""
+    present = set(Role.objects.values_list("name", flat=True))
+    for one in (one for one in BUILT_IN if one.name not in present):
+        grant(Role.objects.create(name=one.name, locked=one.locked), one.capabilities)
 
 
 @cache

@@ -47,8 +47,8 @@ def in_turn(number: int, of: int) -> Callable[[Any], Any]:
     return (lambda test: test) if seed() % of == number else pytest.mark.full
 
 
-ONE_IN = 12  # Of the cases of a test one in so many is run, and one at least.
-DRILLS = 10  # Of the tests marked `drill` one in so many is run.
+ONE_IN = 24  # Of the cases of a test one in so many is run, and one at least.
+DRILLS = 20  # Of the tests marked `drill` one in so many is run.
 
 
 def leave_out(items: Iterable[pytest.Item]) -> None:
@@ -98,6 +98,17 @@ def full(value: Any) -> Any:
     values = value.values if hasattr(value, "marks") else value if isinstance(value, tuple) else (value,)
     given = {"id": value.id, "marks": [*value.marks, pytest.mark.full]} if hasattr(value, "marks") else {}
     return pytest.param(*values, **({"marks": pytest.mark.full} | given))
+
+
+def walk(parts: int) -> pytest.MarkDecorator:
+    """A test that walks over the `part` of something: over one in `parts`, and in `make test-all` also over all."""
+    return pytest.mark.parametrize("parts", [parts, full(1)])
+
+
+def part(values: Iterable[Any], parts: int, *, days: int = 1) -> list[Any]:
+    """One in so many of these, one at least: others with the next seed, or after so many `days`."""
+    values = list(values)
+    return values[seed() // days % min(parts, len(values)) :: parts]
 
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:

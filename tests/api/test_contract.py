@@ -136,7 +136,7 @@ def test_every_operation_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("label", "actor"),
-    one_in(24, ASKED),
+    one_in(72, ASKED),
 )
 def test_an_operation_answers_as_described(
     label: str, actor: str, world: World, credentials: dict[str, Any], record_property: Any

@@ -12,6 +12,7 @@ import pytest
 
 from gatewayadmin.rest.openapi import description
 from gatewayadmin.rest.summaries import NOUNS, OTHERS, VERBS
+from tests.sampling import part, walk
 
 LINT = Path(__file__).parent / "lint"
 CHOICES = "* `"  # How a list of choices begins, which says what may stand there and not what it means.
@@ -64,16 +65,17 @@ def test_every_operation_says_what_it_does_in_words_of_its_own() -> None:
 def contents() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every body and answer in JSON, by operation and status."""
     for operation in operations():
-        parts = {"body": operation.get("requestBody", {}), **operation["responses"]}
-        for status, part in parts.items():
-            if content := part.get("content", {}).get("application/json"):
+        said = {"body": operation.get("requestBody", {}), **operation["responses"]}
+        for status, each in said.items():
+            if content := each.get("content", {}).get("application/json"):
                 yield f"{operation['operationId']} {status}", content
 
 
-def test_every_body_and_answer_has_examples_that_are_right() -> None:
+@walk(8)
+def test_every_body_and_answer_has_examples_that_are_right(parts: int) -> None:
     components = {"components": description()["components"]}
     wrong = {}
-    for name, content in contents():
+    for name, content in part(contents(), parts):
         examples = [one["value"] for one in content.get("examples", {}).values()] or [content["example"]]
         validator = jsonschema_rs.Draft202012Validator(content["schema"] | components)
         if errors := [str(error.message) for example in examples for error in validator.iter_errors(example)]:

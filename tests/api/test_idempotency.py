@@ -27,6 +27,7 @@ from tests.conftest import Run
 from tests.house.doors import browser, session_of
 from tests.make import unique
 from tests.rest import Rest, errors, problem
+from tests.sampling import part, walk
 from tokens.models import Token
 from ui.models import KEPT, KeptAnswer
 from wire.cipher import Cipher
@@ -119,9 +120,10 @@ def again(door: Door, world: World) -> tuple[Any, Any, Any]:
     raise AssertionError(f"nobody may {door.name}")
 
 
-def test_each_gives_the_same_answer_again() -> None:
+@walk(5)
+def test_each_gives_the_same_answer_again(parts: int) -> None:
     world = build()
-    for door in MAKING.values():
+    for door in part(MAKING.values(), parts):
         with for_a_moment():
             first, second, other = again(door, world)
             assert second["Idempotency-Replayed"] == "true", door.name

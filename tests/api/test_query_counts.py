@@ -76,7 +76,7 @@ def counted(rest: Rest, path: str) -> tuple[int, int]:
     return len(queries), len(rows)
 
 
-@pytest.mark.parametrize("path", one_in(6, FROZEN))
+@pytest.mark.parametrize("path", one_in(12, FROZEN))
 def test_a_list_takes_as_many_statements_as_ever(boss: User, path: str) -> None:
     one_more_of_everything(boss)
     rest = Rest.of(boss)

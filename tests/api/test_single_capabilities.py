@@ -399,7 +399,7 @@ def told(door: Door, target: Target, body: Any) -> str:
             for one in Capability
             for key in (False, True)
         ],
-        2,
+        1,
     ),
 )
 def test_one_capability_opens_what_it_says_against_who_holds_no_more(

@@ -37,7 +37,7 @@ from tests.house.doors import PLACES, Door, browser, doors, session_of
 from tests.house.every_state import SET, World, built, ids
 from tests.house.page_numbers import NUMBER, Counted, Page, Shown, Switch
 from tests.oauth.apps import App, register
-from tests.sampling import some
+from tests.sampling import part, some, walk
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
@@ -108,10 +108,10 @@ PAGES = [door for door in doors() if door.method == "GET" and not NOT_PAGES.sear
 
 
 class Walk:
-    """One person who opens every page that is open to them, of a few things of each kind."""
+    """One person who opens every page that is open to them, or one in `parts`, of a few things of each kind."""
 
-    def __init__(self, world: World, held: frozenset[Capability]) -> None:
-        self.world, self.held = world, held
+    def __init__(self, world: World, held: frozenset[Capability], parts: int = 1) -> None:
+        self.world, self.held, self.parts = world, held, parts
         self.viewer = world.person(*held)
         self.viewer.password = SET
         self.viewer.save()
@@ -242,8 +242,8 @@ class Walk:
             yield view, address, Page.read(html)
 
     def open_pages(self) -> Iterator[tuple[str, str, str]]:
-        """Every page but those of a flow, as it comes."""
-        for door in filter(self.may_enter, PAGES):
+        """The pages but those of a flow, as they come."""
+        for door in part(filter(self.may_enter, PAGES), self.parts, days=len(VIEWERS)):
             for address in self.addresses(door):
                 response = self.client.get(address)
                 if response.status_code == 200 and response["Content-Type"].startswith("text/html"):
@@ -323,22 +323,25 @@ MADE = {
 }
 
 
+@walk(3)
 @pytest.mark.parametrize("who", some(VIEWERS, 1))
-def test_every_number_and_state_on_every_page_is_what_the_database_holds(who: str | Capability, world: World) -> None:
-    seen, _, wrong = walked(world, capabilities_of(who))
+def test_every_number_and_state_on_every_page_is_what_the_database_holds(
+    who: str | Capability, world: World, parts: int
+) -> None:
+    seen, _, wrong = walked(world, capabilities_of(who), parts)
 
     assert "overview" in seen
     assert wrong == []
 
 
-def walked(world: World, held: frozenset[Capability]) -> tuple[set[str], set[str], list[str]]:
+def walked(world: World, held: frozenset[Capability], parts: int = 1) -> tuple[set[str], set[str], list[str]]:
     """The pages that somebody who holds these capabilities gets to, the keys they meet, and what is wrong there."""
-    walk = Walk(world, held)
+    person = Walk(world, held, parts)
     seen, met, wrong = set(), set(), []
-    for view, address, page in walk.pages():
+    for view, address, page in person.pages():
         seen.add(view)
         met |= {one.key for one in page.counted}
-        wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, walk.viewer, address, view))]
+        wrong += [f"{address}: {fault}" for fault in wrong_in(page, Ask(world, person.viewer, address, view))]
     return seen, met, wrong
 
 

@@ -15,6 +15,7 @@ from capabilities import Capability
 from gateways.models import Feature
 from tests import make
 from tests.conftest import SignIn
+from tests.sampling import part, walk
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = (
@@ -345,12 +346,15 @@ def labelled(ana: User) -> dict[str, str]:
 
 
 @pytest.mark.django_db
-def test_each_page_says_its_words_in_their_order(ana: User, labelled: dict[str, str], sign_in: SignIn) -> None:
+@walk(4)
+def test_each_page_says_its_words_in_their_order(
+    ana: User, labelled: dict[str, str], sign_in: SignIn, parts: int
+) -> None:
     ana.role = make.role(*Capability)
     ana.save()
     client = sign_in(ana)
     missing = {}
-    for path, texts in ON_PAGES.items():
+    for path, texts in part(ON_PAGES.items(), parts):
         answer = client.get(path.format(**labelled))
         seen = seen_on(answer.content.decode())
         if absent := [text for text in texts if answer.status_code != 200 or text not in seen]:

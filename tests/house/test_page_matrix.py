@@ -17,7 +17,7 @@ from capabilities import Capability
 from gatewayadmin.staff import site as staff_site
 from tests.house.doors import ALL, KEEPER, Door, Site, doors
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
-from tests.sampling import one_in
+from tests.sampling import one_in, part, walk
 
 pytestmark = pytest.mark.django_db
 
@@ -46,7 +46,7 @@ def seen(response: Any) -> str:
     return REFUSED if response.status_code in (403, 404) else ENTERED
 
 
-@pytest.mark.parametrize("page", one_in(12, PAGES))
+@pytest.mark.parametrize("page", one_in(36, PAGES))
 def test_a_page_opens_to_whom_its_rule_names(page: str, site: Site) -> None:
     """And nothing on it changes without a CSRF token, whoever asks."""
     for door in PAGES[page]:
@@ -183,10 +183,11 @@ def admin_pages() -> Iterator[str]:
                 yield reverse(f"admin:{route.name}", kwargs=taken(route, known))
 
 
-def test_the_django_admin_opens_to_staff_alone(site: Site) -> None:
+@walk(8)
+def test_the_django_admin_opens_to_staff_alone(site: Site, parts: int) -> None:
     everything = site.holding(ALL)
     asked_who = ("/admin/login/?next=", "/accounts/login/?next=")
 
-    for path in set(admin_pages()) - {"/admin/login/", "/admin/password_change/"}:
+    for path in part(sorted(set(admin_pages()) - {"/admin/login/", "/admin/password_change/"}), parts):
         assert Client().get(path)["Location"].startswith(asked_who), path
         assert everything.get(path, follow=True).status_code == 403, path

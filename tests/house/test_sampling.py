@@ -8,6 +8,8 @@ import pytest
 
 from tests import sampling
 
+DRILLS = sampling.DRILLS + 2  # Of the tests there are.
+
 
 @dataclass
 class Case:
@@ -42,7 +44,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, seed: int, cases: list[Case]) -> set[i
         (1, [], 1),
         (2, [], 2),
         (3, [], 3),
-        (30, [], 12),
+        (30, [], 24),
         (20, [pytest.mark.one_in(6)], 6),
         (2, [pytest.mark.one_in(3)], 2),
         (9, [pytest.mark.full], 1),
@@ -59,13 +61,27 @@ def test_each_case_comes_within_so_many_days_and_one_at_least_each_day(
     assert sorted(number for one in each for number in one) == list(range(count))
 
 
+@pytest.mark.parametrize(("things", "parts"), [(1, 1), (12, 1), (12, 3), (13, 4), (3, 8)])
+def test_each_thing_of_a_walk_comes_within_so_many_days_and_one_at_least_each_day(
+    monkeypatch: pytest.MonkeyPatch, things: int, parts: int
+) -> None:
+    def of_day(day: int) -> list[int]:
+        monkeypatch.setenv(sampling.SEED, str(7 + day))
+        return sampling.part(range(things), parts)
+
+    each = [of_day(day) for day in range(min(things, parts))]
+
+    assert all(each)
+    assert sorted(thing for one in each for thing in one) == list(range(things))
+
+
 def test_a_table_that_needs_no_rows_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept(monkeypatch, 7, [Case(number, [], ()) for number in range(20)])) == 20
 
 
-def test_each_drill_comes_within_ten_days(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_drill_comes_within_so_many_days_and_some_each_day(monkeypatch: pytest.MonkeyPatch) -> None:
     def of_day(day: int) -> set[int]:
-        drills = [Case(number, [pytest.mark.drill]) for number in range(12)]
+        drills = [Case(number, [pytest.mark.drill]) for number in range(DRILLS)]
         for one in drills:
             one.nodeid = f"tests/test_it.py::test_{one.number:02}"
         return kept(monkeypatch, 7 + day, drills)
@@ -73,7 +89,7 @@ def test_each_drill_comes_within_ten_days(monkeypatch: pytest.MonkeyPatch) -> No
     each = [of_day(day) for day in range(sampling.DRILLS)]
 
     assert {len(one) for one in each} == {1, 2}
-    assert sorted(number for one in each for number in one) == list(range(12))
+    assert sorted(number for one in each for number in one) == list(range(DRILLS))
 
 
 @pytest.mark.parametrize("values", [2, 3, sampling.DRILLS, 2 * sampling.DRILLS])

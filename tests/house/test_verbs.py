@@ -115,7 +115,7 @@ def staged() -> Stage:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("verb", one_in(12, VERBS), ids=str)
+@pytest.mark.parametrize("verb", one_in(24, VERBS), ids=str)
 def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
     outcomes = [outcome(stage, verb.before, act) for act in verb.surfaces]
 

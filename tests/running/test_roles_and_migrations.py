@@ -20,7 +20,7 @@ from tests import cluster, workspace
 from tests.running.debian import postgres, programs
 from tests.running.load import Load
 from tests.running.starts import environment, manage, signs_in
-from tests.sampling import some
+from tests.sampling import DRILLS, full, seed, some
 from tests.workspace import OWNER, PASSWORD, Serve
 
 pytestmark = pytest.mark.xdist_group("roles")
@@ -39,6 +39,7 @@ class Roles(NamedTuple):
     name: str
     keys: dict[str, str]
     by_owner: Serve
+    is_empty: bool
 
     def manage(self, *words: str) -> str:
         """What a command prints that the owner runs; it must succeed."""
@@ -51,13 +52,26 @@ class Roles(NamedTuple):
         return done.stderr
 
 
-@pytest.fixture(scope="module", params=some(["embedded", "debian"], 1))
+# Where the owner has migrated, in which PostgreSQL: a drill, so on most days `make test` has tables copied.
+MIGRATED = ["embedded", "debian"]
+TABLES = [full("copied"), *some(MIGRATED, 1, days=DRILLS)] if seed() % DRILLS == 0 else ["copied", *map(full, MIGRATED)]
+# The types of relations that have an owner of their own, and of routines.
+OWNED = """
+SELECT format('ALTER TABLE %s OWNER TO {name}', oid::regclass) FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
+UNION ALL
+SELECT format('ALTER ROUTINE %s OWNER TO {name}', oid::regprocedure) FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace
+"""
+
+
+@pytest.fixture(scope="module", params=TABLES)
 def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
-    """An empty database of a role that is no superuser, and a second role that may only log in."""
+    """A database of a role that is no superuser, empty or with copied tables, and a role that may only log in."""
     owner, runner, base = (f"{name}_{os.getpid()}_{request.param}" for name in ("owner", "runner", "roles"))
     with ExitStack() as stack:
-        if request.param == "embedded":
-            address = cluster.fresh_database(base)
+        if request.param != "debian":
+            address = cluster.fresh_database(base, cluster.tables() if request.param == "copied" else "template1")
         else:
             binaries = programs()
             if binaries is None and not os.environ.get("CI"):
@@ -68,12 +82,16 @@ def roles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             for name in (owner, runner):
                 admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'".encode())
             admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {owner}".encode())
+            for (change,) in admin.execute(OWNED.format(name=owner).encode()).fetchall():
+                admin.execute(change.encode())
         stack.callback(drop_role, address, owner, runner)
         home = tmp_path_factory.mktemp(base)
         keys = cluster.keys()
         by_owner = Serve(home, as_role(address, owner), 0, keys)  # Never started: for its commands.
         stack.callback(by_owner.stop)
-        yield Roles(home, by_owner.database_url, as_role(address, runner), runner, keys, by_owner)
+        yield Roles(
+            home, by_owner.database_url, as_role(address, runner), runner, keys, by_owner, request.param != "copied"
+        )
 
 
 def as_role(address: str, name: str) -> str:
@@ -93,9 +111,10 @@ def drop_role(address: str, *names: str) -> None:
 @pytest.fixture(scope="module")
 def served(roles: Roles) -> Iterator[Serve]:
     """The product, serving as the role that owns nothing, on tables the owner made."""
-    lacking = start_refused(roles)
-    assert "run manage.py migrate first" in lacking or "The database is empty" in lacking
-    roles.manage("migrate", "--verbosity", "0")
+    if roles.is_empty:
+        lacking = start_refused(roles)
+        assert "run manage.py migrate first" in lacking or "The database is empty" in lacking
+        roles.manage("migrate", "--verbosity", "0")
     roles.manage("grant", roles.name)
     data_dir = roles.home / "serving"
     data_dir.mkdir(mode=0o700)

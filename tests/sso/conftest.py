@@ -26,6 +26,7 @@ from servers.resealing import reseal
 from sso.flow import callback_url
 from sso.models import Provider
 from sso.saml.requests import consumer_url, entity_id
+from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, read
 from tests.asgi_server import running as serving
 from tests.clients.apps import node
@@ -90,7 +91,7 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
     """Signing in there is offered; whom no rule gives a role is a member."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     cache.clear()
-    Role.objects.make_built_in()
+    make.built_in_roles()
     organisation.people.write_text("{}")
     return Provider.edit(
         by=None,
@@ -138,7 +139,7 @@ def saml(saml_organisation: SamlOrganisation, db: None, settings: Settings) -> P
     """Signing in there, through SAML, is offered; whom no rule gives a role is a member."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
     cache.clear()
-    Role.objects.make_built_in()
+    make.built_in_roles()
     saml_organisation.forget()
     return Provider.edit(
         by=None,

@@ -35,7 +35,7 @@ THERE = "People with this address sign in at their organisation."
 
 
 def owner(email: str = "owner@example.com", *, app: bool = True) -> User:
-    Role.objects.make_built_in()
+    make.built_in_roles()
     person = User.objects.create_user(email, make.PASSWORD, role=Role.objects.get(name="Super admin"))
     if app:
         Authenticator.objects.create(user=person, type="totp", data={"secret": encrypt(APP_SECRET)})

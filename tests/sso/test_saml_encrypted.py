@@ -18,6 +18,7 @@ from gatewayadmin.config.key_uses import key_uses
 from servers.models import cipher
 from servers.resealing import reseal
 from sso.models import Account, DecryptionKey, Provider
+from sso.saml import own_key
 from sso.saml.decryption import FAILED
 from tests import make
 from tests.accounts.again import confirmed
@@ -35,10 +36,18 @@ pytestmark = pytest.mark.django_db
 METADATA = "/accounts/organisation/saml/metadata/"
 
 
+@pytest.fixture(scope="module")
+def pair() -> tuple[str, str]:
+    """A key as `Provider.edit` makes it: to make one takes longer than what most tests do with it."""
+    return own_key.make()
+
+
 @pytest.fixture
-def taking(saml: Provider) -> Provider:
-    """What the provider encrypts is taken."""
-    return Provider.edit(by=None, takes_encrypted=True)
+def taking(saml: Provider, pair: tuple[str, str]) -> Provider:
+    """What the provider encrypts is taken, as `Provider.edit(takes_encrypted=True)` would have left it."""
+    DecryptionKey.add(*pair)
+    Provider.objects.update(takes_encrypted=True)
+    return Provider.load()
 
 
 @pytest.fixture
