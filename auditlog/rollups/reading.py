@@ -251,7 +251,8 @@ class Book:
         if self._state is None:
             return []
         if since < self._state.days_from and (days := Call.partitions.starts()):
-            since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
+            first = datetime.combine(days[0], datetime.min.time(), UTC)
+            since = max(since, min(first, self._state.days_from))  # Windows begin there.
         grains = [
             grain
             for grain in (DAYS, HOURS, MINUTES)

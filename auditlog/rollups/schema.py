@@ -78,11 +78,17 @@ GRAINS = (DAYS, HOURS, MINUTES)
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 TOOL, NAME = cube_number(_TOOL), cube_number(("feature_name",))
+_OF_WINDOWS = (*SINGLE[:-1], ("feature_name",), _TOOL)
+# All that the log holds: so long ago there was none.
+EVER = Grain(int(timedelta(days=24_000).total_seconds()), _OF_WINDOWS, None)
 # The ranges of pages less two hours: a window ends with a whole hour, and is moved some time after that. Its roll-ups
 # say BEGINNING; of when they are, RollupWindow says.
-WINDOWS = tuple(
-    Grain(int(timedelta(hours=hours).total_seconds()), (*SINGLE[:-1], ("feature_name",), _TOOL), None)
-    for hours in (24 - 2, 7 * 24 - 2, 30 * 24 - 2)
+WINDOWS = (
+    *(
+        Grain(int(timedelta(hours=hours).total_seconds()), _OF_WINDOWS, None)
+        for hours in (24 - 2, 7 * 24 - 2, 30 * 24 - 2)
+    ),
+    EVER,
 )
 
 
