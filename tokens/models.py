@@ -283,6 +283,13 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 name="token_in_use",
                 condition=models.Q(revoked_at=None, digest__isnull=False),
             ),
+            # The list of what can be used, and what is typed above it.
+            models.Index(
+                fields=("expires_at", "id"),
+                include=("connection", "name", "prefix"),
+                name="token_by_end",
+                condition=models.Q(kind=TokenKind.ACCESS, revoked_at=None, digest__isnull=False),
+            ),
             # What is typed into the palette is looked for in here alone.
             models.Index(
                 Lower("name"),
