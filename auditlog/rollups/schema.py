@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from math import ceil, log
 
 # What calls are told apart by, besides outcome and reason, which every roll-up has. Named as the columns of the log.
@@ -97,12 +99,9 @@ def quantile(classes: Sequence[int], part: float) -> float | None:
 
     `classes` are the numbers of calls by class of duration. Right to within a tenth.
     """
-    total = sum(classes)
-    if not total:
+    up_to = [*accumulate(classes)]
+    if not up_to or not up_to[-1]:
         return None
-    wanted, before = part * total, 0
-    for n, number in enumerate(classes):
-        if number and before + number >= wanted:
-            return float(RATIO ** (n + (wanted - before) / number))
-        before += number
-    return float(RATIO**CLASSES)
+    wanted = part * up_to[-1]
+    n = bisect_left(up_to, wanted)
+    return float(RATIO ** (n + (wanted - up_to[n] + classes[n]) / classes[n]))
