@@ -256,8 +256,7 @@ class Book:
         if self._state is None:
             return []
         if since < self._state.days_from and (days := Call.partitions.starts()):
-            first = datetime.combine(days[0], datetime.min.time(), UTC)
-            since = max(since, min(first, self._state.days_from))  # Windows begin there.
+            since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         grains = [
             grain
             for grain in (DAYS, HOURS, MINUTES)
