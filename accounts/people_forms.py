@@ -21,6 +21,7 @@ from accounts.models.users import INVITATION
 from accounts.rules import lacking
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
+from ui.matching import holds
 
 MOST_INVITED = 50  # At once.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
@@ -47,7 +48,7 @@ def of_status(status: str) -> Q:
 
 def matching_words(words: str) -> Q:
     """People whose e-mail or name contains these words."""
-    return Q(email__icontains=words) | Q(display_name__icontains=words)
+    return holds("email", words) | holds("display_name", words)
 
 
 class PeopleFilter(forms.Form):

@@ -20,6 +20,7 @@ from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above
 from hosts.models import HostKind
+from ui.matching import holds
 
 if TYPE_CHECKING:
     from django.db.models import Manager
@@ -188,9 +189,9 @@ class ConnectionFilter(forms.Form):
         self.is_valid()
         if words := self.cleaned_data.get("q"):
             rows = rows.filter(
-                Q(user__email__icontains=words)
-                | Q(host__name__icontains=words)
-                | Q(gateway__name__icontains=words)
+                holds("user__email", words)
+                | holds("host__name", words)
+                | holds("gateway__name", words)
                 | _by_prefix(words)
             )
         if kind := TYPES.get(self.cleaned_data.get("type", "")):

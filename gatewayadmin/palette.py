@@ -29,6 +29,7 @@ from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token
 from tokens.visibility import ENDING, known_to, of_status
+from ui.matching import holds
 from ui.pages import AppRequest, show, text_of
 
 SHOWN = 5  # Of each kind; who types more of the name finds the others.
@@ -229,7 +230,7 @@ def _tools(user: User, name: str) -> Iterator[Thing]:
 
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
-    named = Q(name__icontains=name) | Q(prefix__startswith=name)
+    named = holds("name", name) | Q(prefix__startswith=name)
     usable = known_to(user).filter(of_status("active")).filter(named).order_by(Lower("name"), "pk")
     # By their keys, which an index holds in this order: joined, all of them would be sorted.
     keys = list(usable.values_list("pk", flat=True)[:SHOWN])
@@ -254,7 +255,7 @@ def _at(token: Token, is_own: bool) -> str:
 def _people(user: User, name: str) -> Iterator[Thing]:
     if not user.has_perm(Capability.PEOPLE_MANAGE):
         return
-    named = Q(display_name__icontains=name) | Q(email__icontains=name)
+    named = holds("display_name", name) | holds("email", name)
     for person in User.objects.filter(named).order_by("email", "pk")[:SHOWN]:
         at = reverse("accounts:person", args=[person.pk])
         text, note = person.display_name or person.email, f"Person {person.email}"

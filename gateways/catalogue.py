@@ -68,8 +68,9 @@ SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
 JOIN gateways_assignment a ON a.server_id = t.server_id
 JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name = t.name
 """
-# PostgreSQL takes what was called for a few rows: it would compare each tool with each call of its server.
-HASHED = "SET LOCAL enable_mergejoin = off"
+# PostgreSQL takes what was called, and what words find, for a few rows: it would compare each tool with each call of
+# its server, and sort all tools to group them.
+HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
 # What the roll-ups count.
 ROLLED_UP = """
 LEFT JOIN (SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls) AS calls FROM ({rows}) c GROUP BY 1, 2, 3) u
@@ -374,8 +375,7 @@ class Catalogue:
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
-            if use.joined:
-                cursor.execute(HASHED)
+            cursor.execute(HASHED)
             cursor.execute(statement, [*parameters, *use.parameters, start, most])
             return [Row(*row) for row in cursor.fetchall()]
 

@@ -13,6 +13,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
+from ui.matching import holds
 
 PLAYGROUND = "playground"  # The key of the app that pages run things through; no registration can have it.
 
@@ -41,7 +42,7 @@ class HostQuerySet(models.QuerySet["Host"]):
 
     def matching(self, words: str) -> "HostQuerySet":
         """Hosts whose name holds `words`; all of them without words."""
-        return self.filter(name__icontains=words) if words else self
+        return self.filter(holds("name", words)) if words else self
 
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
         """Make the token-based host of an agent; made once, reused for all its connections.

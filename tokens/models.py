@@ -47,6 +47,7 @@ from tokens.validation import (
     expiry,
     overlap,
 )
+from ui.matching import holds
 from wire import token_text
 
 __all__ = [
@@ -92,7 +93,7 @@ SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 def called(words: str) -> Q:
     """Tokens with `words` in their name, or as prefix; only what begins like one is looked for there."""
-    matches = Q(name__icontains=words)
+    matches = holds("name", words)
     if any(prefix.startswith(words[: len(prefix)]) for prefix in token_text.PREFIXES):
         matches |= Q(prefix__startswith=words)
         matches |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
@@ -123,10 +124,10 @@ class TokenQuerySet(models.QuerySet["Token"]):
         """
         if not words:
             return self
-        of_host = Q(connection__host__name__icontains=words)
+        of_host = holds("connection__host__name", words)
         if of_many:
             # Not joined with each token: hosts and people are fewer.
-            hosts, people = Host.objects.matching(words), User.objects.filter(email__icontains=words)
+            hosts, people = Host.objects.matching(words), User.objects.filter(holds("email", words))
             links = Connection.objects.filter(Q(host__in=hosts.values("pk")) | Q(user__in=people.values("pk")))
             of_host = Q(connection__in=links.values("pk"))
         return self.filter(called(words) | of_host)
@@ -282,6 +283,13 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 fields=("connection", "expires_at"),
                 name="token_in_use",
                 condition=models.Q(revoked_at=None, digest__isnull=False),
+            ),
+            # The list of what can be used, and what is typed above it.
+            models.Index(
+                fields=("expires_at", "id"),
+                include=("connection", "name", "prefix"),
+                name="token_by_end",
+                condition=models.Q(kind=TokenKind.ACCESS, revoked_at=None, digest__isnull=False),
             ),
             # What is typed into the palette is looked for in here alone.
             models.Index(

@@ -77,7 +77,7 @@ def drop_before(limit: date) -> int:
             return 0
         state.days_from = max(state.days_from, begin)
         state.save(update_fields=["days_from"])
-        windows.forget(begin)
+        windows.forget(state, begin)
     floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
     deleted = 0
     for grain, floor in floors.items():

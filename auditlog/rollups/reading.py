@@ -52,9 +52,14 @@ SELECT outcome, sum(calls)::bigint, sum(duration_ms), NULL, {keys} FROM auditlog
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outcome{positions}
 LIMIT %s
 """
+# How calls ended is told of the busiest alone.
 _BUSIEST = """
-SELECT {by}, {calls}, count(*) OVER () FROM ({rows}) c WHERE {named}
-GROUP BY {by} ORDER BY sum(calls) DESC, {by} COLLATE "C" LIMIT %s
+WITH c AS MATERIALIZED (SELECT * FROM ({rows}) r WHERE {named}), best AS (
+    SELECT {by}, sum(calls) AS most, count(*) OVER () AS number FROM c
+    GROUP BY {by} ORDER BY most DESC, {by} COLLATE "C" LIMIT %s
+)
+SELECT b.{by}, {calls}, max(number) FROM best b JOIN c ON c.{by} = b.{by}
+GROUP BY b.{by}, most ORDER BY most DESC, b.{by} COLLATE "C"
 """
 # A name is of the collation of the database; an id has none.
 _BUSIEST_BY = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from math import ceil, log
 
 # What calls are told apart by, besides outcome and reason, which every roll-up has. Named as the columns of the log.
@@ -78,11 +80,17 @@ GRAINS = (DAYS, HOURS, MINUTES)
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 TOOL, NAME = cube_number(_TOOL), cube_number(("feature_name",))
+_OF_WINDOWS = (*SINGLE[:-1], ("feature_name",), _TOOL)
+# All that the log holds: so long ago there was none.
+EVER = Grain(int(timedelta(days=24_000).total_seconds()), _OF_WINDOWS, None)
 # The ranges of pages less two hours: a window ends with a whole hour, and is moved some time after that. Its roll-ups
 # say BEGINNING; of when they are, RollupWindow says.
-WINDOWS = tuple(
-    Grain(int(timedelta(hours=hours).total_seconds()), (*SINGLE[:-1], ("feature_name",), _TOOL), None)
-    for hours in (24 - 2, 7 * 24 - 2, 30 * 24 - 2)
+WINDOWS = (
+    *(
+        Grain(int(timedelta(hours=hours).total_seconds()), _OF_WINDOWS, None)
+        for hours in (24 - 2, 7 * 24 - 2, 30 * 24 - 2)
+    ),
+    EVER,
 )
 
 
@@ -91,12 +99,9 @@ def quantile(classes: Sequence[int], part: float) -> float | None:
 
     `classes` are the numbers of calls by class of duration. Right to within a tenth.
     """
-    total = sum(classes)
-    if not total:
+    up_to = [*accumulate(classes)]
+    if not up_to or not up_to[-1]:
         return None
-    wanted, before = part * total, 0
-    for n, number in enumerate(classes):
-        if number and before + number >= wanted:
-            return float(RATIO ** (n + (wanted - before) / number))
-        before += number
-    return float(RATIO**CLASSES)
+    wanted = part * up_to[-1]
+    n = bisect_left(up_to, wanted)
+    return float(RATIO ** (n + (wanted - up_to[n] + classes[n]) / classes[n]))

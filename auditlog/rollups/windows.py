@@ -7,7 +7,7 @@ RollupState, so the window is at any moment exactly the roll-ups of its time. Wh
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection
@@ -19,6 +19,7 @@ from auditlog.rollups.schema import (
     DAYS,
     DIMENSIONS,
     ENDS,
+    EVER,
     HOURS,
     NAME,
     TOOL,
@@ -27,6 +28,7 @@ from auditlog.rollups.schema import (
     cube_number,
 )
 
+MOST_TAKEN = timedelta(days=7)  # Of more than that taken away at once, a window is sooner made anew.
 CUBES = [cube_number(cube) for cube in WINDOWS[0].cubes]
 
 _KEYS = ", ".join((*ENDS, *DIMENSIONS))
@@ -65,47 +67,74 @@ def move(state: RollupState, now: datetime) -> bool:
     return any(_move(grain, state, now) for grain in WINDOWS)
 
 
-def forget(before: datetime) -> None:
-    """Make the windows anew that hold something of before this moment."""
+def forget(state: RollupState, before: datetime) -> None:
+    """Have no window hold anything of before this moment, as whose roll-ups are about to be deleted.
+
+    To be called by whoever has `state` locked. What is taken away of EVER is days; the others are made anew.
+    """
     for window in RollupWindow.objects.filter(since__lt=before):
-        _forget(window.seconds)
+        if window.seconds == EVER.seconds and window in current(state) and _is_near(state, window, before):
+            while window.since < before:
+                window.since = _move_end(EVER, state, window.since, before, -1)
+            window.save(update_fields=["since"])
+        else:
+            _forget(window.seconds)
+
+
+def _is_near(state: RollupState, window: RollupWindow, before: datetime) -> bool:
+    """Whether few of the days that a window holds are before this moment, and all of them are there."""
+    first = _first(DAYS, window.since, before)
+    return window.until >= before and (first is None or before - first <= MOST_TAKEN)
 
 
 def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     until = HOURS.begin(now)
-    floor = max(state.hours_from, state.days_from)
+    # Of what is older than hours are kept there are days alone.
+    floor = state.days_from if grain == EVER else max(state.hours_from, state.days_from)
     since = max(until - grain.length, HOURS.next(floor))
     if state.counted_from > max(BEGINNING, since) or since >= until:
         return False
     window = next((each for each in current(state) if each.seconds == grain.seconds), None)
-    if window is None or window.since < floor or window.until <= since:
+    if window is None or window.since < floor or window.until <= since or not _goes_on(state, window):
         _forget(grain.seconds)
         window = RollupWindow(seconds=grain.seconds, since=since, until=since)
         window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
     if (window.since, window.until) == (since, max(until, window.until)):
         return False
-    window.until = _move_end(grain, window.until, until, 1)
-    window.since = _move_end(grain, window.since, since, -1)
+    window.until = _move_end(grain, state, window.until, until, 1)
+    window.since = _move_end(grain, state, window.since, since, -1)
     window.save()
     return window.since < since or window.until < until
 
 
-def _move_end(grain: Grain, at: datetime, to: datetime, sign: int) -> datetime:
+def _goes_on(state: RollupState, window: RollupWindow) -> bool:
+    """Whether what follows a window is still told apart by hours, or is whole days."""
+    return window.until >= state.hours_from or DAYS.begin(window.until) == window.until
+
+
+def _move_end(grain: Grain, state: RollupState, at: datetime, to: datetime, sign: int) -> datetime:
     """Add what begins at one end of a window, or take it away: a day at most; where that end is then."""
+    first = _first(DAYS if at < state.hours_from else HOURS, at, to)
+    if first is None:
+        return max(at, to)
+    midnight = DAYS.begin(first) + DAYS.length
+    source = DAYS if DAYS.begin(first) >= at and midnight <= to else HOURS
+    end = min(midnight, to)
+    stretch = {"seconds": source.seconds, "since": max(DAYS.begin(first), at), "until": end}
+    told: dict[str, Any] = {"window": grain.seconds, "at": BEGINNING, "cubes": CUBES, "sign": sign}
     with connection.cursor() as cursor:
-        cursor.execute(FIRST, [HOURS.seconds, at, to])
-        (first,) = cursor.fetchone()
-        if first is None:
-            return max(at, to)
-        midnight = DAYS.begin(first) + DAYS.length
-        source = DAYS if DAYS.begin(first) >= at and midnight <= to else HOURS
-        end = min(midnight, to)
-        stretch = {"seconds": source.seconds, "since": max(DAYS.begin(first), at), "until": end}
-        told: dict[str, Any] = {"window": grain.seconds, "at": BEGINNING, "cubes": CUBES, "sign": sign}
         cursor.execute(MOVE, told | stretch)
         if sign < 0:
             cursor.execute(EMPTIED, [[*CUBES], grain.seconds])
     return end
+
+
+def _first(grain: Grain, since: datetime, until: datetime) -> datetime | None:
+    """When the first calls between two moments are, as far as roll-ups of this length tell."""
+    with connection.cursor() as cursor:
+        cursor.execute(FIRST, [grain.seconds, since, until])
+        found: datetime | None = cursor.fetchone()[0]
+    return found
 
 
 def _forget(seconds: int) -> None:

@@ -16,6 +16,7 @@ from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import Identity, slug_validator
+from ui.matching import holds
 
 
 class GatewayError(Exception):
@@ -67,7 +68,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
 
     def matching(self, words: str) -> "GatewayQuerySet":
         """Gateways whose name or slug holds `words`; all of them without words."""
-        return self.filter(Q(name__icontains=words) | Q(slug__icontains=words)) if words else self
+        return self.filter(holds("name", words) | holds("slug", words)) if words else self
 
     def add(self, *, by: User | None, teams: Iterable[Team] = (), **fields: Any) -> "Gateway":
         """Make a gateway; its slug and so its URL stay for ever."""

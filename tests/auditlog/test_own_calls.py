@@ -60,6 +60,20 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     assert "/logs/" not in page
 
 
+def test_dashboard_shows_the_newest_however_long_ago(link: Connection, max: User, sign_in: SignIn) -> None:
+    for days in (*range(1, 8), 40, 50):
+        call_of(link, feature_name=f"tool-{days:02}", at=datetime.now(UTC) - timedelta(days=days))
+    client = sign_in(max)
+
+    assert [call.what for call in client.get("/").context["own_calls"]] == [
+        *(f"tool-{days:02}" for days in range(1, 8)),
+        "tool-40",
+    ]
+    call_of(link, feature_name="tool-00")
+
+    assert [call.what for call in client.get("/").context["own_calls"]] == [f"tool-{days:02}" for days in range(8)]
+
+
 def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignIn) -> None:
     for number in range(ROWS + 1):
         call_of(link, feature_name=f"tool-{number:02}", at=datetime.now(UTC) - timedelta(seconds=number))

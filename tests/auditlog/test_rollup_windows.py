@@ -16,12 +16,15 @@ from auditlog.rollups.schema import (
     CLASSES,
     DAYS,
     DIMENSIONS,
+    EVER,
     HOURS,
     RATIO,
     WINDOWS,
     Grain,
     cube_number,
 )
+from auditlog.search.criteria import AHEAD
+from auditlog.search.keyset import EPOCH
 from tests import sampling
 from tests.auditlog.test_rollups import moments, partitions, row, write
 from tests.calls import call
@@ -29,6 +32,7 @@ from tests.calls import call
 pytestmark = pytest.mark.django_db
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+MOVING = WINDOWS[:-1]  # All but EVER.
 
 
 @pytest.fixture
@@ -104,7 +108,8 @@ def test_windows_are_a_count_of_their_time_wherever_they_are_moved(chance: rando
     assert keeping.keep_up(5) == 20
     check_all()
     move(now + 60 * DAY)
-    assert not Rollup.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS]).exists()
+    assert not Rollup.objects.filter(seconds__in=[grain.seconds for grain in MOVING]).exists()
+    assert kept(EVER) == counted(EVER)
 
 
 def test_window_is_read_in_place_of_what_it_is_made_of() -> None:
@@ -124,6 +129,39 @@ def test_window_is_read_in_place_of_what_it_is_made_of() -> None:
     assert sum(found["echo",].classes) == 2
     assert total(7 * DAY) == 3
     assert total(4 * DAY) == 0  # The shorter window begins later.
+
+
+def test_all_time_is_read_from_its_window() -> None:
+    now = timezone.now()
+    for days in (3, 50, 80):
+        call(now - days * DAY)
+    keeping.keep_up(30)
+    assert kept(EVER) == counted(EVER)
+    Rollup.objects.exclude(seconds=EVER.seconds).delete()
+
+    with book() as opened:
+        found = opened.total({}, EPOCH, now + AHEAD)
+
+    assert found is not None
+    assert found.calls == 3
+    assert sum(found.classes) == 3
+
+
+def test_window_of_all_time_that_stood_still_is_made_anew() -> None:
+    """What came since is told apart by days alone, and its end is within one."""
+    now = timezone.now()
+    day = datetime.combine((now - 40 * DAY).date(), datetime.min.time(), UTC)
+    for at in (day + HOUR, day + 5 * HOUR, now - DAY):
+        call(at)
+    keeping.keep_up(30)
+    Rollup.objects.filter(seconds=EVER.seconds).update(calls=7)
+    RollupWindow.objects.filter(seconds=EVER.seconds).update(until=day + 3 * HOUR)
+    assert RollupState.objects.get().hours_from > day
+
+    keeping.keep_up(30)
+
+    assert kept(EVER) == counted(EVER)
+    assert RollupWindow.objects.get(seconds=EVER.seconds).until == HOURS.begin(timezone.now())
 
 
 def test_call_that_comes_late_is_added_to_the_windows_that_hold_its_time() -> None:
@@ -153,16 +191,22 @@ def test_window_that_another_release_did_not_count_with_is_not_read_and_made_ane
     assert {each.counted_to for each in RollupWindow.objects.all()} == {RollupState.objects.get().counted_to}
 
 
-def test_days_that_are_dropped_are_in_no_window_any_more() -> None:
+@pytest.mark.parametrize("oldest", [9, 30])
+def test_days_that_are_dropped_are_in_no_window_any_more(oldest: int) -> None:
+    """A few are taken away from that of all time; of more it is made anew, as the others are."""
     today = datetime.now(UTC).date()
-    for n in (1, 3, 9):
+    for n in (1, 3, 8, oldest):
         call(datetime.combine(today - n * DAY, datetime.min.time(), UTC))
     keeping.keep_up(5)
     assert RollupWindow.objects.count() == len(WINDOWS)
 
     keeping.drop_before(today - 5 * DAY)
 
-    assert not Rollup.objects.filter(seconds=WINDOWS[-1].seconds).exists()
+    assert not Rollup.objects.filter(seconds=MOVING[-1].seconds).exists()
+    assert RollupWindow.objects.filter(seconds=EVER.seconds).exists() is (oldest == 9)
+    if oldest == 9:
+        assert kept(EVER) == counted(EVER)
     keeping.keep_up(5)
     check_all()
-    assert RollupWindow.objects.get(seconds=WINDOWS[-1].seconds).since == RollupState.objects.get().days_from
+    for grain in (MOVING[-1], EVER):
+        assert RollupWindow.objects.get(seconds=grain.seconds).since == RollupState.objects.get().days_from
