@@ -27,7 +27,7 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_those_who_came
+from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_their_calls, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 
 BACKLOG = 2048
@@ -98,6 +98,7 @@ class DrainingServer(uvicorn.Server):
         for each in sockets or []:
             each.close()
         await wait_for_those_who_came()
+        await wait_for_their_calls(lambda: any(each.awaits_head for each in self.server_state.connections))
         await super().shutdown(sockets)
 
 

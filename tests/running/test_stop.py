@@ -23,9 +23,9 @@ REFUSED, ANSWERED = "refused", "401"
 class Callers(Agents):
     """Clients that make a connection for each call, as proxies do; `seen` counts what became of them."""
 
-    def __init__(self, port: int, number: int = 16) -> None:
+    def __init__(self, port: int, number: int = 16, pause: float = 0) -> None:
         super().__init__()
-        self._port, self._number = port, number
+        self._port, self._number, self._pause = port, number, pause
         self.seen: Counter[str] = Counter()
 
     async def _work(self) -> None:
@@ -42,6 +42,7 @@ class Callers(Agents):
         except ConnectionRefusedError:
             await asyncio.sleep(0.01)
             return REFUSED
+        await asyncio.sleep(self._pause)
         try:
             writer.write(CALL)
             answer = await asyncio.wait_for(reader.read(), 30)
@@ -52,9 +53,12 @@ class Callers(Agents):
             writer.close()
 
 
-def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(home: Path) -> None:
+@pytest.mark.parametrize("pause", [0, 1], ids=["at once", "when it gets a processor"])
+def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(
+    home: Path, pause: float
+) -> None:
     """So a proxy can ask another one at once, for a call too: of what is refused nothing was sent."""
-    with serving(home, workers=2) as served, Callers(served.port) as callers:
+    with serving(home, workers=2) as served, Callers(served.port, 64 if pause else 16, pause) as callers:
         eventually(lambda: callers.seen[ANSWERED] > 100)
         assert served.stop() == 0
         eventually(lambda: callers.seen[REFUSED] > 100)
