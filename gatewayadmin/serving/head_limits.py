@@ -64,7 +64,8 @@ class HeadLimits(HttpToolsProtocol):
     @property
     def awaits_head(self) -> bool:
         """Whether a request is to come: its sender has connected for it, or has sent a part of its head."""
-        return self.cycle is None or (self._in_head and self._withheld > 0)
+        is_first = getattr(self, "cycle", None) is None
+        return is_first or (self._in_head and self._withheld > 0)
 
     def note_authenticated(self) -> None:
         """A call over this connection was let through."""

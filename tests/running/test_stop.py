@@ -1,4 +1,4 @@
-"""A process that is asked to end: whoever has connected to it is answered, and whoever has not is refused."""
+"""A process that ends: whoever has connected to it is answered, and whoever has not is refused."""
 
 import asyncio
 import os
@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench.balanced import Agents
+from tests import cluster
 from tests.eventually import eventually
 from tests.running.processes import chores, workers
-from tests.running.starts import serving
+from tests.running.starts import manage, serving
+from tests.workspace import free_port
 
 CALL = (
     b"POST /mcp/quickstart HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -64,6 +66,16 @@ def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_i
         eventually(lambda: callers.seen[REFUSED] > 100)
 
     assert callers.seen.keys() == {ANSWERED, REFUSED}
+
+
+def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
+    """So calls go to another one while somebody starts it again and again, as Compose and Kubernetes do."""
+    port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")
+    with Callers(port) as callers:
+        done = manage(fresh, "serve", "--no-migrate", "--port", str(port), DATABASE_URL=empty, **cluster.keys())
+
+    assert done.stderr.startswith("CommandError: The database is empty")
+    assert callers.seen.keys() == {REFUSED}
 
 
 @pytest.mark.drill
