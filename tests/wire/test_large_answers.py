@@ -144,7 +144,7 @@ async def test_few_large_answers_are_read_at_once_and_one_server_leaves_a_place_
 
 async def test_what_is_not_large_waits_for_nobody() -> None:
     async with calls(as_json) as (begin, _):
-        holders = await in_turn(begin, SIZE)
+        await in_turn(begin, SIZE)
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"text": "x" * (MIB - 100)}}).encode()
         small = begin("one")
         small._stream = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
