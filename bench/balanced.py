@@ -57,10 +57,9 @@ class Balanced(Agents):
     sent_again: int = 0
     _turn: int = 0
 
-    def since(self, began: float) -> tuple[int, float]:
-        """How many calls ended since then, and the longest of them."""
-        taken = [seconds for came, seconds in list(self.taken) if came >= began]
-        return len(taken), max(taken, default=0.0)
+    def since(self, began: float) -> list[float]:
+        """The seconds of each call that ended since then, the shortest first."""
+        return sorted(seconds for came, seconds in list(self.taken) if came >= began)
 
     async def _work(self) -> None:
         async with httpx.AsyncClient(trust_env=False, timeout=2) as balancer, asyncio.TaskGroup() as group:

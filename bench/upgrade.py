@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -35,6 +36,7 @@ from gatewayadmin.embedded.cluster import OWNER, cluster
 
 PREVIOUS = "ab2bbc4acd12"  # The release before this one.
 DAYS = 30
+SHOWN = 12
 DRAIN_S = 2  # For so long a process that ends goes on, until the balancer has noticed.
 
 
@@ -45,7 +47,8 @@ def main() -> None:
         home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
         code = previous(options.since, home / "previous")
         admin = options.database_url or stack.enter_context(embedded(options.keep or home / "database"))
-        upgrade = Upgrade(code, home, prepared(code, home, admin, options.rows))
+        again = bool(options.database_url or options.keep)
+        upgrade = Upgrade(code, home, prepared(code, home, admin, options.rows, again=again))
         told = stack.enter_context(upgrade).run(options.seconds)
     told |= {"rows": options.rows}
     print(json.dumps(told) if options.json else "\n".join(upgrade.lines(told)))
@@ -91,8 +94,11 @@ def embedded(home: Path) -> Iterator[str]:
         server.leave()
 
 
-def prepared(code: Path, home: Path, admin: str, rows: int) -> dict[str, str]:
-    """What a gateway is started with: a database of its own, in which the log of `code` has so many calls."""
+def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
+    """What a gateway is started with: a database of its own, in which the log of `code` has so many calls.
+
+    It is a copy when the filled one is to be found `again`, which takes the room of both.
+    """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("GATEWAY_", "DJANGO_"))}
@@ -110,7 +116,9 @@ def prepared(code: Path, home: Path, admin: str, rows: int) -> dict[str, str]:
             fill(at(admin, draft), rows)
             connection.execute(f"ALTER DATABASE {draft} RENAME TO {filled}")
         connection.execute(f"DROP DATABASE IF EXISTS {used} WITH (FORCE)")
-        connection.execute(f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY")
+        make = f"CREATE DATABASE {used} TEMPLATE {filled} STRATEGY FILE_COPY"
+        connection.execute(make if again else f"ALTER DATABASE {filled} RENAME TO {used}")
+        connection.execute("CHECKPOINT")  # Else calls wait for the disk behind what was filled in.
     return environment | {"DATABASE_URL": at(admin, used)}
 
 
@@ -126,6 +134,28 @@ def manage(code: Path, environment: dict[str, str], *words: str) -> str:
     if done.returncode:
         sys.exit(f"{code}: manage.py {' '.join(words)}: {done.stdout}{done.stderr}")
     return done.stdout
+
+
+type Part = tuple[str, float]
+"""A line that a command printed, and the seconds since the one before."""
+
+
+def timed(environment: dict[str, str], *words: str) -> list[Part]:
+    """What a command of this checkout prints, line by line; ends the program when it fails."""
+    began, parts = time.monotonic(), list[Part]()
+    command = [sys.executable, "-u", "manage.py", *words]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            parts.append((line.strip(), time.monotonic() - began))
+            began = time.monotonic()
+    if process.returncode:
+        sys.exit(f"manage.py {' '.join(words)}: {'\n'.join(line for line, _ in parts)}")
+    return parts
+
+
+def at_share(ordered: list[float], share: float) -> float:
+    """What so large a share of these is not above."""
+    return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0
 
 
 def fill(address: str, rows: int) -> None:
@@ -194,10 +224,10 @@ class Upgrade:
         return self._seen(load, issued["id"]) | {"refusal": refusal}
 
     def _migrate(self, load: Balanced) -> None:
-        with self._step(load, "tables are migrated"):
-            manage(ROOT, self._environment, "migrate", "--verbosity", "0", "--no-log-indexes")
-        with self._step(load, "the log is indexed"):
-            manage(ROOT, self._environment, "migrate")
+        with self._step(load, "tables are migrated") as parts:
+            parts.extend(timed(self._environment, "migrate", "--verbosity", "2", "--no-log-indexes"))
+        with self._step(load, "the log is indexed") as parts:
+            parts.extend(timed(self._environment, "migrate"))
 
     def _replace(self, load: Balanced, port: int, code: Path) -> None:
         """As an orchestrator does: one more, and when that is ready one less."""
@@ -249,12 +279,14 @@ class Upgrade:
         return done.stderr.strip().splitlines()[-1]
 
     @contextmanager
-    def _step(self, load: Balanced, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        calls, longest = load.since(began)
-        taken = time.monotonic() - began
-        self._steps.append({"step": name, "seconds": taken, "calls": calls, "longest": longest})
+    def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
+        """What is measured of a step; `parts` of it that the block adds are told with it."""
+        began, parts, failed = time.monotonic(), list[Part](), len(load.failed)
+        yield parts
+        taken, calls = time.monotonic() - began, load.since(began)
+        known = {"step": name, "seconds": taken, "calls": len(calls), "failed": len(load.failed) - failed}
+        shares = {"median": at_share(calls, 0.5), "p99": at_share(calls, 0.99), "longest": at_share(calls, 1)}
+        self._steps.append(known | shares | {"parts": parts})
         print(line_of(self._steps[-1]), file=sys.stderr, flush=True)
 
     def _seen(self, load: Balanced, token: str) -> dict[str, Any]:
@@ -279,6 +311,9 @@ class Upgrade:
         """What was seen, for people."""
         yield f"{told['rows']:,} calls in the log"
         yield from map(line_of, told["steps"])
+        yield "What took the longest of migrating and indexing:"
+        parts = sorted((part for step in told["steps"] for part in step["parts"]), key=itemgetter(1), reverse=True)
+        yield from (f"{seconds:9.1f} s  {line}" for line, seconds in parts[:SHOWN])
         yield f"{told['answered']:,} calls answered, the longest in {told['longest'] * 1000:,.0f} ms"
         yield f"{len(told['failed'])} failed, {told['sent_again']} were sent again over another connection"
         yield f"{told['unrecorded']} not in the log, {told['repeated']} in it twice"
@@ -287,8 +322,9 @@ class Upgrade:
 
 
 def line_of(step: dict[str, Any]) -> str:
-    longest = f"{step['longest'] * 1000:,.0f} ms"
-    return f"{step['step']:38}{step['seconds']:9.1f} s{step['calls']:8,} calls, the longest {longest}"
+    median, p99, longest = (f"{step[name] * 1000:,.0f}" for name in ("median", "p99", "longest"))
+    calls = f"{step['calls']:8,} calls, {step['failed']} failed: median {median} ms, p99 {p99} ms, longest {longest} ms"
+    return f"{step['step']:38}{step['seconds']:9.1f} s{calls}"
 
 
 if __name__ == "__main__":

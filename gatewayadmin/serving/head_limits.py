@@ -61,6 +61,12 @@ class HeadLimits(HttpToolsProtocol):
         """Whether a request waits for its answer."""
         return not getattr(self.cycle, "response_complete", True)  # There is no cycle before the first request.
 
+    @property
+    def awaits_head(self) -> bool:
+        """Whether a request is to come: its sender has connected for it, or has sent a part of its head."""
+        is_first = getattr(self, "cycle", None) is None
+        return is_first or (self._in_head and self._withheld > 0)
+
     def note_authenticated(self) -> None:
         """A call over this connection was let through."""
         self.is_authenticated = True

@@ -8,7 +8,7 @@ import asyncio
 import ctypes
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 # A filter of the kernel (classic BPF) over the segments that reach a listening socket: drop what asks to connect.
@@ -20,6 +20,7 @@ NO_NEW_CONNECTIONS = (
     (0x06, 0, 0, 0xFFFFFFFF),  # Let it through.
 )
 LOOKS, LOOK_S = 4, 0.05
+LOOKS_FOR_CALLS = 40  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
 
 
 class _Instruction(ctypes.Structure):
@@ -46,4 +47,12 @@ def let_nobody_in(sockets: Iterable[socket.socket]) -> None:
 async def wait_for_those_who_came() -> None:
     """Return once all who had connected were accepted, or all who were accepted were heard."""
     for _ in range(LOOKS):  # Each is a look of the event loop at its sockets, however late it comes.
+        await asyncio.sleep(LOOK_S)
+
+
+async def wait_for_their_calls(are_awaited: Callable[[], bool]) -> None:
+    """Return once nobody has connected whose call has not come yet, or after two seconds."""
+    for _ in range(LOOKS_FOR_CALLS):
+        if not are_awaited():
+            return
         await asyncio.sleep(LOOK_S)

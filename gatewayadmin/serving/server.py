@@ -1,7 +1,6 @@
 """The server: gunicorn in this process, uvicorn in each of its workers but the one that does the chores."""
 
 import asyncio
-import errno
 import fcntl
 import logging
 import mmap
@@ -27,32 +26,13 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_those_who_came
+from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_their_calls, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 
 BACKLOG = 2048
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls go first where processors are short.
 CHORES_END_S = 2.0  # A chore that takes longer is broken off: each is one transaction, or is taken up where it was.
-
-
-FREE_PORT = " Stop what listens there, or choose another port: PORT=8010 make run, or serve --port 8010."
-
-
-class PortTaken(Exception):
-    """Something else listens there already, or may not be listened to; the message is one line."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything else is done. Raises PortTaken."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        dual_stack = host == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        advice = FREE_PORT if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
-        raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.{advice}") from error
 
 
 def cores() -> int:
@@ -98,7 +78,11 @@ class DrainingServer(uvicorn.Server):
         for each in sockets or []:
             each.close()
         await wait_for_those_who_came()
+        await wait_for_their_calls(self._awaits_calls)
         await super().shutdown(sockets)
+
+    def _awaits_calls(self) -> bool:
+        return any(isinstance(each, HeadLimits) and each.awaits_head for each in self.server_state.connections)
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
@@ -203,7 +187,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
 
 class Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn on a socket that listens already; `say_hello` is called when it serves.
+    """gunicorn on a socket that is bound already; `say_hello` is called when it listens.
 
     One process more than `workers` does the chores.
     """

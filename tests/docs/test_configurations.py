@@ -24,7 +24,7 @@ from tests.docs.test_deploy import block, with_this_python
 from tests.eventually import eventually
 from tests.running.conftest import folder
 from tests.running.debian import as_account, programs
-from tests.running.nginx import RUN, program_of
+from tests.running.nginx import program_of, started
 from tests.running.starts import environment
 from tests.workspace import Serve, free_port, is_ready
 
@@ -57,7 +57,6 @@ def site() -> Iterator[Site]:
     settings = exported(block(DEPLOY, "export GATEWAY_PUBLIC_URL"))
     assert settings["GATEWAY_PUBLIC_URL"] == f"https://{NAME}"
     with folder() as home:
-        home.chmod(0o755)  # The workers of nginx run as somebody else.
         key, certificate, port = home / "gateway.key", home / "gateway.pem", free_port()
         made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *SUBJECT]
         subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
@@ -76,16 +75,8 @@ def site() -> Iterator[Site]:
 @contextmanager
 def nginx(home: Path, server: str) -> Iterator[None]:
     """nginx with this server and nothing else."""
-    program = program_of("nginx")
-    version = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
-    if tuple(map(int, re.findall(r"\d+", version)[:3])) < (1, 25, 1):
-        server = server.replace("    http2 on;\n", "")
-    configuration = home / "nginx.conf"
-    configuration.write_text(RUN.format(home=home, http=server))
-    process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
+    process = started(home, server)
     try:
-        eventually(lambda: (home / "nginx.pid").exists() or process.poll() is not None)
-        assert process.poll() is None, (home / "error.log").read_text()
         yield
     finally:
         process.terminate()

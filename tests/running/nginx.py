@@ -5,10 +5,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.eventually import eventually
 from tests.workspace import ROOT, free_port
 
 PAGE = ROOT / "docs" / "how-to" / "deploy.md"
@@ -38,14 +38,27 @@ def documented() -> str:
     return found[1]
 
 
+def started(home: Path, http: str) -> subprocess.Popen[bytes]:
+    """nginx with this in its `http`, once it listens; whoever started it ends it. Its files are in `home`."""
+    program = program_of("nginx")
+    version = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < (1, 25, 1):
+        http = http.replace("    http2 on;\n", "")
+    home.chmod(0o755)  # Its workers run as somebody else.
+    configuration = home / "nginx.conf"
+    configuration.write_text(RUN.format(home=home, http=http))
+    process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
+    eventually(lambda: (home / "nginx.pid").exists() or process.poll() is not None)
+    assert process.poll() is None, (home / "error.log").read_text()
+    return process
+
+
 class Nginx:
     """Serves at `port` whichever of `ports` is next, and at each of `doors` the one of the same place only."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
-        program = program_of("nginx")
         self.doors = [free_port() for _ in ports]
         self._home = Path(tempfile.mkdtemp(prefix="gateway-nginx-"))
-        self._home.chmod(0o755)  # Its workers run as somebody else.
         places = [(port, "all"), *((door, f"127.0.0.1:{one}") for door, one in zip(self.doors, ports, strict=True))]
         location = documented()
         servers = "\n".join(
@@ -53,11 +66,7 @@ class Nginx:
             for at, to in places
         )
         every = " ".join(f"server 127.0.0.1:{one};" for one in ports)
-        configuration = self._home / "nginx.conf"
-        http = f"  upstream all {{ {every} }}\n{servers}"
-        configuration.write_text(RUN.format(home=self._home, http=http))
-        self._process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
-        self._wait_until_it_listens()
+        self._process = started(self._home, f"  upstream all {{ {every} }}\n{servers}")
 
     @property
     def taken(self) -> Sequence[int]:
@@ -69,10 +78,3 @@ class Nginx:
         self._process.terminate()
         self._process.wait(timeout=20)
         shutil.rmtree(self._home, ignore_errors=True)
-
-    def _wait_until_it_listens(self, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not (self._home / "nginx.pid").exists():
-            assert self._process.poll() is None, (self._home / "error.log").read_text()
-            assert time.monotonic() < deadline, "nginx did not start"
-            time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A process that is asked to end: whoever has connected to it is answered, and whoever has not is refused."""
+"""A process that ends: whoever has connected to it is answered, and whoever has not is refused."""
 
 import asyncio
 import os
@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench.balanced import Agents
+from tests import cluster
 from tests.eventually import eventually
 from tests.running.processes import chores, workers
-from tests.running.starts import serving
+from tests.running.starts import manage, serving
+from tests.workspace import free_port
 
 CALL = (
     b"POST /mcp/quickstart HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -23,9 +25,9 @@ REFUSED, ANSWERED = "refused", "401"
 class Callers(Agents):
     """Clients that make a connection for each call, as proxies do; `seen` counts what became of them."""
 
-    def __init__(self, port: int, number: int = 16) -> None:
+    def __init__(self, port: int, number: int = 16, pause: float = 0) -> None:
         super().__init__()
-        self._port, self._number = port, number
+        self._port, self._number, self._pause = port, number, pause
         self.seen: Counter[str] = Counter()
 
     async def _work(self) -> None:
@@ -42,6 +44,7 @@ class Callers(Agents):
         except ConnectionRefusedError:
             await asyncio.sleep(0.01)
             return REFUSED
+        await asyncio.sleep(self._pause)
         try:
             writer.write(CALL)
             answer = await asyncio.wait_for(reader.read(), 30)
@@ -52,14 +55,27 @@ class Callers(Agents):
             writer.close()
 
 
-def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(home: Path) -> None:
+@pytest.mark.parametrize("pause", [0, 1], ids=["at once", "when it gets a processor"])
+def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(
+    home: Path, pause: float
+) -> None:
     """So a proxy can ask another one at once, for a call too: of what is refused nothing was sent."""
-    with serving(home, workers=2) as served, Callers(served.port) as callers:
+    with serving(home, workers=2) as served, Callers(served.port, 64 if pause else 16, pause) as callers:
         eventually(lambda: callers.seen[ANSWERED] > 100)
         assert served.stop() == 0
         eventually(lambda: callers.seen[REFUSED] > 100)
 
     assert callers.seen.keys() == {ANSWERED, REFUSED}
+
+
+def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
+    """So calls go to another one while somebody starts it again and again, as Compose and Kubernetes do."""
+    port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")
+    with Callers(port) as callers:
+        done = manage(fresh, "serve", "--no-migrate", "--port", str(port), DATABASE_URL=empty, **cluster.keys())
+
+    assert done.stderr.startswith("CommandError: The database is empty")
+    assert callers.seen.keys() == {REFUSED}
 
 
 @pytest.mark.drill

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -55,10 +56,13 @@ def answer(taking: Provider, saml_organisation: SamlOrganisation) -> Answer:
     return Answer(taking.issuer, saml_organisation.pair)
 
 
+def metadata() -> str:
+    return Client().get(METADATA).content.decode()
+
+
 def published() -> str:
     """The certificate that our metadata say to encrypt for."""
-    text = Client().get(METADATA).content.decode()
-    (found,) = re.findall(r'use="encryption">.*?<ds:X509Certificate>([^<]+)', text)
+    (found,) = re.findall(r'use="encryption">.*?<ds:X509Certificate>([^<]+)', metadata())
     return str(found)
 
 
@@ -119,6 +123,22 @@ def test_aes_gcm_under_rsa_oaep_is_taken(bits: int, wrapping: dict[str, Any], an
     visit = brought(answer, lambda given: encrypted(given.signed(), bits=bits, **wrapping))
 
     assert visit.person == User.objects.get(email="mia@example.com")
+
+
+def test_whatever_our_metadata_announce_is_taken(answer: Answer) -> None:
+    announced = re.findall(r'<md:EncryptionMethod Algorithm="([^"]+)"/>', metadata())
+    ciphers = {each: int(bits[1]) for each in announced if (bits := re.search(r"#aes(\d+)", each))}
+    wrappings = [each for each in announced if each not in ciphers]
+    assert ciphers
+    assert wrappings
+
+    def person(**how: Any) -> User | None:
+        another = Answer(answer.issuer, answer.pair)
+        return brought(another, lambda given: encrypted(given.signed(), **how)).person
+
+    for (algorithm, bits), wrapping in product(ciphers.items(), wrappings):
+        found = person(algorithm=algorithm, bits=bits, wrapping=wrapping)
+        assert found == User.objects.get(email="mia@example.com"), (algorithm, wrapping)
 
 
 @pytest.mark.parametrize(

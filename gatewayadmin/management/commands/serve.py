@@ -13,7 +13,8 @@ from gatewayadmin.config.key_uses import key_uses
 from gatewayadmin.config.ways import Ways
 from gatewayadmin.serving import first_start
 from gatewayadmin.serving.first_start import Welcome
-from gatewayadmin.serving.server import PortTaken, Server, cores, listen, metrics_folder
+from gatewayadmin.serving.port import PortTaken, reserve
+from gatewayadmin.serving.server import Server, cores, metrics_folder
 
 
 class Command(BaseCommand):
@@ -39,7 +40,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, host: str, port: int, workers: int, migrate: bool, **options: Any) -> None:
         try:
-            listener = listen(host, port)
+            listener = reserve(host, port)
             metrics = metrics_folder(settings.DATA_DIR)
             database.require(tables=not migrate)
             in_use = ways.survey(workers or cores())
