@@ -185,7 +185,7 @@ def test_the_page_asks_how_long_and_tells_until_when(ana: User, first: Issued, s
     assert "old until" in row(browser.get("/settings/api-tokens"), first.token)
     edit = text(browser.get(f"/tokens/{first.token.pk}/edit/"))
     assert first.secret[:12] in edit
-    assert "End old secret" in edit
+    assert "End old token" in edit
 
     browser.post(f"/tokens/{first.token.pk}/end-previous/")
 
