@@ -8,8 +8,8 @@ TOKENS = Table(
     (
         Column("pick", "Pick", 2, kind="pick"),
         Column("name", "Name"),
-        Column("prefix", "Prefix", 7, priority=2, on_phone=True),
-        Column("host", "Host", 7.5, priority=3),
+        Column("prefix", "Prefix", 7.5, priority=2, on_phone=True),
+        Column("host", "Host", 7, priority=3),
         Column("gateway", "Gateway", 6.5, priority=4),
         Column("servers", "Servers", 5, priority=4),
         Column("expires", "Expiration date", 10.5, on_phone=True),
