@@ -218,8 +218,8 @@ on("htmx:sendError", (event) => asksAgain(event) || announce("The server does no
 on("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
 on("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
-all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail scrolls where it is longer than the window.
-for (const one of all(".tabs [aria-current], [data-scrolls] [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
+all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may be longer than the window.
+for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.
