@@ -12,7 +12,7 @@ PEOPLE = Table(
         Column("email", "Email", 14, priority=2, sorts=("email",), on_phone=True),
         Column("role", "Role", 8, priority=3),
         Column("teams", "Teams", 10, priority=4),
-        Column("status", "Status", 7, on_phone=True),
+        Column("status", "Status", 10, on_phone=True),
         Column("signed_in", "Last sign-in", 7, priority=3, sorts=("last_login",), most_first=True, on_phone=True),
         Column("acts", "Invitation", 11, kind="acts", said=False),
     ),

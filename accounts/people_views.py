@@ -247,10 +247,9 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
             back=page_url(person),
         )
     try:
-        person.deactivate(by=request.user)
+        undo = Undo.if_changed(person.deactivate(by=request.user), reverse("accounts:reactivate", args=[person.pk]))
     except PeopleError as error:
         return leave(request, page_url(person), str(error))
-    undo = Undo(reverse("accounts:reactivate", args=[person.pk]))
     return leave(request, page_url(person), f"{person.email} is deactivated", undo)
 
 

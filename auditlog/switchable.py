@@ -16,22 +16,27 @@ class Switchable(models.Model):
     class Meta:
         abstract = True
 
-    def disable(self, *, by: Actor | None) -> None:
-        """Disable; the next request that depends on this row is refused. It can be enabled again."""
-        self._set_enabled(on=False, by=by)
+    def disable(self, *, by: Actor | None) -> bool:
+        """Disable; the next request that depends on this row is refused. It can be enabled again.
 
-    def enable(self, *, by: Actor | None) -> None:
-        """Switch on again; everything works as before."""
-        self._set_enabled(on=True, by=by)
+        Whether that changed anything: it may have been off.
+        """
+        return self._set_enabled(on=False, by=by)
 
-    def _set_enabled(self, *, on: bool, by: Actor | None) -> None:
+    def enable(self, *, by: Actor | None) -> bool:
+        """Switch on again; everything works as before. Whether that changed anything: it may have been on."""
+        return self._set_enabled(on=True, by=by)
+
+    def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
         with transaction.atomic():
             row = self.lock()
-            if row.enabled != on:
+            changed: bool = row.enabled != on
+            if changed:
                 type(self)._default_manager.filter(pk=self.pk).update(enabled=on, **self._further_columns(on, by))
                 action = Action(f"{self._meta.model_name}.{'enabled' if on else 'disabled'}")
                 Event.objects.record(action, self, by=by, changes={"enabled": [not on, on]})
         self.enabled = on
+        return changed
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         """Further columns that a flip changes."""

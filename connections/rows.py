@@ -20,6 +20,7 @@ from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above
 from hosts.models import HostKind
+from tokens.models import Token, prefixed
 from ui.matching import holds
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class ConnectionFilter(forms.Form):
                 holds("user__email", words)
                 | holds("host__name", words)
                 | holds("gateway__name", words)
-                | _by_prefix(words)
+                | _holding(prefixed(words))
             )
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             rows = rows.filter(host__kind=kind)
@@ -220,11 +221,9 @@ def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
     return {status: counted.get(status, 0) for status in STATUSES}
 
 
-def _by_prefix(words: str) -> Q:
-    """The connections that hold a credential with this prefix; only what begins like one is looked up."""
-    if not words.startswith("gw"):
-        return Q()
-    return Q(pk__in=Connection.objects.filter(tokens__prefix__startswith=words).values("pk"))
+def _holding(credentials: Q) -> Q:
+    """The connections that hold one of these credentials, if any are asked for."""
+    return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 
 def _usable() -> Exists:

@@ -107,8 +107,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             target=f"#connection-{connection.pk}",
             back=back_url(request, connection),
         )
-    connection.disable(by=request.user)
-    undo = reverse("connections:enable", args=[connection.pk])
+    undo = Undo.if_changed(connection.disable(by=request.user), reverse("connections:enable", args=[connection.pk]))
     return changed(request, connection, "Connection disabled", undo=undo)
 
 
@@ -116,8 +115,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.CONNECTIONS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     connection = _find(request, pk, Capability.CONNECTIONS_TOGGLE)
-    connection.enable(by=request.user)
-    undo = reverse("connections:disable", args=[connection.pk])
+    undo = Undo.if_changed(connection.enable(by=request.user), reverse("connections:disable", args=[connection.pk]))
     return changed(request, connection, "Connection enabled", undo=undo)
 
 
@@ -200,11 +198,11 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
 
 
 def changed(
-    request: AppRequest, connection: Connection, toast: str, *, stays: bool = False, undo: str = ""
+    request: AppRequest, connection: Connection, toast: str, *, stays: bool = False, undo: Undo | None = None
 ) -> HttpResponse:
     """The answer to an act: the row as it is now, and a toast, or a notice that stays."""
     if not wants_fragment(request):
-        return leave(request, back_url(request, connection), toast, Undo(undo) if undo else None)
+        return leave(request, back_url(request, connection), toast, undo)
     template, context = row_fragment(request, connection)
     if not stays:
         return answer(request, template, context, to=back_url(request, connection), toast=toast, undo=undo)

@@ -27,7 +27,7 @@ from gateways.catalogue import Catalogue
 from gateways.models import Gateway
 from hosts.models import Host
 from servers.models import Server
-from tokens.models import Token
+from tokens.models import Token, called
 from tokens.visibility import ENDING, known_to, of_status
 from ui.matching import holds
 from ui.pages import AppRequest, show, text_of
@@ -225,13 +225,12 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
 def _tools(user: User, name: str) -> Iterator[Thing]:
     # By name alone, which an index holds; the page of tools looks into their words as well.
     for tool in Catalogue(user, {"name": name}, expected=slice(0, SHOWN), tells_use=False)[:SHOWN]:
-        at = reverse("gateways:tool", args=[tool.feature.pk])
+        at = reverse("gateways:feature", args=[tool.feature.pk])
         yield Thing("Tools", Entry(tool.feature.name, at, "tool", note=tool.server.name), [])
 
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
-    named = holds("name", name) | Q(prefix__startswith=name)
-    usable = known_to(user).filter(of_status("active")).filter(named).order_by(Lower("name"), "pk")
+    usable = known_to(user).filter(of_status("active")).filter(called(name)).order_by(Lower("name"), "pk")
     # By their keys, which an index holds in this order: joined, all of them would be sorted.
     keys = list(usable.values_list("pk", flat=True)[:SHOWN])
     may_end = any(map(user.has_perm, ENDING))

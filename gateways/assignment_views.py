@@ -39,6 +39,7 @@ from servers.models import Health, Server
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
+    Undo,
     answer,
     clash_context,
     confirm,
@@ -234,8 +235,8 @@ def _stopping_tools(assignment: Any) -> str:
 @requires(Capability.GATEWAYS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     assignment = find(request.user, pk)
-    assignment.enable(by=request.user)
-    undo = reverse("gateways:disable_assignment", args=[assignment.pk])
+    back = reverse("gateways:disable_assignment", args=[assignment.pk])
+    undo = Undo.if_changed(assignment.enable(by=request.user), back)
     return changed(request, assignment, "Server enabled on this gateway", undo)
 
 
@@ -254,11 +255,11 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             target=f"#assignment-{assignment.pk}",
             back=tab_url(assignment.gateway),
         )
-    assignment.disable(by=request.user)
-    undo = reverse("gateways:enable_assignment", args=[assignment.pk])
+    back = reverse("gateways:enable_assignment", args=[assignment.pk])
+    undo = Undo.if_changed(assignment.disable(by=request.user), back)
     return changed(request, assignment, "Server disabled on this gateway", undo)
 
 
-def changed(request: AppRequest, assignment: Assignment, toast: str, undo: str) -> HttpResponse:
+def changed(request: AppRequest, assignment: Assignment, toast: str, undo: Undo | None) -> HttpResponse:
     context = {"assignment": assignment, "gateway": assignment.gateway, "sees_servers": sees_servers(request.user)}
     return answer(request, "gateways/servers.html#row", context, to=tab_url(assignment.gateway), toast=toast, undo=undo)

@@ -1,4 +1,4 @@
-"""The page Tools: what all servers offer on the gateways one may see, and the page of one tool."""
+"""The page Tools: what all servers offer on the gateways one may see."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ from uuid import UUID
 
 from django.core.paginator import Paginator
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import redirect
 from django.views.decorators.http import require_GET
 
-from auditlog.instruments import Instruments
-from capabilities import Capability, own_resource
+from capabilities import own_resource
 from capabilities.catalogue import SEES_GATEWAYS
-from gateways.arguments import arguments
 from gateways.assignment_views import sees_servers
-from gateways.catalogue import Catalogue, Entry, is_offered, servers_seen_by
-from gateways.differences import difference, pages, whole
+from gateways.catalogue import Catalogue, servers_seen_by
 from gateways.forms import CatalogueFilter
-from gateways.models import Effect, Feature, FeatureVersion
-from gateways.use_of_tool import Use
+from gateways.models import Effect, Feature
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, is_for, show
 
 SHOWN = 40  # Tools a page; more would make it too heavy.
-VERSIONS = 20
 
 
 class Column(NamedTuple):
@@ -98,36 +93,5 @@ def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> C
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    """One tool, by the id of any of its features."""
-    asked = get_object_or_404(Feature.objects.tools_seen_by(request.user).select_related("assignment"), pk=pk)
-    tool = Catalogue(request.user, {}).find(asked)
-    context: dict[str, Any] = {
-        "tool": tool,
-        "feature": tool.feature,
-        "arguments": arguments(tool.feature.input_schema),
-        "offered": [place for place in tool.places if is_offered(place)],
-        "use": Use.of(tool.places) if request.user.has_perm(Capability.LOGS_READ) else None,
-        **_history(tool, request.GET.get("version", "")),
-    }
-    names = {place.exposed_name[:300] for place in tool.places}
-    if request.user.has_perm(Capability.LOGS_READ) and len(names) == 1:  # The page of calls filters by one name.
-        name, server = names.pop(), tool.server.pk
-        where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [name]}
-        filters = {"server": str(server), "tool": name}
-        context["instruments"] = Instruments.of(request, where, filters, tops=("gateway",))
-    return show(request, "gateways/tool.html", context)
-
-
-def _history(tool: Entry, asked: str) -> dict[str, Any]:
-    """Its newest definitions, and what the one that was asked for says otherwise than the one before it there."""
-    rows = FeatureVersion.objects.filter(feature__in=tool.places).select_related("feature__assignment__gateway")
-    versions = list(rows.order_by("-first_seen_at", "pk")[:VERSIONS])
-    version = next((one for one in versions if str(one.pk) == asked), None)
-    if version is None:
-        return {"versions": versions}
-    earlier = rows.filter(feature=version.feature, first_seen_at__lt=version.first_seen_at)
-    before = earlier.order_by("-first_seen_at").first()
-    lines = difference(before.definition, version.definition) if before else whole(version.definition)
-    parts = pages(lines)
-    told = {"version": version, "before": before, "lines": parts[0], "is_cut": len(parts) > 1}
-    return {"versions": versions, **told}
+    """Where the page of a tool was; links to it were kept."""
+    return redirect("gateways:feature", pk, permanent=True)

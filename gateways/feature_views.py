@@ -1,4 +1,7 @@
-"""The page of one feature: what clients are shown of it, what its server says now, and the decision on that."""
+"""The page of one feature: what clients are shown of it, what its server says now, and the decision on that.
+
+Of a tool it tells, too, what else its server offers it on, and how it is used.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,21 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.models import User
+from auditlog.instruments import Instruments
 from auditlog.models import Call
 from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
+from gateways.arguments import arguments
 from gateways.assignment_views import sees_servers
+from gateways.catalogue import Catalogue, is_offered
 from gateways.differences import Line, difference, pages, whole
 from gateways.models import (
     Assignment,
     Feature,
     FeatureVersion,
     IdentityScheme,
+    Kind,
     NothingToAccept,
     OnArrival,
     OnChange,
@@ -31,11 +38,13 @@ from gateways.models import (
     ToolPolicy,
 )
 from gateways.tool_views import FeatureRow, find, page_url
+from gateways.use_of_tool import Use
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show
 
 LATELY = timedelta(days=7)
+WORDS = "words"  # The description and the arguments of a tool, as a person reads them.
 LAST_CALLS = 500  # Of so many calls it is told who made them.
 
 HELD = {
@@ -70,8 +79,9 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     views = [*_views(feature)]
     wanted = request.GET.get("show", "")
     version = next((one for one in versions if str(one.pk) == wanted), None)
+    before = _before(version, versions) if version and "whole" not in request.GET else None
     shown = wanted if version or wanted in [view.value for view in views] else views[0].value if views else ""
-    parts = pages(_lines(feature, shown, version))
+    parts = pages(_lines(feature, shown, version, before))
     part = _part(request, len(parts))
     context = {
         "row": FeatureRow(feature),
@@ -81,6 +91,9 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "views": views,
         "shown": shown,
         "version": version,
+        "before": before,
+        "earlier": version and _before(version, versions),
+        "arguments": arguments(feature.input_schema) if shown == WORDS else [],
         "lines": parts[part - 1],
         "part": part,
         "parts": len(parts),
@@ -88,22 +101,50 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "sees_servers": sees_servers(request.user),
         "people": feature.identities.count() if _is_personal(feature) else None,
         "callers": _callers(feature, request.user),
+        **_as_tool(request, feature),
     }
     return show(request, "gateways/feature.html#definition", context)
 
 
+def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
+    """Where else a tool is, and how it is used there too; nothing of what is no tool, or is offered no more."""
+    seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
+    if not seen.exists():
+        return {}
+    places = Catalogue(request.user, {}).find(feature).places
+    told: dict[str, Any] = {"places": places, "offered": [place for place in places if is_offered(place)]}
+    if not request.user.has_perm(Capability.LOGS_READ):
+        return told
+    told["use"] = Use.of(places)
+    names, server = {place.exposed_name[:300] for place in places}, feature.assignment.server_id
+    if len(names) == 1:  # The page of calls filters by one name.
+        where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [*names]}
+        filters = {"server": str(server), "tool": min(names)}
+        told["instruments"] = Instruments.of(request, where, filters, tops=("gateway",))
+    return told
+
+
 def _views(feature: Feature) -> Iterator[View]:
+    """The first of them is shown unless another is asked for: what has to be decided, else what a person reads."""
     if feature.approved and feature.offered:
         yield View("difference", "Difference")
     if feature.offered:
         yield View("offered", "Offered now")
+    if feature.kind == Kind.TOOL:
+        yield View(WORDS, "In words")
     if feature.approved:
         yield View("approved", "Approved")
 
 
-def _lines(feature: Feature, shown: str, version: FeatureVersion | None) -> list[Line]:
+def _before(version: FeatureVersion, versions: list[FeatureVersion]) -> FeatureVersion | None:
+    """The one of these, the newest first, that came before this."""
+    earlier = (one for one in versions if one.first_seen_at < version.first_seen_at)
+    return next(earlier, None)
+
+
+def _lines(feature: Feature, shown: str, version: FeatureVersion | None, before: FeatureVersion | None) -> list[Line]:
     if version:
-        return whole(version.definition)
+        return difference(before.definition, version.definition) if before else whole(version.definition)
     match shown:
         case "difference":
             return difference(feature.approved, feature.offered or "")

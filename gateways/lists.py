@@ -78,7 +78,7 @@ MEMBERS = Table(
         Column("name", "Name"),
         Column("email", "Email", 16, priority=2, on_phone=True),
         Column("role", "Role", 8, priority=3),
-        Column("status", "Status", 7, on_phone=True),
+        Column("status", "Status", 10, on_phone=True),
         Column("acts", "Actions", 4, kind="acts", said=False),
     ),
 )

@@ -130,12 +130,12 @@ def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
     try:
         with transaction.atomic():
             team = Team.objects.select_for_update().get(pk=UUID(request.POST.get("team", "")))
-            team.edit(name=team.name, users={*team.users.all(), person}, by=request.user)
+            changed = team.edit(name=team.name, users={*team.users.all(), person}, by=request.user)
     except (ValueError, Team.DoesNotExist):
         return leave(request, back, "There is no such team.")
     except Outranked as error:
         return leave(request, back, str(error))
-    undo = Undo(reverse("gateways:remove_from_team", args=[team.pk, pk]), [("back", back)])
+    undo = Undo.if_changed(changed, reverse("gateways:remove_from_team", args=[team.pk, pk]), [("back", back)])
     return leave(request, back, f"{person.email} is in {team.name}", undo)
 
 

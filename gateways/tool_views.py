@@ -33,6 +33,7 @@ from servers.models import Server
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
+    Undo,
     answer,
     confirm,
     open_page,
@@ -242,8 +243,7 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     feature = find(request, pk)
-    feature.enable(by=request.user)
-    undo = reverse("gateways:disable_tool", args=[feature.pk])
+    undo = Undo.if_changed(feature.enable(by=request.user), reverse("gateways:disable_tool", args=[feature.pk]))
     return changed(request, feature, f"{feature.exposed_name} enabled", undo)
 
 
@@ -263,8 +263,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             target="#feature-head" if is_open(request, feature) else f"#tool-{feature.pk}",
             back=tab_url(gateway),
         )
-    feature.disable(by=request.user)
-    undo = reverse("gateways:enable_tool", args=[feature.pk])
+    undo = Undo.if_changed(feature.disable(by=request.user), reverse("gateways:enable_tool", args=[feature.pk]))
     return changed(request, feature, f"{feature.exposed_name} disabled", undo)
 
 
@@ -285,7 +284,7 @@ def is_open(request: AppRequest, feature: Feature) -> bool:
     return open_page(request) == page_url(feature)
 
 
-def changed(request: AppRequest, feature: Feature, toast: str, undo: str) -> HttpResponse:
+def changed(request: AppRequest, feature: Feature, toast: str, undo: Undo | None) -> HttpResponse:
     """The part of the page that shows the switch: the head of the feature's page, or its row."""
     template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
     context = {"row": FeatureRow(feature), "gateway": feature.assignment.gateway}

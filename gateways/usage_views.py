@@ -81,8 +81,8 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
             back=back,
         )
     off = assignment.narrow(used_tools(assignment), by=request.user)
-    undo = Undo(reverse("gateways:widen", args=[pk]))
-    return leave(request, back, f"{assignment.server.name}: {_tools(len(off))} switched off", undo if off else None)
+    undo = Undo.if_changed(bool(off), reverse("gateways:widen", args=[pk]))
+    return leave(request, back, f"{assignment.server.name}: {_tools(len(off))} switched off", undo)
 
 
 def _tools(number: int) -> str:

@@ -33,6 +33,7 @@ from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
+    Undo,
     answer,
     clash_context,
     confirm,
@@ -235,8 +236,8 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, headin
 @requires(Capability.GATEWAYS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find(request.user, slug)
-    gateway.enable(by=request.user)
-    return switched(request, gateway, "Gateway enabled", reverse("gateways:disable", args=[gateway.slug]))
+    undo = Undo.if_changed(gateway.enable(by=request.user), reverse("gateways:disable", args=[gateway.slug]))
+    return switched(request, gateway, "Gateway enabled", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -253,8 +254,8 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             target=switch_target(request, "gateway", gateway.slug),
             back=page_url(gateway),
         )
-    gateway.disable(by=request.user)
-    return switched(request, gateway, "Gateway disabled", reverse("gateways:enable", args=[gateway.slug]))
+    undo = Undo.if_changed(gateway.disable(by=request.user), reverse("gateways:enable", args=[gateway.slug]))
+    return switched(request, gateway, "Gateway disabled", undo)
 
 
 @require_POST
@@ -293,7 +294,7 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
     return leave(request, reverse("gateways:list"), f"{gateway.name} archived")
 
 
-def switched(request: AppRequest, gateway: Gateway, toast: str, undo: str = "") -> HttpResponse:
+def switched(request: AppRequest, gateway: Gateway, toast: str, undo: Undo | None = None) -> HttpResponse:
     """The part of the page that shows the switch: the head of the gateway's page, or its row."""
     fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
     return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast, undo=undo)

@@ -31,6 +31,7 @@ from ui.bulk import Ending, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
+    Undo,
     answer,
     clash_context,
     confirm,
@@ -159,8 +160,8 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
-    host.enable(by=request.user)
-    return switched(request, host, "Host enabled", reverse("hosts:disable", args=[host.pk]))
+    undo = Undo.if_changed(host.enable(by=request.user), reverse("hosts:disable", args=[host.pk]))
+    return switched(request, host, "Host enabled", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -186,8 +187,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             target=switch_target(request, "host", host.pk),
             back=_way_back(request, host),
         )
-    host.disable(by=request.user)
-    return switched(request, host, "Host disabled", reverse("hosts:enable", args=[host.pk]))
+    undo = Undo.if_changed(host.disable(by=request.user), reverse("hosts:enable", args=[host.pk]))
+    return switched(request, host, "Host disabled", undo)
 
 
 @require_POST
@@ -283,7 +284,7 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     )
 
 
-def switched(request: AppRequest, host: Host, toast: str, undo: str = "") -> HttpResponse:
+def switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
     """The part of the page that shows the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     context = {"host": host, "table": HOSTS.seen(request)}

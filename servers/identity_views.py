@@ -255,8 +255,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             target=f"#identity-{identity.pk}",
             back=page_url(request.user, identity),
         )
-    identity.disable(by=request.user)
-    undo = reverse("servers:enable_identity", args=[identity.pk])
+    undo = Undo.if_changed(identity.disable(by=request.user), reverse("servers:enable_identity", args=[identity.pk]))
     return _changed(request, identity, "Identity disabled", undo)
 
 
@@ -265,10 +264,11 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
     try:
-        identity.enable(by=request.user)
+        undo = Undo.if_changed(
+            identity.enable(by=request.user), reverse("servers:disable_identity", args=[identity.pk])
+        )
     except HeldDisabled:  # An administrator had disabled it.
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE) from None
-    undo = reverse("servers:disable_identity", args=[identity.pk])
     return _changed(request, identity, "Identity enabled", undo)
 
 
@@ -333,11 +333,11 @@ def _uses(identity: Identity) -> str:
     return f"{count} {word}{' uses' if count == 1 else 's use'} it." if count else ""
 
 
-def _changed(request: AppRequest, identity: Identity, toast: str, undo: str = "") -> HttpResponse:
+def _changed(request: AppRequest, identity: Identity, toast: str, undo: Undo | None = None) -> HttpResponse:
     """The answer to an act: its row of the page that is open."""
     back = page_url(request.user, identity)
     if not wants_fragment(request):
-        return leave(request, back, toast, Undo(undo) if undo else None)
+        return leave(request, back, toast, undo)
     template, context = _row_fragment(request, identity)
     return answer(request, template, context, to=back, toast=toast, undo=undo)
 

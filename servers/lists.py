@@ -28,7 +28,7 @@ GATEWAYS = Table(
         Column("alias", "Alias", 8, priority=2, on_phone=True),
         Column("scheme", "Identity scheme", 14, priority=3),
         Column("shared", "Shared identity", 12, priority=4),
-        Column("status", "Status", 9.5, on_phone=True),
+        Column("status", "Status", 10, on_phone=True),
     ),
 )
 IDENTITIES = Table(

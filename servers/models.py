@@ -496,13 +496,13 @@ class Identity(Versioned, Switchable):
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
 
-    def enable(self, *, by: Actor | None) -> None:
-        """Switch on again. Raises HeldDisabled when its owner would undo what an administrator did."""
+    def enable(self, *, by: Actor | None) -> bool:
+        """Switch on again; whether it was off. Raises HeldDisabled when its owner would undo an administrator's act."""
         with transaction.atomic():
             row = self.lock()
             if isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
                 raise HeldDisabled(HeldDisabled.__doc__)
-            super().enable(by=by)
+            return super().enable(by=by)
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         self.disabled_by_id = None if on or by is None else by.pk

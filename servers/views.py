@@ -33,6 +33,7 @@ from ui.bulk import Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
+    Undo,
     answer,
     clash_context,
     confirm,
@@ -218,8 +219,8 @@ def _failure_text(failure: Failed) -> tuple[str, str]:
 @requires(Capability.SERVERS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
-    server.enable(by=request.user)
-    return switched(request, server, "Server enabled", reverse("servers:disable", args=[server.slug]))
+    undo = Undo.if_changed(server.enable(by=request.user), reverse("servers:disable", args=[server.slug]))
+    return switched(request, server, "Server enabled", undo)
 
 
 @require_http_methods(["GET", "POST"])
@@ -239,8 +240,8 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
             target=switch_target(request, "server", server.slug),
             back=page_url(server),
         )
-    server.disable(by=request.user)
-    return switched(request, server, "Server disabled", reverse("servers:enable", args=[server.slug]))
+    undo = Undo.if_changed(server.disable(by=request.user), reverse("servers:enable", args=[server.slug]))
+    return switched(request, server, "Server disabled", undo)
 
 
 @require_POST
@@ -272,7 +273,7 @@ def _removed_from(server: Server) -> str:
     return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
 
 
-def switched(request: AppRequest, server: Server, toast: str, undo: str = "") -> HttpResponse:
+def switched(request: AppRequest, server: Server, toast: str, undo: Undo | None = None) -> HttpResponse:
     """The part of the page that shows the switch: the head of the server's page, or its row."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
     return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)

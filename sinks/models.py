@@ -386,19 +386,19 @@ class Sink(Versioned, Switchable):
         self.begin()
         self.events_to = events
 
-    def enable(self, *, by: Any) -> None:
-        """Go on where it was; what came meanwhile is sent first. Raises CapabilityRequired."""
+    def enable(self, *, by: Any) -> bool:
+        """Go on where it was; what came meanwhile is sent first. Whether it was off. Raises CapabilityRequired."""
         self.must_be_open_to(by)
-        super().enable(by=by)
+        return super().enable(by=by)
 
-    def disable(self, *, by: Actor | None, seen: Seen | None = None) -> None:
-        """Send nothing more until it is enabled again; it hears by whom. Raises ChangedMeanwhile."""
+    def disable(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
+        """Send nothing more until it is enabled again; it hears by whom. Whether it was on. Raises ChangedMeanwhile."""
         if self.enabled:
             self._announce(Action.SINK_DISABLED, "Paused by {}: nothing comes until it is enabled again.", by, seen)
         with transaction.atomic():
             row: Sink = self.lock()
             row.must_be(seen)
-            super().disable(by=by)
+            return super().disable(by=by)
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         return {"retry_at": None, "failures": 0} if on else {}

@@ -18,7 +18,7 @@ from sinks.forms import SinkForm, kind_of
 from sinks.lists import SINKS
 from sinks.models import Kind, Sink, SinkError
 from sinks.trial import send_test_line
-from ui.pages import AppRequest, answer, clash_context, confirm, leave, page_of, posted, refuse, seen, show
+from ui.pages import AppRequest, Undo, answer, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 from ui.tables import show_list
 
 PAUSE_TEXT = "Nothing more is sent to it until it is enabled again. It goes on then where it was."
@@ -118,8 +118,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             target=f"#sink-{sink.pk}",
             back=reverse("sinks:list"),
         )
-    sink.disable(by=request.user)
-    return _switched(request, sink, "Log sink paused", undo=reverse("sinks:enable", args=[sink.pk]))
+    undo = Undo.if_changed(sink.disable(by=request.user), reverse("sinks:enable", args=[sink.pk]))
+    return _switched(request, sink, "Log sink paused", undo)
 
 
 @require_POST
@@ -128,11 +128,11 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.AUDIT_READ)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
     sink = get_object_or_404(Sink, pk=pk)
-    sink.enable(by=request.user)
-    return _switched(request, sink, "Log sink enabled", undo=reverse("sinks:disable", args=[sink.pk]))
+    undo = Undo.if_changed(sink.enable(by=request.user), reverse("sinks:disable", args=[sink.pk]))
+    return _switched(request, sink, "Log sink enabled", undo)
 
 
-def _switched(request: AppRequest, sink: Sink, toast: str, undo: str) -> HttpResponse:
+def _switched(request: AppRequest, sink: Sink, toast: str, undo: Undo | None) -> HttpResponse:
     sink.refresh_from_db()
     return answer(request, "sinks/list.html#row", {"sink": sink}, to=reverse("sinks:list"), toast=toast, undo=undo)
 

@@ -15,10 +15,11 @@ from connections.models import Connection
 from connections.rows import visible
 from connections.views import back_url, changed
 from tokens.models import AlreadyRevoked, Token, TokenKind
-from tokens.views import OFF, REGENERATE_TEXT, asked, regenerated
+from tokens.views import OFF, asked, regenerated
 from tokens.visibility import with_scope
 from ui.pages import AppRequest, confirm, show
 
+REGENERATE_TEXT = "Regenerate the API key for this connection? The old key will be deactivated immediately."
 RENEWED = "API key regenerated. The client picks up a new access token on its own, within 1 hour at most."
 
 

@@ -153,7 +153,6 @@ class OverlapForm(forms.Form):
     """How long the old secret works on beside the new one; not at all unless chosen."""
 
     overlap_hours = forms.TypedChoiceField(
-        label="The old secret works on",
         choices=[(hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS],
         coerce=int,
         required=False,

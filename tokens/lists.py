@@ -9,12 +9,12 @@ TOKENS = Table(
         Column("pick", "Pick", 2, kind="pick"),
         Column("name", "Name"),
         Column("prefix", "Prefix", 7.5, priority=2, on_phone=True),
-        Column("host", "Host", 8, priority=3),
+        Column("host", "Host", 7, priority=3),
         Column("gateway", "Gateway", 6.5, priority=4),
         Column("servers", "Servers", 5, priority=4),
         Column("expires", "Expiration date", 10.5, on_phone=True),
         Column("used", "Last used date", 7, priority=3),
-        Column("status", "Status", 12, priority=2, on_phone=True),
+        Column("status", "Status", 13, priority=2, on_phone=True),
         Column("acts", "Actions", 7.5, kind="acts", said=False),
     ),
 )
@@ -23,11 +23,11 @@ API_KEYS = Table(
     "API keys",
     (
         Column("name", "Name"),
-        Column("prefix", "Prefix", 8, priority=2, on_phone=True),
+        Column("prefix", "Prefix", 7.5, priority=2, on_phone=True),
         Column("capabilities", "Capabilities", 14, priority=3),
         Column("expires", "Expires", 7.5, on_phone=True),
         Column("used", "Last used", 7, priority=3),
-        Column("status", "Status", 7.5, priority=2, on_phone=True),
+        Column("status", "Status", 10, priority=2, on_phone=True),
         Column("acts", "Actions", 8.5, kind="acts", said=False),
     ),
 )

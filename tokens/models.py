@@ -92,12 +92,19 @@ SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 
 def called(words: str) -> Q:
-    """Tokens with `words` in their name, or as prefix; only what begins like one is looked for there."""
-    matches = holds("name", words)
-    if any(prefix.startswith(words[: len(prefix)]) for prefix in token_text.PREFIXES):
-        matches |= Q(prefix__startswith=words)
-        matches |= Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
-    return matches
+    """Tokens with `words` in their name, or as prefix."""
+    return holds("name", words) | prefixed(words)
+
+
+def prefixed(words: str) -> Q:
+    """Tokens with `words` as prefix, or as that of an old secret that still works; empty when no prefix is like that.
+
+    What is shorter than the kind it begins with would find all of that kind.
+    """
+    if not words.startswith(tuple(token_text.PREFIXES)):
+        return Q()
+    old = Q(previous_prefix__startswith=words, previous_ends_at__gt=timezone.now())
+    return Q(prefix__startswith=words) | old
 
 
 class TokenQuerySet(models.QuerySet["Token"]):

@@ -56,15 +56,15 @@ class BadOverlap(TokenError):
 
 
 class AskedForNew(TokenError):
-    """A new secret of this token was asked for. Collect it instead."""
+    """A new token was asked for in place of this one. Collect it instead."""
 
 
 class NothingToCollect(TokenError):
-    """No new secret of this token is waiting: it was collected before, or nobody asked for one."""
+    """No new token is waiting in place of this one: it was collected before, or nobody asked for one."""
 
 
 class NoPrevious(TokenError):
-    """This token has no previous secret that still works."""
+    """The old token does not work any more."""
 
 
 def expiry(days: int | None) -> datetime | None:

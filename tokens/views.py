@@ -62,10 +62,8 @@ ROWS = 23  # Each has links, a box and two buttons: with more, the page of every
 HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
-REGENERATE_TEXT = "Regenerate the API key for this connection? The old key will be deactivated immediately."
-REGENERATE_WITH_OVERLAP_TEXT = (
-    "Regenerate the API key for this connection? The old key works on for the time chosen below."
-)
+REGENERATE_TEXT = "Regenerate this API access token? The old token stops working immediately."
+REGENERATE_WITH_OVERLAP_TEXT = "Regenerate this API access token? The old token works on for the time chosen below."
 OFF = "The host, the gateway or the connection is disabled. Enable it first."
 
 
@@ -230,7 +228,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="Collect new token",
-            text="The new secret of this token is made now and shown to you once.",
+            text="The new token is made now and shown to you once.",
             more=f"{_named(token)}. Name, servers, expiration and IP allowlist have stayed.",
             icon="key",
             kind="primary",
@@ -260,8 +258,8 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
         return confirm(
             request,
             title="Ask for a new token",
-            text=f"The present secret stops working now, and {owner} collects a new one after signing in.",
-            more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new secret.",
+            text=f"The present token stops working now, and {owner} collects a new one after signing in.",
+            more=f"{_named(token)}. Until then its requests fail with 401. You do not see the new one.",
             icon="key",
             target=target(request, token),
             back=back_url(request, token),
@@ -281,8 +279,8 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
     if request.method == "GET":
         return confirm(
             request,
-            title="End old secret",
-            text="End the old secret of this token? Requests using it will fail with 401 immediately.",
+            title="End old token",
+            text="End the old token? Requests using it will fail with 401 immediately.",
             more=f"{token.previous_prefix} of {_named(token)}. The new one {token.prefix} goes on.",
             icon="revoke",
             target=target(request, token),
@@ -291,15 +289,15 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
         token.end_previous(by=request.user)
-    return changed(request, token, "Old secret ended")
+    return changed(request, token, "Old token ended")
 
 
 def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
     context = {
-        "title": "Regenerate API key",
+        "title": "Regenerate token",
         "text": REGENERATE_TEXT,
         "text_with_overlap": REGENERATE_WITH_OVERLAP_TEXT,
-        "more": f"{_named(token)}. Name, servers, expiration and IP allowlist stay. The new key is shown once.",
+        "more": f"{_named(token)}. Name, servers, expiration and IP allowlist stay. The new token is shown once.",
         "icon_name": "key",
         "kind": "primary",
         "target": "#dialog",
@@ -320,7 +318,7 @@ def _named(token: Token) -> str:
 def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
     """The new secret; without one, that it is no longer shown."""
     if new is None and wants_fragment(request):
-        return changed(request, token, "This token was regenerated already. Its secret is no longer shown.")
+        return changed(request, token, "This token was regenerated already. The new one is no longer shown.")
     context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
     response = show(request, "tokens/issued.html#once", context | (once(new) if new else {}))
     response["Referrer-Policy"] = "no-referrer"
@@ -387,7 +385,7 @@ def _own(request: AppRequest, pk: UUID) -> Token:
     """The viewer's own token: no capability opens the secret of another's, which acts as them."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
-        raise PermissionDenied("Only its owner is shown the secret of a token. Ask for a new one instead.")
+        raise PermissionDenied("Only its owner is shown a token. Ask for a new one instead.")
     return token
 
 

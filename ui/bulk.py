@@ -34,8 +34,8 @@ class Switchable(Protocol):
     pk: Any
     enabled: bool
 
-    def disable(self, *, by: Any) -> None: ...
-    def enable(self, *, by: Any) -> None: ...
+    def disable(self, *, by: Any) -> bool: ...
+    def enable(self, *, by: Any) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: st
         return leave(request, back, _why_nothing(picked, apart, on))
     if not on and not request.POST.get("sure"):
         return _ask(request, way, changing, apart, back)
-    for row in changing:
-        row.enable(by=request.user) if on else row.disable(by=request.user)
-    done = f"{_number(changing, way)} {'enabled' if on else 'disabled'}"
-    undo = Undo(
-        request.path, [("act", "disable" if on else "enable"), ("sure", "1"), ("back", back), *_picks(changing)]
-    )
-    return leave(request, back, ". ".join(filter(None, (done, _apart_text(apart)))), undo)
+    # Somebody else may have been quicker with some: those are theirs to take back.
+    changed = [row for row in changing if (row.enable(by=request.user) if on else row.disable(by=request.user))]
+    if not changed:
+        return leave(request, back, _why_nothing(picked, apart, on))
+    done = f"{_number(changed, way)} {'enabled' if on else 'disabled'}"
+    fields = [("act", "disable" if on else "enable"), ("sure", "1"), ("back", back), *_picks(changed)]
+    return leave(request, back, ". ".join(filter(None, (done, _apart_text(apart)))), Undo(request.path, fields))
 
 
 def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> HttpResponse:

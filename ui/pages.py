@@ -53,6 +53,11 @@ class Undo(NamedTuple):
     url: str
     fields: Sequence[tuple[str, str]] = ()
 
+    @classmethod
+    def if_changed(cls, changed: bool, url: str, fields: Sequence[tuple[str, str]] = ()) -> Undo | None:
+        """What takes back an act that `changed` something, as its verb says: else it would take back another's act."""
+        return cls(url, fields) if changed else None
+
 
 class Fragment(NamedTuple):
     """The template and the context of one fragment of the open page."""
@@ -100,19 +105,19 @@ def show(request: HttpRequest, template: str, context: dict[str, Any] | None = N
 
 
 def answer(
-    request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "", undo: str = ""
+    request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "", undo: Undo | None = None
 ) -> HttpResponse:
     """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast.
 
-    `undo` is the address that a post to takes the act back; its answer replaces the same part of the page.
+    What the address of `undo` answers replaces the same part of the page.
     """
     if not wants_fragment(request):
-        return leave(request, to, toast, Undo(undo) if undo else None)
+        return leave(request, to, toast, undo)
     response = render(request, template, {"changed": True, **context})
     if not toast:
         return response
     target = request.htmx.target  # type: ignore[attr-defined]
-    back = {"undo": undo, "target": f"#{target}"} if undo and target else {}
+    back = {"undo": undo.url, "target": f"#{target}"} if undo and target else {}
     return trigger_client_event(response, "toast", {"value": toast, **back})
 
 

@@ -55,8 +55,8 @@ class Team(Versioned, models.Model):
         """The members' e-mail addresses, as events record them."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
-    def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> None:
-        """Rename the team and set its members, from their next request on.
+    def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> bool:
+        """Rename the team and set its members, from their next request on; whether that changed anything.
 
         Raises NameTaken, ChangedMeanwhile, or Outranked: a person gains or loses gateways with the team, so that who
         adds or removes them holds at least what they do. Members who stay do not matter.
@@ -80,6 +80,7 @@ class Team(Versioned, models.Model):
                     Event.objects.record(Action.TEAM_UPDATED, self, by=by, changes=changes)
         except IntegrityError:
             raise NameTaken(NameTaken.__doc__) from None
+        return bool(changes)
 
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the team; gateways open to it alone are out of its people's reach.

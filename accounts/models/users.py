@@ -414,20 +414,21 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(Action.USER_PASSWORD_LINK_MADE, self, by=by)
         return 1 if joined else 72
 
-    def deactivate(self, *, by: Grantor | None) -> None:
-        """Shut this person out until reactivated: sessions end, agents and apps get 401.
+    def deactivate(self, *, by: Grantor | None) -> bool:
+        """Shut this person out until reactivated: sessions end, agents and apps get 401. Whether they were active.
 
         Nothing is revoked. Raises Outranked, LastOwner or LastManager.
         """
-        self._set_active(False, by)
+        return self._set_active(False, by)
 
-    def reactivate(self, *, by: Grantor | None) -> None:
-        """Reactivate this person; connections and tokens work as before. Raises Outranked."""
-        self._set_active(True, by)
+    def reactivate(self, *, by: Grantor | None) -> bool:
+        """Reactivate this person; connections and tokens work as before. Whether they were not. Raises Outranked."""
+        return self._set_active(True, by)
 
-    def _set_active(self, active: bool, by: Grantor | None) -> None:
+    def _set_active(self, active: bool, by: Grantor | None) -> bool:
         with self.changed_by(by) as present:
-            if present.is_active != active:
+            changed = present.is_active != active
+            if changed:
                 User.objects.filter(pk=self.pk).update(is_active=active, session_epoch=models.F("session_epoch") + 1)
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
@@ -435,6 +436,7 @@ class User(Versioned, AbstractBaseUser):
                 # Said by an administrator of whom a directory had deactivated: that directory does not undo it.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
+        return changed
 
     def end_access(self, *, by: Grantor | None) -> None:
         """Deactivate this person and end what they got in with and to: password, invitation, sign-in by the

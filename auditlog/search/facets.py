@@ -11,6 +11,7 @@ from zlib import crc32
 
 from django.db import connection
 
+from auditlog.models import Call
 from auditlog.search.criteria import Search
 from auditlog.search.fields import FILTERS, LogField
 from auditlog.search.filters import FACETS, NOT, CallFilter, name_of
@@ -87,7 +88,7 @@ class Line(NamedTuple):
 
 
 class Facet(NamedTuple):
-    """One filter beside the list; `lines` is None while nobody has asked for its values."""
+    """One filter beside the list; `lines` is None while nobody has asked for its values, `why_none` why it has none."""
 
     name: str
     label: str
@@ -96,6 +97,7 @@ class Facet(NamedTuple):
     partial: bool
     is_asked: bool
     takes_text: bool
+    why_none: str = ""
 
 
 def facets(
@@ -113,13 +115,28 @@ def facets(
     found = facet_values(search, together) if any_call else nothing
     for name in apart:  # What a value would leave, if it were chosen instead.
         found |= facet_values(call_filter.search(apart_from=name), [FILTERS[name]])
-    return [_facet(call_filter, name, found.get(name)) for name in names]
+    given = [_facet(call_filter, name, found.get(name)) for name in names]
+    if all(one.lines is None or one.lines for one in given):
+        return given
+    return [one._replace(why_none=_why_none(call_filter, any_call=any_call)) for one in given]
 
 
 def facet(call_filter: CallFilter, name: str) -> Facet:
     """One of them, asked for."""
     call_filter.values["open"] = [*call_filter.values["open"], name]
-    return _facet(call_filter, name, facet_values(call_filter.search(apart_from=name), [FILTERS[name]])[name])
+    given = _facet(call_filter, name, facet_values(call_filter.search(apart_from=name), [FILTERS[name]])[name])
+    if given.lines:
+        return given
+    return given._replace(why_none=_why_none(call_filter, any_call=call_filter.search().recent(COUNTED)[0].exists()))
+
+
+def _why_none(call_filter: CallFilter, *, any_call: bool) -> str:
+    """Why a filter has no value to choose."""
+    if any_call:
+        return "None of these calls has one."
+    if call_filter.narrowing - {"range", "from", "to"}:
+        return "No call matches."
+    return "None in this time range." if Call.objects.exists() else "No call was logged yet."
 
 
 def _is_open(call_filter: CallFilter, name: str) -> bool:

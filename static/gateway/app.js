@@ -2,6 +2,7 @@
 "use strict";
 
 const all = (selector, within = document) => [...(within.matches?.(selector) ? [within] : []), ...within.querySelectorAll(selector)];
+const on = document.addEventListener.bind(document);
 
 // Copy: data-copy="#id" copies that element; empty, the code block the button sits in.
 async function copy(button) {
@@ -110,7 +111,7 @@ function armPalette(palette) {
 
 // Who opened a dialog gets the focus back; what was swapped meanwhile is found again in the same place.
 let opener;
-document.addEventListener("focusin", ({ target }) => {
+on("focusin", ({ target }) => {
   if (!target.closest("dialog")) opener = { target, place: target.closest("[id]")?.id, kind: target.matches("[role=switch]") ? "[role=switch]" : target.localName };
 });
 function giveBack() {
@@ -118,7 +119,7 @@ function giveBack() {
   const here = opener.target.isConnected ? opener.target : document.getElementById(opener.place)?.querySelector(`${opener.kind}:not([aria-hidden])`);
   here?.focus({ preventScroll: true });
 }
-document.addEventListener("close", giveBack, true);
+on("close", giveBack, true);
 
 // What an ellipsis hides in a row is told by the one .tip, on hover and on focus.
 const tip = Object.assign(document.createElement("div"), { className: "tip", role: "tooltip", popover: "manual" });
@@ -132,8 +133,8 @@ function showTip({ target }) {
   tip.textContent = cut.textContent.replace(/\s+/g, " ").trim();
   tip.showPopover({ source: cut });
 }
-document.addEventListener("pointerover", (event) => event.pointerType === "mouse" && showTip(event));
-document.addEventListener("focusin", showTip);
+on("pointerover", (event) => event.pointerType === "mouse" && showTip(event));
+on("focusin", showTip);
 // A sentence that is cut takes the focus, for those who have no mouse to point with; one that is not would only be in the way.
 const letFocus = (within) => all(".table .clip", within).forEach((part) => isCut(part) ? (part.tabIndex = 0) : part.removeAttribute("tabindex"));
 addEventListener("resize", () => letFocus(document));
@@ -148,7 +149,7 @@ function arm(within) {
   }
 }
 
-document.addEventListener("click", (event) => {
+on("click", (event) => {
   const button = event.target.closest("button");
   if (button?.hasAttribute("data-copy")) copy(button);
   if (button?.dataset.setTheme) setTheme(button.dataset.setTheme);
@@ -159,14 +160,14 @@ document.addEventListener("click", (event) => {
   }
 });
 // A button that opens a dialog is a form that leads to a page; htmx fetches that page's dialog into this one.
-document.addEventListener("submit", (event) => {
+on("submit", (event) => {
   if (event.target.target === "_blank") event.target.closest("dialog")?.close(); // It goes on in the new tab.
   if (!event.target.matches(".opens")) return;
   event.preventDefault();
   htmx.ajax("GET", event.target.getAttribute("action"), { source: event.target, target: "#dialog", swap: "innerHTML" });
 });
 // A row is opened by a click anywhere but on a control or a selected text; what the link takes along (Ctrl, Shift) it takes too.
-document.addEventListener("click", (event) => {
+on("click", (event) => {
   const link = event.target.closest(".table[data-fit] tbody tr")?.querySelector(".row-link");
   if (!link || event.target.closest("a, button, input, label, summary, .pick, .tokens") || getSelection().toString()) return;
   const { ctrlKey, metaKey, shiftKey } = event;
@@ -180,7 +181,7 @@ function tell() {
   for (const head of all("thead .pick input")) Object.assign(head, { checked: number > 0 && number === boxes.length, indeterminate: number > 0 && number < boxes.length });
   for (const output of all(".bulk output")) output.textContent = `${number} picked`;
 }
-document.addEventListener("click", (event) => {
+on("click", (event) => {
   const box = event.target.closest?.(".pick input");
   if (!box) return;
   const boxes = all("tbody .pick input:enabled");
@@ -192,32 +193,33 @@ document.addEventListener("click", (event) => {
   picked = box;
   tell();
 });
-document.addEventListener("reset", () => setTimeout(tell));
-document.addEventListener("keydown", (event) => {
+on("reset", () => setTimeout(tell));
+on("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");
   if (palette || search) event.preventDefault();
   palette ? palette.open || palette.showModal() : search && search.focus();
 });
 // The row that is open beside the list is marked, however one came to it.
-document.addEventListener("htmx:pushedIntoHistory", () => {
+on("htmx:pushedIntoHistory", () => {
   for (const link of all("tbody .row-link")) link.closest("tr").ariaSelected = link.pathname === location.pathname ? "true" : null;
 });
 // A switch shows the state the server knows: what was not swapped springs back. A dialog closes when its act is done.
-document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful, requestConfig } }) => {
+on("htmx:afterRequest", ({ detail: { elt, successful, requestConfig } }) => {
   if (elt.matches("[role=switch]")) elt.checked = elt.defaultChecked;
   if ((!successful || requestConfig.verb !== "get") && !elt.matches("[data-wait]")) elt.closest("dialog")?.close();
   if (document.activeElement === document.body) giveBack();
 });
 // What asks by itself rests while nobody sees it, and keeps its faults to itself: it asks again.
-document.addEventListener("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-wait], [data-tail]") && event.preventDefault());
+on("htmx:beforeRequest", (event) => document.hidden && event.detail.elt.matches("[data-wait], [data-tail]") && event.preventDefault());
 const asksAgain = ({ detail }) => detail.elt.matches("[data-wait]");
-document.addEventListener("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
-document.addEventListener("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
-document.addEventListener("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
-document.addEventListener("htmx:load", (event) => arm(event.target));
+on("htmx:responseError", (event) => event.detail.xhr.status !== 403 && !asksAgain(event) && announce("That did not work. Try again."));
+on("htmx:sendError", (event) => asksAgain(event) || announce("The server does not answer. Try again."));
+on("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
+on("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
-all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail scrolls where it is longer than the window.
+all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may be longer than the window.
+for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.
@@ -236,7 +238,7 @@ function armZone(group) {
   }
 }
 const armZones = () => document.querySelectorAll("[data-zones]").forEach(armZone);
-document.addEventListener("htmx:afterSettle", armZones);
+on("htmx:afterSettle", armZones);
 armZones();
 // From and To are asked for with their button: an answer to every digit would take the field away. A range replaces them.
 for (const kind of ["input", "change"]) {
@@ -249,12 +251,12 @@ for (const kind of ["input", "change"]) {
 // Brush: dragging over the chart chooses from and to. The same two are fields of the time range.
 const clamp = (part) => Math.min(Math.max(part, 0), 1);
 let brushing;
-document.addEventListener("pointerdown", (event) => {
+on("pointerdown", (event) => {
   const chart = event.button === 0 && event.target.closest?.(".brushable > svg");
   brushing = chart ? { chart, start: clamp((event.clientX - chart.getBoundingClientRect().left) / chart.clientWidth) } : undefined;
 });
-document.addEventListener("dragstart", (event) => brushing && event.preventDefault());
-document.addEventListener("pointermove", (event) => {
+on("dragstart", (event) => brushing && event.preventDefault());
+on("pointermove", (event) => {
   if (!brushing) return;
   const { chart, start } = brushing;
   const end = clamp((event.clientX - chart.getBoundingClientRect().left) / chart.clientWidth);
@@ -264,7 +266,7 @@ document.addEventListener("pointermove", (event) => {
   const [from, to] = brushing.range = [start, end].sort((a, b) => a - b);
   for (const [name, value] of Object.entries({ class: "brush", x: from * width, y: 0, width: (to - from) * width, height })) brush.setAttribute(name, value);
 });
-document.addEventListener("pointerup", () => {
+on("pointerup", () => {
   const { chart, range } = brushing ?? {};
   brushing = undefined;
   if (!range) return;
@@ -280,7 +282,7 @@ document.addEventListener("pointerup", () => {
 });
 
 // Keys of a list: J and K move, Enter opens, Escape closes what is open, ? lists them.
-document.addEventListener("keydown", (event) => {
+on("keydown", (event) => {
   const writes = event.target.matches("input:not([type=checkbox], [type=radio]), textarea, select");
   if (writes || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open], [popover]:not(.tip):popover-open")) return;
   const rows = all("[data-keys] tbody tr:has(.row-link)");

@@ -101,6 +101,20 @@ def test_an_empty_range_says_so(ana: User, sign_in: SignIn) -> None:
     assert "No entries in this time range." in text(sign_in(ana).get("/logs/"))
 
 
+def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    def said() -> list[str]:
+        pages = (client.get(path) for path in ("/logs/", "/logs/values/reason/", "/logs/?tool=none"))
+        return [found[1] if (found := re.search(r'<li class="muted">(.*?)</li>', text(page))) else "" for page in pages]
+
+    assert said() == ["No call was logged yet.", "No call was logged yet.", "No call matches."]
+    make.call(at=ago(days=3), host_name="CI bot")
+    assert said() == ["None in this time range.", "None in this time range.", "No call matches."]
+    make.call(user_email="ana@example.com")
+    assert said() == ["None of these calls has one.", "None of these calls has one.", "No call matches."]
+
+
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("query", "names"),

@@ -30,7 +30,7 @@ def test_an_administrator_asks_and_the_owner_collects(live: Serve, page: Page, o
 
     own = open_browser().new_page()
     steps.sign_in(own, live.url, email, PASSWORD)
-    notice = own.get_by_role("main").locator(".notice").filter(has_text="asked for a new secret of your token")
+    notice = own.get_by_role("main").locator(".notice").filter(has_text="asked for a new token in place of your token")
     notice.get_by_role("button", name="Collect").click()
     own.get_by_role("alertdialog").get_by_role("button", name="OK").click()
     second = steps.token_dialog(own).get_by_label("API access token").input_value()
@@ -64,7 +64,7 @@ def test_a_token_is_rolled_with_an_overlap_and_the_old_secret_ended(live: Serve,
     assert [curl.list_tools(url, one).status for one in (first, second)] == [200, 200]
 
     row.get_by_role("link", name=name).click()
-    page.get_by_role("dialog").get_by_text("End old secret").click()
+    page.get_by_role("dialog").get_by_text("End old token").click()
     page.get_by_role("alertdialog").get_by_role("button", name="OK").click()
     expect(row).not_to_contain_text("old until")
 

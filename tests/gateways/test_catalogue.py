@@ -104,7 +104,7 @@ def test_what_is_on_gateways_out_of_reach_is_not_listed(
     assert names(entry(sign_in(max), "search").gateways) == ["Work"]
     assert listed(sign_in(ana)) == ["search", "secret"]
     hidden = closed.features.get(name="secret")
-    assert sign_in(max).get(f"/tools/{hidden.pk}/").status_code == 404
+    assert sign_in(max).get(f"/tools/{hidden.pk}/", follow=True).status_code == 404
     assert Rest.of(max).get(f"/tools/{hidden.pk}").status_code == 404
 
 
@@ -376,7 +376,7 @@ def test_the_api_says_which_capability_use_takes(work: Assignment, max: User) ->
 
 
 def tool_page(client: Client, tool: Feature, query: str = "") -> str:
-    page = client.get(f"/tools/{tool.pk}/{query}")
+    page = client.get(f"/features/{tool.pk}/{query}")
     assert page.status_code == 200
     return str(page.content.decode())
 
@@ -414,7 +414,7 @@ def test_the_page_of_a_tool_tells_its_use_to_readers_of_the_log(
     called(tool, at=timezone.now() - timedelta(days=3), user_email="ben@example.com", duration_ms=500)
     called(tool, at=timezone.now() - LONG_AGO, user_email="max@example.com")
 
-    use = sign_in(ana).get(f"/tools/{tool.pk}/").context["use"]
+    use = sign_in(ana).get(f"/features/{tool.pk}/").context["use"]
 
     assert (use.day[:2], use.week[:2]) == ((4, 1), (5, 1))
     assert 400 < use.day.p95 < 500 == use.week.p95
@@ -429,12 +429,16 @@ def test_the_page_of_a_tool_shows_what_each_definition_changed(work: Assignment,
     newest, first = tool.versions.order_by("-first_seen_at")
     client = sign_in(ana)
 
-    changed, whole = (tool_page(client, tool, f"?version={one.pk}") for one in (newest, first))
+    changed, whole = (tool_page(client, tool, f"?show={one.pk}") for one in (newest, first))
+    newest_whole = tool_page(client, tool, f"?show={newest.pk}&whole=1")
 
     assert "says otherwise than" in changed
-    assert "send" in changed.partition('id="difference"')[2]
-    assert "says otherwise than" not in whole
-    assert "waits for a decision" in tool_page(client, tool, "?version=nonsense")
+    assert "<del>" in changed
+    for page in (whole, newest_whole):
+        assert "says otherwise than" not in page
+        assert "<del>" not in page
+    assert "send" in newest_whole
+    assert "Its server changed it." in tool_page(client, tool, "?show=nonsense")
 
 
 @pytest.mark.parametrize(
@@ -478,13 +482,15 @@ def test_nested_arguments_follow_what_they_are_members_of() -> None:
     ]
 
 
-def test_the_page_of_a_feature_leads_to_its_tool_while_there_is_one(
+def test_a_tool_has_one_page_also_when_its_server_offers_it_no_more(
     work: Assignment, ana: User, sign_in: SignIn
 ) -> None:
     offer(work, search={})
     tool, client = work.features.get(), sign_in(ana)
-    link = f'href="/tools/{tool.pk}/"'
+    gateways = 'id="places-title"'
 
-    assert link in client.get(f"/features/{tool.pk}/").content.decode()
+    before = client.get(f"/tools/{tool.pk}/")
+    assert (before.status_code, before["Location"]) == (301, f"/features/{tool.pk}/")
+    assert gateways in tool_page(client, tool)
     Feature.objects.learn(work, [])
-    assert link not in client.get(f"/features/{tool.pk}/").content.decode()
+    assert gateways not in tool_page(client, tool)

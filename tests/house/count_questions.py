@@ -278,12 +278,6 @@ def _tool_of_person(ask: Ask) -> int:
     return _tool_calls(Feature.objects.get(pk=ask.kind), 7 * DAY).filter(user_email=ask.pk).count()
 
 
-def _tool_versions(ask: Ask) -> int:
-    tool = Feature.objects.get(pk=ask.pk)
-    same = _features(ask, kind="tool", name=tool.name, assignment__server=tool.assignment.server_id)
-    return sum(one.versions.count() for one in same)
-
-
 def _went_on(ask: Ask) -> QuerySet[Call]:
     """The calls of tools of a month that went to a server."""
     since = timezone.now() - 30 * DAY
@@ -445,7 +439,7 @@ def _plotted(ask: Ask) -> "QuerySet[Call]":
             return rows.filter(host_id=pk)
         case ["people", pk]:
             return rows.filter(user_id=pk)
-        case ["tools", pk]:
+        case ["features", pk]:
             tool = Feature.objects.select_related("assignment").get(pk=pk)
             return rows.filter(server_id=tool.assignment.server_id, feature_name=tool.exposed_name)
     return rows
@@ -857,7 +851,6 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     "tool.day": _tool_use(DAY),
     "tool.week": _tool_use(7 * DAY),
     "tool.person": _tool_of_person,
-    "tool.versions": _tool_versions,
     "usage.server": _tools_used,
     "usage.unused": _tools_unused,
     "token.tools": _used_by_token,

@@ -51,7 +51,7 @@ NOT_PAGES = re.compile(r"export|live|slug|find|authenticate|callback|^oauth:(?!r
 OF_ALL = {
     *("accounts:person", "connections:for_gateway", "connections:for_host", "connections:enrolled", "gateways:detail"),
     *("gateways:feature", "gateways:servers", "gateways:tools", "gateways:team", "hosts:detail", "oauth:registered"),
-    *("gateways:tool", "servers:client", "servers:detail", "servers:gateways", "servers:identities"),
+    *("servers:client", "servers:detail", "servers:gateways", "servers:identities"),
     *("auditlog:call", "auditlog:now", "auditlog:event", "tokens:collect"),
 }
 # What a query of QUERIES names of the walk stands in braces.

@@ -237,7 +237,9 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         "Cancel OK",
     ),
     "/connections/{connection}/regenerate/": (
-        "Regenerate the API key for this connection? The old key will be deactivated immediately.",
+        "Regenerate token Regenerate this API access token? The old token stops working immediately.",
+        "The old token works on",
+        "The new token is shown once.",
         "Cancel OK",
     ),
     "/settings/mcp-connections?type=all": (

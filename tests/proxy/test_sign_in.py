@@ -381,7 +381,7 @@ def while_renewing(issuer: Issuer, act: Callable[[], object]) -> list[OAuthToken
     return given
 
 
-WAITS: dict[str, Callable[..., None]] = {
+WAITS: dict[str, Callable[..., object]] = {
     "identity_off": lambda github, identity, ann, boss: Identity.objects.get(pk=identity.pk).disable(by=ann),
     "identity_disabled": lambda github, identity, ann, boss: Identity.objects.get(pk=identity.pk).disable(by=boss),
     "server_disabled": lambda github, identity, ann, boss: github.server.disable(by=boss),

@@ -127,7 +127,7 @@ def test_the_owner_is_told_on_their_page_and_collects_once(waiting: Token, ann: 
     browser, path = sign_in(ann), f"/tokens/{waiting.pk}/collect/"
     for page in ("/", "/settings/api-tokens"):
         seen = text(browser.get(page))
-        assert "boss@example.com asked for a new secret of your token ci" in seen
+        assert "boss@example.com asked for a new token in place of your token ci" in seen
         assert path in seen
 
     asked = browser.get(path, headers=ON_LIST)

@@ -169,6 +169,20 @@ def test_the_api_tells_of_both_and_ends_the_old_one_early(ana: User, first: Issu
         Token.objects.get().end_previous(by=ana)
 
 
+def test_it_is_found_by_either_prefix_and_by_no_letters_that_begin_all(
+    ana: User, first: Issued, sign_in: SignIn
+) -> None:
+    token, old, client = first.token, first.secret[:12], sign_in(ana)
+    new = token.rotate(by=ana, overlap_hours=1).secret[:12]
+    lists = ("/find/?q={}", "/settings/api-tokens?q={}", "/settings/mcp-connections?type=agent&q={}")
+
+    def found(words: str) -> list[bool]:
+        return [new in text(client.get(path.format(words))) for path in lists]
+
+    assert found(old) == found(new) == found("gwa") == [True] * 3
+    assert found("gw") == found("gwa_none") == [False] * 3
+
+
 def test_the_page_asks_how_long_and_tells_until_when(ana: User, first: Issued, sign_in: SignIn) -> None:
     browser, path = sign_in(ana), f"/tokens/{first.token.pk}/regenerate/"
 
@@ -185,7 +199,7 @@ def test_the_page_asks_how_long_and_tells_until_when(ana: User, first: Issued, s
     assert "old until" in row(browser.get("/settings/api-tokens"), first.token)
     edit = text(browser.get(f"/tokens/{first.token.pk}/edit/"))
     assert first.secret[:12] in edit
-    assert "End old secret" in edit
+    assert "End old token" in edit
 
     browser.post(f"/tokens/{first.token.pk}/end-previous/")
 

@@ -19,7 +19,8 @@ from wire import token_text
 
 pytestmark = pytest.mark.django_db
 
-ASKED = "Regenerate the API key for this connection? The old key will be deactivated immediately."
+ASKED = "Regenerate this API access token? The old token stops working immediately."
+ASKED_OF_APP = "Regenerate the API key for this connection? The old key will be deactivated immediately."
 RENEWED = "API key regenerated. The client picks up a new access token on its own, within 1 hour at most."
 GONE = "This token is no longer shown."
 
@@ -53,7 +54,7 @@ def test_it_asks_in_these_words_with_the_focus_on_cancel(ana: User, token: Token
     asked = text(sign_in(ana).get(path(token), headers=ON_LIST))
 
     assert ASKED in asked
-    assert "Name, servers, expiration and IP allowlist stay. The new key is shown once." in asked
+    assert "Name, servers, expiration and IP allowlist stay. The new token is shown once." in asked
     assert "autofocus>Cancel" in asked
     assert ">OK<" in asked
     assert generation(token) == 1
@@ -179,7 +180,7 @@ def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, 
     after = Token.objects.get(connection=app)
     connected = app.connected_at
     app.refresh_from_db()
-    assert ASKED in asked
+    assert ASKED_OF_APP in asked
     assert "If a refresh token leaked, revoke the connection instead." in asked
     assert (after.generation, after.prefix != before.prefix, app.connected_at) == (2, True, connected)
     assert app.last_token_at is None  # It counts refreshes.

@@ -1,0 +1,128 @@
+"""No state is cut on a desk, and what scrolls sideways on a phone shows that it does."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from auditlog.reasons import REASONS, Step
+from tests.browser.fixtures import Open
+from tests.browser.looks import DESK
+from tests.sampling import full
+from tests.workspace import ROOT, Serve
+from ui.states import WORDS
+
+pytestmark = pytest.mark.xdist_group("pages")
+
+ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
+REVOKED = '<span class="muted">Revoked <time title="whenever">Nov 22, 2026</time></span>'
+SHORT = [f"blocked: {reason.short}" for reason in REASONS.values() if reason.short]
+
+
+def badge(words: str) -> str:
+    state = words.partition(":")[0]
+    return f'<span class="badge" data-state="{state}"><span>{words}</span></span>'
+
+
+def badges(*words: str) -> list[str]:
+    return [badge(one) for one in words]
+
+
+def ends() -> list[str]:
+    """How the log says that calls ended: those who had no valid token, those whom a rule or a server refused."""
+    said = []
+    for name, reason in REASONS.items():
+        outcome = {Step.TOKEN: "unauthorized", Step.USER: "unauthorized", Step.UPSTREAM: "upstream error"}
+        said.append(f"{outcome.get(reason.step, 'denied')}: {name.replace('_', ' ')}")
+    return badges(*said, "protocol error: unknown tool")
+
+
+# Of each list: a column that says states, and the longest that it may say.
+SAID = {
+    "/settings/mcp-connections?type=all": {"Status": badges("needs attention", *SHORT), "Actions": [REVOKED]},
+    "/gateways/work/connections/": {"Status": badges("needs attention", *SHORT), "Actions": [REVOKED]},
+    "/settings/api-tokens": {
+        "Status": [
+            f"{badge('active')}&nbsp;<small>old until <time>23:59 UTC</time></small>",
+            *badges(*SHORT, *WORDS["token"].values()),
+        ],
+        "Actions": [REVOKED],
+    },
+    "/hosts/": {"Status": badges(*WORDS["host"].values())},
+    "/people/": {"Status": badges("provisioned", "deactivated", *WORDS["user"].values())},
+    "/settings/identities": {"Status": badges(*WORDS["identity"].values())},
+    "/servers/github/gateways/": {"Status": badges("server disabled", "gateway disabled", "disabled here")},
+    "/logs/?range=all": {"Outcome": ends()},
+}
+CUT = """([column, html]) => {
+  const heads = [...document.querySelectorAll("main .table thead th")];
+  const at = heads.findIndex(head => head.textContent.trim() === column);
+  const cell = document.querySelector("main .table tbody tr").children[at], before = cell.innerHTML;
+  cell.innerHTML = html;
+  const cut = [cell, ...cell.querySelectorAll("*")].some(one => one.scrollWidth > one.clientWidth && one.clientWidth);
+  cell.innerHTML = before;
+  return cut;
+}"""
+
+
+@pytest.fixture(scope="module")
+def lived_in(live: Serve) -> Serve:
+    live.manage("shell", "--verbosity", "0", "-c", ROWS)
+    live.manage("shell", "--verbosity", "0", "-c", "from tests import make; make.call(host_name='CI bot')")
+    return live
+
+
+@pytest.fixture
+def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
+    return open_browser(storage_state=signed_in, viewport=DESK, reduced_motion="reduce").new_page()
+
+
+@pytest.mark.parametrize("path", ["/settings/api-tokens", *(full(path) for path in SAID if "api-tokens" not in path)])
+def test_no_state_of_a_list_is_cut_on_a_desk(page: Page, lived_in: Serve, path: str) -> None:
+    page.goto(lived_in.url + path)
+
+    asked = [(column, html) for column, said in SAID[path].items() for html in said]
+    assert [html for column, html in asked if page.evaluate(CUT, [column, html])] == []
+
+
+BESIDE = """list => {
+  const {left, right} = list.getBoundingClientRect(), box = document.activeElement.getBoundingClientRect();
+  return {scrolls: list.scrollWidth > list.clientWidth, sign: getComputedStyle(list).backgroundAttachment,
+    seen: box.left >= left - 1 && box.right <= right + 1};
+}"""
+
+
+@pytest.mark.parametrize(("path", "name"), [("/gateways/work/", "Work"), full(("/settings/api-tokens", "Status"))])
+def test_what_scrolls_sideways_on_a_phone_shows_so_and_brings_what_has_the_focus_into_sight(
+    page: Page, lived_in: Serve, path: str, name: str
+) -> None:
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto(lived_in.url + path)
+    parts = page.get_by_role("navigation", name=name, exact=True)
+
+    for link in parts.get_by_role("link").all():
+        link.focus()
+        told = parts.evaluate(BESIDE)
+        assert told["scrolls"]
+        assert told["seen"]
+        assert told["sign"] == "local, local, scroll, scroll"
+
+
+def test_the_bar_of_the_log_keeps_its_rows_beside_an_open_call(page: Page, lived_in: Serve) -> None:
+    page.goto(f"{lived_in.url}/logs/?range=all")
+    page.locator("tbody .row-link").first.click()
+    page.locator(".drawer").wait_for()
+
+    for bar, rows in (("#log .filters", 1), (".page-header > .actions", 1)):
+        tops = page.locator(f"{bar} > :is(.button, .icon-button, .search):visible").evaluate_all(
+            """all => {
+              const boxes = all.map(one => one.getBoundingClientRect());
+              return new Set(boxes.map(({top, bottom}) => Math.round((top + bottom) / 2))).size;
+            }"""
+        )
+        assert tops == rows, bar
+    page.set_viewport_size({"width": 1024, "height": 900})
+    left = page.locator(".drawer").evaluate("drawer => drawer.getBoundingClientRect().left")
+    assert left == page.locator("main").evaluate("main => main.getBoundingClientRect().left"), (
+        "it covers all or nothing"
+    )

@@ -1,0 +1,72 @@
+"""Who changed something may take it back from the toast; who came second is offered nothing, for it is not theirs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.messages import get_messages
+
+from tests.house.stage import Stage, Step, page, undone
+from tests.house.test_verbs import staged
+from tests.house.verbs import VERBS
+from ui.pages import Undo
+from ui.templatetags.ui import undo
+
+TAKEN_BACK = {
+    "Assignment.disable",
+    "Assignment.enable",
+    "Assignment.narrow",
+    "Connection.disable",
+    "Connection.enable",
+    "Feature.disable",
+    "Feature.enable",
+    "Gateway.disable",
+    "Gateway.enable",
+    "Host.disable",
+    "Host.enable",
+    "Identity.disable",
+    "Identity.enable",
+    "Server.disable",
+    "Server.enable",
+    "Sink.disable",
+    "Sink.enable",
+    "User.deactivate",
+}
+
+# Acts that no verb has to itself: on rows that were picked, and from the page of a person.
+FURTHER = {
+    "picked": page("/switch/hosts/", act="disable", sure="1", pick="{host}"),
+    "put in a team": page("/people/{boss_id}/team/", team="{team}"),
+}
+
+
+@pytest.fixture(scope="module")
+def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
+    with django_db_blocker.unblock(), undone():
+        yield staged()
+
+
+def offered(answer: Any) -> Undo | None:
+    """What the toast of an answer takes back."""
+    return next(filter(None, map(undo, get_messages(answer.wsgi_request))), None)
+
+
+def is_page(surface: Step) -> bool:
+    return surface.__qualname__.startswith(f"{page.__name__}.")
+
+
+@pytest.mark.django_db
+def test_an_act_done_twice_is_taken_back_once(stage: Stage) -> None:
+    acts = [(verb.name, verb.before, act) for verb in VERBS for act in verb.surfaces if is_page(act)]
+    acts += [(name, None, act) for name, act in FURTHER.items()]
+    found = set()
+
+    for name, before, act in acts:
+        with undone():
+            if before:
+                before(stage)
+            if offered(act(stage)):
+                found.add(name)
+                assert offered(act(stage)) is None, name
+
+    assert found == TAKEN_BACK | FURTHER.keys()
