@@ -296,8 +296,8 @@ def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(ro
         load.wait_for(10)
     roles.manage("grant", roles.name)
     assert "needs a table that is in use; trying again" in said[0]
-    assert "needs a table that is in use; trying again in 3 s (1 of 10)." in said[0]
-    assert "(2 of 10)" in said[1]
+    assert "needs a table that is in use; trying again in 3 s (1 of 20)." in said[0]
+    assert "(2 of 20)" in said[1]
     assert load.slowest < WAITED
 
 

@@ -20,7 +20,7 @@ from gatewayadmin.serving.first_start import make_partitions
 # What comes to a table after us waits behind us for so long at most. A statement that takes a second is taken to hang,
 # and calls are refused until it has ended.
 LOCK_TIMEOUT = "400ms"
-TRIES = 10
+TRIES = 20
 PAUSE_S = 3.0
 NOT_FINISHED = (
     "What was migrated before it stays, the rest waits: see who keeps the table "
