@@ -130,10 +130,10 @@ def _views(feature: Feature) -> Iterator[View]:
         yield View("difference", "Difference")
     if feature.offered:
         yield View("offered", "Offered now")
-    if feature.kind == Kind.TOOL:
-        yield View(WORDS, "In words")
-    if feature.approved:
-        yield View("approved", "Approved")
+    # These are shortened, and of what is approved: they are no ground for a decision about anything else.
+    words = [View(WORDS, "In words")] if feature.kind == Kind.TOOL and not (feature.approved and feature.offered) else []
+    approved = [View("approved", "Approved")] if feature.approved else []
+    yield from approved + words if feature.state == State.QUARANTINED else words + approved
 
 
 def _before(version: FeatureVersion, versions: list[FeatureVersion]) -> FeatureVersion | None:

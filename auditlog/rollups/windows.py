@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection
+from django.db.models import Sum
 
 from auditlog.models import Rollup, RollupState, RollupWindow
 from auditlog.rollups.schema import (
@@ -29,6 +30,8 @@ from auditlog.rollups.schema import (
 )
 
 MOST_TAKEN = timedelta(days=7)  # Of more than that taken away at once, a window is sooner made anew.
+# A window's calls of a class are counted in four bytes, and more may come before it is moved again.
+MOST_CALLS = 1_500_000_000
 CUBES = [cube_number(cube) for cube in WINDOWS[0].cubes]
 
 _KEYS = ", ".join((*ENDS, *DIMENSIONS))
@@ -54,8 +57,9 @@ FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND
 
 
 def current(state: RollupState) -> list[RollupWindow]:
-    """The windows that hold what these roll-ups hold."""
-    known = {"counted_to": state.counted_to, "late_counted_to": state.late_counted_to}
+    """The windows that hold what these roll-ups hold; those of a later release, if there are some, are its own."""
+    known: dict[str, Any] = {"counted_to": state.counted_to, "late_counted_to": state.late_counted_to}
+    known["seconds__in"] = [grain.seconds for grain in WINDOWS]
     return list(RollupWindow.objects.filter(**known))
 
 
@@ -94,6 +98,9 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     since = max(until - grain.length, HOURS.next(floor))
     if state.counted_from > max(BEGINNING, since) or since >= until:
         return False
+    if _calls_since(since) > MOST_CALLS:
+        _forget(grain.seconds)
+        return False
     window = next((each for each in current(state) if each.seconds == grain.seconds), None)
     if window is None or window.since < floor or window.until <= since or not _goes_on(state, window):
         _forget(grain.seconds)
@@ -127,6 +134,11 @@ def _move_end(grain: Grain, state: RollupState, at: datetime, to: datetime, sign
         if sign < 0:
             cursor.execute(EMPTIED, [[*CUBES], grain.seconds])
     return end
+
+
+def _calls_since(since: datetime) -> int:
+    days = Rollup.objects.filter(cube=0, seconds=DAYS.seconds, at__gte=DAYS.begin(since))
+    return days.aggregate(number=Sum("calls"))["number"] or 0
 
 
 def _first(grain: Grain, since: datetime, until: datetime) -> datetime | None:

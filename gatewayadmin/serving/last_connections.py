@@ -20,7 +20,7 @@ NO_NEW_CONNECTIONS = (
     (0x06, 0, 0, 0xFFFFFFFF),  # Let it through.
 )
 LOOKS, LOOK_S = 4, 0.05
-LOOKS_FOR_CALLS = 40  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
+HEARD_S = 2.0  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
 
 
 class _Instruction(ctypes.Structure):
@@ -52,7 +52,7 @@ async def wait_for_those_who_came() -> None:
 
 async def wait_for_their_calls(are_awaited: Callable[[], bool]) -> None:
     """Return once nobody has connected whose call has not come yet, or after two seconds."""
-    for _ in range(LOOKS_FOR_CALLS):
-        if not are_awaited():
-            return
+    clock = asyncio.get_running_loop().time
+    until = clock() + HEARD_S
+    while are_awaited() and clock() < until:
         await asyncio.sleep(LOOK_S)

@@ -40,6 +40,7 @@ def _bound(family: int, address: tuple[Any, ...], *, beside_ended: bool) -> sock
         if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
             reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         reserved.bind(address)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # Nobody else binds it before it is listened on.
     except OSError:
         reserved.close()
         raise

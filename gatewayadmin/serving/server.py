@@ -204,7 +204,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "logger_class": PlainLogger,
             "keepalive": 75,
             "timeout": 60,
-            "graceful_timeout": settings.DRAIN_SECONDS + DRAIN_S + 5,
+            "graceful_timeout": settings.DRAIN_SECONDS + DRAIN_S + 10,
             "forwarded_allow_ips": "",
             "control_socket_disable": True,
             "proc_name": "gateway-admin",

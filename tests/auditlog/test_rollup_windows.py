@@ -191,6 +191,35 @@ def test_window_that_another_release_did_not_count_with_is_not_read_and_made_ane
     assert {each.counted_to for each in RollupWindow.objects.all()} == {RollupState.objects.get().counted_to}
 
 
+def test_window_of_a_later_release_is_left_to_that() -> None:
+    """Who goes back to this release counts on without it."""
+    call(timezone.now() - 4 * DAY)
+    keeping.keep_up(5)
+    later = RollupWindow.objects.create(
+        seconds=7, since=timezone.now() - DAY, until=timezone.now(), counted_to=0, late_counted_to=0
+    )
+    state = RollupState.objects.get()
+    RollupWindow.objects.filter(pk=later.pk).update(counted_to=state.counted_to, late_counted_to=state.late_counted_to)
+
+    call(timezone.now() - HOUR)
+
+    assert keeping.keep_up(5) == 1
+    assert total(7 * DAY) == 2
+    assert RollupWindow.objects.get(pk=later.pk).counted_to == state.counted_to
+
+
+def test_window_of_more_calls_than_it_can_count_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "MOST_CALLS", 1)
+    call(timezone.now() - 20 * DAY)
+    call(timezone.now() - 2 * DAY)
+
+    keeping.keep_up(5)
+
+    week = WINDOWS[1].seconds
+    assert {each.seconds for each in RollupWindow.objects.all()} - {WINDOWS[0].seconds} == {week}
+    assert total(30 * DAY) == 2
+
+
 @pytest.mark.parametrize("oldest", [9, 30])
 def test_days_that_are_dropped_are_in_no_window_any_more(oldest: int) -> None:
     """A few are taken away from that of all time; of more it is made anew, as the others are."""

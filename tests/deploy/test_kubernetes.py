@@ -134,7 +134,7 @@ def test_a_pod_has_the_time_to_drain(manifests: list[Manifest]) -> None:
     drain = int(one(manifests, "ConfigMap")["data"]["GATEWAY_DRAIN_SECONDS"])
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
 
-    assert pod["terminationGracePeriodSeconds"] > drain + DRAIN_S + 5
+    assert pod["terminationGracePeriodSeconds"] > drain + DRAIN_S + 10
 
 
 def test_what_selects_pods_selects_those_that_serve(manifests: list[Manifest]) -> None:
