@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect
+from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from capabilities import own_resource
@@ -92,6 +94,9 @@ def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> C
 
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
-def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Where the page of a tool was; links to it were kept."""
-    return redirect("gateways:feature", pk, permanent=True)
+def moved(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Where the page of a tool was; links to it, and to its versions, were kept."""
+    target = reverse("gateways:feature", args=[pk])
+    if version := request.GET.get("version", ""):
+        target = f"{target}?{urlencode({'show': version})}"
+    return redirect(target, permanent=True)

@@ -131,7 +131,8 @@ def _views(feature: Feature) -> Iterator[View]:
     if feature.offered:
         yield View("offered", "Offered now")
     # These are shortened, and of what is approved: they are no ground for a decision about anything else.
-    words = [View(WORDS, "In words")] if feature.kind == Kind.TOOL and not (feature.approved and feature.offered) else []
+    has_words = feature.kind == Kind.TOOL and not (feature.approved and feature.offered)
+    words = [View(WORDS, "In words")] if has_words else []
     approved = [View("approved", "Approved")] if feature.approved else []
     yield from approved + words if feature.state == State.QUARANTINED else words + approved
 

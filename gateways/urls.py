@@ -56,7 +56,7 @@ urlpatterns = [
     path("features/<uuid:pk>/quarantine/", feature_views.quarantine, name="quarantine"),
     path("tools/", catalogue_views.listing, name="catalogue"),
     path("tools/changed/", inbox_views.listing, name="changed"),
-    path("tools/<uuid:pk>/", catalogue_views.detail, name="tool"),
+    path("tools/<uuid:pk>/", catalogue_views.moved, name="tool"),
     path("tools/<uuid:pk>/enable/", tool_views.enable, name="enable_tool"),
     path("tools/<uuid:pk>/disable/", tool_views.disable, name="disable_tool"),
 ]

@@ -6,7 +6,7 @@ checksum included, whoever made them.
 
 import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import psycopg
 from psycopg import sql
@@ -96,3 +96,14 @@ def pages(live: Serve) -> dict[str, str]:
     refused = [(status, path) for status, path in statuses if status != "200"]
     assert not refused, refused
     return {"page": shown}
+
+
+@contextmanager
+def keeping_secrets(served: Serve) -> Iterator[Serve]:
+    """A workspace that runs until the block ends; nothing in it may hold a secret in clear then."""
+    try:
+        yield served.start()
+        leaked = leaks(served)
+    finally:
+        served.stop()
+    assert not leaked

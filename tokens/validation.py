@@ -64,7 +64,7 @@ class NothingToCollect(TokenError):
 
 
 class NoPrevious(TokenError):
-    """The old token does not work any more."""
+    """There is no old token that still works."""
 
 
 def expiry(days: int | None) -> datetime | None:

@@ -54,5 +54,5 @@ async def wait_for_their_calls(are_awaited: Callable[[], bool]) -> None:
     """Return once nobody has connected whose call has not come yet, or after two seconds."""
     clock = asyncio.get_running_loop().time
     until = clock() + HEARD_S
-    while are_awaited() and clock() < until:
+    while are_awaited() and clock() < until:  # noqa: ASYNC110 - nobody tells of a connection that is heard
         await asyncio.sleep(LOOK_S)

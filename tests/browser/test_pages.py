@@ -11,7 +11,7 @@ from urllib.parse import urldefrag, urljoin
 import pytest
 from playwright.sync_api import APIResponse, Browser, BrowserContext, Page, Response
 
-from tests import curl, workspace
+from tests import curl, secrecy, workspace
 from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble, cookies_of_owner
 from tests.browser.links import LINK, is_page, kind_of
@@ -32,10 +32,8 @@ ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """A workspace of this module's own: how large a page is depends on the names that others give."""
     served = workspace.new(tmp_path_factory.mktemp("pages"), "pages")
-    try:
-        yield served.start()
-    finally:
-        served.stop()
+    with secrecy.keeping_secrets(served):
+        yield served
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from tests.running.conftest import folder
 from tests.running.nginx import started
 from tests.workspace import ROOT, free_port
 
+pytestmark = pytest.mark.full  # `make test` does without nginx.
+
 TEMPLATE = ROOT / "deploy" / "compose" / "nginx.conf.template"
 SERVER_FAILURE, NO_SUCH_NAME = 2, 3
 IPV4, IPV6 = 1, 28

@@ -280,7 +280,7 @@ def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User
 
     page = text(sign_in(ana).get("/"))
 
-    assert "Docs is down</a><small>Refused the connection. Its tools stay listed; calls of them fail" in page
+    assert "Docs is down</b><small>Refused the connection. Its tools stay listed; calls of them fail" in page
 
 
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:

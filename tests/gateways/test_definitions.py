@@ -320,6 +320,18 @@ def test_what_no_longer_waits_is_not_told(end: str, held: Feature, ana: User, cl
         assert "waits for a decision" not in text(client.get("/gateways/work/"))
 
 
+def test_words_are_shown_where_they_are_what_is_decided_about(held: Feature, ana: User, client: Client) -> None:
+    """They are shortened, and of what is approved: a change is decided on by what it changes."""
+    page = f"/features/{held.pk}/"
+    assert "In words" not in client.get(page).text
+    assert "data-depth" not in client.get(f"{page}?show=words").text
+
+    held.accept(by=ana)
+    assert "In words" in client.get(page).text
+    held.quarantine(by=ana)
+    assert client.get(page).context["shown"] == "approved"
+
+
 def test_who_may_not_decide_is_shown_the_difference_and_no_button(held: Feature, sign_in: SignIn) -> None:
     reader = sign_in(make.user(Capability.GATEWAYS_READ))
 

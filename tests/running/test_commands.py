@@ -186,7 +186,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
             self.run = say_hello
 
     monkeypatch.setattr(serve, "Server", Greets)
-    monkeypatch.setattr(serve, "listen", lambda *_: None)
+    monkeypatch.setattr(serve, "reserve", lambda *_: None)
     monkeypatch.setattr(serve, "metrics_folder", lambda _: "")
     monkeypatch.setattr(environment, "set_for_children", lambda *_: None)
     monkeypatch.setattr(first_start, "prepare", lambda **_: Welcome("ana@example.com", None))
