@@ -8,6 +8,7 @@ import pytest
 from proxy.store.call_writer import NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import EventId
+from proxy.store.state import State
 from proxy.streams import honoured
 from proxy.suspended_calls import _answers
 from tests import upstreams
@@ -26,6 +27,18 @@ def failing(error: Exception) -> Any:
         raise error
 
     return fails
+
+
+def fail_statements(monkeypatch: pytest.MonkeyPatch, *failed: str) -> None:
+    """Let the database not answer to these statements, and to all others as before."""
+    fetch = State.fetch
+
+    async def fails(state: State, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+        if sql in failed:
+            raise UNAVAILABLE
+        return await fetch(state, sql, params)
+
+    monkeypatch.setattr(State, "fetch", fails)
 
 
 @pytest.fixture
