@@ -276,9 +276,7 @@ class ServerStreams:
             for uri in named:
                 await self._client.ask(upstream, "resources/subscribe", {"uri": uri}, ignore)
         except UpstreamError:
-            self._sessions.pop(key, None)  # Tried again the next time.
-            if tell:
-                self._sessions[key] = LOST, frozenset()
+            self._sessions[key] = LOST, frozenset()  # Tried again the next time; until then something may be missed.
             raise
         if tell:
             self._tell_what_may_be(source)
