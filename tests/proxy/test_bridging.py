@@ -190,6 +190,15 @@ def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
     assert "requestState" not in got[1]
 
 
+def test_a_result_of_an_unknown_kind_is_a_bad_answer_to_who_knows_no_kinds(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.answer({"resultType": "of_the_future", "content": []})
+
+    work.put(calling(call, modern=True))
+
+    assert Person(work.agent()).initialize().call("docs__it")["error"]["data"]["reason"] == "bad_answer"
+
+
 @pytest.mark.parametrize("requests", [["who"], {"who": "Ada"}, {str(number): FORM for number in range(101)}])
 def test_input_that_is_wanted_in_no_form_that_can_be_asked_is_a_bad_answer(work: Work, requests: Any) -> None:
     app, got = wanting(requests)

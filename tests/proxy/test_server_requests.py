@@ -152,6 +152,15 @@ def test_what_a_server_may_ask_is_what_its_client_said_it_can(work: Work) -> Non
     assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {"tools": {}}}
 
 
+def test_of_very_many_capabilities_servers_are_told_those_that_are_known(work: Work) -> None:
+    person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 3000}})
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {}, "roots": {}}
+    assert answers_of(answered)[0]["result"] == GIVEN
+
+
 def test_an_unknown_or_foreign_answer_is_taken_and_goes_nowhere(work: Work) -> None:
     person = work.person()
     other = Person(person.agent).initialize()
