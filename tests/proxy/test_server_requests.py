@@ -1,6 +1,5 @@
 """What servers ask of clients of the session era: carried there and back, by any worker, and written down."""
 
-import json
 import threading
 import time
 from dataclasses import dataclass, field
@@ -342,26 +341,6 @@ def test_changed_roots_are_told_to_the_servers_that_know_of_roots(work: Work) ->
     eventually(lambda: work.docs.asked("notifications/roots/list_changed"))
     told = work.docs.asked("notifications/roots/list_changed")
     assert [request.headers["mcp-session-id"] for request in told] == ["session-0"]
-
-
-def test_a_call_that_is_over_asks_nobody(work: Work) -> None:
-    person = work.person()
-    asked = threading.Event()
-
-    async def call(request: Request) -> None:
-        await request.open_stream()
-        result = {"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}
-        question = {"jsonrpc": "2.0", "id": "late", **FORM}
-        both = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in (question, result))
-        await request.send({"type": "http.response.body", "body": both})
-        asked.set()
-
-    work.server.call = call
-
-    assert person.call("docs__quick")["result"] == {"content": []}
-
-    eventually(lambda: [answer["id"] for answer in work.server.answers if "error" in answer] == ["late"])
-    eventually(lambda: not PendingRequest.objects.exists())
 
 
 COULD_NOT: dict[str, tuple[tuple[str, ...], str]] = {
