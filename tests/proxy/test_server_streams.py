@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from auditlog.models import Call
 from gateways.models import Assignment, Feature, IdentityScheme
 from proxy.carrier import Carrier
+from proxy.models import PendingRequest
+from proxy.store.pending import PendingRequests
 from proxy.store.sessions import SessionKeeper
 from servers.models import AuthType, Server
 from tests import make
@@ -117,6 +121,18 @@ def test_a_session_that_is_opened_while_a_client_listens_is_listened_to_as_well(
         eventually(lambda: work.talker.open == 1)
 
 
+def test_of_what_a_server_logs_there_its_client_gets_what_it_wants(work: TalkingWork) -> None:
+    agent = in_session(work.agent())
+    sql("UPDATE proxy_session SET log_level = 'error'")
+    assert "result" in agent.call("docs__count").json()
+    with listening(agent, "GET") as stream:
+        eventually(lambda: work.talker.open == 1)
+        for level in ("info", "unheard of", "error"):
+            params = {"level": level, "data": level}
+            work.talker.say.append({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
+        assert stream.wait_for(1)[0]["params"] == {"level": "error", "data": "error", "logger": "docs"}
+
+
 def test_what_a_server_asks_there_is_answered_within_two_seconds(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
@@ -128,6 +144,30 @@ def test_what_a_server_asks_there_is_answered_within_two_seconds(work: TalkingWo
     answers = {answer["id"]: answer for answer in work.talker.answers}
     assert answers["p"]["result"] == {}
     assert answers["s"]["error"]["code"] == -32601
+
+
+def test_a_client_that_left_before_it_could_be_asked_is_not_waited_for(
+    work: TalkingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, asked, left = PendingRequests.add, threading.Event(), threading.Event()
+
+    async def slowly(pending: PendingRequests, *given: Any) -> None:
+        await add(pending, *given)
+        asked.set()
+        await asyncio.to_thread(left.wait, PATIENCE)
+
+    monkeypatch.setattr(PendingRequests, "add", slowly)
+    person = Person(work.agent(), {"roots": {}}).initialize()
+    assert "result" in person.call("docs__count")
+    with listening(person.agent, "GET", **person.headers):
+        eventually(lambda: work.talker.open == 1)
+        work.talker.say.append({"jsonrpc": "2.0", "id": "r", "method": "roots/list"})
+        assert asked.wait(PATIENCE)
+    eventually(lambda: Call.objects.filter(method="GET").count() == 2)  # It began, and ended.
+    left.set()
+    eventually(lambda: work.talker.answers, PROMPT)
+    assert [(answer["id"], answer["error"]["message"]) for answer in work.talker.answers] == [("r", "The call is over")]
+    assert not PendingRequest.objects.exists()
 
 
 # When something fails
