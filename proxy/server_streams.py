@@ -276,7 +276,8 @@ class ServerStreams:
             for uri in named:
                 await self._client.ask(upstream, "resources/subscribe", {"uri": uri}, ignore)
         except UpstreamError:
-            self._sessions[key] = LOST, frozenset()  # Tried again the next time; until then something may be missed.
+            if key in self._sessions:  # Tried again the next time; until then something may be missed.
+                self._sessions[key] = LOST, frozenset()
             raise
         if tell:
             self._tell_what_may_be(source)

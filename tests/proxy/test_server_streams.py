@@ -23,7 +23,7 @@ from tests.conftest import Run
 from tests.eventually import PATIENCE, PROMPT
 from tests.proxy.asking import Person
 from tests.proxy.conftest import Start, eventually, sql
-from tests.proxy.listening import listening
+from tests.proxy.listening import Listener, listening
 from tests.proxy.scripted import Request
 from tests.proxy.test_cancel import Work
 from tests.proxy.test_failing_parts import UNAVAILABLE
@@ -392,25 +392,32 @@ def test_a_call_does_without_a_stream_while_others_have_all_there_may_be(
 def test_an_update_is_told_once_to_who_listens_for_it_and_to_nobody_else(
     library_work: Callable[..., LibraryWork],
 ) -> None:
-    library = Library(is_modern=False)
+    library, also = Library(is_modern=False), f"{MAPPED}-too"
     work = library_work(library)
-    assert "result" in work.client.ask("resources/read", {"uri": f"{MAPPED}-too"}).json()
+    assert "result" in work.client.ask("resources/read", {"uri": also}).json()
     one, headers = listen({"resourceSubscriptions": [MAPPED]})
-    other, _ = listen({"resourceSubscriptions": [f"{MAPPED}-too"]})
-    bob = work.agent("bob")
+    other, _ = listen({"resourceSubscriptions": [also]})
+    both, _ = listen({"resourceSubscriptions": [MAPPED, also]})
     with (
         listening(work.client, "POST", one, **headers) as mine,
         listening(work.client, "POST", other, **headers) as of_another,
-        listening(bob, "POST", one, **headers) as bobs,
+        listening(work.agent("bob"), "POST", both, **headers) as bobs,
     ):
         for stream in (mine, of_another, bobs):
             assert stream.wait_for(1)[0]["params"]["notifications"]["resourceSubscriptions"]
         eventually(lambda: library.open == 2)
-        library.say.append({"jsonrpc": "2.0", "method": "notifications/of_the_future"})
         updated(library, mine, 1)
         updated(library, bobs, 1)
+
+        def told(stream: Listener, uri: str) -> int:
+            return [event["params"].get("uri") for event in stream.events].count(uri)
+
+        library.update(f"{URI}-too")  # What was said before has come when this has.
+        eventually(lambda: (told(of_another, also), told(bobs, also)) == (1, 1))
+        before = told(mine, MAPPED), told(bobs, MAPPED)
+        library.say.append({"jsonrpc": "2.0", "method": "notifications/of_the_future"})
+        library.update()
         library.update(f"{URI}-too")
-        told = of_another.wait_for(2)
-    assert [event["params"].get("uri") for event in told] == [None, f"{MAPPED}-too"]
-    for stream in (mine, bobs):
-        assert {event["params"].get("uri") for event in stream.events[1:]} == {MAPPED}
+        eventually(lambda: (told(of_another, also), told(bobs, also)) == (2, 2))
+        eventually(lambda: (told(mine, MAPPED), told(bobs, MAPPED)) == (before[0] + 1, before[1] + 1))
+    assert [len(stream.events) for stream in (mine, of_another, bobs)] == [before[0] + 2, 3, before[1] + 4]
