@@ -276,8 +276,7 @@ class ServerStreams:
             for uri in named:
                 await self._client.ask(upstream, "resources/subscribe", {"uri": uri}, ignore)
         except UpstreamError:
-            self._sessions.pop(key, None)  # Tried again the next time.
-            if tell:
+            if key in self._sessions:  # Tried again the next time; until then something may be missed.
                 self._sessions[key] = LOST, frozenset()
             raise
         if tell:

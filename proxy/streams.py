@@ -443,7 +443,8 @@ class Streams:
         standing = self._standing.get(request.uid)
         if standing is not None:
             standing.end(_last_message(standing, ending))
-        elif request.task is not None:
+        else:
+            assert request.task is not None, "a call has its task before it is under way"
             request.task.cancel()
 
     # Cancelling

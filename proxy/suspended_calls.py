@@ -100,6 +100,10 @@ class Ended(UpstreamError):
         return self._data
 
 
+class Failed(Exception):
+    """The call failed inside the gateway while it was held."""
+
+
 @dataclass(eq=False)
 class _Call:
     """A call that may be suspended, in the worker that holds it."""
@@ -255,7 +259,7 @@ class SuspendedCalls:
     async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
         """Leave how the call ended for its retry."""
         try:
-            outcome = _sealable(task, call.asking.target.server_name)
+            outcome = _sealable(task)
             if outcome is None:
                 await self._state.fetch(END, (call.uid,))
             else:
@@ -333,21 +337,32 @@ def _digest(message: Message) -> str:
 _OF_ONE_TURN = frozenset({"_meta", "inputResponses", "requestState"})
 
 
-def _sealable(task: "asyncio.Future[RpcResponse]", server: str) -> bytes | None:
+# How a call ended that failed for no fault of its server's; why is for the log of the process that held it.
+UNAVAILABLE = b"unavailable"
+FAILED = b"failed"
+
+
+def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
     """How a call ended, as text; None when it was cancelled, so that nobody waits for it."""
     if task.cancelled():
         return None
     error = task.exception()
     if error is None:
         return b"answer " + task.result().text
-    if not isinstance(error, UpstreamError):
-        logger.error("a suspended call failed inside the gateway", exc_info=error)
-        error = UpstreamError(server)
-    return b"error " + jsonrpc.dumps([error.code, error.outcome, error.reason, str(error), error.data])
+    if isinstance(error, UpstreamError):
+        return b"error " + jsonrpc.dumps([error.code, error.outcome, error.reason, str(error), error.data])
+    if isinstance(error, DatabaseUnavailable):
+        return UNAVAILABLE
+    logger.error("a suspended call failed inside the gateway", exc_info=error)
+    return FAILED
 
 
 def _opened_outcome(text: bytes, server: str) -> RpcResponse:
-    """The answer that `_sealable` kept; raises Ended when it was none."""
+    """The answer that `_sealable` kept. Raises Ended, DatabaseUnavailable or Failed when it was none."""
+    if text == UNAVAILABLE:
+        raise DatabaseUnavailable("the database did not answer while the call was held")
+    if text == FAILED:
+        raise Failed(Failed.__doc__)
     kind, _, kept = text.partition(b" ")
     if kind == b"error":
         raise Ended(server, *jsonrpc.loads(kept))

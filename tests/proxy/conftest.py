@@ -1,5 +1,6 @@
 """The proxy on the wire: the real app on a loopback port, over the test database."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class Proxy:
 
     upstream: Upstream
     stop: Callable[[], None] = lambda: None
+    soon: Callable[[Callable[[], object]], None] = lambda _: None
+    """Has something called in its event loop."""
 
     def url(self, slug: str) -> str:
         return f"http://127.0.0.1:{self.upstream.port}/mcp/{slug}"
@@ -98,22 +101,28 @@ def served(**changes: Any) -> Iterator[Proxy]:
     """The proxy on a port of its own, as one worker process would run it."""
     settled = config(**changes)
     endpoint: App | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal endpoint
+        nonlocal endpoint, loop
         if scope["type"] != "lifespan":
             assert endpoint is not None
             await endpoint(scope, receive, send)
             return
         await receive()
+        loop = asyncio.get_running_loop()
         async with runtime(settled) as endpoint:
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
+    def soon(work: Callable[[], object]) -> None:
+        assert loop is not None, "it has started"
+        loop.call_soon_threadsafe(work)
+
     with ExitStack() as stack:
         upstream = stack.enter_context(running(app))
-        yield Proxy(upstream, stack.close)
+        yield Proxy(upstream, stack.close, soon)
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oauth2_provider.models import AccessToken, Application
 
-from accounts.models import Team
+from accounts.models import Team, User
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.config import database
-from gateways.models import Feature, Reach
+from gateways.models import Feature, Gateway, Reach
 from hosts.models import Host, HostKind
 from oauth.models import Binding
 from proxy.access.decision import DENIALS, Grant, decide
@@ -502,8 +502,13 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
 def app_token(transactional_db: None) -> Known:
     """An access token of a headed app, bound to its connection and to the generation of its key."""
     user = make.user(email="ana@example.com")
+    return token_of_app(user, make.gateway(slug="work"))
+
+
+def token_of_app(user: User, gateway: Gateway) -> Known:
+    """The same of this person at this gateway."""
     host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop")
-    connection = make.connection(host, make.gateway(slug="work"), user)
+    connection = make.connection(host, gateway, user)
     key = Token.objects.provide_key(connection, by=user)
     secret = token_text.mint(token_text.OAUTH_ACCESS)
     application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")

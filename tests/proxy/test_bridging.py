@@ -172,6 +172,33 @@ def test_a_session_client_is_asked_on_its_stream_what_a_server_of_2026_wants(wor
     assert Call.objects.filter(correlation_id=call.uid).count() == 4
 
 
+def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
+    got: list[Object] = []
+
+    async def call(request: Request) -> None:
+        got.append(request.message["params"])
+        wanted = {"resultType": "input_required", "inputRequests": {"who": FORM}}
+        await request.answer({"resultType": "complete", "content": []} if got[1:] else wanted)
+
+    work.put(calling(call, modern=True))
+    person = Person(work.agent()).initialize()
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    assert answered["result"] == {"content": []}
+    assert got[1]["inputResponses"] == {"who": GIVEN}
+    assert "requestState" not in got[1]
+
+
+def test_a_result_of_an_unknown_kind_is_a_bad_answer_to_who_knows_no_kinds(work: Work) -> None:
+    async def call(request: Request) -> None:
+        await request.answer({"resultType": "of_the_future", "content": []})
+
+    work.put(calling(call, modern=True))
+
+    assert Person(work.agent()).initialize().call("docs__it")["error"]["data"]["reason"] == "bad_answer"
+
+
 @pytest.mark.parametrize("requests", [["who"], {"who": "Ada"}, {str(number): FORM for number in range(101)}])
 def test_input_that_is_wanted_in_no_form_that_can_be_asked_is_a_bad_answer(work: Work, requests: Any) -> None:
     app, got = wanting(requests)

@@ -13,6 +13,7 @@ from tests.eventually import PATIENCE, PROMPT
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.proxy.listening import Listener, listening
 from tests.proxy.test_bus import end_connections
+from tests.proxy.test_endpoint import modern
 
 
 class Work:
@@ -100,6 +101,18 @@ def test_what_is_nobodys_or_another_clients_is_taken_and_does_nothing(start: Sta
         assert under_way.over.wait(PATIENCE)
     body = under_way.events[-1] if under_way.events else under_way.body
     assert "waited" in str(body)
+    assert work.counter.events("cancelled") == []
+
+
+def test_a_call_of_2026_is_cancelled_by_its_clients_leaving_only(start: Start, run: Run) -> None:
+    work = Work(start, run)
+    agent = work.agent()
+    body, headers = modern("tools/call", waiting(seconds=1)["params"])
+    with listening(agent, "POST", body | {"id": "mine"}, **headers) as under_way:
+        work.counter.wait_for("call")
+        assert cancel(agent, "mine") == 202
+        assert under_way.over.wait(PATIENCE)
+    assert "waited" in str(under_way.events or under_way.body)
     assert work.counter.events("cancelled") == []
 
 

@@ -5,15 +5,18 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy.models import Session
 from proxy.store.call_writer import NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import EventId
+from proxy.store.sessions import SessionKeeper
+from proxy.store.state import State
 from proxy.streams import honoured
 from proxy.suspended_calls import _answers
 from tests import upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
-from tests.proxy.conftest import Agent, Proxy
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.listening import listening
 from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_streams import work_of
@@ -26,6 +29,18 @@ def failing(error: Exception) -> Any:
         raise error
 
     return fails
+
+
+def fail_statements(monkeypatch: pytest.MonkeyPatch, *failed: str) -> None:
+    """Let the database not answer to these statements, and to all others as before."""
+    fetch = State.fetch
+
+    async def fails(state: State, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+        if sql in failed:
+            raise UNAVAILABLE
+        return await fetch(state, sql, params)
+
+    monkeypatch.setattr(State, "fetch", fails)
 
 
 @pytest.fixture
@@ -102,6 +117,26 @@ def test_a_database_that_fails_in_the_middle_of_a_call_is_503_and_a_row(
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert proxy.last().outcome == "unavailable"
+
+
+def test_sessions_nobody_uses_are_ended_although_the_database_was_away_for_a_moment(
+    agent: Agent, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep, failed = SessionKeeper.sweep, [0]
+
+    async def fails(keeper: SessionKeeper) -> int:
+        if failed[0] < 2:
+            failed[0] += 1
+            raise UNAVAILABLE
+        return await sweep(keeper)
+
+    sql("UPDATE proxy_session SET last_used_at = now() - interval '90 days'")
+    monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(SessionKeeper, "sweep", fails)
+    start()
+
+    eventually(lambda: not Session.objects.exists())
+    assert caplog.text.count("idle sessions not ended") == 2
 
 
 @pytest.mark.parametrize("last", ["nonsense", "s-1-1", "c-00000000-0000-0000-0000-000000000000"])

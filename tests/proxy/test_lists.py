@@ -324,6 +324,18 @@ def test_prompts_resources_and_templates_are_listed_and_switched_as_tools_are(wo
     assert listed("resources/list", "resources", "uri") == []
 
 
+def test_with_two_servers_a_template_is_given_out_as_what_its_expansions_are_read_by(work: Work) -> None:
+    work.script.features = {"resources/templates/list": [{"uriTemplate": "docs://{page}", "name": "page"}]}
+    make.assignment(work.gateway, make.server(slug="other", url=work.upstream.url), alias="other")
+
+    templates = work.agent.ask("resources/templates/list").json()["result"]["resourceTemplates"]
+    (given,) = (each["uriTemplate"] for each in templates if "//docs/" in each["uriTemplate"])
+    work.agent.ask("resources/read", {"uri": given.replace("{page}", "intro")})
+
+    assert len(templates) == 2
+    assert work.upstream.asked("resources/read")[0].body["params"]["uri"] == "docs://intro"
+
+
 def test_a_server_whose_lists_differ_by_session_is_asked_for_each_and_pinned(work: Work) -> None:
     Server.objects.update(lists_live=True)
     assert set(work.shown()) == {"docs__echo", "docs__add"}

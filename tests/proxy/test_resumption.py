@@ -15,7 +15,9 @@ import pytest
 from accounts.models import User
 from gateways.models import Feature
 from proxy.models import StreamEvent
+from proxy.store import events
 from proxy.store.events import MOST_BYTES, EventId, StreamEvents
+from proxy.store.state import State
 from proxy.streams import MOST_PENDING_BYTES, StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read
@@ -23,6 +25,7 @@ from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.listening import Listener, listening
 from tests.proxy.scripted import Object, Request, Script, calling, tool
+from tests.proxy.test_failing_parts import UNAVAILABLE, fail_statements
 from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session
 from wire import jsonrpc
 
@@ -301,6 +304,103 @@ def streamed(agent: Agent) -> str:
     """What a call is answered on a stream."""
     headers = {"Authorization": f"Bearer {agent.secret}", "Accept": "text/event-stream", **agent.headers}
     return httpx.post(agent.url, json=call(), headers=headers, trust_env=False, timeout=20).text
+
+
+@pytest.mark.parametrize("named", ["", "-AAAA", "-eyJhIjoxfQ=="], ids=["none", "no JSON", "no id"])
+def test_the_stream_of_a_call_that_nobody_has_and_whose_request_is_not_named_just_ends(
+    work: Work, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setattr("proxy.resumption.ALIVE_SECONDS", 0.2)
+    with resumed(in_session(work.agent()), f"c-{uuid4().hex}-1{named}") as stream:
+        assert missed(stream) == []
+        assert stream.status == 200
+
+
+def test_a_call_that_takes_long_is_asked_after_again_and_not_taken_for_lost(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want, asked = StreamEvents.want, [0]
+
+    async def counted(events: StreamEvents, *given: Any) -> None:
+        await want(events, *given)
+        asked[0] += 1
+
+    monkeypatch.setattr("proxy.resumption.ALIVE_SECONDS", 1)
+    monkeypatch.setattr(StreamEvents, "want", counted)
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    with resumed(work.at(1, agent), stream.ids[-1]) as rest:
+        eventually(lambda: asked[0] >= 2)
+        work.slow.go_on.set()
+        assert missed(rest) == [progress(7, 2), ANSWERED]
+
+
+def test_a_client_that_comes_back_while_the_database_is_away_may_come_back_again(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    work.slow.go_on.set()
+    eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    fail_statements(monkeypatch, events.READ)
+    with resumed(agent, stream.ids[-1]) as nothing:
+        assert missed(nothing) == []
+    monkeypatch.undo()
+    with resumed(agent, stream.ids[-1]) as rest:
+        assert missed(rest) == [progress(7, 2), ANSWERED]
+
+
+def test_a_call_that_was_cancelled_while_its_client_was_away_ends_without_an_answer(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "mine"}}
+    assert agent.post(cancelled).status_code == 202
+    with resumed(work.at(1, agent), stream.ids[-1]) as rest:
+        assert missed(rest) == []
+    work.slow.go_on.set()
+
+
+def test_events_whose_key_is_gone_are_left_out(work: Work) -> None:
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    work.slow.go_on.set()
+    eventually(lambda: StreamEvent.objects.filter(is_last=True).exists())
+    sql("UPDATE proxy_streamevent SET data = 'no such key' WHERE NOT is_last")
+    with resumed(agent, stream.ids[0]) as rest:
+        assert missed(rest) == [ANSWERED]
+
+
+@pytest.mark.parametrize("times", [1, events.ATTEMPTS])
+def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_and_logged(
+    work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    fetch, failed = State.fetch, [0]
+
+    async def fails(state: State, statement: str, params: Any = ()) -> list[tuple[Any, ...]]:
+        if statement == events.KEEP and True in params["is_last"] and failed[0] < times:
+            failed[0] += 1
+            raise UNAVAILABLE
+        return await fetch(state, statement, params)
+
+    monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("proxy.resumption.ALIVE_SECONDS", 0.5)
+    agent = in_session(work.agent())
+    with listening(agent, "POST", call()) as stream:
+        stream.wait_for(1)
+    eventually(StreamEvent.objects.exists)
+    monkeypatch.setattr(State, "fetch", fails)
+    work.slow.go_on.set()
+    eventually(lambda: failed == [times])
+    is_lost = times == events.ATTEMPTS
+    eventually(lambda: ("events that a client missed are lost" in caplog.text) == is_lost)
+    with resumed(agent, stream.ids[-1]) as rest:
+        last = missed(rest)[-1]
+    assert last.get("error", {}).get("data") == ({"reason": "call_lost"} if is_lost else None)
+    assert is_lost or last == ANSWERED
 
 
 # What is kept for a client, in memory

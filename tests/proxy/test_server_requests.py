@@ -11,9 +11,14 @@ from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
+from capabilities import Capability
 from connections.models import Connection
-from gateways.models import Gateway
+from gateways.models import Gateway, IdentityScheme
 from proxy.models import PendingRequest, Session
+from proxy.server_requests import ROOTS_CHANGED
+from proxy.store import pending
+from proxy.store.call_writer import CallRow, CallWriter, NotRecorded
+from servers.models import AuthType, Server
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -22,6 +27,7 @@ from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Per
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
 from tests.proxy.test_bus import end_connections
+from tests.proxy.test_failing_parts import fail_statements
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
 NOT_FOUND = -32601
@@ -145,6 +151,15 @@ def test_what_a_server_may_ask_is_what_its_client_said_it_can(work: Work) -> Non
     assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {"tools": {}}}
 
 
+def test_of_very_many_capabilities_servers_are_told_those_that_are_known(work: Work) -> None:
+    person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 3000}})
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    assert work.server.told[0]["capabilities"] == {"elicitation": {}, "sampling": {}, "roots": {}}
+    assert answers_of(answered)[0]["result"] == GIVEN
+
+
 def test_an_unknown_or_foreign_answer_is_taken_and_goes_nowhere(work: Work) -> None:
     person = work.person()
     other = Person(person.agent).initialize()
@@ -152,6 +167,7 @@ def test_an_unknown_or_foreign_answer_is_taken_and_goes_nowhere(work: Work) -> N
     def reply(asked: Object) -> None:
         wrong = {"action": "decline"}
         assert person.say({"id": "b2c9fc3e-7a52-4b06-a0b6-6d3e6cf0a9d1", "result": wrong}) == 202
+        assert person.say({"id": "x" * 36, "result": wrong}) == 202
         assert person.say({"id": 0, "result": wrong}) == 202
         assert other.say({"id": asked["id"], "result": wrong}) == 202
         assert Person(person.agent).say({"id": asked["id"], "result": wrong}) == 202
@@ -325,3 +341,84 @@ def test_changed_roots_are_told_to_the_servers_that_know_of_roots(work: Work) ->
     eventually(lambda: work.docs.asked("notifications/roots/list_changed"))
     told = work.docs.asked("notifications/roots/list_changed")
     assert [request.headers["mcp-session-id"] for request in told] == ["session-0"]
+
+
+COULD_NOT: dict[str, tuple[tuple[str, ...], str]] = {
+    "ask": ((pending.ADD,), "could not ask the client"),
+    "forget": ((pending.DROP,), ""),
+}
+
+
+@pytest.mark.parametrize("failed", COULD_NOT)
+def test_what_the_database_does_not_take_of_a_request_is_an_error_to_the_server_or_nothing(
+    work: Work, monkeypatch: pytest.MonkeyPatch, failed: str
+) -> None:
+    statements, told = COULD_NOT[failed]
+    person = work.person()
+    fail_statements(monkeypatch, *statements)
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    (given,) = answers_of(answered)
+    assert told in given["error"]["message"] if told else given["result"] == GIVEN
+    assert [row.outcome for row in asked_rows()] == ["rpc_error" if told else "ok"]
+    assert len(person.heard) == (0 if told else 1)
+
+
+def test_an_answer_whose_row_cannot_be_written_does_not_reach_the_server(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = CallWriter.commit
+
+    async def fails(writer: CallWriter, row: CallRow) -> None:
+        if row.method == FORM["method"]:
+            raise NotRecorded(NotRecorded.__doc__)
+        await commit(writer, row)
+
+    person = work.person()
+    monkeypatch.setattr(CallWriter, "commit", fails)
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    (given,) = answers_of(answered)
+    assert "could not record the answer" in given["error"]["message"]
+    assert "result" not in given
+
+
+def test_what_nobody_answered_is_deleted_although_the_database_was_away_for_a_moment(
+    work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("proxy.server_requests.PURGE_SECONDS", 0.1)
+    work.person()
+    fail_statements(monkeypatch, pending.PURGE)
+    PendingRequest.objects.create(
+        connection_id=work.connection.pk, method=FORM["method"], expires_at=timezone.now() - timedelta(minutes=9)
+    )
+    eventually(lambda: "expired requests of servers are still there" in caplog.text)
+    assert PendingRequest.objects.exists()
+
+    monkeypatch.undo()
+
+    eventually(lambda: not PendingRequest.objects.exists())
+
+
+def test_changed_roots_are_not_told_to_servers_that_may_not_be_used(work: Work, run: Run) -> None:
+    boss = make.user(*Capability)
+    off, keyed = run(Asker().app()), run(Asker().app())
+    make.assignment(work.gateway, make.introduced(make.server(slug="off", url=off.url)))
+    protected = make.introduced(make.server(slug="keyed", url=keyed.url, auth_type=AuthType.BEARER))
+    identity = make.identity(protected)
+    make.assignment(work.gateway, protected, identity_scheme=IdentityScheme.SHARED, shared_identity=identity)
+    person = work.person()
+    for name in ("docs", "off", "keyed"):
+        assert "result" in person.call(f"{name}__quick")
+    Server.objects.get(slug="off").disable(by=boss)
+    identity.disable(by=boss)
+
+    assert person.say({"method": ROOTS_CHANGED}) == 202
+
+    eventually(lambda: work.docs.asked(ROOTS_CHANGED))
+    identity.enable(by=boss)
+    assert person.say({"method": ROOTS_CHANGED}) == 202
+    eventually(lambda: keyed.asked(ROOTS_CHANGED))
+    assert (len(keyed.asked(ROOTS_CHANGED)), off.asked(ROOTS_CHANGED)) == (1, [])

@@ -122,7 +122,10 @@ class StandingWork(Work):
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
     """What these servers say too early is lost, so calls wait for their streams as long as a busy machine may take."""
     monkeypatch.setattr("proxy.server_streams.READY_SECONDS", PATIENCE)
-    server = StandingAsker(asks=[FORM])
+    return standing_work(StandingAsker(asks=[FORM]), start, run)
+
+
+def standing_work(server: StandingAsker, start: Start, run: Run) -> StandingWork:
     docs = run(server.app())
     user = make.user(email="ana@example.com")
     gateway = make.gateway(make.introduced(make.server(slug="docs", name="Docs", url=docs.url)), slug="work")
@@ -315,16 +318,21 @@ def test_a_session_nobody_calls_in_any_more_is_listened_to_no_longer(
     assert len(work.server.gets) == 2
 
 
-def test_a_session_that_ends_is_listened_to_no_longer(work: StandingWork) -> None:
+@pytest.mark.parametrize("offers_stream", [True, False])
+def test_a_session_that_ends_is_listened_to_no_longer(
+    work: StandingWork, caplog: pytest.LogCaptureFixture, offers_stream: bool
+) -> None:
+    work.server.offers_stream = offers_stream
     person = work.person()
     assert "result" in person.call("docs__quick")
-    eventually(lambda: work.server.open)
+    eventually(lambda: work.server.open or not offers_stream)
 
     with listening(person.agent, "DELETE", **_headers(person)) as ended:
         assert ended.over.wait(PATIENCE)
 
     eventually(lambda: not work.server.open)
     assert not UpstreamSession.objects.exists()
+    assert "a handler of the bus failed" not in caplog.text
 
 
 def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, monkeypatch: pytest.MonkeyPatch) -> None:

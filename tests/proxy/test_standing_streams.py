@@ -1,11 +1,13 @@
 """Streams that last, and calls that take long: who is told of changed lists, and who is cut off."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 from uuid import uuid4
 
 import httpx
@@ -14,14 +16,22 @@ from psycopg.pq.abc import PGresult
 
 from accounts.models import User
 from connections.models import Connection
+from proxy.models import Session
+from proxy.request import McpRequest
 from proxy.store.bus import Bus
+from proxy.store.database import DatabaseUnavailable, StatementRejected
+from proxy.store.sessions import digest
+from proxy.streams import StandingStream, end_standing
+from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA
 from tests.conftest import Run
 from tests.eventually import PATIENCE, PROMPT
 from tests.proxy.conftest import Agent, Start, eventually, sql
 from tests.proxy.listening import Listener, listening
+from tests.proxy.test_access import token_of_app
 from tests.proxy.test_cancel import Work, waiting
 from tests.proxy.test_endpoint import modern
+from wire import jsonrpc
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TOOLS_CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
@@ -302,3 +312,197 @@ def test_a_session_that_is_ended_ends_its_stream(start: Start, run: Run) -> None
         assert stream.events == []
     unknown = httpx.get(agent.url, headers=own | {"Accept": "text/event-stream"}, trust_env=False)
     assert unknown.status_code == 404
+
+
+def test_the_end_of_a_session_that_nobody_was_told_of_ends_what_is_under_way_in_it(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.2)
+    work = Work(start, run)
+    user = work.agent("bob")
+    agent, stays = in_session(user), in_session(user)
+    with (
+        listening(agent, "GET") as stream,
+        listening(agent, "POST", waiting(token=1)) as call,
+        listening(stays, "GET") as other,
+    ):
+        assert stream.begun.wait(PATIENCE)
+        assert other.begun.wait(PATIENCE)
+        call.wait_for(1)
+        sql("ALTER TABLE proxy_session DISABLE TRIGGER tell_ended")
+        try:
+            Session.objects.filter(digest=digest(agent.headers["Mcp-Session-Id"])).delete()
+        finally:
+            sql("ALTER TABLE proxy_session ENABLE TRIGGER tell_ended")
+        assert stream.over.wait(PATIENCE)
+        assert call.over.wait(PATIENCE)
+        work.counter.wait_for("cancelled")
+        assert [event for event in (*stream.events, *call.events) if "id" in event] == []
+        assert not other.over.is_set()
+
+
+def test_what_is_under_way_with_a_token_that_is_known_no_longer_ends(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.2)
+    work = Work(start, run)
+    agent = work.agent("bob")
+    with (
+        listening(in_session(agent), "GET") as stream,
+        listening(agent, "POST", waiting("mine", token=1)) as call,
+        listening(in_session(work.agent("eve")), "GET") as others,
+    ):
+        assert stream.begun.wait(PATIENCE)
+        assert others.begun.wait(PATIENCE)
+        call.wait_for(1)
+        the_connection(agent).tokens.filter(kind="access").delete()
+        assert stream.over.wait(PATIENCE)
+        assert call.over.wait(PATIENCE)
+        assert [each.events[-1]["error"]["data"] for each in (stream, call)] == [{"reason": "unknown"}] * 2
+        work.counter.wait_for("cancelled")
+        assert not others.over.is_set()
+
+
+@pytest.mark.parametrize(
+    "fault", [DatabaseUnavailable("gone"), StatementRejected("42501", "no")], ids=["away", "rejects"]
+)
+def test_a_cut_is_found_although_the_database_did_not_answer_for_a_moment(
+    start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Any
+) -> None:
+    query, failed = Bus.query, [0]
+
+    async def fails(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
+        if failed[0] < 3:
+            failed[0] += 1
+            raise fault
+        return await query(bus, name, parameters)
+
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)
+    work = Work(start, run)
+    agent = in_session(work.agent("bob"))
+    with listening(agent, "GET") as stream:
+        assert stream.begun.wait(PATIENCE)
+        monkeypatch.setattr(Bus, "query", fails)
+        the_connection(agent).disable(by=ana)
+        assert stream.over.wait(PATIENCE)
+        assert stream.events[-1]["error"]["data"] == {"reason": "connection_disabled"}
+    assert failed == [3]
+    assert "open streams could not be checked" in caplog.text
+
+
+def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 0.1)
+    work = Work(start, run)
+    agent = Agent(work.proxy.url("work"), token_of_app(make.user(email="bob@example.com"), work.gateway).secret)
+    body, headers = listen({"toolsListChanged": True})
+    with (
+        listening(agent, "POST", waiting("mine", seconds=2, token=1)) as call,
+        listening(agent, "POST", body, **headers) as stream,
+    ):
+        call.wait_for(1)
+        stream.wait_for(1)
+        sql("UPDATE oauth2_provider_accesstoken SET expires = now()")
+        assert stream.over.wait(PATIENCE)
+        assert call.over.wait(PATIENCE)
+    assert "waited" in str(call.events[-1]["result"])
+    ended = [row for row in work.proxy.calls() if row.deny_reason == "expired"]
+    assert [row.method for row in ended] == ["subscriptions/listen"]
+
+
+# Who is told, and how it ends
+
+
+def test_who_listens_is_told_of_the_lists_of_its_own_gateway_that_it_asked_for(
+    start: Start, run: Run, ana: User
+) -> None:
+    work = Work(start, run)
+    agent = work.agent("bob")
+    elsewhere = make.gateway(slug="other")
+    user = make.user(email="eve@example.com")
+    foreign = work.proxy.agent(make.connection(make.agent(by=user), elsewhere, user))
+    prompts, headers = listen({"promptsListChanged": True})
+    tools, _ = listen({"toolsListChanged": True})
+    with (
+        listening(agent, "POST", prompts, **headers) as of_prompts,
+        listening(agent, "POST", tools, **headers) as of_tools,
+        listening(foreign, "POST", tools, **headers) as others,
+    ):
+        for stream in (of_prompts, of_tools, others):
+            stream.wait_for(1)
+        work.assignment.features.get().disable(by=ana)
+        assert of_tools.wait_for(2)[1]["method"] == TOOLS_CHANGED["method"]
+        work.assignment.disable(by=ana)  # Any list may have changed by that.
+        assert of_prompts.wait_for(2)[1]["method"] == "notifications/prompts/list_changed"
+        assert len(others.events) == 1
+
+
+def test_a_process_that_stops_ends_its_streams_a_listen_with_its_result(start: Start, run: Run) -> None:
+    work = Work(start, run)
+    agent = work.agent("bob")
+    body, headers = listen({"toolsListChanged": True}, 5)
+    with listening(in_session(agent), "GET") as get, listening(agent, "POST", body, **headers) as of_2026:
+        assert get.begun.wait(PATIENCE)
+        of_2026.wait_for(1)
+        work.proxy.soon(end_standing)
+        assert get.over.wait(PROMPT)
+        assert of_2026.over.wait(PROMPT)
+    meta = {"io.modelcontextprotocol/subscriptionId": 5}
+    assert of_2026.events[1:] == [{"jsonrpc": "2.0", "id": 5, "result": {"resultType": "complete", "_meta": meta}}]
+    assert get.events == []
+    eventually(lambda: len(rows(work)) == 4)
+    assert {row.outcome for row in rows(work)} == {"ok"}
+
+
+class Wire:
+    """The client's side of a stream: what was sent to it, until it does not read any more."""
+
+    origin, uid, task = None, "0192aa00-0000-7000-8000-000000000000", None
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.complete = False
+        self.sent: list[bytes] = []
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message.get("body", b""))
+        if not self.reads:
+            await asyncio.Event().wait()
+
+    async def receive(self) -> Any:
+        """Says once that the request is complete, as a server of ASGI may, and then nothing."""
+        if self.complete:
+            await asyncio.Event().wait()
+        self.complete = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def test_nothing_follows_the_end_of_a_stream() -> None:
+    async def sent() -> list[bytes]:
+        wire = Wire(reads=True)
+        standing = StandingStream(cast("McpRequest", wire), Mock())
+        standing.put(TOOLS_CHANGED)
+        standing.end(b'"first"')
+        standing.end(b'"second"')
+        standing.put(TOOLS_CHANGED)
+        standing.put_event(b"more")
+        await asyncio.wait_for(standing.serve(600), PATIENCE)
+        return wire.sent
+
+    head, *events, end = asyncio.run(sent())
+    assert (head, end) == (b"", b"")
+    assert [event.partition(b"data: ")[2].strip() for event in events] == [jsonrpc.dumps(TOOLS_CHANGED), b'"first"']
+
+
+def test_a_client_that_does_not_read_how_its_stream_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.streams.END_SECONDS", 0.05)
+
+    async def end() -> None:
+        standing = StandingStream(cast("McpRequest", Wire(reads=False)), Mock())
+        serving = asyncio.create_task(standing.serve(600))
+        await asyncio.sleep(0.01)
+        standing.end(b'"last"')
+        await asyncio.wait_for(serving, PATIENCE)
+
+    asyncio.run(end())

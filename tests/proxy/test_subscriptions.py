@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from gateways.models import Feature
-from proxy.models import UpstreamSession
+from proxy.models import Session, UpstreamSession
+from proxy.store.sessions import digest
 from proxy.streams import StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
@@ -191,7 +193,7 @@ def test_a_session_that_subscribed_is_told_of_updates_under_the_uri_it_knows(wor
 
 
 def test_a_listen_is_told_of_updates_under_the_uri_it_knows(work: LibraryWork) -> None:
-    body, headers = listen({"resourceSubscriptions": [MAPPED, "nobodys://x"]})
+    body, headers = listen({"resourceSubscriptions": [MAPPED, "nobodys://x", "", "two\nlines", "nul\0"]})
     with listening(work.client, "POST", body, **headers) as stream:
         (first,) = stream.wait_for(1)
         assert first["params"]["notifications"] == {"resourceSubscriptions": [MAPPED]}
@@ -225,6 +227,58 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
         work.library.say.append(TOOLS_CHANGED)
         assert stream.wait_for(2)[1]["method"] == TOOLS_CHANGED["method"]
         eventually(lambda: len(work.library.of("tools/list")) > asked)
+
+
+class SlowLists(Library):
+    """Answers what its tools are when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(is_modern=False)
+        self.go = threading.Event()
+        self.go.set()
+
+    async def _answer(self, message: Json, receive: Receive, send: Send) -> None:
+        await super()._answer(message, receive, send if self.go.is_set() else self._later(message, send))
+
+    def _later(self, message: Json, send: Send) -> Send:
+        async def later(sent: Any) -> None:
+            if message.get("method") == "tools/list":
+                await asyncio.to_thread(self.go.wait, PATIENCE)
+            await send(sent)
+
+        return later
+
+
+def test_a_list_that_changes_again_while_it_is_asked_for_is_asked_for_once_more(start: Start, run: Run) -> None:
+    library = SlowLists()
+    work = LibraryWork(start, run, library=library)
+    with listening(in_session(work.client), "GET") as stream:
+        eventually(lambda: library.open == 1)
+        library.go.clear()
+        asked = len(library.of("tools/list"))
+        library.say.append(TOOLS_CHANGED)
+        eventually(lambda: len(library.of("tools/list")) == asked + 1)
+        library.say += [TOOLS_CHANGED, TOOLS_CHANGED, {"jsonrpc": "2.0", "id": "p", "method": "ping"}]
+        # What was said before has been heard when that is answered.
+        eventually(lambda: {"jsonrpc": "2.0", "id": "p", "result": {}} in library.asked)
+        stream.wait_for(1)
+        assert len(library.of("tools/list")) == asked + 1
+        library.go.set()
+        eventually(lambda: len(library.of("tools/list")) == asked + 2)
+
+
+def test_a_session_is_subscribed_to_a_bounded_number_of_resources(
+    start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.sessions.MOST_SUBSCRIPTIONS", 1)
+    work = LibraryWork(start, run, is_modern=False)
+    agent = in_session(work.client)
+
+    assert subscribe(agent)["result"] == {}
+    refused = subscribe(agent, f"{MAPPED}-too")["error"]
+
+    assert (refused["code"], "too many resources" in refused["message"]) == (-32602, True)
+    assert Session.objects.get(digest=digest(agent.headers["Mcp-Session-Id"])).subscriptions == [MAPPED]
 
 
 @pytest.mark.drill
@@ -304,6 +358,14 @@ def test_what_a_server_asks_of_its_own_accord_is_carried_to_the_stream_of_the_se
         reply = {"jsonrpc": "2.0", "id": asked["id"], "result": {"roots": []}}
         assert agent.post(reply).status_code == 202
         eventually(lambda: {"jsonrpc": "2.0", "id": "r", "result": {"roots": []}} in work.library.asked)
+
+
+def test_who_subscribes_without_a_session_is_answered_and_nothing_is_kept(start: Start, run: Run) -> None:
+    work = LibraryWork(start, run, is_modern=False)
+    in_session(work.client)
+    for verb in ("subscribe", "unsubscribe", "subscribe"):
+        assert subscribe(work.client, verb=verb)["result"] == {}
+    assert set(map(tuple, Session.objects.values_list("subscriptions", flat=True))) == {()}
 
 
 def test_subscribing_is_no_method_of_2026(start: Start, run: Run) -> None:
