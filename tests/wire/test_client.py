@@ -14,7 +14,17 @@ from tests.conftest import Run
 from tests.eventually import PATIENCE, until
 from tests.proxy.scripted import Request, Script, failing, tool
 from wire.client import McpClient
-from wire.errors import BadAnswer, Busy, NotRecordable, OldTransport, TimedOut, TooLarge, TooManyFeatures, UpstreamError
+from wire.errors import (
+    BadAnswer,
+    Busy,
+    NotRecordable,
+    OldTransport,
+    TimedOut,
+    TooLarge,
+    TooManyFeatures,
+    Unreachable,
+    UpstreamError,
+)
 from wire.guard import Guard
 from wire.pool import Transport
 from wire.rpc_messages import MODERN, SESSION, Target, ignore
@@ -203,6 +213,17 @@ async def test_a_server_without_sessions_says_what_it_is_again_once_that_was_lon
         await until(lambda: len(server.asked("server/discover")) == 2)
 
 
+async def test_what_a_server_without_sessions_is_stays_unsaid_when_it_cannot_say_it(run: Run) -> None:
+    told: list[object] = []
+    methods = {"server/discover": failing(-32603, "I do not know")}
+    server = run(Script([[tool("it")]], modern=True, methods=methods).app())
+    async with client(introduced=lambda *info: told.append(info)) as asking:
+        listed = await asking.list_features(target(server.url, MODERN), "tool", seconds=PATIENCE)
+        await until(lambda: server.asked("server/discover"))
+    assert [each.value["name"] for each in listed] == ["it"]
+    assert told == []
+
+
 async def test_of_servers_nobody_calls_any_more_nothing_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wire.client.SWEEP_SECONDS", 0.01)
     monkeypatch.setattr("wire.client.INTRODUCTION_SECONDS", 0.5)
@@ -250,3 +271,36 @@ async def test_a_level_is_told_once_in_a_session_whether_its_server_can_log_or_n
 
     assert [seen.body["params"] for seen in server.asked("logging/setLevel")] == [{"level": "info"}, {"level": "debug"}]
     assert len(server.asked("initialize")) == 1
+
+
+class Breaking(Script):
+    """Breaks off the stream of each call, and of whoever goes on with it; each brings something new or nothing."""
+
+    def __init__(self, *, new: bool) -> None:
+        super().__init__([[tool("it")]], sessions=True)
+        self.new = new
+        self.went_on: list[str] = []
+
+    async def serve(self, request: Request, verb: str) -> None:
+        if verb == "GET":
+            self.went_on.append(request.headers["last-event-id"])
+        elif request.message.get("method") != "tools/call":
+            await super().serve(request, verb)
+            return
+        await request.open_stream()
+        part = f"id: {len(self.went_on) if self.new else 0}\nretry: 1\ndata: \n\n"
+        await request.send({"type": "http.response.body", "body": part.encode()})
+
+
+@pytest.mark.parametrize(("new", "times"), [(False, ["0", "0", "0"]), (True, ["0", "1", "2", "3", "4"])])
+async def test_a_stream_that_breaks_again_and_again_is_gone_on_with_so_many_times_and_sooner_left_without_news(
+    new: bool, times: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.sessions.MOST_TIMES", 5)
+    script = Breaking(new=new)
+    server = run(script.app())
+    async with client() as asking:
+        with pytest.raises(Unreachable):
+            await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
+    assert script.went_on == times
+    assert len(server.asked("tools/call")) == 1
