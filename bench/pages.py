@@ -33,7 +33,7 @@ MOST_MS, MOST_BYTES = 150, 60 * 1024
 SITE = "http://localhost:8000"
 MEMBER = "person1@example.com"
 NO_PAGE = re.compile("^/api/|/export/")  # Data and files may be larger.
-SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/]+|(?<=^/servers/)(?!(?:add|find)/)[^/]+")
+SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/?]+|(?<=^/servers/)(?!(?:add|find)/)[^/?]+")
 
 
 @dataclass
@@ -143,7 +143,7 @@ def crawled(client: "Client") -> Iterator[str]:
     waiting, kinds = [f"{SITE}/"], set[str]()
     while waiting:
         url = waiting.pop()
-        if (kind := kind_of(url, SLUG)) in kinds:
+        if (kind := kind_of(SLUG.sub("*", url.removeprefix(SITE)))) in kinds:
             continue
         kinds.add(kind)
         path = url.removeprefix(SITE)

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from types import coroutine
 
@@ -163,7 +162,7 @@ class PgConnection:
         pgconn.nonblocking = 1
         self._connection, self._selector, self._is_sending = connection, DefaultSelector(), False
         self._selector.register(pgconn.socket, EVENT_READ)
-        asyncio.get_running_loop().add_reader(self._selector.fileno(), self._on_ready)
+        asyncio.get_running_loop().add_reader(self._selector.fileno(), self._on_ready, pgconn)
         return pgconn
 
     async def _connect(self) -> psycopg.AsyncConnection:
@@ -199,11 +198,8 @@ class PgConnection:
             self._is_sending = unsent
             self._selector.modify(pgconn.socket, EVENT_READ | EVENT_WRITE if unsent else EVENT_READ)
 
-    def _on_ready(self) -> None:
+    def _on_ready(self, pgconn: PGconn) -> None:
         """Read and write what the connection is ready for."""
-        if self._connection is None:
-            return
-        pgconn = self._connection.pgconn
         try:
             if self._is_sending:
                 self._flush(pgconn)
@@ -263,9 +259,9 @@ class _Worker[Item, Answer]:
     """
 
     handle: HandleBatch[Item, Answer]
-    connection: PgConnection | None
+    connection: PgConnection
     first_attempt: asyncio.Event
-    healthy: bool
+    healthy: bool = False
     ticks: int = -1
     repairing: bool = False
     logged: str = ""
@@ -297,8 +293,8 @@ class GroupCommit[Item, Answer]:
     ) -> None:
         self._name = name
         self._workers = [
-            _Worker(handle, connection, asyncio.Event(), healthy=connection is None)
-            for handle, connection in zip_longest(handlers, connections)
+            _Worker(handle, connection, asyncio.Event())
+            for handle, connection in zip(handlers, connections, strict=True)
         ]
         self._to_error = to_error
         self._max_batch = max_batch
@@ -313,7 +309,7 @@ class GroupCommit[Item, Answer]:
         self._failed = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._clock: asyncio.Task[None] | None = None
-        self.fault = "not connected yet" if connections else ""
+        self.fault = "not connected yet"
         self.on_hang: Callable[[], object] = bool  # Called when a statement is found to hang.
 
     @property
@@ -330,14 +326,12 @@ class GroupCommit[Item, Answer]:
         self._tasks = [asyncio.create_task(self._work(worker), name=self._name) for worker in self._workers]
         self._clock = asyncio.create_task(self._tick(), name=f"{self._name}, clock")
         for worker in self._workers:
-            if worker.connection is not None:
-                worker.connection.on_lost = self._connection_lost
+            worker.connection.on_lost = self._connection_lost
 
     async def first_attempt(self) -> None:
         """Return when each connection was made and checked, or failed to be; `fault` says which."""
         for worker in self._workers:
-            if worker.connection is not None:
-                await worker.first_attempt.wait()
+            await worker.first_attempt.wait()
 
     async def stop(self) -> None:
         """Handle what is waiting, then stop and close the connections."""
@@ -348,8 +342,7 @@ class GroupCommit[Item, Answer]:
         while self._tasks and (await asyncio.wait(self._tasks, timeout=STOP_SECONDS))[1]:
             self._give_up_repairs()
         for worker in self._workers:
-            if worker.connection is not None:
-                worker.connection.close()
+            worker.connection.close()
 
     def _give_up_repairs(self) -> None:
         for worker, task in zip(self._workers, self._tasks, strict=True):
@@ -426,9 +419,6 @@ class GroupCommit[Item, Answer]:
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
         """Connect and check; when no other worker is healthy, a failure fails the items that wait."""
-        if worker.connection is None:
-            worker.healthy = True
-            return True
         if self._waiting:
             self._wake()  # Another worker may handle what this one was woken for.
         worker.ticks, worker.repairing = 0, True
@@ -466,7 +456,7 @@ class GroupCommit[Item, Answer]:
 
     def _connection_lost(self) -> None:
         for worker in self._workers:
-            if worker.connection is not None and not worker.connection.connected:
+            if not worker.connection.connected:
                 worker.healthy = False
         self._update_fault()
         self._wake_all()
@@ -481,12 +471,10 @@ class GroupCommit[Item, Answer]:
 
     def _mark_broken(self, worker: _Worker[Item, Answer], error: Exception) -> None:
         """Use this worker's connection for nothing before it is repaired."""
-        worker.ticks = -1
-        if worker.connection is not None:
-            worker.healthy = False
-            # What the server says of a statement; what it says of a connection names addresses, and is for the log.
-            self._failed = str(error) if isinstance(error, StatementRejected) else "the database did not answer"
-            self._update_fault()
+        worker.ticks, worker.healthy = -1, False
+        # What the server says of a statement; what it says of a connection names addresses, and is for the log.
+        self._failed = str(error) if isinstance(error, StatementRejected) else "the database did not answer"
+        self._update_fault()
 
     def _update_fault(self) -> None:
         self._is_hanging = any(worker.ticks >= HANGING_TICKS for worker in self._workers)

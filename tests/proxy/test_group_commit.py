@@ -1,12 +1,17 @@
 """Items that arrive together travel together, and none is lost or kept waiting."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from proxy.store.database import FULL_BATCH, GroupCommit, Waiting, resolve
+from gatewayadmin.config import database
+from proxy.store.database import FULL_BATCH, DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
+from tests.eventually import PATIENCE, until
+
+pytestmark = pytest.mark.django_db(transaction=True)
 
 type Load = list[Waiting[int, int]]
 
@@ -38,16 +43,23 @@ class Lost(Exception):
     """What became of a batch is not known."""
 
 
+def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> GroupCommit[int, int]:
+    """Batches that these carry, each with a connection of its own."""
+    connections = [PgConnection(conninfo or database.conninfo(), ()) for _ in carriers]
+    carried = [carrier.carry for carrier in carriers]
+    return GroupCommit("numbers", carried, connections, to_error=lambda error: Lost(str(error)), max_batch=20, **more)
+
+
 def run(
     scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, connections: int = 1
 ) -> None:
-    """Play a scene with `lanes` carriers, and see that everything ends when it is stopped."""
+    """Play a scene with so many carriers at work, and see that everything ends when it is stopped."""
 
     async def play() -> None:
         first, second = Carrier(), Carrier()
-        carriers = [first.carry, second.carry][:connections]
-        batches = GroupCommit[int, int]("numbers", carriers, [], to_error=lambda error: Lost(str(error)), max_batch=20)
+        batches = batches_of([first, second][:connections])
         batches.start()
+        await batches.first_attempt()
         await scene(batches, first, second)
         first.open.set()
         second.open.set()
@@ -172,3 +184,123 @@ def test_a_database_that_is_away_is_told_of_once_a_second(
     assert {record.getMessage() for record in caplog.records} == {
         "the database did not do what it was asked; requests get 503"
     }
+
+
+# Stops
+
+
+class Mute:
+    """A database that takes connections and says nothing on them until they are closed."""
+
+    def __init__(self) -> None:
+        self.callers: list[asyncio.StreamWriter] = []
+        self.conninfo = ""
+
+    async def take(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.callers.append(writer)
+
+    def hang_up(self) -> None:
+        for writer in self.callers:
+            writer.close()
+
+
+@asynccontextmanager
+async def mute() -> AsyncIterator[Mute]:
+    database = Mute()
+    server = await asyncio.start_server(database.take, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    database.conninfo = f"host={host} port={port} sslmode=disable gssencmode=disable"
+    async with server:
+        yield database
+        server.close()
+        database.hang_up()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt to connect lasts longer than any test."""
+    monkeypatch.setattr("proxy.store.database.CONNECT_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr("proxy.store.database.STOP_SECONDS", 0.02)
+
+
+async def test_what_has_not_begun_stops_at_once() -> None:
+    await asyncio.wait_for(batches_of([Carrier()]).stop(), PATIENCE)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_stop_does_not_wait_for_a_database_that_does_not_let_anybody_in() -> None:
+    async with mute() as away:
+        batches = batches_of([Carrier(), Carrier()], away.conninfo)
+        batches.start()
+        await until(lambda: len(away.callers) == 2)
+
+        await asyncio.wait_for(batches.stop(), PATIENCE)
+
+        assert batches.fault == "not connected yet"
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_stop_lets_what_waits_have_the_attempt_to_connect_that_is_under_way() -> None:
+    async with mute() as away:
+        carrier = Carrier()
+        batches = batches_of([carrier], away.conninfo, rejects_when_full=False)
+        batches.start()
+        sent = batches.put(1)
+        await until(lambda: away.callers)
+        stopping = asyncio.create_task(batches.stop())
+        await asyncio.sleep(0.2)  # Several times what a stop would wait if nothing did.
+        assert not sent.done()
+
+        away.hang_up()
+
+        await asyncio.wait_for(stopping, PATIENCE)
+        with pytest.raises(Lost):
+            await sent
+        assert carrier.loads == []
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_stop_lets_a_batch_that_is_under_way_arrive() -> None:
+    carrier = Carrier()
+    batches = batches_of([carrier])
+    batches.start()
+    carrier.open.clear()
+    sent = batches.put(1)
+    await until(lambda: carrier.loads)
+    stopping = asyncio.create_task(batches.stop())
+    await asyncio.sleep(0.2)
+    assert not stopping.done()
+
+    carrier.open.set()
+
+    await asyncio.wait_for(stopping, PATIENCE)
+    assert sent.result() == 2
+
+
+# What hangs
+
+
+async def test_who_waits_while_a_batch_hangs_is_turned_away_and_so_is_who_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.store.database.TICK_SECONDS", 0.01)
+    carrier, hung = Carrier(), asyncio.Event()
+    batches = batches_of([carrier])
+    batches.on_hang = hung.set
+    batches.start()
+    await batches.first_attempt()
+    carrier.open.clear()
+    away = batches.put(1)
+    await until(lambda: carrier.loads)
+    waits = batches.put(2)
+
+    await asyncio.wait_for(hung.wait(), PATIENCE)
+    for future in (away, waits, batches.put(3)):
+        with pytest.raises((DatabaseUnavailable, Lost)):
+            await asyncio.wait_for(future, PATIENCE)
+    assert batches.fault == "the database hangs"
+
+    carrier.open.set()
+    await until(lambda: not batches.fault)
+    assert await batches.put(4) == 8
+    await asyncio.wait_for(batches.stop(), PATIENCE)

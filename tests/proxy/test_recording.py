@@ -21,9 +21,10 @@ from auditlog.models import Call
 from gatewayadmin.config import database
 from proxy import metrics
 from proxy.store.call_writer import NOBODY, CallRow, CallWriter, NotRecorded, new_uid
-from proxy.store.database import SINGLES
+from proxy.store.database import SINGLES, PgConnection
 from tests import make, upstreams
 from tests.conftest import Run
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Request, calling
 from tests.proxy.test_endpoint import modern
@@ -167,6 +168,27 @@ def test_without_the_database_nothing_is_forwarded(start: Start, run: Run, relay
 
     between.open = True
     eventually(lambda: agent.call("docs__echo", {"text": "z"}).status_code == 200)
+
+
+def test_a_connection_on_which_nonsense_came_is_given_up_and_the_next_statement_has_another(
+    transactional_db: None, relay: tuple[Relay, str]
+) -> None:
+    between, conninfo = relay
+
+    async def scene() -> None:
+        connection, lost = PgConnection(conninfo, (b"PREPARE one (int) AS SELECT $1",)), asyncio.Event()
+        connection.on_lost = lost.set
+        await connection.connect()
+
+        between.sockets[0].sendall(b"T" + bytes(4))  # A message is never shorter than its own length.
+        await asyncio.wait_for(lost.wait(), PATIENCE)
+
+        assert not connection.connected
+        assert (await connection.query(b"one", [b"2"])).get_value(0, 0) == b"2"
+        assert len(between.sockets) == 4
+        connection.close()
+
+    asyncio.run(scene())
 
 
 def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) -> None:

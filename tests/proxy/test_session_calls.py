@@ -293,6 +293,35 @@ def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: 
     assert _waiting_rows() == 0
 
 
+@pytest.mark.parametrize("listens", [True, False])
+def test_of_what_is_said_beside_calls_a_client_hears_its_own_level_and_above(work: StandingWork, listens: bool) -> None:
+    person = work.person()
+    assert "result" in person.call("docs__quick")
+    eventually(lambda: work.server.opened[0] in work.server.open)
+    level = person.agent.ask("logging/setLevel", {"level": "error"}, **_headers(person))
+    assert level.json()["result"] == {}
+    grave = {**NOTE, "params": {"level": "error", "data": "out of paper", "logger": "press"}}
+    work.server.said = [NOTE, grave, NOTE]
+    given = {**_headers(person), "Accept": "application/json"}
+
+    def said() -> None:
+        with listening(person.agent, "POST", slow(), **given) as under_way:
+            eventually(lambda: "slow" in _calls(work))
+            work.server.go.set()
+            assert under_way.over.wait(PATIENCE)
+
+    if not listens:
+        said()
+        eventually(lambda: _waiting_rows() == 1)
+    with listening(person.agent, "GET", **_headers(person)) as stream:
+        assert stream.begun.wait(PATIENCE)
+        if listens:
+            said()
+        (heard,) = stream.wait_for(1)
+    assert heard["params"] == {"level": "error", "data": "out of paper", "logger": "docs/press"}
+    assert _waiting_rows() == 0
+
+
 def test_a_server_without_such_a_stream_is_not_asked_for_it_with_each_session(work: StandingWork) -> None:
     work.server.offers_stream = False
     first = work.person()

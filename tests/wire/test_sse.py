@@ -21,6 +21,13 @@ def read(stream: bytes, cuts: list[int] | None = None) -> list[Event]:
     return events
 
 
+@pytest.mark.parametrize("data", [b"{}", b'{\n  "a": 1\r\n}', b"one\rtwo\nthree"])
+@pytest.mark.parametrize("event_id", [b"", b"s-1"])
+def test_what_is_sent_as_one_event_is_read_as_one_whatever_lines_it_has(data: bytes, event_id: bytes) -> None:
+    (event,) = read(sse.event(data, event_id))
+    assert event == Event(b"\n".join(data.splitlines()), "message", event_id.decode())
+
+
 @given(st.lists(st.lists(line, min_size=1)), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
 def test_events_survive_any_cut_and_any_line_end(blocks: list[list[bytes]], end: bytes, data: st.DataObject) -> None:
     stream = b"".join(b"".join(b"data: " + each + end for each in block) + end for block in blocks)

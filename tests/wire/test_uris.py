@@ -61,6 +61,24 @@ def test_a_simple_expression_stands_for_one_segment_when_it_has_to_be_certain() 
     assert not template_matches("docs://{id}", "other://a", narrowly=False)
 
 
+@pytest.mark.parametrize(
+    ("template", "uri", "matches"),
+    [
+        ("docs://{a}{b}", "docs://ab", True),
+        ("docs://{a}{b}/end", "docs://ab/end", True),
+        ("docs://{a}{b}", "docs://a/b", False),
+        ("docs://{a}-{b}", "docs://a-b-c", True),
+        ("docs://{a}-{b}", "docs://abc", False),
+    ],
+)
+def test_two_simple_expressions_stand_for_one_segment_between_them(template: str, uri: str, matches: bool) -> None:
+    assert template_matches(template, uri, narrowly=True) is matches
+
+
+def test_without_an_alias_a_template_is_given_out_as_it_is() -> None:
+    assert exposed_template("", "docs://(page)/{id}") == "docs://(page)/{id}"
+
+
 def test_a_template_with_very_many_expressions_may_mean_anything_and_certainly_means_nothing() -> None:
     assert template_matches("{a}" * 300 + "!", "a" * 8_000, narrowly=False)
     assert not template_matches("{a}" * 300 + "!", "aaa!", narrowly=True)

@@ -1,0 +1,124 @@
+"""One connection to PostgreSQL: a statement has one answer, its own, or is said to have none."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvloop
+from psycopg.pq.abc import PGresult
+
+from gatewayadmin.config import database
+from proxy.store.database import DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
+from tests.eventually import PATIENCE
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SETUP = (
+    b"PREPARE one (int) AS SELECT $1",
+    b"PREPARE wait (float) AS SELECT pg_sleep($1)",
+    b"CREATE TEMPORARY TABLE texts (text text)",
+    b"PREPARE length AS SELECT sum(length(text)) FROM texts",
+)
+type Play = Callable[..., None]
+
+MOST_PARAMETERS = 65_535  # Of one statement, as PostgreSQL counts them.
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest) -> Play:
+    """Plays a scene with a connection, on either loop."""
+
+    def play(scene: Callable[[PgConnection], Awaitable[None]], timeout: float = PATIENCE) -> None:
+        async def main() -> None:
+            connection = PgConnection(database.conninfo(), SETUP, timeout=timeout)
+            try:
+                await scene(connection)
+            finally:
+                connection.close()
+
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(main())
+
+    return play
+
+
+def value(result: PGresult) -> bytes | None:
+    return result.get_value(0, 0)
+
+
+def test_the_answer_to_an_abandoned_statement_is_not_taken_for_the_next_ones(play: Play) -> None:
+    async def scene(connection: PgConnection) -> None:
+        await connection.connect()
+        asked = asyncio.create_task(connection.query(b"one", [b"1"]))
+        await asyncio.sleep(0)  # It is sent; its answer is not read.
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+        assert not connection.connected
+        assert value(await connection.query(b"one", [b"2"])) == b"2"
+
+    play(scene)
+
+
+def test_a_statement_that_took_its_time_is_not_sent_again(play: Play) -> None:
+    lost: list[bool] = []
+
+    async def scene(connection: PgConnection) -> None:
+        await connection.connect()
+        connection.on_lost = lambda: lost.append(True)
+        with pytest.raises(StatementTimeout):
+            await connection.query_with_retry(b"wait", [b"60"])
+
+        assert lost == [True]
+        assert value(await connection.query(b"one", [b"2"])) == b"2"
+
+    play(scene, timeout=0.5)
+
+
+def test_what_fails_otherwise_is_sent_once_more_over_a_new_connection(play: Play) -> None:
+    async def scene(connection: PgConnection) -> None:
+        await connection.run(b"DEALLOCATE one")
+        with pytest.raises(StatementRejected, match="does not exist"):
+            await connection.query(b"one", [b"1"])
+        assert value(await connection.query_with_retry(b"one", [b"2"])) == b"2"
+
+    play(scene)
+
+
+def test_a_statement_that_cannot_be_sent_is_said_at_once_and_the_next_one_is_answered(play: Play) -> None:
+    async def scene(connection: PgConnection) -> None:
+        with pytest.raises(DatabaseUnavailable, match="parameters"):
+            await asyncio.wait_for(connection.query(b"one", [b"1"] * (MOST_PARAMETERS + 1)), PATIENCE)
+        assert value(await connection.query(b"one", [b"2"])) == b"2"
+
+    play(scene)
+
+
+def test_more_than_a_socket_takes_at_once_arrives_whole(play: Play) -> None:
+    rows, row = 200, b"x" * 99_999
+
+    async def scene(connection: PgConnection) -> None:
+        await connection.copy(b"COPY texts FROM STDIN", (row + b"\n") * rows)
+        assert value(await connection.query(b"length", [])) == b"%d" % (rows * len(row))
+        # The connection is watched as before: what is small arrives too.
+        assert value(await connection.query(b"one", [b"2"])) == b"2"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_database_that_takes_connections_and_is_silent_did_not_answer_in_time(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.database.CONNECT_SECONDS", 0.2)
+
+    async def scene(port: int) -> None:
+        connection = PgConnection(f"host=127.0.0.1 port={port} sslmode=disable gssencmode=disable", SETUP)
+        with pytest.raises(StatementTimeout):
+            await asyncio.wait_for(connection.query_with_retry(b"one", [b"1"]), PATIENCE)
+        assert not connection.connected
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scene(listener.getsockname()[1]))

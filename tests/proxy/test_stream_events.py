@@ -1,0 +1,203 @@
+"""What is kept of streams for clients that may come back: in memory as long as somebody reads, then in sealed rows."""
+
+import asyncio
+import base64
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import psycopg
+import pytest
+from cryptography.fernet import Fernet
+
+from gatewayadmin.config import database
+from proxy.store.bus import Bus
+from proxy.store.events import FINISHED_SECONDS, MOST_EVENTS, EventId, History, Kept, StreamEvents
+from proxy.store.state import State
+from tests.eventually import PATIENCE, PROMPT, until
+from wire.cipher import Cipher
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@asynccontextmanager
+async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
+    """The events of one worker, which hears the others."""
+    state = State(database.conninfo())
+    bus = Bus(database.conninfo(), state)
+    events = StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))
+    await state.start()
+    bus.start()
+    await bus.first_attempt()
+    try:
+        yield events
+    finally:
+        await events.stop()
+        await bus.stop()
+        await state.stop()
+
+
+async def come_back(events: StreamEvents, history: History) -> list[Kept]:
+    """What a client gets that comes back for this stream, from its beginning."""
+    name = EventId("c", history.stream, 0)
+    written = events.listen(history.stream)
+    await events.want(history.session_id, name)
+    await asyncio.wait_for(written.wait(), PATIENCE)
+    events.forget(history.stream, written)
+    return await events.read(history.session_id, name)
+
+
+@pytest.mark.parametrize("spelled", [b"nonsense", b'{"an": "object"}', b"1.5", b"true", b"[" * 60])
+def test_an_event_whose_request_has_no_name_that_can_be_read_is_an_event_all_the_same(spelled: bytes) -> None:
+    stream = uuid4()
+    text = f"c-{stream.hex}-7-{base64.urlsafe_b64encode(spelled).decode()}"
+    assert EventId.read(text) == EventId("c", str(stream), 7, None)
+
+
+async def test_of_a_stream_that_is_read_the_last_events_are_kept() -> None:
+    async with worker() as events:
+        history = events.begin_call(str(uuid4()), 1)
+        for number in range(MOST_EVENTS + 10):
+            history.add(b"%d" % number)
+        history.leave()
+
+        kept = await come_back(events, history)
+        assert [int(each.data) for each in kept] == [*range(10, MOST_EVENTS + 10)]
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "known"),
+    [
+        ("MOST_FINISHED", 2, [False, True, True]),
+        ("MOST_FINISHED_BYTES", 1_500, [False, False, True]),
+        ("FINISHED_SECONDS", FINISHED_SECONDS, [True, True, True]),
+        ("FINISHED_SECONDS", 0, [False, False, False]),
+    ],
+)
+async def test_of_streams_that_ended_those_of_late_can_be_come_back_for_as_many_as_memory_is_for(
+    bound: str, value: float, known: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"proxy.store.events.{bound}", value)
+    async with worker() as events:
+        session = str(uuid4())
+        ended = [events.begin_call(session, number) for number in range(3)]
+        for history in ended:
+            history.end(b"x" * 1_000)
+        last = events.begin_call(session, 3)
+        for history in ended:
+            await events.want(session, EventId("c", history.stream, 0))
+        # Whoever wants a stream is heard in turn: once this one was, the others were.
+        assert await come_back(events, last) == []
+        await events.stop()
+
+        rows = [await events.read(session, EventId("c", history.stream, 0)) for history in ended]
+        assert [bool(each) for each in rows] == known
+
+
+async def test_a_stream_that_goes_on_here_is_not_forgotten_when_what_carried_it_before_ends() -> None:
+    async with worker() as events:
+        before = events.begin_standing(str(uuid4()))
+        after = events.begin(before.session_id, EventId("s", before.stream, 5))
+        before.drop()
+        after.add(b"said")
+
+        assert [(each.number, each.data) for each in await come_back(events, after)] == [(6, b"said")]
+
+
+async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_for_few_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.store.events.MOST_WAITING", 2)
+    async with worker() as events:
+        sessions = [str(uuid4()) for _ in range(6)]
+        for session in sessions:
+            for text in (b"first", b"second"):
+                events.keep_waiting(session, text)
+        await events.stop()
+
+        gc.collect()
+        held = [each for each in gc.get_objects() if isinstance(each, History) and each.session_id in sessions]
+        assert len(held) == 2
+        for session in sessions:
+            assert await events.take_waiting(session) == [b"first", b"second"]
+            assert await events.take_waiting(session) == []
+
+
+async def test_what_was_sealed_with_a_key_that_is_gone_counts_and_says_nothing() -> None:
+    async with worker() as events, worker() as with_another_key:
+        history = events.begin_call(str(uuid4()), 1)
+        history.add(b"said")
+        history.leave()
+        await come_back(events, history)
+        events.keep_waiting(history.session_id, b"said")
+        await events.stop()
+
+        name = EventId("c", history.stream, 0)
+        assert await events.read(history.session_id, name) == [Kept(1, b"said", is_last=False)]
+        assert await with_another_key.read(history.session_id, name) == [Kept(1, b"", is_last=False)]
+        assert await with_another_key.take_waiting(history.session_id) == []
+
+
+def locked() -> psycopg.Connection:
+    """Rows of events cannot be written until this is closed."""
+    connection = psycopg.connect(database.conninfo())
+    connection.execute("LOCK TABLE proxy_streamevent")
+    return connection
+
+
+async def test_a_stop_does_not_wait_for_a_database_that_does_not_write() -> None:
+    async with worker() as events:
+        with locked():
+            history = events.begin_call(str(uuid4()), 1)
+            history.add(b"said")
+            history.leave()
+            await asyncio.wait_for(events.stop(), PROMPT)
+
+
+async def test_what_could_not_be_written_is_written_when_the_database_writes_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("proxy.store.state.SETUP", b"SET lock_timeout = '50ms'")
+    monkeypatch.setattr("proxy.store.events.ATTEMPTS", 600)
+    refused: list[bool] = []
+    async with worker() as events:
+        fetch = events._state.fetch
+        history = events.begin_call(str(uuid4()), 1)
+        written = events.listen(history.stream)
+
+        async def noting(*asked: object) -> object:
+            try:
+                return await fetch(*asked)  # type: ignore[arg-type]
+            except Exception:
+                refused.append(True)
+                raise
+
+        monkeypatch.setattr(events._state, "fetch", noting)
+        with locked():
+            history.add(b"said")
+            history.leave()
+            await until(lambda: len(refused) > 1)
+        await asyncio.wait_for(written.wait(), PATIENCE)
+
+        assert [each.data for each in await come_back(events, history)] == [b"said"]
+        assert "events that a client missed are lost" not in caplog.text
+
+
+async def test_what_cannot_be_written_is_lost_after_a_while_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.events.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("proxy.store.state.SETUP", b"SET lock_timeout = '50ms'")
+    async with worker() as events:
+        history = events.begin_call(str(uuid4()), 1)
+        with locked():
+            history.add(b"a s3cret")
+            history.leave()
+            await until(lambda: "events that a client missed are lost" in caplog.text)
+        assert "s3cret" not in caplog.text
+        history.add(b"after")
+
+        kept = await come_back(events, history)
+        assert [(each.number, each.data) for each in kept] == [(2, b"after")]

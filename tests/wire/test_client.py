@@ -1,0 +1,306 @@
+"""The client of MCP servers: bounded in what it reads and waits for, and never mistaken about what a server speaks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from tests import upstreams
+from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, live, read
+from tests.conftest import Run
+from tests.eventually import PATIENCE, until
+from tests.proxy.scripted import Request, Script, failing, tool
+from wire.client import McpClient
+from wire.errors import (
+    BadAnswer,
+    Busy,
+    NotRecordable,
+    OldTransport,
+    TimedOut,
+    TooLarge,
+    TooManyFeatures,
+    Unreachable,
+    UpstreamError,
+)
+from wire.guard import Guard
+from wire.pool import Transport
+from wire.rpc_messages import MODERN, SESSION, Target, ignore
+from wire.sessions import declared
+
+WRONG_ERA = -32022
+
+
+@asynccontextmanager
+async def client(**more: Any) -> AsyncIterator[McpClient]:
+    guard = Guard((ip_network("127.0.0.0/8"),))
+    async with Transport(guard, limit=1 << 20) as transport, McpClient(transport, **more) as client:
+        yield client
+
+
+def target(url: str, era: str = SESSION, **more: Any) -> Target:
+    return Target("s", "docs", url, era, 10, 4, "c", None, "")._replace(**more)
+
+
+# What is asked
+
+
+async def test_while_no_row_can_be_written_no_server_is_asked_and_no_place_is_taken(run: Run) -> None:
+    server = run(Script([[tool("it")]]).app())
+    async with client(may_begin=lambda: False) as asking:
+        with pytest.raises(NotRecordable):
+            await asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore)
+        assert asking.at_servers() == {"under_way": 0, "waiting": 0}
+    assert server.seen == []
+
+
+async def test_when_too_many_wait_for_a_server_whoever_comes_is_told_so_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.turns.MOST_WAITING", 1)
+    asked = target(run(upstreams.silent()).url, max_concurrent=1)
+    async with client(queue_seconds=2 * PATIENCE) as asking:
+        holding = [asyncio.create_task(asking.ask(asked, "ping", {}, ignore)) for _ in range(2)]
+        await until(lambda: asking.at_servers() == {"under_way": 1, "waiting": 1})
+
+        with pytest.raises(Busy) as raised:
+            await asyncio.wait_for(asking.ask(asked, "ping", {}, ignore), PATIENCE)
+        assert raised.value.detail == "too many calls wait"
+
+        for task in holding:
+            task.cancel()
+        await asyncio.gather(*holding, return_exceptions=True)
+        assert asking.at_servers() == {"under_way": 0, "waiting": 0}
+
+
+# Lists
+
+
+def endless(text: str = "x") -> App:
+    """A server whose list has no end: each page has one tool and names another page."""
+
+    async def listed(request: Request) -> None:
+        page = int(request.message["params"].get("cursor", 0))
+        await request.answer({"tools": [tool(f"t{page}", description=text)], "nextCursor": str(page + 1)})
+
+    return Script(methods={"tools/list": listed}).app()
+
+
+async def test_a_list_without_end_is_read_for_so_many_pages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.client.MOST_PAGES", 3)
+    async with client() as asking:
+        listed = await asking.list_features(target(run(endless()).url), "tool", seconds=PATIENCE)
+    assert [each.value["name"] for each in listed] == ["t0", "t1", "t2"]
+
+
+@pytest.mark.parametrize(
+    ("bound", "most", "error", "pages"),
+    [("MOST_BYTES", 5_000, TooLarge, 3), ("MOST_FEATURES", 3, TooManyFeatures, 4)],
+)
+async def test_a_list_that_is_too_much_is_an_error_and_read_no_further(
+    bound: str, most: int, error: type[UpstreamError], pages: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"wire.client.{bound}", most)
+    server = run(endless("x" * 2_000))
+    async with client() as asking:
+        with pytest.raises(error):
+            await asking.list_features(target(server.url), "tool", seconds=PATIENCE)
+    assert len(server.asked("tools/list")) == pages
+
+
+# What a server speaks
+
+type Ask = Callable[[McpClient, Target], Coroutine[Any, Any, object]]
+
+ASK: dict[str, Ask] = {
+    "a call": lambda asking, asked: asking.ask(asked, "tools/call", {"name": "it"}, ignore),
+    "who it is": lambda asking, asked: asking.introduce(asked),
+}
+
+
+@pytest.mark.parametrize("what", [*ASK])
+@pytest.mark.parametrize("era", [SESSION, MODERN])
+async def test_a_server_that_speaks_neither_wire_is_asked_on_both_and_said_to(what: str, era: str, run: Run) -> None:
+    class Stubborn(Script):
+        async def serve(self, request: Request, verb: str) -> None:
+            await request.fail(WRONG_ERA, "Unsupported protocol version", status=400)
+
+    server = run(Stubborn().app())
+    async with client() as asking:
+        with pytest.raises(BadAnswer) as raised:
+            await ASK[what](asking, target(server.url, era))
+    assert raised.value.detail == "speaks neither wire"
+    assert "initialize" in [seen.method for seen in server.seen]
+
+
+LATE: dict[str, Ask] = {"its era": lambda asking, asked: asking.find_era(asked), "who it is": ASK["who it is"]}
+
+
+@pytest.mark.parametrize("what", [*LATE])
+async def test_a_server_that_does_not_say_what_it_is_is_waited_for_as_long_as_for_its_calls(
+    what: str, run: Run
+) -> None:
+    async with client() as asking:
+        with pytest.raises(TimedOut):
+            await asyncio.wait_for(LATE[what](asking, target(run(upstreams.silent()).url, "", timeout_s=0.2)), PATIENCE)
+
+
+async def test_a_server_that_knows_no_subscriptions_is_said_to_know_none(run: Run) -> None:
+    async with client() as asking:
+        for app in (Script().app(), Script(modern=True).app()):
+            assert await asking.subscribe(target(run(app).url, MODERN), {}, ignore) is False
+
+
+class OldLooking:
+    """Takes no POST; what a GET gives is `stream`, and goes on when there is more to come."""
+
+    def __init__(self, stream: bytes, *, ends: bool = True) -> None:
+        self.stream = stream
+        self.ends = ends
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        await read(receive)
+        if scope["method"] != "GET" or "text/event-stream" not in headers_of(scope)["accept"]:
+            await answer(send, 405, b"")
+            return
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        await send({"type": "http.response.body", "body": self.stream, "more_body": not self.ends})
+        while not self.ends and (await receive())["type"] != "http.disconnect":
+            pass
+
+
+@pytest.mark.parametrize(
+    ("server", "error"),
+    [
+        (OldLooking(b": hello\n\nevent: endpoint\ndata: /messages\n\n"), OldTransport),
+        (OldLooking(b"event: message\ndata: {}\n\n"), BadAnswer),
+        (OldLooking(b""), BadAnswer),
+        (OldLooking(b": hello\n\n", ends=False), BadAnswer),
+        (OldLooking(b"data: " + b"x" * 70_000 + b"\n\n"), BadAnswer),
+    ],
+    ids=["an endpoint", "another event", "nothing", "silence", "too much"],
+)
+async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transport(
+    server: OldLooking, error: type[BadAnswer], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.client.OLD_SECONDS", 0.5)
+    async with client() as asking:
+        with pytest.raises(BadAnswer) as raised:
+            await asyncio.wait_for(asking.ask(target(run(server).url), "ping", {}, ignore), PATIENCE)
+    assert type(raised.value) is error
+
+
+# What is kept
+
+
+async def test_a_server_without_sessions_says_what_it_is_again_once_that_was_long_ago(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = run(Script([[tool("it")]], modern=True).app())
+    asked = target(server.url, MODERN)
+    async with client() as asking:
+        for _ in range(3):
+            await asking.list_features(asked, "tool", seconds=PATIENCE)
+        await until(lambda: len(server.asked("server/discover")) == 1)
+        monkeypatch.setattr("wire.client.INTRODUCTION_SECONDS", 0)
+        await asking.list_features(asked, "tool", seconds=PATIENCE)
+        await until(lambda: len(server.asked("server/discover")) == 2)
+
+
+async def test_what_a_server_without_sessions_is_stays_unsaid_when_it_cannot_say_it(run: Run) -> None:
+    told: list[object] = []
+    methods = {"server/discover": failing(-32603, "I do not know")}
+    server = run(Script([[tool("it")]], modern=True, methods=methods).app())
+    async with client(introduced=lambda *info: told.append(info)) as asking:
+        listed = await asking.list_features(target(server.url, MODERN), "tool", seconds=PATIENCE)
+        await until(lambda: server.asked("server/discover"))
+    assert [each.value["name"] for each in listed] == ["it"]
+    assert told == []
+
+
+async def test_of_servers_nobody_calls_any_more_nothing_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.client.SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr("wire.client.INTRODUCTION_SECONDS", 0.5)
+    idle, busy = run(Script([[tool("it")]], modern=True).app()), run(upstreams.silent())
+    async with client() as asking:
+        await asking.list_features(target(idle.url, MODERN), "tool", seconds=PATIENCE)
+        under_way = asyncio.create_task(asking.ask(target(busy.url, server_id="busy"), "ping", {}, ignore))
+        await until(lambda: [*asking._queues] == ["busy"] and not asking._asked_about_itself)
+
+        assert asking.at_servers()["under_way"] == 1
+        under_way.cancel()
+        await asyncio.gather(under_way, return_exceptions=True)
+        await until(lambda: not asking._queues)
+
+
+# Sessions
+
+
+@pytest.mark.parametrize("told", [None, 5, [], "roots", {}, {"roots": None}, {"experimental": {}}])
+def test_capabilities_that_are_none_are_told_to_no_server(told: object) -> None:
+    assert declared(told) == ""
+
+
+async def test_a_session_that_its_server_forgot_is_opened_anew_and_used_from_then_on(run: Run) -> None:
+    script = Script([[tool("it")]], sessions=True)
+    asked = target(run(script.app()).url)
+    async with client() as asking:
+        await asking.ask(asked, "tools/list", {}, ignore)
+        script.opened[0] = "forgotten"
+        for _ in range(2):
+            assert (await asking.ask(asked, "tools/list", {}, ignore)).error is None
+        assert script.opened == ["forgotten", "session-1"]
+
+
+@pytest.mark.parametrize("can_log", [True, False])
+async def test_a_level_is_told_once_in_a_session_whether_its_server_can_log_or_not(can_log: bool, run: Run) -> None:
+    async def level(request: Request) -> None:
+        await request.answer({})
+
+    methods = {"logging/setLevel": level if can_log else failing(-32601, "Method not found")}
+    server = run(Script([[tool("it")]], sessions=True, methods=methods).app())
+    async with client() as asking:
+        for wanted in ("info", "info", "debug", "debug"):
+            assert (await asking.ask(target(server.url, log_level=wanted), "tools/list", {}, ignore)).error is None
+
+    assert [seen.body["params"] for seen in server.asked("logging/setLevel")] == [{"level": "info"}, {"level": "debug"}]
+    assert len(server.asked("initialize")) == 1
+
+
+class Breaking(Script):
+    """Breaks off the stream of each call, and of whoever goes on with it; each brings something new or nothing."""
+
+    def __init__(self, *, new: bool) -> None:
+        super().__init__([[tool("it")]], sessions=True)
+        self.new = new
+        self.went_on: list[str] = []
+
+    async def serve(self, request: Request, verb: str) -> None:
+        if verb == "GET":
+            self.went_on.append(request.headers["last-event-id"])
+        elif request.message.get("method") != "tools/call":
+            await super().serve(request, verb)
+            return
+        await request.open_stream()
+        part = f"id: {len(self.went_on) if self.new else 0}\nretry: 1\ndata: \n\n"
+        await request.send({"type": "http.response.body", "body": part.encode()})
+
+
+@pytest.mark.parametrize(("new", "times"), [(False, ["0", "0", "0"]), (True, ["0", "1", "2", "3", "4"])])
+async def test_a_stream_that_breaks_again_and_again_is_gone_on_with_so_many_times_and_sooner_left_without_news(
+    new: bool, times: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.sessions.MOST_TIMES", 5)
+    script = Breaking(new=new)
+    server = run(script.app())
+    async with client() as asking:
+        with pytest.raises(Unreachable):
+            await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
+    assert script.went_on == times
+    assert len(server.asked("tools/call")) == 1
