@@ -8,13 +8,13 @@ IDENTIFIER = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|(?<=/api/docs/)[a-z-]+")
 NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/")
 
 
-def kind_of(url: str, also: re.Pattern[str] | None = None) -> str:
-    """Pages that differ in an identifier, in what `also` finds or in the values of a query are of one kind."""
+def kind_of(url: str) -> str:
+    """Pages that differ in an identifier or in the values of a query are of one kind."""
     parts = urlsplit(url)
     # Each bar of a chart leads to its moments, and each filter keeps the others: one after another will do.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}
     query = next(iter(named)) if len(named) == 1 else "several" if named else ""
-    path = IDENTIFIER.sub("*", also.sub("*", parts.path) if also else parts.path)
+    path = IDENTIFIER.sub("*", parts.path)
     return f"{path}?{query}"
 
 
