@@ -100,10 +100,14 @@ class Carrier:
         """Pass on what is no request: progress to its call, all else to the only one, or a standing stream."""
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
-        elif self.calls.others(held.row) or not any(own := self._own(held.row, held.source.audience.owner)):
+            return
+        own = self._own(held.row, held.source.audience.owner)
+        to_call = own[:2] == (1, True)
+        # Calls that have no stream are no use here; the client may listen at another worker.
+        if self.calls.others(held.row) or not (to_call or own.has_standing):
             self._hand_over(held, message)
         elif message["method"] != PROGRESS:
-            await self._deliver(self._heard(held, [message]), own[:2] == (1, True))
+            await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
         """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""

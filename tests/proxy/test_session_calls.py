@@ -293,8 +293,8 @@ def test_what_is_said_while_a_client_has_no_stream_waits_for_its_next_one(work: 
     assert _waiting_rows() == 0
 
 
-@pytest.mark.parametrize("listens", [True, False])
-def test_of_what_is_said_beside_calls_a_client_hears_its_own_level_and_above(work: StandingWork, listens: bool) -> None:
+@pytest.mark.parametrize("listens", ["here", "at another worker", ""])
+def test_of_what_is_said_beside_calls_a_client_hears_its_own_level_and_above(work: StandingWork, listens: str) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
     eventually(lambda: work.server.opened[0] in work.server.open)
@@ -313,7 +313,8 @@ def test_of_what_is_said_beside_calls_a_client_hears_its_own_level_and_above(wor
     if not listens:
         said()
         eventually(lambda: _waiting_rows() == 1)
-    with listening(person.agent, "GET", **_headers(person)) as stream:
+    agent = work.elsewhere(person) if listens == "at another worker" else person.agent
+    with listening(agent, "GET", **_headers(person)) as stream:
         assert stream.begun.wait(PATIENCE)
         if listens:
             said()
