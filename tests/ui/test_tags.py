@@ -87,7 +87,7 @@ def test_what_nobody_sees_is_marked_and_of_very_many_the_number_is_told() -> Non
         ("Press *Create*; then `/mcp`", "Press <i>Create</i>; then <code>/mcp</code>"),
         ("`a*b`, *one* and *<b>*", "<code>a*b</code>, <i>one</i> and <i>&lt;b&gt;</i>"),
         ("2 * 3, *", "2 * 3, *"),
-        ("`<script>` & \"", "<code>&lt;script&gt;</code> &amp; &quot;"),
+        ('`<script>` & "', "<code>&lt;script&gt;</code> &amp; &quot;"),
     ],
 )
 def test_names_on_a_screen_and_code_stand_out_and_markup_stays_text(text: str, shown: str) -> None:
