@@ -48,10 +48,9 @@ def _server(call: Call, _: str) -> SafeString | str:
 
 def _tool(call: Call, arguments: str) -> SafeString | str:
     if not call.feature_name:
-        if not call.deny_reason and call.method:
-            return format_html('<span class="muted">{}</span>', call.method)
-        refused = mark_safe('<span class="muted" title="Refused before any tool">—</span>')
-        return refused if call.deny_reason else NOTHING
+        if call.deny_reason:
+            return format_html('<span class="muted" title="Refused before any tool">{}</span>', call.method or "—")
+        return format_html('<span class="muted">{}</span>', call.method) if call.method else NOTHING
     name = call.feature_name[:64]
     return format_html("<code><b>{}</b>{}</code>", name, _in_words(arguments) if arguments else "")
 

@@ -260,6 +260,8 @@ def _listed(
         "filters": call_filter,
         "ranges": filters.RANGES,
         "narrowed": bool(call_filter.narrowing),
+        "none_matches": bool(count and count.is_none and call_filter.narrowing and call_filter.has_calls()),
+        "whole_range": call_filter.without(*call_filter.asked.keys() - {"range", "from", "to"}),
         "span": call_filter.span,
         "query": call_filter.query,
         "around": call_filter.without("from", "to", "range", "live"),

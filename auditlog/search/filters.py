@@ -262,6 +262,11 @@ class CallFilter(forms.Form):
         ]
         return [sentence for condition in asked if (sentence := _unknown(condition))]
 
+    def has_calls(self) -> bool:
+        """Whether there is any call in the time range, of what the list is about, whatever else is asked."""
+        of_scope = [one for name in self.scope for one in self._of_filters[name]]
+        return bool(Search(of_scope, *self._between, known=self._known).count().number)
+
     @property
     def is_live(self) -> bool:
         """Whether new calls shall be told of by themselves; the past has none."""

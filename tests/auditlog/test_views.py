@@ -101,6 +101,34 @@ def test_an_empty_range_says_so(ana: User, sign_in: SignIn) -> None:
     assert "No entries in this time range." in text(sign_in(ana).get("/logs/"))
 
 
+def test_a_search_that_matches_nothing_is_told_from_a_time_range_without_calls(ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+    host = make.agent(by=ana, name="Quiet bot")
+    make.call(at=ago(hours=2), duration_ms=3)
+
+    none = text(client.get("/logs/?q=duration+>+600+s&range=7d"))
+    of_hour, of_host = (
+        text(client.get(path)) for path in ("/logs/?q=duration+>+600+s&range=1h", f"/hosts/{host.pk}/logs/?q=error")
+    )
+
+    assert "No call matches." in none.split('class="empty"')[1]
+    assert re.search(r'href="/logs/\?range=7d">Show all<', none)
+    assert "No entries in this time range." not in none
+    assert "No entries in this time range." in of_hour
+    assert "No entries in this time range." in of_host
+
+
+def test_a_search_that_is_not_understood_says_so_as_a_notice_and_counts_no_values(ana: User, sign_in: SignIn) -> None:
+    make.call()
+
+    page = text(sign_in(ana).get("/logs/?q=duration+>+x"))
+
+    assert re.search(
+        r'<p class="notice" data-kind="bad" id="search-error" role="status"><svg.*?</svg><span>Position 12', page
+    )
+    assert "Count the values" not in page
+
+
 def test_a_filter_without_values_says_why(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
 
@@ -503,5 +531,5 @@ def test_a_row_refused_before_any_server_says_why_instead_of_naming_one(ana: Use
     page = sign_in(ana).get("/logs/").content.decode()
 
     assert '<span class="muted" title="Refused before any server">—</span>' in page
-    assert '<span class="muted" title="Refused before any tool">—</span>' in page
+    assert '<span class="muted" title="Refused before any tool">tools/call</span>' in page
     assert "<span class=badge data-state=denied><span>denied: wrong gateway</span></span>" in page

@@ -44,3 +44,45 @@ def test_acts_of_the_tools_stand_beside_their_heading(live: Serve, page: Page) -
     assert acts is not None
     assert heading is not None
     assert abs(acts["y"] + acts["height"] / 2 - heading["y"] - heading["height"] / 2) < 12
+
+
+def test_lifetimes_of_a_token_stand_in_one_row_and_the_bar_of_a_duration_below_its_digits(
+    live: Serve, page: Page
+) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+    page.set_viewport_size({"width": 1440, "height": 900})
+
+    page.goto(f"{live.url}/settings/api-tokens?q={host}")
+    page.locator("tbody .row-link").first.click()
+    expect(page.locator(".presets label").first).to_be_visible()
+    tops = page.locator(".presets label").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
+    assert len(tops) == 4
+    assert len(set(tops)) == 1
+
+    page.goto(f"{live.url}/logs/")
+    beneath = page.locator("td[data-took]").first.evaluate(
+        """cell => {
+          const words = document.createRange(), style = getComputedStyle(cell), box = cell.getBoundingClientRect();
+          words.selectNodeContents(cell);
+          const thick = parseFloat(style.backgroundSize.split(" ")[1]);
+          const top = parseFloat(style.backgroundPositionY) / 100 * (box.height - thick);
+          return box.top + top - words.getBoundingClientRect().bottom;
+        }"""
+    )
+    assert beneath >= 0
+
+
+def test_a_changed_row_lights_up_to_its_last_column(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    live.issue_token(host=host, gateway="quickstart")
+    page.goto(f"{live.url}/hosts/?q={host}")
+    page.emulate_media(reduced_motion="no-preference")
+
+    page.get_by_role("switch").first.click()
+    page.get_by_role("alertdialog").get_by_role("button", name="OK", exact=True).click()
+
+    expect(page.locator("tr.changed")).to_be_visible()
+    for part in ("tr.changed", "tr.changed [data-cell=acts]"):
+        assert page.locator(part).evaluate("one => getComputedStyle(one).animationName") == "changed"

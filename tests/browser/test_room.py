@@ -16,6 +16,8 @@ pytestmark = pytest.mark.xdist_group("pages")
 
 ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
 REVOKED = '<span class="muted">Revoked <time title="whenever">Nov 22, 2026</time></span>'
+WIDEST = REVOKED.replace("Nov", "May")
+AS_LINK = '<a href="/logs/">Revoked <time title="whenever">May 22, 2026</time></a>'
 SHORT = [f"blocked: {reason.short}" for reason in REASONS.values() if reason.short]
 
 
@@ -39,8 +41,11 @@ def ends() -> list[str]:
 
 # Of each list: a column that says states, and the longest that it may say.
 SAID = {
-    "/settings/mcp-connections?type=all": {"Status": badges("needs attention", *SHORT), "Actions": [REVOKED]},
-    "/gateways/work/connections/": {"Status": badges("needs attention", *SHORT), "Actions": [REVOKED]},
+    "/settings/mcp-connections?type=all": {
+        "Status": badges("needs attention", *SHORT),
+        "Actions": [REVOKED, WIDEST, AS_LINK],
+    },
+    "/gateways/work/connections/": {"Status": badges("needs attention", *SHORT), "Actions": [REVOKED, WIDEST]},
     "/settings/api-tokens": {
         "Status": [
             f"{badge('active')}&nbsp;<small>old until <time>23:59 UTC</time></small>",

@@ -268,7 +268,8 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         *("Time range", "Method", "Outcome", "Host", "Gateway", "Server", "Tool", "User", "Correlation id", "Clear"),
         "Created at Host User email Gateway Server Method Tool Outcome Status Duration",
     ),
-    "/logs/?range=1h&tool=none": ("No entries in this time range.",),
+    "/logs/?range=1h&tool=none": ("No call matches.", "Show all"),
+    "/logs/?from=2020-01-01T00:00&to=2020-01-02T00:00": ("No entries in this time range.",),
     "/logs/{call}/": (
         *("Summary", "Decision", "Request and response", "Payload recording is off.", "Created at", "Host"),
         *("User email", "Gateway", "Server", "Token", "Address", "Size", "Correlation id"),

@@ -8,6 +8,8 @@ from django import forms
 from django.template import Context, Template
 from django.utils import timezone
 
+from ui.templatetags.ui import inline
+
 NOW = datetime(2026, 11, 20, 14, 2, 8, tzinfo=UTC)
 
 
@@ -77,6 +79,19 @@ def test_what_nobody_sees_is_marked_and_of_very_many_the_number_is_told() -> Non
     plain = rendered("{{ said|marked }}", said="\u200b" * 20_000 + "the end")
     assert plain.endswith("the end[and 19,500 more]")
     assert len(plain) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Press *Create*; then `/mcp`", "Press <i>Create</i>; then <code>/mcp</code>"),
+        ("`a*b`, *one* and *<b>*", "<code>a*b</code>, <i>one</i> and <i>&lt;b&gt;</i>"),
+        ("2 * 3, *", "2 * 3, *"),
+        ('`<script>` & "', "<code>&lt;script&gt;</code> &amp; &quot;"),
+    ],
+)
+def test_names_on_a_screen_and_code_stand_out_and_markup_stays_text(text: str, shown: str) -> None:
+    assert inline(text) == shown
 
 
 def test_an_icon_alone_has_a_name_and_one_beside_words_is_silent() -> None:

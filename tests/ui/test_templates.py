@@ -1,7 +1,10 @@
 """Templates are read without their indentation, which nobody sees."""
 
+import re
+
 import pytest
 
+from tests.workspace import ROOT
 from ui.templates import without_indentation
 
 
@@ -20,3 +23,15 @@ def test_lines_begin_with_what_they_say() -> None:
 )
 def test_what_is_shown_as_it_is_stays(name: str, source: str) -> None:
     assert without_indentation(name, source) == source
+
+
+def test_what_opens_a_dialog_says_that_the_place_of_dialogs_stays() -> None:
+    """Below a list that asks for itself anew it would be swapped as that list is: replaced, and gone until a reload."""
+    openers = [
+        f"{page.relative_to(ROOT)}: {tag}"
+        for page in sorted((ROOT / "templates").rglob("*.html"))
+        for tag in re.findall(r'<[^<>]*hx-target="#dialog"[^<>]*>', page.read_text())
+    ]
+
+    assert openers
+    assert not [tag for tag in openers if 'hx-target="#dialog" hx-swap="innerHTML"' not in tag]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ from django.template.context import RequestContext
 from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString
 
 from ui.addresses import parts
@@ -28,6 +29,7 @@ from ui.tables import Column, View, seen
 from wire.definitions import hidden_places
 
 register = template.Library()
+_INLINE = re.compile(r"`([^`]+)`|\*(\S(?:[^*]*\S)?)\*")
 
 
 @register.simple_tag
@@ -95,6 +97,16 @@ def visible(text: str) -> SafeString:
 def marked(text: str) -> str:
     """The same for places that take text alone, such as options: each such character as its code point."""
     return "".join(f"[{piece.said[-1]}]" if piece.kind else piece.said[0] for piece in _pieces(text))
+
+
+@register.filter
+def inline(text: str) -> SafeString:
+    """The text with `*words*` as names of what stands on a screen and backquoted ones as code; all else as it is."""
+
+    def tagged(found: re.Match[str]) -> str:
+        return f"<code>{found[1]}</code>" if found[1] else f"<i>{found[2]}</i>"
+
+    return SafeString(_INLINE.sub(tagged, escape(text)))
 
 
 @register.filter
