@@ -22,7 +22,7 @@ MCP = Table(
         Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("token", "Last token", 6.5, priority=3, hint=LAST_TOKEN),
-        Column("acts", "Actions", 11, kind="acts", said=False),
+        Column("acts", "Actions", 10, kind="acts", said=False),
     ),
 )
 
@@ -40,7 +40,7 @@ def _tab(key: str, name: str, *by: str) -> Table:
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
-            Column("acts", "Actions", 7.5, kind="acts", said=False),
+            Column("acts", "Actions", 6.5, kind="acts", said=False),
         ),
         fit="spanned",
     )
