@@ -39,7 +39,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
         (Capability.MCP_CONNECTIONS_READ, "<span>Connections</span>"),
         (Capability.LOGS_READ, "<span>Requests 24 h</span>"),
         (Capability.API_TOKENS_MANAGE, "Tokens expiring in 7 days"),
-        (Capability.SERVERS_TOGGLE, "Connect timeout."),
+        (Capability.SERVERS_TOGGLE, "Connect timeout"),
     ],
 )
 def test_each_number_needs_its_capability(capability: Capability, words: str, sign_in: SignIn) -> None:

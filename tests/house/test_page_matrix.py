@@ -42,7 +42,7 @@ def seen(response: Any) -> str:
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
         assert is_for_others or not re.search("reauthenticate|again", response["Location"])
         return ASKED_WHO if response["Location"].startswith("/accounts/login/?next=") else ENTERED
-    assert response.status_code in (200, 400, 403, 404, 422), response.status_code
+    assert response.status_code in (200, 301, 400, 403, 404, 422), response.status_code
     return REFUSED if response.status_code in (403, 404) else ENTERED
 
 
