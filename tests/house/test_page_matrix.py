@@ -21,7 +21,8 @@ from tests.sampling import one_in, part, walk
 
 pytestmark = pytest.mark.django_db
 
-DOORS = list(doors())
+# An address that moved tells everybody who is signed in where to, and that it is there tells nobody.
+DOORS = [door for door in doors() if door.name != "gateways:tool"]
 PAGES: dict[str, list[Door]] = {door.name: [other for other in DOORS if other.name == door.name] for door in DOORS}
 
 ENTERED, REFUSED, ASKED_WHO = "entered", "refused", "asked to sign in"
@@ -42,7 +43,7 @@ def seen(response: Any) -> str:
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
         assert is_for_others or not re.search("reauthenticate|again", response["Location"])
         return ASKED_WHO if response["Location"].startswith("/accounts/login/?next=") else ENTERED
-    assert response.status_code in (200, 301, 400, 403, 404, 422), response.status_code
+    assert response.status_code in (200, 400, 403, 404, 422), response.status_code
     return REFUSED if response.status_code in (403, 404) else ENTERED
 
 
