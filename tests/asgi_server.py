@@ -51,8 +51,9 @@ class Upstream:
 class Server(uvicorn.Server):
     """Stops at once when it is told to; uvicorn's own looks now and then, and that was most of what a test took."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)
+        self._patience = patience
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = asyncio.Event()
 
@@ -72,7 +73,7 @@ class Server(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        for _ in range(500):  # About a second.
+        for _ in range(round(self._patience / 0.002)):
             if not self.server_state.connections and not self.server_state.tasks:
                 break
             await asyncio.sleep(0.002)
@@ -85,13 +86,16 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def running(app: App, *, port: int = 0) -> Iterator[Upstream]:
-    """Serve `app` on a loopback port until the block ends; `port` brings a stopped one back."""
+def running(app: App, *, port: int = 0, patience: float = 0.02) -> Iterator[Upstream]:
+    """Serve `app` on a loopback port until the block ends; `port` brings a stopped one back.
+
+    What is still being answered at the end, such as a stream that stands, has `patience` seconds before it is cut off.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     upstream = Upstream(listener.getsockname()[1])
-    server = Server(uvicorn.Config(recorded(app, upstream), ws="none", log_config=None))
+    server = Server(uvicorn.Config(recorded(app, upstream), ws="none", log_config=None), patience)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     # Connections made before uvicorn accepts wait in the backlog: nobody needs to poll.
     listener.listen(128)

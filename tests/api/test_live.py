@@ -123,6 +123,7 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
     assert "Traceback" not in live.log()[logged:]
 
 
+@pytest.mark.drill
 def test_an_export_that_loses_the_database_ends_with_a_line_and_an_error(live: Serve, owner: httpx.Client) -> None:
     live.rows(ROWS, unique("tool"), 60_000)
     got: list[bytes] = []

@@ -42,6 +42,7 @@ def block(page: str, mark: str) -> str:
     return str(found)
 
 
+@pytest.mark.drill
 def test_the_bridge_makes_a_stdio_server_callable_through_a_gateway(live: Serve, npm: Npm) -> None:
     port = free_port()
     once = block("stdio-servers.md", "bridge: once").split()

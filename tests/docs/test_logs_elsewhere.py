@@ -4,6 +4,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tests import curl
 from tests.docs.pages import ROOT
 from tests.docs.test_deploy import with_this_python
@@ -48,6 +50,7 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
         live.manage("shell", "--no-imports", "-c", "from sinks.models import Sink\nSink.objects.all().delete()")
 
 
+@pytest.mark.drill
 def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
     keep, verify = (with_this_python(script) for script in BLOCKS if "verify_log" in script)
     today = datetime.now(UTC).date()

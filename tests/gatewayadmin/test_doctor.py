@@ -259,6 +259,7 @@ def test_the_command_passes(clinic: Clinic) -> None:
     assert nothing_left(clinic)
 
 
+@pytest.mark.drill
 def test_names_an_address_that_is_not_the_public_one(clinic: Clinic) -> None:
     """As the command does with `--url`."""
     failed = first_failure(f"http://127.0.0.1:{clinic.served.port}")

@@ -121,7 +121,7 @@ def served(**changes: Any) -> Iterator[Proxy]:
         loop.call_soon_threadsafe(work)
 
     with ExitStack() as stack:
-        upstream = stack.enter_context(running(app))
+        upstream = stack.enter_context(running(app, patience=1))
         yield Proxy(upstream, stack.close, soon)
 
 

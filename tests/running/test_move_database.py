@@ -226,6 +226,7 @@ def test_a_target_that_is_not_empty_is_refused(home: Path, target: str) -> None:
     assert refusal(home, used) == "The database is not empty, django_session has rows: use an empty one."
 
 
+@pytest.mark.drill
 def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, target: str) -> None:
     other = {"GATEWAY_TOKEN_KEYS": KEYS["GATEWAY_TOKEN_KEYS"], "GATEWAY_TOKEN_KEYS_FILE": ""}
 
@@ -238,6 +239,7 @@ def test_keys_that_are_not_those_of_the_installation_are_refused(home: Path, tar
     )
 
 
+@pytest.mark.drill
 def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None:
     with embedded(home):
         assert refusal(home, target) == (
@@ -245,6 +247,7 @@ def test_an_embedded_database_in_use_is_refused(home: Path, target: str) -> None
         )
 
 
+@pytest.mark.drill
 def test_there_has_to_be_a_database_to_move_and_one_to_move_to(fresh: Path, target: str) -> None:
     assert refusal(fresh, target, **{f"{name}_FILE": "" for name in KEYS}, **KEYS) == (
         f"There is no embedded database in {fresh}: set GATEWAY_DATA_DIR to where it is."

@@ -120,6 +120,7 @@ def test_the_command_of_the_wheel_finds_all_it_needs(installed: Installed) -> No
     assert usage.startswith("usage: gateway-admin serve ")
 
 
+@pytest.mark.drill
 def test_a_package_keeps_its_data_in_the_home_directory(installed: Installed) -> None:
     done = installed.run("check", GATEWAY_DATA_DIR="", HOME=str(installed.home))
 

@@ -150,6 +150,7 @@ def test_wrong_database_url(fresh: Path, value: str) -> None:
     assert "DATABASE_URL" in refusal(fresh, DATABASE_URL=value, **KEYS)
 
 
+@pytest.mark.drill
 def test_variables_of_others_are_left_alone(fresh: Path) -> None:
     # Kubernetes sets these for every container beside a service called "gateway".
     done = manage(fresh, "check", GATEWAY_SERVICE_HOST="10.0.0.1", GATEWAY_PORT_80_TCP="tcp://10.0.0.1:80")

@@ -227,6 +227,7 @@ def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) ->
         assert time.monotonic() - began < PROMPT
 
 
+@pytest.mark.drill
 def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replicas) -> None:
     agent = in_session(both.agent())
     opened = len(both.counter.events("get"))
@@ -297,6 +298,7 @@ def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas
         assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
 
 
+@pytest.mark.drill
 def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_whichever_replica(both: Replicas) -> None:
     agent = in_session(both.agent(), ELICITATION)
     for here, there in ((0, 1), (1, 0), (0, 0)):

@@ -260,6 +260,7 @@ def server_of(url: str, server: str) -> str:
     return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
 
 
+@pytest.mark.drill
 def test_a_direct_url_that_leads_elsewhere_is_refused(server: str, tmp_path: Path) -> None:
     with database(server) as here, database(server) as elsewhere:
         said = refusal(tmp_path, DATABASE_URL=here, **{DIRECT: elsewhere}, **KEYS)
@@ -268,6 +269,7 @@ def test_a_direct_url_that_leads_elsewhere_is_refused(server: str, tmp_path: Pat
     assert "p%40ss" not in said
 
 
+@pytest.mark.drill
 def test_either_url_wants_a_database_of_ones_own(tmp_path: Path) -> None:
     for name in (DIRECT, READ):
         assert refusal(tmp_path, **{name: "postgresql://127.0.0.1/x"}).endswith(

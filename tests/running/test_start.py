@@ -129,6 +129,7 @@ def test_issue_token_works_beside_the_server_and_disturbs_nothing(home: Path) ->
         assert manage(home, *arguments).returncode == 0
 
 
+@pytest.mark.drill
 def test_a_command_without_a_server_leaves_no_database_running(home: Path) -> None:
     done = manage(home, "housekeeping")
 

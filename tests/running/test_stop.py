@@ -13,6 +13,7 @@ from tests import cluster
 from tests.eventually import eventually
 from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
+from tests.sampling import some
 from tests.workspace import free_port
 
 CALL = (
@@ -55,7 +56,7 @@ class Callers(Agents):
             writer.close()
 
 
-@pytest.mark.parametrize("pause", [0, 1], ids=["at once", "when it gets a processor"])
+@pytest.mark.parametrize("pause", some([0, 1], 1), ids=["at once", "when it gets a processor"])
 def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_is_refused(
     home: Path, pause: float
 ) -> None:
@@ -68,6 +69,7 @@ def test_who_has_connected_when_it_is_asked_to_end_is_answered_and_who_has_not_i
     assert callers.seen.keys() == {ANSWERED, REFUSED}
 
 
+@pytest.mark.drill
 def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
     """So calls go to another one while somebody starts it again and again, as Compose and Kubernetes do."""
     port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")

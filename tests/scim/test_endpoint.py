@@ -58,6 +58,7 @@ def test_nothing_of_the_package_is_loaded_until_a_directory_asks() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.drill
 def test_an_installation_without_the_package_starts_and_has_the_pages() -> None:
     absent = (
         "import sys; sys.modules.update(dict.fromkeys(['scim2_server', 'scim2_models', 'scim2_client', 'pydantic']))"

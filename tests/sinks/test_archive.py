@@ -258,6 +258,7 @@ def test_dropped_and_archived_rows_are_no_finding(folder: Path) -> None:
     assert verify().findings == []
 
 
+@pytest.mark.drill
 def test_commands_as_printed(tmp_path: Path) -> None:
     """Each in a process of its own, the search in one that has no database."""
     moment = timezone.now() - OLD * DAY

@@ -210,6 +210,7 @@ def test_without_the_packages_page_and_rest_say_what_installs_them(
     assert "pip install 'gateway-admin[saml]'" in refused.json()["detail"]
 
 
+@pytest.mark.drill
 def test_nothing_of_the_packages_is_loaded_before_it_is_used() -> None:
     told = "import os, django; os.environ['DJANGO_SETTINGS_MODULE'] = 'gatewayadmin.settings'; django.setup();"
     code = f"{told} import gatewayadmin.urls, sys; print({{'lxml', 'signxml'}} & sys.modules.keys())"
