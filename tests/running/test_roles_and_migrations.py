@@ -301,6 +301,7 @@ def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(ro
     assert load.slowest < WAITED
 
 
+@pytest.mark.drill
 def test_a_migration_gives_up_with_words(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

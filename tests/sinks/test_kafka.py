@@ -134,6 +134,7 @@ def test_what_is_not_allowed_is_told_and_loses_nothing(cluster: Cluster, key: in
     assert ids(cluster) == [made]
 
 
+@pytest.mark.drill
 def test_a_broker_that_lets_nobody_write_each_row_once_gets_them_at_least_once(cluster: Cluster) -> None:
     sink = to(cluster.address(), sends_events=False)
     made = str(call().uid)
@@ -159,6 +160,7 @@ def test_a_row_that_is_too_large_is_found_left_out_and_named(cluster: Cluster, m
     assert event.changes == {"log": "call", "row": large, "answer": "It refuses a row (MessageSizeTooLarge)."}
 
 
+@pytest.mark.drill
 def test_a_row_that_a_broker_finds_too_large_is_left_out(cluster: Cluster) -> None:
     sink = to(cluster.address(), sends_events=False)
     refused = str(call().uid)
