@@ -87,6 +87,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     context = {
         "row": FeatureRow(feature),
         "gateway": gateway,
+        "rail_entry": "" if feature.kind == Kind.TOOL else "gateways:list",  # Where its breadcrumb begins.
         "why": _why(feature),
         "obstacles": _obstacles(feature),
         "views": views,
