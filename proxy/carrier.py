@@ -157,7 +157,7 @@ class Carrier:
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
     def _standing_of_session(self, owner: str) -> list[StandingStream]:
-        return [each for each in self.streams.of_owner(owner) if each.subscription is None and not each.is_over]
+        return [each for each in self.streams.of_owner(owner) if is_listening(each)]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
@@ -193,7 +193,7 @@ class Carrier:
 
         Call it when the stream has begun. What is kept later, because it was not found yet, is told on the bus.
         """
-        listening = {each.owner: None for each in self.streams.standing() if each.subscription is None}
+        listening = {each.owner: None for each in self.streams.standing() if is_listening(each)}
         if found := [owner for owner in listening if session_id in {None, owner}]:
             self._run(self._give_waiting(found))
 
@@ -245,3 +245,8 @@ class Carrier:
         elif streams := self._standing_of_session(audience.owner):
             # One message goes on one stream of a session only.
             streams[0].put(update(uri))
+
+
+def is_listening(standing: StandingStream) -> bool:
+    """Whether this is the stream of a session, and takes what is said on it."""
+    return standing.subscription is None and not standing.is_over
