@@ -87,7 +87,6 @@ REASONS = {
     "request_state": Reason(Step.UPSTREAM, "The state it was sent with is of another call, too old, or used already."),
     "call_lost": Reason(Step.UPSTREAM, "The worker that held it for its client is gone."),
     "input_refused": Reason(Step.UPSTREAM, "Its client did not give what the server asked for."),
-    "alias_missing": Reason(Step.TOOL, "Several servers have no alias, so the tool's name may be any one's."),
     "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
     "internal_error": Reason(
         Step.UPSTREAM, "The gateway itself failed, by an error of its own; the log of its processes has the traceback."

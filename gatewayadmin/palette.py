@@ -21,6 +21,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from accounts.people_forms import matching_words
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_SERVERS
 from gateways.catalogue import Catalogue
@@ -29,7 +30,6 @@ from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token, called
 from tokens.visibility import ENDING, known_to, of_status
-from ui.matching import holds
 from ui.pages import AppRequest, show, text_of
 
 SHOWN = 5  # Of each kind; who types more of the name finds the others.
@@ -254,8 +254,7 @@ def _at(token: Token, is_own: bool) -> str:
 def _people(user: User, name: str) -> Iterator[Thing]:
     if not user.has_perm(Capability.PEOPLE_MANAGE):
         return
-    named = holds("display_name", name) | holds("email", name)
-    for person in User.objects.filter(named).order_by("email", "pk")[:SHOWN]:
+    for person in User.objects.filter(matching_words(name)).order_by("email", "pk")[:SHOWN]:
         at = reverse("accounts:person", args=[person.pk])
         text, note = person.display_name or person.email, f"Person {person.email}"
         act = (

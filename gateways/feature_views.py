@@ -79,20 +79,22 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     views = [*_views(feature)]
     wanted = request.GET.get("show", "")
     version = next((one for one in versions if str(one.pk) == wanted), None)
-    before = _before(version, versions) if version and "whole" not in request.GET else None
+    earlier = _before(version, versions) if version else None
+    before = None if "whole" in request.GET else earlier
     shown = wanted if version or wanted in [view.value for view in views] else views[0].value if views else ""
     parts = pages(_lines(feature, shown, version, before))
     part = _part(request, len(parts))
     context = {
         "row": FeatureRow(feature),
         "gateway": gateway,
+        "rail_entry": "" if feature.kind == Kind.TOOL else "gateways:list",  # Where its breadcrumb begins.
         "why": _why(feature),
         "obstacles": _obstacles(feature),
         "views": views,
         "shown": shown,
         "version": version,
         "before": before,
-        "earlier": version and _before(version, versions),
+        "earlier": earlier,
         "arguments": arguments(feature.input_schema) if shown == WORDS else [],
         "lines": parts[part - 1],
         "part": part,

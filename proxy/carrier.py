@@ -9,7 +9,7 @@ from proxy.forward import told_levels, under_alias
 from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
 from proxy.store.bus import Bus
-from proxy.store.events import StreamEvents
+from proxy.store.events import WAITING, StreamEvents
 from proxy.store.pending import Owner, PendingRequests
 from proxy.store.sessions import SessionKeeper
 from proxy.streams import StandingStream, Streams
@@ -65,6 +65,7 @@ class Carrier:
         self.courier = Courier(name, bus, pending, self.calls, self._own, self._deliver)
         self.refused: dict[str, frozenset[str]] = {}  # What the clients of sessions may not hear of.
         self._handed_over: dict[str, int] = {}  # Requests that other workers heard, by session.
+        bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: Held, asked: Object, answer: Answer) -> None:
         """Have the client asked where it has a stream, or refuse at once."""
@@ -156,7 +157,7 @@ class Carrier:
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
     def _standing_of_session(self, owner: str) -> list[StandingStream]:
-        return [each for each in self.streams.of_owner(owner) if each.subscription is None]
+        return [each for each in self.streams.of_owner(owner) if is_listening(each)]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
@@ -186,6 +187,23 @@ class Carrier:
             standing.put(message)
         elif message["method"] != UPDATED and heard.is_of_session:
             self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
+
+    def give_waiting(self, session_id: str | None) -> None:
+        """Send what was kept for this session, or for any, on its standing stream, if that is here.
+
+        Call it when the stream has begun. What is kept later, because it was not found yet, is told on the bus.
+        """
+        listening = {each.owner: None for each in self.streams.standing() if is_listening(each)}
+        if found := [owner for owner in listening if session_id in {None, owner}]:
+            self._run(self._give_waiting(found))
+
+    async def _give_waiting(self, session_ids: list[str]) -> None:
+        for session_id in session_ids:
+            for message in await self._events.take_waiting(session_id):
+                if listening := self._standing_of_session(session_id):
+                    listening[0].put(jsonrpc.loads(message))
+                else:  # It has ended meanwhile.
+                    self._events.keep_waiting(session_id, message)
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
         """Have the client asked what another worker heard, and answer the server from here."""
@@ -227,3 +245,8 @@ class Carrier:
         elif streams := self._standing_of_session(audience.owner):
             # One message goes on one stream of a session only.
             streams[0].put(update(uri))
+
+
+def is_listening(standing: StandingStream) -> bool:
+    """Whether this is the stream of a session, and takes what is said on it."""
+    return standing.subscription is None and not standing.is_over

@@ -11,7 +11,6 @@ from proxy.access.features import (
     RESOURCE,
     TEMPLATE,
     TOOL,
-    AliasMissing,
     Named,
     OutOfScope,
     Refusal,
@@ -316,7 +315,7 @@ class Dispatcher:
             return None
         try:
             resolve(grant, request.feature)
-        except (Refusal, AliasMissing, UnknownFeature) as refusal:
+        except (Refusal, UnknownFeature) as refusal:
             return refusal
         except OutOfScope as outside:
             return Refusal("server_disabled", outside.assigned)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from proxy.access.decision import AssignedServer, Grant, decide
 from proxy.access.features import (
     TOOL,
-    AliasMissing,
     IdentityUnreadable,
     Named,
     OutOfScope,
@@ -84,7 +83,7 @@ def _of_feature(grant: Grant, feature: Named, obstacles: list[Obstacle], cipher:
             obstacles.append(Obstacle(reason, refused.assigned))
             passed = _PASSED_AT_SERVER[reason](refused.assigned)
             grant = grant._replace(assignments=[passed if each.id == passed.id else each for each in grant.assignments])
-        except (UnknownFeature, AliasMissing) as unknown:
+        except UnknownFeature as unknown:
             return Verdict((*obstacles, Obstacle(unknown.reason)))
         else:
             return _resolved(resolved, feature, obstacles, cipher)

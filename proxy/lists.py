@@ -17,7 +17,7 @@ from typing import NamedTuple
 from psycopg.types.json import Jsonb
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.features import AliasMissing, Refusal, identity_refusal, is_usable, server_of, target, without_alias
+from proxy.access.features import Refusal, identity_refusal, is_usable, server_of, target
 from proxy.access.query import Access, ServersNeeded, Wanted
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
@@ -416,14 +416,10 @@ def _mapped(kind: str, alias: str, text: str) -> str:
 
 
 def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
-    """The servers whose features are listed, and those that lack an identity or an alias."""
+    """The servers whose features are listed, and those that lack an identity."""
     ready, unavailable = [], []
-    ambiguous = len(without_alias(assignments)) > 1
     for assigned in assignments:
         if not is_usable(assigned):
-            continue
-        if ambiguous and not assigned.alias:
-            unavailable.append(Unavailable(assigned, AliasMissing.reason))
             continue
         if reason := identity_refusal(assigned):
             unavailable.append(Unavailable(assigned, reason))

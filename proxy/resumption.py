@@ -45,13 +45,9 @@ class Resumption:
             )
         missed = await self._take(grant.session.id, name) if name is not None else []
         subscribed = (await self._keeper.subscriptions([grant.session.id])).get(grant.session.id, [])
-        waiting = await self.events.take_waiting(grant.session.id)
         standing = self._begun(request, grant, name, missed)
-        for message in waiting:
-            standing.put(jsonrpc.loads(message))
-        if name is not None or subscribed:
-            lists = LIST_CHANGED.values() if name is not None else ()
-            standing.feed = partial(self._tell_what_may_be, lists=lists, subscribed=subscribed)
+        lists = LIST_CHANGED.values() if name is not None else ()
+        standing.feed = partial(self._tell_what_may_be, lists=lists, subscribed=subscribed)
         return standing
 
     def _begun(self, request: McpRequest, grant: Grant, name: EventId | None, missed: Sequence[Kept]) -> StandingStream:
@@ -97,7 +93,8 @@ class Resumption:
     async def _tell_what_may_be(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """While nobody listened anything may have changed: the client is told so once, when servers are listened to."""
+        """What was kept for this stream; then, once, that anything may have changed while nobody listened."""
+        self.server_streams.give_waiting(standing.owner)
         for method in lists:
             standing.put({"jsonrpc": "2.0", "method": method})
         if not subscribed:

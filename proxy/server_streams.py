@@ -103,6 +103,7 @@ class ServerStreams:
         self._audiences = Audiences(access, bus, keeper)
         self.honoured = self._audiences.honoured
         self._carrier = Carrier(self._name, carriage, streams, keeper, client, bus, self._run)
+        self.give_waiting = self._carrier.give_waiting
         self._calls, self._courier = carriage.calls, self._carrier.courier
         self._calls.listen = self._listen_for_calls
         self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.

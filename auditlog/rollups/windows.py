@@ -58,9 +58,8 @@ FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND
 
 def current(state: RollupState) -> list[RollupWindow]:
     """The windows that hold what these roll-ups hold; those of a later release, if there are some, are its own."""
-    known: dict[str, Any] = {"counted_to": state.counted_to, "late_counted_to": state.late_counted_to}
-    known["seconds__in"] = [grain.seconds for grain in WINDOWS]
-    return list(RollupWindow.objects.filter(**known))
+    known = RollupWindow.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS])
+    return list(known.filter(counted_to=state.counted_to, late_counted_to=state.late_counted_to))
 
 
 def move(state: RollupState, now: datetime) -> bool:
@@ -98,16 +97,19 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     since = max(until - grain.length, HOURS.next(floor))
     if state.counted_from > max(BEGINNING, since) or since >= until:
         return False
-    if _calls_since(since) > MOST_CALLS:
-        _forget(grain.seconds)
-        return False
     window = next((each for each in current(state) if each.seconds == grain.seconds), None)
-    if window is None or window.since < floor or window.until <= since or not _goes_on(state, window):
+    if window is not None and (window.since < floor or window.until <= since or not _goes_on(state, window)):
+        window = None
+    if window is not None and (window.since, window.until) == (since, max(until, window.until)):
+        return False
+    is_too_much = _calls_since(since) > MOST_CALLS
+    if window is None or is_too_much:
         _forget(grain.seconds)
+    if is_too_much:
+        return False
+    if window is None:
         window = RollupWindow(seconds=grain.seconds, since=since, until=since)
         window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
-    if (window.since, window.until) == (since, max(until, window.until)):
-        return False
     window.until = _move_end(grain, state, window.until, until, 1)
     window.since = _move_end(grain, state, window.since, since, -1)
     window.save()

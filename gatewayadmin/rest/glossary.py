@@ -133,7 +133,10 @@ MEMBERS: dict[str, Entry] = {
     "Gateway.name": Entry("Its name, as the pages show it.", "Work"),
     "Host.status": Entry("`enabled`, `disabled` or `pending` (waits for approval).", "enabled"),
     "Host.kind": Entry("`headed`, an app that signs people in by OAuth, or `token`, an agent with tokens.", "token"),
-    "Identity.kind": Entry("How it is sent: as `bearer` token or in a `header` of the server's choice.", "bearer"),
+    "Identity.kind": Entry(
+        "How it is sent: as `bearer` token, in a `header` of the server's choice, or as token of a sign-in (`oauth`).",
+        "bearer",
+    ),
     "Identity.status": Entry(
         "`active`, `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`, the last that applies.", "active"
     ),

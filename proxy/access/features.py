@@ -121,22 +121,6 @@ class UnknownFeature(UpstreamError):
         return {"uri": self.server} if self.kind == RESOURCE else None
 
 
-class AliasMissing(UpstreamError):
-    """Several servers have no alias, so the name may be a tool of any of them."""
-
-    code = jsonrpc.FORBIDDEN
-    outcome = "denied"
-    reason = "alias_missing"
-    sentence = (
-        'Several servers of this gateway have no alias, so nobody can tell whose tool "{server}" is. '
-        "An administrator must give them one."
-    )
-
-    @property
-    def data(self) -> jsonrpc.Object:
-        return {"reason": self.reason}
-
-
 class IdentityUnreadable(UpstreamError):
     """No configured key opens it: the operator lost a key."""
 
@@ -224,30 +208,27 @@ def is_usable(assigned: AssignedServer) -> bool:
     return assigned.in_scope and not server_refusal(assigned) and policy_allows(assigned.policy, enabled=True)
 
 
-def without_alias(assignments: Sequence[AssignedServer]) -> list[AssignedServer]:
-    """The servers whose tools keep their own names. With more than one, nobody can tell whose a name is."""
-    return [assigned for assigned in assignments if not assigned.alias]
+def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | None:
+    """The server whose tools keep their own names: the database lets one of a gateway be without an alias at most."""
+    return next((assigned for assigned in assignments if not assigned.alias), None)
 
 
 def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
     """The server a tool's name belongs to; None when it is nobody's. Lists and calls both ask here, and nobody else.
 
     An alias names its server, and any other name belongs to the one server without an alias. What servers list, or
-    listed once, has no part in it: else one of them could take over the names of another. Raises AliasMissing.
+    listed once, has no part in it: else one of them could take over the names of another.
     """
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
             return assigned
-    others = without_alias(assignments)
-    if len(others) > 1:
-        raise AliasMissing(exposed[:MAX_NAME])
-    return others[0] if others else None
+    return _without_alias(assignments)
 
 
 def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
     """The server and the feature that is meant; the server alone when only a fresh list of its features can tell.
 
-    Raises OutOfScope, Refusal, AliasMissing or UnknownFeature.
+    Raises OutOfScope, Refusal or UnknownFeature.
     """
     if feature.kind == RESOURCE:
         return resolve_resource(grant.assignments, feature.name, several=grant.several_servers)
@@ -260,7 +241,7 @@ def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
 def resolve_call(grant: Grant, feature: Named) -> Resolved | AssignedServer:
     """As `resolve`; a tool of which headers cannot repeat the arguments, as its schema asks, is unknown.
 
-    Raises OutOfScope, Refusal, AliasMissing or UnknownFeature.
+    Raises OutOfScope, Refusal or UnknownFeature.
     """
     resolved = resolve(grant, feature)
     schema = resolved.schema if isinstance(resolved, Resolved) else None
@@ -307,16 +288,13 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 def _owner_of_uri(
     assignments: Sequence[AssignedServer], exposed: str, *, several: bool
 ) -> tuple[AssignedServer | None, str]:
-    """The server whose URI this is, and how it calls it itself. Raises AliasMissing."""
+    """The server whose URI this is, and how it calls it itself."""
     if not several:
         return (assignments[0] if assignments else None), exposed
     alias, uri = alias_and_uri(exposed)
     if alias and (owner := next((each for each in assignments if each.alias == alias), None)) is not None:
         return owner, uri
-    others = without_alias(assignments)
-    if len(others) > 1:
-        raise AliasMissing(exposed[:MAX_NAME])
-    return (others[0] if others else None), exposed
+    return _without_alias(assignments), exposed
 
 
 def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str) -> FeatureRow | None:

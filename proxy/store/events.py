@@ -25,6 +25,7 @@ from wire.cipher import Cipher, Unreadable
 logger = logging.getLogger(__name__)
 
 STANDING, CALL = "s", "c"  # What a stream carries, as its ids say.
+WAITING = "waiting"  # What workers are told when something was kept for a session without a stream.
 
 KEPT_SECONDS = 300.0  # So long a client may resume after its stream broke,
 FINISHED_SECONDS = 60.0  # and so long after it ended, if it did not get the end.
@@ -58,7 +59,7 @@ WITH kept AS (
         ) e WHERE number > %(most)s OR bytes > %(most_bytes)s
     )
 )
-SELECT pg_notify('gateway', 'events ' || %(stream)s)
+SELECT pg_notify('gateway', %(topic)s || ' ' || %(stream)s)
 """
 READ = """
 SELECT number, data, is_last FROM proxy_streamevent
@@ -340,6 +341,7 @@ class StreamEvents:
             "numbers": [each.number for each in kept],
             "data": sealed if sealed is not None else await asyncio.to_thread(self._seal, kept),
             "is_last": [each.is_last for each in kept],
+            "topic": WAITING if history.stream == history.session_id else "events",
             "seconds": KEPT_SECONDS,
             "most": MOST_ROWS,
             "most_bytes": MOST_ROW_BYTES,

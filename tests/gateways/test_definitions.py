@@ -1,6 +1,7 @@
 """Definitions that wait for a person: how they are told, what the page of a feature shows, and the decision."""
 
 import json
+import re
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
@@ -381,6 +382,17 @@ def test_no_page_of_a_gateway_holds_an_unseen_character(docs: Assignment, client
         body = text(client.get(path)).split("<main", 1)[1]
         assert OVERRIDE not in body, path
         assert "U+202E" in body
+
+
+def test_the_rail_marks_where_the_breadcrumb_of_a_feature_begins(docs: Assignment, client: Client) -> None:
+    learn_all(docs)
+
+    for feature in docs.features.all():
+        page = text(client.get(f"/features/{feature.pk}/"))
+        rail, crumbs = (page.split(begin)[1].split("</nav>")[0] for begin in ('id="rail"', 'class="breadcrumb"'))
+        marked = re.findall(r'<a href="([^"]*)" aria-current', rail)
+        assert marked == re.findall(r'<a href="([^"]*)"', crumbs)[:1], feature.kind
+        assert marked == ["/tools/" if feature.kind == Kind.TOOL else "/gateways/"]
 
 
 def test_approved_offered_and_each_version_can_be_read_whole(held: Feature, client: Client) -> None:

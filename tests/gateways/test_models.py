@@ -40,12 +40,13 @@ def test_the_url_of_a_gateway_is_built_from_the_public_url(settings: object) -> 
     assert make.gateway(slug="work").url == "https://mcp.example.com/mcp/work"
 
 
-def test_an_alias_is_unique_on_its_gateway() -> None:
+@pytest.mark.parametrize("alias", ["docs", ""])
+def test_an_alias_is_unique_on_its_gateway_and_so_is_none(alias: str) -> None:
     gateway = make.gateway()
-    make.assignment(gateway, make.server(), alias="docs")
+    make.assignment(gateway, make.server(), alias=alias)
 
     with pytest.raises(IntegrityError, match="live_assignment_alias"), transaction.atomic():
-        make.assignment(gateway, make.server(), alias="docs")
+        Assignment.objects.create(gateway=gateway, server=make.server(), alias=alias)
 
 
 def test_an_alias_is_required_as_soon_as_a_gateway_has_another_server() -> None:

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import pytest
 
 from proxy.access.decision import AssignedServer
-from proxy.access.features import AliasMissing, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
+from proxy.access.features import OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name, server_of
 from wire.tool_names import exposed_name
 
 NAMES = ("it", "docs__it", "github__it", "docs__", "other__it", "x" * 80)
@@ -41,16 +41,13 @@ def called(servers: tuple[AssignedServer, ...], name: str) -> str:
     try:
         found = resolve_name(servers, name)
         return found.assigned.id if isinstance(found, Resolved) else found.id
-    except (AliasMissing, OutOfScope, Refusal, UnknownFeature) as refusal:
+    except (OutOfScope, Refusal, UnknownFeature) as refusal:
         return type(refusal).__name__
 
 
 def listed(servers: tuple[AssignedServer, ...], name: str) -> str:
     """The server whose tool of this name would be in the list."""
-    try:
-        found = server_of(servers, name)
-    except AliasMissing:
-        return "AliasMissing"
+    found = server_of(servers, name)
     return found.id if found else "UnknownFeature"
 
 
@@ -69,17 +66,6 @@ def test_lists_and_calls_agree_in_every_order_whatever_was_listed_before(name: s
     orders = list(permutations(servers))
     assert len({listed(order, name) for order in orders}) == 1
     assert {called(order, name) for order in orders} == {listed(orders[0], name)}
-
-
-@pytest.mark.parametrize("known", list(product([False, True], repeat=2)))
-def test_of_two_servers_without_an_alias_neither_gets_the_call(known: tuple[bool, ...]) -> None:
-    servers = [
-        assigned(slug, "", row("it", "it") if knows else ())
-        for slug, knows in zip(("first", "second"), known, strict=True)
-    ]
-    for order in permutations([*servers, assigned("docs", "docs")]):
-        assert (listed(order, "it"), called(order, "it")) == ("AliasMissing", "AliasMissing")
-        assert (listed(order, "docs__it"), called(order, "docs__it")) == ("docs", "docs")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db.models import F
 
 from auditlog.models import Call
 from gateways.models import Assignment, Feature, IdentityScheme
 from proxy.carrier import Carrier
-from proxy.models import PendingRequest
+from proxy.models import PendingRequest, StreamEvent
+from proxy.store.events import StreamEvents
 from proxy.store.pending import PendingRequests
 from proxy.store.sessions import SessionKeeper
+from proxy.streams import Streams
 from servers.models import AuthType, Server
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, read
@@ -62,15 +65,16 @@ class Talker(Counter):
 
     async def _talk(self, receive: Receive, send: Send) -> None:
         await read(receive)
+        said = len(self.say)  # Before the test can know of the stream, and say something on it.
         self.seen.append(Event("get", None))
         self.open += 1
         await begin_stream(send)
         left = asyncio.ensure_future(receive())
-        said = len(self.say)
         while not left.done():
-            for message in self.say[said:]:
+            new = self.say[said:]
+            said += len(new)
+            for message in new:
                 await send({"type": "http.response.body", "body": event(message), "more_body": True})
-            said = len(self.say)
             await asyncio.wait([left], timeout=0.02)
         self.open -= 1
 
@@ -307,6 +311,39 @@ def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_pa
         eventually(lambda: work.talker.open == 1)
         work.talker.say.append(logged)
         assert stream.wait_for(1)[0]["params"]["data"] == "x"
+
+
+@pytest.mark.parametrize("late", ["the stream", "the row"])
+def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
+    work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    held = (Streams, "serve") if late == "the stream" else (StreamEvents, "keep")
+    waiting = StreamEvent.objects.filter(stream_id=F("session_id"))
+    goes_on, begun, may_go_on = getattr(*held), threading.Event(), threading.Event()
+
+    async def slowly(*given: Any) -> Any:
+        begun.set()
+        await asyncio.to_thread(may_go_on.wait, PATIENCE)
+        return await goes_on(*given)
+
+    agent = in_session(work.agent())
+    assert "result" in agent.call("docs__count").json()
+    eventually(lambda: work.talker.open == 1)
+    monkeypatch.setattr(*held, slowly)
+    logged = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": "x"}}
+    if late == "the row":
+        work.talker.say.append(logged)
+        assert begun.wait(PATIENCE)
+    with listening(agent, "GET") as stream:
+        if late == "the stream":
+            assert begun.wait(PATIENCE)
+            work.talker.say.append(logged)
+            eventually(waiting.exists)
+        else:
+            eventually(lambda: stream.pings or stream.ids)  # It is known from before its first byte on.
+        may_go_on.set()
+        assert stream.wait_for(1)[0]["params"]["data"] == "x"
+    assert not waiting.exists()
 
 
 def test_the_listen_at_a_server_that_ended_is_begun_again(library_work: Callable[..., LibraryWork]) -> None:

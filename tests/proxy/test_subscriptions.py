@@ -103,18 +103,19 @@ class Library:
                 await answer(send, 202, b"")
 
     async def _talk(self, method: str, receive: Receive, send: Send) -> None:
+        said, begun = len(self.say), (self.session, self.cuts)  # Before a test can know of the stream.
         self.open += 1
         await begin_stream(send)
         if method != "GET":
             told = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {}}
             await send({"type": "http.response.body", "body": event(told), "more_body": True})
         left = asyncio.ensure_future(receive())
-        said, begun = len(self.say), (self.session, self.cuts)
         while not left.done() and begun == (self.session, self.cuts):
-            for number, message in enumerate(self.say[said:], said + 1):
+            new = [*enumerate(self.say[said:], said + 1)]
+            said += len(new)
+            for number, message in new:
                 own_id = b"id: %d\n" % number if self.gives_ids else b""
                 await send({"type": "http.response.body", "body": own_id + event(message), "more_body": True})
-            said = len(self.say)
             await asyncio.wait([left], timeout=0.02)
         self.open -= 1
 

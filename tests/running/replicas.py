@@ -123,9 +123,10 @@ class Troubled(Counter):
         self.seen.append(Event("get", None))
         await begin_stream(send)
         while not left.done():
-            for message in self.say[said:]:
+            new = self.say[said:]
+            said += len(new)
+            for message in new:
                 await send({"type": "http.response.body", "body": event(message), "more_body": True})
-            said = len(self.say)
             while own:
                 await send({"type": "http.response.body", "body": event(own.pop(0)), "more_body": True})
             await asyncio.wait([left], timeout=0.05)

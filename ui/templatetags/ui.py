@@ -212,15 +212,18 @@ def rail_link(
     words: str = "",
 ) -> SafeString:
     """An entry of the rail; it is current on its own page, on all pages below it but for those below `apart`, and on
-    those below `also`.
+    those below `also`. A page that stands in a `rail_entry` of another place has it current, and no other.
 
     So many things there are `waiting` for an act, which the `words` name.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)
     here = request.path == url
-    below = url != "/" and request.path.startswith((url, also or url))
-    below = below and not (apart and request.path.startswith(apart))
+    if entry := context.get("rail_entry"):
+        below = entry == url_name
+    else:
+        below = url != "/" and request.path.startswith((url, also or url))
+        below = below and not (apart and request.path.startswith(apart))
     current = SafeString(' aria-current="page"') if here else SafeString(' aria-current="true"') if below else ""
     return format_html(
         '<a href="{}"{}>{}{}{}</a>', url, current, icon(icon_name), text, _waiting(icon_name, waiting, words)
