@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.reauthentication import ask_again
+from accounts.reauthentication import ask_again, ask_first
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, CapabilityRequired, requires
 from sinks.api import SENDING
@@ -40,7 +40,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.SINKS_MANAGE)
 @requires(Capability.LOGS_READ)
 @requires(Capability.AUDIT_READ)
-@ask_again
+@ask_first
 def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
     form = SinkForm(posted(request), kind=kind)

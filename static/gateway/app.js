@@ -221,6 +221,8 @@ all(".palette").forEach(armPalette);
 all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may be longer than the window.
 for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
+// What waited for the password goes on by itself; while the page still loads, so that Back does not lead here.
+all("form[data-sends]").forEach((form) => form.submit());
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.
 function armZone(group) {
