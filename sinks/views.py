@@ -17,6 +17,7 @@ from sinks.api import SENDING
 from sinks.forms import SinkForm, kind_of
 from sinks.lists import SINKS
 from sinks.models import Kind, Sink, SinkError
+from sinks.receivers import missing_extra
 from sinks.trial import send_test_line
 from ui.pages import AppRequest, Undo, answer, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 from ui.tables import show_list
@@ -44,7 +45,8 @@ def listing(request: AppRequest) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
     form = SinkForm(posted(request), kind=kind)
-    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": Kind.choices}
+    kinds = [(value, label, missing_extra(value)) for value, label in Kind.choices]
+    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": kinds, "missing": missing_extra(kind)}
     if request.method == "GET":
         return show(request, "sinks/form.html", context)
     if form.is_valid():
