@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.capability_groups import CAPABILITY_GROUPS, check_list
 from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
-from accounts.reauthentication import ask_again
+from accounts.reauthentication import ask_again, ask_first
 from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
@@ -38,7 +38,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
-@ask_again
+@ask_first
 def add(request: AppRequest) -> HttpResponse:
     """A new role; `?from=` names the one it starts as a copy of, as far as the editor may hand its capabilities out."""
     initial = _copy_of(role_from(request.GET.get("from", "")), request)

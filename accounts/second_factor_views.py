@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from allauth.account.views import ReauthenticateView as ReauthenticateByPassword
 from allauth.core.exceptions import ReauthenticationRequired
 from allauth.mfa.base.views import AuthenticateView
+from allauth.mfa.base.views import ReauthenticateView as ReauthenticateByCode
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
 from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
@@ -21,6 +23,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts import second_factor, security_keys
+from accounts.held_forms import send_again
 from accounts.reauthentication import ask_again, must_ask_again
 from accounts.rules import LastBreakGlass, must_keep_break_glass
 from accounts.security_keys import KeyNameForm
@@ -222,7 +225,24 @@ class Authenticate(AuthenticateView):  # type: ignore[misc]
         return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}
 
 
-class KeyAgain(ReauthenticateWebAuthnView):  # type: ignore[misc]
+class SendsAgain:
+    """After the confirmation the browser sends again what waited for it."""
+
+    def form_valid(self, form: Any) -> HttpResponse:
+        response: HttpResponse = super().form_valid(form)  # type: ignore[misc]
+        request: HttpRequest = self.request  # type: ignore[attr-defined]
+        return send_again(request, request.POST.get("next") or request.GET.get("next", "")) or response
+
+
+class PasswordAgain(SendsAgain, ReauthenticateByPassword):  # type: ignore[misc]
+    """The password as confirmation before a sensitive change."""
+
+
+class CodeAgain(SendsAgain, ReauthenticateByCode):  # type: ignore[misc]
+    """A code as confirmation before a sensitive change."""
+
+
+class KeyAgain(SendsAgain, ReauthenticateWebAuthnView):  # type: ignore[misc]
     """The security key as confirmation before a sensitive change."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:

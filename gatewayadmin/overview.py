@@ -24,6 +24,7 @@ from connections.rows import numbers as connection_numbers
 from gatewayadmin.setup import Setup
 from gatewayadmin.traffic import Traffic, health
 from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
+from hosts.forms import OURS
 from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
 from servers.models import Health, Server
@@ -125,7 +126,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_READ):
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
-        numbers["hosts"] = Host.objects.live().aggregate(all=Count("pk"), **states)
+        numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
     if user.has_perm(Capability.MCP_CONNECTIONS_READ):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}

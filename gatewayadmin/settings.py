@@ -164,6 +164,7 @@ MIDDLEWARE = [
     "gatewayadmin.middleware.note_refusals",
     "auditlog.replica.note_writes",
     "allauth.account.middleware.AccountMiddleware",
+    "accounts.held_forms.hold_forms",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]

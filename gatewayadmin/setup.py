@@ -80,7 +80,9 @@ class Setup:
                 reverse("servers:add"), "Add a server", Capability.SERVERS_MANAGE,
             ),
             Step(
-                "gateway", "Put it on a gateway", "A gateway is one address for its servers, open to whom you say.",
+                "gateway", "Put it on a gateway",
+                "A gateway is one address for its servers, open to whom you say. Open one, or add one: its tab Servers "
+                "has “Assign a server”.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             Step(
@@ -91,11 +93,11 @@ class Setup:
                 "call", "Make the first call", "Ask the client something that needs a tool; the call appears here.",
                 facts.has_call, reverse("oauth:client"), "Wait for it",
             ),
+            *mail,  # Before the invitations that it carries.
             Step(
                 "people", "Invite others", "With a role and a team, so that they can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
             ),
-            *mail,
         ]  # fmt: skip
 
     @property

@@ -1,7 +1,6 @@
 """URL prefixes and the URL modules behind them."""
 
 from allauth.account import views as account
-from allauth.mfa.base import views as mfa
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.generic import RedirectView
 
@@ -36,7 +35,9 @@ _signing_in = [
     path("signup/", account.signup, name="account_signup"),  # Closed; the sign-in page asks for its address.
     path("inactive/", account.account_inactive, name="account_inactive"),
     path(
-        "reauthenticate/", posts_of_one_person("password again")(account.reauthenticate), name="account_reauthenticate"
+        "reauthenticate/",
+        posts_of_one_person("password again")(second_factor.PasswordAgain.as_view()),
+        name="account_reauthenticate",
     ),
     path(
         "password/change/",
@@ -44,7 +45,7 @@ _signing_in = [
         name="account_change_password",
     ),
     path("second-factor/", second_factor.Authenticate.as_view(), name="mfa_authenticate"),
-    path("second-factor/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
+    path("second-factor/again/", second_factor.CodeAgain.as_view(), name="mfa_reauthenticate"),
     path("second-factor/key/", second_factor.KeyAgain.as_view(), name="mfa_reauthenticate_webauthn"),
     path(
         "password/reset/",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from django import forms
 from django.db.models import Q
 
-from hosts.models import HostKind, HostQuerySet
+from hosts.models import PLAYGROUND, HostKind, HostQuerySet
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
+# The app as which people run tools from the pages, unless somebody has to decide about it. Its key is nobody else's:
+# what only names itself like one of ours, as the app of the OAuth doctor does, is counted as the stranger it may be.
+OURS = Q(dedupe_key=PLAYGROUND) & ~PENDING
 STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
 
 
@@ -37,13 +40,17 @@ class HostFilter(forms.Form):
     """The filters of the list of hosts; unknown values are ignored."""
 
     q = forms.CharField(required=False)
-    type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
+    type = forms.ChoiceField(required=False, choices=[(name, name) for name in (*TYPES, "built-in")])
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
     def narrow(self, hosts: HostQuerySet) -> HostQuerySet:
-        """The hosts that match."""
+        """The hosts that match; our own where it is asked for by type or by name."""
         self.is_valid()
-        hosts = hosts.matching(self.cleaned_data.get("q", ""))
+        hosts = hosts.matching(words := self.cleaned_data.get("q", ""))
+        if self.cleaned_data.get("type") == "built-in":
+            hosts = hosts.filter(OURS)
+        elif not words:
+            hosts = hosts.exclude(OURS)
         if kind := TYPES.get(self.cleaned_data.get("type", "")):
             hosts = hosts.filter(kind=kind)
         if statuses := self.cleaned_data.get("status"):

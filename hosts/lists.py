@@ -13,7 +13,7 @@ HOSTS = Table(
         Column("name", "Name", sorts=(Lower("name"),)),
         Column("type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True),
         Column("connections", "Connections", 7, priority=2, kind="number"),
-        Column("users", "Users", 5.5, priority=3, kind="number"),
+        Column("users", "Users", 5, priority=3, kind="number"),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column(
             "seen", "Last seen", 7, priority=2, kind="moment", sorts=("last_seen_at",), most_first=True, on_phone=True

@@ -17,7 +17,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.capability_groups import check_list
-from accounts.reauthentication import ask_again
+from accounts.reauthentication import ask_again, ask_first
 from accounts.rules import BeyondYours
 from capabilities import Capability, requires
 from scim.forms import KeyForm
@@ -73,7 +73,7 @@ def _context(key: ProvisioningKey, new: IssuedKey | None = None) -> dict[str, An
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PROVISIONING_MANAGE)
 @requires(Capability.PEOPLE_MANAGE)
-@ask_again
+@ask_first
 def create(request: AppRequest) -> HttpResponse:
     """A new key, whose secret is in the answer of this POST and nowhere else."""
     form = KeyForm(posted(request))

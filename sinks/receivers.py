@@ -51,8 +51,18 @@ if TYPE_CHECKING:
     from sinks.models import Sink
 
 SECONDS = 10.0  # How long one delivery may take in all.
-NO_KAFKA = "Kafka takes the extra “kafka”: pip install 'gateway-admin[kafka]'."
-NO_PARQUET = "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]'."
+NO_KAFKA = (
+    "Kafka takes the extra “kafka”: pip install 'gateway-admin[kafka]', or in a checkout "
+    ".venv/bin/uv pip install -r requirements-kafka.lock."
+)
+NO_PARQUET = (
+    "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
+    ".venv/bin/uv pip install -r requirements-archive.lock."
+)
+EXTRAS = {
+    "kafka": ("aiokafka", NO_KAFKA),
+    "s3_parquet": ("pyarrow", NO_PARQUET),
+}  # By kind.
 GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
 MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.
@@ -110,6 +120,12 @@ class Receiver(Protocol):
 def receiver_for(sink: Sink) -> Receiver:
     """The receiver of this sink. Raises Undelivered when its secret cannot be read."""
     return _KINDS[sink.kind](sink)
+
+
+def missing_extra(kind: str) -> str:
+    """What has to be installed for this kind, and how; nothing where it is there."""
+    package, sentence = EXTRAS.get(kind, ("", ""))
+    return sentence if package and find_spec(package) is None else ""
 
 
 def trial() -> Line:
@@ -183,8 +199,8 @@ def checked_secret(kind: str, secret: str) -> None:
 
 
 def _checked_bucket(kind: str, address: str) -> bool:
-    if kind == "s3_parquet" and find_spec("pyarrow") is None:
-        raise ValueError(NO_PARQUET)
+    if missing := missing_extra(kind):
+        raise ValueError(missing)
     is_private = _checked_url(address, address)
     parts = urlsplit(address)
     if parts.fragment or set(parse_qs(parts.query, keep_blank_values=True)) - {"region"}:
@@ -193,8 +209,8 @@ def _checked_bucket(kind: str, address: str) -> bool:
 
 
 def _checked_brokers(address: str) -> bool:
-    if find_spec("aiokafka") is None:
-        raise ValueError(NO_KAFKA)
+    if missing := missing_extra("kafka"):
+        raise ValueError(missing)
     brokers = brokers_at(address)
     scheme = "https" if brokers.encrypted else "http"
     inside = {_checked_url(f"{scheme}://{place}", address) for place in brokers.places}

@@ -10,13 +10,14 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.reauthentication import ask_again
+from accounts.reauthentication import ask_again, ask_first
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, CapabilityRequired, requires
 from sinks.api import SENDING
 from sinks.forms import SinkForm, kind_of
 from sinks.lists import SINKS
 from sinks.models import Kind, Sink, SinkError
+from sinks.receivers import missing_extra
 from sinks.trial import send_test_line
 from ui.pages import AppRequest, Undo, answer, clash_context, confirm, leave, page_of, posted, refuse, seen, show
 from ui.tables import show_list
@@ -40,11 +41,12 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.SINKS_MANAGE)
 @requires(Capability.LOGS_READ)
 @requires(Capability.AUDIT_READ)
-@ask_again
+@ask_first
 def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
     form = SinkForm(posted(request), kind=kind)
-    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": Kind.choices}
+    kinds = [(value, label, missing_extra(value)) for value, label in Kind.choices]
+    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": kinds, "missing": missing_extra(kind)}
     if request.method == "GET":
         return show(request, "sinks/form.html", context)
     if form.is_valid():

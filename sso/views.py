@@ -8,14 +8,13 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from allauth.account.internal.flows.reauthentication import resume_request
 from allauth.account.utils import perform_login
 from allauth.account.views import LogoutView
 from django.conf import settings
 from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_not_required
 from django.core.cache import cache
-from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
@@ -24,6 +23,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts import joining
 from accounts.adapter import SIGNED_IN_AT, confirms_there
+from accounts.held_forms import send_again
 from accounts.models import User
 from accounts.reauthentication import ask_again
 from accounts.rules import PeopleError, lacking
@@ -148,9 +148,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
     if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
         raise SignInFailed("The provider did not ask for a credential anew.")
     request.session[SIGNED_IN_AT] = time.time()
-    request.GET = QueryDict(urlencode({"next": begun.onward}))  # Where what waits is looked for.
-    response: HttpResponse = resume_request(request) or redirect(begun.onward)
-    return response
+    return send_again(request, begun.onward) or redirect(begun.onward)
 
 
 def refused(request: HttpRequest, status: HTTPStatus, provider: Provider | None = None) -> HttpResponse:

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.capability_groups import check_list
 from accounts.models import ApiKey
 from accounts.models.api_keys import AlreadyRevoked
-from accounts.reauthentication import ask_again
+from accounts.reauthentication import ask_first
 from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, own_resource
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
@@ -40,7 +40,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @never_cache
 @require_http_methods(["GET", "POST"])
 @own_resource("an API key of one's own, with no more than one may do oneself")
-@ask_again
+@ask_first
 def create(request: AppRequest) -> HttpResponse:
     """A new key, whose secret is in the answer of this POST and nowhere else."""
     form = KeyForm(posted(request))

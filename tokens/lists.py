@@ -12,9 +12,9 @@ TOKENS = Table(
         Column("host", "Host", 7, priority=3),
         Column("gateway", "Gateway", 6.5, priority=4),
         Column("servers", "Servers", 5, priority=4),
-        Column("expires", "Expiration date", 10.5, on_phone=True),
+        Column("expires", "Expiration date", 10, on_phone=True),
         Column("used", "Last used date", 7, priority=3),
-        Column("status", "Status", 13, priority=2, on_phone=True),
+        Column("status", "Status", 14, priority=2, on_phone=True),
         Column("acts", "Actions", 7.5, kind="acts", said=False),
     ),
 )
@@ -28,6 +28,6 @@ API_KEYS = Table(
         Column("expires", "Expires", 7.5, on_phone=True),
         Column("used", "Last used", 7, priority=3),
         Column("status", "Status", 10, priority=2, on_phone=True),
-        Column("acts", "Actions", 8.5, kind="acts", said=False),
+        Column("acts", "Actions", 9, kind="acts", said=False),
     ),
 )

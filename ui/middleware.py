@@ -21,10 +21,8 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        # Asked before the view: a form that waited for a password brings the headers it was sent with.
-        from_htmx = bool(getattr(request, "htmx", None))
         response = get_response(request)
-        if not from_htmx or response.status_code not in (301, 302, 303, 307, 308):
+        if not getattr(request, "htmx", None) or response.status_code not in (301, 302, 303, 307, 308):
             return response
         client = HttpResponseClientRedirect(_destination(request, response["Location"]))
         client.cookies = response.cookies

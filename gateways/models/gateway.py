@@ -183,7 +183,12 @@ class Gateway(Versioned, Switchable):
     @property
     def url(self) -> str:
         """The address agents post to."""
-        return f"{settings.PUBLIC_URL}/mcp/{self.slug}"
+        return "".join(self.url_parts)
+
+    @property
+    def url_parts(self) -> tuple[str, str]:
+        """The address in two: what all gateways have in common, and what tells this one from the others."""
+        return settings.PUBLIC_URL, f"/mcp/{self.slug}"
 
     def is_reachable_by(self, user: User) -> bool:
         """Whether `user` may use this gateway at present."""

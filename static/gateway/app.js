@@ -91,19 +91,34 @@ function armTabs(list) {
   choose(tabs.find((tab) => tab.ariaSelected === "true") ?? tabs[0]);
 }
 
-// Palette: the server answers what is typed; arrows move, Enter follows.
+// Palette: the server answers what is typed; arrows move, Enter follows, when there is an answer.
 function armPalette(palette) {
-  const found = () => all(".results :is(a, button)", palette);
+  const [input, results, status] = ["input", ".results", "[role=status]"].map((part) => palette.querySelector(part));
+  let typed, goes;
+  const found = () => all(":is(a, button)", results);
   const mark = (chosen) => {
     for (const one of found()) one.toggleAttribute("data-active", one === chosen);
     chosen?.scrollIntoView({ block: "nearest" });
+    status.textContent = chosen?.innerText ?? "";
   };
-  palette.addEventListener("htmx:afterSwap", () => mark(found()[0]));
-  palette.addEventListener("keydown", (event) => {
+  input.addEventListener("input", () => { typed = true; goes = false; mark(); });
+  palette.addEventListener("htmx:beforeRequest", () => { typed = false; });
+  palette.addEventListener("htmx:afterSwap", () => {
+    if (typed) return; // An older answer.
+    mark(found()[0]);
+    if (goes) found()[0]?.click();
+    goes = false;
+  });
+  palette.addEventListener("close", () => {
+    goes = input.value = "";
+    results.replaceChildren();
+    mark();
+  });
+  input.addEventListener("keydown", (event) => {
     const all = found();
     const at = all.findIndex((one) => "active" in one.dataset);
-    const act = { ArrowDown: () => mark(all[at + 1] ?? all[at]), ArrowUp: () => mark(all[Math.max(at - 1, 0)]), Enter: () => all[at]?.click() };
-    if (!act[event.key] || event.target.closest(".results")) return;
+    const act = { ArrowDown: () => mark(all[at + 1] ?? all[at]), ArrowUp: () => mark(all[Math.max(at - 1, 0)]), Enter: () => all[at] ? all[at].click() : (goes = true), Escape: () => palette.close() };
+    if (!act[event.key] || event.isComposing) return;
     event.preventDefault();
     act[event.key]();
   });
@@ -130,7 +145,7 @@ function showTip({ target }) {
   if (tip.matches(":popover-open")) tip.hidePopover();
   if (!cut) return;
   document.querySelector("main")?.append(tip);
-  tip.textContent = cut.textContent.replace(/\s+/g, " ").trim();
+  tip.textContent = (cut.closest("code") ?? cut).textContent.replace(/\s+/g, " ").trim();
   tip.showPopover({ source: cut });
 }
 on("pointerover", (event) => event.pointerType === "mouse" && showTip(event));
@@ -198,7 +213,7 @@ on("keydown", (event) => {
   const palette = event.key === "k" && (event.metaKey || event.ctrlKey) && document.querySelector(".palette");
   const search = event.key === "/" && !event.target.matches("input, textarea, select") && document.querySelector("main [type=search]");
   if (palette || search) event.preventDefault();
-  palette ? palette.open || palette.showModal() : search && search.focus();
+  palette ? palette.open ? palette.close() : palette.showModal() : search && search.focus();
 });
 // The row that is open beside the list is marked, however one came to it.
 on("htmx:pushedIntoHistory", () => {
@@ -221,6 +236,8 @@ all(".palette").forEach(armPalette);
 all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may be longer than the window.
 for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
+// What waited for the password goes on by itself; while the page still loads, so that Back does not lead here.
+all("form[data-sends]").forEach((form) => form.submit());
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.
 function armZone(group) {

@@ -96,7 +96,7 @@ def test_the_list_costs_the_same_for_few_and_for_many(
 def test_the_check_list_names_every_capability_in_its_area(chief: User, sign_in: SignIn) -> None:
     assert sorted(one for ones in CAPABILITY_GROUPS.values() for one in ones) == sorted(Capability)
 
-    page = text(sign_in(chief).get("/people/roles/add/"))
+    page = text(confirmed(sign_in(chief)).get("/people/roles/add/"))
 
     for area in CAPABILITY_GROUPS:
         assert f">{area}</h2>" in page
@@ -156,7 +156,7 @@ def test_a_bad_role_is_refused_in_words(form: dict[str, Any], words: str, chief:
 
 
 def test_what_the_editor_lacks_cannot_be_ticked_and_says_why(clerk: User, sign_in: SignIn) -> None:
-    page = text(sign_in(clerk).get("/people/roles/add/"))
+    page = text(confirmed(sign_in(clerk)).get("/people/roles/add/"))
 
     assert "disabled" in check_of(page, HELD)
     assert "disabled" not in check_of(page, Capability.HOSTS_READ)
@@ -197,7 +197,7 @@ def test_a_role_that_holds_more_than_its_editor_is_shown_and_not_changed(clerk: 
 def test_a_copy_holds_no_more_than_its_maker(clerk: User, sign_in: SignIn) -> None:
     role = make.role(HELD, Capability.HOSTS_READ, name="Helper")
 
-    page = text(sign_in(clerk).get(f"/people/roles/add/?from={role.pk}"))
+    page = text(confirmed(sign_in(clerk)).get(f"/people/roles/add/?from={role.pk}"))
 
     assert 'value="Copy of Helper"' in page
     assert "checked" in check_of(page, Capability.HOSTS_READ)
@@ -206,7 +206,7 @@ def test_a_copy_holds_no_more_than_its_maker(clerk: User, sign_in: SignIn) -> No
 
 @pytest.mark.parametrize("start", ["", "nonsense", "00000000-0000-4000-8000-000000000000"])
 def test_a_copy_of_nothing_is_an_empty_role(start: str, chief: User, sign_in: SignIn) -> None:
-    page = text(sign_in(chief).get(f"/people/roles/add/?from={start}"))
+    page = text(confirmed(sign_in(chief)).get(f"/people/roles/add/?from={start}"))
 
     assert "Copy of" not in page
     assert " checked" not in page

@@ -11,7 +11,7 @@ from accounts.models import User, WorkspaceSettings
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
-from tests.accounts.again import confirmed
+from tests.accounts.again import confirm, confirmed, onward
 from tests.conftest import SignIn
 from tokens.validation import BadLifetime, expiry
 
@@ -59,10 +59,10 @@ def test_saving_asks_for_the_password_again_and_then_saves(keeper: User, sign_in
 
     asked = client.post(PATH, FORM)
     assert WorkspaceSettings.load().name == "Gateway Admin"
-    done = client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": PATH}, follow=True)
+    done = confirm(client, asked)
 
-    assert asked["Location"] == "/accounts/reauthenticate/?next=%2Fsettings%2Fworkspace"
-    assert "Settings saved" in text(done)
+    assert onward(asked).startswith(f"{PATH}#")
+    assert "Settings saved" in text(client.get(done["Location"]))
     assert WorkspaceSettings.load().name == "Acme"
 
 

@@ -22,6 +22,36 @@ def test_log_shows_app_and_duration_beside_its_filters_on_a_small_desk(live: Ser
         expect(page.get_by_role("columnheader", name=name)).to_be_visible()
 
 
+PHONED = """
+from accounts.models import User
+from tests import make
+make.call(
+    method="tools/call", host_name="Nightly report", user_email="ana.rodriguez@example.com", gateway_name="Phoned",
+    server_name="GitHub", feature_type="tool", feature_name="github__list_pull_requests", duration_ms=12345,
+)
+"""
+TOPS = """row => [6, 7, 1, 2, 0].map(number => {
+  const cell = row.children[number], {top, bottom} = cell.getBoundingClientRect();
+  return {text: cell.textContent.trim(), middle: (top + bottom) / 2, cut: cell.scrollWidth > cell.clientWidth};
+})"""
+
+
+def test_log_on_a_phone_shows_tool_and_outcome_then_host_and_user_then_the_time(live: Serve, page: Page) -> None:
+    live.manage("shell", "--verbosity", "0", "-c", PHONED)
+    page.set_viewport_size(PHONE)
+    page.goto(f"{live.url}/logs/?gateway=Phoned")
+
+    tool, outcome, host, user, time = page.locator("tbody tr").first.evaluate(TOPS)
+
+    assert [part["text"] for part in (tool, host, user)] == [
+        "github__list_pull_requests", "Nightly report", "ana.rodriguez@example.com",
+    ]  # fmt: skip
+    assert not any(part["cut"] for part in (tool, outcome, host, user, time))
+    assert abs(tool["middle"] - outcome["middle"]) < 4
+    assert abs(host["middle"] - user["middle"]) < 2
+    assert tool["middle"] + 10 < host["middle"] < time["middle"] - 10
+
+
 def test_bar_of_picked_rows_is_one_line_on_a_phone(live: Serve, page: Page) -> None:
     live.issue_token(host=unique("bot"), gateway="quickstart")
     page.set_viewport_size(PHONE)

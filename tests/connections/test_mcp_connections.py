@@ -58,6 +58,18 @@ def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: 
     assert number(page) == "1 connection, 1 active"
 
 
+def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: User, sign_in: SignIn) -> None:
+    """Apps alone are listed at first: without a word, whoever has agents only would look at an empty list."""
+    make.connection(make.agent(by=ana, name="Nightly"), make.gateway(), ana)
+    client = sign_in(ana)
+
+    page = client.get(PATH)
+
+    assert names(page) == []
+    assert 'Agents, which carry tokens, are listed under <a href="?type=agent">' in text(page)
+    assert names(client.get(f"{PATH}?type=agent")) == ["Nightly"]
+
+
 def test_an_app_without_a_name_is_an_mcp_client(ana: User, sign_in: SignIn) -> None:
     link = make.app_connection(ana, make.gateway(), name="")
 

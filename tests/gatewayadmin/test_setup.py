@@ -66,9 +66,21 @@ def test_a_mail_server_is_a_step_where_people_are_elsewhere(owner: User, setting
     settings.PUBLIC_URL, settings.MAIL_SERVER = "https://gateway.example.com", ""
     setup = Setup.of(owner)
     assert setup
-    assert setup.steps[-1].name == "mail"
+    assert [step.name for step in setup.steps] == ["server", "gateway", "connection", "call", "mail", "people"]
     settings.MAIL_SERVER = "smtp.example.com"
     assert done(owner) == ["mail"]
+
+
+def test_the_way_from_a_server_to_a_gateway_is_named_at_the_step_and_on_the_page_of_the_server(
+    owner: User, sign_in: SignIn
+) -> None:
+    """Every page on it leads on: who has added a server need not know what comes next."""
+    client = sign_in(owner)
+    server, gateway = make.server(name="Handbook"), make.gateway()
+
+    assert "its tab Servers has “Assign a server”" in text(client.get("/"))
+    assert 'href="/gateways/">Open gateways<' in text(client.get(f"/servers/{server.slug}/gateways/"))
+    assert "Assign a server" in text(client.get(f"/gateways/{gateway.slug}/servers/"))
 
 
 def test_the_dashboard_shows_them_to_who_sets_up_and_says_who_else_may(sign_in: SignIn) -> None:

@@ -106,9 +106,19 @@ def _gateways(ask: Ask) -> int:
     return rows.count() if any(map(ask.viewer.has_perm, names)) else rows.filter(reach="everyone").count()
 
 
+def _strange_hosts() -> Any:
+    """All but our own Playground, which counts while somebody has to allow it."""
+    ours = Host.objects.filter(dedupe_key="playground")
+    return Host.objects.filter(**STILL).exclude(
+        pk__in=[host.pk for host in ours if not host.needs_approval or host.approved_at]
+    )
+
+
 def _hosts(ask: Ask) -> int:
-    rows = Host.objects.filter(**STILL)
-    if kind := ask.query.get("type"):
+    rows = _strange_hosts()
+    if ask.query.get("type") == "built-in":
+        rows = Host.objects.filter(**STILL).exclude(pk__in=rows)
+    elif kind := ask.query.get("type"):
         rows = rows.filter(kind={"app": "headed", "agent": "token"}[kind])
     wanted = ask.query.getlist("status")
     return sum(not wanted or state in wanted for state in ask.states(rows))
@@ -816,9 +826,9 @@ QUESTIONS: dict[str, "Callable[[Ask], Answer]"] = {
     ),
     "host.enrolled": lambda ask: ask.said(ask.connections(host=ask.pk, **LIVE).count()),
     "host.registrations": lambda ask: Registration.objects.filter(host=ask.pk).count(),
-    "hosts.all": lambda ask: Host.objects.filter(**STILL).count(),
+    "hosts.all": lambda ask: _strange_hosts().count(),
     "hosts.by_state": lambda ask: "{} disabled, {} waiting".format(
-        *(ask.states(Host.objects.filter(**STILL)).count(state) for state in ("disabled", "pending"))
+        *(ask.states(_strange_hosts()).count(state) for state in ("disabled", "pending"))
     ),
     "gateway.connections": lambda ask: ask.said(ask.connections(gateway=ask.pk).count()),
     "gateway.connections.live": lambda ask: ask.connections(gateway=ask.pk, **LIVE).count(),

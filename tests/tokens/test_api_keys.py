@@ -362,10 +362,11 @@ def test_the_secret_is_in_one_answer_only(page: Client) -> None:
 
 
 def test_a_key_is_made_only_after_the_password(eve: User) -> None:
-    client = Client()
-    client.force_login(eve)
+    client, other = Client(), Client()
+    for one in (client, other):
+        one.force_login(eve)
 
-    asked = client.post("/settings/api-keys/create", filled(client))
+    asked = client.post("/settings/api-keys/create", filled(confirmed(other)))
 
     assert asked["Location"].startswith("/accounts/reauthenticate/")
     assert not ApiKey.objects.exists()

@@ -1,0 +1,125 @@
+"""Forms that were sent when the password had to be asked for again: held until it is confirmed, and sent once more.
+
+The session keeps what was sent, sealed, for the one person and the one address it was sent to. Where it goes on is told
+the pages that ask by the fragment of their `next`, so that of two forms in two tabs each finds its own. After the
+confirmation the browser sends the form again, to its own address and through every check, and names what is held
+instead of repeating it: no secret stands in a page, an address, a log or, in plain text, in the database.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+from urllib.parse import urldefrag, urlencode
+
+import orjson
+from allauth.account.adapter import get_adapter
+from allauth.core.exceptions import ReauthenticationRequired
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render, resolve_url
+from django.utils.cache import add_never_cache_headers
+from django.utils.module_loading import import_string
+
+from ui.pages import own_path
+
+SESSION_KEY = "held_forms"
+FIELD = "held_form"  # In a form that is sent again: which one it is.
+HELD_S = 15 * 60.0  # How long one is held.
+MOST_HELD = 3  # In one session; the oldest is given up for another.
+
+
+class Cipher(Protocol):
+    """Seals and opens secrets under the installation's encryption keys."""
+
+    def seal(self, secret: str) -> bytes: ...
+
+    def open(self, ciphertext: bytes) -> str:
+        """The secret; raises ValueError when no key fits."""
+        ...
+
+
+def _cipher() -> Cipher:
+    return cast("Cipher", import_string(settings.SECRETS_CIPHER)())
+
+
+def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Hold what is sent when a view raises ReauthenticationRequired, and put it back in place when it is sent again.
+
+    Place it after AccountMiddleware, which would keep it in the session as it is; its process_view then comes after the
+    check of the form's CSRF token, and after sign-in.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    def process_view(request: HttpRequest, view: object, *_: object) -> HttpResponse | None:
+        # What programs post, without a CSRF token, is read where it is used.
+        if request.method != "POST" or getattr(view, "csrf_exempt", False) or FIELD not in request.POST:
+            return None
+        sent = _taken(request, request.POST[FIELD])
+        if sent is None:
+            return _answer(request, {"address": request.get_full_path()}, status=410)
+        request.POST = sent  # type: ignore[assignment]  # As the browser sent it, unchangeable.
+        return None
+
+    def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        if not isinstance(exception, ReauthenticationRequired):
+            return None
+        methods = get_adapter().get_reauthentication_methods(request.user)
+        asking = methods[0]["url"] if methods else resolve_url(settings.LOGIN_URL)
+        return redirect(f"{asking}?{urlencode({'next': _onward(request)})}")
+
+    middleware.process_view = process_view  # type: ignore[attr-defined]
+    middleware.process_exception = process_exception  # type: ignore[attr-defined]
+    return middleware
+
+
+def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
+    """A page that sends the form again for which the password was asked; None when there was only a page to open."""
+    address, key = urldefrag(own_path(onward))
+    if key not in _held(request):
+        return None
+    return _answer(request, {"address": address, "field": FIELD, "key": key})
+
+
+def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) -> HttpResponse:
+    response = render(request, "account/send_again.html", context, status=status)
+    add_never_cache_headers(response)
+    return response
+
+
+def _onward(request: HttpRequest) -> str:
+    """Where to go on after the confirmation, with the key of what was sent, which is held from now on."""
+    address = request.get_full_path()
+    if request.method != "POST" or not request.user.is_authenticated:
+        return address
+    key = secrets.token_urlsafe(9)
+    sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
+    others = list(_held(request).items())[1 - MOST_HELD :]
+    request.session[SESSION_KEY] = dict(others) | {
+        key: [time.time(), _cipher().seal(orjson.dumps(sent).decode()).decode()]
+    }
+    return f"{address}#{key}"
+
+
+def _held(request: HttpRequest) -> dict[str, Any]:
+    """What this session holds and may still be sent."""
+    held: dict[str, Any] = request.session.get(SESSION_KEY, {})
+    return {key: [at, sealed] for key, (at, sealed) in held.items() if 0 <= time.time() - at < HELD_S}
+
+
+def _taken(request: HttpRequest, key: str) -> QueryDict | None:
+    """What is held under `key`, once; None unless this person sent it to this address a short while ago."""
+    held = _held(request)
+    _, sealed = held.pop(key, (0, ""))
+    request.session[SESSION_KEY] = held
+    try:
+        sent = orjson.loads(_cipher().open(sealed.encode()))
+    except ValueError:
+        return None
+    if (sent["person"], sent["address"]) != (str(request.user.pk), request.get_full_path()):
+        return None
+    return QueryDict(sent["sent"])

@@ -1,0 +1,203 @@
+"""What was filled in when the password had to be asked for again is kept until that is confirmed, nowhere else."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import time_machine
+from django.contrib.sessions.models import Session
+from django.test import Client
+
+from accounts.models import User
+from capabilities import Capability
+from sinks.models import Sink
+from tests import make
+from tests.accounts.again import AGAIN, confirm, form_of, onward, sent_again
+
+type SignIn = Callable[[User], Client]
+
+ADD = "/settings/sinks/add/?kind=webhook"
+SECRET = "dGhpcyBpcyBhIHNlY3JldCBvZiB0aGUgdGVzdHM="
+FILLED = {"name": "Archive", "address": "https://93.184.216.34/intake", "secret": SECRET, "sends_calls": "on"}
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def keeper() -> User:
+    return make.user(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ, Capability.PEOPLE_MANAGE)
+
+
+@pytest.fixture
+def client(keeper: User, sign_in: SignIn) -> Client:
+    return sign_in(keeper)
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def test_a_form_at_an_address_with_a_query_is_sent_again_whole_after_the_password(client: Client) -> None:
+    asked = client.post(ADD, FILLED)
+    assert not Sink.objects.exists()
+
+    done = confirm(client, asked)
+
+    sink = Sink.objects.get()
+    assert done["Location"] == f"/settings/sinks/{sink.pk}/"
+    assert (sink.kind, sink.name, sink.secret(), sink.sends_events) == ("webhook", "Archive", SECRET, False)
+
+
+def test_what_is_wrong_with_it_is_said_at_its_own_address_with_what_was_filled_in(client: Client) -> None:
+    asked = client.post(ADD, FILLED | {"address": "nowhere"})
+
+    page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
+    refused = sent_again(client, page)
+
+    assert form_of(page)[0] == ADD
+    assert (refused.status_code, refused.request["QUERY_STRING"]) == (422, "kind=webhook")
+    assert 'value="Archive"' in text(refused)
+
+
+def test_a_secret_that_waits_stands_in_no_page_no_address_and_not_in_the_session(client: Client) -> None:
+    asked = client.post(ADD, FILLED)
+    stored = Session.objects.get(pk=client.session.session_key)
+
+    page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
+
+    assert SECRET not in asked["Location"]
+    assert SECRET not in text(page)
+    assert "no-store" in page["Cache-Control"]
+    assert SECRET not in str(stored.get_decoded())
+    assert "Archive" not in str(stored.get_decoded())
+
+
+def test_a_wrong_password_keeps_it_and_sends_nothing(client: Client) -> None:
+    asked = client.post(ADD, FILLED)
+
+    wrong = client.post(AGAIN, {"password": "wrong", "next": onward(asked)})
+
+    assert "data-sends" not in text(wrong)
+    assert not Sink.objects.exists()
+    assert confirm(client, asked).status_code == 302
+    assert Sink.objects.exists()
+
+
+def test_to_name_it_does_not_stand_in_for_the_password(client: Client) -> None:
+    key = onward(client.post(ADD, FILLED)).partition("#")[2]
+
+    asked = client.post(ADD, {"held_form": key})
+
+    assert not Sink.objects.exists()
+    assert confirm(client, asked).status_code == 302
+    assert Sink.objects.get().name == "Archive"
+
+
+def test_it_is_sent_once_and_a_repetition_says_so(client: Client) -> None:
+    page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(client.post(ADD, FILLED))})
+    sent_again(client, page)
+
+    repeated = sent_again(client, page)
+
+    assert repeated.status_code == 410
+    assert "What you filled in was sent already" in text(repeated)
+    assert f'href="{ADD}"' in text(repeated)
+    assert Sink.objects.count() == 1
+
+
+def test_it_goes_to_no_other_address(client: Client) -> None:
+    page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(client.post(ADD, FILLED))})
+
+    elsewhere = client.post("/settings/sinks/add/?kind=s3", form_of(page)[1])
+
+    assert elsewhere.status_code == 410
+    assert not Sink.objects.exists()
+
+
+def test_it_is_held_for_a_quarter_of_an_hour(client: Client) -> None:
+    with time_machine.travel(datetime.now(UTC), tick=False) as clock:
+        asked = client.post(ADD, FILLED)
+        where = onward(asked)
+        clock.shift(15 * 60)
+        late = client.post(AGAIN, {"password": make.PASSWORD, "next": where})
+
+    assert late["Location"].startswith(ADD)
+    assert not Sink.objects.exists()
+
+
+def test_another_session_of_the_same_person_cannot_send_it(client: Client, keeper: User, sign_in: SignIn) -> None:
+    where = onward(client.post(ADD, FILLED))
+    other = sign_in(keeper)
+
+    answer = other.post(AGAIN, {"password": make.PASSWORD, "next": where})
+    forged = other.post(ADD, {"held_form": where.partition("#")[2]})
+
+    assert answer.status_code == 302
+    assert forged.status_code == 410
+    assert not Sink.objects.exists()
+
+
+def test_nor_can_another_person_into_whose_session_it_was_copied(client: Client, sign_in: SignIn) -> None:
+    where = onward(client.post(ADD, FILLED))
+    other = sign_in(make.user(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ))
+    theirs = other.session
+    theirs["held_forms"] = client.session["held_forms"]
+    theirs.save()
+
+    page = other.post(AGAIN, {"password": make.PASSWORD, "next": where})
+
+    assert sent_again(other, page).status_code == 410
+    assert not Sink.objects.exists()
+
+
+def test_it_is_sent_with_a_csrf_token_of_its_own(keeper: User) -> None:
+    browser = Client(enforce_csrf_checks=True)
+    browser.force_login(keeper)
+    token = str(browser.get(AGAIN).context["csrf_token"])
+    asked = browser.post(ADD, FILLED | {"csrfmiddlewaretoken": token})
+    page = browser.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked), "csrfmiddlewaretoken": token})
+    address, fields = form_of(page)
+
+    without = browser.post(address, fields | {"csrfmiddlewaretoken": ""})
+    sent = browser.post(address, fields)
+
+    assert without.status_code == 403
+    assert sent.status_code == 302
+
+
+def test_forms_of_two_tabs_at_one_address_each_find_their_own(client: Client) -> None:
+    first = client.post(ADD, FILLED | {"name": "First"})
+    second = client.post(ADD, FILLED | {"name": "Second"})
+
+    confirm(client, first)
+    assert [sink.name for sink in Sink.objects.all()] == ["First"]
+    confirm(client, second)
+
+    assert {sink.name for sink in Sink.objects.all()} == {"First", "Second"}
+
+
+def test_three_are_held_and_the_oldest_is_given_up_for_another(client: Client) -> None:
+    asked = [onward(client.post(ADD, FILLED | {"name": f"Number {number}"})) for number in range(4)]
+
+    first, *others = [client.post(AGAIN, {"password": make.PASSWORD, "next": where}) for where in asked]
+
+    assert first.status_code == 302
+    assert all("data-sends" in text(page) for page in others)
+
+
+def test_what_may_not_be_done_any_more_is_refused_when_it_is_sent_again(client: Client, keeper: User) -> None:
+    asked = client.post(ADD, FILLED)
+    User.objects.filter(pk=keeper.pk).update(role=make.role())
+
+    assert confirm(client, asked).status_code == 403
+    assert not Sink.objects.exists()
+
+
+@pytest.mark.parametrize("path", [ADD, "/people/roles/add/", "/settings/api-keys/create"])
+def test_forms_with_much_to_fill_in_ask_before_they_open(path: str, client: Client) -> None:
+    asked = client.get(path)
+    opened = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)}, follow=True)
+
+    assert asked.status_code == 302
+    assert (opened.status_code, "reauthenticate" in opened.request["PATH_INFO"]) == (200, False)

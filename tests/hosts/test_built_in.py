@@ -1,0 +1,56 @@
+"""Our own app, as which people run tools from the pages, among apps and agents."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from capabilities import Capability
+from hosts.models import Host
+from tests import make
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def keeper() -> User:
+    return make.user(Capability.HOSTS_READ, Capability.HOSTS_TOGGLE)
+
+
+def counts(response: Any) -> tuple[str, bool]:
+    """The count of a page, and whether it names the Playground as a row."""
+    page = response.content.decode()
+    counted = re.search(r'data-count="hosts\.(?:listed|all)"[^>]*>(\d+)<', page)
+    return counted[1] if counted else "", bool(re.search('class="row-link"[^>]*>Playground<', page))
+
+
+def test_the_playground_is_no_app_among_others_and_every_count_says_so(
+    keeper: User, sign_in: Callable[[User], Client]
+) -> None:
+    make.agent(by=keeper)
+    Host.objects.playground(needs_approval=False, by=keeper)
+    client = sign_in(keeper)
+
+    assert counts(client.get("/hosts/")) == ("1", False)
+    assert counts(client.get("/hosts/?status=enabled")) == ("1", False)
+    assert counts(client.get("/hosts/?type=app"))[1] is False
+    assert counts(client.get("/"))[0] == "1"
+    assert counts(client.get("/hosts/?type=built-in")) == ("1", True)
+    assert counts(client.get("/hosts/?q=playg")) == ("1", True)
+
+
+def test_while_it_waits_to_be_allowed_it_counts_like_all_that_wait(
+    keeper: User, sign_in: Callable[[User], Client]
+) -> None:
+    Host.objects.playground(needs_approval=True, by=keeper)
+
+    assert counts(sign_in(keeper).get("/hosts/?status=pending")) == ("1", True)
+
+
+def test_an_app_that_only_calls_itself_like_it_is_listed(keeper: User, sign_in: Callable[[User], Client]) -> None:
+    make.app(name="Playground")
+
+    assert counts(sign_in(keeper).get("/hosts/")) == ("1", True)
