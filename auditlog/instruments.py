@@ -225,7 +225,7 @@ def _change(now: int, before: float) -> str:
     if not before:
         return ""
     change = round(100 * (now - before) / before)
-    return f"{change:+} %" if change else "as before"
+    return f"{change:+,} %" if change else "as before"
 
 
 def _lines(*series: tuple[str, Sequence[Any]]) -> list[Line]:

@@ -63,6 +63,11 @@ class OwnCall:
         return reason.sentence if reason else ""
 
     @property
+    def reason(self) -> str:
+        """The reason the log gives, in a few words; empty when it gives none."""
+        return self.call.why if self.call.deny_reason else ""
+
+    @property
     def is_hello(self) -> bool:
         """Whether a client only introduced itself."""
         if self.call.method in HELLOS or self.call.method.startswith("notifications/"):

@@ -31,7 +31,7 @@ SERVERS = Table(
         Column("scheme", "Identity scheme", 9, priority=2, on_phone=True),
         Column("shared", "Shared identity", 10, priority=3),
         Column("tools", "Tools", 5, kind="number", on_phone=True),
-        Column("health", "Health", 9, priority=2, on_phone=True),
+        Column("health", "Health", 12, priority=2, on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),
         Column("acts", "Actions", 9, kind="acts", said=False),
     ),

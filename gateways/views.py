@@ -154,7 +154,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
             request,
             {"gateway_id": [gateway.pk]},
             {"gateway": str(gateway.pk)},
-            tops=("tool",),
+            tops=("tool", "user"),
         )
     return show(request, "gateways/overview.html", context)
 

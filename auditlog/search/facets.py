@@ -75,13 +75,13 @@ def _counted(number: int, field: LogField) -> str:
 class Line(NamedTuple):
     """One value beside the list, `share` in twentieths of the most frequent.
 
-    `calls` is None of one that was chosen and has none among those counted.
+    `calls` is empty for one that was chosen and has none among those counted.
     """
 
     key: str
     value: str
     label: str
-    calls: int | None
+    calls: str
     share: int
     is_chosen: bool
     is_left_out: bool
@@ -160,7 +160,7 @@ def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Fac
             f"{crc32(f'{name}:{one.value}'.encode()):x}",
             one.value,
             one.label or "unnamed",
-            one.calls if one.calls >= 0 else None,
+            f"{one.calls:,}" if one.calls >= 0 else "",
             round(20 * one.calls / most) if one.calls > 0 else 0,
             one.value in chosen,
             one.value in left_out,

@@ -172,7 +172,7 @@ def give_a_person_access_with_a_team(one: Person, stage: Stage) -> None:
 
 def see_who_uses_what(one: Person, stage: Stage) -> None:
     page, calls = one.page, stage.call()
-    busiest = page.get_by_role("region", name="Busiest: user")
+    busiest = page.get_by_role("region", name="Busiest users")
     eventually(lambda: page.reload() and busiest.count())
     one.press(busiest.get_by_role("link", name=OWNER))
     one.press(page.locator(".facets summary", has_text="Tool"))
