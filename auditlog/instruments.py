@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -13,15 +13,13 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from auditlog import replica
-from auditlog.groups import BY, Group, top
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
+from auditlog.rollups.reading import Bars, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, HOURS, MINUTES, Grain
 from auditlog.search.histogram import stamp
 from auditlog.templatetags.calls import ms
 
 WIDTH, HEIGHT, TOP = 240.0, 40.0, 3.0
-LISTED = 5
 
 
 class Range(NamedTuple):
@@ -73,21 +71,11 @@ class Moment(NamedTuple):
     link: str
 
 
-@dataclass(frozen=True)
-class Top:
-    """The groups with the most calls."""
-
-    by: str
-    label: str
-    rows: Sequence[tuple[Group, str, float]]
-    link: str
-
-
 class Instruments:
     """The calls of one thing, or of all, over a range; false when the roll-ups cannot tell of it yet.
 
-    `where` are columns of the log, `filters` the same as filters of the page of calls. `tops` are what the busiest are
-    told of. `named` are other names of plots, by their keys; these say the range too.
+    `where` are columns of the log, `filters` the same as filters of the page of calls. `named` are other names of
+    plots, by their keys; these say the range too.
     """
 
     def __init__(
@@ -96,7 +84,6 @@ class Instruments:
         filters: dict[str, str],
         asked: str | None,
         *,
-        tops: Sequence[str] = (),
         named: Mapping[str, str] | None = None,
     ) -> None:
         self.chosen = asked if asked in RANGES else DEFAULT
@@ -113,7 +100,6 @@ class Instruments:
             begin = since - self.range.length
             begin = DAYS.next(begin) if self.range.grain is DAYS else begin
             before = opened.total(where, begin, since)
-            self.tops = list(self._tops(opened, where, since, tops)) if found else []
         self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
         self._before = before if before and before.calls else None
         self._longer = self.range.length / (since - begin)
@@ -207,17 +193,6 @@ class Instruments:
 
     def _name(self, key: str, usual: str) -> str:
         return f"{self._named[key]} {self.range.label}" if key in self._named else usual
-
-    def _tops(self, opened: Book, where: Where, since: datetime, tops: Sequence[str]) -> Iterator[Top]:
-        for name in tops:
-            rows = top(opened, where, BY[name], since, self._until, LISTED)
-            if rows:
-                highest = rows[0].calls
-                told = [
-                    (row, self._link(range=self.chosen, **{name: row.value}), round(100 * row.calls / highest, 1))
-                    for row in rows
-                ]
-                yield Top(name, BY[name].label, told, self._link(range=self.chosen, by=name))
 
 
 def _change(now: int, before: float) -> str:

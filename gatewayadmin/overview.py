@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from auditlog import busiest
 from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.criteria import RowCount
@@ -71,8 +72,8 @@ def overview(request: AppRequest) -> HttpResponse:
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
     if user.has_perm(Capability.LOGS_READ):
-        tops = ("tool", "user", "host")
-        context["instruments"] = Instruments.of(request, {}, {}, tops=tops, named=NAMED)
+        context["instruments"] = instruments = Instruments.of(request, {}, {}, named=NAMED)
+        context["tops"] = busiest.to_come(instruments.chosen)
     return show(request, "overview.html", context | _numbers(request))
 
 
