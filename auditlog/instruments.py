@@ -13,13 +13,15 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from auditlog import replica
+from auditlog.groups import BY, Group, top
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import Bars, Numbers, Where, book
+from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, HOURS, MINUTES, Grain
 from auditlog.search.histogram import stamp
 from auditlog.templatetags.calls import ms
 
 WIDTH, HEIGHT, TOP = 240.0, 40.0, 3.0
+LISTED = 5
 
 
 class Range(NamedTuple):
@@ -71,11 +73,49 @@ class Moment(NamedTuple):
     link: str
 
 
+@dataclass(frozen=True)
+class Top:
+    """The groups with the most calls, each with the query string of its calls, and how it is beside the first in
+    per cent.
+
+    Without rows before they are read: `is_read` tells that from no call. `chosen` is the range.
+    """
+
+    by: str
+    chosen: str
+    link: str
+    rows: Sequence[tuple[Group, str, float]] = ()
+    is_read: bool = False
+
+    @classmethod
+    def to_come(cls, by: str, chosen: str) -> Self:
+        """Those of all calls before they are read."""
+        return cls(by, chosen, urlencode({"range": chosen, "by": by}))
+
+    @classmethod
+    def read(
+        cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
+    ) -> Self | None:
+        """Those of calls between two moments; None where the roll-ups cannot tell."""
+        groups = top(opened, where, BY[by], since, until, LISTED)
+        if groups is None:
+            return None
+        in_range = filters | {"range": chosen}
+        rows = [
+            (row, urlencode(in_range | {by: row.value}), round(100 * row.calls / groups[0].calls, 1)) for row in groups
+        ]
+        return cls(by, chosen, urlencode(in_range | {"by": by}), rows, is_read=True)
+
+    @property
+    def label(self) -> str:
+        return BY[self.by].label
+
+
 class Instruments:
     """The calls of one thing, or of all, over a range; false when the roll-ups cannot tell of it yet.
 
-    `where` are columns of the log, `filters` the same as filters of the page of calls. `named` are other names of
-    plots, by their keys; these say the range too.
+    `where` are columns of the log, `filters` the same as filters of the page of calls. `tops` are what the busiest are
+    told of. `named` are other names of plots, by their keys; these say the range too.
     """
 
     def __init__(
@@ -84,6 +124,7 @@ class Instruments:
         filters: dict[str, str],
         asked: str | None,
         *,
+        tops: Sequence[str] = (),
         named: Mapping[str, str] | None = None,
     ) -> None:
         self.chosen = asked if asked in RANGES else DEFAULT
@@ -100,6 +141,8 @@ class Instruments:
             begin = since - self.range.length
             begin = DAYS.next(begin) if self.range.grain is DAYS else begin
             before = opened.total(where, begin, since)
+            read = (Top.read(opened, where, filters, by, self.chosen, since, until) for by in tops if found)
+            self.tops = [one for one in read if one and one.rows]
         self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
         self._before = before if before and before.calls else None
         self._longer = self.range.length / (since - begin)

@@ -47,9 +47,8 @@ NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
 @own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
-    own_connections = Connection.objects.with_details().own(user).live()
     # By their keys: asked for the newest tokens of a person, PostgreSQL would look through everybody's.
-    links = list(own_connections.order_by().values_list("pk", flat=True))
+    links = list(Connection.objects.own(user).live().order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
     # Who has no connection has no token, and lacks no identity.
@@ -66,7 +65,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "setup": Setup.of(user),
         "carried": _carried(user, links),
         "own_calls": None if user.has_perm(Capability.LOGS_READ) else _last_calls(user),
-        "own_rows": [ConnectionRow(one, user) for one in own_connections[:SHOWN]] if links else [],
+        "own_rows": _own_rows(user) if links else [],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
@@ -90,6 +89,11 @@ def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
     for gateway in listed:
         gateway.usable_tools = counted.get(gateway.pk, 0)
     return listed
+
+
+def _own_rows(user: User) -> list[ConnectionRow]:
+    newest = Connection.objects.with_details().own(user).live()[:SHOWN]
+    return [ConnectionRow(one, user) for one in newest]
 
 
 def _carried(user: User, links: list[Any]) -> list[CarriedRow]:

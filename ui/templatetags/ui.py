@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 from zlib import crc32
@@ -35,10 +35,16 @@ _INLINE = re.compile(r"`([^`]+)`|\*(\S(?:[^*]*\S)?)\*")
 @register.simple_tag
 def icon(name: str, label: str = "") -> SafeString:
     """One symbol of icons.svg; silent beside words, named when it stands alone."""
+    if not label:
+        return _silent(name)
     sprite = f"{static('gateway/icons.svg')}#{name}"
-    if label:
-        return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
-    return format_html("<svg class=icon aria-hidden=true><use href={} /></svg>", sprite)  # Dozens on a page.
+    return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
+
+
+@lru_cache(256)  # Dozens of few stand on a page.
+def _silent(name: str) -> SafeString:
+    sprite = f"{static('gateway/icons.svg')}#{name}"
+    return format_html("<svg class=icon aria-hidden=true><use href={} /></svg>", sprite)
 
 
 @register.simple_tag
