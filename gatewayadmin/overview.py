@@ -94,8 +94,10 @@ def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
 
 def _newest(links: list[Any]) -> list[Connection]:
     """The newest of one's connections, with all that is told of them."""
+    if not links:
+        return []
     rows = Connection.objects.with_details().filter(pk__in=links).order_by("-connected_at", "pk")[:SHOWN]
-    return list(with_carried(rows)) if links else []
+    return list(with_carried(rows))
 
 
 def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
