@@ -208,19 +208,22 @@ def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
     """How many of `rows` have each of STATUSES."""
     # Asked one after the other, as they take precedence.
     in_use = _tokens_in_use().order_by("connection").values("connection").distinct()
-    status = Case(
-        When(revoked_at__isnull=False, then=Value("revoked")),
-        When(enabled=False, then=Value("disabled")),
-        When(~Q(pk__in=in_use), then=Value("expired")),
-        When(RawSQL(*_stopped_above(), output_field=BooleanField()), then=Value("blocked")),  # noqa: S611  (a constant)
-        default=Value("active"),
-    )
-    told: Any = rows.order_by().prefetch_related(None).annotate(told=status)
-    sql, parameters = told.values_list("told").query.sql_with_params()
+    stopped = RawSQL(*_stopped_above(), output_field=BooleanField())  # noqa: S611  (a constant)
+    asked = {
+        "revoked": Q(revoked_at__isnull=False),
+        "disabled": Q(enabled=False),
+        "expired": ~Q(pk__in=in_use),
+        "blocked": stopped,
+    }
+    # As numbers, which take less to group by than words.
+    told = (When(which, then=Value(STATUSES.index(status))) for status, which in asked.items())
+    status = Case(*told, default=Value(STATUSES.index("active")))
+    found: Any = rows.order_by().prefetch_related(None).annotate(told=status)
+    sql, parameters = found.values_list("told").query.sql_with_params()
     with database.cursor() as cursor:
         cursor.execute(NUMBERS.format(rows=sql), parameters)
         counted = dict(cursor.fetchall())
-    return {status: counted.get(status, 0) for status in STATUSES}
+    return {status: counted.get(n, 0) for n, status in enumerate(STATUSES)}
 
 
 @cache
