@@ -126,9 +126,11 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
     return Groups(rows, len(busiest) > most)
 
 
-def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group]:
-    """The groups with the most calls, without their durations; none where the roll-ups cannot tell."""
-    busiest = opened.busiest(where, since, until, by.column, most) or {}
+def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group] | None:
+    """The groups with the most calls, without their durations; None where the roll-ups cannot tell."""
+    busiest = opened.busiest(where, since, until, by.column, most)
+    if busiest is None:
+        return None
     names = names_of(by, [*busiest], since, until)
     return [_group(key, names, numbers) for key, numbers in busiest.items()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -75,12 +75,40 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Top:
-    """The groups with the most calls."""
+    """The groups with the most calls, each with the query string of its calls, and how it is beside the first in
+    per cent.
+
+    Without rows before they are read: `is_read` tells that from no call. `chosen` is the range.
+    """
 
     by: str
-    label: str
-    rows: Sequence[tuple[Group, str, float]]
+    chosen: str
     link: str
+    rows: Sequence[tuple[Group, str, float]] = ()
+    is_read: bool = False
+
+    @classmethod
+    def to_come(cls, by: str, chosen: str) -> Self:
+        """Those of all calls before they are read."""
+        return cls(by, chosen, urlencode({"range": chosen, "by": by}))
+
+    @classmethod
+    def read(
+        cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
+    ) -> Self | None:
+        """Those of calls between two moments; None where the roll-ups cannot tell."""
+        groups = top(opened, where, BY[by], since, until, LISTED)
+        if groups is None:
+            return None
+        in_range = filters | {"range": chosen}
+        rows = [
+            (row, urlencode(in_range | {by: row.value}), round(100 * row.calls / groups[0].calls, 1)) for row in groups
+        ]
+        return cls(by, chosen, urlencode(in_range | {"by": by}), rows, is_read=True)
+
+    @property
+    def label(self) -> str:
+        return BY[self.by].label
 
 
 class Instruments:
@@ -113,7 +141,8 @@ class Instruments:
             begin = since - self.range.length
             begin = DAYS.next(begin) if self.range.grain is DAYS else begin
             before = opened.total(where, begin, since)
-            self.tops = list(self._tops(opened, where, since, tops)) if found else []
+            read = (Top.read(opened, where, filters, by, self.chosen, since, until) for by in tops if found)
+            self.tops = [one for one in read if one and one.rows]
         self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
         self._before = before if before and before.calls else None
         self._longer = self.range.length / (since - begin)
@@ -207,17 +236,6 @@ class Instruments:
 
     def _name(self, key: str, usual: str) -> str:
         return f"{self._named[key]} {self.range.label}" if key in self._named else usual
-
-    def _tops(self, opened: Book, where: Where, since: datetime, tops: Sequence[str]) -> Iterator[Top]:
-        for name in tops:
-            rows = top(opened, where, BY[name], since, self._until, LISTED)
-            if rows:
-                highest = rows[0].calls
-                told = [
-                    (row, self._link(range=self.chosen, **{name: row.value}), round(100 * row.calls / highest, 1))
-                    for row in rows
-                ]
-                yield Top(name, BY[name].label, told, self._link(range=self.chosen, by=name))
 
 
 def _change(now: int, before: float) -> str:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import event_views, group_views, own_calls, saved_view_views, trail_views, views
+from auditlog import busiest, event_views, group_views, own_calls, saved_view_views, trail_views, views
 
 app_name = "auditlog"
 
@@ -11,6 +11,7 @@ urlpatterns = [
     path("logs/values/<slug:name>/", views.facet, name="facet"),
     path("logs/groups/", group_views.grouped, name="groups"),
     path("logs/groups/export/", group_views.export_groups, name="export_groups"),
+    path("logs/busiest/", busiest.busiest, name="busiest"),
     path("logs/look/", views.keep_look, name="keep_look"),
     path("logs/views/", saved_view_views.save, name="save_view"),
     path("logs/views/<uuid:pk>/", saved_view_views.change, name="change_view"),

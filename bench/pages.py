@@ -166,7 +166,8 @@ def large() -> Iterator[str]:
         for tab in ("", "connections/", "servers/", "tools/", "tokens/", "usage/", "logs/", "?range=30d")
     )
     yield from (f"/servers/{server}/{tab}" for tab in ("", "gateways/", "identities/", "logs/", "?range=30d"))
-    yield from (f"/?range={length}" for length in ("1h", "24h", "7d", "30d", "90d"))
+    for length in ("1h", "24h", "7d", "30d", "90d"):
+        yield from (f"/?range={length}", f"/logs/busiest/?range={length}")
     yield from (f"/{room}/?page=3" for room in ("hosts", "gateways", "people", "tools"))
     yield from (f"/people/{pk('User', 0)}/", f"/people/teams/{pk('Team', 0)}/")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from django.db import connection
 from django.db.models import CharField, Count, QuerySet, Value
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
@@ -19,6 +20,9 @@ from hosts.forms import PENDING
 from hosts.models import Host
 from servers.models import Health, Server
 
+# By kinds, the statement that counts them: every page asks, and to write it takes longer than to ask.
+_STATEMENTS: dict[tuple[str, ...], tuple[str, tuple[Any, ...]]] = {}
+
 
 def attention(request: HttpRequest) -> dict[str, Any]:
     """A context processor: `attention` is asked of the database when a template first looks at it."""
@@ -27,18 +31,34 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 def _counts(reader: Any) -> dict[str, int]:
     """By kind, how many things wait for `reader`, of those they may see; kinds of which none does are left out."""
-    looks = list(_looks(reader)) if isinstance(reader, User) else []
-    return dict(looks[0].union(*looks[1:], all=True).order_by()) if looks else {}
+    kinds = tuple(_kinds(reader)) if isinstance(reader, User) else ()
+    if not kinds:
+        return {}
+    if kinds not in _STATEMENTS:
+        looks = [_number(kind, _waiting(kind, reader)) for kind in kinds]
+        _STATEMENTS[kinds] = looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
+    with connection.cursor() as cursor:
+        cursor.execute(*_STATEMENTS[kinds])
+        return {kind: number for kind, number in cursor.fetchall() if number}
 
 
-def _looks(reader: User) -> Iterator[QuerySet[Any, Any]]:
-    """For each kind that the reader sees and may act on, its number."""
+def _kinds(reader: User) -> Iterator[str]:
+    """What the reader sees and may act on."""
     if reader.has_perm(Capability.HOSTS_READ) and reader.has_perm(Capability.HOSTS_TOGGLE):
-        yield _number("hosts", Host.objects.live().filter(PENDING))
+        yield "hosts"
     if reader.has_perm(Capability.GATEWAYS_MANAGE):
-        yield _number("definitions", Feature.objects.waiting_for(reader))
+        yield "definitions"
     if reader.has_perm(Capability.SERVERS_MANAGE) or reader.has_perm(Capability.SERVERS_TOGGLE):
-        yield _number("servers", Server.objects.live().filter(enabled=True, health=Health.DOWN))
+        yield "servers"
+
+
+def _waiting(kind: str, reader: User) -> QuerySet[Any]:
+    """Those of a kind that wait; the same rows for everybody who may act on them."""
+    if kind == "hosts":
+        return Host.objects.live().filter(PENDING)
+    if kind == "definitions":
+        return Feature.objects.waiting_for(reader)
+    return Server.objects.live().filter(enabled=True, health=Health.DOWN)
 
 
 def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:

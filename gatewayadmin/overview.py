@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from auditlog import busiest
 from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.criteria import RowCount
@@ -47,13 +48,13 @@ NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
 @own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
-    own_connections = Connection.objects.with_details().own(user).live()
     # By their keys: asked for the newest tokens of a person, PostgreSQL would look through everybody's.
-    links = list(own_connections.order_by().values_list("pk", flat=True))
+    links = list(Connection.objects.own(user).live().order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
     # Who has no connection has no token, and lacks no identity.
     tokens = list(own_tokens.prefetch_related(with_links)[:SHOWN]) if links else []
+    newest = _newest(links)
     usable = Gateway.objects.usable_by(user)
     context: dict[str, Any] = {
         "notices": partial(notices, user),
@@ -64,16 +65,16 @@ def overview(request: AppRequest) -> HttpResponse:
         "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
         "enrolling": partial(_enrolling, user),
         "setup": Setup.of(user),
-        "carried": _carried(user, links),
+        "carried": _carried(user, newest),
         "own_calls": None if user.has_perm(Capability.LOGS_READ) else _last_calls(user),
-        "own_rows": [ConnectionRow(one, user) for one in own_connections[:SHOWN]] if links else [],
+        "own_rows": [ConnectionRow(one, user) for one in newest],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],
         "token_count": len(tokens) if len(tokens) < SHOWN else own_tokens.count(),
     }
     if user.has_perm(Capability.LOGS_READ):
-        tops = ("tool", "user", "host")
-        context["instruments"] = Instruments.of(request, {}, {}, tops=tops, named=NAMED)
+        context["instruments"] = instruments = Instruments.of(request, {}, {}, named=NAMED)
+        context["tops"] = busiest.to_come(instruments.chosen)
     return show(request, "overview.html", context | _numbers(request))
 
 
@@ -86,18 +87,23 @@ def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
     )
     listed: list[Any] = list(named[:GATEWAYS])
     tools = Feature.objects.tools().callable().filter(assignment__gateway__in=listed).order_by()
-    counted = dict(tools.values_list("assignment__gateway").annotate(number=Count("pk")))
+    counted = dict(tools.values_list("assignment__gateway").annotate(number=Count("*")))  # Of an index alone.
     for gateway in listed:
         gateway.usable_tools = counted.get(gateway.pk, 0)
     return listed
 
 
-def _carried(user: User, links: list[Any]) -> list[CarriedRow]:
-    """What the newest of one's connections carry where a server asks for one's identity, what needs an act first."""
+def _newest(links: list[Any]) -> list[Connection]:
+    """The newest of one's connections, with all that is told of them."""
     if not links:
         return []
-    newest = Connection.objects.with_details().filter(pk__in=links).order_by("-connected_at", "pk")[:SHOWN]
-    rows = [row for one in with_carried(newest) for row in OwnConnection(one, user).carried]
+    rows = Connection.objects.with_details().filter(pk__in=links).order_by("-connected_at", "pk")[:SHOWN]
+    return list(with_carried(rows))
+
+
+def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
+    """What these connections carry where a server asks for one's identity, what needs an act first."""
+    rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
 
 

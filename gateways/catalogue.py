@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, array, book
 from auditlog.rollups.schema import DAYS
 from capabilities import Capability
-from gateways.models import Effect, Feature, FeatureQuerySet, Gateway, State
+from gateways.models import Assignment, Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
 from servers.models import Server, ServerQuerySet
 from ui.matching import holds
@@ -201,11 +202,15 @@ class Entry:
         effect = self.feature.effect
         return "" if effect == Effect.UNKNOWN else effect.label
 
-    @property
+    @cached_property
     def gateways(self) -> list[Gateway]:
         """The gateways that offer it: nothing between them and the server keeps it from being called."""
         offering = {place.assignment.gateway.pk: place.assignment.gateway for place in self.places if is_offered(place)}
         return list(offering.values())
+
+    @property
+    def gateway_names(self) -> list[str]:
+        return [gateway.name for gateway in self.gateways]
 
     @property
     def undecided(self) -> Feature | None:
@@ -385,12 +390,11 @@ class Catalogue:
         places = self._places(at)
         listed = {*self._features.filter(pk__in=at).values_list("pk", flat=True)} if self._is_narrowed else None
         # Of each the first that any of its gateways learnt, among those that the list is narrowed to.
-        newest = sorted(places, key=lambda place: (place.first_seen_at, place.pk), reverse=True)
-        firsts = {
-            (place.assignment.server_id, place.name): place.pk
-            for place in newest
-            if listed is None or place.pk in listed
-        }
+        learnt: dict[tuple[UUID, str], list[tuple[datetime, UUID]]] = defaultdict(list)
+        for place in places:
+            if listed is None or place.pk in listed:
+                learnt[place.assignment.server_id, place.name].append((place.first_seen_at, place.pk))
+        firsts = {tool: min(each)[1] for tool, each in learnt.items()}
         known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
         by_tool = {
             (row.server, row.name): Entry(known[pk], row.calls)
@@ -416,8 +420,10 @@ class Catalogue:
         assignments = [place.assignment for place in places]
         gateways = Gateway.objects.in_bulk({one.gateway_id for one in assignments})
         servers = Server.objects.in_bulk({one.server_id for one in assignments})
-        for one in assignments:
-            one.gateway, one.server = gateways[one.gateway_id], servers[one.server_id]
+        of_gateway, of_server = Assignment.gateway.field, Assignment.server.field
+        for one in assignments:  # As prefetching does: an assignment to the attribute checks each, which takes longer.
+            of_gateway.set_cached_value(one, gateways[one.gateway_id])
+            of_server.set_cached_value(one, servers[one.server_id])
         return places
 
     def _tell_use(self, entries: list[Entry]) -> None:

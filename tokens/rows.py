@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property, reduce
-from operator import add
-from typing import NamedTuple
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import Case, Count, F, IntegerField, Q, Value, When
+from django.db.models.expressions import RawSQL
 from django.http import QueryDict
 from django.utils import timezone
 
@@ -116,6 +116,9 @@ TOLD = ("revoked", "expired", "waiting", "active")
 ACTIVE = 1 << 8
 
 
+_OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
+
+
 def needing(care: str) -> Q:
     """The tokens that a card of CARES is about."""
     return of_status("active") & _means()[care]
@@ -191,9 +194,28 @@ def _told(owner: User | None) -> Case:
     """Of each token one number, so that each is looked at once: its place in TOLD, or ACTIVE and a bit for each of
     CARES that it is about, and one for what is blocked.
     """
-    links = Connection.objects.filter(user=owner) if owner else Connection.objects.all()
-    stopped = links.filter(Q(enabled=False) | Q(revoked_at__isnull=False) | stopped_above()).order_by()
-    bits = [*_means().values(), Q(connection__in=stopped.values("pk"))]
-    ended = [When(of_status(name), then=Value(n)) for n, name in enumerate(TOLD) if name != "active"]
-    each = (Case(When(which, then=Value(1 << n)), default=Value(0)) for n, which in enumerate(bits))
-    return Case(*ended, default=reduce(add, each, Value(ACTIVE)), output_field=IntegerField())
+    now = timezone.now()
+    # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.
+    ended = (
+        When(revoked_at__isnull=False, then=Value(0)),
+        When(expires_at__lte=now, then=Value(1)),
+        When(digest=None, then=Value(2)),
+    )
+    used = Case(When(last_used_at=None, then=Value(1)), When(last_used_at__lte=now - IDLE, then=Value(2)), default=0)
+    soon = When(expires_at__lte=now + EXPIRES_SOON, then=Value(8))
+    lasting = Case(When(expires_at=None, then=Value(4)), soon, default=0)
+    blocked = Case(When(connection__in=_stopped(owner), then=Value(16)), default=0)
+    return Case(*ended, default=Value(ACTIVE) + used + lasting + blocked, output_field=IntegerField())
+
+
+def _stopped(owner: User | None) -> Any:
+    """The keys of connections that do not work; those of one person where that is who is asked about."""
+    if owner:
+        return Connection.objects.filter(_OFF | stopped_above(), user=owner).order_by().values("pk")
+    return RawSQL(*_all_stopped())  # noqa: S611  (a constant)
+
+
+@cache
+def _all_stopped() -> tuple[str, tuple[Any, ...]]:
+    """In SQL: it says the same every time, and to write it takes Python long."""
+    return Connection.objects.filter(_OFF | stopped_above()).order_by().values("pk").query.sql_with_params()

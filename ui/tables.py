@@ -20,7 +20,8 @@ YEAR = 365 * 86_400
 WEEK = "In the last seven days"
 
 
-@dataclass(frozen=True, slots=True)
+# Each stands for itself: cells are looked up by it, and to hash its fields takes long.
+@dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """A column of a list.
 

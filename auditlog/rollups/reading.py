@@ -45,12 +45,14 @@ ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in 
 _BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off"
 _OF_LOG = """
 SELECT outcome, {class_of} AS class, count(*), sum(duration_ms), {keys}
-FROM (SELECT * FROM auditlog_call WHERE {where} LIMIT %s) c GROUP BY outcome, class{positions}
+FROM ({rows} LIMIT %s) c GROUP BY outcome, class{positions}
 """
+_ROWS_OF_LOG = "SELECT {columns} FROM auditlog_call WHERE {where}"
+# How calls ended stands beside each other: a row for each outcome would have all classes of durations, too.
 _OF_ROLLUPS = """
-SELECT outcome, sum(calls)::bigint, sum(duration_ms), NULL, {keys} FROM auditlog_rollup
-WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters} GROUP BY outcome{positions}
-LIMIT %s
+SELECT {calls}, sum(duration_ms), {keys} FROM (
+    SELECT *, outcome AS ended FROM auditlog_rollup WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
+) c {groups} LIMIT %s
 """
 # How calls ended is told of the busiest alone.
 _BUSIEST = """
@@ -75,7 +77,7 @@ SELECT {keys}, outcome AS ended, calls FROM auditlog_rollup
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 """
 _CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls FROM auditlog_call WHERE {where}"
-_LOG_HAS = "SELECT count(*) FROM (SELECT FROM auditlog_call WHERE {where} LIMIT %s) c"
+_LOG_HAS = "SELECT count(*) FROM ({rows} LIMIT %s) c"
 
 type Where = Mapping[str, Sequence[Any]]
 type Key = tuple[Any, ...]
@@ -161,7 +163,7 @@ class Book:
 
     def __init__(self, state: RollupState | None) -> None:
         self._state = state
-        self._known_rows: dict[tuple[str, str], int] = {}
+        self._known_rows: dict[str, int] = {}
 
     def read(
         self,
@@ -182,13 +184,11 @@ class Book:
         if not self._may_read(pieces):
             return None
         found: dict[Key, Numbers] = defaultdict(Numbers.timed if timed else Numbers)
-        left = MOST_FROM_LOG
+        filters, cube = _filters(where), {*where, *by} & {*DIMENSIONS}
+        if not self._read_log(found, pieces, filters, by, bars, timed=timed):
+            return None
         for piece in pieces:
-            left -= self._read_log(found, piece, where, by, bars, left)
-            if left < 0:
-                return None
-        for piece in pieces:
-            if piece.grain and not self._read_rollups(found, piece, where, by, bars, timed=timed):
+            if piece.grain and not _read_rollups(found, piece, piece.grain.cube(cube), filters, by, bars, timed=timed):
                 return None
         return dict(found)
 
@@ -214,28 +214,29 @@ class Book:
         if not self._may_read(pieces):
             return None
         filters, values = _filters(where)
-        keys, cube, left = ", ".join(by), {*where, *by} & {*DIMENSIONS}, MOST_FROM_LOG
-        parts, parameters = [], list[Any]()
+        keys, cube = ", ".join(by), {*where, *by} & {*DIMENSIONS}
+        rows = self._rows_of_log(pieces, (filters, values))
+        if self._rows_in_log(rows) > MOST_FROM_LOG:
+            return None
+        parts = [_CALLS_OF_LOG.format(keys=keys, where=condition) for condition, _ in rows]
+        parameters = [value for _, bounds in rows for value in bounds]
         for piece in pieces:
-            if told := self._of_log(piece):
-                rows, bounds = told[0] + filters, [*told[1], *values]
-                left -= self._rows_in_log(rows, bounds)
-                parts.append(_CALLS_OF_LOG.format(keys=keys, where=rows))
-                parameters += bounds
             if piece.grain:
                 parts.append(_CALLS_OF_ROLLUPS.format(keys=keys, filters=filters))
                 parameters += [piece.grain.cube(cube), *piece.rollups, *values]
-            if left < 0:
-                return None
         return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
 
-    def _rows_in_log(self, where: str, parameters: list[Any]) -> int:
+    def _rows_in_log(self, rows: Sequence[SQL]) -> int:
         """How many rows of the log these are, or more than may be read; asked once."""
-        known = self._known_rows.get((where, repr(parameters)))
+        if not rows:
+            return 0
+        known = self._known_rows.get(repr(rows))
         if known is None:
+            parts = " UNION ALL ".join(_ROWS_OF_LOG.format(columns="", where=condition) for condition, _ in rows)
+            parameters = [value for _, bounds in rows for value in bounds]
             with connection.cursor() as cursor:
-                cursor.execute(_LOG_HAS.format(where=where), [*parameters, MOST_FROM_LOG + 1])
-                known = self._known_rows[where, repr(parameters)] = int(cursor.fetchone()[0])
+                cursor.execute(_LOG_HAS.format(rows=parts), [*parameters, MOST_FROM_LOG + 1])
+                known = self._known_rows[repr(rows)] = int(cursor.fetchone()[0])
         return known
 
     def knows_days_from(self, moment: datetime) -> bool:
@@ -318,67 +319,81 @@ class Book:
         since = max(piece.since, self._state.near_from)
         return condition + " AND id > %s", [since, piece.until, self._state.counted_to]
 
-    def _read_log(
-        self, found: dict[Key, Numbers], piece: Piece, where: Where, by: Sequence[str], bars: Bars | None, most: int
-    ) -> int:
-        """Add what the log has to tell: of a piece that is in the roll-ups the rows they do not hold yet."""
-        told = self._of_log(piece)
-        if told is None:
-            return 0
-        condition, parameters = told
-        filters, values = _filters(where)
-        keys, at = _keys(by, bars, "created_at")
-        with connection.cursor() as cursor:
-            cursor.execute(
-                _OF_LOG.format(class_of=CLASS_OF, keys=keys, where=condition + filters, positions=_positions(by, bars)),
-                [*at, *parameters, *values, most + 1],
-            )
-            read = 0
-            for outcome, which, number, duration, *key in cursor.fetchall():
-                numbers = found[tuple(key[1:])]
-                numbers.endings[ENDING_OF[outcome]] += number
-                if numbers.classes:
-                    numbers.classes[which] += number
-                numbers.duration_ms += duration
-                read += number
-        return read
+    def _rows_of_log(self, pieces: Sequence[Piece], filters: SQL) -> list[SQL]:
+        """Which rows of the log these pieces are read from, as far as there may be any."""
+        told = (self._of_log(piece) for piece in pieces)
+        return [(condition + filters[0], [*bounds, *filters[1]]) for condition, bounds in filter(None, told)]
 
-    def _read_rollups(
+    def _read_log(
         self,
         found: dict[Key, Numbers],
-        piece: Piece,
-        where: Where,
+        pieces: Sequence[Piece],
+        filters: SQL,
         by: Sequence[str],
         bars: Bars | None,
         *,
         timed: bool,
     ) -> bool:
-        """Add what the roll-ups have to tell; whether that was all of it."""
-        assert piece.grain is not None
-        filters, values = _filters(where)
-        keys, at = _keys(by, bars, "at")
-        classes = "".join(f", sum({name})" for name in CLASS_COLUMNS) if timed else ""
-        count = 5 + len(by) + (bars is not None)
+        """Add what the log has to tell; whether that was all of it."""
+        rows = self._rows_of_log(pieces, filters)
+        if not rows:
+            return True
+        keys, at = _keys(by, bars, "created_at")
+        columns = ", ".join(dict.fromkeys(("outcome", "duration_ms", "created_at", *by)))
+        statement = _OF_LOG.format(
+            class_of=CLASS_OF if timed else "0::int",
+            keys=keys,
+            rows=" UNION ALL ".join(_ROWS_OF_LOG.format(columns=columns, where=condition) for condition, _ in rows),
+            positions="".join(f", {position}" for position in _positions(6, by, bars)),
+        )
+        parameters = [value for _, bounds in rows for value in bounds]
         with connection.cursor() as cursor:
-            cursor.execute(
-                _OF_ROLLUPS.format(keys=keys + classes, filters=filters, positions=_positions(by, bars)),
-                [
-                    *at,
-                    piece.grain.cube({*where, *by} & {*DIMENSIONS}),
-                    *piece.rollups,
-                    *values,
-                    MOST_ROWS + 1,
-                ],
-            )
-            rows = cursor.fetchall()
-        for row in rows[:MOST_ROWS]:
-            numbers = found[tuple(row[5:count])]
-            numbers.endings[ENDING_OF[row[0]]] += row[1]
-            numbers.duration_ms += row[2]
-            for n, number in enumerate(row[count:]):
-                if number:
-                    numbers.classes[n] += number
-        return len(rows) <= MOST_ROWS
+            cursor.execute(statement, [*at, *parameters, MOST_FROM_LOG + 1])
+            read = 0
+            for outcome, which, number, duration, _, *key in cursor.fetchall():
+                numbers = found[tuple(key)]
+                numbers.endings[ENDING_OF[outcome]] += number
+                if timed:
+                    numbers.classes[which] += number
+                numbers.duration_ms += duration
+                read += number
+        return read <= MOST_FROM_LOG
+
+
+def _read_rollups(
+    found: dict[Key, Numbers],
+    piece: Piece,
+    cube: int | None,
+    filters: SQL,
+    by: Sequence[str],
+    bars: Bars | None,
+    *,
+    timed: bool,
+) -> bool:
+    """Add what the roll-ups have to tell of a piece; whether that was all of it."""
+    keys, at = _keys(by, bars, "at")
+    classes = "".join(f", sum({name})" for name in CLASS_COLUMNS) if timed else ""
+    took, begin = len(ENDINGS), len(ENDINGS) + 2
+    positions = _positions(begin + 1, by, bars)
+    end = begin + len(positions)
+    statement = _OF_ROLLUPS.format(
+        calls=_CALLS_ENDED,
+        keys=keys + classes,
+        filters=filters[0],
+        groups=f"GROUP BY {', '.join(map(str, positions))}" if positions else "HAVING count(*) > 0",
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [*at, cube, *piece.rollups, *filters[1], MOST_ROWS + 1])
+        rows = cursor.fetchall()
+    for row in rows[:MOST_ROWS]:
+        numbers = found[tuple(row[begin:end])]
+        for kind, number in zip(ENDINGS, row, strict=False):  # They come first.
+            numbers.endings[kind] += number
+        numbers.duration_ms += row[took]
+        for n, number in enumerate(row[end:]):
+            if number:
+                numbers.classes[n] += number
+    return len(rows) <= MOST_ROWS
 
 
 def _filters(where: Where) -> tuple[str, list[Any]]:
@@ -405,9 +420,9 @@ def _keys(by: Sequence[str], bars: Bars | None, at: str) -> tuple[str, list[Any]
     return ", ".join(columns), [bars.since, bars.width.total_seconds()]
 
 
-def _positions(by: Sequence[str], bars: Bars | None) -> str:
-    """Where among the columns is what is told apart; five come before."""
-    return "".join(f", {6 + n}" for n in range(len(by) + (bars is not None)))
+def _positions(first: int, by: Sequence[str], bars: Bars | None) -> range:
+    """Where among the columns is what is told apart, from this one on."""
+    return range(first, first + len(by) + (bars is not None))
 
 
 @contextmanager

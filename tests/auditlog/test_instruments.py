@@ -6,12 +6,16 @@ from html import unescape
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog import busiest
 from auditlog.instruments import Instruments
 from auditlog.models import Call, Outcome
 from auditlog.rollups import keeping
+from auditlog.rollups.reading import book
 from tests import make
 from tests.calls import call
 from tests.conftest import SignIn
@@ -74,11 +78,58 @@ def test_bars_and_the_busiest_add_up(chosen: str) -> None:
         call(now - n * timedelta(minutes=25), feature_name=f"tool_{n % 3}")
     keeping.keep_up(5)
 
-    strip = Instruments({}, {}, chosen, tops=("tool",))
+    strip = Instruments({}, {}, chosen)
+    tools = busiest.read(chosen, strip.range.length)[0]
 
     wanted = Call.objects.filter(created_at__gte=timezone.now() - strip.range.length).count()
     assert strip.total.calls == sum(one.numbers.calls for one in strip.moments) == wanted
-    assert sum(row.calls for row, _, _ in strip.tops[0].rows) == wanted
+    assert sum(row.calls for row, _, _ in tools.rows) == wanted
+
+
+def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User, sign_in: SignIn) -> None:
+    for _ in range(3):
+        call(timezone.now() - timedelta(minutes=5), feature_name="echo", user_id=ana.pk, user_email=ana.email)
+    keeping.keep_up(5)
+
+    page = sign_in(ana).get("/?range=7d").content.decode()
+    part = sign_in(ana).get("/logs/busiest/?range=7d", headers={"HX-Request": "true"}).content.decode()
+    alone = sign_in(ana).get("/logs/busiest/?range=7d").content.decode()
+
+    assert 'hx-get="/logs/busiest/?range=7d" hx-trigger="load"' in page
+    assert '<a href="/logs/busiest/?range=7d">Show</a>' in page, "Without script a link leads there."
+    assert re.findall(r"Busiest: (\w+)", page) == re.findall(r"Busiest: (\w+)", part) == ["tool", "user", "host"]
+    assert 'data-count="plots.top"' not in page
+    assert re.findall(r'data-count="plots.top">(\d+)<', part) == ["3", "3"]
+    assert "No call in this time range has one." in part, "No host was told, and its panel stays."
+    assert "hx-trigger" not in part
+    assert part in alone
+    assert sign_in(max).get("/logs/busiest/").status_code == 403
+
+
+def test_what_the_log_adds_to_the_roll_ups_is_read_at_once_and_not_beyond_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = timezone.now()
+    for ago in range(4):
+        call(now - ago * timedelta(hours=7))
+    keeping.keep_up(5)
+    for _ in range(3):
+        call(now, outcome=Outcome.DENIED)
+    since = now - timedelta(hours=30)
+
+    with book() as opened, CaptureQueriesContext(connection) as asked:
+        found = opened.read({}, since, now + timedelta(minutes=1), by=("outcome",))
+    monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 2)
+    with book() as opened:
+        beyond = opened.read({}, since, now + timedelta(minutes=1), by=("outcome",))
+
+    assert found is not None
+    assert {key: (one.calls, one.denied, sum(one.classes)) for key, one in found.items()} == {
+        ("ok",): (4, 0, 4),
+        ("denied",): (3, 3, 3),
+    }
+    assert sum("FROM auditlog_call" in one["sql"] for one in asked) == 1
+    assert beyond is None
 
 
 def test_usage_tells_who_called_which_tool(ana: User, sign_in: SignIn) -> None:

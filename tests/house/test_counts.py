@@ -85,6 +85,7 @@ QUERIES = {
     ),
     "setup": ("", "?until={since}"),
     "auditlog:groups": ("", "?by=tool&range=7d", "?by=reason", "?by=user&q=error"),
+    "auditlog:busiest": ("", "?range=7d"),
 }
 # Counts of what is cut because there is very much of it, of what arrives while one looks, and of the dashboard without
 # roll-ups.

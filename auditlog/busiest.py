@@ -1,0 +1,41 @@
+"""The busiest tools, people and apps of all calls: panels that the dashboard asks for once it is there."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.http import HttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from auditlog import replica
+from auditlog.instruments import DEFAULT, RANGES, Top
+from auditlog.rollups.reading import book
+from capabilities import Capability, requires
+from ui.pages import AppRequest, show, wants_fragment
+
+TOLD = ("tool", "user", "host")
+
+
+def to_come(chosen: str) -> list[Top]:
+    """The panels over this range before they are read."""
+    return [Top.to_come(by, chosen) for by in TOLD]
+
+
+def read(chosen: str, length: timedelta) -> list[Top]:
+    """The panels of which the roll-ups can tell."""
+    until = timezone.now()
+    with book() as opened:
+        tops = [Top.read(opened, {}, {}, by, chosen, until - length, until) for by in TOLD]
+    return [one for one in tops if one]
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def busiest(request: AppRequest) -> HttpResponse:
+    """The panels, or without script a page of them."""
+    asked = request.GET.get("range", "")
+    chosen = asked if asked in RANGES else DEFAULT
+    tops = replica.read(request, lambda: read(chosen, RANGES[chosen].length))
+    part = "#panels" if wants_fragment(request) else ""
+    return show(request, f"auditlog/busiest.html{part}", {"tops": tops, "range": RANGES[chosen]})
