@@ -317,7 +317,7 @@ def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_pa
 def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
     work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    held = (Streams, "serve") if late == "the stream" else (StreamEvents, "keep")
+    held: tuple[type, str] = (Streams, "serve") if late == "the stream" else (StreamEvents, "keep")
     waiting = StreamEvent.objects.filter(stream_id=F("session_id"))
     goes_on, begun, may_go_on = getattr(*held), threading.Event(), threading.Event()
 
@@ -329,7 +329,7 @@ def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
     eventually(lambda: work.talker.open == 1)
-    monkeypatch.setattr(*held, slowly)
+    monkeypatch.setattr(held[0], held[1], slowly)
     logged = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": "x"}}
     if late == "the row":
         work.talker.say.append(logged)
