@@ -20,7 +20,7 @@ from tests.proxy.asking import SAMPLE, Person
 from tests.proxy.conftest import Start, eventually
 from tests.proxy.features import offer
 from tests.proxy.listening import listening
-from tests.proxy.test_server_streams import CHANGED, TalkingWork
+from tests.proxy.test_server_streams import CHANGED, TalkingWork, held
 from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session, listen
 from tests.proxy.test_subscriptions import UPDATE, URI, LibraryWork, heard_of, subscribe, updated
 
@@ -43,19 +43,6 @@ def heard_by_the_first(work: TalkingWork) -> Person:
 
 def asks(number: int) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": number, **SAMPLE}
-
-
-def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Event, threading.Event]:
-    """Have this method wait; when it has begun, and what lets it go on."""
-    goes_on, begun, may_go_on = getattr(owner, name), threading.Event(), threading.Event()
-
-    async def slowly(*given: Any) -> Any:
-        begun.set()
-        await asyncio.to_thread(may_go_on.wait, PATIENCE)
-        return await goes_on(*given)
-
-    monkeypatch.setattr(owner, name, slowly)
-    return begun, may_go_on
 
 
 def everything_that_began_is_over(streams: int = 1) -> bool:
