@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from django.db import connections
 from django.db.backends.postgresql.creation import DatabaseCreation
 from django.test import Client, TransactionTestCase
 from httpx._transports import default as httpx_transports
+from pytest_django import Settings
 
 from accounts.models import Role, User
 from auditlog import export
@@ -135,6 +137,12 @@ def sam(db: None) -> User:
 def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test all places for exports: the test client keeps unread answers in reference circles."""
     monkeypatch.setattr(export, "_free", threading.BoundedSemaphore(export.MAX_EXPORTS))
+
+
+@pytest.fixture
+def loopback_is_allowed(settings: Settings) -> None:
+    """Servers may be called at loopback addresses: their range is one of the operator's private networks."""
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chro
 
 FAILED = pytest.StashKey[bool]()
 RESULTS = workspace.ROOT / "test-results"
+ROWS = Path(__file__).with_name("rows.py")
 
 expect.set_options(timeout=1000 * PATIENCE)
 
@@ -64,6 +65,11 @@ class Trouble:
 
     def unexpected(self) -> list[str]:
         return [line for line in self.seen if not any(words in line for words in self.expected)]
+
+
+def fill(live: workspace.Serve) -> None:
+    """Give a workspace each kind of row in each of its states, as after a while."""
+    live.manage("shell", "--verbosity", "0", "-c", ROWS.read_text())
 
 
 def system_chromium() -> str | None:

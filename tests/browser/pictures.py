@@ -10,9 +10,8 @@ from playwright.sync_api import Browser, BrowserContext, ViewportSize
 
 from tests import cluster, curl, upstreams, workspace
 from tests.browser import steps
-from tests.browser.fixtures import chromium
+from tests.browser.fixtures import chromium, fill
 
-ROWS = Path(__file__).with_name("rows.py")
 PICTURES = workspace.ROOT / "docs" / "images"
 PAGES = {"logs": "/logs/"}
 EARLIER = """
@@ -49,7 +48,7 @@ def running_workspace() -> Iterator[workspace.Serve]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-admin-pictures-")))
         live = workspace.new(folder, "pictures").start()
         stack.callback(live.stop)
-        live.manage("shell", "--verbosity", "0", "-c", ROWS.read_text())
+        fill(live)
         for slug, app in {"handbook": upstreams.docs(), "github": upstreams.github(), "crm": upstreams.crm()}.items():
             url = stack.enter_context(upstreams.running(app)).url
             live.rows("UPDATE servers_server SET url = %s, enabled = true WHERE slug = %s", url, slug)

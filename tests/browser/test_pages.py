@@ -13,11 +13,11 @@ from playwright.sync_api import APIResponse, Browser, BrowserContext, Page, Resp
 
 from tests import curl, secrecy, workspace
 from tests.browser import steps
-from tests.browser.fixtures import Open, Trouble, cookies_of_owner
+from tests.browser.fixtures import Open, Trouble, cookies_of_owner, fill
 from tests.browser.links import LINK, is_page, kind_of
 from tests.browser.looks import LOOKS, PHONE, faults_of
 from tests.sampling import full, seed
-from tests.workspace import ROOT, Serve
+from tests.workspace import Serve
 
 # One worker runs these, and groups come before single tests: the longest test of all is never the last.
 pytestmark = pytest.mark.xdist_group("pages")
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.xdist_group("pages")
 LARGEST = 60 * 1024
 SHOWN = 27  # One in so many pages is, in `make test`,
 ASKED = 3  # where one in so many addresses with a query is opened.
-ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def signed_in(browser: Browser, live: Serve, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def lived_in(live: Serve) -> Serve:
     """The workspace after a while: each kind of row in each of its states, and calls of every outcome."""
-    live.manage("shell", "--verbosity", "0", "-c", ROWS)
+    fill(live)
     issued = live.issue_token(host="Nightly report", gateway="quickstart")
     url, token = issued["gateway_url"], issued["token"]
     curl.list_tools(url, token)

@@ -6,26 +6,21 @@ import pytest
 from playwright.sync_api import Page
 
 from auditlog.reasons import REASONS, Step
-from tests.browser.fixtures import Open
+from tests.browser.fixtures import Open, fill
 from tests.browser.looks import DESK
 from tests.sampling import some
-from tests.workspace import ROOT, Serve
+from tests.workspace import Serve
 from ui.states import WORDS
+from ui.templatetags.ui import badge
 
 pytestmark = pytest.mark.xdist_group("pages")
 
-ROWS = (ROOT / "tests" / "browser" / "rows.py").read_text()
 REVOKED = '<span class="muted">Revoked <time title="whenever">Nov 22, 2026</time></span>'
 SHORT = [f"blocked: {reason.short}" for reason in REASONS.values() if reason.short]
 
 
-def badge(words: str) -> str:
-    state = words.partition(":")[0]
-    return f'<span class="badge" data-state="{state}"><span>{words}</span></span>'
-
-
 def badges(*words: str) -> list[str]:
-    return [badge(one) for one in words]
+    return [badge(one.partition(":")[0], one) for one in words]
 
 
 def ends() -> list[str]:
@@ -70,7 +65,7 @@ CUT = """([column, html]) => {
 
 @pytest.fixture(scope="module")
 def lived_in(live: Serve) -> Serve:
-    live.manage("shell", "--verbosity", "0", "-c", ROWS)
+    fill(live)
     live.manage("shell", "--verbosity", "0", "-c", "from tests import make; make.call(host_name='CI bot')")
     return live
 

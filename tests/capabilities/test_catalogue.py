@@ -70,6 +70,19 @@ def test_the_built_in_roles_are_made_once_and_the_locked_one_is_healed() -> None
     assert set(Role.objects.values_list("name", flat=True)) >= {built_in.name for built_in in BUILT_IN}
 
 
+def test_tests_begin_with_the_built_in_roles_as_a_workspace_does() -> None:
+    def held() -> dict[str, tuple[bool, frozenset[Capability]]]:
+        return {each.name: (each.locked, each.capabilities) for each in Role.objects.with_capabilities()}
+
+    Role.objects.make_built_in()
+    of_a_workspace = held()
+    Role.objects.all().delete()
+
+    make.built_in_roles()
+
+    assert held() == of_a_workspace
+
+
 def test_a_member_may_connect_and_look_at_apps() -> None:
     assert MEMBER.capabilities == {Capability.OAUTH_CONNECT, Capability.HOSTS_READ}
 

@@ -28,10 +28,14 @@ CALL, CUT_OFF = b'{"jsonrpc":"2.0"}', b'{"cut":"off"}'
 
 @dataclass
 class Replica:
-    """A gateway that takes a call and answers it, or takes it and is gone; `taken` are all it took."""
+    """A gateway that takes a call and answers it, or takes it and is gone; `taken` are all it took.
+
+    `headers` are those of the last.
+    """
 
     port: int
     taken: list[bytes] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +62,7 @@ def replica() -> Iterator[Replica]:
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            known.headers = dict(self.headers.items())
             known.taken.append(self.rfile.read(int(self.headers["Content-Length"])))
             if known.taken[-1] != CUT_OFF:
                 self.send_response(200)
@@ -143,3 +148,10 @@ def test_a_call_that_a_container_took_before_it_was_gone_is_not_sent_to_another(
 
     assert site.post("/mcp/quickstart", content=CUT_OFF).status_code == httpx.codes.BAD_GATEWAY
     assert replica.taken == [CUT_OFF]
+
+
+def test_what_a_client_says_of_its_address_is_hidden(site: httpx.Client, replica: Replica) -> None:
+    site.post("/mcp/quickstart", content=CALL, headers={"X-Forwarded-For": "203.0.113.9"})
+
+    assert replica.headers["X-Forwarded-For"] in {"127.0.0.1", "::1"}
+    assert replica.headers["Host"] == site.base_url.netloc.decode()

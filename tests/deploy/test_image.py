@@ -4,17 +4,12 @@ Here bubblewrap confines what runs: it makes the namespaces, `setpriv` in the im
 In containers it is run by test_containers.py.
 """
 
-import json
-import shutil
 import signal
-import ssl
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -165,59 +160,3 @@ def serving(command: list[str], port: int) -> Iterator[tuple[subprocess.Popen[by
 def init_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     """The first of the processes that is not bubblewrap's."""
     return next(one for one in psutil.Process(process.pid).children(recursive=True) if one.name() != "bwrap")
-
-
-class Echo(BaseHTTPRequestHandler):
-    """Answers with the headers of the request."""
-
-    def do_GET(self) -> None:
-        body = json.dumps(dict(self.headers.items())).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def echo() -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_the_nginx_of_compose_hides_what_a_client_says_of_its_address(echo: int, tmp_path: Path) -> None:
-    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    assert program, "These tests need nginx: install Debian's package nginx."
-    secrets, port = make_secrets(tmp_path), free_port()
-    template = (ROOT / "deploy" / "compose" / "nginx.conf.template").read_text()
-    server = template.replace("/run/secrets", str(secrets)).replace("${NAMESERVER}", "127.0.0.1")
-    server = server.replace("http://gateway:8000", f"http://127.0.0.1:{echo}").replace("listen 8443", f"listen {port}")
-    server = server.replace("    http2 on;\n", "")  # nginx 1.25.1 or newer, as in the image.
-    with tempfile.TemporaryDirectory() as folder:
-        configuration = Path(folder) / "nginx.conf"
-        paths = " ".join(f"{name}_temp_path {folder}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
-        paths += f" client_body_temp_path {folder}/body; access_log off;"
-        configuration.write_text(
-            f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}\nhttp {{ {paths}\n{server}\n}}\n"
-        )
-        process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
-        try:
-            while not (Path(folder) / "pid").exists():
-                assert process.poll() is None, (Path(folder) / "error.log").read_text()
-                time.sleep(0.05)
-            trust = ssl.create_default_context(cafile=str(secrets / "tls_certificate"))
-            with httpx.Client(verify=trust, trust_env=False, base_url=f"https://localhost:{port}") as client:
-                seen = client.get("/", headers={"X-Forwarded-For": "203.0.113.9"}).json()
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
-
-    assert seen["X-Forwarded-For"] in {"127.0.0.1", "::1"}
-    assert seen["Host"] == f"localhost:{port}"

@@ -481,16 +481,20 @@ def shown(answer: endpoint_call.Answer) -> str:
     return render_to_string("playground/result.html", {"result": results.result_of(answer)})
 
 
+def shown_and_peak(answer: endpoint_call.Answer) -> tuple[str, int]:
+    """How this answer is shown, and the most memory that it took."""
+    tracemalloc.start()
+    try:
+        return shown(answer), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_deep_nesting_makes_nothing_larger_than_the_answer_is() -> None:
     depth, width = 900, 20_000
     answer = answer_of('{"a":' + "[" * depth + ",".join(["1"] * width) + "]" * depth + "}")
 
-    tracemalloc.start()
-    try:
-        page = shown(answer)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    page, peak = shown_and_peak(answer)
 
     assert peak < 10 << 20
     assert len(page) < 150_000
@@ -499,12 +503,8 @@ def test_deep_nesting_makes_nothing_larger_than_the_answer_is() -> None:
 
 def test_a_large_answer_is_indented_no_further_than_it_is_shown() -> None:
     answer = answer_of('{"a":' + "[" * 30 + ",".join(["1"] * 200_000) + "]" * 30 + "}")
-    tracemalloc.start()
-    try:
-        page = shown(answer)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+
+    page, peak = shown_and_peak(answer)
 
     assert peak < 10 << 20
     assert '{\n  "a": [\n' in html.unescape(page)

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from django.utils import timezone
-from pytest_django import DjangoAssertNumQueries, Settings
+from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from auditlog.models import Event
@@ -20,14 +19,9 @@ from tests.workspace import free_port
 from wire.tool_names import fingerprint
 
 DEAD = "Dead refused the connection: nothing listens there; check the port, and whether it runs."
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 HTMX = {"HX-Request": "true"}
-
-
-@pytest.fixture(autouse=True)
-def loopback_is_allowed(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture

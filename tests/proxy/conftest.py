@@ -1,8 +1,8 @@
 """The proxy on the wire: the real app on a loopback port, over the test database."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
@@ -16,9 +16,12 @@ from auditlog.models import Call
 from connections.models import Connection
 from gatewayadmin.config import database
 from proxy.app import Config, runtime
+from proxy.store.bus import Bus
+from proxy.store.state import State
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, Upstream, running
 from tests.eventually import eventually
+from tests.issuers import Issuer
 from tokens.models import Issued
 
 __all__ = ["eventually"]
@@ -125,6 +128,22 @@ def served(**changes: Any) -> Iterator[Proxy]:
         yield Proxy(upstream, stack.close, soon)
 
 
+@asynccontextmanager
+async def hearing[T](begin: Callable[[State, Bus], T]) -> AsyncIterator[T]:
+    """What `begin` makes of the state and the bus of a worker, which are connected then."""
+    state = State(database.conninfo())
+    bus = Bus(database.conninfo(), state)
+    begun = begin(state, bus)
+    await state.start()
+    bus.start()
+    await bus.first_attempt()
+    try:
+        yield begun
+    finally:
+        await bus.stop()
+        await state.stop()
+
+
 @pytest.fixture
 def start(transactional_db: None) -> Iterator[Start]:
     """Start a proxy with these settings changed: `start(body_limit=100)`."""
@@ -137,6 +156,12 @@ def start(transactional_db: None) -> Iterator[Start]:
 def proxy_(start: Start) -> Proxy:
     """The proxy with settings as they are."""
     return start()
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    """Protects a server, once its app is on the wire."""
+    return Issuer()
 
 
 def sql(statement: str, *parameters: Any) -> None:

@@ -6,7 +6,6 @@ set up in tests/accounts/test_mail.py.
 """
 
 import re
-from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -178,11 +177,6 @@ def test_a_wrong_credential_at_the_api_says_which_one_it_takes(secret: str, word
 # --- Adding a server -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _loopback_allowed(settings: Any) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-
-
 SERVER = {"name": "Docs", "auth_type": AuthType.NONE.value, "timeout_seconds": 5}
 
 
@@ -223,7 +217,7 @@ def test_a_url_that_cannot_be_one_says_what_it_should_be_on_page_and_api(
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("_loopback_allowed")
+@pytest.mark.usefixtures("loopback_is_allowed")
 def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) -> None:
     url = run(upstreams.docs()).url
 
@@ -233,7 +227,7 @@ def test_blanks_around_a_url_do_no_harm(ana: User, sign_in: SignIn, run: Run) ->
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("_loopback_allowed")
+@pytest.mark.usefixtures("loopback_is_allowed")
 def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: SignIn, run: Run) -> None:
     client = sign_in(ana)
     docs = run(upstreams.docs())
@@ -252,7 +246,7 @@ def test_what_is_not_an_mcp_server_says_what_to_look_at(ana: User, sign_in: Sign
 
 
 @pytest.mark.django_db
-@pytest.mark.usefixtures("_loopback_allowed")
+@pytest.mark.usefixtures("loopback_is_allowed")
 def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_in: SignIn, run: Run) -> None:
     client, values = sign_in(ana), SERVER | {"url": run(upstreams.docs()).url}
 

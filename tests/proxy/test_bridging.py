@@ -391,15 +391,16 @@ def test_a_call_whose_worker_died_says_so(work: Work) -> None:
     assert not SuspendedCall.objects.exists()
 
 
+async def asks_and_is_silent(request: Request) -> None:
+    await request.open_stream()
+    await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+    await asyncio.sleep(60)
+
+
 @pytest.mark.drill
 def test_a_client_that_goes_away_while_it_waits_ends_the_call(work: Work) -> None:
-    async def call(request: Request) -> None:
-        await request.open_stream()
-        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
-        await asyncio.sleep(60)
-
     server = Asker()
-    server.call = call
+    server.call = asks_and_is_silent
     docs = work.put(server.app())
     agent = work.agent()
     wanted = result_of(ask(agent))
@@ -479,13 +480,8 @@ def test_an_error_of_the_server_reaches_the_retry(work: Work) -> None:
 
 @pytest.mark.drill
 def test_a_timeout_of_the_server_reaches_the_retry(work: Work) -> None:
-    async def call(request: Request) -> None:
-        await request.open_stream()
-        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
-        await asyncio.sleep(60)
-
     server = Asker()
-    server.call = call
+    server.call = asks_and_is_silent
     work.put(server.app(), timeout_seconds=1)
     agent = work.agent()
 

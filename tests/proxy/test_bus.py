@@ -16,6 +16,7 @@ from proxy.store.bus import Bus
 from proxy.store.state import State
 from tests import make
 from tests.eventually import PROMPT, until
+from tests.proxy.conftest import hearing
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -23,18 +24,14 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @asynccontextmanager
 async def bus_of(**handlers: Any) -> AsyncIterator[Bus]:
     """A bus with these handlers that is connected."""
-    state = State(database.conninfo())
-    bus = Bus(database.conninfo(), state)
-    for topic, handler in handlers.items():
-        bus.on(topic, handler)
-    await state.start()
-    bus.start()
-    await bus.first_attempt()
-    try:
+
+    def with_handlers(_: State, bus: Bus) -> Bus:
+        for topic, handler in handlers.items():
+            bus.on(topic, handler)
+        return bus
+
+    async with hearing(with_handlers) as bus:
         yield bus
-    finally:
-        await bus.stop()
-        await state.stop()
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:

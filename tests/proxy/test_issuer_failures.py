@@ -28,16 +28,13 @@ from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, sql
 
+pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
+
 NEXT = "/settings/identities"
 HTML = "text/html"
 JSON = "application/json"
 OPENID = "/.well-known/openid-configuration"
 METADATA = "/.well-known/oauth-authorization-server"
-
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture
@@ -345,7 +342,8 @@ NOT_CALLED = "may not be called"
 
 
 @pytest.fixture
-def _one_address(settings: Settings) -> None:
+def _one_address(loopback_is_allowed: None, settings: Settings) -> None:
+    """Of what may be called, this one address is left."""
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.1/32")]
 
 

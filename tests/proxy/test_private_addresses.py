@@ -148,11 +148,6 @@ def test_a_test_of_the_connection_is_refused_too_and_says_what_to_do(docs: Upstr
 
 
 @pytest.fixture
-def issuer() -> Issuer:
-    return Issuer()
-
-
-@pytest.fixture
 def github(run: Run, issuer: Issuer, transactional_db: None) -> Server:
     upstream = run(issuer.app())
     server = make.server(slug="github", name="GitHub", url=upstream.url, auth_type=AuthType.OAUTH, private=True)

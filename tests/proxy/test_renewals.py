@@ -3,13 +3,11 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import ip_network
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from pytest_django import Settings
 
 from auditlog.models import Call
 from capabilities import Capability
@@ -28,15 +26,7 @@ from tests.proxy.test_failing_parts import UNAVAILABLE, fail_statements, failing
 from tests.proxy.test_issuer_failures import signed_in
 from tests.proxy.test_sign_in import access_of, error, expire, said, while_renewing
 
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-
-
-@pytest.fixture
-def issuer() -> Issuer:
-    return Issuer()
+pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 
 @pytest.fixture

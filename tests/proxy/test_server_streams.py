@@ -313,23 +313,29 @@ def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_pa
         assert stream.wait_for(1)[0]["params"]["data"] == "x"
 
 
-@pytest.mark.parametrize("late", ["the stream", "the row"])
-def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
-    work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
-) -> None:
-    held: tuple[type, str] = (Streams, "serve") if late == "the stream" else (StreamEvents, "keep")
-    waiting = StreamEvent.objects.filter(stream_id=F("session_id"))
-    goes_on, begun, may_go_on = getattr(*held), threading.Event(), threading.Event()
+def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Event, threading.Event]:
+    """Have this method wait; when it has begun, and what lets it go on."""
+    goes_on, begun, may_go_on = getattr(owner, name), threading.Event(), threading.Event()
 
     async def slowly(*given: Any) -> Any:
         begun.set()
         await asyncio.to_thread(may_go_on.wait, PATIENCE)
         return await goes_on(*given)
 
+    monkeypatch.setattr(owner, name, slowly)
+    return begun, may_go_on
+
+
+@pytest.mark.parametrize("late", ["the stream", "the row"])
+def test_what_a_server_says_while_its_clients_stream_begins_is_told_on_it(
+    work: TalkingWork, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    waiting = StreamEvent.objects.filter(stream_id=F("session_id"))
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
     eventually(lambda: work.talker.open == 1)
-    monkeypatch.setattr(held[0], held[1], slowly)
+    owner, name = (Streams, "serve") if late == "the stream" else (StreamEvents, "keep")
+    begun, may_go_on = held(monkeypatch, owner, name)
     logged = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": "x"}}
     if late == "the row":
         work.talker.say.append(logged)

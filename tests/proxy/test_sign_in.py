@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +14,6 @@ import pytest
 from django.db import connections
 from django.test import Client
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
-from pytest_django import Settings
 
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import Call, Event
@@ -32,6 +30,8 @@ from tests.conftest import Run
 from tests.issuers import Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+
+pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 NEXT = "/settings/identities"
 
@@ -63,16 +63,6 @@ class Github:
 
     def agent(self, person: User) -> Agent:
         return self.proxy.agent(self.connection(person))
-
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-
-
-@pytest.fixture
-def issuer() -> Issuer:
-    return Issuer()
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import pytest
 from cryptography.fernet import Fernet
 
 from gatewayadmin.config import database
-from proxy.store.bus import Bus
 from proxy.store.events import FINISHED_SECONDS, MOST_EVENTS, EventId, History, Kept, StreamEvents
-from proxy.store.state import State
 from tests.eventually import PATIENCE, PROMPT, until
+from tests.proxy.conftest import hearing
 from wire.cipher import Cipher
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -24,18 +23,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @asynccontextmanager
 async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
     """The events of one worker, which hears the others."""
-    state = State(database.conninfo())
-    bus = Bus(database.conninfo(), state)
-    events = StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))
-    await state.start()
-    bus.start()
-    await bus.first_attempt()
-    try:
-        yield events
-    finally:
-        await events.stop()
-        await bus.stop()
-        await state.stop()
+    async with hearing(lambda state, bus: StreamEvents(state, bus, Cipher([key or Fernet.generate_key()]))) as events:
+        try:
+            yield events
+        finally:
+            await events.stop()
 
 
 async def come_back(events: StreamEvents, history: History) -> list[Kept]:

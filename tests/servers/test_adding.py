@@ -1,7 +1,6 @@
 """*Add a server*: asked first, then added with its credential to gateways, in one page that loses nothing."""
 
 import json
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,9 @@ from tests.conftest import Run, SignIn
 from tests.connections.rows import HTMX, text
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 PATH = "/servers/add/"
-
-
-@pytest.fixture(autouse=True)
-def loopback_is_allowed(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture

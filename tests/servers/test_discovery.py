@@ -19,14 +19,9 @@ from tests.workspace import free_port
 from wire import builtin
 from wire.product import VERSION
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 DOCS_TOOLS = {"echo", "add", "search", "slow", "fail", "big"}
-
-
-@pytest.fixture(autouse=True)
-def loopback_is_allowed(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 def at(url: str, **fields: Any) -> Server:

@@ -1,6 +1,5 @@
 """What a server wants of its callers, found out wherever servers and issuers say it."""
 
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -12,12 +11,9 @@ from tests import upstreams
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer
 
+pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
+
 INSERTED = "/.well-known/oauth-authorization-server"
-
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.mark.parametrize(

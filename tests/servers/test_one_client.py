@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import Iterator
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from django.test import Client
-from pytest_django import Settings
 
 from accounts.models import User
 from auditlog.models import Call
@@ -20,14 +18,9 @@ from tests.proxy.conftest import Agent, Proxy, served
 from tests.proxy.scripted import Request, Script, tool
 from wire.tool_names import LONGEST_NAME, exposed_name
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("loopback_is_allowed")]
 
 HTMX = {"HX-Request": "true"}
-
-
-@pytest.fixture(autouse=True)
-def loopback_is_allowed(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Signing in at the issuer of a server from a program: POST /api/sign-ins, and what identities say of it."""
 
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from django.test import Client
 from django.utils import timezone
-from pytest_django import Settings
 
 from accounts.models import User
 from auditlog.models import Event
@@ -20,12 +18,7 @@ from tests.conftest import Run
 from tests.issuers import Issuer, consent, query
 from tests.oauth.apps import browser
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("loopback_is_allowed")]
 
 
 @pytest.fixture

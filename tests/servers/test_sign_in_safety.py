@@ -3,7 +3,6 @@
 import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 from typing import Any
 
 import anyio.to_thread
@@ -33,6 +32,8 @@ from tests.issuers import Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from wire.guard import Guard
 from wire.oauth_client import authorize_url
+
+pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 NEXT = "/settings/identities"
 
@@ -79,11 +80,6 @@ class Github:
 
     def is_revoked(self, token: OAuthToken) -> bool:
         return token.access_token in self.issuer.revoked and token.refresh_token in self.issuer.revoked
-
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -28,6 +27,8 @@ from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.rest import Rest, errors, problem
+
+pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 NEXT = "/settings/identities"
 KNOWN_AS = "https://auth.example.com/tenant"
@@ -57,11 +58,6 @@ class Github:
         response = client.get(consent(destination(self.begin(client))))
         assert response.status_code == 302, words(response)
         return Identity.objects.own(person).order_by("-updated_at")[0]
-
-
-@pytest.fixture(autouse=True)
-def _loopback(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 @pytest.fixture

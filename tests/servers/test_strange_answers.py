@@ -6,11 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from pytest_django import Settings
 
 from accounts.models import User
 from gateways.models import Feature
@@ -22,14 +20,9 @@ from tests.conftest import Run, SignIn
 from tests.eventually import PROMPT
 from tests.upstreams import App, garbage
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 HTMX = {"HX-Request": "true"}
-
-
-@pytest.fixture(autouse=True)
-def loopback_is_allowed(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 # A peer that never stops talking

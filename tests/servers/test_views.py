@@ -1,6 +1,5 @@
 """Servers: the list, the page of one server, its switch, and *Test connection*."""
 
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -15,15 +14,10 @@ from tests import make, upstreams
 from tests.conftest import Run, SignIn
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
 HTMX = {"HX-Request": "true"}
 SEES = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability.IDENTITIES_MANAGE)
-
-
-@pytest.fixture(autouse=True)
-def loopback_is_allowed(settings: Settings) -> None:
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
 
 
 def text(response: Any) -> str:

@@ -4,13 +4,11 @@ import gzip
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
 from typing import Any
 
 import boto3
 import httpx
 import pytest
-from django.conf import LazySettings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,13 +24,7 @@ type MakeSink = Callable[..., Sink]
 
 
 @pytest.fixture
-def inside(settings: LazySettings) -> None:
-    """Loopback addresses may be called."""
-    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
-
-
-@pytest.fixture
-def hook(inside: None) -> Iterator[Webhook]:
+def hook(loopback_is_allowed: None) -> Iterator[Webhook]:
     with webhook() as received:
         yield received
 
@@ -72,7 +64,7 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(s3_server: str, inside: None) -> Iterator[Bucket]:
+def bucket(s3_server: str, loopback_is_allowed: None) -> Iterator[Bucket]:
     """An empty bucket."""
     yield Bucket(s3_server)
     httpx.post(f"{s3_server}/moto-api/reset").raise_for_status()

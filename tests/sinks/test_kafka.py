@@ -47,7 +47,7 @@ USERS = {"gateway": "word-of-secrecy"}
 
 
 @pytest.fixture
-def cluster(inside: None) -> Iterator[Cluster]:
+def cluster(loopback_is_allowed: None) -> Iterator[Cluster]:
     with kafka() as running:
         yield running
 
@@ -239,13 +239,13 @@ def test_a_place_that_turned_private_is_not_called(cluster: Cluster, soon: None)
     assert Sink.objects.get(pk=sink.pk).last_error == "It leads to an address that may not be called."
 
 
-def test_brokers_that_are_away_or_silent_are_told(inside: None, soon: None) -> None:
+def test_brokers_that_are_away_or_silent_are_told(loopback_is_allowed: None, soon: None) -> None:
     away = to(f"tcp://127.0.0.1:{free_port()}/gateway")
     assert send_test_line(away, by=None).detail == "Not delivered: it refused the connection: nothing listens there."
 
 
 @pytest.mark.drill
-def test_brokers_that_say_nothing_are_given_up(inside: None, soon: None) -> None:
+def test_brokers_that_say_nothing_are_given_up(loopback_is_allowed: None, soon: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = to(f"tcp://127.0.0.1:{silent.getsockname()[1]}/gateway")
         assert "did not acknowledge within 2 seconds" in send_test_line(sink, by=None).detail
@@ -273,19 +273,19 @@ def test_brokers_that_say_nothing_are_given_up(inside: None, soon: None) -> None
         ("tls://93.184.216.34:9093,127.0.0.1:9093/t", "Some of these brokers are at private addresses"),
     ],
 )
-def test_an_address_that_is_none_is_refused_in_words(address: str, words: str, inside: None) -> None:
+def test_an_address_that_is_none_is_refused_in_words(address: str, words: str, loopback_is_allowed: None) -> None:
     with pytest.raises(BadAddress, match=words):
         to(address)
 
 
 @pytest.mark.parametrize("secret", ["gateway", "gateway:", ":of-secrecy", "gateway:of-\nsecrecy"])
-def test_a_user_without_a_name_or_a_password_is_refused(secret: str, inside: None) -> None:
+def test_a_user_without_a_name_or_a_password_is_refused(secret: str, loopback_is_allowed: None) -> None:
     with pytest.raises(BadSecret, match="its name, a colon, its password") as caught:
         to("tcp://127.0.0.1:9092/t", secret=secret)
     assert "secrecy" not in str(caught.value)
 
 
-def test_a_password_is_not_shown_to_other_brokers_than_it_was_entered_for(inside: None) -> None:
+def test_a_password_is_not_shown_to_other_brokers_than_it_was_entered_for(loopback_is_allowed: None) -> None:
     sink = to("tcp://127.0.0.1:9092,127.0.0.1:9093/t", secret=USER)
     with pytest.raises(BadSecret, match="Enter it again"):
         sink.edit(address="tcp://127.0.0.1:9092,127.0.0.1:9094/t", by=None)
@@ -294,7 +294,7 @@ def test_a_password_is_not_shown_to_other_brokers_than_it_was_entered_for(inside
     assert Sink.objects.get().secret() == USER
 
 
-def test_a_password_that_was_proven_is_not_shown_itself_unless_it_is_entered_again(inside: None) -> None:
+def test_a_password_that_was_proven_is_not_shown_itself_unless_it_is_entered_again(loopback_is_allowed: None) -> None:
     sink = to("tls://127.0.0.1:9092/t", secret=USER)
     with pytest.raises(BadSecret, match="Enter it again"):
         sink.edit(address="tls://127.0.0.1:9092/t?mechanism=%50LAIN", by=None)

@@ -176,7 +176,7 @@ def test_killed_senders_leave_no_row_out_of_a_bucket(
 @pytest.mark.drill
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_collector(
-    kills: int, inside: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    kills: int, loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Call.partitions.make_for(datetime.now(UTC).date())
     with collecting() as collector:
@@ -194,7 +194,7 @@ def test_killed_senders_leave_no_row_out_of_a_collector(
 @pytest.mark.drill
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_senders_leave_no_row_out_of_a_topic(
-    kills: int, inside: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    kills: int, loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Call.partitions.make_for(datetime.now(UTC).date())
     with kafka() as cluster:

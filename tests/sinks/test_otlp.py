@@ -34,7 +34,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 @pytest.fixture
-def collector(inside: None) -> Iterator[Collector]:
+def collector(loopback_is_allowed: None) -> Iterator[Collector]:
     with collecting() as running:
         yield running
 

@@ -48,7 +48,9 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext
 
 
 @pytest.fixture(params=["tcp", "tls"])
-def syslog(request: pytest.FixtureRequest, inside: None, authority: ssl.SSLContext) -> Iterator[tuple[str, Syslog]]:
+def syslog(
+    request: pytest.FixtureRequest, loopback_is_allowed: None, authority: ssl.SSLContext
+) -> Iterator[tuple[str, Syslog]]:
     received = Syslog(authority if request.param == "tls" else None)
     yield f"{request.param}://127.0.0.1:{received.port}", received
     received.close()
@@ -72,7 +74,7 @@ def test_syslog_gets_a_counted_message_for_each_row(syslog: tuple[str, Syslog]) 
 
 
 def test_syslog_that_ends_tls_without_a_goodbye_has_acknowledged(
-    inside: None, authority: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    loopback_is_allowed: None, authority: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(self: Syslog, taken: socket.socket) -> None:
         while taken.recv(1 << 16):
@@ -89,7 +91,7 @@ def test_syslog_that_ends_tls_without_a_goodbye_has_acknowledged(
     received.close()
 
 
-def test_syslog_that_hangs_up_has_not_acknowledged(inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_syslog_that_hangs_up_has_not_acknowledged(loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Syslog, "_read", lambda self, taken: taken.close())
     received = Syslog()
     address = f"tcp://127.0.0.1:{received.port}"
@@ -145,7 +147,7 @@ def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhoo
     assert not hook.requests
 
 
-def test_sink_says_what_is_wrong_with_it(inside: None) -> None:
+def test_sink_says_what_is_wrong_with_it(loopback_is_allowed: None) -> None:
     told: dict[str, Any] = {"kind": "webhook", "address": "http://127.0.0.1:9/", "by": None}
     with pytest.raises(BadSecret):
         Sink.objects.add(name="Short", secret="too short", **told)
@@ -371,7 +373,7 @@ def test_failures_are_waited_for_ever_longer_up_to_five_minutes() -> None:
     assert backoff(3, 0.0) == 4
 
 
-def test_message_is_what_the_standard_says(inside: None) -> None:
+def test_message_is_what_the_standard_says(loopback_is_allowed: None) -> None:
     sink = Sink(kind="syslog", address="tls://logs.example.com:6514", private=False)
     at = datetime(2026, 11, 21, 9, 0, 0, 123456, tzinfo=UTC)
 

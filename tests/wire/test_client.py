@@ -11,7 +11,7 @@ import pytest
 from tests import upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, live, read
 from tests.conftest import Run
-from tests.eventually import PATIENCE, until
+from tests.eventually import PATIENCE, PROMPT, until
 from tests.proxy.scripted import Request, Script, failing, tool
 from wire.client import McpClient
 from wire.errors import (
@@ -256,6 +256,58 @@ async def test_a_session_that_its_server_forgot_is_opened_anew_and_used_from_the
         for _ in range(2):
             assert (await asking.ask(asked, "tools/list", {}, ignore)).error is None
         assert script.opened == ["forgotten", "session-1"]
+
+
+async def test_who_waited_for_a_session_that_could_not_be_opened_opens_one(run: Run) -> None:
+    class Starting(Script):
+        async def initialize(self, request: Request) -> None:
+            if len(server.asked("initialize")) == 1:
+                await request.fail(-32603, "Starting")
+            else:
+                await super().initialize(request)
+
+    script = Starting([[tool("it")]], sessions=True)
+    server = run(script.app())
+    async with client() as asking:
+        places = target(server.url, max_concurrent=64)
+        asked = (asking.ask(places, "tools/list", {}, ignore, person=name) for name in ("ann", "ben"))
+        failed, answered = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert isinstance(failed, BadAnswer)
+    assert not isinstance(answered, BaseException)
+    assert answered.error is None
+    assert script.opened == ["session-0"]
+
+
+async def test_a_session_that_could_not_be_begun_is_ended_at_its_server(run: Run) -> None:
+    async def breaks_off(request: Request) -> None:
+        await request.send({"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"9")]})
+        await request.send({"type": "http.response.body", "body": b""})
+
+    script = Script([[tool("it")]], sessions=True, methods={"notifications/initialized": breaks_off})
+    async with client() as asking:
+        with pytest.raises(Unreachable):
+            await asking.ask(target(run(script.app()).url), "tools/list", {}, ignore)
+        await until(lambda: script.ended == ["session-0"])
+
+
+async def test_a_server_that_does_not_answer_the_end_of_its_session_is_not_waited_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clinging(Script):
+        async def serve(self, request: Request, verb: str) -> None:
+            if verb != "DELETE":
+                await super().serve(request, verb)
+                return
+            self.ended.append(request.headers["mcp-session-id"])
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+    monkeypatch.setattr("wire.sessions.CLOSE_SECONDS", 0.5)
+    script = Clinging([[tool("it")]], sessions=True)
+    async with asyncio.timeout(PROMPT), client() as asking:
+        await asking.ask(target(run(script.app()).url), "tools/list", {}, ignore)
+    assert script.ended == ["session-0"]
 
 
 @pytest.mark.parametrize("can_log", [True, False])
