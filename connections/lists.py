@@ -19,7 +19,7 @@ MCP = Table(
         Column("user", "User email", 9, priority=2, on_phone=True),
         Column("gateway", "Gateway", 8, priority=4, on_phone=True),
         Column("prefix", "API key prefix", 8, priority=3),
-        Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
+        Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
         Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
         Column("token", "Last token", 6.5, priority=3, hint=LAST_TOKEN),
         Column("acts", "Actions", 11, kind="acts", said=False),

@@ -1,5 +1,6 @@
 """Gateways: the list, the page of one gateway, its reach and its switch."""
 
+import re
 from typing import Any
 
 import pytest
@@ -140,7 +141,9 @@ def test_the_list_counts_servers_tools_and_live_connections(ana: User, sign_in: 
 
     row = row_of(page, gateway)
     assert [cell.split("<")[0] for cell in row.split('class="number">')[1:]] == ["1", "2", "2"]
-    assert gateway.url in row
+    address = row.split(f'id="url-{gateway.slug}">')[1].split("</code>")[0]
+    assert re.sub("<[^>]*>", "", address) == gateway.url, "whole, to copy it"
+    assert address.endswith(f">/mcp/{gateway.slug}</span>"), "its end, which tells it from others, in a part of its own"
     assert f'data-copy="#url-{gateway.slug}"' in row
     assert "Everyone" in row
 
