@@ -139,8 +139,12 @@ def test_usage_tells_who_called_which_tool(ana: User, sign_in: SignIn) -> None:
         call(timezone.now() - n * timedelta(days=2), **told)
     keeping.keep_up(5)
 
-    page = sign_in(ana).get(f"/gateways/{gateway.slug}/usage/").content.decode()
+    client = sign_in(ana)
+    overview = client.get(f"/gateways/{gateway.slug}/").content.decode()
+    link = re.findall(r'Busiest users</h2><a href="([^"]+)">People and tools<', overview)[0]
+    page = client.get(link).content.decode()
 
+    assert "Busiest tools</h2>" in overview
     assert re.findall(r'data-count="usage.cell">(\d+)<', page) == ["3", "2"]
     assert ana.email in page
     assert f"gateway={gateway.pk}" in page

@@ -1,5 +1,7 @@
 """From pasting what a page says to seeing the call arrive there, without a reload."""
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -14,6 +16,9 @@ pytestmark = pytest.mark.xdist_group("browser")
 def test_the_page_that_connects_a_client_names_its_call_when_it_arrives(live: Serve, page: Page) -> None:
     issued = live.issue_token(host="Waited for", gateway="quickstart")
     page.goto(f"{live.url}/connect/client/?gateway=quickstart")
+    page.get_by_role("radio", name="With a token").check(force=True)
+    expect(page).to_have_url(re.compile("how=token"))  # A choice acts at once; its button is for those without script.
+    expect(page.get_by_role("button", name="Show")).to_have_count(0)
     page.get_by_role("navigation", name="Client").get_by_role("link", name="curl").click()
     expect(page.get_by_text("Waiting for your first call")).to_be_visible()
 

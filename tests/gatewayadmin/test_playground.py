@@ -365,6 +365,7 @@ def test_a_denial_shows_what_an_agent_gets_and_its_act_to_who_may(run: Run, memb
     for page in (mine, theirs):
         assert '"code": -32003' in page
         assert f'"reason": "{agent["reason"]}"' in page
+        assert page.count(">denied: tool disabled<") == 2  # Of the result, and of the run in the list.
     assert "Enable tool" in theirs
     assert "Enable tool" not in mine
     assert owner.email not in mine
