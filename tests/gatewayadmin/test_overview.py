@@ -147,7 +147,7 @@ def test_the_page_costs_the_same_however_much_there_is(
     # first steps, the newest own connections with their tokens and what they carry (4), hosts, connections, expiring
     # tokens, definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused
     # (three outcomes, a reach each), how many of them, what is plotted, and whether there are roll-ups; what the rail
-    # counts
+    # counts.
     with django_assert_num_queries(33):
         client.get("/")
 
@@ -163,7 +163,7 @@ def test_tiles_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> None:
         "/logs/",
         "/logs/?q=denied",
     ):
-        assert f'{path}"><header><span>' in page
+        assert f'{path}"><span>' in page
 
 
 def test_tokens_that_end_within_a_week_are_listed(ana: User, sign_in: SignIn) -> None:

@@ -268,7 +268,8 @@ def opens(
         which = format_html('<span class="visually-hidden"> {}</span>', of) if of else ""
         symbol = _silent(icon) if icon else ""
         face = format_html('<button class="button"{}{}>{}{}{}', said, size, symbol, text, which)
-    return format_html('<form class="opens" action="{}">{}{}</button></form>', url, hidden, face)
+    # The end of the line is a space between it and what stands beside it.
+    return format_html('<form class="opens" action="{}">{}{}</button></form>\n', url, hidden, face)
 
 
 @register.inclusion_tag("ui/field.html")
