@@ -163,7 +163,7 @@ def test_tiles_lead_to_the_lists_they_count(ana: User, sign_in: SignIn) -> None:
         "/logs/",
         "/logs/?q=denied",
     ):
-        assert f'{path}"><span>' in page
+        assert f'{path}"><header><span>' in page
 
 
 def test_tokens_that_end_within_a_week_are_listed(ana: User, sign_in: SignIn) -> None:

@@ -72,6 +72,8 @@ PROOFS = {
     "sinks/archive.py": "tests/sinks/test_archive.py",
     "sinks/reading.py": "tests/sinks/test_sending.py",
     "auditlog/search/latencies.py": "tests/auditlog/test_views.py",
+    "gatewayadmin/attention.py": "tests/gatewayadmin/test_attention.py",
+    "tokens/rows.py": "tests/tokens/test_list.py",
 }
 # These take a workspace of their own, which is here the one of `served`.
 LEFT_OUT = ["tests/proxy/test_rate_limits.py::test_two_worker_processes_let_through_what_the_limit_says"]
