@@ -55,24 +55,37 @@ def leave_out(items: Iterable[pytest.Item]) -> None:
     """Mark the cases of each test `full` that this seed does not choose.
 
     One in so many is chosen as its marker `one_in` says, and one in `ONE_IN` where each case needs the database.
-    Whoever says with `some` what is chosen has said it all. Drills take turns.
+    Whoever says with `some` what is chosen has said it all. Drills take turns, and so do tests marked `turns`.
     """
     tests = defaultdict[str, list[pytest.Item]](list)
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
-    resting = resting_drills(tests)
+    taking = {name: turns_of(cases[0]) for name, cases in tests.items()}
+    resting = resting_tests(taking)
     for name, cases in tests.items():
         parts = min(parts_of(cases), len(cases))  # At least one is.
-        day = seed() // DRILLS if cases[0].get_closest_marker("drill") else seed()
+        day = seed() // taking[name]
         for number, case in enumerate(sorted(cases, key=place)):
             if name in resting or (number + day) % parts:
                 case.add_marker(pytest.mark.full)
 
 
-def resting_drills(tests: Mapping[str, list[pytest.Item]]) -> set[str]:
-    """The names of the drills whose turn it is not. Those of one module, which may be alike, come on different days."""
-    drills = sorted(name for name, cases in tests.items() if cases[0].get_closest_marker("drill"))
-    return {name for number, name in enumerate(drills) if (number + seed()) % DRILLS}
+def turns_of(case: pytest.Item) -> int:
+    """Once in how many days its test runs."""
+    if case.get_closest_marker("drill"):
+        return DRILLS
+    marker = case.get_closest_marker("turns")
+    return int(marker.args[0]) if marker else 1
+
+
+def resting_tests(taking: Mapping[str, int]) -> set[str]:
+    """The names of the tests whose turn it is not. Those of one module, which may be alike, come on different days."""
+    alike = defaultdict[int, list[str]](list)
+    for name, turns in taking.items():
+        alike[turns].append(name)
+    return {
+        name for turns, names in alike.items() for number, name in enumerate(sorted(names)) if (number + seed()) % turns
+    }
 
 
 def parts_of(cases: list[pytest.Item]) -> int:

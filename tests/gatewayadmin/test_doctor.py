@@ -19,7 +19,7 @@ from tests.gatewayadmin.front import Exchange, Front
 from tests.sampling import one_in
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("doctor")
+pytestmark = [pytest.mark.xdist_group("doctor"), pytest.mark.turns(3)]
 
 SECRET = re.compile(r"gw[ork]_\w{8}")
 FAILED = 'data-state="down"'

@@ -92,6 +92,21 @@ def test_each_drill_comes_within_so_many_days_and_some_each_day(monkeypatch: pyt
     assert sorted(number for one in each for number in one) == list(range(DRILLS))
 
 
+def test_tests_that_take_turns_each_come_within_so_many_days_with_each_of_their_cases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of_day(day: int) -> set[int]:
+        cases = [Case(number, [pytest.mark.turns(3), pytest.mark.one_in(2)]) for number in range(8)]
+        for one in cases:
+            one.nodeid = f"tests/test_it.py::test_{one.number // 2}[{one.number}]"
+        return kept(monkeypatch, 7 + day, cases)
+
+    each = [of_day(day) for day in range(6)]
+
+    assert {len(one) for one in each} == {1, 2}
+    assert sorted(number for one in each for number in one) == list(range(8))
+
+
 @pytest.mark.parametrize("values", [2, 3, sampling.DRILLS, 2 * sampling.DRILLS])
 @pytest.mark.parametrize("chosen", [1, 2])
 def test_each_value_of_a_drills_table_comes_with_the_drill(

@@ -39,6 +39,8 @@ from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.rest import Rest
 
+pytestmark = pytest.mark.turns(3)
+
 NEXT = "/settings/identities"
 JSON = "application/json"
 METADATA = "/.well-known/oauth-authorization-server"

@@ -77,6 +77,7 @@ def test_missing_keys_are_all_named(fresh: Path) -> None:
     assert line.endswith("these must be set too: GATEWAY_TOKEN_KEYS, GATEWAY_ENCRYPTION_KEYS.")
 
 
+@pytest.mark.drill
 def test_unreachable_database(fresh: Path) -> None:
     line = refusal(fresh, DATABASE_URL=NOWHERE, **KEYS)
 
@@ -101,6 +102,7 @@ def test_command_before_the_first_start(fresh: Path, embedded: bool) -> None:
     )
 
 
+@pytest.mark.drill
 def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")

@@ -214,6 +214,7 @@ def test_old_partitions_leave_by_the_owner_only(roles: Roles, served: Serve) -> 
     assert "partitions_dropped 1," in chores(roles.manage)
 
 
+@pytest.mark.drill
 def test_indexes_of_the_log_are_made_by_the_owner_only(roles: Roles, served: Serve) -> None:
     with psycopg.connect(roles.owner) as owner:
         owner.execute("CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent)")

@@ -16,7 +16,7 @@ from scim.models import IssuedKey, MakesOwners, ProvisioningKey, RoleBeyond
 from tests import make
 from tests.scim.conftest import USER, Directory, key_for
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 type Act = Callable[[Directory, User], Any]
 

@@ -23,7 +23,7 @@ from tests.rest import Rest
 from tests.scim.conftest import ERROR, USER, Directory
 from wire import token_text
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 
 def is_error(response: Any, status: int) -> bool:

@@ -20,7 +20,7 @@ from tests.conftest import SignIn
 from tests.scim.conftest import Directory, key_for
 from wire import token_text
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 
 @pytest.fixture

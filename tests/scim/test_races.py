@@ -16,7 +16,7 @@ from scim.models import IssuedKey
 from tests.eventually import eventually
 from tests.scim.conftest import GROUP, Directory
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
 
 WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 

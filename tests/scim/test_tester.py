@@ -12,7 +12,7 @@ from scim2_tester import Status, check_server
 from scim.models import IssuedKey
 from tests.scim.conftest import ROOT, InProcess
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 
 @pytest.mark.drill

@@ -37,7 +37,7 @@ from tests.running.test_refusals import KEYS as KEYS_OF_TESTS
 from tests.running.test_refusals import NOWHERE
 from tests.sinks.conftest import KEYS, Bucket
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
 
 DAY = timedelta(days=1)
 OLD = 40  # Days, past the retention of 30.

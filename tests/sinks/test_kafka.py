@@ -40,7 +40,7 @@ from tests.sinks.kafka_cluster import (
 from tests.workspace import free_port
 from wire.guard import tls
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
 
 USER = "gateway:word-of-secrecy"
 USERS = {"gateway": "word-of-secrecy"}

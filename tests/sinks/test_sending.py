@@ -24,7 +24,7 @@ from tests.calls import call, uid_at
 from tests.sinks.conftest import MakeSink
 from tests.sinks.receiver import Answer, Request, Webhook
 
-pytestmark = [pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 INSERT = """

@@ -35,7 +35,7 @@ from tests.sso.saml_provider import ACS, Answer, Pair, SamlOrganisation, asks, b
 from tests.sso.test_saml_signing_in import query_id
 from wire.oauth_client import MOST_BYTES
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 PAGE = "/settings/organisation/"
 FORM = {

@@ -42,7 +42,7 @@ from tests.sso.saml_provider import (
 )
 from tests.sso.test_enforced import APP_SECRET, THERE, owner, typed
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 
 def sign_in(name: str, client: Client | None = None, **fields: Any) -> SamlVisit:
