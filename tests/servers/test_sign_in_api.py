@@ -29,8 +29,13 @@ def _loopback(settings: Settings) -> None:
 
 
 @pytest.fixture
-def upstream(run: Run) -> Upstream:
-    return run(Issuer().app())
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def upstream(run: Run, issuer: Issuer) -> Upstream:
+    return run(issuer.app())
 
 
 @pytest.fixture
@@ -136,6 +141,44 @@ def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_end
     (identity,) = signing.get("/api/identities").json()["results"]
     assert identity["status"] == "sign_in_needed"
     assert identity["sign_in_needed"] == Identity.objects.get().sign_in_words != ""
+
+
+def signed_in(client: Client, server: Server) -> Any:
+    """The one identity that a sign-in brings."""
+    client.get(consent(begin(client, {"server_id": str(server.pk)}).json()["authorization_url"]))
+    (identity,) = client.get("/api/identities").json()["results"]
+    return identity
+
+
+@pytest.mark.parametrize(
+    ("scope", "status", "account"),
+    [("openid", 200, "octo-ann"), ("openid", 403, ""), ("read", 200, "")],
+    ids=["told", "refused", "not asked"],
+)
+def test_an_issuer_is_asked_who_signed_in_where_the_person_agreed_to_that(
+    scope: str, status: int, account: str, issuer: Issuer, upstream: Upstream, github: Server
+) -> None:
+    issuer.scopes = (scope,)
+    issuer.metadata = {"userinfo_endpoint": f"{upstream.url.removesuffix('/mcp')}/userinfo"}
+    issuer.answers["/userinfo"] = (status, "application/json", '{"login": "octo-ann", "sub": "1"}')
+
+    assert signed_in(browser(make.user()), github)["account"] == account
+    assert ("/userinfo" in issuer.asked) is (scope == "openid")
+
+
+def test_an_issuer_that_gives_no_token_now_is_said_and_the_next_sign_in_brings_one(
+    issuer: Issuer, github: Server
+) -> None:
+    issuer.broken = 1
+    client = browser(make.user())
+
+    refused = client.get(consent(begin(client, {"server_id": str(github.pk)}).json()["authorization_url"]))
+
+    told = refused.content.decode()
+    assert "The issuer of GitHub gave no token: " in told
+    assert "Begin again." in told
+    assert not Identity.objects.exists()
+    assert signed_in(client, github)["status"] == "active"
 
 
 def test_pages_say_of_a_sign_in_what_the_issuer_said_and_never_a_word_of_the_program(github: Server) -> None:
