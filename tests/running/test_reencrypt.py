@@ -181,21 +181,22 @@ def test_a_session_that_no_key_opens_is_gone_and_the_others_go_on(keys: Keys) ->
     ]
 
 
-def test_a_client_that_is_entered_anew_meanwhile_keeps_what_was_entered(keys: Keys) -> None:
+@pytest.mark.parametrize("secret", ["entered-meanwhile", ""], ids=["another", "none"])
+def test_a_client_that_is_entered_anew_meanwhile_keeps_what_was_entered(secret: str, keys: Keys) -> None:
     keys(OLD)
     client = a_client("https://id.example.com")
     keys(NEW, OLD)
 
     def enter_anew() -> None:
         again = ClientRegistration.objects.select_for_update().get(pk=client.pk)
-        again.seal("entered-meanwhile")
+        again.seal(secret)
         again.save()
 
     with just_before(enter_anew):
         printed("reencrypt")
 
     client.refresh_from_db()
-    assert client.client.secret == "entered-meanwhile"
+    assert client.client.secret == secret
 
 
 def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:

@@ -1,9 +1,12 @@
 """Signing in at the issuer of a server from a program: POST /api/sign-ins, and what identities say of it."""
 
+import json
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
@@ -12,13 +15,14 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import AuthType, Identity, Server
-from servers.oauth_client.models import SignIn
+from servers.models import AuthType, Identity, Server, cipher
+from servers.oauth_client.models import ClientRegistration, SignIn
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.issuers import Issuer, consent, query
 from tests.oauth.apps import browser
+from tests.workspace import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -26,6 +30,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def _loopback(settings: Settings) -> None:
     settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+
+
+@pytest.fixture(autouse=True)
+def _keys_of_this_test() -> Iterator[None]:
+    yield
+    cipher.cache_clear()
 
 
 @pytest.fixture
@@ -166,19 +176,45 @@ def test_an_issuer_is_asked_who_signed_in_where_the_person_agreed_to_that(
     assert ("/userinfo" in issuer.asked) is (scope == "openid")
 
 
-def test_an_issuer_that_gives_no_token_now_is_said_and_the_next_sign_in_brings_one(
-    issuer: Issuer, github: Server
+def test_an_issuer_that_does_not_say_who_signed_in_keeps_nobody_from_it(issuer: Issuer, github: Server) -> None:
+    issuer.scopes = ("openid",)
+    issuer.metadata = {"userinfo_endpoint": f"http://127.0.0.1:{free_port()}/userinfo"}
+
+    identity = signed_in(browser(make.user()), github)
+
+    assert (identity["account"], identity["status"]) == ("", "active")
+
+
+def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
+    github: Server, issuer: Issuer, settings: Settings
 ) -> None:
-    issuer.broken = 1
     client = browser(make.user())
+    back = consent(begin(client, {"server_id": str(github.pk)}).json()["authorization_url"])
+    ClientRegistration.objects.update(secret_ciphertext=None, auth_method="none")
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key()]
+    cipher.cache_clear()
 
-    refused = client.get(consent(begin(client, {"server_id": str(github.pk)}).json()["authorization_url"]))
+    refused = client.get(back).content.decode()
 
-    told = refused.content.decode()
-    assert "The issuer of GitHub gave no token: " in told
-    assert "Begin again." in told
+    assert "The encryption key was changed meanwhile. Begin again." in refused
+    assert issuer.forms == [], "the code was used"
     assert not Identity.objects.exists()
-    assert signed_in(client, github)["status"] == "active"
+
+
+@pytest.mark.parametrize(
+    ("expires", "registered"), [(1, 2), (0, 1), (4_102_444_800, 1)], ids=["over", "never", "later"]
+)
+def test_this_gateway_registers_anew_once_its_secret_at_an_issuer_has_ended(
+    expires: int, registered: int, issuer: Issuer, github: Server
+) -> None:
+    given = {"client_id": "gateway", "client_secret": "s3cret", "client_secret_expires_at": expires}
+    issuer.answers["/register"] = (201, "application/json", json.dumps(given))
+
+    for _ in range(2):
+        begin(browser(make.user()), {"server_id": str(github.pk)})
+
+    assert len(issuer.registrations) == registered
+    assert ClientRegistration.objects.filter(ended_at=None).count() == 1
 
 
 def test_pages_say_of_a_sign_in_what_the_issuer_said_and_never_a_word_of_the_program(github: Server) -> None:

@@ -1,7 +1,6 @@
 """What a sign-in at the issuer of a server must never bring, whoever is at work meanwhile."""
 
 import html
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -356,16 +355,6 @@ def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Git
     github.sign_in(ann)
     assert ClientRegistration.objects.get(ended_at=None).scope == "read write"
     assert ClientRegistration.objects.filter(pk=before.pk, ended_at=None).count() == 0
-
-
-def test_a_registration_that_cannot_be_used_is_refused_and_not_kept(github: Github, ann: User) -> None:
-    given = {"client_id": "gateway", "token_endpoint_auth_method": "private_key_jwt"}
-    github.issuer.answers["/register"] = (201, "application/json", json.dumps(given))
-
-    refused = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
-
-    assert "registered this gateway in a way it cannot use (private_key_jwt)." in words(refused)
-    assert not ClientRegistration.objects.exists()
 
 
 # --- Two issuers ------------------------------------------------------------------------------------------------------
