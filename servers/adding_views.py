@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods
 from accounts.models import User
 from capabilities import Capability, requires
 from connections.models import Connection
-from gateways.models import GatewayError, IdentityScheme
+from gateways.models import IdentityScheme
 from servers import well_known
 from servers.adding import ALL, OWN, Asked, NewServerForm
 from servers.adding import add as store
@@ -41,8 +41,6 @@ def add(request: AppRequest) -> HttpResponse:
             server = store(form, by=request.user, tested=_tested(request, form.cleaned_data))
         except IntegrityError:
             form.refuse()
-        except GatewayError as refusal:
-            form.add_error("gateways", str(refusal))
         else:
             request.session.pop(TESTED, None)
             return leave(request, _next(server, form, request.user), _done(server, form))

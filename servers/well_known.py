@@ -153,24 +153,6 @@ def _tile(entry: Mapping[str, Any]) -> Tile | None:
             and isinstance(remote.get("url"), str)
         ):
             name, about = str(server.get("name", "")), str(server.get("description", ""))
-            header = _secret_header(remote.get("headers"))
-            auth = ("bearer",) if header.lower() == "authorization" else ("header",) if header else ()
             title = str(server.get("title") or name.rpartition("/")[2])
-            return Tile(
-                key="",
-                name=title[:80],
-                about=about[:120],
-                url=remote["url"][:500],
-                auth=auth,
-                header=header if auth == ("header",) else "",
-                note=f"{name[:200]} in the registry. It does not say whose address this is.",
-            )
+            return Tile(key="", name=title[:80], about=about[:120], url=remote["url"][:500])
     return None
-
-
-def _secret_header(headers: Any) -> str:
-    """The name of the header in which the credential goes, if it says one."""
-    for header in headers if isinstance(headers, list) else ():
-        if isinstance(header, Mapping) and header.get("isSecret") and isinstance(header.get("name"), str):
-            return str(header["name"])[:80]
-    return ""

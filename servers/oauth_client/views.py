@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
-from servers.models import AuthType, Identity, Server
+from servers.models import AuthType, Identity
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.flow import LastingRefused, SignInRefused, begin, begin_again, find, finish, open_to
 from servers.oauth_client.models import registration_of
@@ -142,11 +142,6 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
             enter(server, needs.metadata, values["client_id"], values["secret"], by=request.user)
             return leave(request, page_url(server), "Client saved")
     return refuse(request, "servers/client_form.html", context)
-
-
-def _within_reach(request: AppRequest, slug: str) -> Server:
-    """The server, if this person may bring an identity for it at some gateway; else 404."""
-    return get_object_or_404(open_to(request.user), slug=slug)
 
 
 def _uuid(text: str) -> UUID:

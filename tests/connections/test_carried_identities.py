@@ -1,5 +1,7 @@
 """What a connection carries can be brought, changed and dropped at any time, by its own person."""
 
+from collections.abc import Callable
+
 import pytest
 from django.db import connection as database
 from django.test.utils import CaptureQueriesContext
@@ -13,6 +15,7 @@ from servers.models import Identity, Server
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
+from tests.meanwhile import just_before
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -203,6 +206,58 @@ def test_a_revoked_connection_carries_nothing_new(ann: User, link: Connection, p
     with pytest.raises(AlreadyRevoked):
         link.drop_identity(place, by=ann)
     assert Connection.objects.carry(own, by=ann) == 0
+
+
+def test_carrying_what_is_carried_already_is_no_change(
+    ann: User, link: Connection, place: Assignment, sign_in: SignIn
+) -> None:
+    own = make.identity(place.server, ann)
+    link.use_identity(place, own, by=ann)
+
+    Rest.of(ann).put(url(link, place).rstrip("/"), {"identity_id": str(own.pk)})
+    sign_in(ann).post(url(link, place), {"identity": str(own.pk)})
+
+    assert carried(link) == own
+    assert Event.objects.filter(action="connection.identity_changed").count() == 1
+
+
+def move(link: Connection, place: Assignment, by: User) -> None:
+    Server.objects.get(pk=place.server_id).edit(url="https://elsewhere.example.net/mcp", by=by)
+
+
+def revoke(link: Connection, place: Assignment, by: User) -> None:
+    Connection.objects.get(pk=link.pk).revoke(by=by)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("act", "field", "words"),
+    [
+        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Look again."),
+        (revoke, "identity", "This connection has been revoked before."),
+    ],
+)
+def test_what_somebody_else_did_while_one_brought_an_identity_is_said_and_nothing_is_stored(
+    act: Callable[[Connection, Assignment, User], None],
+    field: str,
+    words: str,
+    ann: User,
+    ana: User,
+    link: Connection,
+    place: Assignment,
+    sign_in: SignIn,
+) -> None:
+    client = sign_in(ann)
+
+    with just_before(lambda: act(link, place, ana)):
+        refused = client.post(url(link, place), new(everywhere=""))
+
+    assert refused.status_code == 422
+    assert words in str(refused.context["form"].errors[field])
+    assert words in text(refused)
+    assert "ghp_brought_later" not in text(refused)
+    assert not Identity.objects.exists()
+    assert carried(link) is None
 
 
 def test_each_row_says_its_one_state_and_by_whom(

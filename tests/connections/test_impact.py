@@ -12,7 +12,10 @@ from capabilities import Capability
 from connections.impact import NothingGoesThrough, impact_of
 from connections.models import AlreadyRevoked, Connection, StillEnabled
 from gateways.models import Assignment, Feature, IdentityScheme, ServerStillEnabled
+from servers.models import Server
 from tests import make
+from tests.conftest import SignIn
+from tests.connections.rows import HTMX, text
 
 pytestmark = pytest.mark.django_db
 
@@ -89,6 +92,21 @@ def test_a_shared_identity_carries_all_of_its_gateways() -> None:
 
     assert impact_of(shared).connections == 1
     assert {impact_of(thing).identities for thing in (crm, gateway, gateway.assignments.get())} == {1}
+
+
+def test_who_may_not_see_connections_is_not_told_how_many_several_servers_cut(
+    link: Connection, sign_in: SignIn
+) -> None:
+    make.gateway(make.server(slug="docs"))
+    picked = {"act": "disable", "pick": [str(server.pk) for server in Server.objects.all()]}
+    seeing = make.user(Capability.SERVERS_TOGGLE, Capability.MCP_CONNECTIONS_READ)
+
+    told = text(sign_in(seeing).post("/switch/servers/", picked, headers=HTMX))
+    untold = text(sign_in(make.user(Capability.SERVERS_TOGGLE)).post("/switch/servers/", picked, headers=HTMX))
+
+    assert "Cuts 2 connections, 1 host, 2 users, 1 call in 24 h." in told
+    assert "Disable 2 servers" in untold
+    assert "Cuts" not in untold
 
 
 def test_a_thing_without_a_switch_is_refused() -> None:

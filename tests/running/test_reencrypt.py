@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
+from uuid import uuid4
 
 import pytest
 from cryptography.fernet import Fernet
@@ -13,10 +14,12 @@ from django.db import connection as database
 from django.test.utils import CaptureQueriesContext
 
 from gatewayadmin.config.key_uses import key_uses
+from proxy.models import UpstreamSession
 from servers.models import Identity, cipher
 from servers.oauth_client.models import ClientRegistration
 from servers.resealing import reseal
 from tests import make
+from tests.meanwhile import just_before
 from wire.cipher import key_id
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -47,6 +50,18 @@ def printed(*words: str) -> str:
 
 def an_identity() -> Identity:
     return make.identity(make.server(auth_type="bearer"), make.user(), secret=SECRET)
+
+
+def a_client(issuer: str) -> ClientRegistration:
+    registration = ClientRegistration(issuer=issuer, kind="manual", client_id="gateway")
+    registration.seal(SECRET)
+    registration.save()
+    return registration
+
+
+def a_session(key: str) -> UpstreamSession:
+    ids = {name: uuid4() for name in ("owner_id", "connection_id", "server_id")}
+    return UpstreamSession.objects.create(key=key, sealed_id=cipher().seal("session-1"), **ids)
 
 
 def opened(identity: Identity) -> str:
@@ -82,9 +97,7 @@ def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
 
 def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys: Keys) -> None:
     keys(OLD)
-    registration = ClientRegistration(issuer="https://id.example.com", kind="manual", client_id="gateway")
-    registration.seal(SECRET)
-    registration.save()
+    registration = a_client("https://id.example.com")
     keys(NEW, OLD)
 
     assert f"{key_id(OLD)} 1 still needed" in printed("keys")
@@ -133,6 +146,57 @@ def test_what_no_key_opens_is_told_and_stops_nothing_else(keys: Keys) -> None:
     assert opened(found) == SECRET
     lost.refresh_from_db()
     assert lost.key_id not in (key_id(NEW), key_id(OLD))
+
+
+def test_a_client_that_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys: Keys) -> None:
+    keys(Fernet.generate_key())
+    lost = a_client("https://lost.example.com")
+    keys(OLD)
+    found = a_client("https://id.example.com")
+    keys(NEW, OLD)
+
+    printed("reencrypt")
+
+    before = bytes(lost.secret_ciphertext or b"")
+    lost.refresh_from_db()
+    found.refresh_from_db()
+    assert bytes(lost.secret_ciphertext or b"") == before
+    assert lost.key_id not in (key_id(NEW), key_id(OLD))
+    assert (found.key_id, found.client.secret) == (key_id(NEW), SECRET)
+    assert f"{lost.key_id} 1 MISSING" in printed("keys")
+
+
+def test_a_session_that_no_key_opens_is_gone_and_the_others_go_on(keys: Keys) -> None:
+    keys(Fernet.generate_key())
+    a_session("lost")
+    keys(OLD)
+    a_session("found")
+    keys(NEW, OLD)
+
+    printed("reencrypt")
+
+    keys(NEW)
+    assert [(row.key, cipher().open(bytes(row.sealed_id))) for row in UpstreamSession.objects.all()] == [
+        ("found", "session-1")
+    ]
+
+
+@pytest.mark.parametrize("secret", ["entered-meanwhile", ""], ids=["another", "none"])
+def test_a_client_that_is_entered_anew_meanwhile_keeps_what_was_entered(secret: str, keys: Keys) -> None:
+    keys(OLD)
+    client = a_client("https://id.example.com")
+    keys(NEW, OLD)
+
+    def enter_anew() -> None:
+        again = ClientRegistration.objects.select_for_update().get(pk=client.pk)
+        again.seal(secret)
+        again.save()
+
+    with just_before(enter_anew):
+        printed("reencrypt")
+
+    client.refresh_from_db()
+    assert client.client.secret == secret
 
 
 def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:

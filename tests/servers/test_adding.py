@@ -18,6 +18,7 @@ from tests import issuers, make, upstreams
 from tests.asgi_server import App, answer, live
 from tests.conftest import Run, SignIn
 from tests.connections.rows import HTMX, text
+from tests.meanwhile import just_before
 from tests.workspace import free_port
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
@@ -77,6 +78,45 @@ def test_an_address_the_guard_refuses_is_not_asked_and_stays_typed(
     assert refused.status_code == 422
     assert f'value="{url}"' in text(refused)
     assert 'id="url-error"' in text(refused)
+
+
+def test_an_address_that_is_refused_once_the_form_is_open_loses_nothing_of_the_form(
+    ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    typed = filled("ftp://docs.example.com/", name="Handbook", timeout_seconds=12, gateways=[work.slug], tools="none")
+
+    refused = sign_in(ana).post(PATH, typed | {"test": "1"}, headers=HTMX)
+
+    assert refused.status_code == 422
+    assert "The URL must start with https://." in text(refused)
+    form = refused.context["form"]
+    kept = {name: form[name].value() for name in ("name", "url", "gateways", "tools")}
+    assert kept == {name: typed[name] for name in kept}
+    assert form["timeout_seconds"].value() == "12"
+
+
+def test_each_tool_is_listed_with_what_it_says_it_does(run: Run, ana: User, sign_in: SignIn) -> None:
+    hints = {
+        "look": {"readOnlyHint": True, "destructiveHint": True},
+        "remove": {"readOnlyHint": False, "destructiveHint": True},
+        "change": {"readOnlyHint": False, "destructiveHint": False},
+        "unsure": {"title": "Unsure"},
+        "silent": None,
+    }
+    server = MCPServer("notes", version="1.0", log_level="WARNING")
+    for name, said in hints.items():
+        server.add_tool(upstreams.echo, name=name, annotations=said)  # type: ignore[arg-type]
+
+    page = text(sign_in(ana).post(PATH, {"check": "1", "url": run(server.streamable_http_app()).url}))
+
+    rows = {name: page.split(f"<code>{name}</code>")[1].split("</li>")[0] for name in hints}
+    assert {name: row.rpartition("<small>")[2].partition("<")[0] for name, row in rows.items()} == {
+        "look": "Read only",
+        "remove": "Destructive",
+        "change": "Writes",
+        "unsure": "",
+        "silent": "",
+    }
 
 
 def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed(
@@ -149,6 +189,21 @@ def test_sharing_on_a_gateway_takes_a_credential_and_the_management_of_identitie
     assert not Server.objects.exists()
 
 
+def test_a_server_where_everybody_shares_a_sign_in_is_added_before_it_goes_behind_gateways(
+    run: Run, ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    values = filled(run(issuers.Issuer().app()).url, auth_type="oauth", who="shared")
+    client = sign_in(ana)
+
+    refused = client.post(PATH, values | {"gateways": [work.slug]})
+    added = client.post(PATH, values)
+
+    told = "Add the server without a gateway, sign in as the shared account on its page, and assign it then."
+    assert (refused.status_code, told in text(refused)) == (422, True)
+    assert (added.status_code, Server.objects.get().name) == (302, "Docs")
+    assert not Assignment.objects.exists()
+
+
 def test_gateways_are_offered_to_who_manages_them_alone(work: Gateway, sign_in: SignIn) -> None:
     keeper = make.user(Capability.SERVERS_MANAGE)
     values = filled("http://127.0.0.1:9/mcp")
@@ -184,6 +239,22 @@ def test_an_alias_that_is_taken_is_said_at_the_slug_and_nothing_is_stored(
 
     assert "Another server on Work has the alias “docs”." in text(refused)
     assert not Server.objects.filter(name="Docs").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_slug_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored(
+    ana: User, work: Gateway, sign_in: SignIn
+) -> None:
+    values = filled("http://127.0.0.1:9/mcp", slug="docs", auth_type="bearer", secret="key", who="own")
+    client = sign_in(ana)
+
+    with just_before(lambda: make.server(slug="docs", name="Other")):
+        refused = client.post(PATH, values | {"gateways": [work.slug]})
+
+    assert (refused.status_code, Server.objects.get().name) == (422, "Other")
+    assert "This name or slug was taken just now. Choose another." in text(refused)
+    assert not Identity.objects.exists()
+    assert not Assignment.objects.exists()
 
 
 def test_enter_adds_and_does_not_test(run: Run, ana: User, sign_in: SignIn) -> None:
@@ -240,15 +311,21 @@ def test_tiles_are_searched_and_sorted_by_kind(ana: User, sign_in: SignIn) -> No
     assert "Linear" not in money
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [('[{"nonsense": 1}]', "is no file of well-known servers"), (None, "cannot be read: No such file or directory")],
+    ids=["nonsense", "missing"],
+)
 def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_field(
-    ana: User, sign_in: SignIn, settings: Settings, tmp_path: Path
+    content: str | None, why: str, ana: User, sign_in: SignIn, settings: Settings, tmp_path: Path
 ) -> None:
-    (tmp_path / "tiles.json").write_text('[{"nonsense": 1}]')
     settings.WELL_KNOWN_SERVERS = tmp_path / "tiles.json"
+    if content is not None:
+        settings.WELL_KNOWN_SERVERS.write_text(content)
 
     page = text(sign_in(ana).get(PATH))
 
-    assert "is no file of well-known servers" in page
+    assert f"{settings.WELL_KNOWN_SERVERS} {why}" in page
     assert 'name="url"' in page
 
 

@@ -13,6 +13,7 @@ from capabilities import Capability
 from servers.models import AuthType, Identity, Server
 from tests import make, upstreams
 from tests.conftest import Run
+from tests.meanwhile import just_before
 from tests.rest import Rest, errors, problem, results
 
 pytestmark = pytest.mark.django_db
@@ -74,6 +75,30 @@ def test_a_server_is_edited(ana: User, github: Server) -> None:
     assert set(errors(rest.patch("/servers/github", {"slug": "gitlab"}))) == {"slug"}
     assert set(errors(rest.patch("/servers/github", {"url": "http://127.0.0.1/"}))) == {"url"}
     assert set(Event.objects.get(action="server.updated").changes) == {"timeout_seconds", "max_concurrent"}
+
+
+def test_a_server_does_not_take_the_name_of_another(ana: User, github: Server) -> None:
+    rest = Rest.of(ana)
+    make.server(slug="docs", name="Docs").disable(by=ana)
+    gone = make.server(slug="old", name="Old")
+    Server.objects.filter(pk=gone.pk).update(archived_at=gone.created_at, enabled=False)
+
+    assert problem(rest.patch("/servers/github", {"name": " DOCS "})) == (409, "already_exists")
+    assert Server.objects.get(slug="github").name == "GitHub"
+    assert rest.patch("/servers/github", {"name": "github"}).json()["name"] == "github", "it may change its own case"
+    assert rest.patch("/servers/github", {"name": "Old"}).json()["name"] == "Old"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("act", ["add", "edit"])
+def test_a_name_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: User, github: Server) -> None:
+    rest, body = Rest.of(ana), {"name": "Docs", "url": PUBLIC}
+
+    with just_before(lambda: make.server(slug="docs-of-others", name="DOCS")):
+        refused = rest.post("/servers", body) if act == "add" else rest.patch("/servers/github", {"name": "Docs"})
+
+    assert problem(refused) == (409, "already_exists")
+    assert set(Server.objects.values_list("name", flat=True)) == {"GitHub", "DOCS"}
 
 
 def test_credentials_do_not_follow_an_edited_url(ana: User, github: Server) -> None:
@@ -186,6 +211,15 @@ def test_a_label_is_taken_once(ann: User, github: Server) -> None:
     assert problem(rest.patch(f"/identities/{other.pk}", {"label": "work"})) == (409, "already_exists")
     assert rest.patch(f"/identities/{other.pk}", {"label": "home"}).json()["label"] == "home"
     assert Event.objects.get(action="identity.updated").changes == {"label": [other.label, "home"]}
+
+
+def test_a_label_that_stays_as_it_was_is_no_change(ann: User, github: Server) -> None:
+    own = make.identity(github, ann, label="work")
+    rest = Rest.of(ann)
+
+    for body in ({"label": " work "}, {}):
+        assert rest.patch(f"/identities/{own.pk}", body).json()["label"] == "work"
+    assert not Event.objects.filter(action="identity.updated").exists()
 
 
 def test_nobody_brings_for_another(ann: User, ben: User, github: Server) -> None:

@@ -1,5 +1,6 @@
 """The Identities tab of a server: shared ones are added, none is ever shown, all can be ended."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server, cipher
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import just_before
 
 pytestmark = pytest.mark.django_db
 
@@ -196,6 +198,37 @@ def test_every_bad_input_is_explained_and_no_secret_comes_back(
     assert Identity.objects.count() == 1
 
 
+def move(server: Server, by: User) -> None:
+    Server.objects.get(pk=server.pk).edit(url="https://elsewhere.example.net/mcp", by=by)
+
+
+def take_the_label(server: Server, by: User) -> None:
+    make.identity(server, label="service")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("act", "field", "words"),
+    [
+        (move, "secret", "This server was moved to https://elsewhere.example.net just now. Look again."),
+        (take_the_label, "label", "A shared identity with this label already exists."),
+    ],
+)
+def test_what_somebody_else_did_while_one_added_an_identity_is_said_and_the_secret_is_not_kept(
+    act: Callable[[Server, User], None], field: str, words: str, github: Server, ana: User, sign_in: SignIn
+) -> None:
+    client = sign_in(ana)
+
+    with just_before(lambda: act(github, ana)):
+        response = client.post("/servers/github/identities/add/", {"label": "service", "secret": SECRET})
+
+    assert response.status_code == 422
+    page = text(response)
+    assert words in page.split(f'id="id_{field}_error"')[1].split("</span>")[0]
+    assert SECRET not in page
+    assert not Identity.objects.filter(secret_hint=SECRET[-4:]).exists()
+
+
 def test_a_revoked_label_may_be_used_again(github: Server, ana: User, sign_in: SignIn) -> None:
     make.identity(github, label="service").revoke(by=ana)
 
@@ -243,6 +276,18 @@ def test_revoking_tells_where_it_is_used_and_wipes_the_secret(github: Server, an
     assert "had been revoked before" in again["HX-Trigger"]
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
+
+
+def test_a_revoked_identity_is_not_confirmed_any_more(github: Server, ana: User, sign_in: SignIn) -> None:
+    identity = make.identity(github, ana)
+    github.edit(url=f"{github.url}/v2", by=ana)
+    Identity.objects.get().revoke(by=ana)
+
+    told = sign_in(ana).post(f"/identities/{identity.pk}/confirm/", headers=HTMX)
+
+    assert "This identity has been revoked before." in told["HX-Trigger"]
+    assert not Event.objects.filter(action="identity.confirmed").exists()
+    assert Identity.objects.get().unconfirmed_since is not None
 
 
 def test_a_revoked_identity_takes_no_other_secret(github: Server, ana: User, sign_in: SignIn) -> None:

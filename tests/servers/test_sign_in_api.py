@@ -1,8 +1,11 @@
 """Signing in at the issuer of a server from a program: POST /api/sign-ins, and what identities say of it."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.test import Client
 from django.utils import timezone
 
@@ -10,20 +13,32 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import AuthType, Identity, Server
-from servers.oauth_client.models import SignIn
+from servers.models import AuthType, Identity, Server, cipher
+from servers.oauth_client.models import ClientRegistration, SignIn
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.issuers import Issuer, consent, query
 from tests.oauth.apps import browser
+from tests.workspace import free_port
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("loopback_is_allowed")]
 
 
+@pytest.fixture(autouse=True)
+def _keys_of_this_test() -> Iterator[None]:
+    yield
+    cipher.cache_clear()
+
+
 @pytest.fixture
-def upstream(run: Run) -> Upstream:
-    return run(Issuer().app())
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def upstream(run: Run, issuer: Issuer) -> Upstream:
+    return run(issuer.app())
 
 
 @pytest.fixture
@@ -129,6 +144,70 @@ def test_a_server_that_names_another_issuer_is_an_event_with_the_sign_ins_it_end
     (identity,) = signing.get("/api/identities").json()["results"]
     assert identity["status"] == "sign_in_needed"
     assert identity["sign_in_needed"] == Identity.objects.get().sign_in_words != ""
+
+
+def signed_in(client: Client, server: Server) -> Any:
+    """The one identity that a sign-in brings."""
+    client.get(consent(begin(client, {"server_id": str(server.pk)}).json()["authorization_url"]))
+    (identity,) = client.get("/api/identities").json()["results"]
+    return identity
+
+
+@pytest.mark.parametrize(
+    ("scope", "status", "account"),
+    [("openid", 200, "octo-ann"), ("openid", 403, ""), ("read", 200, "")],
+    ids=["told", "refused", "not asked"],
+)
+def test_an_issuer_is_asked_who_signed_in_where_the_person_agreed_to_that(
+    scope: str, status: int, account: str, issuer: Issuer, upstream: Upstream, github: Server
+) -> None:
+    issuer.scopes = (scope,)
+    issuer.metadata = {"userinfo_endpoint": f"{upstream.url.removesuffix('/mcp')}/userinfo"}
+    issuer.answers["/userinfo"] = (status, "application/json", '{"login": "octo-ann", "sub": "1"}')
+
+    assert signed_in(browser(make.user()), github)["account"] == account
+    assert ("/userinfo" in issuer.asked) is (scope == "openid")
+
+
+def test_an_issuer_that_does_not_say_who_signed_in_keeps_nobody_from_it(issuer: Issuer, github: Server) -> None:
+    issuer.scopes = ("openid",)
+    issuer.metadata = {"userinfo_endpoint": f"http://127.0.0.1:{free_port()}/userinfo"}
+
+    identity = signed_in(browser(make.user()), github)
+
+    assert (identity["account"], identity["status"]) == ("", "active")
+
+
+def test_a_key_that_is_changed_during_a_sign_in_has_it_begun_again(
+    github: Server, issuer: Issuer, settings: Settings
+) -> None:
+    client = browser(make.user())
+    back = consent(begin(client, {"server_id": str(github.pk)}).json()["authorization_url"])
+    ClientRegistration.objects.update(secret_ciphertext=None, auth_method="none")
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key()]
+    cipher.cache_clear()
+
+    refused = client.get(back).content.decode()
+
+    assert "The encryption key was changed meanwhile. Begin again." in refused
+    assert issuer.forms == [], "the code was used"
+    assert not Identity.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("expires", "registered"), [(1, 2), (0, 1), (4_102_444_800, 1)], ids=["over", "never", "later"]
+)
+def test_this_gateway_registers_anew_once_its_secret_at_an_issuer_has_ended(
+    expires: int, registered: int, issuer: Issuer, github: Server
+) -> None:
+    given = {"client_id": "gateway", "client_secret": "s3cret", "client_secret_expires_at": expires}
+    issuer.answers["/register"] = (201, "application/json", json.dumps(given))
+
+    for _ in range(2):
+        begin(browser(make.user()), {"server_id": str(github.pk)})
+
+    assert len(issuer.registrations) == registered
+    assert ClientRegistration.objects.filter(ended_at=None).count() == 1
 
 
 def test_pages_say_of_a_sign_in_what_the_issuer_said_and_never_a_word_of_the_program(github: Server) -> None:

@@ -1,13 +1,14 @@
 """What a sign-in at the issuer of a server must never bring, whoever is at work meanwhile."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio.to_thread
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 from django.db import connections
 from django.test import Client
 from mcp.server.auth.provider import AuthorizationCode
@@ -80,6 +81,18 @@ class Github:
 
     def is_revoked(self, token: OAuthToken) -> bool:
         return token.access_token in self.issuer.revoked and token.refresh_token in self.issuer.revoked
+
+
+@pytest.fixture(autouse=True)
+def _keys_of_this_test() -> Iterator[None]:
+    """What seals is made anew after a test that lost the key."""
+    yield
+    cipher.cache_clear()
+
+
+def lose_the_key(settings: Settings) -> None:
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key()]
+    cipher.cache_clear()
 
 
 @pytest.fixture
@@ -263,6 +276,50 @@ def test_an_identity_of_a_server_where_nobody_signs_in_leads_to_no_issuer(
     assert "Refresh" not in response
 
 
+def test_a_key_that_is_pasted_in_place_of_a_sign_in_ends_what_the_issuer_granted(
+    github: Github, ann: User, boss: User
+) -> None:
+    identity = github.sign_in(ann)
+    paste_keys(github, ann, boss)
+
+    browser(ann).post(f"/identities/{identity.pk}/replace/", {"secret": "ghp_pasted"})
+
+    identity = Identity.objects.get()
+    assert cipher().open(bytes(identity.secret_ciphertext or b"")) == "ghp_pasted"
+    assert (identity.by_oauth, identity.account, identity.kind, identity.status) == (False, "", "bearer", "active")
+    assert (identity.expires_at, identity.renew_at) == (None, None)
+    assert not Grant.objects.exists()
+    eventually(lambda: github.is_revoked(github.issuer.issued[0]))
+
+
+def test_an_identity_that_is_revoked_while_one_signs_in_again_stays_revoked(github: Github, ann: User) -> None:
+    identity = github.sign_in(ann)
+    client = browser(ann)
+    back = consent(github.begin(client, f"/identities/{identity.pk}/authenticate/"))
+    Identity.objects.get().revoke(by=ann)
+
+    refused = client.get(back)
+
+    assert "This identity has been revoked. Add a new one." in words(refused)
+    assert Identity.objects.get().status == "revoked"
+    assert len(github.issuer.issued) == 1, "the code was used"
+
+
+def test_a_sign_in_whose_key_is_lost_is_revoked_here_and_nothing_is_sent(
+    github: Github, ann: User, settings: Settings
+) -> None:
+    identity = github.sign_in(ann)
+    asked = len(github.issuer.asked)
+    lose_the_key(settings)
+
+    gone = browser(ann).post(f"/identities/{identity.pk}/revoke/")
+
+    assert gone.status_code == 302
+    assert Identity.objects.get().secret_ciphertext is None
+    assert Grant.objects.get().refresh_ciphertext is None
+    assert len(github.issuer.asked) == asked
+
+
 def test_of_many_sign_ins_that_a_person_begins_the_oldest_end(github: Github, ann: User, boss: User) -> None:
     client, other = browser(ann), browser(boss)
     kept = consent(github.begin(other))
@@ -424,6 +481,38 @@ def test_a_client_s_secret_goes_to_the_issuer_that_was_shown_beside_it(
     assert f'name="issuer" value="{origin(evil)}"' in words(entered)
     assert "s3cret-of-ours" not in words(entered)
     assert not ClientRegistration.objects.exists()
+
+
+def enter(client: Client, github: Github) -> None:
+    values = {"client_id": "ours", "secret": "s3cret-of-ours", "issuer": origin(github)}
+    assert client.post("/servers/github/client/", values).status_code == 302
+
+
+def test_a_client_that_was_entered_is_not_shown_to_another_issuer(github: Github, evil: Github, boss: User) -> None:
+    client = browser(boss)
+    enter(client, github)
+    github.issuer.prm = {"authorization_servers": [origin(evil)]}
+
+    refused = words(client.post("/servers/github/authenticate/", {"next": NEXT}))
+
+    assert f"names {origin(evil)} as its issuer now. The client was entered for {origin(github)};" in refused
+    assert "an administrator has to enter it again." in refused
+    assert not evil.issuer.registrations
+    assert not SignIn.objects.exists()
+
+
+def test_a_client_whose_secret_no_key_opens_has_to_be_entered_again(
+    github: Github, boss: User, settings: Settings
+) -> None:
+    client = browser(boss)
+    enter(client, github)
+    lose_the_key(settings)
+
+    refused = words(client.post("/servers/github/authenticate/", {"next": NEXT}))
+
+    assert "No encryption key opens the client's secret. Enter the client again." in refused
+    enter(client, github)
+    assert "Refresh" in client.post("/servers/github/authenticate/", {"next": NEXT})
 
 
 # --- Private addresses ------------------------------------------------------------------------------------------------

@@ -99,6 +99,19 @@ def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_to
     assert not SignIn.objects.exists()
 
 
+def test_who_shares_a_sign_in_is_told_beside_its_label_why_it_cannot_begin(github: Github, boss: User) -> None:
+    github.issuer.metadata = {"issuer": KNOWN_AS}
+    client, path = browser(boss), "/servers/github/identities/add/"
+
+    refused, unnamed = client.post(path, {"label": "service"}), client.post(path, {"label": ""})
+
+    assert (refused.status_code, unnamed.status_code) == (422, 422)
+    assert f"describes another issuer than {github.origin}: {KNOWN_AS}." in words(refused)
+    assert 'value="service"' in words(refused)
+    assert "This field is required." in words(unnamed)
+    assert not SignIn.objects.exists()
+
+
 def test_an_issuer_may_name_itself_as_an_administrator_expects_and_in_no_other_way(github: Github, ann: User) -> None:
     github.issuer.metadata = {"issuer": KNOWN_AS}
     github.set(expected_issuer=KNOWN_AS)

@@ -12,6 +12,7 @@ from capabilities import Capability
 from servers.models import BUILT_IN_URL, AuthType, Health, Server
 from tests import make, upstreams
 from tests.conftest import Run, SignIn
+from tests.meanwhile import just_before
 from tests.workspace import free_port
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
@@ -412,6 +413,23 @@ def test_a_server_is_tested_before_it_is_added(run: Run, ana: User, sign_in: Sig
     assert "with 6 tools" in text(response)
     assert 'value="Docs"' in text(response)
     assert not Server.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_name_that_somebody_else_takes_while_one_saves_is_said_and_keeps_what_was_typed(
+    ana: User, sign_in: SignIn
+) -> None:
+    make.server(slug="docs", name="Handbook", url="http://127.0.0.1:9/mcp")
+    client = sign_in(ana)
+
+    with just_before(lambda: make.server(slug="other", name="DOCS")):
+        refused = client.post("/servers/docs/edit/", filled(timeout_seconds=12))
+
+    assert refused.status_code == 422
+    assert "This name or slug was taken just now. Choose another." in text(refused)
+    assert refused.context["form"]["timeout_seconds"].value() == "12"
+    server = Server.objects.get(slug="docs")
+    assert (server.name, server.timeout_seconds) == ("Handbook", 30)
 
 
 def test_an_edited_server_is_tested_with_the_tester_s_identity_and_not_saved(

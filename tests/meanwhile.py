@@ -1,0 +1,42 @@
+"""Somebody else who is quicker: what another person does between a check of ours and the row that we write."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
+
+from django.db import connection, connections, transaction
+
+from tests.eventually import eventually
+
+WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+
+
+@contextmanager
+def just_before(act: Callable[[], object]) -> Iterator[None]:
+    """In the block, somebody else's `act` is under way; it is committed when the block waits for what it has locked.
+
+    Fails when the block never does. The test needs `django_db(transaction=True)`.
+    """
+    acted = Event()
+
+    def another() -> None:
+        try:
+            with transaction.atomic():
+                act()
+                acted.set()
+                eventually(_is_waited_for)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as others:
+        other = others.submit(another)
+        eventually(lambda: acted.is_set() or other.done())
+        yield
+        other.result()
+
+
+def _is_waited_for() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(WAITED_FOR)
+        return bool(cursor.fetchone()[0])
