@@ -9,7 +9,9 @@ from django.db import connection, transaction
 
 from tests.eventually import eventually
 
-KEPT_WAITING = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid)))"
+KEPT_WAITING = (
+    "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid)))"
+)
 
 
 def meanwhile(ask: Callable[[], Any], act: Callable[[], object]) -> Any:

@@ -190,9 +190,7 @@ def test_what_ends_while_it_is_saved_is_not_edited(ana: User, token: Token, sign
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_two_tokens_given_one_name_at_the_same_moment_one_gets_it(
-    ana: User, token: Token, sign_in: SignIn
-) -> None:
+def test_of_two_tokens_given_one_name_at_the_same_moment_one_gets_it(ana: User, token: Token, sign_in: SignIn) -> None:
     client, other = sign_in(ana), make.token(token.connection, name="other").token
 
     answer = meanwhile(

@@ -274,8 +274,25 @@ def test_a_token_that_ends_at_that_moment_gets_no_other_secret(ana: User, token:
         lambda: client.post(f"/tokens/{token.pk}/regenerate/", headers=ON_LIST), lambda: gone.revoke(by=ana)
     )
 
-    assert (secret_in(answer), GONE in text(answer)) == (None, True)
+    assert (secret_in(answer), "This token has been revoked before." in answer["HX-Trigger"]) == (None, True)
     assert (Token.objects.get().prefix, Token.objects.get().status) == (token.prefix, "revoked")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("overlap", [0, 24])
+def test_regenerated_in_two_windows_at_once_it_gets_one_secret(
+    overlap: int, ana: User, token: Token, sign_in: SignIn
+) -> None:
+    client, faster = sign_in(ana), Token.objects.get()
+
+    answer = meanwhile(
+        lambda: client.post(f"/tokens/{token.pk}/regenerate/", {"overlap_hours": overlap}, headers=ON_LIST),
+        lambda: faster.rotate(by=ana, overlap_hours=overlap),
+    )
+
+    assert (secret_in(answer), "was regenerated already" in answer["HX-Trigger"]) == (None, True)
+    assert Token.objects.get().prefix == faster.prefix
+    assert Event.objects.filter(action="token.rotated").count() == 1
 
 
 @pytest.mark.django_db(transaction=True)

@@ -172,6 +172,8 @@ def test_the_allowlist_covers_rotation(link: Connection) -> None:
     outside, inside = make.token(link, allowed_ips=["198.51.100.7"]), make.token(link, allowed_ips=["127.0.0.0/8"])
 
     assert problem(rotate(outside.secret, outside.token.pk)) == (403, "ip_not_allowed")
+    nowhere = Client(headers={"Authorization": f"Bearer {inside.secret}"}, REMOTE_ADDR="")
+    assert problem(nowhere.generic("POST", f"/api/tokens/{inside.token.pk}/rotate")) == (403, "ip_not_allowed")
     assert rotate(inside.secret, inside.token.pk).status_code == 200
 
 
