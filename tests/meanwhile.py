@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
+from typing import Any
 
 from django.db import connection, connections, transaction
 
@@ -34,6 +35,12 @@ def just_before(act: Callable[[], object]) -> Iterator[None]:
         eventually(lambda: acted.is_set() or other.done())
         yield
         other.result()
+
+
+def meanwhile(ask: Callable[[], Any], act: Callable[[], object]) -> Any:
+    """What `ask` gets, which finds everything as it was before `act`, and has to wait until that is committed."""
+    with just_before(act):
+        return ask()
 
 
 def _is_waited_for() -> bool:

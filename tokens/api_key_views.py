@@ -19,7 +19,7 @@ from accounts.reauthentication import ask_first
 from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, own_resource
 from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
-from tokens.api_keys import BadDays, IssuedKey, KeyNameTaken, KeyRefused, issue
+from tokens.api_keys import IssuedKey, KeyNameTaken, KeyRefused, issue
 from tokens.lists import API_KEYS
 from ui.pages import AppRequest, answer, confirm, leave, open_query, page_of, posted, refuse, show
 from ui.tables import show_list
@@ -64,8 +64,6 @@ def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
         return issue(**data, by=request.user)
     except KeyNameTaken as error:
         form.add_error("name", str(error))
-    except BadDays as error:
-        form.add_error("days", str(error))
     except (KeyRefused, BeyondYours) as error:
         form.add_error("capabilities", str(error))
     return None

@@ -447,9 +447,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             new_values["allowed_ips"] = canonical(fields["allowed_ips"])
         if "calls_per_minute" in fields:
             new_values["calls_per_minute"] = fields["calls_per_minute"]
-        with transaction.atomic():
-            row = self.lock()
-            row.must_be_active()
+        with self._locked() as row:  # Its connection too: no other of its tokens takes the name meanwhile.
             if "name" in new_values:
                 row.must_be_free(new_values["name"])
             loosens = "calls_per_minute" in new_values and row.is_loosened_by(new_values["calls_per_minute"])

@@ -208,9 +208,9 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
         return _ask(request, token, form)
     try:
         return _shown(request, token, token.rotate(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
-    except AskedForNew as error:
+    except (AskedForNew, AlreadyRevoked, Expired) as error:
         return changed(request, token, str(error))
-    except (Superseded, AlreadyRevoked, Expired):
+    except Superseded:
         return _shown(request, _find(request, token.pk))
 
 

@@ -32,7 +32,7 @@ from tests import make
 from tests.conftest import Run, SignIn
 from tests.proxy.conftest import config
 from tests.proxy.scripted import Request, Script
-from tokens.models import NotYours, Token
+from tokens.models import AlreadyRevoked, NotYours, Token
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -135,6 +135,15 @@ def test_a_token_is_lent_to_nobody_but_the_person_of_the_connection(member: User
 
     with pytest.raises(NotYours):
         Binding.objects.lend(other, by=member, seconds=60)
+    assert not AccessToken.objects.exists()
+
+
+def test_nothing_is_lent_for_a_connection_that_has_ended(member: User) -> None:
+    connection = make.app_connection(member, make.gateway())
+    connection.revoke(by=member)
+
+    with pytest.raises(AlreadyRevoked):
+        Binding.objects.lend(connection, by=member, seconds=60)
     assert not AccessToken.objects.exists()
 
 

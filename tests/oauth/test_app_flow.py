@@ -17,7 +17,9 @@ from gateways.models import Gateway
 from hosts.models import Host
 from oauth.models import Binding, Registration
 from tests import make
+from tests.meanwhile import meanwhile
 from tests.oauth.apps import CALLBACK, App, browser, connect, decide, register
+from tests.oauth.steps import per_user
 from tokens.models import Token
 from wire import token_text
 
@@ -113,6 +115,7 @@ def test_a_code_works_once_and_its_replay_ends_what_it_brought(app: App, member:
         ({"redirect_uri": "https://evil.example/callback"}, "invalid_grant"),
         ({"resource": "http://localhost:8000/mcp/another"}, "invalid_target"),
         ({"resource": "http://localhost:8000"}, "invalid_target"),
+        ({"resource": "http://[localhost:8000/mcp"}, "invalid_target"),
         ({"client_id": "somebody"}, "invalid_client"),
     ],
 )
@@ -309,6 +312,24 @@ def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, me
         assert words in page
 
 
+def test_consent_says_as_whom_each_server_is_called(app: App, member: User) -> None:
+    gateway = make.gateway(make.server(name="Handbook"))
+    brought, skipped = per_user(gateway, "A"), per_user(gateway, "B")
+    own = make.identity(brought, member, label="ann-work")
+    client = browser(member)
+    first = client.post(client.get(app.question(gateway))["Location"], {"gateway": gateway.slug})["Location"]
+    second = client.post(first, {"identity": str(own.pk)})["Location"]
+
+    page = client.get(client.post(second, {"skip": "1"})["Location"]).content.decode()
+
+    for server, words in (
+        ("Handbook", "no credential"),
+        (brought.name, "as ann-work"),
+        (skipped.name, "as the identity you chose before, or skipped"),
+    ):
+        assert words in page.split(server)[1].split("</li>")[0], server
+
+
 def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App, member: User) -> None:
     """Nothing is called there, whichever of the two switches is off."""
     off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
@@ -396,6 +417,75 @@ def test_a_finished_flow_gives_no_second_code(app: App, member: User, gateway: G
 
     assert again.status_code == 410
     assert "Refresh" not in again
+
+
+@pytest.mark.django_db(transaction=True)
+def test_allowed_in_two_windows_at_once_it_gives_one_code(app: App, member: User, gateway: Gateway) -> None:
+    client, second = browser(member), Client()
+    page = client.get(app.question(gateway))["Location"]
+    consent = client.post(page, {"gateway": gateway.slug})["Location"]
+    second.cookies = client.cookies
+
+    late = meanwhile(
+        lambda: second.post(consent, {"decision": "allow"}), lambda: client.post(consent, {"decision": "allow"})
+    )
+
+    assert (late.status_code, "Refresh" in late) == (410, False)
+    assert Grant.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_disabled_while_the_person_allows_gives_no_code(app: App, member: User, gateway: Gateway) -> None:
+    connect(app, member, gateway)
+    client, link = browser(member), Connection.objects.get()
+    page = client.get(app.question(gateway))["Location"]
+    consent = client.post(page, {"gateway": gateway.slug})["Location"]
+
+    refused = meanwhile(lambda: client.post(consent, {"decision": "allow"}), lambda: link.disable(by=make.user()))
+
+    assert (refused.status_code, "Refresh" in refused) == (403, False)
+    assert b"This connection has been disabled by an administrator." in refused.content
+    assert not Grant.objects.exists()
+
+
+def elsewhere(path: str, **body: str) -> Any:
+    """The answer to the same app from another address, which has limits of its own."""
+    return Client(REMOTE_ADDR="198.51.100.7").post(path, body)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_code_exchanged_twice_at_once_gives_one_pair_of_tokens(app: App, member: User, gateway: Gateway) -> None:
+    """Attack: a stolen code, sent at the very moment the app sends it."""
+    code = decide(browser(member), app.question(gateway))["code"]
+    same = {"grant_type": "authorization_code", "code": code, "client_id": app.client_id}
+
+    late = meanwhile(
+        lambda: app.exchange(code),
+        lambda: elsewhere("/oauth/token", **same, redirect_uri=CALLBACK, code_verifier=app.verifier),
+    )
+
+    assert (late.status_code, late.json()["error"]) == (400, "invalid_grant")
+    assert RefreshToken.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("ends", ["connection", "family"])
+def test_a_refresh_that_waits_for_the_end_of_its_tokens_brings_none(
+    ends: str, app: App, member: User, gateway: Gateway
+) -> None:
+    refresh = connect(app, member, gateway)["refresh_token"]
+    link = Connection.objects.get()
+
+    def end() -> None:
+        if ends == "connection":
+            link.revoke(by=member)
+        else:
+            elsewhere("/oauth/revoke", token=refresh, client_id=app.client_id)
+
+    late = meanwhile(lambda: app.refresh(refresh), end)
+
+    assert (late.status_code, late.json()["error"]) == (400, "invalid_grant")
+    assert RefreshToken.objects.count() == 1
 
 
 def test_a_member_without_the_capability_connects_nothing(app: App, gateway: Gateway) -> None:

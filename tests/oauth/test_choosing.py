@@ -6,9 +6,10 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from oauth.models import AuthorizeRequest
-from servers.models import Identity, cipher
+from servers.models import AuthType, Identity, cipher
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import meanwhile
 from tests.oauth.steps import begin, per_user, text
 
 pytestmark = pytest.mark.django_db
@@ -211,3 +212,48 @@ def test_a_server_of_another_gateway_has_no_page(ana: User, sign_in: SignIn) -> 
     first = begin(client, make.agent(by=ana), gateway=gateway.slug)
 
     assert client.get(f"{first}identity/{other.assignments.get().pk}/").status_code == 404
+
+
+def test_a_page_opened_before_a_gateway_was_chosen_leads_to_the_choice(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway()
+    per_user(gateway)
+    client = sign_in(ana)
+    first = begin(client, make.agent(by=ana))
+
+    for page in (f"{first}identity/{gateway.assignments.get().pk}/", f"{first}token/"):
+        for answer in (client.get(page), client.post(page, {"name": "x", "scope": "all"})):
+            assert (answer.status_code, answer["Location"]) == (302, first)
+    assert not Connection.objects.exists()
+
+
+def test_what_is_sent_in_a_header_of_the_server_is_sent_as_it_was_pasted(ana: User, sign_in: SignIn) -> None:
+    """Only where we write the word Bearer ourselves is a pasted one left out."""
+    gateway = make.gateway()
+    crm = per_user(gateway, "CRM", auth_type=AuthType.HEADER, header_name="X-Api-Key")
+    client = sign_in(ana)
+    page = client.post(begin(client, make.agent(by=ana)), {"gateway": gateway.slug})["Location"]
+
+    asked = text(client.get(page))
+    client.post(page, {"identity": "new", "secret": "Bearer of news"})
+
+    assert f"{crm.name} X-Api-Key" in asked
+    assert cipher().open(bytes(Identity.objects.get().secret_ciphertext or b"")) == "Bearer of news"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana: User, sign_in: SignIn) -> None:
+    """Its owner read the old address; who moves a server could collect what is meant for that."""
+    gateway = make.gateway()
+    github = per_user(gateway)
+    client = sign_in(ana)
+    page = client.post(begin(client, make.agent(by=ana)), {"gateway": gateway.slug})["Location"]
+
+    answer = meanwhile(
+        lambda: client.post(page, {"identity": "new", "secret": SECRET}),
+        lambda: github.edit(url="https://new.example/mcp", by=ana),
+    )
+
+    assert answer.status_code == 422
+    assert "This server was moved to https://new.example just now. Look again." in text(answer)
+    assert SECRET not in text(answer)
+    assert not Identity.objects.exists()

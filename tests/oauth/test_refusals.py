@@ -13,6 +13,7 @@ from hosts.models import Host
 from oauth.models import AuthorizeRequest
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import meanwhile
 from tests.oauth.steps import begin, minted, options, text
 from tokens.models import Token
 
@@ -86,6 +87,20 @@ def test_what_was_switched_off_meanwhile_refuses_at_every_step(
 
     assert response.status_code == 403
     assert words in text(response)
+    assert not Token.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_switched_off_while_the_token_is_asked_for_gives_none(ana: User, sign_in: SignIn) -> None:
+    host, gateway = make.agent(by=ana), make.gateway()
+    link = make.connection(host, gateway, ana)
+    client = sign_in(ana)
+    page = options(client, host, gateway)
+
+    answer = meanwhile(lambda: client.post(page, {"name": "x", "scope": "all"}), lambda: link.disable(by=ana))
+
+    assert answer.status_code == 403
+    assert "This connection has been disabled by an administrator." in text(answer)
     assert not Token.objects.exists()
 
 

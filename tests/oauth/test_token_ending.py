@@ -107,6 +107,27 @@ def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn)
     assert '"name":"docs__echo","arguments":{"text": "hello"}' in text(issued).replace("&quot;", '"')
 
 
+def test_the_arguments_of_a_snippet_are_those_its_schema_names_itself(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway(make.server())
+    asked = {
+        "unit": {"type": "string", "enum": ["celsius", "kelvin"]},
+        "days": {"type": "integer", "default": 3},
+        "kind": {"const": "brief"},
+        "city": {"type": ["string", "null"]},
+        "more": True,
+    }
+    schema = {"type": "object", "properties": asked, "required": [*asked]}
+    Feature.objects.create(
+        assignment=gateway.assignments.get(), name="echo", exposed_name="docs__echo", input_schema=schema
+    )
+    client = sign_in(ana)
+
+    issued = client.post(options(client, make.agent(by=ana), gateway), {"name": "x", "scope": "all"})
+
+    told = '"arguments":{"unit": "celsius", "days": 3, "kind": "brief", "city": "hello", "more": "hello"}'
+    assert told in text(issued).replace("&quot;", '"')
+
+
 def test_without_a_known_tool_the_snippet_says_where_to_take_one(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     first = begin(client, make.agent(by=ana), gateway=make.gateway().slug)

@@ -8,6 +8,7 @@ import pytest
 from cryptography.fernet import Fernet
 from django.test import Client
 from django.utils import timezone
+from pytest_django import Settings
 
 from accounts.models import User
 from auditlog.models import Event

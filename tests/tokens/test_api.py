@@ -190,6 +190,15 @@ def test_anothers_identity_cannot_be_brought(ana: User, ann: User, bot: Host, wo
     assert errors(refused) == {"identities": [f"You have no usable identity {theirs.pk} for server {github.pk}."]}
 
 
+def test_a_server_everybody_reaches_alike_takes_no_identity(ana: User, bot: Host, work: Gateway, docs: Server) -> None:
+    mine = make.identity(make.server(auth_type=AuthType.BEARER), ana)
+
+    refused = Rest.of(ana).post("/tokens", wanted(bot, work, identities={str(docs.pk): str(mine.pk)}))
+
+    assert errors(refused) == {"identities": [f"Server {docs.pk} takes no identity of yours on this gateway."]}
+    assert not Connection.objects.exists()
+
+
 # --- Read -----------------------------------------------------------------------------------------------------------
 
 

@@ -390,6 +390,27 @@ def test_a_bad_form_comes_back(page: Client, wrong: dict[str, Any], words: str) 
     assert not ApiKey.objects.exists()
 
 
+def test_a_name_serves_for_one_key_at_a_time(page: Client, eve: User) -> None:
+    taken = make.api_key(eve, *READER, name="Nightly").key
+
+    refused = page.post("/settings/api-keys/create", filled(page))
+    taken.revoke(by=eve)
+    made = page.post("/settings/api-keys/create", filled(page))
+
+    assert (refused.status_code, made.status_code) == (422, 200)
+    assert "You have an API key of that name already." in text(refused)
+    assert [key.name for key in ApiKey.objects.live()] == ["nightly"]
+
+
+def test_revoked_in_two_windows_it_is_revoked_once(page: Client, eve: User) -> None:
+    key = make.api_key(eve, *READER).key
+
+    answers = [page.post(f"/settings/api-keys/{key.pk}/revoke", follow=True) for _ in range(2)]
+
+    assert ["API key revoked" in text(answer) for answer in answers] == [True, True]
+    assert Event.objects.filter(action="api_key.revoked").count() == 1
+
+
 def test_the_page_lists_searches_and_pages(page: Client, eve: User) -> None:
     empty = text(page.get("/settings/api-keys"))
     make.api_key(eve, *READER, name="nightly")

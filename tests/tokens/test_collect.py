@@ -28,7 +28,7 @@ from tests.rest import Rest, problem
 from tests.sampling import DRILLS, some
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
-from tokens.models import AskedForNew, Issued, NothingToCollect, NotYours, Token
+from tokens.models import AskedForNew, Issued, NothingToCollect, NotYours, Superseded, Token, TokenError
 from wire import token_text
 
 pytestmark = pytest.mark.django_db
@@ -193,6 +193,64 @@ def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(waiting: T
     assert problem(Rest.of(ann).post(path)) == (409, "token_revoked")
 
 
+def test_on_its_page_too_and_that_it_has_ended_is_said_before_that_it_is_off(
+    waiting: Token, ann: User, boss: User, sign_in: SignIn
+) -> None:
+    """Who enabled the gateway again would find a token that is of no use."""
+    browser, path = sign_in(ann), f"/tokens/{waiting.pk}/collect/"
+    waiting.connection.gateway.disable(by=boss)
+    for answer in (browser.get(path), browser.post(path, headers=ON_LIST)):
+        assert (answer.status_code, secrets_in(text(answer))) == (403, set())
+    waiting.revoke(by=boss)
+
+    answer = browser.post(path, headers=ON_LIST)
+
+    assert "This token has been revoked before." in answer["HX-Trigger"]
+    assert secrets_in(text(answer)) == set()
+    assert not Event.objects.filter(action="token.collected").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("expired", "This token has expired. Create a new one."), ("revoked", "This token has been revoked before.")],
+)
+def test_nobody_is_asked_to_collect_what_has_ended(
+    state: str, words: str, issued: Issued, boss: User, sign_in: SignIn
+) -> None:
+    if state == "expired":
+        Token.objects.update(expires_at=timezone.now())
+    else:
+        issued.token.revoke(by=boss)
+
+    answer = sign_in(boss).post(f"/tokens/{issued.token.pk}/ask-for-new/", headers=ON_LIST)
+
+    assert words in answer["HX-Trigger"]
+    assert Token.objects.get().asked_at is None
+    assert not mail.outbox
+
+
+def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None:
+    key = Token.objects.get(connection=make.app_connection(ann, make.gateway()))
+
+    with pytest.raises(TokenError, match="The key of an app is regenerated"):
+        key.ask_for_new(by=boss)
+
+    assert Token.objects.get() == key
+    assert Token.objects.get().digest is not None
+
+
+def test_a_token_that_was_asked_for_anew_renews_itself_no_more(issued: Issued, boss: User) -> None:
+    """Who found it comes with its text, and may come at the very moment."""
+    as_found = Token.objects.get()
+    issued.token.ask_for_new(by=boss)
+
+    with pytest.raises(Superseded):
+        as_found.rotate(by=None, presented=issued.secret)
+
+    assert problem(Rest.bearing(issued.secret).post(f"/tokens/{as_found.pk}/rotate")) == (401, "unauthorized")
+    assert Token.objects.get().status == "waiting"
+
+
 @pytest.mark.parametrize(
     ("capabilities", "status"),
     [((), 404), ((Capability.MCP_CONNECTIONS_READ,), 403), ((Capability.API_TOKENS_MANAGE,), 200)],
@@ -216,6 +274,22 @@ def test_the_owner_is_mailed_without_a_secret(
     assert "/settings/api-tokens" in sent.body
     assert "boss@example.com" in sent.body
     assert not secrets_in(str(sent.body))
+
+
+def test_without_a_mail_server_the_secret_ends_all_the_same(
+    issued: Issued, boss: User, settings: Any, caplog: pytest.LogCaptureFixture, django_capture_on_commit_callbacks: Any
+) -> None:
+    """Its owner is told on every page, too."""
+    options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
+    path = f"/tokens/{issued.token.pk}/ask-for-new"
+
+    with django_capture_on_commit_callbacks(execute=True):
+        answer = Rest.of(boss).post(path)
+
+    assert answer.status_code == 200
+    assert Token.objects.get().status == "waiting"
+    assert "mail not sent" in caplog.text
 
 
 # --- Nobody else's eyes -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import meanwhile
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, text
 from tokens.models import Token
 
@@ -174,6 +175,32 @@ def test_what_has_ended_is_not_edited(
     assert words in answer["HX-Trigger"]
     token.refresh_from_db()
     assert token.name == "ci"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_ends_while_it_is_saved_is_not_edited(ana: User, token: Token, sign_in: SignIn) -> None:
+    client, gone = sign_in(ana), Token.objects.get()
+
+    answer = meanwhile(
+        lambda: client.post(path(token), KEPT | {"name": "renamed"}, headers=ON_LIST), lambda: gone.revoke(by=ana)
+    )
+
+    assert (answer.status_code, "This token has been revoked before." in text(answer)) == (422, True)
+    assert Token.objects.get().name == "ci"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_tokens_given_one_name_at_the_same_moment_one_gets_it(ana: User, token: Token, sign_in: SignIn) -> None:
+    client, other = sign_in(ana), make.token(token.connection, name="other").token
+
+    answer = meanwhile(
+        lambda: client.post(path(token), KEPT | {"name": "Wanted"}, headers=ON_LIST),
+        lambda: other.edit(name="wanted", by=ana),
+    )
+
+    assert answer.status_code == 422
+    assert "This connection has an active token of that name already." in text(answer)
+    assert set(Token.objects.values_list("name", flat=True)) == {"ci", "wanted"}
 
 
 @pytest.mark.one_in(3)

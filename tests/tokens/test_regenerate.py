@@ -13,6 +13,7 @@ from connections.models import Connection
 from hosts.models import Host
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import meanwhile
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
 from tokens.models import Token
 from wire import token_text
@@ -251,3 +252,58 @@ def test_a_revoked_connection_gets_no_other_key(ana: User, app: Connection, sign
 
     assert "revoked before" in answer["HX-Trigger"]
     assert not Event.objects.filter(action="connection.key_regenerated").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_ends_at_that_moment_gets_no_other_key(ana: User, app: Connection, sign_in: SignIn) -> None:
+    client, before = sign_in(ana), Token.objects.get(connection=app).prefix
+
+    answer = meanwhile(
+        lambda: client.post(f"/connections/{app.pk}/regenerate/", headers=ON_LIST), lambda: app.revoke(by=ana)
+    )
+
+    assert "This connection has been revoked before." in answer["HX-Trigger"]
+    assert Token.objects.get(connection=app).prefix == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_token_that_ends_at_that_moment_gets_no_other_secret(ana: User, token: Token, sign_in: SignIn) -> None:
+    client, gone = sign_in(ana), Token.objects.get()
+
+    answer = meanwhile(
+        lambda: client.post(f"/tokens/{token.pk}/regenerate/", headers=ON_LIST), lambda: gone.revoke(by=ana)
+    )
+
+    assert (secret_in(answer), "This token has been revoked before." in answer["HX-Trigger"]) == (None, True)
+    assert (Token.objects.get().prefix, Token.objects.get().status) == (token.prefix, "revoked")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("overlap", [0, 24])
+def test_regenerated_in_two_windows_at_once_it_gets_one_secret(
+    overlap: int, ana: User, token: Token, sign_in: SignIn
+) -> None:
+    client, faster = sign_in(ana), Token.objects.get()
+
+    answer = meanwhile(
+        lambda: client.post(f"/tokens/{token.pk}/regenerate/", {"overlap_hours": overlap}, headers=ON_LIST),
+        lambda: faster.rotate(by=ana, overlap_hours=overlap),
+    )
+
+    assert (secret_in(answer), "was regenerated already" in answer["HX-Trigger"]) == (None, True)
+    assert Token.objects.get().prefix == faster.prefix
+    assert Event.objects.filter(action="token.rotated").count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_token_that_is_to_be_collected_from_that_moment_on_is_not_regenerated(
+    ana: User, token: Token, sign_in: SignIn
+) -> None:
+    client, asked = sign_in(ana), Token.objects.get()
+
+    answer = meanwhile(
+        lambda: client.post(f"/tokens/{token.pk}/regenerate/", headers=ON_LIST), lambda: asked.ask_for_new(by=ana)
+    )
+
+    assert (secret_in(answer), "Collect it instead" in answer["HX-Trigger"]) == (None, True)
+    assert Token.objects.get().status == "waiting"

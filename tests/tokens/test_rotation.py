@@ -83,6 +83,18 @@ def test_the_old_secret_is_dead_at_once_and_the_new_one_works(ci: Issued) -> Non
     assert rotate(new, ci.token.pk).status_code == 200
 
 
+def test_an_idempotency_key_is_the_tokens_whatever_its_secret(ci: Issued) -> None:
+    """A job that stored the new secret and then broke off begins again, and does not renew twice."""
+    path, key = f"/tokens/{ci.token.pk}/rotate", {"Idempotency-Key": "job-7"}
+    first = Rest.bearing(ci.secret).send("post", path, None, key)
+    assert first.status_code == 200, first.content
+
+    again = Rest.bearing(first.json()["token"]).send("post", path, None, key)
+
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert Event.objects.filter(action="token.rotated").count() == 1
+
+
 def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
     sibling = make.token(link).token
 
@@ -160,6 +172,8 @@ def test_the_allowlist_covers_rotation(link: Connection) -> None:
     outside, inside = make.token(link, allowed_ips=["198.51.100.7"]), make.token(link, allowed_ips=["127.0.0.0/8"])
 
     assert problem(rotate(outside.secret, outside.token.pk)) == (403, "ip_not_allowed")
+    nowhere = Client(headers={"Authorization": f"Bearer {inside.secret}"}, REMOTE_ADDR="")
+    assert problem(nowhere.generic("POST", f"/api/tokens/{inside.token.pk}/rotate")) == (403, "ip_not_allowed")
     assert rotate(inside.secret, inside.token.pk).status_code == 200
 
 

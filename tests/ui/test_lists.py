@@ -330,6 +330,20 @@ def test_picked_tokens_are_revoked_and_those_of_others_only_by_who_may_end_them(
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
+def test_a_picked_token_that_was_revoked_before_is_named_and_the_others_end(ana: User, sign_in: SignIn) -> None:
+    link = make.connection(make.agent(by=ana), make.gateway(), ana)
+    ended, lives = make.token(link, name="ended").token, make.token(link, name="lives").token
+    ended.revoke(by=ana)
+    picks = [str(ended.pk), str(lives.pk)]
+
+    said, toast = asked_and_done(sign_in(ana), "/revoke/tokens/", picks)
+
+    assert "1 token revoked" in toast
+    assert f"Left alone: {ended} (revoked already)." in said
+    assert f"Left alone: {ended} (revoked already)." in toast
+    assert not Token.objects.filter(revoked_at=None).exists()
+
+
 def test_what_ends_picked_rows_takes_the_capability_of_the_single_act_and_leaves_what_one_may_not_see(
     ana: User, ann: User, sign_in: SignIn
 ) -> None:
