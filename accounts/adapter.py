@@ -44,6 +44,12 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         "sign_in_there": SIGN_IN_THERE,
     }
 
+    def is_safe_url(self, url: Any) -> bool:
+        try:
+            return bool(super().is_safe_url(url))
+        except ValueError:  # As of `//[`, which is no address.
+            return False
+
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
 

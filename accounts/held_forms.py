@@ -1,15 +1,17 @@
 """Forms that were sent when the password had to be asked for again: held until it is confirmed, and sent once more.
 
-The session keeps what was sent, sealed, for the one person and the one address it was sent to. Where it goes on is told
-the pages that ask by the fragment of their `next`, so that of two forms in two tabs each finds its own. After the
-confirmation the browser sends the form again, to its own address and through every check, and names what is held
-instead of repeating it: no secret stands in a page, an address, a log or, in plain text, in the database.
+The session keeps what was sent, sealed, for the one person and the one address it was sent to. The fragment of `next`
+names which form it is, so that of two tabs each finds its own. After the confirmation the browser sends the form again,
+to its own address and through every check, and names what is held instead of repeating it: no secret stands in a page,
+an address, a log or, in plain text, in the database.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 from urllib.parse import urldefrag, urlencode
@@ -18,6 +20,7 @@ import orjson
 from allauth.account.adapter import get_adapter
 from allauth.core.exceptions import ReauthenticationRequired
 from django.conf import settings
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render, resolve_url
 from django.utils.cache import add_never_cache_headers
@@ -29,6 +32,7 @@ SESSION_KEY = "held_forms"
 FIELD = "held_form"  # In a form that is sent again: which one it is.
 HELD_S = 15 * 60.0  # How long one is held.
 MOST_HELD = 3  # In one session; the oldest is given up for another.
+MOST_BYTES = 32 * 1024  # Of one, compressed: every request of the session reads them.
 
 
 class Cipher(Protocol):
@@ -53,11 +57,13 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        return get_response(request)
+        response = get_response(request)
+        if request.session.accessed:
+            _forget(request)
+        return response
 
     def process_view(request: HttpRequest, view: object, *_: object) -> HttpResponse | None:
-        # What programs post, without a CSRF token, is read where it is used.
-        if request.method != "POST" or getattr(view, "csrf_exempt", False) or FIELD not in request.POST:
+        if not _is_sent_again(request, view):
             return None
         sent = _taken(request, request.POST[FIELD])
         if sent is None:
@@ -96,12 +102,15 @@ def _onward(request: HttpRequest) -> str:
     address = request.get_full_path()
     if request.method != "POST" or not request.user.is_authenticated:
         return address
-    key = secrets.token_urlsafe(9)
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
+    packed = zlib.compress(orjson.dumps(sent))
+    if len(packed) > MOST_BYTES:
+        messages.warning(request, "What you filled in is too large to be kept meanwhile. Please fill it in again.")
+        return address
+    key = secrets.token_urlsafe(9)
+    sealed = _cipher().seal(b64encode(packed).decode()).decode()
     others = list(_held(request).items())[1 - MOST_HELD :]
-    request.session[SESSION_KEY] = dict(others) | {
-        key: [time.time(), _cipher().seal(orjson.dumps(sent).decode()).decode()]
-    }
+    request.session[SESSION_KEY] = dict(others) | {key: [time.time(), sealed]}
     return f"{address}#{key}"
 
 
@@ -111,14 +120,31 @@ def _held(request: HttpRequest) -> dict[str, Any]:
     return {key: [at, sealed] for key, (at, sealed) in held.items() if 0 <= time.time() - at < HELD_S}
 
 
+def _is_sent_again(request: HttpRequest, view: object) -> bool:
+    """Whether this names a held form. What programs post, without a CSRF token, is read where it is used, and what
+    strangers send by the view that counts it: they hold nothing.
+    """
+    if request.method != "POST" or getattr(view, "csrf_exempt", False):
+        return False
+    return request.user.is_authenticated and FIELD in request.POST
+
+
+def _forget(request: HttpRequest) -> None:
+    """Give up what was held for as long as it may be."""
+    if len(held := _held(request)) < len(request.session.get(SESSION_KEY, {})):
+        request.session[SESSION_KEY] = held
+
+
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     """What is held under `key`, once; None unless this person sent it to this address a short while ago."""
     held = _held(request)
-    _, sealed = held.pop(key, (0, ""))
+    if key not in held:
+        return None
+    _, sealed = held.pop(key)
     request.session[SESSION_KEY] = held
     try:
-        sent = orjson.loads(_cipher().open(sealed.encode()))
-    except ValueError:
+        sent = orjson.loads(zlib.decompress(b64decode(_cipher().open(sealed.encode()))))
+    except ValueError:  # The key that sealed it is gone.
         return None
     if (sent["person"], sent["address"]) != (str(request.user.pk), request.get_full_path()):
         return None

@@ -15,7 +15,7 @@ from django.utils.functional import SimpleLazyObject
 
 from accounts.models import User
 from capabilities import Capability
-from gateways.models import Feature
+from gateways.models import Feature, Gateway
 from hosts.forms import PENDING
 from hosts.models import Host
 from servers.models import Health, Server
@@ -35,7 +35,7 @@ def _counts(reader: Any) -> dict[str, int]:
     if not kinds:
         return {}
     if kinds not in _STATEMENTS:
-        looks = [_number(kind, _waiting(kind, reader)) for kind in kinds]
+        looks = [_number(kind, _waiting(kind)) for kind in kinds]
         _STATEMENTS[kinds] = looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
     with connection.cursor() as cursor:
         cursor.execute(*_STATEMENTS[kinds])
@@ -52,12 +52,12 @@ def _kinds(reader: User) -> Iterator[str]:
         yield "servers"
 
 
-def _waiting(kind: str, reader: User) -> QuerySet[Any]:
-    """Those of a kind that wait; the same rows for everybody who may act on them."""
+def _waiting(kind: str) -> QuerySet[Any]:
+    """Those of a kind that wait; the same rows for everybody who may act on them, so no reader has a say here."""
     if kind == "hosts":
         return Host.objects.live().filter(PENDING)
     if kind == "definitions":
-        return Feature.objects.waiting_for(reader)
+        return Feature.objects.needing_attention().placed().filter(assignment__gateway__in=Gateway.objects.live())
     return Server.objects.live().filter(enabled=True, health=Health.DOWN)
 
 

@@ -73,7 +73,7 @@ def _columns(tools: Catalogue) -> list[Column]:
         {"name": "tool", "label": "Tool"},
         {"name": "server", "label": "Server", "width": "9", "priority": "2"},
         {"name": "effect", "label": "Effect", "width": "7", "priority": "2"},
-        {"name": "", "label": "State", "width": "8.5"},
+        {"name": "", "label": "State", "width": "9"},
         {"name": "gateways", "label": "Gateways", "width": "12", "priority": "3"},
     ]
     if tools.period:

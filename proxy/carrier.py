@@ -1,6 +1,7 @@
 """Carries what a server said on the standing stream of a session to the call it is for, or to the client's stream."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from proxy.forward import told_levels, under_alias
 from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
 from proxy.store.bus import Bus
+from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import WAITING, StreamEvents
 from proxy.store.pending import Owner, PendingRequests
 from proxy.store.sessions import SessionKeeper
@@ -18,8 +20,11 @@ from wire.client import McpClient
 from wire.jsonrpc import Object
 from wire.rpc_messages import Answer, Target
 
+logger = logging.getLogger(__name__)
+
 MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have,
 MOST_WAITING_BYTES = 1 << 20  # and what these may be in all.
+LOOKS, LOOK_AGAIN_SECONDS = 5, 1.0  # How often what waits is looked for while the database cannot say.
 MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
 
 LOGGED = "notifications/message"
@@ -193,17 +198,27 @@ class Carrier:
 
         Call it when the stream has begun. What is kept later, because it was not found yet, is told on the bus.
         """
-        listening = {each.owner: None for each in self.streams.standing() if is_listening(each)}
-        if found := [owner for owner in listening if session_id in {None, owner}]:
-            self._run(self._give_waiting(found))
+        streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
+        if found := {each.owner: None for each in streams if is_listening(each)}:
+            self._run(self._give_waiting([*found]))
 
     async def _give_waiting(self, session_ids: list[str]) -> None:
         for session_id in session_ids:
-            for message in await self._events.take_waiting(session_id):
+            for message in await self._waiting(session_id):
                 if listening := self._standing_of_session(session_id):
                     listening[0].put(jsonrpc.loads(message))
                 else:  # It has ended meanwhile.
                     self._events.keep_waiting(session_id, message)
+
+    async def _waiting(self, session_id: str) -> list[bytes]:
+        """What is kept for this session, which is then kept no longer; nothing while the database is away."""
+        for _ in range(LOOKS):
+            try:
+                return await self._events.take_waiting(session_id)
+            except DatabaseUnavailable:
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        logger.warning("what waits for a session cannot be read", extra={"session": session_id})
+        return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
         """Have the client asked what another worker heard, and answer the server from here."""

@@ -1,7 +1,8 @@
 """What was filled in when the password had to be asked for again is kept until that is confirmed, nowhere else."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import time_machine
 from django.contrib.sessions.models import Session
 from django.test import Client
 
+from accounts.held_forms import HELD_S, MOST_BYTES, SESSION_KEY
 from accounts.models import User
 from capabilities import Capability
 from sinks.models import Sink
@@ -201,3 +203,34 @@ def test_forms_with_much_to_fill_in_ask_before_they_open(path: str, client: Clie
 
     assert asked.status_code == 302
     assert (opened.status_code, "reauthenticate" in opened.request["PATH_INFO"]) == (200, False)
+
+
+def test_what_is_too_large_to_be_kept_is_said_and_leaves_the_session_small(client: Client) -> None:
+    asked = client.post(ADD, FILLED | {"address": token_hex(MOST_BYTES)})
+
+    confirmed = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
+    page = client.get(confirmed["Location"])
+
+    assert confirmed["Location"] == ADD
+    assert "too large to be kept" in text(page)
+    assert not Sink.objects.exists()
+    assert len(Session.objects.get(pk=client.session.session_key).session_data) < MOST_BYTES
+
+
+def test_what_nobody_came_back_for_leaves_the_session_with_its_next_page(client: Client) -> None:
+    client.post(ADD, FILLED)
+    assert client.session[SESSION_KEY]
+
+    with time_machine.travel(datetime.now(UTC) + timedelta(seconds=HELD_S)):
+        client.get("/settings/profile")
+        assert not client.session[SESSION_KEY]
+
+
+def test_a_stranger_who_names_a_held_form_makes_no_session_and_is_counted(db: None) -> None:
+    stranger = Client()
+
+    tried = {"login": "nobody@example.com", "password": "wrong", "held_form": "x"}
+    answers = [stranger.post("/accounts/login/", tried).status_code for _ in range(30)]
+
+    assert set(answers) == {200, 429}
+    assert not Session.objects.exists()

@@ -72,10 +72,11 @@ def test_a_bad_form_is_shown_again(email: str, password: str) -> None:
     assert 'class="error"' in text(response)
 
 
-def test_sign_in_leads_to_no_other_site() -> None:
+@pytest.mark.parametrize("onward", ["https://evil.example/", "//["])
+def test_sign_in_leads_to_no_other_site(onward: str) -> None:
     person = make.user()
 
-    response = sign_in_as(person.email, make.PASSWORD, next="https://evil.example/")
+    response = sign_in_as(person.email, make.PASSWORD, next=onward)
 
     assert response["Location"] == "/"
 

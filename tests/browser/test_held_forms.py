@@ -19,7 +19,6 @@ for row in Session.objects.all():
 """
 
 
-@pytest.mark.drill
 def test_it_is_sent_when_the_password_is_confirmed_and_back_leads_to_the_form_not_to_the_question(
     live: Serve, page: Page
 ) -> None:

@@ -34,7 +34,6 @@ def is_detaching(live: Serve) -> bool:
     return bool(live.rows(query, "ALTER TABLE%DETACH%"))
 
 
-@pytest.mark.drill
 def test_dropping_old_partitions_loses_no_answered_call_and_delays_none(live: Serve) -> None:
     issued = live.issue_token(host="Retention", gateway="quickstart")
     add_old_partitions(live)
