@@ -163,7 +163,7 @@ def test_an_asynchronous_answer_is_the_same_file(days: list[str]) -> None:
         since = (NOON - timedelta(days=30)).isoformat()
         answer = await client.get("/logs/export/", {"format": "jsonl", "from": since})
         assert (answer.status_code, answer["Cache-Control"]) == (200, "no-store")
-        return "".join([piece.decode() async for piece in answer.streaming_content])
+        return "".join([piece.decode() async for piece in answer.streaming_content])  # type: ignore[attr-defined]
 
     assert [row["id"] for row in rows_of(async_to_sync(asked)())] == days
     eventually(lambda: readers() == 0)
