@@ -3,8 +3,9 @@
 import pytest
 
 from capabilities import Capability
+from hosts.models import Host
 from tests import make
-from tests.rest import Rest
+from tests.rest import Rest, problem
 
 pytestmark = pytest.mark.django_db
 
@@ -51,3 +52,17 @@ def test_the_strange_is_refused_in_words(method: str, path: str, body: str | Non
     assert answer.status_code == status, answer.content
     assert answer["Content-Type"] == "application/json"
     assert status == 200 or {"detail", "code"} <= set(answer.json())
+
+
+@pytest.mark.parametrize(
+    ("body", "refusal"),
+    [("[" * 100_000, (400, "parse_error")), (f'"{"x" * 1024 * 1024}"', (413, "too_large"))],
+    ids=["deep", "long"],
+)
+def test_a_body_deeper_or_longer_than_any_is_refused_and_makes_nothing(body: str, refusal: tuple[int, str]) -> None:
+    client = Rest.of(make.user(*Capability)).client
+
+    answer = client.generic("POST", "/api/hosts", body, content_type="application/json")
+
+    assert problem(answer) == refusal
+    assert not Host.objects.exists()

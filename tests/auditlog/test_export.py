@@ -6,10 +6,12 @@ from itertools import product
 
 import psycopg
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import connection, connections
+from django.test import AsyncClient
 
 from auditlog import export
-from auditlog.export import Export, IncompleteExport, TooManyExports
+from auditlog.export import Export, IncompleteExport, TooManyExports, stream_export
 from auditlog.models import Call, Event
 from auditlog.search.criteria import Search
 from auditlog.search.fields import EXPORT_COLUMNS
@@ -141,6 +143,45 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     assert pieces[-1].startswith("# incomplete: ")
     whole.close()
     eventually(lambda: readers() == 0)
+
+
+def test_an_export_that_gets_no_session_takes_no_place(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setitem(connections.settings["default"]["OPTIONS"], "options", "-c no_such_setting=1")
+        for _ in range(export.MAX_EXPORTS + 1):
+            with pytest.raises(psycopg.OperationalError):
+                all_calls()
+
+    assert len(rows_of("".join(all_calls()))) == len(days)
+
+
+def test_an_asynchronous_answer_is_the_same_file(days: list[str]) -> None:
+    client = AsyncClient()
+    client.force_login(make.user(Capability.LOGS_READ, Capability.AUDIT_READ))
+
+    async def asked() -> str:
+        since = (NOON - timedelta(days=30)).isoformat()
+        answer = await client.get("/logs/export/", {"format": "jsonl", "from": since})
+        assert (answer.status_code, answer["Cache-Control"]) == (200, "no-store")
+        return "".join([piece.decode() async for piece in answer.streaming_content])  # type: ignore[attr-defined]
+
+    assert [row["id"] for row in rows_of(async_to_sync(asked)())] == days
+    eventually(lambda: readers() == 0)
+
+
+def test_who_leaves_an_asynchronous_answer_ends_its_export(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "CHUNK", 3)
+    whole = all_calls()
+
+    async def left() -> str:
+        pieces = stream_export(whole)
+        first = await anext(pieces)
+        await pieces.aclose()  # type: ignore[attr-defined]  # A generator, which is what the server closes.
+        return first
+
+    assert async_to_sync(left)().count("\n") == 3
+    assert readers() == 0
+    assert next(whole, None) is None
 
 
 def test_so_many_exports_run_at_once_and_the_next_is_told_when_to_come(days: list[str], sign_in: SignIn) -> None:

@@ -18,10 +18,11 @@ from auditlog.models import Call, Outcome, Rollup, RollupState
 from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import BEGINNING, DAYS, MINUTES, RATIO, quantile
+from auditlog.search import criteria
 from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
 from auditlog.search.facets import facet_values
 from auditlog.search.fields import FILTERS
-from auditlog.search.histogram import histogram
+from auditlog.search.histogram import BARS, histogram
 from auditlog.search.query_language import parse
 from gatewayadmin.config import database
 from tests import sampling
@@ -254,6 +255,41 @@ def test_call_that_came_late_is_in_count_filters_and_bars_at_once(db: None) -> N
     assert search.count() == RowCount(3, is_all=True)
     assert {one.value: one.calls for one in found.values} == {"ok": 1, "denied": 2}
     assert histogram(search, sampled=False).totals["denied"] == 2
+
+
+@pytest.mark.parametrize("span", [HOUR / 2, DAY, 40 * DAY, 900 * DAY], ids=["minutes", "day", "weeks", "years"])
+def test_many_calls_are_counted_and_drawn_exactly_and_each_bar_holds_what_it_leads_to(
+    db: None, chance: random.Random, monkeypatch: pytest.MonkeyPatch, span: timedelta
+) -> None:
+    """Of as many as this, the bars were an estimate without the roll-ups."""
+    monkeypatch.setattr(criteria, "COUNT_LIMIT", 5)
+    now = timezone.now()
+    for n in range(40):
+        call(now - span * chance.random() * 0.99, outcome=chance.choice(["ok", "ok", "denied", "timeout"]))
+        call(now - span - n * MINUTES.length - DAY)
+    while keeping.keep_up(5) or keeping.days_left():
+        pass
+    search = Search([], now - span)
+
+    drawn = histogram(search, sampled=span > HOUR)
+
+    assert search.count() == RowCount(40, is_all=True)
+    assert not drawn.sampled
+    assert 1 < len(drawn.bars) <= BARS + 1
+    assert sum(drawn.totals.values()) == 40
+    for bar in drawn.bars:
+        found = Search([], bar.since, bar.until).rows().values_list("outcome", flat=True)
+        assert +Counter(bar.counts) == Counter("error" if one == "timeout" else one for one in found)
+
+
+def test_what_no_roll_up_tells_is_counted_as_far_as_a_page_looks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(criteria, "COUNT_LIMIT", 5)
+    now = timezone.now()
+    for n in range(9):
+        call(now - n * HOUR, duration_ms=100)
+    keeping.keep_up(5)
+
+    assert Search(parse("duration > 50"), now - DAY).count() == RowCount(5, is_all=False)
 
 
 def test_counting_an_old_log_goes_on_where_it_was_stopped(

@@ -1,5 +1,6 @@
 """Searching, facets, bars, files and new calls of the Logs page; and what all of it may cost."""
 
+import html
 import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -588,6 +589,27 @@ def test_a_call_can_be_copied_as_a_command_without_its_token(ana: User, sign_in:
     assert "it" in command
     gone = make.call(gateway_id=uuid4())
     assert 'id="curl-command"' not in text(sign_in(ana).get(f"/logs/{gone.uid}/"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "params"),
+    [
+        ({"method": "tools/list"}, "{}"),
+        ({"method": "initialize", "protocol_version": "2025-06-18"}, '{"protocolVersion": "2025-06-18", '),
+        ({"method": "initialize"}, '{"protocolVersion": "2025-11-25", '),
+        ({"request_payload": {"params": {"name": "add", "arguments": {"a": 1}}}}, '{"name": "add", "arguments": {}}'),
+    ],
+    ids=["list", "old client", "client", "recorded"],
+)
+def test_the_command_asks_what_the_call_asked_and_no_payload_of_it(
+    fields: dict[str, Any], params: str, sign_in: SignIn
+) -> None:
+    """Who may not see payloads gets none in a command either."""
+    call = make.call(gateway_id=make.gateway().pk, **({"method": "tools/call", "feature_name": "add"} | fields))
+
+    page = html.unescape(text(sign_in(make.user(Capability.LOGS_READ)).get(f"/logs/{call.uid}/")))
+
+    assert f'"params": {params}' in page.split('id="curl-command"')[1].split("</pre>")[0]
 
 
 # --- Near and far -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 from oauth2_provider.models import AccessToken, Application, RefreshToken
 
@@ -145,6 +146,87 @@ def test_who_may_not_end_it_is_told_who_can_and_cannot(
     assert sign_in(reader).post("/logs/remedy/", sent).status_code == 403
     thing(scene).refresh_from_db()
     assert thing(scene).enabled is False
+
+
+# What a person decides on a page of its own: what brings it about, who is led there, and where that is.
+PAGES: list[tuple[str, Callable[[Scene], object], Capability, str, Callable[[Scene], str]]] = [
+    (
+        "user_inactive",
+        lambda scene: scene.owner.deactivate(by=None),
+        Capability.PEOPLE_MANAGE,
+        "Open the person",
+        lambda scene: reverse("accounts:person", args=[scene.owner.pk]),
+    ),
+    (
+        "ip",
+        lambda _: Token.objects.update(allowed_ips=["192.0.2.0/24"]),
+        Capability.API_TOKENS_MANAGE,
+        "Edit the token",
+        lambda scene: reverse("tokens:edit", args=[scene.token.pk]),
+    ),
+]
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize(("reason", "begin", "needed", "words", "address"), PAGES, ids=[one[0] for one in PAGES])
+def test_what_a_person_decides_elsewhere_is_led_to_and_for_others_named(
+    reason: str,
+    begin: Callable[[Scene], object],
+    needed: Capability,
+    words: str,
+    address: Callable[[Scene], str],
+    scene: Scene,
+    sign_in: SignIn,
+) -> None:
+    begin(scene)
+    call = scene.call(reason)
+
+    led = page(sign_in(make.user(Capability.LOGS_READ, needed)), call)
+    told = page(sign_in(make.user(Capability.LOGS_READ)), call)
+
+    assert f'href="{address(scene)}"' in led
+    assert words in led
+    assert words not in told
+    assert f"It takes the capability “{needed.label}”" in told.replace("&amp;", "&")
+
+
+@pytest.mark.parametrize("reason", ["identity_missing", "identity_unconfirmed"])
+def test_the_owner_of_an_identity_is_led_to_it_and_others_are_told_whose_it_is(
+    reason: str, scene: Scene, sign_in: SignIn
+) -> None:
+    scene.owner.role = make.role(Capability.LOGS_READ)
+    scene.owner.save()
+    if reason == "identity_missing":
+        scene.link.identities.all().delete()
+    else:
+        Identity.objects.update(unconfirmed_since=timezone.now())
+    own = {
+        "identity_missing": reverse("connections:mine"),
+        "identity_unconfirmed": f"/identities/{scene.own.pk}/confirm/",
+    }
+    call, button = scene.call(reason), f'class="button" data-size="small" href="{own[reason]}"'
+
+    told = page(sign_in(make.user(*Capability)), call)
+
+    assert button in page(sign_in(scene.owner), call)
+    assert button not in told
+    assert f"Only {scene.owner.email} can end this, at My identities." in told
+
+
+def test_for_what_has_ended_nothing_is_offered_to_switch_on(scene: Scene, sign_in: SignIn) -> None:
+    judge = sign_in(make.user(Capability.LOGS_READ, Capability.HOSTS_TOGGLE, Capability.GATEWAYS_MANAGE))
+    scene.tool.disable(by=scene.owner)
+    scene.host.disable(by=scene.owner)
+    off, tool = scene.call("host_disabled"), scene.call("tool_disabled")
+    assert "Enable host" in page(judge, off)
+    assert "Enable tool" in page(judge, tool)
+
+    Connection.objects.archive_host(scene.host, by=scene.owner)
+    scene.assignment.remove(by=scene.owner)
+
+    for call in (off, tool):
+        assert 'action="/logs/remedy/"' not in page(judge, call)
+    assert "It has ended for good." in page(judge, off)
 
 
 def test_an_app_that_waits_is_approved_from_its_refused_call(scene: Scene, sign_in: SignIn) -> None:

@@ -34,6 +34,8 @@ LONG = "https://claude.ai." + "a" * 60 + "." + "b" * 55 + ".evil.com/cb"
         ("https://evil.com:x/cb", "https://evil.com:x/cb"),
         ("https:///cb", "https:///cb"),
         ("https://[::1/cb", "https://[::1/cb"),
+        ("https://\u2044evil.com/cb", "https://%E2%81%84evil.com/cb"),
+        ("https://xn--a.\u00fc.com/cb", "https://xn--a.%C3%BC.com/cb"),
         ("", ""),
         ("https://example.com/\u202ecb?x=\u200b#y", "https://[example.com]/%E2%80%AEcb?x=%E2%80%8B#y"),
         ("https://example.com//evil.com/cb", "https://[example.com]//evil.com/cb"),

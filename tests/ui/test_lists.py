@@ -26,6 +26,7 @@ from hosts.models import Host
 from sinks.models import Sink
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import meanwhile
 from tests.workspace import ROOT
 from tokens.models import Token
 from ui.tables import Table
@@ -341,6 +342,22 @@ def test_a_picked_token_that_was_revoked_before_is_named_and_the_others_end(ana:
     assert "1 token revoked" in toast
     assert f"Left alone: {ended} (revoked already)." in said
     assert f"Left alone: {ended} (revoked already)." in toast
+    assert not Token.objects.filter(revoked_at=None).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_picked_token_that_somebody_revokes_at_that_moment_is_named_and_the_others_end(
+    ana: User, sign_in: SignIn
+) -> None:
+    link = make.connection(make.agent(by=ana), make.gateway(), ana)
+    ends, lives = make.token(link, name="a").token, make.token(link, name="b").token
+    client, picks = sign_in(ana), {"pick": [str(ends.pk), str(lives.pk)], "typed": "2 tokens"}
+
+    done = meanwhile(lambda: client.post("/revoke/tokens/", picks, follow=True), lambda: ends.revoke(by=ana))
+
+    told = html.unescape(done.content.decode())
+    assert f"1 token revoked. Left alone: {ends} (This token has been revoked before.)." in told
+    assert Event.objects.filter(action="token.revoked").count() == 2
     assert not Token.objects.filter(revoked_at=None).exists()
 
 
