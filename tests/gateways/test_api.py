@@ -12,9 +12,12 @@ from gateways.models import Assignment, Feature, Gateway
 from servers.models import AuthType, Server
 from tests import make, upstreams
 from tests.conftest import Run
+from tests.meanwhile import just_before
 from tests.rest import Rest, errors, problem, results
 
 pytestmark = pytest.mark.django_db
+
+DOCS = "/gateways/work/servers/docs"
 
 
 @pytest.fixture
@@ -47,6 +50,40 @@ def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Fea
     }
     assert (told["servers_count"], told["tools_count"], told["connections_count"]) == (1, 1, 1)
     assert told["url"] == "http://localhost:8000/mcp/work"
+
+
+def test_a_gateway_does_not_take_the_name_of_another(ana: User, work: Gateway) -> None:
+    make.gateway(slug="play", name="Play")
+
+    assert problem(Rest.of(ana).patch("/gateways/work", {"name": "PLAY"})) == (409, "already_exists")
+    assert Rest.of(ana).patch("/gateways/work", {"name": "WORK"}).json()["name"] == "WORK", "it may change its own case"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("act", ["add", "edit"])
+def test_a_name_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: User, work: Gateway) -> None:
+    rest = Rest.of(ana)
+
+    with just_before(lambda: make.gateway(slug="of-others", name="PLAY")):
+        body = {"name": "Play"}
+        refused = rest.post("/gateways", body) if act == "add" else rest.patch("/gateways/work", body)
+
+    assert problem(refused) == (409, "already_exists")
+    assert set(Gateway.objects.values_list("name", flat=True)) == {"Work", "PLAY"}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("act", ["add", "edit"])
+def test_an_alias_that_somebody_else_takes_meanwhile_is_a_conflict(act: str, ana: User, work: Gateway) -> None:
+    rest, wiki, other = Rest.of(ana), make.server(slug="wiki"), make.server(slug="other")
+
+    with just_before(lambda: make.assignment(Gateway.objects.get(), other, alias="w")):
+        body = {"alias": "w"}
+        added = {"server_id": str(wiki.pk), **body}
+        refused = rest.post("/gateways/work/servers", added) if act == "add" else rest.patch(DOCS, body)
+
+    assert problem(refused) == (409, "already_exists")
+    assert set(work.assignments.live().values_list("alias", "server__slug")) == {("docs", "docs"), ("w", "other")}
 
 
 def test_a_gateway_out_of_reach_does_not_exist(ann: User, work: Gateway) -> None:

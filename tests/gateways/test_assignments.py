@@ -1,5 +1,6 @@
 """The Servers tab of a gateway: assigning, editing, switching and removing a server."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPo
 from servers.models import AuthType, Health, Server
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import just_before
 
 pytestmark = pytest.mark.django_db
 
@@ -212,6 +214,38 @@ def test_a_second_server_needs_an_alias(work: Gateway, docs: Server, ana: User, 
     assert response.status_code == 422
     assert "A gateway with several servers tells their tools apart by alias: give this one an alias." in text(response)
     assert work.assignments.live().count() == 1
+
+
+def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
+    """Somebody else puts a server there under this alias."""
+    other = make.server(slug="other")
+    return lambda: make.assignment(Gateway.objects.get(pk=gateway.pk), other, alias=alias)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("typed", "taken", "words"),
+    [
+        ("docs", "docs", "Another server on Work has taken this alias just now."),
+        ("", "other", "tells their tools apart by alias: give this one an alias."),
+    ],
+    ids=["taken", "needed"],
+)
+@pytest.mark.parametrize("act", ["assign", "edit"])
+def test_what_somebody_else_assigned_meanwhile_is_said_at_the_alias_and_nothing_changes(
+    act: str, typed: str, taken: str, words: str, work: Gateway, docs: Server, ana: User, sign_in: SignIn
+) -> None:
+    before = [make.assignment(work, docs, alias="was")] if act == "edit" else []
+    path = f"/assignments/{before[0].pk}/edit/" if before else "/gateways/work/assign/"
+    client = sign_in(ana)
+
+    with just_before(assigned_by_another(work, taken)):
+        bare = {} if typed else {"bare": "on"}
+        refused = client.post(path, {"server": "docs", "alias": typed, "identity_scheme": "none", **bare})
+
+    assert refused.status_code == 422
+    assert words in text(refused).split('id="id_alias_error"')[1].split("</span>")[0]
+    assert {one.alias for one in work.assignments.live()} == {taken, *(one.alias for one in before)}
 
 
 def test_another_server_brings_its_own_identities_into_the_open_dialog(

@@ -13,6 +13,7 @@ from capabilities import Capability
 from gateways.models import Feature, Gateway, Reach
 from tests import make
 from tests.conftest import SignIn
+from tests.meanwhile import just_before
 
 pytestmark = pytest.mark.django_db
 
@@ -197,6 +198,23 @@ def test_names_and_descriptions_are_escaped(ana: User, sign_in: SignIn) -> None:
 
 
 # --- Adding and editing -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("path", ["/gateways/add/", "/gateways/work/rename/"])
+def test_a_name_that_somebody_else_takes_meanwhile_is_said_and_nothing_is_stored(
+    path: str, ana: User, sign_in: SignIn
+) -> None:
+    make.gateway(slug="work", name="Work")
+    client = sign_in(ana)
+
+    with just_before(lambda: make.gateway(slug="of-others", name="PLAY")):
+        refused = client.post(path, filled(name="Play", description="For us"))
+
+    assert refused.status_code == 422
+    assert "taken" in str(refused.context["form"].errors["name"])
+    assert ">For us<" in text(refused).replace("\n", "")
+    assert set(Gateway.objects.values_list("name", flat=True)) == {"Work", "PLAY"}
 
 
 def test_a_gateway_is_added_and_its_servers_come_next(ana: User, sign_in: SignIn) -> None:
