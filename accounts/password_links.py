@@ -88,10 +88,7 @@ def invitation_link(person: User, base: str = "") -> str:
 
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:
-    """Send the link to the person it is for; whether a mail server took it.
-
-    Without one it is shown on the console of an installation for this machine alone, and nowhere else.
-    """
+    """Send the link to the person it is for; whether a mail server took it."""
     context = {"person": person, "link": link, "by": by, "joins_there": must_sign_in_there(person)}
     subject = render_to_string("account/email/invitation_subject.txt", context).strip()
     try:

@@ -85,7 +85,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "sessions": len(open_sessions(person)),
         "lacking": lacking(request.user, person.granted),
         "gives_staff": request.user.is_staff or request.user.is_owner,
-        "mails": settings.MAIL_IS_OFFERED,
+        "mails": bool(settings.MAIL_SERVER),
     }
     if request.user.has_perm(Capability.LOGS_READ):
         context["instruments"] = Instruments.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})
@@ -374,7 +374,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 def _reset_sent(request: AppRequest, person: User) -> str:
     """Mail the link to its owner only; returns the outcome as a sentence."""
-    if not settings.MAIL_IS_OFFERED:
+    if not settings.MAIL_SERVER:
         return password_links.NO_MAIL
     form = ForgottenForm({"email": person.email})
     try:

@@ -24,10 +24,10 @@ class AskForReset(PasswordResetView):  # type: ignore[misc]
     """Asking for a link by mail; where nothing can be mailed the page says whom to ask instead."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_context_data(**kwargs), "mails": settings.MAIL_IS_OFFERED}
+        return {**super().get_context_data(**kwargs), "mails": bool(settings.MAIL_SERVER)}
 
     def form_valid(self, form: Any) -> HttpResponse:
-        if not settings.MAIL_IS_OFFERED:
+        if not settings.MAIL_SERVER:
             context = self.get_context_data(form=form)
             response: HttpResponse = self.render_to_response(context, status=HTTPStatus.CONFLICT)
         else:

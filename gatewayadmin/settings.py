@@ -95,9 +95,8 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
 # --- Mail ---------------------------------------------------------------------------------------------------------
 
-MAILERS = mail.mailers(secret("GATEWAY_EMAIL_URL"), is_local=_host in LOOPBACK_NAMES)
-MAIL_SERVER = mail.server_of(MAILERS)
-MAIL_IS_OFFERED = bool(MAIL_SERVER) or _host in LOOPBACK_NAMES  # Whether pages may say that a link is mailed.
+MAILERS = mail.mailers(secret("GATEWAY_EMAIL_URL"))
+MAIL_SERVER = mail.server_of(MAILERS)  # Without one, no page says that a link is mailed.
 EMAIL_FROM_IS_SET = bool(text("GATEWAY_EMAIL_FROM"))
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = mail.sender(text("GATEWAY_EMAIL_FROM"), str(_public.hostname))
 

@@ -38,7 +38,7 @@ from servers.upstream_guard import upstream_guard
 from sinks import otlp
 from sinks.brokers import brokers_at
 from sinks.objects import S3, NotKept
-from sinks.signing import LEAST_SECRET, is_strong, signature, signing_key
+from sinks.signing import LEAST_SECRET, signature, signing_key, weakness
 from ui.rest import stamp
 from wire import product
 from wire.cipher import Unreadable
@@ -191,10 +191,10 @@ def checked_secret(kind: str, secret: str) -> None:
         user, _, password = secret.partition(":")
         if not (user and password and secret.isprintable()):
             raise ValueError("Kafka takes a user: its name, a colon, its password.")
-    elif not is_strong(secret):
+    elif reason := weakness(secret):
         raise ValueError(
-            f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, such as what "
-            "“openssl rand -base64 32” prints."
+            f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, and {reason}. "
+            "Make one with “openssl rand -base64 32”."
         )
 
 

@@ -31,15 +31,19 @@ def signing_key(secret: str) -> bytes:
     return secret.encode()
 
 
-def is_strong(secret: str) -> bool:
-    """Whether a secret may hold LEAST_SECRET bytes of chance: by its length, and the characters it is made of."""
-    bits = 8.0 * LEAST_SECRET
+def weakness(secret: str) -> str:
+    """Why a secret cannot hold LEAST_SECRET bytes of chance, by its length and its characters; empty when it may."""
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
-        return len(key) >= LEAST_SECRET and len(set(key)) >= LEAST_DIFFERENT
-    size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
-    is_repeated = secret in (secret + secret)[1:-1]
-    return len(secret) * math.log2(size) >= bits and len(set(secret)) >= LEAST_DIFFERENT and not is_repeated
+        least, different, is_repeated = LEAST_SECRET, len(set(key)), False
+        too_short = f"after “{PREFIX}” this one holds {len(key)}" if len(key) < least else ""
+    else:
+        size = next((len(one) for one in ALPHABETS if set(secret) <= set(one)), 95)
+        least, different = math.ceil(8 * LEAST_SECRET / math.log2(size)), len(set(secret))
+        is_repeated = secret in (secret + secret)[1:-1]
+        too_short = f"of such characters as in this one it takes {least}" if len(secret) < least else ""
+    is_regular = different < LEAST_DIFFERENT or is_repeated
+    return "this one is too regular to be random" if is_regular and not too_short else too_short
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:

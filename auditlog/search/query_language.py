@@ -19,8 +19,8 @@ from auditlog.search.fields import FIELDS, Comparison, LogField
 MOST_CONDITIONS = 20  # Each is asked of up to ten thousand rows at a time.
 MAX_LENGTH = 500
 
-# A word that is a condition by itself, and the outcomes it means.
-WORDS = {**ENDINGS, "timeout": (Outcome.TIMEOUT,)}
+# A word that is a condition by itself, and the outcomes it means: an ending, or else an outcome.
+WORDS = {**ENDINGS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in ENDINGS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
 # The fields of conditions without one: text anywhere, and an id of anything.

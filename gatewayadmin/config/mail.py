@@ -1,7 +1,7 @@
 """The mail server and the sender: GATEWAY_EMAIL_URL and GATEWAY_EMAIL_FROM.
 
-Without a mail server, mail is written to the console if the installation serves this machine only. Links in mails give
-access to accounts, so on any other installation nothing is sent, and pages do not offer what needs mail.
+Without a mail server nothing is sent and nothing printed, since links in mails give access to accounts, and the output
+of a server is kept as its log. Pages do not offer what needs mail.
 """
 
 from email.errors import HeaderParseError
@@ -15,13 +15,13 @@ from gatewayadmin.config.environment import refuse
 _PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
 
 
-def mailers(url: str, *, is_local: bool) -> dict[str, dict[str, Any]]:
+def mailers(url: str) -> dict[str, dict[str, Any]]:
     """Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
 
-    Without `url`: the console for an installation that `is_local`, nowhere for any other.
+    Without `url` mail goes nowhere.
     """
     if not url:
-        return {"default": {"BACKEND": f"django.core.mail.backends.{'console' if is_local else 'dummy'}.EmailBackend"}}
+        return {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
         refuse("GATEWAY_EMAIL_URL", "must be a URL such as smtp+tls://user:password@mail.example.com:587.")

@@ -233,7 +233,7 @@ on("htmx:sendError", (event) => asksAgain(event) || announce("The server does no
 on("toast", ({ detail }) => announce(detail.value, detail.undo, detail.target));
 on("htmx:load", (event) => arm(event.target));
 all(".palette").forEach(armPalette);
-all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may be longer than the window.
+all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may overflow.
 for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
 // What waited for the password goes on by itself; while the page still loads, so that Back does not lead here.

@@ -38,10 +38,10 @@ def chief() -> User:
 
 
 @pytest.fixture
-def public(settings: Any) -> None:
-    """An installation others reach, which has no mail server."""
-    settings.MAIL_SERVER, settings.MAIL_IS_OFFERED = "", False
-    settings.MAILERS = mailers("", is_local=False)
+def no_mail(settings: Any) -> None:
+    """An installation without a mail server."""
+    settings.MAIL_SERVER = ""
+    settings.MAILERS = mailers("")
 
 
 def text(response: Any) -> str:
@@ -51,18 +51,12 @@ def text(response: Any) -> str:
 # --- Without a mail server ----------------------------------------------------------------------------------------
 
 
-def test_links_are_printed_only_where_the_machine_is_alone_with_them() -> None:
-    local, public = (mailers("", is_local=one)["default"]["BACKEND"] for one in (True, False))
-
-    assert (local.split(".")[-2], public.split(".")[-2]) == ("console", "dummy")
-    assert (server_of(mailers(SMTP, is_local=False)), server_of(mailers("", is_local=True))) == (
-        "mail.example.com:587",
-        "",
-    )
+def test_without_its_url_there_is_no_mail_server() -> None:
+    assert (server_of(mailers(SMTP)), server_of(mailers(""))) == ("mail.example.com:587", "")
 
 
 def test_an_invitation_without_mail_is_shown_to_whoever_invites_and_printed_nowhere(
-    chief: User, sign_in: SignIn, public: None, capfd: pytest.CaptureFixture[str]
+    chief: User, sign_in: SignIn, no_mail: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     form = {"emails": "bo@example.com", "role": str(make.role().pk)}
     page = text(confirmed(sign_in(chief)).post("/people/invite/", form))
@@ -75,7 +69,7 @@ def test_an_invitation_without_mail_is_shown_to_whoever_invites_and_printed_nowh
     assert "accounts/join" not in "".join(capfd.readouterr())
 
 
-def test_a_reset_is_not_offered_without_mail(chief: User, sign_in: SignIn, public: None) -> None:
+def test_a_reset_is_not_offered_without_mail(chief: User, sign_in: SignIn, no_mail: None) -> None:
     bo = make.user(email="bo@example.com")
 
     asked = Client().get("/accounts/password/reset/")
@@ -194,7 +188,7 @@ def test_test_mails_are_limited_and_gated(chief: User, sign_in: SignIn) -> None:
     assert len(mail.outbox) == AT_MOST
 
 
-def test_without_a_mail_server_there_is_no_test_mail(chief: User, sign_in: SignIn, public: None) -> None:
+def test_without_a_mail_server_there_is_no_test_mail(chief: User, sign_in: SignIn, no_mail: None) -> None:
     page = text(sign_in(chief).get("/settings/workspace"))
 
     assert "Send test mail" not in page

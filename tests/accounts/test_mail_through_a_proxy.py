@@ -41,7 +41,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLCont
 
 
 def use(settings: Settings, url: str, proxy_port: int, **more: Any) -> None:
-    settings.MAILERS = mailers(url, is_local=False)
+    settings.MAILERS = mailers(url)
     settings.MAIL_SERVER = server_of(settings.MAILERS)
     authorization = f"Basic {b64encode(USER_AND_SECRET.encode()).decode()}"
     settings.OUTBOUND_PROXY = OutboundProxy("127.0.0.1", proxy_port, authorization=authorization, **more)

@@ -428,6 +428,17 @@ def test_no_role_is_chosen_for_the_inviter(chief: User, sign_in: SignIn) -> None
 SEVERAL = "Bo Berg <bo@example.com>, cy@example.com\ndi@example.com"
 
 
+def test_who_invites_before_there_is_a_team_is_told_where_one_is_added(chief: User, sign_in: SignIn) -> None:
+    asked = confirmed(sign_in(chief))
+
+    before = text(asked.get("/people/invite/"))
+    Team.objects.add(name="Support", users=[], by=chief)
+    after = text(asked.get("/people/invite/"))
+
+    assert 'There is no team yet to put them in. <a href="/people/teams/">Add a team</a>' in before
+    assert "There is no team yet" not in after
+
+
 def test_several_people_are_invited_at_once_with_role_and_teams(chief: User, sign_in: SignIn) -> None:
     role, team = make.role(name="Helper"), Team.objects.add(name="Support", users=[], by=chief)
     fields = {"emails": SEVERAL, "teams": str(team.pk)}

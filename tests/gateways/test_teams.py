@@ -1,5 +1,6 @@
 """Teams: who is in one and what it reaches."""
 
+import re
 from typing import Any
 
 import pytest
@@ -111,12 +112,14 @@ def test_a_full_page_of_people_stays_light(chief: User, sign_in: SignIn) -> None
 def test_a_team_is_made_renamed_and_deleted(chief: User, sign_in: SignIn) -> None:
     client = sign_in(chief)
 
+    asked = text(client.get("/people/teams/add/"))
     made = client.post("/people/teams/add/", {"name": " Support "})
     support = Team.objects.get(name="Support")
     client.post(f"/people/teams/{support.pk}/rename/", {"name": "Help"})
     assert Team.objects.get().name == "Help"
     gone = client.post(f"/people/teams/{support.pk}/delete/", follow=True)
 
+    assert re.search(r'<input[^>]*name="name"[^>]*autofocus', asked)
     assert made["Location"] == f"/people/teams/{support.pk}/"
     assert "Help deleted" in text(gone)
     assert not Team.objects.exists()

@@ -42,6 +42,8 @@ def test_a_kind_that_is_not_installed_says_so_where_it_is_chosen_and_how_to_inst
     assert 'aria-disabled="true"' in choice[1]
     assert "href" not in choice[1]
     reason = page.split(f'id="missing-{kind}"')[1].split("</p>")[0]
+    assert 'class="notice"' not in reason, "what is not asked for is a line"
+    assert 'class="notice"' in followed.split(f'id="missing-{kind}"')[1].split("</p>")[0]
     assert f"gateway-admin[{extra}]" in reason
     assert f"requirements-{extra}.lock" in reason
     assert 'name="address"' in page, "the other kinds are offered"

@@ -20,7 +20,7 @@ from sinks import receivers, sending
 from sinks.models import BadAddress, BadSecret, NameTaken, SendsNothing, Sink
 from sinks.receivers import Syslog as SyslogReceiver
 from sinks.receivers import backoff, checked_address
-from sinks.signing import is_strong, signing_key
+from sinks.signing import signing_key, weakness
 from sinks.trial import send_test_line
 from tests import make
 from tests.authority import certificate
@@ -245,22 +245,25 @@ def test_secrets_are_keys_as_they_are_or_in_base64() -> None:
     assert signing_key("whsec_not base64!") == b"whsec_not base64!"
 
 
+REGULAR = "this one is too regular to be random"
+
+
 @pytest.mark.parametrize(
-    ("secret", "has_enough"),
+    ("secret", "reason"),
     [
-        ("correct horse battery", False),
-        ("a" * 64, False),
-        ("0123456789abcdef" * 4, False),  # Nothing but the alphabet, again and again.
-        ("9f86d081884c7d659a2feaa0c55ad015", False),  # 16 bytes in hexadecimal.
-        ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", True),
-        ("whsec_" + "AAEC" * 8, False),
-        ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", True),
-        ("whsec_C2FVsBQIhrscChlQ", False),
-        ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", True),
+        ("correct horse battery", "of such characters as in this one it takes 30"),
+        ("a" * 64, REGULAR),
+        ("0123456789abcdef" * 4, REGULAR),  # Nothing but the alphabet, again and again.
+        ("9f86d081884c7d659a2feaa0c55ad015", "of such characters as in this one it takes 48"),  # 16 bytes.
+        ("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822c", ""),
+        ("whsec_" + "AAEC" * 8, REGULAR),
+        ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", ""),
+        ("whsec_C2FVsBQIhrscChlQ", "after “whsec_” this one holds 12"),
+        ("C2FVsBQIhrscChlQIMV+b5sSYspob7oDx2k=", ""),
     ],
 )
-def test_secret_typed_by_hand_has_to_hold_enough_chance(secret: str, has_enough: bool) -> None:
-    assert is_strong(secret) is has_enough
+def test_secret_typed_by_hand_has_to_hold_enough_chance_and_is_told_what_it_lacks(secret: str, reason: str) -> None:
+    assert weakness(secret) == reason
 
 
 ADDRESS_TOKEN = "T0KENinTHEpath"
