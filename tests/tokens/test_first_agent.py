@@ -6,6 +6,7 @@ import pytest
 from django.test import Client
 
 from accounts.models import User
+from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import Gateway
@@ -50,7 +51,7 @@ def test_from_connecting_a_client_to_a_token_of_a_new_agent_without_script(work:
     host = Host.objects.get()
     assert begun.redirect_chain[0] == (f"/connect/?host={host.pk}&gateway=work&client=python", 302)
     assert (host.name, host.kind, host.allow_enrolment) == ("CI bot", HostKind.TOKEN, False)
-    assert Event.objects.filter(action="host_created", target_id=host.pk).count() == 1
+    assert Event.objects.filter(action=Action.HOST_CREATED).count() == 1
     flow = begun.redirect_chain[1][0]
 
     chosen = maker.post(flow, {"gateway": "work"})
