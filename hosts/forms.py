@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django import forms
 from django.db.models import Q
 
-from hosts.models import PLAYGROUND, HostKind, HostQuerySet
+from accounts.models import User
+from hosts.models import PLAYGROUND, Host, HostKind, HostQuerySet, NameTaken
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
@@ -34,6 +37,27 @@ class NewAgentForm(AgentForm):
         label="Allow enrolment",
         help_text="Everybody who can use a gateway may make a token of their own for this agent, by a link.",
     )
+
+    def add(self, *, by: User) -> Host | None:
+        """The host that was made; without one the form says why."""
+        if not self.is_valid():
+            return None
+        try:
+            return Host.objects.add_agent(**self.cleaned_data, by=by)
+        except NameTaken:
+            self.refuse_name()
+            return None
+
+
+class NameAgentForm(NewAgentForm):
+    """A token-based host to make on the way to its token, by nothing but its name."""
+
+    description = None  # type: ignore[assignment]
+    allow_enrolment = None  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["name"].label = "Name your agent"
 
 
 class HostFilter(forms.Form):

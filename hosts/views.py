@@ -99,15 +99,10 @@ def add(request: AppRequest) -> HttpResponse:
     context["back"] = _way_back(request)
     if request.method == "GET":
         return show(request, "hosts/form.html", context)
-    if form.is_valid():
-        try:
-            host = Host.objects.add_agent(**form.cleaned_data, by=request.user)
-        except NameTaken:
-            form.refuse_name()
-        else:
-            connect = f"{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
-            to = connect if "connect" in request.POST else reverse("connections:for_host", args=[host.pk])
-            return leave(request, to, f"{host.name} created")
+    if host := form.add(by=request.user):
+        connect = f"{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
+        to = connect if "connect" in request.POST else reverse("connections:for_host", args=[host.pk])
+        return leave(request, to, f"{host.name} created")
     return refuse(request, "hosts/form.html", context)
 
 

@@ -21,6 +21,7 @@ from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from oauth.registration import host_of, known_host
 from servers.models import Identity
+from ui.clients import clients
 from ui.pages import AppRequest
 
 LIFETIME = timedelta(minutes=15)
@@ -34,13 +35,17 @@ def browser_digest(request: AppRequest) -> bytes:
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
-def draft(request: AppRequest, host: Host, gateway: Gateway | None) -> AuthorizeRequest:
-    """A flow for the signed-in person, with the token ending; not saved yet."""
+def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: str = "") -> AuthorizeRequest:
+    """A flow for the signed-in person, with the token ending; not saved yet.
+
+    `client` is the slug of the one that was chosen before; what is no client's is forgotten.
+    """
     return AuthorizeRequest(
         kind=Ending.TOKEN,
         host=host,
         gateway=gateway,
         user=request.user,
+        parameters={"client": client} if any(client == known.slug for known in clients()) else {},
         browser_digest=browser_digest(request),
         expires_at=timezone.now() + LIFETIME,
     )

@@ -172,7 +172,8 @@ class AuthorizeRequest(models.Model):
             resource = {"resource": self.gateway.url} if self.gateway and self.is_locked else {}
             return f"/oauth/authorize?{urlencode(parameters | resource)}"
         gateway = {"gateway": self.gateway.slug} if self.gateway else {}
-        return f"/connect/?{urlencode({'host': self.host_id} | gateway)}"
+        client = {name: value for name, value in self.parameters.items() if name == "client"}
+        return f"/connect/?{urlencode({'host': self.host_id} | gateway | client)}"
 
     @property
     def is_over(self) -> bool:

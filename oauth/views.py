@@ -38,16 +38,17 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 @require_GET
 @CHECKED
 def connect(request: AppRequest) -> HttpResponse:
-    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand.
+    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand, `?client=` whose text
+    is shown with the token.
 
     It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment. Without
     an agent, the page that asks for one follows.
     """
     if "host" not in request.GET:
-        return redirect("tokens:create")
+        return redirect(reverse("tokens:create", query=request.GET))
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=_uuid(request.GET["host"]))
     gateway = flows.choices(request.user).filter(slug=text_of(request.GET, "gateway")).first()
-    flow = flows.draft(request, host, gateway)
+    flow = flows.draft(request, host, gateway, client=text_of(request.GET, "client"))
     if reason := flows.refusal(flow, request.user):
         return refused(request, flow, reason)
     flow.save(force_insert=True)
@@ -235,6 +236,7 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
         "flow": flow,
         "token": token,
         "servers": [scope.assignment.server.name for scope in token.scopes.select_related("assignment__server")],
+        "client": flow.parameters.get("client"),
         **(once(issued) if issued else {}),
     }
     response = render(request, "oauth/issued.html", context)

@@ -7,6 +7,7 @@ app_name = "tokens"
 urlpatterns = [
     path("settings/api-tokens", views.listing, name="list"),
     path("settings/api-tokens/create", views.create, name="create"),
+    path("settings/api-tokens/create/agent", views.create_agent, name="create_agent"),
     path("settings/notices/dismiss", views.dismiss, name="dismiss"),
     path("settings/api-keys", api_key_views.listing, name="api_keys"),
     path("settings/api-keys/create", api_key_views.create, name="create_api_key"),

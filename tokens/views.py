@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db.models.functions import Lower
-from django.http import HttpResponse
+from django.http import HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
@@ -17,10 +18,11 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from auditlog.versions import ChangedMeanwhile, FormSeen
-from capabilities import NOBODY, Capability, CapabilityRequired, own_resource
+from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from gateways.use_of_gateway import TokenUse
 from gateways.views import find as find_gateway
+from hosts.forms import NameAgentForm
 from tokens.forms import EditForm, OverlapForm
 from tokens.lists import TOKENS
 from tokens.models import (
@@ -102,17 +104,51 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent; the authorize flow does the rest. `?gateway=` goes along."""
+    """Choose the agent; the authorize flow does the rest. `?gateway=` and `?client=` go along.
+
+    Where there is none yet, whoever may add agents is asked for the name of the first instead.
+    """
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
+    count = hosts.count()
+    only_part = request.htmx.target == "hosts"
+    if not (count or words or only_part) and request.user.has_perm(Capability.API_TOKENS_MANAGE):
+        return _name_agent(request, NameAgentForm())
     context = {
         "hosts": hosts[:HOSTS],
-        "more": max(hosts.count() - HOSTS, 0),
+        "more": max(count - HOSTS, 0),
         "q": words,
-        "gateway": request.GET.get("gateway", ""),
+        "chosen": _chosen(request.GET),
     }
-    part = "#hosts" if request.htmx.target == "hosts" else ""
-    return show(request, f"tokens/create.html{part}", context)
+    return show(request, f"tokens/create.html{'#hosts' if only_part else ''}", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.API_TOKENS_MANAGE)
+def create_agent(request: AppRequest) -> HttpResponse:
+    """Make an agent by its name and go on with its token, for the gateway and the client that were chosen."""
+    form = NameAgentForm(posted(request))
+    if request.method == "POST" and (host := form.add(by=request.user)):
+        query = urlencode({"host": host.pk, **_chosen(request.POST)})
+        return leave(request, f"{reverse('oauth:connect')}?{query}", f"{host.name} created")
+    return _name_agent(request, form)
+
+
+def _name_agent(request: AppRequest, form: NameAgentForm) -> HttpResponse:
+    context = {
+        "form": form,
+        "heading": "Create Token",
+        "submit": "Create and continue",
+        "action": reverse("tokens:create_agent"),
+        "back": reverse("tokens:list"),
+        "chosen": _chosen(request.POST or request.GET),
+    }
+    return (refuse if form.is_bound else show)(request, "tokens/name_agent.html", context)
+
+
+def _chosen(fields: QueryDict) -> dict[str, str]:
+    """What was chosen before and goes along to the token: the gateway and the client, as far as they were."""
+    return {name: value for name in ("gateway", "client") if (value := text_of(fields, name))}
 
 
 @require_GET

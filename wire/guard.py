@@ -220,7 +220,7 @@ class Guard:
             raise UrlRefused(LEADS_BACK)
         if _is_literal(host):
             if not self.admits(host, encrypted=parts.scheme == "https"):
-                raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.")
+                raise UrlRefused(f"The address {host} {_why_not(parts.scheme)}.{self._what_to_set(host)}")
         elif parts.scheme == "http" and not self.allowed:
             raise UrlRefused(WITHOUT_TLS)
 
@@ -244,12 +244,26 @@ class Guard:
             raise UrlRefused(f"{host} leads to an address that {_why_not(parts.scheme)}.")
         return all(map(self.is_inside, addresses))
 
+    def _what_to_set(self, address: str) -> str:
+        """How whoever runs the gateway lets it call this private address; empty for one that is never to be listed.
+
+        For an address that was written: where a name leads inside is not told to whoever asks.
+        """
+        network = ip_network(_plain(ip_address(_literal(address))))
+        if _is_public(network.network_address) or not replace(self, allowed=(network,)).admits(str(network[0])):
+            return ""
+        return f" {TO_ALLOW.format(network=network)}"
+
     def _why_not_found(self) -> str:
         said = "Check the spelling."
         return said if self.proxy is None else f"{said} If only the proxy knows it, see GATEWAY_PROXY_RESOLVES."
 
 
-WITHOUT_TLS = "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://."
+TO_ALLOW = (
+    "To allow it, whoever runs the gateway adds it there, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and starts the "
+    "gateway again: see docs/reference/settings.md."
+)
+WITHOUT_TLS = "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see docs/reference/settings.md."
 LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
 
 

@@ -256,6 +256,7 @@ ON_PAGES: dict[str, tuple[str, ...]] = {
         "Name Prefix Host Gateway Servers Expiration date Last used date Status Actions",
         *("Regenerate", "Revoke"),
     ),
+    "/settings/api-tokens/create/agent": ("Create Token", "Name your agent", "Create and continue"),
     "/tokens/{token}/edit/": (
         *("Name", "Expiration", "7 days", "30 days", "90 days", "IP allowlist"),
         "The servers of a token cannot be changed. Create a new token instead.",

@@ -103,6 +103,7 @@ VERBS = [
     verb(
         "Host.add_agent",
         page("/hosts/add/", name="Made", description=""),
+        page("/settings/api-tokens/create/agent", name="Made"),
         rest("POST /hosts", name="Made"),
         admin_form("hosts/host/add", name="Made", description=""),
     ),
