@@ -22,6 +22,22 @@ def test_log_shows_app_and_duration_beside_its_filters_on_a_small_desk(live: Ser
         expect(page.get_by_role("columnheader", name=name)).to_be_visible()
 
 
+CLEAR = """
+const rail = document.querySelector(".rail > ul"), current = [...rail.querySelectorAll("ul [aria-current]")].at(-1);
+const faded = parseFloat(getComputedStyle(rail).paddingBottom);
+return rail.scrollHeight > rail.clientHeight
+    && current.getBoundingClientRect().bottom <= rail.getBoundingClientRect().bottom - faded;
+"""
+
+
+def test_current_item_of_a_long_rail_stands_clear_of_its_faded_end(live: Serve, page: Page) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+
+    page.goto(f"{live.url}/settings/sinks/")
+
+    assert page.evaluate(f"() => {{ {CLEAR} }}")
+
+
 PHONED = """
 from accounts.models import User
 from tests import make
