@@ -263,7 +263,10 @@ TO_ALLOW = (
     "To allow it, whoever runs the gateway adds it there, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and starts the "
     "gateway again: see docs/reference/settings.md."
 )
-WITHOUT_TLS = "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see docs/reference/settings.md."
+WITHOUT_TLS = (
+    "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "
+    "docs/reference/settings.md."
+)
 LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
 
 
