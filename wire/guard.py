@@ -264,8 +264,8 @@ TO_ALLOW = (
     "gateway again: see docs/reference/settings.md."
 )
 WITHOUT_TLS = (
-    "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: "
-    "see docs/reference/settings.md."
+    "The URL must start with https://. Inside GATEWAY_PRIVATE_UPSTREAMS it may start with http://: see "
+    "docs/reference/settings.md."
 )
 LEADS_BACK = "This is an address of this gateway itself; its calls would go in a circle."
 

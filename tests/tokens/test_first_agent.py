@@ -132,8 +132,8 @@ def test_a_search_that_empties_meanwhile_leads_to_naming_one(work: Gateway, make
 
 def test_what_is_no_client_is_forgotten(work: Gateway, maker: Client, ana: User) -> None:
     host = make.agent(by=ana)
-    begun = maker.get("/connect/", {"host": host.pk, "gateway": "work", "client": '"><script>'})
-    again = maker.get("/connect/", {"host": host.pk, "gateway": "work", "client": "python"})
+    begun = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": '"><script>'})
+    again = maker.get("/connect/", {"host": str(host.pk), "gateway": "work", "client": "python"})
 
     told = [maker.get(one["Location"]).context["flow"].start_url for one in (begun, again)]
 
