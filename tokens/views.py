@@ -60,7 +60,7 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 23  # Each has links, a box and two buttons: with more, the page of everybody's tokens would be too heavy.
+ROWS = 20  # Each has links, a box and two buttons: with more, the page of everybody's tokens would be too heavy.
 HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."

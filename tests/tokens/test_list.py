@@ -240,7 +240,7 @@ def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
 
     page = sign_in(ana).get(PATH)
 
-    assert len(page.context["rows"]) == 23
+    assert len(page.context["rows"]) == 20
     assert len(page.content) <= 60 * 1024
 
 
