@@ -97,7 +97,7 @@ COLUMNS = (
     Column("server", "Server", "7", 4, _server),
     Column("method", "Method", "6.5", 4, lambda call, _: call.method),
     TOOL,
-    Column("outcome", "Outcome", "14", 0, _outcome),
+    Column("outcome", "Outcome", "16", 0, _outcome),
     Column("status", "Status", "4", 4, lambda call, _: str(call.http_status), is_number=True),
     Column("duration", "Duration", "6.5", 2, lambda call, _: ms(call.duration_ms), is_number=True),
     Column("identity", "Identity", "7", 3, lambda call, _: call.identity_label),

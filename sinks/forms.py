@@ -49,7 +49,7 @@ class SinkForm(forms.Form):
         max_length=500,
         required=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text=f"At least {LEAST_SECRET} random bytes, such as “openssl rand -base64 32” prints. "
+        help_text=f"At least {LEAST_SECRET} bytes, made by chance: “openssl rand” makes one. "
         "Every delivery is signed with it.",
     )
     sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
