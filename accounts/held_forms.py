@@ -13,7 +13,7 @@ import time
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any
 from urllib.parse import urldefrag, urlencode
 
 import orjson
@@ -24,29 +24,15 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render, resolve_url
 from django.utils.cache import add_never_cache_headers
-from django.utils.module_loading import import_string
 
 from ui.pages import own_path
+from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
 FIELD = "held_form"  # In a form that is sent again: which one it is.
 HELD_S = 15 * 60.0  # How long one is held.
 MOST_HELD = 3  # In one session; the oldest is given up for another.
 MOST_BYTES = 32 * 1024  # Of one, compressed: every request of the session reads them.
-
-
-class Cipher(Protocol):
-    """Seals and opens secrets under the installation's encryption keys."""
-
-    def seal(self, secret: str) -> bytes: ...
-
-    def open(self, ciphertext: bytes) -> str:
-        """The secret; raises ValueError when no key fits."""
-        ...
-
-
-def _cipher() -> Cipher:
-    return cast("Cipher", import_string(settings.SECRETS_CIPHER)())
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -108,7 +94,7 @@ def _onward(request: HttpRequest) -> str:
         messages.warning(request, "What you filled in is too large to be kept meanwhile. Please fill it in again.")
         return address
     key = secrets.token_urlsafe(9)
-    sealed = _cipher().seal(b64encode(packed).decode()).decode()
+    sealed = cipher().seal(b64encode(packed).decode()).decode()
     others = list(_held(request).items())[1 - MOST_HELD :]
     request.session[SESSION_KEY] = dict(others) | {key: [time.time(), sealed]}
     return f"{address}#{key}"
@@ -143,7 +129,7 @@ def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     _, sealed = held.pop(key)
     request.session[SESSION_KEY] = held
     try:
-        sent = orjson.loads(zlib.decompress(b64decode(_cipher().open(sealed.encode()))))
+        sent = orjson.loads(zlib.decompress(b64decode(cipher().open(sealed.encode()))))
     except ValueError:  # The key that sealed it is gone.
         return None
     if (sent["person"], sent["address"]) != (str(request.user.pk), request.get_full_path()):

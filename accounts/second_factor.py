@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar
 
 import qrcode
 from allauth.core import context
@@ -14,11 +14,9 @@ from allauth.mfa.totp.forms import ActivateTOTPForm
 from allauth.mfa.totp.internal.auth import SECRET_SESSION_KEY, generate_totp_secret
 from allauth.mfa.utils import decrypt, encrypt
 from django import forms
-from django.conf import settings
 from django.core.cache import cache
 from django.db import transaction
 from django.utils.html import format_html
-from django.utils.module_loading import import_string
 
 from accounts import security_keys
 from accounts.models import User, WorkspaceSettings
@@ -26,25 +24,10 @@ from accounts.rules import SECOND_FACTORS, Grantor
 from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
+from ui.sealing import cipher
 
 SEALED = ("secret", "seed")  # What allauth stores of an app, and of recovery codes.
 CODE_LIVES_S = 90  # Its own half minute, and one before and after it.
-
-
-class Cipher(Protocol):
-    """Seals and opens secrets under the installation's encryption keys."""
-
-    key_id: str
-
-    def seal(self, secret: str) -> bytes: ...
-
-    def open(self, ciphertext: bytes) -> str:
-        """The secret; raises ValueError when no key fits."""
-        ...
-
-
-def _cipher() -> Cipher:
-    return cast("Cipher", import_string(settings.SECRETS_CIPHER)())
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
@@ -57,12 +40,11 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
     }
 
     def encrypt(self, text: str) -> str:
-        cipher = _cipher()
-        return f"{cipher.key_id}:{cipher.seal(text).decode()}"
+        return f"{cipher().key_id}:{cipher().seal(text).decode()}"
 
     def decrypt(self, encrypted_text: str) -> str:
         try:
-            return _cipher().open(encrypted_text.partition(":")[2].encode())
+            return cipher().open(encrypted_text.partition(":")[2].encode())
         except ValueError:
             raise self.validation_error("unreadable") from None
 
@@ -194,7 +176,7 @@ def key_uses() -> Counter[str]:
 
 def reseal() -> int:
     """Re-encrypt secrets of older keys with the newest one; returns the number of secrets."""
-    newest, count = f"{_cipher().key_id}:", 0
+    newest, count = f"{cipher().key_id}:", 0
     with transaction.atomic():
         for authenticator in Authenticator.objects.select_for_update().order_by("pk"):
             names = [

@@ -25,8 +25,8 @@ from proxy.access.decision import Grant
 from proxy.access.features import PROMPT, RESOURCE, TOOL, Named
 from proxy.access.query import STATEMENT, STATEMENT_OF_TRIPLE, AccessQuery, TokenDigests, parameters, read_grants
 from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
-from servers.models import cipher
 from tokens.models import Token, TokenKind
+from ui.sealing import cipher
 
 MOST_TOKENS = 50  # Of one connection, the last used first.
 MOST_NAMED = 3

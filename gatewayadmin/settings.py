@@ -262,7 +262,6 @@ MFA_FORMS = {
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
 MFA_RECOVERY_CODES_SHOW_ONCE = True
 MFA_TOTP_TOLERANCE = 1  # A code is typed more slowly than it changes, and clocks differ.
-SECRETS_CIPHER = "servers.models.cipher"  # For accounts, which lies below servers.
 
 SESSION_COOKIE_NAME = "gateway_session"
 SESSION_COOKIE_AGE = int(timedelta(days=7).total_seconds())

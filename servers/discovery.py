@@ -14,9 +14,10 @@ from django.utils import timezone
 
 from accounts.models import User
 from proxy.models import ServerInfo as StoredInfo
-from servers.models import Era, Health, Identity, Server, cipher
+from servers.models import Era, Health, Identity, Server
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import upstream_guard
+from ui.sealing import cipher
 from wire import blocking, builtin, errors
 from wire.causes import in_words
 from wire.cipher import Unreadable

@@ -1,11 +1,9 @@
 """Upstream MCP servers, and identities: the stored credentials for them."""
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 from uuid import uuid4
 
-from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
@@ -18,17 +16,10 @@ from auditlog.models import Actor, Event
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
+from ui.sealing import cipher
 from wire import versions
-from wire.cipher import Cipher
 from wire.credential import place_in_words, place_of
 from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of
-
-
-@cache
-def cipher() -> Cipher:
-    """Seals and opens stored credentials under GATEWAY_ENCRYPTION_KEYS."""
-    return Cipher(settings.ENCRYPTION_KEYS)
-
 
 CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
 ENDPOINTS = ("authorization_endpoint", "token_endpoint", "revocation_endpoint")  # Of an issuer without metadata.

@@ -9,10 +9,11 @@ from django.db import transaction
 
 from auditlog.models import CheckpointKey
 from proxy.models import UpstreamSession
-from servers.models import Identity, cipher
+from servers.models import Identity
 from servers.oauth_client.models import ClientRegistration, Grant
 from sinks.models import Sink
 from sso.models import DecryptionKey, Provider
+from ui.sealing import cipher
 from wire.cipher import Unreadable
 
 

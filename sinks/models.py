@@ -24,7 +24,6 @@ from auditlog.models import Actor, Call, Checkpoint, Event
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
-from servers.models import cipher
 from sinks.brokers import brokers_at
 from sinks.receivers import (
     ADDRESSED,
@@ -40,6 +39,7 @@ from sinks.receivers import (
     receiver_for,
     send_notice,
 )
+from ui.sealing import cipher
 from ui.states import in_words
 
 LONGEST_ERROR = 300

@@ -24,7 +24,6 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
-from servers.models import cipher
 from sso.browser_sessions import end_password_sessions
 from sso.errors import (
     AlreadyLinked,
@@ -42,6 +41,7 @@ from sso.saml.decryption_keys import DecryptionKey
 from sso.saml.received import ReceivedAssertion
 from sso.saml.setting_up import names_metadata, prepared
 from sso.saml.terms import Protocol, SamlTerms
+from ui.sealing import cipher
 
 __all__ = [
     "SETS_UP",

@@ -13,18 +13,17 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from django.conf import settings
 from django.db import connection, transaction
 from django.utils.crypto import salted_hmac
-from django.utils.module_loading import import_string
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 
 from ui import databases
 from ui.models import KeptAnswer
+from ui.sealing import cipher
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -161,20 +160,15 @@ def _sealed(answer: Response) -> bytes:
         "headers": {name: answer[name] for name in KEPT_HEADERS if name in answer},
         "body": JSONRenderer().render(answer.data).decode(),
     }
-    sealed: bytes = _cipher().seal(json.dumps(told))
-    return sealed
+    return cipher().seal(json.dumps(told))
 
 
 def _again(kept: KeptAnswer, asked: str) -> Response:
     if kept.request != asked:
         raise KeyReused
     try:
-        told = json.loads(_cipher().open(bytes(kept.sealed)))
+        told = json.loads(cipher().open(bytes(kept.sealed)))
     except ValueError:
         raise AnswerLost from None
     headers = {**told["headers"], REPLAYED: "true"}
     return Response(json.loads(told["body"]), status=told["status"], headers=headers)
-
-
-def _cipher() -> Any:
-    return import_string(settings.SECRETS_CIPHER)()

@@ -19,11 +19,11 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import ForeignKey, UUIDField
 from django.utils import timezone
-from django.utils.module_loading import import_string
 
 from auditlog.checkpoints.tree import AS_TEXT, CANONICAL, NEWEST, UID, columns_of, leaf_of, root_of
 from auditlog.committed import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id, newest_id
 from auditlog.models import Call, Checkpoint, CheckpointKey, span_of_uid
+from ui.sealing import cipher
 
 LOCK = 0x67776104
 MOST_ROWS = 20_000  # Of one checkpoint.
@@ -140,15 +140,14 @@ def signing_key() -> Ed25519PrivateKey:
     """The key of GATEWAY_CHECKPOINT_KEY; else one that is made once and kept sealed in the database."""
     if settings.CHECKPOINT_KEY:
         return Ed25519PrivateKey.from_private_bytes(settings.CHECKPOINT_KEY)
-    cipher = import_string(settings.SECRETS_CIPHER)()
     kept = CheckpointKey.objects.first()
     if kept is None:
         made = Ed25519PrivateKey.generate().private_bytes_raw().hex()
         CheckpointKey.objects.bulk_create(
-            [CheckpointKey(sealed=cipher.seal(made), key_id=cipher.key_id)], ignore_conflicts=True
+            [CheckpointKey(sealed=cipher().seal(made), key_id=cipher().key_id)], ignore_conflicts=True
         )
         kept = CheckpointKey.objects.get()
-    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(cipher.open(bytes(kept.sealed))))
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(cipher().open(bytes(kept.sealed))))
 
 
 def public_bytes(key: Ed25519PrivateKey) -> bytes:

@@ -22,7 +22,7 @@ from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway
-from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded, cipher
+from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded
 from servers.oauth_client.discovery import Metadata, Needs, needs_of
 from servers.oauth_client.http import Http, Unreachable, send_soon
 from servers.oauth_client.models import (
@@ -36,6 +36,7 @@ from servers.oauth_client.models import (
 )
 from servers.oauth_client.registration import NotRegistered, registered
 from ui.pages import AppRequest, lead_on, own_path
+from ui.sealing import cipher
 from wire.cipher import Unreadable
 from wire.oauth_client import (
     CLIENT_GONE,

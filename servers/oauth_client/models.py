@@ -23,9 +23,9 @@ from servers.models import (
     Server,
     ServerError,
     SignInNeeded,
-    cipher,
 )
 from servers.oauth_client.http import send_soon
+from ui.sealing import cipher
 from wire.cipher import Unreadable
 from wire.oauth_client import AUTH_METHODS, Client, TokenRequest, Tokens, replaces, revocations
 

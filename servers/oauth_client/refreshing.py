@@ -9,8 +9,9 @@ from django.db import connection
 from django.utils import timezone
 
 from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
-from servers.models import Identity, cipher
+from servers.models import Identity
 from servers.oauth_client.http import Unreachable, for_request, send_soon
+from ui.sealing import cipher
 from wire.oauth_client import TokenRequest
 
 __all__ = ["NotRenewed", "keep_fresh", "renew"]

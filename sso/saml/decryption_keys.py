@@ -9,9 +9,9 @@ from typing import ClassVar
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.db import models
 
-from servers.models import cipher
 from sso.saml import own_key
 from sso.saml.terms import fingerprint
+from ui.sealing import cipher
 from wire.cipher import Unreadable
 
 KEPT = 2

@@ -12,7 +12,7 @@ import orjson
 from django.db import models, transaction
 from django.utils import timezone
 
-from servers.models import cipher
+from ui.sealing import cipher
 from wire.cipher import Unreadable
 
 # So long no assertion is taken twice: longer than one can be accepted (responses.OLDEST_S and the clocks' difference).

@@ -20,9 +20,9 @@ from accounts.models import User
 from accounts.rules import BeyondYours
 from auditlog.models import Event
 from capabilities import Capability
-from servers.models import cipher
 from tests import make
 from tests.conftest import SignIn
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.django_db
 

@@ -10,10 +10,11 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from connections.models import Connection
 from gateways.models import IdentityScheme
-from servers.models import Identity, cipher
+from servers.models import Identity
 from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.django_db
 

@@ -6,11 +6,12 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from oauth.models import AuthorizeRequest
-from servers.models import AuthType, Identity, cipher
+from servers.models import AuthType, Identity
 from tests import make
 from tests.conftest import SignIn
 from tests.meanwhile import meanwhile
 from tests.oauth.steps import begin, per_user, text
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.django_db
 

@@ -18,7 +18,7 @@ from pytest_django import Settings
 from accounts.models import User
 from auditlog.models import Call, Event
 from gateways.models import Gateway, IdentityScheme
-from servers.models import AuthType, Identity, cipher
+from servers.models import AuthType, Identity
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
 from tests import make, sampling, upstreams
 from tests.asgi_server import App, read
@@ -27,6 +27,7 @@ from tests.conftest import Run
 from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, sql
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 

@@ -26,7 +26,7 @@ from accounts.models import User
 from auditlog.models import Call, Event
 from capabilities import Capability
 from gateways.models import Gateway, IdentityScheme
-from servers.models import ENDPOINTS, AuthType, Identity, Server, cipher
+from servers.models import ENDPOINTS, AuthType, Identity, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import MANY_UNFINISHED, ClientRegistration, Grant, unfinished_sign_ins
 from servers.oauth_client.refreshing import keep_fresh, renew
@@ -38,6 +38,7 @@ from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.rest import Rest
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.turns(3)
 

@@ -13,7 +13,7 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import ENDPOINTS, AuthType, Identity, Server, cipher
+from servers.models import ENDPOINTS, AuthType, Identity, Server
 from servers.oauth_client.models import Grant
 from servers.oauth_client.registration import redirect_uri
 from tests import make
@@ -24,6 +24,7 @@ from tests.conftest import Run
 from tests.issuers import destination
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, eventually, sql
+from ui.sealing import cipher
 from wire.oauth_client import issuer_metadata_urls
 
 NEXT = "/settings/identities"

@@ -19,7 +19,7 @@ from gateways.models import IdentityScheme
 from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
 from proxy.models import ServerInfo, Session, UpstreamSession
 from proxy.store.sessions import digest
-from servers.models import AuthType, cipher
+from servers.models import AuthType
 from servers.resealing import reseal
 from tests import make
 from tests.conformance.counter import Counter
@@ -27,6 +27,7 @@ from tests.conftest import Run
 from tests.proxy.conftest import Agent, Start, config, eventually, sql
 from tests.proxy.scripted import Request, Script, tool
 from tokens.models import Token
+from ui.sealing import cipher
 from wire import token_text
 
 SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")

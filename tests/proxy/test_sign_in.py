@@ -20,7 +20,7 @@ from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
-from servers.models import AuthType, Identity, Server, cipher
+from servers.models import AuthType, Identity, Server
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
 from servers.oauth_client.refreshing import NotRenewed, keep_fresh, renew
 from servers.oauth_client.registration import redirect_uri
@@ -30,6 +30,7 @@ from tests.conftest import Run
 from tests.issuers import Issuer, consent, destination, query
 from tests.oauth.apps import browser
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 

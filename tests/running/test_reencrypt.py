@@ -15,11 +15,12 @@ from django.test.utils import CaptureQueriesContext
 
 from gatewayadmin.config.key_uses import key_uses
 from proxy.models import UpstreamSession
-from servers.models import Identity, cipher
+from servers.models import Identity
 from servers.oauth_client.models import ClientRegistration
 from servers.resealing import reseal
 from tests import make
 from tests.meanwhile import just_before
+from ui.sealing import cipher
 from wire.cipher import key_id
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -11,10 +11,11 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import AuthType, Identity, Server, cipher
+from servers.models import AuthType, Identity, Server
 from tests import make
 from tests.conftest import SignIn
 from tests.meanwhile import just_before
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.django_db
 

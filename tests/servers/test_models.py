@@ -6,8 +6,9 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from auditlog.models import Event
-from servers.models import AlreadyRevoked, AnotherPlace, Era, Health, Identity, Server, cipher
+from servers.models import AlreadyRevoked, AnotherPlace, Era, Health, Identity, Server
 from tests import make
+from ui.sealing import cipher
 
 pytestmark = pytest.mark.django_db
 

@@ -14,7 +14,7 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
-from servers.models import AuthType, Identity, Server, cipher
+from servers.models import AuthType, Identity, Server
 from servers.oauth_client.models import ClientRegistration, SignIn
 from tests import make
 from tests.asgi_server import Upstream
@@ -22,6 +22,7 @@ from tests.conftest import Run
 from tests.issuers import Issuer, consent, query
 from tests.oauth.apps import browser
 from tests.workspace import free_port
+from ui.sealing import cipher
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("loopback_is_allowed")]
 

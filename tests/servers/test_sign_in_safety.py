@@ -19,7 +19,7 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
-from servers.models import AuthType, Identity, Server, cipher
+from servers.models import AuthType, Identity, Server
 from servers.oauth_client.discovery import BadIssuer, issuer_metadata
 from servers.oauth_client.flow import MOST_OPEN
 from servers.oauth_client.http import Http
@@ -31,6 +31,7 @@ from tests.conftest import Run
 from tests.eventually import eventually
 from tests.issuers import Issuer, consent, destination, query
 from tests.oauth.apps import browser
+from ui.sealing import cipher
 from wire.guard import Guard
 from wire.oauth_client import authorize_url
 

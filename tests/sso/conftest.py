@@ -21,7 +21,6 @@ from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, User
 from capabilities.catalogue import MEMBER
 from gatewayadmin.config.key_uses import key_uses
-from servers.models import cipher
 from servers.resealing import reseal
 from sso.flow import callback_url
 from sso.models import Provider
@@ -35,6 +34,7 @@ from tests.clients.issuers import Page, Visitor
 from tests.issuers import destination
 from tests.sso.saml_provider import SamlOrganisation, saml_provider_of
 from tests.workspace import free_port
+from ui.sealing import cipher
 from wire.cipher import key_id
 
 SECRET = "the-client-secret-of-this-workspace"

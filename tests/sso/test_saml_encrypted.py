@@ -16,7 +16,6 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.config.key_uses import key_uses
-from servers.models import cipher
 from servers.resealing import reseal
 from sso.models import Account, DecryptionKey, Provider
 from sso.saml import own_key
@@ -30,6 +29,7 @@ from tests.sso.saml_provider import NS, Answer, Pair, SamlOrganisation, SamlVisi
 from tests.sso.test_saml_responses import reason, signed_by, tried
 from tests.sso.test_saml_settings import FORM, PAGE, PASTED
 from tests.sso.test_saml_signing_in import query_id
+from ui.sealing import cipher
 from wire.cipher import key_id
 
 pytestmark = pytest.mark.django_db

@@ -19,7 +19,6 @@ from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, Team, User
 from accounts.password_links import invitation_link
 from auditlog.models import Event
-from servers.models import cipher
 from sso.models import Account, GroupRule, Provider, ReceivedAssertion
 from tests import make
 from tests.issuers import query
@@ -41,6 +40,7 @@ from tests.sso.saml_provider import (
     signs_in_at,
 )
 from tests.sso.test_enforced import APP_SECRET, THERE, owner, typed
+from ui.sealing import cipher
 
 pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
