@@ -18,13 +18,14 @@ def test_style_sheet_scripts_and_icons_weigh_at_most_160_kb_and_60_kb_compressed
     assert sum(len(gzip.compress(file.read_bytes())) for file in FETCHED) <= 60 * 1024
 
 
-def test_fonts_are_served_by_us_swap_in_without_a_shift_and_carry_their_licence() -> None:
+def test_fonts_are_served_by_us_never_move_a_page_that_is_there_and_carry_their_licence() -> None:
     faces = re.findall(r"@font-face \{(.*?)\}", (OURS / "app.css").read_text(), re.DOTALL)
     served = [found[1] for face in faces if (found := re.search(r"src: url\(([^)]+)\)", face))]
     stand_in = next(face for face in faces if "local(" in face)
 
     assert sorted(served) == [f"fonts/{file.name}" for file in sorted((OURS / "fonts").glob("*.woff2"))]
-    assert all("font-display: swap" in face for face in faces if face is not stand_in)
+    assert all("font-display: optional" in face for face in faces if face is not stand_in)
+    assert re.search(r'rel="preload" href="[^"]*inter-latin.woff2', (ROOT / "templates" / "base.html").read_text())
     assert "size-adjust" in stand_in
     assert "SIL Open Font License" in (OURS / "fonts" / "OFL.txt").read_text()
     assert sum((OURS / name).stat().st_size for name in served) <= 160 * 1024
