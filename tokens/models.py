@@ -96,6 +96,22 @@ def called(words: str) -> Q:
     return holds("name", words) | prefixed(words)
 
 
+def sought(words: str, *, of_many: bool = False) -> Q:
+    """Tokens with `words` in their name, their host's, or as prefix; `of_many` people: in an owner's e-mail too.
+
+    All of them without words.
+    """
+    if not words:
+        return Q()
+    of_host = holds("connection__host__name", words)
+    if of_many:
+        # Not joined with each token: hosts and people are fewer.
+        hosts, people = Host.objects.matching(words), User.objects.filter(holds("email", words))
+        links = Connection.objects.filter(Q(host__in=hosts.values("pk")) | Q(user__in=people.values("pk")))
+        of_host = Q(connection__in=links.values("pk"))
+    return called(words) | of_host
+
+
 def prefixed(words: str) -> Q:
     """Tokens with `words` as prefix, or as that of an old secret that still works; empty when no prefix is like that.
 
@@ -125,19 +141,8 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
-        """Tokens with `words` in their name, their host's, or as prefix; `of_many` people: in an owner's e-mail too.
-
-        All of them without words.
-        """
-        if not words:
-            return self
-        of_host = holds("connection__host__name", words)
-        if of_many:
-            # Not joined with each token: hosts and people are fewer.
-            hosts, people = Host.objects.matching(words), User.objects.filter(holds("email", words))
-            links = Connection.objects.filter(Q(host__in=hosts.values("pk")) | Q(user__in=people.values("pk")))
-            of_host = Q(connection__in=links.values("pk"))
-        return self.filter(called(words) | of_host)
+        """Those that are `sought`."""
+        return self.filter(sought(words, of_many=of_many))
 
     def issue(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, cached_property
@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from django import forms
 from django.db.models import Case, Count, F, IntegerField, Q, Value, When
-from django.db.models.expressions import RawSQL
+from django.db.models.expressions import Combinable, RawSQL
 from django.http import QueryDict
 from django.utils import timezone
 
@@ -20,7 +20,7 @@ from auditlog.reasons import in_short
 from capabilities import CapabilityRequired
 from connections import rows as connections
 from connections.models import Connection, stopped_above
-from tokens.models import Token, TokenKind, TokenQuerySet
+from tokens.models import Token, TokenKind, TokenQuerySet, sought
 from tokens.visibility import EDITING, STATUSES, of_status, servers_of
 
 EXPIRES_SOON = timedelta(days=7)
@@ -111,10 +111,12 @@ CARES = {
 }
 
 
-# The statuses that are counted, each looked for after those before it; and what stands for an active one.
+# The statuses that are counted, each looked for after those before it; and what stands for an active one, with a bit
+# for each of what is told of it.
 TOLD = ("revoked", "expired", "waiting", "active")
 ACTIVE = 1 << 8
-
+BITS = {name: 1 << n for n, name in enumerate((*CARES, "blocked"))}
+MATCHING = 1 << 7
 
 _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
 
@@ -158,19 +160,24 @@ class TokenFilter(forms.Form):
         self.is_valid()
         self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
+    @property
+    def _matching(self) -> Q:
+        """What is asked of a token that is listed."""
+        chosen = self.values
+        state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
+        return state & sought(chosen.get("q", ""), of_many="owner" in chosen)
+
     def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
         """The tokens that match, those that end first at the top."""
-        chosen = self.values
-        tokens = tokens.filter(needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"]))
-        tokens = tokens.matching(chosen.get("q", ""), of_many="owner" in chosen)
-        if chosen["status"] == "revoked":
+        tokens = tokens.filter(self._matching)
+        if self.values["status"] == "revoked":
             return tokens.order_by("-revoked_at", "pk")
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
-    def count(self, counts: Mapping[str, int]) -> int | None:
-        """How many tokens match, if that is one of the numbers of all of them."""
-        chosen = self.values
-        return None if chosen.get("q") else counts.get(chosen.get("care", chosen["status"]))
+    def numbers(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
+        """`numbers` of `tokens`, and how many match: each is looked at once for both."""
+        looks = _looks(tokens, owner, self._matching)
+        return _sums(looks), sum(number for told, number in looks if told & MATCHING)
 
 
 def numbers(tokens: TokenQuerySet, owner: User | None = None) -> dict[str, int]:
@@ -178,34 +185,45 @@ def numbers(tokens: TokenQuerySet, owner: User | None = None) -> dict[str, int]:
 
     `owner` is whose they are, when they are one person's: nobody else's connections are looked at then.
     """
-    counted = dict.fromkeys((*TOLD, *CARES, "blocked"), 0)
-    told = tokens.order_by().annotate(told=_told(owner)).values("told").annotate(number=Count("pk"))
-    for bits, number in told.values_list("told", "number"):
-        if bits >= ACTIVE:
+    return _sums(_looks(tokens, owner, Q()))
+
+
+def _sums(looks: Iterable[tuple[int, int]]) -> dict[str, int]:
+    counted = dict.fromkeys((*TOLD, *BITS), 0)
+    for bits, number in looks:
+        told = bits & ~MATCHING
+        if told >= ACTIVE:
             counted["active"] += number
-            for n, name in enumerate((*CARES, "blocked")):
-                counted[name] += number if bits & 1 << n else 0
+            for name, bit in BITS.items():
+                counted[name] += number if told & bit else 0
         else:
-            counted[TOLD[bits]] += number
+            counted[TOLD[told]] += number
     return counted
 
 
-def _told(owner: User | None) -> Case:
-    """Of each token one number, so that each is looked at once: its place in TOLD, or ACTIVE and a bit for each of
-    CARES that it is about, and one for what is blocked.
+def _looks(tokens: TokenQuerySet, owner: User | None, matching: Q) -> list[tuple[int, int]]:
+    """How many tokens are told by each number, so that each is looked at once.
+
+    The number is its place in TOLD, or ACTIVE with BITS of the cards that are about it and of what is blocked; and
+    MATCHING where it is.
     """
     now = timezone.now()
     # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.
     ended = (
-        When(revoked_at__isnull=False, then=Value(0)),
-        When(expires_at__lte=now, then=Value(1)),
-        When(digest=None, then=Value(2)),
+        When(revoked_at__isnull=False, then=Value(TOLD.index("revoked"))),
+        When(expires_at__lte=now, then=Value(TOLD.index("expired"))),
+        When(digest=None, then=Value(TOLD.index("waiting"))),
     )
-    used = Case(When(last_used_at=None, then=Value(1)), When(last_used_at__lte=now - IDLE, then=Value(2)), default=0)
-    soon = When(expires_at__lte=now + EXPIRES_SOON, then=Value(8))
-    lasting = Case(When(expires_at=None, then=Value(4)), soon, default=0)
-    blocked = Case(When(connection__in=_stopped(owner), then=Value(16)), default=0)
-    return Case(*ended, default=Value(ACTIVE) + used + lasting + blocked, output_field=IntegerField())
+    unused = When(last_used_at=None, then=Value(BITS["unused"]))
+    unlimited = When(expires_at=None, then=Value(BITS["unlimited"]))
+    active: Combinable = Value(ACTIVE)
+    active += Case(unused, When(last_used_at__lte=now - IDLE, then=Value(BITS["idle"])), default=0)
+    active += Case(unlimited, When(expires_at__lte=now + EXPIRES_SOON, then=Value(BITS["expiring"])), default=0)
+    active += Case(When(connection__in=_stopped(owner), then=Value(BITS["blocked"])), default=0)
+    told: Combinable = Case(*ended, default=active, output_field=IntegerField())
+    told += Case(When(matching, then=Value(MATCHING)), default=0) if matching else Value(MATCHING)
+    counted = tokens.order_by().annotate(told=told).values("told").annotate(number=Count("*"))
+    return list(counted.values_list("told", "number"))
 
 
 def _stopped(owner: User | None) -> Any:

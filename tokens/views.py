@@ -39,7 +39,7 @@ from tokens.models import (
 )
 from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
-from tokens.rows import CARES, TokenFilter, TokenRow, listed, numbers
+from tokens.rows import CARES, TokenFilter, TokenRow, listed
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, servers_of, with_scope
 from ui import bulk
@@ -75,8 +75,8 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
     owner = None if filters.values.get("owner") else request.user
-    counts = numbers(tokens, owner)
-    page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=filters.count(counts))
+    counts, found = filters.numbers(tokens, owner)
+    page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=found)
     context = {
         "page": page,
         "table": TOKENS.seen(request),

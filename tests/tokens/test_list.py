@@ -14,6 +14,8 @@ from tests import make
 from tests.conftest import SignIn
 from tests.tokens.rows import HTMX, a_connection, names, row, text
 from tokens.models import Token, TokenKind
+from tokens.rows import CARES, TokenFilter, numbers
+from tokens.visibility import STATUSES
 
 pytestmark = pytest.mark.django_db
 
@@ -282,3 +284,24 @@ def test_of_many_agents_a_few_are_offered_and_the_rest_is_found_by_name(ana: Use
     assert [host.name for host in found.context["hosts"]] == ["bot 10"]
     assert text(found).lstrip().startswith('<fieldset class="field" id="hosts">')
     assert "No token-based host matches." in text(client.get(f"{PATH}/create", {"q": "x"}))
+
+
+@pytest.mark.parametrize(("words", "found_of"), [("", 16), ("ci", 8), ("ana's bot", 8), ("nobody", 0)])
+def test_as_many_are_told_as_are_found_by_every_filter(words: str, found_of: int, ana: User, ann: User) -> None:
+    for person, agent in ((ana, "Ana's bot"), (ann, "Ann's bot")):
+        connection = a_connection(person, name=agent)
+        made = [make.token(connection, name=f"{name}-{n}").token for name in ("ci", "nightly") for n in range(4)]
+        Token.objects.filter(pk=made[0].pk).update(expires_at=timezone.now())
+        made[5].ask_for_new(by=make.user(*Capability))
+        Token.objects.filter(pk=made[6].pk).update(expires_at=None, last_used_at=timezone.now())
+        made[1].revoke(by=person)
+    asked = [{"status": status} for status in STATUSES] + [{"care": care} for care in CARES]
+
+    for of, tokens in ((None, Token.objects.all()), (ana, Token.objects.filter(connection__user=ana))):
+        for narrowing in asked:
+            filters = TokenFilter({"q": words, "owner": "" if of else "all", **narrowing})
+            counts, found = filters.numbers(tokens, of)
+            assert found == filters.narrow(tokens).count(), (of, narrowing)
+            assert counts == numbers(tokens, of)
+        everything = TokenFilter({"q": words, "owner": "" if of else "all", "status": "all"})
+        assert of or everything.numbers(tokens, of)[1] == found_of
