@@ -1,7 +1,7 @@
 """Password confirmation before sensitive operations: a form on pages, a refusal in the API."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -21,14 +21,7 @@ type View = Callable[..., HttpResponse]
 
 def ask_again(view: View) -> View:
     """Looking is free. A form that is sent is held until it is confirmed, and sent again then (accounts.held_forms)."""
-
-    @wraps(view)
-    def asking(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if request.method != "GET" and must_ask_again(request):
-            raise ReauthenticationRequired
-        return view(request, *args, **kwargs)
-
-    return asking
+    return _asking(view, free=("GET",))
 
 
 def ask_first(view: View) -> View:
@@ -36,10 +29,13 @@ def ask_first(view: View) -> View:
 
     Who took longer to fill one in than a confirmation lasts is asked again, as by `ask_again`, and loses nothing.
     """
+    return _asking(view, free=())
 
+
+def _asking(view: View, *, free: Sequence[str]) -> View:
     @wraps(view)
     def asking(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if must_ask_again(request):
+        if request.method not in free and must_ask_again(request):
             raise ReauthenticationRequired
         return view(request, *args, **kwargs)
 

@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from auditlog import replica
-from auditlog.instruments import DEFAULT, RANGES, Top
+from auditlog.instruments import RANGES, Top, chosen_range
 from auditlog.rollups.reading import book
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show, wants_fragment
@@ -34,8 +34,7 @@ def read(chosen: str, length: timedelta) -> list[Top]:
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
     """The panels, or without script a page of them."""
-    asked = request.GET.get("range", "")
-    chosen = asked if asked in RANGES else DEFAULT
+    chosen = chosen_range(request.GET.get("range"))
     tops = replica.read(request, lambda: read(chosen, RANGES[chosen].length))
     part = "#panels" if wants_fragment(request) else ""
     return show(request, f"auditlog/busiest.html{part}", {"tops": tops, "range": RANGES[chosen]})

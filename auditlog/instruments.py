@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -41,6 +41,11 @@ RANGES = {
     "30d": Range(*STRETCHES["30d"], DAYS, 1),
 }
 DEFAULT = "24h"
+
+
+def chosen_range(asked: str | None, among: Collection[str] = RANGES, default: str = DEFAULT) -> str:
+    """The range that an address asks for; the usual one where it asks for none, or for one that there is not."""
+    return asked if asked is not None and asked in among else default
 
 
 class Line(NamedTuple):
@@ -127,7 +132,7 @@ class Instruments:
         tops: Sequence[str] = (),
         named: Mapping[str, str] | None = None,
     ) -> None:
-        self.chosen = asked if asked in RANGES else DEFAULT
+        self.chosen = chosen_range(asked)
         self.range = RANGES[self.chosen]
         self._filters, self._named = filters, named or {}
         until = timezone.now()

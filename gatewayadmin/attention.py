@@ -6,6 +6,7 @@ Read from the database with every page that has a rail, in one statement; fragme
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from django.db import connection
@@ -20,9 +21,6 @@ from hosts.forms import PENDING
 from hosts.models import Host
 from servers.models import Health, Server
 
-# By kinds, the statement that counts them: every page asks, and to write it takes longer than to ask.
-_STATEMENTS: dict[tuple[str, ...], tuple[str, tuple[Any, ...]]] = {}
-
 
 def attention(request: HttpRequest) -> dict[str, Any]:
     """A context processor: `attention` is asked of the database when a template first looks at it."""
@@ -34,12 +32,16 @@ def _counts(reader: Any) -> dict[str, int]:
     kinds = tuple(_kinds(reader)) if isinstance(reader, User) else ()
     if not kinds:
         return {}
-    if kinds not in _STATEMENTS:
-        looks = [_number(kind, _waiting(kind)) for kind in kinds]
-        _STATEMENTS[kinds] = looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
     with connection.cursor() as cursor:
-        cursor.execute(*_STATEMENTS[kinds])
+        cursor.execute(*_statement(kinds))
         return {kind: number for kind, number in cursor.fetchall() if number}
+
+
+@cache
+def _statement(kinds: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
+    """What counts these kinds: every page asks, and to write it takes longer than to ask."""
+    looks = [_number(kind, _waiting(kind)) for kind in kinds]
+    return looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
 
 
 def _kinds(reader: User) -> Iterator[str]:

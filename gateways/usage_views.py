@@ -11,6 +11,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from auditlog import replica
+from auditlog.instruments import chosen_range
 from auditlog.views import log_alone
 from capabilities import Capability, requires
 from connections.models import Connection
@@ -34,8 +35,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
     assignments = list(gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk"))
     period = period_of(assignments)
     by_whom, are_more = replica.read(request, lambda: callers(gateway, period))
-    chosen = request.GET.get("range", "")
-    chosen = chosen if chosen in RANGES else DEFAULT
+    chosen = chosen_range(request.GET.get("range"), RANGES, DEFAULT)
     context = {
         "gateway": gateway,
         "tab": "usage",

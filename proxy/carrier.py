@@ -162,7 +162,7 @@ class Carrier:
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
     def _standing_of_session(self, owner: str) -> list[StandingStream]:
-        return [each for each in self.streams.of_owner(owner) if is_listening(each)]
+        return [each for each in self.streams.of_owner(owner) if each.is_listening]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
@@ -199,7 +199,7 @@ class Carrier:
         Call it when the stream has begun. What is kept later, because it was not found yet, is told on the bus.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
-        if found := {each.owner: None for each in streams if is_listening(each)}:
+        if found := {each.owner: None for each in streams if each.is_listening}:
             self._run(self._give_waiting([*found]))
 
     async def _give_waiting(self, session_ids: list[str]) -> None:
@@ -260,8 +260,3 @@ class Carrier:
         elif streams := self._standing_of_session(audience.owner):
             # One message goes on one stream of a session only.
             streams[0].put(update(uri))
-
-
-def is_listening(standing: StandingStream) -> bool:
-    """Whether this is the stream of a session, and takes what is said on it."""
-    return standing.subscription is None and not standing.is_over

@@ -47,7 +47,7 @@ class Resumption:
         subscribed = (await self._keeper.subscriptions([grant.session.id])).get(grant.session.id, [])
         standing = self._begun(request, grant, name, missed)
         lists = LIST_CHANGED.values() if name is not None else ()
-        standing.feed = partial(self._tell_what_may_be, lists=lists, subscribed=subscribed)
+        standing.feed = partial(self._begin_to_tell, lists=lists, subscribed=subscribed)
         return standing
 
     def _begun(self, request: McpRequest, grant: Grant, name: EventId | None, missed: Sequence[Kept]) -> StandingStream:
@@ -90,7 +90,7 @@ class Resumption:
             self.events.forget(name.stream, news)
         return missed
 
-    async def _tell_what_may_be(
+    async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
         """What was kept for this stream; then, once, that anything may have changed while nobody listened."""

@@ -133,6 +133,11 @@ class StandingStream:
         """Whether it has ended."""
         return self._over
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether it is the stream of a session, and takes what is said on it."""
+        return self.subscription is None and not self._over
+
     async def notify(self, message: Object) -> None:
         """The same as `put`."""
         self.put(message)

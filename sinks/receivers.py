@@ -59,10 +59,11 @@ NO_PARQUET = (
     "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
     ".venv/bin/uv pip install -r requirements-archive.lock."
 )
+# By kind, the package that it takes, and what is said where that is not installed.
 EXTRAS = {
     "kafka": ("aiokafka", NO_KAFKA),
     "s3_parquet": ("pyarrow", NO_PARQUET),
-}  # By kind.
+}
 GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
 MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.

@@ -110,7 +110,8 @@ function armPalette(palette) {
     goes = false;
   });
   palette.addEventListener("close", () => {
-    goes = input.value = "";
+    goes = false;
+    input.value = "";
     results.replaceChildren();
     mark();
   });
