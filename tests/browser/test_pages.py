@@ -1,6 +1,6 @@
 """Every page that links lead to, in light, in dark and on a phone: accessible, quiet, small.
 
-`make test` fetches each page and one in three of its addresses with a query, and shows one in 27, in one of the three.
+`make test` fetches each page and one in five of its addresses with a query, and shows one in 36, in one of the three.
 """
 
 import html
@@ -23,8 +23,8 @@ from tests.workspace import Serve
 pytestmark = pytest.mark.xdist_group("pages")
 
 LARGEST = 60 * 1024
-SHOWN = 27  # One in so many pages is, in `make test`,
-ASKED = 3  # where one in so many addresses with a query is opened.
+SHOWN = 36  # One in so many pages is, in `make test`,
+ASKED = 5  # where one in so many addresses with a query is opened.
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,7 @@ def test_dialogs_are_accessible(page: Page, lived_in: Serve) -> None:
     assert faults_of(page, "add a host") == []
 
 
+@pytest.mark.turns(3)
 def test_pages_for_strangers_are_accessible(open_browser: Open, live: Serve, trouble: Trouble) -> None:
     trouble.expected = {"the server responded with a status of 404"}
     page = phone(open_browser).new_page()

@@ -32,7 +32,7 @@ from tests.sso.test_saml_signing_in import query_id
 from ui.sealing import cipher
 from wire.cipher import key_id
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 METADATA = "/accounts/organisation/saml/metadata/"
 
