@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy import metrics
-from proxy.access.query import SETUP, Access
+from proxy.access.query import SETUP_TO_FIND_AGAIN, Access
 from proxy.carrier import Carriage
 from proxy.config import Config, Traces
 from proxy.dispatch import Dispatcher
@@ -51,7 +51,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """The app that serves paths under PREFIX, for as long as the block runs."""
     access = Access(config.conninfo, config.token_keys, config.max_waiting)
     state = State(config.conninfo)
-    bus = Bus(config.conninfo, state, SETUP)
+    bus = Bus(config.conninfo, state, SETUP_TO_FIND_AGAIN)
     writer = CallWriter(
         config.conninfo,
         bus=bus,

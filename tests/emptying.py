@@ -5,13 +5,16 @@ permissions anew, which migrations made and no test changes.
 """
 
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import psycopg
 from django.apps import apps
-from django.db import connection, transaction
+from django.db import connection
 from psycopg import sql
+
+from gatewayadmin.config.database import conninfo
 
 KEPT = {"auth_permission", "django_content_type"}
 # Tables whose rows nobody may delete; they may be emptied. Triggers that only tell of a deletion guard nothing.
@@ -21,37 +24,50 @@ WHERE NOT tgisinternal AND tgtype & 8 > 0 AND tgname NOT LIKE 'tell%'
 """
 
 
+# By the name of its database, the session that empties it. In one of Django's own its plans would last for one test:
+# to leave triggers out throws all plans of a session away.
+_sweepers: dict[str, psycopg.Connection[Any]] = {}
+
+
 def empty(*_: object) -> None:
     """Take away the rows of every model, whichever test made them."""
-    with transaction.atomic(), connection.cursor() as cursor:
-        # Planned once for each session: there are a hundred tables, and of those with partitions a dozen.
-        asking = psycopg.Cursor(connection.connection)
-        filled = [name for (name,) in asking.execute(filled_tables(), prepare=True)]
-        if not filled:
-            return
-        cursor.execute(GUARDED)
-        guarded = {name for (name,) in cursor}
-        cursor.execute("SELECT usesuper FROM pg_user WHERE usename = current_user")
-        _empty(cursor, filled, guarded, is_superuser=cursor.fetchone() == (True,))
+    session = _sweeper(connection.settings_dict["NAME"])
+    with session.transaction():
+        filled = [name for (name,) in session.execute(filled_tables(), prepare=True)]
+        if filled:
+            _empty(session, filled)
 
 
-def _empty(cursor: Any, filled: list[str], guarded: set[str], *, is_superuser: bool) -> None:
+def _sweeper(name: str) -> psycopg.Connection[Any]:
+    """The session that empties this database, a new one if it was lost; a superuser's runs no triggers."""
+    with suppress(KeyError, psycopg.OperationalError):
+        _sweepers[name].execute("SELECT")
+        return _sweepers[name]
+    session = psycopg.connect(conninfo(), dbname=name, application_name="sweeper", autocommit=True)
+    session.prepare_threshold = 0
+    if session.execute("SELECT usesuper FROM pg_user WHERE usename = current_user").fetchone() == (True,):
+        session.execute("SET session_replication_role = replica")
+    _sweepers[name] = session
+    return session
+
+
+def _empty(session: psycopg.Connection[Any], filled: list[str]) -> None:
     """TRUNCATE makes new files for each partition and each index; a superuser may delete without the guards.
 
     As TRUNCATE does, it waits for who is writing to the end. Foreign keys are not looked at: no row will have one.
     """
+    guarded = {name for (name,) in session.execute(GUARDED)}
     to_empty = [name for name in filled if name in guarded]
     to_delete = [name for name in filled if name not in guarded]
-    if is_superuser:
+    if session.execute("SHOW session_replication_role").fetchone() == ("replica",):
         if to_empty:
-            cursor.execute(_each("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", to_empty, "; "))
-        cursor.execute("SET LOCAL session_replication_role = replica")
-        cursor.execute(_each("DELETE FROM {table}", filled, "; "))
+            session.execute(_each("LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", to_empty, "; "), prepare=False)
+        session.execute(_each("DELETE FROM {table}", filled, "; "), prepare=False)
         return
     if to_empty:
-        cursor.execute(sql.SQL("TRUNCATE ") + _each("{table}", to_empty, ", "))
+        session.execute(sql.SQL("TRUNCATE ") + _each("{table}", to_empty, ", "))
     if to_delete:
-        cursor.execute(_each("DELETE FROM {table}", to_delete, "; "))
+        session.execute(_each("DELETE FROM {table}", to_delete, "; "), prepare=False)
 
 
 @cache
@@ -72,6 +88,9 @@ def _each(template: str, names: list[str], between: str) -> sql.Composed:
 
 def drop(creation: Any, name: str, verbosity: int, seconds: float = 2) -> None:
     """Drop a test database as soon as the last session of it has ended; after so long, with whoever is still there."""
+    for session in _sweepers.values():
+        session.close()
+    _sweepers.clear()
     creation.connection.close_pool()  # As Django does here: what waits in a pool is a session that never ends.
     deadline = time.monotonic() + seconds
     with creation._nodb_cursor() as cursor:

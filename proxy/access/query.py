@@ -36,7 +36,14 @@ STATEMENT_OF_TRIPLE = re.sub(
     flags=re.DOTALL | re.MULTILINE,
 )
 PARAMETERS = ("int[]", "bytea[]", "text[]", "text[]", "int[]", "text[]", "text[]", "bytea[]", "text[]")
-SETUP = (
+
+
+def _preparing(name: bytes) -> bytes:
+    return b"PREPARE %s (%s) AS %s" % (name, ", ".join(PARAMETERS).encode(), STATEMENTS[name])
+
+
+# What a connection takes over which `find_again` asks.
+SETUP_TO_FIND_AGAIN = (
     b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
     b"SET enable_seqscan = off",
@@ -45,10 +52,11 @@ SETUP = (
     b"SET jit = off",
     b"SET statement_timeout = '4s'",
     b"SET default_transaction_read_only = on",
-    *(
-        b"PREPARE %s (%s) AS %s" % (name, ", ".join(PARAMETERS).encode(), statement)
-        for name, statement in STATEMENTS.items()
-    ),
+    _preparing(b"decide"),
+)
+SETUP = (
+    *SETUP_TO_FIND_AGAIN,
+    _preparing(b"decide_calls"),
     # Planned now and not for the first request. The plans also end the heap of the server's process above what an
     # execution needs, which otherwise goes back to the operating system, and is had again, with each of them.
     *(b"EXECUTE %s (%s)" % (name, b", ".join([b"'{}'"] * len(PARAMETERS))) for name in STATEMENTS),
