@@ -14,7 +14,7 @@ from capabilities import Capability
 from connections import views as connection_views
 from gateways.models import Gateway
 from tokens.models import Token
-from tokens.rows import TokenRow, listed, numbers
+from tokens.rows import TokenRow, listed, numbers, owner_of_listed
 from tokens.visibility import hosts_for, known_to, with_scope
 from ui.pages import AppRequest, Fragment, answer, leave, open_page, open_query, wants_fragment
 
@@ -41,9 +41,9 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
         )
     if _on_list(request):
         row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
-        return Fragment(
-            "tokens/list.html#row", {"row": row, "counts": numbers(listed(request.user, open_query(request)))}
-        )
+        viewer, query = request.user, open_query(request)
+        counts = numbers(listed(viewer, query), owner_of_listed(viewer, query))
+        return Fragment("tokens/list.html#row", {"row": row, "counts": counts})
     return connection_views.row_fragment(request, token.connection)
 
 

@@ -111,8 +111,8 @@ CARES = {
 }
 
 
-# The statuses that are counted, each looked for after those before it; and what stands for an active one, with a bit
-# for each of what is told of it.
+# The statuses that are counted, each looked for after those before it; what stands for an active one, with a bit for
+# each of what is told of it; and a bit for one of those that are looked for, whatever its status.
 TOLD = ("revoked", "expired", "waiting", "active")
 ACTIVE = 1 << 8
 BITS = {name: 1 << n for n, name in enumerate((*CARES, "blocked"))}
@@ -137,11 +137,16 @@ def _means() -> dict[str, Q]:
     }
 
 
+def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
+    """Whose tokens are listed: the viewer's own, or everybody's with `?owner=all`."""
+    return None if query.get("owner") == "all" else viewer
+
+
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
-    """The viewer's own tokens, or everybody's with `?owner=all`. Raises CapabilityRequired."""
+    """The tokens of `owner_of_listed`. Raises CapabilityRequired."""
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
-    if query.get("owner") != "all":
-        return tokens.filter(connection__user=viewer)
+    if owner := owner_of_listed(viewer, query):
+        return tokens.filter(connection__user=owner)
     if not viewer.has_perm(EDITING):
         raise CapabilityRequired(EDITING)
     return tokens
@@ -180,7 +185,7 @@ class TokenFilter(forms.Form):
         return _sums(looks), sum(number for told, number in looks if told & MATCHING)
 
 
-def numbers(tokens: TokenQuerySet, owner: User | None = None) -> dict[str, int]:
+def numbers(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
     """How many of `tokens` have each status, how many of the active something else stops, and what each card is about.
 
     `owner` is whose they are, when they are one person's: nobody else's connections are looked at then.
@@ -204,8 +209,8 @@ def _sums(looks: Iterable[tuple[int, int]]) -> dict[str, int]:
 def _looks(tokens: TokenQuerySet, owner: User | None, matching: Q) -> list[tuple[int, int]]:
     """How many tokens are told by each number, so that each is looked at once.
 
-    The number is its place in TOLD, or ACTIVE with BITS of the cards that are about it and of what is blocked; and
-    MATCHING where it is.
+    The number is its place in TOLD, or ACTIVE with BITS of the cards that are about it and of what is blocked; plus
+    MATCHING for one that is looked for.
     """
     now = timezone.now()
     # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.

@@ -39,7 +39,7 @@ from tokens.models import (
 )
 from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
-from tokens.rows import CARES, TokenFilter, TokenRow, listed
+from tokens.rows import CARES, TokenFilter, TokenRow, listed, owner_of_listed
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, servers_of, with_scope
 from ui import bulk
@@ -74,8 +74,7 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
-    owner = None if filters.values.get("owner") else request.user
-    counts, found = filters.numbers(tokens, owner)
+    counts, found = filters.numbers(tokens, owner_of_listed(request.user, request.GET))
     page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=found)
     context = {
         "page": page,

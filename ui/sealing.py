@@ -1,4 +1,4 @@
-"""What seals and opens the secrets that are kept, of every room: those above and below the servers share it."""
+"""The cipher of stored secrets, which everything that stores one shares."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from wire.cipher import Cipher
 
 @cache
 def cipher() -> Cipher:
-    """Seals and opens what is kept sealed, under GATEWAY_ENCRYPTION_KEYS."""
+    """One for this process, with the keys of GATEWAY_ENCRYPTION_KEYS."""
     return Cipher(settings.ENCRYPTION_KEYS)
