@@ -19,6 +19,7 @@ from gatewayadmin.config.environment import (
     text,
     web_address,
 )
+from gatewayadmin.config.static_files import keep_fonts
 
 PACKAGE = Path(__file__).resolve().parent
 BASE_DIR = PACKAGE.parent
@@ -209,6 +210,7 @@ STATIC_URL = "/static/"
 STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # Else found as the package's own.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
+SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 
 # --- Signing in ---------------------------------------------------------------------------------------------------
 

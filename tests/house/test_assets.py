@@ -1,12 +1,14 @@
 """What a browser fetches besides a page: small, and all of it from us."""
 
 import gzip
+import hashlib
 import re
 from pathlib import Path
 
 import django_htmx
+import httpx
 
-from tests.workspace import ROOT
+from tests.workspace import ROOT, Serve
 
 OURS = ROOT / "static" / "gateway"
 HTMX = Path(django_htmx.__file__).parent / "static" / "django_htmx" / "htmx-2.min.js"
@@ -25,7 +27,18 @@ def test_fonts_are_served_by_us_never_move_a_page_that_is_there_and_carry_their_
 
     assert sorted(served) == [f"fonts/{file.name}" for file in sorted((OURS / "fonts").glob("*.woff2"))]
     assert all("font-display: optional" in face for face in faces if face is not stand_in)
-    assert re.search(r'rel="preload" href="[^"]*inter-latin.woff2', (ROOT / "templates" / "base.html").read_text())
+    for head in ("base.html", "ui/failure.html"):
+        assert re.search(r'rel="preload" href="[^"]*/inter-latin\.', (ROOT / "templates" / head).read_text())
     assert "size-adjust" in stand_in
     assert "SIL Open Font License" in (OURS / "fonts" / "OFL.txt").read_text()
     assert sum((OURS / name).stat().st_size for name in served) <= 160 * 1024
+
+
+def test_a_font_is_kept_without_asking_again_and_so_named_by_its_bytes(live: Serve) -> None:
+    for font in (OURS / "fonts").glob("*.woff2"):
+        assert font.suffixes[-2] == f".{hashlib.sha256(font.read_bytes()).hexdigest()[:12]}"
+        served = httpx.get(f"{live.url}/static/gateway/fonts/{font.name}")
+        assert served.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+
+    style_sheet = httpx.get(f"{live.url}/static/gateway/app.css")
+    assert "immutable" not in style_sheet.headers["Cache-Control"]
