@@ -33,7 +33,7 @@ def empty(*_: object) -> None:
     """Take away the rows of every model, whichever test made them."""
     session = _sweeper(connection.settings_dict["NAME"])
     with session.transaction():
-        filled = [name for (name,) in session.execute(filled_tables(), prepare=True)]
+        filled = [name for (name,) in session.execute(filled_tables())]
         if filled:
             _empty(session, filled)
 
@@ -45,6 +45,7 @@ def _sweeper(name: str) -> psycopg.Connection[Any]:
         return _sweepers[name]
     session = psycopg.connect(conninfo(), dbname=name, application_name="sweeper", autocommit=True)
     session.prepare_threshold = 0
+    session.execute("SET lock_timeout = '60s'")  # A test that left a transaction open is told, and nobody waits for it.
     if session.execute("SELECT usesuper FROM pg_user WHERE usename = current_user").fetchone() == (True,):
         session.execute("SET session_replication_role = replica")
     _sweepers[name] = session
@@ -65,7 +66,7 @@ def _empty(session: psycopg.Connection[Any], filled: list[str]) -> None:
         session.execute(_each("DELETE FROM {table}", filled, "; "), prepare=False)
         return
     if to_empty:
-        session.execute(sql.SQL("TRUNCATE ") + _each("{table}", to_empty, ", "))
+        session.execute(sql.SQL("TRUNCATE ") + _each("{table}", to_empty, ", "), prepare=False)
     if to_delete:
         session.execute(_each("DELETE FROM {table}", to_delete, "; "), prepare=False)
 

@@ -42,7 +42,7 @@ def _preparing(name: bytes) -> bytes:
     return b"PREPARE %s (%s) AS %s" % (name, ", ".join(PARAMETERS).encode(), STATEMENTS[name])
 
 
-# What a connection takes over which `find_again` asks.
+# What a connection takes over which `find_again` asks. It plans when somebody asks first: most workers' is never asked.
 SETUP_TO_FIND_AGAIN = (
     b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
