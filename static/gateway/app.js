@@ -1,4 +1,4 @@
-// Gateway Admin. Progressive enhancement only: every page works without this file.
+// Progressive enhancement only: every page works without this file.
 "use strict";
 
 const all = (selector, within = document) => [...(within.matches?.(selector) ? [within] : []), ...within.querySelectorAll(selector)];
@@ -151,7 +151,7 @@ function showTip({ target }) {
 }
 on("pointerover", (event) => event.pointerType === "mouse" && showTip(event));
 on("focusin", showTip);
-// A sentence that is cut takes the focus, for those who have no mouse to point with; one that is not would only be in the way.
+// A sentence that is cut takes the focus, for those without a mouse; another would only be in the way.
 const letFocus = (within) => all(".table .clip", within).forEach((part) => isCut(part) ? (part.tabIndex = 0) : part.removeAttribute("tabindex"));
 addEventListener("resize", () => letFocus(document));
 
@@ -237,8 +237,8 @@ all(".palette").forEach(armPalette);
 all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may overflow.
 for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
-// What waited for the password goes on by itself; while the page still loads, so that Back does not lead here.
-all("form[data-sends]").forEach((form) => form.submit());
+// What waited for the password goes on by itself. Back leads to its form, also where a browser keeps this entry.
+for (const form of all("form[data-sends]")) { history.replaceState(0, "", form.action); form.submit(); }
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.
 function armZone(group) {
