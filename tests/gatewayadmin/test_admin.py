@@ -39,7 +39,7 @@ from tests.conftest import SignIn
 from tests.sampling import one_in, part, walk
 from tokens.models import Token
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 OURS = (
     "accounts",

@@ -12,6 +12,8 @@ from tests.docs.pages import ROOT, first_column
 from tests.running.starts import manage
 from tests.running.test_refusals import KEYS, NOWHERE, refusal
 
+pytestmark = pytest.mark.turns(3)
+
 NAME = "GATEWAY_METRICS_TOKEN"
 SECRETS = {
     "DATABASE_READ_URL",

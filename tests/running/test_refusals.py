@@ -15,6 +15,8 @@ from tests.running.starts import manage
 from tests.sampling import full, some
 from tests.workspace import ROOT, free_port
 
+pytestmark = pytest.mark.turns(3)
+
 SECRET = "zYx9-wVu8-tSr7-qPo6-nMl5-kJi4-hGf3"
 KEYS = {
     "GATEWAY_SECRET_KEY": SECRET,

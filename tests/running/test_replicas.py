@@ -32,7 +32,7 @@ from tests.running.replicas import (
     replicas,
 )
 
-pytestmark = pytest.mark.xdist_group("kill")
+pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.turns(3)]
 
 ELICITATION: dict[str, Any] = {"elicitation": {"form": {}}}
 BUSES = "FROM pg_stat_activity WHERE application_name = 'gateway bus' AND datname = current_database()"

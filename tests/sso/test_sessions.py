@@ -29,7 +29,7 @@ from tests.oauth.apps import browser
 from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at
 from tests.sso.test_enforced import APP_SECRET
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 LOGOUT = "/accounts/organisation/logout/"
 
