@@ -84,7 +84,8 @@ def test_no_statement_of_an_export_reads_more_than_some_partitions(days: list[st
                 cursor.execute(
                     "SELECT count(DISTINCT relation) FROM pg_locks JOIN pg_class ON pg_class.oid = relation"
                     " WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-                    " AND relname ~ '^auditlog_call_.*[0-9]$' AND relkind = 'r' AND pid <> pg_backend_pid()"
+                    " AND relname ~ '^auditlog_call_.*[0-9]$' AND relkind = 'r'"
+                    " AND pid IN (SELECT pid FROM pg_stat_activity WHERE application_name = 'gateway export')"
                 )
                 locked.append(cursor.fetchone()[0])
     assert 0 < max(locked) <= 8 < len(Call.partitions.names())
