@@ -181,7 +181,7 @@ def test_who_leaves_an_asynchronous_answer_ends_its_export(days: list[str], monk
         return first
 
     assert async_to_sync(left)().count("\n") == 3
-    assert readers() == 0
+    eventually(lambda: readers() == 0)
     assert next(whole, None) is None
 
 
