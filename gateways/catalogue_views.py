@@ -21,7 +21,7 @@ from gateways.models import Effect, Feature
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, is_for, show
 
-SHOWN = 25  # Tools a page; more would make it too heavy.
+SHOWN = 20  # Tools a page; more would make it too heavy.
 
 
 class Column(NamedTuple):
