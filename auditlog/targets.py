@@ -53,7 +53,7 @@ def _gateways(viewer: User) -> QuerySet[Any]:
 
 
 def _features(viewer: User) -> QuerySet[Any]:
-    return Feature.objects.placed().filter(assignment__gateway__in=_gateways(viewer))
+    return Feature.objects.seen_by(viewer)
 
 
 _HOSTS = (Capability.HOSTS_READ,)

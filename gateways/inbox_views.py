@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 
 from capabilities import own_resource
 from gateways.differences import Line, difference, pages, whole
-from gateways.models import Feature, Gateway, State
+from gateways.models import Feature, State
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, page_of, show
 
@@ -49,8 +49,7 @@ def listing(request: AppRequest) -> HttpResponse:
         SHOWN,
         detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
     )
-    seen = Feature.objects.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(request.user))
-    quarantined = seen.filter(state=State.QUARANTINED)
+    quarantined = Feature.objects.seen_by(request.user).filter(state=State.QUARANTINED)
     placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
     context = {
         "page": page,

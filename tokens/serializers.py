@@ -162,7 +162,7 @@ class NewToken(Body):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """What was named by id, found: `host`, `gateway`, `servers` and `identities`."""
         gateway = attrs["gateway_id"]
-        offered = Assignment.objects.live().filter(gateway=gateway, server__archived_at=None).select_related("server")
+        offered = Assignment.objects.placed().filter(gateway=gateway).select_related("server")
         named_things = {
             "host": attrs["host_id"],
             "gateway": gateway,

@@ -57,7 +57,7 @@ def of_status(status: str) -> Q:
 
 def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
     """Tokens with everything that is told of them; of those that reach all servers, the servers are left out."""
-    offered = Assignment.objects.live().filter(server__archived_at=None)
+    offered = Assignment.objects.placed()
     narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
     connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
     return tokens.prefetch_related(Prefetch("connection", connections), Prefetch("scopes", narrowed))
@@ -65,7 +65,7 @@ def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
 
 def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
     """Tokens with all related rows for display, including their servers."""
-    offered = Assignment.objects.live().filter(server__archived_at=None).select_related("server")
+    offered = Assignment.objects.placed().select_related("server")
     return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
 
 

@@ -52,14 +52,21 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         """Assignments that have not been removed."""
         return self.filter(removed_at=None)
 
+    def placed(self) -> "AssignmentQuerySet":
+        """Live assignments of servers that are not archived."""
+        return self.live().filter(server__archived_at=None)
+
+    def seen_by(self, viewer: User) -> "AssignmentQuerySet":
+        """Those on the gateways whose pages `viewer` may open."""
+        return self.placed().filter(gateway__in=Gateway.objects.visible_to(viewer))
+
     def on(self) -> "AssignmentQuerySet":
         """Live assignments through which calls go: nothing of their own and nothing of their server is off."""
-        return self.live().filter(enabled=True, server__enabled=True, server__archived_at=None)
+        return self.placed().filter(enabled=True, server__enabled=True)
 
     def per_user(self) -> "AssignmentQuerySet":
         """Live assignments for which each person brings an identity of their own."""
-        asking = self.live().filter(identity_scheme=IdentityScheme.PER_USER, server__archived_at=None)
-        return asking.exclude(server__auth_type=AuthType.NONE)
+        return self.placed().filter(identity_scheme=IdentityScheme.PER_USER).exclude(server__auth_type=AuthType.NONE)
 
     def assign(self, *, gateway: Gateway, server: Server, by: User | None, **fields: Any) -> "Assignment":
         """Put `server` behind `gateway`. Raises AliasRequired or WrongIdentity."""

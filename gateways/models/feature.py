@@ -84,7 +84,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
     def tools_seen_by(self, viewer: User) -> "FeatureQuerySet":
         """The tools that servers offer on the gateways whose pages `viewer` may open."""
-        return self.tools().offered().placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
+        return self.tools().offered().seen_by(viewer)
 
     def callable(self) -> "FeatureQuerySet":
         """Features that nothing between gateway and server forbids: offered, approved, allowed and switched on."""
@@ -115,9 +115,13 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         """Those of servers that are assigned and not archived."""
         return self.filter(assignment__removed_at=None, assignment__server__archived_at=None)
 
+    def seen_by(self, viewer: User) -> "FeatureQuerySet":
+        """Those of `Assignment.objects.seen_by(viewer)`."""
+        return self.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
+
     def waiting_for(self, viewer: User) -> "FeatureQuerySet":
         """What waits for a decision on the gateways whose pages `viewer` may open, the newest change first."""
-        waiting = self.needing_attention().placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
+        waiting = self.needing_attention().seen_by(viewer)
         return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
 
     def matching(self, words: str) -> "FeatureQuerySet":
