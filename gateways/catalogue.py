@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -33,34 +34,33 @@ PERIODS = {STRETCHES[name].label: STRETCHES[name].length for name in ("30d", "7d
 # Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
 MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
 MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.
+MOST_NEWEST = 5_000  # Calls to read to tell which tools were called last.
 MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: one for each day.
 
 # Each way to sort, as SQL; what was never used comes last, whichever way.
 SORTS = {
-    "tool": "lower(i.name) {way}",
-    "server": "lower(i.server) {way}",
-    "effect": "min(i.effect) {way}",
-    "gateways": "count(DISTINCT i.gateway_id) {way}",
-    "calls": "coalesce(sum(u.calls), 0) {way}",
-    "last": "max(u.last_at) {way} NULLS LAST",
+    "tool": "lower(t.name) {way}",
+    "server": "lower(s.name) {way}",
+    "effect": "t.effect {way}",
+    "gateways": "t.gateways {way}",
+    "calls": "t.calls {way}",
+    "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-NAMED = {
-    "server_id": "assignment__server_id",
-    "server": "assignment__server__name",
-    "gateway_id": "assignment__gateway_id",
-    "name": "name",
-    "effect": "effect_claimed",
-    "exposed_name": "exposed_name",
-}
-
+TO_SORT_BY = {"effect": "min(f.effect)", "gateways": "count(DISTINCT p.gateway_id)"}
+# There are few assignments and servers beside the features: the first are joined before, the others afterwards.
 ENTRIES = """
-SELECT i.server_id, i.name, {calls}, count(*) OVER (), count({last}) OVER ()
-FROM ({features}) AS i ({columns})
-{used}
-GROUP BY i.server_id, i.server, i.name
-{having}
-ORDER BY {order}, lower(i.name), lower(i.server), i.server_id, i.name
+WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
+SELECT t.server_id, t.name, t.calls, count(*) OVER (), count(t.used) OVER ()
+FROM (
+    SELECT p.server_id, f.name, {told}
+    FROM ({features}) AS f ({columns}) JOIN p ON p.id = f.assignment_id
+    {joined}
+    GROUP BY p.server_id, f.name
+    {having}
+) t
+JOIN servers_server s ON s.id = t.server_id
+ORDER BY {order}, lower(t.name), lower(s.name), t.server_id, t.name
 OFFSET %s LIMIT %s
 """
 # Where a tool of these is; each name is looked up in an index.
@@ -75,7 +75,7 @@ HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
 # What the roll-ups count.
 ROLLED_UP = """
 LEFT JOIN (SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls) AS calls FROM ({rows}) c GROUP BY 1, 2, 3) u
-ON u.gateway_id = i.gateway_id AND u.server_id = i.server_id AND u.feature_name = left(i.exposed_name, 300)
+ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
 COUNTED = """
 LEFT JOIN (
@@ -83,16 +83,26 @@ LEFT JOIN (
     WHERE c.created_at >= %s AND c.created_at < %s AND c.method = 'tools/call' AND c.feature_name <> ''
         AND c.server_id IS NOT NULL
     GROUP BY c.gateway_id, c.server_id, c.feature_name
-) u ON u.gateway_id = i.gateway_id AND u.server_id = i.server_id AND u.feature_name = left(i.exposed_name, 300)
+) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
 # In this order an index of the names gives the newest call, and none of a tool that was not called.
 LAST = """
 LEFT JOIN LATERAL (
     SELECT c.created_at AS last_at FROM auditlog_call c
-    WHERE c.feature_name = left(i.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = i.gateway_id AND c.server_id = i.server_id AND c.created_at >= %s AND c.created_at < %s
+    WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = p.gateway_id AND c.server_id = p.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
+"""
+# The newest calls tell the tools of the first pages; no other was called later.
+NEWEST = """
+LEFT JOIN (
+    SELECT c.gateway_id, c.server_id, c.feature_name, max(c.created_at) AS last_at FROM (
+        SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
+        WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
+        ORDER BY created_at DESC LIMIT %s
+    ) c GROUP BY c.gateway_id, c.server_id, c.feature_name
+) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
 # The days of the roll-ups, and of the last hours the log: within a day before, tools stand by their names.
 USED = """
@@ -104,7 +114,7 @@ LEFT JOIN (
         SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
         WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
     ) d GROUP BY d.gateway_id, d.server_id, d.feature_name
-) u ON u.gateway_id = i.gateway_id AND u.server_id = i.server_id AND u.feature_name = left(i.exposed_name, 300)
+) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
 # Of tools that were called: the newest day has a call of most, each other takes a look at the days before.
 LAST_CALLS = """
@@ -143,8 +153,10 @@ class Period(NamedTuple):
     @classmethod
     def to_count_all(cls) -> Period:
         """The longest one of which all calls are counted in a moment."""
-        periods = map(cls.of, PERIODS)
-        return next((one for one in periods if one.calls_expected <= MOST_CALLS), cls.of("5 min"))
+        # It takes PostgreSQL milliseconds to plan for the partitions of a month, so the day is asked about first.
+        month, week, day, hour, minutes = map(cls.of, PERIODS)
+        longer = [*takewhile(cls.is_soon_counted, (day, week, month))]
+        return longer[-1] if longer else hour if hour.is_soon_counted() else minutes
 
     @classmethod
     def to_look_up(cls, tools: int) -> Period:
@@ -156,11 +168,10 @@ class Period(NamedTuple):
         """From when to when calls are looked for: not in the partitions of days to come, whatever a clock says."""
         return [self.since, self.since + PERIODS[self.label] + timedelta(hours=1)]
 
-    @property
-    def calls_expected(self) -> int:
-        """How many rows of the log PostgreSQL expects to read for it."""
+    def is_soon_counted(self) -> bool:
+        """Whether PostgreSQL expects to read few rows of the log for it."""
         plan = json.loads(Call.objects.filter(created_at__gte=self.since).order_by().explain(format="json"))
-        return int(plan[0]["Plan"]["Plan Rows"])
+        return int(plan[0]["Plan"]["Plan Rows"]) <= MOST_CALLS
 
 
 class Row(NamedTuple):
@@ -259,7 +270,7 @@ class Catalogue:
         tells_use: bool = True,
     ) -> None:
         self._viewer = viewer
-        self._features = self._narrowed(values)
+        self._chosen = self._narrowed(values)  # Wherever they are.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
         self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
@@ -273,6 +284,10 @@ class Catalogue:
         self._total: int | None = None
 
     @property
+    def _features(self) -> FeatureQuerySet:
+        return self._chosen.seen_by(self._viewer)
+
+    @property
     def _by(self) -> str:
         return self.sort.removeprefix("-")
 
@@ -284,7 +299,7 @@ class Catalogue:
         return Period.of(SPAN) if self._days_are_counted else Period.to_look_up(self._features.count())
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
-        tools: Any = Feature.objects.tools_seen_by(self._viewer).matching(values.get("q", "")).with_effect()
+        tools: Any = Feature.objects.tools().offered().matching(values.get("q", "")).with_effect()
         if name := values.get("name"):
             tools = tools.filter(holds("exposed_name", name))
         if effects := values.get("effect"):
@@ -323,7 +338,7 @@ class Catalogue:
     def find(self, feature: Feature) -> Entry:
         """The entry of the tool that this feature is of."""
         same = {"assignment__server": feature.assignment.server_id, "name": feature.name}
-        self._features = self._features.filter(**same)
+        self._chosen = self._chosen.filter(**same)
         return self._entries(self._rows(0, 1))[0]
 
     @property
@@ -352,6 +367,8 @@ class Catalogue:
         if query is not None:
             yield Use(ROLLED_UP.format(rows=query[0]), query[1], "calls")
         elif self.looked_up and self._days_are_counted:
+            if self.sort == "-last":
+                yield Use(NEWEST, [*Period.of("24 h").bounds, MOST_NEWEST], "last_at")
             bounds, cube = Period.to_count_all().bounds, DAYS.cube({*TOOL})
             for label in ("24 h", "7 d", SPAN) if self.sort == "-last" else (SPAN,):
                 yield Use(USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds], "last_at")
@@ -364,24 +381,30 @@ class Catalogue:
 
     def _joined(self, use: Use, start: int, most: int | None) -> list[Row]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
-        names = {name: NAMED[name] for name in ("server_id", "server", "gateway_id", "name")}
-        names |= {"effect": NAMED["effect"]} if by == "effect" else {}
-        names |= {"exposed_name": NAMED["exposed_name"]} if use.joined else {}
-        chosen: Any = self._features.order_by()
-        features, parameters = chosen.values_list(*names.values()).query.sql_with_params()
-        last = f"max(u.{use.column})" if use.column else "NULL"
+        names = {"assignment_id": "assignment_id", "name": "name"}
+        names |= {"effect": "effect_claimed"} if by == "effect" else {}
+        names |= {"exposed_name": "exposed_name"} if use.joined else {}
+        chosen: Any = self._chosen.order_by()
+        features, of_features = chosen.values_list(*names.values()).query.sql_with_params()
+        assignments: Any = Assignment.objects.seen_by(self._viewer).order_by().values_list("pk", "server", "gateway")
+        assignments, of_assignments = assignments.query.sql_with_params()
+        told = {
+            "calls": "coalesce(sum(u.calls), 0)::bigint" if use.column == "calls" else "0",
+            "used": f"max(u.{use.column})" if use.column else "NULL",
+        }
+        told |= {by: TO_SORT_BY[by]} if by in TO_SORT_BY else {}
         statement = ENTRIES.format(
             columns=", ".join(names),
+            assignments=assignments,
             features=features,
-            used=use.joined,
-            calls="coalesce(sum(u.calls), 0)::bigint" if use.column == "calls" else "0",
-            last=last,
-            having=f"HAVING {last} IS NULL" if self.only_unused else "",
+            joined=use.joined,
+            told=", ".join(f"{what} AS {name}" for name, what in told.items()),
+            having=f"HAVING {told['used']} IS NULL" if self.only_unused else "",
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
             cursor.execute(HASHED)
-            cursor.execute(statement, [*parameters, *use.parameters, start, most])
+            cursor.execute(statement, [*of_assignments, *of_features, *use.parameters, start, most])
             return [Row(*row) for row in cursor.fetchall()]
 
     def _entries(self, rows: list[Row]) -> list[Entry]:

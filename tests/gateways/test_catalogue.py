@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import User
@@ -260,6 +261,35 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
     assert [name for name, *_ in of_log[1]] == ["often", "seldom", "idle"]
     monkeypatch.setattr(catalogue, "MOST_COUNTED", 1)
     assert (entry(client, "often").calls, entry(client, "often").are_more) == (2, False)
+
+
+@pytest.mark.parametrize("newest", [1, 2, 5_000])
+def test_the_tools_called_last_are_the_same_however_many_of_the_newest_calls_are_read(
+    newest: int, work: Assignment, lab: Assignment, ana: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, lab, a={}, b={}, c={}, idle={})
+    for minutes, place, name in ((4, lab, "c"), (3, work, "a"), (2, lab, "b"), (1, work, "c")):
+        called(place.features.get(name=name), at=timezone.now() - timedelta(minutes=minutes))
+    keeping.keep_up(5)
+    monkeypatch.setattr(catalogue, "MOST_NEWEST", newest)
+
+    def last(most: int) -> list[str]:
+        return [one.feature.name for one in catalogue.Catalogue(ana, {}, "-last")[:most]]
+
+    assert [last(1), last(2), last(3), last(9)] == [["c"], ["c", "b"], ["c", "b", "a"], ["c", "b", "a", "idle"]]
+
+
+def test_where_the_newest_calls_tell_a_page_the_days_are_not_read(work: Assignment, ana: User) -> None:
+    offer(work, a={}, b={})
+    called(work.features.get(name="a"))
+    keeping.keep_up(5)
+
+    def days_read(most: int) -> int:
+        with CaptureQueriesContext(connection) as asked:
+            catalogue.Catalogue(ana, {}, "-last")[:most]
+        return sum("FROM auditlog_rollup" in one["sql"] and "WITH p" in one["sql"] for one in asked)
+
+    assert (days_read(1), days_read(2)) == (0, 3)  # A day, a week and a month.
 
 
 def test_what_waits_for_a_decision_is_found_by_an_index(work: Assignment) -> None:
