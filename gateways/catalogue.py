@@ -34,7 +34,6 @@ PERIODS = {STRETCHES[name].label: STRETCHES[name].length for name in ("30d", "7d
 # Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
 MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
 MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.
-MOST_NEWEST = 5_000  # Calls to read to tell which tools were called last.
 MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: one for each day.
 
 # Each way to sort, as SQL; what was never used comes last, whichever way.
@@ -47,6 +46,7 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
+MOST_NEWEST = 5_000  # Calls that are read first when tools are sorted by their last use.
 TO_SORT_BY = {"effect": "min(f.effect)", "gateways": "count(DISTINCT p.gateway_id)"}
 # There are few assignments and servers beside the features: the first are joined before, the others afterwards.
 ENTRIES = """
@@ -270,7 +270,7 @@ class Catalogue:
         tells_use: bool = True,
     ) -> None:
         self._viewer = viewer
-        self._chosen = self._narrowed(values)  # Wherever they are.
+        self._chosen = self._narrowed(values)  # Not by the viewer: read by `_features`, or joined with what they see.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
         self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
@@ -353,24 +353,26 @@ class Catalogue:
         with book() as opened:
             for use in self._uses(opened):
                 rows = self._joined(use, start, most)
-                if rows and len(rows) == most and rows[-1].used >= start + most:
+                if rows and rows[-1].used >= start + len(rows):
                     break  # None of the others was called later.
         if rows or not start:
             self._total = rows[0].total if rows else 0
         return rows
 
     def _uses(self, opened: Book) -> Iterator[Use]:
-        """What use is joined with, as far as it sorts or narrows; for the last uses the newest days first."""
+        """What use is joined with, as far as it sorts or narrows; for the last uses the newest calls and days first."""
         query = None
         if self._days_are_counted and (self.only_unused or self._by == "calls"):
             query = opened.query_of({"method": [CALL]}, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:])
         if query is not None:
             yield Use(ROLLED_UP.format(rows=query[0]), query[1], "calls")
         elif self.looked_up and self._days_are_counted:
-            if self.sort == "-last":
-                yield Use(NEWEST, [*Period.of("24 h").bounds, MOST_NEWEST], "last_at")
             bounds, cube = Period.to_count_all().bounds, DAYS.cube({*TOOL})
-            for label in ("24 h", "7 d", SPAN) if self.sort == "-last" else (SPAN,):
+            is_newest_first = self.sort == "-last" and not self.only_unused
+            if is_newest_first:  # No further back than the days are told apart, or pages would contradict each other.
+                since = max(bounds[0], Period.of("24 h").since)
+                yield Use(NEWEST, [since, bounds[1], MOST_NEWEST], "last_at")
+            for label in ("24 h", "7 d", SPAN) if is_newest_first else (SPAN,):
                 yield Use(USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds], "last_at")
         elif self.looked_up:
             yield Use(LAST, self.looked_up.bounds, "last_at")

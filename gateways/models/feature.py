@@ -116,7 +116,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         return self.filter(assignment__removed_at=None, assignment__server__archived_at=None)
 
     def seen_by(self, viewer: User) -> "FeatureQuerySet":
-        """Those of `Assignment.objects.seen_by(viewer)`."""
+        """Those on the gateways whose pages `viewer` may open, as `Assignment.objects.seen_by` has it."""
         return self.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
 
     def waiting_for(self, viewer: User) -> "FeatureQuerySet":

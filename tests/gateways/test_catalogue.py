@@ -279,6 +279,22 @@ def test_the_tools_called_last_are_the_same_however_many_of_the_newest_calls_are
     assert [last(1), last(2), last(3), last(9)] == [["c"], ["c", "b"], ["c", "b", "a"], ["c", "b", "a", "idle"]]
 
 
+def test_pages_of_the_tools_called_last_follow_each_other_where_only_minutes_are_told_apart(
+    work: Assignment, ana: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, a={}, b={}, c={}, d={}, idle={})
+    for minutes, name in ((10, "a"), (9, "b"), (8, "c"), (1, "d")):
+        called(work.features.get(name=name), at=timezone.now() - timedelta(minutes=minutes))
+    keeping.keep_up(5)
+    monkeypatch.setattr(catalogue, "MOST_CALLS", -1)
+    monkeypatch.setattr(catalogue, "MOST_NEWEST", 3)
+
+    pages = [catalogue.Catalogue(ana, {}, "-last")[n : n + 1][0].feature.name for n in range(5)]
+
+    assert pages[0] == "d"
+    assert sorted(pages) == ["a", "b", "c", "d", "idle"]
+
+
 def test_where_the_newest_calls_tell_a_page_the_days_are_not_read(work: Assignment, ana: User) -> None:
     offer(work, a={}, b={})
     called(work.features.get(name="a"))
