@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
+import time_machine
 from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.creation import DatabaseCreation
@@ -155,6 +157,13 @@ def sign_in() -> SignIn:
         return client
 
     return browser
+
+
+@pytest.fixture
+def within_one_minute(db: None) -> Iterator[None]:
+    """The clock stands: tries are counted by the minute, and the next could begin at any moment."""
+    with time_machine.travel(datetime.now(UTC), tick=False):
+        yield
 
 
 @pytest.fixture

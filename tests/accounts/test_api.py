@@ -1,13 +1,10 @@
 """/api/users, roles, teams, capabilities, workspace and me."""
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import time_machine
 from django.core import mail
 from django.db import connection
 
@@ -39,13 +36,6 @@ def people(db: None) -> Rest:
 
 
 # --- Grave acts -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def _within_one_minute() -> Iterator[None]:
-    """Guesses are counted by the minute, and the next could begin at any moment."""
-    with time_machine.travel(datetime.now(UTC), tick=False):
-        yield
 
 
 def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: User) -> None:
@@ -98,7 +88,7 @@ def test_who_may_not_is_told_so_before_being_asked_for_a_password(ann: User) -> 
     assert problem(Rest.of(ann, confirmed=False).post("/roles", {"name": "x"})) == (403, "capability_required")
 
 
-@pytest.mark.usefixtures("_within_one_minute")
+@pytest.mark.usefixtures("within_one_minute")
 def test_guessing_passwords_is_slowed_down(boss: User) -> None:
     rest = Rest.of(boss, confirmed=False)
 
@@ -108,7 +98,7 @@ def test_guessing_passwords_is_slowed_down(boss: User) -> None:
     assert 0 < int(answers[-1]["Retry-After"]) <= 60
 
 
-@pytest.mark.usefixtures("_within_one_minute")
+@pytest.mark.usefixtures("within_one_minute")
 @pytest.mark.django_db(transaction=True)
 def test_guesses_sent_at_once_are_counted_too(boss: User) -> None:
     cookies = Rest.of(boss, confirmed=False).client.cookies

@@ -226,6 +226,7 @@ def test_what_nobody_came_back_for_leaves_the_session_with_its_next_page(client:
         assert not client.session[SESSION_KEY]
 
 
+@pytest.mark.usefixtures("within_one_minute")
 def test_a_stranger_who_names_a_held_form_makes_no_session_and_is_counted(db: None) -> None:
     stranger = Client()
 

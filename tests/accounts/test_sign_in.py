@@ -1,7 +1,6 @@
 """Sign-in, sign-out and passwords."""
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,16 +17,9 @@ from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("within_one_minute")]
 
 REFUSED = "The e-mail or the password is not right."
-
-
-@pytest.fixture(autouse=True)
-def _within_one_minute(db: None) -> Iterator[None]:
-    """The clock stands: tries count by the minute, and the next could begin at any moment."""
-    with time_machine.travel(datetime.now(UTC), tick=False):
-        yield
 
 
 def text(response: Any) -> str:

@@ -66,6 +66,7 @@ def test_a_rotation_tells_how_many_are_left(boss: User) -> None:
     assert "RateLimit" not in Rest.of(boss).post(f"/tokens/{token.pk}/rotate")  # A person is not counted.
 
 
+@pytest.mark.usefixtures("within_one_minute")
 def test_every_refusal_for_a_limit_says_how_long_to_wait(boss: User) -> None:
     cache.clear()
     rest = Rest.of(boss)

@@ -411,6 +411,7 @@ def test_what_is_kept_for_a_browser_that_never_comes_is_swept(saml: Provider) ->
     assert not ReceivedAssertion.objects.exists()
 
 
+@pytest.mark.usefixtures("within_one_minute")
 def test_a_stranger_sends_no_more_answers_than_an_office_would(saml: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = sign_in_limits.MOST["organisation answer, from one address"]
     monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))

@@ -323,6 +323,7 @@ def test_an_answer_that_was_taken_on_other_terms_signs_nobody_in(
     assert not Account.objects.exists()
 
 
+@pytest.mark.usefixtures("within_one_minute")
 def test_tickets_that_are_guessed_are_counted(saml: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = sign_in_limits.MOST["organisation answer, from one address"]
     monkeypatch.setitem(sign_in_limits.MOST, "organisation answer, from one address", (2, limit[1]))

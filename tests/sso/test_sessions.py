@@ -264,6 +264,7 @@ def test_signing_out_works_while_the_provider_is_down(
     assert visit.person is None
 
 
+@pytest.mark.usefixtures("within_one_minute")
 def test_sign_ins_that_succeed_use_up_nothing_of_an_address(
     organisation: Organisation, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +312,7 @@ def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     assert len(asked) == 2
 
 
+@pytest.mark.usefixtures("within_one_minute")
 def test_logout_tokens_of_one_address_are_limited(
     provider: Provider, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
