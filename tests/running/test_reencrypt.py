@@ -17,7 +17,7 @@ from gatewayadmin.config.key_uses import key_uses
 from proxy.models import UpstreamSession
 from servers.models import Identity
 from servers.oauth_client.models import ClientRegistration
-from servers.resealing import reseal
+from servers.resealing import SEALED, reseal
 from tests import make
 from tests.meanwhile import just_before
 from ui.sealing import cipher
@@ -94,6 +94,7 @@ def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
     counted = {table for table in tables for query in asked if f'FROM "{table}"' in query["sql"]}
     assert counted == tables
     assert len(tables) >= 9
+    assert {model._meta.db_table for model, _ in SEALED.values()} <= tables
 
 
 def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys: Keys) -> None:
@@ -156,8 +157,12 @@ def test_a_client_that_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys:
     found = a_client("https://id.example.com")
     keys(NEW, OLD)
 
-    printed("reencrypt")
+    out = StringIO()
+    with pytest.raises(CommandError, match="MISSING"):
+        call_command("reencrypt", stdout=out)
 
+    told = " ".join(out.getvalue().split())
+    assert "upstream clients 1 resealed upstream clients 1 UNREADABLE" in told
     before = bytes(lost.secret_ciphertext or b"")
     lost.refresh_from_db()
     found.refresh_from_db()
@@ -206,7 +211,7 @@ def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
     identity.revoke(by=identity.owner)
     keys(NEW, OLD)
 
-    assert reseal() == (0, 0)
+    assert reseal()["identities"] == (0, 0)
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
 

@@ -20,12 +20,13 @@ class Command(BaseCommand):
             database.require()
         except Unusable as error:
             raise CommandError(str(error)) from error
-        identities = resealing.reseal()
-        self.stdout.write(f"identities      {identities.moved:>6}  resealed")
+        resealed = resealing.reseal()
+        for what, (moved, unreadable) in resealed.items():
+            self.stdout.write(f"{what:<20}{moved:>6}  resealed")
+            if unreadable:
+                self.stdout.write(f"{what:<20}{unreadable:>6}  UNREADABLE: no configured key opens them")
         factors = self._second_factors()
-        if identities.unreadable:
-            self.stdout.write(f"identities      {identities.unreadable:>6}  UNREADABLE: no configured key opens them")
-        if identities.unreadable or factors is None:
+        if factors is None or any(unreadable for _, unreadable in resealed.values()):
             raise CommandError("Some secrets stay as they are. Configure the key that `manage.py keys` calls MISSING.")
 
     def _second_factors(self) -> int | None:
@@ -33,7 +34,7 @@ class Command(BaseCommand):
         try:
             count = second_factor.reseal()
         except ValidationError:
-            self.stdout.write("second factors          UNREADABLE: no configured key opens all of them")
+            self.stdout.write(f"{'second factors':<26}  UNREADABLE: no configured key opens all of them")
             return None
-        self.stdout.write(f"second factors  {count:>6}  resealed")
+        self.stdout.write(f"{'second factors':<20}{count:>6}  resealed")
         return count
