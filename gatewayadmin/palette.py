@@ -139,7 +139,7 @@ PAGES: tuple[Offer, ...] = (
 def _to_do(user: User) -> Iterator[Entry]:
     yield from _offered(TO_DO, user)
     if user.has_perm(Capability.LOGS_READ):
-        yield Entry("Show denied calls", f"{reverse('auditlog:calls')}?outcome=denied", "denied")
+        yield Entry("Show denied calls", f"{reverse('auditlog:calls')}?q=denied", "denied")
 
 
 def _pages(user: User) -> Iterator[Entry]:

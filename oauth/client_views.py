@@ -10,13 +10,13 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from auditlog.own_calls import Wait, own_connection
-from capabilities import Capability, own_resource
+from capabilities import own_resource
 from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection
 from gateways.models import Gateway
 from hosts.models import HostKind
 from tokens.snippets import example_call
-from tokens.visibility import hosts_for
+from tokens.visibility import may_create
 from ui.clients import client_of, clients, shown
 from ui.pages import AppRequest, moment_of, show
 
@@ -78,12 +78,8 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
         "how": how,
         "snippet": shown(chosen, how, url=gateway.url, name=gateway.slug),
         "call": example_call(gateway),
-        "may_make_token": _may_make_token(request),
+        "may_make_token": may_create(request.user),
     }
-
-
-def _may_make_token(request: AppRequest) -> bool:
-    return request.user.has_perm(Capability.API_TOKENS_MANAGE) or hosts_for(request.user).exists()
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:

@@ -15,7 +15,7 @@ from connections import views as connection_views
 from gateways.models import Gateway
 from tokens.models import Token
 from tokens.rows import TokenRow, listed, numbers, owner_of_listed
-from tokens.visibility import hosts_for, known_to, with_scope
+from tokens.visibility import known_to, may_create, with_scope
 from ui.pages import AppRequest, Fragment, answer, leave, open_page, open_query, wants_fragment
 
 IN_DIALOG = {"in": "gateway"}
@@ -53,7 +53,7 @@ def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
     return {
         "gateway": gateway,
         "rows": [TokenRow(token, viewer) for token in own_tokens],
-        "may_create": hosts_for(viewer).exists(),
+        "may_create": may_create(viewer),
     }
 
 

@@ -41,7 +41,7 @@ from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, owner_of_listed
 from tokens.snippets import once
-from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, servers_of, with_scope
+from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, may_create, servers_of, with_scope
 from ui import bulk
 from ui.bulk import Ending
 from ui.pages import (
@@ -84,7 +84,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "counts": counts,
         "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
         "care": CARES.get(filters.values.get("care", "")),
-        "may_create": hosts_for(request.user).exists(),
+        "may_create": may_create(request.user),
         "notices": partial(notices, request.user),
         "waiting": partial(foremost_waiting, request.user),
     }

@@ -34,6 +34,11 @@ def hosts_for(viewer: User) -> HostQuerySet:
     return agents if viewer.has_perm(Capability.API_TOKENS_MANAGE) else agents.filter(allow_enrolment=True)
 
 
+def may_create(viewer: User) -> bool:
+    """Whether `viewer` may make a token: for an agent there is, or for one they add."""
+    return viewer.has_perm(Capability.API_TOKENS_MANAGE) or hosts_for(viewer).exists()
+
+
 def foremost_waiting(owner: User) -> list[Token]:
     """The tokens whose new secret `owner` may collect, those asked for first at the top: those that are told, and one
     more when there are more."""

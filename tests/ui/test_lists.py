@@ -237,6 +237,18 @@ def test_an_act_of_the_palette_tells_its_thing_from_others_of_the_same_name(ana:
     assert people == ["Person one@example.com", "Person two@example.com"]
 
 
+def test_the_palette_shows_as_denied_what_the_dashboard_counts_as_denied(ana: User, sign_in: SignIn) -> None:
+    for outcome in ("denied", "unauthorized", "rate_limited", "ok"):
+        make.call(outcome=outcome)
+    client = sign_in(ana)
+    counted = client.get("/").context["traffic"].denied
+
+    listed = client.get(dict(found(client, "denied"))["Show denied calls"]).context["page"]
+
+    assert {call.outcome for call in listed.rows} == {"denied", "unauthorized", "rate_limited"}
+    assert str(counted) == "3"
+
+
 @pytest.mark.parametrize("words", ["\0", "night\0ly", "enable \0"])
 def test_the_palette_takes_a_null_character_for_a_space(words: str, ana: User, sign_in: SignIn) -> None:
     assert sign_in(ana).get("/find/", {"q": words}).status_code == 200
