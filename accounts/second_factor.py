@@ -24,7 +24,7 @@ from accounts.rules import SECOND_FACTORS, Grantor
 from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
-from ui.sealing import cipher
+from ui.sealing import Resealed, cipher
 
 SEALED = ("secret", "seed")  # What allauth stores of an app, and of recovery codes.
 CODE_LIVES_S = 90  # Its own half minute, and one before and after it.
@@ -174,18 +174,27 @@ def key_uses() -> Counter[str]:
     return Counter(data[name].partition(":")[0] for data in rows for name in SEALED if name in data)
 
 
-def reseal() -> int:
-    """Re-encrypt secrets of older keys with the newest one; returns the number of secrets."""
-    newest, count = f"{cipher().key_id}:", 0
+def reseal() -> Resealed:
+    """Seal with the newest key what an older one holds, one authenticator after the other."""
+    pks = list(Authenticator.objects.order_by("pk").values_list("pk", flat=True))
+    results = [result for pk in pks for result in _moved(pk)]
+    return Resealed(moved=results.count(True), unreadable=results.count(False))
+
+
+def _moved(pk: int) -> list[bool]:
+    """Whether each secret of this authenticator that an older key holds could be moved."""
+    newest = f"{cipher().key_id}:"
+    results: list[bool] = []
     with transaction.atomic():
-        for authenticator in Authenticator.objects.select_for_update().order_by("pk"):
-            names = [
-                name
-                for name in SEALED
-                if name in authenticator.data and not authenticator.data[name].startswith(newest)
-            ]
-            authenticator.data |= {name: encrypt(decrypt(authenticator.data[name])) for name in names}
-            if names:
-                authenticator.save(update_fields=["data"])
-            count += len(names)
-    return count
+        authenticator = Authenticator.objects.select_for_update().filter(pk=pk).first()
+        data = authenticator.data if authenticator else {}
+        for name in (name for name in SEALED if name in data and not data[name].startswith(newest)):
+            try:
+                data[name] = encrypt(decrypt(data[name]))
+            except forms.ValidationError:
+                results.append(False)
+            else:
+                results.append(True)
+        if authenticator and any(results):
+            authenticator.save(update_fields=["data"])
+    return results

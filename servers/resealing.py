@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import transaction
 
@@ -12,7 +12,7 @@ from servers.models import Identity
 from servers.oauth_client.models import ClientRegistration, Grant
 from sinks.models import Sink
 from sso.models import DecryptionKey, Provider
-from ui.sealing import cipher
+from ui.sealing import Resealed, cipher
 from wire.cipher import Unreadable
 
 # What is sealed: the name of it, which rows hold it, and where.
@@ -22,16 +22,9 @@ SEALED: dict[str, tuple[type[Any], str]] = {
     "upstream sign-ins": (Grant, "refresh_ciphertext"),
     "log sinks": (Sink, "secret_ciphertext"),
     "identity providers": (Provider, "secret_ciphertext"),
-    "decryption keys": (DecryptionKey, "sealed"),
+    "SAML decryption keys": (DecryptionKey, "sealed"),
     "checkpoint keys": (CheckpointKey, "sealed"),
 }
-
-
-class Resealed(NamedTuple):
-    """How many secrets were moved, and how many no configured key opens: these stay, and cannot be used."""
-
-    moved: int
-    unreadable: int
 
 
 def reseal() -> dict[str, Resealed]:
@@ -65,9 +58,11 @@ def _moved(model: type[Any], field: str, pk: object) -> bool | None:
     """Whether this row could be moved; None when that was no longer needed."""
     with transaction.atomic():
         row = model.objects.select_for_update(of=("self",)).filter(pk=pk).first()
-        sealed = getattr(row, field, None)
-        if row is None or sealed is None or row.key_id == cipher().key_id:
-            return None  # Replaced, revoked or removed since we looked.
+        if row is None:
+            return None  # Removed since we looked.
+        sealed = getattr(row, field)
+        if sealed is None or row.key_id == cipher().key_id:
+            return None  # Replaced or revoked.
         try:
             secret = cipher().reseal(bytes(sealed))
         except Unreadable:

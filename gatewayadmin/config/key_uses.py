@@ -9,12 +9,8 @@ from django.db.models import Count, QuerySet
 
 from accounts import second_factor
 from accounts.models import ApiKey
-from auditlog.models import CheckpointKey
 from scim.models import ProvisioningKey
-from servers.models import Identity
-from servers.oauth_client.models import ClientRegistration, Grant
-from sinks.models import Sink
-from sso.models import DecryptionKey, Provider
+from servers.resealing import SEALED
 from tokens.models import Token
 from wire import cipher, token_text
 
@@ -36,11 +32,9 @@ def key_uses() -> list[KeyUses]:
     tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
     tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
     tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")
-    sealed = _uses(Identity.objects.exclude(secret_ciphertext=None)) + second_factor.key_uses()
-    sealed += _uses(ClientRegistration.objects.exclude(secret_ciphertext=None))
-    sealed += _uses(Grant.objects.exclude(refresh_ciphertext=None))
-    sealed += _uses(CheckpointKey.objects.all()) + _uses(Sink.objects.exclude(secret_ciphertext=None))
-    sealed += _uses(Provider.objects.exclude(secret_ciphertext=None)) + _uses(DecryptionKey.objects.all())
+    sealed = second_factor.key_uses()
+    for model, field in SEALED.values():
+        sealed += _uses(model.objects.exclude(**{field: None}))
     return [
         KeyUses("GATEWAY_TOKEN_KEYS", [token_text.key_id(key) for key in settings.TOKEN_KEYS], tokens),
         KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),

@@ -281,10 +281,23 @@ def test_a_rotated_key_may_go_once_its_secrets_are_sealed_again(sign_in: SignIn,
     settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[:1]
     cipher.cache_clear()
 
-    assert (moved, second_factor.reseal()) == (2, 0)
+    assert (moved, second_factor.reseal()) == ((2, 0), (0, 0))
     assert second_factor.key_uses() == {cipher().key_id: 2}
     for code in (code_of(secret, 1), codes[0]):
         assert sign_in_by_page(person).post("/accounts/second-factor/", {"code": code}).status_code == 302
+
+
+def test_a_second_factor_that_no_key_opens_stays_and_stops_no_other(sign_in: SignIn, rotated: Any) -> None:
+    lost, found = make.user(), make.user()
+    turn_on(sign_in(lost))
+    rotated(keep=False)
+    secret, _ = turn_on(sign_in(found))
+    rotated(keep=True)
+    before = list(Authenticator.objects.filter(user=lost).order_by("pk").values_list("data", flat=True))
+
+    assert second_factor.reseal() == (2, 2)
+    assert list(Authenticator.objects.filter(user=lost).order_by("pk").values_list("data", flat=True)) == before
+    assert sign_in_by_page(found).post("/accounts/second-factor/", {"code": code_of(secret, 1)}).status_code == 302
 
 
 def test_without_its_key_a_second_factor_lets_nobody_in(sign_in: SignIn, rotated: Any) -> None:

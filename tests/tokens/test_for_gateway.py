@@ -56,6 +56,10 @@ def test_it_lists_ones_own_tokens_on_this_gateway(
     assert mine.secret not in text(dialog)
 
 
+def test_the_first_agent_is_named_from_here_too(ana: User, work: Gateway, sign_in: SignIn) -> None:
+    assert "Create Token" in text(sign_in(ana).get("/gateways/work/tokens/"))
+
+
 def test_without_tokens_it_says_so(ann: User, work: Gateway, sign_in: SignIn) -> None:
     dialog = text(sign_in(ann).get("/gateways/work/tokens/"))
 

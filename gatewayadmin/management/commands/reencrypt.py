@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from accounts import second_factor
@@ -20,21 +19,10 @@ class Command(BaseCommand):
             database.require()
         except Unusable as error:
             raise CommandError(str(error)) from error
-        resealed = resealing.reseal()
+        resealed = resealing.reseal() | {"second factors": second_factor.reseal()}
         for what, (moved, unreadable) in resealed.items():
-            self.stdout.write(f"{what:<20}{moved:>6}  resealed")
+            self.stdout.write(f"{what:<20}  {moved:>6}  resealed")
             if unreadable:
-                self.stdout.write(f"{what:<20}{unreadable:>6}  UNREADABLE: no configured key opens them")
-        factors = self._second_factors()
-        if factors is None or any(unreadable for _, unreadable in resealed.values()):
+                self.stdout.write(f"{what:<20}  {unreadable:>6}  UNREADABLE: no configured key opens them")
+        if any(unreadable for _, unreadable in resealed.values()):
             raise CommandError("Some secrets stay as they are. Configure the key that `manage.py keys` calls MISSING.")
-
-    def _second_factors(self) -> int | None:
-        """How many secrets of second factors were moved; None when one of them could not be read."""
-        try:
-            count = second_factor.reseal()
-        except ValidationError:
-            self.stdout.write(f"{'second factors':<26}  UNREADABLE: no configured key opens all of them")
-            return None
-        self.stdout.write(f"{'second factors':<20}{count:>6}  resealed")
-        return count
