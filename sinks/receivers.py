@@ -65,6 +65,7 @@ EXTRAS = {
     "s3_parquet": ("pyarrow", NO_PARQUET),
 }
 GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
+HUNG_UP = "closed the connection before it had taken all lines."
 MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.
 OBJECTS = ("s3", "s3_parquet")  # The kinds that keep objects.
@@ -469,10 +470,10 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     closed before, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
+        _must_be_open(sock)  # What a reset connection has not sent stays unsent.
         deadline.left(None)
         time.sleep(0.005)
-    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _is_closed(sock):
-        raise Undelivered("closed the connection before it had taken all lines.")
+    _must_be_open(sock)
     sock.settimeout(min(GOODBYE_S, deadline.left(None)))
     try:
         plain = sock.unwrap() if isinstance(sock, ssl.SSLSocket) else sock
@@ -484,8 +485,15 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
             pass
     except TimeoutError:
         return  # It keeps the connection, and has every byte.
+    except ConnectionResetError:
+        raise Undelivered(HUNG_UP) from None
     finally:
         plain.close()
+
+
+def _must_be_open(sock: socket.socket) -> None:
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _is_closed(sock):
+        raise Undelivered(HUNG_UP)
 
 
 def _is_closed(sock: socket.socket) -> bool:

@@ -121,12 +121,13 @@ def webhook() -> Iterator[Webhook]:
 
 
 class Syslog:
-    """The messages that came, cut by their octet counts."""
+    """The messages that came, cut by their octet counts; its machine takes `room` bytes before they are read."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, room: int = 1 << 20) -> None:
         self.messages: list[bytes] = []
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._run, daemon=True).start()
 

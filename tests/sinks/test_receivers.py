@@ -4,7 +4,9 @@ import json
 import os
 import socket
 import ssl
+import struct
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +103,27 @@ def test_syslog_that_hangs_up_has_not_acknowledged(loopback_is_allowed: None, mo
 
     assert sending.serve(sink.pk) == 0
     assert Sink.objects.get(pk=sink.pk).status == "failing"
+    received.close()
+
+
+@pytest.mark.parametrize("room", [4096, 1 << 20])
+def test_syslog_that_resets_the_connection_is_not_waited_for(
+    room: int, loopback_is_allowed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(self: Syslog, taken: socket.socket) -> None:
+        time.sleep(0.3)  # Meanwhile all is written; what there is no room for waits on our side.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        taken.close()
+
+    monkeypatch.setattr(Syslog, "_read", reset)
+    received = Syslog(room=room)
+    address = f"tcp://127.0.0.1:{received.port}"
+    sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
+    for _ in range(10):
+        call(request_payload="x" * 50_000)
+
+    assert sending.serve(sink.pk) == 0
+    assert "closed the connection" in Sink.objects.get(pk=sink.pk).last_error
     received.close()
 
 
