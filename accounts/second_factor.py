@@ -187,7 +187,9 @@ def _moved(pk: int) -> list[bool]:
     results: list[bool] = []
     with transaction.atomic():
         authenticator = Authenticator.objects.select_for_update().filter(pk=pk).first()
-        data = authenticator.data if authenticator else {}
+        if authenticator is None:
+            return results  # Taken off since we looked.
+        data = authenticator.data
         for name in (name for name in SEALED if name in data and not data[name].startswith(newest)):
             try:
                 data[name] = encrypt(decrypt(data[name]))
@@ -195,6 +197,6 @@ def _moved(pk: int) -> list[bool]:
                 results.append(False)
             else:
                 results.append(True)
-        if authenticator and any(results):
+        if any(results):
             authenticator.save(update_fields=["data"])
     return results

@@ -72,19 +72,29 @@ JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name
 # PostgreSQL takes what was called, and what words find, for a few rows: it would compare each tool with each call of
 # its server, and sort all tools to group them.
 HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
-# What the roll-ups count.
-ROLLED_UP = """
-LEFT JOIN (SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls) AS calls FROM ({rows}) c GROUP BY 1, 2, 3) u
-ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
-"""
-COUNTED = """
+# Of the tools that these rows tell of: how often each was called, or when the last time.
+CALLED = """
 LEFT JOIN (
-    SELECT c.gateway_id, c.server_id, c.feature_name, count(*) AS calls FROM auditlog_call c
-    WHERE c.created_at >= %s AND c.created_at < %s AND c.method = 'tools/call' AND c.feature_name <> ''
-        AND c.server_id IS NOT NULL
-    GROUP BY c.gateway_id, c.server_id, c.feature_name
+    SELECT c.gateway_id, c.server_id, c.feature_name, {figure} AS {column} FROM ({rows}) c GROUP BY 1, 2, 3
 ) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
+FIGURES = {"calls": "sum(c.calls)", "last_at": "max(c.last_at)"}
+COUNTED = """
+SELECT gateway_id, server_id, feature_name, 1 AS calls FROM auditlog_call
+WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> '' AND server_id IS NOT NULL
+"""
+LATELY = """
+SELECT gateway_id, server_id, feature_name, created_at AS last_at FROM auditlog_call
+WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
+"""
+# The newest calls tell the tools of the first pages; no other was called later.
+NEWEST = LATELY + "ORDER BY created_at DESC LIMIT %s"
+DAYS_OF_ROLLUPS = """
+SELECT gateway_id, server_id, feature_name, at AS last_at FROM auditlog_rollup
+WHERE cube = %s AND seconds = %s AND at >= %s AND method = 'tools/call'
+"""
+# The days of the roll-ups, and of the last hours the log: within a day before, tools stand by their names.
+USED = f"{DAYS_OF_ROLLUPS} UNION ALL {LATELY}"
 # In this order an index of the names gives the newest call, and none of a tool that was not called.
 LAST = """
 LEFT JOIN LATERAL (
@@ -93,28 +103,6 @@ LEFT JOIN LATERAL (
         AND c.gateway_id = p.gateway_id AND c.server_id = p.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
-"""
-# The newest calls tell the tools of the first pages; no other was called later.
-NEWEST = """
-LEFT JOIN (
-    SELECT c.gateway_id, c.server_id, c.feature_name, max(c.created_at) AS last_at FROM (
-        SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
-        WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
-        ORDER BY created_at DESC LIMIT %s
-    ) c GROUP BY c.gateway_id, c.server_id, c.feature_name
-) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
-"""
-# The days of the roll-ups, and of the last hours the log: within a day before, tools stand by their names.
-USED = """
-LEFT JOIN (
-    SELECT d.gateway_id, d.server_id, d.feature_name, max(d.at) AS last_at FROM (
-        SELECT gateway_id, server_id, feature_name, at FROM auditlog_rollup
-        WHERE cube = %s AND seconds = %s AND at >= %s AND method = 'tools/call'
-        UNION ALL
-        SELECT gateway_id, server_id, feature_name, created_at FROM auditlog_call
-        WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
-    ) d GROUP BY d.gateway_id, d.server_id, d.feature_name
-) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
 """
 # Of tools that were called: the newest day has a call of most, each other takes a look at the days before.
 LAST_CALLS = """
@@ -191,6 +179,11 @@ class Use(NamedTuple):
     joined: str = ""
     parameters: Sequence[Any] = ()
     column: str = ""
+
+    @classmethod
+    def of(cls, rows: str, parameters: Sequence[Any], column: str) -> Use:
+        """What rows of single calls, or of many, tell of each tool."""
+        return cls(CALLED.format(rows=rows, figure=FIGURES[column], column=column), parameters, column)
 
 
 @dataclass
@@ -365,19 +358,19 @@ class Catalogue:
         if self._days_are_counted and (self.only_unused or self._by == "calls"):
             query = opened.query_of({"method": [CALL]}, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:])
         if query is not None:
-            yield Use(ROLLED_UP.format(rows=query[0]), query[1], "calls")
+            yield Use.of(query[0], query[1], "calls")
         elif self.looked_up and self._days_are_counted:
             bounds, cube = Period.to_count_all().bounds, DAYS.cube({*TOOL})
             is_newest_first = self.sort == "-last" and not self.only_unused
             if is_newest_first:  # No further back than the days are told apart, or pages would contradict each other.
                 since = max(bounds[0], Period.of("24 h").since)
-                yield Use(NEWEST, [since, bounds[1], MOST_NEWEST], "last_at")
+                yield Use.of(NEWEST, [since, bounds[1], MOST_NEWEST], "last_at")
             for label in ("24 h", "7 d", SPAN) if is_newest_first else (SPAN,):
-                yield Use(USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds], "last_at")
+                yield Use.of(USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds], "last_at")
         elif self.looked_up:
             yield Use(LAST, self.looked_up.bounds, "last_at")
         elif self._by == "calls" and self.period:
-            yield Use(COUNTED, self.period.bounds, "calls")
+            yield Use.of(COUNTED, self.period.bounds, "calls")
         else:
             yield Use()
 

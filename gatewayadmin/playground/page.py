@@ -61,9 +61,8 @@ class Chosen:
         """What may be chosen of this kind, switched off or not; the first of it."""
         if self.gateway is None:
             return []
-        rows = Feature.objects.offered().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
-        live = rows.filter(assignment__removed_at=None, assignment__server__archived_at=None)
-        listed = live.select_related("assignment__server").order_by("assignment__server__name", "exposed_name")
+        rows = Feature.objects.offered().placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+        listed = rows.select_related("assignment__server").order_by("assignment__server__name", "exposed_name")
         return list(listed[: MOST_OFFERED + 1])
 
     @property
@@ -87,10 +86,8 @@ class Chosen:
         """What is known of the thing that is named; a name that no list has had may be called all the same."""
         if self.gateway is None or not self.name:
             return None
-        rows = Feature.objects.filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
-        live = rows.filter(assignment__removed_at=None, assignment__server__archived_at=None).select_related(
-            "assignment"
-        )
+        rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+        live = rows.select_related("assignment")
         if self.kind != "resource":
             return live.filter(exposed_name=self.name).order_by("missing_since").first()
         alias, uri = alias_and_uri(self.name)

@@ -89,8 +89,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def callable(self) -> "FeatureQuerySet":
         """Features that nothing between gateway and server forbids: offered, approved, allowed and switched on."""
         on = {"assignment__enabled": True, "assignment__server__enabled": True}
-        live = {"assignment__removed_at": None, "assignment__server__archived_at": None}
-        usable = self.offered().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on, **live)
+        usable = self.offered().placed().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on)
         return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
 
     def with_effect(self) -> "FeatureQuerySet":
