@@ -189,7 +189,8 @@ class Call(models.Model):
 class Rollup(models.Model):
     """How many calls of one kind began within one stretch of time, how long they took in all and by class of duration.
 
-    `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL.
+    `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL. `last_at`
+    is when the newest of them began; NULL where an earlier release counted all of them.
     """
 
     seconds = models.IntegerField()
@@ -205,6 +206,7 @@ class Rollup(models.Model):
     feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
     calls = models.BigIntegerField()
     duration_ms = models.FloatField()
+    last_at = models.DateTimeField(null=True)
 
     class Meta:
         default_permissions = ()
@@ -268,12 +270,41 @@ class RollupWindow(models.Model):
     until = models.DateTimeField()
     counted_to = models.BigIntegerField()
     late_counted_to = models.BigIntegerField()
+    # What `told` was when RollupTool was made of it; of no other release's window.
+    tools_of = models.CharField(max_length=160, default="", db_default="")
 
     class Meta:
         default_permissions = ()
 
     def __str__(self) -> str:
         return f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
+
+    @property
+    def told(self) -> str:
+        """Which calls it holds, to compare."""
+        return f"{self.since.isoformat()} {self.until.isoformat()} {self.counted_to} {self.late_counted_to}"
+
+
+class RollupTool(models.Model):
+    """How often a tool was called in the window of a month, and when the last time: what a list of all tools reads.
+
+    Its rows are a tenth as long as the roll-ups that say the same and how long the calls took.
+    """
+
+    gateway_id = models.UUIDField()
+    server_id = models.UUIDField()
+    feature_name = models.CharField(max_length=300)
+    calls = models.BigIntegerField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = (
+            models.UniqueConstraint(fields=("gateway_id", "server_id", "feature_name"), name="rollup_tool_counts_once"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.feature_name} {self.calls}"
 
 
 class Checkpoint(models.Model):

@@ -232,12 +232,18 @@ def logs() -> Iterator[str]:
 
 
 def words() -> Iterator[str]:
-    """What is typed into the palette and the fields above lists, and pages of lists of the API."""
+    """What is typed into the palette and the fields above lists, ways to sort, and pages of lists of the API."""
+    from gateways.catalogue import SORTS  # noqa: PLC0415
+
     typed = ("h", "host 1", "gateway", "server 1", "tool_4", "person", "token", "disable host", "nothing+like+it")
     yield from (f"/find/?q={text.replace(' ', '+')}" for text in ("", *typed))
     yield from (f"/hosts/?q={text}" for text in ("host", "4999", "none"))
     yield from (f"/people/?q={text}" for text in ("person", "4999", "none"))
     yield from (f"/tools/?q={text}" for text in ("tool", "page_tool_4", "none"))
+    yield from (f"/tools/?sort={way}{by}" for by in SORTS for way in ("", "-"))
+    yield from (f"/tools/?show={show}" for show in ("unused", "new", "changed", "unused&sort=effect"))
+    yield from (f"/tools/?{narrowed}&sort=-calls" for narrowed in ("q=tool", "effect=writes", "effect=writes&q=tool"))
+    yield from ("/tools/?effect=writes", "/tools/?effect=writes&q=tool&sort=-last", "/tools/?sort=-last&page=290")
     yield from (f"/settings/mcp-connections?q={text}" for text in ("host", "none"))
     yield from (f"/settings/api-tokens?owner=all&q={text}" for text in ("token", "none"))
     yield from ("/api/me/calls", "/api/logs?limit=100", "/api/logs?outcome=denied", f"/api/logs?host={pk('Host', 0)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -19,16 +19,14 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import Book, array, book
-from auditlog.rollups.schema import DAYS
+from auditlog.rollups.reading import SQL, Book, array, book
+from auditlog.rollups.schema import BEGINNING, DAYS, HOURS, OF_TOOLS, TOOL_CALLS
 from capabilities import Capability
 from gateways.models import Assignment, Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
 from servers.models import Server, ServerQuerySet
 from ui.matching import holds
 
-CALL = "tools/call"
-TOOL = ("gateway_id", "server_id", "method", "feature_name")  # What roll-ups tell tools apart by.
 SPAN = STRETCHES["30d"].label  # How far back calls are looked for, unless that takes too long.
 PERIODS = {STRETCHES[name].label: STRETCHES[name].length for name in ("30d", "7d", "24h", "1h", "5m")}
 # Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
@@ -46,12 +44,11 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-MOST_NEWEST = 5_000  # Calls that are read first when tools are sorted by their last use.
 TO_SORT_BY = {"effect": "min(f.effect)", "gateways": "count(DISTINCT p.gateway_id)"}
 # There are few assignments and servers beside the features: the first are joined before, the others afterwards.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
-SELECT t.server_id, t.name, t.calls, count(*) OVER (), count(t.used) OVER ()
+SELECT t.server_id, t.name, t.calls, t.used, count(*) OVER ()
 FROM (
     SELECT p.server_id, f.name, {told}
     FROM ({features}) AS f ({columns}) JOIN p ON p.id = f.assignment_id
@@ -69,32 +66,24 @@ SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
 JOIN gateways_assignment a ON a.server_id = t.server_id
 JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name = t.name
 """
-# PostgreSQL takes what was called, and what words find, for a few rows: it would compare each tool with each call of
-# its server, and sort all tools to group them.
+# PostgreSQL takes what was called, and what words find, for a few rows: it would compare each tool with each that was
+# called, and sort all tools to group them.
 HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
-# Of the tools that these rows tell of: how often each was called, or when the last time.
-CALLED = """
-LEFT JOIN (
-    SELECT c.gateway_id, c.server_id, c.feature_name, {figure} AS {column} FROM ({rows}) c GROUP BY 1, 2, 3
-) u ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = left(f.exposed_name, 300)
+HASHED_ALL = f"{HASHED}; SET LOCAL enable_nestloop = off"
+# Of what these rows tell of: how often it was called, and when the last time. A float holds every number of calls there
+# may be; a sum of bigint is numeric, and takes twice as long.
+OF_PLACES = """
+SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls::float8) AS calls, max(c.last_at) AS last_at
+FROM ({rows}) c GROUP BY 1, 2, 3
 """
-FIGURES = {"calls": "sum(c.calls)", "last_at": "max(c.last_at)"}
+CALLED = """
+LEFT JOIN ({of_places}) u
+ON u.gateway_id = p.gateway_id AND u.server_id = p.server_id AND u.feature_name = f.exposed_name::varchar(300)
+"""
 COUNTED = """
-SELECT gateway_id, server_id, feature_name, 1 AS calls FROM auditlog_call
+SELECT gateway_id, server_id, feature_name, 1 AS calls, created_at AS last_at FROM auditlog_call
 WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> '' AND server_id IS NOT NULL
 """
-LATELY = """
-SELECT gateway_id, server_id, feature_name, created_at AS last_at FROM auditlog_call
-WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> ''
-"""
-# The newest calls tell the tools of the first pages; no other was called later.
-NEWEST = LATELY + "ORDER BY created_at DESC LIMIT %s"
-DAYS_OF_ROLLUPS = """
-SELECT gateway_id, server_id, feature_name, at AS last_at FROM auditlog_rollup
-WHERE cube = %s AND seconds = %s AND at >= %s AND method = 'tools/call'
-"""
-# The days of the roll-ups, and of the last hours the log: within a day before, tools stand by their names.
-USED = f"{DAYS_OF_ROLLUPS} UNION ALL {LATELY}"
 # In this order an index of the names gives the newest call, and none of a tool that was not called.
 LAST = """
 LEFT JOIN LATERAL (
@@ -136,7 +125,9 @@ class Period(NamedTuple):
 
     @classmethod
     def of(cls, label: str) -> Period:
-        return cls(label, timezone.now() - PERIODS[label])
+        since = timezone.now() - PERIODS[label]
+        # Of so long ago the roll-ups tell whole hours: the part of one would be read from the log.
+        return cls(label, HOURS.next(since) if label == SPAN else since)
 
     @classmethod
     def to_count_all(cls) -> Period:
@@ -163,27 +154,26 @@ class Period(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An entry before it is read: the tool, how many entries there are in all, and of how many a use is known."""
+    """An entry before it is read: the tool, its use where that sorts, and how many entries there are in all."""
 
     server: UUID
     name: str
     calls: int
+    used: datetime | None
     total: int
-    used: int
 
 
 class Use(NamedTuple):
-    """What tools are joined with as `u`, with its parameters, and the column that tells of their use: "calls", or
-    "last_at"."""
+    """What tools are joined with as `u`, with its parameters: when each was called last, and maybe how often."""
 
     joined: str = ""
     parameters: Sequence[Any] = ()
-    column: str = ""
+    tells_calls: bool = False
 
     @classmethod
-    def of(cls, rows: str, parameters: Sequence[Any], column: str) -> Use:
+    def of(cls, rows: str, parameters: Sequence[Any]) -> Use:
         """What rows of single calls, or of many, tell of each tool."""
-        return cls(CALLED.format(rows=rows, figure=FIGURES[column], column=column), parameters, column)
+        return cls(CALLED.format(of_places=OF_PLACES.format(rows=rows)), parameters, tells_calls=True)
 
 
 @dataclass
@@ -269,7 +259,7 @@ class Catalogue:
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
-        self._days_are_counted = (self.only_unused or self._by in BY_USE) and _knows_days_of(Period.of(SPAN))
+        self._is_counted = (self.only_unused or self._by in BY_USE) and _is_counted()
         self.period = self._period() if self.tells_use else None
         self.looked_up = self._looked_up() if self.only_unused or self._by == "last" else None
         self._expected, self._known = expected, list[Row]()
@@ -284,12 +274,16 @@ class Catalogue:
     def _by(self) -> str:
         return self.sort.removeprefix("-")
 
+    @property
+    def _sorts_calls(self) -> bool:
+        """Whether entries are sorted by their calls, which are counted then, over `period`."""
+        return self._by == "calls" and not self.only_unused
+
     def _period(self) -> Period:
-        reads_log = self._by == "calls" and not self.only_unused and not self._days_are_counted
-        return Period.to_count_all() if reads_log else Period.of(SPAN)
+        return Period.to_count_all() if self._sorts_calls and not self._is_counted else Period.of(SPAN)
 
     def _looked_up(self) -> Period:
-        return Period.of(SPAN) if self._days_are_counted else Period.to_look_up(self._features.count())
+        return Period.of(SPAN) if self._is_counted else Period.to_look_up(self._features.count())
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
         tools: Any = Feature.objects.tools().offered().matching(values.get("q", "")).with_effect()
@@ -342,37 +336,21 @@ class Catalogue:
 
     def _rows(self, start: int, most: int | None) -> list[Row]:
         """Which entries these are, and how often each was called where that sorts them."""
-        rows: list[Row] = []
         with book() as opened:
-            for use in self._uses(opened):
-                rows = self._joined(use, start, most)
-                if rows and rows[-1].used >= start + len(rows):
-                    break  # None of the others was called later.
+            rows = self._joined(self._use(opened), start, most)
         if rows or not start:
             self._total = rows[0].total if rows else 0
         return rows
 
-    def _uses(self, opened: Book) -> Iterator[Use]:
-        """What use is joined with, as far as it sorts or narrows; for the last uses the newest calls and days first."""
-        query = None
-        if self._days_are_counted and (self.only_unused or self._by == "calls"):
-            query = opened.query_of({"method": [CALL]}, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:])
+    def _use(self, opened: Book) -> Use:
+        """What use is joined with, as far as it sorts or narrows."""
+        query = _counted(opened) if self._is_counted else None
+        self._is_counted = query is not None
         if query is not None:
-            yield Use.of(query[0], query[1], "calls")
-        elif self.looked_up and self._days_are_counted:
-            bounds, cube = Period.to_count_all().bounds, DAYS.cube({*TOOL})
-            is_newest_first = self.sort == "-last" and not self.only_unused
-            if is_newest_first:  # No further back than the days are told apart, or pages would contradict each other.
-                since = max(bounds[0], Period.of("24 h").since)
-                yield Use.of(NEWEST, [since, bounds[1], MOST_NEWEST], "last_at")
-            for label in ("24 h", "7 d", SPAN) if is_newest_first else (SPAN,):
-                yield Use.of(USED, [cube, DAYS.seconds, DAYS.begin(Period.of(label).since), *bounds], "last_at")
-        elif self.looked_up:
-            yield Use(LAST, self.looked_up.bounds, "last_at")
-        elif self._by == "calls" and self.period:
-            yield Use.of(COUNTED, self.period.bounds, "calls")
-        else:
-            yield Use()
+            return Use.of(*query)
+        if self.looked_up:
+            return Use(LAST, self.looked_up.bounds)
+        return Use.of(COUNTED, self.period.bounds) if self._by == "calls" and self.period else Use()
 
     def _joined(self, use: Use, start: int, most: int | None) -> list[Row]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
@@ -384,8 +362,8 @@ class Catalogue:
         assignments: Any = Assignment.objects.seen_by(self._viewer).order_by().values_list("pk", "server", "gateway")
         assignments, of_assignments = assignments.query.sql_with_params()
         told = {
-            "calls": "coalesce(sum(u.calls), 0)::bigint" if use.column == "calls" else "0",
-            "used": f"max(u.{use.column})" if use.column else "NULL",
+            "calls": "coalesce(sum(u.calls), 0)::bigint" if use.tells_calls else "0",
+            "used": "max(u.last_at)" if use.joined else "NULL",
         }
         told |= {by: TO_SORT_BY[by]} if by in TO_SORT_BY else {}
         statement = ENTRIES.format(
@@ -398,7 +376,7 @@ class Catalogue:
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
-            cursor.execute(HASHED)
+            cursor.execute(HASHED_ALL if use.joined and self._is_narrowed else HASHED)
             cursor.execute(statement, [*of_assignments, *of_features, *use.parameters, start, most])
             return [Row(*row) for row in cursor.fetchall()]
 
@@ -406,7 +384,8 @@ class Catalogue:
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
         at = RawSQL(PLACES, [[row.server for row in rows], [row.name for row in rows]])  # noqa: S611  (a constant)
         places = self._places(at)
-        listed = {*self._features.filter(pk__in=at).values_list("pk", flat=True)} if self._is_narrowed else None
+        of_places = self._chosen.filter(pk__in=[place.pk for place in places]).order_by()
+        listed = {*of_places.values_list("pk", flat=True)} if self._is_narrowed else None
         # Of each the first that any of its gateways learnt, among those that the list is narrowed to.
         learnt: dict[tuple[UUID, str], list[tuple[datetime, UUID]]] = defaultdict(list)
         for place in places:
@@ -415,7 +394,7 @@ class Catalogue:
         firsts = {tool: min(each)[1] for tool, each in learnt.items()}
         known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
         by_tool = {
-            (row.server, row.name): Entry(known[pk], row.calls)
+            (row.server, row.name): Entry(known[pk], row.calls, last_used_at=row.used)
             for row in rows
             if (pk := firsts.get((row.server, row.name))) in known
         }
@@ -424,7 +403,8 @@ class Catalogue:
                 entry.places.append(place)
         entries = list(by_tool.values())
         if self.tells_use:
-            self._tell_use(entries)
+            # Rows tell of the places that the list is narrowed to.
+            self._tell_use(entries, told=self._is_counted and (listed is None or len(listed) == len(places)))
         return entries
 
     def _places(self, at: RawSQL) -> list[Feature]:
@@ -444,39 +424,40 @@ class Catalogue:
             of_server.set_cached_value(one, servers[one.server_id])
         return places
 
-    def _tell_use(self, entries: list[Entry]) -> None:
-        """How often each was called, and when the last time."""
-        if not self._tell_counted(entries):
+    def _tell_use(self, entries: list[Entry], *, told: bool) -> None:
+        """How often each was called, and when the last time, unless the roll-ups have `told` it already."""
+        if told or self._tell_counted(entries):
+            self._tell_last([one for one in entries if one.last_used_at == DAYS.begin(one.last_used_at or BEGINNING)])
+        else:
             self._tell_looked_up(entries)
 
     def _tell_counted(self, entries: list[Entry]) -> bool:
         """The same as the roll-ups say it; whether they could."""
-        known = {
-            (place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]): entry
-            for entry in entries
-            for place in entry.places
-        }
-        gateways, servers, names = ({*one} for one in zip(*known, strict=True)) if known else ((), (), ())
-        where = {"gateway_id": [*gateways], "server_id": [*servers], "feature_name": [*names], "method": [CALL]}
-        with book() as opened:
-            found = opened.read(where, *Period.of(SPAN).bounds, by=TOOL[:2] + TOOL[3:], timed=False)
-        if found is None:
-            return False
-        if self._by != "calls" or self.only_unused:
-            for entry in entries:
-                entry.calls = 0
-            for place, numbers in found.items():
-                if place in known:
-                    known[place].calls += numbers.calls
-        self._tell_last(entries, known, [place for place, numbers in found.items() if numbers.calls and place in known])
+        known = _by_place(entries)
+        where: dict[str, Any] = {name: [*{place[n] for place in known}] for n, name in enumerate(OF_TOOLS)}
+        with book() as opened, connection.cursor() as cursor:
+            query = opened.query_of(where | TOOL_CALLS, *Period.of(SPAN).bounds, by=OF_TOOLS)
+            if query is None:
+                return False
+            cursor.execute(OF_PLACES.format(rows=query[0]), query[1])
+            found = cursor.fetchall()
+        for one in entries:
+            one.calls, one.last_used_at = one.calls if self._sorts_calls else 0, None
+        for *place, calls, last in found:
+            if entry := known.get(tuple(place)):
+                entry.calls += 0 if self._sorts_calls else int(calls)
+                entry.last_used_at = max(entry.last_used_at or last, last)
         return True
 
-    def _tell_last(self, entries: list[Entry], known: dict[Any, Entry], called: list[Any]) -> None:
+    def _tell_last(self, entries: list[Entry]) -> None:
+        """When the last time to the second, where roll-ups of an earlier release tell the day."""
+        if not entries:
+            return
         numbered = {id(entry): n for n, entry in enumerate(entries)}
         # The gateways that give it one name are looked for together: the newest call of any of them is soon found.
         named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
-        for gateway, server, name in called:
-            named[numbered[id(known[gateway, server, name])], server, name].add(str(gateway))
+        for (gateway, server, name), entry in _by_place(entries).items():
+            named[numbered[id(entry)], server, name].add(str(gateway))
         numbers, servers, names = ([key[n] for key in named] for n in range(3))
         columns: list[Any] = [[array(gateways) for gateways in named.values()], servers, names]
         with connection.cursor() as cursor:
@@ -486,21 +467,34 @@ class Catalogue:
 
     def _tell_looked_up(self, entries: list[Entry]) -> None:
         """The same of the log, where more than a thousand are not counted."""
-        of_all = self._by == "calls" and not self.only_unused  # They are counted already.
         places = [place for entry in entries for place in entry.places]
         gateways = list({place.assignment.gateway_id for place in places})
         servers = [entry.server.pk for entry in entries]
         names = [array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
         numbers = list(range(len(entries)))
-        most = 1 if of_all else MOST_COUNTED + 1
+        most = 1 if self._sorts_calls else MOST_COUNTED + 1
         with connection.cursor() as cursor:
             cursor.execute(USE, [numbers, servers, names, gateways, *Period.of(SPAN).bounds, most])
             for n, calls, last in cursor.fetchall():
                 entries[n].last_used_at = last
-                if not of_all:
+                if not self._sorts_calls:
                     entries[n].calls, entries[n].are_more = min(calls, MOST_COUNTED), calls > MOST_COUNTED
 
 
-def _knows_days_of(period: Period) -> bool:
+def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], Entry]:
+    """These entries by what the log says of their calls: gateway, server and name."""
+    return {
+        (place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]): entry
+        for entry in entries
+        for place in entry.places
+    }
+
+
+def _is_counted() -> bool:
+    """Whether the roll-ups tell of all tools how often and when they were called."""
     with book() as opened:
-        return opened.knows_days_from(period.since)
+        return opened.knows_days_from(Period.of(SPAN).since) and _counted(opened) is not None
+
+
+def _counted(opened: Book) -> SQL | None:
+    return opened.query_of(TOOL_CALLS, *Period.of(SPAN).bounds, by=OF_TOOLS)

@@ -30,6 +30,7 @@ from auditlog.rollups.schema import (
     GRAINS,
     HOURS,
     MINUTES,
+    MONTH,
     WINDOWS,
     Grain,
     cube_number,
@@ -213,8 +214,10 @@ def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
             statement = _STATEMENTS[window.seconds].format(rows=f"{rows[0]} AND created_at < %s")
             cursor.execute(statement, [*rows[1], window.until, window.since])
     for window in held:
+        tells_tools = window.tools_of == window.told
         window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
-    RollupWindow.objects.bulk_update(held, ["counted_to", "late_counted_to"])
+        window.tools_of = window.told if tells_tools else ""
+    RollupWindow.objects.bulk_update(held, ["counted_to", "late_counted_to", "tools_of"])
 
 
 def _add(state: RollupState, rows: Condition) -> int:
@@ -226,6 +229,16 @@ def _add(state: RollupState, rows: Condition) -> int:
             cursor.execute(_STATEMENTS[grain.seconds].format(rows=rows[0]), [*rows[1], floors[grain]])
             counted = max(counted, int(cursor.fetchone()[0] or 0))
     return counted
+
+
+_TOOLS = """, tools AS (
+    INSERT INTO auditlog_rolluptool AS t (gateway_id, server_id, feature_name, calls, last_at)
+    SELECT gateway_id, server_id, feature_name, sum(n), max(last) FROM c
+    WHERE method = 'tools/call' AND gateway_id IS NOT NULL AND server_id IS NOT NULL
+    GROUP BY gateway_id, server_id, feature_name
+    ON CONFLICT (gateway_id, server_id, feature_name) DO UPDATE
+    SET calls = t.calls + excluded.calls, last_at = greatest(t.last_at, excluded.last_at)
+)"""
 
 
 def _statement(grain: Grain) -> str:
@@ -241,16 +254,17 @@ def _statement(grain: Grain) -> str:
     return f"""
 WITH c AS MATERIALIZED (
     SELECT date_bin('{seconds} seconds', created_at, '1970-01-01 00:00+00') AS at, {keys}, {CLASS_OF} AS class,
-        count(*)::int AS n, sum(duration_ms) AS ms
+        count(*)::int AS n, sum(duration_ms) AS ms, max(created_at) AS last
     FROM auditlog_call WHERE {{rows}} AND created_at >= %s GROUP BY at, {keys}, class
 ), counted AS (
     INSERT INTO auditlog_rollup AS r
-        (seconds, cube, at, {keys}, calls, duration_ms, {", ".join(CLASS_COLUMNS)})
-    SELECT {grain.seconds}, {cube}, at, {keys}, sum(n), sum(ms), {numbers}
+        (seconds, cube, at, {keys}, calls, duration_ms, last_at, {", ".join(CLASS_COLUMNS)})
+    SELECT {grain.seconds}, {cube}, at, {keys}, sum(n), sum(ms), max(last), {numbers}
     FROM c GROUP BY GROUPING SETS ({sets})
     ON CONFLICT (cube, seconds, at, {keys}) DO UPDATE SET calls = r.calls + excluded.calls,
-        duration_ms = r.duration_ms + excluded.duration_ms, {added}
-)
+        duration_ms = r.duration_ms + excluded.duration_ms,
+        last_at = greatest(r.last_at, excluded.last_at), {added}
+){_TOOLS if grain == MONTH else ""}
 SELECT sum(n) FROM c
 """  # noqa: S608  (constants of the schema)
 

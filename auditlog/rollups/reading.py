@@ -30,6 +30,9 @@ from auditlog.rollups.schema import (
     ENDS,
     HOURS,
     MINUTES,
+    MONTH,
+    OF_TOOLS,
+    TOOL_CALLS,
     WINDOWS,
     Grain,
     quantile,
@@ -73,10 +76,11 @@ _CALLS_ENDED = ", ".join(
     for outcomes in ENDINGS.values()
 )
 _CALLS_OF_ROLLUPS = """
-SELECT {keys}, outcome AS ended, calls FROM auditlog_rollup
+SELECT {keys}, outcome AS ended, calls, coalesce(last_at, at) AS last_at FROM auditlog_rollup
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 """
-_CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls FROM auditlog_call WHERE {where}"
+_CALLS_OF_TOOLS = "SELECT {keys}, NULL AS ended, calls, last_at FROM auditlog_rolluptool WHERE true{filters}"
+_CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls, created_at AS last_at FROM auditlog_call WHERE {where}"
 _LOG_HAS = "SELECT count(*) FROM ({rows} LIMIT %s) c"
 
 type Where = Mapping[str, Sequence[Any]]
@@ -209,7 +213,11 @@ class Book:
         return {value: Numbers(dict(zip(ENDINGS, calls, strict=True))) for value, *calls, _ in rows}
 
     def query_of(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
-        """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`."""
+        """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`.
+
+        `last_at` is when the newest of a row began; a day's roll-ups of before that was kept say the day. How calls of
+        OF_TOOLS ended is not told of all of them.
+        """
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
         if not self._may_read(pieces):
             return None
@@ -221,7 +229,11 @@ class Book:
         parts = [_CALLS_OF_LOG.format(keys=keys, where=condition) for condition, _ in rows]
         parameters = [value for _, bounds in rows for value in bounds]
         for piece in pieces:
-            if piece.grain:
+            if piece.grain == MONTH and self._are_tools(where, by):
+                of_tools = _filters({name: where[name] for name in OF_TOOLS if name in where})
+                parts.append(_CALLS_OF_TOOLS.format(keys=keys, filters=of_tools[0]))
+                parameters += of_tools[1]
+            elif piece.grain:
                 parts.append(_CALLS_OF_ROLLUPS.format(keys=keys, filters=filters))
                 parameters += [piece.grain.cube(cube), *piece.rollups, *values]
         return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
@@ -284,6 +296,13 @@ class Book:
     def _windows(self) -> list[RollupWindow]:
         assert self._state is not None
         return windows.current(self._state)
+
+    def _are_tools(self, where: Where, by: Sequence[str]) -> bool:
+        """Whether the short rows of tools, if they are those of the window, tell what is asked for."""
+        told = {name: values for name, values in where.items() if name not in OF_TOOLS}
+        if tuple(by) != OF_TOOLS or told != TOOL_CALLS:
+            return False
+        return any(each.seconds == MONTH.seconds and each.tools_of == each.told for each in self._windows)
 
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
         if since >= until:

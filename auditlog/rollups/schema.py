@@ -92,6 +92,10 @@ WINDOWS = (
     ),
     EVER,
 )
+MONTH = WINDOWS[2]
+# What lists of all tools ask for: their calls of a month are kept once more, in short rows.
+OF_TOOLS = ("gateway_id", "server_id", "feature_name")
+TOOL_CALLS = {"method": ["tools/call"]}
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:

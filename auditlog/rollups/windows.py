@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connection
 from django.db.models import Sum
 
-from auditlog.models import Rollup, RollupState, RollupWindow
+from auditlog.models import Rollup, RollupState, RollupTool, RollupWindow
 from auditlog.rollups.schema import (
     BEGINNING,
     CLASS_COLUMNS,
@@ -22,6 +22,7 @@ from auditlog.rollups.schema import (
     ENDS,
     EVER,
     HOURS,
+    MONTH,
     NAME,
     TOOL,
     WINDOWS,
@@ -36,13 +37,15 @@ CUBES = [cube_number(cube) for cube in WINDOWS[0].cubes]
 
 _KEYS = ", ".join((*ENDS, *DIMENSIONS))
 _NAMES = ", ".join((*ENDS, *("feature_name" if name == "feature_name" else "NULL" for name in DIMENSIONS)))
-_NUMBERS = ", ".join(f"sum({name}) * %(sign)s" for name in ("calls", "duration_ms", *CLASS_COLUMNS))
+_SUMS = ("calls", "duration_ms", *CLASS_COLUMNS)
+# When the newest call was stays true as calls leave: the oldest leave first.
+_NUMBERS = ", ".join(("max(coalesce(last_at, at))", *(f"sum({name}) * %(sign)s" for name in _SUMS)))
 _ADDED = ", ".join(
     f"{name} = nullif(coalesce(r.{name}, 0) + coalesce(excluded.{name}, 0), 0)" for name in CLASS_COLUMNS
 )
 # Names alone are told apart by no hour and no day: they are added up of the tools.
 MOVE = f"""
-INSERT INTO auditlog_rollup AS r (seconds, cube, at, {_KEYS}, calls, duration_ms, {", ".join(CLASS_COLUMNS)})
+INSERT INTO auditlog_rollup AS r (seconds, cube, at, {_KEYS}, last_at, {", ".join(_SUMS)})
 SELECT %(window)s, cube, %(at)s, {_KEYS}, {_NUMBERS} FROM auditlog_rollup
 WHERE cube = ANY(%(cubes)s) AND seconds = %(seconds)s AND at >= %(since)s AND at < %(until)s GROUP BY cube, {_KEYS}
 UNION ALL
@@ -50,7 +53,15 @@ SELECT %(window)s, {NAME}, %(at)s, {_NAMES.replace("NULL, ", "NULL::uuid, ", 4)}
 WHERE cube = {TOOL} AND seconds = %(seconds)s AND at >= %(since)s AND at < %(until)s
 GROUP BY {", ".join(ENDS)}, feature_name
 ON CONFLICT (cube, seconds, at, {_KEYS}) DO UPDATE
-SET calls = r.calls + excluded.calls, duration_ms = r.duration_ms + excluded.duration_ms, {_ADDED}
+SET calls = r.calls + excluded.calls, duration_ms = r.duration_ms + excluded.duration_ms,
+    last_at = greatest(r.last_at, excluded.last_at), {_ADDED}
+"""  # noqa: S608  (constants of the schema)
+TOOLS = f"""
+INSERT INTO auditlog_rolluptool (gateway_id, server_id, feature_name, calls, last_at)
+SELECT gateway_id, server_id, feature_name, sum(calls), max(coalesce(last_at, at)) FROM auditlog_rollup
+WHERE cube = {TOOL} AND seconds = {MONTH.seconds} AND at = %s AND method = 'tools/call'
+    AND gateway_id IS NOT NULL AND server_id IS NOT NULL
+GROUP BY gateway_id, server_id, feature_name
 """  # noqa: S608  (constants of the schema)
 EMPTIED = "DELETE FROM auditlog_rollup WHERE cube = ANY(%s) AND seconds = %s AND calls <= 0"
 FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND at >= %s AND at < %s"
@@ -67,7 +78,11 @@ def move(state: RollupState, now: datetime) -> bool:
 
     To be called by whoever has `state` locked.
     """
-    return any(_move(grain, state, now) for grain in WINDOWS)
+    is_more = any(_move(grain, state, now) for grain in WINDOWS)
+    for window in current(state):
+        if window.seconds == MONTH.seconds and window.tools_of != window.told:
+            _tell_tools(window)
+    return is_more
 
 
 def forget(state: RollupState, before: datetime) -> None:
@@ -103,7 +118,8 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     if window is not None and (window.since, window.until) == (since, max(until, window.until)):
         return False
     is_too_much = _calls_since(since) > MOST_CALLS
-    if window is None or is_too_much:
+    if window is None or is_too_much or not _knows_last(grain):
+        window = None
         _forget(grain.seconds)
     if is_too_much:
         return False
@@ -114,6 +130,15 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     window.since = _move_end(grain, state, window.since, since, -1)
     window.save()
     return window.since < since or window.until < until
+
+
+def _tell_tools(window: RollupWindow) -> None:
+    """Make RollupTool anew of this window, as it was moved or another release counted."""
+    RollupTool.objects.all().delete()
+    with connection.cursor() as cursor:
+        cursor.execute(TOOLS, [BEGINNING])
+    window.tools_of = window.told
+    window.save(update_fields=["tools_of"])
 
 
 def _goes_on(state: RollupState, window: RollupWindow) -> bool:
@@ -138,6 +163,11 @@ def _move_end(grain: Grain, state: RollupState, at: datetime, to: datetime, sign
     return end
 
 
+def _knows_last(grain: Grain) -> bool:
+    """Whether a window says of all it holds when the newest call was: not where an earlier release counted, too."""
+    return not Rollup.objects.filter(cube=TOOL, seconds=grain.seconds, at=BEGINNING, last_at=None).exists()
+
+
 def _calls_since(since: datetime) -> int:
     days = Rollup.objects.filter(cube=0, seconds=DAYS.seconds, at__gte=DAYS.begin(since))
     return days.aggregate(number=Sum("calls"))["number"] or 0
@@ -154,3 +184,5 @@ def _first(grain: Grain, since: datetime, until: datetime) -> datetime | None:
 def _forget(seconds: int) -> None:
     Rollup.objects.filter(seconds=seconds, cube__in=CUBES).delete()
     RollupWindow.objects.filter(pk=seconds).delete()
+    if seconds == MONTH.seconds:
+        RollupTool.objects.all().delete()

@@ -4,12 +4,13 @@ import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from auditlog.models import Call, Rollup, RollupState, RollupWindow
+from auditlog.models import Call, Rollup, RollupState, RollupTool, RollupWindow
 from auditlog.rollups import keeping, windows
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import (
@@ -18,7 +19,10 @@ from auditlog.rollups.schema import (
     DIMENSIONS,
     EVER,
     HOURS,
+    MONTH,
+    OF_TOOLS,
     RATIO,
+    TOOL_CALLS,
     WINDOWS,
     Grain,
     cube_number,
@@ -33,6 +37,7 @@ pytestmark = pytest.mark.django_db
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MOVING = WINDOWS[:-1]  # All but EVER.
+TOOL = {"gateway_id": uuid4(), "server_id": uuid4(), "feature_name": "echo"}
 
 
 @pytest.fixture
@@ -48,28 +53,47 @@ def move(now: datetime) -> None:
             more = windows.move(RollupState.objects.select_for_update().get(), now)
 
 
-def kept(grain: Grain) -> dict[Any, tuple[int, dict[int, int]]]:
-    """What the roll-ups of a window say: calls and their classes, by combination and its values."""
+def kept(grain: Grain) -> dict[Any, tuple[int, datetime | None, dict[int, int]]]:
+    """What the roll-ups of a window say: calls, when the newest was, their classes; by combination and its values."""
     found = {}
     for each in Rollup.objects.filter(seconds=grain.seconds):
         numbers = {n: number for n in range(CLASSES) if (number := getattr(each, f"ms_{n}"))}
         key = (each.cube, each.outcome, each.deny_reason, *(getattr(each, name) for name in DIMENSIONS))
-        found[key] = (each.calls, numbers)
+        found[key] = (each.calls, each.last_at, numbers)
     return found
 
 
-def counted(grain: Grain) -> dict[Any, tuple[int, dict[int, int]]]:
+def tools() -> dict[Any, tuple[int, datetime]]:
+    """What the short rows say of each tool: its calls, and when the newest was."""
+    rows = RollupTool.objects.all()
+    return {(row.gateway_id, row.server_id, row.feature_name): (row.calls, row.last_at) for row in rows}
+
+
+def called_tools() -> dict[Any, tuple[int, datetime]]:
+    """The same of the log, for the time of the window of a month."""
+    window = RollupWindow.objects.get(seconds=MONTH.seconds)
+    found: dict[Any, tuple[int, datetime]] = {}
+    of_tools = Call.objects.filter(method="tools/call", gateway_id__isnull=False, server_id__isnull=False)
+    for each in of_tools.filter(created_at__gte=window.since, created_at__lt=window.until).order_by("created_at"):
+        key = (each.gateway_id, each.server_id, each.feature_name)
+        found[key] = (found.get(key, (0,))[0] + 1, each.created_at)
+    return found
+
+
+def counted(grain: Grain) -> dict[Any, tuple[int, datetime | None, dict[int, int]]]:
     """The same of the log, for the time that the window says it is of."""
     window = RollupWindow.objects.get(seconds=grain.seconds)
     calls: Counter[Any] = Counter()
     numbers: dict[Any, Counter[int]] = {}
-    for each in Call.objects.filter(created_at__gte=window.since, created_at__lt=window.until):
+    last = {}
+    for each in Call.objects.filter(created_at__gte=window.since, created_at__lt=window.until).order_by("created_at"):
         for cube in grain.cubes:
             values = (getattr(each, name) if name in cube else None for name in DIMENSIONS)
             key = (cube_number(cube), each.outcome, each.deny_reason, *values)
             calls[key] += 1
+            last[key] = each.created_at
             numbers.setdefault(key, Counter())[class_of(each.duration_ms)] += 1
-    return {key: (number, dict(numbers[key])) for key, number in calls.items()}
+    return {key: (number, last[key], dict(numbers[key])) for key, number in calls.items()}
 
 
 def class_of(duration_ms: float) -> int:
@@ -82,6 +106,7 @@ def class_of(duration_ms: float) -> int:
 def check_all() -> None:
     for grain in WINDOWS:
         assert kept(grain) == counted(grain), grain
+    assert tools() == called_tools()
 
 
 def total(length: timedelta) -> int:
@@ -99,6 +124,7 @@ def test_windows_are_a_count_of_their_time_wherever_they_are_moved(chance: rando
     write(connection, [row(chance, moments(chance, now, 33)) for _ in range(150)])
     keeping.keep_up(30)
     check_all()
+    assert tools()
 
     RollupWindow.objects.all().delete()  # They are never moved back.
     for hours in (-47, -46, -40, -20, 0, 1):
@@ -189,6 +215,54 @@ def test_window_that_another_release_did_not_count_with_is_not_read_and_made_ane
     keeping.keep_up(5)
     check_all()
     assert {each.counted_to for each in RollupWindow.objects.all()} == {RollupState.objects.get().counted_to}
+
+
+def test_what_an_earlier_release_counted_says_the_day_of_its_newest_call() -> None:
+    at = timezone.now() - 4 * DAY
+    call(at, **TOOL)
+    keeping.keep_up(5)
+    RollupWindow.objects.all().delete()  # As the migration does.
+    Rollup.objects.update(last_at=None)
+
+    keeping.keep_up(5)
+
+    assert [last for _, last in tools().values()] == [DAYS.begin(at)]
+    assert {each.last_at for each in Rollup.objects.filter(seconds=EVER.seconds)} == {DAYS.begin(at)}
+
+
+def test_window_an_earlier_release_counted_with_is_made_anew_when_it_is_moved() -> None:
+    """During an upgrade it may add rows to the windows of this one that say nothing of the newest call."""
+    call(timezone.now() - 4 * DAY)
+    keeping.keep_up(5)
+    Rollup.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS]).update(last_at=None)
+
+    move(timezone.now() + HOUR)
+
+    check_all()
+
+
+def test_tools_are_read_from_the_roll_ups_where_an_earlier_release_moved_their_window() -> None:
+    now = timezone.now()
+    call(now - 4 * DAY, **TOOL)
+    keeping.keep_up(5)
+    RollupTool.objects.update(calls=7)
+
+    def told() -> list[int]:
+        with book() as opened, connection.cursor() as cursor:
+            query = opened.query_of(TOOL_CALLS, HOURS.next(now - 30 * DAY), now, by=OF_TOOLS)
+            assert query is not None
+            cursor.execute(f"SELECT calls FROM ({query[0]}) c", query[1])
+            return [calls for (calls,) in cursor.fetchall()]
+
+    assert told() == [7]
+    counted_to = RollupState.objects.get().counted_to + 1
+    RollupState.objects.update(counted_to=counted_to)
+    RollupWindow.objects.update(counted_to=counted_to)
+
+    assert told() == [1]
+    keeping.keep_up(5)
+    assert told() == [1]
+    assert tools() == called_tools()
 
 
 def test_window_of_a_later_release_is_left_to_that() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import User
@@ -64,8 +63,8 @@ def listed(client: Client, query: str = "") -> list[str]:
     return [entry.feature.name for entry in page.context["page"]]
 
 
-def entry(client: Client, name: str) -> catalogue.Entry:
-    (found,) = (one for one in client.get("/tools/").context["page"] if one.feature.name == name)
+def entry(client: Client, name: str, query: str = "") -> catalogue.Entry:
+    (found,) = (one for one in client.get(f"/tools/{query}").context["page"] if one.feature.name == name)
     assert isinstance(found, catalogue.Entry)
     return found
 
@@ -263,49 +262,67 @@ def test_roll_ups_tell_of_tools_what_the_log_tells(
     assert (entry(client, "often").calls, entry(client, "often").are_more) == (2, False)
 
 
-@pytest.mark.parametrize("newest", [1, 2, 5_000])
-def test_the_tools_called_last_are_the_same_however_many_of_the_newest_calls_are_read(
-    newest: int, work: Assignment, lab: Assignment, ana: User, monkeypatch: pytest.MonkeyPatch
+def test_the_tools_called_last_stand_in_the_order_of_their_calls_counted_or_not(
+    work: Assignment, lab: Assignment, ana: User
 ) -> None:
-    offer(work, lab, a={}, b={}, c={}, idle={})
-    for minutes, place, name in ((4, lab, "c"), (3, work, "a"), (2, lab, "b"), (1, work, "c")):
-        called(place.features.get(name=name), at=timezone.now() - timedelta(minutes=minutes))
+    offer(work, lab, a={}, b={}, c={}, d={}, idle={})
+    calls = ((70.0, lab, "d"), (4.0, lab, "c"), (3.0, work, "a"), (0.5, lab, "b"), (0.1, work, "c"))
+
+    def last(sort: str) -> list[str]:
+        return [catalogue.Catalogue(ana, {}, sort)[n : n + 1][0].feature.name for n in range(5)]
+
+    for hours, place, name in calls[:3]:
+        called(place.features.get(name=name), at=timezone.now() - timedelta(hours=hours))
     keeping.keep_up(5)
-    monkeypatch.setattr(catalogue, "MOST_NEWEST", newest)
+    for hours, place, name in calls[3:]:
+        called(place.features.get(name=name), at=timezone.now() - timedelta(hours=hours))
 
-    def last(most: int) -> list[str]:
-        return [one.feature.name for one in catalogue.Catalogue(ana, {}, "-last")[:most]]
+    assert (last("-last"), last("last")) == (["c", "b", "a", "d", "idle"], ["d", "a", "b", "c", "idle"])
+    keeping.keep_up(5)
+    assert (last("-last"), last("last")) == (["c", "b", "a", "d", "idle"], ["d", "a", "b", "c", "idle"])
 
-    assert [last(1), last(2), last(3), last(9)] == [["c"], ["c", "b"], ["c", "b", "a"], ["c", "b", "a", "idle"]]
 
-
-def test_pages_of_the_tools_called_last_follow_each_other_where_only_minutes_are_told_apart(
-    work: Assignment, ana: User, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sort", ["calls", "last", "tool"])
+def test_a_name_longer_than_the_log_keeps_is_found_by_what_it_keeps(
+    sort: str, work: Assignment, ana: User, sign_in: SignIn
 ) -> None:
-    offer(work, a={}, b={}, c={}, d={}, idle={})
-    for minutes, name in ((10, "a"), (9, "b"), (8, "c"), (1, "d")):
-        called(work.features.get(name=name), at=timezone.now() - timedelta(minutes=minutes))
+    long = "long" + "é" * 400
+    Feature.objects.create(assignment=work, kind="tool", name=long, exposed_name=f"docs__{long}")
+    called(work.features.get(), feature_name=f"docs__{long}"[:300])
+    client = sign_in(ana)
+
+    of_log = entry(client, long, f"?sort={sort}")
     keeping.keep_up(5)
-    monkeypatch.setattr(catalogue, "MOST_CALLS", -1)
-    monkeypatch.setattr(catalogue, "MOST_NEWEST", 3)
+    of_rollups = entry(client, long, f"?sort={sort}")
 
-    pages = [catalogue.Catalogue(ana, {}, "-last")[n : n + 1][0].feature.name for n in range(5)]
-
-    assert pages[0] == "d"
-    assert sorted(pages) == ["a", "b", "c", "d", "idle"]
+    assert of_log.calls == of_rollups.calls == 1
+    assert of_log.last_used_at == of_rollups.last_used_at
 
 
-def test_where_the_newest_calls_tell_a_page_the_days_are_not_read(work: Assignment, ana: User) -> None:
-    offer(work, a={}, b={})
-    called(work.features.get(name="a"))
+@pytest.mark.parametrize("sort", ["tool", "-last"])
+def test_a_tool_found_on_one_gateway_tells_its_calls_on_all(
+    sort: str, work: Assignment, lab: Assignment, ana: User
+) -> None:
+    Feature.objects.learn(work, [{"name": "search", "description": "Finds letters."}])
+    Feature.objects.learn(lab, [{"name": "search", "description": "Finds files."}])
+    for place in (work, lab):
+        called(place.features.get())
     keeping.keep_up(5)
 
-    def days_read(most: int) -> int:
-        with CaptureQueriesContext(connection) as asked:
-            catalogue.Catalogue(ana, {}, "-last")[:most]
-        return sum("FROM auditlog_rollup" in one["sql"] and "WITH p" in one["sql"] for one in asked)
+    (found,) = catalogue.Catalogue(ana, {"q": "letters"}, sort)[:9]
 
-    assert (days_read(1), days_read(2)) == (0, 3)  # A day, a week and a month.
+    assert found.calls == 2
+
+
+def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab: Assignment, ana: User) -> None:
+    offer(work, lab, write={"readOnlyHint": False}, writer={"readOnlyHint": False}, read={"readOnlyHint": True})
+    for name in ("writer", "writer", "write", "read"):
+        called(work.features.get(name=name))
+    keeping.keep_up(5)
+
+    found = catalogue.Catalogue(ana, {"q": "writ", "effect": ["writes"]}, "-calls")
+
+    assert [(one.feature.name, one.calls) for one in found[:9]] == [("writer", 2), ("write", 1)]
 
 
 def test_what_waits_for_a_decision_is_found_by_an_index(work: Assignment) -> None:
