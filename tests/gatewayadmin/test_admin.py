@@ -66,6 +66,7 @@ BELOW |= {"sso.decryptionkey"}  # Sealed keys of ours; the page of settings show
 BELOW |= {
     "auditlog.rollup",
     "auditlog.rollupstate",
+    "auditlog.rolluptool",
     "auditlog.rollupwindow",
 }  # Numbers of calls, which have their page.
 BELOW |= {"auditlog.checkpoint", "auditlog.checkpointkey"}  # Signatures and a sealed key; `verify_log` reads them.
