@@ -190,7 +190,7 @@ class Rollup(models.Model):
     """How many calls of one kind began within one stretch of time, how long they took in all and by class of duration.
 
     `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL. `last_at`
-    is when the newest of them began; NULL where an earlier release counted all of them.
+    is when the newest of them began, of those that this release counted: NULL where that was none.
     """
 
     seconds = models.IntegerField()
@@ -270,7 +270,7 @@ class RollupWindow(models.Model):
     until = models.DateTimeField()
     counted_to = models.BigIntegerField()
     late_counted_to = models.BigIntegerField()
-    # What `told` was when RollupTool was made of it; of no other release's window.
+    # What `told` was when RollupTool was last brought to the same.
     tools_of = models.CharField(max_length=160, default="", db_default="")
 
     class Meta:
@@ -281,7 +281,7 @@ class RollupWindow(models.Model):
 
     @property
     def told(self) -> str:
-        """Which calls it holds, to compare."""
+        """Which calls it holds, as words to compare."""
         return f"{self.since.isoformat()} {self.until.isoformat()} {self.counted_to} {self.late_counted_to}"
 
 

@@ -61,7 +61,8 @@ def measure(rows: int, folder: Path) -> None:
         tell_tables(rows)
         tell("dump", dumped(), rows)
         roll_up()
-        tell("roll-ups", one("SELECT pg_total_relation_size('auditlog_rollup')"), rows)
+        tables = ("auditlog_rollup", "auditlog_rolluptool")
+        tell("roll-ups", sum(int(one(f"SELECT pg_total_relation_size('{table}')")) for table in tables), rows)
         tell_archive(folder)
     finally:
         connection.close()

@@ -19,8 +19,8 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
-from auditlog.rollups.reading import SQL, Book, array, book
-from auditlog.rollups.schema import BEGINNING, DAYS, HOURS, OF_TOOLS, TOOL_CALLS
+from auditlog.rollups.reading import Book, array, book
+from auditlog.rollups.schema import HOURS, OF_TOOLS, TOOL_CALLS
 from capabilities import Capability
 from gateways.models import Assignment, Effect, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
@@ -88,20 +88,20 @@ WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature
 LAST = """
 LEFT JOIN LATERAL (
     SELECT c.created_at AS last_at FROM auditlog_call c
-    WHERE c.feature_name = left(f.exposed_name, 300) AND c.feature_name <> '' AND c.method = 'tools/call'
+    WHERE c.feature_name = f.exposed_name::varchar(300) AND c.feature_name <> '' AND c.method = 'tools/call'
         AND c.gateway_id = p.gateway_id AND c.server_id = p.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
 """
-# Of tools that were called: the newest day has a call of most, each other takes a look at the days before.
+# Of tools that were called, at `since` or later: the newest day has a call of most.
 LAST_CALLS = """
 SELECT t.n, max(c.created_at)
-FROM unnest(%s::int[], %s::text[], %s::uuid[], %s::text[]) AS t (n, gateways, server_id, name)
+FROM unnest(%s::int[], %s::text[], %s::uuid[], %s::text[], %s::timestamptz[]) AS t (n, gateways, server_id, name, since)
 CROSS JOIN LATERAL (
     SELECT c.created_at FROM auditlog_call c
     WHERE c.feature_name = t.name AND c.feature_name <> '' AND c.method = 'tools/call'
         AND c.gateway_id = ANY(t.gateways::uuid[]) AND c.server_id = t.server_id
-        AND c.created_at >= %s AND c.created_at < %s
+        AND c.created_at >= t.since AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) c GROUP BY t.n
 """
@@ -125,9 +125,7 @@ class Period(NamedTuple):
 
     @classmethod
     def of(cls, label: str) -> Period:
-        since = timezone.now() - PERIODS[label]
-        # Of so long ago the roll-ups tell whole hours: the part of one would be read from the log.
-        return cls(label, HOURS.next(since) if label == SPAN else since)
+        return cls(label, timezone.now() - PERIODS[label])
 
     @classmethod
     def to_count_all(cls) -> Period:
@@ -178,13 +176,17 @@ class Use(NamedTuple):
 
 @dataclass
 class Entry:
-    """One tool of a server. `feature` is what the first of its gateways learnt of it, `places` what each has."""
+    """One tool of a server. `feature` is what the first of its gateways learnt of it, `places` what each has.
+
+    What is told of its use is of `found`: the places that the list is narrowed to.
+    """
 
     feature: Feature
     calls: int = 0
     are_more: bool = False
     last_used_at: datetime | None = None
     places: list[Feature] = field(default_factory=list)
+    found: list[Feature] = field(default_factory=list)
 
     @property
     def server(self) -> Server:
@@ -259,9 +261,7 @@ class Catalogue:
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
-        self._is_counted = (self.only_unused or self._by in BY_USE) and _is_counted()
-        self.period = self._period() if self.tells_use else None
-        self.looked_up = self._looked_up() if self.only_unused or self._by == "last" else None
+        self._read_rollups(wanted=(self.only_unused or self._by in BY_USE) and _are_days_counted())
         self._expected, self._known = expected, list[Row]()
         self._unused: list[Row] | None = None
         self._total: int | None = None
@@ -278,6 +278,12 @@ class Catalogue:
     def _sorts_calls(self) -> bool:
         """Whether entries are sorted by their calls, which are counted then, over `period`."""
         return self._by == "calls" and not self.only_unused
+
+    def _read_rollups(self, *, wanted: bool) -> None:
+        """Have all tools compared by what the roll-ups tell, or by the log and over as long as that can be read."""
+        self._is_counted = wanted
+        self.period = self._period() if self.tells_use else None
+        self.looked_up = self._looked_up() if self.only_unused or self._by == "last" else None
 
     def _period(self) -> Period:
         return Period.to_count_all() if self._sorts_calls and not self._is_counted else Period.of(SPAN)
@@ -344,10 +350,10 @@ class Catalogue:
 
     def _use(self, opened: Book) -> Use:
         """What use is joined with, as far as it sorts or narrows."""
-        query = _counted(opened) if self._is_counted else None
-        self._is_counted = query is not None
-        if query is not None:
-            return Use.of(*query)
+        if self._is_counted:
+            if query := opened.query_of(TOOL_CALLS, *_month(), by=OF_TOOLS):
+                return Use.of(*query)
+            self._read_rollups(wanted=False)
         if self.looked_up:
             return Use(LAST, self.looked_up.bounds)
         return Use.of(COUNTED, self.period.bounds) if self._by == "calls" and self.period else Use()
@@ -376,7 +382,7 @@ class Catalogue:
             order=SORTS[by].format(way="DESC" if self.sort.startswith("-") else "ASC"),
         )
         with connection.cursor() as cursor:
-            cursor.execute(HASHED_ALL if use.joined and self._is_narrowed else HASHED)
+            cursor.execute(HASHED_ALL if self._is_narrowed else HASHED)
             cursor.execute(statement, [*of_assignments, *of_features, *use.parameters, start, most])
             return [Row(*row) for row in cursor.fetchall()]
 
@@ -401,10 +407,11 @@ class Catalogue:
         for place in places:
             if entry := by_tool.get((place.assignment.server_id, place.name)):
                 entry.places.append(place)
+                if listed is None or place.pk in listed:
+                    entry.found.append(place)
         entries = list(by_tool.values())
         if self.tells_use:
-            # Rows tell of the places that the list is narrowed to.
-            self._tell_use(entries, told=self._is_counted and (listed is None or len(listed) == len(places)))
+            self._tell_use(entries)
         return entries
 
     def _places(self, at: RawSQL) -> list[Feature]:
@@ -424,10 +431,10 @@ class Catalogue:
             of_server.set_cached_value(one, servers[one.server_id])
         return places
 
-    def _tell_use(self, entries: list[Entry], *, told: bool) -> None:
-        """How often each was called, and when the last time, unless the roll-ups have `told` it already."""
-        if told or self._tell_counted(entries):
-            self._tell_last([one for one in entries if one.last_used_at == DAYS.begin(one.last_used_at or BEGINNING)])
+    def _tell_use(self, entries: list[Entry]) -> None:
+        """How often each was called, and when the last time."""
+        if self._is_counted or self._tell_counted(entries):
+            self._tell_last([entry for entry in entries if entry.last_used_at])
         else:
             self._tell_looked_up(entries)
 
@@ -436,7 +443,7 @@ class Catalogue:
         known = _by_place(entries)
         where: dict[str, Any] = {name: [*{place[n] for place in known}] for n, name in enumerate(OF_TOOLS)}
         with book() as opened, connection.cursor() as cursor:
-            query = opened.query_of(where | TOOL_CALLS, *Period.of(SPAN).bounds, by=OF_TOOLS)
+            query = opened.query_of(where | TOOL_CALLS, *_month(), by=OF_TOOLS)
             if query is None:
                 return False
             cursor.execute(OF_PLACES.format(rows=query[0]), query[1])
@@ -444,33 +451,36 @@ class Catalogue:
         for one in entries:
             one.calls, one.last_used_at = one.calls if self._sorts_calls else 0, None
         for *place, calls, last in found:
-            if entry := known.get(tuple(place)):
+            for entry in known.get(tuple(place), ()):
                 entry.calls += 0 if self._sorts_calls else int(calls)
                 entry.last_used_at = max(entry.last_used_at or last, last)
         return True
 
     def _tell_last(self, entries: list[Entry]) -> None:
-        """When the last time to the second, where roll-ups of an earlier release tell the day."""
-        if not entries:
-            return
+        """When exactly, of entries that are known to be called at `last_used_at` or later.
+
+        Roll-ups that an earlier release counted tell no more than the beginning of their hour or day.
+        """
         numbered = {id(entry): n for n, entry in enumerate(entries)}
         # The gateways that give it one name are looked for together: the newest call of any of them is soon found.
         named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
-        for (gateway, server, name), entry in _by_place(entries).items():
-            named[numbered[id(entry)], server, name].add(str(gateway))
+        for (gateway, server, name), there in _by_place(entries).items():
+            for entry in there:
+                named[numbered[id(entry)], server, name].add(str(gateway))
         numbers, servers, names = ([key[n] for key in named] for n in range(3))
-        columns: list[Any] = [[array(gateways) for gateways in named.values()], servers, names]
+        gateways = [array(each) for each in named.values()]
+        since = [entries[n].last_used_at for n, *_ in named]
         with connection.cursor() as cursor:
-            cursor.execute(LAST_CALLS, [numbers, *columns, *Period.of(SPAN).bounds])
+            cursor.execute(LAST_CALLS, [numbers, gateways, servers, names, since, *_month()])
             for n, last in cursor.fetchall():
                 entries[n].last_used_at = last
 
     def _tell_looked_up(self, entries: list[Entry]) -> None:
         """The same of the log, where more than a thousand are not counted."""
-        places = [place for entry in entries for place in entry.places]
+        places = [place for entry in entries for place in entry.found]
         gateways = list({place.assignment.gateway_id for place in places})
         servers = [entry.server.pk for entry in entries]
-        names = [array({place.exposed_name[:300] for place in entry.places}) for entry in entries]
+        names = [array({place.exposed_name[:300] for place in entry.found}) for entry in entries]
         numbers = list(range(len(entries)))
         most = 1 if self._sorts_calls else MOST_COUNTED + 1
         with connection.cursor() as cursor:
@@ -481,20 +491,21 @@ class Catalogue:
                     entries[n].calls, entries[n].are_more = min(calls, MOST_COUNTED), calls > MOST_COUNTED
 
 
-def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], Entry]:
-    """These entries by what the log says of their calls: gateway, server and name."""
-    return {
-        (place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]): entry
-        for entry in entries
-        for place in entry.places
-    }
+def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], list[Entry]]:
+    """These entries by what the log says of their calls: gateway, server and as much of the name as it keeps."""
+    known = defaultdict(list)
+    for entry in entries:
+        for place in entry.found:
+            known[place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]].append(entry)
+    return known
 
 
-def _is_counted() -> bool:
-    """Whether the roll-ups tell of all tools how often and when they were called."""
+def _are_days_counted() -> bool:
     with book() as opened:
-        return opened.knows_days_from(Period.of(SPAN).since) and _counted(opened) is not None
+        return opened.knows_days_from(_month()[0])
 
 
-def _counted(opened: Book) -> SQL | None:
-    return opened.query_of(TOOL_CALLS, *Period.of(SPAN).bounds, by=OF_TOOLS)
+def _month() -> list[datetime]:
+    """SPAN from the beginning of an hour on: of so long ago the part of one would be read from the log."""
+    since, until = Period.of(SPAN).bounds
+    return [HOURS.begin(since), until]

@@ -2,9 +2,6 @@
 
 from django.db import migrations, models
 
-# They have no beginning that would tell a day at least, and are made anew of the roll-ups that have one.
-FORGET_WINDOWS = "DELETE FROM auditlog_rollupwindow"
-
 
 class Migration(migrations.Migration):
 
@@ -32,5 +29,4 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
-        migrations.RunSQL(FORGET_WINDOWS, migrations.RunSQL.noop),
     ]

@@ -29,8 +29,10 @@ from auditlog.rollups.schema import (
     ENDS,
     GRAINS,
     HOURS,
+    IS_TOOL,
     MINUTES,
     MONTH,
+    OF_TOOLS,
     WINDOWS,
     Grain,
     cube_number,
@@ -231,14 +233,13 @@ def _add(state: RollupState, rows: Condition) -> int:
     return counted
 
 
-_TOOLS = """, tools AS (
-    INSERT INTO auditlog_rolluptool AS t (gateway_id, server_id, feature_name, calls, last_at)
-    SELECT gateway_id, server_id, feature_name, sum(n), max(last) FROM c
-    WHERE method = 'tools/call' AND gateway_id IS NOT NULL AND server_id IS NOT NULL
-    GROUP BY gateway_id, server_id, feature_name
-    ON CONFLICT (gateway_id, server_id, feature_name) DO UPDATE
+_TOOL = ", ".join(OF_TOOLS)
+_ADD_TOOLS = f""", tools AS (
+    INSERT INTO auditlog_rolluptool AS t ({_TOOL}, calls, last_at)
+    SELECT {_TOOL}, sum(n), max(last) FROM c WHERE {IS_TOOL} GROUP BY {_TOOL}
+    ON CONFLICT ({_TOOL}) DO UPDATE
     SET calls = t.calls + excluded.calls, last_at = greatest(t.last_at, excluded.last_at)
-)"""
+)"""  # noqa: S608  (constants of the schema)
 
 
 def _statement(grain: Grain) -> str:
@@ -264,7 +265,7 @@ WITH c AS MATERIALIZED (
     ON CONFLICT (cube, seconds, at, {keys}) DO UPDATE SET calls = r.calls + excluded.calls,
         duration_ms = r.duration_ms + excluded.duration_ms,
         last_at = greatest(r.last_at, excluded.last_at), {added}
-){_TOOLS if grain == MONTH else ""}
+){_ADD_TOOLS if grain == MONTH else ""}
 SELECT sum(n) FROM c
 """  # noqa: S608  (constants of the schema)
 

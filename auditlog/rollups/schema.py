@@ -96,6 +96,7 @@ MONTH = WINDOWS[2]
 # What lists of all tools ask for: their calls of a month are kept once more, in short rows.
 OF_TOOLS = ("gateway_id", "server_id", "feature_name")
 TOOL_CALLS = {"method": ["tools/call"]}
+IS_TOOL = "method = 'tools/call' AND gateway_id IS NOT NULL AND server_id IS NOT NULL"
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:

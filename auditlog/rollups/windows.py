@@ -22,8 +22,10 @@ from auditlog.rollups.schema import (
     ENDS,
     EVER,
     HOURS,
+    IS_TOOL,
     MONTH,
     NAME,
+    OF_TOOLS,
     TOOL,
     WINDOWS,
     Grain,
@@ -56,12 +58,11 @@ ON CONFLICT (cube, seconds, at, {_KEYS}) DO UPDATE
 SET calls = r.calls + excluded.calls, duration_ms = r.duration_ms + excluded.duration_ms,
     last_at = greatest(r.last_at, excluded.last_at), {_ADDED}
 """  # noqa: S608  (constants of the schema)
-TOOLS = f"""
-INSERT INTO auditlog_rolluptool (gateway_id, server_id, feature_name, calls, last_at)
-SELECT gateway_id, server_id, feature_name, sum(calls), max(coalesce(last_at, at)) FROM auditlog_rollup
-WHERE cube = {TOOL} AND seconds = {MONTH.seconds} AND at = %s AND method = 'tools/call'
-    AND gateway_id IS NOT NULL AND server_id IS NOT NULL
-GROUP BY gateway_id, server_id, feature_name
+_TOOL = ", ".join(OF_TOOLS)
+TELL_TOOLS = f"""
+INSERT INTO auditlog_rolluptool ({_TOOL}, calls, last_at)
+SELECT {_TOOL}, sum(calls), max(coalesce(last_at, at)) FROM auditlog_rollup
+WHERE cube = {TOOL} AND seconds = {MONTH.seconds} AND at = %s AND {IS_TOOL} GROUP BY {_TOOL}
 """  # noqa: S608  (constants of the schema)
 EMPTIED = "DELETE FROM auditlog_rollup WHERE cube = ANY(%s) AND seconds = %s AND calls <= 0"
 FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND at >= %s AND at < %s"
@@ -79,9 +80,9 @@ def move(state: RollupState, now: datetime) -> bool:
     To be called by whoever has `state` locked.
     """
     is_more = any(_move(grain, state, now) for grain in WINDOWS)
-    for window in current(state):
-        if window.seconds == MONTH.seconds and window.tools_of != window.told:
-            _tell_tools(window)
+    month = next((each for each in current(state) if each.seconds == MONTH.seconds), None)
+    if month is not None and month.tools_of != month.told and not is_more:
+        _tell_tools(month)
     return is_more
 
 
@@ -118,8 +119,7 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     if window is not None and (window.since, window.until) == (since, max(until, window.until)):
         return False
     is_too_much = _calls_since(since) > MOST_CALLS
-    if window is None or is_too_much or not _knows_last(grain):
-        window = None
+    if window is None or is_too_much:
         _forget(grain.seconds)
     if is_too_much:
         return False
@@ -133,10 +133,10 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
 
 
 def _tell_tools(window: RollupWindow) -> None:
-    """Make RollupTool anew of this window, as it was moved or another release counted."""
+    """Make RollupTool anew of this window, which was moved or made anew."""
     RollupTool.objects.all().delete()
     with connection.cursor() as cursor:
-        cursor.execute(TOOLS, [BEGINNING])
+        cursor.execute(TELL_TOOLS, [BEGINNING])
     window.tools_of = window.told
     window.save(update_fields=["tools_of"])
 
@@ -161,11 +161,6 @@ def _move_end(grain: Grain, state: RollupState, at: datetime, to: datetime, sign
         if sign < 0:
             cursor.execute(EMPTIED, [[*CUBES], grain.seconds])
     return end
-
-
-def _knows_last(grain: Grain) -> bool:
-    """Whether a window says of all it holds when the newest call was: not where an earlier release counted, too."""
-    return not Rollup.objects.filter(cube=TOOL, seconds=grain.seconds, at=BEGINNING, last_at=None).exists()
 
 
 def _calls_since(since: datetime) -> int:

@@ -221,7 +221,7 @@ def test_what_an_earlier_release_counted_says_the_day_of_its_newest_call() -> No
     at = timezone.now() - 4 * DAY
     call(at, **TOOL)
     keeping.keep_up(5)
-    RollupWindow.objects.all().delete()  # As the migration does.
+    RollupWindow.objects.all().delete()
     Rollup.objects.update(last_at=None)
 
     keeping.keep_up(5)
@@ -230,31 +230,21 @@ def test_what_an_earlier_release_counted_says_the_day_of_its_newest_call() -> No
     assert {each.last_at for each in Rollup.objects.filter(seconds=EVER.seconds)} == {DAYS.begin(at)}
 
 
-def test_window_an_earlier_release_counted_with_is_made_anew_when_it_is_moved() -> None:
-    """During an upgrade it may add rows to the windows of this one that say nothing of the newest call."""
-    call(timezone.now() - 4 * DAY)
-    keeping.keep_up(5)
-    Rollup.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS]).update(last_at=None)
-
-    move(timezone.now() + HOUR)
-
-    check_all()
-
-
-def test_tools_are_read_from_the_roll_ups_where_an_earlier_release_moved_their_window() -> None:
+def test_tools_are_read_from_their_window_where_the_short_rows_are_of_another() -> None:
     now = timezone.now()
     call(now - 4 * DAY, **TOOL)
     keeping.keep_up(5)
     RollupTool.objects.update(calls=7)
 
-    def told() -> list[int]:
+    def told(**where: Any) -> list[int]:
         with book() as opened, connection.cursor() as cursor:
-            query = opened.query_of(TOOL_CALLS, HOURS.next(now - 30 * DAY), now, by=OF_TOOLS)
+            query = opened.query_of(TOOL_CALLS | where, now - 30 * DAY, now, by=OF_TOOLS)
             assert query is not None
             cursor.execute(f"SELECT calls FROM ({query[0]}) c", query[1])
             return [calls for (calls,) in cursor.fetchall()]
 
-    assert told() == [7]
+    assert told() == told(feature_name=["echo"]) == [7]
+    assert told(feature_name=["other"]) == []
     counted_to = RollupState.objects.get().counted_to + 1
     RollupState.objects.update(counted_to=counted_to)
     RollupWindow.objects.update(counted_to=counted_to)
@@ -306,6 +296,7 @@ def test_days_that_are_dropped_are_in_no_window_any_more(oldest: int) -> None:
     keeping.drop_before(today - 5 * DAY)
 
     assert not Rollup.objects.filter(seconds=MOVING[-1].seconds).exists()
+    assert not RollupTool.objects.exists()
     assert RollupWindow.objects.filter(seconds=EVER.seconds).exists() is (oldest == 9)
     if oldest == 9:
         assert kept(EVER) == counted(EVER)

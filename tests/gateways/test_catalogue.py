@@ -9,6 +9,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import User
+from auditlog.models import Rollup, RollupWindow
 from auditlog.rollups import keeping
 from capabilities import Capability
 from gateways import catalogue
@@ -299,19 +300,64 @@ def test_a_name_longer_than_the_log_keeps_is_found_by_what_it_keeps(
     assert of_log.last_used_at == of_rollups.last_used_at
 
 
-@pytest.mark.parametrize("sort", ["tool", "-last"])
-def test_a_tool_found_on_one_gateway_tells_its_calls_on_all(
-    sort: str, work: Assignment, lab: Assignment, ana: User
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted(
+    is_counted: bool, work: Assignment, lab: Assignment, ana: User
 ) -> None:
-    Feature.objects.learn(work, [{"name": "search", "description": "Finds letters."}])
-    Feature.objects.learn(lab, [{"name": "search", "description": "Finds files."}])
-    for place in (work, lab):
-        called(place.features.get())
+    now = timezone.now()
+    for place, what in ((work, "letters"), (lab, "files")):
+        tools = [{"name": name, "description": f"Finds {what}."} for name in ("idle", "search")]
+        Feature.objects.learn(place, tools)
+    for tool in lab.features.all():
+        called(tool, at=now - timedelta(minutes=5))
+    called(work.features.get(name="search"), at=now - timedelta(minutes=9))
+    if is_counted:
+        keeping.keep_up(5)
+
+    def told(sort: str, **values: str) -> list[tuple[str, int, Any]]:
+        found = catalogue.Catalogue(ana, {"q": "letters"} | values, sort)[:9]
+        return [(one.feature.name, one.calls, one.last_used_at) for one in found]
+
+    idle, search = ("idle", 0, None), ("search", 1, now - timedelta(minutes=9))
+    assert told("tool") == told("calls") == [idle, search]
+    assert told("-calls") == told("last") == told("-last") == [search, idle]
+    assert told("tool", show="unused") == [idle]
+
+
+@pytest.mark.parametrize("last", [None, timedelta(hours=9)])
+def test_the_last_use_is_told_exactly_where_an_earlier_release_counted(
+    last: timedelta | None, work: Assignment, ana: User
+) -> None:
+    """Its roll-ups do not say when the newest call was, and what it adds to those of this one leaves the time."""
+    offer(work, search={}, idle={})
+    at = timezone.now() - timedelta(hours=7)
+    called(work.features.get(name="search"), at=at)
+    keeping.keep_up(5)
+    RollupWindow.objects.all().delete()
+    Rollup.objects.update(last_at=last and timezone.now() - last)
     keeping.keep_up(5)
 
-    (found,) = catalogue.Catalogue(ana, {"q": "letters"}, sort)[:9]
+    for sort in ("tool", "-last", "-calls"):
+        told = {one.feature.name: one.last_used_at for one in catalogue.Catalogue(ana, {}, sort)[:9]}
+        assert told == {"search": at, "idle": None}
 
-    assert found.calls == 2
+
+def test_where_the_roll_ups_cannot_tell_any_more_the_log_is_read_for_as_long_as_it_can_be(
+    work: Assignment, ana: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(work, search={})
+    called(work.features.get())
+    keeping.keep_up(5)
+    tools = catalogue.Catalogue(ana, {}, "-calls")
+    assert tools.period is not None
+    assert tools.period.label == "30 d"
+
+    called(work.features.get())
+    monkeypatch.setattr("auditlog.rollups.reading.MOST_FROM_LOG", 0)
+    monkeypatch.setattr(catalogue, "MOST_CALLS", -1)
+
+    assert [one.calls for one in tools[:9]] == [2]
+    assert tools.period.label == "5 min"
 
 
 def test_words_and_effects_narrow_what_is_sorted_by_calls(work: Assignment, lab: Assignment, ana: User) -> None:
