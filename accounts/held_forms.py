@@ -1,9 +1,10 @@
 """Forms that were sent when the password had to be asked for again: held until it is confirmed, and sent once more.
 
-The session keeps what was sent, sealed, for the one person and the one address it was sent to. The fragment of `next`
-names which form it is, so that of two tabs each finds its own. After the confirmation the browser sends the form again,
-to its own address and through every check, and names what is held instead of repeating it: no secret stands in a page,
-an address, a log or, in plain text, in the database.
+The session keeps what was sent, sealed, for the one person and the one address it was sent to. `next` is the page that
+it stood on, and its fragment names which form it is, so that of two tabs each finds its own. After the confirmation the
+browser sends the form again, to its own address and through every check, and names what is held instead of repeating
+it: no secret stands in a page, an address, a log or, in plain text, in the database. When nothing is held any more, it
+opens the page.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render, resolve_url
 from django.utils.cache import add_never_cache_headers
 
-from ui.pages import own_path
+from ui.pages import own_path, stood_on
 from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
@@ -71,10 +72,9 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
     """A page that sends the form again for which the password was asked; None when there was only a page to open."""
-    address, key = urldefrag(own_path(onward))
-    if key not in _held(request):
-        return None
-    return _answer(request, {"address": address, "field": FIELD, "key": key})
+    _, key = urldefrag(own_path(onward))
+    sent = _sent(request, key)
+    return _answer(request, {"address": sent["address"], "field": FIELD, "key": key}) if sent else None
 
 
 def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) -> HttpResponse:
@@ -85,19 +85,19 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
 
 def _onward(request: HttpRequest) -> str:
     """Where to go on after the confirmation, with the key of what was sent, which is held from now on."""
-    address = request.get_full_path()
     if request.method != "POST" or not request.user.is_authenticated:
-        return address
+        return request.get_full_path()
+    page, address = stood_on(request), request.get_full_path()
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
     packed = zlib.compress(orjson.dumps(sent))
     if len(packed) > MOST_BYTES:
         messages.warning(request, "What you filled in is too large to be kept meanwhile. Please fill it in again.")
-        return address
+        return page
     key = secrets.token_urlsafe(9)
     sealed = cipher().seal(b64encode(packed).decode()).decode()
     others = list(_held(request).items())[1 - MOST_HELD :]
     request.session[SESSION_KEY] = dict(others) | {key: [time.time(), sealed]}
-    return f"{address}#{key}"
+    return f"{page}#{key}"
 
 
 def _held(request: HttpRequest) -> dict[str, Any]:
@@ -123,15 +123,21 @@ def _forget(request: HttpRequest) -> None:
 
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     """What is held under `key`, once; None unless this person sent it to this address a short while ago."""
-    held = _held(request)
-    if key not in held:
-        return None
-    _, sealed = held.pop(key)
-    request.session[SESSION_KEY] = held
-    try:
-        sent = orjson.loads(zlib.decompress(b64decode(cipher().open(sealed.encode()))))
-    except ValueError:  # The key that sealed it is gone.
-        return None
-    if (sent["person"], sent["address"]) != (str(request.user.pk), request.get_full_path()):
+    sent = _sent(request, key)
+    if key in (held := _held(request)):
+        del held[key]
+        request.session[SESSION_KEY] = held
+    if sent is None or sent["address"] != request.get_full_path():
         return None
     return QueryDict(sent["sent"])
+
+
+def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
+    """What is held under `key` for this person."""
+    if key not in (held := _held(request)):
+        return None
+    try:
+        sent: dict[str, str] = orjson.loads(zlib.decompress(b64decode(cipher().open(held[key][1].encode()))))
+    except ValueError:  # The key that sealed it is gone.
+        return None
+    return sent if sent["person"] == str(request.user.pk) else None

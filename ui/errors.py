@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import render
 from django.utils.cache import add_never_cache_headers
 from django.utils.http import urlencode
@@ -62,6 +62,15 @@ def _is_mcp_client(request: HttpRequest) -> bool:
 def _no_gateway() -> HttpResponse:
     body = jsonrpc.error(None, jsonrpc.INVALID_REQUEST, jsonrpc.NO_GATEWAY_URL)
     return HttpResponse(body, content_type="application/json", status=404)
+
+
+@requires_csrf_token
+def forms_only(request: HttpRequest, refusal: HttpResponseNotAllowed) -> HttpResponse:
+    """405 for who opens an address that takes forms alone."""
+    response = render(request, "405.html", status=405)
+    response["Allow"] = refusal["Allow"]
+    add_never_cache_headers(response)
+    return response
 
 
 @requires_csrf_token

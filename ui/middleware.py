@@ -1,4 +1,4 @@
-"""Middleware for htmx redirects, and the page for a busy server."""
+"""Middleware for htmx redirects, and the pages for a busy server and for addresses that take forms alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from urllib.parse import urlencode, urlsplit
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import resolve_url
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
-from ui.errors import TryLater, too_many
+from ui import errors
+from ui.errors import TryLater
 
 
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -40,6 +41,22 @@ def _destination(request: HttpRequest, location: str) -> str:
     return f"{login}?{urlencode({'next': htmx.current_url_abs_path})}"
 
 
+def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Answer a browser that opens an address which takes forms alone with a page that leads on.
+
+    It gets there by the way back of sign-in, a link that was copied or a form that is held no more.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        is_opened = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
+        if is_opened and isinstance(response, HttpResponseNotAllowed):
+            return errors.forms_only(request, response)
+        return response
+
+    return middleware
+
+
 def try_later(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Answer 429 wherever a page's view raises TryLater; place it after HtmxMiddleware."""
 
@@ -47,7 +64,7 @@ def try_later(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[
         return get_response(request)
 
     def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        return too_many(request, exception) if isinstance(exception, TryLater) else None
+        return errors.too_many(request, exception) if isinstance(exception, TryLater) else None
 
     middleware.process_exception = process_exception  # type: ignore[attr-defined]
     return middleware

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from django.contrib import messages
 from django.core.paginator import Page, Paginator
@@ -124,6 +124,14 @@ def answer(
 def own_path(path: str, otherwise: str = "/") -> str:
     """Where a request asks to go on, if that is a page of this site; else `otherwise`."""
     return path if path.startswith("/") and url_has_allowed_host_and_scheme(path, allowed_hosts=None) else otherwise
+
+
+def stood_on(request: HttpRequest) -> str:
+    """The page of this site that what is sent stood on; where it was sent to when the browser does not say."""
+    page = urlsplit(request.headers.get("Referer", ""))
+    if page.netloc != request.get_host():
+        return request.get_full_path()
+    return own_path(f"{page.path}?{page.query}" if page.query else page.path, request.get_full_path())
 
 
 def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = None) -> HttpResponse:

@@ -9,6 +9,7 @@ import pytest
 import time_machine
 from django.contrib.sessions.models import Session
 from django.test import Client
+from django.urls import reverse
 
 from accounts.held_forms import HELD_S, MOST_BYTES, SESSION_KEY
 from accounts.models import User
@@ -128,6 +129,18 @@ def test_it_is_held_for_a_quarter_of_an_hour(client: Client) -> None:
     assert not Sink.objects.exists()
 
 
+def test_what_is_held_no_more_leads_to_the_page_it_stood_on(client: Client) -> None:
+    """Many addresses take forms alone, and are no page to open."""
+    with time_machine.travel(datetime.now(UTC), tick=False) as clock:
+        asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile?from=mail"})
+        where = onward(asked)
+        clock.shift(15 * 60)
+        late = client.post(AGAIN, {"password": make.PASSWORD, "next": where})
+
+    assert late["Location"].startswith("/settings/profile?from=mail")
+    assert client.get(reverse("sso:unlink")).status_code == 405
+
+
 def test_another_session_of_the_same_person_cannot_send_it(client: Client, keeper: User, sign_in: SignIn) -> None:
     where = onward(client.post(ADD, FILLED))
     other = sign_in(keeper)
@@ -147,9 +160,11 @@ def test_nor_can_another_person_into_whose_session_it_was_copied(client: Client,
     theirs["held_forms"] = client.session["held_forms"]
     theirs.save()
 
-    page = other.post(AGAIN, {"password": make.PASSWORD, "next": where})
+    answer = other.post(AGAIN, {"password": make.PASSWORD, "next": where})
+    forged = other.post(ADD, {"held_form": where.partition("#")[2]})
 
-    assert sent_again(other, page).status_code == 410
+    assert answer.status_code == 302
+    assert forged.status_code == 410
     assert not Sink.objects.exists()
 
 

@@ -80,6 +80,24 @@ def test_who_comes_too_late_is_sent_to_sign_in_and_back() -> None:
     assert response["Location"] == "/accounts/login/?next=/settings/profile"
 
 
+@pytest.mark.parametrize(
+    ("referer", "back"),
+    [
+        ("http://testserver/hosts/?type=agent", "/hosts/%3Ftype%3Dagent"),
+        ("https://elsewhere.example/hosts/", "/settings/sessions/end-all"),
+        ("", "/settings/sessions/end-all"),
+    ],
+)
+def test_a_form_of_who_was_signed_out_leads_to_sign_in_and_back_to_its_page(referer: str, back: str) -> None:
+    client = Client(headers={"Referer": referer})
+
+    response = client.post("/settings/sessions/end-all")
+
+    assert response["Location"] == f"/accounts/login/?next={back}"
+    assert "You are not signed in. What you sent was not done." in text(client.get(response["Location"]))
+    assert "was not done" not in text(client.get(response["Location"]))
+
+
 def test_noting_the_last_use_costs_a_write_every_five_minutes_only(
     django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:
