@@ -3,8 +3,8 @@
 The session keeps what was sent, sealed, for the one person and the one address it was sent to. `next` is the page that
 it stood on, and its fragment names which form it is, so that of two tabs each finds its own. After the confirmation the
 browser sends the form again, to its own address and through every check, and names what is held instead of repeating
-it: no secret stands in a page, an address, a log or, in plain text, in the database. When nothing is held any more, it
-opens the page.
+it: no secret stands in a page, an address, a log or, in plain text, in the database. When nothing is held any more, the
+page is opened, or linked to.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
 FIELD = "held_form"  # In a form that is sent again: which one it is.
+PAGE = "held_on"  # And on which page it stood.
 HELD_S = 15 * 60.0  # How long one is held.
 MOST_HELD = 3  # In one session; the oldest is given up for another.
 MOST_BYTES = 32 * 1024  # Of one, compressed: every request of the session reads them.
@@ -52,10 +53,11 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
     def process_view(request: HttpRequest, view: object, *_: object) -> HttpResponse | None:
         if not _is_sent_again(request, view):
             return None
-        sent = _taken(request, request.POST[FIELD])
+        sent, page = _taken(request, request.POST[FIELD]), own_path(request.POST.get(PAGE, ""), request.get_full_path())
         if sent is None:
-            return _answer(request, {"address": request.get_full_path()}, status=410)
+            return _answer(request, {"page": page}, status=410)
         request.POST = sent  # type: ignore[assignment]  # As the browser sent it, unchangeable.
+        request.held_on = page  # type: ignore[attr-defined]
         return None
 
     def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -72,9 +74,9 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
     """A page that sends the form again for which the password was asked; None when there was only a page to open."""
-    _, key = urldefrag(own_path(onward))
+    page, key = urldefrag(own_path(onward))
     sent = _sent(request, key)
-    return _answer(request, {"address": sent["address"], "field": FIELD, "key": key}) if sent else None
+    return _answer(request, {"address": sent["address"], "fields": {FIELD: key, PAGE: page}}) if sent else None
 
 
 def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) -> HttpResponse:
@@ -87,7 +89,7 @@ def _onward(request: HttpRequest) -> str:
     """Where to go on after the confirmation, with the key of what was sent, which is held from now on."""
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()
-    page, address = stood_on(request), request.get_full_path()
+    page, address = getattr(request, "held_on", "") or stood_on(request), request.get_full_path()
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
     packed = zlib.compress(orjson.dumps(sent))
     if len(packed) > MOST_BYTES:

@@ -111,7 +111,7 @@ def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
     """End sessions that are over, and note when the others were last used. Whoever ends their own by what they do goes
     on signed out: what is to be kept of it would be an error otherwise.
 
-    Place it between AuthenticationMiddleware and LoginRequiredMiddleware.
+    Place it between AuthenticationMiddleware and SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlencode
 
-from django.contrib import messages
 from django.contrib.auth.middleware import LoginRequiredMiddleware
-from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
+from django.shortcuts import resolve_url
 
 from ui.pages import stood_on
 
-NOT_DONE = "You are not signed in. What you sent was not done."
+NOT_DONE = "not_done"  # In the address of sign-in: what was sent was not done.
 
 
 class SignInFirst(LoginRequiredMiddleware):
@@ -21,9 +21,7 @@ class SignInFirst(LoginRequiredMiddleware):
     def handle_no_permission(
         self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]
     ) -> HttpResponseRedirect:
-        if request.method in ("GET", "HEAD"):
+        if request.method != "POST":
             return super().handle_no_permission(request, view_func)
-        messages.warning(request, NOT_DONE)
-        return redirect_to_login(
-            stood_on(request), self.get_login_url(view_func), self.get_redirect_field_name(view_func)
-        )
+        told = {self.get_redirect_field_name(view_func): stood_on(request), NOT_DONE: 1}
+        return HttpResponseRedirect(f"{resolve_url(self.get_login_url(view_func))}?{urlencode(told)}")

@@ -190,7 +190,7 @@ class Rollup(models.Model):
     """How many calls of one kind began within one stretch of time, how long they took in all and by class of duration.
 
     `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL. `last_at`
-    is when the newest of them began, of those that this release counted: NULL where that was none.
+    is when the newest of them began, or earlier where an earlier release counted some; NULL where it counted all.
     """
 
     seconds = models.IntegerField()

@@ -159,7 +159,6 @@ MIDDLEWARE = [
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
     "ui.middleware.try_later",
-    "ui.middleware.forms_only",
     "accounts.signed_out.SignInFirst",
     "gatewayadmin.middleware.note_origin",
     "gatewayadmin.middleware.note_refusals",
@@ -168,6 +167,7 @@ MIDDLEWARE = [
     "accounts.held_forms.hold_forms",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "ui.middleware.forms_only",
 ]
 
 TEMPLATES = [

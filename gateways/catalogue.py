@@ -107,11 +107,12 @@ CROSS JOIN LATERAL (
 """
 USE = """
 SELECT t.n, count(c.created_at), max(c.created_at)
-FROM unnest(%s::int[], %s::uuid[], %s::text[]) AS t (n, server_id, names)
+FROM unnest(%s::int[], %s::text[], %s::uuid[], %s::text[]) AS t (n, gateways, server_id, name)
 CROSS JOIN LATERAL (
     SELECT c.created_at FROM auditlog_call c
-    WHERE c.feature_name = ANY(t.names::text[]) AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = ANY(%s) AND c.server_id = t.server_id AND c.created_at >= %s AND c.created_at < %s
+    WHERE c.feature_name = t.name AND c.feature_name <> '' AND c.method = 'tools/call'
+        AND c.gateway_id = ANY(t.gateways::uuid[]) AND c.server_id = t.server_id
+        AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT %s
 ) c GROUP BY t.n
 """
@@ -459,32 +460,20 @@ class Catalogue:
     def _tell_last(self, entries: list[Entry]) -> None:
         """When exactly, of entries that are known to be called at `last_used_at` or later.
 
-        Roll-ups that an earlier release counted tell no more than the beginning of their hour or day.
+        Of what an earlier release counted, the roll-ups tell the hour or day, or a call of before.
         """
-        numbered = {id(entry): n for n, entry in enumerate(entries)}
-        # The gateways that give it one name are looked for together: the newest call of any of them is soon found.
-        named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
-        for (gateway, server, name), there in _by_place(entries).items():
-            for entry in there:
-                named[numbered[id(entry)], server, name].add(str(gateway))
-        numbers, servers, names = ([key[n] for key in named] for n in range(3))
-        gateways = [array(each) for each in named.values()]
-        since = [entries[n].last_used_at for n, *_ in named]
+        named = _by_name(entries)
+        since = [entries[n].last_used_at for n in named[0]]
         with connection.cursor() as cursor:
-            cursor.execute(LAST_CALLS, [numbers, gateways, servers, names, since, *_month()])
+            cursor.execute(LAST_CALLS, [*named, since, *_month()])
             for n, last in cursor.fetchall():
                 entries[n].last_used_at = last
 
     def _tell_looked_up(self, entries: list[Entry]) -> None:
         """The same of the log, where more than a thousand are not counted."""
-        places = [place for entry in entries for place in entry.found]
-        gateways = list({place.assignment.gateway_id for place in places})
-        servers = [entry.server.pk for entry in entries]
-        names = [array({place.exposed_name[:300] for place in entry.found}) for entry in entries]
-        numbers = list(range(len(entries)))
         most = 1 if self._sorts_calls else MOST_COUNTED + 1
         with connection.cursor() as cursor:
-            cursor.execute(USE, [numbers, servers, names, gateways, *Period.of(SPAN).bounds, most])
+            cursor.execute(USE, [*_by_name(entries), *Period.of(SPAN).bounds, most])
             for n, calls, last in cursor.fetchall():
                 entries[n].last_used_at = last
                 if not self._sorts_calls:
@@ -498,6 +487,20 @@ def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], list[Ent
         for place in entry.found:
             known[place.assignment.gateway_id, place.assignment.server_id, place.exposed_name[:300]].append(entry)
     return known
+
+
+def _by_name(entries: Sequence[Entry]) -> list[list[Any]]:
+    """Columns to look calls up by: the number of an entry, gateways that give it one name, its server, this name.
+
+    They are looked for together: the newest call of any of them is soon found.
+    """
+    numbered = {id(entry): n for n, entry in enumerate(entries)}
+    named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
+    for (gateway, server, name), there in _by_place(entries).items():
+        for entry in there:
+            named[numbered[id(entry)], server, name].add(str(gateway))
+    numbers, servers, names = ([key[n] for key in named] for n in range(3))
+    return [numbers, [array(each) for each in named.values()], servers, names]
 
 
 def _are_days_counted() -> bool:

@@ -49,7 +49,8 @@ class CatalogueToolSerializer(serializers.Serializer[Entry]):
     effect = serializers.ChoiceField(Effect.choices, source="feature.effect")
     places = PlaceSerializer(many=True)
     calls = serializers.SerializerMethodField(
-        help_text="How often it was called in the last `counted_seconds`; null for who may not read the log."
+        help_text="How often it was called in the last `counted_seconds`, on the gateways where it is found; null for "
+        "who may not read the log."
     )
     last_used_at = Moment(allow_null=True)
     counted_seconds = serializers.SerializerMethodField(

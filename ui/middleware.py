@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
@@ -18,7 +18,7 @@ from ui.errors import TryLater
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Turn a redirect into HX-Redirect: followed by htmx itself, the new page would land inside the old one.
 
-    Place it after HtmxMiddleware and before LoginRequiredMiddleware, so that an expired session goes to sign-in.
+    Place it after HtmxMiddleware and before SignInFirst, so that an expired session goes to sign-in.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -34,25 +34,27 @@ def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 def _destination(request: HttpRequest, location: str) -> str:
     """After sign-in, return to the open page, not to the fragment that htmx requested."""
-    login = resolve_url(settings.LOGIN_URL)
+    to = urlsplit(location)
     htmx: HtmxDetails = request.htmx  # type: ignore[attr-defined]
-    if urlsplit(location).path != login or not htmx.current_url_abs_path:
+    if to.path != resolve_url(settings.LOGIN_URL) or not htmx.current_url_abs_path:
         return location
-    return f"{login}?{urlencode({'next': htmx.current_url_abs_path})}"
+    return to._replace(query=urlencode(dict(parse_qsl(to.query)) | {"next": htmx.current_url_abs_path})).geturl()
 
 
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Answer a browser that opens an address which takes forms alone with a page that leads on.
 
-    It gets there by the way back of sign-in, a link that was copied or a form that is held no more.
+    It gets there by a link that was copied, or by going back. What programs send to, without a CSRF token, answers as
+    it is. Place it last: the page has messages and headers like any other.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
         is_opened = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
-        if is_opened and isinstance(response, HttpResponseNotAllowed):
-            return errors.forms_only(request, response)
-        return response
+        if not is_opened or not isinstance(response, HttpResponseNotAllowed):
+            return response
+        view = request.resolver_match and request.resolver_match.func
+        return response if getattr(view, "csrf_exempt", False) else errors.forms_only(request, response)
 
     return middleware
 

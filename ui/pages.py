@@ -128,7 +128,10 @@ def own_path(path: str, otherwise: str = "/") -> str:
 
 def stood_on(request: HttpRequest) -> str:
     """The page of this site that what is sent stood on; where it was sent to when the browser does not say."""
-    page = urlsplit(request.headers.get("Referer", ""))
+    try:
+        page = urlsplit(request.headers.get("Referer", ""))
+    except ValueError:  # Programs say anything.
+        return request.get_full_path()
     if page.netloc != request.get_host():
         return request.get_full_path()
     return own_path(f"{page.path}?{page.query}" if page.query else page.path, request.get_full_path())

@@ -215,8 +215,8 @@ class Book:
     def query_of(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
         """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`.
 
-        `last_at` is when the newest of a row began, or earlier: the beginning of their stretch where an earlier release
-        counted them. Of OF_TOOLS it does not tell how all of them ended, nor of those without a gateway or server.
+        `last_at` is when the newest of a row began, or earlier where an earlier release counted some. Of OF_TOOLS it
+        does not tell how all of them ended, nor of those without a gateway or server.
         """
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
         if not self._may_read(pieces):

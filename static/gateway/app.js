@@ -237,8 +237,8 @@ all(".palette").forEach(armPalette);
 all(".rail ul ul [aria-current]").at(-1)?.scrollIntoView({ block: "nearest" }); // The rail may overflow.
 for (const one of all(":is(.tabs, [data-scrolls]) [aria-current]")) one.parentElement.scrollLeft = one.offsetLeft - one.parentElement.offsetLeft - 40;
 arm(document);
-// What waited for the password goes on by itself. Back leads to its form, even where this entry is kept.
-for (const form of all("form[data-sends]")) { history.replaceState(0, "", form.action); form.submit(); }
+// What waited for the password goes on by itself. Back leads to its page, even if this entry is kept.
+for (const form of all("form[data-sends]")) { history.replaceState(0, "", form.held_on.value); form.submit(); }
 
 // ---- The log. Local time is the zone of this browser, which the server is told by its name.
 function armZone(group) {

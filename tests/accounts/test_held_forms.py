@@ -141,6 +141,28 @@ def test_what_is_held_no_more_leads_to_the_page_it_stood_on(client: Client) -> N
     assert client.get(reverse("sso:unlink")).status_code == 405
 
 
+def test_what_was_sent_already_leads_to_the_page_it_stood_on(client: Client) -> None:
+    asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile"})
+    page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
+
+    assert sent_again(client, page).status_code != 410
+    twice = sent_again(client, page)
+
+    assert twice.status_code == 410
+    assert 'href="/settings/profile">Open the page again' in text(twice)
+
+
+def test_what_has_to_wait_twice_still_leads_to_the_page_it_stood_on(client: Client) -> None:
+    with time_machine.travel(datetime.now(UTC), tick=False) as clock:
+        asked = client.post(reverse("sso:unlink"), headers={"Referer": "http://testserver/settings/profile"})
+        page = client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)})
+        clock.shift(timedelta(minutes=10))
+        address, fields = form_of(page)
+        again = client.post(address, fields, headers={"Referer": f"http://testserver{AGAIN}"})
+
+    assert onward(again).startswith("/settings/profile#")
+
+
 def test_another_session_of_the_same_person_cannot_send_it(client: Client, keeper: User, sign_in: SignIn) -> None:
     where = onward(client.post(ADD, FILLED))
     other = sign_in(keeper)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import time_machine
@@ -83,8 +84,10 @@ def test_who_comes_too_late_is_sent_to_sign_in_and_back() -> None:
 @pytest.mark.parametrize(
     ("referer", "back"),
     [
-        ("http://testserver/hosts/?type=agent", "/hosts/%3Ftype%3Dagent"),
+        ("http://testserver/hosts/?type=agent", "/hosts/?type=agent"),
         ("https://elsewhere.example/hosts/", "/settings/sessions/end-all"),
+        ("http://testserver//elsewhere.example/", "/settings/sessions/end-all"),
+        ("http://[", "/settings/sessions/end-all"),
         ("", "/settings/sessions/end-all"),
     ],
 )
@@ -93,9 +96,12 @@ def test_a_form_of_who_was_signed_out_leads_to_sign_in_and_back_to_its_page(refe
 
     response = client.post("/settings/sessions/end-all")
 
-    assert response["Location"] == f"/accounts/login/?next={back}"
-    assert "You are not signed in. What you sent was not done." in text(client.get(response["Location"]))
-    assert "was not done" not in text(client.get(response["Location"]))
+    assert parse_qs(urlsplit(response["Location"]).query) == {"next": [back], "not_done": ["1"]}
+    page = client.get(response["Location"])
+    assert "You are not signed in. What you sent was not done." in text(page)
+    assert f'name="next" value="{back}"' in page.content.decode()
+    assert not response.cookies
+    assert "was not done" not in text(client.options("/settings/sessions/end-all", follow=True))
 
 
 def test_noting_the_last_use_costs_a_write_every_five_minutes_only(

@@ -305,10 +305,10 @@ def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted
     is_counted: bool, work: Assignment, lab: Assignment, ana: User
 ) -> None:
     now = timezone.now()
-    for place, what in ((work, "letters"), (lab, "files")):
+    for place, what, other in ((work, "letters", "files"), (lab, "files", "letters")):
         tools = [{"name": name, "description": f"Finds {what}."} for name in ("idle", "search")]
-        Feature.objects.learn(place, tools)
-    for tool in lab.features.all():
+        Feature.objects.learn(place, [*tools, {"name": "there", "description": f"Finds {other}."}])
+    for tool in lab.features.exclude(name="there"):
         called(tool, at=now - timedelta(minutes=5))
     called(work.features.get(name="search"), at=now - timedelta(minutes=9))
     if is_counted:
@@ -318,10 +318,11 @@ def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted
         found = catalogue.Catalogue(ana, {"q": "letters"} | values, sort)[:9]
         return [(one.feature.name, one.calls, one.last_used_at) for one in found]
 
-    idle, search = ("idle", 0, None), ("search", 1, now - timedelta(minutes=9))
-    assert told("tool") == told("calls") == [idle, search]
-    assert told("-calls") == told("last") == told("-last") == [search, idle]
-    assert told("tool", show="unused") == [idle]
+    idle, there, search = ("idle", 0, None), ("there", 0, None), ("search", 1, now - timedelta(minutes=9))
+    assert told("tool") == [idle, search, there]
+    assert told("calls") == [idle, there, search]
+    assert told("-calls") == told("last") == told("-last") == [search, idle, there]
+    assert told("tool", show="unused") == [idle, there]
 
 
 @pytest.mark.parametrize("last", [None, timedelta(hours=9)])

@@ -37,6 +37,8 @@ def test_an_ended_session_takes_htmx_to_sign_in_and_back_to_the_page() -> None:
     response = Client().get("/hosts/", headers=HTMX)
 
     assert response["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F%3Ftype%3Dagent"
+    sent = Client().post("/settings/sessions/end-all", headers=HTMX)
+    assert sent["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F%3Ftype%3Dagent&not_done=1"
     assert "Location" not in response
 
 
@@ -45,9 +47,10 @@ def test_who_opens_an_address_of_forms_alone_is_told_that_nothing_was_done(ana: 
 
     response = client.get("/logs/views/", headers={"Accept": "text/html,*/*;q=0.8"})
 
-    assert (response.status_code, response["Allow"]) == (405, "POST")
+    assert (response.status_code, response["Allow"], response["X-Frame-Options"]) == (405, "POST", "DENY")
     assert "Nothing was done</h1>" in response.content.decode()
     assert client.get("/logs/views/").content == b""  # A program reads the status.
+    assert client.get("/oauth/token", headers={"Accept": "text/html"}).content == b""
 
 
 def test_what_is_not_there_says_so_inside_the_frame(ann: User, sign_in: SignIn) -> None:
