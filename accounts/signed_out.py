@@ -24,4 +24,4 @@ class SignInFirst(LoginRequiredMiddleware):
         if request.method != "POST":
             return super().handle_no_permission(request, view_func)
         told = {self.get_redirect_field_name(view_func): stood_on(request), NOT_DONE: 1}
-        return HttpResponseRedirect(f"{resolve_url(self.get_login_url(view_func))}?{urlencode(told)}")
+        return HttpResponseRedirect(f"{resolve_url(self.get_login_url(view_func))}?{urlencode(told, safe='/')}")

@@ -273,9 +273,9 @@ def test_a_form_that_was_open_over_night_leads_to_sign_in_and_back(ana: User, si
     client = sign_in(ana)
     client.logout()
 
-    assert client.post("/hosts/add/", {"name": "x"})["Location"] == "/accounts/login/?next=/hosts/add/"
+    assert client.post("/hosts/add/", {"name": "x"})["Location"] == "/accounts/login/?next=/hosts/add/&not_done=1"
     gone = client.post("/hosts/add/", {"name": "x"}, headers=HTMX | {"HX-Current-URL": "http://testserver/hosts/"})
-    assert gone["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F"
+    assert gone["HX-Redirect"] == "/accounts/login/?next=%2Fhosts%2F&not_done=1"
 
 
 @pytest.mark.django_db
