@@ -18,7 +18,8 @@ from tests.calls import call
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("declared")]
 
 TRIAL = models.Index(fields=["user_agent", "created_at"], name="call_by_trial", condition=~models.Q(user_agent=""))
-TODAY = f"auditlog_call_{datetime.now(UTC):%Y_%m_%d}"
+NOW = datetime.now(UTC)  # One day for all of it, also over midnight.
+TODAY = f"auditlog_call_{NOW:%Y_%m_%d}"
 OF_TODAY = f"{TODAY}_call_by_trial"
 
 
@@ -26,7 +27,7 @@ OF_TODAY = f"{TODAY}_call_by_trial"
 def declared() -> Iterator[None]:
     """An index that no partition has yet; two of them have rows."""
     for age in (0, 1):
-        call(datetime.now(UTC) - timedelta(days=age), user_agent="probe")
+        call(NOW - timedelta(days=age), user_agent="probe")
     state = MigrationLoader(connection).project_state()
     with connection.schema_editor() as editor:
         DeclareIndex("call", TRIAL).database_forwards("auditlog", editor, state, state)
@@ -92,7 +93,7 @@ def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
 
 
 def test_what_was_not_made_to_its_end_is_made_anew() -> None:
-    call(user_agent="probe")
+    call(NOW, user_agent="probe")
     with suppress(Exception):  # There are two rows alike: it ends in the middle, and leaves what it has.
         run(f"CREATE UNIQUE INDEX CONCURRENTLY {OF_TODAY} ON {TODAY} (user_agent)")
     assert not is_valid(OF_TODAY)
