@@ -2,9 +2,7 @@
 
 import json
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +16,7 @@ from typing import Any, Self
 
 import psycopg
 
+from bench.processes import free_port as free_port  # noqa: PLC0414  (tests take it from here)
 from tests import cluster
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,12 +169,3 @@ def is_ready(port: int) -> bool:
         asked.request("GET", "/readyz")
         return asked.getresponse().status == HTTPStatus.OK
     return False
-
-
-def free_port() -> int:
-    """A port nobody listens at, below those that connections get by themselves: it is free until it is used."""
-    while True:
-        port = 10_000 + secrets.randbelow(22_000)
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
