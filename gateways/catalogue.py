@@ -391,13 +391,15 @@ class Catalogue:
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
         at = RawSQL(PLACES, [[row.server for row in rows], [row.name for row in rows]])  # noqa: S611  (a constant)
         places = self._places(at)
-        of_places = self._chosen.filter(pk__in=[place.pk for place in places]).order_by()
-        listed = {*of_places.values_list("pk", flat=True)} if self._is_narrowed else None
+        found = places
+        if self._is_narrowed:
+            of_places = self._chosen.filter(pk__in=[place.pk for place in places]).order_by()
+            listed = {*of_places.values_list("pk", flat=True)}
+            found = [place for place in places if place.pk in listed]
         # Of each the first that any of its gateways learnt, among those that the list is narrowed to.
         learnt: dict[tuple[UUID, str], list[tuple[datetime, UUID]]] = defaultdict(list)
-        for place in places:
-            if listed is None or place.pk in listed:
-                learnt[place.assignment.server_id, place.name].append((place.first_seen_at, place.pk))
+        for place in found:
+            learnt[place.assignment.server_id, place.name].append((place.first_seen_at, place.pk))
         firsts = {tool: min(each)[1] for tool, each in learnt.items()}
         known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
         by_tool = {
@@ -408,8 +410,9 @@ class Catalogue:
         for place in places:
             if entry := by_tool.get((place.assignment.server_id, place.name)):
                 entry.places.append(place)
-                if listed is None or place.pk in listed:
-                    entry.found.append(place)
+        for place in found:
+            if entry := by_tool.get((place.assignment.server_id, place.name)):
+                entry.found.append(place)
         entries = list(by_tool.values())
         if self.tells_use:
             self._tell_use(entries)
@@ -462,6 +465,8 @@ class Catalogue:
 
         Of what an earlier release counted, the roll-ups tell the hour or day, or a call of before.
         """
+        if not entries:
+            return  # Planning the question takes longer than the answer.
         named = _by_name(entries)
         since = [entries[n].last_used_at for n in named[0]]
         with connection.cursor() as cursor:
