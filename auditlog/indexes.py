@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from django.contrib.postgres.operations import AddIndexConcurrently
+from django.contrib.postgres.operations import AddIndexConcurrently, RemoveIndexConcurrently
 from django.db import DatabaseError, OperationalError, ProgrammingError, connection
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import AddIndex
@@ -123,6 +123,20 @@ class AddIndexInUse(AddIndexConcurrently):
                 schema_editor.execute(f"DROP INDEX CONCURRENTLY {schema_editor.quote_name(self.index.name)}")
             if found != (True,):
                 super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+
+class RemoveIndexInUse(RemoveIndexConcurrently):
+    """Remove such an index while its table goes on being read and written. It takes `atomic = False`."""
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        with schema_editor.connection.cursor() as cursor, _patient(cursor):
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
 
 
 @contextmanager

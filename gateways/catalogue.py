@@ -196,8 +196,7 @@ class Entry:
     @property
     def effect(self) -> str:
         """What its server claims it does; empty when it does not say."""
-        effect = self.feature.effect
-        return "" if effect == Effect.UNKNOWN else effect.label
+        return Effect(self.feature.effect).claim
 
     @cached_property
     def gateways(self) -> list[Gateway]:
@@ -293,11 +292,11 @@ class Catalogue:
         return Period.of(SPAN) if self._is_counted else Period.to_look_up(self._features.count())
 
     def _narrowed(self, values: dict[str, Any]) -> FeatureQuerySet:
-        tools: Any = Feature.objects.tools().offered().matching(values.get("q", "")).with_effect()
+        tools: Any = Feature.objects.tools().offered().matching(values.get("q", ""))
         if name := values.get("name"):
             tools = tools.filter(holds("exposed_name", name))
         if effects := values.get("effect"):
-            tools = tools.filter(effect_claimed__in=effects)
+            tools = tools.filter(effect__in=effects)
         if servers := values.get("server"):
             tools = tools.filter(assignment__server__slug__in=servers)
         if pks := values.get("server_ids"):
@@ -362,7 +361,7 @@ class Catalogue:
     def _joined(self, use: Use, start: int, most: int | None) -> list[Row]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
         names = {"assignment_id": "assignment_id", "name": "name"}
-        names |= {"effect": "effect_claimed"} if by == "effect" else {}
+        names |= {"effect": "effect"} if by == "effect" else {}
         names |= {"exposed_name": "exposed_name"} if use.joined else {}
         chosen: Any = self._chosen.order_by()
         features, of_features = chosen.values_list(*names.values()).query.sql_with_params()

@@ -58,8 +58,7 @@ class FeatureRow:
     @property
     def effect(self) -> str:
         """What its server claims it does; a claim, nothing more."""
-        effect = self.feature.effect
-        return "" if effect == Effect.UNKNOWN else effect.label
+        return Effect(self.feature.effect).claim
 
     @property
     def is_new(self) -> bool:

@@ -13,13 +13,12 @@ from django.db.models import Count, Q
 from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, ToolPolicy, allow_identity
+from gateways.models import Assignment, Effect, Feature, Gateway, IdentityScheme, Kind, ToolPolicy, allow_identity
 from servers.discovery import AccessRefused, Discovered, Failed, discover, note
 from servers.forms import SecretForm, ServerForm
 from servers.models import AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs, needs_of
 from servers.upstream_guard import upstream_guard
-from wire.definitions import TOOL
 
 OWN, SHARED = "own", "shared"
 ALL, READ_ONLY, NONE_YET = "all", "read_only", "none"
@@ -167,7 +166,11 @@ class Asked:
         """The first of its tools, with what each does to the world as far as the server says."""
         shown = self.found.tools[:SHOWN_TOOLS] if self.found else []
         return [
-            {"name": tool.get("name", ""), "about": _line(tool.get("description")), "effect": effect(tool)}
+            {
+                "name": tool.get("name", ""),
+                "about": _line(tool.get("description")),
+                "effect": Effect.of(tool.get("annotations")).claim,
+            }
             for tool in shown
         ]
 
@@ -179,18 +182,6 @@ class Asked:
 def _line(text: Any) -> str:
     """The first line of a description."""
     return text.strip().partition("\n")[0][:120] if isinstance(text, str) else ""
-
-
-def effect(tool: dict[str, Any]) -> str:
-    """What a tool says of itself: *Read only*, *Destructive*, *Writes*, or nothing."""
-    hints = tool.get("annotations")
-    if not isinstance(hints, dict):
-        return ""
-    if hints.get("readOnlyHint") is True:
-        return "Read only"
-    if hints.get("destructiveHint") is True:
-        return "Destructive"
-    return "Writes" if hints.get("readOnlyHint") is False else ""
 
 
 def ask(values: dict[str, Any], secret: str) -> Asked:
@@ -271,6 +262,5 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
         for kind, definitions in discovered.features.items():
             Feature.objects.learn(assignment, definitions, kind, identity)
         if tools == READ_ONLY:
-            names = [one.value.get("name") for one in discovered.features[TOOL] if effect(one.value) == "Read only"]
-            for feature in assignment.features.filter(kind=Kind.TOOL, name__in=names, enabled=False):
+            for feature in assignment.features.filter(kind=Kind.TOOL, effect=Effect.READ_ONLY, enabled=False):
                 feature.enable(by=by)

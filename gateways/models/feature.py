@@ -11,7 +11,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from django.db import connection, models, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import F, Q
 from django.utils import timezone
 from psycopg.types.json import Jsonb
 
@@ -64,13 +64,19 @@ class Effect(models.TextChoices):
     UNKNOWN = "unknown", "Not said"
 
     @classmethod
-    def of(cls, annotations: Mapping[str, Any]) -> "Effect":
-        """What these annotations say; `FeatureQuerySet.with_effect` is the same in the database."""
-        if annotations.get("readOnlyHint") is True:
+    def of(cls, annotations: Any) -> "Effect":
+        """What the annotations of a definition say, whatever they are; of a feature's the database works it out."""
+        hints = annotations if isinstance(annotations, dict) else {}
+        if hints.get("readOnlyHint") is True:
             return cls.READ_ONLY
-        if annotations.get("destructiveHint") is True:
+        if hints.get("destructiveHint") is True:
             return cls.DESTRUCTIVE
-        return cls.WRITES if annotations.get("readOnlyHint") is False else cls.UNKNOWN
+        return cls.WRITES if hints.get("readOnlyHint") is False else cls.UNKNOWN
+
+    @property
+    def claim(self) -> str:
+        """The same to read; empty when its server does not say."""
+        return "" if self is Effect.UNKNOWN else str(self.label)
 
 
 class FeatureQuerySet(models.QuerySet["Feature"]):
@@ -91,15 +97,6 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         on = {"assignment__enabled": True, "assignment__server__enabled": True}
         usable = self.offered().placed().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on)
         return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
-
-    def with_effect(self) -> "FeatureQuerySet":
-        """Features with `effect_claimed`, an Effect, to select and to sort by."""
-        claims = (
-            When(annotations__readOnlyHint=True, then=Value(Effect.READ_ONLY)),
-            When(annotations__destructiveHint=True, then=Value(Effect.DESTRUCTIVE)),
-            When(annotations__readOnlyHint=False, then=Value(Effect.WRITES)),
-        )
-        return self.annotate(effect_claimed=Case(*claims, default=Value(Effect.UNKNOWN)))
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
         """Features that came after `moment`, and not with the first list after their server was assigned."""
@@ -175,6 +172,7 @@ class Feature(Versioned, Switchable):
     `approved` is the JSON text of its definition as clients are shown it, under the server's own name; `shown` the same
     as the gateway gives it out, NULL when equal. `offered` is what the server says now, NULL when that is approved.
     Title, description, schema and annotations are those of the approved definition, or of the first while it waits.
+    `effect` follows from its annotations: the database works it out whenever either is written.
     `identities` are those the server offers it to, where each person has an own one.
     """
 
@@ -187,6 +185,9 @@ class Feature(Versioned, Switchable):
     description = models.TextField(blank=True)
     input_schema = models.JSONField(default=dict)
     annotations = models.JSONField(default=dict)
+    effect = models.CharField(
+        max_length=12, choices=Effect, default=Effect.UNKNOWN, db_default=Effect.UNKNOWN, editable=False
+    )
     state = models.CharField(max_length=12, choices=State, default=State.APPROVED)
     approved = models.TextField(blank=True, default="")
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
@@ -219,19 +220,14 @@ class Feature(Versioned, Switchable):
             # Rows are as long as their definitions: what lists and counts tools reads this instead.
             models.Index(
                 fields=("assignment", "name"),
-                include=("enabled", "state", "exposed_name"),
-                name="tool_of_assignment",
+                include=("enabled", "state", "exposed_name", "effect"),
+                name="listed_tool_of_assignment",
                 condition=Q(kind="tool", missing_since=None),
             ),
         )
 
     def __str__(self) -> str:
         return self.exposed_name
-
-    @property
-    def effect(self) -> Effect:
-        """What its server claims it does."""
-        return Effect.of(self.annotations)
 
     @property
     def hidden_characters(self) -> list[str]:

@@ -1,12 +1,17 @@
 """Gateways, and servers behind them."""
 
+from importlib import import_module
+
+import psycopg
 import pytest
+from django.apps import apps
 from django.db import IntegrityError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 
 from accounts.models import Team, User
 from capabilities import Capability
-from gateways.models import AliasRequired, Assignment, Feature, Gateway, IdentityScheme, Reach, WrongIdentity
+from gatewayadmin.config import database
+from gateways.models import AliasRequired, Assignment, Effect, Feature, Gateway, IdentityScheme, Reach, WrongIdentity
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -168,3 +173,87 @@ def test_only_the_shared_scheme_names_a_shared_identity() -> None:
 
     with pytest.raises(IntegrityError, match="only_shared_scheme"), transaction.atomic():
         make.assignment(make.gateway(), crm, shared_identity=make.identity(crm))
+
+
+CLAIMS = [
+    {},
+    {"title": "Search"},
+    {"readOnlyHint": True},
+    {"readOnlyHint": True, "destructiveHint": True},
+    {"readOnlyHint": False},
+    {"readOnlyHint": False, "destructiveHint": True},
+    {"readOnlyHint": False, "destructiveHint": False},
+    {"destructiveHint": True},
+    {"destructiveHint": False},
+    {"readOnlyHint": None, "destructiveHint": True},
+    *({"readOnlyHint": value, "destructiveHint": value} for value in ("true", 1, 0, [True], {"a": True}, None)),
+    [],
+    ["readOnlyHint"],
+    "readOnlyHint",
+]
+
+
+def test_the_database_works_out_the_effect_as_it_is_told_before_a_server_is_added() -> None:
+    assignment = make.assignment(make.gateway(), make.server())
+    for number, annotations in enumerate(CLAIMS):
+        Feature.objects.create(assignment=assignment, name=f"t{number}", annotations=annotations)
+
+    of_each = {
+        name: Effect.of(annotations) for name, annotations in assignment.features.values_list("name", "annotations")
+    }
+    assert dict(assignment.features.values_list("name", "effect")) == of_each
+    assert {*of_each.values()} == {*Effect}
+
+
+def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
+    """`save` writes the effect it has read, `update` none, and a release before does not know of it."""
+    assignment = make.assignment(make.gateway(), make.server())
+    feature = Feature.objects.create(assignment=assignment, name="t", annotations={"readOnlyHint": True})
+    for annotations in ({"destructiveHint": True}, {"readOnlyHint": False}):
+        feature.annotations = annotations
+        feature.save()
+        feature.refresh_from_db()
+        assert feature.effect == Effect.of(annotations)
+
+    assignment.features.update(annotations={"readOnlyHint": True})
+    feature.refresh_from_db()
+    assert feature.effect == "read_only"
+
+    assignment.features.update(effect="writes")
+    feature.refresh_from_db()
+    assert feature.effect == "read_only"
+
+
+@pytest.mark.drill
+@pytest.mark.django_db(transaction=True)
+def test_an_upgrade_works_out_the_effects_there_are_and_tells_nobody_of_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    migration = import_module("gateways.migrations.0010_list_tools_by_what_they_do")
+    monkeypatch.setattr(migration, "ROWS", 2)
+    assignments = [make.assignment(make.gateway(), make.server()) for _ in range(3)]
+    told = [{"readOnlyHint": True}, {"destructiveHint": True}, {}, {"readOnlyHint": 1}]
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE gateways_feature DISABLE TRIGGER work_out_effect")
+        try:
+            for assignment in assignments:
+                for number, annotations in enumerate(told):
+                    Feature.objects.create(assignment=assignment, name=f"t{number}", annotations=annotations)
+        finally:
+            cursor.execute("ALTER TABLE gateways_feature ENABLE TRIGGER work_out_effect")
+    assert {*Feature.objects.values_list("effect", flat=True)} == {"unknown"}
+
+    with (
+        psycopg.connect(database.conninfo(), autocommit=True) as hearing,
+        connection.schema_editor(atomic=False) as editor,
+    ):
+        hearing.execute("LISTEN gateway")
+        migration.work_out(apps, editor)
+        first = assignments[0].features.get(name="t0")
+        Feature.objects.filter(pk=first.pk).update(title="Something else")
+        heard = [one.payload for one in hearing.notifies(timeout=5, stop_after=2)]
+
+    for assignment in assignments:
+        effects = assignment.features.order_by("name").values_list("effect", flat=True)
+        assert [*effects] == ["read_only", "destructive", "unknown", "unknown"]
+    assert {*heard} == {f"lists {assignments[0].gateway_id} tools", "cut "}
