@@ -108,6 +108,7 @@ class ServerStreams:
         self._calls.listen = self._listen_for_calls
         self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.
         self._late: dict[tuple[str, str], float] = {}  # Those that did not open one in time.
+        self._beginning: set[str] = set()  # The sessions that are about to be listened to for their calls.
         self._looked: dict[str, float] = {}  # When it was looked last what an owner is to hear.
         self._calls_due = 0.0  # When all sessions of calls are looked at again.
         bus.on("upstream", self._look_again)
@@ -339,6 +340,7 @@ class ServerStreams:
     async def _begin_for_calls(self, row: str, use: Use) -> None:
         try:
             if row not in self._held and self._may_listen(use, instead=True):
+                self._beginning.add(row)
                 leased = await self._keeper.lease_rows(self._name, [row])
                 if leased.get(row):
                     self._hold(row, _for_calls(use))
@@ -347,6 +349,7 @@ class ServerStreams:
             if (held := self._held.get(row)) is not None:
                 await held.begun.wait()
         finally:
+            self._beginning.discard(row)
             use.beginning = False
             use.settled.set()
 
@@ -356,14 +359,21 @@ class ServerStreams:
         """
         if time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS:
             return False
-        for_calls = [row for row, held in self._held.items() if held.is_for_calls]
-        if len(for_calls) < MOST_FOR_CALLS:
+        if self._room() > 0:
             return True
         uses = self._calls.uses
-        idle = [row for row in for_calls if row not in uses or not (uses[row].calls or uses[row].beginning)]
+        idle = [
+            row
+            for row, held in self._held.items()
+            if held.is_for_calls and (row not in uses or not (uses[row].calls or uses[row].beginning))
+        ]
         if idle and instead:
             self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
         return bool(idle) and instead
+
+    def _room(self) -> int:
+        """How many sessions more this worker may listen to for their calls alone."""
+        return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _drop(self, row: str) -> None:
         """Listen to this session no more; the next call in it is the first one again."""
@@ -390,6 +400,8 @@ class ServerStreams:
             and row not in held_anyway
             and (row in self._held or self._may_listen(use))
         }
+        for row in [row for row in uses if row not in self._held][max(self._room(), 0) :]:
+            del uses[row]
         if not uses:
             return {}
         leased = await self._keeper.lease_rows(self._name, [*uses])
@@ -397,7 +409,11 @@ class ServerStreams:
             self._calls.uses.pop(row, None)  # It is over.
         if elsewhere := [row for row, is_own in leased.items() if not is_own]:
             await self._courier.tell_interest(elsewhere)
-        return {row: _for_calls(uses[row]) for row, is_own in leased.items() if is_own}
+        own = [row for row, is_own in leased.items() if is_own]
+        # Meanwhile another session may have taken the place of one of these, which has just been leased again.
+        if left := [row for row in own if row not in self._calls.uses and row not in self._held]:
+            await self._keeper.release(self._name, left)
+        return {row: _for_calls(uses[row]) for row in own if self._calls.uses.get(row) is uses[row]}
 
     async def _listen(self, row: str) -> None:
         await asyncio.sleep(0)  # Until it is held.

@@ -5,23 +5,25 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from django.db.models import F
+from django.utils import timezone
 from psycopg.pq.abc import PGresult
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
 from proxy.store.bus import Bus
 from proxy.store.pending import PendingRequests
-from proxy.store.sessions import digest
+from proxy.store.sessions import SessionKeeper, digest
 from proxy.store.state import State
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT
+from tests.eventually import PATIENCE, PROMPT, until
 from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
 from tests.proxy.conftest import Agent, Start, eventually, sql
 from tests.proxy.listening import Listener, listening
@@ -374,6 +376,54 @@ def test_of_many_sessions_those_used_last_are_listened_to(work: StandingWork, mo
 
     eventually(lambda: sorted(work.server.open) == ["session-2", "session-3"])
     assert answers_of(first.call("docs__it", replying(first)))[0]["result"] == GIVEN
+
+
+def test_what_gave_way_to_another_session_is_not_listened_to_again(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at all sessions, which takes its time, has seen one that is given up meanwhile."""
+    looks: list[Sequence[str]] = []
+    has_seen, go = threading.Event(), threading.Event()
+    lease = SessionKeeper.lease_rows
+
+    async def slowly(self: SessionKeeper, worker: str, rows: Sequence[str]) -> dict[str, bool]:
+        leased = await lease(self, worker, rows)
+        looks.append(rows)
+        if len(rows) == 2 and not has_seen.is_set():
+            has_seen.set()
+            await until(go.is_set)
+        return leased
+
+    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
+    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(SessionKeeper, "lease_rows", slowly)
+    first = work.person()
+    people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(2))]
+    for person in people[:2]:
+        assert "result" in person.call("docs__quick")
+    assert has_seen.wait(PATIENCE)
+    assert "result" in people[2].call("docs__quick")
+    eventually(lambda: sorted(work.server.open) == ["session-1", "session-2"])
+    go.set()
+
+    seen = len(looks)
+    eventually(lambda: len(looks) > seen + 3)
+    assert work.server.gets == ["session-0", "session-1", "session-2"]
+    assert UpstreamSession.objects.filter(leased_until__gt=timezone.now()).count() == 2
+
+
+def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
+    first = work.person()
+    people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(5))]
+    with ThreadPoolExecutor(len(people)) as pool:
+        for answer in pool.map(lambda person: person.call("docs__quick"), people):
+            assert "result" in answer
+
+    assert len({*work.server.gets}) >= 2
+    assert len(work.server.open) <= 2
 
 
 @pytest.mark.parametrize(
