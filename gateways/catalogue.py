@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection
+from django.db.models import Count
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
@@ -44,7 +45,6 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-TO_SORT_BY = {"effect": "min(f.effect)", "gateways": "count(DISTINCT p.gateway_id)"}
 # There are few assignments and servers beside the features: the first are joined before, the others afterwards.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
@@ -360,18 +360,23 @@ class Catalogue:
 
     def _joined(self, use: Use, start: int, most: int | None) -> list[Row]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
-        names = {"assignment_id": "assignment_id", "name": "name"}
-        names |= {"effect": "effect"} if by == "effect" else {}
-        names |= {"exposed_name": "exposed_name"} if use.joined else {}
+        names = ["assignment_id", "name"]
+        names += ["effect"] if by == "effect" else []
+        names += ["exposed_name"] if use.joined else []
         chosen: Any = self._chosen.order_by()
-        features, of_features = chosen.values_list(*names.values()).query.sql_with_params()
-        assignments: Any = Assignment.objects.seen_by(self._viewer).order_by().values_list("pk", "server", "gateway")
-        assignments, of_assignments = assignments.query.sql_with_params()
+        features, of_features = chosen.values_list(*names).query.sql_with_params()
+        assigned: Any = Assignment.objects.seen_by(self._viewer).order_by()
+        assignments, of_assignments = assigned.values_list("pk", "server", "gateway").query.sql_with_params()
         told = {
             "calls": "coalesce(sum(u.calls), 0)::bigint" if use.tells_calls else "0",
             "used": "max(u.last_at)" if use.joined else "NULL",
         }
-        told |= {by: TO_SORT_BY[by]} if by in TO_SORT_BY else {}
+        if by == "effect":
+            told[by] = "min(f.effect)"
+        elif by == "gateways":
+            # To tell them apart PostgreSQL sorts all; few servers, if any, are on a gateway twice.
+            twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
+            told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
         statement = ENTRIES.format(
             columns=", ".join(names),
             assignments=assignments,

@@ -38,7 +38,7 @@ class Column(NamedTuple):
 @require_GET
 @own_resource(WITHIN_REACH)
 def listing(request: AppRequest) -> HttpResponse:
-    servers = list(servers_seen_by(request.user))
+    servers: Any = list(servers_seen_by(request.user).values_list("slug", "name", named=True))
     filters = CatalogueFilter(request.GET, servers=servers)
     start = (_page(request) - 1) * SHOWN
     expected = slice(start, start + SHOWN)

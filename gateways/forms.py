@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django import forms
@@ -293,7 +294,8 @@ class CatalogueFilter(forms.Form):
     show = forms.ChoiceField(required=False, choices=[*SHOWS])
     server = forms.MultipleChoiceField(required=False)
 
-    def __init__(self, *args: Any, servers: list[Server], **options: Any) -> None:
+    def __init__(self, *args: Any, servers: Sequence[tuple[str, str]], **options: Any) -> None:
+        """With the servers to choose from, each its slug and name."""
         super().__init__(*args, **options)
-        self.fields["server"].choices = [(server.slug, server.name) for server in servers]  # type: ignore[attr-defined]
+        self.fields["server"].choices = servers  # type: ignore[attr-defined]
         self.is_valid()

@@ -26,7 +26,7 @@ def work_out(apps: Any, schema_editor: Any) -> None:
                 cursor.execute(OF_ASSIGNMENT, assignment)
                 changed += cursor.rowcount
             if changed >= ROWS:
-                cursor.execute("VACUUM (SKIP_LOCKED, TRUNCATE false) gateways_feature")
+                cursor.execute("VACUUM (ANALYZE, SKIP_LOCKED, TRUNCATE false) gateways_feature")
                 changed = 0
 
 

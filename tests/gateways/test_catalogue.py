@@ -403,6 +403,20 @@ def test_every_way_to_sort_lists_every_tool_once_over_all_pages(
     assert listed(client, f"?sort={sort}&page=nonsense") == seen[:20]
 
 
+@pytest.mark.parametrize("is_twice", [False, True])
+def test_gateways_are_counted_once_also_where_a_server_is_on_one_twice(
+    work: Assignment, lab: Assignment, docs: Server, ana: User, sign_in: SignIn, *, is_twice: bool
+) -> None:
+    offer(work, once={}, wide={}, same={})
+    offer(lab, wide={})
+    if is_twice:
+        offer(make.assignment(work.gateway, docs, alias="again"), once={}, wide={})
+    client = sign_in(ana)
+
+    assert listed(client, "?sort=-gateways") == ["wide", "once", "same"]
+    assert listed(client, "?sort=gateways") == ["once", "same", "wide"]
+
+
 def test_the_sorted_column_says_so_and_turns_round(work: Assignment, ana: User, sign_in: SignIn) -> None:
     offer(work, search={})
 
