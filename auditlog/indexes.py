@@ -116,13 +116,19 @@ class AddIndexInUse(AddIndexConcurrently):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        with schema_editor.connection.cursor() as cursor, _patient(cursor):
-            cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [self.index.name])
-            found = cursor.fetchone()
-            if found == (False,):
-                schema_editor.execute(f"DROP INDEX CONCURRENTLY {schema_editor.quote_name(self.index.name)}")
-            if found != (True,):
+        with _patient(schema_editor):
+            if _is_lacking(schema_editor, self.index.name):
                 super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        with _patient(schema_editor):
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 class RemoveIndexInUse(RemoveIndexConcurrently):
@@ -135,21 +141,43 @@ class RemoveIndexInUse(RemoveIndexConcurrently):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        with schema_editor.connection.cursor() as cursor, _patient(cursor):
+        with _patient(schema_editor):
             super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        with _patient(schema_editor):
+            if _is_lacking(schema_editor, self.name):
+                super().database_backwards(app_label, schema_editor, from_state, to_state)
+
+
+def _is_lacking(schema_editor: BaseDatabaseSchemaEditor, index: str) -> bool:
+    """Whether there is no index of this name; one that was not made to its end is dropped."""
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
+        found = cursor.fetchone()
+    if found == (False,):
+        schema_editor.execute(f"DROP INDEX CONCURRENTLY {schema_editor.quote_name(index)}")
+    return bool(found != (True,))
 
 
 @contextmanager
-def _patient(cursor: Any) -> Iterator[None]:
+def _patient(schema_editor: BaseDatabaseSchemaEditor) -> Iterator[None]:
     """Wait for the transactions there are longer than for other locks of a migration: nobody waits behind us then."""
-    cursor.execute("SELECT current_setting('lock_timeout')")
-    (before,) = cursor.fetchone()
-    cursor.execute("SELECT set_config('lock_timeout', %s, false)", [BUILD_TIMEOUT])
-    try:
-        yield
-    finally:
-        with suppress(DatabaseError):  # Lost, it has no setting left.
-            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('lock_timeout')")
+        (before,) = cursor.fetchone()
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", [BUILD_TIMEOUT])
+        try:
+            yield
+        finally:
+            with suppress(DatabaseError):  # Lost, it has no setting left.
+                cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
 
 
 def left(partitions: Partitions) -> int:

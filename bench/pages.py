@@ -14,13 +14,13 @@ import gc
 import html
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urldefrag, urljoin
 
 from bench.full_size import workspace
@@ -83,6 +83,14 @@ def _spent(pid: int) -> int:
     return 0
 
 
+class Asked(NamedTuple):
+    """An address, and who asks for it."""
+
+    who: str
+    client: "Client"
+    path: str
+
+
 def main() -> None:
     options = parsed()
     with workspace(options.keep):
@@ -101,7 +109,7 @@ def parsed() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> list[str]:
-    """Print a line for each address; the addresses that are marked."""
+    """Print a line for each address; the addresses that are marked each time."""
     from django.conf import settings  # noqa: PLC0415
     from django.core.management import call_command  # noqa: PLC0415
 
@@ -112,26 +120,32 @@ def measure(options: argparse.Namespace) -> list[str]:
     gc.set_threshold(20_000, 20, 20)
     # What a worker of a parallel plan spends is not seen, and no core is idle on a busy machine.
     settings.DATABASES["default"]["OPTIONS"]["options"] += " -c max_parallel_workers_per_gather=0"
-    sessions, paces = Sessions(), list[float]()
-    marked: list[tuple[str, Client, str]] = []
     print(f"{'':4}{'p50':>7}{'p95':>8}{'python':>8}{'sql':>8}{'statements':>11}{'KB':>7}")
-    for who, client in (("owner", signed_in()), ("member", signed_in_as(MEMBER))):
-        print(f"\n{who}", flush=True)
-        for path in addresses(client, who == "owner"):
-            if re.search(options.only, path):
-                paces.append(pace())
-                if told(path, ask(client, path, options.times, sessions), why=options.why):
-                    marked.append((who, client, path))
+    paces = list[float]()
+    marked = [*too_much(asked(options.only), paces, options)]
     for _ in range(options.again):
-        if not marked:
-            break
-        print("\nagain", flush=True)
-        paces.append(pace())
-        marked = [each for each in marked if told(each[2], ask(*each[1:], options.times, sessions), why=options.why)]
+        if marked:
+            print("\nagain", flush=True)
+            marked = [*too_much(marked, paces, options)]
     if paces:
         told_paces = (f"{taken:.1f}" for taken in (min(paces), median(paces), max(paces)))
         print("\nA loop of {:,} steps took {} ms at least, {} in the middle and {} at most.".format(STEPS, *told_paces))
-    return [f"{who} {path}" for who, _, path in marked]
+    return [f"{one.who} {one.path}" for one in marked]
+
+
+def asked(only: str) -> Iterator[Asked]:
+    """What is to be measured, by the owner and the member."""
+    for who, client in (("owner", signed_in()), ("member", signed_in_as(MEMBER))):
+        yield from (Asked(who, client, path) for path in addresses(client, who == "owner") if re.search(only, path))
+
+
+def too_much(pages: Iterable[Asked], paces: list[float], options: argparse.Namespace) -> Iterator[Asked]:
+    """Those that are marked, with a line for each that is measured."""
+    sessions = Sessions()
+    for one in pages:
+        paces.append(pace())
+        if told(f"{one.path}  {one.who}", ask(one.client, one.path, options.times, sessions), why=options.why):
+            yield one
 
 
 def pace() -> float:

@@ -23,7 +23,7 @@ from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, array, book
 from auditlog.rollups.schema import HOURS, OF_TOOLS, TOOL_CALLS
 from capabilities import Capability
-from gateways.models import Assignment, Effect, Feature, FeatureQuerySet, Gateway, State
+from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
 from servers.models import Server, ServerQuerySet
 from ui.matching import holds
@@ -196,7 +196,7 @@ class Entry:
     @property
     def effect(self) -> str:
         """What its server claims it does; empty when it does not say."""
-        return Effect(self.feature.effect).claim
+        return self.feature.claim
 
     @cached_property
     def gateways(self) -> list[Gateway]:

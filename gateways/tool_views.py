@@ -24,7 +24,7 @@ from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import FeatureFilter, listed_kind
-from gateways.models import Effect, Feature, Gateway, Kind, Listing, ToolPolicy
+from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
 from gateways.models.feature import FIRST_LIST
 from gateways.refresh import Refreshed, refresh
 from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
@@ -58,7 +58,7 @@ class FeatureRow:
     @property
     def effect(self) -> str:
         """What its server claims it does; a claim, nothing more."""
-        return Effect(self.feature.effect).claim
+        return self.feature.claim
 
     @property
     def is_new(self) -> bool:

@@ -187,7 +187,7 @@ class ServerStreams:
             row
             for row, held in self._held.items()
             if row not in wanted
-            and not self._calls.is_beginning(row)
+            and not (self._calls.is_beginning(row) or self._calls.of(row))
             and held.since < began
             and (held.source.audience.owner in owners or (calls_are_due and held.is_for_calls))
         ]
@@ -339,7 +339,9 @@ class ServerStreams:
 
     async def _begin_for_calls(self, row: str, use: Use) -> None:
         try:
-            if row not in self._held and self._may_listen(use, instead=True):
+            if row not in self._held and not self._is_silent(use):
+                self._make_room(1)
+            if row not in self._held and self._may_listen(use):
                 self._beginning.add(row)
                 leased = await self._keeper.lease_rows(self._name, [row])
                 if leased.get(row):
@@ -353,27 +355,31 @@ class ServerStreams:
             use.beginning = False
             use.settled.set()
 
-    def _may_listen(self, use: Use, *, instead: bool = False) -> bool:
-        """Whether this server has a stream, as far as is known, and this worker can have one more, or `instead` of one
-        that is idle.
-        """
-        if time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS:
-            return False
-        if self._room() > 0:
-            return True
-        uses = self._calls.uses
-        idle = [
-            row
-            for row, held in self._held.items()
-            if held.is_for_calls and (row not in uses or not (uses[row].calls or uses[row].beginning))
-        ]
-        if idle and instead:
-            self._drop(min(idle, key=lambda row: uses[row].ended if row in uses else 0.0))
-        return bool(idle) and instead
+    def _may_listen(self, use: Use) -> bool:
+        """Whether this server has a stream, as far as is known, and this worker can have one more."""
+        return self._room() > 0 and not self._is_silent(use)
+
+    def _is_silent(self, use: Use) -> bool:
+        return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
         """How many sessions more this worker may listen to for their calls alone."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
+
+    def _make_room(self, wanted: int) -> None:
+        """Listen no more to as many idle sessions as it takes, those first that were used the longest ago."""
+        if (most := wanted - self._room()) <= 0:
+            return
+        uses, listening = self._calls.uses, {standing.owner for standing in self.streams.standing()}
+        idle = [
+            row
+            for row, held in self._held.items()
+            if held.is_for_calls
+            and held.source.audience.owner not in listening  # Whose client has begun to listen just now.
+            and (row not in uses or not (uses[row].calls or uses[row].beginning))
+        ]
+        for row in sorted(idle, key=lambda row: uses[row].ended if row in uses else 0.0)[:most]:
+            self._drop(row)
 
     def _drop(self, row: str) -> None:
         """Listen to this session no more; the next call in it is the first one again."""
@@ -392,6 +398,7 @@ class ServerStreams:
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
         self._late = {server: at for server, at in self._late.items() if now - at < LATE_SECONDS}
+        self._make_room(0)  # Somebody who listened may be gone, and their sessions are in use by calls alone.
         uses = {
             row: use
             for row, use in self._calls.uses.items()
@@ -400,8 +407,6 @@ class ServerStreams:
             and row not in held_anyway
             and (row in self._held or self._may_listen(use))
         }
-        for row in [row for row in uses if row not in self._held][max(self._room(), 0) :]:
-            del uses[row]
         if not uses:
             return {}
         leased = await self._keeper.lease_rows(self._name, [*uses])
@@ -409,11 +414,13 @@ class ServerStreams:
             self._calls.uses.pop(row, None)  # It is over.
         if elsewhere := [row for row, is_own in leased.items() if not is_own]:
             await self._courier.tell_interest(elsewhere)
+        # Meanwhile sessions may have given way to others, and others may have begun.
         own = [row for row, is_own in leased.items() if is_own]
-        # Meanwhile another session may have taken the place of one of these, which has just been leased again.
-        if left := [row for row in own if row not in self._calls.uses and row not in self._held]:
-            await self._keeper.release(self._name, left)
-        return {row: _for_calls(uses[row]) for row in own if self._calls.uses.get(row) is uses[row]}
+        more = [row for row in own if row not in self._held and self._calls.uses.get(row) is uses[row]]
+        listened = {*more[: max(self._room(), 0)], *self._held}
+        if left := [row for row in own if row not in listened and row not in self._beginning]:
+            self._run(self._keeper.release(self._name, left))
+        return {row: _for_calls(self._calls.uses.get(row, uses[row])) for row in own if row in listened}
 
     async def _listen(self, row: str) -> None:
         await asyncio.sleep(0)  # Until it is held.

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.urls import reverse
 
 from auditlog.own_calls import Wait
-from gateways.models import Feature, Gateway
+from gateways.models import Effect, Feature, Gateway
 from tokens.models import Issued
 from ui.clients import clients, shown
 
@@ -51,8 +51,7 @@ def example_call(gateway: Gateway) -> ToolCall | None:
 
 def _example_order(tool: Feature) -> tuple[bool, bool, int, str]:
     """Sort key for example tools: an echo first, then read-only tools, then those with the fewest arguments."""
-    reads = isinstance(tool.annotations, dict) and bool(tool.annotations.get("readOnlyHint"))
-    return tool.name != "echo", not reads, len(_required(tool.input_schema)), tool.exposed_name
+    return tool.name != "echo", tool.effect != Effect.READ_ONLY, len(_required(tool.input_schema)), tool.exposed_name
 
 
 def _arguments(schema: Any) -> dict[str, Any]:

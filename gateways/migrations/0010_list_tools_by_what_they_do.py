@@ -7,11 +7,13 @@ from django.db.models import Q
 
 from auditlog.indexes import AddIndexInUse, RemoveIndexInUse
 
-# The assignment is locked first, as by who learns a list. Its trigger says which effect each has.
+# The assignment is locked first, as by who learns a list. The trigger says which effect each has; rows that stay
+# unknown are not written, in none of the tries that a long transaction may cost.
 OF_ASSIGNMENT = """
 WITH a AS MATERIALIZED (SELECT id FROM gateways_assignment WHERE id = %s FOR NO KEY UPDATE)
 UPDATE gateways_feature f SET effect = 'unknown' FROM a
-WHERE f.assignment_id = a.id AND f.effect = 'unknown' AND f.annotations ?| ARRAY['readOnlyHint', 'destructiveHint']
+WHERE f.assignment_id = a.id AND f.effect = 'unknown'
+    AND (f.annotations->'readOnlyHint' IN ('true', 'false') OR f.annotations->'destructiveHint' = 'true')
 """
 ROWS = 5_000  # After so many the room of their old versions is used again: the table does not grow to twice its size.
 
@@ -45,5 +47,5 @@ class Migration(migrations.Migration):
                 condition=Q(kind="tool", missing_since=None),
             ),
         ),
-        RemoveIndexInUse("feature", "tool_of_assignment"),
+        RemoveIndexInUse("feature", "tool_of_assignment"),  # Where it was made before it was released.
     ]

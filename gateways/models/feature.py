@@ -230,6 +230,11 @@ class Feature(Versioned, Switchable):
         return self.exposed_name
 
     @property
+    def claim(self) -> str:
+        """What its server claims it does, to read; empty when it does not say."""
+        return Effect(self.effect).claim
+
+    @property
     def hidden_characters(self) -> list[str]:
         """The invisible and bidirectional characters in what is to be decided on, by code point and name."""
         text = self.offered or self.approved

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -387,12 +388,11 @@ def test_what_gave_way_to_another_session_is_not_listened_to_again(
     lease = SessionKeeper.lease_rows
 
     async def slowly(self: SessionKeeper, worker: str, rows: Sequence[str]) -> dict[str, bool]:
-        leased = await lease(self, worker, rows)
         looks.append(rows)
         if len(rows) == 2 and not has_seen.is_set():
             has_seen.set()
             await until(go.is_set)
-        return leased
+        return await lease(self, worker, rows)
 
     monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
     monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.05)
@@ -409,13 +409,20 @@ def test_what_gave_way_to_another_session_is_not_listened_to_again(
     seen = len(looks)
     eventually(lambda: len(looks) > seen + 3)
     assert work.server.gets == ["session-0", "session-1", "session-2"]
-    assert UpstreamSession.objects.filter(leased_until__gt=timezone.now()).count() == 2
+    eventually(lambda: UpstreamSession.objects.filter(leased_until__gt=timezone.now()).count() == 2, PROMPT)
 
 
 def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lease = SessionKeeper.lease_rows
+
+    async def together(self: SessionKeeper, worker: str, rows: Sequence[str]) -> dict[str, bool]:
+        await until(lambda: len(work.server.opened) == len(people))
+        return await lease(self, worker, rows)
+
     monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 2)
+    monkeypatch.setattr(SessionKeeper, "lease_rows", together)
     first = work.person()
     people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(5))]
     with ThreadPoolExecutor(len(people)) as pool:
@@ -423,7 +430,25 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
             assert "result" in answer
 
     assert len({*work.server.gets}) >= 2
-    assert len(work.server.open) <= 2
+    eventually(lambda: len(work.server.open) == 2, PROMPT)
+
+
+def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
+    work: StandingWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call was in each of them a moment ago, for which alone it would be listened to."""
+    monkeypatch.setattr("proxy.server_streams.MOST_FOR_CALLS", 1)
+    monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.05)
+    first = work.person()
+    people = [first, *(Person(first.agent, first.capabilities).initialize() for _ in range(2))]
+    with ExitStack() as listeners:
+        for person in people:
+            listeners.enter_context(listening(person.agent, "GET", **_headers(person)))
+            assert "result" in person.call("docs__quick")
+            eventually(lambda: [*work.server.open] == work.server.opened)
+        assert len(work.server.open) == 3
+
+    eventually(lambda: len(work.server.open) == 1, PROMPT)
 
 
 @pytest.mark.parametrize(
