@@ -43,8 +43,8 @@ class ToolCall(NamedTuple):
 
 
 def example_call(gateway: Gateway) -> ToolCall | None:
-    """The simplest harmless call this gateway is known to offer; None while no tool is known."""
-    tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway)
+    """The simplest call this gateway is known to offer, of a tool that is not called destructive; None for none."""
+    tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
     tool = min(tools, key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
 

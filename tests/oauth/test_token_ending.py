@@ -17,6 +17,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import begin, minted, options, text
 from tokens.models import Token
+from tokens.snippets import example_call
 from wire import token_text
 
 pytestmark = pytest.mark.django_db
@@ -105,6 +106,28 @@ def test_snippets_call_a_tool_the_gateway_really_has(ana: User, sign_in: SignIn)
     )
 
     assert '"name":"docs__echo","arguments":{"text": "hello"}' in text(issued).replace("&quot;", '"')
+
+
+def test_a_snippet_reads_rather_than_writes_and_never_destroys() -> None:
+    gateway = make.gateway(make.server())
+    features = gateway.assignments.get().features
+    of_each: dict[str, dict[str, Any]] = {
+        "a_wipe": {"destructiveHint": True},
+        "b_write": {"readOnlyHint": False},
+        "c_said": {"readOnlyHint": "false"},
+        "d_read": {"readOnlyHint": True},
+    }
+    for name, annotations in of_each.items():
+        features.create(name=name, exposed_name=f"docs__{name}", annotations=annotations)
+
+    offered = []
+    for name in ("d_read", "b_write", "c_said"):
+        call = example_call(gateway)
+        offered.append(call and call.name)
+        features.filter(name=name).delete()
+
+    assert offered == ["docs__d_read", "docs__b_write", "docs__c_said"]
+    assert example_call(gateway) is None
 
 
 def test_the_arguments_of_a_snippet_are_those_its_schema_names_itself(ana: User, sign_in: SignIn) -> None:
