@@ -98,6 +98,13 @@ class Histogram:
     until: datetime
 
     @property
+    def told(self) -> str:
+        """How the moments are written at which its bars begin: as a filter of dates takes it."""
+        if self.each * len(self.bars) <= timedelta(days=1):
+            return "H:i"
+        return "M j" if self.each % timedelta(days=1) == timedelta(0) else "M j, H:i"
+
+    @property
     def drawn(self) -> list[BarPath]:
         """What is drawn, one path for each way to end."""
         parts = [part for bar in self.bars for part in bar.drawn()]

@@ -457,6 +457,29 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
         assert len(rows) == bar.total
 
 
+@pytest.mark.parametrize(
+    ("length", "written"),
+    [
+        ("1h", r"\d\d:\d\d"),
+        ("24h", r"\d\d:\d\d"),
+        ("7d", r"[A-Z][a-z]{2} \d+, \d\d:\d\d"),
+        ("30d", r"[A-Z][a-z]{2} \d+"),
+    ],
+)
+def test_the_name_of_a_bar_says_its_day_where_days_are_drawn(
+    length: str, written: str, ana: User, sign_in: SignIn
+) -> None:
+    for minutes in (5, 50, 1000, 9_000, 30_000):
+        make.call(at=ago(minutes=minutes))
+
+    page = sign_in(ana).get(f"/logs/?range={length}").content.decode()
+
+    names = re.findall(r'aria-label="([^"]*): (\d+)"><rect', page)
+    assert names
+    assert all(re.fullmatch(written, when) for when, _ in names), names
+    assert len({when for when, _ in names}) == len(names)
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("minutes", [0.6, 7, 29, 31, 60, 61, 100, 24 * 60, 7 * 24 * 60 + 1])
 def test_bars_and_the_times_below_them_end_now(minutes: float, sampled: bool) -> None:
