@@ -181,6 +181,10 @@ class TokenFilter(forms.Form):
 
     def numbers(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
         """`numbers` of `tokens`, and how many match: each is looked at once for both."""
+        if "q" not in self.values:
+            counted = numbers(tokens, owner)
+            of_all = sum(counted[name] for name in TOLD)
+            return counted, counted.get(self.values.get("care", self.values["status"]), of_all)
         looks = _looks(tokens, owner, self._matching)
         return _sums(looks), sum(number for told, number in looks if told & MATCHING)
 
