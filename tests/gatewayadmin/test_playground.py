@@ -4,6 +4,7 @@ import asyncio
 import base64
 import html
 import json
+import re
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -182,6 +183,21 @@ def test_what_its_server_calls_destructive_is_asked_for_once_more(run: Run, memb
     assert not Call.objects.exists()
     sent(member, act="sure")
     assert Call.objects.get().outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [({"readOnlyHint": True}, "Read only"), ({"destructiveHint": True}, "Destructive"), ({"readOnlyHint": 1}, "")],
+)
+def test_what_a_tool_claims_to_do_stands_beside_it(
+    annotations: dict[str, Any], said: str, run: Run, member: User, sign_in: SignIn
+) -> None:
+    gateway_of(run, says, tool("say", annotations=annotations))
+
+    page = sign_in(member).get(PATH, {"gateway": "work", "name": "s__say"}).content.decode()
+
+    about = page[page.index("Says it.") : page.index("About this tool")]
+    assert re.findall(r'<span class="badge"[^>]*>([^<]*)</span>', about) == ([said] if said else [])
 
 
 # Places for runs
