@@ -40,7 +40,7 @@ def _tab(key: str, name: str, *by: str) -> Table:
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
-            Column("acts", "Actions", 6.5, kind="acts", said=False),
+            Column("acts", "Actions", 7, kind="acts", said=False),
         ),
         fit="spanned",
     )
