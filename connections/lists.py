@@ -35,7 +35,7 @@ def _tab(key: str, name: str, *by: str) -> Table:
             Column("name", name, sorts=(Lower(by[0]),)),
             Column("user", "User email", 10, priority=2, sorts=("user__email",), on_phone=True),
             Column("status", "Status", 11, on_phone=True),
-            Column("prefix", "API key prefix", 8, priority=3),
+            Column("prefix", "API key prefix", 7.5, priority=3),
             Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
