@@ -331,7 +331,7 @@ def ask(client: "Client", path: str, times: int, sessions: Sessions, pace: Pace)
         one.there.append(there / slower)
         one.slower.append(slower)
         one.status = answer.status_code
-    one.here, one.there = one.here[1:] or one.here, one.there[1:] or one.there
+    one.here, one.there, one.slower = (each[1:] or each for each in (one.here, one.there, one.slower))
     return one
 
 

@@ -413,6 +413,9 @@ class ServerStreams:
         for row in uses.keys() - leased.keys():
             self._calls.uses.pop(row, None)  # It is over.
         if elsewhere := [row for row, is_own in leased.items() if not is_own]:
+            for row in elsewhere:  # The lease was lost, and another worker listens now.
+                if row in self._held and self._held[row].since < now:
+                    self._held.pop(row).task.cancel()
             await self._courier.tell_interest(elsewhere)
         # Meanwhile sessions may have given way to others, and others may have begun.
         own = [row for row, is_own in leased.items() if is_own]
