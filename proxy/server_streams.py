@@ -339,9 +339,7 @@ class ServerStreams:
 
     async def _begin_for_calls(self, row: str, use: Use) -> None:
         try:
-            if row not in self._held and not self._is_silent(use):
-                self._make_room(1)
-            if row not in self._held and self._may_listen(use):
+            if row not in self._held and not self._is_silent(use) and self._make_room(1):
                 self._beginning.add(row)
                 leased = await self._keeper.lease_rows(self._name, [row])
                 if leased.get(row):
@@ -355,21 +353,20 @@ class ServerStreams:
             use.beginning = False
             use.settled.set()
 
-    def _may_listen(self, use: Use) -> bool:
-        """Whether this server has a stream, as far as is known, and this worker can have one more."""
-        return self._room() > 0 and not self._is_silent(use)
-
     def _is_silent(self, use: Use) -> bool:
+        """Whether this server has just offered no stream."""
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
         """How many sessions more this worker may listen to for their calls alone."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
-    def _make_room(self, wanted: int) -> None:
-        """Listen no more to as many idle sessions as it takes, those first that were used the longest ago."""
+    def _make_room(self, wanted: int) -> bool:
+        """Whether there is room for so many more; as many idle sessions as that takes are given up, the longest idle
+        first.
+        """
         if (most := wanted - self._room()) <= 0:
-            return
+            return True
         uses, listening = self._calls.uses, {standing.owner for standing in self.streams.standing()}
         idle = [
             row
@@ -380,6 +377,7 @@ class ServerStreams:
         ]
         for row in sorted(idle, key=lambda row: uses[row].ended if row in uses else 0.0)[:most]:
             self._drop(row)
+        return len(idle) >= most
 
     def _drop(self, row: str) -> None:
         """Listen to this session no more; the next call in it is the first one again."""
@@ -399,13 +397,14 @@ class ServerStreams:
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
         self._late = {server: at for server, at in self._late.items() if now - at < LATE_SECONDS}
         self._make_room(0)  # Somebody who listened may be gone, and their sessions are in use by calls alone.
+        has_room = self._room() > 0
         uses = {
             row: use
             for row, use in self._calls.uses.items()
             if (owners is None or use.newest.grant.owner_id in owners)
             and use.settled.is_set()
             and row not in held_anyway
-            and (row in self._held or self._may_listen(use))
+            and (row in self._held or (has_room and not self._is_silent(use)))
         }
         if not uses:
             return {}
