@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.http import HttpResponse, HttpResponseBadRequest
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
@@ -19,7 +19,7 @@ from auditlog.actions import Action
 from auditlog.event_filters import EventFilter
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import Event
-from auditlog.search import filters
+from auditlog.search import filters, here
 from auditlog.search.criteria import count_rows
 from auditlog.search.keyset import Cursor, page
 from auditlog.sentences import parts
@@ -157,11 +157,18 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.AUDIT_READ)
 def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
+    meant = here.meant(request)
+    event_filter = EventFilter(request.GET if meant is None else meant)
+    is_alone, address = is_for(request, "drawer"), f"{request.path}?{event_filter.query}".removesuffix("?")
+    if meant is not None and not is_alone:
+        return redirect(address)
     event = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
     context = {"opened": EventRow(event, places_of([event], request.user)), "same_request": same_request}
-    if is_for(request, "drawer"):
-        return render(request, "auditlog/event_drawer.html", {**context, "query": EventFilter(request.GET).query})
+    if is_alone:
+        response = render(request, "auditlog/event_drawer.html", {**context, "query": event_filter.query})
+        response["HX-Push-Url"] = address
+        return response
     return render(request, "auditlog/events.html", {**_listed(request, ROWS_BESIDE), **context})
 
 
@@ -177,6 +184,7 @@ def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any
         "narrowed": bool(event_filter.asked),
         "span": event_filter.span,
         "query": event_filter.query,
+        "row_query": here.brief(event_filter.query),
         "facets": event_filter.facets(),
         "list_url": reverse("auditlog:events"),
         "tab": "events",

@@ -6,7 +6,8 @@ import json
 from typing import Any
 from urllib.parse import parse_qsl
 
-from django.http import HttpResponse, HttpResponseBadRequest
+from django.http import HttpResponse, HttpResponseBadRequest, QueryDict
+from django.shortcuts import redirect
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
@@ -15,6 +16,7 @@ from auditlog.actions import Action
 from auditlog.export import TYPES, as_csv
 from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
 from auditlog.models import Event
+from auditlog.search import here
 from auditlog.search.filters import RANGES, CallFilter
 from auditlog.search.query_language import Either
 from capabilities import Capability, requires
@@ -37,7 +39,10 @@ COLUMNS = (
 @replica.from_replica
 def grouped(request: AppRequest) -> HttpResponse:
     """The calls as the page of calls narrows them, by what they are of."""
-    call_filter, by, sort = _asked(request)
+    meant = here.meant(request)
+    call_filter, by, sort = _asked(request.GET if meant is None else meant)
+    if meant is not None:
+        return redirect(f"{request.path}?{_with(call_filter, by=by, sort=sort)}")
     found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
     rows = found.sorted(sort) if found else []
     highest = max((row.calls for row in rows), default=1)
@@ -66,7 +71,7 @@ def grouped(request: AppRequest) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def export_groups(request: AppRequest) -> HttpResponse:
     """The same as a file; that it was taken away is recorded."""
-    call_filter, by, sort = _asked(request)
+    call_filter, by, sort = _asked(request.GET)
     kind = request.GET.get("format", "")
     if kind not in FILES or call_filter.error:
         return HttpResponseBadRequest(call_filter.error or "format must be csv or json.", content_type="text/plain")
@@ -80,9 +85,9 @@ def export_groups(request: AppRequest) -> HttpResponse:
     return HttpResponse(text, content_type=FILES[kind], headers=headers)
 
 
-def _asked(request: AppRequest) -> tuple[CallFilter, str, str]:
-    by, sort = request.GET.get("by", ""), request.GET.get("sort", "")
-    return CallFilter(request.GET), by if by in BY else "host", sort if sort.removeprefix("-") in SORTS else "-calls"
+def _asked(query: QueryDict) -> tuple[CallFilter, str, str]:
+    by, sort = query.get("by", ""), query.get("sort", "")
+    return CallFilter(query), by if by in BY else "host", sort if sort.removeprefix("-") in SORTS else "-calls"
 
 
 def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
@@ -90,13 +95,13 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: Group) -> str:
-    """The query string of the calls of one group; empty when the search cannot be narrowed further in words."""
+    """The query string of a link to the calls of one group; empty when the search cannot be narrowed so in words."""
     if by != "reason":
-        return _with(call_filter, by, **{by: row.value})
+        return call_filter.changed(**{by: row.value})
     if any(isinstance(one, Either) for one in call_filter.conditions):
         return ""
     text = call_filter.values["q"]
-    return _with(call_filter, "q", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
+    return call_filter.changed(q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
 
 
 def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -22,7 +23,7 @@ from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.remedies import cause, is_a_switch, of_call
-from auditlog.search import facets, filters, look, snapshot
+from auditlog.search import facets, filters, here, look, snapshot
 from auditlog.search.criteria import Search, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS
 from auditlog.search.filters import CallFilter
@@ -37,6 +38,8 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment
 
+LARGEST = 60 * 1024  # Bytes of a page,
+LEAST_ROWS = 10  # unless so few rows are left.
 ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
 MOST_VIEWS = 50  # Saved views that stand above the list.
 NO_PAGE = SearchPage(Page([], None, None))
@@ -49,11 +52,22 @@ RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
+    if (asked := here.meant(request)) is not None:
+        return _at(request, CallFilter(asked, look=_usual(request)))
     call_filter = CallFilter(request.GET, look=_usual(request))
     if (uid := call_filter.pasted_id) and (row := _only_call(call_filter, uid)):
         page = reverse("auditlog:call", args=[row.uid])
         return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
     return listing(request, "auditlog/calls.html", {}, call_filter)
+
+
+def _at(request: AppRequest, call_filter: CallFilter) -> HttpResponse:
+    """The same page, at the address that says all the filters."""
+    return redirect(_address(request, call_filter))
+
+
+def _address(request: AppRequest, call_filter: CallFilter) -> str:
+    return f"{request.path}?{call_filter.query}".removesuffix("?")
 
 
 def _usual(request: AppRequest) -> Look:
@@ -82,16 +96,35 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
 def _listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     context |= _listed(request, call_filter)
     if not wants_fragment(request):
-        return show(request, template, context)
-    response = show(request, "auditlog/log.html#entries", context)
+        return _fitting(request, template, context)
+    response = _fitting(request, "auditlog/log.html#entries", context)
     # What htmx would push names every empty field of the form.
-    response["HX-Push-Url"] = f"{request.path}?{context['query']}".removesuffix("?")
+    response["HX-Push-Url"] = _address(request, call_filter)
     return response
+
+
+def _fitting(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+    """The page; with fewer rows where all of them, with much text in each, make more than LARGEST bytes of it."""
+    response = show(request, template, context)
+    rows, over = list(context["rows"]), len(response.content) - LARGEST
+    if over <= 0 or len(rows) <= LEAST_ROWS:
+        return response
+    cursor = Cursor.named(request.GET.get("cursor", ""))
+    way = cursor.way if cursor else OLDER
+    while over > 0 and len(rows) > LEAST_ROWS:
+        over -= len(rows.pop(0 if way == NEWER else -1).cells.encode())
+    page = context["page"].cut(len(rows), way)
+    if context["filters"].values["order"]:  # Of the slowest there is one page.
+        page = replace(page, older=None)
+    return show(request, template, context | {"rows": rows, "page": page, "looked_to": None})
 
 
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
     """The calls of one host, gateway or server (`kind`), as a tab of its page."""
-    call_filter = CallFilter(request.GET, {kind: str(target.pk)}, _usual(request))
+    asked, scope = here.meant(request), {kind: str(target.pk)}
+    if asked is not None:
+        return _at(request, CallFilter(asked, scope, _usual(request)))
+    call_filter = CallFilter(request.GET, scope, _usual(request))
     return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
@@ -115,12 +148,16 @@ def now(request: AppRequest, uid: UUID) -> HttpResponse:
 
 
 def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
+    asked = here.meant(request)
+    call_filter = CallFilter(request.GET if asked is None else asked, look=_usual(request))
+    is_alone = is_for(request, "drawer")
+    if asked is not None and not is_alone:
+        return _at(request, call_filter)
     try:
         row = Call.objects.find(uid)
     except Call.DoesNotExist as missing:
         raise Http404 from missing
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
-    call_filter = CallFilter(request.GET, look=_usual(request))
     context = {
         "call": row,
         "link": settings.PUBLIC_URL + reverse("auditlog:call", args=[uid]),
@@ -134,10 +171,12 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
         "recording": _is_recording,
         "sees_servers": any(request.user.has_perm(capability) for capability in SEES_SERVERS),
     }
-    if is_for(request, "drawer"):
-        return render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
+    if is_alone:
+        response = render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
+        response["HX-Push-Url"] = _address(request, call_filter)
+        return response
     listed = _listed(request, call_filter, ROWS_BESIDE, open_facets=()) | {"views": _views(request, call_filter)}
-    return render(request, "auditlog/calls.html", listed | context)
+    return _fitting(request, "auditlog/calls.html", listed | context)
 
 
 @require_GET
@@ -252,9 +291,8 @@ def _listed(
         "unknown": call_filter.unknown() if count and not count.number else [],
         "histogram": bars,
         "latencies": timed,
-        "charts": look.CHARTS,
-        "query_without_chart": call_filter.without("chart"),
-        "query_without_order": call_filter.without("order"),
+        "charts": [(name, label, call_filter.changed(chart=name)) for name, label in look.CHARTS],
+        "order": call_filter.changed(order="" if call_filter.values["order"] else filters.SLOWEST),
         "arrived": 0,
         "most_new": MOST_NEW,
         "filters": call_filter,
@@ -264,7 +302,8 @@ def _listed(
         "whole_range": call_filter.without(*call_filter.asked.keys() - {"range", "from", "to"}),
         "span": call_filter.span,
         "query": call_filter.query,
-        "around": call_filter.without("from", "to", "range", "live"),
+        "around": here.brief(call_filter.without("from", "to", "range", "live"), "live="),
+        "row_query": call_filter.elsewhere(),
         "chips": call_filter.chips(),
         "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),
         "newest": f"{facets.COUNTED:,}",
@@ -276,12 +315,24 @@ def _listed(
     }
 
 
-def _views(request: AppRequest, call_filter: CallFilter) -> list[tuple[SavedView, bool, bool]]:
-    """The saved views this person may open; whether each is theirs, and whether they may remove it. None of a part."""
+def _views(request: AppRequest, call_filter: CallFilter) -> list[tuple[SavedView, str, bool, bool]]:
+    """The saved views this person may open; the link to each, whether it is theirs, and whether they may remove it.
+
+    None of a part of the log.
+    """
     if call_filter.scope:
         return []
     found = SavedView.objects.seen_by(request.user).select_related("owner")
-    return [(view, view.owner_id == request.user.pk, view.may_remove(request.user)) for view in found[:MOST_VIEWS]]
+    return [
+        (view, _link(view), view.owner_id == request.user.pk, view.may_remove(request.user))
+        for view in found[:MOST_VIEWS]
+    ]
+
+
+def _link(view: SavedView) -> str:
+    if here.is_short(view.query):
+        return f"{reverse('auditlog:calls')}?{view.query}"
+    return reverse("auditlog:view", args=[view.pk])
 
 
 def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: int) -> SearchPage:

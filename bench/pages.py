@@ -227,6 +227,8 @@ def large() -> Iterator[str]:
 def logs() -> Iterator[str]:
     """The log by range, filter, search, group, and one call of it; exports up to their first byte."""
     from auditlog.models import Call  # noqa: PLC0415
+    from auditlog.search.filters import FACETS  # noqa: PLC0415
+    from auditlog.search.look import COLUMNS  # noqa: PLC0415
 
     for length in ("15m", "1h", "24h", "7d", "30d", "all"):
         yield f"/logs/?range={length}"
@@ -265,6 +267,9 @@ def logs() -> Iterator[str]:
         f"correlation={pk('none', 1)}",
         f"q={pk('none', 2)}",
     }
+    narrowed.add("&".join(f"host={pk('Host', n)}" for n in range(10)))
+    narrowed.add("&".join(f"columns={name}" for name in COLUMNS))
+    narrowed.add("&".join(f"open={name}" for name in FACETS))
     for query in sorted(narrowed):
         yield from (f"/logs/?range={length}&{query}" for length in ("24h", "30d", "all"))
     for name in ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity"):

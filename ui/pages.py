@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from django.contrib import messages
 from django.core.paginator import Page, Paginator
@@ -128,13 +128,19 @@ def own_path(path: str, otherwise: str = "/") -> str:
 
 def stood_on(request: HttpRequest) -> str:
     """The page of this site that what is sent stood on; where it was sent to when the browser does not say."""
+    page = page_before(request)
+    if page is None:
+        return request.get_full_path()
+    return own_path(f"{page.path}?{page.query}" if page.query else page.path, request.get_full_path())
+
+
+def page_before(request: HttpRequest) -> SplitResult | None:
+    """The address of the page of this site that led here; None when the browser does not say."""
     try:
         page = urlsplit(request.headers.get("Referer", ""))
     except ValueError:  # Programs say anything.
-        return request.get_full_path()
-    if page.netloc != request.get_host():
-        return request.get_full_path()
-    return own_path(f"{page.path}?{page.query}" if page.query else page.path, request.get_full_path())
+        return None
+    return page if page.netloc == request.get_host() else None
 
 
 def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = None) -> HttpResponse:

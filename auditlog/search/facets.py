@@ -18,7 +18,8 @@ from auditlog.search.filters import FACETS, NOT, CallFilter, name_of
 from auditlog.search.keyset import EPOCH
 
 AT_FIRST = 4  # Values of a facet that are shown.
-AT_MOST = 20  # And of one that was asked for more.
+AT_MOST = 20  # And of one that was asked for more,
+AT_OPEN = 40  # which all that were asked for share.
 COUNTED = 5_000  # Of the newest calls: of a rare outcome each lies on a page of its own.
 # The facets that stand open.
 FIRST = ("outcome", "host", "user")
@@ -88,7 +89,10 @@ class Line(NamedTuple):
 
 
 class Facet(NamedTuple):
-    """One filter beside the list; `lines` is None while nobody has asked for its values, `why_none` why it has none."""
+    """One filter beside the list; `lines` is None while nobody has asked for its values, `why_none` why it has none.
+
+    `opens` is the query string of the link to the list with all its values.
+    """
 
     name: str
     label: str
@@ -97,6 +101,7 @@ class Facet(NamedTuple):
     partial: bool
     is_asked: bool
     takes_text: bool
+    opens: str
     why_none: str = ""
 
 
@@ -147,13 +152,15 @@ def _is_open(call_filter: CallFilter, name: str) -> bool:
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:
     field, is_asked = FILTERS[name], name in call_filter.values["open"]
     takes_text = not field.choices and name != "reason"
+    opens = call_filter.changed(open=[*call_filter.values["open"], name])
     if found is None:
-        return Facet(name, field.label, None, 0, False, is_asked, takes_text)
+        return Facet(name, field.label, None, 0, False, is_asked, takes_text, opens)
     chosen, left_out = (call_filter.values[key] for key in (name, NOT + name))
-    listed = found.values[: AT_MOST if is_asked else AT_FIRST]
+    at_most = max(AT_OPEN // max(len(call_filter.values["open"]), 2), AT_FIRST)
+    listed = found.values[: at_most if is_asked else AT_FIRST]
     known = {one.value: one for one in found.values}
     missing = [value for value in dict.fromkeys([*chosen, *left_out]) if value not in {one.value for one in listed}]
-    more = [known.get(value) or FacetValue(value, name_of(field, value), -1) for value in missing]
+    added = [known.get(value) or FacetValue(value, name_of(field, value), -1) for value in missing]
     most = max((one.calls for one in found.values), default=1)
     lines = [
         Line(
@@ -165,6 +172,7 @@ def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Fac
             one.value in chosen,
             one.value in left_out,
         )
-        for one in [*listed, *more]
+        for one in [*listed, *added]
     ]
-    return Facet(name, field.label, lines, max(found.distinct - len(listed), 0), found.partial, is_asked, takes_text)
+    more = max(found.distinct - len(listed), 0)
+    return Facet(name, field.label, lines, more, found.partial, is_asked, takes_text, opens)

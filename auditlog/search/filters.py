@@ -18,6 +18,7 @@ from django.utils import timezone
 from auditlog.models import Call
 from auditlog.name_lookups import lookups
 from auditlog.ranges import STRETCHES
+from auditlog.search import here
 from auditlog.search.criteria import (
     RECENT,
     Criterion,
@@ -82,7 +83,7 @@ class Facet(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """One thing the list is narrowed by; `without` is the query string that leaves it out."""
+    """One thing the list is narrowed by; `without` is the query string of the link that leaves it out."""
 
     name: str
     label: str
@@ -219,10 +220,20 @@ class CallFilter(forms.Form):
         remaining = {name: value for name, value in self.asked.items() if name not in names}
         return urlencode(remaining | more, doseq=True)
 
+    def changed(self, **more: Any) -> str:
+        """The query string of a link to the same list with other values of some filters; an empty one takes it away."""
+        whole = {name: value for name, value in (self.asked | more).items() if value}
+        return here.brief(urlencode(whole, doseq=True), urlencode(more, doseq=True))
+
+    def elsewhere(self, **more: Any) -> str:
+        """The query string of a link to another page about the same calls."""
+        whole = self.scope | self.asked | more
+        return here.brief(urlencode(whole, doseq=True), urlencode(self.scope | more, doseq=True))
+
     def without_value(self, name: str, value: str) -> str:
-        """The query string without one of the values of a filter."""
+        """The query string of the link that takes one of the values of a filter away."""
         values = [one for one in self.values[name] if one != value]
-        return urlencode(self.asked | {name: values}, doseq=True)
+        return here.brief(urlencode(self.asked | {name: values}, doseq=True), here.removal(name, value))
 
     @property
     def query(self) -> str:
@@ -322,13 +333,13 @@ class CallFilter(forms.Form):
         """All that narrows the list but the search, which stands in its field; ids under their newest names."""
         chips = []
         if self.is_between:
-            chips.append(Chip("time", "Time", "", self.span, self.without("from", "to")))
+            chips.append(Chip("time", "Time", "", self.span, self.changed(**{"from": "", "to": ""})))
         for name, field in FILTERS.items():
             if name in self.scope:
                 continue
             if name not in FACETS and self.values[name]:
                 text = self.values[name]
-                chips.append(Chip(name, field.label, "", name_of(field, text), self.without(name)))
+                chips.append(Chip(name, field.label, "", name_of(field, text), self.changed(**{name: ""})))
                 continue
             for key, sign in ((name, ""), (NOT + name, "is not")):
                 chips += [

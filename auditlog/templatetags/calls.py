@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 
 from auditlog import replica
 from auditlog.groups import BY
+from auditlog.search.filters import CallFilter
 from auditlog.week import Week, weeks
 
 register = template.Library()
@@ -34,9 +35,9 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
 
 
 @register.simple_tag
-def group_choices() -> list[tuple[str, str]]:
-    """What calls may be grouped by, each with what people call it."""
-    return [(name, one.label) for name, one in BY.items()]
+def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
+    """What the calls of a list may be grouped by: what people call it, and the query string of the page that does."""
+    return [(one.label, call_filter.elsewhere(by=name)) for name, one in BY.items()]
 
 
 @register.simple_tag(takes_context=True)

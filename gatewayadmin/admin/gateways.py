@@ -152,6 +152,7 @@ class FeaturePages(CapabilityAdmin):
         "enabled",
         "assignment",
         "annotations",
+        "effect",
         "approved",
         "offered",
         "first_seen_at",

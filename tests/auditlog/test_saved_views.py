@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db
 
 
 def names(response: Any) -> list[str]:
-    return [view.name for view, _, _ in response.context["views"]]
+    return [view.name for view, *_ in response.context["views"]]
 
 
 def test_a_view_is_saved_opened_shared_and_removed_with_an_event_each(ana: User, viv: User, sign_in: SignIn) -> None:

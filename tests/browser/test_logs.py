@@ -1,11 +1,13 @@
 """The Logs page in a real browser: new calls by themselves, values of a filter, bars, a call beside the list (5.9)."""
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
+from tests.browser.fixtures import Open
 from tests.browser.looks import DESK
 from tests.eventually import PROMPT
 from tests.make import unique
@@ -122,6 +124,35 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
 
     page.get_by_role("searchbox").fill("duration is fast")
     expect(page.locator("#search-error")).to_contain_text("Position 13")
+
+
+@pytest.mark.parametrize("with_script", [True, False])
+def test_filters_that_links_do_not_say_are_kept_in_a_tab_of_their_own_and_without_script(
+    live: Serve, open_browser: Open, signed_in: Path, with_script: bool
+) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    for _ in range(2):
+        curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+    others = "&".join(f"not_tool=another-{n}-{unique('x')}" for n in range(6))
+    query = f"{others}&q=host+is+{host}"
+    page = open_browser(storage_state=signed_in, java_script_enabled=with_script).new_page()
+
+    page.goto(f"{live.url}/logs/?{query}")
+    row = page.locator("tbody .row-link").last
+    assert (row.get_attribute("href") or "").endswith("/?here")
+    with page.context.expect_page() as opened:
+        row.click(modifiers=["ControlOrMeta"])
+    expect(opened.value).to_have_url(re.compile(f"/logs/[0-9a-f-]{{36}}/.{re.escape(query)}$"))
+    row.click()
+    expect(page).to_have_url(re.compile(f"/logs/[0-9a-f-]{{36}}/.{re.escape(query)}$"))
+    expect(page.locator(".drawer")).to_contain_text("Recorded")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.locator(".chart a").last.click()
+    expect(page).to_have_url(re.compile(f"/logs/.from=.*{re.escape(query)}&to="))
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.get_by_role("link", name="Remove filter: Tool is not another-0").click()
+    expect(page.locator(".chip")).to_have_count(6)
 
 
 WHOLE_ROWS = """rows => rows.map(row => row.getBoundingClientRect())
