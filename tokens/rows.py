@@ -118,6 +118,7 @@ ACTIVE = 1 << 8
 BITS = {name: 1 << n for n, name in enumerate((*CARES, "blocked"))}
 MATCHING = 1 << 7
 
+ANY = Q()
 _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
 
 
@@ -166,15 +167,18 @@ class TokenFilter(forms.Form):
         self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     @property
-    def _matching(self) -> Q:
-        """What is asked of a token that is listed."""
-        chosen = self.values
-        state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
-        return state & sought(chosen.get("q", ""), of_many="owner" in chosen)
+    def _words(self) -> Q:
+        return sought(self.values.get("q", ""), of_many="owner" in self.values)
+
+    @property
+    def _state(self) -> str:
+        """The card or the status whose tokens are listed."""
+        return self.values.get("care", self.values["status"])
 
     def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
         """The tokens that match, those that end first at the top."""
-        tokens = tokens.filter(self._matching)
+        state = needing(self.values["care"]) if "care" in self.values else of_status(self.values["status"])
+        tokens = tokens.filter(state & self._words)
         if self.values["status"] == "revoked":
             return tokens.order_by("-revoked_at", "pk")
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
@@ -184,8 +188,8 @@ class TokenFilter(forms.Form):
         if "q" not in self.values:
             counted = numbers(tokens, owner)
             of_all = sum(counted[name] for name in TOLD)
-            return counted, counted.get(self.values.get("care", self.values["status"]), of_all)
-        looks = _looks(tokens, owner, self._matching)
+            return counted, counted.get(self._state, of_all)
+        looks = _looks(tokens, owner, self._state, self._words)
         return _sums(looks), sum(number for told, number in looks if told & MATCHING)
 
 
@@ -194,7 +198,7 @@ def numbers(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
 
     `owner` is whose they are, when they are one person's: nobody else's connections are looked at then.
     """
-    return _sums(_looks(tokens, owner, Q()))
+    return _sums(_looks(tokens, owner))
 
 
 def _sums(looks: Iterable[tuple[int, int]]) -> dict[str, int]:
@@ -210,18 +214,24 @@ def _sums(looks: Iterable[tuple[int, int]]) -> dict[str, int]:
     return counted
 
 
-def _looks(tokens: TokenQuerySet, owner: User | None, matching: Q) -> list[tuple[int, int]]:
+def _looks(tokens: TokenQuerySet, owner: User | None, state: str = "", words: Q = ANY) -> list[tuple[int, int]]:
     """How many tokens are told by each number, so that each is looked at once.
 
     The number is its place in TOLD, or ACTIVE with BITS of the cards that are about it and of what is blocked; plus
-    MATCHING for one that is looked for.
+    MATCHING for one with these `words`, of those that are in this `state`.
     """
     now = timezone.now()
+    found: Combinable = Case(When(words, then=Value(MATCHING)), default=0) if words else Value(MATCHING)
+
+    def told(status: str, number: Combinable) -> Combinable:
+        # Words are looked for where the state fits: else every other token is asked for both.
+        return number + found if state in (status, "all") else number
+
     # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.
     ended = (
-        When(revoked_at__isnull=False, then=Value(TOLD.index("revoked"))),
-        When(expires_at__lte=now, then=Value(TOLD.index("expired"))),
-        When(digest=None, then=Value(TOLD.index("waiting"))),
+        When(revoked_at__isnull=False, then=told("revoked", Value(TOLD.index("revoked")))),
+        When(expires_at__lte=now, then=told("expired", Value(TOLD.index("expired")))),
+        When(digest=None, then=told("waiting", Value(TOLD.index("waiting")))),
     )
     unused = When(last_used_at=None, then=Value(BITS["unused"]))
     unlimited = When(expires_at=None, then=Value(BITS["unlimited"]))
@@ -229,9 +239,10 @@ def _looks(tokens: TokenQuerySet, owner: User | None, matching: Q) -> list[tuple
     active += Case(unused, When(last_used_at__lte=now - IDLE, then=Value(BITS["idle"])), default=0)
     active += Case(unlimited, When(expires_at__lte=now + EXPIRES_SOON, then=Value(BITS["expiring"])), default=0)
     active += Case(When(connection__in=_stopped(owner), then=Value(BITS["blocked"])), default=0)
-    told: Combinable = Case(*ended, default=active, output_field=IntegerField())
-    told += Case(When(matching, then=Value(MATCHING)), default=0) if matching else Value(MATCHING)
-    counted = tokens.order_by().annotate(told=told).values("told").annotate(number=Count("*"))
+    if state in CARES:
+        active += Case(When(_means()[state] & words, then=Value(MATCHING)), default=0)
+    number = Case(*ended, default=told("active", active), output_field=IntegerField())
+    counted = tokens.order_by().annotate(told=number).values("told").annotate(number=Count("*"))
     return list(counted.values_list("told", "number"))
 
 
