@@ -14,7 +14,7 @@ from django.db import connection
 from auditlog.models import Call
 from auditlog.search.criteria import Search
 from auditlog.search.fields import FILTERS, LogField
-from auditlog.search.filters import FACETS, NOT, CallFilter, name_of
+from auditlog.search.filters import FACETS, NOT, CallFilter
 from auditlog.search.keyset import EPOCH
 
 AT_FIRST = 4  # Values of a facet that are shown.
@@ -160,7 +160,7 @@ def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Fac
     listed = found.values[: at_most if is_asked else AT_FIRST]
     known = {one.value: one for one in found.values}
     missing = [value for value in dict.fromkeys([*chosen, *left_out]) if value not in {one.value for one in listed}]
-    added = [known.get(value) or FacetValue(value, name_of(field, value), -1) for value in missing]
+    added = [known.get(value) or FacetValue(value, call_filter.shown(name, value), -1) for value in missing]
     most = max((one.calls for one in found.values), default=1)
     lines = [
         Line(

@@ -11,11 +11,11 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
+from django.db import connection
 from django.db.models import Q
 from django.http import QueryDict
 from django.utils import timezone
 
-from auditlog.models import Call
 from auditlog.name_lookups import lookups
 from auditlog.ranges import STRETCHES
 from auditlog.search import here
@@ -33,6 +33,7 @@ from auditlog.search.criteria import (
 )
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
+from auditlog.search.keyset import EPOCH
 from auditlog.search.look import CHARTS, COLUMNS, USUAL, Look
 from auditlog.search.query_language import (
     ANY_ID,
@@ -55,6 +56,12 @@ ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
 _WALL = "%Y-%m-%dT%H:%M"
+# An index leads to the newest call with each id.
+NEWEST_NAMES = """
+SELECT t.n, c.name FROM unnest(%s::uuid[]) WITH ORDINALITY AS t (value, n) CROSS JOIN LATERAL (
+    SELECT {name} AS name FROM auditlog_call WHERE {id} = t.value AND created_at >= %s ORDER BY created_at DESC LIMIT 1
+) c
+"""
 
 # The filters that take several values and leave others out, in their order beside the list.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
@@ -338,15 +345,25 @@ class CallFilter(forms.Form):
             if name in self.scope:
                 continue
             if name not in FACETS and self.values[name]:
-                text = self.values[name]
-                chips.append(Chip(name, field.label, "", name_of(field, text), self.changed(**{name: ""})))
+                shown = self.shown(name, self.values[name])
+                chips.append(Chip(name, field.label, "", shown, self.changed(**{name: ""})))
                 continue
             for key, sign in ((name, ""), (NOT + name, "is not")):
                 chips += [
-                    Chip(name, field.label, sign, name_of(field, value), self.without_value(key, value))
+                    Chip(name, field.label, sign, self.shown(name, value), self.without_value(key, value))
                     for value in self.values.get(key, ())
                 ]
         return chips
+
+    def shown(self, name: str, value: str) -> str:
+        """How one of the values of a filter is shown."""
+        return self._names[name][value]
+
+    @cached_property
+    def _names(self) -> dict[str, dict[str, str]]:
+        chosen = {name: [self.values[name]] if self.values[name] else [] for name in FILTERS if name not in FACETS}
+        chosen |= {name: [*self.values[name], *self.values[NOT + name]] for name in FACETS}
+        return {name: names_of(FILTERS[name], values) for name, values in chosen.items() if values}
 
     @property
     def tab(self) -> str:
@@ -401,13 +418,19 @@ def _form_field(field: LogField) -> forms.Field:
     return Texts(longest=field.max_length or ID_LENGTH)
 
 
-def name_of(field: LogField, value: str) -> str:
-    """How a chosen value is shown: of an id, the name in the newest call with it, or its first characters."""
-    if not field.id_column or uuid_of(value) is None:
-        return value[:8] if field.comparison is Comparison.ID else field.label_of(value)
-    calls = Call.objects.filter(**{field.id_column: value}).order_by("-created_at")
+def names_of(field: LogField, values: Sequence[str]) -> dict[str, str]:
+    """How chosen values are shown: of an id, the name in the newest call with it, or its first characters."""
+    names, ids = dict[str, str](), dict[str, UUID]()
+    for value in values:
+        if field.id_column and (pk := uuid_of(value)):
+            ids[value] = pk
+        else:
+            names[value] = value[:8] if field.comparison is Comparison.ID else field.label_of(value)
     # Of most there is one in the last week, and of that the database has few partitions to think about.
-    for rows in (calls.filter(created_at__gte=timezone.now() - RECENT), calls):
-        if names := list(rows.values_list(field.column, flat=True)[:1]):
-            return names[0] or value[:8]
-    return value[:8]
+    for since in (timezone.now() - RECENT, EPOCH):
+        if left := [value for value in ids if value not in names]:
+            with connection.cursor() as cursor:
+                statement = NEWEST_NAMES.format(id=field.id_column, name=field.column)
+                cursor.execute(statement, [[ids[value] for value in left], since])
+                names |= {left[n - 1]: name or left[n - 1][:8] for n, name in cursor.fetchall()}
+    return {value: names.get(value, value[:8]) for value in values}
