@@ -25,7 +25,7 @@ from auditlog.search.keyset import Cursor, page
 from auditlog.sentences import parts
 from auditlog.targets import KINDS, Places, places_of
 from capabilities import Capability, requires
-from ui.pages import AppRequest, is_for, show
+from ui.pages import AppRequest, is_for, show, with_query
 
 ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
@@ -145,11 +145,11 @@ class EventRow:
 def listing(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/events.html#closed")
-    context = _listed(request)
+    context = _listed(request, EventFilter(request.GET))
     response = show(request, "auditlog/events.html#entries", context)
     if request.htmx:
         # What htmx would push names every empty field of the form.
-        response["HX-Push-Url"] = f"{request.path}?{context['query']}".removesuffix("?")
+        response["HX-Push-Url"] = with_query(request.path, context["query"])
     return response
 
 
@@ -157,10 +157,10 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.AUDIT_READ)
 def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
-    meant = here.meant(request)
-    event_filter = EventFilter(request.GET if meant is None else meant)
-    is_alone, address = is_for(request, "drawer"), f"{request.path}?{event_filter.query}".removesuffix("?")
-    if meant is not None and not is_alone:
+    event_filter = EventFilter(here.values(request, lambda query: EventFilter(query).asked))
+    address = with_query(request.path, event_filter.query)
+    is_alone = is_for(request, "drawer")
+    if here.is_brief(request) and not is_alone:
         return redirect(address)
     event = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
@@ -169,11 +169,10 @@ def detail(request: AppRequest, uid: UUID) -> HttpResponse:
         response = render(request, "auditlog/event_drawer.html", {**context, "query": event_filter.query})
         response["HX-Push-Url"] = address
         return response
-    return render(request, "auditlog/events.html", {**_listed(request, ROWS_BESIDE), **context})
+    return render(request, "auditlog/events.html", {**_listed(request, event_filter, ROWS_BESIDE), **context})
 
 
-def _listed(request: AppRequest, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
-    event_filter = EventFilter(request.GET)
+def _listed(request: AppRequest, event_filter: EventFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
     events = event_filter.narrow()
     result = page([events], Cursor.named(request.GET.get("cursor", "")), size)
     places = places_of(result.rows, request.user)

@@ -18,6 +18,7 @@ from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
 from auditlog.models import Event
 from auditlog.search import here
 from auditlog.search.filters import RANGES, CallFilter
+from auditlog.search.look import Look
 from auditlog.search.query_language import Either
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show
@@ -39,9 +40,8 @@ COLUMNS = (
 @replica.from_replica
 def grouped(request: AppRequest) -> HttpResponse:
     """The calls as the page of calls narrows them, by what they are of."""
-    meant = here.meant(request)
-    call_filter, by, sort = _asked(request.GET if meant is None else meant)
-    if meant is not None:
+    call_filter, by, sort = _asked(here.values(request, lambda query: _told(request, query)))
+    if here.is_brief(request):
         return redirect(f"{request.path}?{_with(call_filter, by=by, sort=sort)}")
     found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
     rows = found.sorted(sort) if found else []
@@ -90,6 +90,12 @@ def _asked(query: QueryDict) -> tuple[CallFilter, str, str]:
     return CallFilter(query), by if by in BY else "host", sort if sort.removeprefix("-") in SORTS else "-calls"
 
 
+def _told(request: AppRequest, query: QueryDict) -> dict[str, Any]:
+    """What a list of calls or groups was narrowed by; its times were those of this person's zone."""
+    asked = CallFilter(query, look=Look.of(request.user.log_look)).asked
+    return asked | {name: query.get(name, "") for name in ("by", "sort")}
+
+
 def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
     return call_filter.without("live", *left_out, **more)
 
@@ -97,11 +103,11 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 def _query(call_filter: CallFilter, by: str, row: Group) -> str:
     """The query string of a link to the calls of one group; empty when the search cannot be narrowed so in words."""
     if by != "reason":
-        return call_filter.changed(**{by: row.value})
+        return call_filter.link_with(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):
         return ""
     text = call_filter.values["q"]
-    return call_filter.changed(q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
+    return call_filter.link_with(live="", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
 
 
 def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from accounts.models import SavedView
 from accounts.rules import PeopleError
 from auditlog.search.filters import CallFilter
 from capabilities import Capability, requires
-from ui.pages import AppRequest, leave
+from ui.pages import AppRequest, leave, with_query
 
 LONGEST_NAME = 80
 LONGEST_QUERY = 2000
@@ -29,7 +29,7 @@ def canonical(query: str) -> str:
 def save(request: AppRequest) -> HttpResponse:
     """Save what the list is narrowed to under a name."""
     query = canonical(request.POST.get("query", ""))
-    back = f"{reverse('auditlog:calls')}?{query}".removesuffix("?")
+    back = with_query(reverse("auditlog:calls"), query)
     name = request.POST.get("name", "").strip()
     if not name or len(name) > LONGEST_NAME or "\0" in name:
         return leave(request, back, f"Not saved: a view needs a name of at most {LONGEST_NAME} characters.")
@@ -44,11 +44,11 @@ def save(request: AppRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.LOGS_READ)
-def one(request: AppRequest, pk: UUID) -> HttpResponse:
+def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
     """Open a view; or share it, no longer share it, or remove it."""
     view = get_object_or_404(SavedView.objects.seen_by(request.user), pk=pk)
     if request.method == "GET":
-        return redirect(f"{reverse('auditlog:calls')}?{view.query}".removesuffix("?"))
+        return redirect(with_query(reverse("auditlog:calls"), view.query))
     act, name = request.POST.get("act", ""), view.name
     said = {"share": "is shared", "keep": "is no longer shared", "remove": "removed"}.get(act, "")
     try:

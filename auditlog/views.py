@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -36,10 +36,10 @@ from auditlog.trail import trail_of
 from auditlog.trail_views import what_if_url
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment
+from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
-LARGEST = 60 * 1024  # Bytes of a page,
-LEAST_ROWS = 10  # unless so few rows are left.
+LARGEST = 60 * 1024  # Bytes of a list of calls.
+LEAST_ROWS = 10  # As many it has even so.
 ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
 MOST_VIEWS = 50  # Saved views that stand above the list.
 NO_PAGE = SearchPage(Page([], None, None))
@@ -52,22 +52,24 @@ RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
-    if (asked := here.meant(request)) is not None:
-        return _at(request, CallFilter(asked, look=_usual(request)))
-    call_filter = CallFilter(request.GET, look=_usual(request))
+    call_filter = _filter(request)
+    if here.is_brief(request):
+        return redirect(_address(request, call_filter))
     if (uid := call_filter.pasted_id) and (row := _only_call(call_filter, uid)):
         page = reverse("auditlog:call", args=[row.uid])
         return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
     return listing(request, "auditlog/calls.html", {}, call_filter)
 
 
-def _at(request: AppRequest, call_filter: CallFilter) -> HttpResponse:
-    """The same page, at the address that says all the filters."""
-    return redirect(_address(request, call_filter))
+def _filter(request: AppRequest, scope: dict[str, str] | None = None) -> CallFilter:
+    """What a request narrows the log by, on the page of a part of it within its `scope`."""
+    look = _usual(request)
+    return CallFilter(here.values(request, lambda query: CallFilter(query, look=look).asked), scope, look)
 
 
 def _address(request: AppRequest, call_filter: CallFilter) -> str:
-    return f"{request.path}?{call_filter.query}".removesuffix("?")
+    """The same page, at the address that says all the filters."""
+    return with_query(request.path, call_filter.query)
 
 
 def _usual(request: AppRequest) -> Look:
@@ -96,35 +98,34 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
 def _listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     context |= _listed(request, call_filter)
     if not wants_fragment(request):
-        return _fitting(request, template, context)
-    response = _fitting(request, "auditlog/log.html#entries", context)
+        return _show_fitting(request, template, context)
+    response = _show_fitting(request, "auditlog/log.html#entries", context)
     # What htmx would push names every empty field of the form.
     response["HX-Push-Url"] = _address(request, call_filter)
     return response
 
 
-def _fitting(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+def _show_fitting(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
     """The page; with fewer rows where all of them, with much text in each, make more than LARGEST bytes of it."""
     response = show(request, template, context)
     rows, over = list(context["rows"]), len(response.content) - LARGEST
     if over <= 0 or len(rows) <= LEAST_ROWS:
         return response
-    cursor = Cursor.named(request.GET.get("cursor", ""))
-    way = cursor.way if cursor else OLDER
+    cursor, is_slowest = Cursor.named(request.GET.get("cursor", "")), context["filters"].values["order"]
+    way = cursor.way if cursor and not is_slowest else OLDER
     while over > 0 and len(rows) > LEAST_ROWS:
         over -= len(rows.pop(0 if way == NEWER else -1).cells.encode())
-    page = context["page"].cut(len(rows), way)
-    if context["filters"].values["order"]:  # Of the slowest there is one page.
+    page = context["page"].nearest(len(rows), way)
+    if is_slowest:  # Of these there is one page.
         page = replace(page, older=None)
     return show(request, template, context | {"rows": rows, "page": page, "looked_to": None})
 
 
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
     """The calls of one host, gateway or server (`kind`), as a tab of its page."""
-    asked, scope = here.meant(request), {kind: str(target.pk)}
-    if asked is not None:
-        return _at(request, CallFilter(asked, scope, _usual(request)))
-    call_filter = CallFilter(request.GET, scope, _usual(request))
+    call_filter = _filter(request, {kind: str(target.pk)})
+    if here.is_brief(request):
+        return redirect(_address(request, call_filter))
     return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
@@ -148,11 +149,10 @@ def now(request: AppRequest, uid: UUID) -> HttpResponse:
 
 
 def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
-    asked = here.meant(request)
-    call_filter = CallFilter(request.GET if asked is None else asked, look=_usual(request))
-    is_alone = is_for(request, "drawer")
-    if asked is not None and not is_alone:
-        return _at(request, call_filter)
+    call_filter = _filter(request)
+    address, is_alone = _address(request, call_filter), is_for(request, "drawer")
+    if here.is_brief(request) and not is_alone:
+        return redirect(address)
     try:
         row = Call.objects.find(uid)
     except Call.DoesNotExist as missing:
@@ -160,6 +160,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     sees_payload = request.user.has_perm(Capability.LOGS_PAYLOADS)
     context = {
         "call": row,
+        "address": address,
         "link": settings.PUBLIC_URL + reverse("auditlog:call", args=[uid]),
         "newer": _neighbour(row, call_filter, NEWER),
         "older": _neighbour(row, call_filter, OLDER),
@@ -173,10 +174,10 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     }
     if is_alone:
         response = render(request, "auditlog/drawer.html", {**context, "query": call_filter.query})
-        response["HX-Push-Url"] = _address(request, call_filter)
+        response["HX-Push-Url"] = address
         return response
     listed = _listed(request, call_filter, ROWS_BESIDE, open_facets=()) | {"views": _views(request, call_filter)}
-    return _fitting(request, "auditlog/calls.html", listed | context)
+    return render(request, "auditlog/calls.html", listed | context)
 
 
 @require_GET
@@ -194,8 +195,6 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
         "facet": found,
         "filters": call_filter,
         "newest": f"{facets.COUNTED:,}",
-        "query": call_filter.query,
-        "list_url": reverse("auditlog:calls"),
     }
     return render(request, "auditlog/facet.html", context)
 
@@ -231,8 +230,8 @@ def keep_look(request: AppRequest) -> HttpResponse:
     call_filter = CallFilter(QueryDict(request.POST.get("query", "")), look=_usual(request))
     request.user.keep_log_look(call_filter.look.as_query())
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
-    query = call_filter.without("columns", "zone", "chart")
-    return leave(request, f"{back}?{query}".removesuffix("?"), "Kept: your list of calls looks like this from now on")
+    to = with_query(back, call_filter.without("columns", "zone", "chart"))
+    return leave(request, to, "Kept: your list of calls looks like this from now on")
 
 
 @require_GET
@@ -291,8 +290,8 @@ def _listed(
         "unknown": call_filter.unknown() if count and not count.number else [],
         "histogram": bars,
         "latencies": timed,
-        "charts": [(name, label, call_filter.changed(chart=name)) for name, label in look.CHARTS],
-        "order": call_filter.changed(order="" if call_filter.values["order"] else filters.SLOWEST),
+        "charts": [(name, label, call_filter.link_with(chart=name)) for name, label in look.CHARTS],
+        "order_query": call_filter.link_with(order="" if call_filter.values["order"] else filters.SLOWEST),
         "arrived": 0,
         "most_new": MOST_NEW,
         "filters": call_filter,
@@ -302,8 +301,8 @@ def _listed(
         "whole_range": call_filter.without(*call_filter.asked.keys() - {"range", "from", "to"}),
         "span": call_filter.span,
         "query": call_filter.query,
-        "around": here.brief(call_filter.without("from", "to", "range", "live"), "live="),
-        "row_query": call_filter.elsewhere(),
+        "bar_query": here.brief(call_filter.without("from", "to", "range", "live"), "live="),
+        "row_query": call_filter.link_elsewhere(),
         "chips": call_filter.chips(),
         "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),
         "newest": f"{facets.COUNTED:,}",
@@ -315,23 +314,29 @@ def _listed(
     }
 
 
-def _views(request: AppRequest, call_filter: CallFilter) -> list[tuple[SavedView, str, bool, bool]]:
-    """The saved views this person may open; the link to each, whether it is theirs, and whether they may remove it.
+class ListedView(NamedTuple):
+    """A saved view above the list: whether it is one's own, and whether one may remove it."""
 
-    None of a part of the log.
-    """
+    view: SavedView
+    link: str
+    is_own: bool
+    is_removable: bool
+
+
+def _views(request: AppRequest, call_filter: CallFilter) -> list[ListedView]:
+    """The saved views this person may open. None of a part of the log."""
     if call_filter.scope:
         return []
     found = SavedView.objects.seen_by(request.user).select_related("owner")
     return [
-        (view, _link(view), view.owner_id == request.user.pk, view.may_remove(request.user))
+        ListedView(view, _link(view), view.owner_id == request.user.pk, view.may_remove(request.user))
         for view in found[:MOST_VIEWS]
     ]
 
 
 def _link(view: SavedView) -> str:
     if here.is_short(view.query):
-        return f"{reverse('auditlog:calls')}?{view.query}"
+        return with_query(reverse("auditlog:calls"), view.query)
     return reverse("auditlog:view", args=[view.pk])
 
 

@@ -218,20 +218,19 @@ def _looks(tokens: TokenQuerySet, owner: User | None, state: str = "", words: Q 
     """How many tokens are told by each number, so that each is looked at once.
 
     The number is its place in TOLD, or ACTIVE with BITS of the cards that are about it and of what is blocked; plus
-    MATCHING for one with these `words`, of those that are in this `state`.
+    MATCHING for one with these `words`, of those that are in this `state`: both are given, or neither.
     """
     now = timezone.now()
-    found: Combinable = Case(When(words, then=Value(MATCHING)), default=0) if words else Value(MATCHING)
 
-    def told(status: str, number: Combinable) -> Combinable:
-        # Words are looked for where the state fits: else every other token is asked for both.
-        return number + found if state in (status, "all") else number
+    def with_match(status: str, number: Combinable) -> Combinable:
+        # Words are looked for where the state fits, not of every token.
+        return number + Case(When(words, then=Value(MATCHING)), default=0) if state in (status, "all") else number
 
     # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.
     ended = (
-        When(revoked_at__isnull=False, then=told("revoked", Value(TOLD.index("revoked")))),
-        When(expires_at__lte=now, then=told("expired", Value(TOLD.index("expired")))),
-        When(digest=None, then=told("waiting", Value(TOLD.index("waiting")))),
+        When(revoked_at__isnull=False, then=with_match("revoked", Value(TOLD.index("revoked")))),
+        When(expires_at__lte=now, then=with_match("expired", Value(TOLD.index("expired")))),
+        When(digest=None, then=with_match("waiting", Value(TOLD.index("waiting")))),
     )
     unused = When(last_used_at=None, then=Value(BITS["unused"]))
     unlimited = When(expires_at=None, then=Value(BITS["unlimited"]))
@@ -241,7 +240,7 @@ def _looks(tokens: TokenQuerySet, owner: User | None, state: str = "", words: Q 
     active += Case(When(connection__in=_stopped(owner), then=Value(BITS["blocked"])), default=0)
     if state in CARES:
         active += Case(When(_means()[state] & words, then=Value(MATCHING)), default=0)
-    number = Case(*ended, default=told("active", active), output_field=IntegerField())
+    number = Case(*ended, default=with_match("active", active), output_field=IntegerField())
     counted = tokens.order_by().annotate(told=number).values("told").annotate(number=Count("*"))
     return list(counted.values_list("told", "number"))
 

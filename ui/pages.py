@@ -126,12 +126,17 @@ def own_path(path: str, otherwise: str = "/") -> str:
     return path if path.startswith("/") and url_has_allowed_host_and_scheme(path, allowed_hosts=None) else otherwise
 
 
+def with_query(path: str, query: str) -> str:
+    """An address of a path and a query string, which may be empty."""
+    return f"{path}?{query}" if query else path
+
+
 def stood_on(request: HttpRequest) -> str:
     """The page of this site that what is sent stood on; where it was sent to when the browser does not say."""
     page = page_before(request)
     if page is None:
         return request.get_full_path()
-    return own_path(f"{page.path}?{page.query}" if page.query else page.path, request.get_full_path())
+    return own_path(with_query(page.path, page.query), request.get_full_path())
 
 
 def page_before(request: HttpRequest) -> SplitResult | None:

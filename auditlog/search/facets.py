@@ -18,8 +18,8 @@ from auditlog.search.filters import FACETS, NOT, CallFilter
 from auditlog.search.keyset import EPOCH
 
 AT_FIRST = 4  # Values of a facet that are shown.
-AT_MOST = 20  # And of one that was asked for more,
-AT_OPEN = 40  # which all that were asked for share.
+AT_MOST = 20  # And of one that was asked for more.
+MOST_OPENED = 40  # Of all together that were asked for more and take a text as well.
 COUNTED = 5_000  # Of the newest calls: of a rare outcome each lies on a page of its own.
 # The facets that stand open.
 FIRST = ("outcome", "host", "user")
@@ -91,7 +91,7 @@ class Line(NamedTuple):
 class Facet(NamedTuple):
     """One filter beside the list; `lines` is None while nobody has asked for its values, `why_none` why it has none.
 
-    `opens` is the query string of the link to the list with all its values.
+    `opens` is the query string of the link to the list with more of its values.
     """
 
     name: str
@@ -152,12 +152,14 @@ def _is_open(call_filter: CallFilter, name: str) -> bool:
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:
     field, is_asked = FILTERS[name], name in call_filter.values["open"]
     takes_text = not field.choices and name != "reason"
-    opens = call_filter.changed(open=[*call_filter.values["open"], name])
+    opens = call_filter.link_with(open=[*call_filter.values["open"], name])
     if found is None:
         return Facet(name, field.label, None, 0, False, is_asked, takes_text, opens)
     chosen, left_out = (call_filter.values[key] for key in (name, NOT + name))
-    at_most = max(AT_OPEN // max(len(call_filter.values["open"]), 2), AT_FIRST)
-    listed = found.values[: at_most if is_asked else AT_FIRST]
+    shared = max(MOST_OPENED // max(len({*call_filter.values["open"]}), 2), AT_FIRST)
+    # Of what can be typed as well: the values of others are few, and each has to be there to be chosen.
+    at_most = AT_FIRST if not is_asked else shared if takes_text else AT_MOST
+    listed = found.values[:at_most]
     known = {one.value: one for one in found.values}
     missing = [value for value in dict.fromkeys([*chosen, *left_out]) if value not in {one.value for one in listed}]
     added = [known.get(value) or FacetValue(value, call_filter.shown(name, value), -1) for value in missing]

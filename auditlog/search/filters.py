@@ -90,13 +90,13 @@ class Facet(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """One thing the list is narrowed by; `without` is the query string of the link that leaves it out."""
+    """One thing the list is narrowed by; `link` is the query string of the same list without it."""
 
     name: str
     label: str
     sign: str
     value: str
-    without: str
+    link: str
 
 
 class Moment(forms.DateTimeField):
@@ -227,17 +227,17 @@ class CallFilter(forms.Form):
         remaining = {name: value for name, value in self.asked.items() if name not in names}
         return urlencode(remaining | more, doseq=True)
 
-    def changed(self, **more: Any) -> str:
+    def link_with(self, **more: Any) -> str:
         """The query string of a link to the same list with other values of some filters; an empty one takes it away."""
         whole = {name: value for name, value in (self.asked | more).items() if value}
         return here.brief(urlencode(whole, doseq=True), urlencode(more, doseq=True))
 
-    def elsewhere(self, **more: Any) -> str:
+    def link_elsewhere(self, **more: Any) -> str:
         """The query string of a link to another page about the same calls."""
         whole = self.scope | self.asked | more
         return here.brief(urlencode(whole, doseq=True), urlencode(self.scope | more, doseq=True))
 
-    def without_value(self, name: str, value: str) -> str:
+    def link_without(self, name: str, value: str) -> str:
         """The query string of the link that takes one of the values of a filter away."""
         values = [one for one in self.values[name] if one != value]
         return here.brief(urlencode(self.asked | {name: values}, doseq=True), here.removal(name, value))
@@ -340,17 +340,17 @@ class CallFilter(forms.Form):
         """All that narrows the list but the search, which stands in its field; ids under their newest names."""
         chips = []
         if self.is_between:
-            chips.append(Chip("time", "Time", "", self.span, self.changed(**{"from": "", "to": ""})))
+            chips.append(Chip("time", "Time", "", self.span, self.link_with(**{"from": "", "to": ""})))
         for name, field in FILTERS.items():
             if name in self.scope:
                 continue
             if name not in FACETS and self.values[name]:
                 shown = self.shown(name, self.values[name])
-                chips.append(Chip(name, field.label, "", shown, self.changed(**{name: ""})))
+                chips.append(Chip(name, field.label, "", shown, self.link_with(**{name: ""})))
                 continue
             for key, sign in ((name, ""), (NOT + name, "is not")):
                 chips += [
-                    Chip(name, field.label, sign, self.shown(name, value), self.without_value(key, value))
+                    Chip(name, field.label, sign, self.shown(name, value), self.link_without(key, value))
                     for value in self.values.get(key, ())
                 ]
         return chips

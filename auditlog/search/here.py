@@ -1,26 +1,27 @@
-"""Links of the log that say `here`: the address of the page they stand on, but for what they say themselves.
+"""Links of the log that do not repeat its filters: `here` stands for the query of the page the link is on.
 
 A list of calls has a hundred links that keep its filters. While these are short, each link says them all. Else it says
-what it changes and `here`; the answer leads to the whole address. The browser tells which page a link stands on
-(Referer, whole within this site by SECURE_REFERRER_POLICY). One that does not, as of addresses of more than 4,096
-characters, gets what the link says itself.
+what it changes and `here`; the answer leads to the whole address. The browser tells which page the link is on (Referer,
+whole within this site by SECURE_REFERRER_POLICY). Without, only the link's own values count, and a toast says so.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urlencode
 
+from django.contrib import messages
 from django.http import HttpRequest, QueryDict
 
 from ui.pages import page_before
 
 HERE, WITHOUT = "here", "without"
 SHORT = 60  # Characters of a query string that a hundred links may repeat: a filter by id, and another.
-
-
-def brief(whole: str, change: str = "") -> str:
-    """The query string of a link: the `whole`, or what it changes here."""
-    return whole if is_short(whole) else f"{HERE}&{change}".removesuffix("&")
+LONGEST = 3_800  # With more, an address may have more than 4,096, and browsers tell no page of it.
+_LISTS = re.compile("/(logs|admin-events)/")
+_LOST = "The filters of the list did not come along: your browser did not say which page the link stood on."
 
 
 def is_short(query: str) -> bool:
@@ -28,21 +29,36 @@ def is_short(query: str) -> bool:
     return len(query) <= SHORT
 
 
+def brief(whole: str, change: str = "") -> str:
+    """The query string of a link: the `whole`, or what it changes here. An empty value takes a filter away."""
+    return whole if is_short(whole) or len(whole) > LONGEST else f"{HERE}&{change}".removesuffix("&")
+
+
 def removal(name: str, value: str) -> str:
-    """The change that takes one value from a filter. All of them are taken by an empty one."""
+    """The change that takes one value from a filter; an empty value of the filter itself takes all."""
     return urlencode({WITHOUT: f"{name}:{value}"})
 
 
-def meant(request: HttpRequest) -> QueryDict | None:
-    """The values that a link with `here` asks for; None when it says all of them itself."""
-    if HERE not in request.GET:
-        return None
-    asked = request.GET.copy()
-    before = page_before(request)
-    page = QueryDict(before.query if before else "", mutable=True)
-    for one in asked.pop(WITHOUT, []):
+def is_brief(request: HttpRequest) -> bool:
+    """Whether a request came by a link that says `here`: the answer leads to the whole address then."""
+    return HERE in request.GET
+
+
+def values(request: HttpRequest, read: Callable[[QueryDict], Mapping[str, Any]]) -> QueryDict:
+    """The values a request asks for; those that a link with `here` leaves out are of the page it stood on.
+
+    `read` tells what that page was narrowed by, of its query string.
+    """
+    if not is_brief(request):
+        return request.GET
+    before, changes = page_before(request), request.GET.copy()
+    if before is None or not _LISTS.search(before.path):
+        messages.info(request, _LOST)
+        before = None
+    page = QueryDict(urlencode(read(QueryDict(before.query if before else "")), doseq=True), mutable=True)
+    for one in changes.pop(WITHOUT, []):
         name, _, value = one.partition(":")
         page.setlist(name, [each for each in page.getlist(name) if each != value])
-    for name, values in asked.lists():
-        page.setlist(name, [value for value in values if value])
+    for name, given in changes.lists():
+        page.setlist(name, [value for value in given if value])
     return page

@@ -68,8 +68,8 @@ class Page[M: Any]:
     older: Cursor | None
     newer: Cursor | None
 
-    def cut(self, size: int, way: str = OLDER) -> Page[M]:
-        """So many of its rows, those nearest to the page it was come from; the next one has the others."""
+    def nearest(self, size: int, way: str = OLDER) -> Page[M]:
+        """As many of its rows, those nearest to the page it was come from; the one behind it has the others."""
         if way == NEWER:
             rows = self.rows[-size:]
             return Page(rows, self.older, _from(rows, NEWER))

@@ -37,7 +37,7 @@ def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | N
 @register.simple_tag
 def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
     """What the calls of a list may be grouped by: what people call it, and the query string of the page that does."""
-    return [(one.label, call_filter.elsewhere(by=name)) for name, one in BY.items()]
+    return [(one.label, call_filter.link_elsewhere(by=name)) for name, one in BY.items()]
 
 
 @register.simple_tag(takes_context=True)

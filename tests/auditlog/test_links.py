@@ -3,6 +3,7 @@
 import html
 import re
 from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
@@ -12,10 +13,12 @@ from django.utils import timezone
 
 from accounts.models import SavedView, User
 from auditlog.actions import Action
+from auditlog.models import Call
 from auditlog.search.filters import PAGE_SIZE
+from auditlog.search.keyset import NEWER, Cursor
 from auditlog.search.look import COLUMNS
 from tests import make
-from tests.auditlog.test_views import DRAWER, text
+from tests.auditlog.test_views import DRAWER, HTMX, text
 from tests.conftest import SignIn
 
 pytestmark = pytest.mark.django_db
@@ -112,17 +115,51 @@ def test_a_row_opened_beside_a_list_with_many_filters_says_them_in_the_address(a
 
 
 @pytest.mark.parametrize(
-    "referer", ["", "nonsense", "https://elsewhere.example/logs/?host=x", "http://[", f"{SITE}/logs/"]
+    "referer",
+    [
+        *("", "nonsense", "http://[", "https://elsewhere.example/logs/?host=x"),
+        *(f"{SITE}/", f"{SITE}/accounts/login/?next=/logs/&host=x", f"{SITE}/tools/?q=x"),
+    ],
 )
-def test_without_the_page_it_stood_on_a_link_leads_to_what_it_says(referer: str, ana: User, sign_in: SignIn) -> None:
+def test_without_the_page_it_stood_on_a_link_leads_to_what_it_says_and_a_toast_says_so(
+    referer: str, ana: User, sign_in: SignIn
+) -> None:
     client, headers = sign_in(ana), {"Referer": referer}
     uid = make.call().uid
 
     assert client.get(f"/logs/{uid}/?here", headers=headers)["Location"] == f"/logs/{uid}/"
     assert client.get(f"/logs/{uid}/now/?here", headers=headers)["Location"] == f"/logs/{uid}/now/"
     assert client.get("/logs/?here&chart=latency&order=", headers=headers)["Location"] == "/logs/?chart=latency"
-    assert client.get("/logs/?here&without=host:x&without=&here=2", headers=headers)["Location"] == "/logs/"
     assert client.get("/logs/groups/?here&by=x", headers=headers)["Location"] == "/logs/groups/?by=host&sort=-calls"
+    left = client.get("/logs/?here&without=host:x&without=&here=2", headers=headers, follow=True)
+    assert left.redirect_chain == [("/logs/", 302)]
+    assert "The filters of the list did not come along" in text(left)
+    assert "did not come along" not in text(client.get("/logs/?outcome=ok", headers=headers))
+
+
+def test_a_link_changes_what_its_page_showed_not_what_its_address_said(ana: User, sign_in: SignIn) -> None:
+    ana.keep_log_look({"zone": "Asia/Tokyo"})
+    client, ids = sign_in(ana), [str(uuid4()) for _ in range(25)]
+    page = "/logs/?" + "&".join(f"host={one}" for one in ids)
+
+    assert follow(client, page, f"/logs/?here&without=host:{ids[0]}")[1] == sorted(("host", one) for one in ids[1:20])
+    assert follow(client, "/logs/?host=+A+&nonsense=1&cursor=o1-1", "/logs/?here&without=host:A") == ("/logs/", [])
+    between = "/logs/?range=all&from=2026-11-23T11:25"
+    assert follow(client, between, "/logs/?here&from=&to=") == ("/logs/", [])
+    assert ("from", "2026-11-23T02:25Z") in follow(client, between, "/logs/groups/?here&by=host")[1]
+    assert ("from", "2026-11-23T02:25Z") in follow(client, between, "/logs/?here&chart=none")[1]
+
+
+def test_where_a_browser_would_not_tell_so_long_an_address_each_link_says_it_all(ana: User, sign_in: SignIn) -> None:
+    client, ids = sign_in(ana), [str(uuid4()) for _ in range(85)]
+    make.call()
+    names = ("not_host", "not_user", "not_server", "not_gateway", "not_tool")
+
+    for each, is_told in ((16, True), (17, False)):
+        query = "&".join(f"{name}={one}" for n, name in enumerate(names) for one in ids[n * each : (n + 1) * each])
+        (row,) = links(text(client.get(f"/logs/?{query}")), "<tbody", "</tbody>")
+        assert row.endswith("/?here") == is_told
+        assert is_told or sorted(parse_qsl(urlsplit(row).query)) == sorted(parse_qsl(query))
 
 
 def test_the_links_of_a_tab_stay_with_what_it_is_about(ana: User, sign_in: SignIn) -> None:
@@ -146,7 +183,7 @@ def test_the_links_of_a_tab_stay_with_what_it_is_about(ana: User, sign_in: SignI
 def test_each_group_of_calls_with_many_filters_leads_to_its_calls(ana: User, sign_in: SignIn) -> None:
     client, ids = sign_in(ana), hosts(3)
     query = "&".join(f"host={one}" for one in ids)
-    page = f"/logs/groups/?by=tool&sort=p95&{query}"
+    page = f"/logs/groups/?by=tool&sort=p95&live=1&{query}"
 
     (link,) = links(text(client.get(page)), "<tbody", "</tbody>")
 
@@ -182,23 +219,56 @@ def test_a_saved_view_of_many_filters_is_opened_by_its_id(ana: User, viv: User, 
     assert sign_in(viv).get(f"/logs/views/{view.pk}/").status_code == 404
 
 
-def test_a_list_with_ten_filters_or_all_values_opened_is_at_most_60_kb(ana: User, sign_in: SignIn) -> None:
-    ids = hosts(30)
-    client = sign_in(ana)
-    facets = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
+def rows_of(page: str) -> list[str]:
+    """The ids of the calls that are listed on a page."""
+    return re.findall(r"<a class=row-link href=\"/logs/([0-9a-f-]{36})", page)
 
-    for query in ("&".join(f"host={one}" for one in ids[:10]), "&".join(f"open={one}" for one in facets)):
-        listed = client.get(f"/logs/?{query}")
-        assert len(listed.context["rows"]) in (20, PAGE_SIZE)
-        assert len(listed.content) <= LARGEST
+
+def test_a_list_with_ten_filters_is_whole_and_at_most_60_kb(ana: User, sign_in: SignIn) -> None:
+    ids = hosts(30)
+
+    listed = text(sign_in(ana).get("/logs/?" + "&".join(f"host={one}" for one in ids[:25:2])))
+
+    assert len(rows_of(listed)) == 26
+    assert len(listed.encode()) <= LARGEST
+
+
+def test_filters_whose_values_are_opened_share_what_is_shown_and_short_ones_show_all(
+    ana: User, sign_in: SignIn
+) -> None:
+    outcomes = ["ok", "tool_error", "denied", "timeout", "cancelled", "unauthorized", "rate_limited"]
+    for n in range(21):
+        one: dict[str, Any] = {f"{kind}_name": f"{kind} {n}" for kind in ("host", "gateway", "server")}
+        one |= {f"{kind}_id": uuid4() for kind in ("host", "gateway", "server", "user")}
+        make.call(**one, user_email=f"u{n}@example.com", feature_name=f"t{n}", outcome=outcomes[n % 7])
+    client = sign_in(ana)
+
+    def listed(*opened: str) -> dict[str, int]:
+        page = text(client.get("/logs/?" + "&".join(f"open={one}" for one in opened)))
+        assert len(page.encode()) <= LARGEST
+        return {one: len(re.findall(f" name={one} value=", page)) for one in opened}
+
+    assert listed("host") == {"host": 20}
+    assert listed("host", "host", "host") == {"host": 20}
+    assert listed("host", "user", "outcome") == {"host": 13, "user": 13, "outcome": 7}
+    assert listed("outcome", "host", "user", "server", "tool", "gateway") == {
+        "outcome": 7,
+        **dict.fromkeys(("host", "user", "server", "tool", "gateway"), 6),
+    }
 
 
 def test_where_rows_say_much_a_page_has_fewer_of_them_and_the_next_one_the_others(ana: User, sign_in: SignIn) -> None:
     now, client = timezone.now(), sign_in(ana)
     said = "upstream answered 500: <html> " + "x" * 270
     calls = [
-        make.call(at=now - timedelta(seconds=n), outcome="tool_error", error_text=said, feature_name=f"search_{n}")
-        for n in range(PAGE_SIZE)
+        make.call(
+            at=now - timedelta(seconds=n),
+            outcome="tool_error",
+            error_text=said,
+            feature_name=f"search_{n}",
+            duration_ms=n,
+        )
+        for n in range(3 * PAGE_SIZE)
     ]
     query = "&".join(f"columns={name}" for name in COLUMNS)
 
@@ -206,16 +276,38 @@ def test_where_rows_say_much_a_page_has_fewer_of_them_and_the_next_one_the_other
         """The calls on a page, and the page."""
         shown = text(client.get(link))
         assert len(shown.encode()) <= LARGEST
-        return re.findall('<tr><th scope=row><a class=row-link href="/logs/([0-9a-f-]{36})', shown), shown
+        return rows_of(shown), shown
 
-    first, listed = page(f"/logs/?{query}")
-    (older,) = links(listed, 'class="pager"', "</nav>")
-    second, rest = page(older)
-    (newer,) = links(rest, 'class="pager"', "</nav>")
+    def walk(link: str, way: str) -> list[list[str]]:
+        """The calls of each page, one after the other."""
+        found, shown = page(link)
+        beyond = [html.unescape(one) for one in re.findall(f'rel="{way}" href="([^"]*)"', shown)]
+        return [found, *(walk(beyond[0], way) if beyond else [])]
 
-    assert 10 < len(first) < PAGE_SIZE
-    assert first + second == [str(call.uid) for call in calls]
-    assert page(newer)[0] == first
-    slowest, listed = page(f"/logs/?{query}&order=slowest")
-    assert len(slowest) == len(first)
-    assert links(listed, 'class="pager"', "</nav>") == []
+    older = walk(f"/logs/?{query}", "next")
+    assert all(10 < len(found) < PAGE_SIZE for found in older[:-1])
+    assert [uid for found in older for uid in found] == [str(call.uid) for call in calls]
+    last = f"/logs/?{query}&cursor=n{page_cursor(calls[-1])}"
+    newer = walk(last, "prev")
+    assert all(10 < len(found) < PAGE_SIZE for found in newer[:-1])
+    assert [uid for found in newer[::-1] for uid in found] == [str(call.uid) for call in calls[:-1]]
+    for cursor in ("", f"&cursor=n{page_cursor(calls[-1])}"):
+        slowest, listed = page(f"/logs/?{query}&order=slowest{cursor}")
+        assert slowest == [str(call.uid) for call in calls[::-1]][: len(slowest)]
+        assert links(listed, 'class="pager"', "</nav>") == []
+
+
+def test_what_htmx_puts_into_the_page_is_cut_as_well(ana: User, sign_in: SignIn) -> None:
+    for _ in range(PAGE_SIZE):
+        make.call(outcome="tool_error", error_text="<" * 300)
+    query = "&".join(f"columns={name}" for name in COLUMNS)
+
+    part = text(sign_in(ana).get(f"/logs/?{query}", headers=HTMX))
+
+    assert 10 <= len(rows_of(part)) < PAGE_SIZE
+    assert len(part.encode()) <= LARGEST
+
+
+def page_cursor(call: Call) -> str:
+    """Where the cursor stands that names this call."""
+    return str(Cursor(NEWER, call.created_at, call.pk)).removeprefix(NEWER)
