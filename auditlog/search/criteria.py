@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Q, QuerySet, Value
 from django.utils import timezone
 
 from auditlog.models import COMMON, Call, span_of_uid
@@ -402,7 +402,7 @@ class Search:
         """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
         reaches = []
         for alternatives in self._indexed or [(Q(),)]:
-            ends = [self._end(alternative, cursor, way, most // len(alternatives)) for alternative in alternatives]
+            ends = self._ends(alternatives, cursor, way, most // len(alternatives))
             moments = [end for end in ends if end is not None]
             if not moments:
                 return None
@@ -410,15 +410,15 @@ class Search:
             reaches.append(max(moments) if way == OLDER else min(moments))
         return min(reaches) if way == OLDER else max(reaches)
 
-    def _end(self, alternative: Q, cursor: Cursor | None, way: str, number: int) -> datetime | None:
-        """When the row of an index is that has so many before it; None when there is none."""
-        asked = (str(alternative), self.since, self.until, cursor, way, number)
-        if asked not in self.known.ends:
-            rows = keyset.beyond(self._between(), cursor).filter(alternative)
-            self.known.ends[asked] = _nth(rows, way, number)
-        return self.known.ends[asked]
-
-
-def _nth(rows: QuerySet[Call], way: str, number: int) -> datetime | None:
-    order = "-created_at" if way == OLDER else "created_at"
-    return next(iter(rows.order_by(order).values_list("created_at", flat=True)[number : number + 1]), None)
+    def _ends(self, alternatives: Sequence[Q], cursor: Cursor | None, way: str, number: int) -> list[datetime | None]:
+        """When the row of each index is that has so many before it; None where there is none. All of one statement."""
+        asked = [(str(alternative), self.since, self.until, cursor, way, number) for alternative in alternatives]
+        unknown = {one: alternatives[n] for n, one in enumerate(asked) if one not in self.known.ends}
+        rows = keyset.beyond(self._between(), cursor).order_by("-created_at" if way == OLDER else "created_at")
+        parts = [
+            rows.filter(alternative).annotate(place=Value(n)).values_list("place", "created_at")[number : number + 1]
+            for n, alternative in enumerate(unknown.values())
+        ]
+        found = dict(parts[0].union(*parts[1:], all=True).order_by() if len(parts) > 1 else parts[0]) if parts else {}
+        self.known.ends |= {one: found.get(n) for n, one in enumerate(unknown)}
+        return [self.known.ends[one] for one in asked]

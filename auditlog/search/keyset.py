@@ -89,10 +89,12 @@ def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int)
 
     `parts` have no row in common. An index that leads to one value each gives its rows in their order.
     """
-    rows = [row for part in parts for row in beyond(part, cursor)[: size + 1]]
+    found, *others = (beyond(part, cursor)[: size + 1] for part in parts)
     forward = cursor is not None and cursor.way == NEWER
-    if len(parts) > 1:
-        rows.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
+    if others:
+        order = ("created_at", "pk") if forward else ("-created_at", "-pk")
+        found = found.union(*others, all=True).order_by(*order)[: size + 1]
+    rows = list(found)
     more, page_rows = len(rows) > size, rows[:size]
     if forward:
         page_rows = page_rows[::-1]
