@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from django.http import HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import redirect
@@ -55,6 +55,8 @@ def grouped(request: AppRequest) -> HttpResponse:
         "most": LISTED,
         "rows": [(row, _query(call_filter, by, row), round(100 * row.calls / highest, 1)) for row in rows],
         "query": call_filter.query,
+        "chips": call_filter.chips(),
+        "own_query": urlencode({"by": by, "sort": sort}),
         "choices": [(name, one.label, _with(call_filter, by=name)) for name, one in BY.items()],
         "ranges": [
             (key, label, _with(call_filter, "from", "to", by=by, range=key)) for key, (label, _) in RANGES.items()

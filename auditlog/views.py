@@ -279,6 +279,7 @@ def _listed(
         ),
         "columns": columns.shown(shown),
         "are_usual": columns.are_usual(columns.shown(shown)),
+        "width": columns.width_of(columns.shown(shown)),
         "choices": [
             (column.name, column.label, column.name in shown.columns)
             for column in columns.COLUMNS

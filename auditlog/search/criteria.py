@@ -124,7 +124,7 @@ def parameter_criterion(field: LogField, value: Any) -> Criterion:
 
 def free_text_criterion(text: str) -> Criterion:
     """Rows with this text in one of the free text fields."""
-    columns = [field.column for field in FREE_TEXT] + ["token_name"]  # Its field compares the prefix.
+    columns = [column for field in FREE_TEXT for column in field.name_columns]
     return row_test(_any([Q(**{f"{column}__icontains": text}) for column in columns]))
 
 
@@ -163,7 +163,8 @@ def _named(field: LogField, text: str, *, part: bool) -> Criterion:
     if pks and len(pks) <= MAX_IDS:
         same = [Q(**{field.id_column: pk}) for pk in pks]
         return indexed(same) if field.is_indexed else row_test(_any(same))
-    return row_test(Q(**{f"{field.column}__icontains" if part else f"{field.column}__iexact": text}))
+    way = "icontains" if part else "iexact"
+    return row_test(_any([Q(**{f"{column}__{way}": text}) for column in field.name_columns]))
 
 
 def _compared(column: str, condition: Condition) -> Q:

@@ -62,12 +62,18 @@ class LogField:
     comparison: Comparison
     column: str
     id_column: str = ""
+    also: str = ""  # A second column that holds a name.
     is_indexed: bool = False
     is_free_text: bool = False  # Text without a field is looked for in it, on the Logs page and by the API's `q`.
     label: str = ""  # On the Logs page; empty: no filter there.
     choices: Sequence[tuple[str, str]] = ()  # The filter takes these alone.
     unit: Unit = NO_UNIT
     parameter: Parameter | None = None
+
+    @property
+    def name_columns(self) -> tuple[str, ...]:
+        """Where its names stand in a row."""
+        return (self.column, self.also) if self.also else (self.column,)
 
     @property
     def group_column(self) -> str:
@@ -149,7 +155,15 @@ _ROWS = (
         parameter=Parameter("tool", condition=Q(feature_type="tool")),
     ),
     _thing("user", "User", "user_email", is_free_text=True),
-    LogField("token", Comparison.NAME, "token_prefix", "token_id", is_free_text=True, parameter=Parameter("token")),
+    LogField(
+        "token",
+        Comparison.NAME,
+        "token_prefix",
+        "token_id",
+        also="token_name",
+        is_free_text=True,
+        parameter=Parameter("token"),
+    ),
     LogField("identity", Comparison.TEXT, "identity_label", is_free_text=True, label="Identity"),
     LogField("client", Comparison.TEXT, "client_name", is_free_text=True),
     LogField(

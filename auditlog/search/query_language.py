@@ -170,7 +170,13 @@ class _Reader:
             raise SearchSyntaxError(
                 first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
             )
+        if first.word == "not" and (self._peek() in WORDS or self._peek() in FIELDS):
+            raise SearchSyntaxError(first.position, "“not” stands after “is”, as in: outcome is not ok.")
         text = " ".join(self._phrase(first))
+        if not first.quoted and text.count("(") != text.count(")"):
+            raise SearchSyntaxError(
+                first.position, "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
+            )
         if (pk := lone_id(text)) is not None:
             return Condition(ANY_ID, IS, (str(pk),))
         return Condition(ANY_NAME, CONTAINS, (text,))

@@ -87,6 +87,11 @@ def test_each_group_on_the_page_leads_to_its_calls(viv: User, sign_in: SignIn) -
     by_reason = client.get("/logs/groups/", {"by": "reason", "q": "denied"}).content.decode()
     assert "/logs/?q=denied+and+reason+is+host_disabled" in by_reason
     assert "Group by" in client.get("/logs/").content.decode()
+    narrowed = client.get("/logs/groups/", {"by": "tool", "outcome": "ok", "range": "7d"}).content.decode()
+    assert (
+        '<b>Outcome</b> ok<a class="icon-button" href="/logs/groups/?range=7d&amp;by=tool&amp;sort=-calls"' in narrowed
+    )
+    assert "but those without a tool" in narrowed
     assert "no field" in client.get("/logs/groups/", {"q": "colour is red"}).content.decode()
 
 

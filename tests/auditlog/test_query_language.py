@@ -104,6 +104,10 @@ def test_or_binds_less_than_and() -> None:
         ("foo > 5", 1, "“foo” is no field"),
         ("foo:bar = 5", 1, "“foo:bar” is no field"),
         ("!", 1, "“!” is not expected"),
+        ("(error or denied) and host is a", 1, "Parentheses do not group"),
+        ("ok or (git", 7, "Parentheses do not group"),
+        ("not error", 1, "“not” stands after “is”"),
+        ("ok and not host is a", 8, "“not” stands after “is”"),
         ("x" * (MAX_LENGTH + 1), MAX_LENGTH + 1, "at most"),
     ],
 )

@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
 from auditlog.models import Call, Event, Outcome
+from auditlog.name_lookups import MAX_IDS
 from auditlog.rollups import keeping
 from auditlog.search import criteria, snapshot
 from auditlog.search.criteria import Search
@@ -172,6 +173,17 @@ def test_a_tokens_name_finds_its_calls(ana: User) -> None:
     make.call(feature_name="mine", token_id=token.pk, token_prefix=token.prefix)
 
     assert found("token is ci-pipeline") == found(f"token is {token.prefix}") == found(token.prefix) == {"mine"}
+
+
+def test_the_name_of_more_tokens_than_are_looked_up_finds_the_calls_that_bear_it(ana: User) -> None:
+    links = [make.connection(make.agent(by=ana), make.gateway(), ana) for _ in range(MAX_IDS + 1)]
+    for link in links:
+        token = make.token(link, name="issued lately").token
+        make.call(feature_name="mine", token_id=token.pk, token_name=token.name, token_prefix=token.prefix)
+    make.call(feature_name="another", token_name="another")
+
+    assert found("token contains issued") == found("token is issued lately") == {"mine"}
+    assert found("token is not issued lately") == {"another"}
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from auditlog.search.look import COLUMNS
 from tests import curl
 from tests.browser.fixtures import Open
 from tests.browser.looks import DESK
 from tests.eventually import PROMPT
 from tests.make import unique
-from tests.workspace import Serve
+from tests.workspace import OWNER, Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -169,3 +170,48 @@ def test_a_desk_of_1440_by_900_shows_20_calls_and_their_chart(live: Serve, page:
         page.goto(f"{live.url}/logs/{query}")
         expect(page.locator(".brushable svg")).to_be_visible()
         assert page.locator("[data-calls] tbody tr").evaluate_all(WHOLE_ROWS) >= 20
+
+
+HEADS = """heads => heads.filter(head => head.offsetWidth)
+    .map(head => [head.textContent.trim(), head.offsetWidth, head.scrollWidth > head.clientWidth + 1])"""
+
+
+@pytest.mark.parametrize(
+    "chosen", ["", "?" + "&".join(f"columns={name}" for name in COLUMNS), "?columns=host&columns=error"]
+)
+def test_each_column_has_its_room_at_every_width_and_chosen_ones_are_all_there(
+    live: Serve, page: Page, chosen: str
+) -> None:
+    live.manage("shell", "-c", "from tests import make\nmake.call(host_name='x', feature_name='tool')")
+    for width in (800, 1280, 1440, 1660, 1728, 1920, 2200):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"{live.url}/logs/{chosen}")
+        heads = {name: (room, cut) for name, room, cut in page.locator("[data-calls] thead th").evaluate_all(HEADS)}
+        assert heads["Tool"][0] >= 140, (width, heads)
+        assert not any(cut for _, cut in heads.values()), (width, heads)
+        assert not chosen or len(heads) == 2 + chosen.count("columns=")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.drill
+def test_views_of_long_names_leave_the_buttons_beside_them_their_room(live: Serve, page: Page) -> None:
+    name = "Quickstart failures of four agents, " + unique("view")
+    live.manage(
+        "shell",
+        "-c",
+        "from accounts.models import SavedView, User\nfrom tests import make\n"
+        f"owner = User.objects.get(email={OWNER!r})\n"
+        f"for n in range(4): SavedView.objects.add(name=f'{{n}} {name}', query='outcome=ok', by=owner)\n"
+        "make.call(host_name='x', feature_name='tool')",
+    )
+    page.goto(f"{live.url}/logs/?range=all")
+    page.locator("tbody .row-link").first.click()
+    expect(page.locator(".drawer")).to_be_visible()
+
+    for width in (1280, 1440, 1680):
+        page.set_viewport_size({"width": width, "height": 900})
+        for button in ("Export", "Save view"):
+            box = page.get_by_role("button", name=button, exact=True).first.bounding_box()
+            assert box is not None
+            assert box["height"] < 45
+            assert box["x"] + box["width"] < width
