@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, cached_property
@@ -111,14 +110,12 @@ CARES = {
 }
 
 
-# The statuses that are counted, each looked for after those before it; what stands for an active one, with a bit for
-# each of what is told of it; and a bit for one of those that are looked for, whatever its status.
+# The statuses that are counted, each looked for after those before it; and what stands for an active one, with a bit
+# for each of what is told of it.
 TOLD = ("revoked", "expired", "waiting", "active")
 ACTIVE = 1 << 8
 BITS = {name: 1 << n for n, name in enumerate((*CARES, "blocked"))}
-MATCHING = 1 << 7
 
-ANY = Q()
 _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
 
 
@@ -166,71 +163,39 @@ class TokenFilter(forms.Form):
         self.is_valid()
         self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
-    @property
-    def _words(self) -> Q:
-        return sought(self.values.get("q", ""), of_many="owner" in self.values)
-
-    @property
-    def _state(self) -> str:
-        """The card or the status whose tokens are listed."""
-        return self.values.get("care", self.values["status"])
-
     def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
         """The tokens that match, those that end first at the top."""
-        state = needing(self.values["care"]) if "care" in self.values else of_status(self.values["status"])
-        tokens = tokens.filter(state & self._words)
-        if self.values["status"] == "revoked":
+        chosen = self.values
+        state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
+        tokens = tokens.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))
+        if chosen["status"] == "revoked":
             return tokens.order_by("-revoked_at", "pk")
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
-    def numbers(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """`numbers` of `tokens`, and how many match: each is looked at once for both."""
-        if "q" not in self.values:
-            counted = numbers(tokens, owner)
-            of_all = sum(counted[name] for name in TOLD)
-            return counted, counted.get(self._state, of_all)
-        looks = _looks(tokens, owner, self._state, self._words)
-        return _sums(looks), sum(number for told, number in looks if told & MATCHING)
+    def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
+        """`numbers` of `tokens`, and how many match; of a search the latter alone.
+
+        What is looked for is found by other indexes, and to look at every token for both takes twice as long.
+        """
+        if "q" in self.values:
+            return {}, self.narrow(tokens).count()
+        counted = numbers(tokens, owner)
+        of_all = sum(counted[name] for name in TOLD)
+        return counted, counted.get(self.values.get("care", self.values["status"]), of_all)
 
 
 def numbers(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
     """How many of `tokens` have each status, how many of the active something else stops, and what each card is about.
 
-    `owner` is whose they are, when they are one person's: nobody else's connections are looked at then.
-    """
-    return _sums(_looks(tokens, owner))
-
-
-def _sums(looks: Iterable[tuple[int, int]]) -> dict[str, int]:
-    counted = dict.fromkeys((*TOLD, *BITS), 0)
-    for bits, number in looks:
-        told = bits & ~MATCHING
-        if told >= ACTIVE:
-            counted["active"] += number
-            for name, bit in BITS.items():
-                counted[name] += number if told & bit else 0
-        else:
-            counted[TOLD[told]] += number
-    return counted
-
-
-def _looks(tokens: TokenQuerySet, owner: User | None, state: str = "", words: Q = ANY) -> list[tuple[int, int]]:
-    """How many tokens are told by each number, so that each is looked at once.
-
-    The number is its place in TOLD, or ACTIVE with BITS of the cards that are about it and of what is blocked; plus
-    MATCHING for one with these `words`, of those that are in this `state`: both are given, or neither.
+    Each is looked at once. `owner` is whose they are, when they are one person's: nobody else's connections are looked
+    at then.
     """
     now = timezone.now()
-
-    def with_match(status: str, number: Combinable) -> Combinable:
-        # Words are looked for where the state fits, not of every token.
-        return number + Case(When(words, then=Value(MATCHING)), default=0) if state in (status, "all") else number
-
     # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.
     ended = (
-        When(revoked_at__isnull=False, then=with_match("revoked", Value(TOLD.index("revoked")))),
-        When(expires_at__lte=now, then=with_match("expired", Value(TOLD.index("expired")))),
-        When(digest=None, then=with_match("waiting", Value(TOLD.index("waiting")))),
+        When(revoked_at__isnull=False, then=Value(TOLD.index("revoked"))),
+        When(expires_at__lte=now, then=Value(TOLD.index("expired"))),
+        When(digest=None, then=Value(TOLD.index("waiting"))),
     )
     unused = When(last_used_at=None, then=Value(BITS["unused"]))
     unlimited = When(expires_at=None, then=Value(BITS["unlimited"]))
@@ -238,11 +203,17 @@ def _looks(tokens: TokenQuerySet, owner: User | None, state: str = "", words: Q 
     active += Case(unused, When(last_used_at__lte=now - IDLE, then=Value(BITS["idle"])), default=0)
     active += Case(unlimited, When(expires_at__lte=now + EXPIRES_SOON, then=Value(BITS["expiring"])), default=0)
     active += Case(When(connection__in=_stopped(owner), then=Value(BITS["blocked"])), default=0)
-    if state in CARES:
-        active += Case(When(_means()[state] & words, then=Value(MATCHING)), default=0)
-    number = Case(*ended, default=with_match("active", active), output_field=IntegerField())
-    counted = tokens.order_by().annotate(told=number).values("told").annotate(number=Count("*"))
-    return list(counted.values_list("told", "number"))
+    told = Case(*ended, default=active, output_field=IntegerField())
+    looks = tokens.order_by().annotate(told=told).values("told").annotate(number=Count("*"))
+    counted = dict.fromkeys((*TOLD, *BITS), 0)
+    for bits, number in looks.values_list("told", "number"):
+        if bits >= ACTIVE:
+            counted["active"] += number
+            for name, bit in BITS.items():
+                counted[name] += number if bits & bit else 0
+        else:
+            counted[TOLD[bits]] += number
+    return counted
 
 
 def _stopped(owner: User | None) -> Any:

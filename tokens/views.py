@@ -74,7 +74,7 @@ OFF = "The host, the gateway or the connection is disabled. Enable it first."
 def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
-    counts, found = filters.numbers(tokens, owner_of_listed(request.user, request.GET))
+    counts, found = filters.counted(tokens, owner_of_listed(request.user, request.GET))
     page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=found)
     context = {
         "page": page,
@@ -82,7 +82,7 @@ def listing(request: AppRequest) -> HttpResponse:
         "rows": [TokenRow(token, request.user) for token in page],
         "filters": filters.values,
         "counts": counts,
-        "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts[name]],
+        "cares": [(name, care, counts[name]) for name, care in CARES.items() if counts.get(name)],
         "care": CARES.get(filters.values.get("care", "")),
         "may_create": may_create(request.user),
         "notices": partial(notices, request.user),
