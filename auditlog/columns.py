@@ -25,12 +25,15 @@ READ_ARGUMENTS = 2000  # Characters that are fetched of them.
 SLOW_MS = 2000
 LONGEST_MS = 30_000  # A full bar.
 LEAST = 4  # The priority of what steps back first.
-REM, TIME_WIDTH, TOOL_WIDTH = 16, 11, 16
 NOTHING = mark_safe('<span class="muted">none</span>')
 
 
 class Column(NamedTuple):
-    """One column: its head, how wide it is in rem (0: what is left), and at which width of the table it steps back."""
+    """One column: its head, how wide it is in rem, and its priority.
+
+    Of the usual columns those of the highest priority step back first, which the style sheet knows by their place; of
+    chosen ones a phone leaves those out.
+    """
 
     name: str
     label: str
@@ -91,7 +94,7 @@ def _tenths(call: Call) -> int:
     return min(round(10 * log10(1 + call.duration_ms) / log10(1 + LONGEST_MS)), 10)
 
 
-TOOL = Column("tool", "Tool", "", 0, _tool)
+TOOL = Column("tool", "Tool", "16", 0, _tool)
 COLUMNS = (
     Column("host", "Host", "6.5", 2, lambda call, _: call.host_name),
     Column("user", "User email", "9", 3, lambda call, _: call.user_email),
@@ -114,11 +117,6 @@ COLUMNS = (
 def shown(look: Look) -> list[Column]:
     """The columns that stand in the list, in their order."""
     return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
-
-
-def width_of(columns: Sequence[Column]) -> int:
-    """How wide a list of chosen columns is at least, in pixels, so that each has its room: it scrolls then."""
-    return round(REM * (TIME_WIDTH + sum(float(column.width or TOOL_WIDTH) for column in columns)))
 
 
 class Row(NamedTuple):
@@ -157,7 +155,7 @@ def are_usual(columns: Sequence[Column]) -> bool:
 
 
 def _attributes(column: Column, call: Call, *, usual: bool) -> SafeString:
-    # Short, since there are five hundred cells. What a phone leaves out the style sheet knows of the usual columns.
+    # Short, since there are five hundred cells.
     text = " data-p=4" if column.priority == LEAST and not usual else ""
     if column.is_number:
         text += " class=number"

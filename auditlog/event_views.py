@@ -183,7 +183,7 @@ def _listed(request: AppRequest, event_filter: EventFilter, size: int = filters.
         "narrowed": bool(event_filter.asked),
         "span": event_filter.span,
         "query": event_filter.query,
-        "row_query": here.brief(event_filter.query),
+        "row_query": here.brief(event_filter.query, "", on=event_filter.query),
         "facets": event_filter.facets(),
         "list_url": reverse("auditlog:events"),
         "tab": "events",

@@ -279,7 +279,6 @@ def _listed(
         ),
         "columns": columns.shown(shown),
         "are_usual": columns.are_usual(columns.shown(shown)),
-        "width": columns.width_of(columns.shown(shown)),
         "choices": [
             (column.name, column.label, column.name in shown.columns)
             for column in columns.COLUMNS
@@ -302,7 +301,7 @@ def _listed(
         "whole_range": call_filter.without(*call_filter.asked.keys() - {"range", "from", "to"}),
         "span": call_filter.span,
         "query": call_filter.query,
-        "bar_query": here.brief(call_filter.without("from", "to", "range", "live"), "live="),
+        "bar_query": here.brief(call_filter.without("from", "to", "range", "live"), "live=", on=call_filter.query),
         "row_query": call_filter.link_elsewhere(),
         "chips": call_filter.chips(),
         "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),

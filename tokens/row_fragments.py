@@ -42,7 +42,8 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
     if _on_list(request):
         row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
         viewer, query = request.user, open_query(request)
-        counts = numbers(listed(viewer, query), owner_of_listed(viewer, query))
+        # Of a search none are shown.
+        counts = {} if query.get("q") else numbers(listed(viewer, query), owner_of_listed(viewer, query))
         return Fragment("tokens/list.html#row", {"row": row, "counts": counts})
     return connection_views.row_fragment(request, token.connection)
 

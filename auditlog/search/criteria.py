@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from ipaddress import ip_address
+from itertools import batched
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition, Eith
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 RECENT = timedelta(days=7)
+MOST_PLANNED = 200  # Days of alternatives in one statement: some milliseconds and 25 MB.
 LATEST = datetime.max.replace(tzinfo=UTC)
 DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
 AHEAD = timedelta(hours=1)  # Some clock may be.
@@ -129,8 +131,8 @@ def free_text_criterion(text: str) -> Criterion:
 
 
 def indexed(alternatives: Iterable[Q]) -> Criterion:
-    """Alternatives of which each has an index; without any, no row."""
-    return Criterion(tuple(alternatives), NOTHING)
+    """Alternatives of which each has an index, each once; without any, no row."""
+    return Criterion(tuple(dict.fromkeys(alternatives)), NOTHING)
 
 
 def either(criteria: Sequence[Criterion]) -> Criterion:
@@ -344,7 +346,7 @@ class Search:
 
     def _page(self, cursor: Cursor | None, size: int) -> SearchPage:
         if self.is_direct:
-            return SearchPage(keyset.page(self.parts(), cursor, size))
+            return SearchPage(keyset.page(self.parts(), cursor, size, self._at_once))
         way = cursor.way if cursor else OLDER
         reach = self._reach(cursor, way, SEARCH_LIMIT)
         rows = self.rows()
@@ -390,6 +392,12 @@ class Search:
                 return RowCount(exact.calls, True)
         return count_rows(rows.order_by("-created_at"))._replace(is_all=False)
 
+    @property
+    def _at_once(self) -> int:
+        """Of how many alternatives one statement is made: PostgreSQL plans each for every day there is."""
+        days = ((self.until or timezone.now()) - (self.since or EPOCH)).days + 1
+        return max(MOST_PLANNED // max(days, 1), 1)
+
     def _between(self) -> QuerySet[Call]:
         rows = self.base
         if self.since:
@@ -412,7 +420,7 @@ class Search:
         return min(reaches) if way == OLDER else max(reaches)
 
     def _ends(self, alternatives: Sequence[Q], cursor: Cursor | None, way: str, number: int) -> list[datetime | None]:
-        """When the row of each index is that has so many before it; None where there is none. All of one statement."""
+        """When the row of each index is that has so many before it; None where there is none."""
         asked = [(str(alternative), self.since, self.until, cursor, way, number) for alternative in alternatives]
         unknown = {one: alternatives[n] for n, one in enumerate(asked) if one not in self.known.ends}
         rows = keyset.beyond(self._between(), cursor).order_by("-created_at" if way == OLDER else "created_at")
@@ -420,6 +428,8 @@ class Search:
             rows.filter(alternative).annotate(place=Value(n)).values_list("place", "created_at")[number : number + 1]
             for n, alternative in enumerate(unknown.values())
         ]
-        found = dict(parts[0].union(*parts[1:], all=True).order_by() if len(parts) > 1 else parts[0]) if parts else {}
+        found = dict[int, datetime]()
+        for few in batched(parts, self._at_once):
+            found |= dict(keyset.together(few))
         self.known.ends |= {one: found.get(n) for n, one in enumerate(unknown)}
         return [self.known.ends[one] for one in asked]

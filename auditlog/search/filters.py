@@ -117,17 +117,24 @@ class Moment(forms.DateTimeField):
 
 
 class Texts(forms.Field):
-    """Several short texts, each of them once; what is too long or cannot be stored is left out."""
+    """Several short texts, each of them once; what is too long or cannot be stored is left out.
+
+    Where they may be ids (`are_ids`), an id is the same however it is written.
+    """
 
     widget = forms.SelectMultiple
 
-    def __init__(self, *, longest: int) -> None:
+    def __init__(self, *, longest: int, are_ids: bool) -> None:
         super().__init__(required=False)
         self.longest = longest
+        self.are_ids = are_ids
 
     def to_python(self, value: Any) -> list[str]:
-        texts = dict.fromkeys(str(text).strip() for text in value or [])
+        texts = dict.fromkeys(self._written(str(text).strip()) for text in value or [])
         return [text for text in texts if text and len(text) <= self.longest and "\0" not in text][:MOST_VALUES]
+
+    def _written(self, text: str) -> str:
+        return str((self.are_ids and uuid_of(text)) or text)
 
 
 class Zone(forms.CharField):
@@ -230,17 +237,18 @@ class CallFilter(forms.Form):
     def link_with(self, **more: Any) -> str:
         """The query string of a link to the same list with other values of some filters; an empty one takes it away."""
         whole = {name: value for name, value in (self.asked | more).items() if value}
-        return here.brief(urlencode(whole, doseq=True), urlencode(more, doseq=True))
+        return here.brief(urlencode(whole, doseq=True), urlencode(more, doseq=True), on=self.query)
 
     def link_elsewhere(self, **more: Any) -> str:
         """The query string of a link to another page about the same calls."""
         whole = self.scope | self.asked | more
-        return here.brief(urlencode(whole, doseq=True), urlencode(self.scope | more, doseq=True))
+        return here.brief(urlencode(whole, doseq=True), urlencode(self.scope | more, doseq=True), on=self.query)
 
     def link_without(self, name: str, value: str) -> str:
         """The query string of the link that takes one of the values of a filter away."""
         values = [one for one in self.values[name] if one != value]
-        return here.brief(urlencode(self.asked | {name: values}, doseq=True), here.removal(name, value))
+        whole = urlencode(self.asked | {name: values}, doseq=True)
+        return here.brief(whole, here.removal(name, value), on=self.query)
 
     @property
     def query(self) -> str:
@@ -415,7 +423,7 @@ def _form_field(field: LogField) -> forms.Field:
         return forms.CharField(required=False, max_length=ID_LENGTH)
     if field.choices:
         return forms.MultipleChoiceField(required=False, choices=field.choices)
-    return Texts(longest=field.max_length or ID_LENGTH)
+    return Texts(longest=field.max_length or ID_LENGTH, are_ids=bool(field.id_column))
 
 
 def names_of(field: LogField, values: Sequence[str]) -> dict[str, str]:

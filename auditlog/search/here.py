@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from django.contrib import messages
 from django.http import HttpRequest, QueryDict
 
-from ui.pages import page_before
+from ui.pages import page_before, wants_fragment
 
 HERE, WITHOUT = "here", "without"
 SHORT = 60  # Characters of a query string that a hundred links may repeat: a filter by id, and another.
@@ -29,9 +29,12 @@ def is_short(query: str) -> bool:
     return len(query) <= SHORT
 
 
-def brief(whole: str, change: str = "") -> str:
-    """The query string of a link: the `whole`, or what it changes here. An empty value takes a filter away."""
-    return whole if is_short(whole) or len(whole) > LONGEST else f"{HERE}&{change}".removesuffix("&")
+def brief(whole: str, change: str, *, on: str) -> str:
+    """The query string of a link: the `whole`, or what it changes here. An empty value takes a filter away.
+
+    `on` is the query string of the page it stands on.
+    """
+    return whole if is_short(whole) or len(on) > LONGEST else f"{HERE}&{change}".removesuffix("&")
 
 
 def removal(name: str, value: str) -> str:
@@ -53,8 +56,9 @@ def values(request: HttpRequest, read: Callable[[QueryDict], Mapping[str, Any]])
         return request.GET
     before, changes = page_before(request), request.GET.copy()
     if before is None or not _LISTS.search(before.path):
-        messages.info(request, _LOST)
         before = None
+        if not wants_fragment(request):  # What is put beside a list shows no toast.
+            messages.info(request, _LOST)
     page = QueryDict(urlencode(read(QueryDict(before.query if before else "")), doseq=True), mutable=True)
     for one in changes.pop(WITHOUT, []):
         name, _, value = one.partition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import batched
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -84,22 +85,33 @@ def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
     return (newer_than if cursor.way == NEWER else older_than)(rows, cursor.at, cursor.pk)
 
 
-def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int) -> Page[M]:
+def together(parts: Sequence[Any]) -> Any:
+    """The rows of some queries, which have none in common, as one."""
+    first, *others = parts
+    return first.union(*others, all=True).order_by() if others else first
+
+
+def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int, at_once: int = 1) -> Page[M]:
     """The page a cursor names, the newest one without, of rows that may come from several queries.
 
-    `parts` have no row in common. An index that leads to one value each gives its rows in their order.
+    `parts` have no row in common. An index that leads to one value each gives its rows in their order. So many of them
+    as `at_once` says are asked in one statement.
     """
-    found, *others = (beyond(part, cursor)[: size + 1] for part in parts)
+    found = [beyond(part, cursor)[: size + 1] for part in parts]
+    rows = [row for few in batched(found, at_once) for row in _first(few, cursor, size + 1)]
     forward = cursor is not None and cursor.way == NEWER
-    if others:
-        order = ("created_at", "pk") if forward else ("-created_at", "-pk")
-        found = found.union(*others, all=True).order_by(*order)[: size + 1]
-    rows = list(found)
+    if len(parts) > at_once:
+        rows.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
     more, page_rows = len(rows) > size, rows[:size]
     if forward:
         page_rows = page_rows[::-1]
         return Page(page_rows, _from(page_rows, OLDER), _from(page_rows, NEWER) if more else None)
     return Page(page_rows, _from(page_rows, OLDER) if more else None, _from(page_rows, NEWER) if cursor else None)
+
+
+def _first[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, number: int) -> QuerySet[M]:
+    order = ("created_at", "pk") if cursor is not None and cursor.way == NEWER else ("-created_at", "-pk")
+    return together(parts).order_by(*order)[:number] if len(parts) > 1 else parts[0]
 
 
 def _from(rows: Sequence[Any], way: str) -> Cursor | None:

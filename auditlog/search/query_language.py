@@ -121,6 +121,12 @@ def _tokens(text: str) -> Iterator[Token]:
         at = match.end()
 
 
+def _begins(word: str) -> bool:
+    """Whether a condition begins with this word, but for parentheses."""
+    word = word.strip("()")
+    return word in WORDS or word in FIELDS
+
+
 class _Reader:
     """Reads conditions off a list of tokens."""
 
@@ -165,18 +171,18 @@ class _Reader:
             return self._field_condition(first)
         if first.word in WORDS:
             return Condition("outcome", IS, WORDS[first.word])
+        if first.word.startswith("(") and _begins(first.word):
+            raise SearchSyntaxError(
+                first.position, "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
+            )
         if first.word in JOINTS or self._peek() in SIGNS or first.text in SIGNS:
             fields = ", ".join(FIELDS)
             raise SearchSyntaxError(
                 first.position, f"“{first.text}” is no field. There are {fields}; and {', '.join(WORDS)}."
             )
-        if first.word == "not" and (self._peek() in WORDS or self._peek() in FIELDS):
+        if first.word == "not" and _begins(self._peek()):
             raise SearchSyntaxError(first.position, "“not” stands after “is”, as in: outcome is not ok.")
         text = " ".join(self._phrase(first))
-        if not first.quoted and text.count("(") != text.count(")"):
-            raise SearchSyntaxError(
-                first.position, "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
-            )
         if (pk := lone_id(text)) is not None:
             return Condition(ANY_ID, IS, (str(pk),))
         return Condition(ANY_NAME, CONTAINS, (text,))

@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import User
-from auditlog.columns import COLUMNS, TOOL, are_usual
+from auditlog.columns import COLUMNS, LEAST, TOOL, are_usual
 from auditlog.models import Call
 from auditlog.search.criteria import Search
 from auditlog.search.look import DEFAULT_COLUMNS
@@ -75,6 +75,9 @@ def test_an_ampersand_stays_as_it_is_but_where_it_would_begin_a_character() -> N
     assert bare('a="<&b=2') == "a=&quot;&lt;&b=2"
 
 
+BELOW = {4: 84, 3: 60, 2: 46}  # Columns of this priority step back on a list narrower than so many rem.
+
+
 def test_the_style_sheet_knows_which_of_the_usual_columns_step_back() -> None:
     css = (ROOT / "static" / "gateway" / "app.css").read_text()
     usual = [column for column in COLUMNS if column is TOOL or column.name in DEFAULT_COLUMNS]
@@ -84,7 +87,9 @@ def test_the_style_sheet_knows_which_of_the_usual_columns_step_back() -> None:
 
     assert are_usual(usual)
     for priority, expected in places.items():
-        rules = re.findall(rf'\[data-p="{priority}"\], \[data-calls=usual\] ([^{{]*)\{{', css)
-        assert rules
+        stepping = rf"width < {BELOW[priority]}rem\) {{ \[data-calls=usual\] tr > ([^{{]*)\{{"
+        on_phones = rf'\[data-p="{priority}"\], \[data-calls=usual\] ([^{{]*)\{{'
+        rules = [*re.findall(stepping, css), *re.findall(on_phones, css)]
+        assert len(rules) == (2 if priority == LEAST else 1)
         for rule in rules:
             assert {int(number) for number in re.findall(r"nth-child\((\d+)\)", rule)} == expected

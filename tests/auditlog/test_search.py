@@ -16,7 +16,7 @@ from auditlog.models import Call, Event, Outcome
 from auditlog.name_lookups import MAX_IDS
 from auditlog.rollups import keeping
 from auditlog.search import criteria, snapshot
-from auditlog.search.criteria import Search
+from auditlog.search.criteria import MOST_PLANNED, Search
 from auditlog.search.histogram import BARS, histogram
 from auditlog.search.query_language import parse
 from capabilities import Capability
@@ -701,3 +701,51 @@ def test_text_without_a_field_finds_the_calls_of_a_token_by_its_name(ana: User, 
     make.call(token_name="other", host_name="CI bot")
 
     assert "1 in last 24 hours" in text(sign_in(ana).get("/logs/", {"q": "nightly"}))
+
+
+# --- Several values of a filter ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", ["7d", "all"])
+def test_calls_of_many_values_are_each_listed_once_in_their_order(span: str, ana: User, sign_in: SignIn) -> None:
+    hosts, now = [uuid4() for _ in range(27)], datetime.now(UTC)
+    calls = [make.call(at=now - timedelta(seconds=n // 3), host_id=hosts[n % 27], host_name="x") for n in range(108)]
+    newest = sorted(calls, key=lambda call: (call.created_at, call.pk), reverse=True)
+    expected = [str(call.uid) for call in newest if call.host_id in hosts[:20]]
+    values = [str(hosts[0]).upper(), f"{{{hosts[1]}}}", *map(str, hosts[:20])]
+    direct = f"/logs/?range={span}&" + "&".join(f"host={value}" for value in values)
+    client = sign_in(ana)
+
+    for address in (direct, f"{direct}&not_outcome=denied"):
+        with CaptureQueriesContext(connection) as statements:
+            first = client.get(address).context
+        rest = client.get(f"{address}&cursor={first['page'].older}").context["page"]
+        assert [str(row.uid) for row in (*first["page"].rows, *rest.rows)] == expected
+        assert first["count"].number == len(expected)
+        assert len([chip for chip in first["chips"] if chip.label == "Host"]) == 20
+        assert len(statements) < 40
+
+
+def test_a_statement_of_several_values_is_planned_for_few_days(ana: User, sign_in: SignIn) -> None:
+    make.call(host_id=uuid4())
+    values = "&".join(f"host={uuid4()}" for _ in range(20))
+    client = sign_in(ana)
+
+    for span in ("24h", "30d", "all"):
+        with CaptureQueriesContext(connection) as statements:
+            client.get(f"/logs/?range={span}&{values}")
+        several = [each["sql"] for each in statements if '"host_id" =' in each["sql"] and " UNION ALL " in each["sql"]]
+        assert several  # At least in the week beside the place.
+        for one in several:
+            since = [datetime.fromisoformat(at) for at in re.findall(r""""created_at" >= '([^']+)'""", one)]
+            assert since
+            assert sum((datetime.now(UTC) - at).days + 1 for at in since) <= MOST_PLANNED
+
+
+def test_two_names_of_one_host_list_its_calls_once(ana: User) -> None:
+    agent = make.agent(by=ana, name="nightly builder")
+    make.call(host_id=agent.pk, host_name=agent.name, feature_name="mine")
+
+    assert Search(parse("host contains night or host contains builder")).count().number == 1
+    both = criteria.either([criteria.criterion(parse(f"host contains {part}")[0]) for part in ("night", "builder")])
+    assert Search([both]).count().number == len(Search([both]).page(None, 50).page.rows) == 1

@@ -1,5 +1,6 @@
 """The API Tokens page."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -306,3 +307,29 @@ def test_as_many_are_told_as_are_found_by_every_filter(words: str, found_of: int
             assert counts == ({} if words else numbers(tokens, of))
         everything = TokenFilter({"q": words, "owner": "" if of else "all", "status": "all"})
         assert of or everything.counted(tokens, of)[1] == found_of
+
+
+def test_while_words_are_searched_for_no_numbers_of_all_tokens_stand_beside_them(ana: User, sign_in: SignIn) -> None:
+    token = make.token(a_connection(ana), name="ci").token
+    Token.objects.filter(pk=token.pk).update(expires_at=None)
+    client = sign_in(ana)
+    numbers_of = re.compile(r'data-count="tokens\.(\w+)"')
+
+    whole, searched = text(client.get(PATH)), text(client.get(PATH, {"q": "ci"}))
+    typed, cleared = (text(client.get(PATH, {"q": words}, headers=HTMX)) for words in ("ci", ""))
+
+    assert {"active", "unused", "unlimited", "revoked"} <= set(numbers_of.findall(whole))
+    assert not numbers_of.findall(searched)
+    assert not numbers_of.findall(typed)
+    assert set(numbers_of.findall(cleared)) == set(numbers_of.findall(whole))
+    for part in ("numbers", "statuses", "cares"):
+        assert re.search(f'id="{part}"[^>]*hx-swap-oob="true"', typed)
+        assert re.search(f'id="{part}"[^>]*hx-swap-oob="true"', cleared)
+        assert not re.search(f'id="{part}"[^>]*hx-swap-oob', searched)
+    assert 'href="?q=ci&amp;status=revoked"' in typed
+    changed = client.post(
+        f"/tokens/{token.pk}/revoke/",
+        headers=HTMX | {"HX-Current-URL": f"http://testserver{PATH}?q=ci", "HX-Target": f"token-{token.pk}"},
+    )
+    assert changed.status_code == 200
+    assert "count-active" not in text(changed)
