@@ -148,7 +148,7 @@ def test_the_page_costs_the_same_however_much_there_is(
     # tokens, definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused
     # (three outcomes, a reach each), how many of them, what is plotted, and whether there are roll-ups; what the rail
     # counts.
-    with django_assert_num_queries(33):
+    with django_assert_num_queries(29):
         client.get("/")
 
 

@@ -65,6 +65,7 @@ PROOFS = {
     "gatewayadmin/config/ways.py": "tests/running/test_scale_out.py",
     "gatewayadmin/embedded/moving.py": "tests/running/test_move_database.py",
     "auditlog/search/facets.py": "tests/auditlog/test_search.py",
+    "auditlog/search/filters.py": "tests/auditlog/test_views.py",
     "auditlog/indexes.py": "tests/auditlog/test_indexes.py",
     "auditlog/committed.py": "tests/auditlog/test_rollups.py",
     "auditlog/checkpoints/sealing.py": "tests/auditlog/test_checkpoints.py",
