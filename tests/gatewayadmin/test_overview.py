@@ -146,8 +146,8 @@ def test_the_page_costs_the_same_however_much_there_is(
     # Viewer (3), notices (2), own connections, those that lack an identity, own tokens and their connections, the
     # first steps, the newest own connections with their tokens and what they carry (4), hosts, connections, expiring
     # tokens, definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused
-    # (three outcomes, a reach each), how many of them, what is plotted, and whether there are roll-ups; what the rail
-    # counts.
+    # (three outcomes in one) and their reach, how many of them, what is plotted, and whether there are roll-ups; what
+    # the rail counts.
     with django_assert_num_queries(29):
         client.get("/")
 
