@@ -159,4 +159,4 @@ def call(*, at: datetime | None = None, **fields: Any) -> Call:
         "http_status": 200,
         "duration_ms": 1.5,
     }
-    return Call.objects.create(uid=new_uid(at.timestamp()), created_at=at, **(told | fields))
+    return Call.objects.create(created_at=at, **({"uid": new_uid(at.timestamp())} | told | fields))

@@ -14,7 +14,7 @@ from capabilities import Capability
 from connections import views as connection_views
 from gateways.models import Gateway
 from tokens.models import Token
-from tokens.rows import TokenRow, listed, numbers, owner_of_listed
+from tokens.rows import TokenFilter, TokenRow, listed, numbers, owner_of_listed
 from tokens.visibility import known_to, may_create, with_scope
 from ui.pages import AppRequest, Fragment, answer, leave, open_page, open_query, wants_fragment
 
@@ -43,7 +43,9 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
         row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
         viewer, query = request.user, open_query(request)
         # Of a search none are shown.
-        counts = {} if query.get("q") else numbers(listed(viewer, query), owner_of_listed(viewer, query))
+        counts = (
+            {} if "q" in TokenFilter(query).values else numbers(listed(viewer, query), owner_of_listed(viewer, query))
+        )
         return Fragment("tokens/list.html#row", {"row": row, "counts": counts})
     return connection_views.row_fragment(request, token.connection)
 

@@ -92,7 +92,9 @@ def _of_anything(pk: UUID) -> Criterion:
     """The call with this id, those of its request, and those of the row it is the id of."""
     columns = {field.id_column or field.column for field in FIELDS.values() if field.is_indexed}
     ids = {column for column in columns if column.endswith("_id")} - _never_called(pk)
-    return indexed([Q(uid=pk, created_at__range=span_of_uid(pk)), *(Q(**{column: pk}) for column in sorted(ids))])
+    # A call that came alone has the id of its request, and is found by that.
+    alone = Q(uid=pk, created_at__range=span_of_uid(pk)) & ~Q(correlation_id=pk)
+    return indexed([alone, *(Q(**{column: pk.hex if column == "trace_id" else pk}) for column in sorted(ids))])
 
 
 def _never_called(pk: UUID) -> set[str]:

@@ -75,6 +75,7 @@ class Token(NamedTuple):
         return "" if self.quoted else self.text.lower()
 
 
+NO_GROUPS = "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]+)|(\S))')
 
 
@@ -172,9 +173,7 @@ class _Reader:
         if first.word in WORDS:
             return Condition("outcome", IS, WORDS[first.word])
         if first.word.startswith("(") and _begins(first.word):
-            raise SearchSyntaxError(
-                first.position, "Parentheses do not group: “and” binds more than “or”. Put a text with them in quotes."
-            )
+            raise SearchSyntaxError(first.position, NO_GROUPS)
         if first.word in JOINTS or self._peek() in SIGNS or first.text in SIGNS:
             fields = ", ".join(FIELDS)
             raise SearchSyntaxError(
@@ -182,7 +181,7 @@ class _Reader:
             )
         if first.word == "not" and _begins(self._peek()):
             raise SearchSyntaxError(first.position, "“not” stands after “is”, as in: outcome is not ok.")
-        text = " ".join(self._phrase(first))
+        text = self._text(first)
         if (pk := lone_id(text)) is not None:
             return Condition(ANY_ID, IS, (str(pk),))
         return Condition(ANY_NAME, CONTAINS, (text,))
@@ -208,7 +207,13 @@ class _Reader:
         elif field.comparison is Comparison.ENUM:
             yield from self._outcomes(first)
         else:
-            yield " ".join(self._phrase(first))
+            yield self._text(first)
+
+    def _text(self, first: Token) -> str:
+        text = " ".join(self._phrase(first))
+        if not first.quoted and text.count("(") != text.count(")") and any(one.word in JOINTS for one in self._tokens):
+            raise SearchSyntaxError(first.position, NO_GROUPS)
+        return text
 
     def _phrase(self, first: Token) -> Iterator[str]:
         """A text without quotes may have several words, up to the next `and`."""

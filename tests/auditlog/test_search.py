@@ -21,6 +21,7 @@ from auditlog.search.histogram import BARS, histogram
 from auditlog.search.query_language import parse
 from capabilities import Capability
 from gateways.models import Assignment, Feature
+from proxy.store.call_writer import new_uid
 from tests import make
 from tests.conftest import SignIn
 from tests.exported import rows_of
@@ -749,3 +750,21 @@ def test_two_names_of_one_host_list_its_calls_once(ana: User) -> None:
     assert Search(parse("host contains night or host contains builder")).count().number == 1
     both = criteria.either([criteria.criterion(parse(f"host contains {part}")[0]) for part in ("night", "builder")])
     assert Search([both]).count().number == len(Search([both]).page(None, 50).page.rows) == 1
+
+
+def test_the_id_of_a_call_that_came_alone_opens_it(ana: User, sign_in: SignIn) -> None:
+    uid = new_uid(datetime.now(UTC).timestamp())
+    call = make.call(feature_name="alone", uid=uid, correlation_id=uid)
+    client = sign_in(ana)
+
+    assert client.get(f"/logs/?q={call.uid}")["Location"] == f"/logs/{call.uid}/"
+    assert found(str(call.uid)) == {"alone"}
+    assert (
+        Search(parse(str(call.uid))).count().number == len(Search(parse(str(call.uid))).page(None, 50).page.rows) == 1
+    )
+
+
+def test_the_id_of_a_trace_finds_its_calls(ana: User) -> None:
+    make.call(feature_name="traced", trace_id="0af7651916cd43dd8448eb211c80319c")
+
+    assert found("0af7651916cd43dd8448eb211c80319c") == {"traced"}
