@@ -156,7 +156,7 @@ def are_usual(columns: Sequence[Column]) -> bool:
 
 def _attributes(column: Column, call: Call, *, usual: bool) -> SafeString:
     # Short, since there are five hundred cells.
-    text = " data-p=4" if column.priority == LEAST and not usual else ""
+    text = f" data-p={LEAST}" if column.priority == LEAST and not usual else ""
     if column.is_number:
         text += " class=number"
     if column.name == "duration":

@@ -86,9 +86,9 @@ def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
 
 
 def together(parts: Sequence[Any]) -> Any:
-    """The rows of some queries, which have none in common, as one."""
+    """The rows of some queries, which have none in common and are in the same order, as one."""
     first, *others = parts
-    return first.union(*others, all=True).order_by() if others else first
+    return first.union(*others, all=True).order_by(*first.query.order_by) if others else first
 
 
 def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int, at_once: int = 1) -> Page[M]:
@@ -98,7 +98,7 @@ def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int,
     as `at_once` says are asked in one statement.
     """
     found = [beyond(part, cursor)[: size + 1] for part in parts]
-    rows = [row for few in batched(found, at_once) for row in _first(few, cursor, size + 1)]
+    rows = [row for few in batched(found, at_once) for row in together(few)[: size + 1]]
     forward = cursor is not None and cursor.way == NEWER
     if len(parts) > at_once:
         rows.sort(key=lambda row: (row.created_at, row.pk), reverse=not forward)
@@ -107,11 +107,6 @@ def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int,
         page_rows = page_rows[::-1]
         return Page(page_rows, _from(page_rows, OLDER), _from(page_rows, NEWER) if more else None)
     return Page(page_rows, _from(page_rows, OLDER) if more else None, _from(page_rows, NEWER) if cursor else None)
-
-
-def _first[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, number: int) -> QuerySet[M]:
-    order = ("created_at", "pk") if cursor is not None and cursor.way == NEWER else ("-created_at", "-pk")
-    return together(parts).order_by(*order)[:number] if len(parts) > 1 else parts[0]
 
 
 def _from(rows: Sequence[Any], way: str) -> Cursor | None:
