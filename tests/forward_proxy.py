@@ -92,6 +92,7 @@ def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int
         ready.set()
         await over.wait()
         server.close()
+        await asyncio.sleep(0)  # A connection accepted this moment has a task that, ended before its start, leaks it.
         mine = asyncio.current_task()
         rest = [task for task in asyncio.all_tasks() if task is not mine]
         for task in rest:
