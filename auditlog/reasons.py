@@ -54,6 +54,7 @@ REASONS = {
     "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
     "out_of_scope": Reason(Step.SERVER, "The token does not reach this server."),
     "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
+    "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
     "server_disabled": Reason(Step.SERVER, "An administrator switched this server off.", "server disabled"),
     "assignment_disabled": Reason(
         Step.SERVER, "An administrator switched this server off on this gateway.", "server disabled on this gateway"
@@ -85,6 +86,9 @@ REASONS = {
     "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
     "request_state": Reason(Step.UPSTREAM, "The state it was sent with is of another call, too old, or used already."),
+    "session_lost": Reason(
+        Step.UPSTREAM, "A server lost its session, which ended the client's; the client has to initialize again."
+    ),
     "call_lost": Reason(Step.UPSTREAM, "The worker that held it for its client is gone."),
     "input_refused": Reason(Step.UPSTREAM, "Its client did not give what the server asked for."),
     "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
@@ -118,7 +122,10 @@ OUTCOMES = {
     "rate_limited": REASONS["rate_limited"],
     "upstream_error": Reason(Step.UPSTREAM, "The server could not be reached, or its answer could not be used."),
     "timeout": REASONS["timeout"],
-    "bad_request": Reason(Step.REQUEST, "The request was not one MCP message."),
+    "bad_request": Reason(
+        Step.REQUEST,
+        "The request could not be served as it stands: it is no MCP message, or its session or headers are not valid.",
+    ),
     "not_offered": Reason(
         Step.REQUEST, "The client asked for a method or a stream that is not offered, and was told so."
     ),

@@ -14,6 +14,7 @@ from proxy.carrier import Carriage
 from proxy.config import Config, Traces
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
+from proxy.eras import Eras
 from proxy.forward import Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import Lists
@@ -71,7 +72,6 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     )
     mcp_client = McpClient(
         transport,
-        usage.era_learned,
         writer.may_begin,
         store=StoredSessions(state, cipher),
         introduced=usage.introduced,
@@ -81,7 +81,8 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     entered, named = (Transport(each, limit=MOST_BYTES) for each in (guard, guard.for_hosts_of_others()))
     async with _tracer(config.traces) as tracer, transport, entered, named, mcp_client as client:
         refresher = Refresher(state, entered, named, cipher)
-        lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher)
+        eras = Eras(state, client, usage)
+        lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher, eras)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
         requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
@@ -95,6 +96,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         suspended.under_way, forwarder.recheck, usage.in_use = streams.calls, streams.recheck, streams.sessions
         bus.on("sessions", usage.write_sessions)
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, carriage)
+        forwarder.list_changed = server_streams.list_changed
         connections: dict[str, Access | Limits | CallWriter] = {"access": access, "limits": limits, "record": writer}
         metrics.watch(
             {name: partial(getattr, part, "waiting") for name, part in connections.items()},
@@ -114,16 +116,9 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         try:
             yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests).traced_by(tracer)
         finally:
-            await carriage.events.stop()
-            await suspended.stop()
-            await requests.stop()
-            await server_streams.stop()
-            await keeper.stop()
-            await lists.stop()
-            await refresher.stop()
-            for part in (streams, bus, access, limits, writer, usage):
-                await part.stop()
-            await state.stop()
+            first = (carriage.events, suspended, requests, server_streams, keeper, lists, eras, refresher)
+            for each in (*first, streams, bus, access, limits, writer, usage, state):
+                await each.stop()
 
 
 @asynccontextmanager

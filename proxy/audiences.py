@@ -30,7 +30,7 @@ from proxy.store.sessions import MOST_SUBSCRIPTIONS, SessionKeeper
 from proxy.streams import DECIDED_AT_ONCE, INTRODUCED, LIST_CHANGED, LISTEN_KINDS, StandingStream
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import StreamPlace, Target
+from wire.rpc_messages import MODERN, SESSION, StreamPlace, Target, era_for
 
 UPDATED = "notifications/resources/updated"
 
@@ -55,6 +55,19 @@ class Audience:
     def owner(self) -> str:
         return self.grant.owner_id
 
+    @property
+    def modern(self) -> bool:
+        """True for `subscriptions/listen`; False for a session and its calls."""
+        return any(standing.request.modern for standing in self.standing)
+
+    def era(self, assigned: AssignedServer) -> str:
+        """Return the era in which this server is listened to for them."""
+        return era_for(assigned.eras, MODERN if self.modern else SESSION)
+
+    def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
+        """Return whether the server said of itself that it has this."""
+        return offers(assigned, name, member, modern=self.modern)
+
     def alias(self, assigned: AssignedServer) -> str:
         return assigned.alias if self.grant.several_servers else ""
 
@@ -73,6 +86,8 @@ class Held:
 
     source: Source
     task: asyncio.Task[None]
+    # Whether the server was asked for its stream; some open it in silence, until they have something to say.
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     place: StreamPlace = field(default_factory=StreamPlace)
     was_open: bool = False
@@ -81,6 +96,11 @@ class Held:
     waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
     waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None
+
+    def has_begun(self) -> None:
+        """Let go on who waits for it: it is open, or is not going to be."""
+        self.asked.set()
+        self.begun.set()
 
     @property
     def row(self) -> str:
@@ -105,7 +125,11 @@ class Audiences:
         """Which of these resources a `subscriptions/listen` may be told of. Raises DatabaseUnavailable."""
         assert request.query is not None, "it was authorized"
         grant = await self._access.put(request.query._replace(wanted=INTRODUCED))
-        watched = {each.id for each in grant.assignments if offers(each, "resources", "subscribe")} if grant else set()
+        watched = (
+            {each.id for each in grant.assignments if offers(each, "resources", "subscribe", modern=True)}
+            if grant
+            else set()
+        )
         found = await self._resolved(request.query, wanted[:MOST_SUBSCRIPTIONS])
         return [uri for uri, resolved in found.items() if resolved is not None and resolved.assigned.id in watched]
 
@@ -173,15 +197,15 @@ def heeded(audience: Audience) -> list[AssignedServer]:
     return [
         each
         for each in audience.grant.assignments
-        if (audience.heard.get(each.id) or any(offers(each, name, "listChanged") for name in KINDS))
+        if (audience.heard.get(each.id) or any(audience.offers(each, name, "listChanged") for name in KINDS))
         and is_usable(each)
         and not identity_refusal(each)
     ]
 
 
-def offers(assigned: AssignedServer, name: str, member: str) -> bool:
-    """Whether the server said of itself that it has this."""
-    capabilities: Mapping[str, Mapping[str, object]] = (assigned.introduction or (None,))[0] or {}
+def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
+    """Return whether the server said of itself, to clients of this era, that it has this."""
+    capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
 
@@ -209,7 +233,7 @@ def params_of(message: Object) -> Object:
 def wishes(source: Source) -> Object:
     """What a server of 2026-07-28 is asked to tell."""
     audience, assigned, _ = source
-    wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if offers(assigned, name, "listChanged")}
+    wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if audience.offers(assigned, name, "listChanged")}
     if heard := audience.heard.get(assigned.id):
         wishes["resourceSubscriptions"] = sorted(heard)
     return wishes

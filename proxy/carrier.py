@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from proxy.audiences import UPDATED, Audience, Held, digest, params_of, update
-from proxy.forward import told_levels, under_alias
+from proxy.notifications import told_levels, under_alias
 from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
 from proxy.store.bus import Bus

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from proxy import tasks
 from proxy.access.decision import DENIALS, Grant
 from proxy.access.features import (
     PROMPT,
@@ -20,14 +21,15 @@ from proxy.access.features import (
     resolve,
 )
 from proxy.access.query import NOTHING, ServersNeeded, Wanted
-from proxy.forward import CACHE_HINTS, LEVELS, Forwarder
+from proxy.forward import CACHE_HINTS, Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import BadCursor, Lists
+from proxy.notifications import LEVELS
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
 from wire import jsonrpc, stateless, trace_context, versions
-from wire.errors import Busy, TokenBusy, UpstreamError
+from wire.errors import Busy, SessionEnded, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
 
 type Handler = Callable[[McpRequest, Grant, Message, Stream | None], Awaitable[Response]]
@@ -61,6 +63,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "resources/unsubscribe": Method(modern=False, capability="resources", forwards=True),
         "completion/complete": Method(capability="completions", forwards=True),
         "logging/setLevel": Method(modern=False, capability="logging"),
+        "tasks/get": Method(capability="tasks", forwards=True),
+        "tasks/result": Method(modern=False, capability="tasks", forwards=True),
+        "tasks/update": Method(session=False, capability="tasks", forwards=True),
+        "tasks/cancel": Method(capability="tasks", forwards=True),
         "subscriptions/listen": Method(session=False),
     }
 )
@@ -147,9 +153,9 @@ def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None
     version = _envelope(message)
     _compare("MCP-Protocol-Version", given.get(b"mcp-protocol-version"), version)
     _compare("Mcp-Method", given.get(b"mcp-method"), message.method)
-    if message.method in versions.NAMED_BY:
+    spelled = given.get(b"mcp-name")
+    if message.method in versions.NAMED_BY and (spelled is not None or message.method not in tasks.METHODS):
         named = message.params.get(versions.NAMED_BY[message.method])
-        spelled = given.get(b"mcp-name")
         _compare("Mcp-Name", None if spelled is None else stateless.decoded_value(spelled), named)
     if version != versions.MODERN:
         raise unsupported(version)
@@ -173,7 +179,7 @@ def _compare(name: str, header: str | None, body: object) -> None:
 
 
 def _refusal(request: McpRequest, message: Message, method: Method) -> Response | None:
-    """What is wrong with a request that would reach a server. Raises TooManyHops."""
+    """Return the refusal of a request that must not reach a server. Raises TooManyHops or UnknownTask."""
     if not (method.lists or method.forwards):
         return None
     if trace_context.HOPS_KEY in request.headers:
@@ -208,6 +214,7 @@ class Dispatcher:
             "server/discover": self._discover,
             **dict.fromkeys((name for name, method in METHODS.items() if method.lists), self._list),
             **dict.fromkeys(("tools/call", "prompts/get", "resources/read", "completion/complete"), forwarder.forward),
+            **dict.fromkeys(tasks.METHODS, forwarder.forward),
             **dict.fromkeys(("resources/subscribe", "resources/unsubscribe"), self._subscribe),
             "logging/setLevel": self._set_level,
             **handlers,
@@ -302,7 +309,7 @@ class Dispatcher:
             return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
-        more: Object = {"resultType": "complete", **CACHE_HINTS} if request.modern else {}
+        more: Object = {"resultType": "complete", **CACHE_HINTS, "ttlMs": listing.ttl_ms} if request.modern else {}
         return Response(200, listing.response(message.id, more))
 
     def refused(self, request: McpRequest, error: UpstreamError) -> Response:
@@ -328,6 +335,8 @@ class Dispatcher:
         if url := self._identity_url(request, error):
             text, data = f"{text} {url}", {**(data or {}), "url": url}
         response = error_response(request, code, text, data)
+        if isinstance(error, SessionEnded):
+            response = response._replace(status=404, outcome=error.outcome)
         reason = error.reason if error.reason != error.outcome else ""
         retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
@@ -341,8 +350,12 @@ class Dispatcher:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """What is wrong with the params of a request that names a feature."""
+    """Return the refusal of malformed params of a request that names a feature. Raises UnknownTask."""
     params = message.params
+    if message.method in tasks.METHODS:
+        if request.mcp_task is None:
+            raise tasks.UnknownTask
+        return None
     feature = request.feature
     if feature is None or not feature.name or not isinstance(params.get("arguments", {}), dict | None):
         text = "Invalid params: a name and an object of arguments"
@@ -353,8 +366,6 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
         what = "uri" if feature.kind == RESOURCE else "name"
         text = f"Invalid params: a {what} holds no NUL and no half of a surrogate pair"
         return error_response(request, jsonrpc.INVALID_PARAMS, text)
-    if "task" in params:
-        return error_response(request, jsonrpc.METHOD_NOT_FOUND, "Tasks are not supported")
     return None
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from proxy import metrics, response
+from proxy import metrics, response, tasks
 from proxy.access.decision import DENIALS, Denied, Grant, decide
 from proxy.access.query import Access, AccessQuery, TokenDigests, access_query
 from proxy.config import Config
@@ -56,6 +56,7 @@ ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
 NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
+NOT_FINISHED = "The gateway lost touch with its sessions during this call; the server may have executed it."
 
 
 class Endpoint:
@@ -84,7 +85,8 @@ class Endpoint:
         self._server_streams = resumption.server_streams
         self._events = resumption.events
         self._resumption = resumption
-        self._recorder = PayloadRecorder(Cipher(config.encryption_keys))
+        self._cipher = Cipher(config.encryption_keys)
+        self._recorder = PayloadRecorder(self._cipher)
         self._header_reader = HeaderReader(config, access)
         self._timer = SharedTimer()
 
@@ -143,6 +145,8 @@ class Endpoint:
                 return grant, refusal
         if request.parsed_headers.http_method == "POST":
             request.parse()
+            if request.message is not None and request.message.method in tasks.METHODS:
+                request.set_task(tasks.opened(self._cipher, request.message))
         request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
@@ -380,15 +384,14 @@ class Endpoint:
         row.response_bytes = len(answer.body)
         seconds = time.perf_counter() - request.began
         row.duration_ms = seconds * 1000
-        if answer.outcome in FAILED:
-            await self._recorder.record_error(request, answer.body)
-        if request.admitted and request.grant is not None and request.grant.recorded is not None:
-            await self._recorder.record(request, answer, request.grant.recorded)
+        await self._record_payloads(request, answer)
         try:
             await self._writer.commit(row)
         except NotRecorded:
             metrics.UNAVAILABLE.labels("record").inc()
-            answer = _unavailable(request, NOT_RECORDED)
+            answer = _unavailable(request, NOT_RECORDED, retry=False)
+            if request.message is not None and request.message.is_request and not request.may_have_run:
+                answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
         recorded = time.perf_counter() - request.began - seconds
         if request.span is not None:
             request.span.recorded(seconds, recorded, answer.outcome)
@@ -402,6 +405,16 @@ class Endpoint:
         else:
             await response.send(request, answer)
 
+    async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
+        """Add what is recorded of the bodies to the row; a row without them is better than none."""
+        try:
+            if answer.outcome in FAILED:
+                await self._recorder.record_error(request, answer.body)
+            if request.admitted and request.grant is not None and request.grant.recorded is not None:
+                await self._recorder.record(request, answer, request.grant.recorded)
+        except Exception:
+            logger.exception("the payloads of a call were not recorded", extra={"request_id": request.uid})
+
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     """What the database is asked about this request; sets `request.query`, and `request.modern` by its message."""
@@ -410,7 +423,8 @@ def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    offered = declared(told) if told and headers.accepted.stream else ""
+    # Extensions are said with each request; in the key of a session that many share, each would make another session.
+    offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
 
@@ -460,11 +474,12 @@ def _verb_refusal(request: McpRequest) -> Response | None:
 
 
 def _session_refusal(request: McpRequest) -> Response | None:
-    """The answer to a session that is not there: ended, another connection's, or none that ever was."""
-    known = request.grant is not None and request.grant.session is not None
-    if known or request.parsed_headers.session_digest is None:
+    """Return 404 for a session that is ended, lost, another connection's, or none that ever was; else None."""
+    session = request.grant.session if request.grant is not None else None
+    if (session is not None and not session.is_lost) or request.parsed_headers.session_digest is None:
         return None
-    return _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+    refusal = _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+    return refusal if session is None else refusal._replace(deny_reason="session_lost")
 
 
 def _version_refusal(request: McpRequest, message: Message) -> Response | None:
@@ -496,7 +511,9 @@ def _failed(request: McpRequest, error: Exception) -> Response:
     """The answer to a call that failed inside the gateway."""
     if isinstance(error, DatabaseUnavailable):
         metrics.UNAVAILABLE.labels("sessions").inc()
-        return _unavailable(request, NO_SESSION)
+        return _unavailable(
+            request, NOT_FINISHED if request.may_have_run else NO_SESSION, retry=not request.may_have_run
+        )
     logger.error("a call failed inside the gateway", exc_info=error, extra={"request_id": request.uid})
     answer = error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")
     return answer._replace(status=500, outcome="rpc_error", deny_reason="internal_error")
@@ -512,9 +529,11 @@ async def _send_not_executed(request: McpRequest, stream: Stream | None = None) 
         await response.send(request, answer)
 
 
-def _unavailable(request: McpRequest, text: str, data: jsonrpc.Object | None = None) -> Response:
+def _unavailable(request: McpRequest, text: str, data: jsonrpc.Object | None = None, *, retry: bool = True) -> Response:
+    """Return a 503; with `retry` it says when to try again, which a call that may have been executed must not."""
     body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
-    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, (response.RETRY_AFTER,))
+    headers = (response.RETRY_AFTER,) if retry else ()
+    return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, headers)
 
 
 async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[Response]) -> Response:

@@ -1,4 +1,4 @@
-"""tools/call, prompts/get, resources/read, completion/complete: find the owner, forward, hand back its answer.
+"""tools/call, prompts/get, resources/read, completion/complete, tasks/*: find the owner, forward, hand back its answer.
 
 They differ in how the owner is found (`proxy.access.features`), in the member of the params that names the feature,
 and in what of the answer is rewritten. An answer of which nothing has to be rewritten passes byte for byte.
@@ -7,37 +7,42 @@ and in what of the answer is rewritten. An answer of which nothing has to be rew
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
+from proxy import notifications, tasks
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.features import (
+    PROMPT,
+    TOOL,
     Named,
     OutOfScope,
     Refusal,
     Resolved,
     UnknownFeature,
     check_held,
-    credential_of,
     resolve,
     resolve_call,
     target,
 )
+from proxy.access.own_names import exposed_feature, may_be_own_name
 from proxy.access.query import ServersNeeded, Wanted
+from proxy.audiences import LIST_OF
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
-from proxy.server_requests import Asking, InputRefused, ServerRequests
+from proxy.server_requests import Asking, InputRefused, ServerRequests, can_be_asked
 from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from wire import jsonrpc, trace_context, uris, versions
+from wire import jsonrpc, task_ids, trace_context, uris, versions
+from wire.answers import NO_MEMBERS, Changes
 from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import McpClient
-from wire.errors import AccessRefused, BadAnswer, Busy, UpstreamError
+from wire.errors import AccessRefused, BadAnswer, Busy, CredentialRenewed, NotRecordable, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import (
     MODERN,
@@ -47,9 +52,11 @@ from wire.rpc_messages import (
     OnRequest,
     RpcResponse,
     Target,
+    era_for,
     ignore,
     next_request_id,
 )
+from wire.tool_names import exposed_name
 from wire.trace_context import Trace
 
 # Members of a client's `_meta` that are for the gateway; all others go on to the server.
@@ -58,27 +65,25 @@ GATEWAY_META = frozenset(
         "progressToken",
         versions.MODERN_KEY,
         versions.CAPABILITIES_KEY,
-        versions.CLIENT_INFO_KEY,
         versions.LOG_LEVEL_KEY,
     }
 )
 
-# Sends the request to its server, with these members added to its params, and by this schema of the tool.
+UNAUTHORIZED = 401
+
+# Sends the request to its server, with these members added to its params.
 type Ask = Callable[..., Awaitable[RpcResponse]]
 
 NOTHING_MORE: Object = {}
 
 # These say nothing of the server: nothing was sent, or the client did not do its part.
-NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable)
-
-UNAUTHORIZED = 401
+NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable, tasks.UnknownTask)
 
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 SUBSCRIBED: Object = {"jsonrpc": "2.0", "id": 0, "result": {}}
 
 # Members of a 2026-07-28 result that the session era does not define.
 MODERN_MEMBERS = frozenset({"resultType", "ttlMs", "cacheScope"})
-NO_MEMBERS: frozenset[str] = frozenset()
 CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 
 # Older clients know no content of the type `resource_link`.
@@ -91,16 +96,12 @@ NO_COMPLETION: Object = {"completion": {"values": []}}
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 
+def _ignore_change(_: AssignedServer, __: Grant, ___: str) -> None:
+    pass
+
+
 async def _as_it_was(request: McpRequest) -> Grant | None:
     return request.grant
-
-
-@dataclass
-class Identity:
-    """As whom a call goes on, which may change while it is under way."""
-
-    assigned: AssignedServer
-    target: Target
 
 
 class Forwarder:
@@ -126,65 +127,82 @@ class Forwarder:
         self._refresher = refresher
         self.recheck: Callable[[McpRequest], Awaitable[Grant | None]] = _as_it_was  # Set by who composes the process.
         self._session_calls = session_calls
+        self.list_changed: Callable[[AssignedServer, Grant, str], None] = _ignore_change  # Likewise.
 
     async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
         """The server's answer to this request, addressed to the client.
 
         Its notifications go to `stream` when there is one. Raises OutOfScope or UpstreamError.
         """
-        feature = request.feature
-        assert feature is not None  # The dispatcher has looked.
-        resolved = _resolve(request, grant, feature)
-        if not isinstance(resolved, Resolved):
-            resolved = await self._look_again(request, grant, resolved, feature)
-        request.set_server(resolved.assigned)
-        if resolved.row is not None:
-            check_held(resolved, message.params.get("arguments"))
-        if resolved.assigned.sign_in is not None:
-            resolved = await self._refreshed(request, resolved)
+        grant, resolved = await self._resolved(request, grant, message)
+        if resolved.alias and uris.may_hold_exposed(request.body):
+            message = await _with_own_uris(request, resolved, message)
         forward = self._forward if request.span is None else self._forward_traced
         began = time.perf_counter()
         try:
             answer = await forward(request, resolved, grant, message, stream)
         except NOT_OF_THE_SERVER:
             raise
+        except AccessRefused as refusal:
+            raise await self._after(refusal, request, resolved, grant) from None
         except UpstreamError as error:
-            self._usage.server_contacted(
-                resolved.assigned,
-                in_words(error, resolved.assigned.url),
-                credential_refused=error.reason == "credential_refused",
-            )
+            self._usage.server_contacted(resolved.assigned, in_words(error, resolved.assigned.url))
             raise
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         self._usage.server_contacted(resolved.assigned)
         if answer.error is not None:
             return _error_response(request, resolved, message, answer)
-        if not request.modern and answer.document["result"].get("resultType", "complete") != "complete":
-            raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
-        return _result_response(request, resolved, message, answer)
+        result = answer.document["result"]
+        if message.method == "tools/call" and ("task" in message.params or result.get("resultType") == "task"):
+            request.mcp_task = tasks.created(self._cipher, resolved.assigned, request, message, answer)
+        return await _result_response(request, resolved, message, answer)
 
-    async def _ask_renewing(
-        self, request: McpRequest, resolved: Resolved, identity: Identity, send: Callable[[], Awaitable[RpcResponse]]
-    ) -> RpcResponse:
-        """The server's answer; after it refused the token, that to another one, once. Raises an UpstreamError."""
+    async def _resolved(self, request: McpRequest, grant: Grant, message: Message) -> tuple[Grant, Resolved]:
+        """Find the server and feature of this request, with a fresh credential, and what grants them.
+
+        Raises OutOfScope or UpstreamError.
+        """
+        feature, task = request.feature, request.mcp_task
+        assert feature is not None  # The dispatcher has looked.
+        resolved = _resolve(request, grant, feature)
+        if not isinstance(resolved, Resolved):
+            grant, resolved = await self._find(request, grant, resolved, feature)
+        request.set_server(resolved.assigned)
+        if "." in feature.name and feature.kind in (TOOL, PROMPT):  # The log has one name for a tool.
+            request.rename(Named(feature.kind, exposed_name(resolved.assigned.alias, resolved.name)), grant)
+        if task is not None and task.assignment_id != resolved.assigned.id:
+            raise tasks.UnknownTask
+        if resolved.row is not None and task is None:
+            check_held(resolved, message.params.get("arguments"))
+        if resolved.assigned.sign_in is not None:
+            resolved = await self._refreshed(request, resolved)
+        return grant, resolved
+
+    async def _after(
+        self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: Grant
+    ) -> UpstreamError:
+        """Return the error of a call whose credential the server refused; a token is renewed and tried for the next.
+
+        The call itself is not sent again. Raises Refusal when a person has to sign in again.
+        """
+        assigned = resolved.assigned
         try:
-            return await send()
-        except AccessRefused as refusal:  # It was not carried out.
-            renewed = await self._refresher.after(refusal, identity.assigned)
-            if renewed is None:
-                raise
-        await self._must_still_be_allowed(request, renewed)
+            renewed = await self._refresher.after(refusal, assigned)
+        except IdentityUnavailable:
+            renewed = None
+        if renewed is None:
+            self._usage.server_contacted(assigned, in_words(refusal, assigned.url), credential_refused=True)
+            return refusal
         self._with(request, resolved, renewed)
-        credential = credential_of(renewed, self._cipher)
-        identity.assigned = renewed
-        identity.target = identity.target._replace(credential=credential, generation=renewed.ciphertext or "")
         try:
-            return await send()
-        except AccessRefused as refusal:
-            if refusal.status != UNAUTHORIZED:
-                raise
-            raise await self._refresher.give_up(renewed) from None
+            await self._client.probe(target(renewed, grant, self._cipher, request.trace))
+        except AccessRefused as again:
+            if again.status == UNAUTHORIZED:
+                return await self._refresher.give_up(renewed)
+        except UpstreamError:
+            return refusal  # Whether it takes the new token shows with the next call.
+        return CredentialRenewed(assigned.server_name, refusal.status, refusal.challenge)
 
     async def _refreshed(self, request: McpRequest, resolved: Resolved) -> Resolved:
         """The same with a token that has not ended; a call that waits for it has to be allowed still, then."""
@@ -216,6 +234,21 @@ class Forwarder:
         request.grant = request.grant._replace(assignments=(*others, assigned))
         return resolved._replace(assigned=assigned)
 
+    async def _find(
+        self, request: McpRequest, grant: Grant, assigned: AssignedServer | None, feature: Named
+    ) -> tuple[Grant, Resolved]:
+        """Find a feature without a row: in a fresh list of its server, or by the name its server knows it by.
+
+        Raises OutOfScope or UpstreamError.
+        """
+        if assigned is not None:
+            try:
+                return grant, await self._look_again(request, grant, assigned, feature)
+            except UnknownFeature:
+                if not may_be_own_name(grant, feature):
+                    raise
+        return await self._by_own_name(request, grant, feature)
+
     async def _look_again(
         self, request: McpRequest, grant: Grant, assigned: AssignedServer, feature: Named
     ) -> Resolved:
@@ -226,9 +259,23 @@ class Forwarder:
         found = resolve(grant, feature)
         if not isinstance(found, Resolved):
             raise UnknownFeature(feature.kind, feature.name)
-        # In which era the server speaks may not be stored yet, and with it that headers repeat arguments.
+        # The row may be of before the server's eras were known, and then it has no schema.
         schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
         return found._replace(schema=found.schema or next(schemas, None))
+
+    async def _by_own_name(self, request: McpRequest, grant: Grant, feature: Named) -> tuple[Grant, Resolved]:
+        """Find a tool or prompt called without its server's alias, and decide as if the alias had been there.
+
+        The log names the server then, and the tool as clients are shown it. Raises OutOfScope, Refusal or
+        UnknownFeature.
+        """
+        grant = await self._lists.with_own_name(request, grant, feature)
+        exposed = exposed_feature(grant, feature)
+        request.rename(exposed, grant)
+        resolved = _resolve(request, grant, exposed)
+        if not isinstance(resolved, Resolved):
+            raise UnknownFeature(feature.kind, feature.name)
+        return grant, resolved
 
     async def _forward_traced(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
@@ -249,27 +296,50 @@ class Forwarder:
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
         """The server's answer, with whatever server and client ask each other before."""
-        level = "" if stream is None else _told_level(request, resolved, grant, message)
-        upstream = target(resolved.assigned, grant, self._cipher, request.trace, level)
-        if message.method in SUBSCRIBING and await self._client.find_era(upstream) == MODERN:
+        upstream = await self._target(request, resolved, grant, message, stream)
+        if message.method in SUBSCRIBING and upstream.era == MODERN:
             # It has no such method: whoever holds the client's stream listens to it.
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
         ask = self._sender(request, resolved, grant, message, stream, upstream)
-        if request.modern and self._may_be_suspended(upstream, message):
-            return await self._ask_suspendably(Asking(request, grant, upstream, stream), message, ask)
+        if request.modern and upstream.era == SESSION:
+            if "requestState" in message.params:
+                request.may_have_run = True
+                return await self._suspended.resume(Asking(request, grant, upstream, stream), message)
+            if can_be_asked(upstream.capabilities):
+                return await self._suspended.call(Asking(request, grant, upstream, stream), message, ask)
 
         async def on_request(asked: Object, answer: Answer) -> None:
             await self._requests.carry(Asking(request, grant, upstream, stream), asked, answer)
 
         answer = await ask(on_request)
-        if answer.error is not None and answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
+        if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The schema has changed since it was listed, and with it the headers that repeat arguments.
-            schema = await self._lists.schema_of(resolved.assigned, grant, resolved.name, upstream.trace)
-            answer = await ask(on_request, schema=schema)
+            self._lists.refresh(resolved.assigned, grant, TOOL)
         if not request.modern and _wants_input(answer):
             asking = Asking(request, grant, upstream, stream)
             return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
         return answer
+
+    async def _target(
+        self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
+    ) -> Target:
+        """Return where the request goes, in the client's era where the server has it. Raises an UpstreamError."""
+        level = "" if stream is None else notifications.told_level(request, resolved, grant, message)
+        upstream = target(
+            resolved.assigned,
+            grant,
+            self._cipher,
+            request.trace,
+            level,
+            modern=request.modern,
+            extensions=request.extensions,
+        )
+        if not upstream.era:
+            eras = await self._lists.eras.find(upstream)
+            upstream = upstream._replace(era=era_for(eras, MODERN if request.modern else SESSION))
+        if request.mcp_task is None and "extensions" not in upstream.capabilities:
+            return upstream
+        return tasks.for_era(upstream, request.mcp_task, modern=request.modern)
 
     def _sender(
         self,
@@ -281,151 +351,102 @@ class Forwarder:
         upstream: Target,
     ) -> Ask:
         progress_token = next_request_id() if stream is not None and "progressToken" in message.meta else None
-        params = _params(message, resolved.name, progress_token)
+        is_modern = upstream.era == MODERN
+        params = _params(request, message, resolved.name, progress_token, is_modern=is_modern)
+        if "task" in params and request.modern != is_modern:
+            del params["task"]  # Of no meaning to the server, which answers as if it was not there.
         if request.span is not None:
-            params = _with_trace(params, upstream.trace, is_modern=self._client.era(upstream) == MODERN)
-        on_notification: OnNotification = ignore
+            params = _with_trace(params, upstream.trace, is_modern=is_modern)
+        relay: OnNotification = ignore
         if stream is not None:
-            on_notification = partial(_relay, request, resolved, grant, message, stream, progress_token)
-        # Where a person signed in at an issuer, the token may be renewed while the call is under way.
-        identity = None if resolved.assigned.sign_in is None else Identity(resolved.assigned, upstream)
+            relay = partial(notifications.relay, request, resolved, grant, message, stream, progress_token)
+        on_notification = partial(self._hear, resolved.assigned, grant, relay)
+        is_in_session = grant.session is not None or (request.modern and can_be_asked(upstream.capabilities))
 
-        is_in_session = grant.session is not None or (request.modern and bool(upstream.capabilities))
-
-        def send(
-            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
-        ) -> Awaitable[RpcResponse]:
-            used = upstream if identity is None else identity.target
+        async def send(on_request: OnRequest, more: Object = NOTHING_MORE) -> RpcResponse:
             beside = None
             if is_in_session:
                 has_stream = stream is not None
-                beside = SessionCall(self._session_calls, grant, resolved.assigned, used, progress_token, has_stream)
-            return self._client.ask(
-                used,
-                message.method,
-                {**params, **more} if more else params,
-                on_notification,
-                person=grant.user_id,
-                schema=schema,
-                on_request=on_request,
-                beside=beside,
-            )
+                beside = SessionCall(
+                    self._session_calls, grant, resolved.assigned, upstream, progress_token, has_stream
+                )
+            try:
+                answer = await self._client.ask(
+                    upstream,
+                    message.method,
+                    {**params, **more} if more else params,
+                    on_notification,
+                    person=grant.user_id,
+                    schema=resolved.schema,
+                    on_request=on_request,
+                    beside=beside,
+                )
+            except (DatabaseUnavailable, NotRecordable, Busy):
+                raise  # Before it was sent: sessions are looked up and opened first.
+            except BaseException:
+                request.may_have_run = True
+                raise
+            request.may_have_run = True
+            return answer
 
-        if identity is None:
-            return send
+        return send
 
-        def send_renewing(
-            on_request: OnRequest, more: Object = NOTHING_MORE, schema: object = resolved.schema
-        ) -> Awaitable[RpcResponse]:
-            return self._ask_renewing(request, resolved, identity, lambda: send(on_request, more, schema))
-
-        return send_renewing
-
-    def _may_be_suspended(self, upstream: Target, message: Message) -> bool:
-        """Whether the request may end in `input_required` of our own, or is the retry of one that did."""
-        if self._client.era(upstream) == MODERN:
-            return False
-        return bool(upstream.capabilities) or "requestState" in message.params
-
-    async def _ask_suspendably(self, asking: Asking, message: Message, ask: Ask) -> RpcResponse:
-        # The state is the server's own business where it speaks 2026-07-28 itself.
-        if "requestState" in message.params and await self._client.find_era(asking.target) == SESSION:
-            return await self._suspended.resume(asking, message)
-        return await self._suspended.call(asking, message, ask)
+    async def _hear(self, assigned: AssignedServer, grant: Grant, relay: OnNotification, notification: Object) -> None:
+        """Take a notification of a call: of a list that changed all clients are told, of the rest this one."""
+        if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
+            self.list_changed(assigned, grant, changed)
+        else:
+            await relay(notification)
 
 
-def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | AssignedServer:
+def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | AssignedServer | None:
+    """As `resolve_call`; None for a name that may be a server's own."""
     try:
         return resolve_call(grant, feature)
+    except UnknownFeature:
+        if may_be_own_name(grant, feature):
+            return None
+        raise
     except (OutOfScope, Refusal) as refused:
         request.set_server(refused.assigned)
         raise
+
+
+# The members of params in which clients hand URIs back.
+ARGUMENTS = ("arguments", "argument", "context")
+INLINE_BYTES = 1 << 16
+
+
+async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:
+    """Replace URIs that were given out for this server by the server's own in the arguments."""
+    alias, body = resolved.alias, request.body
+    given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
+    own = uris.own(given, alias) if len(body) <= INLINE_BYTES else await asyncio.to_thread(uris.own, given, alias)
+    return replace(message, params=message.params | own)
 
 
 def _wants_input(answer: RpcResponse) -> bool:
     return answer.era == MODERN and answer.document.get("result", {}).get("resultType") == "input_required"
 
 
-# Notifications of a server that belong to the request on whose stream they come, and need no translation.
-PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
-
-LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-ALL_LEVELS = frozenset(LEVELS)
-NO_LEVELS: frozenset[str] = frozenset()
-FROM_LEVEL = {level: frozenset(LEVELS[number:]) for number, level in enumerate(LEVELS)}
-
-
-async def _relay(
-    request: McpRequest,
-    resolved: Resolved,
-    grant: Grant,
-    message: Message,
-    stream: Stream,
-    progress_token: int | None,
-    notification: Object,
-) -> None:
-    """Pass on a notification of a call, in the client's terms, unless it is not for the client."""
-    own, method = notification.get("params"), notification.get("method")
-    if not isinstance(own, dict) or not isinstance(method, str):
-        return
-    if method == "notifications/progress":
-        if progress_token is None or own.get("progressToken") != progress_token:
-            return
-        own = {**own, "progressToken": message.meta.get("progressToken")}
-    elif method == "notifications/message":
-        if str(own.get("level")) not in _levels(request, grant, message):
-            return
-        own = {**own, "logger": under_alias(resolved.assigned.alias, own.get("logger"))}
-    elif method not in PASSED_ON or request.modern:
-        return
-    else:
-        own = uris.exposed(own, resolved.alias)
-    await stream.notify({**notification, "params": own})
-
-
-def _level(request: McpRequest, grant: Grant, message: Message) -> str:
-    """From which level on this client wants log messages; empty when it did not say so."""
-    if not request.modern:
-        return grant.session.log_level if grant.session is not None else ""
-    level = message.meta.get(versions.LOG_LEVEL_KEY)
-    return level if isinstance(level, str) and level in FROM_LEVEL else ""
-
-
-def _told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: Message) -> str:
-    """The level the server is to be told; empty when it cannot log, or need not know."""
-    return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
-
-
-def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
-    """The levels of log messages this client is sent: in 2026-07-28 none unless the request names one."""
-    level = _level(request, grant, message)
-    return NO_LEVELS if request.modern and not level else told_levels(level)
-
-
-def told_levels(level: str) -> frozenset[str]:
-    """The levels from this one on; all without one."""
-    return FROM_LEVEL[level] if level else ALL_LEVELS
-
-
-def under_alias(alias: str, logger: object) -> str:
-    """Who logs, under the name of its server."""
-    own = logger if isinstance(logger, str) else ""
-    return f"{alias}/{own}" if alias and own else alias or own
-
-
-def _params(message: Message, name: str, progress_token: int | None) -> Object:
-    """The params for the server: its own name of the feature, and of `_meta` what is meant for it."""
+def _params(request: McpRequest, message: Message, name: str, progress_token: int | None, *, is_modern: bool) -> Object:
+    """Return the params for the server: its own name of the feature, and of `_meta` what is meant for it."""
     match message.method:
         case "completion/complete":
             ref = message.params["ref"]
             params = {**message.params, "ref": {**ref, "name" if ref.get("type") == "ref/prompt" else "uri": name}}
         case "tools/call" | "prompts/get":
             params = {**message.params, "name": name}
+        case _ if request.mcp_task is not None:
+            params = {**message.params, "taskId": request.mcp_task.own_id}
         case _:
             params = {**message.params, "uri": name}
     if "_meta" not in params:
         return params
-    meta = {key: value for key, value in message.meta.items() if key not in GATEWAY_META}
+    own = task_ids.meta_for_server(message.meta, request.task_ids)
+    meta = {key: value for key, value in own.items() if key not in GATEWAY_META}
+    if not is_modern:  # A session was told of its client when it was opened.
+        meta.pop(versions.CLIENT_INFO_KEY, None)
     if progress_token is not None:
         meta["progressToken"] = progress_token
     params["_meta"] = meta
@@ -495,19 +516,17 @@ def _input_required(message: Message, error: Object) -> Response:
     return Response(200, jsonrpc.result(message.id, {"resultType": "input_required", "inputRequests": requests}))
 
 
-def _result_response(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
+async def _result_response(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
     result: Object = answer.document["result"]
-    outcome = "tool_error" if result.get("isError") is True else "ok"
-    shown = uris.exposed(result, resolved.alias) if resolved.alias else result
-    if not request.modern and request.version in LINKLESS:
-        shown = _without_links(shown)
+    if not request.modern and result.get("resultType", "complete") != "complete":
+        raise BadAnswer(resolved.assigned.server_name, "it wants input, which this client cannot give")
     drop, add = _members_of_era(request, message, result, answer.era)
-    if shown is result:
-        if not drop and not add:
-            return Response(200, jsonrpc.readdressed(answer.text, answer.document, message.id), outcome)
-        return Response(200, jsonrpc.with_members(answer.text, answer.document, message.id, drop, add), outcome)
-    shown = {key: value for key, value in shown.items() if key not in drop} | add
-    return Response(200, jsonrpc.dumps({**answer.document, "id": message.id, "result": shown}), outcome)
+    read = message.params["uri"] if resolved.alias and message.method == "resources/read" else ""
+    without_links = not request.modern and request.version in LINKLESS
+    # By position: names cost as much as all else here.
+    changes = Changes(resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids)
+    body = await answer.changed(resolved.assigned.server_name, message.id, changes)
+    return Response(200, body, "tool_error" if result.get("isError") is True else "ok")
 
 
 def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
@@ -522,21 +541,3 @@ def _members_of_era(request: McpRequest, message: Message, result: Object, era: 
             hints |= {"cacheScope": "private"}
         add = add | hints
     return frozenset(add) & result.keys(), add
-
-
-def _without_links(result: Object) -> Object:
-    """The result with each link to a resource as a text that names it."""
-    content = result.get("content")
-    if not isinstance(content, list):
-        return result
-    shown = [
-        _as_text(item) if isinstance(item, dict) and item.get("type") == "resource_link" else item for item in content
-    ]
-    return result if all(a is b for a, b in zip(shown, content, strict=True)) else {**result, "content": shown}
-
-
-def _as_text(link: Object) -> Object:
-    words = [str(link[key]) for key in ("title", "name", "description") if isinstance(link.get(key), str)]
-    text = f"{words[0]}: {link.get('uri', '')}" if words else str(link.get("uri", ""))
-    kept: Object = {key: link[key] for key in ("annotations", "_meta") if key in link}
-    return {"type": "text", "text": text, **kept}

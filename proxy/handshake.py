@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+from proxy import tasks
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.features import is_usable
 from proxy.request import McpRequest
@@ -10,11 +11,11 @@ from proxy.store.sessions import SessionKeeper
 from proxy.streams import LISTS, LISTS_ARE_TOLD
 from wire import jsonrpc, product, versions
 from wire.jsonrpc import Message, Object, storable
-from wire.rpc_messages import OFFERED
+from wire.rpc_messages import OFFERED, extensions_in
 from wire.sessions import BRIDGED
 
 MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
-MOST_CAPABILITIES = 2_048  # Bytes of a client's capabilities that are kept as they are.
+MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are kept as they are.
 MOST_NAME = 200
 
 # What has to be served for a capability to be announced.
@@ -24,6 +25,7 @@ SERVED_BY = {
     "resources": "resources/list",
     "completions": "completion/complete",
     "logging": "logging/setLevel",
+    "tasks": "tasks/get",
 }
 MEMBERS_SERVED_BY = {"subscribe": "resources/subscribe", "listChanged": "subscriptions/listen"}
 
@@ -45,7 +47,7 @@ class Handshake:
             _kept(message.params.get("capabilities")),
             (storable(request.row.client_name)[:MOST_NAME], storable(request.row.client_version)[:MOST_NAME]),
         )
-        result = {"protocolVersion": version, **self._said(grant), "serverInfo": _server_info(grant)}
+        result = {"protocolVersion": version, **self._said(grant, modern=False), "serverInfo": _server_info(grant)}
         header = (b"mcp-session-id", session_id.encode())
         return Response(200, jsonrpc.result(message.id, result), headers=(header,))
 
@@ -53,7 +55,7 @@ class Handshake:
         """The result of `server/discover`, but for what every result of 2026-07-28 carries."""
         return {
             "supportedVersions": list(versions.SUPPORTED),
-            **self._said(grant),
+            **self._said(grant, modern=True),
             "_meta": {versions.SERVER_INFO_KEY: _server_info(grant)},
         }
 
@@ -84,20 +86,24 @@ class Handshake:
         await self._keeper.end(grant.session.id)
         return Response(200)
 
-    def _said(self, grant: Grant) -> Object:
+    def _said(self, grant: Grant, *, modern: bool) -> Object:
         usable = [assigned for assigned in grant.assignments if is_usable(assigned)]
-        said: Object = {"capabilities": self._capabilities(usable)}
+        offered = [each.capabilities(modern=modern) or {} for each in usable]
+        said: Object = {"capabilities": self._capabilities(offered, modern=modern)}
         if text := instructions(grant.gateway_description, usable):
             said["instructions"] = text
         return said
 
-    def _capabilities(self, assignments: Sequence[AssignedServer]) -> Object:
-        """What any of the servers offers, as far as it is served here; tools always are."""
+    def _capabilities(self, offered: Sequence[Object], *, modern: bool) -> Object:
+        """Return what any of the servers offers, as far as it is served here; tools always are, and all extensions."""
         union: dict[str, set[str]] = {"tools": set()}
-        for assigned in assignments:
-            for name, members in ((assigned.introduction or (None,))[0] or {}).items():
+        extensions: Object = {}
+        for capabilities in offered:
+            for name, members in capabilities.items():
                 union.setdefault(name, set()).update(members)
-        return {
+            for name, settings in capabilities.get("extensions", {}).items():
+                extensions[name] = {**settings, **extensions.get(name, {})}
+        served: Object = {
             name: {
                 member: True for member in members if member in union[name] and self._serves(MEMBERS_SERVED_BY[member])
             }
@@ -106,6 +112,16 @@ class Handshake:
             for name, members in OFFERED.items()
             if name in union and self._serves(SERVED_BY[name])
         }
+        if modern:
+            return served | ({"extensions": extensions} if extensions else {})
+        extensions.pop(tasks.EXTENSION, None)
+        return served | self._tasks(offered) | ({"extensions": extensions} if extensions else {})
+
+    def _tasks(self, offered: Sequence[Object]) -> Object:
+        """Return the `tasks` capability, if any server has it: each server refuses by itself what it lacks."""
+        found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
+        merged = {name: settings for each in found for name, settings in each.items()}
+        return {"tasks": merged} if merged and self._serves(SERVED_BY["tasks"]) else {}
 
     def _serves(self, method: str) -> bool:
         return method in self.methods
@@ -131,7 +147,7 @@ def _kept(capabilities: object) -> Object:
         return {}
     if len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:  # So it is not deep either.
         return dict(storable(capabilities))
-    return {name: {} for name in BRIDGED if isinstance(capabilities.get(name), dict)}
+    return {name: {} for name in BRIDGED if isinstance(capabilities.get(name), dict)} | extensions_in(capabilities)
 
 
 def _server_info(grant: Grant) -> Object:

@@ -17,27 +17,30 @@ from typing import NamedTuple
 from psycopg.types.json import Jsonb
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.features import Refusal, identity_refusal, is_usable, server_of, target
+from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target, target_for_lists
 from proxy.access.query import Access, ServersNeeded, Wanted
+from proxy.eras import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
-from wire import definitions, jsonrpc, uris
+from wire import definitions, jsonrpc, uris, versions
 from wire.causes import in_words
 from wire.cipher import Cipher
-from wire.client import McpClient
+from wire.client import Listed, McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
 from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError
 from wire.jsonrpc import Id, Object
-from wire.rpc_messages import ServerInfo
+from wire.rpc_messages import MODERN, SESSION, ServerInfo, era_for
+from wire.tool_names import dotted_name
 from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)
 
 # Under this key a list names the servers it could not ask, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
+PARTIAL = "gateway-admin/partial"  # Of one of them nothing is known, so the list lacks what it offers.
 
 FRESH_SECONDS = 60.0  # So long nobody asks again for what is stored,
 RETRY_SECONDS = 10.0  # and so long when the server could not be asked.
@@ -48,6 +51,11 @@ PAGE = 1_000  # Definitions.
 CURSOR = "cursor"
 
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
+KEEP_TTL = """
+UPDATE gateways_listing SET ttl_ms = %s
+WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s AND ttl_ms <> %s
+"""
+MOST_TTL_MS = 60_000  # A list depends on switches, too, which may change at any moment.
 
 type Lookup = Callable[[], Awaitable[Grant | None]]
 
@@ -66,12 +74,16 @@ class Listing(NamedTuple):
     items: Sequence[str]
     unavailable: Sequence[Unavailable]
     next_cursor: str = ""
+    ttl_ms: int = 0
 
     def response(self, request_id: Id | None, more: Object) -> bytes:
-        """The answer, with these further members of its result. No definition is read and written again for it."""
+        """Return the answer, with these further members of its result; no definition is read and written again."""
         if self.unavailable:
             named = [{"server": a.server_name, "alias": a.alias, "reason": reason} for a, reason in self.unavailable]
-            more = {"_meta": {UNAVAILABLE: named}, **more}
+            meta: Object = {UNAVAILABLE: named}
+            if any(not _is_known(assigned) and not identity_refusal(assigned) for assigned, _ in self.unavailable):
+                meta[PARTIAL] = True
+            more = {"_meta": meta, **more}
         if self.next_cursor:
             more = {"nextCursor": self.next_cursor, **more}
         rest = jsonrpc.dumps(more)[1:-1]
@@ -124,8 +136,10 @@ class Lists:
         usage: UsageTracker,
         seconds: float,
         refresher: Refresher,
+        eras: Eras,
     ) -> None:
         self.refresher = refresher
+        self.eras = eras
         self._client = client
         self._access = access
         self._state = state
@@ -135,7 +149,7 @@ class Lists:
         self._asking: dict[Asked, asyncio.Task[list[Definition]]] = {}
         self._again: set[Asked] = set()
         # When servers were asked what they are, by server and identity.
-        self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[ServerInfo | None]]] = {}
+        self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerInfo] | None]]] = {}
 
     async def stop(self) -> None:
         """End what is asked in the background."""
@@ -163,13 +177,15 @@ class Lists:
             if isinstance(answer, UpstreamError):
                 unavailable.append(Unavailable(assigned, answer.reason))
             elif answer is None and assigned.listing is not None:
-                age, _, error = assigned.listing
+                age, _, error, _ = assigned.listing
                 if error:
                     unavailable.append(Unavailable(assigned, error))
                 if age > (RETRY_SECONDS if error else FRESH_SECONDS):
                     self.refresh(assigned, grant, kind)
         _raise_if_nothing_is_known(ready, live)
-        return self._page(_shown(grant, ready, kind, live), unavailable, grant, kind, after)
+        listing = self._page(_shown(request, grant, ready, kind, live), unavailable, grant, kind, after)
+        kept = [0 if each.listing is None or each.lists_live else each.listing[3] for each in ready]
+        return listing._replace(ttl_ms=0 if unavailable else min(kept, default=0))
 
     def _page(
         self,
@@ -208,10 +224,11 @@ class Lists:
         listed = await self._ask(assigned, grant, wanted.kind, trace, self._seconds)
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
-    async def schema_of(self, assigned: AssignedServer, grant: Grant, tool: str, trace: Trace = NONE) -> object:
-        """The schema of a tool as its server says it now; None when it has none. Raises an UpstreamError."""
-        tools = await self._ask(assigned, grant, TOOL, trace, self._seconds)
-        return next((each.value.get("inputSchema") for each in tools if each.value["name"] == tool), None)
+    async def with_own_name(self, request: McpRequest, grant: Grant, feature: Named) -> Grant:
+        """Return the grant with the features of all servers that have this name at their own server."""
+        return await self._look_up(
+            request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
+        )
 
     def refresh(self, assigned: AssignedServer, grant: Grant, kind: str) -> None:
         """Ask this server in the background; what it says is in the next list. Returns at once.
@@ -231,18 +248,18 @@ class Lists:
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
-            if (
-                not is_usable(assigned)
-                or identity_refusal(assigned)
-                or (assigned.introduction or (None,))[0] is not None
-            ):
+            is_known = assigned.capabilities(modern=request.modern) is not None
+            if not is_usable(assigned) or identity_refusal(assigned) or is_known:
                 return assigned
-            info = await self._introduction(assigned, grant, request.trace)
-            return assigned if info is None else assigned._replace(introduction=(info.capabilities, info.instructions))
+            infos = await self._introduction(assigned, grant, request.trace)
+            if infos is None:
+                return assigned
+            said = {info.era: info.capabilities for info in infos}
+            return assigned._replace(introduction=(said.get(SESSION), infos[-1].instructions, said.get(MODERN)))
 
         return grant._replace(assignments=await asyncio.gather(*map(introduce, grant.assignments)))
 
-    async def _introduction(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> ServerInfo | None:
+    async def _introduction(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> Sequence[ServerInfo] | None:
         key = assigned.server_id, assigned.identity_id or ""
         now = time.monotonic()
         asked_at, task = self._introducing.get(key, (now, None))
@@ -255,15 +272,16 @@ class Lists:
             return await asyncio.wait_for(asyncio.shield(task), max(asked_at + WAIT_SECONDS - now, 0))
         return None
 
-    async def _introduce(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> ServerInfo | None:
+    async def _introduce(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> Sequence[ServerInfo] | None:
         try:
-            upstream = target(assigned, grant, self._cipher, trace)
-            info = await self._client.introduce(upstream)
+            upstream = target_for_lists(assigned, grant, self._cipher, trace)
             # What is announced is relied on at once: servers that tell of changes are listened to by these rows.
-            await self._state.fetch(*self._usage.write_info(upstream, info))
-            return info
+            return await self.eras.introduce(upstream)
         except (UpstreamError, DatabaseUnavailable) as error:
             logger.debug("a server did not say what it is", extra={"error": str(error), "server": assigned.server_name})
+            return None
+        except Exception:  # Whatever a server says of itself, the others of its gateway are introduced.
+            logger.exception("what a server said of itself was not kept", extra={"server": assigned.server_name})
             return None
 
     # Asking servers
@@ -278,6 +296,8 @@ class Lists:
             fault: BaseException | None = None
             try:
                 seconds = LIVE_SECONDS if assigned.lists_live else WAIT_SECONDS
+                if assigned.listing is None:  # Nobody has asked it before: the first list is to be whole.
+                    seconds = assigned.timeout_s
                 return await self._ask(assigned, grant, kind, request.trace if hop is None else hop.trace, seconds)
             except UpstreamError as error:
                 fault = error
@@ -294,9 +314,9 @@ class Lists:
         asked = _asked(assigned, grant, kind)
         task = self._asking.get(asked)
         if task is None:
-            task = self._start(asked, assigned, grant, trace, self._seconds)
+            task = self._start(asked, assigned, grant, trace, max(self._seconds, seconds))
         try:
-            return await asyncio.wait_for(asyncio.shield(task), min(seconds, self._seconds + 1))
+            return await asyncio.wait_for(asyncio.shield(task), seconds)
         except TimeoutError:
             raise TimedOut(assigned.server_name, seconds) from None
 
@@ -339,14 +359,26 @@ class Lists:
             await self._write(asked, None, error.reason)
             raise
         self._usage.server_contacted(assigned)
-        rows = await asyncio.to_thread(definitions.rows, asked.kind, assigned.alias, listed)
+        rows = await asyncio.to_thread(definitions.rows, asked.kind, assigned.alias, listed.definitions)
         await self._write(asked, Jsonb(rows), "")
-        return listed
+        await self._keep_ttl(asked, min(listed.ttl_ms, MOST_TTL_MS))
+        return listed.definitions
 
-    async def _list(
-        self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
-    ) -> list[Definition]:
-        upstream = target(assigned, grant, self._cipher, trace)
+    async def _keep_ttl(self, asked: Asked, ttl_ms: int) -> None:
+        with suppress(DatabaseUnavailable):
+            parameters = (ttl_ms, asked.assignment_id, asked.identity_id, asked.kind, ttl_ms)
+            await self._state.fetch(KEEP_TTL, parameters)
+
+    async def _list(self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float) -> Listed:
+        if assigned.lists_live:
+            upstream = target(assigned, grant, self._cipher, trace)
+        else:
+            upstream = target_for_lists(assigned, grant, self._cipher, trace)
+        if upstream.era:
+            self.eras.refresh(upstream)
+        else:
+            eras = await self.eras.find(upstream)
+            upstream = upstream._replace(era=era_for(eras, SESSION if assigned.lists_live else MODERN))
         return await self._client.list_features(upstream, asked.kind, seconds=seconds)
 
     async def _write(self, asked: Asked, said: Jsonb | None, fault: str) -> None:
@@ -374,6 +406,7 @@ def _is_known(assigned: AssignedServer) -> bool:
 
 
 def _shown(
+    request: McpRequest,
     grant: Grant,
     ready: Sequence[AssignedServer],
     kind: str,
@@ -381,15 +414,19 @@ def _shown(
 ) -> dict[str, str]:
     """The texts of all that may be used, each name once: a name belongs to the server that requests of it go to."""
     shown: dict[str, str] = {}
+    knows_dots = request.modern or request.version in versions.DOTTED
     for assigned in ready:
         answer = live.get(assigned.id) if assigned.lists_live else None
         said = None
         if isinstance(answer, list):
             said = {definitions.exposed(kind, assigned.alias, definitions.name_of(kind, each)) for each in answer}
-        for name, text in assigned.features or ():
+        for exposed, stored, dotted in assigned.features or ():
+            name, text = exposed, stored
+            if dotted and knows_dots and (spelled := dotted_name(assigned.alias, dotted)):
+                name, text = spelled, definitions.renamed(stored, spelled)
             # Of two servers that list one URI, both resources are listed, each under its own.
             key = name if kind in (TOOL, PROMPT) or not grant.several_servers else f"{assigned.alias} {name}"
-            if key in shown or (said is not None and name not in said):
+            if key in shown or (said is not None and exposed not in said):
                 continue
             if kind not in (TOOL, PROMPT) or server_of(grant.assignments, name) is assigned:
                 shown[key] = _mapped(kind, assigned.alias, text) if grant.several_servers else text

@@ -44,7 +44,8 @@ class Session(models.Model):
     """A client's MCP session: what `initialize` said. Who holds its id may use it with a token of its connection.
 
     `digest` is SHA-256 of the id. `declared` is what of the client's capabilities servers are told. An ended session
-    has no row.
+    has no row. One whose server lost its session is `lost_at` that moment: its calls under way go on, every further
+    request is answered 404.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -58,6 +59,7 @@ class Session(models.Model):
     log_level = models.CharField(max_length=12, blank=True)
     # The URIs of the resources whose changes the client wants to hear of, as it knows them.
     subscriptions = models.JSONField(default=list, db_default=[])
+    lost_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
 
@@ -104,14 +106,16 @@ class ServerInfo(models.Model):
     """What a server said of itself last, in answer to `initialize` or `server/discover`.
 
     Instructions may be meant for one user only, so there is a row for each identity; `told_to` is the identity, or the
-    server itself when it was asked without one.
+    server itself when it was asked without one. `capabilities` are those of sessions, `modern_capabilities` those of
+    2026-07-28; each is null until the server said them.
     """
 
     id = models.BigAutoField(primary_key=True)
     server_id = models.UUIDField()
     told_to = models.UUIDField()
     version = models.CharField(max_length=40, blank=True)
-    capabilities = models.JSONField(default=dict)
+    capabilities = models.JSONField(null=True)
+    modern_capabilities = models.JSONField(null=True)
     instructions = models.TextField(blank=True)
     changed_at = models.DateTimeField()
 
@@ -121,7 +125,7 @@ class ServerInfo(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.server_id}: {', '.join(self.capabilities)}"
+        return f"{self.server_id}: {', '.join(self.capabilities or self.modern_capabilities or ())}"
 
 
 class PendingRequest(models.Model):

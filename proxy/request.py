@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
-from proxy.access.features import Named, named
-from proxy.access.query import Access, AccessQuery, TokenDigests
+from proxy.access.features import Named, lookup_key, named
+from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, Wanted
 from proxy.config import Config
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
-from wire import jsonrpc, token_text, trace_context
+from proxy.tasks import Task
+from wire import jsonrpc, token_text, trace_context, versions
 from wire.http1 import SAME_HEAD
-from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message
+from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message, Object
+from wire.rpc_messages import extensions_in
+from wire.task_ids import TaskIds
 from wire.trace_context import Trace
 
 if TYPE_CHECKING:
@@ -201,6 +204,8 @@ class McpRequest:
         "header_pairs",
         "headers",
         "malformed",
+        "may_have_run",
+        "mcp_task",
         "message",
         "modern",
         "origin",
@@ -232,6 +237,7 @@ class McpRequest:
         self.body = b""
         self.message: Message | None = None
         self.feature: Named | None = None  # What the message names.
+        self.mcp_task: Task | None = None  # The task the message is about.
         # What the client says it speaks; a session's, once it is known that the request names one.
         self.version = request_headers.protocol_version
         self.malformed: Malformed | None = None
@@ -241,6 +247,8 @@ class McpRequest:
         self.grant: Grant | None = None
         # Whether the call was let through, whatever was wrong with it then.
         self.admitted = False
+        # Whether a server may have executed it; as long as this is False, it certainly was not.
+        self.may_have_run = False
         # What the database was asked about it; the task that serves it while it is under way; why it is to end.
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
@@ -248,6 +256,18 @@ class McpRequest:
         # When the database was asked, and the span of the call; None for one that is not traced.
         self.asked_at = 0.0
         self.span: CallSpan | None = None
+
+    @property
+    def task_ids(self) -> TaskIds | None:
+        """The ids of the task it is about, if it is about one."""
+        return None if self.mcp_task is None else self.mcp_task.ids
+
+    @property
+    def extensions(self) -> Object:
+        """The extensions that a request of 2026-07-28 declares, as a part of its client's capabilities."""
+        if not self.modern or self.message is None:
+            return {}
+        return extensions_in(self.message.meta.get(versions.CAPABILITIES_KEY))
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1")
@@ -302,9 +322,16 @@ class McpRequest:
         else:
             self.feature = named(message)
 
+    def set_task(self, task: Task | None) -> None:
+        """The message is about this task: it is decided as a call of the tool that made it."""
+        if task is not None:
+            self.mcp_task, self.feature = task, task.feature
+
     def set_grant(self, grant: Grant) -> None:
         """The token is known: from here on this is a call, whatever becomes of it."""
-        row = self.row
+        row, task = self.row, self.mcp_task
+        if task is not None and (task.connection_id, task.is_modern) != (grant.connection_id, self.modern):
+            self.mcp_task = self.feature = None  # Nothing about it is told, in the log neither.
         self.grant = row.grant = grant
         row.client_ip, row.user_agent = self.parsed_headers.client_ip, self.parsed_headers.user_agent
         if grant.session is not None:
@@ -320,6 +347,17 @@ class McpRequest:
             row.method = self.parsed_headers.http_method
         else:
             row.method = jsonrpc.method_in(self.body)
+
+    def rename(self, feature: Named, grant: Grant) -> None:
+        """Go on as a request of `feature`, which `grant` decides: in the log, and when access is decided again.
+
+        The credentials of the grant's servers are removed from recorded payloads.
+        """
+        self.feature, self.grant = feature, grant
+        self.row.feature_type, self.row.feature_name = feature
+        if self.query is not None:
+            wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
+            self.query = self.query._replace(wanted=wanted)
 
     def set_server(self, assigned: AssignedServer) -> None:
         """The call goes to this server."""

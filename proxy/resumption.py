@@ -20,7 +20,7 @@ ALIVE_SECONDS = 3.0  # Whoever has the stream of a call says so in this time,
 LISTENING_SECONDS = 2.0  # So long a client waits for its servers to be listened to, before it is told what may be,
 HANDED_OVER_SECONDS = 1.0  # and whoever had a standing stream what it sent.
 
-CALL_LOST = "The call was lost: what became of it is not known any more. Call again."
+CALL_LOST = "The call was lost: what became of it is not known any more."
 
 # What repeats the stream of a call here, by its session and stream.
 type Repeats = dict[tuple[str, str], StandingStream]

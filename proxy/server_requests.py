@@ -22,12 +22,13 @@ from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Owner, PendingRequests
-from wire import jsonrpc
+from wire import jsonrpc, task_ids
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Object
 from wire.rpc_messages import Answer, RpcResponse, Target
+from wire.sessions import BRIDGED
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,11 @@ class InputRefused(UpstreamError):
     outcome = "rpc_error"
     reason = "input_refused"
     sentence = 'Server "{server}" needs input that the client did not give.'
+
+
+def can_be_asked(capabilities: Mapping[str, Any]) -> bool:
+    """Return whether a client of these capabilities can be asked anything during a call."""
+    return any(name in capabilities for name in BRIDGED)
 
 
 def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
@@ -152,7 +158,7 @@ class ServerRequests:
         async def send() -> None:
             if stream.is_over:
                 raise StreamOver
-            await stream.notify({**asked, "jsonrpc": "2.0", "id": uid})
+            await stream.notify({**_for_client(asking, asked), "jsonrpc": "2.0", "id": uid})
 
         answered = await self.wait(asking, asked, uid, Owner(asking.grant.connection_id, session.id), send)
         if answered is TIMED_OUT:
@@ -171,7 +177,7 @@ class ServerRequests:
             await self._pending.add(uid, owner, asked, self.seconds)
             await send()
             async with asyncio.timeout(self.seconds):
-                answered = _checked(await self._pending.wait(uid))
+                answered = _checked(asking, await self._pending.wait(uid))
         except TimeoutError:
             answered = TIMED_OUT
         except StreamOver:
@@ -302,12 +308,19 @@ CALL_OVER = _error("The call is over")
 TIMED_OUT = _error("The client did not answer in time")
 
 
-def _checked(answer: Object) -> Object:
+def _for_client(asking: Asking, asked: Object) -> Object:
+    params = asked.get("params")
+    return (
+        {**asked, "params": task_ids.for_client(params, asking.request.task_ids)} if isinstance(params, dict) else asked
+    )
+
+
+def _checked(asking: Asking, answer: Object) -> Object:
     """What of a client's answer goes to the server: its result or its error."""
     if isinstance(answer.get("error"), dict):
         return {"error": answer["error"]}
     if isinstance(answer.get("result"), dict):
-        return {"result": answer["result"]}
+        return {"result": task_ids.for_server(answer["result"], asking.request.task_ids)}
     return _error("The client's answer is no result")
 
 

@@ -33,7 +33,6 @@ from proxy.audiences import (
     digest,
     heeded,
     listen_key,
-    offers,
     params_of,
     update,
     wishes,
@@ -55,7 +54,7 @@ from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
-from wire.rpc_messages import MODERN, Answer, Target, ignore
+from wire.rpc_messages import MODERN, SESSION, Answer, Target, ignore
 from wire.sessions import SessionLost
 
 logger = logging.getLogger(__name__)
@@ -67,9 +66,9 @@ AGAIN_SECONDS = 2.0  # Before a stream that ended is opened again,
 MOST_AGAIN_SECONDS = 60.0  # doubled each time until so many.
 SESSION_SECONDS = 0.3  # How long sessions that are opened for somebody are waited for.
 
-READY_SECONDS = 1.0  # So long a call waits until its server is listened to;
-LATE_SECONDS = 600.0  # and so long it does not where that was not enough,
-SILENT_SECONDS = 60.0  # nor is listened to who has just offered no stream.
+READY_SECONDS = 1.0  # So long a call waits until its server was asked for its stream,
+OPEN_SECONDS = 0.1  # and then until the stream is open.
+SILENT_SECONDS = 60.0  # Who has just offered no stream is not asked again for so long.
 MOST_FOR_CALLS = 256  # Sessions this worker listens to for their calls alone.
 LOST = "lost"  # In place of a session's row.
 
@@ -107,7 +106,6 @@ class ServerStreams:
         self._calls, self._courier = carriage.calls, self._carrier.courier
         self._calls.listen = self._listen_for_calls
         self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.
-        self._late: dict[tuple[str, str], float] = {}  # Those that did not open one in time.
         self._beginning: set[str] = set()  # The sessions that are about to be listened to for their calls.
         self._looked: dict[str, float] = {}  # When it was looked last what an owner is to hear.
         self._calls_due = 0.0  # When all sessions of calls are looked at again.
@@ -176,8 +174,8 @@ class ServerStreams:
             self._carrier.refused.pop(owner, None)
         self._carrier.refused |= {audience.owner: audience.refused for audience in audiences if audience.refused}
         pairs = [(audience, assigned) for audience in audiences for assigned in heeded(audience)]
-        await self._open_sessions([each for each in pairs if self._client.era(each[1]) != MODERN], owners)
-        modern = [await self._source(*each) for each in pairs if self._client.era(each[1]) == MODERN]
+        await self._open_sessions([each for each in pairs if each[0].era(each[1]) == SESSION], owners)
+        modern = [await self._source(*each) for each in pairs if each[0].era(each[1]) == MODERN]
         wanted = await self._leased_listens(list(filter(None, modern))) | await self._leased_sessions(audiences)
         if calls_are_due := began >= self._calls_due:
             self._calls_due = began + LEASE_AGAIN_SECONDS
@@ -226,7 +224,9 @@ class ServerStreams:
     async def _source(self, audience: Audience, assigned: AssignedServer) -> Source | None:
         with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
             assigned = await self._lists.refresher.fresh(assigned)
-            return Source(audience, assigned, target(assigned, audience.grant, self._cipher))
+            extensions = audience.standing[0].request.extensions if audience.standing else {}
+            upstream = target(assigned, audience.grant, self._cipher, modern=audience.modern, extensions=extensions)
+            return Source(audience, assigned, upstream)
         return None
 
     # What is held
@@ -286,7 +286,7 @@ class ServerStreams:
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
         """The listens at servers of 2026-07-28 that this worker is to hold, by row. Raises DatabaseUnavailable."""
-        keyed = {listen_key(source): source for source in sources if self._client.era(source.target) == MODERN}
+        keyed = {listen_key(source): source for source in sources}
         keyed = {key: source for key, source in keyed.items() if wishes(source)}
         if not keyed:
             return {}
@@ -318,7 +318,7 @@ class ServerStreams:
     def _hold(self, row: str, source: Source) -> Held:
         if row not in self._held:
             held = self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
-            held.task.add_done_callback(lambda _: held.begun.set())  # Nobody waits for one that was cancelled.
+            held.task.add_done_callback(lambda _: held.has_begun())  # Nobody waits for one that was cancelled.
         return self._held[row]
 
     # For calls
@@ -328,14 +328,9 @@ class ServerStreams:
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
-        server = _server(use.newest.target)
-        if time.monotonic() - self._late.get(server, -LATE_SECONDS) < LATE_SECONDS:
-            return
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(READY_SECONDS):
                 await use.settled.wait()
-        except TimeoutError:
-            self._late[server] = time.monotonic()
 
     async def _begin_for_calls(self, row: str, use: Use) -> None:
         try:
@@ -347,7 +342,10 @@ class ServerStreams:
                 elif row in leased:
                     await self._courier.tell_interest([row])
             if (held := self._held.get(row)) is not None:
-                await held.begun.wait()
+                await held.asked.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(OPEN_SECONDS):
+                        await held.begun.wait()
         finally:
             self._beginning.discard(row)
             use.beginning = False
@@ -395,7 +393,6 @@ class ServerStreams:
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
-        self._late = {server: at for server, at in self._late.items() if now - at < LATE_SECONDS}
         self._make_room(0)  # Somebody who listened may be gone, and their sessions are in use by calls alone.
         has_room = self._room() > 0
         uses = {
@@ -478,7 +475,8 @@ class ServerStreams:
             return await self._client.subscribe(source.target, wishes(source), on_notification)
         try:
             opened = partial(self._opened, held)
-            return await self._client.listen(source.target, on_notification, on_request, opened, held.place)
+            asked = held.asked.set
+            return await self._client.listen(source.target, on_notification, on_request, opened, held.place, asked)
         except SessionLost:
             if held.is_for_calls:
                 raise
@@ -501,7 +499,7 @@ class ServerStreams:
         """What was said while nobody listened is not known: the lists are asked for, and the client is told once."""
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
-            if offers(assigned, name, "listChanged"):
+            if audience.offers(assigned, name, "listChanged"):
                 for kind in kinds:
                     self._lists.refresh(assigned, audience.grant, kind)
 
@@ -512,7 +510,7 @@ class ServerStreams:
         self._run(tell())
 
     def _begin(self, held: Held) -> None:
-        held.begun.set()
+        held.has_begun()
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
@@ -528,13 +526,23 @@ class ServerStreams:
         method, (audience, assigned, _) = message["method"], held.source
         with suppress(DatabaseUnavailable):
             if (name := LIST_OF.get(method)) is not None:
-                for kind in KINDS[name]:
-                    self._lists.refresh(assigned, audience.grant, kind)
-                await self._bus.publish("lists", f"{audience.grant.gateway_id} {name} said")
+                await self._list_changed(assigned, audience.grant, name)
             elif method == UPDATED and isinstance(uri := params_of(message).get("uri"), str):
-                await self._carrier.updated(held, message, uris.exposed_uri(audience.alias(assigned), uri))
+                # Under the URI that the client has subscribed to, which may be the server's own.
+                subscribed = audience.heard.get(assigned.id, {}).get(uri)
+                exposed = subscribed or uris.exposed_uri(audience.alias(assigned), uri)
+                await self._carrier.updated(held, message, exposed)
             elif method in (PROGRESS, LOGGED, COMPLETED):
                 await self._carrier.tell(held, message)
+
+    def list_changed(self, assigned: AssignedServer, grant: Grant, name: str) -> None:
+        """Ask this server anew for its tools, prompts or resources, and tell the clients of the gateway."""
+        self._run(self._list_changed(assigned, grant, name))
+
+    async def _list_changed(self, assigned: AssignedServer, grant: Grant, name: str) -> None:
+        for kind in KINDS[name]:
+            self._lists.refresh(assigned, grant, kind)
+        await self._bus.publish("lists", f"{grant.gateway_id} {name} said")
 
     def _tell_updated(self, told: str | None) -> None:
         owner, _, told_digest = (told or "").partition(" ")

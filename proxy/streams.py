@@ -264,6 +264,7 @@ class Streams:
         _open.append(self)
         bus.on("cut", self._access_was_cut)
         bus.on("ended", self._session_ended)
+        bus.on("lost", self._session_lost)
         bus.on("lists", self._lists_changed)
         bus.on("cancel", self._cancel_told)
 
@@ -361,6 +362,12 @@ class Streams:
             if session is not None and session.id == session_id:
                 self._end(request, CANCELLED)
 
+    def _session_lost(self, session_id: str | None) -> None:
+        """End its standing streams; calls go on: those at other servers may have been executed."""
+        for standing in [*self._standing.values()]:
+            if session_id is not None and standing.owner == session_id:
+                self._end(standing.request, CANCELLED)
+
     async def _work(self) -> None:
         """Decide anew about a part at a time, and about all at once after a cut."""
         while True:
@@ -438,6 +445,8 @@ class Streams:
             return Ending(denied=denied)
         if request.grant is not None and grant.owner_id != request.grant.owner_id:
             return CANCELLED  # Its session has ended, and with it all that was under way in it.
+        if is_standing and grant.session is not None and grant.session.is_lost:
+            return CANCELLED  # Its client is to come back and learn it.
         refusal = None if is_standing else self._refusal(request, grant)
         return None if refusal is None else Ending(refusal=refusal)
 

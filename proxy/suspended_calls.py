@@ -83,7 +83,7 @@ class CallLost(UpstreamError):
     """The worker that held the call is gone, and the call with it."""
 
     reason = "call_lost"
-    sentence = 'The call to server "{server}" was lost while it waited for input. Call again.'
+    sentence = 'The call to server "{server}" was lost while it waited for input; the server may have executed it.'
 
 
 class Ended(UpstreamError):
@@ -159,9 +159,11 @@ class SuspendedCalls:
             while True:
                 await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
                 if not task.done():
+                    asking.request.may_have_run = True  # The server has asked something.
                     await asyncio.wait((task,), timeout=GATHER_SECONDS)
                 if task.done():
-                    await self._forget(call)
+                    # Clean-up decides no answer.
+                    self._requests.in_background(self._forget(call))
                     return task.result()
                 if asked := await self._pending.open(call.uid):
                     break
@@ -191,10 +193,10 @@ class SuspendedCalls:
             while True:
                 rows = await self._state.fetch(LOOK, (DEAD_SECONDS, uid))
                 if rows and rows[0][0] is not None:
-                    await self._state.fetch(END, (uid,))
+                    self._requests.in_background(self._state.fetch(END, (uid,)))
                     return _opened_outcome(self._pending.unseal(rows[0][0]), server)
                 if not rows or rows[0][1]:
-                    await self._state.fetch(END, (uid,))
+                    self._requests.in_background(self._state.fetch(END, (uid,)))
                     raise CallLost(server, "its worker is gone")
                 if asked := await self._pending.open(uid):
                     return self._input_required(asking.request, message, uid, turn + 1, asked)

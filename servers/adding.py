@@ -125,7 +125,8 @@ class Asked:
     def health(self) -> dict[str, str]:
         """What a server that is added without being asked again has its health from; a session can hold it."""
         error = "" if self.kind != "bad" else str(self.outcome)
-        return {"error": error, "era": self.found.era.value if self.found else ""}
+        spoken = self.found.spoken if self.found else None
+        return {"error": error, "era": spoken.eras if spoken else "", "evidence": spoken.evidence if spoken else ""}
 
     @property
     def signs_in(self) -> Needs | None:
@@ -221,7 +222,8 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) 
         _list(server, assigned, identity, form.cleaned_data["tools"], by)
     elif tested:
         health = Health.DOWN if tested["error"] else Health.OK
-        server.note_health(health, tested["error"], Era(tested["era"]) if tested["era"] else None)
+        era = Era(tested["era"]) if tested["era"] else None
+        server.note_health(health, tested["error"], era, tested.get("evidence", ""))
     return server
 
 

@@ -60,6 +60,8 @@ class ServerSerializer(serializers.Serializer[Server]):
     health_error = serializers.CharField()
     health_checked_at = Moment(allow_null=True)
     protocol_era = serializers.CharField()
+    protocol_probed_at = Moment(allow_null=True)
+    protocol_evidence = serializers.CharField()
     gateways_count = serializers.IntegerField(source="gateway_count")
     created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
     created_at = Moment()

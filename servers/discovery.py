@@ -21,13 +21,13 @@ from ui.sealing import cipher
 from wire import blocking, builtin, errors
 from wire.causes import in_words
 from wire.cipher import Unreadable
-from wire.client import MOST_BYTES
+from wire.client import MOST_BYTES, Spoken
 from wire.credential import Unsendable, header_of
 from wire.definitions import TOOL, Definition
 from wire.guard import Guard, UrlRefused
 from wire.jsonrpc import storable
 from wire.pool import Transport
-from wire.rpc_messages import ServerInfo, Target
+from wire.rpc_messages import MODERN, ServerInfo, Target
 
 __all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
 
@@ -54,14 +54,29 @@ class AccessRefused(Failed):
 class Discovered:
     """What a server turned out to speak and to offer: by kind its usable definitions, as it sent them."""
 
-    era: Era
-    info: ServerInfo
+    spoken: Spoken
     features: dict[str, list[Definition]]
     took_ms: int
 
     @property
+    def era(self) -> Era:
+        """The eras it speaks."""
+        return Era(self.spoken.eras)
+
+    @property
+    def info(self) -> ServerInfo:
+        """Its introduction in the newest era it speaks."""
+        return self.spoken.infos[-1]
+
+    @property
     def version(self) -> str:
+        """The newest version of MCP it speaks."""
         return self.info.version
+
+    @property
+    def versions(self) -> str:
+        """The versions of MCP it speaks, the newest of each era, in words."""
+        return " and ".join(info.version for info in reversed(self.spoken.infos))
 
     @property
     def tools(self) -> list[dict[str, Any]]:
@@ -70,7 +85,9 @@ class Discovered:
 
     def __str__(self) -> str:
         count = len(self.tools)
-        return f"Answered in {self.took_ms:,} ms with {count:,} tool{'s' * (count != 1)}. It speaks MCP {self.version}."
+        return (
+            f"Answered in {self.took_ms:,} ms with {count:,} tool{'s' * (count != 1)}. It speaks MCP {self.versions}."
+        )
 
 
 def identity_for(server: Server, user: User) -> Identity | None:
@@ -99,8 +116,9 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
     """Remember on the rows how a contact went."""
     match outcome:
         case Discovered():
-            server.note_health(Health.OK, era=outcome.era)
-            _note_info(server, identity, outcome.info)
+            server.note_health(Health.OK, era=outcome.era, evidence=outcome.spoken.evidence)
+            for info in outcome.spoken.infos:
+                _note_info(server, identity, info)
         case AccessRefused():  # Who asks for a credential is up.
             server.note_health(Health.OK)
         case Failed():
@@ -114,7 +132,7 @@ def _note_info(server: Server, identity: Identity | None, info: ServerInfo) -> N
     """Keep what the server said of itself to this identity: clients are told it."""
     said = {
         "version": info.version,
-        "capabilities": info.capabilities,
+        "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,
         "instructions": storable(info.instructions),
         "changed_at": timezone.now(),
     }
@@ -133,7 +151,7 @@ def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (
         raise AccessRefused(f"answered {error.status}: {reason}", error.reason) from None
     except errors.UpstreamError as error:
         raise Failed(in_words(error, server.url), error.reason) from None
-    return Discovered(Era(found.era), found.info, found.features, round((time.monotonic() - started) * 1000))
+    return Discovered(found.spoken, found.features, round((time.monotonic() - started) * 1000))
 
 
 def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blocking.Discovery:
@@ -156,7 +174,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blo
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """The target and credential of the request; the server's era is detected again."""
+    """Return the target of the request; the eras of the server are found out again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,

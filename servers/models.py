@@ -19,6 +19,7 @@ from capabilities import Capability, CapabilityRequired
 from ui.sealing import cipher
 from wire import versions
 from wire.credential import place_in_words, place_of
+from wire.jsonrpc import storable
 from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of
 
 CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
@@ -85,11 +86,12 @@ class Health(models.TextChoices):
 
 
 class Era(models.TextChoices):
-    """Which wire an upstream speaks: `initialize` sessions, or 2026-07-28."""
+    """The eras of MCP a server speaks: sessions opened by `initialize`, 2026-07-28, or both."""
 
     UNKNOWN = "", "unknown"
     SESSION = "session", "session"
     MODERN = "modern", versions.MODERN
+    BOTH = "both", f"session and {versions.MODERN}"
 
 
 class ServerQuerySet(models.QuerySet["Server"]):
@@ -145,6 +147,10 @@ class Server(Versioned, Switchable):
     health_error = models.CharField(max_length=300, blank=True)
     protocol_era = models.CharField(max_length=10, choices=Era, default=Era.UNKNOWN, blank=True)
     protocol_probed_at = models.DateTimeField(null=True, blank=True)
+    # What the server answered when its eras were found out.
+    protocol_evidence = models.CharField(max_length=300, blank=True, default="", db_default="")
+    # When a worker began to find them out, so that no other does at the same time.
+    protocol_claimed_at = models.DateTimeField(null=True, blank=True, editable=False)
     archived_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -282,7 +288,9 @@ class Server(Versioned, Switchable):
             if "url" in changes:
                 row.must_not_take_credentials_to(fields["url"])
                 # Another address may speak another wire.
-                fields |= {"protocol_era": Era.UNKNOWN, "health": Health.UNKNOWN, "health_error": ""}
+                fields |= {"protocol_era": Era.UNKNOWN, "protocol_probed_at": None, "protocol_evidence": ""}
+                fields |= {"protocol_claimed_at": None}
+                fields |= {"health": Health.UNKNOWN, "health_error": ""}
             if not redirects and (ended := outdated.need_sign_in(SignInNeeded.SETTINGS)):
                 changes["sign_ins_ended"] = [0, ended]
             for name, value in fields.items():
@@ -316,13 +324,14 @@ class Server(Versioned, Switchable):
             f"Revoke {them} first, or add the new address as another server."
         )
 
-    def note_health(self, health: Health, error: str = "", era: Era | None = None) -> None:
-        """Remember how the last real contact went."""
+    def note_health(self, health: Health, error: str = "", era: Era | None = None, evidence: str = "") -> None:
+        """Remember how the last real contact went, and with `era` and `evidence` which eras it showed."""
         self.health, self.health_error, self.health_checked_at = health, error[:300], timezone.now()
         fields = ["health", "health_error", "health_checked_at"]
         if era:
             self.protocol_era, self.protocol_probed_at = era, self.health_checked_at
-            fields += ["protocol_era", "protocol_probed_at"]
+            self.protocol_evidence = storable(evidence)[:300]
+            fields += ["protocol_era", "protocol_probed_at", "protocol_evidence"]
         self.save(update_fields=fields)
 
 

@@ -4,22 +4,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wire import versions
-from wire.client import McpClient
+from wire.client import McpClient, Spoken
 from wire.definitions import TOOL, Definition
 from wire.errors import UpstreamError
 from wire.pool import Transport
-from wire.rpc_messages import MODERN, ServerInfo, Target
+from wire.rpc_messages import MODERN, Target, era_for
 
 
 class Discovery(NamedTuple):
-    """What a server speaks ("session" or "modern"), what it says of itself, and what it lists, by kind.
+    """The eras a server speaks, and what it lists, by kind. A kind that it could not list is not among these."""
 
-    A kind that it could not list is not among these.
-    """
-
-    era: str
-    info: ServerInfo
+    spoken: Spoken
     features: dict[str, list[Definition]]
 
 
@@ -34,20 +29,17 @@ def discover(target: Target, transport: Transport, *, seconds: float, kinds: Seq
 
 
 async def _discover(target: Target, transport: Transport, seconds: float, kinds: Sequence[str]) -> Discovery:
-    first, *others = kinds
-    infos: list[ServerInfo] = []
-    async with transport, McpClient(transport, introduced=lambda _, info: infos.append(info)) as client:
-        began = asyncio.get_running_loop().time()
-        features = {first: await client.list_features(target, first, seconds=seconds)}
-        for kind in others:
-            left = seconds - (asyncio.get_running_loop().time() - began)
+    async with transport, McpClient(transport) as client:
+        ends = asyncio.get_running_loop().time() + seconds
+        spoken = await client.probe(target._replace(timeout_s=min(target.timeout_s, seconds)))
+        target = target._replace(era=era_for(spoken.eras, MODERN))
+        features = {}
+        for kind in kinds:
+            left = max(ends - asyncio.get_running_loop().time(), 0.001)
             try:
-                features[kind] = await client.list_features(target, kind, seconds=left)
-            except UpstreamError:  # The server is there and lists its tools; that it fails at this says nothing more.
-                continue
-        era = client.era(target)
-        modern = era == MODERN
-        # A server may turn out to speak the other era than it was introduced in.
-        unsaid = ServerInfo(versions.MODERN if modern else "", {}, "")
-        info = next((info for info in reversed(infos) if (info.version == versions.MODERN) == modern), unsaid)
-        return Discovery(era, info, features)
+                features[kind] = (await client.list_features(target, kind, seconds=left)).definitions
+            except UpstreamError:
+                if kind == kinds[0]:
+                    raise
+                # The server is there and lists its tools; that it fails at this says nothing more.
+        return Discovery(spoken, features)

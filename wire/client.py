@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, Self
 
-from wire import jsonrpc, sse, stateless
+from wire import jsonrpc, sse, stateless, versions
 from wire.definitions import CATALOGUES, Catalogue, Definition, read_items, usable
 from wire.errors import (
     BadAnswer,
     Busy,
+    EraLeft,
     NotRecordable,
     OldTransport,
     TimedOut,
@@ -21,6 +22,7 @@ from wire.http1 import more_than
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
+    BOTH,
     MODERN,
     SESSION,
     Answer,
@@ -31,14 +33,13 @@ from wire.rpc_messages import (
     Session,
     StreamPlace,
     Target,
-    WrongEra,
     ignore,
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
 from wire.turns import FairQueue, QueueFull, SharedTimer, TimeLimit
 
 SWEEP_SECONDS = 60
-INTRODUCTION_SECONDS = 600
+INITIALIZE_SECONDS = 5  # For a server that speaks 2026-07-28 to say whether it opens sessions too.
 RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
 
 # What one server's list of one kind of features may hold.
@@ -51,18 +52,26 @@ OLD_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 OLD_SECONDS = 3
 LARGEST_FIRST_EVENT = 64 << 10
 
-type LearnEra = Callable[[str, str, str], None]
+# Statuses that say nothing of the era: access, size, time and load.
+NEUTRAL_STATUSES = frozenset({401, 403, 408, 413, 429})
+
+type Contradicted = Callable[[Target], None]
 type Introduced = Callable[[Target, ServerInfo], None]
 
 
-class Addressed(Protocol):
-    """A server by its address, and the era it is stored with."""
+class Listed(NamedTuple):
+    """A server's list of one kind, and how long it may be kept (MCP 2026-07-28, Caching)."""
 
-    @property
-    def url(self) -> str: ...
+    definitions: list[Definition]
+    ttl_ms: int = 0
 
-    @property
-    def era(self) -> str: ...
+
+class Spoken(NamedTuple):
+    """The eras a server speaks, what it said of itself in each, and in words how that was found out."""
+
+    eras: str
+    evidence: str
+    infos: Sequence[ServerInfo]
 
 
 class Beside(Protocol):
@@ -110,8 +119,9 @@ class Place:
 
 
 class McpClient:
-    """Calls servers; `learn_era` is told (server id, URL, era) when one was found out, `introduced` what a server says
-    of itself. Sessions last in `store`; without one, until the client is closed.
+    """Calls servers, each request once and in the era of its target. Sessions last in `store`; without one, until the
+    client is closed. `introduced` gets what a server says of itself, `contradicted` the target of a request whose
+    answer shows that the server may not speak that era any more.
 
     Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
     each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
@@ -121,7 +131,6 @@ class McpClient:
     def __init__(
         self,
         transport: Transport,
-        learn_era: LearnEra = lambda *_: None,
         may_begin: Callable[[], bool] = lambda: True,
         *,
         store: SessionStore | None = None,
@@ -131,15 +140,12 @@ class McpClient:
     ) -> None:
         self._transport = transport
         self._may_begin = may_begin
-        self._introduced = introduced
         self._sessions = SessionWire(transport, store or SessionsInMemory(), introduced)
-        self._learn_era = learn_era
-        self._eras: dict[str, str] = {}
+        self.contradicted: Contradicted = lambda _: None  # Set by who finds out the eras of servers.
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._timer = SharedTimer()
         self._queues: dict[str, FairQueue] = {}
-        self._asked_about_itself: dict[tuple[str, str], float] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -222,23 +228,25 @@ class McpClient:
         except QueueFull:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
-    async def list_features(self, target: Target, kind: str, *, seconds: float) -> list[Definition]:
-        """What the server lists of this kind that can be used, all pages of it, within `seconds`.
+    async def list_features(self, target: Target, kind: str, *, seconds: float) -> Listed:
+        """Return what the server lists of this kind that can be used, all pages of it, within `seconds`.
 
         A server that does not know the method has none. Raises an UpstreamError.
         """
-        self._ask_about_itself(target)
         ends = time.monotonic() + seconds
         catalogue = CATALOGUES[kind]
         found: list[Definition] = []
         size = 0
         params: Object = {}
+        ttls: list[int] = []
         for _ in range(MOST_PAGES):
             left = max(ends - time.monotonic(), 0.001)
             answer = await self.ask(target, catalogue.method, params, ignore, seconds=left)
             if answer.error_code == jsonrpc.METHOD_NOT_FOUND:
                 break
             page = _page(answer, target, catalogue)
+            ttl = page.get("ttlMs")
+            ttls.append(ttl if type(ttl) is int and ttl > 0 else 0)
             annotated = stateless.ANNOTATION.encode() in answer.text
             found += usable(
                 kind, read_items(answer.text, catalogue.member, page[catalogue.member]), annotated=annotated
@@ -252,7 +260,7 @@ class McpClient:
             if not isinstance(cursor, str) or not cursor or cursor == params.get("cursor"):
                 break
             params = {"cursor": cursor}
-        return usable(kind, found, annotated=False)
+        return Listed(usable(kind, found, annotated=False), min(ttls, default=0))
 
     async def listen(
         self,
@@ -261,13 +269,14 @@ class McpClient:
         on_request: OnRequest | None = None,
         begun: Callable[[], object] = bool,
         place: StreamPlace | None = None,
+        asked: Callable[[], object] = bool,
     ) -> bool:
         """Read what the server of this session says of its own accord, until its stream ends; False if it has none.
 
-        Calls `begun` when the stream is open; `place` is how far it was read before, and then how far it was. Raises an
-        UpstreamError, or SessionLost.
+        Calls `asked` when the server was asked for the stream, and `begun` when it is open; `place` is how far it was
+        read before, and then how far it was. Raises an UpstreamError, or SessionLost.
         """
-        return await self._sessions.listen(target, on_notification, on_request, begun, place)
+        return await self._sessions.listen(target, on_notification, on_request, begun, place, asked)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
         """The same at a server of 2026-07-28: hold `subscriptions/listen` there; False if it knows no such method.
@@ -277,8 +286,10 @@ class McpClient:
         try:
             params: Object = {"notifications": wishes}
             answer = await stateless.ask(self._transport, target, "subscriptions/listen", params, on_notification)
-        except WrongEra:
-            return False
+        except BadAnswer as error:
+            if 400 <= error.status < 500:
+                return False
+            raise
         return answer.error is None
 
     def at_servers(self) -> dict[str, int]:
@@ -286,35 +297,34 @@ class McpClient:
         queues = self._queues.values()
         return {"under_way": sum(each.under_way for each in queues), "waiting": sum(each.waiting for each in queues)}
 
-    def era(self, target: Addressed) -> str:
-        """The era in which this server was asked last; empty before it was."""
-        return self._eras.get(target.url, target.era)
+    async def probe(self, target: Target) -> Spoken:
+        """Find out which eras a server speaks, by `server/discover` and `initialize`; no session is kept.
 
-    async def find_era(self, target: Target) -> str:
-        """The era this server speaks, asked when it is not known yet. Raises an UpstreamError."""
-        if era := self.era(target):
-            return era
+        Raises an UpstreamError when it speaks neither, or nobody can tell.
+        """
         try:
             with TimeLimit(target.timeout_s, timer=self._timer):
                 return await self._probe(target)
         except TimeoutError:
             raise TimedOut(target.server_name, target.timeout_s) from None
 
-    async def introduce(self, target: Target) -> ServerInfo:
-        """What this server says of itself now, in no session that is kept. Raises an UpstreamError."""
+    async def _probe(self, target: Target) -> Spoken:
+        modern = await stateless.discover(self._transport, target)
+        if isinstance(modern, ServerInfo):
+            said = f"server/discover: {versions.MODERN}"
+            try:
+                async with asyncio.timeout(INITIALIZE_SECONDS):
+                    session = await self._sessions.introduce(target)
+            except (UpstreamError, TimeoutError) as error:
+                reason = error.detail if isinstance(error, UpstreamError) else "no answer"
+                return Spoken(MODERN, f"{said}; initialize: {reason.removeprefix('initialize: ')}", (modern,))
+            return Spoken(BOTH, f"{said}; initialize: {session.version}", (session, modern))
         try:
-            with TimeLimit(target.timeout_s, timer=self._timer):
-                info = await stateless.discover(self._transport, target) if self.era(target) != SESSION else None
-                if (era := SESSION if info is None else MODERN) != self.era(target):
-                    self._learn(target, era)
-                if info is None:
-                    return await self._sessions.introduce(target)
-                self._introduced(target, info)
-                return info
-        except TimeoutError:
-            raise TimedOut(target.server_name, target.timeout_s) from None
-        except WrongEra:
-            raise BadAnswer(target.server_name, "speaks neither wire") from None
+            session = await self._sessions.introduce(target)
+        except BadAnswer as error:
+            await self._check_transport(target, error)
+            raise
+        return Spoken(SESSION, f"initialize: {session.version}; server/discover: {modern}", (session,))
 
     async def post(self, target: Target, message: Object) -> None:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
@@ -338,40 +348,24 @@ class McpClient:
         schema: object,
         on_session: OnSession | None,
     ) -> RpcResponse:
-        era = self.era(target) or await self._probe(target)
-        for attempt in (era, SESSION if era == MODERN else MODERN):
-            try:
-                if attempt == MODERN:
-                    return await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
-                return await self._sessions.ask(target, method, params, on_notification, on_request, on_session)
-            except WrongEra:
-                self._learn(target, SESSION if attempt == MODERN else MODERN)
-            except BadAnswer as error:
-                if error.status in OLD_STATUSES and await self._speaks_http_sse(target):
-                    raise OldTransport(target.server_name, f"HTTP {error.status}: HTTP+SSE only") from None
-                raise
-        raise BadAnswer(target.server_name, "speaks neither wire")
+        try:
+            if target.era == MODERN:
+                answer = await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
+            else:
+                answer = await self._sessions.ask(target, method, params, on_notification, on_request, on_session)
+        except BadAnswer as error:
+            if isinstance(error, EraLeft) or _contradicts(error.status, None, target.era):
+                self.contradicted(target)
+            await self._check_transport(target, error)
+            raise
+        if _contradicts(answer.status, answer.error_code, target.era):
+            self.contradicted(target)
+        return answer
 
-    def _ask_about_itself(self, target: Target) -> None:
-        """Have a server that opens no sessions, and so is not introduced by them, say now and then what it is."""
-        key = target.server_id, target.identity_id
-        asked = self._asked_about_itself.get(key)
-        if self.era(target) == MODERN and (asked is None or time.monotonic() - asked > INTRODUCTION_SECONDS):
-            self._asked_about_itself[key] = time.monotonic()
-            self._sessions.start_background(self._introduce(target))
-
-    async def _introduce(self, target: Target) -> None:
-        if (info := await stateless.discover(self._transport, target)) is not None:
-            self._introduced(target, info)
-
-    async def _probe(self, target: Target) -> str:
-        info = await stateless.discover(self._transport, target)
-        era = SESSION if info is None else MODERN
-        self._learn(target, era)
-        if info is not None:
-            self._asked_about_itself[target.server_id, target.identity_id] = time.monotonic()
-            self._introduced(target, info)
-        return era
+    async def _check_transport(self, target: Target, error: BadAnswer) -> None:
+        """Raise OldTransport where this answer comes of a server that speaks HTTP+SSE only."""
+        if error.status in OLD_STATUSES and await self._speaks_http_sse(target):
+            raise OldTransport(target.server_name, f"HTTP {error.status}: HTTP+SSE only") from None
 
     async def _speaks_http_sse(self, target: Target) -> bool:
         """Whether a GET opens the stream of MCP 2024-11-05, whose first event names where to POST."""
@@ -386,10 +380,6 @@ class McpClient:
                 return response.media_type == "text/event-stream" and await _names_an_endpoint(response)
         except (UpstreamError, TimeoutError, sse.EventTooLarge, sse.TooManyEvents):
             return False
-
-    def _learn(self, target: Target, era: str) -> None:
-        self._eras[target.url] = era
-        self._learn_era(target.server_id, target.url, era)
 
     def _queue(self, target: Target) -> FairQueue:
         """The places at this server: a slow one must not use up everything, nor its callers each other's time."""
@@ -409,12 +399,20 @@ class McpClient:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            for key in [
-                key for key, at in self._asked_about_itself.items() if time.monotonic() - at > INTRODUCTION_SECONDS
-            ]:
-                del self._asked_about_itself[key]
             for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
                 del self._queues[server_id]
+
+
+def _contradicts(status: int, code: int | None, era: str) -> bool:
+    """Return whether an answer of this HTTP status and JSON-RPC code may come of a server that does not speak `era`.
+
+    `code` is None without a JSON-RPC error.
+    """
+    if code == jsonrpc.UNSUPPORTED_VERSION:
+        return True
+    if not 400 <= status < 500 or status in NEUTRAL_STATUSES:
+        return False
+    return era == SESSION or code not in stateless.OWN_CODES
 
 
 async def _names_an_endpoint(response: HttpResponse) -> bool:
@@ -427,7 +425,7 @@ async def _names_an_endpoint(response: HttpResponse) -> bool:
 
 def _page(answer: RpcResponse, target: Target, catalogue: Catalogue) -> Object:
     """The result of a list. Raises BadAnswer when it holds none."""
-    page: Object = answer.document.get("result", {})
+    page: Object = answer.whole.get("result", {})
     if not isinstance(page.get(catalogue.member), list):
         message = (answer.error or {}).get("message")
         words = message[:200] if isinstance(message, str) else ""

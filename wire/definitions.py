@@ -20,8 +20,6 @@ from wire.tool_names import (
     fingerprint,
     is_shallow,
     is_tool_name,
-    runs_only_as_task,
-    task_support,
 )
 
 TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
@@ -91,9 +89,7 @@ def _is_usable(kind: str, value: Object, *, annotated: bool) -> bool:
         return False
     if not is_shallow(value):
         return False
-    if kind != TOOL:
-        return True
-    return (not annotated or stateless.has_sound_annotations(value.get("inputSchema"))) and not runs_only_as_task(value)
+    return kind != TOOL or not annotated or stateless.has_sound_annotations(value.get("inputSchema"))
 
 
 def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Object]:
@@ -185,19 +181,15 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
     if kind == TOOL and stateless.ANNOTATION in text and "inputSchema" in value:
         value = {**value, "inputSchema": stateless.without_annotations(value["inputSchema"])}
         changed = True
-    if kind == TOOL and task_support(value) is not None:
-        own = {key: inner for key, inner in value["execution"].items() if key != "taskSupport"}
-        value = {**value, "execution": own}
-        changed = True
     name = value["name"]
     shown = exposed_name(alias, name)
     if changed:
         return json.dumps({**value, "name": shown}, separators=(",", ":"))
-    return text if shown == name else _renamed(text, shown)
+    return text if shown == name else renamed(text, shown)
 
 
-def _renamed(text: str, name: str) -> str:
-    """The text of an object with another `name`; every other byte stays."""
+def renamed(text: str, name: str) -> str:
+    """Return the text of an object with another `name`; every other byte stays."""
     spelled = json.dumps(name)
     for start, end in reversed([span for key, span in _members(text, 0) if key == "name"]):
         text = text[:start] + spelled + text[end:]

@@ -157,6 +157,20 @@ class OldTransport(BadAnswer):
     )
 
 
+class EraLeft(BadAnswer):
+    """The server refused `initialize`: it speaks another version of MCP than when it was asked last."""
+
+    sentence = 'Server "{server}" has changed its version of MCP; nothing was executed.'
+
+
+class SessionEnded(UpstreamError):
+    """The server has lost the session of a client that has one of its own, which ends with it; nothing was executed."""
+
+    code = jsonrpc.UNKNOWN_SESSION
+    reason = "session_lost"
+    sentence = "Session not found"
+
+
 class BadSessionId(BadAnswer):
     """The server opened a session whose id no header can carry."""
 
@@ -204,6 +218,12 @@ class AccessRefused(UpstreamError):
         super().__init__(server, f"HTTP {status}")
         self.status = status
         self.challenge = challenge
+
+
+class CredentialRenewed(AccessRefused):
+    """The server refused a token, and took the one it was renewed with; the refused request was not sent again."""
+
+    sentence = 'Server "{server}" refused its token, which has been renewed since. This call was not repeated.'
 
 
 class Busy(UpstreamError):

@@ -11,7 +11,7 @@ import socket
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, cast
 
@@ -263,10 +263,10 @@ class HttpConnection(asyncio.Protocol):
 
     # The caller's side
 
-    async def exchange(self, request: bytes) -> None:
+    async def exchange(self, request: bytes, written: Callable[[], object] = bool) -> None:
         """Send a request; returns when the answer is complete, or its head when it streams.
 
-        Raises ConnectionBroken, Oversized or Stalled.
+        Calls `written` when the request is on its way. Raises ConnectionBroken, Oversized or Stalled.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
@@ -277,6 +277,7 @@ class HttpConnection(asyncio.Protocol):
         self.headers, self.status = {}, 0
         self.streams = self.complete = False
         self._transport.write(request)
+        written()
         await self._wait()
         if self.complete:
             return
@@ -290,11 +291,14 @@ class HttpConnection(asyncio.Protocol):
                     await self.take_place()
             self._known = self._to_know_again(first)
 
-    def body(self) -> bytes:
+    async def body(self) -> bytes:
         """The body of a complete answer."""
-        if len(self._parts) != 1:
-            self._parts = [b"".join(self._parts)]
-        return self._parts[0]
+        parts = self._parts
+        if len(parts) != 1:
+            is_large = self._body is not None and self._body.size > LARGE
+            # In a thread, which copies without the interpreter.
+            self._parts = parts = [await asyncio.to_thread(b"".join, parts) if is_large else b"".join(parts)]
+        return parts[0]
 
     async def take_place(self) -> None:
         """Wait for one of the few places of large answers, before more of this one is kept; the server waits too.
@@ -510,7 +514,7 @@ class HttpConnection(asyncio.Protocol):
         """The head of an answer that came in one piece and that more may follow."""
         if self.status != 200 or not self.may_be_kept() or (self._body is not None and self._body.is_packed):
             return None
-        return header_cache(data, self.body(), self.headers)
+        return header_cache(data, b"".join(self._parts), self.headers) if len(self._parts) < 2 else None
 
     def _end_or_fail(self, error: Exception | None) -> None:
         framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers

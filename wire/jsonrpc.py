@@ -124,7 +124,8 @@ _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-MOST_DIGITS = 4_000  # Of a number; Python reads and writes no longer ones.
+# Of a number beyond the range of a float: to spell out more takes long, and a text may hold thousands of them.
+MOST_DIGITS = 1_000
 
 
 def loads(text: bytes) -> Any:
@@ -157,7 +158,7 @@ def _refuse_constant(name: str) -> Never:
 def _finite(text: str) -> float | int:
     if math.isfinite(number := float(text)):
         return number
-    exact = Decimal(text)  # So large that it is an integer, which has no bound in JSON nor here.
+    exact = Decimal(text)  # So large that it is an integer, which has no bound in JSON.
     return int(exact) if exact.adjusted() < MOST_DIGITS else _refuse_constant(text)
 
 
@@ -184,20 +185,26 @@ def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
 
     An integer has one spelling in JSON, so a sole occurrence of its digits is the id itself.
     """
-    own_id = document.get("id")
-    if type(own_id) is int and own_id > 0:
-        digits = b"%d" % own_id
-        if text.count(digits) == 1:
-            return text.replace(digits, dumps(request_id))
-    return dumps({**document, "id": request_id})
+    text_with_id = with_sole_id(text, document.get("id"), request_id)
+    return dumps({**document, "id": request_id}) if text_with_id is None else text_with_id
 
 
-def with_members(text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Object) -> bytes:
+def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | None:
+    """`text` with its id replaced, without reading it; None when that cannot be done safely."""
+    if type(own_id) is not int or own_id <= 0:
+        return None
+    digits = b"%d" % own_id
+    return text.replace(digits, dumps(request_id)) if text.count(digits) == 1 else None
+
+
+def with_members(
+    text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Mapping[str, Any]
+) -> bytes:
     """An answer with its id replaced, and members of its result dropped and added; all else keeps its spelling.
 
     A large one is written anew, which keeps the values: reading it twice takes too long.
     """
-    changed = {key: value for key, value in document["result"].items() if key not in drop} | add
+    changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:
         return dumps({**document, "id": request_id, "result": changed})
     try:
@@ -260,7 +267,7 @@ def has_more_values(text: bytes, most: int) -> bool:
 
     A value takes two bytes of text and up to a hundred of memory: what is small to carry can be large to read.
     """
-    if _structure(text) <= most:
+    if not may_have_more_values(text, most):
         return False
     # Not all of it need be structure: strings hold commas and brackets too.
     unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in text else text
@@ -273,6 +280,11 @@ def has_more_values(text: bytes, most: int) -> bool:
             return True
         inside ^= (len(between_quotes) - 1) % 2
     return False
+
+
+def may_have_more_values(text: bytes, most: int) -> bool:
+    """A quick look: False only when there are no more, True also when strings hold many commas and brackets."""
+    return _structure(text) > most
 
 
 def _structure(text: bytes) -> int:

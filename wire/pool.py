@@ -10,7 +10,7 @@ import errno
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -40,6 +40,7 @@ from wire.forward_proxy import OutboundProxy, ProxyFailed
 from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside, tls
 from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
+from wire.reader_process import ReaderProcess
 from wire.resolver import Resolver
 from wire.turns import Turns
 
@@ -108,7 +109,7 @@ class HttpResponse:
     async def read(self) -> bytes:
         """The whole body. Raises TooLarge, TooSlow or Unreachable."""
         if not self.streams:
-            return self._connection.body()
+            return await self._connection.body()
         size, parts = 0, []
         async for chunk in self.chunks():
             size += len(chunk)
@@ -134,6 +135,11 @@ class HttpResponse:
             await self._connection.take_place()
         except Oversized as error:
             raise TooLarge(self._server, str(error)) from error
+
+    @property
+    def reader(self) -> ReaderProcess:
+        """The process that reads large answers."""
+        return self._transport.reader
 
     def alone(self) -> AbstractAsyncContextManager[None]:
         """For reading a large message in one piece, while no other large one is read."""
@@ -193,6 +199,7 @@ class Transport:
         self._tls = tls()
         self._resolver = Resolver()
         self._turns = Turns()
+        self.reader = ReaderProcess()
         self.limit = limit
 
     async def __aenter__(self) -> Self:
@@ -204,6 +211,7 @@ class Transport:
                 connection.close()
         self._idle.clear()
         self._resolver.close()
+        self.reader.close()
 
     @property
     def idle(self) -> int:
@@ -211,11 +219,20 @@ class Transport:
         return sum(map(len, self._idle.values()))
 
     async def send(
-        self, verb: str, server: str, url: str, headers: Mapping[str, str], body: bytes = b"", *, private: bool = True
+        self,
+        verb: str,
+        server: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        private: bool = True,
+        written: Callable[[], object] = bool,
     ) -> HttpResponse:
         """Send one request to `url`; enter the response to use it. `server` is for the messages.
 
-        Without `private` only public addresses are called, whatever ranges are allowed.
+        Without `private` only public addresses are called, whatever ranges are allowed. `written` is called when the
+        request is on its way.
 
         Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
@@ -229,7 +246,7 @@ class Transport:
         try:
             connection = self._idle_connection(parsed.origin) or await self._connect_in_time(parsed.origin)
             try:
-                await connection.exchange(head.encode() + body)
+                await connection.exchange(head.encode() + body, written)
             except BaseException:  # Whatever ended it, the server learns of it here.
                 connection.discard()
                 raise

@@ -5,26 +5,39 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from wire import jsonrpc, sse, versions
+from wire import answers, jsonrpc, product, sse, versions
+from wire.answers import Changes
 from wire.credential import fits_a_header
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
-from wire.jsonrpc import LARGE, MOST_VALUES, Object, has_more_values
+from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, storable
 from wire.pool import HttpResponse
+from wire.reader_process import ReaderProcess, Unreadable, is_large
+from wire.tool_names import is_shallow
 from wire.trace_context import NONE, Trace
 
 ACCEPT = "application/json, text/event-stream"
 
-SESSION, MODERN = "session", "modern"
+# The two wires, and a server that speaks both of them.
+SESSION, MODERN, BOTH = "session", "modern", "both"
+
+
+def era_for(eras: str, own: str) -> str:
+    """Return the era in which to call a server that speaks `eras`: the client's `own` era where the server has it.
+
+    Empty while nobody knows what the server speaks.
+    """
+    return own if eras == BOTH else eras
+
 
 # Seconds between two readings of a stream that broke, whatever its server says.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
-# Characters of a server's instructions that are kept.
-LONGEST_NAME = 80  # Of a server, as it calls itself.
-MOST_INSTRUCTIONS = 4_000
+LONGEST_NAME = 80  # Characters of a server's name that are kept, as it calls itself,
+MOST_INSTRUCTIONS = 4_000  # and of its instructions.
+MOST_EXTENSIONS = 4_096  # Bytes of the extensions that a client or a server declares.
 
 # What servers offer, and the members of each that say how.
 OFFERED = {
@@ -61,13 +74,42 @@ class Session(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Of a server's capabilities those that are known here, with the members that are true."""
-    told = capabilities if isinstance(capabilities, dict) else {}
-    return {
-        name: {member: True for member in members if told[name].get(member) is True}
+    """Return the server capabilities that the gateway serves, with the members that are true, and all extensions."""
+    declared = capabilities if isinstance(capabilities, dict) else {}
+    known: Object = {
+        name: {member: True for member in members if declared[name].get(member) is True}
         for name, members in OFFERED.items()
-        if isinstance(told.get(name), dict)
+        if isinstance(declared.get(name), dict)
     }
+    return known | extensions_in(declared)
+
+
+def extensions_in(capabilities: object) -> Object:
+    """Return `{"extensions": ...}` as a client or server declares them; empty for none, too large or too deep ones.
+
+    An extension is data here: its settings pass to the other side as they are (MCP 2025-11-25 and 2026-07-28).
+    """
+    found = capabilities.get("extensions") if isinstance(capabilities, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    kept = {name: settings for name, settings in found.items() if isinstance(settings, dict)}
+    if not kept or not is_shallow(kept) or len(jsonrpc.dumps(kept)) > MOST_EXTENSIONS:
+        return {}
+    return {"extensions": storable(kept)}
+
+
+def tasks_in(capabilities: Object) -> Object:
+    """Return the `tasks` capability of a session server that runs calls as tasks, with the members that are carried.
+
+    2026-07-28 has an extension instead.
+    """
+    declared = capabilities.get("tasks")
+    requests = declared.get("requests") if isinstance(declared, dict) else None
+    tools = requests.get("tools") if isinstance(requests, dict) else None
+    if not isinstance(declared, dict) or not isinstance(tools, dict) or not isinstance(tools.get("call"), dict):
+        return {}
+    cancel: Object = {"cancel": {}} if isinstance(declared.get("cancel"), dict) else {}
+    return {"tasks": {**cancel, "requests": {"tools": {"call": {}}}}}
 
 
 class ServerInfo(NamedTuple):
@@ -78,13 +120,19 @@ class ServerInfo(NamedTuple):
     instructions: str
     name: str = ""
 
+    @property
+    def era(self) -> str:
+        """The wire it was said over."""
+        return MODERN if self.version == versions.MODERN else SESSION
+
     @classmethod
     def of(cls, result: Object, version: str) -> Self:
         """What stands in the result of `initialize` or `server/discover`; what is malformed is left out."""
-        instructions = result.get("instructions")
+        instructions, declared = result.get("instructions"), result.get("capabilities")
+        in_sessions = tasks_in(declared) if version != versions.MODERN and isinstance(declared, dict) else {}
         return cls(
             version,
-            offered(result.get("capabilities")),
+            offered(declared) | in_sessions,
             instructions[:MOST_INSTRUCTIONS] if isinstance(instructions, str) else "",
             _name_in(result),
         )
@@ -101,8 +149,9 @@ def _name_in(result: Object) -> str:
 class Target(NamedTuple):
     """A server, the connection and credential it is called with, and the trace of the request it is called for.
 
-    `capabilities` are what the server is told of the client's. Sessions with a server are kept for `owner_id`, which
-    without one is the connection, under `session_key`; `session` is the one that was there when the request came.
+    `era` is the wire to call it in. `capabilities` and `client_info` are those of the client that the server is told.
+    Sessions with a server are kept for `owner_id`, which without one is the connection, under `session_key`; `session`
+    is the one that was there when the request came. Where the client `has_own_session`, that ends with the server's.
     """
 
     server_id: str
@@ -126,6 +175,8 @@ class Target(NamedTuple):
     total_s: float = 600
     # Whether it may be at a private address, where such are allowed.
     private: bool = True
+    client_info: Object = product.INFO
+    has_own_session: bool = False
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
@@ -137,12 +188,32 @@ class Target(NamedTuple):
 
 
 class RpcResponse(NamedTuple):
-    """A server's answer: the message, the text it came in, the wire it came over, and its error when it is one."""
+    """A server's answer: the message, the text it came in, the wire it came over, and its error when it is one.
+
+    `status` is that of the HTTP response. Of a large result `document` is the outline alone, and
+    `reader` the process that reads `text`.
+    """
 
     document: Object
     text: bytes
     era: str
     error: Object | None
+    status: int = 200
+    reader: ReaderProcess | None = None
+
+    async def changed(self, server: str, request_id: Id | None, changes: Changes) -> bytes:
+        """The text of this result with these changes, addressed to `request_id`. Raises TooLarge."""
+        if self.reader is None:
+            return answers.changed(self.text, self.document, request_id, changes)
+        try:
+            return await self.reader.changed(self.text, self.document["id"], request_id, changes)
+        except Unreadable as error:
+            raise TooLarge(server, str(error)) from None
+
+    @property
+    def whole(self) -> Object:
+        """The whole message, which for a large one is read now."""
+        return self.document if self.reader is None else jsonrpc.loads(self.text)
 
     @property
     def error_code(self) -> int | None:
@@ -158,14 +229,6 @@ def versions_in(error: Object | None) -> list[str]:
     data = error.get("data") if error is not None and error.get("code") == jsonrpc.UNSUPPORTED_VERSION else None
     supported = data.get("supported") if isinstance(data, dict) else None
     return [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
-
-
-class WrongEra(Exception):
-    """The server does not speak this wire; the request was not processed. `error` is what it said instead."""
-
-    def __init__(self, error: Object | None = None) -> None:
-        super().__init__()
-        self.error = error
 
 
 @dataclass(slots=True)
@@ -214,11 +277,10 @@ async def read_response(
     elif response.streams and response.media_type == "text/event-stream":
         return await _read_stream(response, target, request_id, era, on_notification)
     text = await response.read()
-    small = len(text) <= LARGE
-    document = _parse(text, target, status) if small else await _parse_alone(response, text, target, status)
-    if not _is_answer(document, request_id) and not _is_refusal(document, status):
+    document, reader = await _read(response, text, target, status)
+    if not is_answer(document, request_id) and not _is_refusal(document, status):
         raise BadAnswer(target.server_name, f"HTTP {status} without an answer", status=status)
-    return _rpc_response(document, text, era)
+    return _rpc_response(document, text, era, reader, status)
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
@@ -236,8 +298,8 @@ async def _read_stream(
     reader, detail = sse.Reader(response.limit), "the stream ended before the answer"
     try:
         if (answer := await _read_until_answer(response, reader, target, request_id, on_notification)) is not None:
-            document, text = answer
-            return _rpc_response(document, text, era)
+            document, text, outlined_by = answer
+            return _rpc_response(document, text, era, outlined_by)
     except sse.EventTooLarge:
         raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:
@@ -253,16 +315,15 @@ async def _read_stream(
 
 async def _read_until_answer(
     response: HttpResponse, reader: sse.Reader, target: Target, request_id: int, on_notification: OnNotification
-) -> tuple[Object, bytes] | None:
+) -> tuple[Object, bytes, ReaderProcess | None] | None:
     async for chunk in response.chunks():
         for event in reader.feed(chunk):
             if event.name != "message" or not event.data:
                 continue
             text = event.data
-            small = len(text) <= LARGE
-            document = _parse(text, target, 200) if small else await _parse_alone(response, text, target, 200)
-            if _is_answer(document, request_id):
-                return document, text
+            document, outlined_by = await _read(response, text, target, 200)
+            if is_answer(document, request_id):
+                return document, text, outlined_by
             if "method" in document:
                 await on_notification(document)
             await response.give_way()
@@ -307,9 +368,28 @@ async def refuse(message: Object, answer: Answer) -> None:
         await answer({"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": "Not supported by this client"}})
 
 
-def _rpc_response(document: Object, text: bytes, era: str) -> RpcResponse:
+def _rpc_response(
+    document: Object, text: bytes, era: str, reader: ReaderProcess | None, status: int = 200
+) -> RpcResponse:
     error = document.get("error")
-    return RpcResponse(document, text, era, error if isinstance(error, dict) else None)
+    return RpcResponse(document, text, era, error if isinstance(error, dict) else None, status, reader)
+
+
+async def _read(
+    response: HttpResponse, text: bytes, target: Target, status: int
+) -> tuple[Object, ReaderProcess | None]:
+    """The message, or of a large result its outline and the process that made it."""
+    if not is_large(text):
+        return _parse(text, target, status), None
+    try:
+        outlined = await response.reader.outline(text)
+    except Unreadable as error:
+        raise TooLarge(target.server_name, str(error)) from None
+    except ValueError:
+        raise BadAnswer(target.server_name, f"HTTP {status}: not JSON", status=status) from None
+    if outlined is None:
+        return await _parse_alone(response, text, target, status), None
+    return _checked(outlined, target, status), response.reader
 
 
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
@@ -326,12 +406,17 @@ def _parse(text: bytes, target: Target, status: int) -> Object:
         document = jsonrpc.loads(text)
     except ValueError:
         raise BadAnswer(target.server_name, f"HTTP {status}: not JSON", status=status) from None
+    return _checked(document, target, status)
+
+
+def _checked(document: Any, target: Target, status: int) -> Object:
     if not isinstance(document, dict) or document.get("jsonrpc") != "2.0":
         raise BadAnswer(target.server_name, f"HTTP {status}: not JSON-RPC", status=status)
     return document
 
 
-def _is_answer(document: Object, request_id: int) -> bool:
+def is_answer(document: Object, request_id: int) -> bool:
+    """Return whether this message is the result or the error of the request with this id."""
     answered = document.get("id")
     has_outcome = isinstance(document.get("result"), dict) or isinstance(document.get("error"), dict)
     return type(answered) is int and answered == request_id and has_outcome

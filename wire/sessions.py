@@ -1,14 +1,24 @@
 """The client side of MCP with `initialize` (up to 2025-11-25): one session for each owner, server and key."""
 
 import asyncio
+import hashlib
+import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from wire import jsonrpc, product, trace_context, versions
+from wire import jsonrpc, trace_context, versions
 from wire.cipher import Cipher
 from wire.credential import fits_a_header
-from wire.errors import BadAnswer, BadSessionId, UnknownVersion, Unreachable, UpstreamError
+from wire.errors import (
+    BadAnswer,
+    BadSessionId,
+    EraLeft,
+    SessionEnded,
+    UnknownVersion,
+    Unreachable,
+    UpstreamError,
+)
 from wire.jsonrpc import Object
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
@@ -22,8 +32,9 @@ from wire.rpc_messages import (
     StreamBroke,
     StreamPlace,
     Target,
-    WrongEra,
+    extensions_in,
     ignore,
+    is_answer,
     next_request_id,
     read_messages,
     read_response,
@@ -42,29 +53,37 @@ RESUME_SECONDS = 1.0  # Before a stream that broke is gone on with, unless its s
 MOST_TIMES = 1_000  # The time limits of the call end it before that.
 FRUITLESS_TIMES = 3
 
-# What of a client's capabilities can be passed on to servers, and the members of each that are told along.
+# Capabilities of clients that servers are told, and the members of each; extensions are told as they are.
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
 
 type Key = tuple[str, ...]
 type OnSession = Callable[[Session], Awaitable[None]]
 
 
-def declared(capabilities: object) -> str:
-    """What of a client's capabilities servers are told, as a short text that is the same whatever their order."""
+def declared(capabilities: object, *, with_extensions: bool = True) -> str:
+    """Return what servers are told of a client's capabilities, as a short text that does not depend on their order.
+
+    It names each capability and member; of the extensions only a digest, if at all.
+    """
     if not isinstance(capabilities, dict):
         return ""
     names: list[str] = []
     for name, members in BRIDGED.items():
         if isinstance(told := capabilities.get(name), dict):
             names += [name, *(f"{name}.{member}" for member in members if isinstance(told.get(member), dict))]
+    if with_extensions and (extensions := extensions_in(capabilities)):
+        text = json.dumps(extensions, sort_keys=True)
+        names.append(f"extensions.{hashlib.sha256(text.encode()).hexdigest()[:16]}")
     return ",".join(names)
 
 
 def capabilities_of(text: str) -> Object:
-    """The capabilities that `declared` made this text of."""
+    """Return the capabilities that `declared` made this text of, without the extensions."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")
+        if group not in BRIDGED:
+            continue
         of_group = capabilities.setdefault(group, {})
         if member:
             of_group[member] = {}
@@ -79,7 +98,10 @@ def opened(row: Any, cipher: Cipher) -> Session:
 
 
 class SessionLost(Exception):
-    """The server has forgotten the session; the request was not processed."""
+    """The server does not know the session: HTTP 404 to a request that named it, and no answer to that request.
+
+    The specification's "session not found" (MCP 2025-11-25, Session Management): the request was not processed.
+    """
 
 
 class SessionStore(Protocol):
@@ -95,7 +117,7 @@ class SessionStore(Protocol):
         """Keep the log level that the server was told in this session."""
 
     async def forget(self, target: Target, session: Session) -> None:
-        """Drop this session, if it is still the one that is kept."""
+        """Drop this session, if it is still the one that is kept; a client's own session ends with it."""
 
     def take_all(self) -> list[tuple[Target, Session]]:
         """What ends with this process."""
@@ -137,6 +159,7 @@ class SessionWire:
         self._store = store
         self._introduced = introduced
         self._opening: dict[Key, asyncio.Future[Session | None]] = {}
+        self._doubted: set[Key] = set()  # Sessions that are being checked.
         self._background_tasks: set[asyncio.Task[None]] = set()
 
     async def ask(
@@ -148,10 +171,11 @@ class SessionWire:
         on_request: OnRequest | None = None,
         on_session: OnSession | None = None,
     ) -> RpcResponse:
-        """Send one request and return its answer; a session that was lost is opened anew, once.
+        """Send one request and return its answer. `on_session` is awaited before it is sent in a session.
 
-        `on_session` is awaited before it is sent in a session. Raises an UpstreamError, or WrongEra when the server
-        does not know this wire.
+        It is sent once; again in a new session only where the server lost the one before, and the client has none of
+        its own. Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when it lost that of a
+        client with one of its own.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -159,7 +183,13 @@ class SessionWire:
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
+            if not await self._is_lost(
+                session, target
+            ):  # It was no answer of MCP, and may have come after the call ran.
+                raise BadAnswer(target.server_name, "HTTP 404 in a session that it knows", status=404) from None
             await self._store.forget(target, session)
+            if target.has_own_session:
+                raise SessionEnded(target.server_name) from None
             session = await self._session(target)
         if on_session is not None:
             await on_session(session)
@@ -190,7 +220,7 @@ class SessionWire:
         try:
             try:
                 with await self._send("POST", session, target, _request(request_id, method, params)) as response:
-                    if await _is_lost(response, session):
+                    if response.status == 404 and session.id and not await _holds_answer(response, request_id):
                         raise SessionLost
                     answer = await read_response(response, target, request_id, SESSION, on_message)
             except StreamBroke as broke:
@@ -198,12 +228,32 @@ class SessionWire:
         except asyncio.CancelledError:
             self.start_background(self._cancel(session, target, request_id))
             raise
+        except BadAnswer as error:
+            self._doubt(session, target, error.status)
+            raise
         finally:
             asking.end()
-        if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
-            await self._store.forget(target, session)
-            raise WrongEra
+        self._doubt(session, target, answer.status)
         return answer
+
+    def _doubt(self, session: Session, target: Target, status: int) -> None:
+        """After a 400 or 404, ask by a ping whether the server still knows the session: not all say so by the book."""
+        key = _key(target)
+        if status in (400, 404) and session.id and key not in self._doubted:
+            self._doubted.add(key)
+            self.start_background(self._check(session, target, key))
+
+    async def _is_lost(self, session: Session, target: Target) -> bool:
+        """Ask by a ping whether the server does not know this session any more."""
+        with await self._send("POST", session, target, _request(next_request_id(), "ping", {})) as response:
+            return response.status in (400, 404) and not await _knows_no_ping(response)
+
+    async def _check(self, session: Session, target: Target, key: Key) -> None:
+        try:
+            if await self._is_lost(session, target):
+                await self._store.forget(target, session)
+        finally:
+            self._doubted.discard(key)
 
     async def _go_on(
         self, session: Session, target: Target, request_id: int, broke: StreamBroke, on_message: OnNotification
@@ -255,7 +305,8 @@ class SessionWire:
             opening.set_result(session)
 
     async def _open(self, target: Target) -> Session:
-        session, _ = await self._initialize(target)
+        session, info = await self._initialize(target)
+        self._introduced(target, info)
         try:
             await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/initialized"})
             kept = await self._store.keep(target, session)
@@ -267,9 +318,9 @@ class SessionWire:
         return kept
 
     async def introduce(self, target: Target) -> ServerInfo:
-        """What the server says of itself to `initialize`; the session is ended at once.
+        """Return what the server says of itself to `initialize`; the session is ended at once.
 
-        Raises an UpstreamError, or WrongEra.
+        Raises an UpstreamError.
         """
         session, info = await self._initialize(target)
         self.start_background(self._end(target, session))
@@ -281,7 +332,7 @@ class SessionWire:
         params = {
             "protocolVersion": proposed,
             "capabilities": dict(target.capabilities),
-            "clientInfo": product.INFO,
+            "clientInfo": target.client_info,
         }
         with await self._send("POST", Session("", ""), target, _request(request_id, "initialize", params)) as response:
             answer = await read_response(response, target, request_id, SESSION, ignore)
@@ -289,11 +340,12 @@ class SessionWire:
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
             mutual = sorted(set(versions_in(answer.error)) & {*versions.CALLED} - {versions.MODERN, proposed})
             if not mutual or proposed != versions.NEWEST_SESSION:
-                raise WrongEra
+                raise EraLeft(target.server_name, "initialize: no version in common", error=answer.error)
             return await self._initialize(target, mutual[-1])
         if answer.error is not None:
-            raise BadAnswer(target.server_name, "initialize was refused", error=answer.error)
-        version = answer.document["result"].get("protocolVersion")
+            raise BadAnswer(target.server_name, f"initialize: {_refused(answer)}", error=answer.error)
+        result = answer.whole["result"]
+        version = result.get("protocolVersion")
         if not isinstance(version, str) or not (
             version.isascii() and version.isprintable() and len(version) <= LONGEST_VERSION
         ):
@@ -301,9 +353,7 @@ class SessionWire:
             raise UnknownVersion(target.server_name, f"speaks MCP {named}")
         if session_id and not fits_a_header(session_id):
             raise BadSessionId(target.server_name)
-        info = ServerInfo.of(answer.document["result"], version)
-        self._introduced(target, info)
-        return Session(session_id, version), info
+        return Session(session_id, version), ServerInfo.of(result, version)
 
     async def close(self) -> None:
         """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
@@ -338,11 +388,12 @@ class SessionWire:
         on_request: OnRequest | None,
         begun: Callable[[], object] = bool,
         place: StreamPlace | None = None,
+        asked: Callable[[], object] = bool,
     ) -> bool:
         """Read the standing stream of the session of `target` until it ends; False when the server offers none.
 
-        Calls `begun` when it is open. It goes on from `place`, which says afterwards how far it went; a server that
-        does not know the place is asked without it the next time.
+        Calls `asked` when the server was asked for it, and `begun` when it is open. It goes on from `place`, which says
+        afterwards how far it went; a server that does not know the place is asked without it the next time.
 
         Raises an UpstreamError, or SessionLost.
         """
@@ -358,8 +409,9 @@ class SessionWire:
                 await on_notification(message)
 
         try:
-            with await self._send("GET", session, target, last_event_id=place.last_event_id) as response:
-                if await _is_lost(response, session):
+            sending = self._send("GET", session, target, last_event_id=place.last_event_id, written=asked)
+            with await sending as response:
+                if session.id and await _denies_session(response):
                     raise SessionLost
                 if response.status != 200 or response.media_type != "text/event-stream":
                     was_known, place.last_event_id = place.last_event_id, ""
@@ -380,7 +432,14 @@ class SessionWire:
             await response.read()
 
     async def _send(
-        self, verb: str, session: Session, target: Target, body: bytes = b"", *, last_event_id: str = ""
+        self,
+        verb: str,
+        session: Session,
+        target: Target,
+        body: bytes = b"",
+        *,
+        last_event_id: str = "",
+        written: Callable[[], object] = bool,
     ) -> HttpResponse:
         headers = target.headers()
         if last_event_id:
@@ -389,7 +448,9 @@ class SessionWire:
             headers["MCP-Protocol-Version"] = session.version
         if session.id:
             headers["Mcp-Session-Id"] = session.id
-        return await self._transport.send(verb, target.server_name, target.url, headers, body, private=target.private)
+        return await self._transport.send(
+            verb, target.server_name, target.url, headers, body, private=target.private, written=written
+        )
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have this done beside the requests, within BACKGROUND_SECONDS; a failure ends in the log."""
@@ -471,8 +532,31 @@ def _is_valid_id(request_id: object) -> bool:
     return type(request_id) is int and request_id.bit_length() <= LONGEST_ID
 
 
-async def _is_lost(response: HttpResponse, session: Session) -> bool:
-    """404 is the rule; servers that answer 400 to a session they do not know say so in words."""
-    if response.status == 404:
-        return session.id != ""
-    return response.status == 400 and b"session" in (await response.read()).lower()
+def _refused(answer: RpcResponse) -> str:
+    return f"HTTP {answer.status}, JSON-RPC {answer.error_code}"
+
+
+async def _denies_session(response: HttpResponse) -> bool:
+    """Return whether a GET was refused for its session: 404, or 400 with words about it, as some SDKs answer."""
+    return response.status == 404 or (response.status == 400 and b"session" in (await response.read()).lower())
+
+
+async def _knows_no_ping(response: HttpResponse) -> bool:
+    """Return whether a ping was refused for its method, as by a server that knows the session and has no ping."""
+    try:
+        document = jsonrpc.loads(await response.read())
+    except ValueError:
+        return False
+    error = document.get("error") if isinstance(document, dict) else None
+    return isinstance(error, dict) and error.get("code") == jsonrpc.METHOD_NOT_FOUND
+
+
+async def _holds_answer(response: HttpResponse, request_id: int) -> bool:
+    """Return whether this 404 may answer the request after all: a JSON-RPC answer to its id, or an event stream."""
+    if response.media_type == "text/event-stream":
+        return True
+    try:
+        document = jsonrpc.loads(await response.read())
+    except ValueError:
+        return False
+    return isinstance(document, dict) and is_answer(document, request_id)

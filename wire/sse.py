@@ -38,7 +38,7 @@ def event(data: bytes, event_id: bytes = b"") -> bytes:
         data = b"\r\ndata: ".join(data.splitlines())
     if event_id:
         return b"event: message\r\nid: %b\r\ndata: %b\r\n\r\n" % (event_id, data)
-    return b"event: message\r\ndata: " + data + b"\r\n\r\n"
+    return b"event: message\r\ndata: %b\r\n\r\n" % data
 
 
 class Reader:
@@ -138,13 +138,12 @@ class Reader:
             self._open.append(chunk)
             return []
         self._after_cr = chunk.endswith(b"\r")
-        self._open.append(chunk)
-        text = b"".join(self._open)
-        self._open.clear()  # Before a long line is copied once more.
+        *lines, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        if self._open:
+            lines[0] = b"".join((*self._open, lines[0]))  # The one copy of a long line.
         if self._first:
-            text = text.removeprefix(b"\xef\xbb\xbf")
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
             self._first = False
-        *lines, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._open = [rest]
         return lines
 

@@ -20,7 +20,6 @@ from wire.rpc_messages import (
     RpcResponse,
     ServerInfo,
     Target,
-    WrongEra,
     ignore,
     next_request_id,
     read_response,
@@ -33,7 +32,7 @@ ENVELOPE: Object = {
     versions.CAPABILITIES_KEY: {},
 }
 
-# What only a server of this era answers to a request it has not processed.
+# Codes with which a server of this era refuses a request; any other in a 4xx may be another era's.
 OWN_CODES = frozenset(
     {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.HEADER_MISMATCH, jsonrpc.MISSING_CAPABILITY}
 )
@@ -55,43 +54,29 @@ async def ask(
     *,
     schema: object = None,
 ) -> RpcResponse:
-    """Send one request and return its answer. `schema` is the called tool's, for its Mcp-Param headers.
+    """Send one request, once, and return its answer. `schema` is the called tool's, for its Mcp-Param headers.
 
-    Sends it once more to a server that refuses the version and lists it all the same, as one does that is being
-    changed. Raises an UpstreamError, or WrongEra when the server does not know this wire.
+    Raises an UpstreamError.
     """
-    # What is not declared the server cannot ask back: it could not be passed on.
-    meta = {**params["_meta"], **ENVELOPE} if "_meta" in params else {**ENVELOPE}
-    if target.capabilities or target.log_level:
-        meta |= _told(target)
-    sent = {**params, "_meta": meta}
+    meta = {
+        versions.CLIENT_INFO_KEY: target.client_info,
+        **params.get("_meta", {}),
+        versions.MODERN_KEY: versions.MODERN,
+        # A server cannot ask for what is not declared: it could not be passed on.
+        versions.CAPABILITIES_KEY: dict(target.capabilities),
+    }
+    if target.log_level:
+        meta[versions.LOG_LEVEL_KEY] = target.log_level
     headers = target.headers() | _routing(method, params)
     if schema is not None:
         headers |= param_headers(schema, params.get("arguments"))
-    again = False
-    while True:
-        request_id = next_request_id()
-        body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": sent})
-        with await transport.send(
-            "POST", target.server_name, target.url, headers, body, private=target.private
-        ) as response:
-            try:
-                answer = await read_response(response, target, request_id, MODERN, on_notification)
-            except BadAnswer as error:
-                if 400 <= response.status < 500:
-                    raise WrongEra from error
-                raise
-            if not 400 <= response.status < 500 or answer.error_code in OWN_CODES:
-                return answer
-        if again or versions.MODERN not in versions_in(answer.error):
-            raise WrongEra(answer.error)
-        again = True
-
-
-def _told(target: Target) -> Object:
-    """What the server is told of the client."""
-    level = {versions.LOG_LEVEL_KEY: target.log_level} if target.log_level else {}
-    return {versions.CAPABILITIES_KEY: dict(target.capabilities), **level}
+    request_id = next_request_id()
+    sent = {**params, "_meta": meta}
+    body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": sent})
+    with await transport.send(
+        "POST", target.server_name, target.url, headers, body, private=target.private
+    ) as response:
+        return await read_response(response, target, request_id, MODERN, on_notification)
 
 
 def _routing(method: str, params: Object) -> dict[str, str]:
@@ -101,23 +86,24 @@ def _routing(method: str, params: Object) -> dict[str, str]:
     return routing
 
 
-async def discover(transport: Transport, target: Target) -> ServerInfo | None:
-    """What the server says of itself over this wire; None when it does not speak it.
+async def discover(transport: Transport, target: Target) -> ServerInfo | str:
+    """Return what the server says of itself over this wire, or in words why it does not speak it.
 
     Raises UnknownVersion when it speaks none that we know, another UpstreamError when it cannot be told.
     """
     try:
         answer = await ask(transport, target, "server/discover", {}, ignore)
-    except BadAnswer:
-        return None
-    except WrongEra as wrong:
-        _check_versions(target, wrong.error)
-        return None
+        if versions.MODERN in versions_in(answer.error):  # A server that is being changed may refuse what it lists.
+            answer = await ask(transport, target, "server/discover", {}, ignore)
+    except BadAnswer as error:
+        return error.detail
     _check_versions(target, answer.error)
-    result = answer.document.get("result", {})
+    if answer.error is not None:
+        return f"HTTP {answer.status}, JSON-RPC {answer.error_code}"
+    result = answer.whole["result"]
     supported = result.get("supportedVersions")
     if not isinstance(supported, list) or versions.MODERN not in supported:
-        return None
+        return "it does not list this version"
     return ServerInfo.of(result, versions.MODERN)
 
 

@@ -34,6 +34,16 @@ def exposed_name(alias: str, tool: str) -> str:
     return f"{cleaned[: MAX_NAME - 7]}_{mark}"
 
 
+# From 2025-11-25 on a name may have dots (MCP, Tools, Tool Names).
+_dotted = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
+
+
+def dotted_name(alias: str, tool: str) -> str:
+    """Return the name for clients that know dots in names; empty where it would be no valid one either."""
+    name = f"{alias}{SEPARATOR}{tool}" if alias else tool
+    return name if len(name) <= MAX_NAME and _dotted(name) else ""
+
+
 def fingerprint(definition: Mapping[str, Any]) -> str:
     """A digest of what a tool is and takes; `_meta` may differ from one answer to the next and is left out."""
     told = {name: value for name, value in definition.items() if name != "_meta"}
@@ -50,14 +60,3 @@ def is_shallow(value: Any, room: int = DEEPEST) -> bool:
     if isinstance(value, dict):
         return room > 0 and all(is_shallow(inner, room - 1) for inner in value.values())
     return not isinstance(value, list) or (room > 0 and all(is_shallow(inner, room - 1) for inner in value))
-
-
-def runs_only_as_task(definition: Mapping[str, Any]) -> bool:
-    """Whether a tool cannot be called: tasks are not served."""
-    return task_support(definition) == "required"
-
-
-def task_support(definition: Mapping[str, Any]) -> object:
-    """What a tool says of running as a task."""
-    execution = definition.get("execution")
-    return execution.get("taskSupport") if isinstance(execution, dict) else None

@@ -3,6 +3,7 @@
 MODERN = "2026-07-28"
 SESSION_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26")
 SUPPORTED = (MODERN, *SESSION_VERSIONS)
+DOTTED = ("2025-11-25",)  # The versions with sessions in which the name of a tool may have dots.
 NEWEST_SESSION = SESSION_VERSIONS[0]
 
 # What a server may speak for us to call it: the answers of 2024-11-05 are those of a session too.
@@ -15,7 +16,12 @@ LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 SERVER_INFO_KEY = "io.modelcontextprotocol/serverInfo"
 
 # The member of `params` that a request repeats in its Mcp-Name header.
-NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAMED_BY = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(("tasks/get", "tasks/update", "tasks/cancel"), "taskId"),
+}
 
 
 def negotiated(proposed: object) -> str:

@@ -91,6 +91,7 @@ class ServerPages(CapabilityAdmin):
         "health_error",
         "protocol_era",
         "protocol_probed_at",
+        "protocol_evidence",
         "archived_at",
         "created_by",
         "created_at",

@@ -358,7 +358,14 @@ MEMBERS: dict[str, Entry] = {
     "prefix": Entry("The first characters of its secret, by which people know it.", "gwa_Ab3dE5gH"),
     "previous_secret": Entry("The secret before, while it works on; else null."),
     "private_upstreams": Entry("The private networks in which servers may be, from the environment.", ["10.0.0.0/8"]),
-    "protocol_era": Entry("The form of the protocol it speaks: `session`, `modern`, or empty if not known.", "session"),
+    "protocol_era": Entry(
+        "The eras of MCP it speaks: `session`, `modern` (2026-07-28), `both`, or empty if not known.", "both"
+    ),
+    "protocol_probed_at": Entry("When that was found out; null: not yet.", MOMENT),
+    "protocol_evidence": Entry(
+        "What it answered to `server/discover` and `initialize`.",
+        "server/discover: 2026-07-28; initialize: 2025-11-25",
+    ),
     "protocol_version": Entry("The version of the protocol of the call.", "2025-11-25"),
     "public_url": Entry("The address of this installation, from the environment.", "https://gateway.example.com"),
     "reach": Entry("Who may use it.", "everyone"),

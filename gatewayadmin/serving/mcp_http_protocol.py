@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from gatewayadmin.serving.head_limits import AnswerTransport, HeadLimits
 from wire.http1 import SAME_HEAD, HeaderCache, header_cache
+from wire.jsonrpc import LARGE
 
 
 class McpHttpProtocol(HeadLimits):
@@ -154,12 +155,24 @@ class McpCycle(RequestResponseCycle):
             self.waiting_for_100_continue = False
             return
         body, more = message["body"], message.get("more_body", False)
-        if self.chunked_encoding:
-            body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
-        self.transport.write(self._head + body)
+        if len(body) > LARGE:
+            self._write_large(body, more)
+        else:
+            if self.chunked_encoding:
+                body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+            self.transport.write(self._head + body)
         self._head = b""
         if not more:
             self._finish()
+
+    def _write_large(self, body: bytes, more: bool) -> None:
+        """Write a body without copying it, which takes long enough for others to notice."""
+        before = b"%x\r\n" % len(body) if self.chunked_encoding else b""
+        if first := self._head + before:
+            self.transport.write(first)
+        self.transport.write(body)
+        if self.chunked_encoding:
+            self.transport.write(b"\r\n" if more else b"\r\n0\r\n\r\n")
 
     def _start_answer(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of the answer, which also settles how it ends."""

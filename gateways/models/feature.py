@@ -351,6 +351,8 @@ class Listing(models.Model):
     asked_at = models.DateTimeField()
     learnt_at = models.DateTimeField(null=True)
     error = models.CharField(max_length=40, blank=True)
+    # How long the server says its list may be kept.
+    ttl_ms = models.PositiveIntegerField(default=0, db_default=0)
 
     class Meta:
         constraints = (

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from wire import jsonrpc
+from wire.rpc_messages import MODERN, SESSION, era_for
 
 
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `features` depends on ServersNeeded. ALL: [exposed name, JSON text] of those this connection is shown, in the order
-    of the server. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header, state, approved, offered, kind]
-    of those that fit, for a resource with all templates; the two texts only where a changed definition is held back.
+    `features` depends on ServersNeeded. ALL: [exposed name, JSON text, own name if it has dots] of those this
+    connection is shown, in the order of the server. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header,
+    state, approved, offered, kind] of those that fit, for a resource with all templates; the two texts only where a
+    changed definition is held back.
     """
 
     id: str
@@ -34,7 +36,7 @@ class AssignedServer(NamedTuple):
     header_name: str
     timeout_s: int
     max_concurrent: int
-    era: str
+    eras: str  # SESSION, MODERN or BOTH; empty while not known.
     identity_id: str | None
     identity_label: str | None
     identity_enabled: bool | None
@@ -46,14 +48,16 @@ class AssignedServer(NamedTuple):
     # What a session at this server is kept under, and the one there is: [row, sealed id, version, log level].
     upstream_key: str = ""
     upstream_session: Sequence[str] | None = None
-    # What the server said of itself, [capabilities, instructions]; only with ServersNeeded.INTRODUCED.
+    # What the server said of itself: its capabilities in sessions, its instructions, its capabilities in 2026-07-28;
+    # None for each that it never said. Only with ServersNeeded.INTRODUCED.
     introduction: Sequence[Any] | None = None
     # Whether the client's session has a log level which this server can be told.
     logs: bool = False
     total_s: int = 600
     # With ServersNeeded.ALL: how many seconds ago it was asked for such features, whether it ever answered, and the
-    # reason it could not be asked last; None when it never was. And whether its lists differ by session.
-    listing: tuple[float, bool, str] | None = None
+    # reason it could not be asked last; None when it never was. Then for how long it says its list may be kept, in
+    # milliseconds. And whether its lists differ by session.
+    listing: tuple[float, bool, str, int] | None = None
     lists_live: bool = False
     # Whether it was its owner, and nobody else, who switched the identity off.
     identity_off_by_owner: bool = False
@@ -63,9 +67,19 @@ class AssignedServer(NamedTuple):
     # Whether the server may be at a private address; one of before this was asked may, until it is known.
     private: bool = True
 
+    def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
+        """Return what the server offers in the era in which it is called for such clients; None when it never said."""
+        in_sessions, _, in_modern = self.introduction or (None, None, None)
+        era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
+        own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
+        return own if own is not None else other
+
 
 class SessionGrant(NamedTuple):
-    """The session a request names; `capabilities` are its client's, `declared` what of them servers are told."""
+    """The session a request names; `capabilities` are its client's, `declared` what of them servers are told.
+
+    It `is_lost` where a server lost its session: the client has to open another.
+    """
 
     id: str
     version: str
@@ -74,6 +88,7 @@ class SessionGrant(NamedTuple):
     log_level: str
     client_name: str
     client_version: str
+    is_lost: bool = False
 
 
 class Grant(NamedTuple):

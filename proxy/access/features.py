@@ -6,20 +6,26 @@ or prompt the gateway does not know cannot be called.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-from proxy.access.decision import AssignedServer, Grant
-from wire import credential, jsonrpc, stateless
+from proxy.access.decision import AssignedServer, Grant, SessionGrant
+from wire import credential, jsonrpc, product, stateless
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
-from wire.rpc_messages import NOTHING, Session, Target
-from wire.sessions import capabilities_of, opened
+from wire.rpc_messages import MODERN, NOTHING, SESSION, Session, Target, era_for, extensions_in
+from wire.sessions import BRIDGED, capabilities_of, declared, opened
 from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
-from wire.uris import alias_and_uri, literal_length, template_matches
+from wire.uris import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
 
 MAX_NAME = 200
+NO_EXTENSIONS: Object = {}
+ALL_BRIDGED: Object = {
+    **{name: {member: {} for member in members} for name, members in BRIDGED.items()},
+    "extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}},  # MCP Apps
+}
 
 TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
@@ -111,9 +117,12 @@ class UnknownFeature(UpstreamError):
     outcome = "rpc_error"
     reason = "unknown_tool"
 
-    def __init__(self, kind: str, name: str) -> None:
+    def __init__(self, kind: str, name: str, possible: Sequence[str] = ()) -> None:
         self.kind = kind
         self.sentence = "Resource not found: {server}" if kind == RESOURCE else f"Unknown {kind}: {{server}}"
+        if possible:
+            which = ", ".join(possible).replace("{", "{{").replace("}", "}}")
+            self.sentence += f". Several servers have this URI. Use one of: {which}"
         super().__init__(name[:MAX_NAME] if kind != RESOURCE else name)
 
     @property
@@ -261,7 +270,7 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
     row = _named_row(assigned, exposed)
     if row is not None:
         return authorize(assigned, kind, row.name, row)
-    if _can_be_listed(assigned):
+    if can_be_listed(assigned):
         return assigned
     if not assigned.alias:
         raise UnknownFeature(kind, exposed)
@@ -273,12 +282,12 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 
     A resource need not be listed to be read. What is not listed is governed by its template, else by the policy.
     """
-    assigned, uri = _owner_of_uri(assignments, exposed, several=several)
+    budget = MatchBudget()
+    assigned, uri = _owner_of_uri(assignments, exposed, budget, several=several)
     if assigned is None:
         raise UnknownFeature(RESOURCE, exposed)
     alias = assigned.alias if several else ""
-    rows = _rows(assigned)
-    row = next((row for row in rows if row.name == uri), None) or _governing_template(assigned.policy, rows, uri)
+    row = _lists(assigned, uri) or _governing_template(assigned.policy, _rows(assigned), uri, budget)
     try:
         return authorize(assigned, RESOURCE, uri, row)._replace(alias=alias)
     except UnknownFeature:
@@ -286,7 +295,7 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 
 
 def _owner_of_uri(
-    assignments: Sequence[AssignedServer], exposed: str, *, several: bool
+    assignments: Sequence[AssignedServer], exposed: str, budget: MatchBudget, *, several: bool
 ) -> tuple[AssignedServer | None, str]:
     """The server whose URI this is, and how it calls it itself."""
     if not several:
@@ -294,10 +303,45 @@ def _owner_of_uri(
     alias, uri = alias_and_uri(exposed)
     if alias and (owner := next((each for each in assignments if each.alias == alias), None)) is not None:
         return owner, uri
-    return _without_alias(assignments), exposed
+    if alias:  # Of a server that has left, perhaps: no other may take its place, but the one without an alias.
+        return _without_alias(assignments), exposed
+    return _owner_of_bare_uri(assignments, exposed, budget), exposed
 
 
-def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str) -> FeatureRow | None:
+def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
+    """The server that lists this URI, else the one with a template for it, else the one without an alias.
+
+    A server without an alias goes before the others. Raises UnknownFeature when several others fit.
+    """
+    usable = [assigned for assigned in assignments if is_usable(assigned)]
+    for fits in (_lists, partial(_has_template_for, budget)):
+        fitting = [(assigned, row) for assigned in usable if (row := fits(assigned, uri)) is not None]
+        # Rows that are hidden count only where nothing else fits: the refusal says why.
+        owners = [assigned for assigned, row in fitting if _is_shown(assigned, row)] or [each for each, _ in fitting]
+        if owner := _without_alias(owners):
+            return owner
+        if len(owners) > 1:
+            raise UnknownFeature(RESOURCE, uri, [exposed_uri(each.alias, uri) for each in owners])
+        if owners:
+            return owners[0]
+    return _without_alias(assignments)
+
+
+def _lists(assigned: AssignedServer, uri: str) -> FeatureRow | None:
+    return next((row for row in _rows(assigned) if row.name == uri), None)
+
+
+def _has_template_for(budget: MatchBudget, assigned: AssignedServer, uri: str) -> FeatureRow | None:
+    templates = [row for row in _rows(assigned) if row.kind == TEMPLATE]
+    rows = [row for row in templates if template_matches(row.name, uri, narrowly=True, budget=budget)]
+    return next((row for row in rows if _is_shown(assigned, row)), rows[0] if rows else None)
+
+
+def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
+    return policy_allows(assigned.policy, row.enabled) and row.state not in HIDDEN_STATES
+
+
+def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str, budget: MatchBudget) -> FeatureRow | None:
     """The template whose switch counts for a resource that is not listed: the most exact of those that match.
 
     Servers match templates differently. Where everything is allowed, a template that may mean the URI governs it; where
@@ -309,7 +353,7 @@ def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str) -> Fe
         for narrowly in (True, False)
         if row.kind == TEMPLATE
         and (narrowly or policy == "allow_all")
-        and template_matches(row.name, uri, narrowly=narrowly)
+        and template_matches(row.name, uri, narrowly=narrowly, budget=budget)
     ]
     return max(matching, key=lambda each: each[:3])[3] if matching else None
 
@@ -343,7 +387,8 @@ def check_held(resolved: Resolved, arguments: object) -> None:
             raise Refusal("definition_held", resolved.assigned, resolved.name)
 
 
-def _can_be_listed(assigned: AssignedServer) -> bool:
+def can_be_listed(assigned: AssignedServer) -> bool:
+    """Return whether a fresh list may show that this server has a tool without a row, which may be called then."""
     # A tool without a row can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
@@ -360,19 +405,35 @@ def _rows(assigned: AssignedServer) -> list[FeatureRow]:
     return [FeatureRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
 
 
-def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE, log_level: str = "") -> Target:
-    """Where, as whom and in which session to call this server, for the request of this trace.
+def target(
+    assigned: AssignedServer,
+    grant: Grant,
+    cipher: Cipher,
+    trace: Trace = NONE,
+    log_level: str = "",
+    *,
+    modern: bool = False,
+    extensions: Object = NO_EXTENSIONS,
+) -> Target:
+    """Return where, as whom, in which era and session to call this server, for the request of this trace.
 
-    Raises IdentityUnreadable.
-
-    Whether the identity may be used was decided by `authorize`; here it is decrypted.
+    A client of 2026-07-28 (`modern`) is served in its own era where the server has it, and says its `extensions` with
+    each request. Whether the identity may be used was decided by `authorize`; here it is decrypted. Raises
+    IdentityUnreadable.
     """
+    session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]
+    era = era_for(assigned.eras, MODERN if modern else SESSION)
+    capabilities = capabilities_of(told) if told else NOTHING
+    if session is not None:
+        extensions = extensions_in(session.capabilities) if told else NO_EXTENSIONS
+    if extensions and (session is not None or era == MODERN):  # A session without a client of its own has none.
+        capabilities = {**capabilities, **extensions}
     return Target(  # By position: names cost a tenth of what a call's decision does.
         assigned.server_id,
         assigned.server_name,
         assigned.url,
-        assigned.era,
+        era,
         assigned.timeout_s,
         assigned.max_concurrent,
         grant.connection_id,
@@ -380,13 +441,36 @@ def target(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace 
         assigned.ciphertext or "",
         trace,
         assigned.identity_id or "",
-        capabilities_of(told) if told else NOTHING,
-        grant.connection_id if grant.session is None else grant.session.id,
+        capabilities,
+        grant.connection_id if session is None else session.id,
         assigned.upstream_key,
         None if assigned.upstream_session is None else _session(assigned.upstream_session, cipher),
         log_level,
         assigned.total_s,
         assigned.private,
+        product.INFO if session is None or not session.client_name else _client_info(session),
+        session is not None,
+    )
+
+
+def _client_info(session: SessionGrant) -> Object:
+    return {"name": session.client_name, "version": session.client_version}
+
+
+def target_for_lists(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE) -> Target:
+    """Return how to ask this server for what it offers, the same whoever wants to know. Raises IdentityUnreadable.
+
+    Some servers list certain tools only to clients that can be asked something, so all that can be passed on is
+    declared. A session for it belongs to the assignment.
+    """
+    upstream = target(assigned, grant, cipher, trace, modern=True)
+    return upstream._replace(
+        capabilities=ALL_BRIDGED,
+        owner_id=assigned.id,
+        session_key=f"{assigned.upstream_key.rpartition(' ')[0]} {declared(ALL_BRIDGED)}",
+        session=None,
+        client_info=product.INFO,
+        has_own_session=False,
     )
 
 

@@ -73,6 +73,7 @@ class ServersNeeded(IntEnum):
     ALL = 1
     OF_FEATURE = 2  # Those that the name may lead to.
     INTRODUCED = 3  # All, with what they said of themselves instead of their features.
+    BY_OWN_NAME = 4  # All, with the feature that the server itself calls by the name.
 
 
 class Wanted(NamedTuple):

@@ -16,7 +16,8 @@
 -- $3 checksum  checksum of its OAuth access token, NULL for another kind
 -- $4 slug      gateway in the URL
 -- $5 servers   which servers it needs (ServersNeeded): 0 none, 1 all, 2 those `name` may lead to,
---              3 all, with what they said of themselves instead of their features
+--              3 all, with what they said of themselves instead of their features,
+--              4 all, with the feature whose own name at its server is `name`
 -- $6 name      exposed name of the tool or prompt it means; of a resource, the URIs it may be at its server, by lines
 -- $7 kind      kind of feature it asks for: tool, prompt, resource, template
 -- $8 session   digest of the id of the session it names, NULL without one
@@ -86,7 +87,10 @@ SELECT
                 CASE q.servers WHEN 3 THEN NULL /* not for calls */ WHEN 1 THEN (
                     -- What clients are shown: approved, switched on, and offered to this identity.
                     SELECT json_agg(
-                        json_build_array(x.exposed_name, coalesce(x.shown, x.approved)) ORDER BY x.position, x.name
+                        json_build_array(
+                            x.exposed_name, coalesce(x.shown, x.approved),
+                            CASE WHEN strpos(x.name, '.') > 0 AND q.kind IN ('tool', 'prompt') THEN x.name END
+                        ) ORDER BY x.position, x.name
                     )
                     FROM gateways_feature x
                     WHERE x.assignment_id = a.id AND x.kind = q.kind AND x.enabled
@@ -102,7 +106,7 @@ SELECT
                         x.exposed_name,
                         x.enabled,
                         CASE
-                            WHEN s.protocol_era = 'modern' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
+                            WHEN s.protocol_era <> 'session' AND strpos(x.input_schema::text, '"x-mcp-header"') > 0
                             THEN x.input_schema
                         END,
                         x.state,
@@ -113,7 +117,11 @@ SELECT
                     FROM (
                         SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
                         WHERE q.kind <> 'resource' AND assignment_id = a.id AND kind = q.kind
-                            AND name = CASE a.alias WHEN '' THEN q.name ELSE substr(q.name, length(a.alias) + 3) END
+                            AND name = CASE
+                                WHEN a.alias = '' /* not for calls */ OR q.servers = 4 /* end */ THEN q.name
+                                ELSE substr(q.name, length(a.alias) + 3)
+                            END
+                            /* not for calls */ AND (q.servers <> 4 OR missing_since IS NULL) /* end */
                         UNION ALL
                         -- A name that was shortened for its length ends like this.
                         SELECT name, exposed_name, enabled, input_schema, state, approved, offered, kind FROM gateways_feature
@@ -142,11 +150,17 @@ SELECT
                     json_build_array(p.id, encode(p.sealed_id, 'escape'), p.version, p.log_level)
                 END,
                 CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 3 THEN json_build_array(
-                    coalesce(
-                        (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
-                        (SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id LIMIT 1)
+                    -- What it said to this identity, else to another.
+                    (
+                        SELECT capabilities FROM proxy_serverinfo WHERE server_id = s.id AND capabilities IS NOT NULL
+                        ORDER BY told_to <> k.told_to LIMIT 1
                     ),
-                    (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to)
+                    (SELECT instructions FROM proxy_serverinfo WHERE server_id = s.id AND told_to = k.told_to),
+                    (
+                        SELECT modern_capabilities FROM proxy_serverinfo
+                        WHERE server_id = s.id AND modern_capabilities IS NOT NULL
+                        ORDER BY told_to <> k.told_to LIMIT 1
+                    )
                 ) /* end */ END,
                 -- Asked only where it matters; of whom nothing is known, it may be.
                 coalesce(ses.log_level, '') <> '' AND NOT EXISTS (
@@ -155,7 +169,8 @@ SELECT
                 s.total_seconds,
                 CASE WHEN false THEN NULL /* not for calls */ WHEN q.servers = 1 THEN (
                     SELECT json_build_array(
-                        extract(epoch FROM statement_timestamp() - l.asked_at), l.learnt_at IS NOT NULL, l.error
+                        extract(epoch FROM statement_timestamp() - l.asked_at), l.learnt_at IS NOT NULL, l.error,
+                        l.ttl_ms
                     )
                     FROM gateways_listing l
                     WHERE l.assignment_id = a.id AND l.kind = q.kind
@@ -211,7 +226,7 @@ SELECT
         ) p ON true
         WHERE a.gateway_id = g.id
             AND a.removed_at IS NULL
-            AND (q.servers IN (1, 3) OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
+            AND (q.servers IN (1, 3 /* not for calls */, 4 /* end */) OR q.kind = 'resource' OR a.alias = '' OR a.alias = split_part(q.name, '__', 1))
     ) END::text,
     -- What is not limited is NULL. A token's own limit only narrows what the workspace gives to each.
     least(t.calls_per_minute, (SELECT token_calls_per_minute FROM accounts_workspacesettings WHERE id = 1)),
@@ -219,7 +234,8 @@ SELECT
     (SELECT calls_per_minute FROM accounts_workspacesettings WHERE id = 1),
     (SELECT payload_limit_bytes FROM accounts_workspacesettings WHERE id = 1 AND record_payloads),
     CASE WHEN ses.id IS NOT NULL THEN json_build_array(
-        ses.id, ses.version, ses.capabilities, ses.declared, ses.log_level, ses.client_name, ses.client_version
+        ses.id, ses.version, ses.capabilities, ses.declared, ses.log_level, ses.client_name, ses.client_version,
+        ses.lost_at IS NOT NULL
     ) END::text,
     q.servers > 0 AND EXISTS (
         SELECT FROM gateways_assignment a
@@ -273,6 +289,6 @@ CROSS JOIN LATERAL (
     SELECT id, email, is_active, is_superuser, role_id FROM accounts_user WHERE id = c.user_id OFFSET 0
 ) u
 LEFT JOIN LATERAL (
-    SELECT id, version, capabilities, declared, log_level, client_name, client_version
+    SELECT id, version, capabilities, declared, log_level, client_name, client_version, lost_at
     FROM proxy_session WHERE digest = q.session AND connection_id = c.id OFFSET 0
 ) ses ON true

@@ -52,6 +52,12 @@ SUBSCRIPTIONS = """
 SELECT id::text, subscriptions FROM proxy_session WHERE id = ANY(%(sessions)s::uuid[]) AND subscriptions <> '[]'
 """
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
+# With it a client's own session is lost. Its standing streams end, so that the client comes back and learns it.
+LOSE = f"""
+WITH gone AS ({FORGET} RETURNING owner_id)
+UPDATE proxy_session s SET lost_at = statement_timestamp() FROM gone WHERE s.id = gone.owner_id AND s.lost_at IS NULL
+RETURNING pg_notify('gateway', 'lost ' || s.id)
+"""  # noqa: S608 - both texts stand here
 
 OPEN = """
 INSERT INTO proxy_session
@@ -88,11 +94,13 @@ taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
+# A session of a client's own lasts as long as that.
 UNUSED = """
 WITH taken AS (
     DELETE FROM proxy_upstreamsession WHERE id IN (
         SELECT id FROM proxy_upstreamsession
         WHERE last_used_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+            AND NOT EXISTS (SELECT FROM proxy_session WHERE id = proxy_upstreamsession.owner_id)
         ORDER BY last_used_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
@@ -269,9 +277,12 @@ class StoredSessions:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: Session) -> None:
-        """Drop this session; another that took its place stays. Raises DatabaseUnavailable."""
+        """Drop this session; another that took its place stays. A client's own is lost with it: it has to open another.
+
+        Raises DatabaseUnavailable.
+        """
         if session.row:
-            await self._state.fetch(FORGET, {"row": session.row})
+            await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
 
     def take_all(self) -> list[tuple[Target, Session]]:
         """None ends with this process."""
@@ -428,7 +439,11 @@ class SessionKeeper:
         for owner, key, *row in rows:
             for target in self._targets([tuple(row)]):
                 told = capabilities_of(key.rpartition(" ")[2])
-                found[str(row[0])] = owner, target._replace(session_key=key, capabilities=told, owner_id=owner)
+                own = owner != target.connection_id
+                found[str(row[0])] = (
+                    owner,
+                    target._replace(session_key=key, capabilities=told, owner_id=owner, has_own_session=own),
+                )
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Usage of tokens, hosts and servers: last used, health, protocol era, unknown tokens.
+"""Usage of tokens, hosts and servers: last used, health, introductions, unknown tokens.
 
 Written beside the calls, at most once a second, in a transaction of its own. What is not written yet is lost when the
 process is killed; nothing of it is part of the audit log.
@@ -22,7 +22,7 @@ from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
 from wire.address_group import address_group
 from wire.jsonrpc import storable
-from wire.rpc_messages import ServerInfo, Target
+from wire.rpc_messages import MODERN, SESSION, ServerInfo, Target
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
 SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
 
 type RowUpdates = dict[str, dict[str, Any]]
+type Infos = dict[tuple[str, str], dict[str, ServerInfo]]  # By server and identity, then by era.
 
 
 class Contact(NamedTuple):
@@ -68,7 +69,7 @@ class UsageTracker:
         self._sessions_looked_through = 0.0
         self._exactly = asyncio.Event()
         self.in_use: Callable[[], Iterable[str]] = tuple  # The sessions in which something is under way.
-        self._infos: dict[tuple[str, str], ServerInfo] = {}
+        self._infos: Infos = {}
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
         self._unknown_tokens_written_at = time.monotonic()
@@ -117,19 +118,16 @@ class UsageTracker:
             self._sessions_used["sessions", session] = now
         self._exactly.set()
 
-    def era_learned(self, server_id: str, url: str, era: str) -> None:
-        """This server turned out to speak this protocol era."""
-        self._set("eras", server_id, at=datetime.now(UTC), url=url, era=era)
-
     def introduced(self, target: Target, info: ServerInfo) -> None:
-        """The server said this of itself, to this identity."""
-        self._infos[target.server_id, target.identity_id or target.server_id] = info
+        """Keep within a second what the server said of itself to this identity."""
+        self._infos.setdefault((target.server_id, target.identity_id or target.server_id), {})[info.era] = info
 
     @staticmethod
-    def write_info(target: Target, info: ServerInfo) -> tuple[str, dict[str, list[Any]]]:
-        """The statement, and its parameters, that keeps at once what `introduced` keeps within a second."""
+    def write_infos(target: Target, infos: Iterable[ServerInfo]) -> tuple[str, dict[str, list[Any]]]:
+        """Return the statement, and its parameters, that keeps at once what `introduced` keeps within a second."""
+        by_era = {info.era: info for info in infos}
         return STATEMENTS["server_infos"], _info_columns(
-            {(target.server_id, target.identity_id or target.server_id): info}
+            {(target.server_id, target.identity_id or target.server_id): by_era}
         )
 
     def unknown_token(self, ip: str) -> None:
@@ -224,7 +222,7 @@ class UsageTracker:
         if not (pending or infos or unknown_tokens):
             return
         connection = await self._open()
-        for kind in ("tokens", "connections", "hosts", "identities", "health", "eras", "sessions", "upstream_sessions"):
+        for kind in ("tokens", "connections", "hosts", "identities", "health", "sessions", "upstream_sessions"):
             if kind in pending:
                 await _update(connection, kind, pending[kind])
         if unknown_tokens:
@@ -282,12 +280,19 @@ async def _update(connection: psycopg.AsyncConnection, kind: str, pending: RowUp
     await connection.execute(STATEMENTS[kind], {"ids": ids, **columns})
 
 
-def _info_columns(infos: dict[tuple[str, str], ServerInfo]) -> dict[str, list[Any]]:
+def _info_columns(infos: Infos) -> dict[str, list[Any]]:
     pairs = sorted(infos)
+    newest = [max(infos[pair].values(), key=lambda info: info.version) for pair in pairs]
+
+    def capabilities(era: str) -> list[Jsonb | None]:
+        said = (infos[pair].get(era) for pair in pairs)
+        return [None if info is None else Jsonb(storable(info.capabilities)) for info in said]
+
     return {
         "servers": [server_id for server_id, _ in pairs],
         "told_to": [told_to for _, told_to in pairs],
-        "versions": [infos[pair].version[:40] for pair in pairs],
-        "capabilities": [Jsonb(infos[pair].capabilities) for pair in pairs],
-        "instructions": [storable(infos[pair].instructions) for pair in pairs],
+        "versions": [info.version[:40] for info in newest],
+        "capabilities": capabilities(SESSION),
+        "modern_capabilities": capabilities(MODERN),
+        "instructions": [storable(info.instructions) for info in newest],
     }

@@ -50,20 +50,30 @@ FROM (
 ) m WHERE t.id = m.id
 
 -- name: server_infos
--- Said again at each session that is opened: written when it is something else.
-INSERT INTO proxy_serverinfo AS t (server_id, told_to, version, capabilities, instructions, changed_at)
-SELECT v.server_id, v.told_to, v.version, v.capabilities, v.instructions, statement_timestamp()
+-- Said again at each session that is opened: written when it is something else. What it said in the other era stays,
+-- and of instructions those of 2026-07-28.
+INSERT INTO proxy_serverinfo AS t
+    (server_id, told_to, version, capabilities, modern_capabilities, instructions, changed_at)
+SELECT v.server_id, v.told_to, v.version, v.capabilities, v.modern_capabilities, v.instructions, statement_timestamp()
 FROM unnest(
-    %(servers)s::uuid[], %(told_to)s::uuid[], %(versions)s::text[], %(capabilities)s::jsonb[], %(instructions)s::text[]
-) AS v (server_id, told_to, version, capabilities, instructions)
+    %(servers)s::uuid[], %(told_to)s::uuid[], %(versions)s::text[], %(capabilities)s::jsonb[],
+    %(modern_capabilities)s::jsonb[], %(instructions)s::text[]
+) AS v (server_id, told_to, version, capabilities, modern_capabilities, instructions)
 ORDER BY v.server_id, v.told_to
 ON CONFLICT (server_id, told_to) DO UPDATE SET
     version = excluded.version,
-    capabilities = excluded.capabilities,
-    instructions = excluded.instructions,
+    capabilities = coalesce(excluded.capabilities, t.capabilities),
+    modern_capabilities = coalesce(excluded.modern_capabilities, t.modern_capabilities),
+    instructions = CASE
+        WHEN excluded.modern_capabilities IS NULL AND t.modern_capabilities IS NOT NULL THEN t.instructions
+        ELSE excluded.instructions
+    END,
     changed_at = excluded.changed_at
-WHERE (t.version, t.capabilities, t.instructions)
-    IS DISTINCT FROM (excluded.version, excluded.capabilities, excluded.instructions)
+WHERE (t.capabilities, t.modern_capabilities) IS DISTINCT FROM (
+    coalesce(excluded.capabilities, t.capabilities), coalesce(excluded.modern_capabilities, t.modern_capabilities)
+) OR t.instructions <> excluded.instructions AND NOT (
+    excluded.modern_capabilities IS NULL AND t.modern_capabilities IS NOT NULL
+)
 
 -- name: hosts
 UPDATE hosts_host t SET last_seen_at = m.at, first_seen_at = coalesce(t.first_seen_at, m.at)
@@ -90,16 +100,6 @@ FROM (
     JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(health)s::text[], %(error)s::text[])
         AS v (id, at, health, error) USING (id)
     WHERE r.health_checked_at IS NULL OR r.health_checked_at < v.at
-    ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
-) m WHERE t.id = m.id
-
--- name: eras
-UPDATE servers_server t SET protocol_era = m.era, protocol_probed_at = m.at
-FROM (
-    SELECT r.id, v.at, v.era FROM servers_server r
-    JOIN unnest(%(ids)s::uuid[], %(at)s::timestamptz[], %(url)s::text[], %(era)s::text[])
-        AS v (id, at, url, era) USING (id)
-    WHERE r.url = v.url
     ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED
 ) m WHERE t.id = m.id
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from auditlog.search.look import COLUMNS
 from tests import curl
 from tests.browser.fixtures import Open
-from tests.browser.looks import DESK
+from tests.browser.looks import DESK, faults_of
 from tests.eventually import PROMPT
 from tests.make import unique
 from tests.workspace import OWNER, Serve
@@ -215,3 +215,20 @@ def test_views_of_long_names_leave_the_buttons_beside_them_their_room(live: Serv
             assert box is not None
             assert box["height"] < 45
             assert box["x"] + box["width"] < width
+
+
+@pytest.mark.drill
+def test_lists_of_many_filters_and_columns_are_accessible_in_every_look(live: Serve, page: Page) -> None:
+    host = unique("bot")
+    issued = live.issue_token(host=host, gateway="quickstart")
+    for _ in range(3):
+        curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
+    columns = "&".join(f"columns={name}" for name in COLUMNS)
+    filters = "&".join(f"not_tool=another-{n}-{unique('x')}" for n in range(8))
+
+    lists = (f"/logs/?{columns}", f"/logs/?{filters}&{columns}", f"/logs/groups/?by=tool&{filters}")
+    searches = ("/settings/api-tokens?owner=all&q=nothing", "/settings/api-tokens?owner=all&q=token")
+
+    for path in (*lists, *searches):
+        page.goto(f"{live.url}{path}")
+        assert faults_of(page, path) == []

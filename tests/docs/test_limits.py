@@ -27,7 +27,7 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
-    "digits of one number": jsonrpc.MOST_DIGITS,
+    "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,
     "events on one stream of a server": sse.MOST_EVENTS,
     "calls in progress of one token, in each worker": settings.TOKEN_CALLS,
     "requests that wait for the database, in each worker": settings.WAITING_CALLS,

@@ -11,11 +11,14 @@ import httpx
 import pytest
 from django.conf import settings
 from django.db import connection
+from django.db.models import QuerySet
 
 from auditlog.models import Call
 from connections.models import Connection
 from gatewayadmin.config import database
+from gateways.models import Assignment
 from proxy.app import Config, runtime
+from proxy.models import UpstreamSession
 from proxy.store.bus import Bus
 from proxy.store.state import State
 from tests import make
@@ -84,6 +87,11 @@ class Proxy:
 
     def last(self) -> Call:
         return self.calls()[-1]
+
+
+def sessions_of_clients() -> QuerySet[UpstreamSession]:
+    """The sessions at servers but for those in which the gateway asks what there is."""
+    return UpstreamSession.objects.exclude(owner_id__in=Assignment.objects.values("pk"))
 
 
 def config(**changes: Any) -> Config:

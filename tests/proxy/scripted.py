@@ -4,12 +4,16 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from tests.asgi_server import App, Receive, Scope, Send, headers_of, live, read
+from tests.conformance.counter import is_for_lists
 
 type Object = dict[str, Any]
 
 MODERN = "2026-07-28"
+FOR_LISTS = "lists-"  # How the sessions begin that the gateway opens to find out what there is; nothing counts them.
+NO_SESSION = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"Session not found"}}'
 
 
 @dataclass
@@ -80,16 +84,20 @@ class Script:
     async def serve(self, request: Request, verb: str) -> None:
         session = request.headers.get("mcp-session-id", "")
         if verb == "DELETE":
-            self.ended.append(session)
+            if not session.startswith(FOR_LISTS):
+                self.ended.append(session)
             await request.answer(b"")
         elif verb != "POST":
             await request.answer(b"", status=405)
         elif self.modern != (request.headers.get("mcp-protocol-version") == MODERN):
             await request.fail(-32022 if self.modern else -32600, "Unsupported protocol version", status=400)
-        elif self.sessions and request.message["method"] != "initialize" and session not in self.opened:
-            await request.fail(-32001, "Session not found", status=404)
+        elif self.sessions and request.message["method"] != "initialize" and not self.knows(session):
+            await request.answer(NO_SESSION, status=404)
         else:
             await self.method(request)
+
+    def knows(self, session: str) -> bool:
+        return session in self.opened or session.startswith(FOR_LISTS)
 
     async def method(self, request: Request) -> None:
         match request.message["method"]:
@@ -118,6 +126,9 @@ class Script:
         result = {"protocolVersion": self.version, "capabilities": self.capabilities, "serverInfo": info}
         if not self.sessions:
             await request.answer(result)
+            return
+        if is_for_lists(request.message["params"]):
+            await request.answer(result, mcp_session_id=f"{FOR_LISTS}{uuid4()}")
             return
         self.opened.append(f"session-{len(self.opened)}")
         await request.answer(result, mcp_session_id=self.opened[-1])

@@ -1,7 +1,7 @@
 """Both wires on both sides, sessions that come and go, and identities that never meet."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,13 +10,14 @@ from django.urls import reverse
 
 from accounts.models import User
 from connections.models import Connection
-from gateways.models import Feature, Gateway, IdentityScheme
+from gateways.models import Assignment, Feature, Gateway, IdentityScheme
+from proxy.models import UpstreamSession
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream, running
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, eventually, sql
-from tests.proxy.scripted import Request, Script, offering, tool
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from tests.proxy.scripted import NO_SESSION, Request, Script, offering, tool
 from tests.proxy.test_endpoint import modern
 
 
@@ -74,7 +75,20 @@ def test_every_client_reaches_every_server(work: Work) -> None:
 
     eventually(lambda: not Server.objects.filter(protocol_era=Era.UNKNOWN).exists())
     eras = dict(Server.objects.values_list("slug", "protocol_era"))
-    assert eras == dict.fromkeys(SHAPES, Era.MODERN) | {"session": Era.SESSION, "old-json": Era.SESSION}
+    of_one = {"session": Era.SESSION, "old-json": Era.SESSION, "modern": Era.MODERN}
+    assert eras == dict.fromkeys(SHAPES, Era.BOTH) | of_one
+
+
+def test_clients_of_both_eras_are_served_in_their_own(work: Work) -> None:
+    docs = work.put(upstreams.docs())
+    body, headers = modern("tools/call", {"name": "docs__echo", "arguments": {"text": "x"}})
+
+    work.agent.call("docs__echo", {"text": "x"})
+    work.agent.post(body, **headers)
+
+    asked = [call.headers for call in docs.asked("tools/call")]
+    assert [each["mcp-protocol-version"] for each in asked] == ["2025-11-25", "2026-07-28"]
+    assert ["mcp-session-id" in each for each in asked] == [True, False]
 
 
 def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
@@ -84,21 +98,57 @@ def test_a_server_is_probed_once_and_the_verdict_kept(work: Work) -> None:
         agent.call("docs__it")
 
     assert [request.method for request in docs.seen].count("server/discover") == 1
-    assert len(docs.asked("initialize")) == 2
+    server = Server.objects.get()
+    assert (server.protocol_era, server.protocol_evidence.startswith("initialize: ")) == (Era.SESSION, True)
+
+
+def test_what_is_known_of_a_server_is_looked_into_again_while_it_is_in_use(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.eras.REFRESH_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.lists.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("proxy.lists.RETRY_SECONDS", 0.0)
+    docs = work.put(offering("it"))
+    assert work.agent.tools() == ["docs__it"]
+    Server.objects.update(protocol_era=Era.MODERN)
+
+    def is_found_out() -> bool:
+        work.agent.listed()
+        return Server.objects.get().protocol_era == Era.SESSION
+
+    eventually(is_found_out)
+    assert len(docs.asked("server/discover")) >= 2
+
+
+def test_two_workers_that_meet_a_server_at_once_probe_it_once(work: Work, start: Start) -> None:
+    docs = work.put(offering("it"))
+    other = replace(work.agent, url=start().url("work"))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda agent: agent.call("docs__it").json(), [work.agent, other] * 4))
+
+    assert all("result" in answer for answer in answers)
+    assert [request.method for request in docs.seen].count("server/discover") == 1
 
 
 @pytest.mark.parametrize("modern_then", [True, False])
-def test_a_server_that_changed_its_wire_is_found_out(work: Work, modern_then: bool) -> None:
+def test_a_server_that_changed_its_wire_is_found_out_without_a_call_sent_twice(work: Work, modern_then: bool) -> None:
     first, second = (upstreams.modern_era(upstreams.docs()), upstreams.session_era(upstreams.docs()))
     before, after = (first, second) if modern_then else (second, first)
     with running(before) as docs:
         make.assignment(work.gateway, make.server(slug="docs", url=docs.url))
         assert work.agent.call("docs__echo", {"text": "before"}).json()["result"]
-    with running(after, port=docs.port):
-        assert work.agent.call("docs__echo", {"text": "after"}).json()["result"]
-
     expected = Era.SESSION if modern_then else Era.MODERN
-    eventually(Server.objects.filter(protocol_era=expected).exists)
+    with running(after, port=docs.port) as docs:
+        answers: list[Any] = []
+
+        def works() -> bool:
+            answers.append(work.agent.call("docs__echo", {"text": "after"}).json())
+            return "result" in answers[-1]
+
+        eventually(works)
+        assert Server.objects.filter(protocol_era=expected).exists()
+        assert len(docs.asked("tools/call")) <= len(answers)
 
 
 def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
@@ -123,7 +173,8 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
 
     # A server that never knows its sessions is asked no more than twice.
     async def forget(request: Request) -> None:
-        await request.fail(-32001, "Session not found", status=404)
+        script.opened[:] = ["an older one"]
+        await request.answer(NO_SESSION, status=404)
 
     script.call = forget
     before = len(docs.asked("tools/call"))
@@ -131,24 +182,35 @@ def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
     assert len(docs.asked("tools/call")) == before + 2
 
 
-@pytest.mark.parametrize("words", ["Bad Request: No valid session ID provided", "Missing session ID"])
-def test_servers_that_say_400_to_an_unknown_session_are_understood(work: Work, words: str) -> None:
-    script = Script([[tool("it")]], sessions=True)
-    fails = 1
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_lost_session_that_a_server_denies_in_its_own_way_is_opened_anew_for_the_next_call(
+    work: Work, status: int
+) -> None:
+    class Careless(Script):
+        def knows(self, session: str) -> bool:
+            return True
 
-    async def call(request: Request) -> None:
-        nonlocal fails
-        fails -= 1
-        if fails == 0:
-            await request.fail(-32000, words, status=400)
-        else:
-            await request.answer({"content": []})
+        async def method(self, request: Request) -> None:
+            if super().knows(request.headers.get("mcp-session-id", "")) or request.message["method"] == "initialize":
+                await super().method(request)
+            else:
+                await request.fail(-32000, "Bad Request: No valid session ID provided", status=status)
 
-    script.call = call
-    work.put(script.app())
+    script = Careless([[tool("it")]], answer_nothing, sessions=True)
+    docs = work.put(script.app())
+    assert work.agent.call("docs__it").json()["result"]
+    script.opened[:] = ["an older one"]
 
-    assert work.agent.call("docs__it").json()["result"] == {"content": []}
-    assert len(script.opened) == 2
+    refused = work.agent.call("docs__it").json()["error"]
+
+    assert (refused["code"], len(docs.asked("tools/call"))) == (-32000, 2)
+    eventually(lambda: not UpstreamSession.objects.exclude(owner_id=Assignment.objects.get().pk).exists())
+    assert work.agent.call("docs__it").json()["result"]
+    assert script.opened == ["an older one", "session-1"]
+
+
+async def answer_nothing(request: Request) -> None:
+    await request.answer({"content": []})
 
 
 def test_an_upstream_that_restarts_is_reached_again(work: Work) -> None:
@@ -182,7 +244,7 @@ def test_connections_never_share_an_upstream_session(work: Work) -> None:
 def test_sessions_outlast_the_gateway(work: Work) -> None:
     script = Script([[tool("it")]], sessions=True)
     work.put(script.app())
-    work.agent.listed()
+    work.agent.ask("resources/subscribe", {"uri": "x://y"})
     assert (script.opened, script.ended) == (["session-0"], [])
 
     work.proxy.stop()

@@ -153,19 +153,13 @@ def test_a_refused_version_is_tried_again_in_one_that_both_know(work: Work) -> N
     assert proposed == ["2025-11-25", "2025-06-18"]
 
 
-def test_a_modern_server_that_refuses_its_own_version_once_is_asked_again(work: Work) -> None:
-    refused: list[bool] = []
-
+def test_a_call_whose_version_is_refused_is_answered_so_and_not_sent_again(work: Work) -> None:
     async def call(request: Request) -> None:
-        if not refused:
-            refused.append(True)
-            data = {"supported": ["2026-07-28"], "requested": "2026-07-28"}
-            await request.fail(-32022, "Unsupported protocol version", status=400, data=data)
-            return
-        await request.answer({"content": [], "resultType": "complete"})
+        data = {"supported": ["2026-07-28"], "requested": "2026-07-28"}
+        await request.fail(-32022, "Unsupported protocol version", status=400, data=data)
 
     docs = put(work, modern=True, tools_call=call)
     offer("it", "tool")
 
-    assert work.agent.call("docs__it").json()["result"] == {"content": []}
-    assert [request.method for request in docs.seen] == ["tools/call", "tools/call"]
+    assert work.agent.call("docs__it").json()["error"]["code"] == -32022
+    assert len(docs.asked("tools/call")) == 1

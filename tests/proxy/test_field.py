@@ -39,7 +39,7 @@ def test_sessions_at_servers_that_nobody_uses_are_given_back(
     gateway = make.gateway(make.server(slug="docs", url=run(script.app()).url))
     agent = start().agent(make.connection(make.agent(by=user), gateway, user))
 
-    assert agent.listed().status_code == 200
+    assert agent.call("docs__it").status_code == 200
     eventually(lambda: script.ended == ["session-0"])
 
     assert agent.call("docs__it").status_code == 200

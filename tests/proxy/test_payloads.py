@@ -201,6 +201,17 @@ def test_the_database_says_when_it_took_a_row(agent: Agent) -> None:
     assert wait < 5_000
 
 
+def test_a_call_by_its_servers_own_name_is_recorded_without_the_credential_too(agent: Agent) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True)
+    agent.tools()
+
+    assert IDENTITY in agent.call("it", {"city": "Lisbon"}).text
+
+    assert (Call.objects.latest("id").outcome, Call.objects.latest("id").feature_name) == ("ok", "docs__it")
+    assert "Lisbon" in database()
+    assert IDENTITY not in database()
+
+
 def test_a_payload_is_cut_where_the_workspace_says(agent: Agent) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True, payload_limit_bytes=256)
 

@@ -198,7 +198,7 @@ def test_a_call_that_cannot_be_recorded_is_not_answered(proxy: Proxy, run: Run) 
     try:
         answer = agent.call("docs__echo", {"text": "x"})
         assert (answer.status_code, answer.content) == (503, UNRECORDED)
-        assert answer.headers["retry-after"] == "1"
+        assert "retry-after" not in answer.headers  # It may have been executed.
         assert agent.listed().status_code == 200
         heard = listen(agent, call("docs__slow", {"seconds": 0.1}, token=1))
         assert heard.events[-1]["error"]["message"].startswith("The gateway could not record this call")

@@ -75,6 +75,100 @@ def test_an_expanded_template_reads_what_the_servers_own_template_means(work: Wo
     assert docs.asked("resources/read")[0].body["params"]["uri"] == "docs://page/a%20b%2Fc/data"
 
 
+def test_a_servers_own_uri_is_read_at_the_one_server_that_lists_it(work: Work) -> None:
+    docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
+    offer("docs://a", "resource")
+    offer("https://example.com/{id}", "template", alias="other")
+
+    for uri, asked in (("docs://a", docs), ("https://example.com/7", other)):
+        assert read(work, uri)["result"]["contents"] == [{"uri": uri, "text": uri}]
+        assert asked.asked("resources/read")[-1].body["params"]["uri"] == uri
+    assert len(docs.asked("resources/read")) == len(other.asked("resources/read")) == 1
+
+
+def test_a_uri_that_several_servers_list_is_refused_with_the_uris_it_may_mean(work: Work) -> None:
+    docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
+    offer("same://{a}", "resource")
+    offer("same://{a}", "resource", alias="other")
+
+    error = read(work, "same://{a}")["error"]
+
+    assert (error["code"], error["data"]) == (-32002, {"uri": "same://{a}"})
+    assert mapped("docs", "same://{a}") in error["message"]
+    assert mapped("other", "same://{a}") in error["message"]
+    assert docs.asked("resources/read") + other.asked("resources/read") == []
+
+
+@pytest.mark.parametrize("reason", ["resource_disabled", "blocked", "server_disabled"])
+def test_a_servers_own_uri_opens_nothing_that_is_switched_off(work: Work, reason: str) -> None:
+    docs, _ = put(work, resources_read=echo), put(work, "other")
+    offer("docs://a", "resource", enabled=reason != "resource_disabled")
+    if reason == "server_disabled":
+        work.gateway.assignments.filter(alias="docs").update(enabled=False)
+    if reason == "blocked":
+        work.gateway.assignments.filter(alias="docs").update(tool_policy="block_all")
+
+    assert read(work, "docs://a")["error"]["code"] == (-32003 if reason == "resource_disabled" else -32002)
+    assert docs.asked("resources/read") == []
+
+
+def test_of_servers_that_list_a_uri_those_that_may_not_be_used_do_not_count(work: Work) -> None:
+    docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
+    offer("same://a", "resource", enabled=False)
+    offer("same://a", "resource", alias="other")
+
+    assert read(work, "same://a")["result"]["contents"] == [{"uri": "same://a", "text": "same://a"}]
+    assert docs.asked("resources/read") == []
+    assert len(other.asked("resources/read")) == 1
+
+
+def test_uris_that_were_given_out_reach_their_server_as_its_own_in_arguments(work: Work) -> None:
+    docs = put(work, tools_call=returning({"content": []}), prompts_get=returning({"messages": []}))
+    put(work, "other")
+    offer("it", "tool")
+    offer("hello", "prompt")
+    given = {"uri": mapped("docs", "docs://a b"), "other": mapped("other", "x://a"), "text": "see gateway://docs/x"}
+
+    work.agent.call("docs__it", given)
+    work.agent.ask("prompts/get", {"name": "docs__hello", "arguments": given})
+    work.agent.ask(
+        "completion/complete",
+        {
+            "ref": {"type": "ref/prompt", "name": "docs__hello"},
+            "argument": {"name": "uri", "value": given["uri"]},
+            "context": {"arguments": given},
+        },
+    )
+
+    own = given | {"uri": "docs://a b"}
+    assert docs.asked("tools/call")[0].body["params"]["arguments"] == own
+    assert docs.asked("prompts/get")[0].body["params"]["arguments"] == own
+    completed = docs.asked("completion/complete")[0].body["params"]
+    assert completed["argument"]["value"] == "docs://a b"
+    assert completed["context"] == {"arguments": own}
+
+
+def test_with_one_server_an_argument_passes_as_it_is(work: Work) -> None:
+    docs = put(work, tools_call=returning({"content": []}))
+    offer("it", "tool")
+
+    work.agent.call("docs__it", {"uri": mapped("docs", "docs://a")})
+
+    assert docs.asked("tools/call")[0].body["params"]["arguments"] == {"uri": mapped("docs", "docs://a")}
+
+
+def test_a_large_answer_is_rewritten_as_a_small_one_is(work: Work) -> None:
+    links = [{"type": "resource_link", "uri": f"docs://{number}", "name": "x" * 80} for number in range(20_000)]
+    put(work, tools_call=returning({"content": links, "structuredContent": {"n": 2**70}}))
+    put(work, "other")
+    offer("it", "tool")
+
+    result = work.agent.call("docs__it").json()["result"]
+
+    assert [link["uri"] for link in result["content"]] == [mapped("docs", link["uri"]) for link in links]
+    assert result["structuredContent"] == {"n": 2**70}
+
+
 def test_with_two_servers_a_uri_that_names_none_is_nobodys(work: Work) -> None:
     docs, other = put(work, resources_read=echo), put(work, "other", resources_read=echo)
     body, headers = modern("resources/read", {"uri": "docs://a"})

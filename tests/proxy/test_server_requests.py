@@ -152,7 +152,7 @@ def test_what_a_server_may_ask_is_what_its_client_said_it_can(work: Work) -> Non
 
 
 def test_of_very_many_capabilities_servers_are_told_those_that_are_known(work: Work) -> None:
-    person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 3000}})
+    person = work.person({**EVERYTHING, "of_the_future": {}, "experimental": {"x": "y" * 9000}})
 
     answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
 

@@ -17,14 +17,14 @@ from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import IdentityScheme
 from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
-from proxy.models import ServerInfo, Session, UpstreamSession
+from proxy.models import ServerInfo, Session
 from proxy.store.sessions import digest
 from servers.models import AuthType
 from servers.resealing import reseal
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Start, config, eventually, sql
+from tests.proxy.conftest import Agent, Start, config, eventually, sessions_of_clients, sql
 from tests.proxy.scripted import Request, Script, tool
 from tokens.models import Token
 from ui.sealing import cipher
@@ -133,9 +133,8 @@ def test_a_restart_loses_nothing(work: Work) -> None:
     assert work.counter.events("delete") == []
 
 
-def test_a_server_that_forgot_its_sessions_is_asked_anew_once(work: Work) -> None:
+def test_a_server_that_forgot_its_sessions_is_given_a_new_one_by_clients_without_their_own(work: Work) -> None:
     client = work.client()
-    client.initialize()
     client.count()
     work.counter.forget_sessions()
 
@@ -144,6 +143,25 @@ def test_a_server_that_forgot_its_sessions_is_asked_anew_once(work: Work) -> Non
 
     assert sorted(count for count, _ in counted) == [*range(1, 7)]
     assert len(work.counter.events("initialize")) == 2
+
+
+def test_a_client_whose_session_a_server_forgot_learns_it_and_opens_another(work: Work) -> None:
+    client = work.client()
+    client.initialize()
+    assert [client.count()[0] for _ in range(2)] == [1, 2]
+    work.counter.forget_sessions()
+
+    lost = client.agent.call("docs__count", **client.headers)
+
+    assert (lost.status_code, lost.json()["error"]["message"]) == (404, "Session not found")
+    row = Call.objects.order_by("id").last()
+    assert row is not None
+    assert (row.outcome, row.deny_reason, row.http_status) == ("upstream_error", "session_lost", 404)
+    assert client.agent.ask("ping", **client.headers).status_code == 404
+    assert Call.objects.order_by("-id")[0].deny_reason == "session_lost"
+    client.initialize()
+    assert [client.count()[0] for _ in range(2)] == [1, 2]
+    assert len(work.counter.events("call")) == 4
 
 
 def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
@@ -165,7 +183,7 @@ def test_of_two_workers_that_open_at_once_one_wins_and_the_other_ends_its_own(
     assert len(slow.opened) == 2
     (deleted,) = work.counter.wait_for("delete")
     assert str(deleted.session) not in {session for _, session in counted}
-    assert UpstreamSession.objects.count() == 1
+    assert sessions_of_clients().count() == 1
 
 
 class SlowInitialize:
@@ -221,7 +239,7 @@ def test_delete_ends_the_sessions_at_the_servers(work: Work) -> None:
 
     assert [event.session for event in work.counter.wait_for("delete")] == [upstream]
     assert client.delete().status_code == 404
-    assert not UpstreamSession.objects.exists()
+    assert not sessions_of_clients().exists()
     assert client.initialize().status_code == 200
 
 
@@ -239,8 +257,8 @@ def test_an_id_cannot_be_guessed_and_is_not_stored(work: Work) -> None:
     (row,) = Session.objects.values()
     assert client.session.encode() not in str(row).encode()
     client.count()
-    (upstream,) = UpstreamSession.objects.all()
-    assert str(next(iter(work.counter.counts))) not in bytes(upstream.sealed_id).decode()
+    (upstream,) = sessions_of_clients()
+    assert str(work.counter.events("initialize")[0].session) not in bytes(upstream.sealed_id).decode()
 
 
 def test_the_version_of_the_session_counts_when_none_is_named(work: Work) -> None:
@@ -338,9 +356,10 @@ def test_sessions_nobody_uses_end(work: Work, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.store.sessions.SWEEP_SECONDS", 0.1)
-    client = work.client()
-    client.initialize()
+    client, with_own = work.client(), work.client()
     _, upstream = client.count()
+    with_own.initialize()
+    own = with_own.count()[1]
 
     sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '59 minutes'")
     assert client.count() == (2, upstream)
@@ -353,6 +372,7 @@ def test_a_session_at_a_server_that_nobody_uses_for_an_hour_ends(work: Work, mon
     eventually(is_ended)
     assert [event.session for event in work.counter.events("delete")] == [upstream]
     assert client.count()[0] == 1
+    assert with_own.count() == (2, own)  # It lasts as long as the client's.
 
 
 @pytest.mark.drill
@@ -362,12 +382,12 @@ def test_a_session_that_is_used_is_noted_beside_the_calls(work: Work) -> None:
     client.count()
     sql("UPDATE proxy_session SET last_used_at = last_used_at - interval '1 hour'")
     sql("UPDATE proxy_upstreamsession SET last_used_at = last_used_at - interval '30 minutes'")
-    before = [Session.objects.get().last_used_at, UpstreamSession.objects.get().last_used_at]
+    before = [Session.objects.get().last_used_at, sessions_of_clients().get().last_used_at]
 
     client.count()
 
     eventually(lambda: Session.objects.get().last_used_at > before[0])
-    eventually(lambda: UpstreamSession.objects.get().last_used_at > before[1])
+    eventually(lambda: sessions_of_clients().get().last_used_at > before[1])
 
 
 @dataclass
@@ -517,7 +537,7 @@ def test_a_server_that_keeps_no_state_is_introduced_once(start: Start, run: Run)
     for agent in (first, second, first):
         assert agent.listed().status_code == 200
 
-    assert len(upstream.asked("initialize")) == 1
+    assert len(upstream.asked("initialize")) == 2  # To find out what it is, and to list.
 
 
 def test_an_ended_access_is_refused_before_its_session_is_looked_at(work: Work) -> None:

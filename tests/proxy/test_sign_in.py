@@ -170,11 +170,17 @@ def test_a_token_that_is_about_to_end_is_renewed_beside_the_call(github: Github,
     assert github.issuer.refreshes == 1
 
 
-def test_a_token_that_is_refused_is_renewed_once_and_the_call_repeated(github: Github, ann: User) -> None:
+def test_a_token_that_is_refused_is_renewed_for_the_next_call_and_the_refused_one_not_repeated(
+    github: Github, ann: User
+) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
+    assert "Bearer" in said(agent.call("github__whoami"))
     del github.issuer.access[access_of(identity)]
 
+    refused = error(agent.call("github__whoami"))
+
+    assert (refused["data"]["reason"], "renewed" in refused["message"]) == ("credential_refused", True)
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
     assert github.issuer.refreshes == 1
 
@@ -302,6 +308,7 @@ def test_a_token_of_unknown_life_is_used_until_it_is_refused(github: Github, ann
 
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
     del github.issuer.access[access_of(identity)]
+    assert error(agent.call("github__whoami"))["data"]["reason"] == "credential_refused"
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(identity)}"
     assert github.issuer.refreshes == 1
 

@@ -384,32 +384,15 @@ def session_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Lib
     return LibraryWork(start, run, is_modern=False)
 
 
-def test_a_subscription_is_renewed_when_the_server_has_lost_its_session(session_work: LibraryWork) -> None:
+def test_a_client_that_listens_learns_that_a_server_lost_its_session(session_work: LibraryWork) -> None:
     library, agent = session_work.library, in_session(session_work.client)
     with listening(agent, "GET") as stream:
         assert stream.begun.wait(PATIENCE)
         assert subscribe(session_work.elsewhere(agent))["result"] == {}
         eventually(lambda: heard_of(library))
-        asked = len(library.of("resources/subscribe"))
         library.restart()
-        eventually(lambda: len(library.of("resources/subscribe")) > asked)
-        assert stream.wait_for(1) == [UPDATE]  # Something may have been missed; it is told once.
-        eventually(lambda: library.open == 1)
-        assert updated(library, stream, 1) == UPDATE
-
-
-def test_a_subscription_is_renewed_when_a_worker_that_listened_for_calls_alone_finds_the_session_lost(
-    session_work: LibraryWork,
-) -> None:
-    library, agent = session_work.library, in_session(session_work.client)
-    assert subscribe(session_work.elsewhere(agent))["result"] == {}
-    eventually(lambda: library.open == 1)
-    with listening(agent, "GET") as stream:
-        assert stream.wait_for(1) == [UPDATE]
-        eventually(lambda: len(library.of("resources/subscribe")) == 2)
-        library.restart()
-        eventually(lambda: len(library.of("resources/subscribe")) > 2)
-        assert stream.wait_for(2) == [UPDATE] * 2
+        assert stream.over.wait(PATIENCE)
+    assert agent.ask("ping").status_code == 404
 
 
 def test_a_client_whose_stream_is_opened_again_is_subscribed_and_told_what_may_have_changed(

@@ -8,7 +8,7 @@ import pytest
 from auditlog.models import Call
 from proxy.models import PendingRequest, SuspendedCall
 from proxy.store.pending import PendingRequests
-from proxy.suspended_calls import HOLD
+from proxy.suspended_calls import END, HOLD
 from tests import make
 from tests.conftest import Run
 from tests.eventually import PATIENCE
@@ -117,6 +117,48 @@ def test_a_call_that_is_over_before_its_client_could_be_asked_leaves_nothing(
     assert len(held) == 1
     eventually(lambda: not SuspendedCall.objects.exists())
     eventually(lambda: not PendingRequest.objects.exists())
+
+
+def test_a_call_that_ran_keeps_its_answer_although_its_row_cannot_be_deleted(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.suspended_calls.GATHER_SECONDS", 20)
+    add = PendingRequests.add
+
+    async def noted(pending: PendingRequests, uid: str, *given: Any) -> None:
+        await add(pending, uid, *given)
+        server.answers.append({})  # Upon which the server ends the call.
+
+    monkeypatch.setattr(PendingRequests, "add", noted)
+    fail_statements(monkeypatch, END)
+    server = Hasty()
+    server.seconds = 20
+    docs = work.put(server.app())
+
+    answer = ask(work.agent())
+
+    assert SuspendedCall.objects.exists()
+    assert (answer.status_code, "retry-after" in answer.headers) == (200, False)
+    assert result_of(answer)["resultType"] == "complete"
+    assert len(docs.asked("tools/call")) == 1
+    assert [row.outcome for row in Call.objects.filter(method="tools/call")] == ["ok"]
+
+
+def test_a_retry_gets_the_answer_of_its_call_although_the_row_of_that_cannot_be_deleted(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = work.put(Asker(asks=[FORM]).app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+    fail_statements(monkeypatch, END)
+
+    answer = retry(agent, wanted)
+
+    assert (answer.status_code, "retry-after" in answer.headers) == (200, False)
+    assert answers_of({"result": result_of(answer)}) == [{"jsonrpc": "2.0", "id": 0, "result": GIVEN}]
+    assert len(docs.asked("tools/call")) == 1
+    rows = Call.objects.filter(method="tools/call").order_by("id")
+    assert [row.outcome for row in rows] == ["ok", "ok"]
 
 
 def test_a_question_that_ended_before_its_client_was_asked_is_not_put(

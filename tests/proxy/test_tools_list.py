@@ -128,6 +128,7 @@ def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     private = make.server(slug="private", url="http://10.0.0.5/mcp")
     for server in (gone, private):
         make.assignment(work.gateway, server)
+    Server.objects.filter(slug="silent").update(timeout_seconds=2)  # So long the first list waits for it.
 
     listed = work.agent.listed()
 
@@ -149,7 +150,7 @@ def test_j14_servers_in_trouble_are_left_out_and_named(work: Work) -> None:
     health = {server.slug: (server.health, server.health_error) for server in Server.objects.all()}
     assert health["fine"] == (Health.OK, "")
     assert health["locked"] == (Health.OK, "")
-    assert health["silent"] == (Health.DOWN, "was not done within 2 s")
+    assert health["silent"] == (Health.DOWN, "did not answer within 2 s")
 
 
 def test_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work) -> None:
@@ -285,17 +286,16 @@ def test_what_is_not_served_is_not_shown_and_all_else_passes(work: Work) -> None
         future={"unknown": [1.5, "ü"]},
         execution={"taskSupport": "optional", "other": 1},
     )
-    needs_task = tool("task", execution={"taskSupport": "required"})
     header = {"type": "string", "x-mcp-header": "Region"}
     mirrored = {"name": "mirrored", "inputSchema": {"type": "object", "properties": {"region": header}}}
     twice = {"a": header, "b": header}
     unsound = {"name": "unsound", "inputSchema": {"type": "object", "properties": twice}}
     broken: list[Any] = ["no object", {}, {"name": 7}, {"name": ""}]
-    work.put("docs", Script([[definition, needs_task, mirrored, unsound, *broken]], modern=True).app())
+    work.put("docs", Script([[definition, mirrored, unsound, *broken]], modern=True).app())
 
     shown = {each["name"]: each for each in work.agent.listed().json()["result"]["tools"]}
 
-    assert shown["docs__echo"] == {**definition, "name": "docs__echo", "execution": {"other": 1}}
+    assert shown["docs__echo"] == {**definition, "name": "docs__echo"}
     assert shown["docs__mirrored"]["inputSchema"] == {"type": "object", "properties": {"region": {"type": "string"}}}
     assert set(shown) == {"docs__echo", "docs__mirrored"}
 

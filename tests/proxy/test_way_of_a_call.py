@@ -19,7 +19,7 @@ from tests.proxy.test_tools_call import work_of
 from tests.workspace import ROOT
 
 # What a reader of one call opens beside the server in front.
-MAX_MODULES = 20
+MAX_MODULES = 22
 MAX_STEPS = 15
 
 ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"

@@ -1,7 +1,6 @@
 """*Test connection*, against real servers of both eras and against ones that misbehave."""
 
 import json
-from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -38,9 +37,9 @@ def test_a_server_of_both_eras_is_asked_in_the_newer_one(run: Run, json_response
 
     found = discover(at(upstream.url), None)
 
-    assert found.era == Era.MODERN
+    assert found.era == Era.BOTH
     assert names(found.tools) == DOCS_TOOLS
-    assert upstream.asked("initialize") == []
+    assert [each.headers["mcp-protocol-version"] for each in upstream.asked("tools/list")] == ["2026-07-28"]
 
 
 @pytest.mark.parametrize("json_response", [True, False], ids=["json", "stream"])
@@ -55,8 +54,8 @@ def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run
     assert listed.headers["mcp-session-id"]
     assert listed.headers["mcp-protocol-version"] == "2025-11-25"
     assert upstream.seen[-1].verb == "DELETE"
-    (greeted,) = upstream.asked("initialize")
-    assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
+    for greeted in upstream.asked("initialize"):  # To find out what it is, and to list.
+        assert greeted.body["params"]["clientInfo"] == {"name": "gateway-admin", "version": VERSION}
 
 
 def test_a_server_that_knows_only_the_newer_era_needs_no_session(run: Run) -> None:
@@ -130,9 +129,9 @@ def test_a_contact_is_remembered_on_the_row(run: Run, ana: User) -> None:
     found = probe(server, by=ana)
 
     server.refresh_from_db()
-    assert (server.health, server.health_error, server.protocol_era) == (Health.OK, "", Era.MODERN)
+    assert (server.health, server.health_error, server.protocol_era) == (Health.OK, "", Era.BOTH)
     assert server.health_checked_at
-    assert str(found).endswith("with 6 tools. It speaks MCP 2026-07-28.")
+    assert str(found).endswith("with 6 tools. It speaks MCP 2026-07-28 and 2025-11-25.")
 
 
 def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: User) -> None:
@@ -229,7 +228,7 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
 
     found = discover(server, None)
 
-    assert (found.era, names(found.tools)) == (Era.MODERN, {"echo", "add", "current_time", "slow", "fail"})
+    assert (found.era, names(found.tools)) == (Era.BOTH, {"echo", "add", "current_time", "slow", "fail"})
 
 
 def test_a_list_in_pages_is_followed_to_its_end(run: Run) -> None:
@@ -242,12 +241,6 @@ def test_a_list_that_repeats_its_cursor_ends(run: Run) -> None:
     found = discover(at(run(paged(2, stuck=True)).url), None)
 
     assert names(found.tools) == {"tool_0", "tool_1"}
-
-
-def test_a_tool_that_runs_only_as_a_task_is_none_that_can_be_called(run: Run) -> None:
-    found = discover(at(run(paged(3, task_support=["forbidden", "required", "optional"])).url), None)
-
-    assert names(found.tools) == {"tool_0", "tool_2"}
 
 
 def test_a_server_without_tools_has_none(run: Run) -> None:
@@ -269,12 +262,11 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
         discover(server, identity)
 
 
-def paged(count: int, *, stuck: bool = False, error: int = 0, task_support: Sequence[str] = ()) -> upstreams.App:
+def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:
     """A server of the newer era that hands out one tool a page."""
 
     def tool(number: int) -> dict[str, Any]:
-        execution = {"execution": {"taskSupport": task_support[number]}} if task_support else {}
-        return {"name": f"tool_{number}", "inputSchema": {"type": "object"}, **execution}
+        return {"name": f"tool_{number}", "inputSchema": {"type": "object"}}
 
     def reply(message: dict[str, Any]) -> dict[str, Any]:
         if message["method"] == "server/discover":

@@ -40,7 +40,6 @@ UNUSABLE = (
     tool("x" * (LONGEST_NAME + 50)),
     tool("a\0b"),
     tool("unsound", inputSchema=UNSOUND),
-    tool("task_only", execution={"taskSupport": "required"}),
     tool("deep", inputSchema=nested(100)),
 )
 

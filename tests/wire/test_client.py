@@ -1,7 +1,7 @@
 """The client of MCP servers: bounded in what it reads and waits for, and never mistaken about what a server speaks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from typing import Any
@@ -17,6 +17,7 @@ from wire.client import McpClient
 from wire.errors import (
     BadAnswer,
     Busy,
+    EraLeft,
     NotRecordable,
     OldTransport,
     TimedOut,
@@ -92,7 +93,7 @@ async def test_a_list_without_end_is_read_for_so_many_pages(run: Run, monkeypatc
     monkeypatch.setattr("wire.client.MOST_PAGES", 3)
     async with client() as asking:
         listed = await asking.list_features(target(run(endless()).url), "tool", seconds=PATIENCE)
-    assert [each.value["name"] for each in listed] == ["t0", "t1", "t2"]
+    assert [each.value["name"] for each in listed.definitions] == ["t0", "t1", "t2"]
 
 
 @pytest.mark.parametrize(
@@ -112,17 +113,8 @@ async def test_a_list_that_is_too_much_is_an_error_and_read_no_further(
 
 # What a server speaks
 
-type Ask = Callable[[McpClient, Target], Coroutine[Any, Any, object]]
 
-ASK: dict[str, Ask] = {
-    "a call": lambda asking, asked: asking.ask(asked, "tools/call", {"name": "it"}, ignore),
-    "who it is": lambda asking, asked: asking.introduce(asked),
-}
-
-
-@pytest.mark.parametrize("what", [*ASK])
-@pytest.mark.parametrize("era", [SESSION, MODERN])
-async def test_a_server_that_speaks_neither_wire_is_asked_on_both_and_said_to(what: str, era: str, run: Run) -> None:
+async def test_a_server_that_speaks_neither_wire_is_asked_on_both_and_said_to(run: Run) -> None:
     class Stubborn(Script):
         async def serve(self, request: Request, verb: str) -> None:
             await request.fail(WRONG_ERA, "Unsupported protocol version", status=400)
@@ -130,27 +122,62 @@ async def test_a_server_that_speaks_neither_wire_is_asked_on_both_and_said_to(wh
     server = run(Stubborn().app())
     async with client() as asking:
         with pytest.raises(BadAnswer) as raised:
-            await ASK[what](asking, target(server.url, era))
-    assert raised.value.detail == "speaks neither wire"
-    assert "initialize" in [seen.method for seen in server.seen]
+            await asking.probe(target(server.url, ""))
+    assert raised.value.detail == "initialize: no version in common"
+    assert [seen.method for seen in server.seen] == ["server/discover", "initialize"]
 
 
-LATE: dict[str, Ask] = {"its era": lambda asking, asked: asking.find_era(asked), "who it is": ASK["who it is"]}
+async def test_a_server_that_opens_no_session_any_more_is_sent_no_call_and_looked_into(run: Run) -> None:
+    class Changed(Script):
+        async def initialize(self, request: Request) -> None:
+            await request.fail(WRONG_ERA, "Unsupported protocol version", status=400)
+
+    server = run(Changed().app())
+    async with client() as asking:
+        doubted: list[Target] = []
+        asking.contradicted = doubted.append
+        with pytest.raises(EraLeft):
+            await asking.ask(target(server.url, SESSION), "tools/call", {"name": "it"}, ignore)
+    assert (len(doubted), server.asked("tools/call")) == (1, [])
 
 
-@pytest.mark.parametrize("what", [*LATE])
-async def test_a_server_that_does_not_say_what_it_is_is_waited_for_as_long_as_for_its_calls(
-    what: str, run: Run
-) -> None:
+async def test_a_server_that_does_not_say_what_it_is_is_waited_for_as_long_as_for_its_calls(run: Run) -> None:
     async with client() as asking:
         with pytest.raises(TimedOut):
-            await asyncio.wait_for(LATE[what](asking, target(run(upstreams.silent()).url, "", timeout_s=0.2)), PATIENCE)
+            await asyncio.wait_for(asking.probe(target(run(upstreams.silent()).url, "", timeout_s=0.2)), PATIENCE)
 
 
 async def test_a_server_that_knows_no_subscriptions_is_said_to_know_none(run: Run) -> None:
     async with client() as asking:
         for app in (Script().app(), Script(modern=True).app()):
             assert await asking.subscribe(target(run(app).url, MODERN), {}, ignore) is False
+
+
+async def test_a_server_that_cannot_say_now_whether_it_knows_subscriptions_is_asked_again_later(run: Run) -> None:
+    class Away(Script):
+        async def serve(self, request: Request, verb: str) -> None:
+            await request.answer(b"<h1>Bad Gateway</h1>", status=502)
+
+    async with client() as asking:
+        with pytest.raises(BadAnswer):
+            await asking.subscribe(target(run(Away().app()).url, MODERN), {}, ignore)
+
+
+@pytest.mark.parametrize(("code", "is_kept"), [(-32601, True), (-32000, False)])
+async def test_a_session_is_lost_only_when_a_ping_is_refused_for_it(code: int, is_kept: bool, run: Run) -> None:
+    methods = {"ping": failing(code, "no", status=400), "tools/call": failing(-32602, "no such thing", status=400)}
+    script = Script([[tool("it")]], sessions=True, methods=methods)
+    server = run(script.app())
+    async with client() as asking:
+        asked = target(server.url)
+        assert (await asking.ask(asked, "tools/call", {"name": "it"}, ignore)).error_code == -32602
+        await until(lambda: server.asked("ping"))
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(5):
+                await asking.ask(asked, "tools/list", {}, ignore)
+            while not is_kept and len(script.opened) == 1:
+                await asking.ask(asked, "tools/list", {}, ignore)
+    assert len(script.opened) == (1 if is_kept else 2)
 
 
 class OldLooking:
@@ -199,39 +226,13 @@ async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transpor
 # What is kept
 
 
-async def test_a_server_without_sessions_says_what_it_is_again_once_that_was_long_ago(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = run(Script([[tool("it")]], modern=True).app())
-    asked = target(server.url, MODERN)
-    async with client() as asking:
-        for _ in range(3):
-            await asking.list_features(asked, "tool", seconds=PATIENCE)
-        await until(lambda: len(server.asked("server/discover")) == 1)
-        monkeypatch.setattr("wire.client.INTRODUCTION_SECONDS", 0)
-        await asking.list_features(asked, "tool", seconds=PATIENCE)
-        await until(lambda: len(server.asked("server/discover")) == 2)
-
-
-async def test_what_a_server_without_sessions_is_stays_unsaid_when_it_cannot_say_it(run: Run) -> None:
-    told: list[object] = []
-    methods = {"server/discover": failing(-32603, "I do not know")}
-    server = run(Script([[tool("it")]], modern=True, methods=methods).app())
-    async with client(introduced=lambda *info: told.append(info)) as asking:
-        listed = await asking.list_features(target(server.url, MODERN), "tool", seconds=PATIENCE)
-        await until(lambda: server.asked("server/discover"))
-    assert [each.value["name"] for each in listed] == ["it"]
-    assert told == []
-
-
 async def test_of_servers_nobody_calls_any_more_nothing_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wire.client.SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr("wire.client.INTRODUCTION_SECONDS", 0.5)
     idle, busy = run(Script([[tool("it")]], modern=True).app()), run(upstreams.silent())
     async with client() as asking:
         await asking.list_features(target(idle.url, MODERN), "tool", seconds=PATIENCE)
         under_way = asyncio.create_task(asking.ask(target(busy.url, server_id="busy"), "ping", {}, ignore))
-        await until(lambda: [*asking._queues] == ["busy"] and not asking._asked_about_itself)
+        await until(lambda: [*asking._queues] == ["busy"])
 
         assert asking.at_servers()["under_way"] == 1
         under_way.cancel()

@@ -44,7 +44,7 @@ async def _answer(pieces: tuple[bytes, ...], limit: int, ends: bool) -> Outcome:
                     return channel.status, b"".join([chunk async for chunk in channel.chunks()])
         except (ConnectionBroken, Oversized) as refused:
             return type(refused).__name__
-        return channel.status, channel.body()
+        return channel.status, await channel.body()
 
 
 @contextmanager

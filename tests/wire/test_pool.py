@@ -13,7 +13,7 @@ import httptools
 import pytest
 
 from tests.eventually import PATIENCE
-from wire.errors import AddressBlocked, BadAnswer, TooLarge, Unreachable
+from wire.errors import AddressBlocked, BadAnswer, NotConnected, TooLarge, Unreachable
 from wire.guard import Guard
 from wire.pool import HttpResponse, Transport
 
@@ -188,6 +188,27 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> No
             server.closed.clear()
             assert await fetch(transport, server.url) == (200, b"x")
             await server.closed.wait()
+
+
+@pytest.mark.parametrize("answered", [0, 1], ids=["new connection", "kept connection"])
+async def test_a_request_that_was_written_and_not_answered_is_not_sent_again(answered: int) -> None:
+    requests: list[bytes] = []
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        for _ in range(answered):
+            requests.append(await head_of(reader))
+            writer.write(whole(b"x"))
+        requests.append(await head_of(reader))
+        writer.close()
+
+    async with listening(serve) as port, client() as transport:
+        for _ in range(answered):
+            assert await fetch(transport, f"http://127.0.0.1:{port}/") == (200, b"x")
+        with pytest.raises(Unreachable) as failure:
+            await fetch(transport, f"http://127.0.0.1:{port}/")
+
+    assert not isinstance(failure.value, NotConnected)
+    assert len([*filter(None, requests)]) == answered + 1
 
 
 async def test_bytes_after_an_answer_are_not_taken_for_the_next_one() -> None:

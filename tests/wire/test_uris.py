@@ -1,8 +1,20 @@
 """URIs of resources as clients are given them: every one comes back as it went out, expanded templates too."""
 
+from collections.abc import Callable
+from urllib.parse import quote
+
 import pytest
 
-from wire.uris import alias_and_uri, exposed, exposed_template, exposed_uri, template_matches
+from wire.uris import (
+    MatchBudget,
+    alias_and_uri,
+    exposed,
+    exposed_template,
+    exposed_uri,
+    may_hold_exposed,
+    own,
+    template_matches,
+)
 
 URIS = (
     "docs://handbook",
@@ -111,3 +123,57 @@ def test_every_place_a_uri_is_given_out_in_is_mapped_and_nothing_else() -> None:
     assert exposed(given, "") is given
     plain = {"content": [{"type": "text", "text": ""}]}
     assert exposed(plain, "docs") is plain
+
+
+def test_a_link_to_the_web_stays_as_it_is_and_a_resource_at_the_web_does_not() -> None:
+    web = "HTTPS://example.com/a"
+    given = {
+        "content": [
+            {"type": "resource_link", "uri": web},
+            {"type": "resource_link", "uri": "http://example.com"},
+            {"type": "resource", "resource": {"uri": web, "text": ""}},
+        ]
+    }
+
+    shown = exposed(given, "docs")["content"]
+
+    assert shown[:2] == given["content"][:2]
+    assert shown[2]["resource"]["uri"] == exposed_uri("docs", web)
+
+
+def test_an_argument_that_is_a_uri_of_the_server_becomes_its_own_wherever_it_stands() -> None:
+    mine, page, theirs = exposed_uri("docs", "docs://a?b"), exposed_uri("docs", "ui://a"), exposed_uri("other", "x://a")
+    given = {"uri": mine, "all": [[page, theirs, 1, None]], mine: f"see {mine}"}
+
+    assert own(given, "docs") == {"uri": "docs://a?b", "all": [["ui://a", theirs, 1, None]], mine: f"see {mine}"}
+
+
+@pytest.mark.parametrize("spell", [str, lambda text: text.replace("/", "\\/")])
+@pytest.mark.parametrize("uri", ["docs://a", "ui://a"])
+def test_a_body_with_a_uri_that_was_given_out_is_known_by_its_bytes(uri: str, spell: Callable[[str], str]) -> None:
+    assert may_hold_exposed(spell(f'{{"uri":"{exposed_uri("docs", uri)}"}}').encode())
+    assert not may_hold_exposed(spell(f'{{"uri":"{uri}"}}').encode())
+
+
+@pytest.mark.parametrize("text", ["", "a b%20c", "\ud83d\ude00", "".join(map(chr, range(300))), "\N{SNOWMAN}:%3A" * 9])
+def test_a_uri_is_encoded_as_the_standard_library_does(text: str) -> None:
+    assert exposed_uri("a", text) == f"gateway://a/{quote(text, safe='', errors='surrogatepass')}"
+
+
+def test_what_is_nested_deeper_than_a_result_can_be_passes_as_it_is() -> None:
+    deep: dict[str, object] = {"uri": "docs://deep"}
+    for _ in range(900):
+        deep = {"resource": deep}
+
+    assert exposed(deep, "docs") is deep
+    assert own({"arguments": deep}, "docs") == {"arguments": deep}
+
+
+def test_templates_for_which_no_steps_are_left_match_nothing_narrowly_and_anything_else() -> None:
+    costly, uri = "{+a}" + "a{b}" * 18, "a" * 2_000
+    budget = MatchBudget(5_000)
+
+    assert template_matches(costly, uri, narrowly=True)
+    assert [template_matches(costly, uri, narrowly=True, budget=budget) for _ in range(2)] == [False, False]
+    assert template_matches(costly, uri, narrowly=False, budget=budget)
+    assert template_matches("docs://{id}", "docs://a", narrowly=True)

@@ -1,0 +1,85 @@
+"""Notifications of a server during a call, in the terms of the client whose call it is."""
+
+from proxy import tasks
+from proxy.access.decision import Grant
+from proxy.access.features import Resolved
+from proxy.request import McpRequest
+from proxy.response import Stream
+from wire import task_ids, uris, versions
+from wire.jsonrpc import Message, Object
+
+# Notifications of a server that belong to the request on whose stream they come, and need no translation.
+PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
+
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+ALL_LEVELS = frozenset(LEVELS)
+NO_LEVELS: frozenset[str] = frozenset()
+FROM_LEVEL = {level: frozenset(LEVELS[number:]) for number, level in enumerate(LEVELS)}
+
+
+async def relay(
+    request: McpRequest,
+    resolved: Resolved,
+    grant: Grant,
+    message: Message,
+    stream: Stream,
+    progress_token: int | None,
+    notification: Object,
+) -> None:
+    """Pass on a notification of a call, in the client's terms, unless it is not for the client."""
+    own, method = notification.get("params"), notification.get("method")
+    if not isinstance(own, dict) or not isinstance(method, str):
+        return
+    own = task_ids.for_client(own, request.task_ids)
+    if method == "notifications/progress":
+        if progress_token is None or own.get("progressToken") != progress_token:
+            return
+        own = {**own, "progressToken": message.meta.get("progressToken")}
+    elif method == "notifications/message":
+        if str(own.get("level")) not in _levels(request, grant, message):
+            return
+        own = {**own, "logger": under_alias(resolved.assigned.alias, own.get("logger"))}
+    elif request.modern or not _is_passed_on(request, method, own):
+        return
+    elif method == tasks.STATUS and request.mcp_task is not None:
+        own = {**own, "taskId": request.mcp_task.client_id}
+    else:
+        own = uris.exposed(own, resolved.alias)
+    await stream.notify({**notification, "params": own})
+
+
+def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
+    """Return whether a notification of the session era is for the client of this request."""
+    if method == tasks.STATUS:
+        return request.mcp_task is not None and params.get("taskId") == request.mcp_task.own_id
+    return method in PASSED_ON
+
+
+def _level(request: McpRequest, grant: Grant, message: Message) -> str:
+    """From which level on this client wants log messages; empty when it did not say so."""
+    if not request.modern:
+        return grant.session.log_level if grant.session is not None else ""
+    level = message.meta.get(versions.LOG_LEVEL_KEY)
+    return level if isinstance(level, str) and level in FROM_LEVEL else ""
+
+
+def told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: Message) -> str:
+    """The level the server is to be told; empty when it cannot log, or need not know."""
+    return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
+
+
+def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
+    """The levels of log messages this client is sent: in 2026-07-28 none unless the request names one."""
+    level = _level(request, grant, message)
+    return NO_LEVELS if request.modern and not level else told_levels(level)
+
+
+def told_levels(level: str) -> frozenset[str]:
+    """The levels from this one on; all without one."""
+    return FROM_LEVEL[level] if level else ALL_LEVELS
+
+
+def under_alias(alias: str, logger: object) -> str:
+    """Return the logger of a message with its server's alias before it."""
+    own = logger if isinstance(logger, str) else ""
+    return f"{alias}/{own}" if alias and own else alias or own

@@ -1,0 +1,124 @@
+"""Tasks: calls that a server answers with a task, whose state and result its client asks for later.
+
+MCP 2025-11-25 has them in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets
+a server's own task id. Its id is that one sealed together with the connection, the assignment, the tool and the era, so
+every worker can route a request about the task without a table. Such a request is decided as a call of that tool.
+
+A task's id is sealed once, in the answer that creates the task: clients compare ids, and sealing again would make
+another. Any other message names the task that its request is about, or none.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.access.decision import AssignedServer
+from proxy.access.features import TOOL, Named
+from wire import jsonrpc
+from wire.cipher import Cipher, Unreadable
+from wire.errors import BadAnswer, UpstreamError
+from wire.jsonrpc import Message, Object
+from wire.rpc_messages import MODERN, RpcResponse, Target
+from wire.task_ids import TaskIds
+
+if TYPE_CHECKING:
+    from proxy.request import McpRequest
+
+KIND = "task"  # Apart from whatever else is sealed with the same keys.
+METHODS = frozenset({"tasks/get", "tasks/result", "tasks/update", "tasks/cancel"})
+STATUS = "notifications/tasks/status"
+EXTENSION = "io.modelcontextprotocol/tasks"
+
+LONGEST_ID = 1_024  # Characters of a server's id.
+LONGEST_SEALED = 16_384
+
+
+class UnknownTask(UpstreamError):
+    """The id is none that this connection was given in this era, or its tool is another server's by now.
+
+    The answer is the same in all cases, so that nobody can find out which ids exist.
+    """
+
+    code = jsonrpc.INVALID_PARAMS
+    outcome = "rpc_error"
+    reason = "unknown_task"
+    sentence = "Unknown task"
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    @property
+    def data(self) -> Object:
+        return {"reason": self.reason}
+
+
+class Task(NamedTuple):
+    """A task: its id at the server, the id its client has, and what the latter holds besides."""
+
+    own_id: str
+    client_id: str
+    connection_id: str
+    assignment_id: str
+    tool: str  # As clients call it.
+    is_modern: bool
+
+    @property
+    def feature(self) -> Named:
+        """The tool that made the task."""
+        return Named(TOOL, self.tool)
+
+    @property
+    def ids(self) -> TaskIds:
+        """Its ids in messages."""
+        return TaskIds(self.own_id, self.client_id, self.is_modern)
+
+
+def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
+    """Return where to send the request; tasks are not carried from one era to the other.
+
+    A server of 2026-07-28 is not told of the extension by a client of the session era. Raises UnknownTask when the
+    server does not speak the era of `task` any more.
+    """
+    if task is not None and task.is_modern != (target.era == MODERN):
+        raise UnknownTask
+    extensions = target.capabilities.get("extensions")
+    if modern or target.era != MODERN or not isinstance(extensions, dict) or EXTENSION not in extensions:
+        return target
+    rest = {name: settings for name, settings in extensions.items() if name != EXTENSION}
+    return target._replace(capabilities={**target.capabilities, "extensions": rest})
+
+
+def opened(cipher: Cipher, message: Message) -> Task | None:
+    """Return the task that a request of METHODS names; None for an id that was not sealed here."""
+    sealed = message.params.get("taskId")
+    if not isinstance(sealed, str) or len(sealed) > LONGEST_SEALED:
+        return None
+    try:
+        kind, own_id, *facts = json.loads(cipher.open(sealed.encode()))
+    except (Unreadable, ValueError, TypeError):
+        return None
+    return Task(own_id, sealed, *facts) if kind == KIND else None
+
+
+def created(
+    cipher: Cipher, assigned: AssignedServer, request: McpRequest, message: Message, answer: RpcResponse
+) -> Task | None:
+    """Return the task that this result of a call announces; None for any other result. Raises BadAnswer.
+
+    In the session era only a call that asked for a task gets one.
+    """
+    result, era = answer.document["result"], answer.era
+    if era == MODERN:
+        holder = result if result.get("resultType") == "task" else None
+    else:
+        holder = result.get("task") if "task" in message.params else None
+    own_id = holder.get("taskId") if isinstance(holder, dict) else None
+    if not isinstance(own_id, str):
+        return None
+    if len(own_id) > LONGEST_ID:
+        raise BadAnswer(assigned.server_name, "the id of its task is too long")
+    assert request.grant is not None
+    assert request.feature is not None
+    facts = request.grant.connection_id, assigned.id, request.feature.name, era == MODERN
+    return Task(own_id, cipher.seal(json.dumps([KIND, own_id, *facts])).decode(), *facts)

@@ -1,0 +1,122 @@
+"""Large answers are read and rewritten in another process; what comes out is what the worker itself would make."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from wire import jsonrpc
+from wire.answers import Changes, changed
+from wire.jsonrpc import LARGE, MOST_VALUES
+from wire.reader_process import MEDIUM, MEDIUM_VALUES, ReaderProcess, Unreadable, is_large
+
+LINK = {"type": "resource_link", "uri": "docs://a/\u00e9?x=%20", "name": "\ud83d"}  # Names half a pair.
+RESULT = {"content": [LINK] * 3, "structuredContent": {"big": 2**70}, "isError": True, "_meta": {"x": "y" * 2_000}}
+
+
+def text_of(result: Any, **more: Any) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": 12_345, "result": result, **more}).encode()
+
+
+@pytest.fixture
+async def reader() -> AsyncIterator[ReaderProcess]:
+    process = ReaderProcess()
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        Changes(),
+        Changes("docs"),
+        Changes("docs", without_links=True),
+        Changes(drop=frozenset({"isError"}), add={"resultType": "complete"}),
+    ],
+)
+@pytest.mark.parametrize("result", [RESULT, {"id": 12_345, "n": 1.10}])
+async def test_an_answer_comes_out_as_if_the_worker_had_rewritten_it(
+    reader: ReaderProcess, changes: Changes, result: Any
+) -> None:
+    text = text_of(result)
+
+    assert await reader.changed(text, 12_345, "mine", changes) == changed(text, jsonrpc.loads(text), "mine", changes)
+
+
+async def test_an_outline_holds_what_decides_and_none_of_the_bulk(reader: ReaderProcess) -> None:
+    outline = await reader.outline(text_of(RESULT, other=[1]))
+
+    assert outline == {
+        "jsonrpc": "2.0",
+        "id": 12_345,
+        "result": {"content": [], "structuredContent": {}, "isError": True, "_meta": {}},
+    }
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"method": "notifications/message", "params": {}},
+        {"id": 1, "error": {"code": 1, "message": "no"}},
+        {"id": 1, "result": {"resultType": "input_required", "inputRequests": {}}},
+        [],
+    ],
+)
+async def test_what_is_no_complete_result_has_no_outline(reader: ReaderProcess, message: Any) -> None:
+    assert await reader.outline(json.dumps(message).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b'{"jsonrpc": "2.0", ', ValueError),
+        (b"[" * 100_000, ValueError),
+        (b'{"result":[' + b"1," * MOST_VALUES + b"1]}", Unreadable),
+        (text_of({str(number): 0 for number in range(1_001)}), Unreadable),
+    ],
+)
+async def test_what_cannot_be_read_is_an_error_and_the_next_one_is_read(
+    reader: ReaderProcess, text: bytes, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        await reader.outline(text)
+
+    assert await reader.outline(text_of({"content": []})) is not None
+
+
+async def test_another_process_takes_over_from_one_that_was_killed(reader: ReaderProcess) -> None:
+    await reader.outline(text_of({}))
+    first = reader._process
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+
+    outlines = await asyncio.gather(*(reader.outline(text_of({"n": number})) for number in range(5)))
+
+    assert [outline["result"]["n"] for outline in outlines if outline] == [0, 1, 2, 3, 4]
+    assert reader._process is not None
+    assert reader._process.pid != first.pid
+
+
+async def test_the_process_ends_with_its_worker(reader: ReaderProcess) -> None:
+    await reader.outline(text_of({}))
+    process = reader._process
+    assert process is not None
+
+    reader.close()
+
+    assert process.returncode is not None
+    with pytest.raises(RuntimeError):
+        await reader.outline(text_of({}))
+
+
+def test_an_answer_is_large_by_its_bytes_or_by_its_values() -> None:
+    values = b"1," * (MEDIUM_VALUES + 1)
+
+    assert is_large(b"x" * (LARGE + 1))
+    assert is_large(values + b"x" * MEDIUM)
+    assert not is_large(b"x" * LARGE)
+    assert not is_large(values)

@@ -1,0 +1,213 @@
+"""A process that reads and rewrites large answers, so that they do not hold the event loop.
+
+To parse 30 MB holds the interpreter for half a second, and a thread would hold it as well. Each worker starts one such
+process when it gets its first large answer. The process keeps nothing between two orders: it ends when it has been idle
+for a minute or its worker has ended, and another one repeats what it had begun when it dies.
+"""
+
+import asyncio
+import fcntl
+import gc
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from wire import jsonrpc
+from wire.answers import Changes, changed
+from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
+from wire.task_ids import TaskIds
+
+NICE = 5  # Calls go first where processors are short.
+IDLE_SECONDS = 60.0
+MOST_SECONDS = 20.0  # For one order.
+MOST_MEMORY = 2 << 30  # Bytes of address space; an answer of 64 MiB with the most values takes a quarter of it.
+PIPE_BYTES = 1 << 20
+
+# An answer of so many bytes is read by the process when it may hold so many values: to rewrite each takes microseconds.
+MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
+
+MOST_MEMBERS = 1_000  # Of a result; what is in them is not counted.
+LONGEST_OUTLINED = 1_000  # Characters.
+
+
+class Unreadable(Exception):
+    """The process could not read this answer; the message says why."""
+
+
+def is_large(text: bytes) -> bool:
+    """Return whether this message is for the process to read."""
+    size = len(text)
+    return size > LARGE or (size > MEDIUM and jsonrpc.may_have_more_values(text, MEDIUM_VALUES))
+
+
+class ReaderProcess:
+    """The worker's side. One order is carried out at a time; the others wait in line."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    async def outline(self, text: bytes) -> Object | None:
+        """A result without its bulk: strings in it are cut, and lists and objects empty.
+
+        None for a message that has to be read whole, which is any but a complete result. Raises Unreadable, and
+        ValueError for what is not JSON.
+        """
+        told, _ = await self._order({"work": "outline"}, text)
+        document: Object | None = told["document"]
+        return document
+
+    async def changed(self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes) -> bytes:
+        """`wire.answers.changed`, for an answer with the id `own_id`. Raises Unreadable."""
+        spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
+        order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
+        return (await self._order(order, text))[1]
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+        self._thread.shutdown(cancel_futures=True)
+        self._end()
+
+    async def _order(self, order: Object, text: bytes) -> tuple[Object, bytes]:
+        told, body = await asyncio.get_running_loop().run_in_executor(self._thread, self._carry_out, order, text)
+        if fault := told.get("fault"):
+            raise ValueError(fault) if told.get("malformed") else Unreadable(fault)
+        return told, body
+
+    def _carry_out(self, order: Object, text: bytes) -> tuple[Object, bytes]:
+        for _ in range(2):
+            if self._closed:
+                break
+            began = time.monotonic()
+            with suppress(OSError, EOFError):  # It has ended, or does so now.
+                return self._carry_out_once(order, text)
+            self._end()
+            if time.monotonic() - began >= MOST_SECONDS:
+                return {"fault": f"it takes more than {MOST_SECONDS:g} seconds to read"}, b""
+        return {"fault": "it cannot be read in the memory there is"}, b""
+
+    def _carry_out_once(self, order: Object, text: bytes) -> tuple[Object, bytes]:
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watch = threading.Timer(MOST_SECONDS, process.kill)  # Others wait for it.
+        watch.start()
+        try:
+            _write(process.stdin, order, text)
+            return _read(process.stdout)
+        finally:
+            watch.cancel()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        root = str(Path(__file__).resolve().parent.parent)
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "wire.reader_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"PYTHONPATH": root},
+            cwd="/",
+        )
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError, AttributeError):  # Only Linux has larger pipes, and not for everybody.
+                fcntl.fcntl(pipe or 0, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        return process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):
+                    assert pipe is not None
+                    pipe.close()
+            process.wait()
+
+
+def _write(pipe: IO[bytes], told: Object, text: bytes) -> None:
+    pipe.write(jsonrpc.dumps({**told, "size": len(text)}) + b"\n")
+    pipe.write(text)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> tuple[Object, bytes]:
+    """Return the next message and its text. Raises EOFError at the end of the pipe."""
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    told: Object = jsonrpc.loads(line)
+    return told, pipe.read(told.pop("size"))
+
+
+# The process's side
+
+
+def serve() -> None:
+    """Carry out orders until none has come for a while."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which closes the pipe.
+    os.nice(NICE)
+    gc.disable()  # A parsed message has no cycles, and to look for them takes longer than to parse it.
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    orders, answers = sys.stdin.buffer, sys.stdout.buffer
+    with suppress(EOFError, BrokenPipeError):
+        while select.select([orders], [], [], IDLE_SECONDS)[0]:
+            order, text = _read(orders)
+            told, body = _carried_out(order, text)
+            _write(answers, told, body)
+            del text, body
+
+
+def _carried_out(order: Object, text: bytes) -> tuple[Object, bytes]:
+    work = order.pop("work")
+    try:
+        return _outline(text) if work == "outline" else _changed(text, **order)
+    except ValueError as error:
+        return {"fault": str(error), "malformed": True}, b""
+    except MemoryError:
+        return {"fault": "it cannot be read in the memory there is"}, b""
+
+
+def _outline(text: bytes) -> tuple[Object, bytes]:
+    if jsonrpc.has_more_values(text, MOST_VALUES):
+        return {"fault": f"more than {MOST_VALUES:,} JSON values"}, b""
+    document = jsonrpc.loads(text)
+    result = document.get("result") if isinstance(document, dict) else None
+    if not isinstance(result, dict) or "error" in document or "task" in result:
+        return {"document": None}, b""
+    if result.get("resultType", "complete") != "complete":
+        return {"document": None}, b""
+    if len(result) > MOST_MEMBERS:
+        return {"fault": f"a result of more than {MOST_MEMBERS:,} members"}, b""
+    own = {name: document[name] for name in ("jsonrpc", "id") if name in document}
+    short = {name[:LONGEST_OUTLINED]: _short(value) for name, value in result.items()}
+    return {"document": {**own, "result": short}}, b""
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:LONGEST_OUTLINED]
+    return [] if isinstance(value, list) else {} if isinstance(value, dict) else value
+
+
+def _changed(text: bytes, own_id: Id, request_id: Id | None, changes: Object) -> tuple[Object, bytes]:
+    task = changes.pop("task")
+    wanted = Changes(**changes, task=None if task is None else TaskIds(*task))
+    if wanted.are_none and (body := jsonrpc.with_sole_id(text, own_id, request_id)) is not None:
+        return {}, body
+    return {}, changed(text, jsonrpc.loads(text), request_id, wanted)
+
+
+if __name__ == "__main__":
+    serve()
