@@ -59,18 +59,18 @@ def npm(tmp_path_factory: pytest.TempPathFactory) -> Npm:
     return Npm(tmp_path_factory.mktemp("npm"))
 
 
-def install() -> None:
-    """Bring node_modules to what the lock file says; the other processes of the run wait."""
-    with (FOLDER / ".install.lock").open("w") as lock:
+def install(folder: Path = FOLDER) -> None:
+    """Bring a folder's node_modules to what its lock file says; the other processes of the run wait."""
+    with (folder / ".install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
-        mark = MODULES / ".installed"
+        wanted = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
+        mark = folder / "node_modules" / ".installed"
         if mark.exists() and mark.read_text() == wanted:
             return
         npm = shutil.which("npm")
         assert npm, "npm is needed to run real MCP clients; install Node 20 or newer."
         done = subprocess.run(
-            [npm, "ci", "--no-progress"], cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False
+            [npm, "ci", "--no-progress"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
         mark.write_text(wanted)

@@ -4,13 +4,20 @@ import { text } from "node:stream/consumers";
 const { SDK, MODE } = process.env;
 const SECONDS = 15;
 const CANCEL_AFTER_MS = 500;
+const SAMPLED = "said by a model";
+const ROOT = "file:///home/ana/work";
 const sdk = SDK === "1" ? await sdk1() : await import("@modelcontextprotocol/client");
 
 async function sdk1() {
   const { Client } = await import("@modelcontextprotocol/sdk/client/index.js");
   const { StreamableHTTPClientTransport } = await import("@modelcontextprotocol/sdk/client/streamableHttp.js");
-  const { ElicitRequestSchema } = await import("@modelcontextprotocol/sdk/types.js");
-  return { Client, StreamableHTTPClientTransport, elicitation: ElicitRequestSchema };
+  const types = await import("@modelcontextprotocol/sdk/types.js");
+  const schemas = {
+    "elicitation/create": types.ElicitRequestSchema,
+    "sampling/createMessage": types.CreateMessageRequestSchema,
+    "roots/list": types.ListRootsRequestSchema,
+  };
+  return { Client, StreamableHTTPClientTransport, schemas };
 }
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -29,13 +36,17 @@ function filled(schema) {
 }
 
 async function connected({ url, token }) {
-  const options = { capabilities: { elicitation: {} } };
+  const options = { capabilities: { elicitation: {}, sampling: {}, roots: {} } };
   if (SDK === "2") options.versionNegotiation = { mode: MODE.startsWith("2") ? { pin: MODE } : MODE };
   const client = new sdk.Client({ name: `sdk-${SDK}`, version: "1.0.0" }, options);
-  client.setRequestHandler(sdk.elicitation ?? "elicitation/create", (request) => ({
-    action: "accept",
-    content: filled(request.params.requestedSchema),
-  }));
+  const answers = {
+    "elicitation/create": ({ params }) => ({ action: "accept", content: filled(params.requestedSchema) }),
+    "sampling/createMessage": () => ({ role: "assistant", content: { type: "text", text: SAMPLED }, model: "none" }),
+    "roots/list": () => ({ roots: [{ uri: ROOT }] }),
+  };
+  for (const [method, answer] of Object.entries(answers)) {
+    client.setRequestHandler(sdk.schemas?.[method] ?? method, answer);
+  }
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   await client.connect(new sdk.StreamableHTTPClientTransport(new URL(url), { requestInit: { headers } }));
   return client;
@@ -55,14 +66,19 @@ const abilities = {
   prompt: async (client, ask) => lacks(await client.getPrompt({ name: ask.name, arguments: ask.arguments }), ask),
   resource: async (client, ask) => lacks(await client.readResource({ uri: ask.name }), ask),
   elicitation: async (client, ask) => lacks(await call(client, ask), ask),
+  sampling: async (client, ask) => lacks(await call(client, ask), ask),
+  roots: async (client, ask) => lacks(await call(client, ask), ask),
   progress: async (client, ask) => {
     const heard = [];
     await call(client, ask, { onprogress: (told) => heard.push(told) });
     return heard.length ? "" : "no progress was heard";
   },
-  session: async (client, [first, second]) => {
-    await call(client, first);
-    return lacks(await call(client, second), second);
+  session: async (client, asks) => {
+    for (const ask of asks) {
+      const lack = lacks(await call(client, ask), ask);
+      if (lack) return lack;
+    }
+    return "";
   },
   cancel: async (client, [first, second]) => {
     const controller = new AbortController();

@@ -38,6 +38,11 @@ TOOLS = [
 ]
 
 
+def is_for_lists(params: Json) -> bool:
+    """Whether the gateway opens this session to find out what the server offers: for no client, it declares all."""
+    return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something a test may wait for, in the order it happened."""
@@ -57,6 +62,8 @@ class Counter:
     seen: list[Event] = field(default_factory=list)
     counts: dict[str | None, int] = field(default_factory=dict)
     """Calls of `count` so far by session id; sessions that were deleted are gone."""
+    lists: set[str] = field(default_factory=set)
+    """Sessions that the gateway opened to find out what there is, which `seen` leaves out."""
     _waiting: dict[tuple[str | None, Any], asyncio.Event] = field(default_factory=dict)
 
     def events(self, what: str) -> list[Event]:
@@ -85,11 +92,12 @@ class Counter:
         if is_modern and MODERN not in self.eras:
             await refuse(send, 400, -32600, "Bad Request: Unsupported protocol version")
         elif not is_modern and session is not None and session not in self.counts:
-            await refuse(send, 404, -32001, "Session not found", message)
+            await refuse(send, 404, -32001, "Session not found")
         elif scope["method"] == "POST" and isinstance(message, dict):
             await self._post(message, None if is_modern else session, is_modern, receive, send)
         elif scope["method"] == "DELETE" and session is not None:
-            self.seen.append(Event("delete", session))
+            if session not in self.lists:
+                self.seen.append(Event("delete", session))
             del self.counts[session]
             await answer(send, 200, b"")
         elif scope["method"] == "GET" and session is not None:
@@ -121,7 +129,10 @@ class Counter:
             return
         session = uuid4().hex
         self.counts[session] = 0
-        self.seen.append(Event("initialize", session, params))
+        if is_for_lists(params):
+            self.lists.add(session)
+        else:
+            self.seen.append(Event("initialize", session, params))
         asked = params.get("protocolVersion")
         result: Json = {
             "protocolVersion": asked if asked in SESSION_ERA else SESSION_ERA[-1],
@@ -136,6 +147,8 @@ class Counter:
         return {"tools": TOOLS} if method == "tools/list" else {}
 
     def _notified(self, method: str, params: Json, session: str | None) -> None:
+        if session in self.lists:
+            return
         if method == "notifications/initialized":
             self.seen.append(Event("initialized", session))
         if method == "notifications/cancelled":

@@ -19,29 +19,41 @@ from tests.workspace import ROOT, free_port
 SERVERS = Path(__file__).resolve().parent / "servers"
 SESSION_ERA = "2025-11-25"
 MODERN = "2026-07-28"
+SCORED = {SESSION_ERA: 30, MODERN: 37}
+"""How many scenarios the suite requires."""
 V1_HOME = Path(sys.prefix) / "conformance-v1"
+FASTMCP_HOME = Path(sys.prefix) / "matrix-fastmcp"
+FASTMCP_LOCK = ROOT / "tests" / "matrix" / "fastmcp.lock"
 PACKAGE = "tests.conformance.servers"
+NO_SUBSCRIPTIONS = frozenset({"resources-subscribe", "resources-unsubscribe"})
+"""FastMCP has no handlers for these methods and does not declare the capability."""
+FASTMCP_LACKS = NO_SUBSCRIPTIONS | {"dns-rebinding-protection"}
+"""FastMCP checks neither Host nor Origin unless told to (`host_origin_protection`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fixture:
-    """A fixture server: how it is started, and the revisions whose suite it passes by itself."""
+    """A fixture server: how it is started, and the revisions it speaks."""
 
     program: tuple[str, ...]
     revisions: tuple[str, ...] = (SESSION_ERA, MODERN)
+    lacks: frozenset[str] = frozenset()
+    """Scenarios that fail without a gateway, whatever is written with the library's public interface."""
 
 
 FIXTURES = {
     "python-v2": Fixture((sys.executable, "-m", f"{PACKAGE}.python_v2")),
     "typescript-v2": Fixture((str(npm.MODULES / ".bin" / "node"), str(SERVERS / "typescript_v2.mjs"))),
+    "fastmcp-4": Fixture((str(FASTMCP_HOME / "bin" / "python"), "-m", f"{PACKAGE}.fastmcp_v4"), lacks=FASTMCP_LACKS),
     "python-v1": Fixture((str(V1_HOME / "bin" / "python"), "-m", f"{PACKAGE}.python_v1"), (SESSION_ERA,)),
 }
 
 
 def install() -> None:
-    """Bring the npm packages and the environment of the Python SDK 1 to what their lock files say."""
+    """Install the npm packages and the environments of the Python SDK 1 and FastMCP, as their lock files say."""
     npm.install()
     install_v1()
+    install_environment(FASTMCP_HOME, FASTMCP_LOCK)
 
 
 def install_v1() -> None:

@@ -1,4 +1,4 @@
-"""What the fixture servers do that the conformance suite does not look at, and tests of the gateway count on."""
+"""What tests of the gateway use of `python_v1.py` and the conformance suite does not look at."""
 
 import asyncio
 import time
@@ -13,7 +13,6 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import TextContent
 
 from tests.conformance import fixtures
-from tests.conformance.fixtures import FIXTURES, MODERN
 
 pytestmark = [
     pytest.mark.full,
@@ -27,12 +26,11 @@ ASKS_TWICE = "test_input_required_result_multi_round"
 WATCHED = "test://watched-resource"
 
 
-@pytest.fixture(scope="module", params=FIXTURES)
-def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """Name and address of each fixture server in turn."""
-    fixtures.install()
-    with fixtures.running(request.param) as url:
-        yield request.param, url
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    fixtures.install_v1()
+    with fixtures.running("python-v1") as url:
+        yield url
 
 
 async def sample(context: Any, params: types.CreateMessageRequestParams) -> types.CreateMessageResult:
@@ -49,8 +47,8 @@ async def roots(context: Any) -> types.ListRootsResult:
 
 
 @asynccontextmanager
-async def connected(url: str, mode: Any, **callbacks: Any) -> AsyncIterator[Client]:
-    async with Client(streamable_http_client(url), mode=mode, **callbacks) as client:
+async def connected(url: str, **callbacks: Any) -> AsyncIterator[Client]:
+    async with Client(streamable_http_client(url), mode="legacy", **callbacks) as client:
         yield client
 
 
@@ -59,34 +57,27 @@ def text_of(result: Any) -> str:
     return result.content[0].text
 
 
-async def test_tool_asks_person_model_and_roots_in_each_era(server: tuple[str, str]) -> None:
-    name, url = server
+async def test_tool_asks_person_model_and_roots(server: str) -> None:
     able = {"sampling_callback": sample, "elicitation_callback": enter, "list_roots_callback": roots}
-    for revision in FIXTURES[name].revisions:
-        async with connected(url, MODERN if revision == MODERN else "legacy", **able) as client:
-            at_once = text_of(await client.call_tool(ASKS_THREE, {}))
-            in_turn = text_of(await client.call_tool(ASKS_TWICE, {}))
+    async with connected(server, **able) as client:
+        at_once = text_of(await client.call_tool(ASKS_THREE, {}))
+        in_turn = text_of(await client.call_tool(ASKS_TWICE, {}))
 
-        assert at_once.replace(" ", "") == 'action=accept,content={"name":"Ann"};Hi.;file:///work'
-        assert in_turn.count("Ann") == 2
+    assert at_once.replace(" ", "") == 'action=accept,content={"name":"Ann"};Hi.;file:///work'
+    assert in_turn.count("Ann") == 2
 
 
-async def test_client_that_can_do_nothing_is_told_so_quickly(server: tuple[str, str]) -> None:
-    name, url = server
+async def test_client_that_can_do_nothing_is_told_so_quickly(server: str) -> None:
     began = time.monotonic()
-    async with connected(url, "legacy") as client:
-        if name == "typescript-v2":
-            with pytest.raises(Exception, match="Missing required client capabilities"):
-                await client.call_tool(ASKS_THREE, {})
-        else:
-            result = await client.call_tool(ASKS_THREE, {})
-            assert result.is_error
-            assert "The client refused" in text_of(result)
+    async with connected(server) as client:
+        result = await client.call_tool(ASKS_THREE, {})
 
+    assert result.is_error
+    assert "The client refused" in text_of(result)
     assert time.monotonic() - began < 10
 
 
-async def test_session_hears_of_changes_and_of_what_it_watches(server: tuple[str, str]) -> None:
+async def test_session_hears_of_changes_and_of_what_it_watches(server: str) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
 
     async def hear(message: Any) -> None:
@@ -99,7 +90,7 @@ async def test_session_hears_of_changes_and_of_what_it_watches(server: tuple[str
                 before.append(latest)
         return before
 
-    async with connected(server[1], "legacy", message_handler=hear) as client:
+    async with connected(server, message_handler=hear) as client:
         while heard.empty():  # What is told before the client opened its standalone stream is not heard.
             await client.call_tool("test_trigger_tool_change", {})
         await client.subscribe_resource(WATCHED)

@@ -83,7 +83,7 @@ class Session:
 class Host(Session):
     """One that was also given a model to lend, and folders."""
 
-    sampling = roots = Session.call
+    sampling = roots = True
 
 
 class SessionOfSdk1(Host):
@@ -174,11 +174,11 @@ async def mcp_remote(url, token, mode):
         args=[url, *header, "--allow-http", "--transport", "http-only", "--silent"],
         env={name: os.environ[name] for name in ("PATH", "HOME")},
     )
-    async with Client(stdio_client(program), mode="legacy", elicitation_callback=answer_on_sdk_2) as client:
-        yield Session(client)
+    async with Client(stdio_client(program), mode="legacy", **ON_SDK_2) as client:
+        yield Host(client)
 
 
-class Fastmcp(Session):
+class Fastmcp(Host):
     async def call(self, name, arguments, progress_callback=None):
         result = await self.session.call_tool(name, arguments, progress_handler=progress_callback)
         return str(result)
@@ -187,11 +187,16 @@ class Fastmcp(Session):
 @contextlib.asynccontextmanager
 async def fastmcp(url, token, mode):
     from fastmcp import Client
+    from mcp_types import CreateMessageResult, TextContent
+
+    async def sample(messages, params, context):
+        return CreateMessageResult(role="assistant", content=TextContent(type="text", text=SAMPLED), model="none")
 
     async def answer(message, response_type, params, context):
         return filled(params.requested_schema)
 
-    async with Client(url, auth=token or None, elicitation_handler=answer) as client:
+    handlers = {"elicitation_handler": answer, "sampling_handler": sample, "roots": [ROOT]}
+    async with Client(url, auth=token or None, mode=mode or "auto", **handlers) as client:
         yield Fastmcp(client)
 
 
@@ -338,13 +343,13 @@ async def does(client, ability, ask):
         return lacks(await client.resource(ask["name"]), ask)
     if ability == "progress":
         return "" if await client.progress(ask["name"], ask["arguments"]) else "no progress was heard"
-    if ability in ("session", "cancel"):
+    if ability == "cancel":
         first, second = ask
         await method(first["name"], first["arguments"])
-        if ability == "cancel":
-            await asyncio.sleep(CANCEL_AFTER_SECONDS)
+        await asyncio.sleep(CANCEL_AFTER_SECONDS)
         return lacks(await client.call(second["name"], second["arguments"]), second)
-    return lacks(await method(ask["name"], ask["arguments"]), ask)
+    asks = ask if ability == "session" else [ask]
+    return next(filter(None, [lacks(await method(one["name"], one["arguments"]), one) for one in asks]), "")
 
 
 def lacks(text, ask):

@@ -37,7 +37,7 @@ class Server:
     command: Callable[[int, str], list[str]]
     """From the port and a folder it may write to."""
     asks: dict[str, Any]
-    """By ability; what the server does not offer is absent. `session` and `cancel` are several calls on one session."""
+    """By ability; what the server does not offer is absent. `session` and `cancel` are calls on one connection."""
     version: Callable[[], str]
 
 
@@ -71,26 +71,31 @@ def bridged_by_mcp_proxy(port: int, *command: str) -> list[str]:
     return [program, "--port", str(port), "--host", "127.0.0.1", "--", *command]
 
 
-def fixture(name: str) -> Server:
-    """One of the servers of tests/conformance."""
-    versions = {
-        "python-v1": lambda: pip_version("conformance-v1", "mcp"),
-        "python-v2": lambda: pip_version("", "mcp"),
-        "typescript-v2": lambda: npm_version("@modelcontextprotocol/server"),
+def counted(says: str = "call") -> list[Ask]:
+    return [asked("count", says=rf"{says} {number}\b") for number in (1, 2, 3)]
+
+
+def by_its_defaults(name: str, version: Callable[[], str], **more: Ask) -> Server:
+    """A server of tests/conformance: a library with its defaults, both eras."""
+    asks = {
+        "list": {"says": "test_simple_text"},
+        "call": asked("test_simple_text", says="simple text response"),
+        "prompt": asked("test_prompt_with_arguments", {"arg1": "one", "arg2": "two"}, "two"),
+        "resource": asked("test://static-text", says="static text"),
+        "progress": asked("test_tool_with_progress"),
+        "session": counted(),
+        **more,
     }
-    return Server(
-        lambda port, folder: [*fixtures.FIXTURES[name].program, str(port)],
-        {
-            "list": {"says": "test_simple_text"},
-            "call": asked("test_simple_text", says="simple text response"),
-            "prompt": asked("test_prompt_with_arguments", {"arg1": "one", "arg2": "two"}, "two"),
-            "resource": asked("test://static-text", says="static text"),
-            "progress": asked("test_tool_with_progress"),
-            "elicitation": asked("test_elicitation", {"message": "Who?"}, "accept.*Ana"),
-            "sampling": asked("test_sampling", {"prompt": "Say it"}, "said by a model"),
-        },
-        versions[name],
-    )
+    return Server(lambda port, folder: [*fixtures.FIXTURES[name].program, str(port)], asks, version)
+
+
+SAMPLED = "said by a model"
+ROOTS = "file:///home/ana/work"
+IN_EITHER_ERA = {
+    "elicitation": asked("ask", says="accept.*Ana"),
+    "sampling": asked("say", says=SAMPLED),
+    "roots": asked("folders", says=ROOTS),
+}
 
 
 SERVERS = {
@@ -103,6 +108,8 @@ SERVERS = {
             "resource": asked("demo://resource/static/document/features.md", says="# "),
             "progress": asked("trigger-long-running-operation", {"duration": 0.5, "steps": 3}),
             "elicitation": asked("trigger-elicitation-request", says="provided"),
+            "sampling": asked("trigger-sampling-request", {"prompt": "Say it"}, SAMPLED),
+            "roots": asked("get-roots-list", says=ROOTS),
         },
         lambda: npm_version("@modelcontextprotocol/server-everything"),
     ),
@@ -125,31 +132,16 @@ SERVERS = {
         {"list": {"says": "convert_time"}, "call": asked("get_current_time", {"timezone": "UTC"}, "UTC")},
         lambda: f"{pip_version('matrix-agents', 'mcp-server-time')}, {pip_version('matrix-agents', 'mcp-proxy')}",
     ),
-    "fixture python-v1": fixture("python-v1"),
-    "fixture python-v2": fixture("python-v2"),
-    "fixture typescript-v2": fixture("typescript-v2"),
-    "fastmcp": Server(
-        lambda port, folder: [python_of("matrix-fastmcp"), "-m", "tests.matrix.fastmcp_server", str(port)],
-        {
-            "list": {"says": "add"},
-            "call": asked("add", {"a": 20, "b": 33}, "53"),
-            "prompt": asked("greet", {"name": "Ana"}, "Ana"),
-            "resource": asked("notes://today", says="Nothing"),
-            "progress": asked("steps"),
-        },
-        lambda: pip_version("matrix-fastmcp", "fastmcp"),
+    "Python SDK 2": by_its_defaults("python-v2", lambda: pip_version("", "mcp"), **IN_EITHER_ERA),
+    "TypeScript SDK 2": by_its_defaults(
+        "typescript-v2",
+        lambda: npm_version("@modelcontextprotocol/server"),
+        elicitation=asked("test_input_required_result_elicitation", says="Hello, Ana"),
+        sampling=asked("test_input_required_result_sampling", says=SAMPLED),
+        roots=asked("test_input_required_result_list_roots", says="1 roots"),
     ),
-    "counter": Server(
-        lambda port, folder: [sys.executable, "-m", "tests.conformance.counter", str(port)],
-        {
-            "list": {"says": "count"},
-            "call": asked("count", says="count"),
-            "progress": asked("wait", {"seconds": 1}),
-            "session": [asked("count", says=r"count\W+2\b"), asked("count", says=r"count\W+3\b")],
-        },
-        lambda: "1.0",
-    ),
-    "page": Server(
+    "FastMCP 4": by_its_defaults("fastmcp-4", lambda: pip_version("matrix-fastmcp", "fastmcp"), **IN_EITHER_ERA),
+    "Python SDK 1": Server(
         lambda port, folder: [python_of("conformance-v1"), "-m", "tests.conformance.page", str(port)],
         {
             "list": {"says": "navigate"},
@@ -161,19 +153,18 @@ SERVERS = {
             ],
             "elicitation": asked("dialog", says="accept: "),
             "cancel": [asked("load", {"seconds": 20}), asked("snapshot", says="stopped 1")],
-            "sampling": asked("summary", says="said by a model"),
-            "roots": asked("folders", says="file:///home/ana/work"),
+            "sampling": asked("summary", says=SAMPLED),
+            "roots": asked("folders", says=ROOTS),
         },
-        lambda: "1.0",
+        lambda: pip_version("conformance-v1", "mcp"),
     ),
 }
 
 
 def install() -> None:
-    """Every package the table needs: npm's, the Python SDK 1, the agents' and fastmcp's environment."""
+    """Install npm's packages and the environments of the Python SDK 1, FastMCP and the agent frameworks."""
     fixtures.install()
-    for name in ("agents", "fastmcp"):
-        fixtures.install_environment(Path(sys.prefix) / f"matrix-{name}", HERE / f"{name}.lock")
+    fixtures.install_environment(Path(sys.prefix) / "matrix-agents", HERE / "agents.lock")
 
 
 @contextlib.contextmanager
@@ -185,7 +176,13 @@ def running(name: str, folder: Path) -> Iterator[str]:
         command = SERVERS[name].command(port, str(folder))
         # A bridge has children: all of a session of processes end together.
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,  # supergateway ends with its standard input.
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             if not fixtures.is_listening(process, port):
@@ -195,4 +192,4 @@ def running(name: str, folder: Path) -> Iterator[str]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()

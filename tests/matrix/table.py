@@ -2,6 +2,8 @@
 
 import datetime as dt
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from tests.matrix.clients import CLIENTS, Found
@@ -23,21 +25,11 @@ LETTERS = {
 }
 HEAD = """# Clients and servers that were tried
 
-Real clients against real servers through one gateway, each server on a gateway of its own without prefix, last tried on
-{date}. `make matrix` tries them again and writes this page; nothing here is written by hand.
+Real clients and unmodified servers through one gateway on {date}; `make matrix` writes this page.
 
-**L** tools are listed, **C** a tool is called, **P** a prompt is got, **R** a resource is read, **G** progress comes,
-**S** a second call finds the state the first one left in the server's session, **E** the server asks the person
-(elicitation) and goes on with the answer, **X** a call that the client cancels stops at the server, **M** the server
-asks the client's model (sampling), **F** it asks for the client's folders (roots). A letter is missing where the server
-does not offer it or the client cannot do it; it is struck out where it was tried and did not work, which
-[a table](#what-does-not-work) explains.
-
-Models and folders were given to the Python SDKs alone. The Python SDK 1 leaves it to its user to tell a server of a
-cancelled call, as was done here. LangChain opens a session for each call unless it is given one, as it was here.
-**counter** and **page** are servers of this repository's tests that keep a number and a page per session; **fixture**
-are those of its conformance tests. All of them ask on the stream of the call: what a server asks on the standing stream
-of its session instead is carried only while the client listens.
+**L** list tools, **C** call a tool, **P** get a prompt, **R** read a resource, **G** progress, **S** session state,
+**E** elicitation, **X** cancel, **M** sampling, **F** roots. A missing letter does not work without the gateway either;
+a ~~struck~~ one works only without it; an *italic* one only with it. SDKs and FastMCP have their defaults.
 
 """
 
@@ -47,76 +39,60 @@ class Failure(NamedTuple):
     server: str
     ability: str
     reason: str
-    alone: str | None
-    """Why it fails without the gateway; "" when it works there."""
 
 
 def page(through: dict[str, Found], alone: dict[str, Found], date: dt.date) -> str:
-    parts = [HEAD.format(date=date.isoformat()), results(through, alone)]
-    versions = (
-        ("## Versions\n\n", "Client", CLIENTS.items()),
-        ("\n", "Server", SERVERS.items()),
-    )
-    for before, title, rows in versions:
-        parts.append(before + "".join(lines((title, "version"), ((name, one.version()) for name, one in rows))))
-    return "".join(parts)
+    return f"{HEAD.format(date=date.isoformat())}{results(through, alone)}\n## Versions\n\n{versions()}"
+
+
+def versions() -> str:
+    """Each client and server once, however many modes of it were tried."""
+    clients = {name.split(",")[0]: one.version() for name, one in CLIENTS.items()}
+    servers = {name: one.version() for name, one in SERVERS.items()}
+    parts = (("Clients", clients), ("Servers", servers))
+    listed = ("; ".join(f"{name}: {version}" for name, version in each.items()) for _, each in parts)
+    return "\n".join(f"{title}: {each}.\n" for (title, _), each in zip(parts, listed, strict=True))
 
 
 def results(through: dict[str, Found], alone: dict[str, Found]) -> str:
     names = list(next(iter(through.values())))
-    cells = ((client, *(cell(found[server]) for server in names)) for client, found in through.items())
-    grid = "".join(lines(("Client", *names), cells))
-    parts = (
-        f"## What works\n\n{grid}",
-        f"## What does not work\n\n{explained(through, alone)}",
-        f"## What works through the gateway alone\n\n{gained(through, alone)}",
-    )
-    return "\n".join(parts) + "\n"
-
-
-def gained(through: dict[str, Found], alone: dict[str, Found]) -> str:
-    """By client and ability the servers where it works through the gateway and not without: often another revision."""
-    servers: dict[tuple[str, str], list[str]] = {}
-    for client, found in through.items():
-        for server, abilities in found.items():
-            more = "".join(
-                letter for name, letter in LETTERS.items() if abilities.get(name) == "" and alone[client][server][name]
-            )
-            if more:
-                servers.setdefault((client, more), []).append(server)
-    rows = ((client, more, "; ".join(names)) for (client, more), names in servers.items())
-    return "".join(lines(("Client", "what", "with"), rows)) if servers else "Nothing of what was tried.\n"
+    rows = ((client, *(cell(found[one], alone[client][one]) for one in names)) for client, found in through.items())
+    grid = "".join(lines(("Client", *names), rows))
+    return f"## What works\n\n{grid}\n## What does not work\n\n{explained(through, alone)}"
 
 
 def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
-    rows = [
-        (one.client, one.server, one.ability, alike(one.alone), shown(one.reason)) for one in failures(through, alone)
+    rows = [(one.client, one.server, one.ability, shown(one.reason)) for one in broken(through, alone)]
+    return "".join(lines(("Client", "Server", "What", "The client says"), rows)) if rows else "Nothing.\n"
+
+
+def cell(through: dict[str, str], alone: dict[str, str]) -> str:
+    """The letters of what works, neighbours with the same mark together."""
+    letters = [
+        (mark(through[name], alone[name]), letter)
+        for name, letter in LETTERS.items()
+        if name in through and not (through[name] and alone[name])
     ]
-    head = ("Client", "Server", "what", "without the gateway", "what the client says")
-    return "".join(lines(head, rows)) if rows else "Nothing of what was tried.\n"
+    groups = groupby(letters, key=itemgetter(0))
+    return "".join(f"{around}{''.join(letter for _, letter in group)}{around}" for around, group in groups)
 
 
-def alike(alone: str | None) -> str:
-    return "works" if alone == "" else "does not work either"
-
-
-def cell(found: dict[str, str]) -> str:
-    return "".join(letter if not found[name] else f"~~{letter}~~" for name, letter in LETTERS.items() if name in found)
-
-
-def failures(through: dict[str, Found], alone: dict[str, Found]) -> list[Failure]:
-    return [
-        Failure(client, server, ability, reason, alone[client][server].get(ability))
-        for client, found in through.items()
-        for server, abilities in found.items()
-        for ability, reason in abilities.items()
-        if reason
-    ]
+def mark(through: str, alone: str) -> str:
+    """What stands around a letter, from the reasons why the ability fails ("" where it works)."""
+    if through:
+        return "~~"
+    return "*" if alone else ""
 
 
 def broken(through: dict[str, Found], alone: dict[str, Found]) -> list[Failure]:
-    """What fails through the gateway and works without."""
-    return [one for one in failures(through, alone) if one.alone == ""]
+    """What fails through the gateway and works without it."""
+    return [
+        Failure(client, server, ability, reason)
+        for client, found in through.items()
+        for server, abilities in found.items()
+        for ability, reason in abilities.items()
+        if reason and alone[client][server].get(ability) == ""
+    ]
 
 
 def shown(reason: str) -> str:

@@ -1,5 +1,7 @@
-"""MCP servers the conformance suite passes whole, each a program of its own.
+"""MCP servers for the conformance suite, each a program: `python -m tests.conformance.servers.python_v2 PORT`.
 
-`catalogue.json` says once what all of them offer and answer; a program only joins it to its SDK. Start one with
-`python -m tests.conformance.servers.python_v2 PORT` (`fixtures.py` does): it listens on 127.0.0.1, path `/mcp`.
+Each listens on 127.0.0.1, path `/mcp`. The servers on the Python SDK 2, the TypeScript SDK 2 and FastMCP 4 use the
+library's public interface with its defaults: both eras, sessions, no event store. `everything.py` is the text that the
+two in Python share. `python_v1.py` offers what the others lack: the session era alone, streams that a client resumes,
+questions on the standalone stream, notices of watched resources.
 """

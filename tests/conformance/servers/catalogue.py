@@ -1,7 +1,4 @@
-"""What the Python servers offer and how their tools behave, whichever SDK and era carries it.
-
-Imports no SDK: the same file runs in the virtual environments of SDK 1 and 2.
-"""
+"""What `python_v1.py` offers, from catalogue.json, and how its tools behave. Imports no SDK."""
 
 import asyncio
 import json
@@ -11,7 +8,6 @@ from typing import Any, Protocol
 type Json = dict[str, Any]
 
 STEP_SECONDS = 0.05
-CAPABILITY_OF = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
 
 _CATALOGUE = json.loads((Path(__file__).parent / "catalogue.json").read_text())
 TOOLS: dict[str, Json] = {tool["definition"]["name"]: tool for tool in _CATALOGUE["tools"]}
@@ -124,32 +120,6 @@ async def ask_on_stream(entry: Json, arguments: Json, call: Call) -> Json:
                     raise
                 return {"content": [{"type": "text", "text": f"The client refused: {error}"}], "isError": True}
     return answer(entry, arguments, "; ".join(answers))
-
-
-def ask_by_result(entry: Json, arguments: Json, declared: set[str], responses: Json, state: str | None) -> Json:
-    """Ask as 2026-07-28 does: the result says what is missing, and the client calls again with it.
-
-    A state is only ever what `RequestStateBoundary` let through. Questions the client cannot answer are left out.
-    """
-    seen: Json = json.loads(state) if state else {"round": 0, "answers": []}
-    if entry.get("stateful") and not state:
-        responses = {}
-    asked = askable(entry["asks"][seen["round"]], declared)
-    if asked.keys() <= responses.keys():
-        seen["answers"] += [in_words(responses[key]) for key in asked]
-        seen["round"] += 1
-        if seen["round"] == len(entry["asks"]):
-            return answer(entry, arguments, "; ".join(seen["answers"]))
-        asked = askable(entry["asks"][seen["round"]], declared)
-    result: Json = {"resultType": "input_required", "inputRequests": fill(asked, arguments)}
-    return result | ({"requestState": json.dumps(seen)} if entry.get("stateful") else {})
-
-
-def askable(questions: Json, declared: set[str]) -> Json:
-    asked = {key: request for key, request in questions.items() if CAPABILITY_OF[request["method"]] in declared}
-    if not asked:
-        raise CapabilityMissing(*{CAPABILITY_OF[request["method"]] for request in questions.values()})
-    return asked
 
 
 def in_words(result: Json) -> str:

@@ -1,205 +1,276 @@
-// The catalogue on the TypeScript SDK 2, low-level server: session era and 2026-07-28 at one address.
+// The suite's server on the TypeScript SDK 2: McpServer, with 2026-07-28 and sessions at one address.
 //
-// Behaves as catalogue.py says, but for one thing: this SDK turns "input required" into requests to a client of the
-// session era by itself, and does not ask what a client did not declare. Takes the port; listens on 127.0.0.1 at /mcp.
+// The SDK's handler alone serves the session era without sessions; the sessions beside it are those of its
+// documentation: a server and a transport each, both with their defaults. Takes the port; listens on 127.0.0.1 at /mcp.
 
 import { randomBytes, randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const installed = createRequire(new URL("../../clients/package.json", import.meta.url));
 const {
+  CLIENT_CAPABILITIES_META_KEY,
   createMcpHandler,
   createRequestStateCodec,
+  fromJsonSchema,
+  inputRequired,
   isLegacyRequest,
-  MissingRequiredClientCapabilityError,
-  ProtocolError,
-  Server,
+  McpServer,
+  ResourceTemplate,
   WebStandardStreamableHTTPServerTransport,
 } = installed("@modelcontextprotocol/server");
 const { localhostHostValidation, localhostOriginValidation, toNodeHandler } = installed("@modelcontextprotocol/node");
 
-const STEP = 50;
-const RETRY = 100;
-const INVALID_PARAMS = -32602;
-const RESOURCE_NOT_FOUND = -32002;
-const CAPABILITY_OF = { "sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots" };
-
-const catalogue = JSON.parse(readFileSync(new URL("catalogue.json", import.meta.url)));
-const tools = new Map(catalogue.tools.map((tool) => [tool.definition.name, tool]));
-const prompts = new Map(catalogue.prompts.map((prompt) => [prompt.definition.name, prompt]));
-const resources = new Map(catalogue.resources.map((resource) => [resource.definition.uri, resource]));
-const template = catalogue.templates[0];
+const PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC";
+const SILENCE = "UklGRiwAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQgAAACAgICAgICAgA==";
+const STEP_MS = 50;
 const states = createRequestStateCodec({ key: randomBytes(32) });
 
-/** The texts of `value` with `{name}` replaced by the argument of that name. */
-function fill(value, args) {
-  if (typeof value === "string") {
-    return Object.entries(args).reduce((text, [name, given]) => text.replaceAll(`{${name}}`, String(given)), value);
-  }
-  if (Array.isArray(value)) return value.map((item) => fill(item, args));
-  if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, fill(item, args)]));
+const text = (words) => ({ type: "text", text: words });
+const image = { type: "image", data: PIXEL, mimeType: "image/png" };
+const embedded = (uri, mimeType, words) => ({ type: "resource", resource: { uri, mimeType, text: words } });
+const result = (...content) => ({ content });
+const object = (properties, required = Object.keys(properties)) => ({ type: "object", properties, required });
+const messages = (...contents) => ({ messages: contents.map((content) => ({ role: "user", content })) });
+
+const CHOICES = {
+  untitledSingle: { type: "string", enum: ["option1", "option2", "option3"] },
+  titledSingle: { type: "string", oneOf: titled("value1", "value2", "value3") },
+  legacyEnum: { type: "string", enum: ["opt1", "opt2", "opt3"], enumNames: ["Option 1", "Option 2", "Option 3"] },
+  untitledMulti: { type: "array", items: { type: "string", enum: ["option1", "option2", "option3"] } },
+  titledMulti: { type: "array", items: { anyOf: titled("value1", "value2", "value3") } },
+};
+const DEFAULTS = {
+  name: { type: "string", default: "John Doe" },
+  age: { type: "integer", default: 30 },
+  score: { type: "number", default: 95.5 },
+  status: { type: "string", enum: ["active", "inactive", "pending"], default: "active" },
+  verified: { type: "boolean", default: true },
+};
+
+function titled(...values) {
+  return values.map((value) => ({ const: value, title: value.toUpperCase() }));
 }
 
-/** A client's result in one line. */
-function inWords(result) {
-  if (result.roots) return result.roots.map((root) => root.uri).join(", ");
-  if (result.action) return `action=${result.action}, content=${JSON.stringify(result.content ?? null)}`;
-  return result.content.text;
+function form(field) {
+  const requestedSchema = object({ [field]: { type: field === "ok" ? "boolean" : "string" } });
+  return inputRequired.elicit({ message: `${field}?`, requestedSchema });
 }
 
-function capabilityMissing(names) {
-  return new MissingRequiredClientCapabilityError({
-    requiredCapabilities: Object.fromEntries(names.map((name) => [name, {}])),
+function sample(words) {
+  return inputRequired.createMessage({ messages: [{ role: "user", content: text(words) }], maxTokens: 100 });
+}
+
+/** The client's answers under these keys; undefined unless all are there and a person's have content. */
+function answered(context, ...keys) {
+  const answers = keys.map((key) => context.mcpReq.inputResponses?.[key]);
+  return answers.every((answer) => answer && !(answer.action && !answer.content)) ? answers : undefined;
+}
+
+/** Ask for `requests`, with a state that the SDK verifies when it comes back; answer with `say` when all are there. */
+async function ask(context, requests, say, state) {
+  const answers = answered(context, ...Object.keys(requests));
+  if (answers && (state === undefined || context.mcpReq.requestState() !== undefined)) return say(...answers);
+  const requestState = state === undefined ? undefined : await states.mint(state);
+  return inputRequired({ inputRequests: requests, ...(requestState && { requestState }) });
+}
+
+function offerContent(tool) {
+  tool("test_simple_text", "Return one text.", () => result(text("This is a simple text response for testing.")));
+  tool("test_image_content", "Return a red pixel.", () => result(image));
+  tool("test_audio_content", "Return a millisecond of silence.", () =>
+    result({ type: "audio", data: SILENCE, mimeType: "audio/wav" }),
+  );
+  tool("test_embedded_resource", "Return a resource inside the result.", () =>
+    result(embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")),
+  );
+  tool("test_multiple_content_types", "Return a text, an image and a resource.", () =>
+    result(
+      text("Multiple content types test:"),
+      image,
+      embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}'),
+    ),
+  );
+  tool("test_error_handling", "Fail.", () => {
+    throw new Error("This tool intentionally returns an error for testing");
   });
 }
 
-function entryOf(entries, name) {
-  const entry = entries.get(name);
-  if (!entry) throw new ProtocolError(INVALID_PARAMS, `Unknown: ${name}`);
-  return entry;
+function offerMessages(tool) {
+  tool("test_tool_with_logging", "Log three lines, 50 ms apart.", async (context) => {
+    for (const line of ["Tool execution started", "Tool processing data", "Tool execution completed"]) {
+      await context.mcpReq.log("info", line);
+      await sleep(STEP_MS);
+    }
+    return result(text("Three lines were logged."));
+  });
+  tool("test_logging_tool", "Log one line.", async (context) => {
+    await context.mcpReq.log("info", "Tool executed");
+    return result(text("One line was logged."));
+  });
+  tool("test_tool_with_progress", "Report progress three times, 50 ms apart.", async (context) => {
+    const progressToken = context.mcpReq._meta?.progressToken;
+    for (const progress of progressToken === undefined ? [] : [0, 50, 100]) {
+      const params = { progressToken, progress, total: 100 };
+      await context.mcpReq.notify({ method: "notifications/progress", params });
+      await sleep(STEP_MS);
+    }
+    return result(text("Progress was reported three times."));
+  });
 }
 
-function read(uri, isModern) {
-  const [before, after] = template.definition.uriTemplate.split("{id}");
-  const fitsTemplate = uri.startsWith(before) && uri.endsWith(after);
-  const entry = resources.get(uri) ?? (fitsTemplate ? template : undefined);
-  if (!entry) throw new ProtocolError(isModern ? INVALID_PARAMS : RESOURCE_NOT_FOUND, "Resource not found", { uri });
-  const id = fitsTemplate ? uri.slice(before.length, uri.length - after.length) : "";
-  return { contents: [{ uri, mimeType: entry.definition.mimeType, ...fill(entry.contents, { id }) }] };
+/** Tools that call the client, as only a session can. */
+function offerQuestionsOfSessions(tool) {
+  const elicit = async (context, message, requestedSchema) =>
+    result(text(JSON.stringify(await context.mcpReq.elicitInput({ message, requestedSchema }))));
+  tool(
+    "test_sampling",
+    "Ask the client's model.",
+    async ({ prompt }, context) => {
+      const asked = { messages: [{ role: "user", content: text(prompt) }], maxTokens: 100 };
+      const said = await context.mcpReq.requestSampling(asked);
+      return result(text(`LLM response: ${said.content.text}`));
+    },
+    object({ prompt: { type: "string" } }),
+  );
+  const person = object({ username: { type: "string" }, email: { type: "string" } });
+  tool(
+    "test_elicitation",
+    "Ask the person for a name and an address.",
+    ({ message }, context) => elicit(context, message, person),
+    object({ message: { type: "string" } }),
+  );
+  tool("test_elicitation_sep1034_defaults", "Ask the person to check default values.", (context) =>
+    elicit(context, "Please check these values.", object(DEFAULTS, [])),
+  );
+  tool("test_elicitation_sep1330_enums", "Ask the person to choose.", (context) =>
+    elicit(context, "Please choose.", object(CHOICES)),
+  );
 }
 
-function answer(entry, args, answers = "") {
-  const text = { type: "text", text: (entry.says ?? "").replace("{answer}", () => answers) };
-  if (entry.content) return { content: fill(entry.content, args), isError: entry.isError ?? false };
-  if (entry.messages) return { messages: fill(entry.messages, args) };
-  return entry.definition.arguments ? { messages: [{ role: "user", content: text }] } : { content: [text] };
+/** Tools that return what they need. */
+function offerQuestions(tool) {
+  const needs = (name, description, requests, say, state) =>
+    tool(name, description, (context) => ask(context, requests, (...answers) => result(text(say(...answers))), state));
+  const confirmed = () => "state-ok";
+  needs("test_input_required_result_elicitation", "Need a name.", { user_name: form("name") }, (given) =>
+    `Hello, ${given.content.name}`,
+  );
+  const capital = { capital_question: sample("What is the capital of France?") };
+  needs("test_input_required_result_sampling", "Need an answer of the client's model.", capital, (said) => said.content.text);
+  const roots = { client_roots: inputRequired.listRoots() };
+  needs("test_input_required_result_list_roots", "Need the client's roots.", roots, (told) => `${told.roots.length} roots`);
+  const confirm = { confirm: form("ok") };
+  needs("test_streaming_elicitation", "Need a confirmation.", confirm, confirmed);
+  needs("test_input_required_result_request_state", "Need a confirmation, with state.", confirm, confirmed, 1);
+  needs("test_input_required_result_tampered_state", "Need the state back as it was sent.", confirm, confirmed, 1);
+  const three = { user_name: form("name"), greeting: sample("Say hello."), ...roots };
+  const words = (name, greeting, told) => `${greeting.content.text} ${name.content.name}, ${told.roots.length} roots`;
+  needs("test_input_required_result_multiple_inputs", "Need three things at once.", three, words, 1);
+  tool("test_input_required_result_multi_round", "Need a name, then a color.", async (context) => {
+    const seen = context.mcpReq.requestState() ?? [];
+    const answers = context.mcpReq.requestState() && answered(context, `step${seen.length + 1}`);
+    if (answers) seen.push(answers[0].content);
+    if (seen.length === 2) return result(text(JSON.stringify(seen)));
+    const inputRequests = { [`step${seen.length + 1}`]: form(seen.length ? "color" : "name") };
+    return inputRequired({ inputRequests, requestState: await states.mint(seen) });
+  });
+  tool("test_missing_capability", "Need an answer of the client's model.", (context) =>
+    ask(context, { greeting: sample("Say hello.") }, () => result(text("The client declares sampling."))),
+  );
+  tool("test_input_required_result_capabilities", "Need what the client declares.", (context) => {
+    const declared = context.mcpReq.envelope?.[CLIENT_CAPABILITIES_META_KEY] ?? {};
+    const all = Object.entries({ sampling: sample("Say hello."), elicitation: form("greeting") });
+    return ask(context, Object.fromEntries(all.filter(([name]) => declared[name])), () => result(text("done")));
+  });
 }
 
-/** The questions of a round that this client can answer. */
-function askable(questions, declared) {
-  const asked = Object.entries(questions).filter(([, request]) => declared.has(CAPABILITY_OF[request.method]));
-  if (!asked.length) throw capabilityMissing(Object.values(questions).map((request) => CAPABILITY_OF[request.method]));
-  return Object.fromEntries(asked);
+function offerChanges(tool) {
+  tool("test_trigger_tool_change", "Announce that the tools changed.", () => {
+    modern.notify.toolsChanged();
+    return result(text("announced"));
+  });
+  tool("test_trigger_prompt_change", "Announce that the prompts changed.", () => {
+    modern.notify.promptsChanged();
+    return result(text("announced"));
+  });
 }
 
-/** What is still missing as an input_required result, or the answer. */
-async function ask(entry, args, declared, request) {
-  const state = request.requestState();
-  const seen = state ?? { round: 0, answers: [] };
-  const responses = entry.stateful && !state ? {} : (request.inputResponses ?? {});
-  let asked = askable(entry.asks[seen.round], declared);
-  if (Object.keys(asked).every((key) => key in responses)) {
-    seen.answers.push(...Object.keys(asked).map((key) => inWords(responses[key])));
-    seen.round += 1;
-    if (seen.round === entry.asks.length) return answer(entry, args, seen.answers.join("; "));
-    asked = askable(entry.asks[seen.round], declared);
-  }
-  const result = { resultType: "input_required", inputRequests: fill(asked, args) };
-  return entry.stateful ? { ...result, requestState: await states.mint(seen) } : result;
+/** State of a session: this server instance is one session's. */
+function offerState(tool) {
+  let counted = 0;
+  tool("count", "Count the calls of this session.", () => result(text(`call ${(counted += 1)}`)));
+}
+
+function offerResources(server) {
+  const resource = (name, uri, mimeType, read) =>
+    server.registerResource(name, uri, { mimeType, description: `${name}.` }, async (asked, variables) => ({
+      contents: [{ uri: asked.href, mimeType, ...read(variables) }],
+    }));
+  const words = "This is the content of the static text resource.";
+  resource("static-text", "test://static-text", "text/plain", () => ({ text: words }));
+  resource("static-binary", "test://static-binary", "image/png", () => ({ blob: PIXEL }));
+  resource("watched-resource", "test://watched-resource", "text/plain", () => ({ text: "Watched resource content" }));
+  const template = new ResourceTemplate("test://template/{id}/data", { list: undefined });
+  resource("template", template, "application/json", ({ id }) => ({
+    text: JSON.stringify({ id, templateTest: true, data: `Data for ID: ${id}` }),
+  }));
+}
+
+function offerPrompts(server) {
+  const prompt = (name, description, get, schema) =>
+    server.registerPrompt(name, { description, ...(schema && { argsSchema: fromJsonSchema(schema) }) }, get);
+  prompt("test_simple_prompt", "A prompt without arguments.", () =>
+    messages(text("This is a simple prompt for testing.")),
+  );
+  prompt(
+    "test_prompt_with_arguments",
+    "A prompt with two arguments.",
+    ({ arg1, arg2 }) => messages(text(`Prompt with arguments: arg1='${arg1}', arg2='${arg2}'`)),
+    object({ arg1: { type: "string" }, arg2: { type: "string" } }),
+  );
+  prompt(
+    "test_prompt_with_embedded_resource",
+    "A prompt with a resource inside.",
+    ({ resourceUri }) =>
+      messages(
+        embedded(resourceUri, "text/plain", "Embedded resource content for testing."),
+        text("Please process the embedded resource above."),
+      ),
+    object({ resourceUri: { type: "string" } }),
+  );
+  prompt("test_prompt_with_image", "A prompt with a red pixel.", () =>
+    messages(image, text("Please analyze the image above.")),
+  );
+  prompt("test_input_required_result_prompt", "A prompt that needs a context.", (context) =>
+    ask(context, { user_context: form("context") }, (given) => messages(text(`Use this context: ${given.content.context}`))),
+  );
 }
 
 /** A server for one session, or for one request of 2026-07-28. */
-function serverFor({ era }) {
-  const isModern = era === "modern";
-  const watched = new Set();
-  const server = new Server(
+function serverFor() {
+  const capabilities = { resources: { subscribe: true }, logging: {}, completions: {} };
+  const server = new McpServer(
     { name: "conformance-typescript-v2", version: "1.0" },
-    {
-      capabilities: {
-        tools: { listChanged: true },
-        prompts: { listChanged: true },
-        resources: { listChanged: true, subscribe: true },
-        completions: {},
-        logging: {},
-      },
-      requestState: { verify: states.verify },
-    },
+    { capabilities, requestState: { verify: states.verify } },
   );
-
-  /** On every subscriptions/listen, and on the standalone stream of this session. */
-  async function announce(what) {
-    if (what === "tools" || what === "prompts") {
-      modern.notify[what === "tools" ? "toolsChanged" : "promptsChanged"]();
-      if (!isModern) await server.notification({ method: `notifications/${what}/list_changed` });
-      return;
-    }
-    modern.notify.resourceUpdated(what);
-    if (watched.has(what)) await server.notification({ method: "notifications/resources/updated", params: { uri: what } });
-  }
-
-  async function act(entry, declared, context) {
-    if (entry.needs && !declared.has(entry.needs)) throw capabilityMissing([entry.needs]);
-    for (const [number, line] of (entry.logs ?? []).entries()) {
-      if (number) await sleep(STEP);
-      await context.mcpReq.log("info", line);
-    }
-    const progressToken = context.mcpReq._meta?.progressToken;
-    for (const progress of entry.progress ?? []) {
-      if (progress) await sleep(STEP);
-      if (progressToken === undefined) continue;
-      const params = { progressToken, progress, total: 100 };
-      await context.mcpReq.notify({ method: "notifications/progress", params });
-    }
-    if (entry.closesStream) {
-      context.http?.closeSSE?.();
-      await sleep(2 * STEP);
-    }
-    if (entry.announces) await announce(entry.announces);
-  }
-
-  async function run(entries, { params }, context) {
-    const entry = entryOf(entries, params.name);
-    const declared = new Set(Object.keys(server.getClientCapabilities() ?? {}));
-    await act(entry, declared, context);
-    const args = params.arguments ?? {};
-    return entry.asks ? ask(entry, args, declared, context.mcpReq) : answer(entry, args);
-  }
-
-  const definitions = (entries) => [...entries.values()].map((entry) => entry.definition);
-  server.setRequestHandler("tools/list", () => ({ tools: definitions(tools) }));
-  server.setRequestHandler("tools/call", (request, context) => run(tools, request, context));
-  server.setRequestHandler("prompts/list", () => ({ prompts: definitions(prompts) }));
-  server.setRequestHandler("prompts/get", (request, context) => run(prompts, request, context));
-  server.setRequestHandler("resources/list", () => ({ resources: definitions(resources) }));
-  server.setRequestHandler("resources/templates/list", () => ({ resourceTemplates: [template.definition] }));
-  server.setRequestHandler("resources/read", ({ params }) => read(params.uri, isModern));
-  server.setRequestHandler("completion/complete", () => ({ completion: { values: [], total: 0, hasMore: false } }));
-  server.setRequestHandler("resources/subscribe", ({ params }) => (watched.add(params.uri), {}));
-  server.setRequestHandler("resources/unsubscribe", ({ params }) => (watched.delete(params.uri), {}));
+  const tool = (name, description, call, schema) =>
+    server.registerTool(name, { description, ...(schema && { inputSchema: fromJsonSchema(schema) }) }, call);
+  const offers = [offerContent, offerMessages, offerQuestionsOfSessions, offerQuestions, offerChanges, offerState];
+  for (const offer of offers) offer(tool);
+  offerResources(server);
+  offerPrompts(server);
+  // McpServer has no methods of its own for these.
+  server.server.setRequestHandler("completion/complete", () => ({ completion: { values: [] } }));
+  server.server.setRequestHandler("resources/subscribe", () => ({}));
+  server.server.setRequestHandler("resources/unsubscribe", () => ({}));
   return server;
-}
-
-/** Events of one session in memory, in the order they were sent. */
-class Events {
-  sent = [];
-
-  async storeEvent(streamId, message) {
-    this.sent.push([streamId, message]);
-    return String(this.sent.length);
-  }
-
-  async getStreamIdForEventId(eventId) {
-    return this.sent[Number(eventId) - 1]?.[0];
-  }
-
-  async replayEventsAfter(lastEventId, { send }) {
-    const streamId = await this.getStreamIdForEventId(lastEventId);
-    for (let number = Number(lastEventId); number < this.sent.length; number += 1) {
-      const [stream, message] = this.sent[number];
-      if (stream === streamId && Object.keys(message).length) await send(String(number + 1), message);
-    }
-    return streamId;
-  }
 }
 
 const modern = createMcpHandler(serverFor, { legacy: "reject" });
 const sessions = new Map();
 
-/** The session era: each session has a server and a transport until it is deleted. */
 async function inSession(request) {
   const id = request.headers.get("mcp-session-id");
   if (id) {
@@ -208,12 +279,10 @@ async function inSession(request) {
   }
   const transport = new WebStandardStreamableHTTPServerTransport({
     sessionIdGenerator: randomUUID,
-    eventStore: new Events(),
-    retryInterval: RETRY,
     onsessioninitialized: (made) => void sessions.set(made, transport),
     onsessionclosed: (gone) => void sessions.delete(gone),
   });
-  await serverFor({ era: "legacy" }).connect(transport);
+  await serverFor().connect(transport);
   return transport.handleRequest(request);
 }
 
