@@ -1,0 +1,104 @@
+"""MCP Apps of published servers behind one gateway, in two hosts in a browser: listed, called, shown, calling back."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.apps.hosts import Hosts, app_in, serving
+from tests.apps.servers import running_gateway
+from tests.browser.fixtures import browser
+from tests.eventually import eventually
+from tests.workspace import Serve
+
+__all__ = ["browser"]
+
+pytestmark = pytest.mark.drill
+
+TOOLS = ["basic__get-time", "map__show-map", "map__geocode"]
+LONDON = {"west": -0.5, "south": 51.3, "east": 0.3, "north": 51.7}
+TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+HTML = "text/html;profile=mcp-app"
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with serving() as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts) -> Iterator[Serve]:
+    with running_gateway(tmp_path_factory.mktemp("apps"), hosts) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def issued(gateway: Serve) -> dict[str, str]:
+    issued = gateway.issue_token(host="Apps", gateway="apps")
+    return {"url": issued["gateway_url"], "token": issued["token"]}
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose scripts, the app's too, have to run without an error."""
+    errors: list[str] = []
+    # Small: without a graphics card, what is shown of the globe is the time these tests take.
+    with browser.new_context(viewport={"width": 360, "height": 640}) as context:
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+    assert errors == []
+
+
+def calls(gateway: Serve, since: int) -> list[tuple[str, str, str]]:
+    """The rows of the log with a higher id that name a tool."""
+    query = "SELECT server_name, feature_name, outcome FROM auditlog_call WHERE id > %s AND feature_type = 'tool'"
+    rows = gateway.rows(f"{query} ORDER BY id", since)
+    return [(row["server_name"], row["feature_name"], row["outcome"]) for row in rows]
+
+
+def last_id(gateway: Serve) -> int:
+    return int(gateway.rows("SELECT coalesce(max(id), 0) AS id FROM auditlog_call")[0]["id"])
+
+
+@pytest.mark.parametrize(
+    ("host", "version"), [("host_bridge", "2025-11-25"), ("host_bridge", "2026-07-28"), ("host_mcp_ui", "2025-11-25")]
+)
+def test_an_app_is_shown_and_its_button_calls_its_tool_through_the_gateway(
+    host: str, version: str, hosts: Hosts, gateway: Serve, issued: dict[str, str], page: Page
+) -> None:
+    before = last_id(gateway)
+
+    mode = "auto" if version == "2026-07-28" else "legacy"
+    seen = hosts.show(page, host, "basic__get-time", mode=mode, **issued)
+
+    assert seen["version"] == version
+    assert sorted(seen["tools"]) == sorted(TOOLS)
+    first = seen["result"]["content"][0]["text"]
+    shown = app_in(page).locator("code")
+    expect(shown).to_have_text(first)
+    app_in(page).get_by_role("button", name="Get Server Time").click()
+    expect(shown).not_to_have_text(first)
+    expect(shown).to_have_text(TIME)
+    eventually(lambda: calls(gateway, before) == [("Basic", "basic__get-time", "ok")] * 2)
+
+
+@pytest.mark.parametrize("host", ["host_bridge", "host_mcp_ui"])
+def test_an_app_gets_its_input_and_loads_from_where_its_resource_says(
+    host: str, hosts: Hosts, gateway: Serve, issued: dict[str, str], page: Page
+) -> None:
+    before = last_id(gateway)
+
+    seen = hosts.show(page, host, "map__show-map", arguments=LONDON, **issued)
+
+    assert seen["result"]["content"][0]["text"].startswith("Displaying globe at: W:-0.5000, S:51.3000")
+    assert seen["resource"] == {"uri": "ui://gateway/map/ui%3A%2F%2Fcesium-map%2Fmcp-app.html", "mimeType": HTML}
+    expect(app_in(page).locator("canvas")).to_be_visible()
+    expect(app_in(page).get_by_text("Loading globe")).to_be_hidden()
+    assert calls(gateway, before) == [("Map", "map__show-map", "ok")]
+    if host == "host_bridge":
+        view = page.evaluate("bridge.callTool({name: 'get-current-view', arguments: {}})")
+        camera = view["structuredContent"]["camera"]
+        assert (round(camera["longitude"], 1), round(camera["latitude"], 1)) == (-0.1, 51.5)
