@@ -40,6 +40,21 @@ def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
     return made
 
 
+def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
+    """One gateway before all these servers, each under its name as alias, and so many agents with a token each."""
+    owner = User.objects.earliest("date_joined")
+    gateway = Gateway.objects.add(name=name, slug=name, by=owner)
+    for alias, url in servers.items():
+        server = Server.objects.add(name=alias, slug=alias, url=url, max_concurrent=1000, timeout_seconds=120, by=owner)
+        Assignment.objects.assign(gateway=gateway, server=server, alias=alias, by=owner)
+    secrets = []
+    for number in range(tokens):
+        host = Host.objects.add_agent(name=f"Bench {number}", by=owner)
+        connection = Connection.objects.open(host=host, gateway=gateway, user=owner, identities={}, by=owner)
+        secrets.append(Token.objects.issue(connection, name="bench", by=owner).secret)
+    return {"slug": gateway.slug, "tokens": secrets}
+
+
 def count(gateways: list[str]) -> int:
     """How many calls of these gateways the log holds."""
     return Call.objects.filter(gateway_name__in=gateways).count()
@@ -86,7 +101,7 @@ def store(sessions: int) -> int:
     return Session.objects.count()
 
 
-VERBS: dict[str, Callable[..., Any]] = {"make": make, "count": count, "store": store}
+VERBS: dict[str, Callable[..., Any]] = {"make": make, "together": together, "count": count, "store": store}
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(VERBS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -1,12 +1,14 @@
 """MCP servers as small as can be written as a raw ASGI app, one at each path.
 
 `/mcp` keeps no state and speaks both wires; `/sessions` is of the session era and keeps one for each client; `/many`
-lists fifty tools.
+lists fifty tools. The tool `large` answers with so many links to resources, packed small.
 """
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +20,7 @@ type Send = Callable[[Event], Awaitable[None]]
 type Json = dict[str, Any]
 
 OFFERED: Json = {"tools": {"listChanged": True}, "resources": {"subscribe": True}}
-TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "steps", "ask")]
+TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "steps", "ask", "large")]
 MANY = [
     {
         "name": f"tool_{number}",
@@ -103,6 +105,10 @@ async def call(message: Json, receive: Receive, send: Send) -> None:
     if params["name"] == "echo":
         await respond(send, message, text)
         return
+    if params["name"] == "large":
+        head, rest = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[' % message["id"], links(**params["arguments"])
+        await answer(send, 200, packed(head) + rest, [(b"content-encoding", b"deflate")])
+        return
     await send({"type": "http.response.start", "status": 200, "headers": STREAM})
     if params["name"] == "ask":
         await ask(receive, send)
@@ -112,6 +118,20 @@ async def call(message: Json, receive: Receive, send: Send) -> None:
             await say(send, {"method": "notifications/progress", "params": told})
             await asyncio.sleep(params["arguments"].get("pause", 0))
     await say(send, {"id": message["id"], "result": text}, last=True)
+
+
+@cache
+def links(count: int, size: int) -> bytes:
+    """Return the compressed body of an answer of `size` bytes with `count` links."""
+    link = b'{"type":"resource_link","uri":"bench://pages/one?x=%%20","name":"%b"}'
+    padding = b"x" * max(0, size // count - len(link))
+    return packed(b",".join([link % padding] * count) + b"]}}", zlib.Z_FINISH)
+
+
+def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
+    """A part of a deflate stream that begins anywhere."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(text) + packer.flush(end)
 
 
 async def ask(receive: Receive, send: Send) -> None:

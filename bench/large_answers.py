@@ -1,0 +1,182 @@
+"""Measure what large answers cost everybody else: `python -m bench.large_answers`.
+
+A gateway with two servers and one worker. One client after the other pings and calls a small tool; p99 of that is
+taken alone, then while others fetch answers of 30 MB with 100,000 URIs (packed 40 KB), of which every URI is rewritten.
+It fails when a figure grows by more than 50 ms.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bench.processes import ROOT, asked, free_port, gateway_environment, rows, running, serve_command, upstream_command
+
+MOST_ADDED_MS = 50
+PROBES = 4  # Clients that ping and call.
+PAUSE_S = 0.01
+SIZE, LINKS = 30_000_000, 100_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.large_answers", description=__doc__)
+    parser.add_argument("--clients", type=int, nargs="*", default=[4, 8], help="that fetch large answers")
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=SIZE, help="bytes of an answer (default: %(default)s)")
+    parser.add_argument("--links", type=int, default=LINKS, help="in an answer (default: %(default)s)")
+    parser.add_argument("--code", type=Path, default=ROOT, help="another checkout to measure")
+    options = parser.parse_args()
+    upstream, port = free_port(), free_port()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        environment = gateway_environment(Path(folder)) | {"GATEWAY_ANSWER_MIB": "64"}
+        with (
+            running(upstream_command(upstream), upstream),
+            running(serve_command(options.code, port), port, environment, path="/readyz", folder=options.code),
+        ):
+            servers = {"one": f"http://127.0.0.1:{upstream}/mcp", "two": f"http://127.0.0.1:{upstream}/many"}
+            made = rows(options.code, environment, "together", name="large", servers=servers, tokens=2)
+            sys.exit(not measure(f"http://127.0.0.1:{port}/mcp/{made['slug']}", made["tokens"], options))
+
+
+def measure(url: str, tokens: list[str], options: argparse.Namespace) -> bool:
+    """Print p99 alone and beside large answers; whether none grew too much."""
+    for token in tokens:
+        asked(url, {"Authorization": f"Bearer {token}"}, message("tools/list", {}))
+    context, fine = get_context("spawn"), True
+    asyncio.run(probe(url, tokens[0], 1))  # Warm.
+    alone = asyncio.run(probe(url, tokens[0], options.seconds))
+    print(f"{'':34}{'ping p50':>10}{'p99':>9}{'most':>9}{'call p50':>12}{'p99':>9}{'most':>9}", flush=True)
+    told("alone", alone)
+    for clients in options.clients:
+        fetched, stop = context.Value("i", 0), context.Event()
+        arguments = (url, tokens[1], clients, options.size, options.links, fetched, stop)
+        process = context.Process(target=fetch, args=arguments)
+        process.start()
+        while not fetched.value and process.is_alive():
+            time.sleep(0.05)
+        before = fetched.value
+        beside = asyncio.run(probe(url, tokens[0], options.seconds))
+        count = fetched.value - before
+        stop.set()
+        process.join()
+        told(f"{clients} clients, {count} large answers", beside)
+        added = max(p99(beside[kind]) - p99(alone[kind]) for kind in alone)
+        print(f"{'':34}p99 grew by {added:.1f} ms")
+        fine = fine and count > 0 and added <= MOST_ADDED_MS
+    return fine
+
+
+def told(name: str, taken: dict[str, list[float]]) -> None:
+    figures = (f"{at(each, 0.5):10.1f}{p99(each):9.1f}{max(each):9.1f}" for each in taken.values())
+    print(f"{name:34}{'  '.join(figures)}  ms, {sum(map(len, taken.values()))} requests", flush=True)
+
+
+def at(values: list[float], share: float) -> float:
+    return sorted(values)[int(len(values) * share)]
+
+
+def p99(values: list[float]) -> float:
+    return at(values, 0.99)
+
+
+def message(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+
+
+async def probe(url: str, token: str, seconds: float) -> dict[str, list[float]]:
+    """Return the milliseconds that pings and calls took in this time."""
+    taken: dict[str, list[float]] = {"ping": [], "tools/call": []}
+    ends = time.monotonic() + seconds
+
+    async def work() -> None:
+        client = await Client.connect(url, token)
+        while time.monotonic() < ends:
+            for method, params in (("ping", {}), ("tools/call", {"name": "one__echo", "arguments": {"text": "x"}})):
+                began = time.perf_counter()
+                await client.ask(message(method, params))
+                taken[method].append((time.perf_counter() - began) * 1000)
+                await asyncio.sleep(PAUSE_S)
+        client.close()
+
+    await asyncio.gather(*(work() for _ in range(PROBES)))
+    return taken
+
+
+def fetch(url: str, token: str, clients: int, size: int, links: int, fetched: Any, stop: Any) -> None:
+    """Fetch large answers, one after the other in each client, until told to stop; in a process of its own."""
+    os.nice(5)
+
+    async def work() -> None:
+        params = {"name": "one__large", "arguments": {"count": links, "size": size}}
+        while not stop.is_set():
+            client = await Client.connect(url, token)
+            answer = await client.ask(message("tools/call", params))
+            with fetched.get_lock():
+                fetched.value += 1
+                if fetched.value == 1:
+                    check(answer, links)
+            client.close()
+
+    async def all_of_them() -> None:
+        tasks = [asyncio.create_task(work()) for _ in range(clients)]
+        ended = asyncio.create_task(asyncio.to_thread(stop.wait))
+        await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+            task.cancel()
+
+    with suppress(asyncio.CancelledError):
+        asyncio.run(all_of_them())
+
+
+def check(answer: bytes, links: int) -> None:
+    """Raises when not every link is what clients are given."""
+    content = orjson.loads(answer)["result"]["content"]
+    if [item["uri"] for item in content] != ["gateway://one/bench%3A%2F%2Fpages%2Fone%3Fx%3D%2520"] * links:
+        raise RuntimeError("not what the gateway gives out")
+
+
+class Client:
+    """One connection of a client; it reads an answer as it comes."""
+
+    def __init__(self, url: str, token: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._path = "/" + url.split("/", 3)[3]
+        self._token = token
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def connect(cls, url: str, token: str) -> "Client":
+        host, port = url.split("/")[2].split(":")
+        return cls(url, token, *await asyncio.open_connection(host, int(port), limit=1 << 22))
+
+    async def ask(self, asked: dict[str, Any]) -> bytes:
+        body = orjson.dumps(asked)
+        head = (
+            f"POST {self._path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self._token}\r\n"
+            "Content-Type: application/json\r\nAccept: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self._writer.write(head.encode() + body)
+        answer = await self._reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        text = await self._reader.readexactly(int(length.partition(b":")[2]))
+        if b'"result"' not in text[:1000] and b'"result"' not in text[-1000:]:
+            raise RuntimeError(text[:1000].decode())
+        return text
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+if __name__ == "__main__":
+    main()
