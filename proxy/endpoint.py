@@ -384,7 +384,8 @@ class Endpoint:
         row.response_bytes = len(answer.body)
         seconds = time.perf_counter() - request.began
         row.duration_ms = seconds * 1000
-        await self._record_payloads(request, answer)
+        if answer.outcome in FAILED or (request.grant is not None and request.grant.recorded is not None):
+            await self._record_payloads(request, answer)
         try:
             await self._writer.commit(row)
         except NotRecorded:

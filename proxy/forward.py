@@ -523,9 +523,14 @@ async def _result_response(request: McpRequest, resolved: Resolved, message: Mes
     drop, add = _members_of_era(request, message, result, answer.era)
     read = message.params["uri"] if resolved.alias and message.method == "resources/read" else ""
     without_links = not request.modern and request.version in LINKLESS
-    # By position: names cost as much as all else here.
-    changes = Changes(resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids)
-    body = await answer.changed(resolved.assigned.server_name, message.id, changes)
+    if resolved.alias or without_links or drop or add or request.task_ids or answer.reader or "_meta" in result:
+        # By position: names cost as much as all else here.
+        changes = Changes(
+            resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids
+        )
+        body = await answer.changed(resolved.assigned.server_name, message.id, changes)
+    else:
+        body = jsonrpc.readdressed(answer.text, answer.document, message.id)
     return Response(200, body, "tool_error" if result.get("isError") is True else "ok")
 
 

@@ -293,12 +293,11 @@ class HttpConnection(asyncio.Protocol):
 
     async def body(self) -> bytes:
         """The body of a complete answer."""
-        parts = self._parts
-        if len(parts) != 1:
+        if len(self._parts) != 1:
             is_large = self._body is not None and self._body.size > LARGE
             # In a thread, which copies without the interpreter.
-            self._parts = parts = [await asyncio.to_thread(b"".join, parts) if is_large else b"".join(parts)]
-        return parts[0]
+            self._parts = [await asyncio.to_thread(b"".join, self._parts) if is_large else b"".join(self._parts)]
+        return self._parts[0]
 
     async def take_place(self) -> None:
         """Wait for one of the few places of large answers, before more of this one is kept; the server waits too.

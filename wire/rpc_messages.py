@@ -277,7 +277,9 @@ async def read_response(
     elif response.streams and response.media_type == "text/event-stream":
         return await _read_stream(response, target, request_id, era, on_notification)
     text = await response.read()
-    document, reader = await _read(response, text, target, status)
+    document, reader = (
+        await _read_large(response, text, target, status) if is_large(text) else (_parse(text, target, status), None)
+    )
     if not is_answer(document, request_id) and not _is_refusal(document, status):
         raise BadAnswer(target.server_name, f"HTTP {status} without an answer", status=status)
     return _rpc_response(document, text, era, reader, status)
@@ -321,7 +323,9 @@ async def _read_until_answer(
             if event.name != "message" or not event.data:
                 continue
             text = event.data
-            document, outlined_by = await _read(response, text, target, 200)
+            document, outlined_by = (
+                await _read_large(response, text, target, 200) if is_large(text) else (_parse(text, target, 200), None)
+            )
             if is_answer(document, request_id):
                 return document, text, outlined_by
             if "method" in document:
@@ -375,12 +379,10 @@ def _rpc_response(
     return RpcResponse(document, text, era, error if isinstance(error, dict) else None, status, reader)
 
 
-async def _read(
+async def _read_large(
     response: HttpResponse, text: bytes, target: Target, status: int
 ) -> tuple[Object, ReaderProcess | None]:
-    """The message, or of a large result its outline and the process that made it."""
-    if not is_large(text):
-        return _parse(text, target, status), None
+    """Return the outline of a large result and the process that made it; of any other message the whole and None."""
     try:
         outlined = await response.reader.outline(text)
     except Unreadable as error:

@@ -238,8 +238,7 @@ class SessionWire:
 
     def _doubt(self, session: Session, target: Target, status: int) -> None:
         """After a 400 or 404, ask by a ping whether the server still knows the session: not all say so by the book."""
-        key = _key(target)
-        if status in (400, 404) and session.id and key not in self._doubted:
+        if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
 
