@@ -19,7 +19,7 @@ DEPLOYED := GATEWAY_PUBLIC_URL=https://gateway.example.com GATEWAY_EMAIL_URL=smt
 	GATEWAY_DATA_DIR=$(CURDIR)/.venv/check
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test test-all coverage bench compat matrix contract readme check format lock
+.PHONY: help run setup install test test-all coverage bench compat matrix contract readme check format lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ setup: ## the environment with the development packages; starts nothing
 # One process more than there are cores: a tenth of a test is waiting.
 PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
 	--dist loadgroup --durations=10 $(2) $(TESTS)
+
+install: ## what production needs and nothing more; EXTRAS="scim otel" adds optional packages
+	@.ci/setup install $(EXTRAS)
+	@$(BIN)/python -m compileall -q -j 0 -x '/(\.venv/tools|tests)/' .
 
 test: setup ## a case of every rule, long drills in turns, browser tests included; TEST_SEED chooses the variants (today's number)
 	@$(call PYTEST,$(BIN)/python -m,-m "not full")

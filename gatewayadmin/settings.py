@@ -34,7 +34,7 @@ DIRECT_DATABASE_URL = secret("GATEWAY_DIRECT_DATABASE_URL")
 READ_DATABASE_URL = secret("DATABASE_READ_URL")
 READ_LAG_SECONDS = number("GATEWAY_READ_LAG_SECONDS", 10, low=1, high=600)
 PORT = number("PORT", 8000, low=1, high=65535)
-WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core.
+WORKERS = number("GATEWAY_WORKERS", 0, low=1, high=1024)  # 0: one per core but one.
 DRAIN_SECONDS = number("GATEWAY_DRAIN_SECONDS", 0, low=0, high=300)
 RECORD_CONNECTIONS = number("GATEWAY_RECORD_CONNECTIONS", 2, low=1, high=16)
 WEB_CONNECTIONS = number("GATEWAY_WEB_CONNECTIONS", 4, low=1, high=64)

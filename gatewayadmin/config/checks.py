@@ -59,10 +59,10 @@ def the_database_urls_lead_where_they_should(
     # Loaded with the apps: what counts for /metrics must not be, before `serve` has said where.
     from gatewayadmin.config import ways  # noqa: PLC0415
     from gatewayadmin.config.database import Unusable  # noqa: PLC0415
-    from gatewayadmin.serving.server import cores  # noqa: PLC0415
+    from gatewayadmin.serving.server import default_workers  # noqa: PLC0415
 
     try:
-        found = ways.survey(settings.WORKERS or cores())
+        found = ways.survey(settings.WORKERS or default_workers())
     except Unusable as error:
         return [checks.Error(str(error), id="gatewayadmin.E002")]
     uses: list[CheckMessage] = [checks.Info(line, id="gatewayadmin.I001") for line in found.uses]

@@ -225,3 +225,24 @@ def test_the_trial_has_a_postgresql_with_both_roles() -> None:
     assert options["max_locks_per_transaction"] == "256"
     roles = one(manifests, "ConfigMap", "postgresql")["data"]["roles.sql"].splitlines()
     assert roles[1:] == (ROOT / "deploy" / "compose" / "roles.sql").read_text().splitlines()[2:]
+
+
+def test_all_replicas_fit_into_the_connections_that_postgresql_grants_unless_told_otherwise() -> None:
+    manifests = built(KUBERNETES / "overlays" / "production")
+    pods_at_once = one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] + 1
+    workers = int(one(manifests, "ConfigMap")["data"]["GATEWAY_WORKERS"])
+
+    assert pods_at_once * connections_of(workers) + CONNECTIONS_OF_OTHERS <= 97  # 100, without those of superusers.
+
+
+def test_a_pod_can_be_scraped_with_the_token_of_a_secret_and_runs_without_it() -> None:
+    manifests = built(KUBERNETES / "overlays" / "production")
+    container = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    [metrics_token] = [each for each in container["env"] if each["name"] == "GATEWAY_METRICS_TOKEN"]
+
+    assert metrics_token["valueFrom"]["secretKeyRef"] == {
+        "name": "gateway-admin-metrics",
+        "key": "token",
+        "optional": True,
+    }
+    assert "Secret `gateway-admin-metrics`" in (ROOT / "docs" / "how-to" / "monitor.md").read_text()

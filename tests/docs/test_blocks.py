@@ -95,8 +95,7 @@ RUN_BY = (
     *(
         ("docs/how-to/deploy.md", begin, f"docs/test_configurations.py::{test}")
         for begin, test in (
-            ("make setup", "test_a_checkout_is_set_up_and_serves_by_the_commands_of_the_page"),
-            ("[Unit]", "test_systemd_takes_the_unit_and_the_gateway_starts_and_ends_by_it"),
+            ("make install", "test_a_checkout_is_installed_and_serves_by_the_commands_of_the_page"),
             ("export GATEWAY_PUBLIC_URL", "test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls"),
             ("server {", "test_behind_the_nginx_of_the_page_the_gateway_knows_its_name_and_who_calls"),
         )
@@ -255,6 +254,12 @@ RUN_BY = (
 PARSED = (
     ("CONTRIBUTING.md", "make setup", "these are the tests; make is asked for each and does not begin"),
     ("docs/explanation/architecture.md", "people, REST, staff", "a picture"),
+    (
+        "docs/how-to/deploy.md",
+        "useradd",
+        "it makes an account and a service of the machine; the unit is started elsewhere",
+    ),
+    ("docs/how-to/monitor.md", "scrape_configs:\n  - job_name: gateway-admin\n    authorization", "it needs a cluster"),
 )
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests import workspace
 from tests.docs.pages import ROOT, exported
-from tests.docs.test_deploy import block, with_this_python
+from tests.docs.test_deploy import block
 from tests.eventually import eventually
 from tests.running.conftest import folder
 from tests.running.debian import as_account, programs
@@ -155,7 +155,7 @@ def test_systemd_takes_the_unit_and_the_gateway_starts_and_ends_by_it() -> None:
         names = ("DATABASE_URL", "GATEWAY_DATA_DIR", *serve.settings)
         variables.write_text("".join(f"{name}={serve.environment()[name]}\n" for name in names))
         unit = home / "gateway-admin.service"
-        text = block(DEPLOY, "[Unit]", "ini").replace("--port 8000", f"--port {port}")
+        text = (ROOT / "deploy/systemd/gateway-admin.service").read_text().replace("--port 8000", f"--port {port}")
         text = text.replace("/srv/gateway-admin/.venv/bin/python", sys.executable).replace(
             "/srv/gateway-admin", str(ROOT)
         )
@@ -163,7 +163,10 @@ def test_systemd_takes_the_unit_and_the_gateway_starts_and_ends_by_it() -> None:
         checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
         assert (checked.returncode, checked.stderr) == (0, "")
 
-        read = configparser.ConfigParser(interpolation=None)
+        judged = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(unit)]
+        assert subprocess.run(judged, capture_output=True, check=False).returncode == 0, "exposed by over 2.0 of 10"
+
+        read = configparser.ConfigParser(interpolation=None, strict=False)
         read.optionxform = str  # type: ignore[assignment]
         read.read(unit)
         service = read["Service"]
@@ -176,7 +179,7 @@ def test_systemd_takes_the_unit_and_the_gateway_starts_and_ends_by_it() -> None:
         try:
             eventually(lambda: process.poll() is not None or is_ready(port), seconds=180)
             assert process.poll() is None, (home / "unit.log").read_text()
-            process.send_signal(signal.Signals[service["KillSignal"]])
+            process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=int(service["TimeoutStopSec"])) == 0
         finally:
             if process.poll() is None:
@@ -184,23 +187,28 @@ def test_systemd_takes_the_unit_and_the_gateway_starts_and_ends_by_it() -> None:
                 process.wait()
 
 
-def test_a_checkout_is_set_up_and_serves_by_the_commands_of_the_page() -> None:
+def test_a_checkout_is_installed_and_serves_by_the_commands_of_the_page() -> None:
     with folder() as home:
         port = free_port()
-        serve = workspace.new(home, "set_up")
-        script = block(DEPLOY, "make setup").replace("--port 8000", f"--port {port}")
+        serve = workspace.new(home, "installed")
+        checkout = home / "checkout"
+        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        copied = ["cp", "--parents", "--target-directory", str(checkout), *files.decode().rstrip("\0").split("\0")]
+        checkout.mkdir()
+        subprocess.run(copied, cwd=ROOT, check=True)
+        script = block(DEPLOY, "make install").replace("--port 8000", f"--port {port}")
         log_file = home / "set-up.log"
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                ["bash", "-ec", with_this_python(script)],
-                cwd=ROOT,
+                ["bash", "-ec", script],
+                cwd=checkout,
                 env=serve.environment(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         try:
-            eventually(lambda: process.poll() is not None or is_ready(port), seconds=300)
+            eventually(lambda: process.poll() is not None or is_ready(port), seconds=600)
             assert process.poll() is None, log_file.read_text()
         finally:
             os.killpg(process.pid, signal.SIGTERM)

@@ -104,7 +104,7 @@ def of_make(command: str) -> None:
     target, *variables = shlex.split(command)[1:]
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
     for name, _, value in (variable.partition("=") for variable in variables):
-        assert name in {"ARGS", "TEST_SEED"}
+        assert name in {"ARGS", "EXTRAS", "TEST_SEED"}
         if name == "ARGS":
             takes("bench", shlex.split(value))
 

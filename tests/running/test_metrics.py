@@ -1,9 +1,11 @@
 """The numbers of a running gateway: every worker's, each of them documented, and the trace that a call is part of."""
 
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -30,7 +32,7 @@ def numbers(live: Serve) -> Numbers:
     """Every sample by its name and the values of its labels, in the order of their names."""
     families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
     return {
-        (one.name, *(value for _, value in sorted(one.labels.items()))): one.value
+        (one.name, *(value for name, value in sorted(one.labels.items()) if name != "replica")): one.value
         for family in families
         for one in family.samples
     }
@@ -45,6 +47,12 @@ def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Nu
             return after
         assert time.monotonic() < deadline, after
         time.sleep(0.1)
+
+
+def test_each_number_names_its_replica_so_that_two_behind_one_address_stay_apart(live: Serve) -> None:
+    families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
+    told = {one.labels.get("replica") for family in families for one in family.samples}
+    assert told == {f"{socket.gethostname()}:{urlsplit(live.url).port}"}
 
 
 def settled(live: Serve) -> Numbers:

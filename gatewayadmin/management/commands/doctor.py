@@ -12,7 +12,7 @@ from gatewayadmin.config.database import Unusable
 from gatewayadmin.config.public_url import public_url
 from gatewayadmin.doctor import OAuthCheck, Step, passed
 from gatewayadmin.doctor.report import State
-from gatewayadmin.serving.server import cores
+from gatewayadmin.serving.server import default_workers
 from gateways.models import Gateway
 
 
@@ -28,7 +28,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             database.require()
-            in_use = ways.survey(settings.WORKERS or cores())
+            in_use = ways.survey(settings.WORKERS or default_workers())
         except Unusable as error:
             raise CommandError(str(error)) from error
         for line in (*in_use.uses, *(f"Warning: {warning}" for warning in in_use.warnings)):

@@ -14,7 +14,7 @@ from gatewayadmin.config.ways import Ways
 from gatewayadmin.serving import first_start
 from gatewayadmin.serving.first_start import Welcome
 from gatewayadmin.serving.port import PortTaken, reserve
-from gatewayadmin.serving.server import Server, cores, metrics_folder
+from gatewayadmin.serving.server import Server, default_workers, metrics_folder
 
 
 class Command(BaseCommand):
@@ -28,7 +28,7 @@ class Command(BaseCommand):
             "--workers",
             type=int,
             default=settings.WORKERS,
-            help="processes that serve requests, beside one for the chores (default: one per core)",
+            help="processes that serve requests, beside one for the chores (default: one per core but one)",
         )
 
         parser.add_argument(
@@ -43,7 +43,7 @@ class Command(BaseCommand):
             listener = reserve(host, port)
             metrics = metrics_folder(settings.DATA_DIR)
             database.require(tables=not migrate)
-            in_use = ways.survey(workers or cores())
+            in_use = ways.survey(workers or default_workers())
         except (PortTaken, Unusable) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -58,7 +58,7 @@ class Command(BaseCommand):
         self._warn()
         for warning in in_use.warnings:
             self.stderr.write(f"Warning: {warning}")
-        processes = workers or cores()
+        processes = workers or default_workers()
         environment.set_for_children("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
         Server(
             listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port, in_use)
