@@ -6,6 +6,7 @@ security policy that the app's resource asks for.
 
 import json
 import mimetypes
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,13 +20,13 @@ from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import FrameLocator, Page, Route
 
+from tests.apps.tiles import tile
 from tests.clients.fixtures import install
 
 FOLDER = Path(__file__).resolve().parent
 MODULES = FOLDER / "node_modules"
 CESIUM = "https://cesium.com/downloads/cesiumjs/releases/1.123/Build/Cesium/"
 TILES = "https://tile.openstreetmap.org/**"
-TILE = MODULES / "cesium/Build/Cesium/Assets/Textures/NaturalEarthII/0/0/0.jpg"
 ANYBODY = {"Access-Control-Allow-Origin": "*"}
 TITLES = {"host_bridge": "A host made with app-bridge", "host_mcp_ui": "A host made with @mcp-ui/client"}
 PAGE = """<!doctype html>
@@ -66,7 +67,6 @@ def policy(csp: dict[str, list[str]]) -> str:
             f"font-src data: {scripts}",
             f"connect-src data: blob: {connects}",
             f"worker-src blob: {scripts}",
-            "frame-src 'self'",
         )
     )
 
@@ -115,7 +115,7 @@ class Hosts:
     def show(self, page: Page, host: str, tool: str, **options: Any) -> dict[str, Any]:
         """Have this host list the tools at `url`, call one and show its app; return what the host saw."""
         page.route(f"{CESIUM}**", _cesium)
-        page.route(TILES, lambda route: route.fulfill(path=TILE, headers=ANYBODY))
+        page.route(TILES, _tile)
         page.goto(f"{self.origin}/{host}")
         options = {"sandbox": self.sandbox, "tool": tool, "arguments": {}, **options}
         seen: dict[str, Any] = page.evaluate("options => window.show(options)", options)
@@ -132,6 +132,11 @@ def _cesium(route: Route) -> None:
     path = MODULES / "cesium" / "Build" / "Cesium" / urlsplit(route.request.url).path.partition("/Build/Cesium/")[2]
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     route.fulfill(path=path, content_type=kind, headers=ANYBODY)
+
+
+def _tile(route: Route) -> None:
+    zoom, column, row = map(int, re.findall(r"\d+", urlsplit(route.request.url).path))
+    route.fulfill(body=tile(zoom, column, row), content_type="image/png", headers=ANYBODY)
 
 
 @contextmanager
