@@ -2,11 +2,10 @@
 
 import asyncio
 import gc
-import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from inspect import markcoroutinefunction
 from pathlib import Path
@@ -25,7 +24,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from auditlog import replica
 from gatewayadmin.config import database, environment
-from gatewayadmin.config.database import Unusable
 from gatewayadmin.playground import endpoint_call
 from gatewayadmin.serving import health, housekeeping, quickstart
 from gatewayadmin.serving.client_address import client_address
@@ -36,8 +34,7 @@ from proxy import app as proxy
 from proxy import metrics
 from servers.upstream_guard import own_endpoints
 from wire import builtin
-
-logger = logging.getLogger(__name__)
+from wire.background import Background, every
 
 WATCH_S = 1
 SWITCH_S = 0.001  # How long a thread has the interpreter when others want it.
@@ -101,42 +98,38 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         # A page waits for the interpreter after each of its statements, and so does the loop after each of its rounds.
         sys.setswitchinterval(SWITCH_S)
         gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
-        tasks = [asyncio.create_task(_watch())]
-        tasks += [asyncio.create_task(_gauge_replica())] if replica.is_set() else []
-        if _metrics_folder is None:  # Under `serve` a process of its own does them.
-            tasks.append(asyncio.create_task(housekeeping.always()))
+        background = Background()
+        # Under `serve` a process of its own does the chores.
+        start_loops(background, has_replica=replica.is_set(), does_chores=_metrics_folder is None)
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(*tasks)
+            await background.stop()
+
+
+def start_loops(background: Background, *, has_replica: bool, does_chores: bool) -> None:
+    """Start what goes on beside the requests."""
+    background.forever("database watch", _watch, every(WATCH_S))
+    if has_replica:
+        background.forever("replica lag", _gauge_replica, every(WATCH_S))
+    if does_chores:
+        housekeeping.start(background)
 
 
 async def _watch() -> None:
     """Bring a killed embedded PostgreSQL back; note how the pool is doing."""
-    while True:
-        await asyncio.sleep(WATCH_S)
-        health.sample()
-        try:
-            await asyncio.to_thread(database.ensure)
-        except Unusable:
-            logger.exception("the database cannot be started")
+    health.sample()
+    await asyncio.to_thread(database.ensure)
 
 
 async def _gauge_replica() -> None:
-    """Measure again and again how far the replica is behind."""
-    while True:
-        await asyncio.to_thread(_measure)
-        await asyncio.sleep(WATCH_S)
+    """Measure how far the replica is behind."""
+    await asyncio.to_thread(_measure)
 
 
 def _measure() -> None:
     try:
         replica.gauging.measure()
-    except Exception:
-        logger.exception("the replica could not be measured")
     finally:
         connection.close()
 

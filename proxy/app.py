@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,14 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         queue_seconds=config.queue_seconds,
     )
     entered, named = (Transport(each, limit=MOST_BYTES) for each in (guard, guard.for_hosts_of_others()))
-    async with _tracer(config.traces) as tracer, transport, entered, named, mcp_client as client:
+    async with (
+        _tracer(config.traces) as tracer,
+        transport,
+        entered,
+        named,
+        mcp_client as client,
+        AsyncExitStack() as running,
+    ):
         refresher = Refresher(state, entered, named, cipher)
         eras = Eras(state, client, usage)
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher, eras)
@@ -105,20 +112,21 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             client.at_servers,
         )
         resumption = Resumption(carriage.events, keeper, server_streams)
+        # Stopped in the opposite order, each whatever another raises: the writer when nobody makes rows any more.
+        running.push_async_callback(state.stop)
         await state.start()
-        for part in (access, limits, writer, usage, bus, streams):
+        for part in (usage, writer, limits, access, bus, streams):
+            running.push_async_callback(part.stop)
             part.start()
-        requests.start()
-        keeper.start()
-        server_streams.start()
+        for stop in (refresher.stop, eras.stop, lists.stop):
+            running.push_async_callback(stop)
+        for looping in (keeper, server_streams, requests, suspended):
+            running.push_async_callback(looping.stop)
+            looping.start()
+        running.push_async_callback(carriage.events.stop)
         for part in (access, limits, writer, usage, bus):
             await part.first_attempt()
-        try:
-            yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests).traced_by(tracer)
-        finally:
-            first = (carriage.events, suspended, requests, server_streams, keeper, lists, eras, refresher)
-            for each in (*first, streams, bus, access, limits, writer, usage, state):
-                await each.stop()
+        yield Endpoint(config, access, limits, writer, usage, dispatcher, resumption, requests).traced_by(tracer)
 
 
 @asynccontextmanager

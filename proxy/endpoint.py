@@ -35,6 +35,7 @@ from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, error_of, honoured
 from wire import jsonrpc, trace_context, versions
+from wire.background import spawn
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
@@ -550,7 +551,7 @@ async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[R
         if task is not None:
             task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    watcher = spawn("client of a call", watch())
     try:
         return await answering
     except asyncio.CancelledError:

@@ -5,7 +5,6 @@ its row before anything is sent in that era; no process remembers it.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,12 +14,11 @@ from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from wire import product
+from wire.background import Background
 from wire.client import McpClient, Spoken
-from wire.errors import TimedOut
+from wire.errors import TimedOut, UpstreamError
 from wire.jsonrpc import storable
 from wire.rpc_messages import ServerInfo, Target
-
-logger = logging.getLogger(__name__)
 
 CLAIM_SECONDS = 5.0  # A worker that asks a server for its eras is given this much beyond its time limit.
 DOUBT_SECONDS = 1.0  # Between two looks at a server whose answers contradict what is known.
@@ -52,6 +50,7 @@ class Eras:
         self._state = state
         self._client = client
         self._usage = usage
+        self._background = Background(UpstreamError, DatabaseUnavailable)
         self._looking: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._doubted: dict[tuple[str, str], float] = {}  # By server and URL,
         self._refreshed: dict[tuple[str, str], float] = {}  # and by server and identity.
@@ -59,10 +58,7 @@ class Eras:
 
     async def stop(self) -> None:
         """End what is under way."""
-        tasks = [*self._looking.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
 
     async def find(self, target: Target) -> str:
         """Return the eras of a server whose row does not say them. Raises an UpstreamError or DatabaseUnavailable."""
@@ -94,16 +90,9 @@ class Eras:
         key = target.server_id, target.url
         task = self._looking.get(key)
         if task is None:
-            task = self._looking[key] = asyncio.create_task(
-                self._look(target, age), name=f"eras of {target.server_name}"
-            )
-            task.add_done_callback(lambda done: self._ended(key, done))
+            task = self._looking[key] = self._background.spawn("eras of a server", self._look(target, age))
+            task.add_done_callback(lambda _: self._looking.pop(key))
         return task
-
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[str]) -> None:
-        del self._looking[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("the eras of a server were not found out", extra={"error": str(error), "url": key[1]})
 
     async def _look(self, target: Target, age: float) -> str:
         """Ask the server, unless what is known is younger than `age`, or another worker asks."""

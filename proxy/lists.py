@@ -26,6 +26,7 @@ from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from wire import definitions, jsonrpc, uris, versions
+from wire.background import Background
 from wire.causes import in_words
 from wire.cipher import Cipher
 from wire.client import Listed, McpClient
@@ -149,14 +150,12 @@ class Lists:
         self._asking: dict[Asked, asyncio.Task[list[Definition]]] = {}
         self._again: set[Asked] = set()
         # When servers were asked what they are, by server and identity.
+        self._background = Background(UpstreamError, DatabaseUnavailable)
         self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerInfo] | None]]] = {}
 
     async def stop(self) -> None:
         """End what is asked in the background."""
-        tasks = [*self._asking.values(), *(task for _, task in self._introducing.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
 
     async def answer(self, request: McpRequest, grant: Grant, kind: str, cursor: object = None) -> Listing:
         """A page of what this connection may use, the first one without a cursor.
@@ -265,7 +264,7 @@ class Lists:
         asked_at, task = self._introducing.get(key, (now, None))
         if task is None or (task.done() and now - asked_at > RETRY_SECONDS):
             asked_at, work = now, self._introduce(assigned, grant, trace)
-            task = asyncio.create_task(work, name=f"what {assigned.server_name} is")
+            task = self._background.spawn("introduction of a server", work)
             fresh = {each: held for each, held in self._introducing.items() if now - held[0] < FRESH_SECONDS}
             self._introducing = fresh | {key: (now, task)}
         with suppress(TimeoutError):  # Who comes later waits no longer than the first.
@@ -324,12 +323,10 @@ class Lists:
         self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
     ) -> asyncio.Task[list[Definition]]:
         work = self._ask_and_learn(asked, assigned, grant, trace, seconds)
-        task = self._asking[asked] = asyncio.create_task(work, name=f"list {asked.kind}s of {assigned.server_name}")
+        task = self._asking[asked] = self._background.spawn("list of a server", work)
 
         def done(task: asyncio.Task[list[Definition]]) -> None:
             del self._asking[asked]
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.debug("a list was not learnt", extra={"error": str(error), "server": assigned.server_name})
             if asked in self._again:
                 self._again.discard(asked)
                 if not task.cancelled():

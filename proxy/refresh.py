@@ -10,6 +10,7 @@ from proxy.access.features import Refusal
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.refresh import STATEMENTS, NotRenewed, Renewal, Statement, renewal
 from proxy.store.state import State
+from wire.background import Background
 from wire.cipher import Cipher
 from wire.errors import AccessRefused, UpstreamError
 from wire.oauth_client import SECONDS, TokenRequest, read_challenge, union
@@ -40,13 +41,11 @@ class Refresher:
         self._transports = {True: entered, False: named}  # By who says where an issuer is.
         self._cipher = cipher
         self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
-        self._telling: set[asyncio.Task[None]] = set()
+        self._background = Background(NotRenewed, DatabaseUnavailable)
 
     async def stop(self) -> None:
         """Let what is under way end: a token that is not stored is lost, and one that is not revoked lives on."""
-        for under_way in (self._under_way.values(), self._telling):
-            if under_way:
-                await asyncio.wait([*under_way], timeout=SECONDS)
+        await self._background.stop(patience=SECONDS)
 
     async def fresh(self, assigned: AssignedServer) -> AssignedServer:
         """The same server with a token that has not ended; at once, unless it has.
@@ -111,7 +110,7 @@ class Refresher:
         key = assigned.identity_id, assigned.ciphertext or ""
         task = self._under_way.get(key)
         if task is None:
-            task = asyncio.create_task(self._drive(renewal(*key, self._cipher)), name="renewal")
+            task = self._background.spawn("renewal", self._drive(renewal(*key, self._cipher)))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._ended(key, done))
         return task
@@ -121,9 +120,7 @@ class Refresher:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("an identity was not renewed", extra={"identity": key[0], "error": str(error)})
             if isinstance(error, NotRenewed) and error.revocations:
-                telling = asyncio.create_task(self._tell(error.revocations), name="revocation")
-                self._telling.add(telling)
-                telling.add_done_callback(self._telling.discard)
+                self._background.spawn("revocation", self._tell(error.revocations))
 
     async def _tell(self, requests: Sequence[TokenRequest]) -> None:
         for request in requests:

@@ -9,6 +9,7 @@ from proxy import metrics
 from proxy.request import MCP_TOKEN_KINDS, McpRequest, Pair
 from proxy.store.events import History, StreamEvents
 from wire import jsonrpc, sse, token_text, versions
+from wire.background import spawn
 
 CORS_METHODS = b"GET, POST, DELETE, OPTIONS"
 CORS_REQUEST_HEADERS = (
@@ -236,7 +237,7 @@ class Stream:
         session = request.grant.session
         request_id = request.message.id if request.message is not None else None
         self._history = history = self._events.begin_call(session.id, request_id)
-        self._watcher = asyncio.create_task(self._watch(history))
+        self._watcher = spawn("client of a call", self._watch(history))
         if is_primed(session.version):
             await request.send({"type": "http.response.body", "body": history.beginning(), "more_body": True})
 
@@ -248,7 +249,7 @@ class Stream:
 
     def expire(self) -> None:
         """The call has taken `ping_seconds`: start pings."""
-        self._ping_task = asyncio.create_task(self._ping())
+        self._ping_task = spawn("pings of a call", self._ping())
 
     async def _ping(self) -> None:
         while True:

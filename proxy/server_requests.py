@@ -23,6 +23,7 @@ from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Owner, PendingRequests
 from wire import jsonrpc, task_ids
+from wire.background import Background, every
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import BadAnswer, UpstreamError
@@ -115,20 +116,14 @@ class ServerRequests:
         self._writer = writer
         self._recorder = recorder
         self.seconds = seconds
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._purging: asyncio.Task[None] | None = None
+        self._background = Background(UpstreamError, DatabaseUnavailable, TimeoutError)
 
     def start(self) -> None:
-        self._purging = asyncio.create_task(self._purge(), name="requests nobody answered")
+        self._background.forever("requests nobody answered", self._pending.purge, every(PURGE_SECONDS))
 
     async def stop(self) -> None:
         """End what is under way beside the calls; it gets a moment."""
-        if self._purging is not None:
-            self._purging.cancel()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=1)
-            for task in late:
-                task.cancel()
+        await self._background.stop(patience=1)
 
     # From a session server to a session client
 
@@ -281,23 +276,10 @@ class ServerRequests:
         """Have this done beside the calls, within BACKGROUND_SECONDS; a failure ends in the log."""
 
         async def run() -> None:
-            try:
-                async with asyncio.timeout(BACKGROUND_SECONDS):
-                    await work
-            except (UpstreamError, DatabaseUnavailable, TimeoutError) as error:
-                logger.debug("work beside a call failed", extra={"error": str(error)})
+            async with asyncio.timeout(BACKGROUND_SECONDS):
+                await work
 
-        task = asyncio.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _purge(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_SECONDS)
-            try:
-                await self._pending.purge()
-            except DatabaseUnavailable as error:
-                logger.warning("expired requests of servers are still there", extra={"error": str(error)})
+        self._background.spawn("work beside a call", run())
 
 
 def _error(message: str) -> Object:

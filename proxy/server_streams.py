@@ -50,6 +50,7 @@ from proxy.streams import (
     Streams,
 )
 from wire import uris
+from wire.background import Background
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import UpstreamError
@@ -61,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 LEASE_AGAIN_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 15.0  # For whom, if nothing was decided anew for so long.
-RETRY_SECONDS = 1.0  # After the database could not be asked.
 AGAIN_SECONDS = 2.0  # Before a stream that ended is opened again,
 MOST_AGAIN_SECONDS = 60.0  # doubled each time until so many.
 SESSION_SECONDS = 0.3  # How long sessions that are opened for somebody are waited for.
@@ -97,8 +97,7 @@ class ServerStreams:
         self._held: dict[str, Held] = {}  # By row.
         # The sessions that were opened for who listens, by owner and assignment: the row, and what was subscribed to.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._worker: asyncio.Task[None] | None = None
+        self._background = Background(UpstreamError, DatabaseUnavailable)
         self._audiences = Audiences(access, bus, keeper)
         self.honoured = self._audiences.honoured
         self._carrier = Carrier(self._name, carriage, streams, keeper, client, bus, self._run)
@@ -115,15 +114,12 @@ class ServerStreams:
         bus.on("resource", self._tell_updated)
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="streams of servers")
+        self._background.forever("streams of servers", self._work, self._wait_for_news)
 
     async def stop(self) -> None:
         """Listen to nobody any more; other workers may at once."""
         held, self._held = self._held, {}
-        ending = [self._worker, *(each.task for each in held.values()), *self._tasks]
-        for task in filter(None, ending):
-            task.cancel()
-        await asyncio.gather(*filter(None, ending), return_exceptions=True)
+        await self._background.stop()
         if held:
             with suppress(DatabaseUnavailable):
                 await self._keeper.release(self._name, [*held])
@@ -148,21 +144,18 @@ class ServerStreams:
             for row in [row for row, use in self._calls.uses.items() if use.newest.grant.owner_id == session_id]:
                 self._drop(row)
 
+    async def _wait_for_news(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEASE_AGAIN_SECONDS):
+                await self.streams.changed.wait()
+        await asyncio.sleep(random.uniform(0.02, 0.06))  # noqa: S311 - many come at once
+
     async def _work(self) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LEASE_AGAIN_SECONDS):
-                    await self.streams.changed.wait()
-            await asyncio.sleep(random.uniform(0.02, 0.06))  # noqa: S311 - many come at once
-            owners, granted = self.streams.news()
-            try:
-                await self._follow(owners, granted)
-            except DatabaseUnavailable as error:
-                logger.warning("streams of servers could not be leased", extra={"error": str(error)})
-                await asyncio.sleep(RETRY_SECONDS)
-                self._look_again(None)
-            except Exception:  # The next look may fare better; without one nobody would be listened to again.
-                logger.exception("what is to be listened to could not be found out")
+        try:
+            await self._follow(*self.streams.news())
+        except BaseException:
+            self._look_again(None)  # The news are taken: the next round is about everybody.
+            raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, Grant]) -> None:
         """Listen to what is to be listened to for those who changed or were decided anew, and to nothing else."""
@@ -317,7 +310,7 @@ class ServerStreams:
 
     def _hold(self, row: str, source: Source) -> Held:
         if row not in self._held:
-            held = self._held[row] = Held(source, asyncio.create_task(self._listen(row)))
+            held = self._held[row] = Held(source, self._background.spawn("stream of a server", self._listen(row)))
             held.task.add_done_callback(lambda _: held.has_begun())  # Nobody waits for one that was cancelled.
         return self._held[row]
 
@@ -553,17 +546,7 @@ class ServerStreams:
                         standing.put(update(uri))
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        async def run() -> None:
-            try:
-                await work
-            except (UpstreamError, DatabaseUnavailable) as error:
-                logger.debug("a server cannot be listened to", extra={"error": str(error)})
-
-        task = asyncio.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # One that is cancelled at once has not begun it.
-        return task
+        return self._background.spawn("listening to servers", work)
 
 
 def _server(target: Target) -> tuple[str, str]:

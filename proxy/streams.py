@@ -21,6 +21,7 @@ from proxy.store.bus import Bus, Statements
 from proxy.store.database import DatabaseUnavailable, StatementRejected
 from proxy.store.events import MOST_BYTES, History
 from wire import jsonrpc, sse
+from wire.background import Background, spawn
 from wire.errors import UpstreamError
 from wire.jsonrpc import Object
 
@@ -183,10 +184,10 @@ class StandingStream:
 
     async def serve(self, ping_seconds: float) -> None:
         """Return when the stream has ended, by whoever."""
-        self._task = asyncio.create_task(self._write_all(ping_seconds))
-        beside = [asyncio.create_task(self._watch())]
+        self._task = spawn("standing stream", self._write_all(ping_seconds))
+        beside = [spawn("client of a standing stream", self._watch())]
         if self.feed is not None:
-            beside.append(asyncio.create_task(self.feed(self)))
+            beside.append(spawn("feed of a standing stream", self.feed(self)))
         try:
             await asyncio.wait({self._task})
         finally:
@@ -257,7 +258,8 @@ class Streams:
         self._places: Counter[str] = Counter()  # Standing streams by token, those too that are about to begin.
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
+        self._left: list[tuple[int, int]] = []  # The parts of this round that are still to be checked.
+        self._background = Background(DatabaseUnavailable, StatementRejected)
         self.changed = asyncio.Event()  # Set when there is news about standing streams.
         self._changed: set[str] = set()
         self._granted: dict[AccessQuery, Grant] = {}
@@ -269,16 +271,14 @@ class Streams:
         bus.on("cancel", self._cancel_told)
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="open streams")
+        self._background.forever("open streams", self._check, self._wait_for_check, guards_access=True)
 
     async def stop(self) -> None:
         """Check nothing more."""
         _open.remove(self)
         for timer in self._due.values():
             timer.cancel()
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._background.stop()
 
     # What is under way
 
@@ -368,28 +368,30 @@ class Streams:
             if session_id is not None and standing.owner == session_id:
                 self._end(standing.request, CANCELLED)
 
-    async def _work(self) -> None:
-        """Decide anew about a part at a time, and about all at once after a cut."""
-        while True:
-            was_cut = self._cut.is_set()
-            self._cut.clear()
-            parts = max(1, -(-len(self.calls) // DECIDED_AT_ONCE))
-            for part in range(parts):
-                if not was_cut:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(RECHECK_SECONDS / parts):
-                            await self._cut.wait()
-                    if self._cut.is_set():
-                        break
-                try:
-                    await self._decide_anew(part, parts)
-                except (DatabaseUnavailable, StatementRejected) as error:
-                    logger.warning("open streams could not be checked", extra={"error": str(error)})
-                    await asyncio.sleep(RECHECK_PAUSE)
-                    self._cut.set()
-                    break
-            if was_cut:
-                await asyncio.sleep(RECHECK_PAUSE)
+    async def _wait_for_check(self) -> None:
+        """Wait until the next part is due, or access was cut."""
+        self._left = self._left or self._parts()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_SECONDS / self._left[0][1]):
+                await self._cut.wait()
+
+    async def _check(self) -> None:
+        """Decide anew about one part; about all after a cut or a failure."""
+        is_about_all = self._cut.is_set() or not self._left
+        self._cut.clear()
+        try:
+            for part, parts in self._parts() if is_about_all else [self._left.pop(0)]:
+                await self._decide_anew(part, parts)
+        except BaseException:
+            self._cut.set()  # The next round is about all.
+            raise
+        if is_about_all:
+            self._left = []
+            await asyncio.sleep(RECHECK_PAUSE)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        parts = max(1, -(-len(self.calls) // DECIDED_AT_ONCE))
+        return [(part, parts) for part in range(parts)]
 
     async def recheck(self, request: McpRequest) -> Grant | None:
         """Decide now about a call that has waited: the grant as it is, or None when the call may not go on.
@@ -420,15 +422,26 @@ class Streams:
         if not requests:
             return
         grants = await find_again(self._bus.query, [self._query(request) for request in requests])
+        failures = []
         for request, grant in zip(requests, grants, strict=True):
-            if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
-                continue
-            if (ending := self._verdict(request, grant)) is not None:
-                self._end(request, ending)
-            elif request.uid in self._standing and request.query is not None and grant is not None:
-                self._granted[request.query] = grant
+            try:
+                self._apply(request, grant)
+            except Exception as error:  # noqa: BLE001 - raised when the others have been decided about
+                self._end(request, CANCELLED)  # It may not go on undecided.
+                failures.append(error)
         if self._granted:
             self.changed.set()
+        if failures:
+            raise failures[0]
+
+    def _apply(self, request: McpRequest, grant: Grant | DatabaseUnavailable | None) -> None:
+        """End this call or stream if it may not go on; note what a standing stream is granted."""
+        if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
+            return
+        if (ending := self._verdict(request, grant)) is not None:
+            self._end(request, ending)
+        elif request.uid in self._standing and request.query is not None and grant is not None:
+            self._granted[request.query] = grant
 
     def _query(self, request: McpRequest) -> AccessQuery:
         assert request.query is not None, "what is under way was authorized"

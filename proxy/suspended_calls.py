@@ -22,6 +22,7 @@ from proxy.server_requests import CALL_OVER, NOT_SUPPORTED, Asking, ServerReques
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Bell, Owner, PendingRequests, Statements
 from wire import jsonrpc
+from wire.background import Background, every, spawn
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object
@@ -129,12 +130,14 @@ class SuspendedCalls:
         self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
         # What is under way in this worker, and ended when access is cut; the calls that are held here among it.
         self.under_way: dict[str, McpRequest] = {}
-        self._beating: asyncio.Task[None] | None = None
+        self._background = Background(DatabaseUnavailable)
+
+    def start(self) -> None:
+        self._background.forever("suspended calls", self._beat, every(BEAT_SECONDS))
 
     async def stop(self) -> None:
         """End the calls that are held; their retries are told."""
-        if self._beating is not None:
-            self._beating.cancel()
+        await self._background.stop()
         tasks = [task for _, task in self._held.values()]
         for task in tasks:
             task.cancel()
@@ -154,7 +157,7 @@ class SuspendedCalls:
             await self._carry(call, asked, answer)
 
         task = asyncio.ensure_future(ask(on_request))
-        told = asyncio.create_task(call.asked.wait())
+        told = spawn("question of a server", call.asked.wait())
         try:
             while True:
                 await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +171,7 @@ class SuspendedCalls:
                 if asked := await self._pending.open(call.uid):
                     break
                 call.asked.clear()
-                told = asyncio.create_task(call.asked.wait())
+                told = spawn("question of a server", call.asked.wait())
         except BaseException:
             task.cancel()
             self._requests.in_background(self._forget(call))
@@ -185,10 +188,10 @@ class SuspendedCalls:
         """
         grant, server = asking.grant, asking.target.server_name
         uid, turn = self._opened(message, grant.connection_id)
-        news = self._bell.listen(uid)
+        if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
+            raise BadState("this requestState was used already, or its call is over")
+        news = self._bell.listen(uid)  # Not before: a repeated retry must not take the wake-up of the first.
         try:
-            if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
-                raise BadState("this requestState was used already, or its call is over")
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:
                 rows = await self._state.fetch(LOOK, (DEAD_SECONDS, uid))
@@ -255,8 +258,6 @@ class SuspendedCalls:
         held = self.under_way[call.uid] = copy.copy(call.asking.request)
         held.uid, held.task = call.uid, task
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
-        if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(self._beat(), name="suspended calls")
 
     async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
         """Leave how the call ended for its retry."""
@@ -273,14 +274,13 @@ class SuspendedCalls:
 
     async def _beat(self) -> None:
         """Say of the calls held here that they are; one whose row is gone is cancelled: nobody waits for it."""
-        while self._held:
-            await asyncio.sleep(BEAT_SECONDS)
-            uids = list(self._held)
-            with suppress(DatabaseUnavailable):
-                alive = {uid for (uid,) in await self._state.fetch(BEAT, (uids,))}
-                for uid in uids:
-                    if uid not in alive and uid in self._held:
-                        self._held[uid][1].cancel()
+        if not self._held:
+            return
+        uids = list(self._held)
+        alive = {uid for (uid,) in await self._state.fetch(BEAT, (uids,))}
+        for uid in uids:
+            if uid not in alive and uid in self._held:
+                self._held[uid][1].cancel()
 
     # What the client carries between the two
 

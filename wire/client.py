@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 from wire import jsonrpc, sse, stateless, versions
+from wire.background import Background, every
 from wire.definitions import CATALOGUES, Catalogue, Definition, read_items, usable
 from wire.errors import (
     BadAnswer,
@@ -146,15 +147,14 @@ class McpClient:
         self._queue_seconds = queue_seconds
         self._timer = SharedTimer()
         self._queues: dict[str, FairQueue] = {}
-        self._sweeper: asyncio.Task[None] | None = None
+        self._background = Background()
 
     async def __aenter__(self) -> Self:
-        self._sweeper = asyncio.create_task(self._sweep(), name="idle queues")
+        self._background.forever("idle queues", self._sweep, every(SWEEP_SECONDS))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        await self._background.stop()
         await self._sessions.close()
 
     async def ask(  # noqa: PLR0913 - of one request
@@ -397,10 +397,8 @@ class McpClient:
         return TimeLimit(min(target.timeout_s, left), min(target.total_s, left), timer=self._timer)
 
     async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
-                del self._queues[server_id]
+        for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
+            del self._queues[server_id]
 
 
 def _contradicts(status: int, code: int | None, era: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from wire import builtin, product, tunnel
+from wire.background import Background, every
 from wire.errors import (
     AddressBlocked,
     AddressInside,
@@ -38,7 +39,7 @@ from wire.errors import (
 )
 from wire.forward_proxy import OutboundProxy, ProxyFailed
 from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside, tls
-from wire.http1 import ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
+from wire.http1 import IDLE_SECONDS, ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
 from wire.reader_process import ReaderProcess
 from wire.resolver import Resolver
@@ -199,13 +200,16 @@ class Transport:
         self._tls = tls()
         self._resolver = Resolver()
         self._turns = Turns()
+        self._background = Background()
         self.reader = ReaderProcess()
         self.limit = limit
 
     async def __aenter__(self) -> Self:
+        self._background.forever("idle upstream connections", self._close_idle, every(IDLE_SECONDS / 3))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._background.stop()
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
@@ -280,6 +284,14 @@ class Transport:
             idle.append(connection)
         else:
             connection.discard()
+
+    async def _close_idle(self) -> None:
+        """Close what has been idle for IDLE_SECONDS or was closed by the server; the oldest come first."""
+        for origin, idle in [*self._idle.items()]:
+            while idle and not idle[0].is_usable():
+                idle.popleft().close()
+            if not idle:
+                del self._idle[origin]
 
     async def _connect(self, origin: Origin) -> HttpConnection:
         guard = self._guards[origin.private]

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from wire import jsonrpc, trace_context, versions
+from wire.background import Background, spawn
 from wire.cipher import Cipher
 from wire.credential import fits_a_header
 from wire.errors import (
@@ -160,7 +161,7 @@ class SessionWire:
         self._introduced = introduced
         self._opening: dict[Key, asyncio.Future[Session | None]] = {}
         self._doubted: set[Key] = set()  # Sessions that are being checked.
-        self._background_tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(UpstreamError, TimeoutError)
 
     async def ask(
         self,
@@ -358,10 +359,7 @@ class SessionWire:
         """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
         for target, session in self._store.take_all():
             self.start_background(self._end(target, session))
-        if self._background_tasks:
-            _, late = await asyncio.wait(self._background_tasks, timeout=CLOSE_SECONDS)
-            for task in late:
-                task.cancel()
+        await self._background.stop(CLOSE_SECONDS)
 
     # Messages beside the request
 
@@ -453,9 +451,7 @@ class SessionWire:
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Have this done beside the requests, within BACKGROUND_SECONDS; a failure ends in the log."""
-        task = asyncio.create_task(_log_failure(_in_time(work)))
-        self._background_tasks.add(task)
-        task.add_done_callback(self._background_tasks.discard)
+        self._background.spawn("message to a server", _in_time(work))
 
 
 class ServerRequests:
@@ -481,8 +477,7 @@ class ServerRequests:
         taken = self._on_request is not None and message["method"] != "ping"
         if self._on_request is not None and taken and len(self._tasks) < MOST_SERVER_REQUESTS:
             # Begun at once: what ends with the call before it has begun would never be answered.
-            work = _log_failure(self._on_request(message, answer))
-            task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+            task = spawn("request of a server", _log_failure(self._on_request(message, answer)), eager=True)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif self._answering < MOST_SERVER_REQUESTS:

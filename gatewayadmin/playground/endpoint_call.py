@@ -7,13 +7,14 @@ import threading
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from proxy.request import PREFIX, App, Event, Scope
 from wire import jsonrpc, product, sse, stateless, versions
+from wire.background import spawn
 from wire.jsonrpc import Malformed, Object
 
 RUN_SECONDS = 120  # So long a run may take; then its server is told that nobody waits.
@@ -124,9 +125,7 @@ class Exchange:
 
     async def steps(self) -> AsyncGenerator[Object]:
         """The params of each progress notification, until the answer is there or RUN_SECONDS are over."""
-        self._task = asyncio.create_task(self._run())
-        _tasks.add(self._task)
-        self._task.add_done_callback(_tasks.discard)
+        self._task = spawn("playground call", self._run())
         self._task.add_done_callback(lambda _: self.place.give_back())
         timer = asyncio.get_running_loop().call_later(RUN_SECONDS, self._gone.set)
         try:
@@ -218,9 +217,6 @@ class Exchange:
         body = bytes(self._body)
         message = _parsed(body) if self._size <= LONGEST_ANSWER else None
         return Answer(self._status, uid, body, self._size, message, self._gone.is_set() and not self._status)
-
-
-_tasks: set[asyncio.Task[Any]] = set()  # A loop keeps no task alive by itself.
 
 
 def _parsed(data: bytes) -> Object | None:

@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from auditlog import replica
 from gatewayadmin.serving.client_address import is_local
 from gatewayadmin.serving.stored_metrics import stored
+from wire import background
 
 PATHS = ("/livez", "/readyz", "/metrics")
 
@@ -60,7 +61,8 @@ class Readiness:
         """Why no request should be sent here, a line each; empty when they should."""
         if self._is_draining:
             return "draining\n"
-        return "".join(f"{name}: {fault}\n" for name, fault in self._faults().items())
+        failing = {fault.task: f"failing, {fault.error}" for fault in background.faults() if fault.guards_access}
+        return "".join(f"{name}: {fault}\n" for name, fault in {**failing, **self._faults()}.items())
 
 
 readiness = Readiness()
@@ -78,10 +80,11 @@ async def readyz(request: Request) -> Response:
 
 
 def _ways() -> str:
-    """What pages and logs are read from, where that is not simply the database."""
+    """What pages and logs are read from, where that is not simply the database; and loops that fail."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = ["pages: DATABASE_URL\n"] if settings.PAGES_DATABASE else []
+    lines += [f"{fault.task}: failing, {fault.error}\n" for fault in background.faults()]
     return "".join([*lines, f"logs: {used}\n"] if replica.is_set() else lines)
 
 

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
+from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 from allauth.usersessions.models import UserSession
@@ -37,6 +39,7 @@ from sso.models import ReceivedAssertion
 from ui import databases
 from ui.models import KeptAnswer
 from wire import builtin
+from wire.background import Background
 
 logger = logging.getLogger(__name__)
 
@@ -67,32 +70,25 @@ def once() -> dict[str, int] | None:
     return counts if counts is None else counts | {"servers_asked": _ask_servers(timezone.now())}
 
 
-async def always() -> None:
-    """Do all chores when they come round, until cancelled."""
-    await asyncio.gather(forever(), *map(steadily, STEADY))
+def start(background: Background) -> None:
+    """Do all chores when they come round, each of STEADY beside all others."""
+    pauses = chain([random.uniform(*FIRST_S)], repeat(EVERY.total_seconds()))  # noqa: S311  no secret
+    background.forever("chores", partial(asyncio.to_thread, _once_logged), lambda: asyncio.sleep(next(pauses)))
+    for chore, (between, words, work) in STEADY.items():
+        background.forever(
+            f"chore {chore}", partial(asyncio.to_thread, _logged, chore, words, work), partial(_pause, *between)
+        )
 
 
-async def alone() -> None:
+async def _pause(least: float, most: float) -> None:
+    await asyncio.sleep(random.uniform(least, most))  # noqa: S311  no secret
+
+
+def start_alone(background: Background) -> None:
     """The same in a process that does nothing else."""
     builtin.listen_at(environment.text("GATEWAY_BUILTIN_URL"), environment.text("GATEWAY_BUILTIN_SECRET"))
     database.limit_statements()
-    await always()
-
-
-async def forever() -> None:
-    """Do the chores again and again; a failure is logged and tried again next time."""
-    await asyncio.sleep(random.uniform(*FIRST_S))  # noqa: S311  no secret
-    while True:
-        await asyncio.to_thread(_once_logged)
-        await asyncio.sleep(EVERY.total_seconds())
-
-
-async def steadily(chore: str) -> None:
-    """Do one of STEADY again and again, beside all else; a failure is logged and tried again next time."""
-    between, words, work = STEADY[chore]
-    while True:
-        await asyncio.sleep(random.uniform(*between))  # noqa: S311  no secret
-        await asyncio.to_thread(_logged, chore, words, work)
+    start(background)
 
 
 def _logged(chore: str, words: str, work: Callable[[], object]) -> None:

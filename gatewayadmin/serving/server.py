@@ -28,6 +28,7 @@ from uvicorn_worker import UvicornWorker
 from gatewayadmin.serving.head_limits import HeadLimits
 from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_their_calls, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
+from wire.background import Background
 
 BACKLOG = 2048
 DRAIN_S = 10
@@ -143,15 +144,15 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, stop.set)
-        task = asyncio.create_task(housekeeping.alone())
-        while not stop.is_set() and not task.done():
+        background = Background()
+        housekeeping.start_alone(background)
+        while not stop.is_set():
             await self.callback_notify()
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 1)
-        if task.done():
-            task.result()
-        task.cancel()
-        await asyncio.wait([asyncio.create_task(loop.shutdown_default_executor())], timeout=CHORES_END_S)
+        await background.stop()
+        ending = background.spawn("end of the chores", loop.shutdown_default_executor())
+        await asyncio.wait([ending], timeout=CHORES_END_S)
         os._exit(0)  # Else a thread that is still at work is waited for.
 
     def _install_sigquit_handler(self) -> None:

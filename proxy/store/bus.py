@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from psycopg.pq.abc import PGconn, PGresult
 
 from proxy.store.database import DatabaseUnavailable, PgConnection, StatementRejected
+from wire.background import Background
 
 logger = logging.getLogger(__name__)
 
 CHANNEL = "gateway"
-RETRY_SECONDS = 0.25
 # A connection that is cut without a word is found out by a statement that gets no answer.
 BEAT_SECONDS = 5.0
 BEAT_TIMEOUT = 2.0
@@ -64,8 +64,7 @@ class Bus:
         self._handlers: dict[str, list[Handler]] = {}
         self._gone = asyncio.Event()
         self._first_attempt = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(DatabaseUnavailable, StatementRejected)
         self.fault = "not connected yet"
 
     def on(self, topic: str, handler: Handler) -> None:
@@ -78,17 +77,23 @@ class Bus:
 
     def publish_soon(self, topic: str, told: str = "") -> None:
         """The same without waiting; told to nobody when the database is not there."""
-        self._start(topic, self.publish(topic, told))
+        self._background.spawn(f"bus, {topic}", self.publish(topic, told))
 
     async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected."""
+        """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected.
+
+        It ends also when its caller is cancelled, since abandoning it would close the connection of all others.
+        """
+        return await asyncio.shield(self._background.spawn("bus, statement", self._query(name, parameters)))
+
+    async def _query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         async with self._one:
             if not self._listener.connected:  # Whoever connects it tells the handlers.
                 raise DatabaseUnavailable(self.fault)
             return await self._listener.query(name, parameters)
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="bus")
+        self._background.forever("bus", self._stay_connected, self._wait_for_beat, guards_access=True)
 
     async def first_attempt(self) -> None:
         """Return when the connection was made, or could not be; `fault` says which."""
@@ -96,39 +101,37 @@ class Bus:
 
     async def stop(self) -> None:
         """Hear nothing more."""
-        ending = [task for task in (self._worker, *self._tasks) if task is not None]
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await self._background.stop()
         self._listener.close()
 
-    async def _work(self) -> None:
-        while True:
-            try:
-                await self._listener.connect()
-            except (DatabaseUnavailable, StatementRejected) as error:
-                self.fault = str(error)
-                self._first_attempt.set()
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            self.fault = ""
-            self._first_attempt.set()
-            for topic in self._handlers:
-                self._tell(topic, None)
-            await self._stay_connected()
-            self.fault = "the connection was lost"
-
-    async def _stay_connected(self) -> None:
-        while self._listener.connected:
-            self._gone.clear()
+    async def _wait_for_beat(self) -> None:
+        """Wait until the connection is to be tried or made."""
+        if self._listener.connected:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), BEAT_SECONDS)
-            async with self._one:
-                if self._listener.connected:
-                    with suppress(DatabaseUnavailable, StatementRejected):
-                        await self._listener.run(b"SELECT 1")
+
+    async def _stay_connected(self) -> None:
+        """Try the connection; without one make it, and have everything read that may have been missed."""
+        self._gone.clear()
+        async with self._one:
+            if self._listener.connected:
+                with suppress(DatabaseUnavailable, StatementRejected):
+                    await self._listener.run(b"SELECT 1")
+        if self._listener.connected:
+            return
+        try:
+            await self._listener.connect()
+        except (DatabaseUnavailable, StatementRejected) as error:
+            self.fault = str(error)
+            raise
+        finally:
+            self._first_attempt.set()
+        self.fault = ""
+        for topic in self._handlers:
+            self._tell(topic, None)
 
     def _lost(self) -> None:
+        self.fault = "the connection was lost"
         self._gone.set()
 
     def _hear(self, payload: str) -> None:
@@ -143,17 +146,4 @@ class Bus:
                 logger.exception("a handler of the bus failed", extra={"topic": topic})
                 continue
             if work is not None:
-                self._start(topic, work)
-
-    def _start(self, topic: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._run(topic, work), name=f"bus, {topic}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, topic: str, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except DatabaseUnavailable as error:
-            logger.warning("a handler of the bus found no database", extra={"topic": topic, "error": str(error)})
-        except Exception:
-            logger.exception("a handler of the bus failed", extra={"topic": topic})
+                self._background.spawn(f"bus, {topic}", work)

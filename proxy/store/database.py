@@ -10,12 +10,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from types import coroutine
 
 import psycopg
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
+
+from wire.background import Background, every
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +311,7 @@ class GroupCommit[Item, Answer]:
         self._alone_in_a_row = 0
         self._failed = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._clock: asyncio.Task[None] | None = None
+        self._background = Background()
         self.fault = "not connected yet"
         self.on_hang: Callable[[], object] = bool  # Called when a statement is found to hang.
 
@@ -323,8 +326,17 @@ class GroupCommit[Item, Answer]:
         return self._alone_in_a_row >= SINGLES
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._work(worker), name=self._name) for worker in self._workers]
-        self._clock = asyncio.create_task(self._tick(), name=f"{self._name}, clock")
+        self._tasks = [
+            self._background.forever(
+                self._name,
+                partial(self._work, worker),
+                partial(self._wait_for_batch, worker),
+                guards_access=True,
+                until=lambda: self._stopping and not self._waiting,
+            )
+            for worker in self._workers
+        ]
+        self._background.forever(f"{self._name}, clock", self._tick, every(TICK_SECONDS), guards_access=True)
         for worker in self._workers:
             worker.connection.on_lost = self._connection_lost
 
@@ -336,11 +348,10 @@ class GroupCommit[Item, Answer]:
     async def stop(self) -> None:
         """Handle what is waiting, then stop and close the connections."""
         self._stopping = True
-        if self._clock is not None:
-            self._clock.cancel()
         self._wake_all()
         while self._tasks and (await asyncio.wait(self._tasks, timeout=STOP_SECONDS))[1]:
             self._give_up_repairs()
+        await self._background.stop()
         for worker in self._workers:
             worker.connection.close()
 
@@ -384,29 +395,30 @@ class GroupCommit[Item, Answer]:
         if wakeup in self._idle:
             self._idle.remove(wakeup)
 
+    async def _wait_for_batch(self, worker: _Worker[Item, Answer]) -> None:
+        if worker.healthy and not self._waiting:
+            await self._wait_for_work()
+
     async def _work(self, worker: _Worker[Item, Answer]) -> None:
-        while self._waiting or not self._stopping:
-            if not worker.healthy and not await self._repair(worker):
-                continue
-            if not self._waiting:
-                await self._wait_for_work()
-                continue  # The connection may have been lost meanwhile.
-            await self._gather_batch()
-            batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
-            if not batch:  # Another worker was quicker.
-                continue
-            self._alone_in_a_row = self._alone_in_a_row + 1 if len(batch) == 1 else 0
-            if self._waiting:
-                self._wake()
-            await self._run_batch(worker, batch)
+        """Handle a batch, if any item waits; the connection may have been lost before."""
+        if (not worker.healthy and not await self._repair(worker)) or not self._waiting:
+            return
+        await self._gather_batch()
+        batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+        if not batch:  # Another worker was quicker.
+            return
+        self._alone_in_a_row = self._alone_in_a_row + 1 if len(batch) == 1 else 0
+        if self._waiting:
+            self._wake()
+        await self._run_batch(worker, batch)
 
     async def _run_batch(self, worker: _Worker[Item, Answer], batch: list[Waiting[Item, Answer]]) -> None:
         worker.ticks, worker.batch = 0, batch
         try:
             await worker.handle(batch)
         except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
+            fail(batch, self._to_error(error))  # First: nobody may wait for ever for an item that was taken.
             self._log_failure(len(batch), error)
-            fail(batch, self._to_error(error))
             self._mark_broken(worker, error)
         else:
             self._unlogged = 0
@@ -486,21 +498,19 @@ class GroupCommit[Item, Answer]:
             self.fault = ""
 
     async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
+        for worker in self._workers:
+            if worker.ticks >= 0:
+                worker.ticks += 1
+        was_hanging = self._is_hanging
+        self._update_fault()
+        if not self._is_hanging or was_hanging:
+            return
+        if self._rejects_when_full:
+            error = DatabaseUnavailable(self.fault)
+            self._fail_waiting(error)
             for worker in self._workers:
-                if worker.ticks >= 0:
-                    worker.ticks += 1
-            was_hanging = self._is_hanging
-            self._update_fault()
-            if not self._is_hanging or was_hanging:
-                continue
-            self.on_hang()
-            if self._rejects_when_full:
-                error = DatabaseUnavailable(self.fault)
-                self._fail_waiting(error)
-                for worker in self._workers:
-                    fail(worker.batch, error)
+                fail(worker.batch, error)
+        self.on_hang()
 
     def _fail_waiting(self, error: Exception) -> None:
         batch, self._waiting = self._waiting, []

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Statements, Told
 from wire import jsonrpc, sse
+from wire.background import Background
 from wire.cipher import Cipher, Unreadable
 
 logger = logging.getLogger(__name__)
@@ -245,16 +246,13 @@ class StreamEvents:
         self._finished_bytes = 0
         self._news: dict[str, set[asyncio.Event]] = {}
         self._waiting: OrderedDict[str, History] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         bus.on("resume", self._wanted)
         bus.on("events", self._ring)
 
     async def stop(self) -> None:
         """Write what is to be written; it gets a moment."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=1)
-            for task in late:
-                task.cancel()
+        await self._background.stop(patience=1)
 
     # The streams of this worker
 
@@ -314,10 +312,7 @@ class StreamEvents:
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have this done beside everything else."""
-        task = asyncio.create_task(work, name="events of a stream")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
         """The client of a stream has come back for it, to whichever worker."""

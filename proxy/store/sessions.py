@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import State
 from wire import credential, token_text, versions
+from wire.background import Background
 from wire.cipher import Cipher, Unreadable
 from wire.client import McpClient
 from wire.jsonrpc import Object
@@ -289,6 +290,10 @@ class StoredSessions:
         return []
 
 
+async def _wait_for_sweep() -> None:
+    await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  no secret
+
+
 def _identity(target: Target) -> dict[str, str]:
     return {
         "owner": target.owner_id or target.connection_id,
@@ -305,17 +310,14 @@ class SessionKeeper:
         self._cipher = cipher
         self._client = client
         self._idle_seconds = hours * 3600
-        self._ending: dict[str, asyncio.Task[None]] = {}  # By connection.
-        self._sweeper: asyncio.Task[None] | None = None
+        self._ending: set[str] = set()  # Connections.
+        self._background = Background(DatabaseUnavailable)
 
     def start(self) -> None:
-        self._sweeper = asyncio.create_task(self._sweep_forever(), name="idle sessions")
+        self._background.forever("idle sessions", self._sweep_all, _wait_for_sweep)
 
     async def stop(self) -> None:
-        ending = [task for task in (self._sweeper, *self._ending.values()) if task is not None]
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await self._background.stop()
 
     async def open(self, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]) -> str:
         """A new session of this connection; its id. What is too many is ended soon. Raises DatabaseUnavailable."""
@@ -333,7 +335,8 @@ class SessionKeeper:
         }
         ((is_full,),) = await self._state.fetch(OPEN, given)
         if is_full and connection_id not in self._ending:
-            self._ending[connection_id] = asyncio.create_task(self._end_surplus(connection_id), name="surplus sessions")
+            self._ending.add(connection_id)
+            self._background.spawn("surplus sessions", self._end_surplus(connection_id))
         return session_id
 
     async def _end_surplus(self, connection_id: str) -> None:
@@ -349,7 +352,7 @@ class SessionKeeper:
         except DatabaseUnavailable as error:  # The next one that is opened ends them.
             logger.warning("sessions that are too many are still there", extra={"error": str(error)})
         finally:
-            del self._ending[connection_id]
+            self._ending.discard(connection_id)
 
     async def set_level(self, session: str, level: str) -> None:
         """Keep from which level on this client wants log messages. Raises DatabaseUnavailable."""
@@ -399,14 +402,9 @@ class SessionKeeper:
         for target in self._targets(rows):
             self._client.end_in_background(target)
 
-    async def _sweep_forever(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  no secret
-            try:
-                while await self.sweep() >= MOST_AT_A_SWEEP:
-                    pass
-            except DatabaseUnavailable as error:
-                logger.warning("idle sessions not ended", extra={"error": str(error)})
+    async def _sweep_all(self) -> None:
+        while await self.sweep() >= MOST_AT_A_SWEEP:
+            pass
 
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
         """The sessions at servers of these owners that this worker is to listen to; the `known` are not read again.

@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 from proxy import metrics
 from proxy.access.decision import AssignedServer, Grant
 from wire.address_group import address_group
+from wire.background import Background
 from wire.jsonrpc import storable
 from wire.rpc_messages import MODERN, SESSION, ServerInfo, Target
 
@@ -73,12 +74,12 @@ class UsageTracker:
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
         self._unknown_tokens_written_at = time.monotonic()
-        self._worker: asyncio.Task[None] | None = None
+        self._background = Background()
         self._first_attempt = asyncio.Event()
         self.fault = ""
 
     def start(self) -> None:
-        self._worker = asyncio.create_task(self._work(), name="usage")
+        self._background.forever("usage", self._work, self._wait_for_flush)
 
     async def first_attempt(self) -> None:
         """Return when the statements were prepared, or could not be; `fault` says which the server refused."""
@@ -86,9 +87,7 @@ class UsageTracker:
 
     async def stop(self) -> None:
         """Flush a last time and stop."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._background.stop()
         self._unknown_tokens_written_at = float("-inf")
         _flush_metrics()
         await self._flush_or_drop()
@@ -149,17 +148,18 @@ class UsageTracker:
 
     # The background task
 
-    async def _work(self) -> None:
-        await self._open_or_drop()
-        self._first_attempt.set()
-        while True:
-            if self.fault:
-                await self._open_or_drop()
+    async def _wait_for_flush(self) -> None:
+        if self._first_attempt.is_set():
+            await asyncio.sleep(LEAST_SECONDS)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._exactly.wait(), FLUSH_SECONDS)
-            _flush_metrics()
-            await self._flush_or_drop()
-            await asyncio.sleep(LEAST_SECONDS)
+
+    async def _work(self) -> None:
+        if self.fault or not self._first_attempt.is_set():
+            await self._open_or_drop()
+        self._first_attempt.set()
+        _flush_metrics()
+        await self._flush_or_drop()
 
     async def _open_or_drop(self) -> None:
         """Prepare the statements, so that a server that does not know their SQL is noticed at the start."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from servers.models import Server
 from tests import make
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
+from tests.eventually import PATIENCE
 from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
 from tests.proxy.conftest import Agent, Start, eventually, sql
 from tests.proxy.scripted import MODERN, Object, Request, calling
@@ -366,6 +369,32 @@ def test_a_request_state_is_good_once_and_for_its_own_connection(work: Work) -> 
     assert {answer.json()["error"]["code"] for answer in (foreign, used)} == {INVALID_PARAMS}
 
 
+def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.suspended_calls.LOOK_SECONDS", 600)  # It is told, and does not look.
+    released = threading.Event()
+
+    class Slow(Asker):
+        async def _finish(self, request: Request, answers: list[Object]) -> None:
+            await asyncio.to_thread(released.wait, PATIENCE)
+            await super()._finish(request, answers)
+
+    server = Slow(asks=[FORM])
+    work.put(server.app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(retry, agent, wanted)
+        eventually(lambda: server.answers)
+        repeated = retry(agent, wanted)
+        released.set()
+        assert result_of(first.result(PATIENCE))["resultType"] == "complete"
+
+    assert repeated.json()["error"]["code"] == INVALID_PARAMS
+
+
 def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
@@ -378,7 +407,8 @@ def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest
     assert refused.json()["error"]["message"] == "Invalid params: this requestState is too old"
 
 
-def test_a_call_whose_worker_died_says_so(work: Work) -> None:
+def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.suspended_calls.BEAT_SECONDS", 600)
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     wanted = result_of(ask(agent))

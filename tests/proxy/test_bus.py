@@ -15,7 +15,7 @@ from gateways.models import Assignment, Feature, Gateway
 from proxy.store.bus import Bus
 from proxy.store.state import State
 from tests import make
-from tests.eventually import PROMPT, until
+from tests.eventually import PROMPT, eventually, until
 from tests.proxy.conftest import hearing
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,6 +32,15 @@ async def bus_of(**handlers: Any) -> AsyncIterator[Bus]:
 
     async with hearing(with_handlers) as bus:
         yield bus
+
+
+def waits_for_a_lock() -> bool:
+    with psycopg.connect(database.conninfo()) as connection:
+        found = connection.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'gateway bus'"
+            " AND datname = current_database() AND wait_event = 'advisory'"
+        ).fetchone()
+    return found is not None
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -78,6 +87,35 @@ def test_a_killed_connection_is_back_within_a_second_and_handlers_are_told_to_re
             assert bus.fault == ""
 
     run(work)
+
+
+def test_a_statement_whose_caller_leaves_keeps_the_connection_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.bus.BEAT_SECONDS", 600)
+    monkeypatch.setattr("proxy.store.bus.BEAT_TIMEOUT", 600)
+    heard: list[str | None] = []
+
+    async def work() -> None:
+        state = State(database.conninfo())
+        bus = Bus(database.conninfo(), state, (b"PREPARE waits AS SELECT pg_advisory_xact_lock(5150)",))
+        bus.on("answer", heard.append)
+        await state.start()
+        bus.start()
+        await until(lambda: heard == [None])
+        async with await psycopg.AsyncConnection.connect(database.conninfo(), autocommit=True) as holder:
+            await holder.execute("SELECT pg_advisory_lock(5150)")
+            caller = asyncio.ensure_future(bus.query(b"waits", []))
+            await asyncio.to_thread(eventually, waits_for_a_lock)
+            caller.cancel()
+            await asyncio.wait([caller])
+        assert caller.cancelled()
+        await bus.query(b"waits", [])
+        await bus.publish("answer", "after")
+        assert await until(lambda: len(heard) > 1) < PROMPT
+        await bus.stop()
+        await state.stop()
+
+    run(work)
+    assert heard == [None, "after"]  # It was connected all the time.
 
 
 def test_a_handler_that_fails_or_waits_keeps_nothing_from_the_others() -> None:

@@ -182,7 +182,6 @@ def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Cal
     """A gateway in front of this library, which looks often for whom it is to listen."""
     monkeypatch.setattr("proxy.server_streams.LEASE_AGAIN_SECONDS", 0.2)
     monkeypatch.setattr("proxy.server_streams.LOOK_AGAIN_SECONDS", 0.3)
-    monkeypatch.setattr("proxy.server_streams.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("proxy.server_streams.AGAIN_SECONDS", 0.1)
     return lambda library: LibraryWork(start, run, library=library, is_modern=library.is_modern)
 

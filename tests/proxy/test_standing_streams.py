@@ -21,7 +21,7 @@ from proxy.request import McpRequest
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable, StatementRejected
 from proxy.store.sessions import digest
-from proxy.streams import StandingStream, end_standing
+from proxy.streams import StandingStream, Streams, end_standing
 from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA
 from tests.conftest import Run
@@ -364,7 +364,9 @@ def test_what_is_under_way_with_a_token_that_is_known_no_longer_ends(
 
 
 @pytest.mark.parametrize(
-    "fault", [DatabaseUnavailable("gone"), StatementRejected("42501", "no")], ids=["away", "rejects"]
+    "fault",
+    [DatabaseUnavailable("gone"), StatementRejected("42501", "no"), TypeError("a fault")],
+    ids=["away", "rejects", "a fault"],
 )
 def test_a_cut_is_found_although_the_database_did_not_answer_for_a_moment(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Any
@@ -387,7 +389,31 @@ def test_a_cut_is_found_although_the_database_did_not_answer_for_a_moment(
         assert stream.over.wait(PATIENCE)
         assert stream.events[-1]["error"]["data"] == {"reason": "connection_disabled"}
     assert failed == [3]
-    assert "open streams could not be checked" in caplog.text
+    assert "open streams" in [getattr(record, "task", "") for record in caplog.records]
+
+
+def test_a_stream_about_which_nothing_can_be_decided_ends_and_the_others_are_decided_about(
+    start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = Streams._verdict
+    work = Work(start, run)
+    odd, cut, allowed = (in_session(work.agent(name)) for name in ("odd", "bob", "eve"))
+    of_odd = str(Connection.objects.get(user__email="odd@example.com").pk)
+
+    def fails(streams: Streams, request: McpRequest, grant: Any) -> Any:
+        if grant is not None and grant.connection_id == of_odd:
+            raise TypeError("a fault")
+        return verdict(streams, request, grant)
+
+    with listening(odd, "GET") as undecided, listening(cut, "GET") as ended, listening(allowed, "GET") as stays:
+        for stream in (undecided, ended, stays):
+            assert stream.begun.wait(PATIENCE)
+        monkeypatch.setattr(Streams, "_verdict", fails)
+        the_connection(cut).disable(by=ana)
+        assert undecided.over.wait(PATIENCE)
+        assert ended.over.wait(PATIENCE)
+        assert ended.events[-1]["error"]["data"] == {"reason": "connection_disabled"}
+        assert not stays.over.is_set()
 
 
 def test_a_call_of_an_app_outlives_its_token_and_a_stream_does_not(

@@ -86,6 +86,17 @@ async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, by
         return reply.status, await reply.read()
 
 
+async def test_idle_connections_end_without_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.pool.IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("wire.http1.IDLE_SECONDS", 0.05)
+    async with serving(whole(b"hello")) as (server, transport):
+        await fetch(transport, server.url)
+
+        await asyncio.wait_for(server.closed.wait(), PATIENCE)
+
+        assert (transport.idle, server.connections) == (0, 1)
+
+
 @asynccontextmanager
 async def open_stream(transport: Transport, port: int) -> AsyncIterator[HttpResponse]:
     with await transport.send("POST", "docs", f"http://127.0.0.1:{port}/", {}) as reply:

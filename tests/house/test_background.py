@@ -1,0 +1,49 @@
+"""Background work is supervised: tasks are begun in one module only."""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.workspace import ROOT
+
+# Other places, and who gets what such a task raises.
+OTHERS = {
+    "gatewayadmin/playground/endpoint_call.py:_run": "_run waits for it; what it raises is logged by the endpoint",
+    "proxy/suspended_calls.py:call": "its caller awaits it, or _finish logs it",
+    "wire/background.py:forever": "the module itself",
+    "wire/background.py:spawn": "the module itself",
+}
+BEGIN = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
+OF_ASYNCIO = {"Task", "TaskGroup"}
+PACKAGES = [each.parent.name for each in ROOT.glob("*/__init__.py") if each.parent.name not in {"tests", "bench"}]
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
+        yield str(path.relative_to(ROOT)), ast.parse(Path(path).read_text())
+
+
+def begins_task(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Name):
+        return node.func.id in BEGIN
+    if not isinstance(node.func, ast.Attribute):
+        return False
+    owner = getattr(node.func.value, "id", "")
+    return node.func.attr in BEGIN or (owner == "asyncio" and node.func.attr in OF_ASYNCIO)
+
+
+def functions(tree: ast.AST, fits: Callable[[ast.AST], bool], within: str = "") -> Iterator[str]:
+    """The innermost functions around what fits."""
+    for node in ast.iter_child_nodes(tree):
+        if fits(node):
+            yield within
+        inside = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else within
+        yield from functions(node, fits, inside)
+
+
+def test_tasks_are_begun_by_the_module_that_supervises_them_and_a_few_others() -> None:
+    found = {f"{path}:{function}" for path, tree in modules() for function in functions(tree, begins_task)}
+
+    assert found == set(OTHERS)
