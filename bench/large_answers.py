@@ -1,13 +1,17 @@
-"""Measure what large answers cost everybody else: `python -m bench.large_answers`.
+"""Measure what large answers cost everybody else, and in memory: `python -m bench.large_answers`.
 
 A gateway with two servers and one worker. One client after the other pings and calls a small tool; p99 of that is
 taken alone, then while others fetch answers of 30 MB with 100,000 URIs (packed 40 KB), of which every URI is rewritten.
 It fails when a figure grows by more than 50 ms.
+
+Then as many sockets of one token ask for answers of 8 MB and take nothing of them. It fails when the worker grows by
+more than 100 MB meanwhile, or is larger by that afterwards than before all.
 """
 
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -17,13 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 
-from bench.processes import ROOT, asked, free_port, gateway_environment, rows, running, serve_command, upstream_command
+from bench.processes import (
+    ROOT,
+    asked,
+    free_port,
+    gateway_environment,
+    memory,
+    rows,
+    running,
+    serve_command,
+    upstream_command,
+)
 
 MOST_ADDED_MS = 50
 PROBES = 4  # Clients that ping and call.
 PAUSE_S = 0.01
 SIZE, LINKS = 30_000_000, 100_000
+UNREAD_SIZE = 8_000_000
+MOST_GROWN_MB = 100
+SETTLE_S = 5  # Until what is not needed any more has been given back.
 
 
 def main() -> None:
@@ -33,25 +51,68 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=SIZE, help="bytes of an answer (default: %(default)s)")
     parser.add_argument("--links", type=int, default=LINKS, help="in an answer (default: %(default)s)")
     parser.add_argument("--code", type=Path, default=ROOT, help="another checkout to measure")
+    parser.add_argument("--unread", type=int, default=40, help="sockets that take nothing (default: %(default)s)")
+    parser.add_argument("--unread-seconds", type=float, default=25, help="for so long (default: %(default)s)")
     options = parser.parse_args()
     upstream, port = free_port(), free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = gateway_environment(Path(folder)) | {"GATEWAY_ANSWER_MIB": "64"}
         with (
             running(upstream_command(upstream), upstream),
-            running(serve_command(options.code, port), port, environment, path="/readyz", folder=options.code),
+            running(
+                serve_command(options.code, port), port, environment, path="/readyz", folder=options.code
+            ) as process,
         ):
             servers = {"one": f"http://127.0.0.1:{upstream}/mcp", "two": f"http://127.0.0.1:{upstream}/many"}
             made = rows(options.code, environment, "together", name="large", servers=servers, tokens=2)
-            sys.exit(not measure(f"http://127.0.0.1:{port}/mcp/{made['slug']}", made["tokens"], options))
+            url, worker = f"http://127.0.0.1:{port}/mcp/{made['slug']}", serving(process.pid, port)
+            for token in made["tokens"]:
+                asked(url, {"Authorization": f"Bearer {token}"}, message("tools/list", {}))
+            asyncio.run(probe(url, made["tokens"][0], 1))  # Warm.
+            first = memory([worker])
+            fine = measure(url, made["tokens"], options) if options.clients else True
+            sys.exit(not (leave_unread(url, made["tokens"], worker, first, options) and fine))
+
+
+def serving(server: int, port: int) -> int:
+    """Return the process id of the worker of this server."""
+    children = psutil.Process(server).children()
+    return int(
+        next(each.pid for each in children if any(one.laddr.port == port for one in each.net_connections("tcp")))
+    )
+
+
+def leave_unread(url: str, tokens: list[str], worker: int, first: float, options: argparse.Namespace) -> bool:
+    """Print what a worker takes while answers are not taken, and afterwards; whether neither is too much."""
+    before = memory([worker])
+    sockets = [unread(url, tokens[1]) for _ in range(options.unread)]
+    most, ends = before, time.monotonic() + options.unread_seconds
+    while time.monotonic() < ends:
+        most = max(most, memory([worker]))
+        time.sleep(0.05)
+    for each in sockets:
+        each.close()
+    time.sleep(SETTLE_S)
+    after = memory([worker])
+    print(f"{options.unread} answers of {UNREAD_SIZE / 1e6:g} MB that nobody takes: {before:.0f} -> {most:.0f} MB")
+    print(f"the worker afterwards: {first:.0f} -> {after:.0f} MB", flush=True)
+    return most - before <= MOST_GROWN_MB and after - first <= MOST_GROWN_MB
+
+
+def unread(url: str, token: str) -> socket.socket:
+    """Ask for a large answer, and take nothing of it."""
+    host, port = url.split("/")[2].split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((host, int(port)))
+    arguments = {"count": 1, "size": UNREAD_SIZE}
+    sock.sendall(Client.spelled(url, token, message("tools/call", {"name": "one__large", "arguments": arguments})))
+    return sock
 
 
 def measure(url: str, tokens: list[str], options: argparse.Namespace) -> bool:
     """Print p99 alone and beside large answers; whether none grew too much."""
-    for token in tokens:
-        asked(url, {"Authorization": f"Bearer {token}"}, message("tools/list", {}))
     context, fine = get_context("spawn"), True
-    asyncio.run(probe(url, tokens[0], 1))  # Warm.
     alone = asyncio.run(probe(url, tokens[0], options.seconds))
     print(f"{'':34}{'ping p50':>10}{'p99':>9}{'most':>9}{'call p50':>12}{'p99':>9}{'most':>9}", flush=True)
     told("alone", alone)
@@ -149,7 +210,7 @@ class Client:
     """One connection of a client; it reads an answer as it comes."""
 
     def __init__(self, url: str, token: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._path = "/" + url.split("/", 3)[3]
+        self._url = url
         self._token = token
         self._reader = reader
         self._writer = writer
@@ -159,14 +220,19 @@ class Client:
         host, port = url.split("/")[2].split(":")
         return cls(url, token, *await asyncio.open_connection(host, int(port), limit=1 << 22))
 
-    async def ask(self, asked: dict[str, Any]) -> bytes:
+    @staticmethod
+    def spelled(url: str, token: str, asked: dict[str, Any]) -> bytes:
+        """The request as it is sent."""
         body = orjson.dumps(asked)
         head = (
-            f"POST {self._path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self._token}\r\n"
+            f"POST /{url.split('/', 3)[3]} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
             "Content-Type: application/json\r\nAccept: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        self._writer.write(head.encode() + body)
+        return head.encode() + body
+
+    async def ask(self, asked: dict[str, Any]) -> bytes:
+        self._writer.write(self.spelled(self._url, self._token, asked))
         answer = await self._reader.readuntil(b"\r\n\r\n")
         length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         text = await self._reader.readexactly(int(length.partition(b":")[2]))

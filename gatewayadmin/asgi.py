@@ -75,6 +75,7 @@ def proxy_config() -> proxy.Config:
         token_calls=settings.TOKEN_CALLS,
         body_limit=settings.BODY_MIB << 20,
         answer_limit=settings.ANSWER_MIB << 20,
+        answers_limit=settings.ANSWERS_MIB << 20,
         answer_seconds=settings.ANSWER_SECONDS,
         session_hours=settings.SESSION_HOURS,
         listener=_listener,

@@ -35,6 +35,7 @@ from proxy.store.state import State
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls
+from wire.byte_budget import ByteBudget
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
@@ -64,11 +65,13 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     usage = UsageTracker(config.conninfo, config.unknown_token_seconds)
     cipher = Cipher(config.encryption_keys)
     guard = Guard(config.private_upstreams, config.own_endpoints, proxy=config.outbound_proxy)
+    budget = ByteBudget(config.answers_limit, config.queue_seconds)
     transport = Transport(
         guard,
         limit=config.answer_limit,
         listener=config.listener,
         secret=config.listener_secret,
+        budget=budget,
     )
     mcp_client = McpClient(
         transport,
@@ -98,7 +101,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         forwarder = Forwarder(client, lists, cipher, usage, requests, suspended, refresher, carriage.calls)
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         handshake = Handshake(keeper)
-        dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls)
+        dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls, budget)
         streams = Streams(bus, state, dispatcher.refusal_now)
         suspended.under_way, forwarder.recheck, usage.in_use = streams.calls, streams.recheck, streams.sessions
         bus.on("sessions", usage.write_sessions)

@@ -28,6 +28,7 @@ class Config:
     at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
     processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
     A client has `answer_seconds` to answer what a server asks, and its session may go unused for `session_hours`.
+    All large answers in this process take `answers_limit` bytes at most, those of a token an eighth of it.
     `log_connections` write the log; before each kind of statement `max_waiting` requests may wait.
     """
 
@@ -45,6 +46,7 @@ class Config:
     listener_secret: str = field(default="", repr=False)
     body_limit: int = 4 << 20
     answer_limit: int = 10 << 20
+    answers_limit: int = 128 << 20
     list_seconds: float = 10.0
     ping_seconds: float = 15.0
     unknown_token_seconds: float = 60.0

@@ -29,8 +29,10 @@ from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
 from wire import jsonrpc, stateless, trace_context, versions
-from wire.errors import Busy, SessionEnded, TokenBusy, UpstreamError
+from wire.byte_budget import ByteBudget
+from wire.errors import AnswersNotTaken, Busy, SessionEnded, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
+from wire.turns import QueueFull
 
 type Handler = Callable[[McpRequest, Grant, Message, Stream | None], Awaitable[Response]]
 
@@ -200,11 +202,13 @@ class Dispatcher:
         forwarder: Forwarder,
         public_url: str,
         max_calls: int,
+        budget: ByteBudget,
         handlers: Mapping[str, Handler] = MappingProxyType({}),
     ) -> None:
         self._handshake = handshake
         self._identity_row_url = public_url + IDENTITY_ROW
         self._max_calls = max_calls
+        self.budget = budget
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
         self._lists = lists
         self._forwarder = forwarder
@@ -246,6 +250,8 @@ class Dispatcher:
                 method, handler = served
                 if (refusal := _refusal(request, message, method)) is not None:
                     return refusal
+                if self.budget.total and (method.forwards or method.lists):
+                    await self._wait_for_room(grant.token_id)
                 return await handler(request, grant, message, stream)
             finally:
                 self._end(grant.token_id)
@@ -258,6 +264,13 @@ class Dispatcher:
     async def end_session(self, grant: Grant) -> Response:
         """End the session the request names, which is there. Raises DatabaseUnavailable."""
         return await self._handshake.end(grant)
+
+    async def _wait_for_room(self, token: str) -> None:
+        """Wait while the answers of this token take all that they may. Raises AnswersNotTaken."""
+        try:
+            await self.budget.admit(token)
+        except (QueueFull, TimeoutError):
+            raise AnswersNotTaken(seconds=1) from None
 
     def _begin(self, token: str) -> None:
         """Count one call more of this token. Raises TokenBusy."""

@@ -36,6 +36,7 @@ from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, error_of, honoured
 from wire import jsonrpc, trace_context, versions
 from wire.background import spawn
+from wire.byte_budget import HeldBytes
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, TokenBusy
 from wire.jsonrpc import Message
@@ -81,6 +82,7 @@ class Endpoint:
         self._writer = writer
         self._usage = usage
         self._dispatcher = dispatcher
+        self._budget = dispatcher.budget
         self._streams = resumption.server_streams.streams
         self._requests = requests
         self._server_streams = resumption.server_streams
@@ -234,6 +236,7 @@ class Endpoint:
         except NotRecordable:
             await _send_not_executed(request, stream)
         finally:
+            request.held = None
             if stream is not None and stream.opened:
                 stream.forget()
                 metrics.open_counts["streams"] -= 1
@@ -400,12 +403,21 @@ class Endpoint:
         metrics.count(row, (answer.outcome, answer.deny_reason), seconds, recorded)
         if answer.status == CLIENT_LEFT:
             return
+        if len(answer.body) > response.PIECE:
+            self._hold(request, len(answer.body))
         if stream is not None and (
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):
             await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
+
+    def _hold(self, request: McpRequest, size: int) -> None:
+        """Count the answer to the budget until its client has taken it."""
+        if request.held is not None:
+            request.held.resize(size)
+        elif request.grant is not None:
+            request.held = HeldBytes(self._budget, request.grant.token_id, size)
 
     async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
         """Add what is recorded of the bodies to the row; a row without them is better than none."""

@@ -151,6 +151,7 @@ class Forwarder:
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
         self._usage.server_contacted(resolved.assigned)
+        request.held = answer.held
         if answer.error is not None:
             return _error_response(request, resolved, message, answer)
         result = answer.document["result"]
@@ -528,7 +529,8 @@ async def _result_response(request: McpRequest, resolved: Resolved, message: Mes
         changes = Changes(
             resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids
         )
-        body = await answer.changed(resolved.assigned.server_name, message.id, changes)
+        token = request.grant.token_id if request.grant is not None else ""
+        body = await answer.changed(resolved.assigned.server_name, message.id, changes, token)
     else:
         body = jsonrpc.readdressed(answer.text, answer.document, message.id)
     return Response(200, body, "tool_error" if result.get("isError") is True else "ok")

@@ -15,6 +15,7 @@ from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from proxy.tasks import Task
 from wire import jsonrpc, token_text, trace_context, versions
+from wire.byte_budget import HeldBytes
 from wire.http1 import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message, Object
 from wire.rpc_messages import extensions_in
@@ -203,6 +204,7 @@ class McpRequest:
         "grant",
         "header_pairs",
         "headers",
+        "held",
         "malformed",
         "may_have_run",
         "mcp_task",
@@ -253,6 +255,8 @@ class McpRequest:
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
         self.ending: Any = None
+        # What its large answer takes of the budget, until the client has taken it.
+        self.held: HeldBytes | None = None
         # When the database was asked, and the span of the call; None for one that is not traced.
         self.asked_at = 0.0
         self.span: CallSpan | None = None

@@ -18,6 +18,8 @@ CORS_REQUEST_HEADERS = (
 )
 CORS_EXPOSED_HEADERS = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, X-Request-Id, Retry-After"
 
+PIECE = 64 * 1024  # Bytes; larger bodies wait piece by piece for their clients, and count to the budget.
+
 CONTENT_TYPE_JSON = (b"content-type", b"application/json")
 NO_STORE = (b"cache-control", b"no-store")
 RETRY_AFTER = (b"retry-after", b"1")
@@ -137,7 +139,17 @@ async def send(request: McpRequest, response: Response) -> None:
     if request.origin is not None:
         headers += cors_headers(request.origin)
     await request.send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await request.send({"type": "http.response.body", "body": response.body})
+    await _send_body(request, response.body)
+
+
+async def _send_body(request: McpRequest, body: bytes, *, more: bool = False) -> None:
+    """Send a body, a large one piece by piece: returns when the client has taken nearly all of it, or has left."""
+    if len(body) > PIECE:
+        for start in range(0, len(body), PIECE):
+            piece = body[start : start + PIECE]
+            await request.send({"type": "http.response.body", "body": piece, "more_body": True})
+        body = b""
+    await request.send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def is_primed(version: str) -> bool:
@@ -218,7 +230,7 @@ class Stream:
             if self._history is not None and self._history.away:  # Its client goes on elsewhere, if at all.
                 data = b""
             if last or data:
-                await self._request.send({"type": "http.response.body", "body": data, "more_body": not last})
+                await _send_body(self._request, data, more=not last)
 
     def _event(self, message: bytes, last: bool) -> bytes:
         history = self._history

@@ -37,7 +37,7 @@ from wire.rpc_messages import (
     ignore,
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
-from wire.turns import FairQueue, QueueFull, SharedTimer, TimeLimit
+from wire.turns import FairQueue, QueueFull, TimeLimit
 
 SWEEP_SECONDS = 60
 INITIALIZE_SECONDS = 5  # For a server that speaks 2026-07-28 to say whether it opens sessions too.
@@ -145,7 +145,7 @@ class McpClient:
         self.contradicted: Contradicted = lambda _: None  # Set by who finds out the eras of servers.
         self._workers = workers
         self._queue_seconds = queue_seconds
-        self._timer = SharedTimer()
+        self._timer = transport.timer
         self._queues: dict[str, FairQueue] = {}
         self._background = Background()
 

@@ -242,6 +242,19 @@ class Busy(UpstreamError):
         return {"reason": self.reason, "server": self.server, "retry_after": self.seconds}
 
 
+class AnswersNotTaken(Busy):
+    """The answers that the clients of this token have not taken yet are as large as they may be."""
+
+    sentence = "Large answers to this token have not been taken yet, so this call was not executed. Read them first."
+
+    def __init__(self, *, seconds: int) -> None:
+        super().__init__("", "its answers take its share of the memory for answers", seconds=seconds)
+
+    @property
+    def data(self) -> jsonrpc.Object:
+        return {"reason": self.reason, "retry_after": self.seconds}
+
+
 class TokenBusy(Busy):
     """This token has as many calls under way as one may have."""
 

@@ -17,6 +17,7 @@ from typing import Literal, cast
 
 import httptools
 
+from wire.byte_budget import ByteBudget, HeldBytes
 from wire.jsonrpc import LARGE
 from wire.turns import QUICK_TURNS, QueueFull, Turns
 
@@ -197,6 +198,7 @@ class HttpConnection(asyncio.Protocol):
         "_arrived",
         "_arrived_size",
         "_body",
+        "_budget",
         "_failure",
         "_framing_size",
         "_head_size",
@@ -216,6 +218,7 @@ class HttpConnection(asyncio.Protocol):
         "_server",
         "_slice_ends",
         "_slice_size",
+        "_token",
         "_trailer_size",
         "_transport",
         "_turns",
@@ -225,17 +228,23 @@ class HttpConnection(asyncio.Protocol):
         "_wire_size",
         "complete",
         "headers",
+        "held",
         "status",
         "streams",
     )
 
-    def __init__(self, sock: socket.socket, limit: int, turns: Turns, server: str = "") -> None:
+    def __init__(
+        self, sock: socket.socket, limit: int, turns: Turns, server: str = "", budget: ByteBudget | None = None
+    ) -> None:
         # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._limit = limit
         self._turns = turns
         self._server = server
+        self._budget = budget
+        self._token = ""
+        self.held: HeldBytes | None = None  # What a large answer takes of the budget.
         self._own_name = f"{server} {id(self)}"
         self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer holds a place of large ones.
         self._transport: asyncio.Transport | None = None
@@ -263,14 +272,16 @@ class HttpConnection(asyncio.Protocol):
 
     # The caller's side
 
-    async def exchange(self, request: bytes, written: Callable[[], object] = bool) -> None:
+    async def exchange(self, request: bytes, written: Callable[[], object] = bool, token: str = "") -> None:
         """Send a request; returns when the answer is complete, or its head when it streams.
 
-        Calls `written` when the request is on its way. Raises ConnectionBroken, Oversized or Stalled.
+        Calls `written` when the request is on its way. A large answer counts to `token`.
+        Raises ConnectionBroken, Oversized or Stalled.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
         self._parser = self._body = self._failure = None
+        self._token = token
         self._parts, self._raw = [], []
         self._wire_size = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_size, self._turns_taken = SLICE, 0
@@ -309,14 +320,26 @@ class HttpConnection(asyncio.Protocol):
             return
         places = self._turns.large
         try:
-            if not places.enter_now(self._server, self._own_name):
-                await places.enter(self._server, self._own_name)
+            with self._turns.unlimited():
+                if self._budget is not None:
+                    self.held = await self._budget.hold(self._token, min(self._expected, self._budget.share))
+                if not places.enter_now(self._server, self._own_name):
+                    await places.enter(self._server, self._own_name)
         except QueueFull:
+            self.held = None
             raise self._fail(Oversized("more large answers than may wait")) from None
         self._watch_pace()
 
+    @property
+    def _expected(self) -> int:
+        """How many bytes the body has, at most."""
+        announced = self.headers.get(b"content-length", b"")
+        is_plain = announced.isdigit() and self._body is not None and not self._body.is_packed
+        return min(int(announced), self._limit) if is_plain else self._limit
+
     def give_place_back(self) -> None:
-        """Nothing large of this answer is kept any more."""
+        """Nothing large of this answer is kept here any more."""
+        self.held = None
         if self._place_clock is not None:
             self._place_clock.cancel()
             self._place_clock = None

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from wire import builtin, product, tunnel
 from wire.background import Background, every
+from wire.byte_budget import ByteBudget, HeldBytes
 from wire.errors import (
     AddressBlocked,
     AddressInside,
@@ -43,7 +44,7 @@ from wire.http1 import IDLE_SECONDS, ConnectionBroken, HttpConnection, Oversized
 from wire.jsonrpc import LARGE
 from wire.reader_process import ReaderProcess
 from wire.resolver import Resolver
-from wire.turns import Turns
+from wire.turns import SharedTimer, Turns
 
 CONNECT_SECONDS = 5.0
 PROXY_SECONDS = 4.0  # Of these, so that a proxy that says nothing is told from a server that says nothing.
@@ -120,6 +121,12 @@ class HttpResponse:
             await self.note_kept(size)
         return b"".join(parts)
 
+    def held(self, size: int) -> HeldBytes | None:
+        """What this answer, of `size` bytes, takes of the budget; None for one that is not large."""
+        if (held := self._connection.held) is not None:
+            held.resize(size)
+        return held
+
     async def give_way(self) -> None:
         """Let other calls go on when this answer has been worked on for a while."""
         await self._connection.give_way()
@@ -190,7 +197,10 @@ def _upstream_error(error: Exception) -> type[UpstreamError]:
 class Transport:
     """Connections to upstream servers, and to this process's own Quickstart server."""
 
-    def __init__(self, guard: Guard, *, limit: int, listener: str = "", secret: str = "") -> None:
+    def __init__(
+        self, guard: Guard, *, limit: int, listener: str = "", secret: str = "", budget: ByteBudget | None = None
+    ) -> None:
+        self._budget = budget
         self._guards = {True: guard, False: guard.outside()}  # By whether a private address may be called.
         self._guard = guard
         self._listener = listener
@@ -218,6 +228,11 @@ class Transport:
         self.reader.close()
 
     @property
+    def timer(self) -> SharedTimer:
+        """The timer of the limits under which requests are sent."""
+        return self._turns.timer
+
+    @property
     def idle(self) -> int:
         """How many connections are kept for the next call."""
         return sum(map(len, self._idle.values()))
@@ -232,11 +247,12 @@ class Transport:
         *,
         private: bool = True,
         written: Callable[[], object] = bool,
+        token: str = "",
     ) -> HttpResponse:
         """Send one request to `url`; enter the response to use it. `server` is for the messages.
 
         Without `private` only public addresses are called, whatever ranges are allowed. `written` is called when the
-        request is on its way.
+        request is on its way. A large answer takes of the share of `token`.
 
         Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
@@ -250,7 +266,7 @@ class Transport:
         try:
             connection = self._idle_connection(parsed.origin) or await self._connect_in_time(parsed.origin)
             try:
-                await connection.exchange(head.encode() + body, written)
+                await connection.exchange(head.encode() + body, written, token)
             except BaseException:  # Whatever ended it, the server learns of it here.
                 connection.discard()
                 raise
@@ -321,7 +337,7 @@ class Transport:
         return connection
 
     def _connection(self, origin: Origin, sock: socket.socket) -> HttpConnection:
-        return HttpConnection(sock, self.limit, self._turns, f"{origin.host}:{origin.port}")
+        return HttpConnection(sock, self.limit, self._turns, f"{origin.host}:{origin.port}", self._budget)
 
     async def _open(self, origin: Origin, sock: socket.socket, sockaddr: tuple[Any, ...]) -> HttpConnection:
         loop = asyncio.get_running_loop()

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +27,7 @@ from wire import jsonrpc
 from wire.answers import Changes, changed
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
 from wire.task_ids import TaskIds
+from wire.turns import FairQueue, QueueFull
 
 NICE = 5  # Calls go first where processors are short.
 IDLE_SECONDS = 60.0
@@ -50,28 +53,29 @@ def is_large(text: bytes) -> bool:
 
 
 class ReaderProcess:
-    """The worker's side. One order is carried out at a time; the others wait in line."""
+    """The worker's side. One order is carried out at a time; the tokens whose orders wait take turns."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")
+        self._lane = FairQueue(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    async def outline(self, text: bytes) -> Object | None:
+    async def outline(self, text: bytes, token: str = "") -> Object | None:
         """A result without its bulk: strings in it are cut, and lists and objects empty.
 
         None for a message that has to be read whole, which is any but a complete result. Raises Unreadable, and
         ValueError for what is not JSON.
         """
-        told, _ = await self._order({"work": "outline"}, text)
+        told, _ = await self._order({"work": "outline"}, text, token)
         document: Object | None = told["document"]
         return document
 
-    async def changed(self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes) -> bytes:
+    async def changed(self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes, token: str = "") -> bytes:
         """`wire.answers.changed`, for an answer with the id `own_id`. Raises Unreadable."""
         spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
         order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
-        return (await self._order(order, text))[1]
+        return (await self._order(order, text, token))[1]
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -81,8 +85,21 @@ class ReaderProcess:
         self._thread.shutdown(cancel_futures=True)
         self._end()
 
-    async def _order(self, order: Object, text: bytes) -> tuple[Object, bytes]:
-        told, body = await asyncio.get_running_loop().run_in_executor(self._thread, self._carry_out, order, text)
+    async def _order(self, order: Object, text: bytes, token: str) -> tuple[Object, bytes]:
+        if not self._lane.enter_now(token, token):
+            try:
+                await self._lane.enter(token, token)
+            except QueueFull:
+                raise Unreadable("more large answers than may wait") from None
+        loop, leave = asyncio.get_running_loop(), partial(self._lane.leave, token, token)
+        try:
+            carried_out = self._thread.submit(self._carry_out, order, text)
+        except RuntimeError:  # It is closed.
+            leave()
+            raise
+        # An order whose caller has left is carried out to its end, and the next one begins then.
+        carried_out.add_done_callback(partial(_call_soon, loop, leave))
+        told, body = await asyncio.wrap_future(carried_out)
         if fault := told.get("fault"):
             raise ValueError(fault) if told.get("malformed") else Unreadable(fault)
         return told, body
@@ -134,6 +151,11 @@ class ReaderProcess:
                     assert pipe is not None
                     pipe.close()
             process.wait()
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], object], _: object) -> None:
+    with suppress(RuntimeError):  # The loop is closed.
+        loop.call_soon_threadsafe(callback)
 
 
 def _write(pipe: IO[bytes], told: Object, text: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from wire import answers, jsonrpc, product, sse, versions
 from wire.answers import Changes
+from wire.byte_budget import HeldBytes
 from wire.credential import fits_a_header
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
@@ -177,6 +178,7 @@ class Target(NamedTuple):
     private: bool = True
     client_info: Object = product.INFO
     has_own_session: bool = False
+    token_id: str = ""  # Of the client, to whose share large answers count.
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
@@ -191,7 +193,7 @@ class RpcResponse(NamedTuple):
     """A server's answer: the message, the text it came in, the wire it came over, and its error when it is one.
 
     `status` is that of the HTTP response. Of a large result `document` is the outline alone, and
-    `reader` the process that reads `text`.
+    `reader` the process that reads `text`, and `held` what it takes of the budget.
     """
 
     document: Object
@@ -200,13 +202,14 @@ class RpcResponse(NamedTuple):
     error: Object | None
     status: int = 200
     reader: ReaderProcess | None = None
+    held: HeldBytes | None = None
 
-    async def changed(self, server: str, request_id: Id | None, changes: Changes) -> bytes:
-        """The text of this result with these changes, addressed to `request_id`. Raises TooLarge."""
+    async def changed(self, server: str, request_id: Id | None, changes: Changes, token: str) -> bytes:
+        """The text of this result with these changes, addressed to `request_id` of `token`. Raises TooLarge."""
         if self.reader is None:
             return answers.changed(self.text, self.document, request_id, changes)
         try:
-            return await self.reader.changed(self.text, self.document["id"], request_id, changes)
+            return await self.reader.changed(self.text, self.document["id"], request_id, changes, token)
         except Unreadable as error:
             raise TooLarge(server, str(error)) from None
 
@@ -282,7 +285,7 @@ async def read_response(
     )
     if not is_answer(document, request_id) and not _is_refusal(document, status):
         raise BadAnswer(target.server_name, f"HTTP {status} without an answer", status=status)
-    return _rpc_response(document, text, era, reader, status)
+    return _rpc_response(document, text, era, reader, response, status)
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
@@ -301,7 +304,7 @@ async def _read_stream(
     try:
         if (answer := await _read_until_answer(response, reader, target, request_id, on_notification)) is not None:
             document, text, outlined_by = answer
-            return _rpc_response(document, text, era, outlined_by)
+            return _rpc_response(document, text, era, outlined_by, response)
     except sse.EventTooLarge:
         raise TooLarge(target.server_name, more_than(response.limit)) from None
     except sse.TooManyEvents as error:
@@ -373,10 +376,11 @@ async def refuse(message: Object, answer: Answer) -> None:
 
 
 def _rpc_response(
-    document: Object, text: bytes, era: str, reader: ReaderProcess | None, status: int = 200
+    document: Object, text: bytes, era: str, reader: ReaderProcess | None, response: HttpResponse, status: int = 200
 ) -> RpcResponse:
     error = document.get("error")
-    return RpcResponse(document, text, era, error if isinstance(error, dict) else None, status, reader)
+    held = response.held(len(text))
+    return RpcResponse(document, text, era, error if isinstance(error, dict) else None, status, reader, held)
 
 
 async def _read_large(
@@ -384,7 +388,7 @@ async def _read_large(
 ) -> tuple[Object, ReaderProcess | None]:
     """Return the outline of a large result and the process that made it; of any other message the whole and None."""
     try:
-        outlined = await response.reader.outline(text)
+        outlined = await response.reader.outline(text, target.token_id)
     except Unreadable as error:
         raise TooLarge(target.server_name, str(error)) from None
     except ValueError:

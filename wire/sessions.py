@@ -446,7 +446,14 @@ class SessionWire:
         if session.id:
             headers["Mcp-Session-Id"] = session.id
         return await self._transport.send(
-            verb, target.server_name, target.url, headers, body, private=target.private, written=written
+            verb,
+            target.server_name,
+            target.url,
+            headers,
+            body,
+            private=target.private,
+            written=written,
+            token=target.token_id,
         )
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -3,10 +3,10 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 QUICK_TURNS = 8  # So many slices of an answer follow each other closely; from then on it shares what time is left over.
 REST_SECONDS = 0.001
@@ -168,6 +168,19 @@ class Turns:
         self._slow: deque[asyncio.Future[None]] = deque()
         self._whole = asyncio.Lock()
         self.large = FairQueue(LARGE_AT_ONCE)
+        self.timer = SharedTimer()
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Stop the idle limits of the current task: it is not the server that it waits for."""
+        limits = self.timer.limits_of(asyncio.current_task())
+        for limit in limits:
+            limit.hold()
+        try:
+            yield
+        finally:
+            for limit in limits:
+                limit.go_on()
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -237,6 +250,10 @@ class SharedTimer:
         """Forget the deadline of `timed`, if it has one."""
         self._due.pop(timed, None)
 
+    def limits_of(self, task: asyncio.Task[Any] | None) -> "list[TimeLimit]":
+        """Return the time limits that `task` is under."""
+        return [timed for timed in self._due if isinstance(timed, TimeLimit) and timed.is_of(task)]
+
     def _look_at(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -290,6 +307,10 @@ class TimeLimit:
     def exceeded(self) -> str:
         """`total` or `idle`."""
         return "total" if self._loop.time() >= self._ends else "idle"
+
+    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
+        """Return whether it limits this task."""
+        return self._task is task
 
     def touch(self) -> None:
         """Something came: the first limit begins anew."""

@@ -1,7 +1,12 @@
 """uvicorn's HTTP protocol with limits on size and speed of requests and on the number of connections."""
 
+import fcntl
+import logging
 import re
+import sys
+import termios
 from asyncio import TimerHandle, Transport
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -9,8 +14,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from proxy.access.query import SLUG
 from proxy.request import PREFIX
 
+logger = logging.getLogger(__name__)
+
 MOST = 64 * 1024
 LINGER_SECONDS = 2
+UNTAKEN_LOOKS = 6  # In the time in which a client has to take something.
 TOO_LARGE = "The request's head is too large."
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -22,7 +30,8 @@ class HeadLimits(HttpToolsProtocol):
 
     A head is larger than `MOST` or takes longer than `seconds`: the parser gathers a URL, a header or a trailer until
     it ends, so what it has not handed over yet counts too. A body takes longer than `body_seconds`, or brings less
-    than `body_rate` bytes a second for a whole `body_window`. Of connections over which no call was let through yet,
+    than `body_rate` bytes a second for a whole `body_window`. A client takes nothing of what it is sent for
+    `untaken_seconds`. Of connections over which no call was let through yet,
     each worker keeps `most_unauthenticated`; beyond that the oldest one that owes us something makes room.
     """
 
@@ -33,7 +42,10 @@ class HeadLimits(HttpToolsProtocol):
         "_body_ends",
         "_discard_input",
         "_in_head",
+        "_taken_at",
         "_too_slow",
+        "_untaken",
+        "_untaken_clock",
         "_withheld",
     )
 
@@ -41,6 +53,7 @@ class HeadLimits(HttpToolsProtocol):
     body_seconds: float = 60
     body_window: float = 5
     body_rate: float = 1024
+    untaken_seconds: float = 30
     most_unauthenticated: int = 2048  # As many as the system hands over at once (gatewayadmin.serving.server.BACKLOG).
     unauthenticated: ClassVar[dict["HeadLimits", None]] = {}  # The longest unanswered first.
 
@@ -55,6 +68,9 @@ class HeadLimits(HttpToolsProtocol):
         self._body_clock: TimerHandle | None = None
         self._body_ends = 0.0
         self._body_bytes = 0
+        self._untaken_clock: TimerHandle | None = None
+        self._untaken = 0
+        self._taken_at = 0.0
 
     @property
     def is_answering(self) -> bool:
@@ -78,7 +94,7 @@ class HeadLimits(HttpToolsProtocol):
         To close at once would make its system drop what it has received as soon as it sends on.
         """
         if not self.cycle.more_body or self.transport.is_closing():
-            self.transport.close()
+            self.close_in_time()
             return
         self._discard_input = True
         self.cycle.body = bytearray()
@@ -97,6 +113,7 @@ class HeadLimits(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
         self._stop_body_clock()
+        self._stop_untaken_clock()
         self.unauthenticated.pop(self, None)
         super().connection_lost(exc)
 
@@ -212,6 +229,56 @@ class HeadLimits(HttpToolsProtocol):
             if not self.cycle.response_started and not self.transport.is_closing():
                 self.transport.write(TOO_SLOW)
             self.transport.close()
+
+    def close_in_time(self) -> None:
+        """Close when the client has taken what it was sent, or takes nothing of it any more."""
+        self.transport.close()
+        if self.transport.get_write_buffer_size() and self._untaken_clock is None:
+            self._start_untaken_clock()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._untaken_clock is None:
+            self._start_untaken_clock()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_untaken_clock()
+
+    def _start_untaken_clock(self) -> None:
+        self._untaken, self._taken_at = self._bytes_untaken(), self.loop.time()
+        self._untaken_clock = self.loop.call_later(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
+
+    def _stop_untaken_clock(self) -> None:
+        if self._untaken_clock is not None:
+            self._untaken_clock.cancel()
+            self._untaken_clock = None
+
+    def _judge_reader(self) -> None:
+        now, untaken = self.loop.time(), self._bytes_untaken()
+        if untaken < self._untaken:
+            self._untaken, self._taken_at = untaken, now
+        if now - self._taken_at < self.untaken_seconds:
+            self._untaken_clock = self.loop.call_later(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
+            return
+        self._untaken_clock = None
+        logger.warning(
+            "a client took nothing of an answer for %g s: its connection is cut off",
+            self.untaken_seconds,
+            extra={"client": self.client[0] if self.client else "", "bytes": untaken},
+        )
+        self.transport.abort()
+
+    def _bytes_untaken(self) -> int:
+        """Return how much the client has not taken yet: of ours, and where the system says so of what it has."""
+        size = self.transport.get_write_buffer_size()
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or not sys.platform.startswith("linux"):
+            return size
+        with suppress(OSError):
+            size += int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return size
 
     def _give_up(self) -> None:
         if self.is_answering:  # The next request waits for this answer to end.

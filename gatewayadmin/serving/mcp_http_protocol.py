@@ -98,7 +98,7 @@ class McpHttpProtocol(HeadLimits):
         if left > 0:
             self._check_idleness_in(left)
         else:
-            self.transport.close()
+            self.close_in_time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -13,19 +13,23 @@ from auditlog.views import LARGEST, LEAST_ROWS
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.config import environment
 from gatewayadmin.playground import endpoint_call
+from gatewayadmin.serving import head_limits
 from proxy import server_requests, server_streams, streams, suspended_calls
 from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.pages import PAGE_SIZE
-from wire import client, jsonrpc, sse, tool_names, trace_context, turns
+from wire import byte_budget, client, jsonrpc, sse, tool_names, trace_context, turns
 
 PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
 HOUR = timedelta(hours=1)
 LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
+    "MiB of large answers that are read or not yet taken, in each worker": settings.ANSWERS_MIB,
+    "of these, MiB of one token; one answer always": (settings.ANSWERS_MIB << 20) // byte_budget.SHARES >> 20,
+    "seconds for which a client may take nothing of what it is sent": int(head_limits.HeadLimits.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,
     "events on one stream of a server": sse.MOST_EVENTS,

@@ -46,7 +46,7 @@ def test_every_capability_that_can_be_announced_has_its_methods_in_the_table() -
 
 def test_a_capability_without_a_handler_is_not_announced() -> None:
     handshake = Handshake(cast("Any", None))
-    Dispatcher(handshake, cast("Any", None), Mock(), "", 1)
+    Dispatcher(handshake, cast("Any", None), Mock(), "", 1, Mock())
 
     assert set(SERVED_BY.values()) <= set(handshake.methods)
     assert set(handshake.methods) <= set(METHODS)

@@ -120,3 +120,25 @@ def test_an_answer_is_large_by_its_bytes_or_by_its_values() -> None:
     assert is_large(values + b"x" * MEDIUM)
     assert not is_large(b"x" * LARGE)
     assert not is_large(values)
+
+
+async def test_one_token_s_answers_do_not_make_another_s_wait_for_all_of_them(reader: ReaderProcess) -> None:
+    read: list[str] = []
+
+    async def outline(token: str) -> None:
+        await reader.outline(text_of({}), token)
+        read.append(token)
+
+    await asyncio.gather(*map(outline, ["ana", "ana", "ana", "ana", "max"]))
+
+    assert read == ["ana", "ana", "max", "ana", "ana"]
+
+
+async def test_an_order_whose_caller_has_left_is_no_obstacle(reader: ReaderProcess) -> None:
+    await reader.outline(text_of({}))
+    left = [asyncio.create_task(reader.outline(text_of({}), "ana")) for _ in range(3)]
+    await asyncio.sleep(0)
+    for each in left:
+        each.cancel()
+
+    assert await reader.outline(text_of({}), "ana") is not None

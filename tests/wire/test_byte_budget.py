@@ -1,0 +1,168 @@
+"""Large answers have room in memory: so many bytes of one token, so many of all."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from wire.byte_budget import SHARES, ByteBudget, HeldBytes
+from wire.turns import MOST_WAITING, QueueFull, SharedTimer, TimeLimit, Turns
+
+SHARE = 1000
+
+
+def budget_of(seconds: float = 60) -> ByteBudget:
+    return ByteBudget(SHARES * SHARE, seconds)
+
+
+async def soon() -> None:
+    """Let whatever is due in the loop happen."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_an_answer_beyond_the_share_of_its_token_waits_until_another_was_taken() -> None:
+    budget = budget_of()
+    first = await budget.hold("ana", SHARE - 1)
+    second = asyncio.create_task(budget.hold("ana", 2))
+    await soon()
+    assert not second.done()
+
+    del first
+    await soon()
+
+    assert second.result().size == budget.total == 2
+
+
+async def test_tokens_do_not_wait_for_each_other() -> None:
+    budget = budget_of()
+    held = [await budget.hold("ana", SHARE)]
+    waiting = asyncio.create_task(budget.hold("ana", 1))
+    await soon()
+
+    held.append(await asyncio.wait_for(budget.hold("max", SHARE), 1))
+
+    assert not waiting.done()
+    assert budget.total == 2 * SHARE
+    waiting.cancel()
+
+
+async def test_one_answer_of_a_token_has_room_whatever_its_size() -> None:
+    budget = budget_of()
+
+    held = await budget.hold("ana", SHARES * SHARE + 1)
+
+    assert budget.total == held.size
+
+
+async def test_all_tokens_together_hold_no_more_than_the_ceiling() -> None:
+    budget = budget_of()
+    held = [await budget.hold(f"token {number}", SHARE) for number in range(SHARES)]
+    late = asyncio.create_task(budget.hold("ana", 1))
+    await soon()
+    assert not late.done()
+
+    held.pop()
+    await soon()
+
+    assert late.done()
+
+
+async def test_what_turns_out_smaller_makes_room() -> None:
+    budget = budget_of()
+    first = await budget.hold("ana", SHARE)
+    second = asyncio.create_task(budget.hold("ana", SHARE - 10))
+    await soon()
+
+    first.resize(10)
+    await soon()
+
+    assert second.done()
+
+
+async def test_a_call_begins_when_nothing_of_its_token_waits() -> None:
+    budget = budget_of()
+    held = await budget.hold("ana", SHARE)
+    answer = asyncio.create_task(budget.hold("ana", 1))
+    await soon()
+    call = asyncio.create_task(budget.admit("ana"))
+    await soon()
+    assert not call.done()
+
+    del held
+    await soon()
+
+    assert answer.done()
+    assert call.done()
+
+
+async def test_a_call_that_found_no_room_in_time_does_not_begin() -> None:
+    budget = budget_of(seconds=0.01)
+    held = [await budget.hold("ana", 2 * SHARE)]
+
+    with pytest.raises(TimeoutError):
+        await budget.admit("ana")
+
+    await budget.admit("max")
+    held.clear()
+    await soon()
+    await budget.admit("ana")
+    assert (budget.total, budget.waiting) == (0, 0)
+
+
+async def test_who_leaves_while_waiting_takes_no_room() -> None:
+    budget = budget_of()
+    held = await budget.hold("ana", SHARE)
+    gone, patient = (asyncio.create_task(budget.hold("ana", SHARE)) for _ in range(2))
+    await soon()
+    gone.cancel()
+    with suppress(asyncio.CancelledError):
+        await gone
+
+    del held
+    await soon()
+
+    assert patient.done()
+    assert budget.total == SHARE
+
+
+async def test_only_so_many_wait() -> None:
+    budget = budget_of()
+    held = await budget.hold("ana", SHARE)
+    waiting = [asyncio.create_task(budget.hold("ana", 1)) for _ in range(MOST_WAITING)]
+    await soon()
+
+    with pytest.raises(QueueFull):
+        await budget.hold("ana", 1)
+
+    assert held.size == SHARE
+    for each in waiting:
+        each.cancel()
+
+
+async def test_bytes_are_given_back_in_whichever_thread_the_last_reference_ends() -> None:
+    budget = budget_of()
+    held: list[HeldBytes] = [await budget.hold("ana", SHARE)]
+
+    await asyncio.to_thread(held.clear)
+    await soon()
+
+    assert budget.total == 0
+
+
+async def test_a_server_s_time_does_not_pass_while_its_answer_waits_for_us() -> None:
+    turns = Turns()
+
+    with TimeLimit(0.01, timer=turns.timer), turns.unlimited():
+        await asyncio.sleep(0.2)
+
+
+async def test_the_time_of_others_passes_meanwhile() -> None:
+    turns = Turns()
+
+    async def other(timer: SharedTimer) -> None:
+        with TimeLimit(0.01, timer=timer):
+            await asyncio.Event().wait()
+
+    with TimeLimit(0.01, timer=turns.timer), turns.unlimited(), pytest.raises(TimeoutError):
+        await asyncio.create_task(other(turns.timer))

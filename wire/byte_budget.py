@@ -1,0 +1,103 @@
+"""Bytes of large answers that a worker holds: a ceiling for all of them, and a fair share for each token."""
+
+import asyncio
+from contextlib import suppress
+
+from wire.turns import MOST_WAITING, QueueFull
+
+SHARES = 8  # A token may hold so much of the ceiling.
+
+
+class HeldBytes:
+    """Bytes that are counted for `token` for as long as this object exists."""
+
+    __slots__ = ("_budget", "size", "token")
+
+    def __init__(self, budget: "ByteBudget", token: str, size: int) -> None:
+        self._budget = budget
+        self.token = token
+        self.size = 0
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Count `size` bytes instead."""
+        self._budget.add(self.token, size - self.size)
+        self.size = size
+
+    def __del__(self) -> None:
+        self._budget.give_back(self.token, self.size)
+
+
+class ByteBudget:
+    """Room for large answers, from when they have been read in part until their clients have taken them.
+
+    A token may hold one answer of any size, and more within its share. A call waits `seconds` for room at most before
+    it is sent to its server; an answer that is being read waits in its socket.
+    """
+
+    def __init__(self, ceiling: int, seconds: float = 10) -> None:
+        self.ceiling = ceiling
+        self.share = ceiling // SHARES
+        self.total = 0
+        self._seconds = seconds
+        self._held: dict[str, int] = {}
+        self._waiting: dict[asyncio.Future[HeldBytes], tuple[str, int]] = {}  # In the order of their arrival.
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        return len(self._waiting)
+
+    async def admit(self, token: str) -> None:
+        """Wait until another call of this token may begin. Raises QueueFull or TimeoutError."""
+        if self.total:
+            async with asyncio.timeout(self._seconds):
+                await self.hold(token, 0)
+
+    async def hold(self, token: str, size: int) -> HeldBytes:
+        """Wait for room for so many bytes, and take it. Raises QueueFull when too many wait already."""
+        if self._has_room(token, size) and all(token != waiting for waiting, _ in self._waiting.values()):
+            return HeldBytes(self, token, size)
+        if len(self._waiting) >= MOST_WAITING:
+            raise QueueFull
+        turn: asyncio.Future[HeldBytes] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = token, size
+        try:
+            return await turn
+        finally:
+            self._waiting.pop(turn, None)
+
+    def add(self, token: str, size: int) -> None:
+        """Count so many bytes more or, negative, less for this token."""
+        self._loop = self._loop or asyncio.get_running_loop()
+        self.total += size
+        held = self._held.pop(token, 0) + size
+        if held:
+            self._held[token] = held
+        if size < 0:
+            self._let_in()
+
+    def give_back(self, token: str, size: int) -> None:
+        """Count less from any thread: objects end where their last reference does."""
+        if size and self._loop is not None:
+            with suppress(RuntimeError):  # The loop is closed.
+                self._loop.call_soon_threadsafe(self.add, token, -size)
+
+    def _has_room(self, token: str, size: int) -> bool:
+        held = self._held.get(token, 0)
+        if not held:
+            return not size or not self.total or self.total + size <= self.ceiling
+        return held + size <= self.share and self.total + size <= self.ceiling
+
+    def _let_in(self) -> None:
+        """Give room to those who wait, in their order for each token."""
+        blocked = set()
+        for turn, (token, size) in list(self._waiting.items()):
+            if token in blocked or turn.done():
+                continue
+            if self._has_room(token, size):
+                del self._waiting[turn]
+                turn.set_result(HeldBytes(self, token, size))
+            else:
+                blocked.add(token)
