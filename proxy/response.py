@@ -139,17 +139,16 @@ async def send(request: McpRequest, response: Response) -> None:
     if request.origin is not None:
         headers += cors_headers(request.origin)
     await request.send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await _send_body(request, response.body)
+    body = response.body if len(response.body) <= PIECE else await _send_pieces(request, response.body)
+    await request.send({"type": "http.response.body", "body": body})
 
 
-async def _send_body(request: McpRequest, body: bytes, *, more: bool = False) -> None:
-    """Send a body, a large one piece by piece: returns when the client has taken nearly all of it, or has left."""
-    if len(body) > PIECE:
-        for start in range(0, len(body), PIECE):
-            piece = body[start : start + PIECE]
-            await request.send({"type": "http.response.body", "body": piece, "more_body": True})
-        body = b""
-    await request.send({"type": "http.response.body", "body": body, "more_body": more})
+async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
+    """Send a body piece by piece, each when the client has taken those before it; return what is left: nothing."""
+    for start in range(0, len(body), PIECE):
+        piece = body[start : start + PIECE]
+        await request.send({"type": "http.response.body", "body": piece, "more_body": True})
+    return b""
 
 
 def is_primed(version: str) -> bool:
@@ -230,7 +229,9 @@ class Stream:
             if self._history is not None and self._history.away:  # Its client goes on elsewhere, if at all.
                 data = b""
             if last or data:
-                await _send_body(self._request, data, more=not last)
+                if len(data) > PIECE:
+                    data = await _send_pieces(self._request, data)
+                await self._request.send({"type": "http.response.body", "body": data, "more_body": not last})
 
     def _event(self, message: bytes, last: bool) -> bytes:
         history = self._history

@@ -243,9 +243,9 @@ class Busy(UpstreamError):
 
 
 class AnswersNotTaken(Busy):
-    """The answers that the clients of this token have not taken yet are as large as they may be."""
+    """The answers to this token that are read, or not yet taken by its clients, are as large as they may be."""
 
-    sentence = "Large answers to this token have not been taken yet, so this call was not executed. Read them first."
+    sentence = "Large answers to this token are still on their way, so this call was not executed. Read them first."
 
     def __init__(self, *, seconds: int) -> None:
         super().__init__("", "its answers take its share of the memory for answers", seconds=seconds)

@@ -28,6 +28,7 @@ from uvicorn_worker import UvicornWorker
 from gatewayadmin.serving.head_limits import HeadLimits
 from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_their_calls, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
+from gatewayadmin.serving.memory import return_large_buffers
 from wire.background import Background
 
 BACKLOG = 2048
@@ -238,6 +239,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until stopped; exits the process."""
+        return_large_buffers()  # For the workers too, which are forks.
         _close_database()  # Connections and their pool's threads do not survive a fork.
         OrderlyArbiter(self).run()
 
