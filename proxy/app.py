@@ -102,7 +102,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         keeper = SessionKeeper(state, cipher, client, config.session_hours)
         handshake = Handshake(keeper)
         dispatcher = Dispatcher(handshake, lists, forwarder, config.public_url, config.token_calls, budget)
-        streams = Streams(bus, state, dispatcher.refusal_now)
+        streams = Streams(bus, state, dispatcher.refusal_now, config.public_url)
         suspended.under_way, forwarder.recheck, usage.in_use = streams.calls, streams.recheck, streams.sessions
         bus.on("sessions", usage.write_sessions)
         server_streams = ServerStreams(streams, keeper, client, bus, access, lists, cipher, carriage)

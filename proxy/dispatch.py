@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from proxy import tasks
+from proxy import reasons, tasks
 from proxy.access.decision import DENIALS, Grant
 from proxy.access.features import (
     PROMPT,
@@ -75,9 +75,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
-# Where users bring the identity a call lacks, at the row of their connection and this server; the only page the proxy
-# knows.
-IDENTITY_ROW = "/settings/identities?connection={connection}#carried-{connection}-{assignment}"
+# Where users bring the identity a call lacks: at the row of their connection and this server.
+IDENTITY_ROW = reasons.IDENTITIES + "?connection={connection}#carried-{connection}-{assignment}"
 IDENTITY_REASONS = frozenset(
     {
         "credential_refused",
@@ -206,7 +205,7 @@ class Dispatcher:
         handlers: Mapping[str, Handler] = MappingProxyType({}),
     ) -> None:
         self._handshake = handshake
-        self._identity_row_url = public_url + IDENTITY_ROW
+        self._public_url = public_url
         self._max_calls = max_calls
         self.budget = budget
         self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
@@ -257,7 +256,7 @@ class Dispatcher:
                 self._end(grant.token_id)
         except OutOfScope:
             denied = DENIALS["out_of_scope"]
-            return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
+            return Response(denied.status, denied.published, "denied", denied.reason, jsonrpc.FORBIDDEN)
         except UpstreamError as error:
             return self._upstream_error_response(request, error)
 
@@ -342,11 +341,12 @@ class Dispatcher:
         return None
 
     def _upstream_error_response(self, request: McpRequest, error: UpstreamError) -> Response:
-        text, data, code = str(error), error.data, error.code
+        data, code, page = error.data, error.code, self._identity_row(request, error)
         if isinstance(error, UnknownFeature) and error.kind == RESOURCE and not request.modern:
             code = jsonrpc.RESOURCE_NOT_FOUND
-        if url := self._identity_url(request, error):
-            text, data = f"{text} {url}", {**(data or {}), "url": url}
+        if page:
+            data = {**(data or {}), "url": self._public_url + page}
+        text = reasons.message(error.reason, self._public_url, str(error), page)
         response = error_response(request, code, text, data)
         if isinstance(error, SessionEnded):
             response = response._replace(status=404, outcome=error.outcome)
@@ -354,12 +354,12 @@ class Dispatcher:
         retry = ((b"retry-after", b"%d" % error.seconds),) if isinstance(error, Busy) else ()
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
 
-    def _identity_url(self, request: McpRequest, error: UpstreamError) -> str:
+    def _identity_row(self, request: McpRequest, error: UpstreamError) -> str:
         """Where the user mends the identity this call was refused for; empty when it is none of theirs."""
         assigned = error.assigned if isinstance(error, Refusal) else request.assigned
         if error.reason not in IDENTITY_REASONS or assigned is None or assigned.scheme != "per_user":
             return ""
-        return self._identity_row_url.format(connection=request.row.grant.connection_id, assignment=assigned.id)
+        return IDENTITY_ROW.format(connection=request.row.grant.connection_id, assignment=assigned.id)
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:

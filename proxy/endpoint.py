@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from proxy import metrics, response, tasks
+from proxy import metrics, reasons, response, tasks
 from proxy.access.decision import DENIALS, Denied, Grant, decide
 from proxy.access.query import Access, AccessQuery, TokenDigests, access_query
 from proxy.config import Config
@@ -33,12 +33,12 @@ from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.streams import Ending, StandingStream, error_of, honoured
+from proxy.streams import Ending, StandingStream, honoured
 from wire import jsonrpc, trace_context, versions
 from wire.background import spawn
 from wire.byte_budget import HeldBytes
 from wire.cipher import Cipher
-from wire.errors import NotRecordable, TokenBusy
+from wire.errors import NotRecordable, SessionEnded, TokenBusy
 from wire.jsonrpc import Message
 from wire.sessions import declared
 from wire.turns import SharedTimer
@@ -153,7 +153,7 @@ class Endpoint:
         request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
-        if grant is not None and self._writer.may_begin():
+        if grant is not None:
             request.set_grant(grant)
             if refusal is None and (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
                 refusal = self._denied(request, denied)
@@ -184,7 +184,8 @@ class Endpoint:
 
     def _denied(self, request: McpRequest, denied: Denied) -> Response:
         if denied.status != 401:
-            return Response(denied.status, denied.body, "denied", denied.reason, jsonrpc.FORBIDDEN)
+            body = denied.body(self._config.public_url)
+            return Response(denied.status, body, "denied", denied.reason, jsonrpc.FORBIDDEN)
         request_headers = request.parsed_headers
         challenge = response.challenge(
             self._config.public_url,
@@ -194,7 +195,8 @@ class Endpoint:
         )
         if _is_browser(request):
             return response.for_browser(self._config.public_url, challenge)
-        return Response(401, denied.body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
+        body = denied.body(self._config.public_url)
+        return Response(401, body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
     async def _rate_limited(self, grant: Grant) -> Response | None:
         """The refusal of a call above its rate limit (row 11 of the decision order); None for one within it."""
@@ -203,7 +205,8 @@ class Endpoint:
             return None
         wait = (b"retry-after", b"%d" % max(1, math.ceil(seconds)))
         denied = DENIALS["rate_limited"]
-        return Response(denied.status, denied.body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
+        body = denied.body(self._config.public_url)
+        return Response(denied.status, body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
     def faults(self) -> dict[str, str]:
         """What keeps this process from serving, by the name of its part; empty when nothing does."""
@@ -221,7 +224,7 @@ class Endpoint:
         if refusal is None:
             request.admitted = True
             self._usage.token_used(grant, request.row.client_ip, request.arrived)
-            refusal = _protocol_refusal(request)
+            refusal = _protocol_refusal(request, self._config.public_url)
             if refusal is None and _is_standing(request):
                 refusal = self._standing_refusal(request, grant)
                 if refusal is None:
@@ -271,7 +274,7 @@ class Endpoint:
         except NotRecordable:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the call gets an answer and a row
-            return _failed(request, error)
+            return _failed(request, error, self._config.public_url)
         finally:
             del self._streams.calls[request.uid]
             if stream is not None:
@@ -316,7 +319,7 @@ class Endpoint:
         answer = self._denied(request, ending.denied)
         if stream is None or not (stream.opened or not request.parsed_headers.accepted.json):
             return answer
-        return answer._replace(status=200, body=error_of(ending.denied, request_id))
+        return answer._replace(status=200, body=ending.denied.error(self._config.public_url, request_id))
 
     # Standing streams: a row when they begin, another when they end
 
@@ -388,8 +391,10 @@ class Endpoint:
         row.response_bytes = len(answer.body)
         seconds = time.perf_counter() - request.began
         row.duration_ms = seconds * 1000
-        if answer.outcome in FAILED or (request.grant is not None and request.grant.recorded is not None):
-            await self._record_payloads(request, answer)
+        if answer.outcome in FAILED:
+            await self._recorder.record_error(request, answer.body)
+        if request.admitted and request.grant is not None and request.grant.recorded is not None:
+            await self._recorder.record(request, answer, request.grant.recorded)
         try:
             await self._writer.commit(row)
         except NotRecorded:
@@ -418,16 +423,6 @@ class Endpoint:
             request.held.resize(size)
         elif request.grant is not None:
             request.held = HeldBytes(self._budget, request.grant.token_id, size)
-
-    async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
-        """Add what is recorded of the bodies to the row; a row without them is better than none."""
-        try:
-            if answer.outcome in FAILED:
-                await self._recorder.record_error(request, answer.body)
-            if request.admitted and request.grant is not None and request.grant.recorded is not None:
-                await self._recorder.record(request, answer, request.grant.recorded)
-        except Exception:
-            logger.exception("the payloads of a call were not recorded", extra={"request_id": request.uid})
 
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
@@ -462,21 +457,21 @@ def _is_standing(request: McpRequest) -> bool:
     return request.modern and message.method == "subscriptions/listen" and message.is_request
 
 
-def _protocol_refusal(request: McpRequest) -> Response | None:
+def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
     """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP."""
     request_headers = request.parsed_headers
     if request_headers.http_method != "POST":
-        return _verb_refusal(request)
+        return _verb_refusal(request, public_url)
     if not request_headers.is_json:
         return _bad_request(415, "The Content-Type must be application/json")
     if not any(request_headers.accepted):
         return _bad_request(406, "The Accept header must allow application/json or text/event-stream")
     if request.malformed is not None:
         return _bad_request(400, request.malformed.message, request.malformed.code)
-    return _version_refusal(request, request.message) if request.message is not None else None
+    return None if request.message is None else _version_refusal(request, request.message, public_url)
 
 
-def _verb_refusal(request: McpRequest) -> Response | None:
+def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
     """What is wrong with a request that is no POST."""
     request_headers = request.parsed_headers
     if request_headers.http_method == "DELETE" and request_headers.protocol_version != versions.MODERN:
@@ -484,22 +479,23 @@ def _verb_refusal(request: McpRequest) -> Response | None:
             return _bad_request(400, NO_SESSION_ID)
     elif not _is_standing(request):
         return Response(405, b"", "not_offered", headers=(response.ALLOW,))
-    return _session_refusal(request)
+    return _session_refusal(request, public_url)
 
 
-def _session_refusal(request: McpRequest) -> Response | None:
+def _session_refusal(request: McpRequest, public_url: str) -> Response | None:
     """Return 404 for a session that is ended, lost, another connection's, or none that ever was; else None."""
     session = request.grant.session if request.grant is not None else None
     if (session is not None and not session.is_lost) or request.parsed_headers.session_digest is None:
         return None
-    refusal = _bad_request(404, "Session not found", jsonrpc.UNKNOWN_SESSION)
+    text = reasons.message("session_lost", public_url, SessionEnded.sentence)
+    refusal = _bad_request(404, text, jsonrpc.UNKNOWN_SESSION)
     return refusal if session is None else refusal._replace(deny_reason="session_lost")
 
 
-def _version_refusal(request: McpRequest, message: Message) -> Response | None:
+def _version_refusal(request: McpRequest, message: Message, public_url: str) -> Response | None:
     if not request.modern:
         request.set_client(message.params.get("clientInfo"))
-        return None if message.method == "initialize" else _session_refusal(request)
+        return None if message.method == "initialize" else _session_refusal(request, public_url)
     request.set_client(message.meta.get(versions.CLIENT_INFO_KEY))
     try:
         if message.is_request:
@@ -521,7 +517,7 @@ def _too_large() -> Response:
     return _bad_request(413, "The request is larger than this gateway accepts")
 
 
-def _failed(request: McpRequest, error: Exception) -> Response:
+def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
     """The answer to a call that failed inside the gateway."""
     if isinstance(error, DatabaseUnavailable):
         metrics.UNAVAILABLE.labels("sessions").inc()
@@ -529,8 +525,10 @@ def _failed(request: McpRequest, error: Exception) -> Response:
             request, NOT_FINISHED if request.may_have_run else NO_SESSION, retry=not request.may_have_run
         )
     logger.error("a call failed inside the gateway", exc_info=error, extra={"request_id": request.uid})
-    answer = error_response(request, jsonrpc.INTERNAL_ERROR, "The gateway failed")
-    return answer._replace(status=500, outcome="rpc_error", deny_reason="internal_error")
+    reason = "internal_error"
+    text = reasons.message(reason, public_url)
+    answer = error_response(request, jsonrpc.INTERNAL_ERROR, text, {"reason": reason})
+    return answer._replace(status=500, outcome="rpc_error", deny_reason=reason)
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:

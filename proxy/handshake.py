@@ -13,6 +13,7 @@ from wire import jsonrpc, product, versions
 from wire.jsonrpc import Message, Object, storable
 from wire.rpc_messages import OFFERED, extensions_in
 from wire.sessions import BRIDGED
+from wire.tool_names import is_shallow
 
 MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
 MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are kept as they are.
@@ -145,7 +146,7 @@ def _kept(capabilities: object) -> Object:
     """A client's capabilities as they are stored; of very many only those that are known here."""
     if not isinstance(capabilities, dict):
         return {}
-    if len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:  # So it is not deep either.
+    if is_shallow(capabilities) and len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:
         return dict(storable(capabilities))
     return {name: {} for name in BRIDGED if isinstance(capabilities.get(name), dict)} | extensions_in(capabilities)
 

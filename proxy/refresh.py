@@ -26,7 +26,7 @@ class IdentityUnavailable(UpstreamError):
     """The issuer of an identity cannot be asked just now for a fresh token."""
 
     reason = "identity_unavailable"
-    sentence = 'The identity for server "{server}" cannot be renewed just now. Try again soon.'
+    sentence = 'The identity for server "{server}" cannot be renewed just now; try again soon.'
 
 
 class MoreRights(Refusal):

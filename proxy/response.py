@@ -83,9 +83,11 @@ def _advice(credential: str) -> str:
         return "This is the name of a variable, not its value. In single quotes a shell leaves it as it is."
     if text.startswith(token_text.PERSONAL):
         return "This is an API key for the REST API. Use an API access token: Settings, API Tokens."
-    if not token_text.well_formed(text, MCP_TOKEN_KINDS):
+    is_of_an_app = text.startswith(token_text.OAUTH_ACCESS)
+    if not is_of_an_app and not token_text.well_formed(text, MCP_TOKEN_KINDS):
         return "This is not a whole token of this gateway. Copy it again, without blanks, or create another."
-    return "The token is unknown here, expired or revoked. Create or regenerate one: Settings, API Tokens."
+    what = "Sign in again in the app" if is_of_an_app else "Create or regenerate one: Settings, API Tokens"
+    return f"The token is unknown here, expired or revoked. {what}."
 
 
 # For a person who opens the URL of a gateway in a browser, and for whoever has the path wrong.

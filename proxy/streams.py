@@ -249,10 +249,11 @@ class Streams:
     `refusal` says whether a call's server and feature may still be used, by what the database says of them now.
     """
 
-    def __init__(self, bus: Bus, statements: Statements, refusal: Refusals) -> None:
+    def __init__(self, bus: Bus, statements: Statements, refusal: Refusals, public_url: str) -> None:
         self._bus = bus
         self._statements = statements
         self._refusal = refusal
+        self._public_url = public_url
         self.calls: dict[str, McpRequest] = {}
         self._standing: dict[str, StandingStream] = {}
         self._places: Counter[str] = Counter()  # Standing streams by token, those too that are about to begin.
@@ -469,7 +470,7 @@ class Streams:
         request.ending = ending
         standing = self._standing.get(request.uid)
         if standing is not None:
-            standing.end(_last_message(standing, ending))
+            standing.end(_last_message(standing, ending, self._public_url))
         else:
             assert request.task is not None, "a call has its task before it is under way"
             request.task.cancel()
@@ -554,13 +555,13 @@ def end_standing() -> None:
         streams.end_standing()
 
 
-def _last_message(standing: StandingStream, ending: Ending) -> bytes:
+def _last_message(standing: StandingStream, ending: Ending, public_url: str) -> bytes:
     """How a standing stream ends: a listen with its result, a GET with what is wrong, if anything is."""
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:
         return b""
-    return error_of(ending.denied, None)
+    return ending.denied.error(public_url, None)
 
 
 def _result(standing: StandingStream) -> bytes:
@@ -568,12 +569,6 @@ def _result(standing: StandingStream) -> bytes:
         return b""
     result: Object = {"resultType": "complete", "_meta": {SUBSCRIPTION_KEY: standing.subscription}}
     return jsonrpc.result(standing.subscription, result)
-
-
-def error_of(denied: Denied, request_id: jsonrpc.Id | None) -> bytes:
-    """The denial as the last event of a stream, with its reason."""
-    error = jsonrpc.loads(denied.body)["error"]
-    return jsonrpc.error(request_id, error["code"], error["message"], {"reason": denied.reason})
 
 
 def _cancel_key(owner: str, request_id: int | str) -> str:

@@ -95,8 +95,8 @@ class TimedOut(UpstreamError):
 
     def __init__(self, server: str, seconds: float, *, in_all: bool = False) -> None:
         spelled = f"{seconds:.4g} seconds"
-        what = f"The call took more than {spelled} in all." if in_all else f"Nothing came from it for {spelled}."
-        self.sentence = f"{type(self).sentence} {what}"
+        what = f"the call took more than {spelled} in all" if in_all else f"nothing came from it for {spelled}"
+        self.sentence = f"{type(self).sentence.removesuffix('.')}: {what}."
         super().__init__(server, f"Not done within {spelled}" if in_all else f"No answer within {spelled}")
         self.seconds = seconds
         self.in_all = in_all
@@ -152,8 +152,8 @@ class OldTransport(BadAnswer):
     """The server speaks the HTTP+SSE transport of 2024-11-05 and no other."""
 
     sentence = (
-        'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call. '
-        "Ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse."
+        'Server "{server}" speaks only the old HTTP+SSE transport of MCP 2024-11-05, which this gateway does not call: '
+        "ask its maker for the address of its Streamable HTTP endpoint, often /mcp instead of /sse."
     )
 
 
@@ -223,7 +223,7 @@ class AccessRefused(UpstreamError):
 class CredentialRenewed(AccessRefused):
     """The server refused a token, and took the one it was renewed with; the refused request was not sent again."""
 
-    sentence = 'Server "{server}" refused its token, which has been renewed since. This call was not repeated.'
+    sentence = 'Server "{server}" refused its token, which has been renewed since; this call was not repeated.'
 
 
 class Busy(UpstreamError):
@@ -231,7 +231,7 @@ class Busy(UpstreamError):
 
     outcome = "rate_limited"
     reason = "busy"
-    sentence = 'Server "{server}" is busy with other calls, so this one was not executed. Try again soon.'
+    sentence = 'Server "{server}" is busy with other calls, so this one was not executed; try again soon.'
 
     def __init__(self, server: str, detail: str = "", *, seconds: int) -> None:
         super().__init__(server, detail)

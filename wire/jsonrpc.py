@@ -74,7 +74,7 @@ def parse(body: bytes) -> Message:
     try:
         document = loads(body)
     except ValueError:
-        raise Malformed(PARSE_ERROR, "Parse error: the body is not JSON") from None
+        raise Malformed(PARSE_ERROR, "Parse error: the body is not JSON, or is nested too deeply") from None
     return _message(document)
 
 

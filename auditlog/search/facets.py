@@ -149,9 +149,12 @@ def _is_open(call_filter: CallFilter, name: str) -> bool:
     return name in values["open"] or bool(values[name] or values[NOT + name])
 
 
+CLOSED = ("method", "reason")  # Their values are few and known: each is ticked, none typed.
+
+
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:
     field, is_asked = FILTERS[name], name in call_filter.values["open"]
-    takes_text = not field.choices and name != "reason"
+    takes_text = not field.choices and name not in CLOSED
     opens = call_filter.link_with(open=[*call_filter.values["open"], name])
     if found is None:
         return Facet(name, field.label, None, 0, False, is_asked, takes_text, opens)

@@ -93,21 +93,6 @@ class LogField:
         return str(dict(self.choices).get(value, value))
 
 
-METHODS = (
-    "initialize",
-    "server/discover",
-    "ping",
-    "tools/list",
-    "tools/call",
-    "prompts/list",
-    "prompts/get",
-    "resources/list",
-    "resources/templates/list",
-    "resources/read",
-    "completion/complete",
-)
-
-
 def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
     """A field for a row that calls refer to, such as a host, with an index on its id."""
     return LogField(
@@ -130,7 +115,6 @@ _ROWS = (
         "method",
         is_indexed=True,
         label="Method",
-        choices=[(method, method) for method in METHODS],
         parameter=Parameter("method", max_length=64),
     ),
     LogField(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from proxy import reasons
 from wire import jsonrpc
 from wire.rpc_messages import MODERN, SESSION, era_for
 
@@ -142,53 +143,50 @@ class Grant(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """A refusal of the whole request: why (for the log), and exactly what is answered."""
+    """A refusal of the whole request. `published` is its body where that is published byte for byte."""
 
     reason: str
     status: int
-    body: bytes
+    published: bytes = b""
+
+    def body(self, public_url: str) -> bytes:
+        """Return what is answered in `status`."""
+        return self.published or self.error(public_url, None)
+
+    def error(self, public_url: str, request_id: jsonrpc.Id | None) -> bytes:
+        """Return the refusal in words, with its reason."""
+        code = jsonrpc.UNAUTHORIZED if self.status == 401 else jsonrpc.FORBIDDEN
+        return jsonrpc.error(request_id, code, reasons.message(self.reason, public_url), {"reason": self.reason})
 
 
-def _denied(status: int, code: int, message: str, *reasons: str, with_reason: bool = False) -> dict[str, Denied]:
-    return {
-        reason: Denied(reason, status, jsonrpc.error(None, code, message, {"reason": reason} if with_reason else None))
-        for reason in reasons
-    }
+UNAUTHORIZED = jsonrpc.error(None, jsonrpc.UNAUTHORIZED, "Unauthorized")
+FORBIDDEN = jsonrpc.error(None, jsonrpc.FORBIDDEN, "Forbidden")
+IP_NOT_ALLOWED = jsonrpc.error(None, jsonrpc.FORBIDDEN, "IP Not Allowed")
 
-
-# The bodies are byte-exact.
 DENIALS: dict[str, Denied] = {
-    **_denied(
-        401,
-        jsonrpc.UNAUTHORIZED,
-        "Unauthorized",
-        "unknown",
-        "revoked",
-        "stale_generation",
-        "connection_revoked",
-        "expired",
-        "user_inactive",
-    ),
-    **_denied(403, jsonrpc.FORBIDDEN, "Forbidden", "wrong_gateway", "out_of_scope"),
-    **_denied(403, jsonrpc.FORBIDDEN, "IP Not Allowed", "ip"),
-    **_denied(
-        403,
-        jsonrpc.FORBIDDEN,
-        "Forbidden",
-        "origin",
-        "host_disabled",
-        "host_pending",
-        "gateway_disabled",
-        "connection_disabled",
-        "gateway_not_reachable",
-        with_reason=True,
-    ),
-    **_denied(429, jsonrpc.FORBIDDEN, "Too Many Requests", "rate_limited"),
+    denied.reason: denied
+    for denied in (
+        Denied("unknown", 401, UNAUTHORIZED),
+        Denied("revoked", 401, UNAUTHORIZED),
+        Denied("stale_generation", 401, UNAUTHORIZED),
+        Denied("connection_revoked", 401, UNAUTHORIZED),
+        Denied("expired", 401, UNAUTHORIZED),
+        Denied("user_inactive", 401, UNAUTHORIZED),
+        Denied("wrong_gateway", 403, FORBIDDEN),
+        Denied("out_of_scope", 403, FORBIDDEN),
+        Denied("ip", 403, IP_NOT_ALLOWED),
+        Denied("origin", 403),
+        Denied("host_disabled", 403),
+        Denied("host_pending", 403),
+        Denied("gateway_disabled", 403),
+        Denied("connection_disabled", 403),
+        Denied("gateway_not_reachable", 403),
+        Denied("rate_limited", 429),
+    )
 }
 
-
 # An app with an OAuth token of another gateway must be led to authorize for this one.
-WRONG_AUDIENCE = Denied("wrong_gateway", 401, DENIALS["unknown"].body)
+WRONG_AUDIENCE = Denied("wrong_gateway", 401, UNAUTHORIZED)
 
 
 def decide(grant: Grant, client_ip: str) -> Denied | None:

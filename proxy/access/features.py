@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from proxy.access.decision import AssignedServer, Grant, SessionGrant
+from proxy.reasons import REASONS
 from wire import credential, jsonrpc, product, stateless
 from wire.cipher import Cipher, Unreadable
 from wire.errors import UpstreamError
@@ -82,29 +83,17 @@ class Refusal(UpstreamError):
     code = jsonrpc.FORBIDDEN
     outcome = "denied"
 
-    def __init__(self, reason: str, assigned: AssignedServer, name: str = "") -> None:
+    def __init__(self, reason: str, assigned: AssignedServer, feature: Named | None = None) -> None:
         self.reason = reason
-        self.sentence = SENTENCES[reason].replace("{name}", name[:MAX_NAME].replace("{", "{{").replace("}", "}}"))
+        named = "" if feature is None else f'{feature.kind} "{feature.name[:MAX_NAME]}"'
+        self.sentence = _literal(REASONS[reason].naming(assigned.server_name, named))
         self.assigned = assigned
         super().__init__(assigned.server_name)
 
 
-SENTENCES = {
-    "server_disabled": 'Server "{server}" is disabled by an administrator.',
-    "assignment_disabled": 'Server "{server}" is disabled on this gateway by an administrator.',
-    "definition_held": '"{name}" of server "{server}" was changed, and an administrator has not accepted it yet.',
-    "definition_quarantined": '"{name}" of server "{server}" is quarantined by an administrator.',
-    "tool_disabled": 'Tool "{name}" of server "{server}" is disabled by an administrator.',
-    "prompt_disabled": 'Prompt "{name}" of server "{server}" is disabled by an administrator.',
-    "resource_disabled": 'Resource "{name}" of server "{server}" is disabled by an administrator.',
-    "identity_missing": 'No identity for server "{server}" is connected. Add one to this connection.',
-    "identity_disabled": 'The identity for server "{server}" is disabled by an administrator.',
-    "identity_off": 'You switched off your identity for server "{server}". Switch it on again.',
-    "identity_withdrawn": 'The identity for server "{server}" may no longer be used at this gateway.',
-    "identity_unconfirmed": 'The address of server "{server}" was changed. Its identity waits to be confirmed.',
-    "identity_sign_in": 'The sign-in at server "{server}" has ended. Sign in again.',
-    "identity_scope": 'Server "{server}" asks for more rights than its identity has. Sign in again to grant them.',
-}
+def _literal(text: str) -> str:
+    """`text` as a sentence of an UpstreamError, which is a format."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 class UnknownFeature(UpstreamError):
@@ -121,8 +110,7 @@ class UnknownFeature(UpstreamError):
         self.kind = kind
         self.sentence = "Resource not found: {server}" if kind == RESOURCE else f"Unknown {kind}: {{server}}"
         if possible:
-            which = ", ".join(possible).replace("{", "{{").replace("}", "}}")
-            self.sentence += f". Several servers have this URI. Use one of: {which}"
+            self.sentence += _literal(f"; several servers have this URI, use one of: {', '.join(possible)}")
         super().__init__(name[:MAX_NAME] if kind != RESOURCE else name)
 
     @property
@@ -367,9 +355,9 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
     if not policy_allows(assigned.policy, row.enabled if row else None):
         if row is None:
             raise UnknownFeature(kind, name)
-        raise Refusal(f"{kind}_disabled", assigned, name)
+        raise Refusal(f"{kind}_disabled", assigned, Named(kind, name))
     if row is not None and row.state in HIDDEN_STATES:
-        raise Refusal(HIDDEN_STATES[row.state], assigned, name)
+        raise Refusal(HIDDEN_STATES[row.state], assigned, Named(kind, name))
     if reason := identity_refusal(assigned):
         raise Refusal(reason, assigned)
     if row is None:
@@ -384,7 +372,7 @@ def check_held(resolved: Resolved, arguments: object) -> None:
         from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is seldom needed
 
         if not held_schemas.still_accepts(row.approved, row.offered, arguments):
-            raise Refusal("definition_held", resolved.assigned, resolved.name)
+            raise Refusal("definition_held", resolved.assigned, Named(TOOL, resolved.name))
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:

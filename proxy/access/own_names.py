@@ -30,7 +30,7 @@ class AmbiguousName(UnknownFeature):
     def __init__(self, kind: str, name: str, exposed: Sequence[str]) -> None:
         super().__init__(kind, name)
         shown = ", ".join(each[:MAX_NAME] for each in exposed[:MOST_SUGGESTED])
-        self.args = (f"{self}. Several servers have it; call one of: {shown}" if exposed else str(self),)
+        self.args = (f"{self}; several servers have it, call one of: {shown}" if exposed else str(self),)
 
 
 def may_be_own_name(grant: Grant, feature: Named) -> bool:

@@ -1,8 +1,10 @@
 """Request and response payloads for the log: only where the workspace records them, and without secrets."""
 
 import asyncio
+import logging
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -14,12 +16,17 @@ from proxy.store.call_writer import CallRow
 from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, redact_message, redact_text
 from wire.cipher import Cipher
 
+logger = logging.getLogger(__name__)
+
 ERROR_TEXT = 300  # Characters of what an error says.
 INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in a thread.
 
 
 class PayloadRecorder:
-    """Puts payloads into rows, without the credentials they came with."""
+    """Puts payloads into rows, without the credentials they came with.
+
+    A failure is logged and leaves the row without them: a call that ran has to get its row and its answer.
+    """
 
     def __init__(self, cipher: Cipher) -> None:
         self._cipher = cipher
@@ -30,21 +37,23 @@ class PayloadRecorder:
 
     async def record_error(self, request: McpRequest, body: bytes) -> None:
         """Keep what the error in this answer says, also where no payloads are recorded."""
-        secrets = self._secrets(request)
-        if len(body) <= INLINE_BYTES:
-            request.row.error_text = _error_text(body, secrets)
-        else:
-            request.row.error_text = await asyncio.to_thread(_error_text, body, secrets)
+        with _logged(request):
+            secrets = self._secrets(request)
+            if len(body) <= INLINE_BYTES:
+                request.row.error_text = _error_text(body, secrets)
+            else:
+                request.row.error_text = await asyncio.to_thread(_error_text, body, secrets)
 
     async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
         """Put these two into a row that belongs to `request`."""
-        secrets = self._secrets(request)
-        if sum(map(len, bodies)) <= INLINE_BYTES:
-            request_payload, response_payload = _redact_all(bodies, limit, secrets)
-        else:
-            request_payload, response_payload = await asyncio.to_thread(_redact_all, bodies, limit, secrets)
-        cut = any(redacted is not None and redacted.cut for redacted in (request_payload, response_payload))
-        row.set_payload(_json(request_payload), _json(response_payload), cut=cut)
+        with _logged(request):
+            secrets = self._secrets(request)
+            if sum(map(len, bodies)) <= INLINE_BYTES:
+                request_payload, response_payload = _redact_all(bodies, limit, secrets)
+            else:
+                request_payload, response_payload = await asyncio.to_thread(_redact_all, bodies, limit, secrets)
+            cut = any(redacted is not None and redacted.cut for redacted in (request_payload, response_payload))
+            row.set_payload(_json(request_payload), _json(response_payload), cut=cut)
 
     def _secrets(self, request: McpRequest) -> list[str]:
         """The token the client presents, and every credential this call may have been passed on with."""
@@ -58,6 +67,14 @@ class PayloadRecorder:
             if credential is not None:
                 secrets += credential_parts(credential[1])
         return secrets
+
+
+@contextmanager
+def _logged(request: McpRequest) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.exception("the payloads of a call were not recorded", extra={"request_id": request.uid})
 
 
 def credential_parts(request_payload: str) -> list[str]:

@@ -19,6 +19,7 @@ from gatewayadmin.config import database
 from gateways.models import Assignment
 from proxy.app import Config, runtime
 from proxy.models import UpstreamSession
+from proxy.reasons import CALLS
 from proxy.store.bus import Bus
 from proxy.store.state import State
 from tests import make
@@ -94,12 +95,20 @@ def sessions_of_clients() -> QuerySet[UpstreamSession]:
     return UpstreamSession.objects.exclude(owner_id__in=Assignment.objects.values("pk"))
 
 
+PUBLIC_URL = "https://gateway.example.com"
+
+
+def in_words(sentence: str, page: str = CALLS) -> str:
+    """The message of a refusal: a sentence and the URL of a page."""
+    return f"{sentence} {PUBLIC_URL}{page}"
+
+
 def config(**changes: Any) -> Config:
     given: dict[str, Any] = {
         "conninfo": database.conninfo(),
         "token_keys": settings.TOKEN_KEYS,
         "encryption_keys": settings.ENCRYPTION_KEYS,
-        "public_url": "https://gateway.example.com",
+        "public_url": PUBLIC_URL,
         "private_upstreams": (ip_network("127.0.0.0/8"),),
         "list_seconds": 2.0,
         "log_connections": 1,  # One is enough for a test's few calls; each takes a backend as long as a test.

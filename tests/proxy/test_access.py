@@ -34,11 +34,12 @@ from proxy.access.query import (
     parameters,
     statement_for,
 )
+from proxy.reasons import REASONS
 from proxy.store.database import DatabaseUnavailable, StatementRejected
 from tests import make
-from tests.proxy.conftest import sql
+from tests.proxy.conftest import PUBLIC_URL, sql
 from tokens.models import Token
-from wire import token_text
+from wire import jsonrpc, token_text
 
 GOOD = Grant(
     token_id="t",
@@ -126,9 +127,10 @@ def test_an_address_outside_the_allowlist_is_told_so() -> None:
     "reason", ["host_disabled", "host_pending", "gateway_disabled", "connection_disabled", "gateway_not_reachable"]
 )
 def test_a_switch_is_named(reason: str) -> None:
-    body = FORBIDDEN.replace(b'"Forbidden"', b'"Forbidden","data":{"reason":"%s"}' % reason.encode())
+    error = jsonrpc.loads(DENIALS[reason].body(PUBLIC_URL))["error"]
 
-    assert DENIALS[reason][1:] == (403, body)
+    assert (DENIALS[reason].status, error["code"], error["data"]) == (403, -32003, {"reason": reason})
+    assert error["message"].startswith(REASONS[reason].sentence + f" {PUBLIC_URL}/")
 
 
 @given(

@@ -22,7 +22,7 @@ from tests.asgi_server import App, Upstream
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
-from tests.proxy.conftest import Agent, Start, eventually, sql
+from tests.proxy.conftest import Agent, Start, eventually, in_words, sql
 from tests.proxy.scripted import MODERN, Object, Request, calling
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
@@ -221,7 +221,7 @@ def test_a_client_that_answers_with_no_result_gave_no_input(work: Work) -> None:
 
     answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": 5}))
 
-    assert answered["error"]["message"] == 'Server "Docs" needs input that the client did not give.'
+    assert answered["error"]["message"] == in_words('Server "Docs" needs input that the client did not give.')
 
 
 def test_nobody_is_asked_more_than_ten_times(work: Work) -> None:
@@ -404,7 +404,7 @@ def test_a_request_state_ends_after_five_minutes(work: Work, monkeypatch: pytest
 
     refused = retry(agent, wanted)
 
-    assert refused.json()["error"]["message"] == "Invalid params: this requestState is too old"
+    assert refused.json()["error"]["message"] == in_words("Invalid params: this requestState is too old.")
 
 
 def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from proxy.store.call_writer import NotRecorded
 from servers.models import Era, Server
 from tests.conftest import Run
 from tests.proxy.asking import BOTH as ANY_ANSWER
-from tests.proxy.conftest import Agent, Proxy, Start, eventually
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words
 from tests.proxy.counting import MODERN_ERA, SESSION_ERA, Counting
 from tests.proxy.features import offer
 from tests.proxy.scripted import Request, Script, tool
@@ -213,6 +213,6 @@ def test_a_404_to_a_call_that_ran_in_a_session_its_server_knows_is_an_error_of_t
     refused = [agent.call("docs__it") for _ in range(2)]
 
     assert [each.status_code for each in refused] == [200, 200]
-    assert {each.json()["error"]["message"] for each in refused} == {'Server "Docs" answered with HTTP 404.'}
+    assert {each.json()["error"]["message"] for each in refused} == {in_words('Server "Docs" answered with HTTP 404.')}
     assert len(ran) == 2
     assert len({*ran}) == 1

@@ -16,7 +16,7 @@ from servers.models import AuthType, Era, Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream, running
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words, sql
 from tests.proxy.scripted import NO_SESSION, Request, Script, offering, tool
 from tests.proxy.test_endpoint import modern
 
@@ -381,7 +381,9 @@ def test_a_secret_no_key_opens_is_told_from_one_that_is_missing(identities: Iden
 
     error = identities.agents["ana"].call("github__whoami").json()["error"]
 
-    assert error["message"] == 'The identity stored for server "github" can no longer be read.'
+    assert error["message"] == in_words(
+        'The identity stored for server "github" can no longer be read.', "/settings/identities"
+    )
     assert settings.ENCRYPTION_KEYS[0].decode() not in str(error)
 
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from proxy.models import Session
+from proxy.reasons import REASONS
 from proxy.store.call_writer import NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import EventId
@@ -16,7 +17,7 @@ from proxy.suspended_calls import _answers
 from tests import upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
-from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words, sql
 from tests.proxy.listening import listening
 from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_streams import work_of
@@ -97,7 +98,9 @@ def test_a_fault_inside_the_gateway_is_an_answer_and_a_row(
     answer = agent.call("docs__echo", {"text": "x"})
 
     assert answer.status_code == 500
-    assert answer.json()["error"] == {"code": -32603, "message": "The gateway failed"}
+    reason = "internal_error"
+    said = in_words(REASONS[reason].sentence)
+    assert answer.json()["error"] == {"code": -32603, "message": said, "data": {"reason": reason}}
     row = proxy.last()
     assert (row.outcome, row.deny_reason, row.http_status, row.rpc_error_code) == (
         "rpc_error",

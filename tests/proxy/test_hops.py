@@ -9,7 +9,7 @@ from servers.models import Identity
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start
+from tests.proxy.conftest import Agent, Proxy, Start, in_words
 from tests.proxy.scripted import offering
 from wire.guard import OwnEndpoints
 from wire.trace_context import HOPS_HEADER
@@ -40,7 +40,7 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
 
     error = agent.call("self__" * 6 + "it").json()["error"]
 
-    assert error["message"] == (
+    assert error["message"] == in_words(
         "This request has passed 4 gateways already: a server behind one of them leads back here."
     )
     assert error["data"] == {"reason": "loop"}
@@ -63,7 +63,7 @@ def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> Non
     forget_lists()
     for answer in (called, agent.listed()):
         assert answer.json()["error"]["data"] == {"reason": "loop", "server": "Self"}
-        assert answer.json()["error"]["message"] == 'The address of server "Self" is this gateway itself.'
+        assert answer.json()["error"]["message"] == in_words('The address of server "Self" is this gateway itself.')
     assert len(proxy.calls()) == 2
 
 

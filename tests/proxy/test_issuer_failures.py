@@ -26,7 +26,7 @@ from tests.asgi_server import answer as send_answer
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
-from tests.proxy.conftest import Agent, Proxy, sql
+from tests.proxy.conftest import Agent, Proxy, in_words, sql
 from ui.sealing import cipher
 
 pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
@@ -265,7 +265,9 @@ def test_tokens_are_read_in_the_forms_they_come_in(kind: str, body: str, life: i
 
 # --- Renewal ---------------------------------------------------------------------------------------------------------
 
-UNAVAILABLE = 'The identity for server "GitHub" cannot be renewed just now. Try again soon.'
+UNAVAILABLE = in_words(
+    'The identity for server "GitHub" cannot be renewed just now; try again soon.', "/settings/identities"
+)
 AGENT_GETS = {
     "no, in the right words": (failed(400, "invalid_grant"), "identity_sign_in", "refused"),
     "no, though it says 200": (failed(200, "invalid_grant"), "identity_sign_in", "refused"),

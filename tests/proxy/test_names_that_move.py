@@ -10,7 +10,7 @@ from capabilities import Capability
 from servers.models import Server
 from tests import make
 from tests.oauth.apps import browser
-from tests.proxy.conftest import served
+from tests.proxy.conftest import in_words, served
 
 
 def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
@@ -34,7 +34,7 @@ def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
         gateway = make.gateway(Server.objects.get(slug="docs"), slug="work")
         error = proxy.agent(make.connection(make.agent(by=ana), gateway, ana)).call("docs__it").json()["error"]
 
-    assert error["message"] == 'Server "docs" lives at an address the gateway may not call.'
+    assert error["message"] == in_words('Server "docs" lives at an address the gateway may not call.')
     assert error["data"]["reason"] == "address_blocked"
 
 

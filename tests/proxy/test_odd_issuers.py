@@ -36,7 +36,7 @@ from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer, consent, destination, query
 from tests.oauth.apps import browser
-from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words, sql
 from tests.rest import Rest
 from ui.sealing import cipher
 
@@ -46,7 +46,9 @@ NEXT = "/settings/identities"
 JSON = "application/json"
 METADATA = "/.well-known/oauth-authorization-server"
 OPENID = "/.well-known/openid-configuration"
-UNAVAILABLE = 'The identity for server "GitHub" cannot be renewed just now. Try again soon.'
+UNAVAILABLE = in_words(
+    'The identity for server "GitHub" cannot be renewed just now; try again soon.', "/settings/identities"
+)
 # What RFC 7591 (section 2) and OpenID Connect Registration (application_type) let a client say of itself.
 REGISTERED = {
     "redirect_uris",

@@ -11,7 +11,7 @@ from gateways.models import Assignment, Feature
 from servers.models import Server
 from tests.asgi_server import Upstream
 from tests.eventually import PROMPT
-from tests.proxy.conftest import sql
+from tests.proxy.conftest import in_words, sql
 from tests.proxy.features import offer, server
 from tests.proxy.scripted import Request, calling, offering
 from tests.proxy.test_tools_call import Work, work
@@ -45,7 +45,7 @@ def test_an_own_name_that_one_server_has_is_called_there_and_logged_as_listed(wo
 def test_an_own_name_of_two_servers_is_refused_and_the_message_names_both(work: Work, clock: Upstream) -> None:
     assert error(work, "both") == {
         "code": -32602,
-        "message": "Unknown tool: both. Several servers have it; call one of: clock__both, docs__both",
+        "message": in_words("Unknown tool: both; several servers have it, call one of: clock__both, docs__both."),
     }
     assert clock.asked("tools/call") == []
     assert (work.proxy.last().server_name, work.proxy.last().feature_name) == ("", "both")
@@ -65,7 +65,8 @@ def test_an_own_name_of_two_servers_is_refused_and_the_message_names_both(work: 
 def test_disabling_one_of_two_never_sends_its_calls_to_the_other(work: Work, clock: Upstream, statement: str) -> None:
     sql(statement)
 
-    assert error(work, "both")["message"] == "Unknown tool: both. Several servers have it; call one of: docs__both"
+    only = "Unknown tool: both; several servers have it, call one of: docs__both."
+    assert error(work, "both")["message"] == in_words(only)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_a_name_the_server_no_longer_lists_or_one_behind_an_alias_is_nobodys(wor
     Feature.objects.filter(exposed_name="clock__now").update(missing_since="2026-01-01T00:00Z")
     offer("docs__it", "tool", alias="clock")
 
-    assert error(work, "now")["message"] == "Unknown tool: now"
+    assert error(work, "now")["message"] == in_words("Unknown tool: now.")
     assert work.agent.call("docs__it").json()["result"]["content"][0]["text"] == "it"
-    assert error(work, "docs__none")["message"] == "Unknown tool: docs__none"
+    assert error(work, "docs__none")["message"] == in_words("Unknown tool: docs__none.")
 
 
 def test_a_server_without_an_alias_comes_first(work: Work, clock: Upstream) -> None:

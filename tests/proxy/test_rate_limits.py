@@ -11,11 +11,12 @@ import pytest
 
 from accounts.models import WorkspaceSettings
 from gatewayadmin.config import database
+from proxy.access.decision import DENIALS
 from proxy.models import RateCounter
 from proxy.store.rate_limits import Limits
 from tests import curl, make, upstreams
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start, sql
+from tests.proxy.conftest import PUBLIC_URL, Agent, Proxy, Start, sql
 from tests.proxy.test_access import GOOD
 from tests.proxy.test_recording import Relay, relay
 from tests.workspace import Serve
@@ -23,7 +24,7 @@ from tokens.models import Issued
 
 __all__ = ["relay"]
 
-TOO_MANY = b'{"jsonrpc":"2.0","error":{"code":-32003,"message":"Too Many Requests"},"id":null}'
+TOO_MANY = DENIALS["rate_limited"].body(PUBLIC_URL)
 
 
 def a_token(slug: str = "work", url: str = "https://docs.example.com/mcp") -> Issued:

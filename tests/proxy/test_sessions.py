@@ -24,7 +24,7 @@ from servers.resealing import reseal
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Start, config, eventually, sessions_of_clients, sql
+from tests.proxy.conftest import Agent, Start, config, eventually, in_words, sessions_of_clients, sql
 from tests.proxy.scripted import Request, Script, tool
 from tokens.models import Token
 from ui.sealing import cipher
@@ -153,7 +153,7 @@ def test_a_client_whose_session_a_server_forgot_learns_it_and_opens_another(work
 
     lost = client.agent.call("docs__count", **client.headers)
 
-    assert (lost.status_code, lost.json()["error"]["message"]) == (404, "Session not found")
+    assert (lost.status_code, lost.json()["error"]["message"]) == (404, in_words("Session not found."))
     row = Call.objects.order_by("id").last()
     assert row is not None
     assert (row.outcome, row.deny_reason, row.http_status) == ("upstream_error", "session_lost", 404)
@@ -222,7 +222,7 @@ def test_a_session_that_is_not_there_is_404_whatever_the_reason(work: Work) -> N
 
     assert {answer.status_code for answer in answers} == {404}
     assert len({answer.content for answer in answers}) == 1
-    assert answers[0].json()["error"] == {"code": -32001, "message": "Session not found"}
+    assert answers[0].json()["error"] == {"code": -32001, "message": in_words("Session not found.")}
     assert answers[0].json()["id"] is None
     row = Call.objects.order_by("id").last()
     assert row is not None

@@ -19,7 +19,7 @@ from tests import make, upstreams
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
 from tests.eventually import PATIENCE, PROMPT
-from tests.proxy.conftest import Agent, Proxy, Start, eventually
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words
 from tests.proxy.scripted import Request, calling
 from tests.proxy.test_endpoint import modern
 
@@ -323,7 +323,7 @@ def test_a_server_that_falls_silent_is_told_of_as_such(work: Work) -> None:
     error = listen(work.agent, call("docs__it", token=1)).events[-1]["error"]
 
     assert error["data"] == {"reason": "timeout", "server": "docs", "limit": "idle", "seconds": 1.0}
-    assert error["message"] == 'Server "docs" did not answer. Nothing came from it for 1 seconds.'
+    assert error["message"] == in_words('Server "docs" did not answer: nothing came from it for 1 seconds.')
     assert 1 <= time.monotonic() - began < 1 + PROMPT
     assert work.proxy.last().outcome == "timeout"
 

@@ -13,7 +13,7 @@ from gateways.models import Feature, IdentityScheme
 from servers.models import AuthType
 from tests import make, upstreams
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, eventually, sql
+from tests.proxy.conftest import Agent, Proxy, eventually, in_words, sql
 
 
 @dataclass
@@ -117,7 +117,9 @@ def test_j2_a_tool_is_switched_off_alone(world: World, proxy: Proxy) -> None:
     error = world.bot.call("github__whoami").json()["error"]
     assert error == {
         "code": -32003,
-        "message": 'Tool "whoami" of server "github" is disabled by an administrator.',
+        "message": in_words(
+            'An administrator switched tool "whoami" of server "github" off, or the policy does not allow it.'
+        ),
         "data": {"reason": "tool_disabled", "server": "github"},
     }
     assert (proxy.last().outcome, proxy.last().deny_reason, proxy.last().server_name) == (

@@ -14,7 +14,7 @@ from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.proxy.asking import FORM, Asker, Person
-from tests.proxy.conftest import Agent, Proxy, Start
+from tests.proxy.conftest import Agent, Proxy, Start, in_words
 from tests.proxy.scripted import Object, Request, Script, tool
 from tests.proxy.test_endpoint import modern
 from wire.cipher import Cipher
@@ -145,7 +145,7 @@ def created(person: Person) -> str:
     return str(person.ask("tools/call", params)["result"]["task"]["taskId"])
 
 
-UNKNOWN = {"code": -32602, "message": "Unknown task", "data": {"reason": "unknown_task"}}
+UNKNOWN = {"code": -32602, "message": in_words("Unknown task."), "data": {"reason": "unknown_task"}}
 
 
 # MCP 2025-11-25

@@ -15,11 +15,12 @@ import pytest
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.gateway import OnChange
+from proxy.reasons import REASONS
 from servers.models import Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
-from tests.proxy.conftest import Agent, Proxy, Start, eventually
+from tests.proxy.conftest import Agent, Proxy, Start, eventually, in_words
 from tests.proxy.scripted import Request, calling, offering
 from tests.proxy.test_endpoint import modern
 from tests.sampling import some
@@ -142,7 +143,7 @@ def test_what_cannot_be_called_reaches_no_server(work: Work) -> None:
         {"name": "Docs__it"},
     ):
         error = work.agent.ask("tools/call", params).json()["error"]
-        assert error == {"code": -32602, "message": f"Unknown tool: {params['name']}"}
+        assert error == {"code": -32602, "message": in_words(f"Unknown tool: {params['name']}.")}
         assert (work.proxy.last().outcome, work.proxy.last().rpc_error_code) == ("rpc_error", -32602)
     broken: list[Any] = [{}, {"name": ""}, {"name": 1}, {"name": None}, {"name": "docs__it", "arguments": []}]
     for each in broken:
@@ -175,7 +176,9 @@ TROUBLES = [
         "bad_answer",
     ),
     Trouble(upstreams.cut_off(), NOT_ANSWERING, "unreachable"),
-    Trouble(upstreams.silent(), f"{NOT_ANSWERING} Nothing came from it for 1 seconds.", "timeout", "timeout"),
+    Trouble(
+        upstreams.silent(), 'Server "Docs" did not answer: nothing came from it for 1 seconds.', "timeout", "timeout"
+    ),
     Trouble(
         upstreams.garbage(HUGE, kind="application/json"),
         'Server "Docs" gave an answer larger than the gateway passes on.',
@@ -197,7 +200,8 @@ def test_j14_trouble_is_told_in_words_that_name_the_server(work: Work) -> None:
         data: dict[str, object] = {"reason": trouble.reason, "server": "Docs"}
         if trouble.reason == "timeout":
             data |= {"limit": "idle", "seconds": 1.0}
-        assert answer.json()["error"] == {"code": -32603, "message": trouble.message, "data": data}, number
+        said = in_words(trouble.message, REASONS[trouble.reason].page)
+        assert answer.json()["error"] == {"code": -32603, "message": said, "data": data}, number
         row = work.proxy.last()
         assert (row.outcome, row.server_name, row.rpc_error_code) == (trouble.outcome, "Docs", -32603)
         assert row.deny_reason == ("" if trouble.outcome == "timeout" else trouble.reason), number
@@ -227,7 +231,7 @@ def test_j14_addresses_are_judged_when_they_are_called(work: Work, url: str, mes
 
     error = work.agent.call("docs__it").json()["error"]
 
-    assert (error["message"], error["data"]["reason"]) == (message, reason)
+    assert (error["message"], error["data"]["reason"]) == (in_words(message), reason)
     assert work.proxy.last().outcome == "upstream_error"
 
 
@@ -388,7 +392,8 @@ def test_a_token_has_so_many_calls_under_way_and_no_more(start: Start, run: Run)
         assert "result" in sibling.call("docs__it", {"quick": True}).json()
 
     error = answer.json()["error"]
-    assert error["message"] == "As many calls of this token are under way as may be (1), so this one was not executed."
+    said = "As many calls of this token are under way as may be (1), so this one was not executed."
+    assert error["message"] == in_words(said)
     assert (error["data"], answer.headers["retry-after"]) == ({"reason": "busy", "retry_after": 1}, "1")
     assert "result" in work.agent.call("docs__it", {"quick": True}).json()
 

@@ -14,7 +14,7 @@ from tests import make, upstreams
 from tests.asgi_server import App
 from tests.conftest import Run
 from tests.eventually import PROMPT
-from tests.proxy.conftest import Agent, Proxy, eventually, sql
+from tests.proxy.conftest import Agent, Proxy, eventually, in_words, sql
 from tests.proxy.scripted import Script, offering, tool
 
 UNAVAILABLE = "gateway-admin/unavailable"
@@ -96,10 +96,11 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
     # Rows are made beside the answer; until then a fresh list finds the tool. What begins with an alias is that one's.
     assert [called(name) for name in ("add", "echo", "named__echo")] == ["add", "echo", "echo"]
     assert work.proxy.last().server_name == "named"
-    assert called("nothing") == "Unknown tool: nothing"
+    assert called("nothing") == in_words("Unknown tool: nothing.")
     assert work.agent.tools() == ["echo", "add", "named__echo", "named__find"]
     eventually(lambda: Feature.objects.count() == 6)
-    assert [called(name) for name in ("add", "echo", "nothing")] == ["add", "echo", "Unknown tool: nothing"]
+    assert [called(name) for name in ("add", "echo")] == ["add", "echo"]
+    assert called("nothing") == in_words("Unknown tool: nothing.")
 
 
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
@@ -161,11 +162,14 @@ def test_when_no_server_answers_the_list_is_an_error_and_never_empty(work: Work)
 
     assert answer.status_code == 200
     error = answer.json()["error"]
-    assert (error["code"], error["message"]) == (-32603, 'No server of this gateway answered: "one", "two".')
+    assert (error["code"], error["message"]) == (
+        -32603,
+        in_words('No server of this gateway answered: "one", "two".'),
+    )
     assert work.proxy.last().outcome == "upstream_error"
 
     sql("UPDATE gateways_assignment SET removed_at = now() WHERE alias = 'two'")
-    assert work.agent.listed().json()["error"]["message"] == (
+    assert work.agent.listed().json()["error"]["message"] == in_words(
         'Server "one" did not answer: nothing accepts connections at its address.'
     )
     row = work.proxy.last()
@@ -194,7 +198,7 @@ def test_policies_decide_lists_and_calls_alike(work: Work) -> None:
     assert (work.agent.tools(), reasons()) == (["docs__add"], ["tool_disabled", None, None])
     Assignment.objects.filter(pk=assigned.pk).update(tool_policy=ToolPolicy.SELECTED)
     assert (work.agent.tools(), reasons()[:2]) == (["docs__add"], ["tool_disabled", None])
-    assert work.agent.call("docs__other").json()["error"]["message"] == "Unknown tool: other"
+    assert work.agent.call("docs__other").json()["error"]["message"] == in_words("Unknown tool: other.")
     Assignment.objects.filter(pk=assigned.pk).update(tool_policy=ToolPolicy.BLOCK_ALL)
     assert (work.agent.tools(), reasons()[:2]) == ([], ["tool_disabled", "tool_disabled"])
     sql("UPDATE gateways_assignment SET tool_policy = 'nonsense'")
@@ -242,7 +246,8 @@ def test_removed_assignments_and_archived_servers_are_gone(work: Work) -> None:
 
     assert work.agent.tools() == []
     for name in ("docs__echo", "crm__find"):
-        assert work.agent.call(name).json()["error"] == {"code": -32602, "message": f"Unknown tool: {name}"}
+        error = work.agent.call(name).json()["error"]
+        assert error == {"code": -32602, "message": in_words(f"Unknown tool: {name}.")}
 
 
 def test_tools_are_remembered_with_their_history(work: Work) -> None:

@@ -1,0 +1,135 @@
+"""Why a call is refused or fails: the check, the sentence that people read, and the page where they can act."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+# Pages that each signed-in person has.
+CALLS = "/settings/calls"
+IDENTITIES = "/settings/identities"
+TOKENS = "/settings/api-tokens"
+CONNECT = "/connect/help/"
+SIGN_IN = "/accounts/login/"
+
+GENERIC = {"server": "this server", "tool": "this tool", "prompt": "this prompt", "resource": "this resource"}
+
+
+class Step(IntEnum):
+    """The checks a call passes, in their order."""
+
+    TOKEN = 1
+    USER = 2
+    ADDRESS = 3
+    HOST = 4
+    GATEWAY = 5
+    REACH = 6
+    REQUEST = 7
+    SERVER = 8
+    TOOL = 9
+    IDENTITY = 10
+    UPSTREAM = 11
+
+
+class Reason(NamedTuple):
+    """The check that stops the call, what it finds, and the page for the person whose call it is.
+
+    `template` names the server and the tool, prompt or resource of the call as GENERIC does. `short` is the same in the
+    row of a thing that would be stopped there: beside the state `blocked`, in a switch, in the Django admin.
+    """
+
+    step: Step
+    template: str
+    short: str = ""
+    page: str = CALLS
+
+    @property
+    def sentence(self) -> str:
+        """What the check found, of no server or tool in particular."""
+        return self.template.format_map(GENERIC)
+
+    def naming(self, server: str, feature: str = "") -> str:
+        """What the check found, of this server, and of this tool, prompt or resource."""
+        server = f'server "{server}"'
+        return self.template.format_map(dict.fromkeys(GENERIC, f"{feature} of {server}") | {"server": server})
+
+
+REASONS = {
+    "unknown": Reason(Step.TOKEN, "The token is not known here.", page=TOKENS),
+    "revoked": Reason(Step.TOKEN, "The token has been revoked.", page=TOKENS),
+    "connection_revoked": Reason(Step.TOKEN, "The connection has been revoked.", page=CONNECT),
+    "stale_generation": Reason(Step.TOKEN, "The key behind the token has been regenerated since.", page=CONNECT),
+    "expired": Reason(Step.TOKEN, "The token has expired.", page=TOKENS),
+    "user_inactive": Reason(Step.USER, "The user has been deactivated.", "user deactivated", SIGN_IN),
+    "wrong_gateway": Reason(Step.ADDRESS, "The token belongs to another gateway.", page=TOKENS),
+    "ip": Reason(Step.ADDRESS, "The address is not on the token's IP allow-list.", page=TOKENS),
+    "origin": Reason(Step.ADDRESS, "The browser page that called is not on an allowed origin.", page=CONNECT),
+    "host_disabled": Reason(Step.HOST, "An administrator switched this app or agent off.", "host disabled"),
+    "host_pending": Reason(Step.HOST, "The app waits for an administrator's approval.", "host waiting for approval"),
+    "gateway_disabled": Reason(Step.GATEWAY, "An administrator switched this gateway off.", "gateway disabled"),
+    "connection_disabled": Reason(
+        Step.GATEWAY, "An administrator switched this connection off.", "connection disabled"
+    ),
+    "gateway_not_reachable": Reason(
+        Step.REACH, "The user's teams do not include this gateway.", "user's teams do not include the gateway", CONNECT
+    ),
+    "rate_limited": Reason(Step.REACH, "There were more calls than the limit allows."),
+    "out_of_scope": Reason(Step.SERVER, "The token does not reach {server}.", page=TOKENS),
+    "unknown_tool": Reason(Step.TOOL, "No server of this gateway has a tool, prompt or resource of this name."),
+    "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
+    "server_disabled": Reason(Step.SERVER, "An administrator switched {server} off.", "server disabled"),
+    "assignment_disabled": Reason(
+        Step.SERVER, "An administrator switched {server} off on this gateway.", "server disabled on this gateway"
+    ),
+    "tool_disabled": Reason(Step.TOOL, "An administrator switched {tool} off, or the policy does not allow it."),
+    "prompt_disabled": Reason(Step.TOOL, "An administrator switched {prompt} off, or the policy does not allow it."),
+    "resource_disabled": Reason(
+        Step.TOOL, "An administrator switched {resource} or its template off, or the policy does not allow it."
+    ),
+    "definition_held": Reason(
+        Step.TOOL, "The server changed or added {tool}, and nobody has accepted that yet.", "waiting to be accepted"
+    ),
+    "definition_quarantined": Reason(Step.TOOL, "An administrator put {tool} in quarantine.", "in quarantine"),
+    "identity_missing": Reason(Step.IDENTITY, "The connection carries no identity for {server}.", page=IDENTITIES),
+    "identity_disabled": Reason(
+        Step.IDENTITY, "An administrator switched off the identity for {server}.", page=IDENTITIES
+    ),
+    "identity_off": Reason(Step.IDENTITY, "Its owner switched off the identity for {server}.", page=IDENTITIES),
+    "identity_withdrawn": Reason(
+        Step.IDENTITY, "The shared identity for {server} is not for this gateway any more.", page=IDENTITIES
+    ),
+    "identity_unconfirmed": Reason(
+        Step.IDENTITY, "The path or header of {server} changed; its identity waits to be confirmed.", page=IDENTITIES
+    ),
+    "identity_sign_in": Reason(
+        Step.IDENTITY, "The sign-in at {server} has ended; a person has to sign in again.", page=IDENTITIES
+    ),
+    "identity_scope": Reason(
+        Step.IDENTITY, "The sign-in at {server} granted fewer rights than it asks for now.", page=IDENTITIES
+    ),
+    "identity_unavailable": Reason(
+        Step.IDENTITY, "The issuer of the identity could not be asked for a fresh token.", page=IDENTITIES
+    ),
+    "identity_unreadable": Reason(Step.IDENTITY, "No encryption key opens the stored identity.", page=IDENTITIES),
+    "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it.", page=IDENTITIES),
+    "address_blocked": Reason(Step.UPSTREAM, "The server lives at an address the gateway may not call."),
+    "unreachable": Reason(Step.UPSTREAM, "The server could not be reached, or broke off before it answered."),
+    "timeout": Reason(Step.UPSTREAM, "The server did not answer in its time."),
+    "bad_answer": Reason(Step.UPSTREAM, "The server answered with something that is not MCP."),
+    "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway passes on."),
+    "request_state": Reason(Step.UPSTREAM, "The state it was sent with is of another call, too old, or used already."),
+    "session_lost": Reason(
+        Step.UPSTREAM, "A server lost its session, which ended the client's; the client has to initialize again."
+    ),
+    "call_lost": Reason(Step.UPSTREAM, "The worker that held it for its client is gone."),
+    "input_refused": Reason(Step.UPSTREAM, "Its client did not give what the server asked for."),
+    "loop": Reason(Step.UPSTREAM, "A server leads back to this gateway."),
+    "internal_error": Reason(
+        Step.UPSTREAM, "The gateway itself failed, by an error of its own; the log of its processes has the traceback."
+    ),
+    "busy": Reason(Step.UPSTREAM, "Too many calls of the token or to the server were under way; it was not executed."),
+}
+
+
+def message(reason: str, public_url: str, sentence: str = "", page: str = "") -> str:
+    """Return what a client prints of a refusal: one sentence and a URL, by default those of the reason."""
+    found = REASONS[reason]
+    return f"{(sentence or found.sentence).removesuffix('.')}. {public_url}{page or found.page}"

@@ -1,0 +1,201 @@
+"""What a refused client prints: one sentence and the URL of a page that its person can open, whatever the reason."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urldefrag
+
+import pytest
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
+
+from accounts.models import User
+from proxy.access.decision import DENIALS
+from proxy.access.features import TOOL, IdentityUnreadable, Named, Refusal, UnknownFeature
+from proxy.forward import Forwarder
+from proxy.reasons import REASONS
+from proxy.refresh import IdentityUnavailable
+from proxy.server_requests import InputRefused
+from proxy.store.call_writer import CallWriter
+from proxy.suspended_calls import BadState, CallLost
+from proxy.tasks import UnknownTask
+from tests.auditlog.test_detail import kinds_of_faults
+from tests.conftest import Run, SignIn
+from tests.proxy.conftest import PUBLIC_URL, Agent, Start, sql
+from tests.proxy.features import offer
+from tests.proxy.scripted import offering
+from tests.proxy.test_tools_call import Work, work_of
+from wire import errors
+
+ONE_SENTENCE = re.compile(rf"[A-Z\"](?:(?!\. ).)+\. {re.escape(PUBLIC_URL)}(/\S+)")
+
+# One error of each reason that is found after the decision; those of a server or tool are refusals.
+FAULTS: dict[str, Exception] = {
+    "unknown_tool": UnknownFeature(TOOL, "it"),
+    "unknown_task": UnknownTask(),
+    "identity_unavailable": IdentityUnavailable("Docs"),
+    "identity_unreadable": IdentityUnreadable("Docs"),
+    "credential_refused": errors.AccessRefused("Docs", 401),
+    "address_blocked": errors.AddressBlocked("Docs"),
+    "unreachable": errors.Unreachable("Docs"),
+    "timeout": errors.TimedOut("Docs", 30.0),
+    "bad_answer": errors.BadAnswer("Docs"),
+    "too_large": errors.TooLarge("Docs"),
+    "request_state": BadState("this requestState is too old"),
+    "session_lost": errors.SessionEnded("Docs"),
+    "call_lost": CallLost("Docs"),
+    "input_refused": InputRefused("Docs"),
+    "loop": errors.Loop("Docs"),
+    "internal_error": RuntimeError("a fault of our own"),
+    "busy": errors.Busy("Docs", seconds=2),
+}
+SWITCHES = {
+    "host_disabled": "UPDATE hosts_host SET enabled = false",
+    "host_pending": "UPDATE hosts_host SET enabled = true, approved_at = NULL, needs_approval = true",
+    "gateway_disabled": "UPDATE gateways_gateway SET enabled = false",
+    "connection_disabled": "UPDATE connections_connection SET enabled = false",
+    "gateway_not_reachable": "UPDATE gateways_gateway SET reach = 'teams'",
+    "rate_limited": "UPDATE gateways_gateway SET calls_per_minute = 1",
+}
+
+
+def message_of(agent: Agent, **headers: str) -> str:
+    """What the Python SDK says of a call that is refused, or of its first request."""
+
+    async def ask() -> str:
+        own = {"Authorization": f"Bearer {agent.secret}", **headers}
+        try:
+            async with (
+                create_mcp_http_client(headers=own) as http,
+                Client(streamable_http_client(agent.url, http_client=http), mode="legacy") as client,
+            ):
+                await client.call_tool("docs__it", {})
+        except (MCPError, ExceptionGroup) as raised:
+            error: BaseException = raised
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            assert isinstance(error, MCPError)
+            return error.error.message
+        raise AssertionError("it was not refused")
+
+    return asyncio.run(ask())
+
+
+def page_in(message: str) -> str:
+    found = ONE_SENTENCE.fullmatch(message)
+    assert found, message
+    return urldefrag(found[1]).url
+
+
+@pytest.fixture
+def work(start: Start, run: Run) -> Work:
+    work = work_of(start(), run)
+    work.put(offering("it"))
+    offer("it", "tool")
+    return work
+
+
+@pytest.fixture
+def opens(sign_in: SignIn) -> Callable[[str], None]:
+    def check(page: str) -> None:
+        assert sign_in(User.objects.get(email="ana@example.com")).get(page).status_code == 200, page
+
+    return check
+
+
+@pytest.mark.parametrize("reason", [*SWITCHES, "origin"])
+def test_a_refused_request_reads_as_a_sentence_and_a_page(
+    work: Work, opens: Callable[[str], None], reason: str
+) -> None:
+    if reason in SWITCHES:
+        sql(SWITCHES[reason])
+
+    said = message_of(work.agent, **({"Origin": "https://elsewhere.example"} if reason == "origin" else {}))
+
+    assert said.startswith(REASONS[reason].sentence)
+    opens(page_in(said))
+
+
+def test_a_call_that_is_refused_or_fails_reads_as_a_sentence_and_a_page(
+    start: Start, run: Run, opens: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = ""
+
+    async def fails(_: Forwarder, __: Any, grant: Any, *___: Any) -> None:
+        raise FAULTS.get(reason) or Refusal(reason, grant.assignments[0], Named(TOOL, "it"))
+
+    monkeypatch.setattr(Forwarder, "forward", fails)
+    work = work_of(start(), run)
+    work.put(offering("it"))
+    sql("UPDATE gateways_assignment SET identity_scheme = 'per_user'")
+    offer("it", "tool")
+    published = {reason for reason, denied in DENIALS.items() if denied.published}
+    for reason in REASONS.keys() - {*SWITCHES, "origin"} - published:
+        said = message_of(work.agent)
+        opens(page_in(said))
+        assert work.proxy.last().deny_reason in {reason, ""}, said
+
+
+def test_every_error_between_gateway_and_server_is_one_sentence() -> None:
+    for kind in kinds_of_faults():
+        assert not re.search(r"[.!?] ", kind.sentence), kind.sentence
+
+
+def test_published_bodies_stay_as_they_are(work: Work) -> None:
+    sql("UPDATE accounts_user SET is_active = false")
+
+    refused = work.agent.listed()
+
+    assert (refused.status_code, refused.content) == (401, DENIALS["user_inactive"].published)
+
+
+def test_an_app_whose_access_ended_is_told_to_sign_in_again_and_not_to_make_a_token(work: Work) -> None:
+    refused = Agent(work.agent.url, "gwo_" + "x" * 44).listed()
+
+    advice = refused.headers["www-authenticate"].partition("error_description=")[2]
+    assert "Sign in" in advice
+    assert "API Tokens" not in advice
+
+
+def test_a_token_is_judged_also_when_calls_could_not_be_recorded_a_moment_ago(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql("UPDATE hosts_host SET enabled = false")
+    answers = iter([False])
+    may_begin = CallWriter.may_begin
+    monkeypatch.setattr(CallWriter, "may_begin", lambda writer: next(answers, True) and may_begin(writer))
+
+    first, second = work.agent.call("docs__it"), work.agent.call("docs__it")
+
+    assert {first.status_code, second.status_code} <= {403, 503}
+    assert "result" not in first.text
+
+
+def test_a_payload_that_cannot_be_redacted_costs_neither_the_row_nor_the_answer(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql("UPDATE accounts_workspacesettings SET record_payloads = true")
+    monkeypatch.setattr("proxy.store.payloads._redact_all", lambda *_: 1 / 0)
+
+    answered = work.agent.call("docs__it")
+
+    assert answered.json()["result"]
+    assert (work.proxy.last().outcome, work.proxy.last().is_recorded) == ("ok", False)
+
+
+@pytest.mark.parametrize("depth", [100, 990, 1_010, 5_000])
+@pytest.mark.parametrize("place", ["arguments", "capabilities"])
+def test_what_is_nested_deeply_passes_or_is_refused_and_is_never_a_fault(work: Work, depth: int, place: str) -> None:
+    nested = b"[" * depth + b"]" * depth
+    body = {
+        "arguments": b'{"jsonrpc":"2.0","id":1,"method":"tools/call",'
+        b'"params":{"name":"docs__it","arguments":{"x":%b}}}',
+        "capabilities": b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18",'
+        b'"capabilities":{"x":%b},"clientInfo":{"name":"x","version":"1"}}}',
+    }[place] % nested
+
+    answered = work.agent.post(body, Content_Type="application/json")
+
+    assert answered.status_code == (200 if depth < 1_020 else 400)
