@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import ip_address
 from urllib.parse import SplitResult, quote, urlsplit
 
-import idna
 from publicsuffixlist import PublicSuffixList
+
+from wire import hosts
 
 PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 WEB = frozenset({"http", "https"})
@@ -42,7 +42,7 @@ def parts(uri: str, *, longest: int = 60) -> Address:
         port = split.port
     except ValueError:
         return _unclear(uri)
-    if "\\" in split.netloc or _blank.search(uri):  # Browsers read these as something else.
+    if "\\" in split.netloc or "%" in split.netloc or _blank.search(uri):  # Browsers read these as something else.
         return _unclear(uri)
     scheme, whole = split.scheme, _ascii(uri)
     rest = _shortened(_ascii(uri[len(scheme) + 1 :].removeprefix("//").removeprefix(split.netloc)), longest)
@@ -69,17 +69,8 @@ def registered_domain(host: str) -> str:
 
 def _ascii_host(split: SplitResult) -> str:
     """The host as it is looked up: in punycode, an IPv6 address in brackets; empty when it is no plain host."""
-    host = split.hostname or ""
-    try:
-        return f"[{ip_address(host)}]" if ":" in host else str(ip_address(host))
-    except ValueError:
-        pass
-    if not host.isascii():
-        try:
-            host = idna.encode(host, uts46=True).decode()
-        except idna.IDNAError:
-            return ""
-    return host if _plain_host.fullmatch(host) else ""
+    host = hosts.canonical(split.hostname or "")
+    return host if host.startswith("[") or _plain_host.fullmatch(host) else ""
 
 
 def _unclear(uri: str) -> Address:

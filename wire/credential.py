@@ -6,6 +6,8 @@ The pages that take one, *Test connection* and the proxy ask the same functions.
 import re
 from urllib.parse import urlsplit
 
+from wire import hosts
+
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 section 5.6.2
 _visible = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?").fullmatch
 # What the gateway itself says to a server; a credential in its place would break every call.
@@ -37,8 +39,7 @@ def fits_a_header(text: str) -> bool:
 
 def place_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port: a credential stored for one place is never sent to another."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    return hosts.origin_of(url)
 
 
 def place_in_words(url: str) -> str:

@@ -24,6 +24,7 @@ import psutil
 
 from wire.deadline import Deadline, TimedStream
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
+from wire.hosts import canonical
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
@@ -101,7 +102,7 @@ class OwnEndpoints:
     def has(self, url: str) -> bool:
         """Whether this is the URL of one of our own gateways, however it is spelled."""
         parts = urlsplit(url)
-        host, port = (parts.hostname or "").removesuffix("."), _port(parts)
+        host, port = canonical(parts.hostname or "").strip("[]"), _port(parts)
         if port in self.ports and (host == "localhost" or (_is_literal(host) and self._is_here(_literal(host)))):
             return True
         return (host, port) in self.places and _is_gateway(parts.path)

@@ -8,6 +8,7 @@ import termios
 from asyncio import TimerHandle, Transport
 from contextlib import suppress
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -153,6 +154,10 @@ class HeadLimits(HttpToolsProtocol):
         self._withheld = 0
         self._in_head = False
         self._stop_clock()
+        if self.url[:1] not in (b"/", b"*"):  # The absolute form, whose host counts (RFC 9112 section 3.2.2).
+            others = [pair for pair in self.headers if pair[0] != b"host"]
+            if len(self.headers) - len(others) < 2:  # More are refused, whatever they say.
+                self.headers[:] = [*others, (b"host", urlsplit(self.url).netloc.rpartition(b"@")[2])]
         self._start_request(is_call=self.parser.get_method() == b"POST" and _is_call(self.url) is not None)
         if self.parser.should_upgrade():
             # The parser takes what follows such a head for something else than its body. We speak nothing else, and

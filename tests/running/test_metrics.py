@@ -142,3 +142,19 @@ def test_what_is_documented_is_there() -> None:
 )
 def test_every_answer_has_an_id(live: Serve, path: str) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", httpx.get(live.url + path, timeout=30).headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("/metrics", "localhost", 200),
+        ("/metrics", "rebound.example", 403),
+        ("http://rebound.example/metrics", "localhost", 403),
+        ("http://localhost/metrics", "rebound.example", 200),
+        ("http://rebound.example/accounts/login/", "localhost", 400),
+    ],
+)
+def test_a_page_of_another_name_that_leads_here_reads_nothing(live: Serve, target: str, host: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", httpx.URL(live.url).port or 80)) as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert connection.makefile("rb").readline().split()[1] == str(status).encode()
