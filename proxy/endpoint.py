@@ -391,10 +391,7 @@ class Endpoint:
         row.response_bytes = len(answer.body)
         seconds = time.perf_counter() - request.began
         row.duration_ms = seconds * 1000
-        if answer.outcome in FAILED:
-            await self._recorder.record_error(request, answer.body)
-        if request.admitted and request.grant is not None and request.grant.recorded is not None:
-            await self._recorder.record(request, answer, request.grant.recorded)
+        await self._record_payloads(request, answer)
         try:
             await self._writer.commit(row)
         except NotRecorded:
@@ -416,6 +413,12 @@ class Endpoint:
             await stream.finish(answer.body, answer.headers)
         else:
             await response.send(request, answer)
+
+    async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
+        if answer.outcome in FAILED:
+            await self._recorder.record_error(request, answer.body)
+        if request.admitted and request.grant is not None and request.grant.recorded is not None:
+            await self._recorder.record(request, answer, request.grant.recorded)
 
     def _hold(self, request: McpRequest, size: int) -> None:
         """Count the answer to the budget until its client has taken it."""
