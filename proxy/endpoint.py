@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from proxy import metrics, reasons, response, tasks
+from proxy import metrics, open_files, reasons, response, tasks
 from proxy.access.decision import DENIALS, Denied, Grant, decide
 from proxy.access.query import Access, AccessQuery, TokenDigests, access_query
 from proxy.config import Config
@@ -58,6 +58,7 @@ ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
 NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
+TOO_MANY_FILES = "The gateway has as many open streams as it may have; try again later."
 NOT_FINISHED = "The gateway lost touch with its sessions during this call; the server may have executed it."
 
 
@@ -329,6 +330,10 @@ class Endpoint:
         if self._streams.of_token(grant.token_id) >= self._config.token_calls:
             error = TokenBusy(str(self._config.token_calls), seconds=1)
             return self._dispatcher.refused(request, error)
+        if not request.may_stream:
+            open_files.refused("stream")
+            full = _unavailable(request, TOO_MANY_FILES, {"reason": "open_files"})
+            return full._replace(deny_reason="open_files", headers=(open_files.RETRY_AFTER, response.CLOSE))
         return None
 
     async def _stand(self, request: McpRequest, grant: Grant) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from proxy import open_files
 from proxy.store.call_writer import CallRow
 from proxy.told_apart import Names
 
@@ -54,6 +55,11 @@ LANE_DOWN = Gauge(
     multiprocess_mode="livesum",
 )
 STREAMS = Gauge("gateway_open_streams", "Event streams to clients that are open", multiprocess_mode="livesum")
+OPEN_FILES = Gauge("gateway_open_files", "Open files of the worker that has most", multiprocess_mode="livemax")
+OPEN_FILES_LIMIT = Gauge("gateway_open_files_limit", "Files that a worker may open", multiprocess_mode="livemin")
+OPEN_FILES_REFUSED = Counter("gateway_open_files_refused", "Refused for lack of open files, by what", ("what",))
+for _what in ("stream", "connection"):
+    OPEN_FILES_REFUSED.labels(_what)
 IDLE = Gauge("gateway_idle_upstream_connections", "Connections kept for the next call", multiprocess_mode="livesum")
 BY_GATEWAY = Counter("gateway_calls_by_gateway", "The same by gateway", ("gateway", "outcome", "deny_reason"))
 BY_SERVER = Counter("gateway_calls_by_server", "Those that were for one server, by it", ("server", "outcome"))
@@ -158,6 +164,10 @@ def _flush_gauges() -> None:
     for idle in _idle:
         IDLE.set(idle())
     STREAMS.set(open_counts["streams"])
+    OPEN_FILES.set(open_files.used())
+    OPEN_FILES_LIMIT.set(open_files.limit())
+    for what in list(open_files.refusals):
+        OPEN_FILES_REFUSED.labels(what).inc(open_files.refusals.pop(what))
     for at_servers in _at_servers:
         for state, calls in at_servers().items():
             AT_SERVERS.labels(state).set(calls)

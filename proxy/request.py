@@ -11,6 +11,7 @@ from proxy.access.decision import AssignedServer, Grant
 from proxy.access.features import Named, lookup_key, named
 from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, Wanted
 from proxy.config import Config
+from proxy.open_files import NO_STREAM
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from proxy.tasks import Task
@@ -207,6 +208,7 @@ class McpRequest:
         "held",
         "malformed",
         "may_have_run",
+        "may_stream",
         "mcp_task",
         "message",
         "modern",
@@ -227,6 +229,7 @@ class McpRequest:
         self.began = time.perf_counter()
         self.receive = receive
         self.send = send
+        self.may_stream = NO_STREAM not in scope.get("extensions", {})
         self.parsed_headers = request_headers
         self.header_pairs: list[Pair] = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(self.header_pairs)

@@ -23,6 +23,7 @@ PIECE = 64 * 1024  # Bytes; larger bodies wait piece by piece for their clients,
 CONTENT_TYPE_JSON = (b"content-type", b"application/json")
 NO_STORE = (b"cache-control", b"no-store")
 RETRY_AFTER = (b"retry-after", b"1")
+CLOSE = (b"connection", b"close")
 ALLOW = (b"allow", b"POST, DELETE")
 STREAM_HEADERS = (
     (b"content-type", b"text/event-stream"),

@@ -45,9 +45,15 @@ class Serve:
     def log_file(self) -> Path:
         return self.data_dir.with_suffix(".log")
 
-    def start(self, *more: str, workers: int = 2) -> Self:
-        """Start, with `more` options, and wait until it is ready; fails with its output when it is not."""
+    def start(self, *more: str, workers: int = 2, files: tuple[int, int] | None = None) -> Self:
+        """Start, with `more` options, and wait until it is ready; fails with its output when it is not.
+
+        `files` are the soft and the hard limit of open files.
+        """
         command = [sys.executable, "manage.py", "serve", "--port", str(self.port), *more]
+        if files is not None:
+            limited = f'ulimit -Sn {files[0]} && ulimit -Hn {files[1]} && exec "$@"'
+            command = ["sh", "-c", limited, "sh", *command]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--workers", str(workers)],

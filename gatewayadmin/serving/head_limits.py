@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy import open_files
 from proxy.access.query import SLUG
 from proxy.request import PREFIX
 
@@ -22,6 +23,10 @@ LINGER_SECONDS = 2
 UNTAKEN_LOOKS = 6  # In the time in which a client has to take something.
 TOO_LARGE = "The request's head is too large."
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\n%s: %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    % open_files.RETRY_AFTER
+)
 
 _is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch
 
@@ -43,6 +48,7 @@ class HeadLimits(HttpToolsProtocol):
         "_body_ends",
         "_discard_input",
         "_in_head",
+        "_may_stream",
         "_taken_at",
         "_too_slow",
         "_untaken",
@@ -65,6 +71,7 @@ class HeadLimits(HttpToolsProtocol):
         self._discard_input = False  # Whatever else arrives is ignored; the connection is closed after the answer.
         self._withheld = 0
         self._in_head = True
+        self._may_stream = True
         self._too_slow: TimerHandle | None = None
         self._body_clock: TimerHandle | None = None
         self._body_ends = 0.0
@@ -106,6 +113,13 @@ class HeadLimits(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        number, limit = transport.get_extra_info("socket").fileno(), open_files.limit()
+        self._may_stream = number < limit * open_files.FOR_STREAMS
+        if number >= limit * open_files.FOR_CONNECTIONS:
+            open_files.refused("connection")
+            transport.write(TOO_MANY)  # At once: who connects and says nothing would take the numbers that are left.
+            transport.close()
+            return
         self._start_clock()
         self.unauthenticated[self] = None
         if len(self.unauthenticated) > self.most_unauthenticated:
@@ -158,7 +172,10 @@ class HeadLimits(HttpToolsProtocol):
             others = [pair for pair in self.headers if pair[0] != b"host"]
             if len(self.headers) - len(others) < 2:  # More are refused, whatever they say.
                 self.headers[:] = [*others, (b"host", urlsplit(self.url).netloc.rpartition(b"@")[2])]
-        self._start_request(is_call=self.parser.get_method() == b"POST" and _is_call(self.url) is not None)
+        method, is_mcp = self.parser.get_method(), _is_call(self.url) is not None
+        self._start_request(is_call=is_mcp and method == b"POST")
+        if is_mcp and method == b"GET":  # A stream that is let through keeps its connection, as a call does.
+            self.cycle.transport = AnswerTransport(self, notes_success=True)  # type: ignore[assignment]
         if self.parser.should_upgrade():
             # The parser takes what follows such a head for something else than its body. We speak nothing else, and
             # it must not become another request either.
@@ -167,6 +184,8 @@ class HeadLimits(HttpToolsProtocol):
 
     def _start_request(self, *, is_call: bool) -> None:
         """Hand the request to the application; a call is a POST to `/mcp/<slug>`, spelled as everybody spells it."""
+        if not self._may_stream:
+            self.scope["extensions"] = {open_files.NO_STREAM: {}}
         super().on_headers_complete()
         if not is_call and _announced(self.headers) > MOST:
             self.flow.pause_reading()  # Until the application asks for the body: first it judges whose it is.

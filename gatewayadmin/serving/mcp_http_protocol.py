@@ -121,7 +121,11 @@ class McpHttpProtocol(HeadLimits):
         if length_index is None:
             return None
         # The application may note there what it concludes from such a head.
-        scope = {**self.scope, "headers": [*self.headers], "extensions": {SAME_HEAD: {}}}
+        scope = {
+            **self.scope,
+            "headers": [*self.headers],
+            "extensions": {**self.scope.get("extensions", {}), SAME_HEAD: {}},
+        }
         return header_cache(data, bytes(cycle.body), (scope, length_index))
 
     def on_message_begin(self) -> None:

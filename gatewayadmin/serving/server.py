@@ -29,9 +29,10 @@ from gatewayadmin.serving.head_limits import HeadLimits
 from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_their_calls, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
 from gatewayadmin.serving.memory import return_large_buffers
+from proxy import open_files
 from wire.background import Background
 
-BACKLOG = 2048
+BACKLOG = 2048  # Or a tenth of the files a worker may open: it accepts all that wait before it answers one.
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls go first where processors are short.
 CHORES_END_S = 2.0  # A chore that takes longer is broken off: each is one transaction, or is taken up where it was.
@@ -201,9 +202,10 @@ class Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, listener: socket.socket, *, workers: int, metrics: Path, say_hello: Callable[[], None]) -> None:
         self.chores_lock = metrics / "chores.lock"
         self._stops = mmap.mmap(-1, 1)  # Shared with the workers.
+        open_files.raise_limit()
         self._options = {
             "bind": [f"fd://{listener.detach()}"],
-            "backlog": BACKLOG,
+            "backlog": min(BACKLOG, open_files.limit() // 10),
             "workers": workers + 1,
             "worker_class": Worker,
             "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  only for heartbeats

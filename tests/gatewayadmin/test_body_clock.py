@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -148,12 +149,30 @@ def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(http_p
     assert talk(reader_of_all, conversation, hasty(http_protocol, body_window=5)) == [True, False, False, False]
 
 
-def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(http_protocol: type[HeadLimits]) -> None:
+@pytest.mark.parametrize(
+    "first", [HEAD % 2 + b"hi", b"GET /mcp/work HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["call", "stream"]
+)
+def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
+    http_protocol: type[HeadLimits], first: bytes
+) -> None:
     async def conversation(connect: Any) -> list[bool]:
-        clients = [await connect(HEAD % 2 + b"hi")]
+        clients = [await connect(first)]
         assert (await clients[0].reader.readline()).startswith(b"HTTP/1.1 200")
         await clients[0].reader.readexactly(len(b"content-length: 2\r\n\r\nhi"))
         clients += [await connect(b"GET /half") for _ in range(4)]
         return [await client.is_closed() for client in clients]
 
     assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]
+
+
+def test_who_connects_when_nearly_all_files_are_open_is_told_so(
+    http_protocol: type[HeadLimits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.open_files.limit", lambda: 5)
+
+    async def conversation(connect: Any) -> bytes:
+        return bytes(await (await connect()).rest())
+
+    answer = talk(reader_of_all, conversation, http_protocol)
+
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\n")
