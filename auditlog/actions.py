@@ -146,4 +146,5 @@ class Action(StrEnum):
     USER_UPDATED = "user.updated"
 
     WORKSPACE_MAIL_TESTED = "workspace.mail_tested"
+    CALLS_DROPPED = "workspace.calls_dropped"
     WORKSPACE_UPDATED = "workspace.updated"

@@ -7,14 +7,15 @@ because each partition adds planning time and locks to every statement over the 
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from psycopg import sql
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
 LENGTHS = ((100, DAYS), (730, WEEKS))
 
 _NAME = re.compile(r"_(?P<year>\d{4})_(?:w(?P<week>\d\d)|(?P<month>\d\d)(?:_(?P<day>\d\d))?)$")
+
+type Dropped = Callable[[str, Span, int], object]
 
 # How a partition is taken off, by what `_attached` says of it.
 DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
@@ -113,15 +116,24 @@ class Partitions:
         if not any(span.start <= day < span.end for span in spans):
             self._make(Span.around(day, DAYS))
 
-    def drop_before(self, limit: date) -> list[str]:
+    def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions that hold nothing as new as `limit`; the names of those dropped.
 
         Calls go on meanwhile. One that somebody reads for too long stays, with those after it, until the next time.
-        Does nothing for a role that does not own the table: see `is_owner`.
+        Does nothing for a role that does not own the table: see `is_owner`. In the transaction that drops a partition,
+        `note` is called with its name, its span and the number of its rows.
         """
         if not self.is_owner():
             return []
-        return list(takewhile(self._drop, (name for name, _ in self.expired(limit))))
+        dropped = takewhile(lambda each: self._drop(each[0], note=partial(note, *each)), self.expired(limit))
+        return [name for name, _ in dropped]
+
+    def has_rows_since(self, name: str, moment: datetime) -> bool:
+        """Whether a partition holds rows that the database took since then, whatever they are dated."""
+        with connection.cursor() as cursor:
+            since = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE recorded_at >= %s)").format(sql.Identifier(name))
+            cursor.execute(since, [moment])
+            return bool(cursor.fetchone()[0])
 
     def expired(self, limit: date) -> list[tuple[str, Span]]:
         """The partitions that hold nothing as new as `limit`, oldest first, and those that were taken off already."""
@@ -187,7 +199,7 @@ class Partitions:
             cursor.execute(sql.SQL("SELECT EXISTS (SELECT FROM {name})").format(name=sql.Identifier(name)))
             return bool(cursor.fetchone()[0])
 
-    def _drop(self, name: str, *, keep_rows: bool = False) -> bool:
+    def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Take a partition off and drop it; False when it could not be had in time.
 
         Each step may have been the last of a process that was killed: off, half off, or only not dropped yet.
@@ -208,7 +220,10 @@ class Partitions:
                         span = self._spans([name])[name]
                         self._make(span)
                         return False
-                    cursor.execute(sql.SQL("DROP TABLE {name}").format(**names))
+                    with transaction.atomic():
+                        cursor.execute(sql.SQL("SELECT count(*) FROM {name}").format(**names))
+                        note(cursor.fetchone()[0])
+                        cursor.execute(sql.SQL("DROP TABLE {name}").format(**names))
             except OperationalError as error:
                 logger.warning("an old partition is in use", extra={"partition": name, "error": str(error)})
             else:

@@ -26,6 +26,8 @@ STATED = {
     "row": "",
     "reason": "",
     "owner": "person",
+    "calls": "",
+    "partition": "name",
     "to": "person",
     "email": "person",
 }
@@ -324,6 +326,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} sent a test mail to {to}{sent}.",
         "{actor} tried to send a test mail, which failed.",
     ),
+    Action.CALLS_DROPPED: ("Retention dropped {calls} calls with the partition {partition}.",),
     Action.WORKSPACE_UPDATED: (
         "{actor} changed the {fields} of the workspace.",
         "{actor} changed the settings of the workspace.",

@@ -18,4 +18,4 @@ def call(at: datetime | None = None, **fields: Any) -> Call:
     at = at or datetime.now(UTC)
     Call.partitions.make_for(at.date())
     fields = {"method": "tools/call", "outcome": "ok", "http_status": 200, "duration_ms": 1.5} | fields
-    return Call.objects.create(uid=uid_at(at), created_at=at, correlation_id=uuid4(), **fields)
+    return Call.objects.create(uid=uid_at(at), created_at=at, correlation_id=uuid4(), **{"recorded_at": at} | fields)

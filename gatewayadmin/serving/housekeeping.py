@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -19,8 +19,10 @@ from prometheus_client import Counter, Gauge
 
 from accounts.models import WorkspaceSettings
 from auditlog import indexes
+from auditlog.actions import Action
 from auditlog.checkpoints import sealing
-from auditlog.models import Call
+from auditlog.models import Call, Event
+from auditlog.partitions import Span
 from auditlog.rollups import keeping
 from gatewayadmin.config import database, environment, locks
 from gatewayadmin.config.locks import Lock
@@ -55,6 +57,8 @@ ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
 CONCURRENT_CHECKS = 8
+MOST_APART = timedelta(minutes=5)  # Between the clocks of this process and of the database.
+MOST_DROPPED = 4  # Partitions in one run: whoever set a clock or the retention wrong has time to notice.
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
 DONE_AT = Gauge(
@@ -65,9 +69,9 @@ DONE_AT = Gauge(
 def once() -> dict[str, int] | None:
     """Do all chores; how many things each one touched. None when another process is at it already."""
     with locks.held_if_free(Lock.HOUSEKEEPING) as free:
-        counts = _chores() if free else None
+        counts = _chores(now := database_now()) if free else None
     # Servers may take their time: nobody else's chores wait for that.
-    return counts if counts is None else counts | {"servers_asked": _ask_servers(timezone.now())}
+    return counts if counts is None else counts | {"servers_asked": _ask_servers(now)}
 
 
 def start(background: Background) -> None:
@@ -140,11 +144,20 @@ def _once_logged() -> None:
         connection.close()
 
 
-def _chores() -> dict[str, int]:
-    """Each chore on its own: what fails is logged and counted, and ends no other."""
-    now = timezone.now()
+def _chores(now: datetime) -> dict[str, int]:
+    """Each chore on its own: what fails is logged and counted, and ends no other.
+
+    `now` is the database's time. While ours is another, nothing is deleted.
+    """
     counts, failed = {}, 0
+    are_apart = abs(timezone.now() - now) >= MOST_APART
+    if are_apart:
+        logger.error("the clocks of gateway and database differ: nothing is deleted", extra={"database": now})
+        FAILED.labels("clocks").inc()
+        failed += 1
     for name, chore in CHORES.items():
+        if are_apart and name not in DELETE_NOTHING:
+            continue
         try:
             counts[name] = chore(now)
         except Exception:
@@ -156,8 +169,40 @@ def _chores() -> dict[str, int]:
     return counts | ({"failed": failed} if failed else {})
 
 
+def database_now() -> datetime:
+    """Return the time of the database's clock, by which everything is deleted."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        now: datetime = cursor.fetchone()[0]
+    return now
+
+
+def _kept_since(now: datetime) -> datetime:
+    return now - timedelta(days=WorkspaceSettings.load().log_retention_days)
+
+
 def _retention(now: datetime) -> date:
-    return now.date() - timedelta(days=WorkspaceSettings.load().log_retention_days)
+    return _kept_since(now).date()
+
+
+@lru_cache(maxsize=1)  # Of one run: to look for newer rows, a partition is read to its end.
+def _drop_limit(now: datetime) -> date:
+    """Return the day before which partitions may be dropped in this run.
+
+    All that is to be archived is; a partition whose rows the database took within the retention stays, however they are
+    dated; and a few are dropped at a time.
+    """
+    limit = archive.keep_from(_retention(now))
+    for number, (name, span) in enumerate(Call.partitions.expired(limit)):
+        if number == MOST_DROPPED or Call.partitions.has_rows_since(name, _kept_since(now)):
+            return span.start
+    return limit
+
+
+def _note_dropped(name: str, span: Span, rows: int) -> None:
+    """Record that retention drops a partition of the log, in the transaction that drops it."""
+    told = {"partition": name, "from": span.start.isoformat(), "before": span.end.isoformat(), "calls": rows}
+    Event.objects.record(Action.CALLS_DROPPED, WorkspaceSettings.load(), by=None, changes=told)
 
 
 def _by_owner(act: Callable[[date], int]) -> Callable[[datetime], int]:
@@ -166,8 +211,8 @@ def _by_owner(act: Callable[[date], int]) -> Callable[[datetime], int]:
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """The same for those that are archived where they have to be."""
-    return _by_owner(lambda limit: act(archive.keep_from(limit)))
+    """The same for those that may be dropped in this run."""
+    return lambda now: act(_drop_limit(now)) if Call.partitions.is_owner() else 0
 
 
 def _make_indexes(now: datetime) -> int:
@@ -242,7 +287,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "rollups_dropped": _beyond_retention(keeping.drop_before),
     "calls_dropped_unsent": _beyond_retention(sending.drop_before),
     "digests_dropped": _beyond_retention(sealing.forget_before),
-    "partitions_dropped": _beyond_retention(lambda limit: len(Call.partitions.drop_before(limit))),
+    "partitions_dropped": _beyond_retention(lambda limit: len(Call.partitions.drop_before(limit, _note_dropped))),
     "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),
     "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),
@@ -263,3 +308,18 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "log_indexes_made": _make_indexes,
     "log_indexes_to_make": lambda now: indexes.left(Call.partitions),
 }
+
+# What is done while the clocks differ too.
+DELETE_NOTHING = frozenset(
+    {
+        "partitions_made",
+        "partitions_archived",
+        "partitions_not_archived",
+        "server_addresses",
+        "calls_rolled_up",
+        "calls_sealed",
+        "days_to_roll_up",
+        "log_indexes_made",
+        "log_indexes_to_make",
+    }
+)

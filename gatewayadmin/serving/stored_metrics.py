@@ -59,7 +59,7 @@ def _read() -> list[Metric]:
         return []
     try:
         sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
-        return families(sinks, unsealed(), indexes.left(Call.partitions))
+        return families(sinks, unsealed(), indexes.left(Call.partitions), clock_difference())
     except Exception:  # Whatever it is: a scrape gets the other numbers.
         logger.exception("numbers in the database could not be read")
         return []
@@ -68,7 +68,7 @@ def _read() -> list[Metric]:
         connection.close()
 
 
-def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int) -> list[Metric]:
+def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apart: float = 0.0) -> list[Metric]:
     """What is told of these."""
     lag = GaugeMetricFamily("gateway_sink_lag_seconds", "How old the oldest row is that it lacks", labels=["sink"])
     status = GaugeMetricFamily("gateway_sink_status", "1 for the status it has", labels=["sink", "status"])
@@ -82,7 +82,17 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int) -> 
     age.add_metric([], unsealed_seconds)
     lacking = GaugeMetricFamily("gateway_log_partitions_unindexed", "Partitions of the log that lack an index")
     lacking.add_metric([], unindexed)
-    return [lag, status, delivered, age, lacking]
+    clocks = GaugeMetricFamily("gateway_clock_difference_seconds", "By how much our clock and the database's differ")
+    clocks.add_metric([], apart)
+    return [lag, status, delivered, age, lacking, clocks]
+
+
+def clock_difference() -> float:
+    """Return by how many seconds our clock and the database's differ."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        seconds: float = abs((timezone.now() - cursor.fetchone()[0]).total_seconds())
+    return seconds
 
 
 def unsealed() -> float:

@@ -127,7 +127,7 @@ def test_row_with_a_new_id_that_says_it_is_old_is_named(sealed: list[Call]) -> N
     forged = call(before, recorded_at=before)
 
     assert found() == [("added", forged.uid)]
-    late = call(timezone.now() - HOUR)  # One that took long, and was written just now.
+    late = call(timezone.now() - HOUR, recorded_at=timezone.now())  # One that took long, and was written just now.
     assert late.uid not in [uid for _, uid in found()]
 
 

@@ -1,0 +1,95 @@
+"""What housekeeping drops of the log, whatever the clocks say."""
+
+from datetime import datetime, timedelta
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from auditlog.models import Call, Event
+from gatewayadmin.serving import housekeeping
+from tests.calls import call
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DAY = timedelta(days=1)
+KEPT = 90
+
+
+@pytest.fixture(autouse=True)
+def _no_partitions_of_other_modules() -> None:
+    Call.partitions.drop_before(timezone.now().date())
+    Call.partitions.make_ahead()
+
+
+def drop() -> int:
+    """Run all chores as `serve` does; how many partitions they dropped."""
+    counts = housekeeping._chores(housekeeping.database_now())
+    return counts.get("partitions_dropped", 0)
+
+
+@pytest.mark.parametrize(
+    "shift",
+    [timedelta(hours=1), timedelta(hours=-1), 100 * DAY, -40 * DAY, 3653 * DAY],
+    ids=["+1h", "-1h", "+100d", "-40d", "+10y"],
+)
+@pytest.mark.parametrize("whose", ["gateway", "database"])
+def test_nothing_is_dropped_while_the_clocks_differ(
+    monkeypatch: pytest.MonkeyPatch, whose: str, shift: timedelta
+) -> None:
+    now = timezone.now()
+    for days in (0, 1, 60, KEPT - 2, KEPT + 5):
+        call(now - days * DAY)
+    failures = housekeeping.FAILED.labels("clocks")._value.get()
+    if whose == "gateway":
+        monkeypatch.setattr("django.utils.timezone.now", lambda: now + shift)
+    else:
+        monkeypatch.setattr(housekeeping, "database_now", lambda: now + shift)
+
+    assert drop() == 0
+    assert Call.objects.count() == 5
+    assert housekeeping.FAILED.labels("clocks")._value.get() == failures + 1
+
+
+def test_a_dropped_partition_is_an_admin_event_with_its_days_and_rows() -> None:
+    old = timezone.now() - (KEPT + 5) * DAY
+    call(old)
+    call(old)
+
+    assert drop() == 1
+
+    event = Event.objects.get(action="workspace.calls_dropped")
+    assert event.actor_email == "system"
+    assert event.changes == {
+        "partition": f"auditlog_call_{old:%Y_%m_%d}",
+        "from": f"{old:%Y-%m-%d}",
+        "before": f"{old + DAY:%Y-%m-%d}",
+        "calls": 2,
+    }
+    assert Call.objects.count() == 0
+
+
+def test_calls_that_a_slow_clock_dated_wrong_stay_until_they_are_as_old_as_the_database_says() -> None:
+    dated = timezone.now() - (KEPT + 5) * DAY
+    call(dated, recorded_at=timezone.now() - (KEPT - 1) * DAY)
+
+    assert drop() == 0
+    assert Call.objects.count() == 1
+
+
+def test_a_run_drops_a_few_partitions_the_oldest_first() -> None:
+    days = [timezone.now() - (KEPT + number) * DAY for number in range(2, 9)]
+    for day in days:
+        call(day)
+
+    assert drop() == housekeeping.MOST_DROPPED
+    assert oldest() == days[-1 - housekeeping.MOST_DROPPED].date()
+    assert drop() == len(days) - housekeeping.MOST_DROPPED
+    assert Call.objects.count() == 0
+
+
+def oldest() -> datetime:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT min(created_at)::date FROM auditlog_call")
+        found: datetime = cursor.fetchone()[0]
+    return found
