@@ -106,7 +106,14 @@ def _kept(folder: Path, name: str) -> str:
     path = folder / file_of(name)
     if not path.exists():
         _write_once(path, _fresh(name))
-    return path.read_text().strip()
+    about = path.stat()
+    if about.st_mode & 0o077:
+        raise Refused(f"{path} can be read or changed by others. Run: chmod 600 {path}")
+    if about.st_uid not in (0, os.geteuid()):
+        raise Refused(f"{path} belongs to another user (id {about.st_uid}). Run: chown {os.geteuid()} {path}")
+    if not (key := path.read_text().strip()):
+        raise Refused(f"{path} is empty. Restore it from a backup, or set {name} to a new key.")
+    return key
 
 
 def _fresh(name: str) -> str:

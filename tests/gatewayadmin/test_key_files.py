@@ -1,0 +1,47 @@
+"""Key files in the data directory: each fault is refused in one line, and nothing is written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gatewayadmin.config import keys
+from gatewayadmin.config.environment import Refused
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_text(""), "is empty"),
+    "readable by others": (lambda path: path.chmod(0o644), "chmod 600"),
+    "of another user": (lambda path: os.chown(path, 12345, -1), "chown"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The keys of an installation."""
+    for name in keys.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    keys.kept_in(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.mark.parametrize("name", keys.NAMES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_key_file_that_is_not_as_it_was_made_is_refused(folder: Path, name: str, fault: str) -> None:
+    if fault == "of another user" and os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    spoil, words = FAULTS[fault]
+    path = folder / keys.file_of(name)
+    spoil(path)
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+
+    with pytest.raises(Refused, match=words) as refused:
+        keys.kept_in(folder)
+
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+
+
+def test_keys_that_are_as_they_were_made_are_used(folder: Path) -> None:
+    assert keys.kept_in(folder) == keys.kept_in(folder)
