@@ -56,7 +56,7 @@ class CarriedRow:
     @property
     def is_refused(self) -> bool:
         """Whether the server refused it when it was last sent."""
-        return self.identity is not None and self.identity.status == "active" and bool(self.identity.last_error)
+        return self.identity is not None and self.identity.status == "refused"
 
     @property
     def state(self) -> str:
@@ -67,8 +67,7 @@ class CarriedRow:
             return "missing"
         if not self.identity.enabled:
             return "disabled"
-        works = self.identity.status == "active" and not self.is_refused
-        return "active" if works else "attention"
+        return "active" if self.identity.status == "active" else "attention"
 
     @property
     def word(self) -> str:
@@ -109,7 +108,7 @@ class CarriedRow:
         if identity.sign_in_words:
             return identity.sign_in_words
         if self.is_refused:
-            return f"{self.server.name} refused it when it was last sent there. Use another, or replace its secret."
+            return f"{self.server.name} refused this credential when it was last tried. Enter a new secret."
         return f"The address of {self.server.name} was changed. Confirm that your identity may be sent there."
 
     @property
@@ -124,6 +123,11 @@ class CarriedRow:
     def may_bring(self) -> bool:
         """Whether a credential can be typed in; where people sign in at the server, the flow of that does it."""
         return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether a new secret in place of the refused one is the way out."""
+        return self.state == "attention" and self.is_refused and self.may_bring
 
     @property
     def may_authenticate(self) -> bool:

@@ -101,6 +101,7 @@ class BringForm(IdentityForm):
     def _bring(self) -> None:
         row, data = self.row, self.cleaned_data
         new = {"server": row.server, "label": data["label"], "secret": data["secret"], "by": row.viewer}
+        new["refusal"] = self.refusal
         if data["everywhere"]:
             Connection.objects.bring_identity(**new, instead_of=row.identity)
         else:
@@ -108,8 +109,7 @@ class BringForm(IdentityForm):
             row.connection.use_identity(row.assignment, brought, by=row.viewer)
 
     def _use(self) -> None:
-        row, chosen = self.row, self.cleaned_data["identity"]
-        identity = next(one for one in self.usable if str(one.pk) == chosen)
+        row, identity = self.row, self.chosen
         row.connection.use_identity(row.assignment, identity, by=row.viewer)
         if self.cleaned_data["everywhere"]:
             Connection.objects.carry(identity, by=row.viewer, instead_of=row.identity)

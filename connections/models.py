@@ -138,6 +138,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         label: str,
         secret: str,
         by: User,
+        refusal: str = "",
         instead_of: Identity | None = None,
     ) -> Identity:
         """Store a person's own credential for `server`, and have their connections carry it as `carry` does.
@@ -145,7 +146,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         Raises IntegrityError when the label is taken, or AnotherPlace.
         """
         with transaction.atomic():
-            identity = Identity.objects.bring(server=server, owner=by, label=label, secret=secret, by=by)
+            new = {"label": label, "secret": secret, "refusal": refusal}
+            identity = Identity.objects.bring(server=server, owner=by, by=by, **new)
             self.carry(identity, by=by, instead_of=instead_of)
         return identity
 
@@ -374,7 +376,7 @@ class Connection(Versioned, Switchable):
             if self.lock().revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.check_identity(assignment, identity)
-            if assignment.removed_at or identity.status != "active":
+            if assignment.removed_at or not identity.is_usable:
                 raise ConnectionRefused("This identity cannot be used for this server at present.")
             before = self._carried(assignment)
             if before == identity:

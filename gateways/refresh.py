@@ -75,7 +75,7 @@ def _identity(assignment: Assignment, user: User) -> Identity | None:
     match assignment.identity_scheme:
         case IdentityScheme.SHARED:
             shared = assignment.shared_identity
-            return shared if shared and shared.status == "active" else None
+            return shared if shared and shared.is_usable else None
         case IdentityScheme.PER_USER:
             return identity_for(assignment.server, user)
     return None

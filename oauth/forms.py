@@ -10,13 +10,15 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from accounts.models import User
+from servers.discovery import TRIAL_SECONDS, AccessRefused, Failed, contact, refusal_of
+from servers.forms import Trial
 from servers.models import AnotherPlace, AuthType, Identity, Server
 
 NEW = "new"
 SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Pasted along with the token; we send it ourselves.
 
 
-class IdentityForm(forms.Form):
+class IdentityForm(Trial):
     """One of the person's own identities for a server, or a new one."""
 
     identity = forms.ChoiceField(required=False)
@@ -26,11 +28,13 @@ class IdentityForm(forms.Form):
     def __init__(self, *args: Any, server: Server, user: User, selected: str | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.server, self.user = server, user
-        self.own = list(Identity.objects.live().own(user).filter(server=server))
-        self.usable = [identity for identity in self.own if identity.status == "active"]
+        self.own = list(Identity.objects.live().own(user).filter(server=server).not_refused_first())
+        self.usable = [identity for identity in self.own if identity.is_usable]
         values = [str(identity.pk) for identity in self.usable] + ([NEW] if self.takes_new else [])
         self.fields["identity"].choices = [(value, value) for value in values]  # type: ignore[attr-defined]
-        self.initial.setdefault("identity", selected if selected in values else next(iter(values), ""))
+        refused = {str(identity.pk) for identity in self.usable if identity.status == "refused"}
+        likely = [value for value in values if value not in refused]
+        self.initial.setdefault("identity", selected if selected in likely else next(iter(likely), ""))
         self.initial.setdefault("label", self._free_label())
         self.fields["secret"].label = self._secret_label()
 
@@ -68,15 +72,34 @@ class IdentityForm(forms.Form):
             if not cleaned.get("secret") and "secret" not in self.errors:
                 self.add_error("secret", f"Paste your credential for {self.server.name}, or skip this server.")
             cleaned["label"] = cleaned.get("label") or self._free_label()
+            if not self.errors:
+                self.judge(refusal_of(self.server, cleaned["secret"]), "secret")
         elif not cleaned.get("identity") and "identity" not in self.errors:
             self.add_error("identity", "Choose an identity, or skip this server.")
+        elif not self.errors and self.chosen.status == "refused":
+            self.judge(self._tried_again(), "identity")
         return cleaned
+
+    @property
+    def chosen(self) -> Identity:
+        """The stored identity that was chosen."""
+        return next(one for one in self.usable if str(one.pk) == self.cleaned_data["identity"])
+
+    def _tried_again(self) -> str:
+        """Try the chosen identity, which its server refused before; return how it refuses it now."""
+        try:
+            contact(self.server, self.chosen, TRIAL_SECONDS)
+        except AccessRefused as refusal:
+            return str(refusal)
+        except Failed:
+            pass
+        return ""
 
     def bring(self) -> str | None:
         """The id of the identity that was chosen or made; None when its label is taken, which the form then says."""
         if self.cleaned_data["identity"] != NEW:
             return str(self.cleaned_data["identity"])
-        new = {"label": self.cleaned_data["label"], "secret": self.cleaned_data["secret"]}
+        new = {"label": self.cleaned_data["label"], "secret": self.cleaned_data["secret"], "refusal": self.refusal}
         try:
             with transaction.atomic():
                 identity = Identity.objects.bring(server=self.server, owner=self.user, by=self.user, **new)

@@ -209,8 +209,9 @@ def is_own(url: str) -> bool:
 def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) -> Server:
     """Store the server with its credential, and put it behind the chosen gateways. Raises IntegrityError.
 
-    Its tools are listed at once where that can be done, so that gateways show them from the start. Behind no gateway it
-    is not asked again: its health is what `tested`, the `Asked.health` of a test of the same server, says.
+    Its tools are listed at once where that can be done, so that gateways show them from the start, and a credential is
+    tried. Without either it is not asked again: its health is what `tested`, the `Asked.health` of a test of the same
+    server, says.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, **form.server_fields())
@@ -218,7 +219,7 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) 
         assigned = [_assign(server, gateway, form, identity, by) for gateway in form.cleaned_data["gateways"]]
         if identity and not identity.is_shared:
             Connection.objects.carry(identity, by=by)
-    if assigned:
+    if assigned or identity:
         _list(server, assigned, identity, form.cleaned_data["tools"], by)
     elif tested:
         health = Health.DOWN if tested["error"] else Health.OK

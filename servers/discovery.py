@@ -13,6 +13,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.models import User
+from accounts.strangers import aside
 from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server
 from servers.oauth_client.refreshing import keep_fresh
@@ -29,9 +30,20 @@ from wire.jsonrpc import storable
 from wire.pool import Transport
 from wire.rpc_messages import MODERN, ServerInfo, Target
 
-__all__ = ["AccessRefused", "Discovered", "Failed", "discover", "identity_for", "note", "probe"]
+__all__ = [
+    "AccessRefused",
+    "Discovered",
+    "Failed",
+    "contact",
+    "discover",
+    "identity_for",
+    "note",
+    "probe",
+    "refusal_of",
+]
 
 DISCOVERY_SECONDS = 10
+TRIAL_SECONDS = 5  # A person waits for the page.
 MAX_SENTENCE = 300
 
 
@@ -95,16 +107,37 @@ def identity_for(server: Server, user: User) -> Identity | None:
     if not server.needs_credential:
         return None
     usable = Identity.objects.filter(server=server).usable()
+    usable = usable.not_refused_first()
     return usable.own(user).first() or usable.shared().first()
+
+
+def refusal_of(server: Server, secret: str) -> str:
+    """Try a secret that is not stored yet; return how the server refuses it, to follow the server's name.
+
+    Empty if the server accepts it, or cannot be asked now.
+    """
+    identity = Identity(server=server, label="new", kind=server.auth_type)
+    identity.seal(secret)
+    try:
+        with aside():
+            discover(server, identity, seconds=TRIAL_SECONDS)
+    except Failed as failure:
+        return str(failure) if failure.reason == errors.AccessRefused.reason else ""
+    return ""
 
 
 def probe(server: Server, *, by: User) -> Discovered:
     """Contact `server` now and remember how it went. Raises Failed."""
-    identity = identity_for(server, by)
+    return contact(server, identity_for(server, by))
+
+
+def contact(server: Server, identity: Identity | None, seconds: float = DISCOVERY_SECONDS) -> Discovered:
+    """Contact `server` with this identity and remember on both how it went. Raises Failed."""
     if identity is not None:
         keep_fresh(identity)
     try:
-        discovered = discover(server, identity)
+        with aside():
+            discovered = discover(server, identity, seconds=seconds)
     except Failed as failure:
         note(server, identity, failure)
         raise
@@ -141,11 +174,17 @@ def _note_info(server: Server, identity: Identity | None, info: ServerInfo) -> N
     )
 
 
-def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (TOOL,)) -> Discovered:
+def discover(
+    server: Server,
+    identity: Identity | None,
+    kinds: Sequence[str] = (TOOL,),
+    *,
+    seconds: float = DISCOVERY_SECONDS,
+) -> Discovered:
     """Ask `server` for all it offers of these kinds, in whichever era it speaks. Raises Failed."""
     started = time.monotonic()
     try:
-        found = _ask(server, identity, kinds)
+        found = _ask(server, identity, kinds, seconds)
     except errors.AccessRefused as error:
         reason = "it refused the credential" if identity else "it wants a credential"
         raise AccessRefused(f"answered {error.status}: {reason}", error.reason) from None
@@ -154,13 +193,13 @@ def discover(server: Server, identity: Identity | None, kinds: Sequence[str] = (
     return Discovered(found.spoken, found.features, round((time.monotonic() - started) * 1000))
 
 
-def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blocking.Discovery:
+def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
     if server.is_built_in:
         listener = builtin.listener()
         if listener is None:
             raise Failed("is part of the running gateway, which this command is not")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
-        return blocking.discover(_target(server, None), transport, seconds=DISCOVERY_SECONDS, kinds=kinds)
+        return blocking.discover(_target(server, None), transport, seconds=seconds, kinds=kinds)
     guard = upstream_guard() if server.private is not False else upstream_guard().outside()
     if guard.own.has(server.url):
         raise AccessRefused("was not asked: its URL is an address of this gateway itself", "loop")
@@ -169,7 +208,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str]) -> blo
     except UrlRefused as refusal:
         raise Failed(f"cannot be called: {refusal}", "address_blocked") from None
     return blocking.discover(
-        _target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=DISCOVERY_SECONDS, kinds=kinds
+        _target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=seconds, kinds=kinds
     )
 
 

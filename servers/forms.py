@@ -13,6 +13,7 @@ from django.db import models
 from django.utils.text import slugify
 
 from servers import sign_in_settings
+from servers.discovery import refusal_of
 from servers.models import (
     SIGN_IN_SETTINGS,
     AuthType,
@@ -22,6 +23,7 @@ from servers.models import (
     Server,
     ServerQuerySet,
     WouldEndSignIns,
+    page_validator,
     slug_validator,
 )
 from servers.upstream_guard import leads_inside, upstream_guard
@@ -159,7 +161,21 @@ class ServerForm(SignInSettings, forms.Form):
         required=False,
         help_text="For lists that differ by session: the server is asked for each one, which waits 3 seconds at most.",
     )
-
+    key_help = forms.CharField(
+        label="Where to get a key",
+        required=False,
+        max_length=300,
+        help_text="Shown to people who are asked for their credential, such as “Ask the platform team”.",
+    )
+    key_url = forms.URLField(
+        label="Page for keys",
+        required=False,
+        max_length=500,
+        assume_scheme="https",
+        validators=[page_validator],
+        widget=forms.TextInput(attrs={"inputmode": "url"}),
+        help_text="A link beside that text: where the server gives keys.",
+    )
     expected_issuer = address(
         "Expected issuer",
         "Only when signing in fails because the issuer names itself otherwise than it is found: the name it "
@@ -221,7 +237,8 @@ class ServerForm(SignInSettings, forms.Form):
             return
         del self.fields["slug"]
         if server.is_built_in:
-            for name in ("url", "auth_type", "header_name", *SIGN_IN_SETTINGS, "private", "end_sign_ins"):
+            credential = ("url", "auth_type", "header_name", "key_help", "key_url")
+            for name in (*credential, *SIGN_IN_SETTINGS, "private", "end_sign_ins"):
                 del self.fields[name]
         self.initial = {name: getattr(server, name) for name in self.fields if name != "end_sign_ins"}
 
@@ -380,6 +397,34 @@ class SecretForm(forms.Form):
         return secret
 
 
+class Trial(forms.Form):
+    """A form that tries credentials at their server: one that is refused is kept only if the person says so."""
+
+    keep = forms.BooleanField(
+        label="Keep it anyway", required=False, help_text="A new one has to be pasted again: it was not stored."
+    )
+
+    server: Server
+    refusal = ""  # What the server said against the credential.
+
+    def judge(self, refusal: str, field: str) -> None:
+        """Note how the server refused the credential of `field`, as an error unless it is to be kept."""
+        self.refusal = refusal
+        if refusal and not self.cleaned_data.get("keep"):
+            self.add_error(field, f"{self.server.name} {refusal}. Use another, or keep it anyway.")
+
+
+class TriedSecretForm(Trial, SecretForm):
+    """A credential that is tried before it is stored; `refusal` says what its server has against it if it is kept."""
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or self.cleaned_data
+        if "secret" in values and not self.errors:
+            self.judge(refusal_of(self.server, values["secret"]), "secret")
+        values.pop("keep", None)
+        return values | {"refusal": self.refusal}
+
+
 class SharedLabel(forms.Form):
     """The label of a shared identity."""
 
@@ -396,11 +441,11 @@ class SharedLabel(forms.Form):
         self.add_error("label", "A shared identity with this label already exists.")
 
 
-class SharedIdentityForm(SharedLabel, SecretForm):
+class SharedIdentityForm(SharedLabel, TriedSecretForm):
     """A service account: a credential that belongs to nobody in particular."""
 
     label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
-    field_order = ("label", "secret")
+    field_order = ("label", "secret", "keep")
 
 
 class SharedSignInForm(SharedLabel):

@@ -21,7 +21,7 @@ from capabilities.rest import Own, must_hold
 from connections.models import Connection
 from connections.subjects import by_person, by_server
 from servers.api import ServerReference
-from servers.forms import SecretForm
+from servers.forms import TriedSecretForm
 from servers.models import (
     AlreadyRevoked,
     AnotherPlace,
@@ -77,6 +77,7 @@ class NewIdentity(Body):
     server_id = serializers.UUIDField()
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
     secret = serializers.CharField(max_length=4000, write_only=True)
+    keep = serializers.BooleanField(default=False)
     shared = serializers.BooleanField(default=False)
     everywhere = serializers.BooleanField(default=True)
     instead_of = serializers.UUIDField(required=False, allow_null=True)
@@ -100,6 +101,7 @@ class Secret(Body):
     """Another secret for an identity."""
 
     secret = serializers.CharField(max_length=4000, write_only=True)
+    keep = serializers.BooleanField(default=False)
 
 
 class IdentityResource(Resource):
@@ -147,7 +149,7 @@ class IdentityResource(Resource):
 
     @operation(needs=SHARED, body=NewIdentity, makes=True)
     def create(self, request: Request) -> Response:
-        """Stores a credential.
+        """Stores a credential, after trying it: one that the server refuses is stored only with `keep`.
 
         With `everywhere`, one's own connections that lack one for the server, or carry `instead_of`, carry it from
         their next request on.
@@ -156,10 +158,10 @@ class IdentityResource(Resource):
         if body["shared"]:
             must_hold(self.me, Capability.SERVERS_MANAGE)
         server = body["server_id"]
-        secret = checked(SecretForm({"secret": body["secret"]}, server=server))["secret"]
+        tried = checked(TriedSecretForm({"secret": body["secret"], "keep": body["keep"]}, server=server))
         owner = None if body["shared"] else self.me
         instead_of = self._instead_of(body.get("instead_of"), server)
-        new = {"server": server, "label": body["label"], "secret": secret, "by": self.me}
+        new = {"server": server, "label": body["label"], "by": self.me, **tried}
         try:
             if owner and body["everywhere"]:
                 identity = Connection.objects.bring_identity(**new, instead_of=instead_of)
@@ -181,10 +183,9 @@ class IdentityResource(Resource):
     @operation(needs=SHARED, body=Secret, if_match=True)
     def secret(self, request: Request, pk: UUID) -> Response:
         identity = self._replaceable(pk)
-        body = self.body()
-        secret = checked(SecretForm(body, server=identity.server))["secret"]
+        tried = checked(TriedSecretForm(self.body(), server=identity.server))
         with self.unchanged(identity):
-            identity.replace(secret, by=self.me)
+            identity.replace(**tried, by=self.me)
         return self.answer(identity)
 
     @action(detail=True, methods=["post"])

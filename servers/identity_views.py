@@ -19,7 +19,7 @@ from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, r
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
-from servers.forms import SecretForm, SharedIdentityForm, SharedSignInForm
+from servers.forms import SharedIdentityForm, SharedSignInForm, TriedSecretForm
 from servers.models import AlreadyRevoked, AnotherPlace, AuthType, HeldDisabled, Identity, IdentityQuerySet, Server
 from servers.oauth_client.flow import SignInRefused, begin
 from servers.views import find as find_server
@@ -225,7 +225,7 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
     back = page_url(request.user, identity)
     if identity.revoked_at:
         return leave(request, back, "This identity has been revoked. Add a new one.")
-    form = SecretForm(request.POST or None, server=identity.server)
+    form = TriedSecretForm(request.POST or None, server=identity.server)
     context = {
         "form": form,
         "identity": identity,
@@ -237,7 +237,7 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "servers/identity_form.html", context)
     if not form.is_valid():
         return refuse(request, "servers/identity_form.html", context)
-    identity.replace(form.cleaned_data["secret"], by=request.user)
+    identity.replace(**form.cleaned_data, by=request.user)
     return leave(request, back, "Secret replaced")
 
 

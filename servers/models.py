@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from django.core.validators import RegexValidator
+from django.core.validators import RegexValidator, URLValidator
 from django.db import IntegrityError, models, transaction
-from django.db.models import Q
+from django.db.models import Case, Q, When
 from django.db.models.functions import Lower
 from django.utils import timezone
 
@@ -31,6 +31,8 @@ HIDDEN = "***"
 slug_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z", "Use lower-case letters, digits and single hyphens, for example “my-server”."
 )
+
+page_validator = URLValidator(["https", "http"])
 
 
 class ServerError(Exception):
@@ -125,6 +127,11 @@ class Server(Versioned, Switchable):
     max_concurrent = models.PositiveSmallIntegerField(default=64)
     # Its lists differ by session: it is asked for each one, and what is stored only says what may be shown.
     lists_live = models.BooleanField(default=False, db_default=False)
+    # Shown to people who are asked for a credential of theirs.
+    key_help = models.CharField("where to get a key", max_length=300, blank=True, default="", db_default="")
+    key_url = models.CharField(
+        "page for keys", max_length=500, blank=True, default="", db_default="", validators=[page_validator]
+    )
     # How people sign in at its issuer, where that is not as the server and the issuer say themselves.
     expected_issuer = models.CharField(max_length=500, blank=True, default="", db_default="")
     resource_sent = models.CharField(
@@ -201,7 +208,7 @@ class Server(Versioned, Switchable):
 
     def editable(self) -> dict[str, Any]:
         limits = ("timeout_seconds", "total_seconds", "max_concurrent", "lists_live", "enabled")
-        names = ("name", *CREDENTIAL_TARGET, *limits, *SIGN_IN_SETTINGS, "private")
+        names = ("name", *CREDENTIAL_TARGET, *limits, *SIGN_IN_SETTINGS, "private", "key_help", "key_url")
         return {name: getattr(self, name) for name in names}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
@@ -382,9 +389,16 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         """Shared identities (service accounts), which have no owner."""
         return self.filter(owner=None)
 
-    def bring(self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None) -> "Identity":
+    def not_refused_first(self) -> "IdentityQuerySet":
+        """The same, with those that their server accepted last, or was not asked about, before refused ones."""
+        return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
+
+    def bring(
+        self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None, refusal: str = ""
+    ) -> "Identity":
         """Store a credential for `server`, encrypted; `owner` None makes a shared one.
 
+        `refusal` is what the server said when the secret was tried, if it is kept although it was refused.
         Raises AnotherPlace when the server has moved since `server` was read.
         """
         with transaction.atomic():
@@ -392,7 +406,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
             if place_of(now.url) != place_of(server.url):
                 raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Look again.")
             kind = IdentityKind.BEARER if server.auth_type == AuthType.OAUTH else server.auth_type
-            identity = Identity(server=server, owner=owner, label=label, kind=kind)
+            identity = Identity(server=server, owner=owner, label=label, kind=kind, last_error=refusal[:300])
             identity.seal(secret)
             identity.save(force_insert=True)
             Event.objects.record(Action.IDENTITY_CREATED, identity, by=by, changes={"secret": [None, HIDDEN]})
@@ -458,14 +472,21 @@ class Identity(Versioned, Switchable):
 
     @property
     def status(self) -> str:
-        """`revoked`, `disabled`, `unconfirmed`, `sign_in_needed` or `active`, in that order of precedence."""
+        """`revoked`, `disabled`, `unconfirmed`, `sign_in_needed`, `refused` or `active`: the first that applies."""
         if self.revoked_at:
             return "revoked"
         if not self.enabled:
             return "disabled"
         if self.unconfirmed_since:
             return "unconfirmed"
-        return "sign_in_needed" if self.sign_in_needed_since else "active"
+        if self.sign_in_needed_since:
+            return "sign_in_needed"
+        return "refused" if self.last_error else "active"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether calls are sent with it; a refused one too, for its server may accept it again."""
+        return self.status in ("active", "refused")
 
     @property
     def by_oauth(self) -> bool:
@@ -543,10 +564,10 @@ class Identity(Versioned, Switchable):
             self.label = before
             raise LabelTaken(LabelTaken.__doc__) from None
 
-    def replace(self, secret: str, *, by: User) -> None:
+    def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret in its place; sessions opened with the old one are not used again.
 
-        Raises AlreadyRevoked.
+        `refusal` is as in `bring`. Raises AlreadyRevoked.
         """
         with transaction.atomic():
             row = self.lock()
@@ -554,8 +575,9 @@ class Identity(Versioned, Switchable):
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.generation = row.generation + 1
             self.unconfirmed_since = None  # This one is given for where the server is now.
+            self.last_error = refusal[:300]
             self.seal(secret)
-            sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since"]
+            sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since", "last_error"]
             self.save(update_fields=[*sealed, *self._forget_sign_in(row), "updated_at"])
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 

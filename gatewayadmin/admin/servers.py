@@ -83,6 +83,8 @@ class ServerPages(CapabilityAdmin):
         "total_seconds",
         "max_concurrent",
         "lists_live",
+        "key_help",
+        "key_url",
         *SIGN_IN_SETTINGS,
         "private",
         "end_sign_ins",

@@ -46,6 +46,6 @@ def connect(user: User, gateway: Gateway) -> Connection:
 
 def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
     usable = Identity.objects.own(user).usable().order_by("created_at")
-    newest = {identity.server_id: identity for identity in usable}
+    newest = {identity.server_id: identity for identity in sorted(usable, key=lambda one: one.status == "active")}
     asking = Assignment.objects.per_user().filter(gateway=gateway).select_related("server")
     return {each: newest[each.server_id] for each in asking if each.server_id in newest}

@@ -138,7 +138,9 @@ MEMBERS: dict[str, Entry] = {
         "bearer",
     ),
     "Identity.status": Entry(
-        "`active`, `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`, the last that applies.", "active"
+        "`active`, `refused` (its server refused it when last tried), `sign_in_needed`, `unconfirmed`, `disabled` or "
+        "`revoked`, the last that applies.",
+        "active",
     ),
     "Identity.account": Entry("Who signed in there, as the issuer says; empty if it does not.", "ann@example.com"),
     "Identity.expires_at": Entry("When its token ends, which is renewed before; null: not known.", MOMENT),
@@ -299,6 +301,11 @@ MEMBERS: dict[str, Entry] = {
     "link": Entry(
         "The address at which they choose a password, for 72 hours.", "https://gateway.example.com/accounts/..."
     ),
+    "keep": Entry("Store it although its server refuses it.", False),
+    "key_help": Entry(
+        "Where people get a credential for it, in the administrator's words.", "Ask #platform for a key."
+    ),
+    "key_url": Entry("The page where they get it; empty for none.", "https://notes.example.com/settings/keys"),
     "lists_live": Entry("Whether its lists are asked for in each session, since they differ.", False),
     "end_sign_ins": Entry(
         "Agrees that the change ends sign-ins; without it such a change is refused, with their number.", True

@@ -273,7 +273,7 @@ def test_each_row_says_its_one_state_and_by_whom(
     assert "Connected as work account" in now()
     Identity.objects.update(last_error="HTTP 401")
     assert ">refused<" in now()
-    assert "GitHub refused it when it was last sent there." in now()
+    assert "GitHub refused this credential when it was last tried." in now()
     Identity.objects.update(last_error="")
     own.disable(by=ann)
     assert "switched off by you" in now()

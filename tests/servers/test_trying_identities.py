@@ -1,0 +1,173 @@
+"""A credential is tried at its server when somebody brings it; a refused one is said to be refused, never active."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import User
+from connections.models import Connection
+from gateways.models import IdentityScheme
+from servers.models import AuthType, Identity, Server
+from tests import make, upstreams
+from tests.asgi_server import App
+from tests.conftest import Run, SignIn
+from tests.oauth.steps import begin, text
+from tests.rest import Rest
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
+
+RIGHT, WRONG = "notes-key-that-works", "notes-key-mistyped"
+REFUSED = "Notes answered 401: it refused the credential. Use another, or keep it anyway."
+
+
+def notes() -> App:
+    """A server that takes one key only."""
+    return upstreams.guarded(upstreams.whoami_server(), "authorization", f"Bearer {RIGHT[:-1]}")
+
+
+@pytest.fixture
+def server(run: Run) -> Server:
+    return make.server(name="Notes", url=run(notes()).url, auth_type=AuthType.BEARER)
+
+
+@pytest.fixture
+def link(server: Server, ana: User) -> Connection:
+    gateway = make.gateway()
+    make.assignment(gateway, server, identity_scheme=IdentityScheme.PER_USER)
+    return make.connection(make.agent(by=ana), gateway, ana)
+
+
+def consent(client: Client, link: Connection) -> str:
+    """The page of a new flow that asks for the identity."""
+    first = begin(client, make.agent(by=link.user), gateway=link.gateway.slug)
+    return str(client.post(first, {"gateway": link.gateway.slug})["Location"])
+
+
+def door(name: str, link: Connection, client: Client) -> str:
+    place = link.gateway.assignments.get()
+    shared = f"/servers/{place.server.slug}/identities/add/"
+    return {
+        "consent": lambda: consent(client, link),
+        "own connection": lambda: f"/connections/{link.pk}/identities/{place.pk}/",
+        "shared": lambda: shared,
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["consent", "own connection", "shared"])
+def test_a_refused_key_is_said_so_at_once_and_stored_only_on_demand(
+    name: str, link: Connection, ana: User, sign_in: SignIn
+) -> None:
+    client = sign_in(ana)
+    page = door(name, link, client)
+    data = {"identity": "new", "label": "mine", "secret": WRONG}
+
+    refused = client.post(page, data)
+
+    assert refused.status_code == 422
+    assert REFUSED in text(refused)
+    assert "Keep it anyway" in text(refused)
+    assert WRONG not in text(refused)
+    assert not Identity.objects.exists()
+    assert client.post(page, data | {"keep": "on"}).status_code == 302
+    assert Identity.objects.get().status == "refused"
+
+
+def test_an_accepted_key_is_active(link: Connection, ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    brought = client.post(consent(client, link), {"identity": "new", "label": "mine", "secret": RIGHT})
+
+    assert brought.status_code == 302
+    assert Identity.objects.get().status == "active"
+
+
+def test_a_server_that_cannot_be_asked_refuses_no_key(ana: User, sign_in: SignIn) -> None:
+    down = make.server(auth_type=AuthType.BEARER, url="http://127.0.0.1:9/mcp")
+
+    added = sign_in(ana).post(f"/servers/{down.slug}/identities/add/", {"label": "shared", "secret": WRONG})
+
+    assert added.status_code == 302
+    assert Identity.objects.get().status == "active"
+
+
+def test_a_refused_identity_is_never_preselected_and_is_tried_again_when_chosen(
+    link: Connection, server: Server, ana: User, sign_in: SignIn
+) -> None:
+    bad = make.identity(server, ana, label="a first one", secret=WRONG)
+    Identity.objects.filter(pk=bad.pk).update(last_error="answered 401: it refused the credential")
+    good = make.identity(server, ana, label="z last one", secret=RIGHT)
+    client = sign_in(ana)
+    page = consent(client, link)
+
+    shown = text(client.get(page))
+    again = client.post(page, {"identity": str(bad.pk)})
+
+    assert f'value="{good.pk}" checked' in shown
+    assert f'value="{bad.pk}" checked' not in shown
+    assert (again.status_code, REFUSED in text(again)) == (422, True)
+    good.revoke(by=ana)
+    assert 'value="new" checked' in text(client.get(page))
+    bad.seal(RIGHT)
+    bad.save()
+    assert client.post(page, {"identity": str(bad.pk)}).status_code == 302
+    bad.refresh_from_db()
+    assert bad.status == "active"
+
+
+def test_a_refused_identity_is_made_whole_by_one_new_secret(
+    link: Connection, server: Server, ana: User, sign_in: SignIn
+) -> None:
+    place = link.gateway.assignments.select_related("server").get()
+    identity = make.identity(server, ana, secret=WRONG)
+    link.use_identity(place, identity, by=ana)
+    Identity.objects.update(last_error="answered 401: it refused the credential")
+    client, path = sign_in(ana), f"/identities/{identity.pk}/replace/"
+
+    before = text(client.get("/settings/identities"))
+    wrong = client.post(path, {"secret": WRONG})
+    right = client.post(path, {"secret": RIGHT})
+
+    assert "Notes refused this credential when it was last tried. Enter a new secret." in before
+    assert before.count(path) == 2  # At the connection, and in the list of what is stored.
+    assert (wrong.status_code, REFUSED in text(wrong)) == (422, True)
+    assert right.status_code == 302
+    assert ">connected<" in text(client.get("/settings/identities"))
+    identity.refresh_from_db()
+    assert identity.status == "active"
+
+
+def test_rest_refuses_and_keeps_as_the_pages_do(server: Server, ana: User) -> None:
+    client = Rest.of(ana)
+    new: dict[str, Any] = {"server_id": str(server.pk), "label": "mine", "secret": WRONG}
+
+    refused = client.post("/identities", new)
+    kept = client.post("/identities", new | {"keep": True})
+    path = f"/identities/{kept.json()['id']}/secret"
+    again = client.put(path, {"secret": WRONG})
+    right = client.put(path, {"secret": RIGHT})
+
+    assert (refused.status_code, again.status_code) == (400, 400)
+    assert REFUSED in refused.content.decode()
+    assert (kept.status_code, kept.json()["status"]) == (201, "refused")
+    assert (right.status_code, right.json()["status"]) == (200, "active")
+
+
+def test_the_page_that_asks_for_a_key_says_where_to_get_one(
+    link: Connection, server: Server, ana: User, sign_in: SignIn
+) -> None:
+    server.edit(key_help="Ask the <notes> team", key_url="https://notes.example.com/keys", by=ana)
+    client = sign_in(ana)
+
+    page = text(client.get(consent(client, link)))
+
+    assert "Ask the &lt;notes&gt; team" in page
+    assert 'href="https://notes.example.com/keys"' in page
+    assert page.count("Get a key for Notes") == 1
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "ftp://notes.example.com"])
+def test_the_page_for_keys_is_a_web_page(url: str, server: Server, ana: User) -> None:
+    answered = Rest.of(ana).patch(f"/servers/{server.slug}", {"key_url": url})
+
+    assert answered.status_code == 400
