@@ -25,7 +25,7 @@ class Confirmation(Body):
 
 
 class Confirm(Resource):
-    """Whoever types their password may do grave things for five minutes, in this session."""
+    """Whoever types their password may do grave things for 15 minutes, in this session."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         TryLater: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponsePermanentRedirect
 from django.shortcuts import render
+from django.urls import is_valid_path
 from django.utils.cache import add_never_cache_headers
 from django.utils.http import urlencode
 from django.views.decorators.csrf import requires_csrf_token
@@ -49,9 +50,20 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """404; an address that exists without its last slash leads there (CommonMiddleware adds a missing one)."""
     if _is_mcp_client(request):
         return _no_gateway()
+    if request.method == "GET" and (shorter := _without_last_slash(request)):
+        return HttpResponsePermanentRedirect(shorter)
     return render(request, "404.html", status=404)
+
+
+def _without_last_slash(request: HttpRequest) -> str:
+    """Return the address without its last slash, with its query, if that is a page while this is none."""
+    if request.resolver_match or not request.path.endswith("/") or not is_valid_path(request.path_info[:-1]):
+        return ""
+    path, mark, query = request.get_full_path().partition("?")
+    return f"{path[:-1]}{mark}{query}"
 
 
 def _is_mcp_client(request: HttpRequest) -> bool:

@@ -23,7 +23,7 @@ BLOCK = re.compile(r"^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.MULTILIN
 
 # Who runs a block: the page, how the block begins, the test.
 RUN_BY = (
-    ("README.md", "git clone", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
+    ("README.md", "make run", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
     ("README.md", "printf 'Token: '", "docs/test_readme.py::test_the_tutorial_works_as_printed"),
     ("README.md", 'curl -sS -X POST "$GATEWAY_URL"', "docs/test_readme.py::test_the_tutorial_works_as_printed"),
     ("README.md", "curl -sS -o /dev/null", "docs/test_readme.py::test_the_tutorial_works_as_printed"),

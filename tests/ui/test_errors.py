@@ -102,3 +102,16 @@ def test_a_theme_nobody_offers_is_the_systems() -> None:
     client.cookies["theme"] = '"><script>'
 
     assert '<html lang="en">' in client.get("/accounts/login/").content.decode()
+
+
+@pytest.mark.parametrize("path", ["/settings/mcp-connections", "/settings/api-tokens", "/settings/identities"])
+def test_a_page_is_found_with_and_without_its_last_slash(path: str, ana: User, sign_in: SignIn) -> None:
+    client = sign_in(ana)
+
+    response = client.get(f"{path}/?q=a%2Fb")
+
+    assert (response.status_code, response["Location"]) == (301, f"{path}?q=a%2Fb")
+    assert client.get(path).status_code == 200
+    assert client.get("/hosts").status_code == 301
+    assert client.post(f"{path}/").status_code == 404
+    assert client.get("/nothing/here/").status_code == 404
