@@ -29,6 +29,7 @@ urlpatterns = [
     path("people/roles/<uuid:pk>/", role_views.edit, name="role"),
     path("people/roles/<uuid:pk>/delete/", role_views.remove, name="remove_role"),
     path("people/capabilities/", role_views.reference, name="capabilities"),
+    path("settings/ask-for", views.ask_for, name="ask_for"),
     path("settings/", views.settings_pages, name="settings"),
     path("settings/workspace", workspace_views.workspace, name="workspace"),
     path("settings/workspace/test-mail", workspace_views.test_mail, name="test_mail"),

@@ -10,11 +10,13 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import second_factor, sessions
-from capabilities import NOBODY, own_resource
-from ui.pages import AppRequest, confirm, leave, posted, show
+from capabilities import NOBODY, Capability, own_resource
+from ui.pages import AppRequest, confirm, leave, own_path, posted, show
 
 YEAR_S = 365 * 24 * 3600
 OWN_SESSIONS = "one's own sessions"
+# What it takes to connect a client; all else an administrator thinks of.
+ASKED_FOR = (Capability.API_TOKENS_MANAGE, Capability.OAUTH_CONNECT)
 
 
 THEMES = (("system", "Same as system"), ("light", "Light"), ("dark", "Dark"))
@@ -48,6 +50,17 @@ def profile(request: AppRequest) -> HttpResponse:
     response = leave(request, reverse("accounts:profile"), "Profile saved")
     response.set_cookie("theme", form.cleaned_data["theme"], max_age=YEAR_S, samesite="Lax")
     return response
+
+
+@require_POST
+@own_resource("asks for oneself")
+def ask_for(request: AppRequest) -> HttpResponse:
+    """Ask for a capability, from a page that says that it is missing."""
+    capability = next((one for one in ASKED_FOR if one.slug == request.POST.get("capability")), None)
+    if capability is None:
+        raise Http404
+    request.user.ask_for(capability)
+    return leave(request, own_path(request.POST.get("next", "")), "Asked the people who manage this workspace")
 
 
 @require_GET

@@ -121,6 +121,7 @@ class Action(StrEnum):
 
     UNKNOWN_TOKENS_REFUSED = "proxy.unknown_tokens_refused"
 
+    USER_ASKED_FOR_CAPABILITY = "user.asked_for_capability"
     USER_BREAK_GLASS_CHANGED = "user.break_glass_changed"
     USER_BREAK_GLASS_USED = "user.break_glass_used"
     USER_CREATED = "user.created"

@@ -12,7 +12,7 @@ from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
-from accounts.models import User
+from accounts.models import User, open_requests
 from auditlog import busiest
 from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, own_calls
@@ -65,6 +65,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
         "enrolling": partial(_enrolling, user),
         "setup": Setup.of(user),
+        "asking": open_requests(SHOWN) if user.has_perm(Capability.PEOPLE_MANAGE) else (),
         "carried": _carried(user, newest),
         "own_calls": None if user.has_perm(Capability.LOGS_READ) else _last_calls(user),
         "own_rows": [ConnectionRow(one, user) for one in newest],

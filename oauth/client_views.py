@@ -10,7 +10,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from auditlog.own_calls import Wait, own_connection
-from capabilities import own_resource
+from capabilities import Capability, own_resource
 from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection
 from gateways.models import Gateway
@@ -26,11 +26,14 @@ WAYS = ("browser", "token")
 @require_GET
 @own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
-    """The How to Connect dialog for the gateway `?gateway=` names, or the first one within reach."""
+    """The How to Connect dialog for the gateway `?gateway=` names, or the first within reach that is switched on."""
     gateways = list(Gateway.objects.reachable_by(request.user))
     slug = request.GET.get("gateway")
-    gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
+    open_ones = (one for one in gateways if one.enabled)
+    gateway = next((one for one in gateways if one.slug == slug), None) or next(open_ones, next(iter(gateways), None))
     context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
+    if slug and not (gateway and gateway.slug == slug):
+        context["out_of_reach"] = Gateway.objects.visible_to(request.user).filter(slug=slug).first()
     if gateway:
         client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
         context |= {"clients": clients(), "client": client}
@@ -70,7 +73,8 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
     """What to paste where, for the chosen client in a way that client knows."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
-    how = how if how in ways else ways[0]
+    may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
+    how = how if how in ways else next((way for way in ways if may[way]), ways[0])
     return {
         "clients": clients(),
         "client": chosen,
@@ -78,7 +82,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
         "how": how,
         "snippet": shown(chosen, how, url=gateway.url, name=gateway.slug),
         "call": example_call(gateway),
-        "may_make_token": may_create(request.user),
+        "may_make_token": may["token"],
     }
 
 

@@ -88,10 +88,16 @@ def refusal(flow: AuthorizeRequest, user: User) -> str:
     return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)
 
 
-def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
+def lacking(flow: AuthorizeRequest, user: User) -> Capability | None:
+    """The capability that this flow takes, if `user` lacks it."""
     needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
     enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
-    if enrolling or user.has_perm(needed):
+    return None if enrolling or user.has_perm(needed) else needed
+
+
+def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
+    needed = lacking(flow, user)
+    if needed is None:
         return ""
     closed = " Enrolment with this agent is off." if flow.kind == Ending.TOKEN else ""
     return f"Your role lacks {needed.label}.{closed}"

@@ -20,8 +20,10 @@ from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
 from hosts.models import Host, HostKind
 from oauth import flow as flows
+from oauth.authorize import answer_url
 from oauth.forms import IdentityForm
 from oauth.models import AuthorizeRequest, Ending
+from oauth.registration import is_approved
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
 from tokens.snippets import once
@@ -30,6 +32,7 @@ from ui.pages import AppRequest, posted, text_of
 type Step = Callable[..., HttpResponse]
 
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
+READING_SECONDS = 20  # An app waits for its answer, and the person has to read ours.
 CHECKED = own_resource("it checks what it may make, for oneself")
 OWN = own_resource("a flow belongs to the browser and the person that began it", others=NOBODY)
 
@@ -245,4 +248,13 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 
 
 def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
-    return render(request, "oauth/refused.html", {"flow": flow, "reason": reason}, status=403)
+    """403 with the reason. An approved app is sent `access_denied`, any other one if the person follows the link."""
+    context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.lacking(flow, request.user)}
+    if flow.kind == Ending.OAUTH:
+        context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": reason})
+        context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
+    response = render(request, "oauth/refused.html", context, status=403)
+    response["Referrer-Policy"] = "no-referrer"
+    if context.get("seconds"):
+        response["Refresh"] = f"{READING_SECONDS}; url={context['url']}"
+    return response

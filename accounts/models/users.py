@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.contrib.auth import get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
@@ -17,7 +17,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from accounts.models.roles import Role
+from accounts.asking import mail_request
+from accounts.models.roles import Role, permissions_of
 from accounts.rules import (
     SECOND_FACTORS,
     AlreadyInvited,
@@ -50,6 +51,10 @@ from sso.browser_sessions import end_where_enforced
 if TYPE_CHECKING:
     from accounts.models.teams import Team
 
+GRANTS = Capability.PEOPLE_MANAGE  # Who holds it gives roles, and is asked for capabilities.
+MOST_ASKED = 20
+ASK_AGAIN = timedelta(days=1)
+OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
 INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
 
 
@@ -482,6 +487,28 @@ class User(Versioned, AbstractBaseUser):
         self.notices_read_at = min(until, timezone.now())
         self.save(update_fields=["notices_read_at"])
 
+    def ask_for(self, capability: Capability) -> bool:
+        """Ask those who manage people for a capability, by mail and on their dashboards.
+
+        Return False if nothing was done: this person holds it, or asked for it less than a day ago.
+        """
+        with transaction.atomic():
+            self.lock()
+            if self.has_perm(capability) or self.has_asked_for(capability):
+                return False
+            changes = {"capability": [None, capability.slug]}
+            Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)
+            grantors = User.objects.filter(is_active=True, role__permissions__in=permissions_of([GRANTS]))
+            to = list(grantors.exclude(pk=self.pk).order_by("email").values_list("email", flat=True)[:MOST_ASKED])
+            mail = partial(mail_request, self.pk, self.email, capability, to)
+            transaction.on_commit(mail, robust=True)
+        return True
+
+    def has_asked_for(self, capability: Capability) -> bool:
+        """Whether this person asked for it less than a day ago."""
+        mine = requests(ASK_AGAIN).filter(target_type="user", target_id=str(self.pk))
+        return mine.filter(changes__capability__1=capability.slug).exists()
+
     @property
     def granted(self) -> frozenset[Capability]:
         """What this person may do while active."""
@@ -535,6 +562,25 @@ class User(Versioned, AbstractBaseUser):
             rows = Permission.objects.values_list("content_type__app_label", "codename")
             granted = frozenset(f"{app_label}.{codename}" for app_label, codename in rows)
         return granted if self.narrowed_to is None else granted & self.narrowed_to
+
+
+def requests(within: timedelta) -> models.QuerySet[Event]:
+    """The events of people who asked for a capability, not longer ago than `within`, the newest first."""
+    since = timezone.now() - within
+    return Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since)
+
+
+def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
+    """Return who asked for which capability in the last week, and when; those who hold it now are left out."""
+    events = list(requests(OPEN).order_by("-created_at")[: most * 4])
+    people = User.objects.select_related("role").filter(is_active=True).in_bulk([event.target_id for event in events])
+    found: dict[tuple[User, Capability], datetime] = {}
+    for event in events:
+        person = people.get(UUID(event.target_id))
+        for capability in Capability.named([event.changes["capability"][1]]):
+            if person and not person.has_perm(capability):
+                found.setdefault((person, capability), event.created_at)
+    return [(person, capability, at) for (person, capability), at in found.items()][:most]
 
 
 def make_first_owner(email: str, password: str) -> User | None:

@@ -242,6 +242,34 @@ def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, g
     assert not Connection.objects.exists()
 
 
+def test_who_may_not_connect_apps_is_told_and_an_approved_app_is_sent_access_denied(
+    app: App, member: User, gateway: Gateway
+) -> None:
+    connect(app, member, gateway)
+    person = browser(make.user())
+
+    page = person.get(person.get(app.question(gateway))["Location"])
+
+    assert page.status_code == 403
+    assert "Your role lacks Authenticate via OAuth." in page.content.decode()
+    assert 'name="capability" value="oauth:connect"' in page.content.decode()
+    seconds, _, url = page["Refresh"].partition("; url=")
+    answer = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    assert int(seconds) >= 10, "time to read it"
+    assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", "xyz", "http://localhost:8000")
+    assert answer["error_description"] == "Your role lacks Authenticate via OAuth."
+
+
+def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app: App, gateway: Gateway) -> None:
+    person = browser(make.user())
+
+    page = person.get(person.get(app.question(gateway))["Location"])
+
+    assert page.status_code == 403
+    assert "Refresh" not in page
+    assert "error=access_denied" in page.content.decode()
+
+
 def test_consent_is_asked_for_every_time(app: App, member: User, gateway: Gateway) -> None:
     """Also with the toolkit's own short cut."""
     connect(app, member, gateway)

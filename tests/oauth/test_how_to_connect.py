@@ -3,6 +3,7 @@
 import pytest
 
 from accounts.models import User
+from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import text
@@ -33,3 +34,18 @@ def test_how_to_connect_names_only_gateways_within_reach(ann: User, sign_in: Sig
 
     assert "Others" not in page
     assert "There is no gateway you can reach yet." in page
+
+
+def test_how_to_connect_begins_with_a_gateway_that_is_on_and_says_which_one_is_not_open(sign_in: SignIn) -> None:
+    make.gateway(name="A first one", slug="first", enabled=False)
+    make.gateway(name="Work", slug="work")
+    make.gateway(name="Closed", slug="closed", reach="teams")
+    client = sign_in(make.user(Capability.GATEWAYS_MANAGE))
+
+    by_itself = text(client.get("/connect/help/"))
+    of_closed = text(client.get("/connect/help/", {"gateway": "closed"}))
+
+    assert 'value="work" selected' in by_itself
+    assert "Closed is not open to you" not in by_itself
+    assert "Closed is not open to you" in of_closed
+    assert "A first one is switched off" in text(client.get("/connect/help/", {"gateway": "first"}))

@@ -22,6 +22,7 @@ from django.utils import timezone
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from capabilities import Capability
 from ui.addresses import parts
 from ui.pages import Undo
 from ui.states import in_words
@@ -140,6 +141,14 @@ def address(uri: str, longest: int = 60) -> SafeString:
         address_parts.after,
         address_parts.rest,
     )
+
+
+@register.inclusion_tag("accounts/ask_for.html", takes_context=True)
+def ask_for(context: RequestContext, name: str) -> dict[str, Any]:
+    """A button that asks for the capability `name`, or that it was asked for."""
+    request, capability = context["request"], Capability[name]
+    asked = request.user.has_asked_for(capability)
+    return {"request": request, "csrf_token": context["csrf_token"], "capability": capability, "asked": asked}
 
 
 @register.simple_tag(takes_context=True)

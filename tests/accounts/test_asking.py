@@ -1,0 +1,83 @@
+"""A person asks for a capability where a page says that it is missing; those who give roles learn of it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.core import mail
+
+from accounts.models import User, open_requests
+from auditlog.actions import Action
+from auditlog.models import Event
+from capabilities import Capability
+from tests import make
+from tests.conftest import SignIn
+
+pytestmark = pytest.mark.django_db
+
+TOKENS = Capability.API_TOKENS_MANAGE
+
+
+@pytest.fixture
+def chief() -> User:
+    return make.user(*Capability, email="chief@example.com")
+
+
+def text(response: Any) -> str:
+    return str(response.content.decode())
+
+
+def asked() -> int:
+    return Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY).count()
+
+
+def test_who_may_make_no_token_asks_for_it_and_those_who_give_roles_see_it_until_it_is_given(
+    chief: User, settings: Any, sign_in: SignIn, django_capture_on_commit_callbacks: Any
+) -> None:
+    settings.MAIL_SERVER = "mail.example.com"
+    person = make.user(email="dev@example.com")
+    make.gateway()
+    page = "/connect/client/?client=curl"
+
+    before = text(sign_in(person).get(page))
+    with django_capture_on_commit_callbacks(execute=True):
+        sent = sign_in(person).post("/settings/ask-for", {"capability": TOKENS.slug, "next": page})
+    after = text(sign_in(person).get(page))
+    dashboard = text(sign_in(chief).get("/"))
+
+    assert ">Ask for it</button>" in before
+    assert sent["Location"] == page
+    assert ">Ask for it</button>" not in after
+    assert "You asked for it." in after
+    assert "dev@example.com asks for Create and manage API tokens" in dashboard
+    assert f"/people/{person.pk}/role/" in dashboard
+    [letter] = mail.outbox
+    assert (letter.subject, letter.bcc) == ("dev@example.com asks for Create and manage API tokens", [chief.email])
+    assert f"/people/{person.pk}/" in letter.body
+    assert "asks for" not in text(sign_in(person).get("/"))
+    role = make.user(TOKENS).role
+    assert role
+    person.give_role(role, by=chief)
+    assert open_requests(8) == []
+
+
+def test_the_same_is_asked_for_once_a_day(chief: User) -> None:
+    person = make.user()
+
+    assert person.ask_for(TOKENS)
+    assert not person.ask_for(TOKENS)
+    assert person.ask_for(Capability.OAUTH_CONNECT)
+    assert not chief.ask_for(TOKENS)
+    assert asked() == 2
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=25), tick=False):
+        assert person.ask_for(TOKENS)
+        assert [capability for _, capability, _ in open_requests(8)] == [TOKENS, Capability.OAUTH_CONNECT]
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=9), tick=False):
+        assert open_requests(8) == []
+
+
+def test_only_what_connects_a_client_is_asked_for_so(sign_in: SignIn) -> None:
+    response = sign_in(make.user()).post("/settings/ask-for", {"capability": Capability.PEOPLE_MANAGE.slug})
+
+    assert (response.status_code, asked()) == (404, 0)
