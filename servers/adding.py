@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from django import forms
 from django.db import transaction
@@ -14,8 +15,8 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Effect, Feature, Gateway, IdentityScheme, Kind, ToolPolicy, allow_identity
-from servers.discovery import AccessRefused, Discovered, Failed, discover, note
-from servers.forms import SecretForm, ServerForm
+from servers.discovery import AccessRefused, Discovered, Failed, NoEndpoint, discover, note
+from servers.forms import SecretForm, ServerForm, suggest
 from servers.models import AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs, needs_of
 from servers.upstream_guard import upstream_guard
@@ -24,6 +25,7 @@ OWN, SHARED = "own", "shared"
 ALL, READ_ONLY, NONE_YET = "all", "read_only", "none"
 POLICIES = {ALL: ToolPolicy.ALLOW_ALL, READ_ONLY: ToolPolicy.SELECTED, NONE_YET: ToolPolicy.SELECTED}
 SHOWN_TOOLS = 12
+USUAL_PATHS = ("/mcp", "/sse")
 
 
 class NewServerForm(ServerForm):
@@ -40,6 +42,11 @@ class NewServerForm(ServerForm):
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, to_field_name="slug", widget=forms.CheckboxSelectMultiple
     )
+    own_gateway = forms.BooleanField(
+        label="A new gateway of its own",
+        required=False,
+        help_text="Named like the server, open to everyone. Change who may use it on its page.",
+    )
     tools = forms.ChoiceField(
         required=False,
         choices=[(ALL, "All"), (READ_ONLY, "Read only"), (NONE_YET, "None yet")],
@@ -50,7 +57,9 @@ class NewServerForm(ServerForm):
     def __init__(self, *args: Any, user: User, **options: Any) -> None:
         super().__init__(*args, **options)
         self.user = user
-        if user.has_perm(Capability.GATEWAYS_MANAGE):
+        if not user.has_perm(Capability.GATEWAYS_MANAGE):
+            del self.fields["own_gateway"]
+        else:
             live = Count("connections", filter=Q(connections__revoked_at=None))
             people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)
             offered = Gateway.objects.live().annotate(connection_count=live, people_count=people)
@@ -71,8 +80,8 @@ class NewServerForm(ServerForm):
             values["secret"] = ""
         if secret := values.get("secret"):
             self._check(secret, values)
-        if gateways := values.get("gateways"):
-            self._check_gateways(gateways, values)
+        if values.get("gateways") or values.get("own_gateway"):
+            self._check_gateways(values.get("gateways", ()), values)
         return values
 
     def _check_gateways(self, gateways: Any, values: dict[str, Any]) -> None:
@@ -109,7 +118,7 @@ class NewServerForm(ServerForm):
 
     def server_fields(self) -> dict[str, Any]:
         """What the row of the server is made of."""
-        extra = ("who", "secret", "gateways", "tools")
+        extra = ("who", "secret", "gateways", "own_gateway", "tools")
         return {name: value for name, value in self.cleaned_data.items() if name not in extra}
 
 
@@ -117,6 +126,7 @@ class NewServerForm(ServerForm):
 class Asked:
     """How asking a server went that is not stored yet."""
 
+    url: str
     outcome: Discovered | Failed
     with_credential: bool
     needs: Needs | None = None
@@ -186,19 +196,32 @@ def _line(text: Any) -> str:
 
 
 def ask(values: dict[str, Any], secret: str) -> Asked:
-    """Ask the server these values describe, with `secret` when there is one; nothing is stored."""
+    """Ask the server these values describe, with `secret` when there is one; nothing is stored.
+
+    Where nothing is at a bare address, the usual paths are tried; `Asked.url` is where the server was found.
+    """
+    asked, parts = _ask(values, secret), urlsplit(values["url"])
+    if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
+        for path in USUAL_PATHS:
+            found = _ask({**values, "url": parts._replace(path=path).geturl()}, secret)
+            if not isinstance(found.outcome, NoEndpoint):
+                return found
+    return asked
+
+
+def _ask(values: dict[str, Any], secret: str) -> Asked:
     server = Server(**values)
     identity = None
     if secret and server.needs_credential:
         identity = Identity(server=server, label="what was pasted", kind=server.auth_type)
         identity.seal(secret)
     try:
-        return Asked(discover(server, identity), identity is not None)
+        return Asked(server.url, discover(server, identity), identity is not None)
     except AccessRefused as refusal:
         needs = needs_of(server) if identity is None and not is_own(server.url) else None
-        return Asked(refusal, identity is not None, needs)
+        return Asked(server.url, refusal, identity is not None, needs)
     except Failed as failure:
-        return Asked(failure, identity is not None)
+        return Asked(server.url, failure, identity is not None)
 
 
 def is_own(url: str) -> bool:
@@ -215,8 +238,9 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) 
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, **form.server_fields())
-        identity = _identity(server, form, by)
-        assigned = [_assign(server, gateway, form, identity, by) for gateway in form.cleaned_data["gateways"]]
+        gateways = [*form.cleaned_data["gateways"], *_own_gateway(server, form, by)]
+        identity = _identity(server, form, gateways, by)
+        assigned = [_assign(server, gateway, form, identity, by) for gateway in gateways]
         if identity and not identity.is_shared:
             Connection.objects.carry(identity, by=by)
     if assigned or identity:
@@ -228,7 +252,17 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) 
     return server
 
 
-def _identity(server: Server, form: NewServerForm, by: User) -> Identity | None:
+def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
+    """The new gateway that was asked for, if any."""
+    if not form.cleaned_data.get("own_gateway"):
+        return []
+    slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
+    taken = Gateway.objects.live().filter(name__iexact=server.name).exists()
+    name = f"{server.name} ({slug})"[:80] if taken else server.name
+    return [Gateway.objects.add(name=name, slug=slug, by=by)]
+
+
+def _identity(server: Server, form: NewServerForm, gateways: Sequence[Gateway], by: User) -> Identity | None:
     secret = form.cleaned_data["secret"]
     if not secret:
         return None
@@ -236,8 +270,8 @@ def _identity(server: Server, form: NewServerForm, by: User) -> Identity | None:
     label = "shared" if shared else by.email.partition("@")[0][:80]
     owner = None if shared else by
     identity = Identity.objects.bring(server=server, owner=owner, label=label, secret=secret, by=by)
-    if shared and form.cleaned_data["gateways"]:
-        allow_identity(identity, form.cleaned_data["gateways"], by=by)
+    if shared and gateways:
+        allow_identity(identity, gateways, by=by)
     return identity
 
 

@@ -12,14 +12,14 @@ from django.views.decorators.http import require_http_methods
 from accounts.models import User
 from capabilities import Capability, requires
 from connections.models import Connection
-from gateways.models import IdentityScheme
+from gateways.models import Assignment, IdentityScheme
 from servers import well_known
 from servers.adding import ALL, OWN, Asked, NewServerForm
 from servers.adding import add as store
 from servers.adding import ask as ask_server
 from servers.discovery import AccessRefused
 from servers.forms import suggest
-from servers.models import ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Server
+from servers.models import BUILT_IN_URL, ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Server
 from servers.oauth_client.registration import redirect_uri
 from ui.pages import AppRequest, leave, show
 
@@ -43,7 +43,7 @@ def add(request: AppRequest) -> HttpResponse:
             form.refuse()
         else:
             request.session.pop(TESTED, None)
-            return leave(request, _next(server, form, request.user), _done(server, form))
+            return leave(request, _next(server, form, request.user), _done(server))
     asked = None
     return show(request, f"{PAGE}#flow", _context(request, form) | {"asked": asked}, status=422)
 
@@ -86,10 +86,11 @@ def _asked(request: AppRequest) -> HttpResponse:
     }
     values |= {name: checked.cleaned_data[name] for name in SIGN_IN_SETTINGS if name in checked.cleaned_data}
     asked = ask_server(values, checked.cleaned_data.get("secret", ""))
-    suggested = _suggested(request, posted | {"url": url}, asked)
-    request.session[TESTED] = {"url": url, **asked.health}
+    suggested = _suggested(request, posted | {"url": asked.url}, asked)
+    request.session[TESTED] = {"url": asked.url, **asked.health}
     form = NewServerForm(initial=suggested, user=request.user)
-    context = _context(request, form) | {"asked": asked, "tile": tile}
+    context = _context(request, form) | {"asked": asked, "tile": tile, "suggested": suggested["suggested"]}
+    context["typed_url"] = url if url != asked.url else ""
     if asked.signs_in:
         entered = (str(values.get(name, "")) for name in ENDPOINTS[1:])
         context["redirect_uri"] = redirect_uri(asked.signs_in.issuer, *entered)
@@ -113,7 +114,11 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
     }
     values |= {name: value for name, value in posted.items() if value}
     found = asked.found
-    values.setdefault("name", (found.info.name if found else "") or _name_of(posted["url"]))
+    said = found.info.name.strip()[:80] if found else ""
+    if said and values.get("name") == values.get("suggested"):  # Nobody typed another name.
+        values.pop("name", None)
+    values["suggested"] = values.get("suggested") if "name" in values else said or _name_of(posted["url"])
+    values.setdefault("name", values["suggested"])
     if asked.signs_in and "test" not in request.POST:
         values["auth_type"] = AuthType.OAUTH
     elif isinstance(asked.outcome, AccessRefused) and values.get("auth_type", AuthType.NONE) == AuthType.NONE:
@@ -121,9 +126,13 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
     elif found and not asked.with_credential and "test" not in request.POST:
         values["auth_type"] = AuthType.NONE
     chosen = request.POST.getlist("gateways")
-    offered = NewServerForm(user=request.user).gateway_rows.values_list("slug", flat=True)
-    first = list(offered[:2]) if "name" not in request.POST else []
-    values["gateways"] = chosen or (first if len(first) == 1 else [])
+    offered = NewServerForm(user=request.user).gateway_rows
+    if "name" not in request.POST:
+        demo = Assignment.objects.live().filter(server__url=BUILT_IN_URL)
+        real = list(offered.exclude(pk__in=demo.values("gateway")).values_list("slug", flat=True)[:2])
+        values["own_gateway"] = not real
+        chosen = real if len(real) == 1 and offered.count() == 1 else []
+    values["gateways"] = chosen
     return values
 
 
@@ -140,6 +149,7 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
         "made": suggest(str(form["name"].value() or ""), Server.objects.all(), 16),
         "back": reverse("servers:list"),
         "tools": form["tools"].value() or ALL,
+        "suggested": request.POST.get("suggested", ""),
         "who": form["who"].value() or OWN,
     }
 
@@ -153,7 +163,6 @@ def _next(server: Server, form: NewServerForm, user: User) -> str:
     return reverse("servers:detail", args=[server.slug])
 
 
-def _done(server: Server, form: NewServerForm) -> str:
-    gateways = form.cleaned_data["gateways"]
-    names = ", ".join(gateway.name for gateway in gateways[:3])
+def _done(server: Server) -> str:
+    names = ", ".join(server.assignments.live().values_list("gateway__name", flat=True)[:3])
     return f"{server.name} added" + (f" to {names}" if names else "")

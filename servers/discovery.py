@@ -34,6 +34,7 @@ __all__ = [
     "AccessRefused",
     "Discovered",
     "Failed",
+    "NoEndpoint",
     "contact",
     "discover",
     "identity_for",
@@ -60,6 +61,10 @@ class Failed(Exception):
 
 class AccessRefused(Failed):
     """The server responds, but refuses access."""
+
+
+class NoEndpoint(Failed):
+    """A web server answers, but MCP is not at this address (404 or 405)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,8 @@ def discover(
         reason = "it refused the credential" if identity else "it wants a credential"
         raise AccessRefused(f"answered {error.status}: {reason}", error.reason) from None
     except errors.UpstreamError as error:
-        raise Failed(in_words(error, server.url), error.reason) from None
+        elsewhere = type(error) is errors.BadAnswer and error.status in (404, 405) and not error.error
+        raise (NoEndpoint if elsewhere else Failed)(in_words(error, server.url), error.reason) from None
     return Discovered(found.spoken, found.features, round((time.monotonic() - started) * 1000))
 
 

@@ -13,7 +13,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from servers import well_known
-from servers.models import Identity, Server
+from servers.models import BUILT_IN_URL, Identity, Server
 from tests import issuers, make, upstreams
 from tests.asgi_server import App, answer, live
 from tests.conftest import Run, SignIn
@@ -133,6 +133,54 @@ def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed
     kept = {name: form[name].value() for name in ("name", "auth_type", "gateways", "who", "tools")}
     expected = {"name": "Code", "auth_type": "bearer", "gateways": [work.slug], "who": "shared", "tools": "read_only"}
     assert kept == expected
+
+
+def test_a_name_that_nobody_typed_becomes_what_the_server_says_once_it_answers(
+    run: Run, ana: User, sign_in: SignIn
+) -> None:
+    client, url = sign_in(ana), run(upstreams.github()).url
+
+    def now(**values: Any) -> Any:
+        return client.post(PATH, filled(url, auth_type="bearer", secret="ghp_mine", test="1", **values))
+
+    first = client.post(PATH, {"check": "1", "url": url})
+    suggested = {"suggested": first.context["suggested"]}
+    later = now(name=first.context["form"]["name"].value(), **suggested)
+    typed = now(name="Code", **suggested)
+
+    assert first.context["form"]["name"].value() == "Server"
+    assert later.context["form"]["name"].value() == "github"
+    assert "github__" in text(later) or 'placeholder="github"' in text(later)
+    assert typed.context["form"]["name"].value() == "Code"
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/sse"])
+def test_a_bare_address_leads_to_the_usual_path_where_the_server_is(
+    path: str, run: Run, ana: User, sign_in: SignIn
+) -> None:
+    inside = MCPServer("notes").streamable_http_app(streamable_http_path=path)
+    bare = run(inside).url.removesuffix("/mcp")
+
+    page = sign_in(ana).post(PATH, {"check": "1", "url": bare})
+
+    assert page.context["asked"].found
+    assert page.context["form"]["url"].value() == f"{bare}{path}"
+    assert f"Nothing answers at <code>{bare}</code> itself." in text(page)
+
+
+def test_the_first_real_server_gets_a_gateway_of_its_own_beside_the_demo(run: Run, ana: User, sign_in: SignIn) -> None:
+    demo = make.gateway(make.server(url=BUILT_IN_URL, name="Quickstart"), name="Quickstart")
+    client, url = sign_in(ana), run(upstreams.docs()).url
+
+    page = client.post(PATH, {"check": "1", "url": url})
+    client.post(PATH, filled(url, own_gateway="on"))
+
+    assert page.context["form"]["own_gateway"].value() is True
+    assert page.context["form"].chosen_gateways == []
+    assert {one.gateway.name for one in Server.objects.get(name="Docs").assignments.all()} == {"Docs"}
+    assert not demo.assignments.filter(server__name="Docs").exists()
+    again = client.post(PATH, {"check": "1", "url": url})
+    assert again.context["form"]["own_gateway"].value() is False
 
 
 def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_once(
