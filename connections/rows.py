@@ -21,6 +21,7 @@ from auditlog.reasons import in_short
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stopped_above
+from gateways.models import Reach
 from hosts.models import HostKind
 from tokens.models import Token, prefixed
 from ui.matching import holds
@@ -28,6 +29,7 @@ from ui.matching import holds
 if TYPE_CHECKING:
     from django.db.models import Manager
 
+OPENS_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 
@@ -68,6 +70,14 @@ class ConnectionRow:
     def name(self) -> str:
         """The accessible name of the row's switch."""
         return f"{self.connection.host.name} on {self.connection.gateway.name} as {self.connection.user.email}"
+
+    @property
+    def may_open_gateway(self) -> bool:
+        """Whether the page of its gateway is there for the viewer."""
+        gateway = self.connection.gateway
+        sees_all = any(map(self.viewer.has_perm, OPENS_GATEWAYS))
+        within_reach = gateway.reach == Reach.EVERYONE or (self.is_own and getattr(self.connection, "reaches", False))
+        return gateway.archived_at is None and (sees_all or within_reach)
 
     @property
     def calls_query(self) -> str:

@@ -164,6 +164,11 @@ class AssignmentForm(forms.Form):
                 shared = identities.filter(Q(gateways=gateway) | Q(pk=assignment.shared_identity_id)).distinct()
             self.absent = list(identities.exclude(pk__in=shared).order_by("label").values_list("label", flat=True))
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
+            if self.absent:
+                self.fields["shared_identity"].error_messages["invalid_choice"] = (
+                    f"This is no shared identity that may be used on {gateway.name}. Somebody with Identity management "
+                    f"allows it on the Identities tab of {server.name}."
+                )
             self.fields["shared_identity"].label_from_instance = lambda identity: identity.label  # type: ignore[attr-defined]
             self.initial = self._start(server)
 

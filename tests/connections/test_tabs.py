@@ -304,3 +304,24 @@ def test_a_connection_without_any_token_takes_another(ana: User, sign_in: SignIn
 
     assert "Create Token" in row(page, connection)
     assert f"host={connection.host_id}&amp;gateway={connection.gateway.slug}" in row(page, connection)
+
+
+def test_a_gateway_that_its_reader_may_not_open_is_no_link(ana: User, sign_in: SignIn) -> None:
+    link = a_connection(ana)
+    link.gateway.edit(reach="teams", by=ana)
+    path = f"/hosts/{link.host_id}/connections/"
+    reader = sign_in(make.user(Capability.HOSTS_READ, Capability.MCP_CONNECTIONS_READ))
+
+    seen, of_manager = row(reader.get(path), link), row(sign_in(ana).get(path), link)
+
+    assert link.gateway.name in seen
+    assert f'href="/gateways/{link.gateway.slug}/"' not in seen
+    assert f'href="/gateways/{link.gateway.slug}/"' in of_manager
+
+
+def test_a_gateway_for_teams_without_a_team_says_so(ana: User, sign_in: SignIn) -> None:
+    gateway = make.gateway(reach="teams")
+    client = sign_in(ana)
+
+    assert "No team" in text(client.get("/gateways/"))
+    assert "No team is chosen" in text(client.get(f"/gateways/{gateway.slug}/"))

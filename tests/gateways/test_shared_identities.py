@@ -64,6 +64,19 @@ def test_who_manages_gateways_cannot_put_an_identity_behind_a_gateway_it_is_not_
     assert not Assignment.objects.exists()
 
 
+def test_a_shared_identity_that_is_not_allowed_there_yet_is_refused_with_the_reason(
+    gina: User, server: Server, shared: Identity
+) -> None:
+    gateway = make.gateway(by=gina, name="Work")
+    body = {"server_id": str(server.pk), "identity_scheme": "shared", "shared_identity_id": str(shared.pk)}
+
+    refused = Rest.of(gina).post(f"/gateways/{gateway.slug}/servers", body)
+
+    assert refused.status_code == 400
+    assert "may be used on Work. Somebody with Identity management allows it" in refused.content.decode()
+    assert "Select a valid choice" not in refused.content.decode()
+
+
 def test_the_form_offers_the_identities_allowed_there_and_says_why_others_are_absent(
     gina: User, ida: User, server: Server, shared: Identity, sign_in: SignIn
 ) -> None:
