@@ -60,6 +60,13 @@ def test_tests_run_on_the_packages_that_are_shipped() -> None:
     assert shipped <= tested
 
 
+def test_uv_run_in_a_clone_brings_postgresql_and_no_development_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert project["tool"]["uv"]["default-groups"] == ["local"]
+    assert project["dependency-groups"]["local"] == ["gateway-admin[embedded]"]
+
+
 def test_npm_lock_holds_no_download_address() -> None:
     assert '"resolved"' not in (ROOT / "tests/clients/package-lock.json").read_text()
 
