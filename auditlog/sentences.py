@@ -262,6 +262,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{requests} requests with unknown tokens were refused, from {target}.",
         "Requests with unknown tokens were refused, from {target}.",
     ),
+    Action.USER_ASKED_FOR_CAPABILITY: (
+        "{actor} asked for the capability {capability}.",
+        "{actor} asked for a capability.",
+    ),
     Action.USER_BREAK_GLASS_CHANGED: (
         "{actor} made {target} a break-glass owner{break_glass}.",
         "{actor} ended that {target} is a break-glass owner.",
