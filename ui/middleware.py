@@ -1,4 +1,4 @@
-"""Middleware for htmx redirects, and the pages for a busy server and for addresses that take forms alone."""
+"""Middleware: compression, htmx redirects, and the pages for a busy server and addresses that take forms alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http.response import HttpResponseBase
+from django.middleware.gzip import GZipMiddleware
 from django.shortcuts import resolve_url
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from ui import errors
 from ui.errors import TryLater
+
+SMALLEST = 1024
+
+
+class Compression(GZipMiddleware):
+    """gzip for answers of SMALLEST bytes and more, with Django's padding against BREACH.
+
+    Streams arrive as they are written, so they are left alone. So is an answer with an ETag: compressed, it would need
+    a weak one, which If-Match does not take.
+    """
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        if not isinstance(response, HttpResponse) or len(response.content) < SMALLEST or response.has_header("ETag"):
+            return response
+        return super().process_response(request, response)
 
 
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
