@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.utils.cache import add_never_cache_headers
+
+from ui import databases
 
 PATH = "/accounts/"
 AT_ONCE = 1
@@ -33,7 +34,7 @@ def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[Ht
         if not request.path.startswith(PATH) or request.user.is_authenticated:
             return get_response(request)
         if not _turns.acquire(blocking=False):
-            _give_connection_back()
+            databases.give_back()
             if not _turns.acquire(timeout=LONGEST_WAIT_S):
                 return _too_many()
         before = _has_turn.set(True)
@@ -52,7 +53,7 @@ def aside() -> Iterator[None]:
 
     A transaction keeps its connection.
     """
-    _give_connection_back()
+    databases.give_back()
     if not _has_turn.get():
         yield
         return
@@ -61,11 +62,6 @@ def aside() -> Iterator[None]:
         yield
     finally:
         _turns.acquire()
-
-
-def _give_connection_back() -> None:
-    if not connection.in_atomic_block:
-        connection.close()  # Back to the pool; Django takes one anew when it needs one.
 
 
 def _too_many() -> HttpResponse:

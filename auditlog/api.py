@@ -331,7 +331,7 @@ class CallResource(Log):
     def export(self, request: Request) -> StreamingHttpResponse:
         kind = self.query_data["format"]
         changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
-        pieces = replica.read(request, lambda: Export(call_search(self.query_data), kind, EXPORT_COLUMNS))
+        pieces = replica.read(request, lambda: Export(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me))
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 

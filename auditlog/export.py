@@ -31,6 +31,7 @@ from psycopg.adapt import Loader
 from psycopg.types.json import JsonbLoader
 
 from auditlog import replica
+from auditlog.search import keyset
 from auditlog.search.criteria import Search
 from ui import databases
 from ui.rest import ApiError, stamp
@@ -39,22 +40,25 @@ logger = logging.getLogger(__name__)
 
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
 CHUNK = 2_000  # Rows that are in memory at once.
-MAX_EXPORTS = 4  # Exports of one process; each holds a database connection of its own.
-IDLE_TIMEOUT = "5min"  # A reader that takes nothing for so long has left without a word.
+MAX_EXPORTS = 2  # Of one person in one process.
+READERS = 4  # Exports of one process that ask the database at once, each over a connection of its own.
 
 _FORMULA = frozenset("=+-@")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
-_free = threading.BoundedSemaphore(MAX_EXPORTS)
+_lock = threading.Lock()
+_running: dict[object, object] = {}  # The person of each export.
+_reading = threading.BoundedSemaphore(READERS)
 
 
 class TooManyExports(ApiError):
-    """This process already runs its maximum number of exports."""
+    """This person already runs their maximum number of exports in this process."""
 
     wait = 30.0  # Seconds, for Retry-After.
 
     def __init__(self) -> None:
-        super().__init__(503, "too_many_exports", "Too many exports are running. Try again when one of them has ended.")
+        detail = f"{MAX_EXPORTS} exports of yours are running. Try again when one of them has ended."
+        super().__init__(503, "too_many_exports", detail)
 
 
 class IncompleteExport(Exception):
@@ -69,23 +73,25 @@ class AsItIs(Loader):
 
 
 class Export:
-    """Rows as a file, in pieces of some thousand rows, newest first; `columns` maps fields to column names.
+    """Rows as a file for one person, in pieces of some thousand rows; `columns` maps fields to column names.
 
-    Reads with a cursor in the database, over a connection of its own, so that no page waits for it and no time limit of
-    pages cuts it. `close` ends it at any moment, from any thread. Raises TooManyExports, and IncompleteExport between
-    two pieces.
+    Each piece is a statement over a session of its own, without the time limit of pages, that ends before the piece is
+    sent: whoever does not read holds nothing of the database. `close` ends it at any moment, from any thread. Raises
+    TooManyExports, and IncompleteExport between two pieces.
     """
 
-    def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str]) -> None:
-        self._kind, self._names = kind, list(columns)
-        self._queries = _queries(rows, list(columns.values()))
+    def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str], *, by: Any) -> None:
+        self._kind, self._columns = kind, columns
+        self._parts = list(rows.by_time()) if isinstance(rows, Search) else [rows]
+        self._connect = replica.connector() or databases.connect_direct
         self._turn = threading.Lock()
+        self._session: psycopg.Connection[Any] | None = None
+        self._is_closed = False
         self._resources = ExitStack()
-        if not _free.acquire(blocking=False):
-            raise TooManyExports
-        self._resources.callback(_free.release)
+        self._resources.enter_context(_place_of(by.pk))
         try:
-            self._connection = self._resources.enter_context(_reader())
+            with self._reader():
+                """Fails here, before an answer has begun, if the database cannot be reached."""
         except BaseException:
             self._resources.close()
             raise
@@ -110,9 +116,11 @@ class Export:
                 raise
 
     def close(self) -> None:
-        """End the statement that runs, if any, and give the connection back."""
-        with suppress(psycopg.Error):
-            self._connection.cancel_safe(timeout=2)
+        """End the statement that runs, if any, and give up the place."""
+        self._is_closed = True
+        if (session := self._session) is not None:
+            with suppress(psycopg.Error):
+                session.cancel_safe(timeout=2)
         with self._turn:
             self._pieces.close()
             self._resources.close()
@@ -120,11 +128,11 @@ class Export:
     def _lines(self) -> Generator[str]:
         count = 0
         if self._kind == "csv":
-            yield _csv([self._names])
+            yield _csv([self._columns])
         try:
             for some in self._chunks():
                 count += len(some)
-                yield _csv(some) if self._kind == "csv" else _jsonl(self._names, some)
+                yield _csv(some) if self._kind == "csv" else _jsonl(list(self._columns), some)
         except psycopg.Error as error:
             logger.warning("an export broke off", extra={"rows": count, "error": str(error)})
             yield self._last(count, complete=False)
@@ -132,13 +140,36 @@ class Export:
         yield self._last(count, complete=True)
 
     def _chunks(self) -> Iterator[list[tuple[Any, ...]]]:
-        for query in self._queries:
-            # A transaction for each: none keeps all partitions of the log, or old rows, for as long as somebody reads.
-            with self._connection.transaction(), self._connection.cursor("export") as cursor:
-                cursor.adapters.register_loader("jsonb", JsonbLoader if self._kind == "csv" else AsItIs)
-                cursor.execute(query.encode())
-                while some := cursor.fetchmany(CHUNK):
-                    yield some
+        for part in self._parts:
+            rows = part.order_by("-created_at", "-pk")
+            while some := self._read(rows):
+                yield [row[:-2] for row in some]
+                if len(some) < CHUNK:
+                    break
+                rows = keyset.older_than(part, *some[-1][-2:])
+
+    def _read(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
+        """The first of these rows, each with its place in the log behind what was asked for."""
+        columns = (*self._columns.values(), "created_at", "pk")
+        statement, parameters = rows.values_list(*columns)[:CHUNK].query.sql_with_params()
+        with _reading, self._reader() as session, session.cursor() as cursor:
+            cursor.adapters.register_loader("jsonb", JsonbLoader if self._kind == "csv" else AsItIs)
+            self._session = session
+            try:
+                return [] if self._is_closed else cursor.execute(statement.encode(), parameters).fetchall()
+            finally:
+                self._session = None
+
+    @contextmanager
+    def _reader(self) -> Iterator[psycopg.Connection[Any]]:
+        """A session of its own, at the replica where this was begun there; in a transaction the one that sees it."""
+        if connection.in_atomic_block:
+            connection.ensure_connection()
+            yield connection.connection
+            return
+        with self._connect() as own:
+            own.execute("SET application_name = 'gateway export'; SET statement_timeout = 0")
+            yield own
 
     def _last(self, count: int, *, complete: bool) -> str:
         if self._kind == "csv":
@@ -146,26 +177,18 @@ class Export:
         return orjson.dumps({"export": {"complete": complete, "rows": count}}, None, _AS_STAMP).decode()
 
 
-def _queries(rows: QuerySet[Any] | Search, columns: Sequence[str]) -> Iterator[str]:
-    """The statements that give these columns of all rows, one after the other."""
-    parts = rows.by_time() if isinstance(rows, Search) else [rows]
-    for part in parts:
-        statement, parameters = part.order_by("-created_at", "-pk").values_list(*columns).query.sql_with_params()
-        yield connection.ops.compose_sql(statement, parameters)  # type: ignore[attr-defined]  # PostgreSQL's own.
-
-
 @contextmanager
-def _reader() -> Iterator[psycopg.Connection[Any]]:
-    """A session of its own, at the replica where this thread reads from that; in a transaction the one that sees it."""
-    if connection.in_atomic_block:
-        connection.ensure_connection()
-        yield connection.connection
-        return
-    with replica.connect() or databases.connect_direct() as own:
-        own.execute("SET application_name = 'gateway export'")
-        own.execute("SET statement_timeout = 0")
-        own.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'".encode())
-        yield own
+def _place_of(person: object) -> Iterator[None]:
+    """One of the MAX_EXPORTS places of this person. Raises TooManyExports."""
+    key = object()
+    with _lock:
+        if list(_running.values()).count(person) >= MAX_EXPORTS:
+            raise TooManyExports
+        _running[key] = person
+    try:
+        yield
+    finally:
+        _running.pop(key, None)  # Without the lock, as this may come from the garbage collector at any point.
 
 
 def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:

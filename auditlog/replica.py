@@ -169,9 +169,9 @@ def _wrapper() -> Any:
     return databases.wrapper(databases.complete(settings.READ_DATABASE or {}), ALIAS)
 
 
-def connect() -> psycopg.Connection[Any] | None:
-    """A session of one's own at the replica; None in a thread that does not read from it."""
-    return _connect() if connections[DEFAULT_DB_ALIAS].alias == ALIAS else None
+def connector() -> Callable[[], psycopg.Connection[Any]] | None:
+    """What opens a session of one's own at the replica; None in a thread that does not read from it."""
+    return _connect if connections[DEFAULT_DB_ALIAS].alias == ALIAS else None
 
 
 def read[T](request: Any, work: Callable[[], T]) -> T:

@@ -244,7 +244,7 @@ def export_calls(request: AppRequest) -> HttpResponse:
         return HttpResponseBadRequest(call_filter.error or "format must be csv or jsonl.", content_type="text/plain")
     narrowed_by = {name: [None, value] for name, value in call_filter.asked.items()}
     try:
-        pieces = replica.read(request, lambda: Export(call_filter.search(), kind, EXPORT_COLUMNS))
+        pieces = replica.read(request, lambda: Export(call_filter.search(), kind, EXPORT_COLUMNS, by=request.user))
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=narrowed_by)

@@ -27,6 +27,7 @@ from gatewayadmin.config import database, environment
 from gatewayadmin.playground import endpoint_call
 from gatewayadmin.serving import health, housekeeping, quickstart
 from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.serving.fair_shares import FairShares
 from gatewayadmin.serving.known_sender import is_known
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from gatewayadmin.serving.stored_metrics import busiest
@@ -135,6 +136,12 @@ def _measure() -> None:
         connection.close()
 
 
+pages = FairShares(
+    cast(ASGIApp, django),
+    most=max(settings.WEB_CONNECTIONS // 2, 1),
+    session_cookie=settings.SESSION_COOKIE_NAME,
+    free=settings.STATIC_URL,
+)
 edge = OuterMiddleware(
     Router(
         [
@@ -142,7 +149,7 @@ edge = OuterMiddleware(
             Route(quickstart.PATH, Raw(quickstart.app(_secret))),
         ],
         redirect_slashes=False,
-        default=cast(ASGIApp, django),  # No route: the pattern of one that takes any path takes no line break in it.
+        default=pages,  # No route: the pattern of one that takes any path takes no line break in it.
         lifespan=lifespan,
     ),
     hosts=settings.ALLOWED_HOSTS,

@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 from oauth2_provider.models import Application
 
@@ -19,6 +19,7 @@ from oauth.client_document_fetch import Document, TooSlow, Unreadable, check, fe
 from oauth.client_metadata import BadMetadata, accepted, details
 from oauth.models import Registration
 from oauth.registration import fingerprint
+from ui import databases
 from ui.pages import AppRequest
 
 AGAIN_AFTER_S = 60
@@ -78,7 +79,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     if not limits.allows(request, "document"):
         raise Unreadable("Too many new apps from your address. Wait a minute.")
     try:
-        _give_connection_back()
+        databases.give_back()
         document = fetch(client_id)
         _judge(client_id, document.metadata)
     except TooSlow:
@@ -87,12 +88,6 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
         cache.set(refused, str(unreadable), AGAIN_AFTER_S)
         raise
     return document
-
-
-def _give_connection_back() -> None:
-    """Return the database connection to the pool during the fetch; Django opens one again when needed."""
-    if not connection.in_atomic_block:
-        connection.close()
 
 
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:

@@ -205,7 +205,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
         if listener is None:
             raise Failed("is part of the running gateway, which this command is not")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
-        return blocking.discover(_target(server, None), transport, seconds=seconds, kinds=kinds)
+        return _asked(_target(server, None), transport, kinds, seconds)
     guard = upstream_guard() if server.private is not False else upstream_guard().outside()
     if guard.own.has(server.url):
         raise AccessRefused("was not asked: its URL is an address of this gateway itself", "loop")
@@ -213,9 +213,12 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
         guard.check_url(server.url)
     except UrlRefused as refusal:
         raise Failed(f"cannot be called: {refusal}", "address_blocked") from None
-    return blocking.discover(
-        _target(server, identity), Transport(guard, limit=MOST_BYTES), seconds=seconds, kinds=kinds
-    )
+    return _asked(_target(server, identity), Transport(guard, limit=MOST_BYTES), kinds, seconds)
+
+
+def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
+    with aside():
+        return blocking.discover(target, transport, seconds=seconds, kinds=kinds)
 
 
 def _target(server: Server, identity: Identity | None) -> Target:

@@ -158,8 +158,7 @@ class _Service:
             self._set_up = sink.updated_at
             self._most = self._all = receivers.MOST_LINES.get(sink.kind, reading.MOST_ROWS)
             _note_gap(sink)
-            if not connection.in_atomic_block:
-                connection.close()  # Who waits for a receiver holds none.
+            databases.give_back()  # Who waits for a receiver holds none.
             self._receiver = sink.receiver().__enter__()
 
     def _deliver(self, sink: Sink, batch: Batch) -> Note:
@@ -243,8 +242,7 @@ def _loaded(pk: UUID) -> Sink | None:
     try:
         return Sink.objects.filter(pk=pk, enabled=True).first()
     finally:
-        if not connection.in_atomic_block:
-            connection.close()
+        databases.give_back()
 
 
 # What retention takes

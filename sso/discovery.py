@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from django.core.cache import cache
 
 from accounts.rules import Grantor
-from accounts.strangers import aside
 from auditlog.actions import Action
 from auditlog.models import Event
 from servers.oauth_client.http import Http, Unreachable
@@ -148,8 +147,7 @@ def ask(provider: Provider) -> Metadata:
 def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The JSON object at this address of the provider. Raises ProviderDown."""
     try:
-        with aside():
-            answered = Http(private=provider.private, entered=[provider.issuer]).get(url, headers)
+        answered = Http(private=provider.private, entered=[provider.issuer]).get(url, headers)
     except Unreachable as error:
         raise ProviderDown(f"{url} {error}.") from None
     if answered.status != 200:

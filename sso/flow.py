@@ -11,7 +11,6 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from accounts.strangers import aside
 from servers.oauth_client.http import Http, Unreachable
 from sso.claims import email_of, groups_of, is_true, line_of
 from sso.discovery import Metadata, ProviderDown, fetch, keys, metadata
@@ -193,9 +192,8 @@ def _exchange(provider: Provider, said: Metadata, code: str, verifier: str) -> T
     }
     asked = token_request(said.token_endpoint, client, parameters)
     try:
-        with aside():
-            http = Http(private=provider.private, entered=[provider.issuer])
-            answered = http.post(asked.url, asked.headers, asked.body)
+        http = Http(private=provider.private, entered=[provider.issuer])
+        answered = http.post(asked.url, asked.headers, asked.body)
         return read_tokens(answered.status, answered.body)
     except TokenRefused as refusal:
         raise SignInFailed(f"The provider does not accept the client or its code: {refusal}") from None

@@ -1,7 +1,6 @@
 """The cast of the journeys, their browsers, and the servers around them."""
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -138,7 +137,7 @@ def sam(db: None) -> User:
 @pytest.fixture(autouse=True)
 def export_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test all places for exports: the test client keeps unread answers in reference circles."""
-    monkeypatch.setattr(export, "_free", threading.BoundedSemaphore(export.MAX_EXPORTS))
+    monkeypatch.setattr(export, "_running", {})
 
 
 @pytest.fixture

@@ -6,15 +6,16 @@ prepared statements, LISTEN and cursors across transactions do not last there, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import psycopg
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler, load_backend
+from django.http import HttpRequest, HttpResponse
 
 # The settings of the direct way, once pages of this process take another.
 _direct: dict[str, Any] = {}
@@ -53,6 +54,26 @@ def wrapper(settings: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> BaseData
     """A connection of Django's with these settings, for this thread."""
     made: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
     return made
+
+
+def give_back() -> None:
+    """Return this thread's connection to the pool, unless a transaction needs it; Django takes another when needed."""
+    if not connection.in_atomic_block:
+        connection.close()
+
+
+def released(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Middleware: give the connection back before the answer is sent, which may take as long as its reader likes.
+
+    Place it before all that use the database.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        give_back()
+        return response
+
+    return middleware
 
 
 def connect_direct() -> psycopg.Connection[Any]:

@@ -1,5 +1,7 @@
 """Database configuration: DATABASE_URL, or an embedded PostgreSQL in the data directory."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from django.conf import settings
 from django.db import connection, connections
 from django.db.migrations.executor import MigrationExecutor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
 
 from gatewayadmin.config import pooling
 from gatewayadmin.config.environment import Refused, forget_libpq, refuse
@@ -37,6 +41,34 @@ IMPATIENT = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
 }
+
+
+# A request waits so long for a connection of the pool, which all pages of a process share; then it answers 503.
+POOL_WAIT_S = 1.5
+# The server ends statements of pages after 15 s. One that is silent for longer hangs.
+SILENCE_S = 20.0
+CHECK_S = 1.0
+
+
+class PageConnection(psycopg.Connection[Any]):
+    """A connection of pages and REST: no statement waits for longer than SILENCE_S for a server that hangs."""
+
+    longest_wait: float | None = SILENCE_S
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, timeout or self.longest_wait)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # To roll back would take as long again.
+            raise
+
+    @staticmethod
+    def check(connection: PageConnection) -> None:
+        """Raise an error unless the server answers at once: asked as the connection leaves the pool."""
+        connection.longest_wait = CHECK_S
+        ConnectionPool.check_connection(connection)
+        connection.longest_wait = SILENCE_S
 
 
 class Unusable(Exception):
@@ -119,6 +151,8 @@ def serve_pages() -> None:
         limit_statements()
     else:
         databases.take_pages_through(settings.PAGES_DATABASE)
+    options = connections.settings["default"]["OPTIONS"]
+    options["pool"] |= {"timeout": POOL_WAIT_S, "connection_class": PageConnection, "check": PageConnection.check}
 
 
 def limit_statements() -> None:
@@ -132,10 +166,12 @@ def without_time_limit() -> Iterator[None]:
     """Lift the statement time limit of pages for this thread."""
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
+    connection.connection.longest_wait = None  # Of a PageConnection, where the process serves pages as well.
     try:
         yield
     finally:
         with connection.cursor() as cursor:
+            connection.connection.longest_wait = SILENCE_S
             cursor.execute("RESET statement_timeout")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from django.conf import settings
 
-from auditlog.export import MAX_EXPORTS
+from auditlog.export import READERS
 from auditlog.replica import IDENTITY
 from gatewayadmin.config import database, pooling
 from gatewayadmin.config.database import READ, Unusable
@@ -135,7 +135,7 @@ def _look_at_budget(ways: Ways, direct: psycopg.Connection[Any], planned: Budget
     row = direct.execute(_LIMITS).fetchone() or ()
     most = min(limit for limit in row if limit is not None and limit >= 0)
     ways.uses.append(
-        f"{planned}, and for moments {MAX_EXPORTS} for exports each and {SINKS} for sinks; the server grants {most}."
+        f"{planned}, and for moments {READERS} for exports each and {SINKS} for sinks; the server grants {most}."
     )
     if planned.to_server + SPARE > most:
         takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import connection as database
 from django.http import HttpResponse, StreamingHttpResponse
 from django.template.loader import render_to_string
 from django.utils.csp import CSP
@@ -40,6 +39,7 @@ from gateways.models import Gateway
 from oauth.models import Binding
 from proxy.access.features import Named
 from tokens.models import AlreadyRevoked
+from ui import databases
 from ui.clients import call_texts
 from ui.pages import AppRequest
 from ui.templatetags.ui import visible
@@ -187,7 +187,6 @@ def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsF
         asking = Exchange(gateway.slug, chosen.asked(form), secret, _address(request), place)
         begun = _page(request, chosen, form, {"running": True})
         rest = _rest(request, chosen, form)
-        _release()  # The run waits for its server; no connection of the pages' pool waits with it.
         stream = _Stream(asking, _pieces(asking, begun.partition(CUT)[0], rest))
         unless_begun.pop_all()
     return StreamingHttpResponse(stream)  # type: ignore[return-value]  # A stream is an answer too.
@@ -210,19 +209,13 @@ def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[
             more = _outcome(request.user, answer)
             return _page(request, chosen, form, {"running": True, **more}).partition(CUT)[2]
         finally:
-            _release()
+            databases.give_back()
 
     return rest
 
 
-def _release() -> None:
-    if not database.in_atomic_block:
-        database.close()
-
-
 async def _pieces(asking: Exchange, begun: str, rest: Callable[[Answer | None], str]) -> AsyncIterator[str]:
     yield begun
-    await sync_to_async(_release)()  # What was done to the response on its way may have taken another.
     steps = asking.steps()
     try:
         async for step in steps:

@@ -10,7 +10,7 @@ from django.template.loader import render_to_string
 from django.urls import URLPattern, URLResolver, path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.defaults import bad_request, server_error
-from psycopg.errors import QueryCanceled
+from psycopg.errors import OperationalError, QueryCanceled
 from rest_framework.routers import SimpleRouter
 
 from accounts.api import CapabilityResource, Me, UserResource
@@ -119,16 +119,35 @@ def nothing(request: HttpRequest) -> HttpResponse:
     return _problem(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this path.")
 
 
+# What PostgreSQL says when it cannot serve just now: connections, resources, an operator (SQLSTATE classes).
+BUSY = ("08", "53", "57")
+RETRY_S = 2
+
+
 def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """The 500 of the whole site: JSON for programs, a page for people; 503 for what the database took too long for."""
+    """The 500 of the whole site: JSON for programs, a page for people; 503 where the database is slow, busy or away."""
     is_program = request.path.startswith("/api/")
-    if isinstance(getattr(sys.exception(), "__cause__", None), QueryCanceled):
+    cause = getattr(sys.exception(), "__cause__", None)
+    if isinstance(cause, QueryCanceled):
         if is_program:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_slow", "This took too long. Narrow it and try again.")
         return HttpResponse(render_to_string("503.html"), status=HTTPStatus.SERVICE_UNAVAILABLE)
+    if isinstance(cause, OperationalError) and (cause.sqlstate or BUSY[0]).startswith(BUSY):
+        return _busy(is_program=is_program)
     if is_program:
         return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong here; it has been noted.")
     return server_error(request, **kwargs)
+
+
+def _busy(*, is_program: bool) -> HttpResponse:
+    """503: no connection of the pool was free in time, or the database does not answer."""
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    if is_program:
+        response: HttpResponse = _problem(status, "busy", "The database is busy. Try again in a few seconds.")
+    else:
+        response = HttpResponse(render_to_string("503.html", {"is_busy": True}), status=status)
+    response["Retry-After"] = str(RETRY_S)
+    return response
 
 
 def refused(request: HttpRequest, exception: Exception) -> HttpResponse:

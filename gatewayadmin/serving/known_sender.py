@@ -8,12 +8,12 @@ from importlib import import_module
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
-from django.db import connection
 from django.http import parse_cookie
 from starlette.datastructures import Headers
 
 from scim.models import ProvisioningKey
 from tokens import api_keys, authentication
+from ui import databases
 from wire import token_text
 
 # Whoever invents keys by the hundred makes a queue here, of heads alone. A thread each would cost more than what they
@@ -46,5 +46,4 @@ def _is_known(secret: str, session: str) -> bool:
             return found is not None
         return SESSION_KEY in import_module(settings.SESSION_ENGINE).SessionStore(session)
     finally:
-        if not connection.in_atomic_block:
-            connection.close()  # This thread serves somebody else next.
+        databases.give_back()  # This thread serves somebody else next.

@@ -150,6 +150,17 @@ async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
     await answer(scope, receive, send)
 
 
+def busy(scope: Scope, seconds: int) -> Response:
+    """429 for a sender too many of whose requests run already."""
+    text = "Too many of your requests are running. Try again in a few seconds."
+    answer = _to_directory(scope, 429, text)
+    if answer is None and scope["path"].startswith("/api/"):
+        answer = JSONResponse({"detail": text, "code": "throttled"}, 429)
+    answer = answer or PlainTextResponse(f"{text}\n", 429)
+    answer.headers.update({"Retry-After": str(seconds), "Cache-Control": "no-store"})
+    return answer
+
+
 def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
     """The refusal in the form of RFC 7644 section 3.12, which is all that directories read; None for everybody else."""
     if not scope["path"].startswith("/scim/"):

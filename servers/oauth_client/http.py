@@ -1,4 +1,7 @@
-"""Requests to resource and authorization servers: guarded, bounded in size and time, without redirects or cookies."""
+"""Requests to resource and authorization servers: guarded, bounded in size and time, without redirects or cookies.
+
+While one waits for its answer it holds no connection of the pages' pool.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
+from accounts.strangers import aside
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed, is_at_host_of
@@ -84,6 +88,7 @@ class Http:
                 guard = guard.for_hosts_of_others()
             transport = GuardedTransport(guard, self._deadline)
             with (
+                aside(),
                 httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client,
                 client.stream(verb, url, headers=own, content=body) as response,
             ):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
 
-from accounts.strangers import aside
 from servers.oauth_client.http import Http, Unreachable
 from servers.upstream_guard import upstream_guard
 from sso.errors import BadIssuer, BadMetadata, BadPasted, BadSecret
@@ -117,8 +116,7 @@ def may_be_at(url: str) -> bool:
 def fetch(url: str, *, private: bool) -> dict[str, Any]:
     """What the metadata at this address say, as fields of the row. Raises BadMetadata."""
     try:
-        with aside():
-            answered = Http(private=private, entered=[url]).get(url, ACCEPT)
+        answered = Http(private=private, entered=[url]).get(url, ACCEPT)
     except Unreachable as error:
         raise BadMetadata(f"{url} {error}.") from None
     if answered.status != 200:

@@ -1,5 +1,6 @@
-"""A file of any length: read by a cursor of its own, some rows at a time, and whole or said not to be."""
+"""A file of any length: read some rows at a time over a session of its own, and whole or said not to be."""
 
+import re
 import threading
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -10,6 +11,7 @@ from asgiref.sync import async_to_sync
 from django.db import connection, connections
 from django.test import AsyncClient
 
+from accounts.models import User
 from auditlog import export
 from auditlog.export import Export, IncompleteExport, TooManyExports, stream_export
 from auditlog.models import Call, Event
@@ -30,8 +32,11 @@ READER = (
 )
 
 
-def all_calls(*, since: datetime | None = None, until: datetime | None = None) -> Export:
-    return Export(Search([], since, until), "jsonl", EXPORT_COLUMNS)
+ANYBODY = User(email="anybody@example.com")
+
+
+def all_calls(*, since: datetime | None = None, until: datetime | None = None, by: User = ANYBODY) -> Export:
+    return Export(Search([], since, until), "jsonl", EXPORT_COLUMNS, by=by)
 
 
 def readers() -> int:
@@ -70,25 +75,41 @@ def test_a_span_of_time_is_cut_where_it_says(days: list[str]) -> None:
 def test_a_number_of_any_size_is_told_as_it_was_recorded(transactional_db: None, kind: str) -> None:
     call(NOON, request_payload={"a": 10**30})
 
-    told = "".join(Export(Search([]), kind, EXPORT_COLUMNS | {"request_payload": "request_payload"}))
+    told = "".join(Export(Search([]), kind, EXPORT_COLUMNS | {"request_payload": "request_payload"}, by=ANYBODY))
 
     assert str(10**30) in told
     assert "complete" in told.splitlines()[-1]
 
 
 def test_no_statement_of_an_export_reads_more_than_some_partitions(days: list[str]) -> None:
-    with all_calls() as whole:
-        locked = []
-        for _ in whole:
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT count(DISTINCT relation) FROM pg_locks JOIN pg_class ON pg_class.oid = relation"
-                    " WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-                    " AND relname ~ '^auditlog_call_.*[0-9]$' AND relkind = 'r'"
-                    " AND pid IN (SELECT pid FROM pg_stat_activity WHERE application_name = 'gateway export')"
-                )
-                locked.append(cursor.fetchone()[0])
-    assert 0 < max(locked) <= 8 < len(Call.partitions.names())
+    read = [set(re.findall(r" on (auditlog_call_\d+_\d+_\d+) ", part.explain())) for part in Search([]).by_time()]
+
+    assert 0 < max(map(len, read)) <= 8 < len(Call.partitions.names())
+
+
+def test_an_export_that_nobody_reads_holds_no_connection(
+    days: list[str], sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "CHUNK", 3)
+    client = sign_in(make.user(Capability.LOGS_READ))
+
+    answer = client.get("/logs/export/?format=csv&range=all")
+    assert connection.connection is None  # Of the pages' pool.
+    pieces = iter(answer)
+    for _ in range(3):
+        assert next(pieces)
+        assert connection.connection is None
+        eventually(lambda: readers() == 0)
+        connection.close()  # What counted the readers.
+
+
+def test_an_answer_is_sent_after_its_connection_was_given_back(transactional_db: None, sign_in: SignIn) -> None:
+    user = make.user(Capability.LOGS_READ)
+
+    assert sign_in(user).get("/logs/").status_code == 200
+    assert connection.connection is None
+    assert Rest.of(user).get("/logs").status_code == 200
+    assert connection.connection is None
 
 
 def test_the_time_limit_of_pages_does_not_cut_an_export(days: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +154,12 @@ def test_an_export_that_lost_the_database_says_so_and_breaks_off(
     days: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "CHUNK", 3)
-    whole = Export(Search([]), "csv", EXPORT_COLUMNS)
+    whole = Export(Search([]), "csv", EXPORT_COLUMNS, by=ANYBODY)
     pieces = [next(whole), next(whole)]
-    with connection.cursor() as cursor:
-        cursor.execute(READER.replace("count(*)", "pg_terminate_backend(pid)"))
-
-    with pytest.raises(IncompleteExport):
-        drain(whole, pieces)
+    with monkeypatch.context() as broken:
+        broken.setitem(connections.settings["default"]["OPTIONS"], "options", "-c no_such_setting=1")
+        with pytest.raises(IncompleteExport):
+            drain(whole, pieces)
 
     assert pieces[-1].startswith("# incomplete: ")
     whole.close()
@@ -185,21 +205,24 @@ def test_who_leaves_an_asynchronous_answer_ends_its_export(days: list[str], monk
     assert next(whole, None) is None
 
 
-def test_so_many_exports_run_at_once_and_the_next_is_told_when_to_come(days: list[str], sign_in: SignIn) -> None:
+def test_so_many_exports_of_a_person_run_at_once_and_the_next_is_told_when_to_come(
+    days: list[str], sign_in: SignIn
+) -> None:
     user = make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
     client, rest = sign_in(user), Rest.of(user)
-    running = [all_calls() for _ in range(export.MAX_EXPORTS)]
+    running = [all_calls(by=user) for _ in range(export.MAX_EXPORTS)]
     with pytest.raises(TooManyExports):
-        all_calls()
+        all_calls(by=user)
     for path in ("/logs/export/?format=csv", "/settings/admin-events/export/?format=csv"):
         answer = client.get(path)
         assert (answer.status_code, answer["Retry-After"]) == (503, "30")
-        assert b"Too many exports are running." in answer.content
+        assert b"exports of yours are running." in answer.content
     answer = rest.get("/logs/export")
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_exports")
     assert not Event.objects.filter(action__endswith=".exported").exists()
+    assert len(rows_of("".join(all_calls()))) == len(days)  # Somebody else's.
 
     running.pop().close()
-    assert len(rows_of("".join(all_calls()))) == len(days)
+    assert len(rows_of("".join(all_calls(by=user)))) == len(days)
     while running:
         running.pop().close()

@@ -176,3 +176,37 @@ def test_who_connects_when_nearly_all_files_are_open_is_told_so(
     answer = talk(reader_of_all, conversation, http_protocol)
 
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\n")
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(64):
+        await send({"type": "http.response.body", "body": b"x" * (1 << 20), "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+def test_an_answer_that_nobody_reads_is_cut(http_protocol: type[HeadLimits]) -> None:
+    served = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await large(scope, receive, send)
+        assert (await receive())["type"] == "http.disconnect"
+        served.set()
+
+    async def conversation(connect: Any) -> None:
+        await connect(b"GET /logs/export/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(served.wait(), PATIENCE)
+
+    talk(app, conversation, hasty(http_protocol, untaken_seconds=0.1))
+
+
+def test_an_answer_that_is_read_slowly_is_not_cut() -> None:
+    async def conversation(connect: Any) -> int:
+        client = await connect(b"GET /logs/export/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        read = 0
+        while some := await asyncio.wait_for(client.reader.read(1 << 20), PATIENCE):
+            read += len(some)
+            await asyncio.sleep(0.005)
+        return read
+
+    assert talk(large, conversation, hasty(HeadLimits, untaken_seconds=1)) > 64 << 20

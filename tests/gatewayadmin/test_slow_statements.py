@@ -1,9 +1,12 @@
 """What a page asks of the database ends in time, and says so."""
 
+from contextlib import ExitStack
+
 import psycopg
 import pytest
 from django.db import connection, connections
 from django.test import Client
+from psycopg_pool import ConnectionPool
 
 from capabilities import Capability
 from gatewayadmin.config import database
@@ -55,3 +58,45 @@ def test_chores_take_the_time_they_need(db: None) -> None:
     with database.without_time_limit():
         assert limit() == "0"
     assert limit() == usual
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/api/logs", '"code": "busy"'), ("/logs/", "The gateway is busy")], ids=["api", "page"]
+)
+def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
+    path: str, words: str, transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(raise_request_exception=False)
+    client.force_login(make.user(Capability.LOGS_READ))
+    connection.close()
+    pool = connections["default"].pool  # type: ignore[attr-defined]
+    monkeypatch.setattr(pool, "timeout", 0.1)
+    with ExitStack() as held:
+        for _ in range(pool.max_size):
+            held.enter_context(pool.connection(timeout=10))
+        answer = client.get(path)
+
+    assert (answer.status_code, answer["Retry-After"]) == (503, "2")
+    assert words in answer.content.decode()
+    assert client.get(path).status_code == 200
+
+
+def test_a_page_waits_for_a_database_that_hangs_no_longer_than_it_may(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database.PageConnection, "longest_wait", 0.1)
+    with database.PageConnection.connect(database.conninfo()) as page:
+        with pytest.raises(psycopg.OperationalError):
+            page.execute("SELECT pg_sleep(600)")
+        assert page.closed
+
+
+def test_what_leaves_the_pool_answers_at_once(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "CHECK_S", 0.1)
+    with database.PageConnection.connect(database.conninfo()) as page:
+        database.PageConnection.check(page)
+        assert page.longest_wait == database.SILENCE_S
+
+        monkeypatch.setattr(ConnectionPool, "check_connection", lambda one: one.execute("SELECT pg_sleep(600)"))
+        with pytest.raises(psycopg.OperationalError):
+            database.PageConnection.check(page)

@@ -120,6 +120,15 @@ def words(response: Any) -> str:
     return html.unescape(response.content.decode())
 
 
+def test_a_sign_in_holds_no_connection_while_it_waits_for_its_issuer(github: Github, ann: User) -> None:
+    person, held = connections["default"], list[bool]()
+    github.issuer.meanwhile = lambda: held.append(person.connection is not None)
+
+    github.sign_in(ann)
+
+    assert held == [False]
+
+
 # --- What changed while somebody was signing in -----------------------------------------------------------------------
 
 

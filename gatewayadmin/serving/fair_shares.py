@@ -1,0 +1,95 @@
+"""Fair shares of the pages' database connections: a sender's requests wait for each other, not before others'.
+
+A sender is a session or a bearer token. Agents' calls at /mcp have limits of their own (docs/reference/limits.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from django.http import parse_cookie
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gatewayadmin.serving.outer_middleware import busy
+
+MOST_WAITING = 32
+LONGEST_WAIT_S = 10.0
+RETRY_S = 5
+
+
+class Busy(Exception):
+    """Too many requests of this sender wait already, or this one has waited for too long."""
+
+
+class FairShares:
+    """Lets `most` requests of each sender into `app` at a time, until their answers begin.
+
+    Of the others MOST_WAITING wait, for LONGEST_WAIT_S at most; the rest get 429. Paths below `free` are not counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str) -> None:
+        self._app = app
+        self._most = most
+        self._session_cookie = session_cookie
+        self._free = free
+        self._shares: dict[str, _Share] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(self._free):
+            await self._app(scope, receive, send)
+            return
+        async with AsyncExitStack() as places:
+            try:
+                for sender in self._senders(Headers(scope=scope)):
+                    await places.enter_async_context(self._place(sender))
+            except Busy:
+                await busy(scope, RETRY_S)(scope, receive, send)
+                return
+
+            async def begin(message: Message) -> None:
+                # Its work is done: however slowly it is read, others of the same sender need not wait for that.
+                await places.aclose()
+                await send(message)
+
+            await self._app(scope, receive, begin)
+
+    def _senders(self, headers: Headers) -> Iterator[str]:
+        """The session and the token of these headers: both, or an invented one would be a share of its own."""
+        if session := parse_cookie(headers.get("cookie", "")).get(self._session_cookie):
+            yield f"session {session}"
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            yield f"token {token.strip()}"
+
+    @asynccontextmanager
+    async def _place(self, sender: str) -> AsyncIterator[None]:
+        """A place among this sender's requests. Raises Busy."""
+        share = self._shares.setdefault(sender, _Share(self._most))
+        if share.requests >= self._most + MOST_WAITING:
+            raise Busy
+        share.requests += 1
+        try:
+            try:
+                async with asyncio.timeout(LONGEST_WAIT_S):
+                    await share.places.acquire()
+            except TimeoutError:
+                raise Busy from None
+            try:
+                yield
+            finally:
+                share.places.release()
+        finally:
+            share.requests -= 1
+            if not share.requests:
+                del self._shares[sender]
+
+
+class _Share:
+    """The requests of one sender that run or wait, and the places of those that run."""
+
+    def __init__(self, most: int) -> None:
+        self.places = asyncio.Semaphore(most)
+        self.requests = 0

@@ -1,0 +1,141 @@
+"""A sender's requests beyond its share wait for each other, and nobody else waits for them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from gatewayadmin.serving import fair_shares
+from gatewayadmin.serving.fair_shares import FairShares
+
+
+class Pages:
+    """An application whose answers begin and end when a test says so."""
+
+    def __init__(self) -> None:
+        self.inside: list[str] = []
+        self.may_begin, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.inside.append(scope["path"])
+        await self.may_begin.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await self.may_end.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+
+class Browser:
+    """Asks `served` for paths, with the cookie or the token it is given."""
+
+    def __init__(self, served: FairShares) -> None:
+        self._served = served
+        self.answered: dict[str, tuple[int, dict[str, str]]] = {}
+
+    async def ask(self, path: str, **headers: str) -> None:
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                told = {name.decode(): value.decode() for name, value in message["headers"]}
+                self.answered[path] = message["status"], told
+
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "GET", "path": path, "headers": pairs}
+        await self._served(scope, _nothing, send)
+
+
+async def _nothing() -> Any:
+    raise AssertionError("nobody reads the body here")
+
+
+async def settled() -> None:
+    """Return when whatever could go on has done so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+ANN, BEN = {"cookie": "other=1; gateway_session=ann"}, {"cookie": "gateway_session=ben"}
+
+
+def serving(test: Callable[[Pages, FairShares, Browser], Awaitable[None]]) -> None:
+    async def run() -> None:
+        pages = Pages()
+        served = FairShares(pages, most=2, session_cookie="gateway_session", free="/static/")
+        async with asyncio.timeout(60):
+            await test(pages, served, Browser(served))
+
+    asyncio.run(run())
+
+
+def test_the_ninth_request_of_one_person_waits_for_their_own_and_another_persons_passes() -> None:
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        async with asyncio.TaskGroup() as asking:
+            for number in range(9):
+                asking.create_task(browser.ask(f"/ann/{number}", **ANN))
+            await settled()
+            assert pages.inside == ["/ann/0", "/ann/1"]
+            asking.create_task(browser.ask("/ben/0", **BEN))
+            asking.create_task(browser.ask("/static/app.css", **ANN))
+            asking.create_task(browser.ask("/stranger"))
+            await settled()
+            assert pages.inside[2:] == ["/ben/0", "/static/app.css", "/stranger"]
+            pages.may_begin.set()  # Nobody reads an answer to its end yet.
+            await settled()
+            assert pages.inside[5:] == [f"/ann/{number}" for number in range(2, 9)]
+            pages.may_end.set()
+        assert {status for status, _ in browser.answered.values()} == {200}
+        assert not served._shares
+
+    serving(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/logs/", ANN), ("/api/logs", {"authorization": "Bearer gwk_1"}), ("/scim/v2/Users", ANN)],
+    ids=["page", "api", "directory"],
+)
+def test_what_cannot_wait_is_told_when_to_come_again(path: str, more: dict[str, str]) -> None:
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        async with asyncio.TaskGroup() as asking:
+            for number in range(2 + fair_shares.MOST_WAITING):
+                asking.create_task(browser.ask(f"/{number}", **more))
+            await settled()
+            await browser.ask(path, **more)
+            assert browser.answered[path][0] == 429
+            assert browser.answered[path][1]["retry-after"] == "5"
+            pages.may_begin.set()
+            pages.may_end.set()
+        assert len(browser.answered) == 3 + fair_shares.MOST_WAITING
+        assert not served._shares
+
+    serving(test)
+
+
+def test_who_has_waited_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_shares, "LONGEST_WAIT_S", 0.0)
+
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        async with asyncio.TaskGroup() as asking:
+            for number in range(2):
+                asking.create_task(browser.ask(f"/{number}", **ANN))
+            await settled()
+            await browser.ask("/third", **ANN)
+            assert browser.answered["/third"][0] == 429
+            pages.may_begin.set()
+            pages.may_end.set()
+        assert not served._shares
+
+    serving(test)
+
+
+def test_an_invented_token_is_no_share_beside_that_of_the_session() -> None:
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        async with asyncio.TaskGroup() as asking:
+            for number in range(4):
+                asking.create_task(browser.ask(f"/{number}", **ANN, authorization=f"Bearer {number}"))
+            await settled()
+            assert len(pages.inside) == 2
+            pages.may_begin.set()
+            pages.may_end.set()
+
+    serving(test)
