@@ -14,12 +14,15 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
 django.setup()
 
+from django.conf import settings
+from django.test import Client
+
 from accounts.models import User
 from auditlog.models import Call
 from connections.models import Connection
-from gateways.models import Assignment, Gateway
+from gateways.models import Assignment, Gateway, IdentityScheme
 from hosts.models import Host
-from servers.models import Server
+from servers.models import AuthType, Server
 from tokens.models import Token
 
 
@@ -53,6 +56,22 @@ def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
         connection = Connection.objects.open(host=host, gateway=gateway, user=owner, identities={}, by=owner)
         secrets.append(Token.objects.issue(connection, name="bench", by=owner).secret)
     return {"slug": gateway.slug, "tokens": secrets}
+
+
+def two_people(slow: str) -> list[str]:
+    """The session keys of two people who may do everything; the server `slow` asks each to sign in at its issuer."""
+    owner = User.objects.earliest("date_joined")
+    server = Server.objects.add(name="Slow", slug="slow", url=slow, auth_type=AuthType.OAUTH, by=owner)
+    gateway = Gateway.objects.add(name="Slow", slug="slow", by=owner)
+    scheme = IdentityScheme.PER_USER
+    Assignment.objects.assign(gateway=gateway, server=server, alias="slow", identity_scheme=scheme, by=owner)
+    other = User.objects.create_user("other@example.com", display_name="Other", role=owner.role)
+    keys = []
+    for person in (owner, other):
+        client = Client()
+        client.force_login(person)
+        keys.append(client.cookies[settings.SESSION_COOKIE_NAME].value)
+    return keys
 
 
 def count(gateways: list[str]) -> int:
@@ -101,7 +120,13 @@ def store(sessions: int) -> int:
     return Session.objects.count()
 
 
-VERBS: dict[str, Callable[..., Any]] = {"make": make, "together": together, "count": count, "store": store}
+VERBS: dict[str, Callable[..., Any]] = {
+    "make": make,
+    "together": together,
+    "two_people": two_people,
+    "count": count,
+    "store": store,
+}
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(VERBS[sys.argv[1]](**json.loads(sys.argv[2]))))
