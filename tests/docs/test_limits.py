@@ -9,9 +9,11 @@ from accounts import password_links
 from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
+from auditlog.export import MAX_EXPORTS
 from auditlog.views import LARGEST, LEAST_ROWS
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.config import environment
+from gatewayadmin.config.database import SILENCE_S
 from gatewayadmin.playground import endpoint_call
 from gatewayadmin.serving import head_limits
 from proxy import server_requests, server_streams, streams, suspended_calls
@@ -67,6 +69,9 @@ LIMITS = {
     "entries that a filter of SCIM may look through": storage.MOST_LOOKED_THROUGH,
     "requests to `/scim/v2` in a minute, of one key": endpoint.A_MINUTE,
     "provisioning keys": MOST_KEYS,
+    "exports of one person at once, in each worker": MAX_EXPORTS,
+    "seconds a page waits for a database that does not answer": int(SILENCE_S),
+    "seconds in which a client reads nothing of a page or an export": int(head_limits.HeadLimits.untaken_seconds),
 }
 
 
