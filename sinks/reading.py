@@ -16,6 +16,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 
@@ -56,10 +57,17 @@ _EVENTS = sql.SQL("""
 SELECT e.id AS row_id, {columns} FROM auditlog_event e WHERE e.id > %(low)s AND e.id <= %(high)s
 ORDER BY e.id LIMIT %(most)s
 """)
+# A checkpoint comes after the rows it covers, so that a file of these lines can be compared with it.
 _CHECKPOINTS = sql.SQL("""
-SELECT number, body, signature, public_key FROM auditlog_checkpoint WHERE number > %(low)s
-ORDER BY number LIMIT %(most)s
+SELECT * FROM (
+    SELECT number, body, signature, public_key FROM auditlog_checkpoint
+    WHERE number > %(low)s ORDER BY number LIMIT least(%(most)s, 50)
+) next
+WHERE (body::json ->> 'near_to')::bigint <= %(calls_to)s
+    AND coalesce((body::json ->> 'events_to')::bigint, 0) <= %(events_to)s
+ORDER BY number
 """)
+_ANY_ID = (1 << 63) - 1
 _BEGINNING, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 # What says how far a sink is; it moves from one of these to the next, or not at all.
 ROUND = ("round_to", "round_began_at", "round_at", "round_id")
@@ -84,9 +92,11 @@ class Reader:
 
     def next(self, sink: Sink) -> Batch | None:
         """What comes next; None when there is nothing now."""
-        found = self._events(sink) if sink.sends_events else None
+        found = self._checkpoints(sink)  # First, or they would never come while calls do not stop.
+        if sink.sends_events:
+            found = found or self._events(sink)
         if sink.sends_calls:
-            found = found or self._calls(sink) or self._checkpoints(sink)
+            found = found or self._calls(sink)
         return found
 
     def move(self, sink: Sink, to: dict[str, Any], **noted: Any) -> bool:
@@ -142,8 +152,14 @@ class Reader:
 
     def _checkpoints(self, sink: Sink) -> Batch | None:
         """They are made one after the other, so that none appears before one that is there."""
-        asked = {"low": sink.checkpoints_to, "most": self.most}
-        lines, _ = self._lines(_CHECKPOINTS, sql.Composed([]), asked, _checkpoint_line)
+        asked = {
+            "low": sink.checkpoints_to,
+            "most": self.most,
+            "calls_to": sink.calls_to if sink.sends_calls else _ANY_ID,
+            "events_to": sink.events_to if sink.sends_events else _ANY_ID,
+        }
+        sends = ["call"] * sink.sends_calls + ["event"] * sink.sends_events
+        lines, _ = self._lines(_CHECKPOINTS, sql.Composed([]), asked, partial(_checkpoint_line, sends))
         return Batch(lines, {"checkpoints_to": lines[-1].row}) if lines else None
 
     def _calls(self, sink: Sink) -> Batch | None:
@@ -262,7 +278,7 @@ def _event_line(row: dict[str, Any]) -> Line:
     return _line("event", row, row["time"], NOTICE)
 
 
-def _checkpoint_line(row: dict[str, Any]) -> Line:
+def _checkpoint_line(sends: list[str], row: dict[str, Any]) -> Line:
     at = datetime.fromisoformat(orjson.loads(row["body"])["sealed_at"])
     told = {
         "row_id": row["number"],
@@ -272,6 +288,7 @@ def _checkpoint_line(row: dict[str, Any]) -> Line:
         "body": row["body"],
         "signature": b64encode(row["signature"]).decode(),
         "public_key": b64encode(row["public_key"]).decode(),
+        "sends": sends,
     }
     return _line("checkpoint", told, at, INFORMATIONAL)
 

@@ -1,15 +1,16 @@
-"""Makes checkpoints: every minute or so one of all processes states which rows the log got since, and signs that.
+"""Makes checkpoints: one process states which rows the logs got since the last checkpoint, and signs that.
 
-A checkpoint covers the rows with an id after the one before, up to one up to which the log is complete
-(auditlog.committed). Rows that were older than NEAR when they came have checkpoints of their own, as roll-ups and sinks
-find them too. Each names the digest of the one before, so that none can be taken out or put in.
+A checkpoint covers rows of one kind, with ids after those covered before, up to one up to which the log is complete
+(auditlog.committed): `near` calls, `late` calls, which were older than NEAR when they came, as roll-ups and sinks find
+them too, and `events`. One of kind `dropped` covers no rows, and says which partitions retention drops. Each names the
+digest of the one before, so that none can be taken out or put in.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -17,12 +18,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import ForeignKey, UUIDField
+from django.db.models import ForeignKey, Model, UUIDField
 from django.utils import timezone
 
-from auditlog.checkpoints.tree import AS_TEXT, CANONICAL, NEWEST, UID, columns_of, leaf_of, root_of
+from auditlog.checkpoints.tree import (
+    AS_TEXT,
+    CANONICAL,
+    EVENT_COLUMNS,
+    NEWEST,
+    NEWEST_OF_EVENTS,
+    UID,
+    columns_of,
+    leaf_of,
+    root_of,
+)
 from auditlog.committed import LATE_EVERY, LATEST, NEAR, NTH_ID, last_id, newest_id
-from auditlog.models import Call, Checkpoint, CheckpointKey, span_of_uid
+from auditlog.models import Call, Checkpoint, CheckpointKey, Event, span_of_uid
+from auditlog.partitions import Dropped, midnight
 from ui.sealing import cipher
 
 LOCK = 0x67776104
@@ -30,19 +42,39 @@ MOST_ROWS = 20_000  # Of one checkpoint.
 WRITERS_S = 1.0
 TABLE = Call._meta.db_table
 
-# A UUID has one text, in JSON too: to make an object of each takes a sixth of the time.
-TEXTS = AS_TEXT | {
-    str(field.column)
-    for field in Call._meta.concrete_fields
-    if isinstance(field.target_field if isinstance(field, ForeignKey) else field, UUIDField)
-}
+
+def _texts(model: type[Model]) -> set[str]:
+    """A UUID has one text, in JSON too: to make an object of each takes a sixth of the time."""
+    return AS_TEXT | {
+        str(field.column)
+        for field in model._meta.concrete_fields
+        if isinstance(field.target_field if isinstance(field, ForeignKey) else field, UUIDField)
+    }
+
+
+TEXTS = _texts(Call)
 _ROWS = f"""
 SELECT {columns_of(NEWEST, TEXTS)} FROM {TABLE}
 WHERE created_at >= %s AND created_at < %s AND id > %s AND id <= %s ORDER BY id
 """  # noqa: S608  (constants)
+_EVENTS = f"""
+SELECT {columns_of(NEWEST_OF_EVENTS, _texts(Event), EVENT_COLUMNS)} FROM auditlog_event
+WHERE id > %s AND id <= %s ORDER BY id LIMIT %s
+"""  # noqa: S608  (constants)
 END = datetime(9999, 1, 1, tzinfo=UTC)
+# How far the logs are sealed, and from when on calls are kept: each checkpoint says so, changed or not.
+STATE = ("near_to", "near_at", "near_from", "late_to", "events_to", "kept_from")
 
 type Body = dict[str, Any]
+
+
+class _Leaves(NamedTuple):
+    """The packed leaves of some rows, and when the first and the last of these were made."""
+
+    packed: list[bytes]
+    oldest: datetime | None
+    newest: datetime | None
+    last_id: int | None
 
 
 def keep_up(most: int = 100) -> int:
@@ -52,39 +84,96 @@ def keep_up(most: int = 100) -> int:
     """
     covered = 0
     for _ in range(most):
-        rows = _make_next()
-        if rows is None:
+        made = _make_next()
+        if made is None:
             break
-        covered += rows
+        covered += made["rows"]
+        if made["kind"] == "near" and made["rows"] < MOST_ROWS:
+            break  # What came since is for the next time.
     return covered
 
 
+def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
+    """Drop the partitions of calls that hold nothing as new as `limit`, each told to `note`; how many. For the owner.
+
+    A checkpoint says so first: a partition that is missing without one is a finding of `verify_log`. The digests of
+    the rows go with them. The checkpoints stay: each is needed to prove the next.
+    """
+    kept_from = _seal_drop(limit)
+    dropped = Call.partitions.drop_before(limit, note)
+    if kept_from:
+        Checkpoint.objects.filter(newest_at__lt=kept_from).exclude(leaves=None).update(leaves=None)
+    return len(dropped)
+
+
 @transaction.atomic
-def _make_next() -> int | None:
-    """Make one checkpoint: how many rows it covers; None when none is due."""
+def _seal_drop(limit: date) -> datetime | None:
+    """Seal which partitions are dropped; from when on rows are kept then. None where nothing was ever sealed."""
+    expired = Call.partitions.expired(limit)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+    before = _newest()
+    if before is None:
+        return None
+    kept_from = max([datetime.fromisoformat(before["kept_from"]), *(midnight(span.end) for _, span in expired)])
+    if kept_from > datetime.fromisoformat(before["kept_from"]):
+        body = _after(before, "dropped") | {"kept_from": kept_from, "partitions": [name for name, _ in expired]}
+        _keep(body, _Leaves([], None, None, None))
+    return kept_from
+
+
+@transaction.atomic
+def _make_next() -> Body | None:
+    """Make one checkpoint and return what it states; None when none is due."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
         if not cursor.fetchone()[0]:
             return None
-        newest = Checkpoint.objects.order_by("-number").first()
-        if newest is None:
-            _keep(_first(cursor), [])
-            return 0
-        before: Body = orjson.loads(newest.body)
+        before = _newest()
+        if before is None:
+            return _keep(_first(cursor), _Leaves([], None, None, None))
+        if made := _make_events(cursor, before):
+            return made
         body = _late(before) or _near(cursor, before)
         if body is None:
             return None
-        leaves = _leaves(cursor, body)
-    body["previous"] = sha256(newest.body.encode()).hexdigest()
-    return _keep(body, leaves)
+        rows = _read(cursor, _ROWS, [body["from"], body["before"] or END, body["after_id"], body["upto_id"]])
+        return _keep(body, rows)
+
+
+def _newest() -> Body | None:
+    """The newest checkpoint, with the digest of its text as `digest`; None when there is none."""
+    texts = Checkpoint.objects.order_by("-number").values_list("body", flat=True)
+    text = texts.first()
+    if text is None:
+        return None
+    body: Body = orjson.loads(text)
+    if "events_to" not in body:  # An earlier release made it, which sealed no events; perhaps after one that does.
+        known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
+        body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
+    return body | {"digest": sha256(text.encode()).hexdigest()}
+
+
+def _oldest_partition() -> str:
+    """What was dropped before drops were sealed."""
+    starts = Call.partitions.starts()
+    return (midnight(starts[0]) if starts else timezone.now()).isoformat()
 
 
 def _first(cursor: Any) -> Body:
-    """The beginning: what was there before is not covered."""
+    """The beginning: calls that were there before are not covered; admin events are."""
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
+    state |= {"events_to": 0, "kept_from": _oldest_partition()}
     return {"number": 1, "kind": "first", "previous": "", **covers, **state}
+
+
+def _after(before: Body, kind: str) -> Body:
+    """The checkpoint after this one, which covers nothing yet."""
+    covers = {"from": None, "before": None, "after_id": before["near_to"], "upto_id": before["near_to"]}
+    state = {name: before[name] for name in STATE}
+    return {"number": before["number"] + 1, "kind": kind, "previous": before["digest"], **covers, **state}
 
 
 def _near(cursor: Any, before: Body) -> Body | None:
@@ -96,10 +185,9 @@ def _near(cursor: Any, before: Body) -> Body | None:
     row = cursor.fetchone()
     upto = row[0] if row else last
     # When there are more, nothing is known of when the next one came but that it was after the one before.
-    at = datetime.fromisoformat(before["near_at"]) if row else now
-    covers = {"from": since, "before": None, "after_id": after, "upto_id": upto}
-    state = {"near_to": upto, "near_at": at, "near_from": since, "late_to": before["late_to"]}
-    return {"number": before["number"] + 1, "kind": "near", **covers, **state}
+    at = before["near_at"] if row else now
+    covers = {"from": since, "after_id": after, "upto_id": upto}
+    return _after(before, "near") | covers | {"near_to": upto, "near_at": at}
 
 
 def _late(before: Body) -> Body | None:
@@ -107,22 +195,37 @@ def _late(before: Body) -> Body | None:
     if since >= at - NEAR - LATE_EVERY:
         return None
     covers = {"from": since - LATEST, "before": since, "after_id": before["late_to"], "upto_id": before["near_to"]}
-    state = {"near_to": before["near_to"], "near_at": at, "near_from": at - NEAR, "late_to": before["near_to"]}
-    return {"number": before["number"] + 1, "kind": "late", **covers, **state}
+    return _after(before, "late") | covers | {"near_from": at - NEAR, "late_to": before["near_to"]}
 
 
-def _leaves(cursor: Any, body: Body) -> list[bytes]:
-    """The leaves of the rows that this covers, packed."""
-    cursor.execute(_ROWS, [body["from"], body["before"] or END, body["after_id"], body["upto_id"]])
+def _make_events(cursor: Any, before: Body) -> Body | None:
+    last = last_id(cursor, Event._meta.db_table, wait=WRITERS_S)
+    if last is None or last <= before["events_to"]:
+        return None
+    rows = _read(cursor, _EVENTS, [before["events_to"], last, MOST_ROWS])
+    upto = rows.last_id if rows.last_id and len(rows.packed) == MOST_ROWS else last
+    covers = {"after_id": before["events_to"], "upto_id": upto, "events_to": upto, "columns": NEWEST_OF_EVENTS}
+    return _keep(_after(before, "events") | covers, rows)
+
+
+def _read(cursor: Any, statement: str, parameters: list[Any]) -> _Leaves:
+    cursor.execute(statement, parameters)
     names = [column.name for column in cursor.description]
-    rows = (dict(zip(names, row, strict=True)) for row in cursor)
-    return [bytes.fromhex(row["uid"].replace("-", "")) + leaf_of(row).digest for row in rows]
+    packed, moments, last = [], [], None
+    for values in cursor:
+        row = dict(zip(names, values, strict=True))
+        packed.append(bytes.fromhex(row["uid"].replace("-", "")) + leaf_of(row).digest)
+        moments.append(row["created_at"])
+        last = row["id"]
+    return _Leaves(packed, min(moments, default=None), max(moments, default=None), last)
 
 
-def _keep(body: Body, leaves: list[bytes]) -> int:
-    body |= {"version": 1, "columns": NEWEST, "rows": len(leaves), "root": root_of(leaves).hex()}
-    newest = span_of_uid(UUID(bytes=max(leaves)[:UID]))[0] if leaves else None  # A uid begins with its time.
-    body |= {"sealed_at": timezone.now(), "newest_at": newest}
+def _keep(body: Body, leaves: _Leaves) -> Body:
+    packed = leaves.packed
+    body = {"columns": NEWEST, "version": 1, "rows": len(packed), "root": root_of(packed).hex(), **body}
+    # When digests may go: a uid of a call begins with its time. Admin events are kept for good.
+    forget_at = span_of_uid(UUID(bytes=max(packed)[:UID]))[0] if packed and body["kind"] != "events" else None
+    body |= {"sealed_at": timezone.now(), "oldest_at": leaves.oldest, "newest_at": forget_at or leaves.newest}
     key = signing_key()
     text = orjson.dumps(body, option=CANONICAL)
     Checkpoint.objects.create(
@@ -130,10 +233,10 @@ def _keep(body: Body, leaves: list[bytes]) -> int:
         body=text.decode(),
         signature=key.sign(text),
         public_key=public_bytes(key),
-        leaves=b"".join(leaves),
-        newest_at=newest,
+        leaves=b"".join(packed),
+        newest_at=forget_at,
     )
-    return len(leaves)
+    return body
 
 
 def signing_key() -> Ed25519PrivateKey:
@@ -153,12 +256,3 @@ def signing_key() -> Ed25519PrivateKey:
 def public_bytes(key: Ed25519PrivateKey) -> bytes:
     """Its public key: 32 bytes."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-def forget_before(limit: date) -> int:
-    """Forget the digests of rows whose partitions are dropped when calls before `limit` are; of how many checkpoints.
-
-    The checkpoints themselves stay: each is needed to prove the next.
-    """
-    begin = Call.partitions.kept_from(limit)
-    return Checkpoint.objects.filter(newest_at__lt=begin).exclude(leaves=None).update(leaves=None)

@@ -1,4 +1,4 @@
-"""Merkle trees as RFC 9162 section 2.1 has them, and the leaf of a row of the call log."""
+"""Merkle trees as RFC 9162 section 2.1 has them, and the leaf of a row of a log."""
 
 from __future__ import annotations
 
@@ -57,7 +57,15 @@ COLUMNS: dict[int, tuple[str, ...]] = {
 }
 COLUMNS[2] = (*COLUMNS[1], "trace_id")
 NEWEST = max(COLUMNS)
-AS_TEXT = {"client_ip", "request_payload", "response_payload"}  # As PostgreSQL writes them.
+# The same of admin events.
+EVENT_COLUMNS: dict[int, tuple[str, ...]] = {
+    1: (
+        *("id", "uid", "created_at", "actor_id", "actor_email", "via", "ip", "action"),
+        *("target_type", "target_id", "target_label", "changes", "correlation_id"),
+    )
+}
+NEWEST_OF_EVENTS = max(EVENT_COLUMNS)
+AS_TEXT = {"client_ip", "request_payload", "response_payload", "ip", "changes"}  # As PostgreSQL writes them.
 UID, DIGEST = 16, 32
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 
@@ -73,9 +81,11 @@ class Leaf(NamedTuple):
         return self.uid.bytes + self.digest
 
 
-def columns_of(version: int, as_text: Collection[str] = AS_TEXT) -> str:
+def columns_of(
+    version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = COLUMNS
+) -> str:
     """These columns for a SELECT, those of `as_text` as PostgreSQL writes them."""
-    return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in COLUMNS[version])
+    return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])
 
 
 def leaf_of(row: Mapping[str, Any]) -> Leaf:

@@ -1,4 +1,4 @@
-"""Compares the log with its checkpoints, and names every row that was removed, changed or added later.
+"""Compares both logs with their checkpoints, and with what a sink received, and names what is not as it was sealed.
 
 It needs a database to read and the public key, and nothing that runs.
 """
@@ -17,55 +17,113 @@ import orjson
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.db import connection, transaction
+from django.utils import timezone
 
+from auditlog.checkpoints.received import Received, refused
 from auditlog.checkpoints.sealing import END, TABLE
-from auditlog.checkpoints.tree import COLUMNS, columns_of, leaf_of, root_of, unpacked
+from auditlog.checkpoints.tree import COLUMNS, EVENT_COLUMNS, columns_of, leaf_of, root_of, unpacked
 from auditlog.committed import LATEST, newest_id
-from auditlog.models import Call, Checkpoint, span_of_uid
+from auditlog.models import Call, Checkpoint, Event, span_of_uid
 from auditlog.partitions import midnight
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row are not the same to the millisecond.
+UNSEALED = timedelta(minutes=15)  # A gateway that runs seals every minute.
+# The end of the ids that were sealed before, by kind of the checkpoint that goes on there.
+ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
+NOUNS = {"call": "Call", "event": "Admin event"}
+
+
+class Span(NamedTuple):
+    """Some time."""
+
+    since: datetime
+    until: datetime
 
 
 class Finding(NamedTuple):
-    """Something that is not as it was sealed; `uid` names the row, if it is one."""
+    """Something that is not as it was sealed, and the time it leaves unproved; `uid` names the row, if it is one."""
 
     what: str
     uid: UUID | None
     sentence: str
+    unproved: Span
 
 
 @dataclass
 class Report:
-    """What a comparison found; `rows` were as they were sealed, `uncovered` are in no checkpoint yet or were before
-    the first, `dropped` went with their partitions."""
+    """What a comparison found.
+
+    `calls` and `events` were as they were sealed, `uncovered` are in no checkpoint yet or were before the first, and
+    `dropped` went with their partitions, from before `kept_from`. `unsealed` is when the uncovered ones were made, by
+    log, and `late` when rows waited long for a checkpoint.
+    """
 
     checkpoints: int = 0
-    rows: int = 0
+    calls: int = 0
+    events: int = 0
     uncovered: int = 0
     dropped: int = 0
+    kept_from: datetime = BEGINNING
+    sealed_to: datetime | None = None
     findings: list[Finding] = field(default_factory=list)
+    unsealed: list[tuple[str, Span]] = field(default_factory=list)
+    late: list[Span] = field(default_factory=list)
 
-    def add(self, what: str, sentence: str, uid: UUID | None = None) -> None:
-        self.findings.append(Finding(what, uid, sentence))
+    def add(self, what: str, sentence: str, unproved: Span, uid: UUID | None = None) -> None:
+        self.findings.append(Finding(what, uid, sentence, unproved))
+
+    def unproved(self) -> list[Span]:
+        """The times that the findings leave unproved, in order; those that are hardly apart are one."""
+        return merged(one.unproved for one in self.findings)
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """These in order; those that are hardly apart are one."""
+    joined: list[Span] = []
+    for span in sorted(spans):
+        if joined and span.since - ROUGHLY <= joined[-1].until:
+            joined[-1] = Span(joined[-1].since, max(joined[-1].until, span.until))
+        else:
+            joined.append(span)
+    return joined
 
 
 @dataclass
 class Sealed:
-    """A checkpoint whose signature is right, and the digests of its rows that were not met yet, once it is opened."""
+    """A checkpoint whose signature is right, and the digests of its rows that were not met yet, once it is opened.
+
+    `after` is when the one before was made.
+    """
 
     body: dict[str, Any]
+    after: datetime
     is_open: bool = False
     leaves: dict[UUID, bytes] | None = None
+    met: int = 0
+    waited_since: datetime | None = None
 
     @property
     def number(self) -> int:
         return int(self.body["number"])
 
+    @property
+    def kind(self) -> str:
+        return str(self.body["kind"])
+
+    @property
+    def sealed_at(self) -> datetime:
+        return datetime.fromisoformat(self.body["sealed_at"])
+
+    @property
+    def span(self) -> Span:
+        """When its rows were made."""
+        oldest = self.body.get("oldest_at")
+        return Span(datetime.fromisoformat(oldest) if oldest else self.after, self.sealed_at)
+
     def covers(self, at: datetime) -> bool:
-        """Whether it is for rows dated like this."""
+        """Whether it is for calls dated like this."""
         before = self.body["before"]
         since = datetime.fromisoformat(self.body["from"])
         return since <= at < (datetime.fromisoformat(before) if before else END)
@@ -76,45 +134,67 @@ class Sealed:
             self.is_open = True
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
             self.leaves = None if kept is None else self._checked(bytes(kept), report)
+            if kept is None and self._must_have_leaves(report.kept_from):
+                said = f"Checkpoint {self.number} lost the digests of its rows, which are kept."
+                report.add("checkpoint", said, self.span)
         return self.leaves
 
-    def must_have_its_leaves(self, kept_from: datetime, report: Report) -> None:
+    def _must_have_leaves(self, kept_from: datetime) -> bool:
         """Digests go with the last of their rows: what was sealed of rows that are kept must have them."""
         newest = self.body["newest_at"]
-        is_kept = newest is not None and datetime.fromisoformat(newest) >= kept_from
-        if is_kept and Checkpoint.objects.filter(pk=self.number, leaves=None).exists():
-            report.add("checkpoint", f"Checkpoint {self.number} lost the digests of its rows, which are kept.")
+        return newest is not None and (self.kind == "events" or datetime.fromisoformat(newest) >= kept_from)
 
     def _checked(self, packed: bytes, report: Report) -> dict[UUID, bytes] | None:
         leaves = unpacked(packed)
         if len(leaves) != self.body["rows"] or root_of([leaf.packed for leaf in leaves]).hex() != self.body["root"]:
-            report.add("checkpoint", f"Checkpoint {self.number} was rewritten: the digests of its rows are others.")
+            said = f"Checkpoint {self.number} was rewritten: the digests of its rows are others."
+            report.add("checkpoint", said, self.span)
             return None
         return dict(leaves)
 
 
 class Places:
-    """Which checkpoint has the row of an id and a date; `newest` is the newest id that the log ever gave."""
+    """Which checkpoint has the row of an id; `newest` is the newest id that the log ever gave."""
 
     def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
-        self._near = [one for one in sealed if one.body["kind"] != "late"]
-        self._late = [one for one in sealed if one.body["kind"] == "late"]
-        self._ends = {id(some): [one.body["upto_id"] for one in some] for some in (self._near, self._late)}
-        self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
-        self._newest = newest
+        self._sealed = sealed
+        self._ends = [one.body["upto_id"] for one in sealed]
+        self.newest = newest
 
-    def of(self, number: int, at: datetime, recorded: datetime | None) -> Sealed | bool:
+    @property
+    def last(self) -> int:
+        """The last id that is sealed."""
+        return int(self._ends[-1]) if self._ends else 0
+
+    def find(self, number: int) -> Sealed | None:
+        """The one whose ids these are; None for those before the first, after the last and in a gap."""
+        place = bisect_left(self._ends, number)
+        return (
+            self._sealed[place] if place < len(self._sealed) and number > self._sealed[place].body["after_id"] else None
+        )
+
+
+class CallPlaces(Places):
+    """The same for calls: by id and date."""
+
+    def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
+        super().__init__([one for one in sealed if one.kind in ("first", "near")], newest)
+        self._late = Places([one for one in sealed if one.kind == "late"], newest)
+        self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
+
+    def of(self, row: dict[str, Any]) -> Sealed | bool:
         """The checkpoint; else whether the row may be in none: it was before the first, one may still come for it, or
         was lost."""
-        near = self._find(self._near, number)
+        number, at = row["id"], row["created_at"]
+        near = self.find(number)
         if near is None:
-            return self._may_stand_outside(number, at, recorded)
+            return self._may_stand_outside(number, at, row["recorded_at"])
         if near.covers(at):
             return near
-        late = self._find(self._late, number)
+        late = self._late.find(number)
         if late is not None:
             return late if late.covers(at) else False
-        return at >= self._oldest
+        return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
         """Whether a row with an id in no range may be there.
@@ -122,72 +202,100 @@ class Places:
         Ids up to that of the first checkpoint are older than it. Those after the last are newer, and the next
         checkpoint takes them: were they recorded before the last, or given by nobody, it never saw them.
         """
-        if not self._near:
+        if not self._sealed:
             return True
-        first, last = self._near[0].body, self._near[-1].body
+        first, last = self._sealed[0].body, self._sealed[-1].body
         if number <= first["upto_id"]:
             return number > 0 and at <= datetime.fromisoformat(first["near_at"]) + ROUGHLY
         if number > last["upto_id"]:
             sealed_to = datetime.fromisoformat(last["near_at"]) - ROUGHLY
-            return number <= self._newest and at >= self._oldest and (recorded is None or recorded >= sealed_to)
+            return number <= self.newest and at >= self._oldest and (recorded is None or recorded >= sealed_to)
         return True  # That a checkpoint is missing is a finding of its own.
 
-    def _find(self, some: list[Sealed], number: int) -> Sealed | None:
-        """The one whose ids these are; None for those before the first, after the last and in a gap."""
-        place = bisect_left(self._ends[id(some)], number)
-        return some[place] if place < len(some) and number > some[place].body["after_id"] else None
+
+class EventPlaces(Places):
+    """The same for admin events, which are sealed from the first one on."""
+
+    def of(self, row: dict[str, Any]) -> Sealed | bool:
+        return self.find(row["id"]) or 0 < row["id"] <= self.newest
 
 
-@transaction.atomic
 def verify(
     keys: Sequence[bytes] | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
-    received: Iterable[tuple[int, str]] = (),
+    received: Received | None = None,
 ) -> Report:
-    """Compare the calls dated from `since` to before `until` with the checkpoints, in one snapshot.
+    """Compare the calls dated from `since` to before `until`, and all admin events, with the checkpoints.
 
-    `keys` are the public keys that are trusted, 32 bytes each; without them those that the checkpoints name, which
-    proves nothing against who can sign anew. `received` are numbers and bodies of checkpoints as a sink got them: those
-    here must be the same, whoever signed them, every time that one of the number came.
+    In one snapshot. `keys` are the public keys that are trusted, 32 bytes each; without them those that the checkpoints
+    name, which proves nothing against who can sign anew. What a sink `received` must be the same here, whoever signed
+    it, and must hold the rows of its checkpoints.
     """
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
-        report, elsewhere = Report(), sorted(set(received))
-        sealed = _chain(report, keys)
-        if not report.checkpoints and (keys is not None or elsewhere):
-            report.add("checkpoint", "There is no checkpoint: the log is not sealed, or they were all taken away.")
-        _compare_received(report, elsewhere)
-        _compare(cursor, report, sealed, since or BEGINNING, until or END)
+        return compare(cursor, keys, Span(since or BEGINNING, until or END), received)
+
+
+def compare(cursor: Any, keys: Sequence[bytes] | None, span: Span, received: Received | None) -> Report:
+    """The same as `verify`, in the transaction of the caller."""
+    report = Report()
+    sealed = _chain(report, keys)
+    report.sealed_to = sealed[-1].sealed_at if sealed else None
+    report.kept_from = _kept_from(sealed)
+    if not report.checkpoints:
+        said = "There is no checkpoint: the log is not sealed, or they were all taken away."
+        report.add("checkpoint", said, Span(BEGINNING, timezone.now()))
+    comparison = _Comparison(report, span, received)
+    comparison.checkpoints(sealed)
+    calls = [one for one in sealed if one.kind != "events"]
+    events = [one for one in sealed if one.kind == "events"]
+    comparison.rows("call", CallPlaces(calls, newest_id(cursor, TABLE)), calls, _calls(cursor, span))
+    comparison.rows("event", EventPlaces(events, newest_id(cursor, Event._meta.db_table)), events, _events(cursor))
+    comparison.leftovers()
     return report
 
 
 def _chain(report: Report, keys: Sequence[bytes] | None) -> list[Sealed]:
     """The checkpoints that are as they were signed, in order; what is wrong with the others is reported."""
-    sealed, previous, expected = [], "", 1
+    sealed: list[Sealed] = []
+    broken: list[str] = []
+    previous, expected, after = "", 1, BEGINNING
     for one in Checkpoint.objects.order_by("number").defer("leaves").iterator(chunk_size=100):
         report.checkpoints += 1
-        name, body = f"Checkpoint {one.number}", _signed(one, keys)
-        if body is None:
-            report.add("checkpoint", f"{name} was rewritten: its signature is not right, or of another key.")
-        elif body["number"] != one.number or one.number != expected:
-            report.add("checkpoint", f"Checkpoint {expected} is missing: the next one there is is {one.number}.")
-        elif body["previous"] != previous:
-            report.add("checkpoint", f"{name} does not follow on the one before it, which was rewritten.")
+        body = _signed(one, keys)
+        if said := _break(one, body, sealed, previous, expected):
+            broken.append(said)
         previous, expected = sha256(one.body.encode()).hexdigest(), one.number + 1
         if body is not None:
-            sealed.append(Sealed(body))
+            sealed.append(Sealed(body, after))
+            _report_broken(report, broken, Span(after, sealed[-1].sealed_at))
+            broken, after = [], sealed[-1].sealed_at
+    _report_broken(report, broken, Span(after, timezone.now()))
     return sealed
 
 
-def _compare_received(report: Report, received: Sequence[tuple[int, str]]) -> None:
-    numbers = {number for number, _ in received}
-    bodies = dict(Checkpoint.objects.filter(number__in=numbers).values_list("number", "body"))
-    for number, body in received:
-        if number not in bodies:
-            report.add("checkpoint", f"Checkpoint {number} was received elsewhere, and is not here.")
-        elif bodies[number] != body:
-            report.add("checkpoint", f"Checkpoint {number} was rewritten: another one was received elsewhere.")
+def _break(
+    one: Checkpoint, body: dict[str, Any] | None, sealed: Sequence[Sealed], previous: str, expected: int
+) -> str | None:
+    """What is wrong with this checkpoint, or between it and the one before."""
+    name = f"Checkpoint {one.number}"
+    if body is None:
+        return f"{name} was rewritten: its signature is not right, or of another key."
+    if body["number"] != one.number or one.number != expected:
+        return f"Checkpoint {expected} is missing: the next one there is is {one.number}."
+    if body["previous"] != previous:
+        return f"{name} does not follow on the one before it, which was rewritten."
+    if sealed and sealed[-1].number == one.number - 1:
+        end = sealed[-1].body.get(ENDS.get(body["kind"], ""))
+        if end is not None and body["after_id"] != end:
+            return f"{name} does not begin where the one before it ends."
+    return None
+
+
+def _report_broken(report: Report, sentences: Iterable[str], unproved: Span) -> None:
+    for said in sentences:
+        report.add("checkpoint", said, unproved)
 
 
 def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | None:
@@ -202,62 +310,173 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
     return body
 
 
-def _compare(cursor: Any, report: Report, sealed: list[Sealed], since: datetime, until: datetime) -> None:
-    places = Places(sealed, newest_id(cursor, TABLE))
+def _kept_from(sealed: Sequence[Sealed]) -> datetime:
+    """From when on calls are kept: as the checkpoints say; earlier releases did not seal what retention dropped."""
+    said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()
-    kept_from = midnight(starts[0]) if starts else END
-    for row in _rows(cursor, _moved(since, -ROUGHLY), _moved(until, ROUGHLY)):
-        _judge(report, places.of(row["id"], row["created_at"], row["recorded_at"]), row)
-    for one in sealed:
-        one.must_have_its_leaves(kept_from, report)
-        for uid, digest in (one.open(report) or {}).items():
+    return max(said) if said else midnight(starts[0]) if starts else BEGINNING
+
+
+class _Comparison:
+    """Rows of both logs against checkpoints and what a sink received."""
+
+    def __init__(self, report: Report, span: Span, received: Received | None) -> None:
+        self._report, self._span = report, span
+        self._received = received or Received()
+        self._refused = refused() if received else set()
+
+    def checkpoints(self, sealed: Sequence[Sealed]) -> None:
+        """Compare the checkpoints that were received with those here."""
+        received = self._received.checkpoints
+        numbers = {number for number, _ in received}
+        bodies = dict(Checkpoint.objects.filter(number__in=numbers).values_list("number", "body"))
+        afters = {one.number: one.after for one in sealed}
+        last = sealed[-1].sealed_at if sealed else BEGINNING
+        for (number, body), at in sorted(received.items()):
+            unproved = Span(min(afters.get(number, last), at), at)
+            if number not in bodies:
+                said = f"Checkpoint {number} was received elsewhere, and is not here."
+                self._report.add("checkpoint", said, unproved)
+            elif bodies[number] != body:
+                said = f"Checkpoint {number} was rewritten: another one was received elsewhere."
+                self._report.add("checkpoint", said, unproved)
+
+    def rows(
+        self, log: str, places: CallPlaces | EventPlaces, sealed: Sequence[Sealed], rows: Iterable[dict[str, Any]]
+    ) -> None:
+        """Compare the rows of one log."""
+        floors = self._received.floors(log)
+        outside: dict[bool, Span] = {}  # Of rows that no checkpoint has: those after the last, and others.
+        for row in rows:
+            place = places.of(row)
+            self._judge(log, place, row)
+            self._compare_received(log, place, row, floors)
+            if place is True:
+                at, is_new = _recorded(row), places.last < row["id"]
+                since, until = outside.get(is_new, (at, at))
+                outside[is_new] = Span(min(since, at), max(until, at))
+        self._report.unsealed += [(log, span) for span in outside.values()]
+        if sealed and (waiting := outside.get(True)) and waiting.until - waiting.since > UNSEALED:
+            said = f"{NOUNS[log]}s went unsealed: checkpoints were cut off, or none was made."
+            self._report.add("checkpoint", said, waiting)
+        for one in sealed:
+            one.open(self._report)
+            self._report_removed(log, one)
+            if one.waited_since:
+                self._report.late.append(Span(one.waited_since, one.sealed_at))
+            one.leaves = None
+
+    def leftovers(self) -> None:
+        """Report the rows that were received and are not here."""
+        named = {one.uid for one in self._report.findings}
+        last = self._span.until if self._span.until == END else self._span.until - ROUGHLY
+        for log, lines in self._received.rows.items():
+            for uid, line in lines.items():
+                is_dropped = log == "call" and line.at < self._report.kept_from
+                if not is_dropped and uid not in named and self._span.since <= line.at and line.ended < last:
+                    said = f"{_name(log, uid, line.at)} was received elsewhere, and is not here."
+                    self._report.add("removed", said, Span(line.at, line.at), uid)
+
+    def _judge(self, log: str, place: Sealed | bool, row: dict[str, Any]) -> None:
+        uid, at, name = row["uid"], row["created_at"], _name(log, row["uid"], row["created_at"])
+        if place is False:
+            said = f"{name} was added: no checkpoint has it, though one would have to."
+            self._report.add("added", said, Span(at, at), uid)
+            return
+        leaves = None if place is True else place.open(self._report)
+        if leaves is None or place is True:
+            self._report.uncovered += 1
+            return
+        digest = leaves.pop(uid, None)
+        place.met += digest is not None
+        columns = (COLUMNS if log == "call" else EVENT_COLUMNS)[place.body["columns"]]
+        if digest is None:
+            said = f"{name} was added: checkpoint {place.number}, which covers its id, has it not."
+            self._report.add("added", said, Span(at, at), uid)
+        elif digest != leaf_of({column: row[column] for column in columns}).digest:
+            said = f"{name} was changed since checkpoint {place.number}."
+            self._report.add("changed", said, Span(min(at, place.span.since), max(at, place.span.since)), uid)
+        elif log == "call":
+            self._report.calls += 1
+        else:
+            self._report.events += 1
+        recorded = _recorded(row)
+        if place.kind != "late" and place.sealed_at - recorded > UNSEALED:
+            place.waited_since = min(recorded, place.waited_since or recorded)
+
+    def _compare_received(self, log: str, place: Sealed | bool, row: dict[str, Any], floors: dict[int, int]) -> None:
+        name, at, uid = _name(log, row["uid"], row["created_at"]), row["created_at"], row["uid"]
+        is_same = self._received.is_same(log, row)
+        if is_same is False:
+            self._report.add("changed", f"{name} is not as it was received elsewhere.", Span(at, at), uid)
+        must_be_there = isinstance(place, Sealed) and row["id"] > floors.get(place.number, row["id"])
+        if is_same is None and must_be_there and str(uid) not in self._refused and not self._received.may_come(row):
+            said = f"{name} was not received elsewhere, where its checkpoint was."
+            self._report.add("missing", said, Span(at, at), uid)
+
+    def _report_removed(self, log: str, one: Sealed) -> None:
+        missing: list[tuple[UUID, Span]] = []
+        for uid in one.leaves or ():
             at = span_of_uid(uid)[0]
-            if at < kept_from:
-                report.dropped += since <= at
-            elif since <= at < until:
-                said = f"was removed; checkpoint {one.number} has its digest, {digest.hex()[:16]}…"
-                report.add("removed", f"{_name(uid, at)} {said}", uid)
-        one.leaves = None
+            if log == "event":
+                missing.append((uid, one.span))
+            elif at < self._report.kept_from:
+                self._report.dropped += self._span.since <= at
+            elif self._span.since <= at < self._span.until:
+                missing.append((uid, Span(at, at)))
+        if len(missing) > 1 and not one.met:
+            said = f"All {len(missing)} rows of checkpoint {one.number} were removed: {NOUNS[log].lower()}s."
+            self._report.add("removed", said, Span(*_ends(span for _, span in missing)))
+            return
+        for uid, span in missing:
+            digest = (one.leaves or {})[uid].hex()[:16]
+            said = f"{_name(log, uid, span.since)} was removed; checkpoint {one.number} has its digest, {digest}…"
+            self._report.add("removed", said, span, uid)
 
 
-def _judge(report: Report, place: Sealed | bool, row: dict[str, Any]) -> None:
-    uid, name = row["uid"], _name(row["uid"], row["created_at"])
-    if place is False:
-        report.add("added", f"{name} was added: no checkpoint has it, though one would have to.", uid)
-        return
-    leaves = None if place is True else place.open(report)
-    if leaves is None or place is True:
-        report.uncovered += 1
-        return
-    digest = leaves.pop(uid, None)
-    if digest is None:
-        report.add("added", f"{name} was added: checkpoint {place.number}, which covers its id, has it not.", uid)
-    elif digest != leaf_of({column: row[column] for column in COLUMNS[place.body["columns"]]}).digest:
-        report.add("changed", f"{name} was changed since checkpoint {place.number}.", uid)
-    else:
-        report.rows += 1
+def _ends(spans: Iterable[Span]) -> tuple[datetime, datetime]:
+    moments = list(spans)
+    return min(span.since for span in moments), max(span.until for span in moments)
 
 
-def _name(uid: UUID, at: datetime) -> str:
-    return f"Call {uid} of {at:%Y-%m-%d %H:%M:%S} UTC"
+def _recorded(row: dict[str, Any]) -> datetime:
+    at: datetime = row.get("recorded_at") or row["created_at"]
+    return at
+
+
+def _name(log: str, uid: UUID, at: datetime) -> str:
+    return f"{NOUNS[log]} {uid} of {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _moved(at: datetime, by: timedelta) -> datetime:
     return at if at in (BEGINNING, END) else at + by
 
 
-def _rows(cursor: Any, since: datetime, until: datetime) -> Iterator[dict[str, Any]]:
-    """The rows of the log in the order of its primary key, some at a time."""
-    at, last = since, 0
+def _calls(cursor: Any, span: Span) -> Iterator[dict[str, Any]]:
+    """The calls in the order of the log's primary key, some at a time."""
     statement = f"""
         SELECT {columns_of(max(COLUMNS))} FROM {TABLE}
         WHERE (created_at, id) > (%s, %s) AND created_at < %s ORDER BY created_at, id LIMIT {CHUNK}
     """  # noqa: S608  (constants)
-    while True:
-        cursor.execute(statement, [at, last, until])
-        names = [column.name for column in cursor.description]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    at, last, until = _moved(span.since, -ROUGHLY), 0, _moved(span.until, ROUGHLY)
+    while rows := _fetched(cursor, statement, [at, last, until]):
         yield from rows
-        if len(rows) < CHUNK:
-            return
         at, last = rows[-1]["created_at"], rows[-1]["id"]
+
+
+def _events(cursor: Any) -> Iterator[dict[str, Any]]:
+    """The admin events in the order they were recorded, some at a time."""
+    statement = f"""
+        SELECT {columns_of(max(EVENT_COLUMNS), columns=EVENT_COLUMNS)} FROM auditlog_event
+        WHERE id > %s ORDER BY id LIMIT {CHUNK}
+    """  # noqa: S608  (constants)
+    last = -(1 << 63)
+    while rows := _fetched(cursor, statement, [last]):
+        yield from rows
+        last = rows[-1]["id"]
+
+
+def _fetched(cursor: Any, statement: str, parameters: list[Any]) -> list[dict[str, Any]]:
+    cursor.execute(statement, parameters)
+    names = [column.name for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -52,7 +52,7 @@ CHORE_ROLL_UP_S = 30.0
 SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
 INDEX_S = (20.0, 40.0)  # Between two looks for partitions that lack an index; of all processes one makes it.
 INDEX_AT_ONCE_S = 30.0  # After so long the next one waits for its turn.
-SEAL_S = (45.0, 75.0)  # Between two checkpoints of the log; of all processes one makes them.
+SEAL_S = (30.0, 45.0)  # Between two checkpoints of the log; of all processes one makes them.
 ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
@@ -286,8 +286,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     # What is known of the calls goes before them.
     "rollups_dropped": _beyond_retention(keeping.drop_before),
     "calls_dropped_unsent": _beyond_retention(sending.drop_before),
-    "digests_dropped": _beyond_retention(sealing.forget_before),
-    "partitions_dropped": _beyond_retention(lambda limit: len(Call.partitions.drop_before(limit, _note_dropped))),
+    "partitions_dropped": _beyond_retention(lambda limit: sealing.drop_before(limit, _note_dropped)),
     "web_sessions": lambda now: _deleted(Session.objects.filter(expire_date__lt=now)),
     "signed_in_browsers": lambda now: _sweep_browsers(),
     "authorize_requests": lambda now: _deleted(AuthorizeRequest.objects.filter(expires_at__lt=now)),

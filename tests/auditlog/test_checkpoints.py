@@ -21,6 +21,7 @@ from auditlog.checkpoints import sealing, tree, verifying
 from auditlog.checkpoints.verifying import verify
 from auditlog.committed import NEAR
 from auditlog.models import Call, Checkpoint
+from auditlog.partitions import midnight
 from tests.calls import call, uid_at
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -57,7 +58,7 @@ def found() -> list[tuple[str, Any]]:
 def test_untouched_log_is_as_it_was_sealed(sealed: list[Call]) -> None:
     report = verify()
 
-    assert (report.findings, report.rows, report.uncovered, report.dropped) == ([], len(sealed), 0, 0)
+    assert (report.findings, report.calls, report.uncovered, report.dropped) == ([], len(sealed), 0, 0)
     call()
     assert verify().uncovered == 1
 
@@ -137,7 +138,7 @@ def test_log_without_any_checkpoint_is_not_proved(key_file: Path) -> None:
 
     with pytest.raises(CommandError, match="1 findings"):
         call_command("verify_log", "--public-key", str(key_file), stdout=io.StringIO())
-    assert verify().findings == []
+    assert [finding.what for finding in verify().findings] == ["checkpoint"]
 
 
 def test_uid_that_was_exchanged_is_named_twice(sealed: list[Call]) -> None:
@@ -213,7 +214,7 @@ def test_calls_that_took_long_are_sealed_too() -> None:
 
     kinds = [orjson.loads(one.body)["kind"] for one in Checkpoint.objects.order_by("number")]
     assert kinds == ["first", "near", "late"]
-    assert verify().rows == 2
+    assert verify().calls == 2
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", late.uid)
     assert found() == [("removed", late.uid)]
     assert soon.uid != late.uid
@@ -228,14 +229,18 @@ def test_span_is_compared_alone(sealed: list[Call]) -> None:
 
 
 def test_rows_whose_partition_was_dropped_are_counted_and_no_finding(sealed: list[Call]) -> None:
-    limit = (timezone.now() + DAY).date()
-    assert sealing.forget_before((timezone.now() - DAY).date()) == 0
+    sealing.drop_before((timezone.now() - DAY).date())  # Of other tests.
+    assert verify().calls == len(sealed)
+    tomorrow = (timezone.now() + DAY).date()
+    assert sealing.drop_before(tomorrow) > 0
+    body = orjson.loads(Checkpoint.objects.order_by("-number")[0].body)
+    assert body["kind"] == "dropped"
+    assert f"auditlog_call_{timezone.now():%Y_%m_%d}" in body["partitions"]
     report = verify()
-    Call.partitions.drop_before(limit)
-    assert report.rows == len(sealed)
-    assert (verify().findings, verify().dropped) == ([], len(sealed))
-    assert sealing.forget_before(limit) == 5
-    assert (verify().findings, verify().dropped) == ([], 0)
+    assert (report.findings, report.calls, report.kept_from) == ([], 0, midnight(tomorrow))
+    assert not Checkpoint.objects.exclude(newest_at=None).exclude(leaves=None).exists()
+    assert sealing.drop_before(tomorrow) == 0
+    assert Checkpoint.objects.filter(number__gt=body["number"]).count() == 0
 
 
 def test_row_whose_uid_tells_no_time_is_sealed_as_well() -> None:
@@ -244,7 +249,7 @@ def test_row_whose_uid_tells_no_time_is_sealed_as_well() -> None:
     by_hand("UPDATE auditlog_call SET uid = %s WHERE uid = %s", UUID(int=2**128 - 1), odd.uid)
 
     assert sealing.keep_up() == 1
-    assert (verify().findings, verify().rows) == ([], 1)
+    assert (verify().findings, verify().calls) == ([], 1)
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", UUID(int=2**128 - 1))
     assert found() == [("removed", UUID(int=2**128 - 1))]
 
@@ -257,7 +262,7 @@ def test_many_rows_make_several_checkpoints(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert sealing.keep_up() == 8
     assert Checkpoint.objects.count() == 4
-    assert verify().rows == 8
+    assert verify().calls == 8
 
 
 def test_tree_is_that_of_the_standard() -> None:
@@ -313,7 +318,7 @@ def key_file(tmp_path: Path, sealed: list[Call]) -> Path:
 def test_command_names_what_it_finds(key_file: Path, sealed: list[Call]) -> None:
     out = io.StringIO()
     call_command("verify_log", "--public-key", str(key_file), stdout=out)
-    assert f"{len(sealed)} calls as they were sealed" in out.getvalue()
+    assert f"{len(sealed)} calls and 0 admin events match" in out.getvalue()
 
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[1].uid)
     with pytest.raises(CommandError, match="1 findings"):

@@ -71,7 +71,6 @@ LIMITS = {
     "provisioning keys": MOST_KEYS,
     "exports of one person at once, in each worker": MAX_EXPORTS,
     "seconds a page waits for a database that does not answer": int(SILENCE_S),
-    "seconds in which a client reads nothing of a page or an export": int(head_limits.HeadLimits.untaken_seconds),
 }
 
 

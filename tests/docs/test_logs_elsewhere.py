@@ -29,6 +29,13 @@ owner = User.objects.get(email="{owner}")
 print(issue(name="Sinks", capabilities=[*Capability], days=7, by=owner).secret)
 """
 
+CHECKPOINTS = """
+import json
+from auditlog.models import Checkpoint
+for one in Checkpoint.objects.all():
+    print(json.dumps({"log": "checkpoint", "number": one.number, "body": one.body, "sends": []}))
+"""
+
 
 def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> None:
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()
@@ -53,7 +60,7 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
 
 @pytest.mark.drill
 def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
-    keep, verify = (with_this_python(script) for script in BLOCKS if "verify_log" in script)
+    keep, verify, compare = (with_this_python(script) for script in BLOCKS if "verify_log" in script)
     today = datetime.now(UTC).date()
     printed = {"2026-11-01": today - timedelta(days=1), "2026-12-01": today + timedelta(days=1)}
     for day, other in printed.items():
@@ -64,8 +71,14 @@ def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
     assert curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="hello").status == 200
     live.manage("housekeeping")
 
-    said = [shell(script.replace("checkpoint-key.pem", key), ROOT, **live.environment()) for script in (keep, verify)]
+    received = tmp_path / "received.jsonl"
+    received.write_text(live.manage("shell", "--no-imports", "--verbosity", "0", "-c", CHECKPOINTS))
+    compare = compare.replace("received.jsonl", str(received))
+
+    scripts = (keep, verify, compare)
+    said = [shell(script.replace("checkpoint-key.pem", key), ROOT, **live.environment()) for script in scripts]
 
     assert Path(key).read_text().startswith("-----BEGIN PUBLIC KEY-----")
     assert said[0] == ""
-    assert re.match(r"\d+ checkpoints, \d+ calls as they were sealed", said[1])
+    for printed_lines in said[1:]:
+        assert re.match(r"OK: .*\n\d+ checkpoints, \d+ calls and \d+ admin events match", printed_lines)

@@ -1,7 +1,8 @@
-"""Proves that the call log is as it was sealed, or names the rows that are not."""
+"""Proves that both logs are as they were sealed, or names the rows and the times that are not."""
 
 import argparse
-import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
 from auditlog.checkpoints import sealing, verifying
+from auditlog.checkpoints.received import Received
+from auditlog.checkpoints.verifying import BEGINNING, NOUNS, Report, Span, merged
 from gatewayadmin.config import database
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.management.options import moment
 
 
 class Command(BaseCommand):
-    help = "Compare the call log with its checkpoints, and name each row that was removed, changed or added."
+    help = "Compare calls and admin events with their checkpoints, and name what was removed, changed or added."
     requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,7 @@ class Command(BaseCommand):
             "--public-key", dest="keys", action="append", type=Path, help="a PEM file; only checkpoints of it are taken"
         )
         parser.add_argument(
-            "--received", type=Path, help="JSON lines that a sink got: their checkpoints must be the same as here"
+            "--received", type=Path, help="JSON lines that a sink got: its checkpoints and rows must be the same here"
         )
         parser.add_argument("--print-key", action="store_true", help="print the public key as PEM, and nothing else")
 
@@ -42,28 +45,57 @@ class Command(BaseCommand):
             self.stdout.write(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(), ending="")
             return
         keys = [_public(path) for path in options["keys"]] if options["keys"] else None
-        report = verifying.verify(keys, options["since"], options["until"], _received(options["received"]))
+        received = _received(options["received"], options["until"]) if options["received"] else None
+        report = verifying.verify(keys, options["since"], options["until"], received)
         for finding in report.findings:
             self.stdout.write(finding.sentence)
-        self.stdout.write(
-            f"{report.checkpoints} checkpoints, {report.rows} calls as they were sealed, {report.uncovered} that no "
-            f"checkpoint has yet, {report.dropped} whose partitions were dropped."
-        )
+        for line in _summary(report, received):
+            self.stdout.write(line)
         if keys is None:
             self.stdout.write("The key was taken from the database itself. Give the one you kept: --public-key FILE.")
         if report.findings:
             raise CommandError(f"The log is not as it was sealed: {len(report.findings)} findings.")
 
 
-def _received(path: Path | None) -> list[tuple[int, str]]:
-    """Number and body of each checkpoint among these lines; of those that came twice, both."""
-    if path is None:
-        return []
+def _summary(report: Report, received: Received | None) -> Iterator[str]:
+    if not report.findings:
+        yield "OK: all that was compared is as it was sealed."
+    yield (
+        f"{report.checkpoints} checkpoints, {report.calls} calls and {report.events} admin events match, "
+        f"{report.uncovered} that no checkpoint has, {report.dropped} whose partitions retention dropped."
+    )
+    if report.sealed_to:
+        yield f"Sealed up to {_in_words(report.sealed_to)}."
+    if received and (newest := received.newest()):
+        yield f"The newest checkpoint that was received is of {_in_words(newest)}: only the key proves what came later."
+    for log, span in report.unsealed:
+        yield f"In no checkpoint: {NOUNS[log].lower()}s from {_between(span)}. They are not proved."
+    for span in merged(report.late):
+        yield f"Sealed late: rows recorded from {_between(span)}. What was changed before is not proved."
+    for span in report.unproved():
+        yield f"Unproved: from {_between(span)}."
+
+
+def _between(span: Span) -> str:
+    since = "the beginning" if span.since == BEGINNING else _in_words(span.since)
+    return f"{since} to {_in_words(span.until)}"
+
+
+def _in_words(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _received(path: Path, until: datetime | None) -> Received:
+    """What a sink stored in this file. Raises CommandError with exit code 2 for a file that can prove nothing."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return [(int(line["number"]), str(line["body"])) for line in lines if line.get("log") == "checkpoint"]
+        with path.open() as lines:
+            received = Received.read(lines, until)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CommandError(f"{path} cannot be read as JSON lines: {error}.") from None
+        raise CommandError(f"{path} cannot be read as JSON lines of a sink: {error}.", returncode=2) from None
+    if not received.checkpoints:
+        before = f" from before {until.isoformat()}" if until else ""
+        raise CommandError(f"{path} holds no checkpoint{before}: it proves nothing.", returncode=2)
+    return received
 
 
 def _public(path: Path) -> bytes:
