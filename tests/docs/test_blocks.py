@@ -71,7 +71,7 @@ RUN_BY = (
             begin,
             "running/test_restore.py::test_a_backup_made_under_load_is_restored_elsewhere",
         )
-        for begin in ("umask 077", "pg_restore --exit", "jq --compact")
+        for begin in ("umask 077", "pg_restore --exit", ".venv/bin/python manage.py verify_log")
     ),
     *(
         ("docs/how-to/rotate-keys.md", begin, "running/test_key_rotation.py::test_the_keys_are_rotated_under_load")
