@@ -13,7 +13,6 @@ from django.db import models
 from django.utils.text import slugify
 
 from servers import sign_in_settings
-from servers.discovery import refusal_of
 from servers.models import (
     SIGN_IN_SETTINGS,
     AuthType,
@@ -420,6 +419,8 @@ class TriedSecretForm(Trial, SecretForm):
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if "secret" in values and not self.errors:
+            from servers.discovery import refusal_of  # noqa: PLC0415  It brings the metrics, whose files bear a worker's id.
+
             self.judge(refusal_of(self.server, values["secret"]), "secret")
         values.pop("keep", None)
         return values | {"refusal": self.refusal}

@@ -1,0 +1,293 @@
+"""Identities: the stored credentials for servers."""
+
+from typing import Any
+from uuid import uuid4
+
+from django.db import IntegrityError, models, transaction
+from django.db.models import Case, Q, When
+from django.utils import timezone
+
+from accounts.models import User
+from auditlog.actions import Action
+from auditlog.models import Actor, Event
+from auditlog.switchable import Switchable
+from auditlog.versions import Seen, Versioned
+from capabilities import Capability, CapabilityRequired
+from servers.models.server import (
+    HIDDEN,
+    AlreadyRevoked,
+    AnotherPlace,
+    AuthType,
+    HeldDisabled,
+    LabelTaken,
+    Server,
+    SignInNeeded,
+)
+from ui.sealing import cipher
+from wire.credential import place_in_words, place_of
+
+
+class IdentityKind(models.TextChoices):
+    BEARER = "bearer", "Bearer token"
+    HEADER = "header", "Header"
+    OAUTH = "oauth", "Signed in"
+
+
+class IdentityQuerySet(models.QuerySet["Identity"]):
+    def live(self) -> "IdentityQuerySet":
+        """Identities that have not been revoked."""
+        return self.filter(revoked_at=None)
+
+    def usable(self) -> "IdentityQuerySet":
+        """Identities that a call could use now."""
+        return self.live().filter(enabled=True, unconfirmed_since=None, sign_in_needed_since=None)
+
+    def need_sign_in(self, reason: SignInNeeded) -> int:
+        """Wipe the tokens of these, of which a person has to sign in again; how many they were. Call it in a
+        transaction that records why."""
+        rows = list(self.select_for_update(of=("self",)).order_by("pk"))
+        for identity in rows:
+            identity.end_grant()
+        pks = [identity.pk for identity in rows]
+        now = timezone.now()
+        wiped = {"secret_ciphertext": None, "secret_hint": "", "expires_at": None, "renew_at": None}
+        return Identity.objects.filter(pk__in=pks).update(sign_in_needed_since=now, sign_in_reason=reason, **wiped)
+
+    def own(self, user: User) -> "IdentityQuerySet":
+        """The identities `user` brought."""
+        return self.filter(owner=user)
+
+    def shared(self) -> "IdentityQuerySet":
+        """Shared identities (service accounts), which have no owner."""
+        return self.filter(owner=None)
+
+    def not_refused_first(self) -> "IdentityQuerySet":
+        """The same, with those that their server accepted last, or was not asked about, before refused ones."""
+        return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
+
+    def bring(
+        self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None, refusal: str = ""
+    ) -> "Identity":
+        """Store a credential for `server`, encrypted; `owner` None makes a shared one.
+
+        `refusal` is what the server said when the secret was tried, if it is kept although it was refused.
+        Raises AnotherPlace when the server has moved since `server` was read.
+        """
+        with transaction.atomic():
+            now = server.lock()
+            if place_of(now.url) != place_of(server.url):
+                raise AnotherPlace(f"This server was moved to {place_in_words(now.url)} just now. Look again.")
+            kind = IdentityKind.BEARER if server.auth_type == AuthType.OAUTH else server.auth_type
+            identity = Identity(server=server, owner=owner, label=label, kind=kind, last_error=refusal[:300])
+            identity.seal(secret)
+            identity.save(force_insert=True)
+            Event.objects.record(Action.IDENTITY_CREATED, identity, by=by, changes={"secret": [None, HIDDEN]})
+        return identity
+
+
+class Identity(Versioned, Switchable):
+    """A credential for one server: one user's own, or shared when it has no owner."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    server = models.ForeignKey(Server, models.PROTECT, related_name="identities")
+    owner = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="identities")
+    label = models.CharField(max_length=80)
+    kind = models.CharField(max_length=10, choices=IdentityKind)
+    secret_ciphertext = models.BinaryField(null=True, editable=False)
+    key_id = models.CharField(max_length=8, blank=True, editable=False)
+    secret_hint = models.CharField(max_length=4, blank=True, editable=False)
+    generation = models.PositiveIntegerField(default=1, editable=False)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    last_error = models.CharField(max_length=300, blank=True)
+    disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    # Set when the path or header of its server changes: nobody has agreed yet that the secret be sent there.
+    unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
+    # Of an identity that came of a sign-in at an issuer; what renews it is its `grant`.
+    issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
+    account = models.CharField(max_length=200, blank=True, default="", db_default="", editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, editable=False)
+    renew_at = models.DateTimeField(null=True, blank=True, editable=False)
+    sign_in_needed_since = models.DateTimeField(null=True, blank=True, editable=False)
+    sign_in_reason = models.CharField(
+        max_length=10, choices=SignInNeeded, blank=True, default="", db_default="", editable=False
+    )
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = IdentityQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("label",)
+        verbose_name_plural = "identities"
+        permissions = (("manage_identity", "Identity management"),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("server", "owner", "label"),
+                condition=Q(revoked_at=None),
+                nulls_distinct=False,
+                name="live_identity_label_is_unique_per_server_and_owner",
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_at=None) | Q(secret_ciphertext=None),
+                name="revoked_identity_keeps_no_secret",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.server})"
+
+    @property
+    def is_shared(self) -> bool:
+        return self.owner_id is None
+
+    @property
+    def status(self) -> str:
+        """`revoked`, `disabled`, `unconfirmed`, `sign_in_needed`, `refused` or `active`: the first that applies."""
+        if self.revoked_at:
+            return "revoked"
+        if not self.enabled:
+            return "disabled"
+        if self.unconfirmed_since:
+            return "unconfirmed"
+        if self.sign_in_needed_since:
+            return "sign_in_needed"
+        return "refused" if self.last_error else "active"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether calls are sent with it; a refused one too, for its server may accept it again."""
+        return self.status in ("active", "refused")
+
+    @property
+    def by_oauth(self) -> bool:
+        """Whether it came of a sign-in at an issuer."""
+        return self.issuer != ""
+
+    @property
+    def sign_in_words(self) -> str:
+        """Why a new sign-in is needed, as a sentence; empty when none is."""
+        return str(SignInNeeded(self.sign_in_reason).label)
+
+    @property
+    def needed(self) -> Capability:
+        """The capability needed to change it for a user who is not its owner."""
+        return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
+
+    def is_open_to(self, user: User) -> bool:
+        """Whether `user` may switch it off and on, and end it."""
+        return self.owner_id == user.pk or user.has_perm(self.needed)
+
+    def must_be_open_to(self, user: User) -> None:
+        """Raise CapabilityRequired unless `user` may switch it off and on, and end it."""
+        if not self.is_open_to(user):
+            raise CapabilityRequired(self.needed)
+
+    def may_be_enabled_by(self, user: User) -> bool:
+        """Whether `user`, who may switch it, may undo this switching-off: the owner only their own."""
+        ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
+        return ones_own or user.has_perm(self.needed)
+
+    def enable(self, *, by: Actor | None) -> bool:
+        """Switch on again; whether it was off. Raises HeldDisabled when its owner would undo an administrator's act."""
+        with transaction.atomic():
+            row = self.lock()
+            if isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
+                raise HeldDisabled(HeldDisabled.__doc__)
+            return super().enable(by=by)
+
+    def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
+        self.disabled_by_id = None if on or by is None else by.pk
+        return {"disabled_by": self.disabled_by_id}
+
+    def editable(self) -> dict[str, Any]:
+        return {"label": self.label, "enabled": self.enabled}
+
+    def may_be_confirmed_by(self, user: User) -> bool:
+        """Whether `user` may confirm it: the owner, or for a shared one a person with *Identity management*."""
+        return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
+
+    def confirm(self, *, by: User) -> None:
+        """Agree that the secret is sent where its server is now. Raises CapabilityRequired or AlreadyRevoked."""
+        if not self.may_be_confirmed_by(by):
+            raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
+        with transaction.atomic():
+            row = self.lock()
+            if row.revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            if row.unconfirmed_since:
+                self.unconfirmed_since = None
+                self.save(update_fields=["unconfirmed_since", "updated_at"])
+                Event.objects.record(Action.IDENTITY_CONFIRMED, self, by=by, changes={"url": [None, self.server.url]})
+
+    def rename(self, label: str, *, by: User, seen: Seen | None = None) -> None:
+        """Give it another label. Raises LabelTaken or ChangedMeanwhile."""
+        before, self.label = self.label, label.strip()
+        try:
+            with transaction.atomic():
+                row = self.lock()
+                row.must_be(seen, {"label"} if row.label != self.label else ())
+                before = row.label
+                self.save(update_fields=["label", "updated_at"])
+                if before != self.label:
+                    Event.objects.record(Action.IDENTITY_UPDATED, self, by=by, changes={"label": [before, self.label]})
+        except IntegrityError:
+            self.label = before
+            raise LabelTaken(LabelTaken.__doc__) from None
+
+    def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
+        """Store another secret in its place; sessions opened with the old one are not used again.
+
+        `refusal` is as in `bring`. Raises AlreadyRevoked.
+        """
+        with transaction.atomic():
+            row = self.lock()
+            if row.revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            self.generation = row.generation + 1
+            self.unconfirmed_since = None  # This one is given for where the server is now.
+            self.last_error = refusal[:300]
+            self.seal(secret)
+            sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since", "last_error"]
+            self.save(update_fields=[*sealed, *self._forget_sign_in(row), "updated_at"])
+            Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
+
+    def revoke(self, *, by: Actor | None) -> None:
+        """End this identity for good and wipe its secret. Raises AlreadyRevoked."""
+        with transaction.atomic():
+            row = self.lock()
+            if row.revoked_at:
+                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            row.end_grant()
+            self.revoked_at, self.revoked_by_id = timezone.now(), by.pk if by else None
+            self.secret_ciphertext, self.expires_at, self.renew_at = None, None, None
+            fields = ["revoked_at", "revoked_by", "secret_ciphertext", "expires_at", "renew_at"]
+            self.save(update_fields=[*fields, "updated_at"])
+            Event.objects.record(Action.IDENTITY_REVOKED, self, by=by, changes=self.sign_in_facts())
+
+    def _forget_sign_in(self, row: "Identity") -> list[str]:
+        """The fields that change when a pasted secret takes the place of a sign-in."""
+        if not row.by_oauth:
+            return []
+        row.end_grant()
+        if hasattr(row, "grant"):
+            row.grant.delete()
+        self.kind, self.issuer, self.account = IdentityKind.BEARER, "", ""
+        self.expires_at = self.renew_at = self.sign_in_needed_since = None
+        self.sign_in_reason = SignInNeeded.NONE
+        return ["kind", "issuer", "account", "expires_at", "renew_at", "sign_in_needed_since", "sign_in_reason"]
+
+    def end_grant(self) -> None:
+        """Wipe what renews it, and ask its issuer after the transaction to end it too. The row is locked."""
+        if self.by_oauth and hasattr(self, "grant"):
+            self.grant.end(self)
+
+    def sign_in_facts(self) -> dict[str, Any]:
+        """For events: as whom, and at which issuer, it was signed in."""
+        return {"account": [None, self.account], "issuer": [None, self.issuer]} if self.by_oauth else {}
+
+    def seal(self, secret: str) -> None:
+        """Hold `secret` encrypted, with a hint of its end when it is long enough to spare four characters."""
+        self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
+        self.secret_hint = secret[-4:] if len(secret) >= 16 else ""
