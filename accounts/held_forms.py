@@ -32,7 +32,7 @@ from ui.sealing import cipher
 SESSION_KEY = "held_forms"
 FIELD = "held_form"  # In a form that is sent again: which one it is.
 PAGE = "held_on"  # And on which page it stood.
-HELD_S = 15 * 60.0  # How long one is held.
+HELD_S = 30 * 60.0  # How long one is held.
 MOST_HELD = 3  # In one session; the oldest is given up for another.
 MOST_BYTES = 32 * 1024  # Of one, compressed: every request of the session reads them.
 
