@@ -203,6 +203,8 @@ def _make_events(cursor: Any, before: Body) -> Body | None:
     if last is None or last <= before["events_to"]:
         return None
     rows = _read(cursor, _EVENTS, [before["events_to"], last, MOST_ROWS])
+    if not rows.packed:  # Ids of events that were rolled back.
+        return None
     upto = rows.last_id if rows.last_id and len(rows.packed) == MOST_ROWS else last
     covers = {"after_id": before["events_to"], "upto_id": upto, "events_to": upto, "columns": NEWEST_OF_EVENTS}
     return _keep(_after(before, "events") | covers, rows)

@@ -208,7 +208,7 @@ def test_calls_that_took_long_are_sealed_too() -> None:
     text = orjson.dumps(body, option=tree.CANONICAL)
     signed = sealing.signing_key().sign(text)
     by_hand("UPDATE auditlog_checkpoint SET body = %s, signature = %s", text.decode(), signed)
-    late, soon = call(timezone.now() - 30 * HOUR), call()
+    late, soon = call(timezone.now() - 30 * HOUR, recorded_at=timezone.now()), call()
     sealing.keep_up()
     sealing.keep_up()
 
