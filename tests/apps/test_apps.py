@@ -47,6 +47,7 @@ def page(browser: Browser) -> Iterator[Page]:
     errors: list[str] = []
     # Few pixels: without a graphics card, drawing the globe is most of the time these tests take.
     with browser.new_context(viewport={"width": 360, "height": 640}, device_scale_factor=0.5) as context:
+        context.set_default_timeout(4_000 * PATIENCE)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
