@@ -42,6 +42,8 @@ HANGING_TICKS = 5
 
 STOP_SECONDS = 1.0  # How long a stop waits for a connection attempt when no item waits.
 
+NO_CONNECTION = "08000"  # The SQLSTATE of a connection that could not be made.
+
 RETRY_SECONDS = 0.25  # Between two attempts to connect while nothing waits,
 URGENT_RETRY_SECONDS = 0.05  # and while items wait.
 
@@ -51,6 +53,10 @@ type HandleBatch[Item, Answer] = Callable[[list[Waiting[Item, Answer]]], Awaitab
 
 class DatabaseUnavailable(Exception):
     """The database did not answer."""
+
+
+class DatabaseFault(DatabaseUnavailable):
+    """The database answered that it cannot serve; the message is its own: "No space left on device"."""
 
 
 class StatementTimeout(DatabaseUnavailable):
@@ -160,7 +166,7 @@ class PgConnection:
             raise StatementTimeout(StatementTimeout.__doc__) from error
         except (psycopg.Error, OSError) as error:
             state = error.sqlstate if isinstance(error, psycopg.Error) else None
-            raise _error(state or "08000", str(error)) from error
+            raise _error(state or NO_CONNECTION, str(error)) from error
         pgconn = connection.pgconn
         pgconn.nonblocking = 1
         self._connection, self._selector, self._is_sending = connection, DefaultSelector(), False
@@ -249,7 +255,12 @@ def _checked(result: PGresult) -> PGresult:
 def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> DatabaseUnavailable | StatementRejected:
     message = " ".join(message.split())
     if sqlstate.startswith(_SERVER_ERRORS):
-        return DatabaseUnavailable(message)
+        # What is said of a connection begins with its address, which is nobody's who may ask whether we are ready.
+        return (
+            DatabaseUnavailable(message)
+            if sqlstate == NO_CONNECTION
+            else DatabaseFault(message.rpartition("FATAL: ")[2])
+        )
     return StatementRejected(sqlstate, message, of_constraint=of_constraint)
 
 
@@ -484,8 +495,8 @@ class GroupCommit[Item, Answer]:
     def _mark_broken(self, worker: _Worker[Item, Answer], error: Exception) -> None:
         """Use this worker's connection for nothing before it is repaired."""
         worker.ticks, worker.healthy = -1, False
-        # What the server says of a statement; what it says of a connection names addresses, and is for the log.
-        self._failed = str(error) if isinstance(error, StatementRejected) else "the database did not answer"
+        said = isinstance(error, StatementRejected | DatabaseFault)
+        self._failed = str(error).strip() if said else "the database did not answer"
         self._update_fault()
 
     def _update_fault(self) -> None:

@@ -9,8 +9,9 @@ import uvloop
 from psycopg.pq.abc import PGresult
 
 from gatewayadmin.config import database
-from proxy.store.database import DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
+from proxy.store.database import DatabaseFault, DatabaseUnavailable, PgConnection, StatementRejected, StatementTimeout
 from tests.eventually import PATIENCE
+from tests.proxy.test_group_commit import Carrier, batches_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -83,6 +84,18 @@ def test_what_fails_otherwise_is_sent_once_more_over_a_new_connection(play: Play
         with pytest.raises(StatementRejected, match="does not exist"):
             await connection.query(b"one", [b"1"])
         assert value(await connection.query_with_retry(b"one", [b"2"])) == b"2"
+
+    play(scene)
+
+
+def test_what_keeps_the_database_from_serving_is_said_in_its_own_words(play: Play) -> None:
+    async def scene(connection: PgConnection) -> None:
+        full = b"DO $$ BEGIN RAISE 'No space left on device' USING ERRCODE = 'disk_full'; END $$"
+        batches = batches_of([Carrier()])
+        with pytest.raises(DatabaseFault, match="No space left on device") as caught:
+            await connection.run(full)
+        batches._mark_broken(batches._workers[0], caught.value)
+        assert "No space left on device" in batches.fault  # Which /readyz shows.
 
     play(scene)
 
