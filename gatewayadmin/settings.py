@@ -55,6 +55,7 @@ ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
 QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
 CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
+LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys; serve starts without them.
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
 OUTBOUND_PROXY = outbound_proxy.from_environment()
@@ -71,7 +72,11 @@ PRIVATE_ISSUERS = origins("GATEWAY_PRIVATE_ISSUERS")
 TRUSTED_PROXIES = networks("GATEWAY_TRUSTED_PROXIES")
 ALLOWED_ORIGINS = origins("GATEWAY_ALLOWED_ORIGINS")
 
-_keys = keys.from_environment() if DATABASE_URL else keys.kept_in(DATA_DIR / "keys")
+_keys = (
+    keys.from_environment()
+    if DATABASE_URL
+    else keys.kept_in(DATA_DIR / "keys", begun=(DATA_DIR / "postgres" / "PG_VERSION").exists())
+)
 SECRET_KEY = _keys.secret
 TOKEN_KEYS = _keys.tokens
 ENCRYPTION_KEYS = _keys.encryption

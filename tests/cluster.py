@@ -28,6 +28,7 @@ import pytest
 from cryptography.fernet import Fernet
 from psycopg import sql
 
+from gatewayadmin.config.keys import kept_in
 from gatewayadmin.embedded.cluster import OWNER, Cluster
 from gatewayadmin.embedded.cluster import cluster as cluster_of
 from gatewayadmin.embedded.programs import demand, run
@@ -97,6 +98,7 @@ def begin() -> None:
     sampling.fix_seed()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-test-"))
     os.environ[HOME] = os.environ["GATEWAY_DATA_DIR"] = str(home)
+    kept_in(home / "keys")
     watch(home)
     given = os.environ.get("TEST_DATABASE_URL")
     os.environ[ADDRESS] = given or start(home)

@@ -34,12 +34,17 @@ def from_environment() -> Keys:
     return _keys(given.__getitem__)
 
 
-def kept_in(folder: Path) -> Keys:
-    """The keys of the environment, and those it lacks from `folder`, where they are made at first."""
+def kept_in(folder: Path, *, begun: bool = False) -> Keys:
+    """The keys of the environment, and those it lacks from `folder`, where they are made at first.
+
+    Raises Refused for a file that is not as it was made, and for a missing one where an installation has `begun`: its
+    data would be lost with new keys.
+    """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        return _keys(lambda name: secret(name) or _kept(folder, name))
+        if not begun:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        return _keys(lambda name: secret(name) or _kept(folder, name, begun=begun))
     except OSError as error:
         raise Refused(f"GATEWAY_DATA_DIR: cannot write to {folder.parent} ({error.strerror}).") from error
 
@@ -102,9 +107,14 @@ def _fernet(key: str) -> bytes:
     return key.encode()
 
 
-def _kept(folder: Path, name: str) -> str:
+def _kept(folder: Path, name: str, *, begun: bool) -> str:
     path = folder / file_of(name)
     if not path.exists():
+        if begun:
+            raise Refused(
+                f"{path} is missing, and what is stored needs it. Restore it from a backup; if it is lost for good, put"
+                " a new key there: docs/how-to/rotate-keys.md."
+            )
         _write_once(path, _fresh(name))
     about = path.stat()
     if about.st_mode & 0o077:

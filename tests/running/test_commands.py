@@ -164,9 +164,15 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
     assert f"{token_text.key_id(old)}       1  MISSING" in printed("keys")
-    assert (
-        f"Warning: GATEWAY_TOKEN_KEYS lacks the key {token_text.key_id(old)}: what it holds" in started(monkeypatch)[1]
+    with pytest.raises(CommandError) as refused:
+        started(monkeypatch)
+    assert "\n" not in str(refused.value)
+    assert f"GATEWAY_TOKEN_KEYS lacks keys that stored data needs: {token_text.key_id(old)} (1 stored)" in str(
+        refused.value
     )
+    monkeypatch.setattr(settings, "LOST_KEYS", [token_text.key_id(old)])
+    assert started(monkeypatch)[1] == ""
+    monkeypatch.setattr(settings, "LOST_KEYS", [])
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new, old])
     assert started(monkeypatch)[1] == ""
 

@@ -55,7 +55,7 @@ class Command(BaseCommand):
         environment.set_for_children("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare(migrate=migrate)
-        self._warn()
+        self._require_keys()
         for warning in in_use.warnings:
             self.stderr.write(f"Warning: {warning}")
         processes = workers or default_workers()
@@ -64,12 +64,16 @@ class Command(BaseCommand):
             listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port, in_use)
         ).run()
 
-    def _warn(self) -> None:
-        """Say which keys are missing; a token of one gets 401 without a word of why."""
+    def _require_keys(self) -> None:
+        """Raise CommandError while stored data needs a key that is missing, unless that is said to be lost."""
         for keys in key_uses():
-            for key_id in keys.missing:
-                consequence = f"what it holds cannot be used ({keys.uses[key_id]}). See manage.py keys."
-                self.stderr.write(f"Warning: {keys.variable} lacks the key {key_id}: {consequence}")
+            lost = {key_id: keys.uses[key_id] for key_id in keys.missing if key_id not in settings.LOST_KEYS}
+            if lost:
+                needed = ", ".join(f"{key_id} ({number} stored)" for key_id, number in lost.items())
+                raise CommandError(
+                    f"{keys.variable} lacks keys that stored data needs: {needed}. Restore them from a backup; or, if"
+                    f" they are lost, start with GATEWAY_LOST_KEYS={','.join(lost)}: then what they hold is of no use."
+                )
 
     def _greet(self, welcome: Welcome, host: str, port: int, in_use: Ways) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
