@@ -126,7 +126,11 @@ REASONS = {
         Step.UPSTREAM, "The gateway itself failed, by an error of its own; the log of its processes has the traceback."
     ),
     "open_files": Reason(Step.REQUEST, "Too many files were open for another stream."),
-    "busy": Reason(Step.UPSTREAM, "Too many calls of the token or to the server were under way; it was not executed."),
+    "busy": Reason(
+        Step.UPSTREAM,
+        "Too many calls of the token or to the server were under way, or large answers to the token were not read; it"
+        " was not executed.",
+    ),
 }
 
 

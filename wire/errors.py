@@ -245,7 +245,7 @@ class Busy(UpstreamError):
 class AnswersNotTaken(Busy):
     """The answers to this token that are read, or not yet taken by its clients, are as large as they may be."""
 
-    sentence = "Large answers to this token are still on their way, so this call was not executed. Read them first."
+    sentence = "The large answers that were sent for this token have to be read first, so this call was not executed."
 
     def __init__(self, *, seconds: int) -> None:
         super().__init__("", "its answers take its share of the memory for answers", seconds=seconds)

@@ -31,6 +31,11 @@ TOO_MANY = (
 _is_call = re.compile(f"{PREFIX}{SLUG}/?".encode()).fullmatch
 
 
+def _file_number(transport: Transport) -> int:
+    sock = transport.get_extra_info("socket")
+    return -1 if sock is None else int(sock.fileno())
+
+
 class HeadLimits(HttpToolsProtocol):
     """Closes connections with slow requests or large headers, and limits unauthenticated connections.
 
@@ -113,7 +118,7 @@ class HeadLimits(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        number, limit = transport.get_extra_info("socket").fileno(), open_files.limit()
+        number, limit = _file_number(transport), open_files.limit()
         self._may_stream = number < limit * open_files.FOR_STREAMS
         if number >= limit * open_files.FOR_CONNECTIONS:
             open_files.refused("connection")

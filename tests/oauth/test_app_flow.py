@@ -17,6 +17,7 @@ from gateways.models import Gateway
 from hosts.models import Host
 from oauth.models import Binding, Registration
 from tests import make
+from tests.issuers import query
 from tests.meanwhile import meanwhile
 from tests.oauth.apps import CALLBACK, App, browser, connect, decide, register
 from tests.oauth.steps import per_user
@@ -472,7 +473,9 @@ def test_a_connection_disabled_while_the_person_allows_gives_no_code(app: App, m
 
     refused = meanwhile(lambda: client.post(consent, {"decision": "allow"}), lambda: link.disable(by=make.user()))
 
-    assert (refused.status_code, "Refresh" in refused) == (403, False)
+    assert refused.status_code == 403
+    assert query(refused["Refresh"].partition("url=")[2])["error"] == "access_denied"
+    assert "code=" not in refused["Refresh"]
     assert b"This connection has been disabled by an administrator." in refused.content
     assert not Grant.objects.exists()
 

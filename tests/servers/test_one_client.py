@@ -120,7 +120,8 @@ def test_a_row_from_before_makes_no_unsound_tool_callable(proxy: Proxy, run: Run
 
     error = agent_at(gateway, proxy).call("docs__unsound").json()["error"]
 
-    assert error == {"code": -32602, "message": "Unknown tool: docs__unsound"}
+    assert error["code"] == -32602
+    assert error["message"].startswith("Unknown tool: docs__unsound. https://")
 
 
 def test_a_server_can_be_asked_in_a_thread_beside_a_running_event_loop(run: Run) -> None:

@@ -292,11 +292,11 @@ def test_a_key_that_is_pasted_in_place_of_a_sign_in_ends_what_the_issuer_granted
     identity = github.sign_in(ann)
     paste_keys(github, ann, boss)
 
-    browser(ann).post(f"/identities/{identity.pk}/replace/", {"secret": "ghp_pasted"})
+    browser(ann).post(f"/identities/{identity.pk}/replace/", {"secret": "ghp_pasted", "keep": "on"})
 
     identity = Identity.objects.get()
     assert cipher().open(bytes(identity.secret_ciphertext or b"")) == "ghp_pasted"
-    assert (identity.by_oauth, identity.account, identity.kind, identity.status) == (False, "", "bearer", "active")
+    assert (identity.by_oauth, identity.account, identity.kind, identity.status) == (False, "", "bearer", "refused")
     assert (identity.expires_at, identity.renew_at) == (None, None)
     assert not Grant.objects.exists()
     eventually(lambda: github.is_revoked(github.issuer.issued[0]))

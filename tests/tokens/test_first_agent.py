@@ -109,7 +109,8 @@ def test_who_may_not_add_agents_is_told_whom_to_ask(work: Gateway, sign_in: Sign
 
     shown = text(client.get(PAGE, CHOSEN))
 
-    assert "There is no token-based host you may make a token for. Ask a workspace administrator" in shown
+    assert "You need one that takes enrolment, or the capability <i>Create and manage API tokens</i>" in shown
+    assert "Ask for it" in shown
     assert "Name your agent" not in shown
     assert client.post(MAKING, {"name": "CI bot"} | CHOSEN).status_code == 403
     assert not Host.objects.exists()
