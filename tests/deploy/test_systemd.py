@@ -34,3 +34,10 @@ def test_the_settings_are_lines_that_systemd_and_the_gateway_understand() -> Non
         assert name in documented
         assert value
         assert not {"$", "`", '"', "'"} & {*value}
+
+
+def test_processes_may_lower_their_own_priority() -> None:
+    unit = directives()
+    assert unit["SystemCallFilter"][0] == "@system-service"
+    assert not any("@resources" in each for each in unit["SystemCallFilter"])
+    assert unit["SystemCallErrorNumber"] == ["EPERM"]
