@@ -107,12 +107,14 @@ def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
 
 def _roll_up() -> None:
     with databases.direct(), database.without_time_limit():
-        keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
+        if _clocks_agree(database_now()):
+            keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
 
 
 def _seal() -> None:
     with databases.direct(), database.without_time_limit():
-        sealing.keep_up()
+        if _clocks_agree(database_now()):
+            sealing.keep_up()
 
 
 def _index() -> None:
@@ -150,7 +152,7 @@ def _chores(now: datetime) -> dict[str, int]:
     `now` is the database's time. While ours is another, nothing is deleted.
     """
     counts, failed = {}, 0
-    are_apart = abs(timezone.now() - now) >= MOST_APART
+    are_apart = not _clocks_agree(now)
     if are_apart:
         logger.error("the clocks of gateway and database differ: nothing is deleted", extra={"database": now})
         FAILED.labels("clocks").inc()
@@ -167,6 +169,11 @@ def _chores(now: datetime) -> dict[str, int]:
     if not failed:
         DONE_AT.set_to_current_time()
     return counts | ({"failed": failed} if failed else {})
+
+
+def _clocks_agree(now: datetime) -> bool:
+    """Return whether our clock is near the database's, whose time is `now`: what is counted or sealed goes by ours."""
+    return abs(timezone.now() - now) < MOST_APART
 
 
 def database_now() -> datetime:
@@ -308,15 +315,13 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "log_indexes_to_make": lambda now: indexes.left(Call.partitions),
 }
 
-# What is done while the clocks differ too.
+# What is done while the clocks differ too: it deletes nothing, and notes no time of ours.
 DELETE_NOTHING = frozenset(
     {
         "partitions_made",
         "partitions_archived",
         "partitions_not_archived",
         "server_addresses",
-        "calls_rolled_up",
-        "calls_sealed",
         "days_to_roll_up",
         "log_indexes_made",
         "log_indexes_to_make",
