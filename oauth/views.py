@@ -32,6 +32,7 @@ from ui.pages import AppRequest, posted, text_of
 type Step = Callable[..., HttpResponse]
 
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
+REFUSED = "The gateway refused access."  # All that an app is told; the person reads why.
 READING_SECONDS = 20  # An app waits for its answer, and the person has to read ours.
 CHECKED = own_resource("it checks what it may make, for oneself")
 OWN = own_resource("a flow belongs to the browser and the person that began it", others=NOBODY)
@@ -251,7 +252,7 @@ def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpRes
     """403 with the reason. An approved app is sent `access_denied`, any other one if the person follows the link."""
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.lacking(flow, request.user)}
     if flow.kind == Ending.OAUTH:
-        context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": reason})
+        context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
     response = render(request, "oauth/refused.html", context, status=403)
     response["Referrer-Policy"] = "no-referrer"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseNotFound
 from django.http.response import HttpResponseBase
 from django.middleware.gzip import GZipMiddleware
 from django.shortcuts import resolve_url
@@ -56,6 +56,17 @@ def _destination(request: HttpRequest, location: str) -> str:
     if to.path != resolve_url(settings.LOGIN_URL) or not htmx.current_url_abs_path:
         return location
     return to._replace(query=urlencode(dict(parse_qsl(to.query)) | {"next": htmx.current_url_abs_path})).geturl()
+
+
+def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Answer 404 below STATIC_URL; place it after what serves the files, before what asks the database."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        if request.path.startswith(settings.STATIC_URL):
+            return HttpResponseNotFound("There is no such file.\n", content_type="text/plain")
+        return get_response(request)
+
+    return middleware
 
 
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

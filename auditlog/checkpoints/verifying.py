@@ -29,7 +29,7 @@ from auditlog.partitions import midnight
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
 ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row are not the same to the millisecond.
-UNSEALED = timedelta(minutes=15)  # A gateway that runs seals every minute.
+UNSEALED = timedelta(minutes=15)  # A gateway that runs seals within a minute.
 # The end of the ids that were sealed before, by kind of the checkpoint that goes on there.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}

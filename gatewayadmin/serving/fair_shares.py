@@ -58,7 +58,7 @@ class FairShares:
 
     def _senders(self, headers: Headers) -> Iterator[str]:
         """The session and the token of these headers: both, or an invented one would be a share of its own."""
-        if session := parse_cookie(headers.get("cookie", "")).get(self._session_cookie):
+        if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {session}"
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":

@@ -31,7 +31,7 @@ async def is_known(headers: Headers) -> bool:
     if scheme.lower() == "bearer":  # It decides wherever it may be used; a session is ignored then.
         secret = secret.strip()
         return token_text.well_formed(secret) and await _look_up(secret, "")
-    session = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME, "")
+    session = parse_cookie("; ".join(headers.getlist("cookie"))).get(settings.SESSION_COOKIE_NAME, "")
     return session != "" and await _look_up("", session)
 
 

@@ -34,12 +34,14 @@ class Browser:
         self.answered: dict[str, tuple[int, dict[str, str]]] = {}
 
     async def ask(self, path: str, **headers: str) -> None:
+        await self.ask_with(path, [(name.encode(), value.encode()) for name, value in headers.items()])
+
+    async def ask_with(self, path: str, pairs: list[tuple[bytes, bytes]]) -> None:
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 told = {name.decode(): value.decode() for name, value in message["headers"]}
                 self.answered[path] = message["status"], told
 
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "http", "method": "GET", "path": path, "headers": pairs}
         await self._served(scope, _nothing, send)
 
@@ -85,6 +87,20 @@ def test_the_ninth_request_of_one_person_waits_for_their_own_and_another_persons
             pages.may_end.set()
         assert {status for status, _ in browser.answered.values()} == {200}
         assert not served._shares
+
+    serving(test)
+
+
+def test_the_last_of_several_cookie_headers_counts_as_it_does_for_the_pages() -> None:
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        async with asyncio.TaskGroup() as asking:
+            for number in range(3):
+                invented = [(b"cookie", f"gateway_session={number}".encode()), (b"cookie", b"gateway_session=ann")]
+                asking.create_task(browser.ask_with(f"/{number}", invented))
+            await settled()
+            assert pages.inside == ["/0", "/1"]
+            pages.may_begin.set()
+            pages.may_end.set()
 
     serving(test)
 

@@ -258,7 +258,7 @@ def test_who_may_not_connect_apps_is_told_and_an_approved_app_is_sent_access_den
     answer = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
     assert int(seconds) >= 10, "time to read it"
     assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", "xyz", "http://localhost:8000")
-    assert answer["error_description"] == "Your role lacks Authenticate via OAuth."
+    assert answer["error_description"] == "The gateway refused access."
 
 
 def test_an_app_that_nobody_connected_gets_that_answer_only_from_the_person(app: App, gateway: Gateway) -> None:
