@@ -12,7 +12,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Attempt, User
 from accounts.strangers import aside
 from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server
@@ -45,6 +45,7 @@ __all__ = [
 
 DISCOVERY_SECONDS = 10
 TRIAL_SECONDS = 5  # A person waits for the page.
+MOST_TRIALS = 20  # Of new credentials for one server, in a minute.
 MAX_SENTENCE = 300
 
 
@@ -119,13 +120,15 @@ def identity_for(server: Server, user: User) -> Identity | None:
 def refusal_of(server: Server, secret: str) -> str:
     """Try a secret that is not stored yet; return how the server refuses it, to follow the server's name.
 
-    Empty if the server accepts it, or cannot be asked now.
+    Empty if the server accepts it, is disabled, cannot be asked now, or was asked MOST_TRIALS times in this minute:
+    nobody guesses credentials through us.
     """
+    if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
+        return ""
     identity = Identity(server=server, label="new", kind=server.auth_type)
     identity.seal(secret)
     try:
-        with aside():
-            discover(server, identity, seconds=TRIAL_SECONDS)
+        discover(server, identity, seconds=TRIAL_SECONDS)
     except Failed as failure:
         return str(failure) if failure.reason == errors.AccessRefused.reason else ""
     return ""
@@ -141,8 +144,7 @@ def contact(server: Server, identity: Identity | None, seconds: float = DISCOVER
     if identity is not None:
         keep_fresh(identity)
     try:
-        with aside():
-            discovered = discover(server, identity, seconds=seconds)
+        discovered = discover(server, identity, seconds=seconds)
     except Failed as failure:
         note(server, identity, failure)
         raise

@@ -20,7 +20,16 @@ from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cuts
 from connections.models import ConnectionIdentity
 from servers.forms import SharedIdentityForm, SharedSignInForm, TriedSecretForm
-from servers.models import AlreadyRevoked, AnotherPlace, AuthType, HeldDisabled, Identity, IdentityQuerySet, Server
+from servers.models import (
+    AlreadyRevoked,
+    AnotherPlace,
+    AuthType,
+    HeldDisabled,
+    Identity,
+    IdentityQuerySet,
+    Server,
+    ServerError,
+)
 from servers.oauth_client.flow import SignInRefused, begin
 from servers.views import find as find_server
 from ui.pages import (
@@ -237,7 +246,10 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "servers/identity_form.html", context)
     if not form.is_valid():
         return refuse(request, "servers/identity_form.html", context)
-    identity.replace(**form.cleaned_data, by=request.user)
+    try:
+        identity.replace(**form.cleaned_data, by=request.user)
+    except ServerError as error:
+        return leave(request, back, str(error))
     return leave(request, back, "Secret replaced")
 
 

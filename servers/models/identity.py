@@ -14,6 +14,7 @@ from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models.server import (
+    CREDENTIAL_TARGET,
     HIDDEN,
     AlreadyRevoked,
     AnotherPlace,
@@ -239,9 +240,12 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret in its place; sessions opened with the old one are not used again.
 
-        `refusal` is as in `bring`. Raises AlreadyRevoked.
+        `refusal` is as in `bring`. Raises AlreadyRevoked, or AnotherPlace when the server has changed meanwhile.
         """
         with transaction.atomic():
+            now = Server.objects.select_for_update().get(pk=self.server_id)
+            if any(getattr(now, name) != getattr(self.server, name) for name in CREDENTIAL_TARGET):
+                raise AnotherPlace("This server was changed just now. Look again.")
             row = self.lock()
             if row.revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
