@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import httpx
 import pytest
@@ -117,7 +118,7 @@ def test_an_export_ends_with_its_reader(live: Serve, owner: httpx.Client) -> Non
     with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
         pieces = answer.iter_raw()  # Held: without it the answer is closed.
         next(pieces)
-        assert live.rows(RUNNING)
+        eventually(lambda: not live.rows(RUNNING))  # Nobody reads on, so nothing is asked of the database.
 
     eventually(lambda: not live.rows(RUNNING))
     assert "Traceback" not in live.log()[logged:]
@@ -129,11 +130,20 @@ def test_an_export_that_loses_the_database_ends_with_a_line_and_an_error(live: S
     got: list[bytes] = []
 
     with owner.stream("GET", "/api/logs/export", params={"format": "jsonl"}) as answer:
-        pieces = answer.iter_raw()
+        pieces, over = answer.iter_raw(), Event()
         got.append(next(pieces))
-        live.rows(RUNNING.replace("pid", "pg_terminate_backend(pid)", 1))
-        with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
-            drain(pieces, got)
+
+        def cut() -> None:
+            while not over.is_set():
+                live.rows(RUNNING.replace("pid", "pg_terminate_backend(pid)", 1))
+
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(cut)
+            try:
+                with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                    drain(pieces, got)
+            finally:
+                over.set()
 
     assert json.loads(b"".join(got).splitlines()[-1])["export"]["complete"] is False
 

@@ -1,5 +1,6 @@
 """What a page asks of the database ends in time, and says so."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import psycopg
@@ -81,8 +82,19 @@ def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
     assert client.get(path).status_code == 200
 
 
+@pytest.fixture
+def sleepers(db: None) -> Iterator[None]:
+    """End statements that go on at the server: their transactions hold up whoever makes an index in use."""
+    yield
+    with psycopg.connect(database.conninfo(), autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE query = 'SELECT pg_sleep(600)' AND datname = current_database()"
+        )
+
+
 def test_a_page_waits_for_a_database_that_hangs_no_longer_than_it_may(
-    db: None, monkeypatch: pytest.MonkeyPatch
+    sleepers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database.PageConnection, "longest_wait", 0.1)
     with database.PageConnection.connect(database.conninfo()) as page:
@@ -91,7 +103,7 @@ def test_a_page_waits_for_a_database_that_hangs_no_longer_than_it_may(
         assert page.closed
 
 
-def test_what_leaves_the_pool_answers_at_once(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_leaves_the_pool_answers_at_once(sleepers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "CHECK_S", 0.1)
     with database.PageConnection.connect(database.conninfo()) as page:
         database.PageConnection.check(page)
