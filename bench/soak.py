@@ -1,11 +1,14 @@
-"""Look for what grows while clients come and go badly: `python -m bench.soak --minutes 20`.
+"""Look for what fails or grows in days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
 
-Clients of both eras call tools, subscribe, listen, break streams in the middle, leave questions of servers unanswered
-and never end a session, at a gateway of two workers with its embedded PostgreSQL. Every half minute a line tells the
-memory of each worker, the rows of the tables of sessions, the sessions open at the server and the median of a call.
-Fails when memory or rows grow after the first third of the time.
+Two gateways with one worker each, on one database, behind nginx as the documentation sets it up; every so many minutes
+both are replaced, one after the other. Clients of both eras call tools, subscribe, listen, break streams in the middle,
+leave questions of servers unanswered and never end a session. With `--real`, the clients of the compatibility table use
+its servers, too, one client after the other: what worked in a client's first round has to work in each later one.
 
-What nobody answers is kept for five minutes, so that less than fifteen minutes say little.
+Every half minute a line says the memory and open files of the gateways, the rows of the tables of sessions, the
+sessions open at the server and the median of a call. Fails when a call failed, when an answered call is not in the log
+or is there twice, and when memory, files or rows grew after the first third of the time. What nobody answers is kept
+for five minutes, so that less than fifteen minutes say little.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import asyncio
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,30 +27,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
 import psycopg
+from cryptography.fernet import Fernet
 
-from bench.processes import (
-    ROOT,
-    free_port,
-    gateway_environment,
-    rows,
-    running,
-    serve_command,
-    session_at,
-    upstream_command,
-)
-from gatewayadmin.embedded.cluster import DATABASE, OWNER, socket_folder
+from bench.processes import ROOT, free_port, gateway_environment, rows, running, session_at, upstream_command, wait_for
+from bench.upgrade import embedded, manage
+from tests.matrix import servers as real_servers
+from tests.matrix.clients import CLIENTS, Found
+from tests.running.nginx import Nginx
 
 SAMPLE_SECONDS = 30.0
+REAL_PAUSE_S = 20.0
 TABLES = ("session", "upstreamsession", "pendingrequest", "suspendedcall", "cancellation")
 MOST_SESSIONS = 100  # The gateway keeps so many of a connection.
 AT_ONCE = 4
 LISTENED_SECONDS = 2.0  # Enough for the gateway to listen to the server as well.
 # What may be between two medians without anything having grown.
-MEMORY_ALLOWED, ROWS_ALLOWED, FEW_ROWS = 1.03, 1.05, 10
+MEMORY_ALLOWED, ROWS_ALLOWED, FEW_ROWS = 1.05, 1.05, 10
 MODERN = "2026-07-28"
 META = {
     "io.modelcontextprotocol/protocolVersion": MODERN,
@@ -64,21 +65,24 @@ class Counted:
     taken: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     actions: int = 0
+    answered: int = 0
+    """Plain calls, of all the time."""
+    failures: int = 0
+
+    def line_printed(self) -> None:
+        self.failures += len(self.failed)
+        self.taken, self.failed, self.actions = [], [], 0
 
 
 @dataclass(frozen=True)
 class Sample:
     """One line."""
 
-    memory: dict[int, float]
-    """MB of each worker."""
-    files: dict[int, int]
+    memory: list[float]
+    """MB of each gateway: its main process, worker and reader."""
+    files: list[int]
     rows: dict[str, int]
     at_server: int
-
-    @property
-    def stored(self) -> int:
-        return sum(self.rows.values())
 
 
 @dataclass
@@ -108,7 +112,9 @@ class Client:
         self.counted.actions += 1
         lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
         told: Json = json.loads(lines[-1] if lines else answer.text or "{}")
-        if plain and "result" not in told:
+        if plain and "result" in told:
+            self.counted.answered += 1
+        elif plain:
             self.counted.failed.append(f"{answer.status_code} {answer.text[:200]}")
         await asyncio.sleep(self.pause * random.uniform(0.5, 1.5))
         return told
@@ -202,14 +208,23 @@ async def _events(answer: httpx.Response) -> AsyncIterator[str]:
 def main() -> None:
     options = parsed()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended before its time."))
-    with tempfile.TemporaryDirectory(prefix="gateway-soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="gateway-soak-") as folder, ExitStack() as stack:
         home = Path(folder)
         home.chmod(0o755)  # The embedded PostgreSQL of root runs as somebody else.
-        with gateway(home) as (look, clients):
-            samples = asyncio.run(soak(options.minutes * 60, options.pause, look, clients))
-    grown = [told for told in what_grew(samples) if told]
-    print("\n".join(grown) or "Nothing grew.")
-    sys.exit(1 if grown else 0)
+        site = stack.enter_context(Site.running(home))
+        real = stack.enter_context(real_targets(site)) if options.real else {}
+        counted = Counted()
+        before = site.recorded()
+        samples = asyncio.run(soak(options, site, real, counted))
+        recorded = site.recorded() - before
+    wrong = list(what_grew(samples))
+    if counted.failures:
+        wrong.append(f"FAILED: {counted.failures} of the clients' actions")
+    if recorded != counted.answered:
+        wrong.append(f"IN THE LOG: {recorded:,} of {counted.answered:,} answered calls")
+    print(f"{counted.answered:,} plain calls answered, {recorded:,} recorded, {counted.failures} failures")
+    print("\n".join(wrong) or "Nothing grew.")
+    sys.exit(1 if wrong else 0)
 
 
 def parsed() -> argparse.Namespace:
@@ -218,51 +233,160 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=20, help="how long (default: %(default)s)")
     parser.add_argument("--pause", type=float, default=0.2, help="seconds between actions (default: %(default)s)")
+    parser.add_argument("--restart-every", type=float, default=15, metavar="MINUTES", help="default: %(default)s")
+    parser.add_argument("--agents", type=int, default=4, help="of each era, which call without end (default: 4)")
+    parser.add_argument("--real", action="store_true", help="also the clients and servers of the compatibility table")
     return parser.parse_args()
 
 
-@contextmanager
-def gateway(home: Path) -> Iterator[tuple[Any, list[tuple[str, str, str, Any]]]]:
-    """A gateway with its sessions already as many as it keeps; what looks at it, and who is to call it."""
-    upstream, port, environment = free_port(), free_port(), gateway_environment(home)
-    with ExitStack() as stack:
-        stack.enter_context(running(upstream_command(upstream), upstream))
-        serve = serve_command(ROOT, port, workers=2)
-        process = stack.enter_context(running(serve, port, environment, path="/readyz"))
-        at = f"http://127.0.0.1:{upstream}"
-        made = rows(ROOT, environment, "make", servers={"sessions": f"{at}/sessions", "bench": f"{at}/mcp"}, tokens=2)
-        clients = []
-        for name, one in made.items():
-            url = f"http://127.0.0.1:{port}/mcp/{one['slug']}"
+class Site:
+    """Two gateways on one database behind nginx, and the raw servers they call."""
+
+    def __init__(self, home: Path, environment: dict[str, str], upstream: str) -> None:
+        self._home = home
+        self._ports = [free_port(), free_port()]
+        self.port = free_port()
+        self.environment = environment | {"GATEWAY_PUBLIC_URL": f"http://127.0.0.1:{self.port}"}
+        self._upstream = upstream
+        self._serves: dict[int, subprocess.Popen[bytes]] = {}
+        self.clients: list[tuple[str, str, str, Any]] = []
+
+    @classmethod
+    @contextmanager
+    def running(cls, home: Path) -> Iterator["Site"]:
+        keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
+        keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()
+        upstream = free_port()
+        with ExitStack() as stack:
+            address = stack.enter_context(embedded(home / "database"))
+            with psycopg.connect(address, autocommit=True) as connection:
+                connection.execute("CREATE DATABASE soak")
+            keys["DATABASE_URL"] = address.replace("/postgres?", "/soak?")
+            site = cls(home, gateway_environment(home) | keys, f"http://127.0.0.1:{upstream}")
+            manage(ROOT, site.environment, "migrate", "--verbosity", "0")
+            stack.enter_context(running(upstream_command(upstream), upstream))
+            stack.callback(site._end)
+            for port in site._ports:
+                site._start(port)
+            stack.callback(Nginx(site.port, site._ports).close)
+            site._make_clients()
+            yield site
+
+    def replace(self) -> None:
+        """End each gateway when the other one serves, and start it again."""
+        for port in self._ports:
+            process = self._serves.pop(port)
+            process.terminate()
+            if process.wait(timeout=60):
+                raise AssertionError(f"a gateway ended with {process.returncode}: {self._log(port)}")
+            self._start(port)
+            time.sleep(11)  # nginx passes over one that was away for ten seconds.
+
+    def recorded(self) -> int:
+        """How many plain calls the log holds."""
+        query = "SELECT count(*) FROM auditlog_call WHERE feature_name = 'echo'"
+        with psycopg.connect(self.environment["DATABASE_URL"]) as connection:
+            (count,) = connection.execute(query).fetchone() or (0,)
+        return int(count)
+
+    def sample(self) -> Sample:
+        processes = [psutil.Process(serve.pid) for serve in list(self._serves.values())]
+        families = [[one, *one.children(recursive=True)] for one in processes]
+        families = [[one for one in family if one.is_running()] for family in families]
+        with psycopg.connect(self.environment["DATABASE_URL"]) as connection:
+            counts = {
+                table: connection.execute(f"SELECT count(*) FROM proxy_{table}".encode()).fetchone() for table in TABLES
+            }
+        with urllib.request.urlopen(f"{self._upstream}/count", timeout=10) as counted:
+            at_server = int(counted.read())
+        return Sample(
+            [sum(one.memory_info().rss for one in family) / 1e6 for family in families],
+            [sum(one.num_fds() for one in family) for family in families],
+            {table: int(row[0]) for table, row in counts.items() if row},
+            at_server,
+        )
+
+    def _make_clients(self) -> None:
+        servers = {"sessions": f"{self._upstream}/sessions", "bench": f"{self._upstream}/mcp"}
+        for name, one in rows(ROOT, self.environment, "make", servers=servers, tokens=2).items():
+            url = f"http://127.0.0.1:{self.port}/mcp/{one['slug']}"
             for token, life in zip(one["tokens"], (session_life, modern_life), strict=True):
-                clients.append((url, token, name, life))
+                self.clients.append((url, token, name, life))
                 if life is session_life:
                     asyncio.run(fill(url, token, f"{name}__echo"))
 
-        def look() -> Sample:
-            workers = {child.pid: child for child in psutil.Process(process.pid).children() if _is_python(child)}
-            address = f"host={socket_folder(home / 'data' / 'postgres')} dbname={DATABASE} user={OWNER}"
-            with psycopg.connect(address) as connection:
-                counts = {
-                    table: connection.execute(f"SELECT count(*) FROM proxy_{table}".encode()).fetchone()
-                    for table in TABLES
-                }
-            with urllib.request.urlopen(f"{at}/count", timeout=10) as counted:
-                at_server = int(counted.read())
-            return Sample(
-                {pid: worker.memory_info().rss / 1e6 for pid, worker in workers.items()},
-                {pid: worker.num_fds() for pid, worker in workers.items()},
-                {table: int(row[0]) for table, row in counts.items() if row},
-                at_server,
+    def _start(self, port: int) -> None:
+        folder = self._home / str(port)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with (self._home / f"{port}.log").open("ab") as log:
+            process = self._serves[port] = subprocess.Popen(
+                [sys.executable, "manage.py", "serve", "--no-migrate", "--workers", "1", "--port", str(port)],
+                cwd=ROOT,
+                env=self.environment | {"GATEWAY_DATA_DIR": str(folder)},
+                stdout=log,
+                stderr=log,
             )
+        wait_for(f"http://127.0.0.1:{port}/readyz", process)
 
-        yield look, clients
+    def _end(self) -> None:
+        for process in self._serves.values():
+            process.terminate()
+        for process in self._serves.values():
+            process.wait(timeout=60)
+
+    def _log(self, port: int) -> str:
+        return (self._home / f"{port}.log").read_text()[-2000:]
 
 
-def _is_python(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return "postgres" not in process.name()
-    return False
+@contextmanager
+def real_targets(site: Site) -> Iterator[dict[str, Any]]:
+    """For each client of the compatibility table its targets through the gateway; their servers run meanwhile."""
+    real_servers.install()
+    with tempfile.TemporaryDirectory(prefix="gateway-soak-real-") as home, ExitStack() as stack:
+        urls = {}
+        for number, name in enumerate(real_servers.SERVERS):
+            folder = Path(home) / str(number)
+            folder.mkdir()
+            urls[name] = stack.enter_context(real_servers.running(name, folder))
+        command = [sys.executable, "-m", "tests.matrix.rows", json.dumps({"servers": urls, "clients": list(CLIENTS)})]
+        made = json.loads(subprocess.check_output(command, cwd=ROOT, env=site.environment))
+        yield {
+            client: {
+                name: {
+                    "url": f"http://127.0.0.1:{site.port}/mcp/{made[name]['slug']}",
+                    "token": made[name]["tokens"][client],
+                    "asks": real_servers.SERVERS[name].asks,
+                }
+                for name in urls
+            }
+            for client in CLIENTS
+        }
+
+
+async def live_really(targets: dict[str, Any], counted: Counted, until: float) -> None:
+    """Let one real client after the other use all servers; what its first round could do the later ones have to."""
+    first: dict[str, Found] = {}
+    while time.monotonic() < until:
+        for client, target in targets.items():
+            found = await asyncio.to_thread(CLIENTS[client].run, target)
+            first.setdefault(client, found)
+            for server, abilities in found.items():
+                counted.actions += len(abilities)
+                counted.failed.extend(
+                    f"{client}, {server}, {ability}: {reason}"
+                    for ability, reason in abilities.items()
+                    if reason and first[client][server].get(ability) == ""
+                )
+            await asyncio.sleep(REAL_PAUSE_S)
+            if time.monotonic() > until:
+                break
+
+
+async def restart(site: Site, minutes: float, until: float) -> None:
+    while time.monotonic() + minutes * 60 < until:
+        await asyncio.sleep(minutes * 60)
+        print("both gateways are replaced", flush=True)
+        await asyncio.to_thread(site.replace)
 
 
 async def fill(url: str, token: str, tool: str) -> None:
@@ -283,30 +407,49 @@ async def fill(url: str, token: str, tool: str) -> None:
             group.create_task(one(http))
 
 
-async def soak(seconds: float, pause: float, look: Any, clients: list[tuple[str, str, str, Any]]) -> list[Sample]:
-    counted, samples, began = Counted(), list[Sample](), time.monotonic()
+async def agent(client: Client) -> None:
+    """Call the plain tool, in either era."""
+    if client.pause and random.random() < 0.5:
+        await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
+        return
+    body = client.call("echo", text="hello")
+    body["params"]["_meta"] |= META
+    headers = client.headers(MCP_Protocol_Version=MODERN, Mcp_Method="tools/call", Mcp_Name=body["params"]["name"])
+    await client.post(body, headers, plain=True)
+
+
+async def soak(options: argparse.Namespace, site: Site, real: dict[str, Any], counted: Counted) -> list[Sample]:
+    seconds, samples, began = options.minutes * 60, list[Sample](), time.monotonic()
+    until = began + seconds
     limits = httpx.Limits(max_keepalive_connections=8)
     async with httpx.AsyncClient(timeout=60, limits=limits, trust_env=False) as http, asyncio.TaskGroup() as group:
-        for url, token, alias, life in clients:
-            client = Client(http, url, token, alias, counted, pause)
-            group.create_task(live(client, life, began + seconds))
+        for url, token, alias, life in site.clients:
+            client = Client(http, url, token, alias, counted, options.pause)
+            group.create_task(live(client, life, until))
+            for _ in range(options.agents if life is modern_life else 0):
+                group.create_task(live(client, agent, until))
+        if real:
+            group.create_task(live_really(real, counted, until))
+        group.create_task(restart(site, options.restart_every, until))
         while (passed := time.monotonic() - began) < seconds:
             await asyncio.sleep(min(SAMPLE_SECONDS, seconds - passed))
-            samples.append(await asyncio.to_thread(look))
-            print_line(time.monotonic() - began, samples[-1], counted)
-            counted.taken, counted.failed, counted.actions = [], [], 0
+            with suppress(psutil.Error, psycopg.Error, OSError):  # One is being replaced.
+                samples.append(await asyncio.to_thread(site.sample))
+                print_line(time.monotonic() - began, samples[-1], counted)
+                counted.line_printed()
+    counted.line_printed()
     return samples
 
 
 def print_line(passed: float, sample: Sample, counted: Counted) -> None:
-    memory = " ".join(f"{each:7.1f}" for each in sample.memory.values())
-    files = " ".join(f"{each:4}" for each in sample.files.values())
+    memory = " ".join(f"{each:7.1f}" for each in sample.memory)
+    files = " ".join(f"{each:4}" for each in sample.files)
     tables = ", ".join(f"{name} {number}" for name, number in sample.rows.items())
     p50 = f"{median(counted.taken):6.1f}" if counted.taken else "   -"
     print(
         f"{passed / 60:5.1f} min  MB {memory}  files {files}  {tables}  at the server {sample.at_server}"
         f"  p50 {p50} ms of {len(counted.taken)}, {counted.actions} actions"
-        + (f"  {len(counted.failed)} FAILED: {counted.failed[0]}" if counted.failed else ""),
+        + "".join(f"\n  FAILED: {failure}" for failure in counted.failed[:20]),
         flush=True,
     )
 
@@ -317,10 +460,10 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     if not second or not last:
         yield "Too short to tell."
         return
-    for pid in last[-1].memory:
-        early, late = (median(one.memory.get(pid, 0) for one in third) for third in (second, last))
-        if late > early * MEMORY_ALLOWED:
-            yield f"GREW: worker {pid} from {early:.1f} to {late:.1f} MB"
+    for name, allowed in (("memory", 0), ("files", FEW_ROWS)):
+        before, after = (median(sum(getattr(one, name)) for one in third) for third in (second, last))
+        if after > before * MEMORY_ALLOWED + allowed:
+            yield f"GREW: {name} of the gateways from {before:.1f} to {after:.1f}"
     for name in TABLES:
         before, after = (median(one.rows[name] for one in third) for third in (second, last))
         if after > before * ROWS_ALLOWED + FEW_ROWS:
