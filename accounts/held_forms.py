@@ -26,7 +26,7 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render, resolve_url
 from django.utils.cache import add_never_cache_headers
 
-from ui.pages import own_path, stood_on
+from ui.pages import own_path, referring_page
 from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
@@ -89,7 +89,7 @@ def _onward(request: HttpRequest) -> str:
     """Where to go on after the confirmation, with the key of what was sent, which is held from now on."""
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()
-    page, address = getattr(request, "held_on", "") or stood_on(request), request.get_full_path()
+    page, address = getattr(request, "held_on", "") or referring_page(request), request.get_full_path()
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
     packed = zlib.compress(orjson.dumps(sent))
     if len(packed) > MOST_BYTES:

@@ -9,7 +9,7 @@ from django.contrib.auth.middleware import LoginRequiredMiddleware
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.shortcuts import resolve_url
 
-from ui.pages import stood_on
+from ui.pages import referring_page
 
 NOT_DONE = "not_done"  # In the address of sign-in: what was sent was not done.
 
@@ -23,5 +23,5 @@ class SignInFirst(LoginRequiredMiddleware):
     ) -> HttpResponseRedirect:
         if request.method != "POST":
             return super().handle_no_permission(request, view_func)
-        told = {self.get_redirect_field_name(view_func): stood_on(request), NOT_DONE: 1}
+        told = {self.get_redirect_field_name(view_func): referring_page(request), NOT_DONE: 1}
         return HttpResponseRedirect(f"{resolve_url(self.get_login_url(view_func))}?{urlencode(told, safe='/')}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.http import HttpResponse, HttpResponseBadRequest
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
@@ -19,13 +19,12 @@ from auditlog.actions import Action
 from auditlog.event_filters import EventFilter
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import Event
-from auditlog.search import filters, here
 from auditlog.search.criteria import count_rows
 from auditlog.search.keyset import Cursor, page
 from auditlog.sentences import parts
 from auditlog.targets import KINDS, Places, places_of
 from capabilities import Capability, requires
-from ui.pages import AppRequest, is_for, show, with_query
+from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
 
 ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
@@ -157,22 +156,18 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.AUDIT_READ)
 def detail(request: AppRequest, uid: UUID) -> HttpResponse:
     """One event, as a drawer beside the list it was opened from."""
-    event_filter = EventFilter(here.values(request, lambda query: EventFilter(query).asked))
-    address = with_query(request.path, event_filter.query)
-    is_alone = is_for(request, "drawer")
-    if here.is_brief(request) and not is_alone:
-        return redirect(address)
+    event_filter = EventFilter(request.GET)
     event = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
     context = {"opened": EventRow(event, places_of([event], request.user)), "same_request": same_request}
-    if is_alone:
+    if is_for(request, "drawer"):
         response = render(request, "auditlog/event_drawer.html", {**context, "query": event_filter.query})
-        response["HX-Push-Url"] = address
+        response["HX-Push-Url"] = with_query(request.path, event_filter.query)
         return response
     return render(request, "auditlog/events.html", {**_listed(request, event_filter, ROWS_BESIDE), **context})
 
 
-def _listed(request: AppRequest, event_filter: EventFilter, size: int = filters.PAGE_SIZE) -> dict[str, Any]:
+def _listed(request: AppRequest, event_filter: EventFilter, size: int = PAGE_SIZE) -> dict[str, Any]:
     events = event_filter.narrow()
     result = page([events], Cursor.named(request.GET.get("cursor", "")), size)
     places = places_of(result.rows, request.user)
@@ -183,7 +178,7 @@ def _listed(request: AppRequest, event_filter: EventFilter, size: int = filters.
         "narrowed": bool(event_filter.asked),
         "span": event_filter.span,
         "query": event_filter.query,
-        "row_query": here.brief(event_filter.query, "", on=event_filter.query),
+        "row_query": event_filter.query,
         "facets": event_filter.facets(),
         "list_url": reverse("auditlog:events"),
         "tab": "events",

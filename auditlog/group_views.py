@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from django.http import HttpResponse, HttpResponseBadRequest, QueryDict
-from django.shortcuts import redirect
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
@@ -16,9 +15,7 @@ from auditlog.actions import Action
 from auditlog.export import TYPES, as_csv
 from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
 from auditlog.models import Event
-from auditlog.search import here
 from auditlog.search.filters import RANGES, CallFilter
-from auditlog.search.look import Look
 from auditlog.search.query_language import Either
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show
@@ -40,9 +37,7 @@ COLUMNS = (
 @replica.from_replica
 def grouped(request: AppRequest) -> HttpResponse:
     """The calls as the page of calls narrows them, by what they are of."""
-    call_filter, by, sort = _asked(here.values(request, lambda query: _told(request, query)))
-    if here.is_brief(request):
-        return redirect(f"{request.path}?{_with(call_filter, by=by, sort=sort)}")
+    call_filter, by, sort = _asked(request.GET)
     found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
     rows = found.sorted(sort) if found else []
     highest = max((row.calls for row in rows), default=1)
@@ -90,12 +85,6 @@ def export_groups(request: AppRequest) -> HttpResponse:
 def _asked(query: QueryDict) -> tuple[CallFilter, str, str]:
     by, sort = query.get("by", ""), query.get("sort", "")
     return CallFilter(query), by if by in BY else "host", sort if sort.removeprefix("-") in SORTS else "-calls"
-
-
-def _told(request: AppRequest, query: QueryDict) -> dict[str, Any]:
-    """What a list of calls or groups was narrowed by; its times were those of this person's zone."""
-    asked = CallFilter(query, look=Look.of(request.user.log_look)).asked
-    return asked | {name: query.get(name, "") for name in ("by", "sort")}
 
 
 def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:

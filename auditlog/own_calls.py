@@ -23,11 +23,10 @@ from auditlog.search.keyset import Cursor, page
 from capabilities import own_resource
 from connections.models import Connection
 from gateways.models import Gateway
-from ui.pages import AppRequest, moment_of, show, text_of
+from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # For so long a page asks for itself; then somebody has to say that they still wait.
 LOOKED_AT = timedelta(hours=1)  # A page that is open longer looks back no further.
-ROWS = 50
 # What clients send to introduce themselves, or to find out what is there: no call of anything yet.
 HELLOS = ("initialize", "ping", "server/discover")
 
@@ -123,7 +122,7 @@ class Wait:
     def found(self) -> OwnCall | None:
         """The call to tell of: the first that got through, else the last that was denied, else the last hello."""
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
-        came = [OwnCall(row) for row in rows.order_by("created_at")[:ROWS]]
+        came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]
         arrived = [one for one in came if not one.is_hello]
         through = [one for one in arrived if not one.is_denied]
         well = [one for one in through if one.is_ok]
@@ -199,5 +198,5 @@ def waiting(request: AppRequest) -> HttpResponse:
 @own_resource("one's own calls")
 def listing(request: AppRequest) -> HttpResponse:
     """My calls: what was called as oneself, newest first, each denial with its cause."""
-    found = page([own_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), ROWS)
+    found = page([own_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
     return show(request, "auditlog/own.html", {"page": found, "rows": [OwnCall(row) for row in found.rows]})

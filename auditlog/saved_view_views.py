@@ -5,9 +5,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from django.http import HttpResponse, QueryDict
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_POST
 
 from accounts.models import SavedView
 from accounts.rules import PeopleError
@@ -42,13 +42,11 @@ def save(request: AppRequest) -> HttpResponse:
     return leave(request, back, f"{name} saved")
 
 
-@require_http_methods(["GET", "POST"])
+@require_POST
 @requires(Capability.LOGS_READ)
 def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Open a view; or share it, no longer share it, or remove it."""
+    """Share a view, stop sharing it, or remove it."""
     view = get_object_or_404(SavedView.objects.seen_by(request.user), pk=pk)
-    if request.method == "GET":
-        return redirect(with_query(reverse("auditlog:calls"), view.query))
     act, name = request.POST.get("act", ""), view.name
     said = {"share": "is shared", "keep": "is no longer shared", "remove": "removed"}.get(act, "")
     try:

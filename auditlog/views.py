@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -23,7 +22,7 @@ from auditlog.detail import Detail, curl, payloads
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.remedies import cause, is_a_switch, of_call
-from auditlog.search import facets, filters, here, look, snapshot
+from auditlog.search import facets, filters, look, snapshot
 from auditlog.search.criteria import Search, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS
 from auditlog.search.filters import CallFilter
@@ -36,10 +35,8 @@ from auditlog.trail import trail_of
 from auditlog.trail_views import what_if_url
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
-from ui.pages import AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
+from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
-LARGEST = 60 * 1024  # Bytes of a list of calls.
-LEAST_ROWS = 10  # As many it has even so.
 ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
 MOST_VIEWS = 50  # Saved views that stand above the list.
 NO_PAGE = SearchPage(Page([], None, None))
@@ -53,8 +50,6 @@ def calls(request: AppRequest) -> HttpResponse:
     if is_for(request, "drawer"):
         return render(request, "auditlog/log.html#closed")
     call_filter = _filter(request)
-    if here.is_brief(request):
-        return redirect(_address(request, call_filter))
     if (uid := call_filter.pasted_id) and (row := _only_call(call_filter, uid)):
         page = reverse("auditlog:call", args=[row.uid])
         return HttpResponseClientRedirect(page) if wants_fragment(request) else redirect(page)
@@ -63,8 +58,7 @@ def calls(request: AppRequest) -> HttpResponse:
 
 def _filter(request: AppRequest, scope: dict[str, str] | None = None) -> CallFilter:
     """What a request narrows the log by, on the page of a part of it within its `scope`."""
-    look = _usual(request)
-    return CallFilter(here.values(request, lambda query: CallFilter(query, look=look).asked), scope, look)
+    return CallFilter(request.GET, scope, _usual(request))
 
 
 def _address(request: AppRequest, call_filter: CallFilter) -> str:
@@ -98,34 +92,16 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
 def _listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
     context |= _listed(request, call_filter)
     if not wants_fragment(request):
-        return _show_fitting(request, template, context)
-    response = _show_fitting(request, "auditlog/log.html#entries", context)
+        return show(request, template, context)
+    response = show(request, "auditlog/log.html#entries", context)
     # What htmx would push names every empty field of the form.
     response["HX-Push-Url"] = _address(request, call_filter)
     return response
 
 
-def _show_fitting(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    """The page; with fewer rows where all of them, with much text in each, make more than LARGEST bytes of it."""
-    response = show(request, template, context)
-    rows, over = list(context["rows"]), len(response.content) - LARGEST
-    if over <= 0 or len(rows) <= LEAST_ROWS:
-        return response
-    cursor, is_slowest = Cursor.named(request.GET.get("cursor", "")), context["filters"].values["order"]
-    way = cursor.way if cursor and not is_slowest else OLDER
-    while over > 0 and len(rows) > LEAST_ROWS:
-        over -= len(rows.pop(0 if way == NEWER else -1).cells.encode())
-    page = context["page"].nearest(len(rows), way)
-    if is_slowest:  # Of these there is one page.
-        page = replace(page, older=None)
-    return show(request, template, context | {"rows": rows, "page": page, "looked_to": None})
-
-
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
     """The calls of one host, gateway or server (`kind`), as a tab of its page."""
     call_filter = _filter(request, {kind: str(target.pk)})
-    if here.is_brief(request):
-        return redirect(_address(request, call_filter))
     return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
@@ -151,8 +127,6 @@ def now(request: AppRequest, uid: UUID) -> HttpResponse:
 def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
     call_filter = _filter(request)
     address, is_alone = _address(request, call_filter), is_for(request, "drawer")
-    if here.is_brief(request) and not is_alone:
-        return redirect(address)
     try:
         row = Call.objects.find(uid)
     except Call.DoesNotExist as missing:
@@ -254,7 +228,7 @@ def export_calls(request: AppRequest) -> HttpResponse:
 def _listed(
     request: AppRequest,
     call_filter: CallFilter,
-    size: int = filters.PAGE_SIZE,
+    size: int = PAGE_SIZE,
     open_facets: Sequence[str] = facets.FIRST,
 ) -> dict[str, Any]:
     cursor = Cursor.named(request.GET.get("cursor", ""))
@@ -301,7 +275,7 @@ def _listed(
         "whole_range": call_filter.without(*call_filter.asked.keys() - {"range", "from", "to"}),
         "span": call_filter.span,
         "query": call_filter.query,
-        "bar_query": here.brief(call_filter.without("from", "to", "range", "live"), "live=", on=call_filter.query),
+        "bar_query": call_filter.without("from", "to", "range", "live"),
         "row_query": call_filter.link_elsewhere(),
         "chips": call_filter.chips(),
         "facets": facets.facets(call_filter, search, open_facets, any_call=count is None or not count.is_none),
@@ -329,15 +303,14 @@ def _views(request: AppRequest, call_filter: CallFilter) -> list[ListedView]:
         return []
     found = SavedView.objects.seen_by(request.user).select_related("owner")
     return [
-        ListedView(view, _link(view), view.owner_id == request.user.pk, view.may_remove(request.user))
+        ListedView(
+            view,
+            with_query(reverse("auditlog:calls"), view.query),
+            view.owner_id == request.user.pk,
+            view.may_remove(request.user),
+        )
         for view in found[:MOST_VIEWS]
     ]
-
-
-def _link(view: SavedView) -> str:
-    if here.is_short(view.query):
-        return with_query(reverse("auditlog:calls"), view.query)
-    return reverse("auditlog:view", args=[view.pk])
 
 
 def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: int) -> SearchPage:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -195,7 +196,8 @@ async def live(client: Client, life: Any, until: float) -> None:
         try:
             await life(client)
         except (httpx.HTTPError, KeyError) as error:
-            client.counted.failed.append(f"{type(error).__name__} {error}")
+            lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
+            client.counted.failed.append(f"{type(error).__name__} {error}: {lines[1]}")
             await asyncio.sleep(client.pause)
 
 
@@ -284,7 +286,7 @@ class Site:
 
     def recorded(self) -> int:
         """How many plain calls the log holds."""
-        query = "SELECT count(*) FROM auditlog_call WHERE feature_name = 'echo'"
+        query = "SELECT count(*) FROM auditlog_call WHERE feature_name IN ('bench__echo', 'sessions__echo')"
         with psycopg.connect(self.environment["DATABASE_URL"]) as connection:
             (count,) = connection.execute(query).fetchone() or (0,)
         return int(count)

@@ -22,17 +22,15 @@ from gateways.models import Assignment
 from oauth.forms import NEW, IdentityForm
 from servers.identity_views import IdentityRow, own_identities
 from servers.models import AnotherPlace, Identity
-from ui.pages import AppRequest, answer, confirm, leave, page_of, posted, refuse, show
-
-IDENTITIES, CONNECTIONS = 15, 12  # Each brings buttons; fifty would make the page too heavy.
+from ui.pages import PAGE_SIZE, AppRequest, answer, confirm, leave, page_of, posted, refuse, show
 
 
 @require_GET
 @own_resource("one's own identities and connections")
 def own(request: AppRequest) -> HttpResponse:
     live = Connection.objects.own(request.user).live().order_by(*_order(request.GET.get("connection", "")))
-    page = page_of(request, live, CONNECTIONS, _detailed)
-    identities = Paginator(own_identities(request.user), IDENTITIES).get_page(request.GET.get("identities"))
+    page = page_of(request, live, detail=_detailed)
+    identities = Paginator(own_identities(request.user), PAGE_SIZE).get_page(request.GET.get("identities"))
     context = {
         "identities": identities,
         "identity_rows": [IdentityRow(identity, request.user) for identity in identities],

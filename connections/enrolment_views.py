@@ -18,8 +18,6 @@ from connections.rows import ConnectionRow, visible
 from hosts.views import find
 from ui.pages import AppRequest, page_of, show
 
-ROWS = 20
-
 
 class Carried(NamedTuple):
     """A server that asks for a person's own identity, and the state of the one they brought."""
@@ -51,7 +49,7 @@ def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
-    page = page_of(request, live, ROWS, _detailed)
+    page = page_of(request, live, detail=_detailed)
     context = {
         "host": host,
         "tab": "overview",

@@ -18,7 +18,6 @@ from gateways.models import Gateway
 from ui.pages import AppRequest, page_of
 from ui.tables import show_list
 
-ROWS = 22
 GATEWAYS = 40  # More would make the page too heavy; the search finds the connections of the rest.
 KINDS = ("app", "agent", "all")
 
@@ -76,7 +75,7 @@ def listing(request: AppRequest) -> HttpResponse:
     count = number(request.user, filters)
     table = MCP.seen(request)
     matching = table.ordered(filters.narrow(visible(request.user)))
-    page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details, count=count.rows)
+    page = page_of(request, matching, detail=ConnectionQuerySet.with_details, count=count.rows)
     context = {
         "page": page,
         "table": table,

@@ -42,8 +42,6 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 7  # Each brings its tokens, and buttons for all of them: with four tokens each, more would be too heavy.
-
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
 )
@@ -73,7 +71,7 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
     side = next(iter(of))
     table = TABS[side].seen(request)
     matching = table.ordered(filters.narrow(visible(request.user).filter(**of)))
-    page = page_of(request, matching, ROWS, ConnectionQuerySet.with_details)
+    page = page_of(request, matching, detail=ConnectionQuerySet.with_details)
     return {
         "page": page,
         "table": table,

@@ -183,10 +183,8 @@ TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
         "DIRS": [FILES / "templates"],
+        "APP_DIRS": True,
         "OPTIONS": {
-            "loaders": [
-                ("django.template.loaders.cached.Loader", ["ui.templates.OwnLoader", "ui.templates.AppLoader"])
-            ],
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",

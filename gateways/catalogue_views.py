@@ -19,9 +19,7 @@ from gateways.catalogue import Catalogue, servers_seen_by
 from gateways.forms import CatalogueFilter
 from gateways.models import Effect, Feature
 from gateways.views import WITHIN_REACH
-from ui.pages import AppRequest, is_for, show
-
-SHOWN = 20  # Tools a page; more would make it too heavy.
+from ui.pages import PAGE_SIZE, AppRequest, is_for, show
 
 
 class Column(NamedTuple):
@@ -40,12 +38,12 @@ class Column(NamedTuple):
 def listing(request: AppRequest) -> HttpResponse:
     servers: Any = list(servers_seen_by(request.user).values_list("slug", "name", named=True))
     filters = CatalogueFilter(request.GET, servers=servers)
-    start = (_page(request) - 1) * SHOWN
-    expected = slice(start, start + SHOWN)
+    start = (_page(request) - 1) * PAGE_SIZE
+    expected = slice(start, start + PAGE_SIZE)
     tools = Catalogue(request.user, filters.cleaned_data, request.GET.get("sort", ""), expected=expected)
     rows: Any = tools  # A sequence will do.
     context: dict[str, Any] = {
-        "page": Paginator(rows, SHOWN).get_page(request.GET.get("page")),
+        "page": Paginator(rows, PAGE_SIZE).get_page(request.GET.get("page")),
         "columns": _columns(tools),
         "period": tools.period,
         "looked_up": tools.looked_up or tools.period,

@@ -46,7 +46,6 @@ from ui.pages import (
 NEW_FOR = timedelta(days=7)
 MOST_AWAITED = timedelta(seconds=60)  # Several times as long as a server is waited for.
 SAME_ATTEMPT = timedelta(seconds=10)  # One attempt notes the health of the server and the failure one after the other.
-SHOWN = 32  # Features a page; more would make it too heavy.
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     features = filters.narrow(Feature.objects.filter(assignment__in=assignments)).select_related("assignment")
     by_kind = Case(*(When(kind=each, then=place) for place, each in enumerate(PLURALS)))
     order = (Lower("assignment__server__name"), "assignment__alias", by_kind, "exposed_name")
-    page = page_of(request, features.order_by(*order), SHOWN)
+    page = page_of(request, features.order_by(*order))
     tabs = _tabs(gateway, kind)
     offered = next(tab.number for tab in tabs if tab.is_chosen)
     failed = {one.assignment.pk: one for one in refreshed if one.failure}

@@ -48,7 +48,6 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 28  # Each carries a URL to copy and two buttons; fifty of them would make the page too heavy.
 PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
 WITHIN_REACH = "lists only gateways within one's reach"
 
@@ -102,7 +101,7 @@ def listing(request: AppRequest) -> HttpResponse:
     rows = filters.narrow(Gateway.objects.visible_to(request.user)).prefetch_related("teams")
     table = GATEWAYS.seen(request)
     context = {
-        "page": page_of(request, table.ordered(counted(rows, request.user)), ROWS),
+        "page": page_of(request, table.ordered(counted(rows, request.user))),
         "table": table,
         "filters": filters.cleaned_data,
         "narrowed": any(filters.cleaned_data.values()),

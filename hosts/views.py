@@ -48,8 +48,6 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 33  # Each has links, a box and a switch; fifty of them would make the page too heavy.
-
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
     """Hosts with the number of their live connections and users, as far as `viewer` may see connections."""
@@ -79,7 +77,7 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = HostFilter(request.GET)
     table = HOSTS.seen(request)
     hosts = table.ordered(filters.narrow(Host.objects.live()))
-    page = page_of(request, hosts, ROWS, detail=lambda rows: counted(rows, request.user))
+    page = page_of(request, hosts, detail=lambda rows: counted(rows, request.user))
     context = {
         "page": page,
         "table": table,

@@ -17,8 +17,6 @@ from oauth import redirect_uris
 from oauth.models import Registration
 from ui.pages import AppRequest, page_of, show
 
-ROWS = 20
-
 
 @dataclass(frozen=True)
 class RegistrationRow:
@@ -65,7 +63,7 @@ def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     if host.is_agent:
         raise Http404
-    page = page_of(request, Registration.objects.filter(host=host).select_related("application"), ROWS)
+    page = page_of(request, Registration.objects.filter(host=host).select_related("application"))
     context = {
         "host": host,
         "tab": "overview",

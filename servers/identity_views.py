@@ -49,7 +49,6 @@ from ui.pages import (
     was_typed,
 )
 
-ROWS = 25  # Each has a switch and two buttons; more would make the page too heavy.
 RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MANAGE"
 
 
@@ -171,7 +170,7 @@ def page_url(viewer: User, identity: Identity) -> str:
 @requires(*SEES_SERVERS)
 def listing(request: AppRequest, slug: str) -> HttpResponse:
     server = find_server(slug)
-    page = page_of(request, visible(server, request.user), ROWS)
+    page = page_of(request, visible(server, request.user))
     rows = [IdentityRow(identity, request.user) for identity in page]
     context = {"server": server, "tab": "identities", "page": page, "rows": rows}
     return show(request, "servers/identities.html", context)

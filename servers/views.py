@@ -51,8 +51,6 @@ from ui.pages import (
 from ui.tables import show_list
 from wire.credential import place_of
 
-ROWS = 38  # Each carries a URL and a switch; fifty of them would make the page too heavy.
-
 
 def counted(servers: ServerQuerySet) -> ServerQuerySet:
     """Servers with the number of live gateways each stands behind."""
@@ -75,7 +73,7 @@ def page_url(server: Server) -> str:
 def listing(request: AppRequest) -> HttpResponse:
     filters = ServerFilter(request.GET)
     table = SERVERS.seen(request)
-    page = page_of(request, table.ordered(counted(filters.narrow(Server.objects.live()))), ROWS)
+    page = page_of(request, table.ordered(counted(filters.narrow(Server.objects.live()))))
     context = {
         "page": page,
         "table": table,

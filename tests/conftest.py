@@ -1,5 +1,6 @@
 """The cast of the journeys, their browsers, and the servers around them."""
 
+import gzip
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ import time_machine
 from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.creation import DatabaseCreation
+from django.http import HttpResponse
 from django.test import Client, TransactionTestCase
 from httpx._transports import default as httpx_transports
 from pytest_django import Settings
@@ -72,6 +74,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]
+
+
+def wire_size(page: HttpResponse) -> int:
+    """Return how many bytes of a page go over the wire, compressed."""
+    return len(gzip.compress(page.content))
 
 
 def person(name: str, role: str, *capabilities: Capability, is_staff: bool = False) -> User:

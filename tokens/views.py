@@ -60,7 +60,6 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-ROWS = 20  # Each has links, a box and two buttons: with more, the page of everybody's tokens would be too heavy.
 HOSTS = 8
 
 REVOKE_TEXT = "Revoke this API access token? Requests using it will fail with 401 immediately. This cannot be undone."
@@ -75,7 +74,7 @@ def listing(request: AppRequest) -> HttpResponse:
     filters = TokenFilter(request.GET)
     tokens = listed(request.user, request.GET)
     counts, found = filters.counted(tokens, owner_of_listed(request.user, request.GET))
-    page = page_of(request, filters.narrow(tokens), ROWS, with_scope, count=found)
+    page = page_of(request, filters.narrow(tokens), detail=with_scope, count=found)
     context = {
         "page": page,
         "table": TOKENS.seen(request),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import SplitResult, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from django.contrib import messages
 from django.core.paginator import Page, Paginator
@@ -131,21 +131,14 @@ def with_query(path: str, query: str) -> str:
     return f"{path}?{query}" if query else path
 
 
-def stood_on(request: HttpRequest) -> str:
-    """The page of this site that what is sent stood on; where it was sent to when the browser does not say."""
-    page = page_before(request)
-    if page is None:
-        return request.get_full_path()
-    return own_path(with_query(page.path, page.query), request.get_full_path())
-
-
-def page_before(request: HttpRequest) -> SplitResult | None:
-    """The address of the page of this site that led here; None when the browser does not say."""
+def referring_page(request: HttpRequest) -> str:
+    """Return the page the form was submitted from (Referer), or the form's own URL."""
+    own = request.get_full_path()
     try:
         page = urlsplit(request.headers.get("Referer", ""))
-    except ValueError:  # Programs say anything.
-        return None
-    return page if page.netloc == request.get_host() else None
+    except ValueError:  # Programs send anything.
+        return own
+    return own_path(with_query(page.path, page.query), own) if page.netloc == request.get_host() else own
 
 
 def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = None) -> HttpResponse:

@@ -165,7 +165,8 @@ def _first(cursor: Any) -> Body:
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
-    state |= {"events_to": 0, "kept_from": _oldest_partition()}
+    # Nothing sealed was dropped yet. A call that began before this day may still come, and makes its partition then.
+    state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
     return {"number": 1, "kind": "first", "previous": "", **covers, **state}
 
 

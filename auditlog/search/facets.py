@@ -19,7 +19,6 @@ from auditlog.search.keyset import EPOCH
 
 AT_FIRST = 4  # Values of a facet that are shown.
 AT_MOST = 20  # And of one that was asked for more.
-MOST_OPENED = 40  # Of all together that were asked for more and take a text as well.
 COUNTED = 5_000  # Of the newest calls: of a rare outcome each lies on a page of its own.
 # The facets that stand open.
 FIRST = ("outcome", "host", "user")
@@ -159,10 +158,7 @@ def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Fac
     if found is None:
         return Facet(name, field.label, None, 0, False, is_asked, takes_text, opens)
     chosen, left_out = (call_filter.values[key] for key in (name, NOT + name))
-    shared = max(MOST_OPENED // max(len({*call_filter.values["open"]}), 2), AT_FIRST)
-    # Of what can be typed as well: the values of others are few, and each has to be there to be chosen.
-    at_most = AT_FIRST if not is_asked else shared if takes_text else AT_MOST
-    listed = found.values[:at_most]
+    listed = found.values[: AT_MOST if is_asked else AT_FIRST]
     known = {one.value: one for one in found.values}
     missing = [value for value in dict.fromkeys([*chosen, *left_out]) if value not in {one.value for one in listed}]
     added = [known.get(value) or FacetValue(value, call_filter.shown(name, value), -1) for value in missing]

@@ -18,7 +18,6 @@ from django.utils import timezone
 
 from auditlog.name_lookups import lookups
 from auditlog.ranges import STRETCHES
-from auditlog.search import here
 from auditlog.search.criteria import (
     RECENT,
     Criterion,
@@ -50,7 +49,6 @@ from auditlog.search.query_language import (
 )
 from ui.pages import YEARS
 
-PAGE_SIZE = 50
 MOST_VALUES = 20  # Of one filter.
 ID_LENGTH = 40
 SLOWEST = "slowest"
@@ -236,19 +234,15 @@ class CallFilter(forms.Form):
 
     def link_with(self, **more: Any) -> str:
         """The query string of a link to the same list with other values of some filters; an empty one takes it away."""
-        whole = {name: value for name, value in (self.asked | more).items() if value}
-        return here.brief(urlencode(whole, doseq=True), urlencode(more, doseq=True), on=self.query)
+        return urlencode({name: value for name, value in (self.asked | more).items() if value}, doseq=True)
 
     def link_elsewhere(self, **more: Any) -> str:
-        """The query string of a link to another page about the same calls."""
-        whole = self.scope | self.asked | more
-        return here.brief(urlencode(whole, doseq=True), urlencode(self.scope | more, doseq=True), on=self.query)
+        """Return the query string of a link to another page about the same calls."""
+        return urlencode(self.scope | self.asked | more, doseq=True)
 
     def link_without(self, name: str, value: str) -> str:
         """The query string of the link that takes one of the values of a filter away."""
-        values = [one for one in self.values[name] if one != value]
-        whole = urlencode(self.asked | {name: values}, doseq=True)
-        return here.brief(whole, here.removal(name, value), on=self.query)
+        return urlencode(self.asked | {name: [one for one in self.values[name] if one != value]}, doseq=True)
 
     @property
     def query(self) -> str:
@@ -377,11 +371,6 @@ class CallFilter(forms.Form):
     def tab(self) -> str:
         """The query string of the tab's scope."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
-
-    @property
-    def all_of_it(self) -> str:
-        """The query string that asks for the same on a page that is about nothing in particular."""
-        return urlencode(self.scope | self.asked, doseq=True)
 
     def searchable(self) -> dict[str, list[str]]:
         """The words of the search language, for its help: those of texts, and those of numbers."""

@@ -69,14 +69,6 @@ class Page[M: Any]:
     older: Cursor | None
     newer: Cursor | None
 
-    def nearest(self, size: int, way: str = OLDER) -> Page[M]:
-        """As many of its rows, those nearest to the page it was come from; the one behind it has the others."""
-        if way == NEWER:
-            rows = self.rows[-size:]
-            return Page(rows, self.older, _from(rows, NEWER))
-        rows = self.rows[:size]
-        return Page(rows, _from(rows, OLDER), self.newer)
-
 
 def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
     """The rows on the side of a cursor to which it goes; all of them without one, the newest first."""

@@ -76,7 +76,7 @@ class CapabilityAdmin(ModelPages):
 
     form = VersionedForm
     change_form_template = "admin/versioned_form.html"
-    list_per_page = 25  # A page of connections would have more than 60 KB with 30.
+    list_per_page = 50
     show_full_result_count = False  # A second count of the whole table.
     show_facets = ShowFacets.NEVER  # One more count for each filter.
 

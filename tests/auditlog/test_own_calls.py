@@ -9,12 +9,12 @@ import time_machine
 
 from accounts.models import User
 from auditlog.models import Call
-from auditlog.own_calls import ROWS
 from capabilities import Capability
 from connections.models import Connection
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
+from ui.pages import PAGE_SIZE
 
 pytestmark = pytest.mark.django_db
 
@@ -75,15 +75,15 @@ def test_dashboard_shows_the_newest_however_long_ago(link: Connection, max: User
 
 
 def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignIn) -> None:
-    for number in range(ROWS + 1):
+    for number in range(PAGE_SIZE + 1):
         call_of(link, feature_name=f"tool-{number:02}", at=datetime.now(UTC) - timedelta(seconds=number))
     client = sign_in(max)
 
     first = client.get("/settings/calls")
     older = text(client.get(f"/settings/calls?cursor={first.context['page'].older}"))
 
-    assert f"tool-{ROWS}" not in text(first)
-    assert f"tool-{ROWS}" in older
+    assert f"tool-{PAGE_SIZE}" not in text(first)
+    assert f"tool-{PAGE_SIZE}" in older
     assert "tool-00" not in older
 
 

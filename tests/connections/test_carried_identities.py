@@ -17,6 +17,7 @@ from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
 from tests.meanwhile import just_before
 from tests.rest import Rest
+from ui.pages import PAGE_SIZE
 
 pytestmark = pytest.mark.django_db
 
@@ -298,7 +299,7 @@ def test_each_row_says_its_one_state_and_by_whom(
 def test_the_connection_an_error_leads_to_comes_first(
     ann: User, link: Connection, place: Assignment, work: Gateway, sign_in: SignIn
 ) -> None:
-    for _ in range(16):
+    for _ in range(PAGE_SIZE):
         make.connection(make.agent(by=ann), work, ann)
 
     assert f"carried-{link.pk}" not in text(sign_in(ann).get(PATH))

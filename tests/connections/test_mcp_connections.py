@@ -12,7 +12,7 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from tests import make
-from tests.conftest import SignIn
+from tests.conftest import SignIn, wire_size
 from tests.connections.rows import HTMX, a_connection, text
 from tokens.models import Token
 
@@ -289,10 +289,10 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
 
 
 def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
-    for _ in range(30):
+    for _ in range(52):
         make.app_connection(ana, make.gateway())
 
     page = sign_in(ana).get(PATH)
 
-    assert len(page.context["rows"]) == 22
-    assert len(page.content) <= 60 * 1024
+    assert len(page.context["rows"]) == 50
+    assert wire_size(page) <= 30 * 1024

@@ -12,7 +12,7 @@ from connections.models import Connection
 from gateways.models import IdentityScheme
 from servers.models import Identity
 from tests import make
-from tests.conftest import SignIn
+from tests.conftest import SignIn, wire_size
 from tests.connections.rows import HTMX, text
 from ui.sealing import cipher
 
@@ -148,11 +148,11 @@ def test_the_page_costs_the_same_for_one_row_and_for_many(
 
 
 def test_a_full_page_stays_light(ann: User, link: Connection, sign_in: SignIn) -> None:
-    for _ in range(20):
+    for _ in range(50):
         make.identity(mine(link).server, ann)
         make.token(make.connection(make.agent(by=ann), link.gateway, ann))
 
     page = sign_in(ann).get(PATH)
 
-    assert (len(page.context["identity_rows"]), len(page.context["rows"])) == (15, 12)
-    assert len(page.content) <= 60 * 1024
+    assert (len(page.context["identity_rows"]), len(page.context["rows"])) == (50, 50)
+    assert wire_size(page) <= 30 * 1024

@@ -10,7 +10,6 @@ from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
 from auditlog.export import MAX_EXPORTS
-from auditlog.views import LARGEST, LEAST_ROWS
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
@@ -62,8 +61,6 @@ LIMITS = {
     "seconds an OAuth access token lives": WorkspaceSettings._meta.get_field("oauth_access_token_seconds").default,
     "days an API access token lives, longest of the choices": max(LIFETIMES),
     "entries of a page of a list": PAGE_SIZE,
-    "KB of a page of the log, before it has fewer entries": LARGEST // 1024,
-    "entries of a page of the log, at least": LEAST_ROWS,
     "rows of a page of a list in `/admin/`": CapabilityAdmin.list_per_page,
     "entries of a page of SCIM": schemas.MOST_RESULTS,
     "entries that a filter of SCIM may look through": storage.MOST_LOOKED_THROUGH,

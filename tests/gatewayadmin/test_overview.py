@@ -16,7 +16,7 @@ from gatewayadmin.overview import SHOWN
 from gateways.models import Feature, IdentityScheme, Reach
 from servers.models import Health, Server
 from tests import make
-from tests.conftest import SignIn
+from tests.conftest import SignIn, wire_size
 
 pytestmark = pytest.mark.django_db
 
@@ -226,7 +226,7 @@ def test_a_dashboard_among_the_longest_names_stays_light(of: str, ana: User, sig
                 created_at=datetime.now(UTC) - timedelta(hours=number),
             )
 
-    assert len(sign_in(ana).get("/").content) < 60 * 1024
+    assert wire_size(sign_in(ana).get("/")) <= 30 * 1024
 
 
 def test_a_list_that_is_cut_still_says_how_many_there_are(max: User, sign_in: SignIn) -> None:
@@ -313,4 +313,4 @@ def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:
     for words in ("More of your tokens wait", "More servers are down", "Needs attention", "As a table", "Busiest"):
         assert words in text(page)
     assert page.content.count(b'id="waiting-') == 3
-    assert len(page.content) <= 60 * 1024
+    assert wire_size(page) <= 30 * 1024

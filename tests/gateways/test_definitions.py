@@ -19,7 +19,7 @@ from gateways.differences import Line, difference, lines_of, pages, whole
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, Listing, OnArrival, OnChange, State
 from servers.models import AuthType, Identity
 from tests import make, upstreams
-from tests.conftest import Run, SignIn
+from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
 from ui.templatetags.ui import visible
 
@@ -447,7 +447,7 @@ def test_a_definition_of_any_size_makes_no_page_heavy(docs: Assignment, client: 
     for show in ("difference", "approved", "offered"):
         for part in (1, 2, 10_000):
             response = client.get(f"/features/{feature.pk}/?show={show}&part={part}")
-            assert len(response.content) < 60 * 1024
+            assert wire_size(response) <= 30 * 1024
 
 
 # --- The decision -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gateways.models import Assignment, Feature, Gateway, IdentityScheme, ToolPo
 from gateways.refresh import refresh
 from servers.models import AuthType, Health
 from tests import make, upstreams
-from tests.conftest import Run, SignIn
+from tests.conftest import Run, SignIn, wire_size
 from tests.workspace import free_port
 from wire.tool_names import fingerprint
 
@@ -330,7 +330,7 @@ def test_a_full_tab_stays_light(docs: Assignment, ana: User, sign_in: SignIn) ->
     ]
     Feature.objects.learn(docs, definitions)
 
-    assert len(sign_in(ana).get("/gateways/work/tools/").content) < 60 * 1024
+    assert wire_size(sign_in(ana).get("/gateways/work/tools/")) <= 30 * 1024
 
 
 # --- Policy and switches ------------------------------------------------------------------------------------------

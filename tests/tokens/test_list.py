@@ -12,7 +12,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from capabilities import Capability
 from tests import make
-from tests.conftest import SignIn
+from tests.conftest import SignIn, wire_size
 from tests.tokens.rows import HTMX, a_connection, names, row, text
 from tokens.models import Token, TokenKind
 from tokens.rows import CARES, TokenFilter, numbers
@@ -236,15 +236,15 @@ def test_the_list_costs_the_same_for_one_token_and_for_many(
 
 
 def test_a_full_page_stays_light(ana: User, sign_in: SignIn) -> None:
-    for _ in range(5):
+    for _ in range(7):
         connection = a_connection(ana)
         for _ in range(8):
             make.token(connection)
 
     page = sign_in(ana).get(PATH)
 
-    assert len(page.context["rows"]) == 20
-    assert len(page.content) <= 60 * 1024
+    assert len(page.context["rows"]) == 50
+    assert wire_size(page) <= 30 * 1024
 
 
 # --- Create Token -----------------------------------------------------------------------------------------------------
