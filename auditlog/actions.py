@@ -102,6 +102,7 @@ class Action(StrEnum):
     SINK_REMOVED = "sink.removed"
     SINK_ROW_REFUSED = "sink.row_refused"
     SINK_ROWS_DROPPED = "sink.rows_dropped"
+    SINK_SENT_NOW = "sink.sent_now"
     SINK_TESTED = "sink.tested"
     SINK_UPDATED = "sink.updated"
 

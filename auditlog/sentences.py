@@ -225,6 +225,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "The log sink {target} refused a row for good, which was left out.",
     ),
     Action.SINK_ROWS_DROPPED: ("Calls were dropped before the log sink {target} had them.",),
+    Action.SINK_SENT_NOW: ("{actor} tried the log sink {target} again without waiting for its next retry.",),
     Action.SINK_TESTED: ("{actor} sent a test line to the log sink {target}.",),
     Action.SINK_UPDATED: (
         "{actor} renamed the log sink {old_name} to {target}.",

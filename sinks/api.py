@@ -139,6 +139,13 @@ class SinkResource(Resource):
         get_object_or_404(Sink, pk=pk).disable(by=self.me, seen=self.seen)
         return self._now(pk)
 
+    @action(detail=True, methods=["post"], url_path="send-now", url_name="send-now")
+    @operation(needs=Capability.SINKS_MANAGE, if_match=True)
+    def send_now(self, request: Request, pk: UUID) -> Response:
+        """*Send now*: try again without waiting for `retry_at`."""
+        get_object_or_404(Sink, pk=pk).send_now(by=self.me, seen=self.seen)
+        return self._now(pk)
+
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SINKS_MANAGE, answer=DeliverySerializer, if_match=True)
     def test(self, request: Request, pk: UUID) -> Response:

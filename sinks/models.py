@@ -400,6 +400,18 @@ class Sink(Versioned, Switchable):
             row.must_be(seen)
             return super().disable(by=by)
 
+    def send_now(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
+        """Try again without waiting for `retry_at`; whether it waited for that. Raises ChangedMeanwhile."""
+        with transaction.atomic():
+            row: Sink = self.lock()
+            row.must_be(seen)
+            if row.retry_at is None or not row.enabled:
+                return False
+            row.retry_at = row.looked_at = None
+            row.save(update_fields=["retry_at", "looked_at"])
+            Event.objects.record(Action.SINK_SENT_NOW, row, by=by)
+        return True
+
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
         return {"retry_at": None, "failures": 0} if on else {}
 

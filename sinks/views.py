@@ -104,6 +104,15 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
     return show(request, "sinks/form.html", context)
 
 
+@require_POST
+@requires(Capability.SINKS_MANAGE)
+def send_now(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Try again without waiting for the next retry."""
+    sink = get_object_or_404(Sink, pk=pk)
+    toast = "Sending now" if sink.send_now(by=request.user) else "No retry was waiting"
+    return leave(request, page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"), toast)
+
+
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SINKS_MANAGE)
 @ask_again

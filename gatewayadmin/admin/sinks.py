@@ -33,6 +33,14 @@ class SinkPages(CapabilityAdmin):
         CapabilityAction(
             "enable", "Enable selected", lambda row, by: row.enable(by=by), SEND, Q(enabled=False), asks=False
         ),
+        CapabilityAction(
+            "send_now",
+            "Send now to selected",
+            lambda row, by: row.send_now(by=by),
+            MANAGE,
+            Q(enabled=True, retry_at__isnull=False),
+            asks=False,
+        ),
         CapabilityAction("test", "Test selected", lambda row, by: send_test_line(row, by=by), MANAGE, Q(), asks=False),
         CapabilityAction(
             "remove", "Remove selected", lambda row, by: row.remove(by=by), MANAGE, Q(), FINAL, grave=True

@@ -78,6 +78,7 @@ OTHERS = {
     "sink_destroy": "Stop sending the logs to a place, and forget it",
     "sink_disable": "Pause sending the logs to a place",
     "sink_enable": "Go on sending the logs to a place",
+    "sink_send_now": "Try a place the logs are sent to again, without waiting for the next retry",
     "sink_test": "Send a test line to a place the logs are sent to",
     "sign_ins_create": "Begin to sign in at the issuer of a server",
     "token_ask_for_new": "End a token's secret and ask its owner to collect a new one",

@@ -43,6 +43,7 @@ CHANGING = {
     "organisation-test",
     "provisioning-key-end-previous",
     "provisioning-key-revoke",
+    "sink-send-now",
     "sink-test",
     "apikey-revoke",
     "assignment-disable",

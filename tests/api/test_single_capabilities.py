@@ -177,6 +177,7 @@ OPENS: dict[str, set[Capability]] = {
     "DELETE sink-detail": {C.SINKS_MANAGE},
     "POST sink-enable": NOBODY,
     "POST sink-disable": {C.SINKS_MANAGE},
+    "POST sink-send-now": {C.SINKS_MANAGE},
     "POST sink-test": {C.SINKS_MANAGE},
 }
 

@@ -1,6 +1,7 @@
 """Every verb of the product, and every surface that offers it: its page, the API, the Django admin, a command."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -40,6 +41,10 @@ def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "")
 def off(model: Any, thing: str) -> Step:
     """Something that is switched off to begin with."""
     return lambda stage: stage.row(model, thing).disable(by=None)
+
+
+def waits_for_a_retry(stage: Stage) -> None:
+    Sink.objects.filter(pk=stage.things["sink"]).update(retry_at=timezone.now() + timedelta(minutes=5))
 
 
 PAGE = {"mode": "off", "scopes": "openid profile email", "groups_claim": "groups"}
@@ -627,6 +632,13 @@ VERBS = [
         rest("POST /sinks/{sink}/enable"),
         admin("sinks/sink", "enable", "sink"),
         before=off(Sink, "sink"),
+    ),
+    verb(
+        "Sink.send_now",
+        page("/settings/sinks/{sink}/send-now/"),
+        rest("POST /sinks/{sink}/send-now"),
+        admin("sinks/sink", "send_now", "sink"),
+        before=waits_for_a_retry,
     ),
     verb(
         "Sink.remove",

@@ -255,6 +255,22 @@ def test_retry_after_is_waited_for(to_hook: MakeSink, hook: Webhook) -> None:
     assert timedelta(minutes=19) < retry_at - timezone.now() <= timedelta(minutes=20)
 
 
+def test_a_sink_is_tried_at_once_when_told_to(to_hook: MakeSink, hook: Webhook) -> None:
+    sink = to_hook(sends_events=False)
+    made = call()
+    hook.script = [says(429, Retry_After="1200")]
+    sending.serve(sink.pk)
+    assert sink.pk not in sending.due()
+
+    assert now(sink).send_now(by=None)
+
+    assert sink.pk in sending.due()
+    assert sending.serve(sink.pk) == 1
+    assert list(hook.acknowledged) == [str(made.uid)]
+    assert not now(sink).send_now(by=None), "nothing waited any more"
+    assert Event.objects.filter(action="sink.sent_now").count() == 1
+
+
 def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
