@@ -19,7 +19,7 @@ from accounts.models import User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
 from accounts.second_factor import is_on
 from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Event
 from sso.enforcement import (
@@ -62,7 +62,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
                 return  # Their invitation expired; whoever invited them sends a new one.
             template_prefix = "account/email/invitation"
             context = {"person": person, "link": invitation_link(person), "by": None}
-        with aside():
+        with released_while_waiting():
             super().send_mail(template_prefix, email, context)
 
     def set_password(self, user: User, password: str) -> None:

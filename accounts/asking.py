@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.mail import EmailMessage
 from django.urls import reverse
 
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from capabilities import Capability
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -
     link = f"{settings.PUBLIC_URL}{reverse('accounts:person', args=[pk])}"
     text = TEXT.format(person=person, label=capability.label, allows=capability.allows, link=link)
     try:
-        with aside():
+        with released_while_waiting():
             EmailMessage(f"{person} asks for {capability.label}", text, bcc=to).send()
     except OSError:  # What smtplib raises is one too.
         logger.exception("mail not sent")

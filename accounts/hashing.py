@@ -17,7 +17,7 @@ from contextvars import ContextVar
 
 from django.contrib.auth.hashers import Argon2PasswordHasher
 
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from ui.errors import TryLater
 
 CONCURRENT_HASHES = 1  # With a thread for each of its eight lanes one hash fills a small machine.
@@ -87,7 +87,7 @@ def apart[R](work: Callable[[], R]) -> R:
 
     A transaction keeps its connection, so nothing is hashed inside one where pages are served. Raises HashingBusy.
     """
-    with aside(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
+    with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()
 
 

@@ -13,7 +13,7 @@ from django.core.mail import send_mail
 
 from accounts.models import User, WorkspaceSettings
 from accounts.rules import PeopleError
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Event
 
@@ -52,7 +52,7 @@ def send_test_mail(*, by: User) -> Outcome:
     workspace = WorkspaceSettings.load()
     text = BODY.format(name=workspace.name, url=settings.PUBLIC_URL, by=by.email)
     try:
-        with aside():
+        with released_while_waiting():
             send_mail(f"Test mail of {workspace.name}", text, None, [by.email])
     except OSError as error:  # What smtplib raises is one too.
         outcome = Outcome(sent=False, to=by.email, detail=reason(error))

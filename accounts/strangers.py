@@ -48,8 +48,8 @@ def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[Ht
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """While this block waits for something else, others have this thread's turn and its database connection.
+def released_while_waiting() -> Iterator[None]:
+    """Release this thread's turn and its database connection while the block waits for something else.
 
     A transaction keeps its connection.
     """

@@ -13,7 +13,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.models import Attempt, User
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server
 from servers.oauth_client.refreshing import keep_fresh
@@ -219,7 +219,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
 
 
 def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
-    with aside():
+    with released_while_waiting():
         return blocking.discover(target, transport, seconds=seconds, kinds=kinds)
 
 

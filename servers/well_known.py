@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from django.conf import settings
 
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed
@@ -105,7 +105,7 @@ def search(words: str) -> list[Tile]:
     try:
         guard.check_url(address)
         with (
-            aside(),
+            released_while_waiting(),
             httpx.Client(transport=GuardedTransport(guard, deadline), trust_env=False, timeout=SECONDS) as client,
             client.stream("GET", address, params=parameters, headers=HEADERS) as response,
         ):

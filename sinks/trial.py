@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Actor, Event
 from sinks.models import Sink
@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
 def send_test_line(sink: Sink, *, by: Actor | None) -> Outcome:
     """Deliver one line that says it is a test, whether the sink is paused or not. No row is sent, nothing moves on."""
     try:
-        with aside(), sink.receiver() as receiver:
+        with released_while_waiting(), sink.receiver() as receiver:
             receiver.deliver([trial()])
     except Undelivered as refusal:
         outcome = Outcome(delivered=False, detail=f"Not delivered: it {refusal}")

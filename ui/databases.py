@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 
 # The settings of the direct way, once pages of this process take another.
 _direct: dict[str, Any] = {}
@@ -54,6 +56,19 @@ def wrapper(settings: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> BaseData
     """A connection of Django's with these settings, for this thread."""
     made: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
     return made
+
+
+def now() -> datetime:
+    """Return the time of the database's clock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        moment: datetime = cursor.fetchone()[0]
+    return moment
+
+
+def clock_difference() -> timedelta:
+    """Return by how much our clock and the database's differ."""
+    return abs(timezone.now() - now())
 
 
 def give_back() -> None:

@@ -3,15 +3,15 @@
 from datetime import timedelta
 
 from django.db import models
-from django.utils import timezone
+from django.db.models.functions import Now
 
 KEPT = timedelta(hours=1)
 
 
 class KeptAnswerQuerySet(models.QuerySet["KeptAnswer"]):
     def expired(self) -> "KeptAnswerQuerySet":
-        """Those that answer nothing any more."""
-        return self.filter(created_at__lte=timezone.now() - KEPT)
+        """Return the answers that are too old to be given again, by the database's clock."""
+        return self.filter(created_at__lte=Now() - KEPT)
 
 
 class KeptAnswer(models.Model):
@@ -20,7 +20,7 @@ class KeptAnswer(models.Model):
     key = models.CharField(max_length=64, primary_key=True)  # The digest of the credential and its key.
     request = models.CharField(max_length=64)  # The digest of what was asked.
     sealed = models.BinaryField()
-    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+    created_at = models.DateTimeField(db_default=Now(), db_index=True)
 
     objects = KeptAnswerQuerySet.as_manager()
 

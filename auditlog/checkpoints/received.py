@@ -58,24 +58,24 @@ class Received:
                 received._take(json.loads(line), known)
         return received
 
-    def floors(self, log: str) -> dict[int, int]:
-        """By number of checkpoint, the id after which the file must have every row of `log` that it covers.
+    def first_required_ids(self, log: str) -> dict[int, int]:
+        """Return, by number of checkpoint, the id after which the file must have every row of `log` that it covers.
 
         A file may begin, and go on after a gap, among the rows of a checkpoint: those are not asked for.
         """
         kinds, state = STATES[log]
-        floors: dict[int, int] = {}
+        first_required_ids: dict[int, int] = {}
         began = last = -1
         for number, text in sorted(self.checkpoints):
             body = json.loads(text)
             if number > last + 1 or log not in self.sends[number]:
                 began = -1
             elif began >= 0:
-                floors[number] = began
+                first_required_ids[number] = began
             if began < 0 and log in self.sends[number] and body.get("kind") in kinds:
                 began = int(body[state])
             last = number
-        return floors
+        return first_required_ids
 
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
         """Whether the row is as it was received, once; None when it was not."""

@@ -345,12 +345,12 @@ class _Comparison:
         self, log: str, places: CallPlaces | EventPlaces, sealed: Sequence[Sealed], rows: Iterable[dict[str, Any]]
     ) -> None:
         """Compare the rows of one log."""
-        floors = self._received.floors(log)
+        first_required_ids = self._received.first_required_ids(log)
         outside: dict[bool, Span] = {}  # Of rows that no checkpoint has: those after the last, and others.
         for row in rows:
             place = places.of(row)
             self._judge(log, place, row)
-            self._compare_received(log, place, row, floors)
+            self._compare_received(log, place, row, first_required_ids)
             if place is True:
                 at, is_new = _recorded(row), places.last < row["id"]
                 since, until = outside.get(is_new, (at, at))
@@ -404,12 +404,14 @@ class _Comparison:
         if place.kind != "late" and place.sealed_at - recorded > UNSEALED:
             place.waited_since = min(recorded, place.waited_since or recorded)
 
-    def _compare_received(self, log: str, place: Sealed | bool, row: dict[str, Any], floors: dict[int, int]) -> None:
+    def _compare_received(
+        self, log: str, place: Sealed | bool, row: dict[str, Any], first_required_ids: dict[int, int]
+    ) -> None:
         name, at, uid = _name(log, row["uid"], row["created_at"]), row["created_at"], row["uid"]
         is_same = self._received.is_same(log, row)
         if is_same is False:
             self._report.add("changed", f"{name} is not as it was received elsewhere.", Span(at, at), uid)
-        must_be_there = isinstance(place, Sealed) and row["id"] > floors.get(place.number, row["id"])
+        must_be_there = isinstance(place, Sealed) and row["id"] > first_required_ids.get(place.number, row["id"])
         if is_same is None and must_be_there and str(uid) not in self._refused and not self._received.may_come(row):
             said = f"{name} was not received elsewhere, where its checkpoint was."
             self._report.add("missing", said, Span(at, at), uid)

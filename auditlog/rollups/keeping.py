@@ -15,7 +15,6 @@ from datetime import date, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.utils import timezone
 
 from auditlog.committed import LATEST, NTH_ID, last_id
 from auditlog.models import Call, Rollup, RollupState, RollupWindow
@@ -37,6 +36,7 @@ from auditlog.rollups.schema import (
     Grain,
     cube_number,
 )
+from ui import databases
 
 STEP = 20_000  # Rows of the log that one transaction counts, or a few more.
 OLD_STEP = 60_000  # The same for what was there before: days get whole in fewer steps.
@@ -101,7 +101,7 @@ def days_left() -> int:
 
 def _is_fresh() -> bool:
     state = RollupState.objects.first()
-    return state is not None and state.counted_from <= BEGINNING and timezone.now() - state.counted_at < AGAIN_AFTER
+    return state is not None and state.counted_from <= BEGINNING and databases.now() - state.counted_at < AGAIN_AFTER
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _begin() -> None:
     last = _last_id()
     if last is None:
         return
-    now = timezone.now()
+    now = databases.now()
     newest = Call.objects.order_by("-created_at").values_list("created_at", flat=True).first()
     after = MINUTES.next(max(now, newest or now)) + MINUTES.length
     state = RollupState(
@@ -159,7 +159,7 @@ def _count_new() -> tuple[int, bool]:
         rows = ("created_at >= %s AND id > %s AND id <= %s", [state.near_from, state.counted_to, to])
         with _in_windows(state, rows):
             counted = _add(state, rows)
-            state.counted_to, state.counted_at = to, timezone.now()
+            state.counted_to, state.counted_at = to, databases.now()
         state.save(update_fields=["counted_to", "counted_at"])
         return counted, row is not None
 
@@ -168,7 +168,7 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """When it is time for that, count the rows that were older than NEAR when they came, and begin a new stretch."""
     with _state() as state:
-        now = timezone.now()
+        now = databases.now()
         if state is None or now - state.near_from < NEAR + LATE_EVERY:
             return 0, False
         near, low, high = state.near_from, state.late_counted_to, state.counted_to
@@ -203,7 +203,7 @@ def _count_old() -> tuple[int, bool]:
 def _move_windows() -> tuple[int, bool]:
     """Move the windows on to the last whole hour: no row, and whether there is more to do."""
     with _state() as state:
-        return 0, state is not None and windows.move(state, timezone.now())
+        return 0, state is not None and windows.move(state, databases.now())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from gatewayadmin.doctor.report import Fault
 from wire import product
 from wire.deadline import Deadline
@@ -87,7 +87,7 @@ class HttpProbe:
         if not url.startswith(("https://", "http://")):
             raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
         try:
-            with aside(), self._http.stream(method, url, **options) as response:
+            with released_while_waiting(), self._http.stream(method, url, **options) as response:
                 answer = Answer(url, response.status_code, response.headers, _text(response, self._deadline))
         except httpx.TimeoutException:
             raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None

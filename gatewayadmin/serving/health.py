@@ -78,11 +78,11 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 while calls can be decided and recorded; else, and from the signal to end on, 503 that says why."""
     problem = readiness.problem()
-    return PlainTextResponse(problem or f"ok\n{_ways()}", 503 if problem else 200)
+    return PlainTextResponse(problem or f"ok\n{_details()}", 503 if problem else 200)
 
 
-def _ways() -> str:
-    """What pages and logs are read from, where that is not simply the database; and loops that fail."""
+def _details() -> str:
+    """Return what pages and logs are read from, where it is not the primary database, and loops that fail."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = ["pages: DATABASE_URL\n"] if settings.PAGES_DATABASE else []

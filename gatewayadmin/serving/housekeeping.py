@@ -68,8 +68,8 @@ DONE_AT = Gauge(
 
 def once() -> dict[str, int] | None:
     """Do all chores; how many things each one touched. None when another process is at it already."""
-    with locks.held_if_free(Lock.HOUSEKEEPING) as free:
-        counts = _chores(now := database_now()) if free else None
+    with databases.direct(), database.without_time_limit(), locks.held_if_free(Lock.HOUSEKEEPING) as free:
+        counts = _chores(now := databases.now()) if free else None
     # Servers may take their time: nobody else's chores wait for that.
     return counts if counts is None else counts | {"servers_asked": _ask_servers(now)}
 
@@ -107,13 +107,13 @@ def _logged(chore: str, words: str, work: Callable[[], object]) -> None:
 
 def _roll_up() -> None:
     with databases.direct(), database.without_time_limit():
-        if _clocks_agree(database_now()):
+        if _clocks_agree():
             keeping.keep_up(ROLL_UP_AT_ONCE_S, even_if_fresh=False)
 
 
 def _seal() -> None:
     with databases.direct(), database.without_time_limit():
-        if _clocks_agree(database_now()):
+        if _clocks_agree():
             sealing.keep_up()
 
 
@@ -135,8 +135,7 @@ STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
 
 def _once_logged() -> None:
     try:
-        with databases.direct(), database.without_time_limit():
-            counts = once()
+        counts = once()
     except Exception:
         logger.exception("housekeeping failed")
     else:
@@ -152,13 +151,13 @@ def _chores(now: datetime) -> dict[str, int]:
     `now` is the database's time. While ours is another, nothing is deleted.
     """
     counts, failed = {}, 0
-    are_apart = not _clocks_agree(now)
+    are_apart = not _clocks_agree()
     if are_apart:
         logger.error("the clocks of gateway and database differ: nothing is deleted", extra={"database": now})
         FAILED.labels("clocks").inc()
         failed += 1
     for name, chore in CHORES.items():
-        if are_apart and name not in DELETE_NOTHING:
+        if are_apart and name not in SAFE_WHEN_CLOCKS_DIFFER:
             continue
         try:
             counts[name] = chore(now)
@@ -171,17 +170,9 @@ def _chores(now: datetime) -> dict[str, int]:
     return counts | ({"failed": failed} if failed else {})
 
 
-def _clocks_agree(now: datetime) -> bool:
-    """Return whether our clock is near the database's, whose time is `now`: what is counted or sealed goes by ours."""
-    return abs(timezone.now() - now) < MOST_APART
-
-
-def database_now() -> datetime:
-    """Return the time of the database's clock, by which everything is deleted."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        now: datetime = cursor.fetchone()[0]
-    return now
+def _clocks_agree() -> bool:
+    """Return whether our clock is near the database's: what is counted or sealed is dated by ours."""
+    return databases.clock_difference() < MOST_APART
 
 
 def _kept_since(now: datetime) -> datetime:
@@ -218,7 +209,7 @@ def _by_owner(act: Callable[[date], int]) -> Callable[[datetime], int]:
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """The same for those that may be dropped in this run."""
+    """Return a chore that drops what may be dropped in this run, and is skipped by a role that owns no partition."""
     return lambda now: act(_drop_limit(now)) if Call.partitions.is_owner() else 0
 
 
@@ -315,8 +306,8 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "log_indexes_to_make": lambda now: indexes.left(Call.partitions),
 }
 
-# What is done while the clocks differ too: it deletes nothing, and notes no time of ours.
-DELETE_NOTHING = frozenset(
+# Done while the clocks differ too: these delete nothing, and store no time of ours.
+SAFE_WHEN_CLOCKS_DIFFER = frozenset(
     {
         "partitions_made",
         "partitions_archived",

@@ -26,6 +26,7 @@ from auditlog.rollups.schema import HOURS, cube_number
 from gateways.models import Gateway
 from servers.models import Server
 from sinks.models import TONES, Sink
+from ui import databases
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _read() -> list[Metric]:
         return []
     try:
         sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
-        return families(sinks, unsealed(), indexes.left(Call.partitions), clock_difference())
+        return families(sinks, unsealed(), indexes.left(Call.partitions), databases.clock_difference().total_seconds())
     except Exception:  # Whatever it is: a scrape gets the other numbers.
         logger.exception("numbers in the database could not be read")
         return []
@@ -85,14 +86,6 @@ def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apa
     clocks = GaugeMetricFamily("gateway_clock_difference_seconds", "By how much our clock and the database's differ")
     clocks.add_metric([], apart)
     return [lag, status, delivered, age, lacking, clocks]
-
-
-def clock_difference() -> float:
-    """Return by how many seconds our clock and the database's differ."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        seconds: float = abs((timezone.now() - cursor.fetchone()[0]).total_seconds())
-    return seconds
 
 
 def unsealed() -> float:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
-from accounts.strangers import aside
+from accounts.strangers import released_while_waiting
 from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed, is_at_host_of
@@ -88,7 +88,7 @@ class Http:
                 guard = guard.for_hosts_of_others()
             transport = GuardedTransport(guard, self._deadline)
             with (
-                aside(),
+                released_while_waiting(),
                 httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client,
                 client.stream(verb, url, headers=own, content=body) as response,
             ):

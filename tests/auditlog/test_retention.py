@@ -9,6 +9,7 @@ from django.utils import timezone
 from auditlog.models import Call, Event
 from gatewayadmin.serving import housekeeping
 from tests.calls import call
+from ui import databases
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -24,7 +25,7 @@ def _no_partitions_of_other_modules() -> None:
 
 def drop() -> int:
     """Run all chores as `serve` does; how many partitions they dropped."""
-    counts = housekeeping._chores(housekeeping.database_now())
+    counts = housekeeping._chores(databases.now())
     return counts.get("partitions_dropped", 0)
 
 
@@ -44,7 +45,7 @@ def test_nothing_is_dropped_while_the_clocks_differ(
     if whose == "gateway":
         monkeypatch.setattr("django.utils.timezone.now", lambda: now + shift)
     else:
-        monkeypatch.setattr(housekeeping, "database_now", lambda: now + shift)
+        monkeypatch.setattr(databases, "now", lambda: now + shift)
 
     assert drop() == 0
     assert Call.objects.count() == 5
