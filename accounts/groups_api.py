@@ -201,8 +201,14 @@ class WorkspaceChanges(Body):
 class WorkspaceSerializer(WorkspaceChanges):
     """All settings; the last two come from the environment."""
 
+    shorter_retention_days = serializers.IntegerField(allow_null=True)
+    shorter_retention_at = serializers.DateTimeField(allow_null=True)
+    shorter_retention_drops = serializers.SerializerMethodField()
     public_url = serializers.SerializerMethodField()
     private_upstreams = serializers.SerializerMethodField()
+
+    def get_shorter_retention_drops(self, workspace: WorkspaceSettings) -> int | None:
+        return workspace.dropping.calls if workspace.dropping else None
 
     def get_public_url(self, workspace: Any) -> str:
         return str(settings.PUBLIC_URL)
@@ -236,6 +242,12 @@ class Workspace(Resource):
     @operation(needs=Capability.WORKSPACE_MANAGE, body=WorkspaceChanges, reauth=True, if_match=True)
     def partial_update(self, request: Request) -> Response:
         return self.answer(WorkspaceSettings.edit(by=self.me, seen=self.seen, **self.body()))
+
+    @operation(needs=Capability.WORKSPACE_MANAGE, if_match=True)
+    def keep_logs(self, request: Request) -> Response:
+        """*Keep them*: revoke a shorter retention before it takes effect."""
+        WorkspaceSettings.keep_logs(by=self.me, seen=self.seen)
+        return self.answer(WorkspaceSettings.load())
 
     @operation(needs=Capability.WORKSPACE_MANAGE, answer=MailOutcomeSerializer, if_match=True)
     def test_mail(self, request: Request) -> Response:

@@ -32,6 +32,7 @@ urlpatterns = [
     path("settings/ask-for", views.ask_for, name="ask_for"),
     path("settings/", views.settings_pages, name="settings"),
     path("settings/workspace", workspace_views.workspace, name="workspace"),
+    path("settings/workspace/keep-logs", workspace_views.keep_logs, name="keep_logs"),
     path("settings/workspace/test-mail", workspace_views.test_mail, name="test_mail"),
     path("settings/profile", views.profile, name="profile"),
     path("settings/sessions", views.own_sessions, name="sessions"),

@@ -67,7 +67,7 @@ class WorkspaceForm(forms.Form):
         min_value=1,
         max_value=3650,
         help_text="Days, from 1 to 3650. Calls leave by whole days; by whole weeks when kept for more than 100 days, "
-        "by months for more than 730. Admin events are kept for ever.",
+        "by months for more than 730. Admin events are kept for ever. A shorter time takes effect a day later.",
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",
@@ -120,6 +120,14 @@ def workspace(request: AppRequest) -> HttpResponse:
 
 @require_POST
 @requires(Capability.WORKSPACE_MANAGE)
+def keep_logs(request: AppRequest) -> HttpResponse:
+    """Revoke a shorter retention before it takes effect."""
+    revoked = WorkspaceSettings.keep_logs(by=request.user)
+    return leave(request, reverse("accounts:workspace"), "Logs are kept" if revoked else "Nothing was to be dropped")
+
+
+@require_POST
+@requires(Capability.WORKSPACE_MANAGE)
 def test_mail(request: AppRequest) -> HttpResponse:
     """Send a test mail to the signed-in person, and show the outcome."""
     context = _context(WorkspaceForm(None, workspace=WorkspaceSettings.load()))
@@ -136,6 +144,7 @@ def _context(form: WorkspaceForm) -> dict[str, Any]:
     """What the page shows: the form, and what is set where the gateway is started."""
     return {
         "form": form,
+        "dropping": WorkspaceSettings.load().dropping,
         "private": settings.PRIVATE_UPSTREAMS,
         "outbound_proxy": settings.OUTBOUND_PROXY,
         "public_url": settings.PUBLIC_URL,

@@ -149,4 +149,7 @@ class Action(StrEnum):
 
     WORKSPACE_MAIL_TESTED = "workspace.mail_tested"
     CALLS_DROPPED = "workspace.calls_dropped"
+    RETENTION_ASKED = "workspace.shorter_retention_asked"
+    RETENTION_REVOKED = "workspace.shorter_retention_revoked"
+    RETENTION_SHORTENED = "workspace.retention_shortened"
     WORKSPACE_UPDATED = "workspace.updated"

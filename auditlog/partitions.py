@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 AHEAD = timedelta(days=10)
 DAY = timedelta(days=1)
 ATTEMPTS = 3
+MOST_COUNTED = 100_000  # Rows of one partition without statistics.
 LOCK_TIMEOUT = "900ms"
 
 DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
@@ -141,6 +142,18 @@ class Partitions:
         return [
             (name, span) for span, name in sorted((span, name) for name, span in spans.items()) if span.end <= limit
         ]
+
+    def estimate_before(self, limit: date) -> int:
+        """Return about how many rows `drop_before(limit)` would drop, by the planner's statistics."""
+        names = [name for name, _ in self.expired(limit)]
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT relname, reltuples FROM pg_class WHERE relname = ANY(%s)", [names])
+            estimates = dict(cursor.fetchall())
+            for name in (name for name, rows in estimates.items() if rows < 0):  # Not analyzed yet: there are few.
+                few = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT %s) rows").format(sql.Identifier(name))
+                cursor.execute(few, [MOST_COUNTED])
+                estimates[name] = cursor.fetchone()[0]
+        return int(sum(estimates.values()))
 
     def kept_from(self, limit: date) -> datetime:
         """The moment from which there are rows once `drop_before(limit)` has dropped what it can."""

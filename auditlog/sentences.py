@@ -331,6 +331,9 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} sent a test mail to {to}{sent}.",
         "{actor} tried to send a test mail, which failed.",
     ),
+    Action.RETENTION_ASKED: ("{actor} shortened the retention of calls, which drops about {calls} calls a day later.",),
+    Action.RETENTION_REVOKED: ("{actor} took a shorter retention of calls back before it took effect.",),
+    Action.RETENTION_SHORTENED: ("A shorter retention of calls took effect.",),
     Action.CALLS_DROPPED: ("Retention dropped {calls} calls with the partition {partition}.",),
     Action.WORKSPACE_UPDATED: (
         "{actor} changed the {fields} of the workspace.",

@@ -1,15 +1,27 @@
 """The settings of the workspace."""
 
-from typing import Any, Self
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple, Self
 
 from django.db import models, transaction
 from django.db.models import Q
 
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
+from auditlog.models import Actor, Call, Event
 from auditlog.versions import Seen, Versioned
+from ui import databases
 
 LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # Bytes of a message that may be recorded, at least and at most.
+
+RETENTION_NOTICE = timedelta(days=1)  # After so long a shorter retention takes effect.
+
+
+class Dropping(NamedTuple):
+    """What a shorter retention will drop: from `at` on the calls before `before`, about so many."""
+
+    at: datetime
+    before: date
+    calls: int
 
 
 class NewAppPolicy(models.TextChoices):
@@ -28,6 +40,9 @@ class WorkspaceSettings(Versioned, models.Model):
     record_payloads = models.BooleanField(default=False)
     payload_limit_bytes = models.PositiveIntegerField(default=16384)
     log_retention_days = models.PositiveIntegerField(default=90)
+    # A shorter retention that was asked for, and when it takes effect by the database's clock.
+    shorter_retention_days = models.PositiveIntegerField(null=True, blank=True)
+    shorter_retention_at = models.DateTimeField(null=True, blank=True)
     oauth_access_token_seconds = models.PositiveIntegerField(default=3600)
     oauth_refresh_idle_days = models.PositiveIntegerField(default=30)
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
@@ -59,14 +74,72 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
-        """Change settings; they act on the next request. Records what changed. Raises ChangedMeanwhile."""
+        """Change settings; they act on the next request. Records what changed. Raises ChangedMeanwhile.
+
+        A shorter log retention takes effect a day later, and can be revoked until then; a longer one revokes it.
+        """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
             changes = {n: [getattr(settings, n), v] for n, v in fields.items() if getattr(settings, n) != v}
             settings.must_be(seen, changes)
+            if "log_retention_days" in changes:
+                if (days := fields["log_retention_days"]) < settings.log_retention_days:
+                    del changes["log_retention_days"]
+                    settings._shorten_retention(days, by)  # noqa: SLF001  (its own kind)
+                else:
+                    settings._revoke_shorter_retention(by)  # noqa: SLF001
             for name in changes:
                 setattr(settings, name, fields[name])
             if changes:
                 settings.save(update_fields=list(changes))
                 Event.objects.record(Action.WORKSPACE_UPDATED, settings, by=by, changes=changes)
         return settings
+
+    @property
+    def dropping(self) -> Dropping | None:
+        """What the shorter retention that was asked for will drop; None without one."""
+        if self.shorter_retention_days is None or self.shorter_retention_at is None:
+            return None
+        before = (self.shorter_retention_at - timedelta(days=self.shorter_retention_days)).date()
+        return Dropping(self.shorter_retention_at, before, Call.partitions.estimate_before(before))
+
+    @classmethod
+    def keep_logs(cls, *, by: Actor | None, seen: Seen | None = None) -> bool:
+        """Revoke a shorter retention before it takes effect; whether there was one. Raises ChangedMeanwhile."""
+        with transaction.atomic():
+            settings = cls.load().lock()
+            settings.must_be(seen)
+            return bool(settings._revoke_shorter_retention(by))  # noqa: SLF001
+
+    @classmethod
+    def shorten_due_retention(cls) -> bool:
+        """Let a shorter retention that was asked for a day ago take effect; whether there was one."""
+        with transaction.atomic():
+            settings = cls.load().lock()
+            if settings.shorter_retention_at is None or settings.shorter_retention_at > databases.now():
+                return False
+            changes = {"log_retention_days": [settings.log_retention_days, settings.shorter_retention_days]}
+            settings.log_retention_days = settings.shorter_retention_days
+            settings._await_retention(None, None)  # noqa: SLF001
+            Event.objects.record(Action.RETENTION_SHORTENED, settings, by=None, changes=changes)
+            return True
+
+    def _shorten_retention(self, days: int, by: Actor | None) -> None:
+        if days != self.shorter_retention_days:
+            self._await_retention(days, databases.now() + RETENTION_NOTICE)
+            told: dict[str, Any] = {"log_retention_days": [self.log_retention_days, days]}
+            if dropping := self.dropping:
+                told |= {"at": dropping.at.isoformat(), "before": dropping.before.isoformat(), "calls": dropping.calls}
+            Event.objects.record(Action.RETENTION_ASKED, self, by=by, changes=told)
+
+    def _revoke_shorter_retention(self, by: Actor | None) -> bool:
+        if self.shorter_retention_days is None:
+            return False
+        told = {"shorter_retention_days": [self.shorter_retention_days, None]}
+        self._await_retention(None, None)
+        Event.objects.record(Action.RETENTION_REVOKED, self, by=by, changes=told)
+        return True
+
+    def _await_retention(self, days: int | None, at: datetime | None) -> None:
+        self.shorter_retention_days, self.shorter_retention_at = days, at
+        self.save(update_fields=["log_retention_days", "shorter_retention_days", "shorter_retention_at"])

@@ -246,8 +246,18 @@ class ApiKeyPages(CapabilityAdmin):
 @register(WorkspaceSettings, site=site)
 class WorkspacePages(CapabilityAdmin):
     seen_by = (Capability.WORKSPACE_MANAGE,)
+    acts = (
+        CapabilityAction(
+            "keep_logs",
+            "Keep logs of selected",
+            lambda row, by: row.keep_logs(by=by),
+            any_of(Capability.WORKSPACE_MANAGE),
+            Q(shorter_retention_days__isnull=False),
+            asks=False,
+        ),
+    )
 
-    list_display = ("name", "new_app_policy", "log_retention_days")
+    list_display = ("name", "new_app_policy", "log_retention_days", "shorter_retention_days", "shorter_retention_at")
     fields = (
         "name",
         "public_base_url",
@@ -258,6 +268,8 @@ class WorkspacePages(CapabilityAdmin):
         "record_payloads",
         "payload_limit_bytes",
         "log_retention_days",
+        "shorter_retention_days",
+        "shorter_retention_at",
         "oauth_access_token_seconds",
         "oauth_refresh_idle_days",
         "setup_steps",

@@ -95,6 +95,7 @@ OTHERS = {
     "call_groups": "Count calls by what they are of",
     "call_what_if": "Ask what would be decided now",
     "organisation_test": "Ask the identity provider what it is",
+    "workspace_keep_logs": "Revoke a shorter log retention before it takes effect",
     "workspace_test_mail": "Send a test mail to yourself",
 }
 

@@ -90,6 +90,7 @@ _below = [
     at("organisation", "organisation", OrganisationResource, get="retrieve", patch="partial_update"),
     at("organisation/test", "organisation-test", OrganisationResource, post="test"),
     at("workspace", "workspace", Workspace, get="retrieve", patch="partial_update"),
+    at("workspace/keep-logs", "workspace-keep-logs", Workspace, post="keep_logs"),
     at("workspace/test-mail", "workspace-test-mail", Workspace, post="test_mail"),
     at("tools", "catalogue-list", CatalogueResource, get="list"),
     at("tools/<uuid:pk>", "catalogue-detail", CatalogueResource, get="retrieve"),

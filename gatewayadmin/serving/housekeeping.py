@@ -278,6 +278,7 @@ def _deleted(rows: QuerySet[Any]) -> int:
 
 
 CHORES: dict[str, Callable[[datetime], int]] = {
+    "retention_shortened": lambda now: WorkspaceSettings.shorten_due_retention(),
     "partitions_made": lambda now: len(make_partitions()),
     "partitions_archived": _by_owner(archive.archive_before),
     "partitions_not_archived": lambda now: archive.note_waiting(),

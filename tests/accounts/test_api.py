@@ -375,10 +375,24 @@ def test_settings_are_read_and_changed(boss: User) -> None:
     rest = Rest.of(boss)
 
     assert rest.get("/workspace").json()["log_retention_days"] == 90
-    assert rest.patch("/workspace", {"log_retention_days": 30}).json()["log_retention_days"] == 30
+    assert rest.patch("/workspace", {"log_retention_days": 120}).json()["log_retention_days"] == 120
 
-    assert WorkspaceSettings.load().log_retention_days == 30
-    assert Event.objects.get(action="workspace.updated").changes == {"log_retention_days": [90, 30]}
+    assert WorkspaceSettings.load().log_retention_days == 120
+    assert Event.objects.get(action="workspace.updated").changes == {"log_retention_days": [90, 120]}
+
+
+def test_shorter_retention_is_asked_for_and_revoked(boss: User) -> None:
+    rest = Rest.of(boss)
+    asked = rest.patch("/workspace", {"log_retention_days": 30}).json()
+    kept = rest.post("/workspace/keep-logs").json()
+
+    assert (asked["log_retention_days"], asked["shorter_retention_days"]) == (90, 30)
+    assert (asked["shorter_retention_drops"], kept["shorter_retention_drops"]) == (0, None)
+    assert (kept["log_retention_days"], kept["shorter_retention_days"], kept["shorter_retention_at"]) == (
+        90,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

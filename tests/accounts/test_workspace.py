@@ -1,17 +1,19 @@
 """The settings of the workspace."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
 from tests.accounts.again import confirm, confirmed, onward
+from tests.calls import call
 from tests.conftest import SignIn
 from tokens.validation import BadLifetime, expiry
 
@@ -157,3 +159,37 @@ def test_it_says_of_when_the_oldest_call_is(keeper: User, sign_in: SignIn) -> No
     make.call(at=datetime(2031, 11, 20, 8, tzinfo=UTC))
 
     assert "The oldest call there is came on 2031-11-20." in text(client.get(PATH))
+
+
+def test_shorter_retention_says_what_it_drops_and_can_be_revoked(keeper: User, sign_in: SignIn) -> None:
+    for days in (20, 40, 60):
+        call(timezone.now() - timedelta(days=days))
+    client = confirmed(sign_in(keeper))
+
+    client.post(PATH, FORM | {"log_retention_days": "30"})
+    asked = WorkspaceSettings.load()
+    page = text(client.get(PATH))
+    client.post(PATH, FORM | {"log_retention_days": "90", "name": "Other"})  # Saves something else meanwhile.
+    pending = WorkspaceSettings.load()
+    client.post(f"{PATH}/keep-logs")
+    revoked = WorkspaceSettings.load()
+
+    assert (asked.log_retention_days, asked.shorter_retention_days) == (90, 30)
+    assert asked.shorter_retention_at is not None
+    before = asked.shorter_retention_at - timedelta(days=30)
+    assert f"calls before {before:%Y-%m-%d} are dropped: about 2." in page
+    assert (pending.name, pending.shorter_retention_at) == ("Other", asked.shorter_retention_at)
+    assert (revoked.log_retention_days, revoked.shorter_retention_days) == (90, None)
+    assert "are dropped" not in text(client.get(PATH))
+    asking = Event.objects.get(action="workspace.shorter_retention_asked")
+    assert (asking.actor_email, asking.changes["calls"]) == (keeper.email, 2)
+    assert Event.objects.get(action="workspace.shorter_retention_revoked").actor_email == keeper.email
+
+
+def test_longer_retention_acts_at_once_and_revokes_a_shorter_one(keeper: User) -> None:
+    WorkspaceSettings.edit(by=keeper, log_retention_days=30)
+    WorkspaceSettings.edit(by=keeper, log_retention_days=365)
+
+    saved = WorkspaceSettings.load()
+    assert (saved.log_retention_days, saved.shorter_retention_days, saved.shorter_retention_at) == (365, None, None)
+    assert Event.objects.filter(action="workspace.shorter_retention_revoked").exists()

@@ -81,6 +81,7 @@ CHANGING = {
     "user-reactivate",
     "user-revoke-invitation",
     "user-sign-out",
+    "workspace-keep-logs",
     "workspace-test-mail",
 }
 

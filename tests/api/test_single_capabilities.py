@@ -156,6 +156,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST me-confirm": EVERYBODY,
     "GET workspace": {C.WORKSPACE_MANAGE},
     "PATCH workspace": {C.WORKSPACE_MANAGE},
+    "POST workspace-keep-logs": {C.WORKSPACE_MANAGE},
     "POST workspace-test-mail": {C.WORKSPACE_MANAGE},
     "GET organisation": NOBODY,
     "PATCH organisation": NOBODY,

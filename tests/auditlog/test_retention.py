@@ -6,6 +6,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
+from accounts.models import WorkspaceSettings
 from auditlog.models import Call, Event
 from gatewayadmin.serving import housekeeping
 from tests.calls import call
@@ -87,6 +88,20 @@ def test_a_run_drops_a_few_partitions_the_oldest_first() -> None:
     assert oldest() == days[-1 - housekeeping.MOST_DROPPED].date()
     assert drop() == len(days) - housekeeping.MOST_DROPPED
     assert Call.objects.count() == 0
+
+
+def test_shorter_retention_drops_calls_a_day_after_it_was_asked_for() -> None:
+    call(timezone.now() - 60 * DAY)
+    WorkspaceSettings.edit(by=None, log_retention_days=30)
+
+    assert drop() == 0
+    assert WorkspaceSettings.load().log_retention_days == KEPT
+
+    WorkspaceSettings.objects.update(shorter_retention_at=databases.now())
+    assert drop() == 1
+    assert (WorkspaceSettings.load().log_retention_days, WorkspaceSettings.load().dropping) == (30, None)
+    event = Event.objects.get(action="workspace.retention_shortened")
+    assert (event.actor_email, event.changes) == ("system", {"log_retention_days": [KEPT, 30]})
 
 
 def oldest() -> datetime:

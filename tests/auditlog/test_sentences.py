@@ -113,7 +113,7 @@ def of_people(ana: User) -> dict[str, str]:
     bo.give_role(Role.objects.add(name="Reader", capabilities=(), by=None), by=None)
     ana.end_sessions(by=ana)
     bo.deactivate(by=None)
-    WorkspaceSettings.edit(by=ana, name="Acme", log_retention_days=30)
+    WorkspaceSettings.edit(by=ana, name="Acme", log_retention_days=120)
     return {
         "user.invited": "The system invited bo@example.com with the role “Watcher”.",
         "team.updated": f"The system added bo@example.com to the team “Support” and removed {ANA}.",

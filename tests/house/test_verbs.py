@@ -60,7 +60,6 @@ def staged() -> Stage:
     shared = make.identity(assignment.server)
     first, second = (make.identity(assignment.server, boss) for _ in range(2))
     mine = make.connection(make.agent(by=boss), assignment.gateway, boss, [first])
-    WorkspaceSettings.load()
     Provider.load()
     key = issue(name="reports", capabilities=[Capability.LOGS_READ], days=7, by=boss).key
     known_there = ClientRegistration.objects.create(
@@ -71,6 +70,7 @@ def staged() -> Stage:
         auth_method="none",
     )
     things = {
+        "workspace": WorkspaceSettings.load().pk,
         "api_key": key.pk,
         "app_connection": app.pk,
         "assignment": assignment.pk,

@@ -89,7 +89,7 @@ def _role_of_person(boss: User) -> Edited:
 
 
 def _workspace(boss: User) -> Edited:
-    one, two = {"name": "Renamed"}, {"log_retention_days": 30}
+    one, two = {"name": "Renamed"}, {"log_retention_days": 120}
     return Edited(WorkspaceSettings.load(), "/settings/workspace", one, two, "/workspace")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from accounts.models import Role, User
+from accounts.models import Role, User, WorkspaceSettings
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
@@ -660,6 +660,13 @@ VERBS = [
         before=broke_the_glass,
     ),
     verb("WorkspaceSettings.edit", settings_page, rest("PATCH /workspace", name="Ours")),
+    verb(
+        "WorkspaceSettings.keep_logs",
+        page("/settings/workspace/keep-logs"),
+        rest("POST /workspace/keep-logs"),
+        admin("accounts/workspacesettings", "keep_logs", "workspace"),
+        before=lambda stage: WorkspaceSettings.edit(by=None, log_retention_days=30),
+    ),
 ]
 # Parts of other verbs, which nobody asks for by themselves: an app and its key come of the flow that an app begins.
 INSIDE = {
