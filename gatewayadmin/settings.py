@@ -20,6 +20,7 @@ from gatewayadmin.config.environment import (
     web_address,
 )
 from gatewayadmin.config.static_files import keep_fonts
+from wire import hosts
 
 PACKAGE = Path(__file__).resolve().parent
 BASE_DIR = PACKAGE.parent
@@ -96,7 +97,7 @@ READ_DATABASE = database.replica(READ_DATABASE_URL, web_connections=WEB_CONNECTI
 _public = urlsplit(PUBLIC_URL)
 _is_https = _public.scheme == "https"
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
-_host = f"[{_public.hostname}]" if ":" in (_public.hostname or "") else str(_public.hostname)
+_host = hosts.canonical(str(_public.hostname))
 ALLOWED_HOSTS = LOOPBACK_NAMES if _host in LOOPBACK_NAMES else [_host]
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 

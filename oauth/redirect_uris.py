@@ -43,7 +43,10 @@ def _split(uri: str) -> SplitResult:
 
 
 def origin(uri: str) -> str:
-    """Scheme and host of a redirect address; the port only where it is not loopback's, which changes each time."""
+    """Scheme and host of a redirect address; the port only where it is not loopback's, which changes each time.
+
+    For people to read: redirect addresses are compared as they are spelled (RFC 6749 section 3.1.2.3).
+    """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:
         return f"{parts.scheme}://"

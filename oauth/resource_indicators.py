@@ -4,24 +4,24 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from gateways.models import Gateway
+from wire import hosts
 
 
 class UnknownResource(Exception):
     """The resource is not the address of a gateway here."""
 
 
-def canonical(uri: str) -> tuple[str, str, str, str]:
-    """What two spellings of one address share: scheme and host in lower case, no final slash."""
-    parts = urlsplit(uri)
-    return parts.scheme.lower(), parts.netloc.lower(), parts.path.removesuffix("/"), parts.query + parts.fragment
-
-
 def same_resource(first: str, second: str) -> bool:
-    """Whether both name the same resource, apart from one final slash and the case of the host."""
+    """Return whether both name the same resource, however the host is spelled and but for one final slash."""
     try:
-        return canonical(first) == canonical(second)
+        return hosts.origin_of(first) == hosts.origin_of(second) and _path(first) == _path(second)
     except ValueError:
         return False
+
+
+def _path(uri: str) -> tuple[str, str, str]:
+    parts = urlsplit(uri.replace("\\", "/"))
+    return parts.path.removesuffix("/"), parts.query, parts.fragment
 
 
 def gateway_of(resources: Sequence[str]) -> Gateway | None:

@@ -1,11 +1,9 @@
 """One HTTP request at /mcp/<slug>: its headers, parsed once, its body, its message, and its row in the log."""
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from proxy.access.decision import AssignedServer, Grant
 from proxy.access.features import Named, lookup_key, named
@@ -15,7 +13,7 @@ from proxy.open_files import NO_STREAM
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from proxy.tasks import Task
-from wire import jsonrpc, token_text, trace_context, versions
+from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.byte_budget import HeldBytes
 from wire.http1 import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message, Object
@@ -30,7 +28,6 @@ type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]
 
 PREFIX = "/mcp/"
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 # The kinds of tokens that open an MCP endpoint.
 MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
@@ -90,7 +87,6 @@ class HeaderReader:
         header_pairs: Sequence[Pair] = scope["headers"]
         headers = dict(header_pairs)
         slug = scope["path"].removeprefix(PREFIX).removesuffix("/")
-        hosts = self._config.hosts
         origin = _text(headers, b"origin") if b"origin" in headers else None
         peer = scope["client"][0] if scope.get("client") else ""
         hops = [value.decode("latin-1") for name, value in header_pairs if name == b"x-forwarded-for"]
@@ -100,7 +96,7 @@ class HeaderReader:
             http_method=scope["method"],
             slug="" if "/" in slug else slug,
             # More than one Host is refused whatever they say (RFC 9112 section 3.2).
-            host_is_known=(not hosts or host_name(_text(headers, b"host")) in hosts)
+            host_is_known=(not self._config.hosts or hosts.of_header(_text(headers, b"host")) in self._config.hosts)
             and sum(name == b"host" for name, _ in header_pairs) < 2,
             origin=origin,
             origin_is_allowed=self._origins.allows(origin),
@@ -120,24 +116,16 @@ class Origins:
     """The browser origins that may call: our own, and those the operator named."""
 
     def __init__(self, public_url: str, allowed: Iterable[str]) -> None:
-        parts = urlsplit(public_url)
-        own = f"{parts.scheme}://{parts.netloc}"
-        port = f":{parts.port}" if parts.port else ""
-        names = LOOPBACK if parts.hostname in {"localhost", "127.0.0.1", "::1"} else ()
-        self._allowed = {own, *(f"{parts.scheme}://{name}{port}" for name in names), *allowed}
+        scheme, host, port = hosts.origin_of(public_url)
+        names = hosts.LOOPBACK if host in hosts.LOOPBACK else {host}
+        self._allowed = {*((scheme, name, port) for name in names), *map(hosts.origin_of, allowed)}
 
     def allows(self, origin: str | None) -> bool:
         """A caller that is no browser sends no origin."""
-        return origin is None or origin in self._allowed
-
-
-_host = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?").fullmatch
-
-
-def host_name(host: str) -> str:
-    """The name in a Host header, without port and final dot, in lower case; IPv6 in brackets. Empty for any other."""
-    match = _host(host.lower())
-    return match[1].removesuffix(".") if match else ""
+        try:
+            return origin is None or hosts.origin_of(origin) in self._allowed
+        except ValueError:
+            return False
 
 
 def accepted(value: bytes | None) -> Accepted:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from wire import product
+from wire import hosts, product
 
 logger = logging.getLogger(__name__)
 
@@ -171,11 +171,8 @@ def in_words(error: Exception) -> str:
 
 
 def spelled(host: str) -> str:
-    """A name as it is sent and compared, in lower case and ASCII; empty for what is no name."""
-    try:
-        name = host.rstrip(".").encode("idna").decode("ascii").lower()
-    except UnicodeError:
-        name = host.rstrip(".").lower()  # Longer than a label may be, or with signs that names do not have.
+    """Return a name as it is sent and compared; empty for what is no name, such as an address."""
+    name = hosts.canonical(host)
     return name if len(name) <= 253 and _name(name) else ""
 
 

@@ -1,5 +1,6 @@
 """Hosts and origins as browsers read them, however they are spelled: everything that compares them asks here."""
 
+import re
 from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
@@ -8,6 +9,7 @@ import idna
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _PORTS = {"http": 80, "https": 443}
+_authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
 
 
 def canonical(host: str) -> str:
@@ -33,3 +35,9 @@ def origin_of(url: str) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL, each in the spelling that is compared. Raises ValueError."""
     parts = urlsplit(url.strip().replace("\\", "/"))  # As browsers do in what begins with http.
     return parts.scheme, canonical(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme, 443)
+
+
+def of_header(value: str) -> str:
+    """Return the host that a Host header names, in the spelling that is compared; empty where it names none."""
+    match = _authority(value)
+    return canonical(match[1]) if match else ""

@@ -8,6 +8,7 @@ from django.conf import settings
 
 from gatewayadmin.doctor.http_probe import Answer
 from gatewayadmin.doctor.report import Fault
+from wire.hosts import origin_of
 
 WRONG_HOST = "does not answer for that host name"
 UNAVAILABLE = {502, 503, 504}
@@ -20,14 +21,11 @@ def belongs(url: str, base: str, source: str) -> str:
     raise Fault(f"{source} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
 
 
-def _place(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; nothing at all for what is no address."""
+def _place(url: str) -> tuple[str, str, int] | None:
     try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return origin_of(url)
     except ValueError:
-        return "", None, None
-    return parts.scheme, parts.hostname, port
+        return None
 
 
 def _public_url_advice(url: str, base: str) -> str:
@@ -41,7 +39,7 @@ def _public_url_advice(url: str, base: str) -> str:
             f"GATEWAY_PUBLIC_URL is {base} as it should be: something in front rewrites this answer, or keeps an old "
             "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."
         )
-    scheme = "TLS ends at the proxy: " if _place(url)[0] != _place(base)[0] else ""
+    scheme = "TLS ends at the proxy: " if urlsplit(url).scheme != urlsplit(base).scheme else ""
     return f"{scheme}set GATEWAY_PUBLIC_URL={base} and restart, or give clients the address {settings.PUBLIC_URL}."
 
 
@@ -78,7 +76,7 @@ def unexpected(answer: Answer, expected: int) -> Fault:
 
 def _redirected(answer: Answer) -> Fault:
     to = answer.headers.get("location", "")
-    if _place(to)[0] == "https" and _place(answer.url)[0] == "http":
+    if to.startswith("https:") and answer.url.startswith("http:"):
         return Fault(
             f"{answer.status}: sent on to https ({to}).",
             f"Clients do not follow. Set GATEWAY_PUBLIC_URL=https://{urlsplit(to).netloc} and restart.",

@@ -16,9 +16,8 @@ from starlette.responses import PlainTextResponse, Response
 from auditlog import replica
 from gatewayadmin.serving.client_address import is_local
 from gatewayadmin.serving.stored_metrics import stored
-from proxy.request import host_name
 from wire import background
-from wire.hosts import LOOPBACK
+from wire.hosts import LOOPBACK, of_header
 
 PATHS = ("/livez", "/readyz", "/metrics")
 
@@ -165,7 +164,7 @@ async def metrics(request: Request) -> Response:
 def _is_local(request: Request) -> bool:
     """Whether a program on this machine asks, and no web page in its browser by a name that leads here."""
     named = request.headers.getlist("host")
-    if len(named) != 1 or host_name(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
+    if len(named) != 1 or of_header(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
         return False
     return is_local(request.scope["peer"], request.headers.keys(), settings.TRUSTED_PROXIES)
 

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatewayadmin.config.environment import Network
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.log_format import request_id
-from proxy.request import host_name
 from proxy.response import WRONG_HOST
+from wire.hosts import of_header
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class OuterMiddleware:
             request_log.write()
 
     def _serves(self, path: str, hosts: Sequence[str]) -> bool:
-        return path in self.unchecked or (len(hosts) == 1 and host_name(hosts[0]) in self.hosts)
+        return path in self.unchecked or (len(hosts) == 1 and of_header(hosts[0]) in self.hosts)
 
     def _names_somebody(self, headers: Headers) -> bool:
         return "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gatewayadmin.serving.client_address import client_address
 from gatewayadmin.serving.log_format import JsonFormatter
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
-from proxy.request import host_name
+from wire.hosts import of_header
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -58,10 +58,12 @@ def test_true_sender_is_the_last_hop_nobody_vouches_for(peer: str, forwarded: li
         ("[::1", ""),
         ("user@localhost", ""),
         ("localhost/x", ""),
+        ("gateway%2eexample.com", ""),
+        ("xn--bcher-kva.example:443", "xn--bcher-kva.example"),
     ],
 )
 def test_host_is_compared_without_port(header: str, name: str) -> None:
-    assert host_name(header) == name
+    assert of_header(header) == name
 
 
 async def mirror(scope: Scope, receive: Receive, send: Send) -> None:

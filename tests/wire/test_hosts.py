@@ -2,9 +2,12 @@
 
 import pytest
 
+from oauth.resource_indicators import same_resource
+from proxy.request import Origins
 from ui import addresses
 from wire import hosts
 from wire.credential import place_of
+from wire.forward_proxy import spelled
 from wire.guard import OwnEndpoints
 
 SPELLINGS = [
@@ -57,3 +60,24 @@ def test_our_own_gateways_are_known_however_they_are_spelled(host: str) -> None:
     own = OwnEndpoints.of("https://gateway.example.com", "", hosts=["gateway.example.com"])
 
     assert own.has(f"https://{host}/mcp/work")
+
+
+@pytest.mark.parametrize("origin", ["https://gateway.example.com", "https://GATEWAY.example.com:443"])
+def test_a_browser_may_call_from_our_own_origin_however_it_is_configured(origin: str) -> None:
+    for public_url in ("https://gateway.example.com", "https://Gateway.Example.com:443"):
+        assert Origins(public_url, []).allows(origin)
+    assert not Origins("https://gateway.example.com:8443", []).allows(origin)
+    assert not Origins("https://gateway.example.com", []).allows("https://gateway.example.com.evil.com")
+    assert not Origins("https://gateway.example.com", []).allows("https://[")
+
+
+@pytest.mark.parametrize("spelling", ["https://GW.example:443/mcp/work/", "https://gw.example./mcp/work"])
+def test_a_resource_is_found_however_its_host_is_spelled(spelling: str) -> None:
+    assert same_resource(spelling, "https://gw.example/mcp/work")
+    assert not same_resource(spelling, "https://gw.example/mcp/Work")
+    assert not same_resource("https://gw.example\\x/mcp/work", "https://gw.example/mcp/work")
+
+
+@pytest.mark.parametrize("host", ["stra\u00dfe.example", "xn--strae-oqa.example", "STRA\u00dfE.example."])
+def test_an_outbound_proxy_is_asked_for_the_host_that_is_compared(host: str) -> None:
+    assert spelled(host) == hosts.canonical(host) == "xn--strae-oqa.example"
