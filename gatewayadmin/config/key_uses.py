@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
+from django.core.signing import BadSignature, TimestampSigner
 from django.db.models import Count, QuerySet
+from django.utils import timezone
 
 from accounts import second_factor
 from accounts.models import ApiKey
@@ -39,6 +43,18 @@ def key_uses() -> list[KeyUses]:
         KeyUses("GATEWAY_TOKEN_KEYS", [token_text.key_id(key) for key in settings.TOKEN_KEYS], tokens),
         KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),
     ]
+
+
+def is_another_secret_key() -> bool:
+    """Return whether the newest web session was signed with another GATEWAY_SECRET_KEY than the present one."""
+    newest = Session.objects.filter(expire_date__gt=timezone.now()).order_by("-expire_date").first()
+    if newest is None:
+        return False
+    try:
+        TimestampSigner(salt=SessionStore().key_salt).unsign(newest.session_data)
+    except BadSignature:
+        return True
+    return False
 
 
 def _uses(rows: QuerySet[Any], key_id: str = "key_id") -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from ui import databases
 KEPT = 6  # Connections of the proxy in each worker, beside those that write the log.
 SINKS = 8  # Two for each that is served at once by the process that does the chores.
 SPARE = 5  # For starts, commands and whoever looks after the server.
+TRIPS = 5
+MOST_MS = 5  # Of a round trip to the database.
 
 _LIMITS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -80,6 +83,7 @@ def survey(workers: int) -> Ways:
                 raise Unusable(fault)
             pooled = _look_at_pages(ways, direct)
             _look_at_replica(ways, direct)
+            look_at_distance(ways, direct)
             _look_at_budget(ways, direct, budget(workers, pooled=pooled))
     except psycopg.Error as error:
         raise Unusable(pooling.words_for(error, database.way())) from error
@@ -129,6 +133,20 @@ def _look_at_replica(ways: Ways, direct: psycopg.Connection[Any]) -> None:
         return
     most = settings.READ_LAG_SECONDS
     ways.uses.append(f"Logs and numbers are read from the replica of {READ} while it is at most {most} s behind.")
+
+
+def look_at_distance(ways: Ways, direct: psycopg.Connection[Any]) -> None:
+    """Warn of a database that is far away: a call waits for several round trips, one after the other."""
+    times = []
+    for _ in range(TRIPS):
+        began = time.perf_counter()
+        direct.execute("SELECT 1")
+        times.append(time.perf_counter() - began)
+    if (shortest := min(times) * 1000) > MOST_MS:
+        ways.warnings.append(
+            f"A round trip to the database takes {shortest:.0f} ms, and a call waits for four or five: "
+            "run the gateway near its database, best below 1 ms apart."
+        )
 
 
 def _look_at_budget(ways: Ways, direct: psycopg.Connection[Any], planned: Budget) -> None:

@@ -2,20 +2,24 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command, get_commands, load_command_class
 from django.db import DatabaseError
+from django.test import Client
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
-from gatewayadmin.config import environment
+from gatewayadmin.config import database, environment, ways
 from gatewayadmin.management.commands import serve
 from gatewayadmin.serving import first_start, housekeeping
 from gatewayadmin.serving.first_start import Welcome
@@ -175,6 +179,37 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(settings, "LOST_KEYS", [])
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new, old])
     assert started(monkeypatch)[1] == ""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_start_with_another_secret_key_says_that_everybody_signs_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    client.force_login(make.user())
+    assert started(monkeypatch)[1] == ""
+
+    monkeypatch.setattr(settings, "SECRET_KEY", "another" * 10)
+    assert "GATEWAY_SECRET_KEY is another one than before: everybody has to sign in again" in started(monkeypatch)[1]
+
+    client.force_login(make.user())
+    assert started(monkeypatch)[1] == "", "somebody has signed in since"
+
+
+class FarAway(psycopg.Connection[Any]):
+    """A connection to a database at a distance."""
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        time.sleep(0.02)
+        return super().wait(*args, **options)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_far_away_is_warned_of() -> None:
+    found = ways.Ways()
+    with FarAway.connect(database.conninfo()) as connection:
+        ways.look_at_distance(found, connection)
+
+    assert "A round trip to the database takes " in found.warnings[0]
+    assert "best below 1 ms apart" in found.warnings[0]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin.config import database, environment, ways
 from gatewayadmin.config.database import Unusable
-from gatewayadmin.config.key_uses import key_uses
+from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
 from gatewayadmin.config.ways import Ways
 from gatewayadmin.serving import first_start
 from gatewayadmin.serving.first_start import Welcome
@@ -56,6 +56,11 @@ class Command(BaseCommand):
         environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
         welcome = first_start.prepare(migrate=migrate)
         self._require_keys()
+        if is_another_secret_key():
+            in_use.warnings.append(
+                "GATEWAY_SECRET_KEY is another one than before: everybody has to sign in again, and links to choose a "
+                "password are void. If that is not wanted, restore the old key and restart."
+            )
         for warning in in_use.warnings:
             self.stderr.write(f"Warning: {warning}")
         processes = workers or default_workers()
