@@ -9,6 +9,7 @@ from uuid import uuid4
 import anyio.to_thread
 import httpx
 import pytest
+import time_machine
 from django.conf import settings
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import connection, connections
@@ -187,6 +188,13 @@ def test_an_answer_is_kept_for_an_hour_and_swept_then(rest: Rest) -> None:
 
     assert problem(post(rest, "/teams", {"name": "one"}, "k")) == (409, "already_exists")
     assert housekeeping.CHORES["kept_answers"](timezone.now()) == 1
+
+
+def test_an_answer_is_kept_for_an_hour_of_the_databases_clock(rest: Rest) -> None:
+    first = post(rest, "/teams", {"name": "one"}, "k")
+
+    with time_machine.travel(timezone.now() + 2 * KEPT):
+        assert post(rest, "/teams", {"name": "one"}, "k").json() == first.json()
 
 
 def test_an_answer_whose_encryption_key_is_gone_is_not_made_again(rest: Rest) -> None:

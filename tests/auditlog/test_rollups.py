@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+import time_machine
 from django.db import connection
 from django.utils import timezone
 
@@ -240,6 +241,16 @@ def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monke
         total = opened.total({}, now - DAY, now)
     assert total is not None
     assert total.calls == 1
+
+
+def test_roll_ups_are_kept_by_the_databases_clock(db: None) -> None:
+    call(timezone.now())
+    keeping.keep_up(5)
+
+    with time_machine.travel(timezone.now() + 100 * DAY):
+        keeping.keep_up(5)
+
+    assert RollupState.objects.get().hours_from < timezone.now()
 
 
 def test_call_that_came_late_is_in_count_filters_and_bars_at_once(db: None) -> None:
