@@ -396,6 +396,5 @@ LOGGING = {
         "fido2": {"level": "WARNING"},  # Names every key that is used.
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},
-        "aiokafka": {"level": "CRITICAL"},  # What it fails at is told of the sink.
     },
 }

@@ -20,7 +20,6 @@ HELP = {
     ),
     "otlp": "https:// and where OTLP is taken over HTTP; without a path /v1/logs is added. Inside "
     "GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
-    "kafka": "tls://, some brokers with their ports, and the topic. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://.",
     "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
     "and is not offered.",
 }
@@ -31,11 +30,6 @@ SECRETS = {
     "otlp": (
         "Headers",
         "If it wants any: name=value with commas between, values percent-encoded, such as Authorization=Bearer%20abc.",
-    ),
-    "kafka": (
-        "User",
-        "If it wants one: its name, a colon, its password. It proves who it is by SCRAM-SHA-512, or what “?mechanism=” "
-        "at the end of the address says.",
     ),
 }
 

@@ -5,7 +5,6 @@ A row is sent at least once: a sink moves on only after it acknowledged (docs/de
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -24,7 +23,6 @@ from auditlog.models import Actor, Call, Checkpoint, Event
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
-from sinks.brokers import brokers_at
 from sinks.receivers import (
     ADDRESSED,
     KEYED,
@@ -96,7 +94,6 @@ class Kind(models.TextChoices):
     S3 = "s3", "S3, JSON lines"
     S3_PARQUET = "s3_parquet", "S3, Parquet"
     OTLP = "otlp", "OpenTelemetry"
-    KAFKA = "kafka", "Kafka"
 
 
 class SinkManager(models.Manager["Sink"]):
@@ -282,7 +279,7 @@ class Sink(Versioned, Switchable):
             self.address, self.private = "", False
         elif self.address != address or not address:
             self._must_be_an_address()
-        self._take_secret(secret, moved=_shown_to(self.kind, address) != _shown_to(self.kind, self.address))
+        self._take_secret(secret, moved=origin_of(address) != origin_of(self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
         """Seal a new secret, or keep the one it has. Raises BadSecret."""
@@ -468,10 +465,3 @@ class ArchivedPartition(models.Model):
 def _newest(model: type[Call] | type[Event]) -> int:
     with connection.cursor() as cursor:
         return committed.newest_id(cursor, model._meta.db_table)
-
-
-def _shown_to(kind: str, address: str) -> tuple[str, bool]:
-    """Where a secret is sent, and whether it is the password itself, which of Kafka's mechanisms one sends."""
-    with suppress(ValueError):  # None was entered yet.
-        return origin_of(address), kind == Kind.KAFKA and brokers_at(address).mechanism == "PLAIN"
-    return "", False

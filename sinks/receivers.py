@@ -36,7 +36,6 @@ from django.utils import timezone
 
 from servers.upstream_guard import upstream_guard
 from sinks import otlp
-from sinks.brokers import brokers_at
 from sinks.objects import S3, NotKept
 from sinks.signing import LEAST_SECRET, signature, signing_key, weakness
 from ui.rest import stamp
@@ -47,21 +46,15 @@ from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
 
 if TYPE_CHECKING:
-    from sinks.kafka import NotTaken, Producer
     from sinks.models import Sink
 
 SECONDS = 10.0  # How long one delivery may take in all.
-NO_KAFKA = (
-    "Kafka takes the extra “kafka”: pip install 'gateway-admin[kafka]', or in a checkout "
-    ".venv/bin/uv pip install -r requirements-kafka.lock."
-)
 NO_PARQUET = (
     "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
     ".venv/bin/uv pip install -r requirements-archive.lock."
 )
 # By kind, the package that it takes, and what is said where that is not installed.
 EXTRAS = {
-    "kafka": ("aiokafka", NO_KAFKA),
     "s3_parquet": ("pyarrow", NO_PARQUET),
 }
 GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
@@ -69,8 +62,8 @@ HUNG_UP = "closed the connection before it had taken all lines."
 MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
 MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.
 OBJECTS = ("s3", "s3_parquet")  # The kinds that keep objects.
-ADDRESSED = {"webhook", "syslog", "otlp", "kafka", *OBJECTS}  # The kinds that are somewhere else.
-SHOWN = {"otlp", "kafka"}  # The kinds that show the other side their secret itself; they may have none.
+ADDRESSED = {"webhook", "syslog", "otlp", *OBJECTS}  # The kinds that are somewhere else.
+SHOWN = {"otlp"}  # The kinds that show the other side their secret itself; they may have none.
 KEYED = {"webhook", *OBJECTS, *SHOWN}  # The kinds that have a secret.
 MOST_LINES = dict.fromkeys(OBJECTS, 10_000)  # Of one delivery, where it is not what it is for others.
 FOR_NOW = {401, 403, 408, 429}  # Refusals that are none of what was sent.
@@ -166,8 +159,6 @@ def checked_address(kind: str, address: str) -> bool:
         return _checked_bucket(kind, address)
     if kind in ("webhook", "otlp"):
         return _checked_url(address, address)
-    if kind == "kafka":
-        return _checked_brokers(address)
     parts = urlsplit(address)
     try:
         port = parts.port
@@ -189,10 +180,6 @@ def checked_secret(kind: str, secret: str) -> None:
             raise ValueError("S3 needs an access key: its id, a colon, its secret.")
     elif kind == "otlp":
         otlp.headers_of(secret)
-    elif kind == "kafka":
-        user, _, password = secret.partition(":")
-        if not (user and password and secret.isprintable()):
-            raise ValueError("Kafka takes a user: its name, a colon, its password.")
     elif reason := weakness(secret):
         raise ValueError(
             f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, and {reason}. "
@@ -210,17 +197,6 @@ def _checked_bucket(kind: str, address: str) -> bool:
     return is_private
 
 
-def _checked_brokers(address: str) -> bool:
-    if missing := missing_extra("kafka"):
-        raise ValueError(missing)
-    brokers = brokers_at(address)
-    scheme = "https" if brokers.encrypted else "http"
-    inside = {_checked_url(f"{scheme}://{place}", address) for place in brokers.places}
-    if len(inside) > 1:
-        raise ValueError("Some of these brokers are at private addresses and others are not.")
-    return inside.pop()
-
-
 def _checked_url(url: str, address: str) -> bool:
     guard = upstream_guard()
     try:
@@ -235,8 +211,6 @@ def origin_of(address: str) -> str:
     """Scheme, host and port of an address: what may be told of it anywhere. Its path and query may hold a token."""
     try:
         parts = urlsplit(address)
-        if "," in parts.netloc and "@" not in parts.netloc:
-            return f"{parts.scheme}://{parts.netloc}"  # Some brokers.
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return ""
@@ -506,30 +480,6 @@ def _is_closed(sock: socket.socket) -> bool:
             return True
 
 
-class Topic:
-    """Messages of Kafka, one for each line; the key of each is what a row that came twice is told by."""
-
-    def __init__(self, sink: Sink) -> None:
-        try:
-            kafka = import_module("sinks.kafka")
-        except ImportError:
-            raise Undelivered(f"cannot be written to: {NO_KAFKA}") from None
-        self._refused: type[NotTaken] = kafka.NotTaken
-        self._producer: Producer = kafka.Producer(brokers_at(sink.address), _secret(sink), _guard(sink), SECONDS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._producer.__exit__(None, None, None)
-
-    def deliver(self, lines: Sequence[Line]) -> None:
-        try:
-            self._producer.send(lines)
-        except self._refused as refusal:
-            raise Undelivered(str(refusal), for_good=refusal.is_row) from None
-
-
 class Stdout:
     """Lines on the standard output of the process that sends them."""
 
@@ -571,6 +521,5 @@ _KINDS: dict[str, Callable[[Sink], Receiver]] = {
     "syslog": Syslog,
     "stdout": Stdout,
     "otlp": Collector,
-    "kafka": Topic,
 }
 _KINDS |= dict.fromkeys(OBJECTS, Bucket)

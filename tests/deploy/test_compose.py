@@ -155,7 +155,7 @@ def let_in() -> list[str]:
 
 def test_the_build_sees_what_the_wheel_is_built_from() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    names = ("", "-build", "-image", "-scim", "-otel", "-saml", "-archive", "-kafka")
+    names = ("", "-build", "-image", "-scim", "-otel", "-saml", "-archive")
     locks = {f"requirements{name}.lock" for name in names}
     expected = {*wheel["packages"], *wheel["force-include"], *locks, "LICENSE", "README.md", "pyproject.toml"}
 

@@ -23,9 +23,7 @@ def browser() -> Client:
     return confirmed(client)
 
 
-@pytest.mark.parametrize(
-    ("kind", "extra", "label"), [("kafka", "kafka", "Kafka"), ("s3_parquet", "archive", "S3, Parquet")]
-)
+@pytest.mark.parametrize(("kind", "extra", "label"), [("s3_parquet", "archive", "S3, Parquet")])
 def test_a_kind_that_is_not_installed_says_so_where_it_is_chosen_and_how_to_install_it(
     kind: str, extra: str, label: str, browser: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

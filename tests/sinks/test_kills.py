@@ -1,6 +1,5 @@
 """kill -9 of who sends, at any moment, while several write: no row is missing at the receiving end."""
 
-import json
 import os
 import random
 import signal
@@ -27,7 +26,6 @@ from tests import sampling
 from tests.collector import collecting
 from tests.eventually import eventually
 from tests.sinks.conftest import KEYS, Bucket, MakeSink
-from tests.sinks.kafka_cluster import kafka
 from tests.sinks.receiver import Request, Webhook
 from tests.sinks.test_sending import write
 from tests.workspace import ROOT
@@ -187,24 +185,6 @@ def test_killed_senders_leave_no_row_out_of_a_collector(
             lambda: len(collector.tried),
             lambda: [one.attributes["id"] for one in [*collector.logs] if one.event == "gateway_admin.call"],
         )
-    with capsys.disabled():
-        print(f"\n{said}")  # noqa: T201
-
-
-@pytest.mark.drill
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_killed_senders_leave_no_row_out_of_a_topic(
-    kills: int, loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Call.partitions.make_for(datetime.now(UTC).date())
-    with kafka() as cluster:
-        Sink.objects.add(name="Kafka", kind="kafka", address=cluster.address(), sends_events=False, by=None)
-
-        def calls() -> list[str]:
-            rows = [json.loads(value) for _, value in cluster.messages()]
-            return [row["id"] for row in rows if row["log"] == "call"]
-
-        said = kill_senders(kills, request.node.name, lambda: len(cluster.messages()), calls)
     with capsys.disabled():
         print(f"\n{said}")  # noqa: T201
 
