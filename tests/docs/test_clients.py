@@ -13,7 +13,9 @@ from django.utils.html import strip_tags
 
 from accounts.models import User
 from tests import make
+from tests.clients.apps import Desktop
 from tests.clients.fixtures import FOLDER, MODULES, Npm
+from tests.clients.person import Person
 from tests.conftest import SignIn
 from tests.docs.client_section import README, written
 from tests.workspace import Serve
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.xdist_group("clients")
 
 CLIENTS = clients()
 BLOCKS = [pytest.param(block, id=f"{client.slug}-{block.way}") for client in CLIENTS for block in client.blocks]
-RUNS = {client.slug: block for client in CLIENTS for block in client.blocks if block.runs}
+RUNS = {client.slug: block for client in CLIENTS for block in client.blocks if block.runs and block.way == "token"}
+SIGN_IN = {client.slug: block for client in CLIENTS for block in client.blocks if block.runs and block.way == "browser"}
 TOKEN = "gwa_an-example-of-a-token"
 LONG = "https://gateway.example.org:8443/below/mcp/quickstart-of-quickstarts"
 NPX = (("npx -y mcp-remote@latest", "mcp-remote"), ("npx -y @modelcontextprotocol/inspector@latest", "mcp-inspector"))
@@ -134,6 +137,19 @@ def test_a_block_that_runs_lists_the_tools(slug: str, filled: bool, issued: dict
     assert "echo" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("slug", sorted(SIGN_IN))
+def test_a_block_that_signs_in_lists_the_tools_as_the_person_who_allowed_it(
+    slug: str, live: Serve, desktop: Desktop, owner: Person
+) -> None:
+    text = SIGN_IN[slug].for_gateway(f"{live.url}/mcp/quickstart", "quickstart")
+
+    with desktop.app(program(SIGN_IN[slug].language, text), cwd=FOLDER) as app:
+        owner.allow(app.opened() if slug == "python" else app.wait_for(r"http\S+"))
+        printed = app.ended()
+
+    assert {"echo", "add"} <= set(printed.splitlines())
+
+
 HELLO = {
     "protocolVersion": "2025-11-25",
     "capabilities": {},
@@ -151,12 +167,18 @@ def run(language: str, text: str, environment: dict[str, str]) -> subprocess.Com
         text = text.replace(fetched, installed)
     if "mcp-remote" in text:
         return piped(text, environment)
-    command = {
+    return subprocess.run(
+        program(language, text), env=environment, cwd=FOLDER, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def program(language: str, text: str) -> list[str]:
+    """The command that runs it; Node looks for packages from the folder it is started in."""
+    return {
         "bash": ["bash", "-c", text],
         "python": [sys.executable, "-c", text],
         "js": [str(MODULES / ".bin" / "node"), "--input-type=module", "-e", text],
     }[language]
-    return subprocess.run(command, env=environment, cwd=FOLDER, capture_output=True, text=True, timeout=60, check=False)
 
 
 def piped(text: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
