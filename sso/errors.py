@@ -87,10 +87,29 @@ class NeedsPassword(ProviderError):
     """Without a password here, this account signs in at the organisation only. Choose a password first."""
 
 
+_EMAIL = (
+    "Your e-mail address cannot be used yet: your organisation does not confirm that it is yours, or somebody here has "
+    "it already. If you were invited, open the link in the mail and sign in from there. If you have a password here, "
+    "sign in with it and link your account on your profile. Otherwise ask an administrator of this workspace."
+)
+# The last two read alike: which addresses have an account here is for nobody to find out.
+ADVICE = {
+    "deactivated": "Your account in this workspace is disabled. Ask an administrator of this workspace to enable it.",
+    "no_role": "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
+    "administrator of this workspace for a role, or whoever looks after accounts there to add you to such a group.",
+    "too_many_groups": "Your organisation sent no list of your groups, because you are in too many. Ask an "
+    "administrator of this workspace to have it send only the groups of this application.",
+    "no_email": "Your organisation sent no e-mail address for you. Ask whoever looks after accounts there to add one.",
+    "email_not_verified": _EMAIL,
+    "email_taken": _EMAIL,
+}
+
+
 class NoEntry(Exception):
-    """Somebody whom the provider vouches for is not let in. They are never told the reason, which events name."""
+    """The provider vouches for this person, but they are not let in; `advice` is what they read."""
 
     def __init__(self, reason: str, person: User | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.person = person
+        self.advice = ADVICE[reason]

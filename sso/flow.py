@@ -15,6 +15,7 @@ from servers.oauth_client.http import Http, Unreachable
 from sso.claims import email_of, groups_of, is_true, line_of
 from sso.discovery import Metadata, ProviderDown, fetch, keys, metadata
 from sso.models import Claims, Provider
+from sso.saml.refusals import AGAIN, THERE
 from sso.signed_tokens import TokenInvalid, UnknownKey, id_token
 from ui.pages import lead_on
 from wire.cipher import Unreadable
@@ -37,6 +38,7 @@ SCOPES_CALLED = {
     "https://www.googleapis.com/auth/userinfo.email": "email",
     "https://www.googleapis.com/auth/userinfo.profile": "profile",
 }
+MAY_PASS = ("server_error", "temporarily_unavailable")  # RFC 6749 section 4.1.2.1: trying again may help.
 SESSION_KEY = "organisation_sign_ins"
 MOST_OPEN = 5  # In one browser; the oldest end.
 LIVES_S = 10 * 60
@@ -46,7 +48,11 @@ ANEW = {"prompt": "login", "max_age": "0"}  # Not by a session that is open ther
 
 
 class SignInFailed(Exception):
-    """The sign-in cannot go on; the message says why, for events and the log."""
+    """The sign-in failed: the message says why, for events and the log; the person reads `advice`, if there is one."""
+
+    def __init__(self, words: str, advice: str = "") -> None:
+        super().__init__(words)
+        self.advice = advice
 
 
 class Begun(NamedTuple):
@@ -136,9 +142,9 @@ def find(request: HttpRequest) -> Begun:
     """The sign-in this answer is to, which is over with that. Raises SignInFailed."""
     begun = taken(request, request.GET.get("state", ""))
     if begun is None:
-        raise SignInFailed("It was not begun in this browser, or was used before.")
+        raise SignInFailed("It was not begun in this browser, or was used before.", AGAIN.text)
     if time.time() - begun.at > LIVES_S:
-        raise SignInFailed("It took longer than ten minutes.")
+        raise SignInFailed("It took longer than ten minutes.", AGAIN.text)
     return begun
 
 
@@ -153,8 +159,9 @@ def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
     except Mismatch as mismatch:
         raise SignInFailed(str(mismatch)) from None
     if "error" in given or not given.get("code"):
-        words = printable(given.get("error", "no code"))[:80]
-        raise SignInFailed(f"The provider said: {words}.")
+        error = given.get("error", "no code")
+        advice = "" if error in MAY_PASS else THERE.text
+        raise SignInFailed(f"The provider said: {printable(error)[:80]}.", advice)
     tokens = _exchange(provider, said, given["code"], begun.verifier)
     if tokens.scope and provider.rows.exists():
         _must_be_granted(provider.scopes, tokens.scope)

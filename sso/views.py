@@ -80,7 +80,7 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
 @require_GET
 @login_not_required
 def callback(request: HttpRequest) -> HttpResponse:
-    """Where the provider sends people back to. Whatever the reason, who is refused reads the same words."""
+    """Where the provider sends people back to."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
         return refused(request, HTTPStatus.NOT_FOUND)
@@ -89,7 +89,7 @@ def callback(request: HttpRequest) -> HttpResponse:
         return go_on(request, provider, begun, flow.finish(request, provider, begun))
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return refused(request, HTTPStatus.BAD_REQUEST, provider)
+        return refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
         return refused(request, HTTPStatus.BAD_GATEWAY, provider)
@@ -109,7 +109,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
-        return refused(request, HTTPStatus.FORBIDDEN, provider)
+        return refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice)
     if request.user.is_authenticated:
         logout(request)  # Also of oneself: the session begins anew.
     request.session.pop(joining.SESSION_KEY, None)
@@ -151,9 +151,11 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
     return send_again(request, begun.onward) or redirect(begun.onward)
 
 
-def refused(request: HttpRequest, status: HTTPStatus, provider: Provider | None = None) -> HttpResponse:
-    """The same words for every reason."""
-    return without_referrer(request, "sso/refused.html", {"provider": provider}, status)
+def refused(
+    request: HttpRequest, status: HTTPStatus, provider: Provider | None = None, advice: str = ""
+) -> HttpResponse:
+    """Tell a person that they are not signed in, and what to do."""
+    return without_referrer(request, "sso/refused.html", {"provider": provider, "advice": advice}, status)
 
 
 def without_referrer(

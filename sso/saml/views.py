@@ -86,7 +86,7 @@ def answered(request: HttpRequest) -> HttpResponse:
         return _advised(request, provider, fault.reason)
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return views.refused(request, HTTPStatus.BAD_REQUEST, provider)
+        return views.refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
 
 
 def _asked(request: HttpRequest, provider: Provider, who: Claims, ticket: str) -> HttpResponse:

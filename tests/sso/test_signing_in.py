@@ -1,6 +1,7 @@
 """People sign in at their organisation: who they are here, and what their groups give them at every sign-in."""
 
 import re
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.test import Client, RequestFactory
@@ -90,6 +91,7 @@ def test_without_a_role_there_is_no_entry(organisation: Organisation, provider: 
 
     assert (visit.response.status_code, visit.person) == (403, None)
     assert not User.objects.filter(email="mia@example.com").exists()
+    assert "none of your groups there has a role in this workspace" in visit.response.content.decode()
     refused = Event.objects.get(action="user.sign_in_refused")
     assert refused.changes == {"reason": "no_role", "email": "mia@example.com", "groups": ["guests"]}
 
@@ -137,20 +139,50 @@ def test_whoever_is_signed_in_links_their_own_account_and_unlinks_it_again(
     assert actions(mia) == ["user.linked", "user.unlinked"]
 
 
-def test_a_deactivated_person_reads_the_same_words_as_everybody_who_is_refused(
+def test_a_disabled_person_reads_so_and_whom_to_ask(
     organisation: Organisation, provider: Provider, sign_in: SignIn
 ) -> None:
     organisation.knows("mia")
     sign_in("mia")
     User.objects.get(email="mia@example.com").deactivate(by=None)
-    organisation.knows("eve", email_verified=False)
-    unverified = sign_in("eve")
 
     visit = sign_in("mia")
 
     assert (visit.response.status_code, visit.person) == (403, None)
-    assert without_token(visit) == without_token(unverified)
-    assert "deactiv" not in visit.response.content.decode().lower()
+    assert "Your account in this workspace is disabled. Ask an administrator" in visit.response.content.decode()
+
+
+def test_nobody_finds_out_by_an_address_that_they_cannot_prove_whether_it_has_an_account(
+    organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    make.user(email="owner@example.org")
+    organisation.knows("owner", email="owner@example.org", email_verified=None)
+    organisation.knows("nobody", email="nobody@example.org", email_verified=None)
+
+    taken, free = sign_in("owner"), sign_in("nobody")
+
+    assert (taken.response.status_code, free.response.status_code) == (403, 403)
+    assert {event.changes["reason"] for event in Event.objects.filter(action="user.sign_in_refused")} == {
+        "email_taken",
+        "email_not_verified",
+    }
+    assert without_token(taken) == without_token(free)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("access_denied", "Your organisation did not sign you in"), ("temporarily_unavailable", "Try again")],
+)
+def test_a_person_whom_the_organisation_refuses_reads_whom_to_ask(
+    organisation: Organisation, provider: Provider, error: str, words: str
+) -> None:
+    client = Client()
+    away = parse_qs(urlsplit(destination(client.post("/accounts/organisation/"))).query)
+
+    page = client.get("/accounts/organisation/back/", {"state": away["state"][0], "error": error})
+
+    assert page.status_code == 400
+    assert words in page.content.decode()
 
 
 def test_the_last_owner_stays_one_whatever_the_groups_say(
