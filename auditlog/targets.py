@@ -15,7 +15,7 @@ from accounts.models import Role, Team, User
 from auditlog.models import Event
 from auditlog.search.criteria import uuid_of
 from capabilities import Capability
-from capabilities.catalogue import SEES_SERVERS
+from capabilities.catalogue import SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
@@ -56,7 +56,6 @@ def _features(viewer: User) -> QuerySet[Any]:
     return Feature.objects.seen_by(viewer)
 
 
-_HOSTS = (Capability.HOSTS_READ,)
 _PEOPLE = (Capability.PEOPLE_MANAGE,)
 _PAGES = {
     "assignment": Kind(
@@ -65,11 +64,11 @@ _PAGES = {
         "gateway__slug",
     ),
     "connection": Kind(
-        lambda viewer: Connection.objects.filter(host__archived_at=None), "connections:for_host", "host_id", _HOSTS
+        lambda viewer: Connection.objects.filter(host__archived_at=None), "connections:for_host", "host_id", SEES_HOSTS
     ),
     "feature": Kind(_features, "gateways:feature"),
     "gateway": Kind(_gateways, "gateways:detail", "slug"),
-    "host": Kind(lambda viewer: Host.objects.live(), "hosts:detail", needs=_HOSTS),
+    "host": Kind(lambda viewer: Host.objects.live(), "hosts:detail", needs=SEES_HOSTS),
     "identity": Kind(
         lambda viewer: Identity.objects.filter(server__archived_at=None),
         "servers:identities",
@@ -86,7 +85,7 @@ _PAGES = {
         lambda viewer: Token.objects.filter(connection__host__archived_at=None),
         "connections:for_host",
         "connection__host_id",
-        _HOSTS,
+        SEES_HOSTS,
     ),
     "user": Kind(lambda viewer: User.objects.all(), "accounts:person", needs=_PEOPLE),
 }

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 
-from capabilities.catalogue import SEES_CONNECTIONS, Capability
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, Capability
 
 __all__ = ["NOBODY", "Can", "Capability", "CapabilityRequired", "Held", "can", "own_resource", "requires"]
 
@@ -94,6 +94,11 @@ class Can:
     def sees_connections(self) -> bool:
         """Whether they see everybody's connections, and not only their own."""
         return any(self._holder.has_perm(capability) for capability in SEES_CONNECTIONS)
+
+    @property
+    def sees_hosts(self) -> bool:
+        """Whether they see Apps & Agents."""
+        return any(map(self._holder.has_perm, SEES_HOSTS))
 
     def __getitem__(self, name: str) -> bool:
         return bool(getattr(self, name))

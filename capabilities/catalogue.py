@@ -33,7 +33,8 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename token-based hosts, add a connection; see, edit and revoke all tokens, ask for new ones.",
+        "Create and rename token-based hosts, add a connection; see, edit and revoke all tokens, ask for new ones. "
+        "See all hosts.",
     )
     MCP_CONNECTIONS_READ = (
         "connections.view_connection",
@@ -63,7 +64,7 @@ class Capability(StrEnum):
         "hosts.toggle_host",
         "hosts:toggle",
         "Disable and enable hosts",
-        "Switch an app or agent off and on, and approve new apps.",
+        "See all hosts, switch an app or agent off and on, and approve new apps.",
     )
     GATEWAYS_READ = (
         "gateways.view_gateway",
@@ -152,7 +153,8 @@ class Capability(StrEnum):
 
 
 SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
-# Who may cut off sees what there is to cut off.
+# Who may change something sees what there is to change.
+SEES_HOSTS = (Capability.HOSTS_READ, Capability.HOSTS_TOGGLE, Capability.API_TOKENS_MANAGE)
 SEES_CONNECTIONS = (
     Capability.MCP_CONNECTIONS_READ,
     Capability.CONNECTIONS_TOGGLE,

@@ -11,7 +11,8 @@ from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
-from capabilities import Capability, requires
+from capabilities import requires
+from capabilities.catalogue import SEES_HOSTS
 from connections.carried_identities import with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow, visible
@@ -45,7 +46,7 @@ def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
 
 
 @require_GET
-@requires(Capability.HOSTS_READ)
+@requires(*SEES_HOSTS)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")

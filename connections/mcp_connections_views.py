@@ -10,7 +10,8 @@ from django.http import HttpResponse, QueryDict
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
-from capabilities import Capability, requires
+from capabilities import requires
+from capabilities.catalogue import SEES_CONNECTIONS
 from connections.lists import MCP
 from connections.models import ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, known_to, numbers, visible
@@ -69,7 +70,7 @@ def number(viewer: User, filters: McpFilter) -> Number:
 
 
 @require_GET
-@requires(Capability.MCP_CONNECTIONS_READ)
+@requires(*SEES_CONNECTIONS)
 def listing(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
     count = number(request.user, filters)

@@ -10,7 +10,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from accounts.models import Role, Team, User
 from auditlog.models import Call
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_SERVERS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
@@ -58,8 +58,8 @@ def _listed_tokens(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
-    """Those of connections they see, and all for who sees hosts or chooses one for a token."""
-    if _holds(view, Capability.HOSTS_READ, Capability.API_TOKENS_MANAGE):
+    """Those of connections they see, and all for who sees hosts."""
+    if _holds(view, *SEES_HOSTS):
         return Host.objects.all()
     return Host.objects.filter(pk__in=_listed_connections(view).values("host"))
 

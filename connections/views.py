@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS
+from capabilities.catalogue import SEES_GATEWAYS, SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
 from connections.impact import cut_together, cuts, ended_together
 from connections.lists import MCP, TABS
@@ -48,7 +48,7 @@ REVOKE_TEXT = (
 
 
 @require_GET
-@requires(Capability.HOSTS_READ)
+@requires(*SEES_HOSTS)
 def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find_host(request.user, pk)
     may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_MANAGE)
@@ -217,6 +217,6 @@ def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
 
 def back_url(request: AppRequest, connection: Connection) -> str:
     """Where to go without script: the host's tab, which also names the gateway, or the list of one's own."""
-    if request.user.has_perm(Capability.HOSTS_READ):
+    if any(map(request.user.has_perm, SEES_HOSTS)):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")

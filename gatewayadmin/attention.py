@@ -46,7 +46,7 @@ def _statement(kinds: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
 
 def _kinds(reader: User) -> Iterator[str]:
     """What the reader sees and may act on."""
-    if reader.has_perm(Capability.HOSTS_READ) and reader.has_perm(Capability.HOSTS_TOGGLE):
+    if reader.has_perm(Capability.HOSTS_TOGGLE):
         yield "hosts"
     if reader.has_perm(Capability.GATEWAYS_MANAGE):
         yield "definitions"

@@ -18,6 +18,7 @@ from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS
 from connections.carried_identities import CarriedRow, OwnConnection, lacking, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
@@ -131,10 +132,10 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
     """What needs a capability, as far as the reader holds it."""
     user = request.user
     numbers: dict[str, Any] = {}
-    if user.has_perm(Capability.HOSTS_READ):
+    if any(map(user.has_perm, SEES_HOSTS)):
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
         numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
-    if user.has_perm(Capability.MCP_CONNECTIONS_READ):
+    if any(map(user.has_perm, SEES_CONNECTIONS)):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}
     if user.has_perm(Capability.API_TOKENS_MANAGE):

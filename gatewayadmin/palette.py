@@ -23,7 +23,7 @@ from django.views.decorators.http import require_GET
 from accounts.models import User
 from accounts.people_forms import matching_words
 from capabilities import Capability, own_resource
-from capabilities.catalogue import SEES_SERVERS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, SEES_SERVERS
 from gateways.catalogue import Catalogue
 from gateways.models import Gateway
 from hosts.models import Host
@@ -109,7 +109,7 @@ TO_DO: tuple[Offer, ...] = (
 )
 PAGES: tuple[Offer, ...] = (
     ("Dashboard", "overview", "overview", ()),
-    ("Apps & Agents", "hosts:list", "apps", (Capability.HOSTS_READ,)),
+    ("Apps & Agents", "hosts:list", "apps", SEES_HOSTS),
     ("Gateways", "gateways:list", "gateway", ()),
     ("Servers", "servers:list", "server", SEES_SERVERS),
     ("Tools", "gateways:catalogue", "tool", ()),
@@ -117,7 +117,7 @@ PAGES: tuple[Offer, ...] = (
     ("Changed definitions", "gateways:changed", "warning", ()),
     ("Logs", "auditlog:calls", "logs", (Capability.LOGS_READ,)),
     ("What if", "auditlog:what_if", "help", (Capability.LOGS_READ,)),
-    ("MCP Connections", "connections:mcp", "connection", (Capability.MCP_CONNECTIONS_READ,)),
+    ("MCP Connections", "connections:mcp", "connection", SEES_CONNECTIONS),
     ("API Tokens", "tokens:list", "key", ()),
     ("API keys", "tokens:api_keys", "key", ()),
     ("My identities", "connections:mine", "identity", ()),
@@ -185,7 +185,7 @@ def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bo
 
 
 def _hosts(user: User, name: str) -> Iterator[Thing]:
-    if not user.has_perm(Capability.HOSTS_READ):
+    if not any(map(user.has_perm, SEES_HOSTS)):
         return
     for host in Host.objects.live().matching(name).order_by(Lower("name"), "pk")[:SHOWN]:
         kind = host.get_kind_display()

@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
+from capabilities.catalogue import SEES_HOSTS
 from hosts.forms import STATUSES
 from hosts.models import Host, HostKind, NameTaken, NotPending
 from hosts.views import counted, find
@@ -82,9 +83,7 @@ class HostResource(Resource):
     serializer_class = HostSerializer
     versioned = True
 
-    @operation(
-        needs=Capability.HOSTS_READ, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at")
-    )
+    @operation(needs=SEES_HOSTS, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at"))
     def list(self, request: Request) -> Response:
         hosts = Host.objects.live().order_by(Lower("name"), "pk")
         if "kind" in self.query_data:
@@ -96,7 +95,7 @@ class HostResource(Resource):
         hosts = hosts.matching(self.query_data.get("q", ""))
         return self.page(hosts, lambda hosts: counted(hosts.select_related("created_by"), self.me))
 
-    @operation(needs=Capability.HOSTS_READ)
+    @operation(needs=SEES_HOSTS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         return self.answer(find(self.me, pk))
 

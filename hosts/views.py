@@ -20,6 +20,7 @@ from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
 from capabilities import Capability, CapabilityRequired, requires
+from capabilities.catalogue import SEES_HOSTS
 from connections.impact import archived_with, cut_together, cuts, ended_together
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
@@ -64,15 +65,13 @@ def find(viewer: User, pk: UUID) -> Host:
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
 
-def _way_back(request: AppRequest, host: Host | None = None) -> str:
-    """The page of a host, or their list; the dashboard for who may act on hosts and not look at them."""
-    if not request.user.has_perm(Capability.HOSTS_READ):
-        return reverse("overview")
+def _way_back(host: Host | None = None) -> str:
+    """The page of a host, or their list."""
     return reverse("hosts:detail", args=[host.pk]) if host else reverse("hosts:list")
 
 
 @require_GET
-@requires(Capability.HOSTS_READ)
+@requires(*SEES_HOSTS)
 def listing(request: AppRequest) -> HttpResponse:
     filters = HostFilter(request.GET)
     table = HOSTS.seen(request)
@@ -94,7 +93,7 @@ def add(request: AppRequest) -> HttpResponse:
     """Make a token-based host; with `connect` the flow that makes its first token follows at once."""
     form = NewAgentForm(posted(request))
     context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
-    context["back"] = _way_back(request)
+    context["back"] = _way_back()
     if request.method == "GET":
         return show(request, "hosts/form.html", context)
     if host := form.add(by=request.user):
@@ -105,7 +104,7 @@ def add(request: AppRequest) -> HttpResponse:
 
 
 @require_GET
-@requires(Capability.HOSTS_READ)
+@requires(*SEES_HOSTS)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     host = find(request.user, pk)
     context: dict[str, Any] = {"host": host, "tab": "overview", "link": enrolment_url(host)}
@@ -123,7 +122,7 @@ def enrolment_url(host: Host) -> str:
 @requires(Capability.LOGS_READ)
 def logs(request: AppRequest, pk: UUID) -> HttpResponse:
     """The calls of one host."""
-    if not request.user.has_perm(Capability.HOSTS_READ):
+    if not any(map(request.user.has_perm, SEES_HOSTS)):
         return log_alone("host", pk)
     return log_tab(request, "host", find(request.user, pk))
 
@@ -133,7 +132,7 @@ def logs(request: AppRequest, pk: UUID) -> HttpResponse:
 def rename(request: AppRequest, pk: UUID) -> HttpResponse:
     host = get_object_or_404(Host.objects.live(), pk=pk)
     form = AgentForm(posted(request), initial={"name": host.name, "description": host.description})
-    back = _way_back(request, host)
+    back = _way_back(host)
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back, "version": host.version}
     if request.method == "GET":
         return show(request, "hosts/form.html", context)
@@ -178,7 +177,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             else None,
             kind="primary",
             target=switch_target(request, "host", host.pk),
-            back=_way_back(request, host),
+            back=_way_back(host),
         )
     undo = Undo.if_changed(host.disable(by=request.user), reverse("hosts:enable", args=[host.pk]))
     return switched(request, host, "Host disabled", undo)
@@ -188,9 +187,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
     """Switch the hosts that were picked in the list; one that waits for approval is left alone."""
-    hosts = Host.objects.live() if request.user.has_perm(Capability.HOSTS_READ) else Host.objects.none()
     way = Switching("host", "hosts", partial(cut_together, viewer=request.user), _why_not_switched)
-    return bulk.switch(request, hosts, way, back=_way_back(request))
+    return bulk.switch(request, Host.objects.live(), way, back=_way_back())
 
 
 @require_POST
@@ -198,7 +196,6 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive_picked(request: AppRequest) -> HttpResponse:
     """Archive the hosts that were picked in the list; one that is still enabled is left alone."""
-    hosts = Host.objects.live() if request.user.has_perm(Capability.HOSTS_READ) else Host.objects.none()
     way = Ending(
         *("host", "hosts", "Archive", "archived"),
         end=lambda host: Connection.objects.archive_host(host, by=request.user),
@@ -207,7 +204,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
         faults=(StillEnabled,),
         icon="archive",
     )
-    return bulk.end(request, hosts, way, back=_way_back(request))
+    return bulk.end(request, Host.objects.live(), way, back=_way_back())
 
 
 def _why_not_switched(host: Host) -> str:
@@ -228,7 +225,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
             hidden=[("revoke", "1")],
             typed=host.name,
             target=switch_target(request, "host", host.pk),
-            back=_way_back(request, host),
+            back=_way_back(host),
         )
     with transaction.atomic():
         host.disable(by=request.user)
@@ -243,14 +240,14 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
     """Its connections end with it, so that takes both capabilities."""
     host = find(request.user, pk)
-    page = _way_back(request, host)
+    page = _way_back(host)
     if request.method == "GET" or not (host.enabled or was_typed(request, str(host))):
         return confirm_archiving(request, host, more=archived_with(host), back=page)
     try:
         Connection.objects.archive_host(host, by=request.user)
     except StillEnabled as error:
         return leave(request, page, str(error))
-    return leave(request, _way_back(request), f"{host.name} archived")
+    return leave(request, _way_back(), f"{host.name} archived")
 
 
 @require_POST
@@ -271,7 +268,7 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
-    to = _way_back(request, host)
+    to = _way_back(host)
     return answer(
         request, "hosts/overview.html#enrolment", context, to=to, toast=f"Enrolment {'on' if allow else 'off'}"
     )
@@ -281,4 +278,4 @@ def switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = No
     """The part of the page that shows the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     context = {"host": host, "table": HOSTS.seen(request)}
-    return answer(request, fragment, context, to=_way_back(request, host), toast=toast, undo=undo)
+    return answer(request, fragment, context, to=_way_back(host), toast=toast, undo=undo)

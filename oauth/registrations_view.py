@@ -11,7 +11,8 @@ from django.http import Http404, HttpResponse
 from django.views.decorators.http import require_GET
 from oauth2_provider.models import Application
 
-from capabilities import Capability, requires
+from capabilities import requires
+from capabilities.catalogue import SEES_HOSTS
 from hosts.views import find
 from oauth import redirect_uris
 from oauth.models import Registration
@@ -57,7 +58,7 @@ class RegistrationRow:
 
 
 @require_GET
-@requires(Capability.HOSTS_READ)
+@requires(*SEES_HOSTS)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     """The registrations of one headed host, newest first."""
     host = find(request.user, pk)

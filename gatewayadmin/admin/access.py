@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from auditlog.reasons import in_short
 from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import Connection
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, any_of, switches
@@ -38,7 +39,7 @@ class StatusFilter(SimpleListFilter):
 
 @register(Connection, site=site)
 class ConnectionPages(CapabilityAdmin):
-    seen_by = (Capability.MCP_CONNECTIONS_READ,)
+    seen_by = SEES_CONNECTIONS
     acts = (
         *switches(Capability.CONNECTIONS_TOGGLE, live=LIVE),
         CapabilityAction(

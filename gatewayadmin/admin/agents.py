@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.urls import reverse
 
 from capabilities import Capability
+from capabilities.catalogue import SEES_HOSTS
 from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin
@@ -22,7 +23,7 @@ LIVE = Q(archived_at=None)
 
 @register(Host, site=site)
 class HostPages(CapabilityAdmin):
-    seen_by = (Capability.HOSTS_READ,)
+    seen_by = SEES_HOSTS
     changed_by = added_by = (Capability.API_TOKENS_MANAGE,)
     acts = (
         *switches(Capability.HOSTS_TOGGLE, live=LIVE),
@@ -91,7 +92,7 @@ class HostPages(CapabilityAdmin):
 
 @register(Registration, site=site)
 class RegistrationPages(CapabilityAdmin):
-    seen_by = (Capability.HOSTS_READ,)
+    seen_by = SEES_HOSTS
 
     list_display = ("client_name", "host", "software_id", "registration_ip", "created_at", "last_used_at")
     list_filter = ("created_at",)

@@ -35,6 +35,7 @@ GATEWAYS = {C.GATEWAYS_READ, C.GATEWAYS_MANAGE, C.GATEWAYS_TOGGLE}
 SERVERS = {C.SERVERS_MANAGE, C.SERVERS_TOGGLE, C.IDENTITIES_MANAGE}
 CONNECTIONS = {C.MCP_CONNECTIONS_READ, C.CONNECTIONS_TOGGLE, C.MCP_CONNECTIONS_REVOKE}
 IDENTITIES = {C.IDENTITIES_MANAGE, C.SERVERS_MANAGE}
+HOSTS = {C.HOSTS_READ, C.HOSTS_TOGGLE, C.API_TOKENS_MANAGE}
 ENDING = {C.API_TOKENS_MANAGE, C.MCP_CONNECTIONS_REVOKE}
 EVERYBODY = set(C)
 NOBODY: set[Capability] = set()  # One capability alone is not enough.
@@ -82,9 +83,9 @@ OPENS: dict[str, set[Capability]] = {
     "PATCH feature-detail": {C.GATEWAYS_MANAGE},
     "POST feature-accept": {C.GATEWAYS_MANAGE},
     "POST feature-quarantine": {C.GATEWAYS_MANAGE},
-    "GET host-list": {C.HOSTS_READ},
+    "GET host-list": HOSTS,
     "POST host-list": {C.API_TOKENS_MANAGE},
-    "GET host-detail": {C.HOSTS_READ},
+    "GET host-detail": HOSTS,
     "PATCH host-detail": {C.API_TOKENS_MANAGE},
     "POST host-approve": {C.HOSTS_TOGGLE},
     "POST host-disable": {C.HOSTS_TOGGLE},

@@ -40,7 +40,7 @@ class Desktop:
         return self.folder / "browser"
 
     @contextmanager
-    def app(self, command: list[str], cwd: Path = workspace.ROOT, **settings: str) -> Iterator["App"]:
+    def app(self, command: list[str], **settings: str) -> Iterator["App"]:
         """Start a program here; it is ended with the block."""
         pipe = os.open(self.pipe, os.O_RDWR | os.O_NONBLOCK)
         output = self.folder / f"app-{time.monotonic_ns()}.out"
@@ -49,7 +49,7 @@ class Desktop:
             process = subprocess.Popen(
                 command,
                 env=dict(self.environment) | settings,
-                cwd=cwd,
+                cwd=workspace.ROOT,
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,

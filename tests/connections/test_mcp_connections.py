@@ -10,6 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from accounts.models import User
 from capabilities import Capability
+from capabilities.catalogue import SEES_CONNECTIONS
 from connections.models import Connection
 from tests import make
 from tests.conftest import SignIn, wire_size
@@ -81,11 +82,12 @@ def test_an_app_without_a_name_is_an_mcp_client(ana: User, sign_in: SignIn) -> N
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("capability", list(Capability))
-def test_only_its_own_capability_opens_the_page(capability: Capability, sign_in: SignIn) -> None:
+def test_each_capability_to_see_or_change_connections_opens_the_page(capability: Capability, sign_in: SignIn) -> None:
     page = sign_in(make.user(capability)).get(PATH)
 
-    if capability is Capability.MCP_CONNECTIONS_READ:
+    if capability in SEES_CONNECTIONS:
         assert page.status_code == 200
+        assert f'<a href="{PATH}" aria-current="page">MCP</a>' in text(page)
     else:
         assert page.status_code == 403
         assert "Permission Denied</h1>" in text(page)

@@ -143,7 +143,7 @@ def test_a_block_that_signs_in_lists_the_tools_as_the_person_who_allowed_it(
 ) -> None:
     text = SIGN_IN[slug].for_gateway(f"{live.url}/mcp/quickstart", "quickstart")
 
-    with desktop.app(program(SIGN_IN[slug].language, text), cwd=FOLDER) as app:
+    with desktop.app(["env", "--chdir", str(FOLDER), *program(SIGN_IN[slug].language, text)]) as app:
         owner.allow(app.opened() if slug == "python" else app.wait_for(r"http\S+"))
         printed = app.ended()
 

@@ -10,7 +10,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from capabilities.catalogue import SEES_CONNECTIONS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS
 from hosts.models import Host, HostKind
 from tests import make
 from tests.conftest import SignIn, wire_size
@@ -36,9 +36,6 @@ def text(response: Any) -> str:
 @pytest.mark.parametrize(
     ("method", "path", "capability"),
     [
-        ("get", "/hosts/", Capability.HOSTS_READ),
-        ("get", "/hosts/{pk}/", Capability.HOSTS_READ),
-        ("get", "/hosts/{pk}/connections/", Capability.HOSTS_READ),
         ("get", "/hosts/add/", Capability.API_TOKENS_MANAGE),
         ("post", "/hosts/add/", Capability.API_TOKENS_MANAGE),
         ("get", "/hosts/{pk}/rename/", Capability.API_TOKENS_MANAGE),
@@ -63,6 +60,38 @@ def test_each_page_opens_with_its_capability_alone(
     assert without.status_code == 403
     assert holder.status_code in (200, 302, 422)
     assert Event.objects.filter(action="host.disabled").count() == (method == "post" and "disable" in path)
+
+
+SEEN = ("/hosts/", "/hosts/{pk}/", "/hosts/{pk}/connections/", "/hosts/{pk}/enrolled/")
+
+
+@pytest.mark.parametrize("capability", SEES_HOSTS)
+def test_each_capability_to_see_or_change_hosts_opens_their_pages_and_the_menu(
+    capability: Capability, sign_in: SignIn
+) -> None:
+    """Without the other two, the page shows what this one needs, and nothing else to press."""
+    host = make.agent(by=make.user())
+    client = sign_in(make.user(capability))
+
+    pages = {path: client.get(path.format(pk=host.pk)) for path in SEEN}
+
+    assert {page.status_code for page in pages.values()} == {200}
+    listed, detail = text(pages["/hosts/"]), text(pages["/hosts/{pk}/"])
+    assert 'href="/hosts/"' in text(client.get("/"))
+    for words, needed in {
+        f"/hosts/{host.pk}/disable/": Capability.HOSTS_TOGGLE,
+        "Add API access token-based host": Capability.API_TOKENS_MANAGE,
+        "Rename": Capability.API_TOKENS_MANAGE,
+    }.items():
+        assert (words in listed + detail) == (capability is needed), words
+
+
+def test_without_one_of_them_the_pages_of_hosts_stay_shut(sign_in: SignIn) -> None:
+    host = make.agent(by=make.user())
+    client = sign_in(make.user(*set(Capability) - {*SEES_HOSTS}))
+
+    assert {client.get(path.format(pk=host.pk)).status_code for path in SEEN} == {403}
+    assert 'href="/hosts/"' not in text(client.get("/"))
 
 
 def test_controls_the_role_lacks_are_not_in_the_page(viv: User, sign_in: SignIn) -> None:

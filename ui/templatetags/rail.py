@@ -9,13 +9,14 @@ from django.http import HttpRequest
 from django.template.context import RequestContext
 from django.urls import reverse
 
-from capabilities import Capability
+from capabilities import Capability, Held
+from capabilities.catalogue import SEES_CONNECTIONS
 
 register = template.Library()
 
 
 class Setting(NamedTuple):
-    """One page of the settings: where it is, what it is called, and which capability opens it, or which together.
+    """One page of the settings: where it is, what it is called, and which capabilities open it.
 
     What `is_tab` of the page before it is not in the rail, where there is little room.
     """
@@ -24,7 +25,7 @@ class Setting(NamedTuple):
     text: str
     icon: str
     words: str
-    needs: Capability | frozenset[Capability] | None = None
+    needs: Held = None
     is_tab: bool = False
 
 
@@ -46,9 +47,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "Name, new apps, limits, retention and mail",
             Capability.WORKSPACE_MANAGE,
         ),
-        Setting(
-            "connections:mcp", "MCP", "connection", "Every connection to a gateway", Capability.MCP_CONNECTIONS_READ
-        ),
+        Setting("connections:mcp", "MCP", "connection", "Every connection to a gateway", SEES_CONNECTIONS),
         Setting("accounts:people", "People", "people", "Who is here, and who is invited", Capability.PEOPLE_MANAGE),
         Setting("accounts:roles", "Roles", "policy", "What people may do", Capability.PEOPLE_MANAGE, is_tab=True),
         Setting(
@@ -115,9 +114,9 @@ def groups_below(context: RequestContext) -> list[Group]:
 
 def _may_open(setting: Setting, request: HttpRequest) -> bool:
     needs = setting.needs
-    if isinstance(needs, frozenset):
-        return all(map(request.user.has_perm, needs))
-    return needs is None or request.user.has_perm(needs)
+    if needs is None or isinstance(needs, Capability):
+        return needs is None or request.user.has_perm(needs)
+    return (all if isinstance(needs, frozenset) else any)(map(request.user.has_perm, needs))
 
 
 def _link(setting: Setting, path: str) -> Link:
