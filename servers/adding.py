@@ -229,7 +229,7 @@ def is_own(url: str) -> bool:
     return upstream_guard().own.has(url)
 
 
-def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) -> Server:
+def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None, name_is_made: bool = False) -> Server:
     """Store the server with its credential, and put it behind the chosen gateways. Raises IntegrityError.
 
     Its tools are listed at once where that can be done, so that gateways show them from the start, and a credential is
@@ -237,7 +237,7 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None) 
     server, says.
     """
     with transaction.atomic():
-        server = Server.objects.add(by=by, **form.server_fields())
+        server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
         gateways = [*form.cleaned_data["gateways"], *_own_gateway(server, form, by)]
         identity = _identity(server, form, gateways, by)
         assigned = [_assign(server, gateway, form, identity, by) for gateway in gateways]

@@ -38,7 +38,9 @@ def add(request: AppRequest) -> HttpResponse:
     form = NewServerForm(request.POST, user=request.user)
     if form.is_valid():
         try:
-            server = store(form, by=request.user, tested=_tested(request, form.cleaned_data))
+            made = form.cleaned_data["name"] == request.POST.get("suggested") == _name_of(form.cleaned_data["url"])
+            tested = _tested(request, form.cleaned_data)
+            server = store(form, by=request.user, tested=tested, name_is_made=made)
         except IntegrityError:
             form.refuse()
         else:

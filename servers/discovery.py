@@ -157,6 +157,7 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
     match outcome:
         case Discovered():
             server.note_health(Health.OK, era=outcome.era, evidence=outcome.spoken.evidence)
+            server.take_name(outcome.info.name)
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)
         case AccessRefused():  # Who asks for a credential is up.

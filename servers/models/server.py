@@ -1,11 +1,12 @@
 """Upstream MCP servers."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from django.core.validators import RegexValidator, URLValidator
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
@@ -18,7 +19,7 @@ from auditlog.versions import Seen, Versioned
 from wire import versions
 from wire.credential import place_in_words, place_of
 from wire.jsonrpc import storable
-from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of
+from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of, printable
 
 if TYPE_CHECKING:
     from servers.models.identity import IdentityQuerySet
@@ -132,6 +133,8 @@ class Server(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
+    # Its name was made from its address, until the server says how it is called.
+    name_is_made = models.BooleanField(default=False, db_default=False, editable=False)
     slug = models.CharField(max_length=16, unique=True, validators=[slug_validator])
     url = models.CharField("URL", max_length=500)
     auth_type = models.CharField("authentication", max_length=10, choices=AuthType, default=AuthType.NONE)
@@ -287,7 +290,7 @@ class Server(Versioned, Switchable):
         fixed, granted = then["fixed_scopes"].split(), scope.split()
         return self.fixed_scopes == then["fixed_scopes"] or not fixed or bool(granted and {*granted} <= {*fixed})
 
-    def edit(self, *, by: User, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
+    def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, how people sign in, or limits; records what changed.
 
         Another path or header marks the identities of the server: each waits until who answers for it confirms it.
@@ -312,6 +315,7 @@ class Server(Versioned, Switchable):
                 fields |= {"protocol_era": Era.UNKNOWN, "protocol_probed_at": None, "protocol_evidence": ""}
                 fields |= {"protocol_claimed_at": None}
                 fields |= {"health": Health.UNKNOWN, "health_error": ""}
+            fields |= {"name_is_made": row.name_is_made and "name" not in changes}
             if not redirects and (ended := outdated.need_sign_in(SignInNeeded.SETTINGS)):
                 changes["sign_ins_ended"] = [0, ended]
             for name, value in fields.items():
@@ -328,7 +332,19 @@ class Server(Versioned, Switchable):
             if changes:
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
-    def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User) -> None:
+    def take_name(self, name: str) -> None:
+        """Call it as it calls itself, if nobody typed its name and no other server has that one. The slug stays: it is
+        in names of tools, and in addresses."""
+        name = printable(name).strip()[:80]
+        if not (self.name_is_made and name):
+            return
+        with suppress(IntegrityError), transaction.atomic():
+            row = self.lock()
+            if row.name_is_made:
+                row.edit(name=name, by=None)
+                self.name, self.name_is_made = row.name, False
+
+    def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
         """End the client that was entered for it if these changes give its issuer other endpoints: its secret is for
         those of before. Call it in the transaction of the changes."""
         if self.moves_issuer(fields):

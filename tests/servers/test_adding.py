@@ -9,6 +9,7 @@ from mcp.server import MCPServer
 from pytest_django import Settings
 
 from accounts.models import User
+from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
@@ -152,6 +153,37 @@ def test_a_name_that_nobody_typed_becomes_what_the_server_says_once_it_answers(
     assert later.context["form"]["name"].value() == "github"
     assert "github__" in text(later) or 'placeholder="github"' in text(later)
     assert typed.context["form"]["name"].value() == "Code"
+
+
+@pytest.mark.parametrize("typed", ["", "Ours"])
+def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed_one(
+    typed: str, run: Run, ana: User, sign_in: SignIn
+) -> None:
+    """It was added without the credential that it wants, so that it had not said its name."""
+    client, url = sign_in(ana), run(upstreams.github()).url
+    checked = client.post(PATH, {"check": "1", "url": url}).context
+    name = typed or checked["form"]["name"].value()
+    client.post(PATH, filled(url, name=name, auth_type="bearer", suggested=checked["suggested"]))
+    before = Server.objects.get(url=url)
+    Identity.objects.bring(server=before, owner=ana, label="mine", secret="ghp_mine", by=ana)
+
+    for _ in range(2):
+        client.post(f"/servers/{before.slug}/test/")
+
+    after = Server.objects.get(url=url)
+    assert (before.name, after.name) == (("Ours", "Ours") if typed else ("Server", "github"))
+    assert after.slug == before.slug
+    assert Event.objects.filter(action="server.updated").count() == (0 if typed else 1)
+
+
+def test_a_made_name_stays_where_another_server_has_the_servers_own_name(run: Run, ana: User, sign_in: SignIn) -> None:
+    make.server(name="Docs")
+    down = make.server(url=run(upstreams.docs()).url, name="Server", name_is_made=True)
+
+    assert sign_in(ana).post(f"/servers/{down.slug}/test/").status_code == 302
+
+    down.refresh_from_db()
+    assert down.name == "Server"
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/sse"])
