@@ -283,6 +283,12 @@ class MeSerializer(UserSerializer):
         return [capability.slug for capability in Capability if person.has_perm(capability)]
 
 
+class Asking(Body):
+    """A capability that one asks for, by its slug."""
+
+    capability = serializers.ChoiceField([capability.slug for capability in Capability])
+
+
 class Me(Resource):
     """Who is asking."""
 
@@ -292,3 +298,10 @@ class Me(Resource):
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
         return self.answer(self.me)
+
+    @operation(needs=None, body=Asking, answer=HTTPStatus.NO_CONTENT, api_keys=False)
+    def ask_for(self, request: Request) -> Response:
+        """Ask those who manage people, once a day at most; nothing happens if one holds it already."""
+        [capability] = Capability.named([self.body()["capability"]])
+        self.me.ask_for(capability)
+        return Response(status=HTTPStatus.NO_CONTENT)

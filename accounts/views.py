@@ -15,9 +15,6 @@ from ui.pages import AppRequest, confirm, leave, own_path, posted, show
 
 YEAR_S = 365 * 24 * 3600
 OWN_SESSIONS = "one's own sessions"
-# What it takes to connect a client; all else an administrator thinks of.
-ASKED_FOR = (Capability.API_TOKENS_MANAGE, Capability.OAUTH_CONNECT)
-
 
 THEMES = (("system", "Same as system"), ("light", "Light"), ("dark", "Dark"))
 
@@ -56,7 +53,7 @@ def profile(request: AppRequest) -> HttpResponse:
 @own_resource("asks for oneself")
 def ask_for(request: AppRequest) -> HttpResponse:
     """Ask for a capability, from a page that says that it is missing."""
-    capability = next((one for one in ASKED_FOR if one.slug == request.POST.get("capability")), None)
+    capability = next((one for one in Capability if one.slug == request.POST.get("capability")), None)
     if capability is None:
         raise Http404
     request.user.ask_for(capability)

@@ -61,6 +61,7 @@ OTHERS = {
     "assignment_widen": "Undo the last narrowing of a server on a gateway",
     "provisioning_key_end_previous": "End the previous secret of a provisioning key",
     "provisioning_key_roll": "Replace the secret of a provisioning key",
+    "me_ask_for": "Ask for a capability that you lack",
     "me_confirm": "Confirm your password",
     "gateway_archive": "Archive a gateway",
     "host_archive": "Archive an app or agent",

@@ -85,6 +85,7 @@ _below = [
     at("sign-ins", "sign-in", SignIns, post="create"),
     at("schema/", "schema", Schema, get="retrieve"),
     at("me", "me", Me, get="retrieve"),
+    at("me/ask-for", "me-ask-for", Me, post="ask_for"),
     at("me/calls", "own-call-list", OwnCalls, get="list"),
     at("me/confirm", "me-confirm", Confirm, post="confirm"),
     at("organisation", "organisation", OrganisationResource, get="retrieve", patch="partial_update"),

@@ -13,6 +13,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
+from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
@@ -77,7 +78,27 @@ def test_the_same_is_asked_for_once_a_day(chief: User) -> None:
         assert open_requests(8) == []
 
 
-def test_only_what_connects_a_client_is_asked_for_so(sign_in: SignIn) -> None:
-    response = sign_in(make.user()).post("/settings/ask-for", {"capability": Capability.PEOPLE_MANAGE.slug})
+def test_what_a_page_was_refused_for_is_asked_for_there(sign_in: SignIn) -> None:
+    browser = sign_in(make.user(email="dev@example.com"))
 
-    assert (response.status_code, asked()) == (404, 0)
+    refused = browser.get("/people/?q=ann")
+    sent = browser.post("/settings/ask-for", {"capability": "people:manage", "next": "/people/?q=ann"})
+
+    assert refused.status_code == 403
+    assert '<input type="hidden" name="next" value="/people/?q=ann">' in text(refused)
+    assert ">Ask for it</button>" in text(refused)
+    assert sent["Location"] == "/people/?q=ann"
+    assert "You asked for it." in text(browser.get("/people/"))
+    assert browser.post("/settings/ask-for", {"capability": "no:such"}).status_code == 404
+    assert asked() == 1
+
+
+def test_a_program_asks_for_a_capability_as_a_page_does() -> None:
+    person = make.user()
+    rest = Rest.of(person)
+
+    answers = [rest.post("/me/ask-for", {"capability": slug}).status_code for slug in (TOKENS.slug, TOKENS.slug, "no")]
+
+    assert answers == [204, 204, 400]
+    assert asked() == 1
+    assert person.has_asked_for(TOKENS)

@@ -67,6 +67,7 @@ CHANGING = {
     "identity-disable",
     "identity-enable",
     "identity-revoke",
+    "me-ask-for",
     "me-confirm",
     "server-archive",
     "server-disable",

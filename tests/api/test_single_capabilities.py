@@ -154,6 +154,7 @@ OPENS: dict[str, set[Capability]] = {
     "GET schema": EVERYBODY,
     "GET me": EVERYBODY,
     "GET own-call-list": EVERYBODY,
+    "POST me-ask-for": EVERYBODY,
     "POST me-confirm": EVERYBODY,
     "GET workspace": {C.WORKSPACE_MANAGE},
     "PATCH workspace": {C.WORKSPACE_MANAGE},
@@ -197,6 +198,7 @@ KEY_OPENS: dict[str, set[Capability]] = {
 }
 # Letting people in, handing out rights and other keys are nothing a key does.
 NO_KEYS = {
+    "POST me-ask-for",
     "DELETE apikey-detail",
     "POST apikey-revoke",
     "POST role-list",
