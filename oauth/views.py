@@ -42,8 +42,8 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 @require_GET
 @CHECKED
 def connect(request: AppRequest) -> HttpResponse:
-    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway beforehand, `?client=` whose text
-    is shown with the token.
+    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway, which is asked for otherwise;
+    `?client=` whose text is shown with the token.
 
     It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment. Without
     an agent, the page that asks for one follows.
@@ -56,7 +56,7 @@ def connect(request: AppRequest) -> HttpResponse:
     if reason := flows.refusal(flow, request.user):
         return refused(request, flow, reason)
     flow.save(force_insert=True)
-    return redirect("oauth:gateway", flow.pk)
+    return _choose(flow, gateway) if gateway else redirect("oauth:gateway", flow.pk)
 
 
 def _uuid(text: str) -> UUID:

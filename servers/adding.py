@@ -14,7 +14,17 @@ from django.db.models import Count, Q
 from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import Assignment, Effect, Feature, Gateway, IdentityScheme, Kind, ToolPolicy, allow_identity
+from gateways.models import (
+    Assignment,
+    Effect,
+    Feature,
+    Gateway,
+    IdentityScheme,
+    Kind,
+    Reach,
+    ToolPolicy,
+    allow_identity,
+)
 from servers.discovery import AccessRefused, Discovered, Failed, NoEndpoint, discover, note
 from servers.forms import SecretForm, ServerForm, suggest
 from servers.models import AuthType, Era, Health, Identity, Server
@@ -45,7 +55,6 @@ class NewServerForm(ServerForm):
     own_gateway = forms.BooleanField(
         label="A new gateway of its own",
         required=False,
-        help_text="Named like the server, open to everyone. Change who may use it on its page.",
     )
     tools = forms.ChoiceField(
         required=False,
@@ -60,6 +69,9 @@ class NewServerForm(ServerForm):
         if not user.has_perm(Capability.GATEWAYS_MANAGE):
             del self.fields["own_gateway"]
         else:
+            names = ", ".join(team.name for team in user.teams.order_by("name"))
+            reach = f"open to your teams ({names})" if names else "open to everyone: you are in no team"
+            self.fields["own_gateway"].help_text = f"Named like the server, {reach}. Change who may use it on its page."
             live = Count("connections", filter=Q(connections__revoked_at=None))
             people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)
             offered = Gateway.objects.live().annotate(connection_count=live, people_count=people)
@@ -253,13 +265,15 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None, 
 
 
 def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
-    """The new gateway that was asked for, if any."""
+    """The new gateway that was asked for, if any; open to the teams of who adds it, to everyone without a team."""
     if not form.cleaned_data.get("own_gateway"):
         return []
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
     taken = Gateway.objects.live().filter(name__iexact=server.name).exists()
     name = f"{server.name} ({slug})"[:80] if taken else server.name
-    return [Gateway.objects.add(name=name, slug=slug, by=by)]
+    teams = list(by.teams.all())
+    reach = Reach.TEAMS if teams else Reach.EVERYONE
+    return [Gateway.objects.add(name=name, slug=slug, reach=reach, teams=teams, by=by)]
 
 
 def _identity(server: Server, form: NewServerForm, gateways: Sequence[Gateway], by: User) -> Identity | None:

@@ -58,12 +58,17 @@ def broke_the_glass(stage: Stage) -> None:
     owners.update(break_glass=True, role=Role.objects.get(name="Super admin"), by_organisation=True)
 
 
+def flow_at(begun: Any) -> str:
+    """The address of a flow's first page, below which all others are."""
+    return "/connect/{}/".format(begun["Location"].split("/")[2])
+
+
 def flow(gateway: str, **fields: Any) -> Step:
     """The authorize flow with the token ending, to its end."""
 
     def walk(stage: Stage) -> object:
         begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": stage.things[gateway]})
-        return page(f"{begun['Location']}token/", scope="all", expires_in_days="90", **fields)(stage)
+        return page(f"{flow_at(begun)}token/", scope="all", expires_in_days="90", **fields)(stage)
 
     return walk
 
@@ -71,7 +76,7 @@ def flow(gateway: str, **fields: Any) -> Step:
 def identity_in_flow(stage: Stage) -> object:
     """Bringing one's own identity on the way to a token."""
     begun = stage.page.get("/connect/", {"host": stage.things["host"], "gateway": "closed"})
-    return page(f"{begun['Location']}identity/{{assignment}}/", identity="new", label="Mine", secret="s3cret of mine")(
+    return page(f"{flow_at(begun)}identity/{{assignment}}/", identity="new", label="Mine", secret="s3cret of mine")(
         stage
     )
 

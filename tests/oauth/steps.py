@@ -16,10 +16,10 @@ def text(response: Any) -> str:
 
 
 def begin(client: Client, host: Host, **query: str) -> str:
-    """The address of a new flow's first page."""
+    """The address of a new flow's first page, below which all others are."""
     response = client.get("/connect/", {"host": str(host.pk), **query})
     assert response.status_code == 302, text(response)
-    return str(response["Location"])
+    return "/connect/{}/".format(response["Location"].split("/")[2])
 
 
 def minted(response: Any) -> str:

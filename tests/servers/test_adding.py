@@ -8,7 +8,7 @@ import pytest
 from mcp.server import MCPServer
 from pytest_django import Settings
 
-from accounts.models import User
+from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
@@ -213,6 +213,22 @@ def test_the_first_real_server_gets_a_gateway_of_its_own_beside_the_demo(run: Ru
     assert not demo.assignments.filter(server__name="Docs").exists()
     again = client.post(PATH, {"check": "1", "url": url})
     assert again.context["form"]["own_gateway"].value() is False
+
+
+def test_a_servers_own_gateway_is_open_to_the_teams_of_who_adds_it_and_the_page_says_so(
+    run: Run, ana: User, ann: User, ben: User, sign_in: SignIn
+) -> None:
+    client, url = sign_in(ana), run(upstreams.docs()).url
+    alone = text(client.post(PATH, {"check": "1", "url": url}))
+    Team.objects.add(name="Platform", users=[ana, ann], by=ana)
+
+    page = text(client.post(PATH, {"check": "1", "url": url}))
+    client.post(PATH, filled(url, own_gateway="on"))
+
+    own = Gateway.objects.get(name="Docs")
+    assert "open to everyone: you are in no team" in alone
+    assert "open to your teams (Platform)" in page
+    assert [own.is_reachable_by(person) for person in (ann, ben)] == [True, False]
 
 
 def test_a_server_goes_behind_gateways_with_ones_own_identity_and_its_tools_at_once(

@@ -30,7 +30,7 @@ def issued(live: Serve) -> httpx.Response:
     with httpx.Client(base_url=live.url, follow_redirects=True) as browser:
         submit(browser, "/accounts/login/", login=OWNER, password=PASSWORD)
         begun = browser.get("/connect/", params={"host": str(row["id"]), "gateway": "quickstart"})
-        return submit(browser, f"{begun.url.path}token/", name="rotated", scope="all")
+        return submit(browser, begun.url.path, name="rotated", scope="all")
 
 
 def printed(page: httpx.Response) -> str:
