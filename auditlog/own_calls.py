@@ -36,6 +36,11 @@ def own_calls(user: User) -> QuerySet[Call]:
     return Call.objects.filter(user_id=user.pk)
 
 
+def listed_calls(user: User) -> QuerySet[Call]:
+    """The same without what is not offered: clients try by themselves whether there is a stream (GET)."""
+    return own_calls(user).exclude(outcome=Outcome.NOT_OFFERED)
+
+
 @dataclass(frozen=True)
 class OwnCall:
     """One call as the person it was made as is told of it."""
@@ -198,5 +203,5 @@ def waiting(request: AppRequest) -> HttpResponse:
 @own_resource("one's own calls")
 def listing(request: AppRequest) -> HttpResponse:
     """My calls: what was called as oneself, newest first, each denial with its cause."""
-    found = page([own_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
+    found = page([listed_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
     return show(request, "auditlog/own.html", {"page": found, "rows": [OwnCall(row) for row in found.rows]})

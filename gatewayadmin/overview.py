@@ -15,10 +15,10 @@ from django.views.decorators.http import require_GET
 from accounts.models import User, open_requests
 from auditlog import busiest
 from auditlog.instruments import Instruments
-from auditlog.own_calls import OwnCall, own_calls
+from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
-from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS
+from capabilities.catalogue import SEES_CONNECTIONS
 from connections.carried_identities import CarriedRow, OwnConnection, lacking, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
@@ -111,7 +111,7 @@ def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
 
 def _last_calls(user: User) -> list[OwnCall]:
     """The newest calls of `user`; those of the last days first: to plan for every day of the log takes longer."""
-    newest = own_calls(user).order_by("-created_at", "-pk")
+    newest = listed_calls(user).order_by("-created_at", "-pk")
     rows = list(newest.filter(created_at__gte=timezone.now() - LATELY)[:SHOWN])
     return [OwnCall(row) for row in (rows if len(rows) == SHOWN else newest[:SHOWN])]
 
@@ -132,7 +132,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
     """What needs a capability, as far as the reader holds it."""
     user = request.user
     numbers: dict[str, Any] = {}
-    if any(map(user.has_perm, SEES_HOSTS)):
+    if user.has_perm(Capability.HOSTS_TOGGLE):  # To a member, who only sees them, the number says nothing.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
         numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
     if any(map(user.has_perm, SEES_CONNECTIONS)):

@@ -87,6 +87,18 @@ def test_older_calls_are_a_page_away(link: Connection, max: User, sign_in: SignI
     assert "tool-00" not in older
 
 
+def test_what_a_client_only_tries_is_not_among_my_calls(link: Connection, max: User, sign_in: SignIn) -> None:
+    call_of(link, feature_name="tool-seen")
+    call_of(link, feature_name="", method="GET", outcome="not_offered")
+
+    pages = [text(sign_in(max).get(path)) for path in ("/settings/calls", "/")]
+
+    for page in pages:
+        assert "tool-seen" in page
+        assert "not offered" not in page
+    assert "<span>Hosts</span>" not in pages[1]
+
+
 def test_without_calls_the_page_leads_to_connecting(max: User, sign_in: SignIn) -> None:
     page = text(sign_in(max).get("/settings/calls"))
 

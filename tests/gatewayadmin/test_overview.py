@@ -35,7 +35,7 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
 @pytest.mark.parametrize(
     ("capability", "words"),
     [
-        (Capability.HOSTS_READ, "<span>Hosts</span>"),
+        (Capability.HOSTS_TOGGLE, "<span>Hosts</span>"),
         (Capability.MCP_CONNECTIONS_READ, "<span>Connections</span>"),
         (Capability.LOGS_READ, "<span>Requests 24 h</span>"),
         (Capability.API_TOKENS_MANAGE, "Tokens expiring in 7 days"),
