@@ -6,14 +6,13 @@ from capabilities import Capability
 from ui.tables import WEEK, Column, Table
 
 LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
+PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
 
 MCP = Table(
     "connections",
     "MCP connections",
     (
-        Column(
-            "pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE)
-        ),
+        PICK,
         Column("name", "Client name"),
         Column("status", "Status", 11, on_phone=True),
         Column("user", "User email", 9, priority=2, on_phone=True),
@@ -32,15 +31,16 @@ def _tab(key: str, name: str, *by: str) -> Table:
         key,
         "Connections",
         (
+            PICK,
             Column("name", name, sorts=(Lower(by[0]),)),
-            Column("user", "User email", 10, priority=2, sorts=("user__email",), on_phone=True),
+            Column("user", "User email", 9, priority=2, sorts=("user__email",), on_phone=True),
             Column("status", "Status", 11, on_phone=True),
             Column("prefix", "API key prefix", 7.5, priority=3),
-            Column("connected", "Connected date", 7.5, priority=3, sorts=("connected_at",), most_first=True),
+            Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
-            Column("acts", "Actions", 7, kind="acts", said=False),
+            Column("acts", "Actions", 6.5, kind="acts", said=False),
         ),
         fit="spanned",
     )
