@@ -79,7 +79,7 @@ class CapabilityAction:
     @property
     def one(self) -> str:
         """The label beside a single row."""
-        return self.label.replace(" selected", "")
+        return self.label.replace(" of selected", "").replace(" selected", "")
 
     def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         """Ask first, then do it; None goes back to the list."""
@@ -123,7 +123,8 @@ class CapabilityAction:
             except REFUSALS as refusal:
                 pages.message_user(request, f"{row}: {refusal}", messages.ERROR)
         if count:
-            pages.message_user(request, f"{self.one}: done for {count}.", messages.SUCCESS)
+            noun = pages.opts.verbose_name if count == 1 else pages.opts.verbose_name_plural
+            pages.message_user(request, f"“{self.one}” was done for {count} {noun}.", messages.SUCCESS)
 
 
 def _cuts(row: Any, viewer: Any) -> str:

@@ -87,7 +87,7 @@ def revoked_by_the_verb(page: Page, live: Serve, issued: dict[str, str]) -> None
     assert curl.list_tools(issued["gateway_url"], issued["token"]).status == 200
 
     page.get_by_role("button", name="Revoke").click()
-    expect(page.get_by_role("main")).to_contain_text("Revoke: done for 1.")
+    expect(page.get_by_role("main")).to_contain_text("“Revoke” was done for 1 token.")
 
     assert curl.list_tools(issued["gateway_url"], issued["token"]).status == 401
     told = live.rows(

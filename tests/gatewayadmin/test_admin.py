@@ -36,6 +36,7 @@ from sso.models import Account, Provider
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
+from tests.docs.pages import ROOT
 from tests.sampling import one_in, part, walk
 from tokens.models import Token
 
@@ -388,6 +389,23 @@ def test_an_action_says_what_it_cuts_before_it_acts(boss: Client) -> None:
     assert not host.enabled
     event = Event.objects.filter(action="host.disabled").get()
     assert (event.via, event.actor_id, event.target_id) == ("django_admin", user_of(boss).pk, str(host.pk))
+
+
+def test_an_action_says_in_words_that_it_was_done(boss: Client) -> None:
+    confirmed(boss)
+
+    done = act(boss, "end_staff", make.user(is_staff=True))
+
+    assert "“End staff” was done for 1 user." in done.text
+
+
+def test_the_how_to_of_staff_names_every_table() -> None:
+    page = (ROOT / "docs" / "how-to" / "staff.md").read_text()
+
+    documented = re.findall(r"^\| ([A-Z][^|]*?) \|", page, re.MULTILINE)
+
+    tables = [pages.opts.verbose_name_plural.lower() for pages in registered().values()]
+    assert sorted(name.lower() for name in documented) == sorted(tables)
 
 
 def actions() -> Iterator[tuple[str, str]]:
