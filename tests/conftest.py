@@ -17,7 +17,6 @@ import time_machine
 from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.creation import DatabaseCreation
-from django.http import HttpResponse
 from django.test import Client, TransactionTestCase
 from httpx._transports import default as httpx_transports
 from pytest_django import Settings
@@ -76,7 +75,7 @@ type SignIn = Callable[[User], Client]
 type Run = Callable[[App], Upstream]
 
 
-def wire_size(page: HttpResponse) -> int:
+def wire_size(page: Any) -> int:
     """Return how many bytes of a page go over the wire, compressed."""
     return len(gzip.compress(page.content))
 
