@@ -250,7 +250,7 @@ class Dispatcher:
                 if (refusal := _refusal(request, message, method)) is not None:
                     return refusal
                 if self.budget.total and (method.forwards or method.lists):
-                    await self._wait_for_room(grant.token_id)
+                    await self._wait_for_room(grant.user_id)
                 return await handler(request, grant, message, stream)
             finally:
                 self._end(grant.token_id)
@@ -264,10 +264,10 @@ class Dispatcher:
         """End the session the request names, which is there. Raises DatabaseUnavailable."""
         return await self._handshake.end(grant)
 
-    async def _wait_for_room(self, token: str) -> None:
-        """Wait while the answers of this token take all that they may. Raises AnswersNotTaken."""
+    async def _wait_for_room(self, person: str) -> None:
+        """Wait while the answers of this person take all that they may. Raises AnswersNotTaken."""
         try:
-            await self.budget.admit(token)
+            await self.budget.admit(person)
         except (QueueFull, TimeoutError):
             raise AnswersNotTaken(seconds=1) from None
 

@@ -430,7 +430,7 @@ class Endpoint:
         if request.held is not None:
             request.held.resize(size)
         elif request.grant is not None:
-            request.held = HeldBytes(self._budget, request.grant.token_id, size)
+            request.held = HeldBytes(self._budget, request.grant.user_id, size)
 
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:

@@ -529,8 +529,8 @@ async def _result_response(request: McpRequest, resolved: Resolved, message: Mes
         changes = Changes(
             resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids
         )
-        token = request.grant.token_id if request.grant is not None else ""
-        body = await answer.changed(resolved.assigned.server_name, message.id, changes, token)
+        person = request.grant.user_id if request.grant is not None else ""
+        body = await answer.changed(resolved.assigned.server_name, message.id, changes, person)
     else:
         body = jsonrpc.readdressed(answer.text, answer.document, message.id)
     return Response(200, body, "tool_error" if result.get("isError") is True else "ok")

@@ -1,37 +1,38 @@
-"""Bytes of large answers that a worker holds: a ceiling for all of them, and a fair share for each token."""
+"""Bytes of large answers that a worker holds: a ceiling for all of them, and a fair share for each person."""
 
 import asyncio
 from contextlib import suppress
 
-from wire.turns import MOST_WAITING, QueueFull
+from wire.turns import MOST_WAITING, MOST_WAITING_OF_ONE, QueueFull
 
-SHARES = 8  # A token may hold so much of the ceiling.
+SHARES = 8  # A person may hold so much of the ceiling.
+HOLD_SECONDS = 60.0  # For room. A client that takes nothing of an answer is cut off in half of that.
 
 
 class HeldBytes:
-    """Bytes that are counted for `token` for as long as this object exists."""
+    """Bytes that are counted for `person` for as long as this object exists."""
 
-    __slots__ = ("_budget", "size", "token")
+    __slots__ = ("_budget", "person", "size")
 
-    def __init__(self, budget: "ByteBudget", token: str, size: int) -> None:
+    def __init__(self, budget: "ByteBudget", person: str, size: int) -> None:
         self._budget = budget
-        self.token = token
+        self.person = person
         self.size = 0
         self.resize(size)
 
     def resize(self, size: int) -> None:
         """Count `size` bytes instead."""
-        self._budget.add(self.token, size - self.size)
+        self._budget.add(self.person, size - self.size)
         self.size = size
 
     def __del__(self) -> None:
-        self._budget.give_back(self.token, self.size)
+        self._budget.give_back(self.person, self.size)
 
 
 class ByteBudget:
     """Room for large answers, from when they have been read in part until their clients have taken them.
 
-    A token may hold one answer of any size, and more within its share. A call waits `seconds` for room at most before
+    A person may hold one answer of any size, and more within its share. A call waits `seconds` for room at most before
     it is sent to its server; an answer that is being read waits in its socket.
     """
 
@@ -40,7 +41,7 @@ class ByteBudget:
         self.share = ceiling // SHARES
         self.total = 0
         self._seconds = seconds
-        self._held: dict[str, int] = {}
+        self._held: dict[str, int] = {}  # By person.
         self._waiting: dict[asyncio.Future[HeldBytes], tuple[str, int]] = {}  # In the order of their arrival.
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -49,55 +50,57 @@ class ByteBudget:
         """How many wait for room."""
         return len(self._waiting)
 
-    async def admit(self, token: str) -> None:
-        """Wait until another call of this token may begin. Raises QueueFull or TimeoutError."""
+    async def admit(self, person: str) -> None:
+        """Wait until another call of this person may begin. Raises QueueFull or TimeoutError."""
         if self.total:
             async with asyncio.timeout(self._seconds):
-                await self.hold(token, 0)
+                await self.hold(person, 0)
 
-    async def hold(self, token: str, size: int) -> HeldBytes:
-        """Wait for room for so many bytes, and take it. Raises QueueFull when too many wait already."""
-        if self._has_room(token, size) and all(token != waiting for waiting, _ in self._waiting.values()):
-            return HeldBytes(self, token, size)
-        if len(self._waiting) >= MOST_WAITING:
+    async def hold(self, person: str, size: int) -> HeldBytes:
+        """Wait for room for so many bytes, and take it. Raises QueueFull or, after HOLD_SECONDS, TimeoutError."""
+        waiting = sum(person == other for other, _ in self._waiting.values())
+        if not waiting and self._has_room(person, size):
+            return HeldBytes(self, person, size)
+        if len(self._waiting) >= MOST_WAITING or waiting >= MOST_WAITING_OF_ONE:
             raise QueueFull
         turn: asyncio.Future[HeldBytes] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = token, size
+        self._waiting[turn] = person, size
         try:
-            return await turn
+            async with asyncio.timeout(HOLD_SECONDS):
+                return await turn
         finally:
             self._waiting.pop(turn, None)
 
-    def add(self, token: str, size: int) -> None:
-        """Count so many bytes more or, negative, less for this token."""
+    def add(self, person: str, size: int) -> None:
+        """Count so many bytes more or, negative, less for this person."""
         self._loop = self._loop or asyncio.get_running_loop()
         self.total += size
-        held = self._held.pop(token, 0) + size
+        held = self._held.pop(person, 0) + size
         if held:
-            self._held[token] = held
+            self._held[person] = held
         if size < 0:
             self._let_in()
 
-    def give_back(self, token: str, size: int) -> None:
+    def give_back(self, person: str, size: int) -> None:
         """Count less from any thread: objects end where their last reference does."""
         if size and self._loop is not None:
             with suppress(RuntimeError):  # The loop is closed.
-                self._loop.call_soon_threadsafe(self.add, token, -size)
+                self._loop.call_soon_threadsafe(self.add, person, -size)
 
-    def _has_room(self, token: str, size: int) -> bool:
-        held = self._held.get(token, 0)
+    def _has_room(self, person: str, size: int) -> bool:
+        held = self._held.get(person, 0)
         if not held:
             return not size or not self.total or self.total + size <= self.ceiling
         return held + size <= self.share and self.total + size <= self.ceiling
 
     def _let_in(self) -> None:
-        """Give room to those who wait, in their order for each token."""
+        """Give room to those who wait, in their order for each person."""
         blocked = set()
-        for turn, (token, size) in list(self._waiting.items()):
-            if token in blocked or turn.done():
+        for turn, (person, size) in list(self._waiting.items()):
+            if person in blocked or turn.done():
                 continue
-            if self._has_room(token, size):
+            if self._has_room(person, size):
                 del self._waiting[turn]
-                turn.set_result(HeldBytes(self, token, size))
+                turn.set_result(HeldBytes(self, person, size))
             else:
-                blocked.add(token)
+                blocked.add(person)

@@ -243,12 +243,12 @@ class Busy(UpstreamError):
 
 
 class AnswersNotTaken(Busy):
-    """The answers to this token that are read, or not yet taken by its clients, are as large as they may be."""
+    """The answers to this person that are read, or not yet taken by their clients, are as large as they may be."""
 
-    sentence = "The large answers that were sent for this token have to be read first, so this call was not executed."
+    sentence = "Large answers that were sent to this person have to be read first, so this call was not executed."
 
     def __init__(self, *, seconds: int) -> None:
-        super().__init__("", "its answers take its share of the memory for answers", seconds=seconds)
+        super().__init__("", "the answers to this person take their share of the memory for answers", seconds=seconds)
 
     @property
     def data(self) -> jsonrpc.Object:

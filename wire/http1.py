@@ -212,13 +212,13 @@ class HttpConnection(asyncio.Protocol):
         "_parser",
         "_parts",
         "_paused",
+        "_person",
         "_place_clock",
         "_poll",
         "_raw",
         "_server",
         "_slice_ends",
         "_slice_size",
-        "_token",
         "_trailer_size",
         "_transport",
         "_turns",
@@ -243,7 +243,7 @@ class HttpConnection(asyncio.Protocol):
         self._turns = turns
         self._server = server
         self._budget = budget
-        self._token = ""
+        self._person = ""
         self.held: HeldBytes | None = None  # What a large answer takes of the budget.
         self._own_name = f"{server} {id(self)}"
         self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer holds a place of large ones.
@@ -272,16 +272,16 @@ class HttpConnection(asyncio.Protocol):
 
     # The caller's side
 
-    async def exchange(self, request: bytes, written: Callable[[], object] = bool, token: str = "") -> None:
+    async def exchange(self, request: bytes, written: Callable[[], object] = bool, person: str = "") -> None:
         """Send a request; returns when the answer is complete, or its head when it streams.
 
-        Calls `written` when the request is on its way. A large answer counts to `token`.
+        Calls `written` when the request is on its way. A large answer counts to `person`.
         Raises ConnectionBroken, Oversized or Stalled.
         """
         if self._transport is None:
             raise ConnectionBroken("closed")
         self._parser = self._body = self._failure = None
-        self._token = token
+        self._person = person
         self._parts, self._raw = [], []
         self._wire_size = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_size, self._turns_taken = SLICE, 0
@@ -314,7 +314,7 @@ class HttpConnection(asyncio.Protocol):
         """Wait for one of the few places of large answers, before more of this one is kept; the server waits too.
 
         It is held until `give_place_back`, which the end of the exchange calls as well. Raises Oversized when too many
-        wait.
+        wait, or this one has waited for too long.
         """
         if self._place_clock is not None:
             return
@@ -322,10 +322,10 @@ class HttpConnection(asyncio.Protocol):
         try:
             with self._turns.unlimited():
                 if self._budget is not None:
-                    self.held = await self._budget.hold(self._token, min(self._expected, self._budget.share))
+                    self.held = await self._budget.hold(self._person, min(self._expected, self._budget.share))
                 if not places.enter_now(self._server, self._own_name):
                     await places.enter(self._server, self._own_name)
-        except QueueFull:
+        except (QueueFull, TimeoutError):
             self.held = None
             raise self._fail(Oversized("more large answers than may wait")) from None
         self._watch_pace()

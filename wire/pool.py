@@ -247,12 +247,12 @@ class Transport:
         *,
         private: bool = True,
         written: Callable[[], object] = bool,
-        token: str = "",
+        person: str = "",
     ) -> HttpResponse:
         """Send one request to `url`; enter the response to use it. `server` is for the messages.
 
         Without `private` only public addresses are called, whatever ranges are allowed. `written` is called when the
-        request is on its way. A large answer takes of the share of `token`.
+        request is on its way. A large answer takes of the share of `person`.
 
         Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
@@ -266,7 +266,7 @@ class Transport:
         try:
             connection = self._idle_connection(parsed.origin) or await self._connect_in_time(parsed.origin)
             try:
-                await connection.exchange(head.encode() + body, written, token)
+                await connection.exchange(head.encode() + body, written, person)
             except BaseException:  # Whatever ended it, the server learns of it here.
                 connection.discard()
                 raise

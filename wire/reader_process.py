@@ -53,7 +53,7 @@ def is_large(text: bytes) -> bool:
 
 
 class ReaderProcess:
-    """The worker's side. One order is carried out at a time; the tokens whose orders wait take turns."""
+    """The worker's side. One order is carried out at a time; the people whose orders wait take turns."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")
@@ -61,21 +61,23 @@ class ReaderProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    async def outline(self, text: bytes, token: str = "") -> Object | None:
+    async def outline(self, text: bytes, person: str = "") -> Object | None:
         """A result without its bulk: strings in it are cut, and lists and objects empty.
 
         None for a message that has to be read whole, which is any but a complete result. Raises Unreadable, and
         ValueError for what is not JSON.
         """
-        told, _ = await self._order({"work": "outline"}, text, token)
+        told, _ = await self._order({"work": "outline"}, text, person)
         document: Object | None = told["document"]
         return document
 
-    async def changed(self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes, token: str = "") -> bytes:
+    async def changed(
+        self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes, person: str = ""
+    ) -> bytes:
         """`wire.answers.changed`, for an answer with the id `own_id`. Raises Unreadable."""
         spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
         order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
-        return (await self._order(order, text, token))[1]
+        return (await self._order(order, text, person))[1]
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -85,13 +87,13 @@ class ReaderProcess:
         self._thread.shutdown(cancel_futures=True)
         self._end()
 
-    async def _order(self, order: Object, text: bytes, token: str) -> tuple[Object, bytes]:
-        if not self._lane.enter_now(token, token):
+    async def _order(self, order: Object, text: bytes, person: str) -> tuple[Object, bytes]:
+        if not self._lane.enter_now(person, person):
             try:
-                await self._lane.enter(token, token)
+                await self._lane.enter(person, person)
             except QueueFull:
                 raise Unreadable("more large answers than may wait") from None
-        loop, leave = asyncio.get_running_loop(), partial(self._lane.leave, token, token)
+        loop, leave = asyncio.get_running_loop(), partial(self._lane.leave, person, person)
         try:
             carried_out = self._thread.submit(self._carry_out, order, text)
         except RuntimeError:  # It is closed.

@@ -178,7 +178,7 @@ class Target(NamedTuple):
     private: bool = True
     client_info: Object = product.INFO
     has_own_session: bool = False
-    token_id: str = ""  # Of the client, to whose share large answers count.
+    person_id: str = ""  # Whose client calls: to their share large answers count.
 
     def headers(self) -> dict[str, str]:
         """What every request to this server carries; of the client's own headers only its trace context."""
@@ -204,12 +204,12 @@ class RpcResponse(NamedTuple):
     reader: ReaderProcess | None = None
     held: HeldBytes | None = None
 
-    async def changed(self, server: str, request_id: Id | None, changes: Changes, token: str) -> bytes:
-        """The text of this result with these changes, addressed to `request_id` of `token`. Raises TooLarge."""
+    async def changed(self, server: str, request_id: Id | None, changes: Changes, person: str) -> bytes:
+        """The text of this result with these changes, addressed to `request_id` of `person`. Raises TooLarge."""
         if self.reader is None:
             return answers.changed(self.text, self.document, request_id, changes)
         try:
-            return await self.reader.changed(self.text, self.document["id"], request_id, changes, token)
+            return await self.reader.changed(self.text, self.document["id"], request_id, changes, person)
         except Unreadable as error:
             raise TooLarge(server, str(error)) from None
 
@@ -388,7 +388,7 @@ async def _read_large(
 ) -> tuple[Object, ReaderProcess | None]:
     """Return the outline of a large result and the process that made it; of any other message the whole and None."""
     try:
-        outlined = await response.reader.outline(text, target.token_id)
+        outlined = await response.reader.outline(text, target.person_id)
     except Unreadable as error:
         raise TooLarge(target.server_name, str(error)) from None
     except ValueError:

@@ -453,7 +453,7 @@ class SessionWire:
             body,
             private=target.private,
             written=written,
-            token=target.token_id,
+            person=target.person_id,
         )
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:

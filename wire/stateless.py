@@ -74,7 +74,7 @@ async def ask(
     sent = {**params, "_meta": meta}
     body = jsonrpc.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": sent})
     with await transport.send(
-        "POST", target.server_name, target.url, headers, body, private=target.private, token=target.token_id
+        "POST", target.server_name, target.url, headers, body, private=target.private, person=target.person_id
     ) as response:
         return await read_response(response, target, request_id, MODERN, on_notification)
 

@@ -438,7 +438,7 @@ def target(
         assigned.private,
         product.INFO if session is None or not session.client_name else _client_info(session),
         session is not None,
-        grant.token_id,
+        grant.user_id,
     )
 
 

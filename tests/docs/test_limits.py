@@ -29,7 +29,7 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers that are read or not yet taken, in each worker": settings.ANSWERS_MIB,
-    "of these, MiB of one token; one answer always": (settings.ANSWERS_MIB << 20) // byte_budget.SHARES >> 20,
+    "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // byte_budget.SHARES >> 20,
     "seconds for which a client may take nothing of what it is sent": int(head_limits.HeadLimits.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,

@@ -1,4 +1,4 @@
-"""Answers that nobody takes: they use up the share of their token, and no more."""
+"""Answers that nobody takes: they use up the share of their person, and no more."""
 
 import json
 import socket
@@ -9,6 +9,7 @@ import pytest
 
 from auditlog.models import Call
 from connections.models import Connection
+from tests import make
 from tests.conftest import Run
 from tests.proxy.conftest import Agent, Start, eventually
 from tests.proxy.scripted import Request, Script
@@ -49,20 +50,22 @@ def large_calls() -> int:
 def test_who_takes_no_answers_gets_no_more_and_nobody_else_notices(start: Start, run: Run) -> None:
     work = work_of(start(answer_limit=2 * SIZE, answers_limit=4 * SIZE, queue_seconds=0.2), run)
     upstream = work.put(Script([TOOLS], answer).app(), "docs")
-    sibling = work.proxy.agent(Connection.objects.get())
-    for agent in (work.agent, sibling):
+    sibling = work.proxy.agent(Connection.objects.get())  # Another token of the same person.
+    max_ = make.user(email="max@example.com")
+    other = work.proxy.agent(make.connection(make.agent(by=max_), work.gateway, max_))
+    for agent in (work.agent, sibling, other):
         agent.listed()
 
     with left_unread(work.agent):
         eventually(lambda: large_calls() == 1)  # It was executed, and has its row.
         asked = len(upstream.asked("tools/call"))
 
-        refused = work.agent.call("docs__small").json()["error"]
-
-        assert (refused["data"]["reason"], "not executed" in refused["message"]) == ("busy", True)
+        for agent in (work.agent, sibling):
+            refused = agent.call("docs__small").json()["error"]
+            assert (refused["data"]["reason"], "not executed" in refused["message"]) == ("busy", True)
         assert len(upstream.asked("tools/call")) == asked
         assert (work.proxy.last().outcome, work.proxy.last().deny_reason) == ("rate_limited", "busy")
         assert "result" in work.agent.ask("ping").json()
-        assert "result" in sibling.call("docs__large").json()
+        assert "result" in other.call("docs__large").json()
 
     eventually(lambda: "result" in work.agent.call("docs__small").json())

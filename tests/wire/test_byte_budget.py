@@ -1,12 +1,13 @@
-"""Large answers have room in memory: so many bytes of one token, so many of all."""
+"""Large answers have room in memory: so many bytes of one person, so many of all."""
 
 import asyncio
 from contextlib import suppress
 
 import pytest
 
+from wire import byte_budget
 from wire.byte_budget import SHARES, ByteBudget, HeldBytes
-from wire.turns import MOST_WAITING, QueueFull, SharedTimer, TimeLimit, Turns
+from wire.turns import MOST_WAITING_OF_ONE, QueueFull, SharedTimer, TimeLimit, Turns
 
 SHARE = 1000
 
@@ -21,7 +22,7 @@ async def soon() -> None:
         await asyncio.sleep(0)
 
 
-async def test_an_answer_beyond_the_share_of_its_token_waits_until_another_was_taken() -> None:
+async def test_an_answer_beyond_the_share_of_its_person_waits_until_another_was_taken() -> None:
     budget = budget_of()
     first = await budget.hold("ana", SHARE - 1)
     second = asyncio.create_task(budget.hold("ana", 2))
@@ -34,7 +35,7 @@ async def test_an_answer_beyond_the_share_of_its_token_waits_until_another_was_t
     assert second.result().size == budget.total == 2
 
 
-async def test_tokens_do_not_wait_for_each_other() -> None:
+async def test_people_do_not_wait_for_each_other() -> None:
     budget = budget_of()
     held = [await budget.hold("ana", SHARE)]
     waiting = asyncio.create_task(budget.hold("ana", 1))
@@ -47,7 +48,7 @@ async def test_tokens_do_not_wait_for_each_other() -> None:
     waiting.cancel()
 
 
-async def test_one_answer_of_a_token_has_room_whatever_its_size() -> None:
+async def test_one_answer_of_a_person_has_room_whatever_its_size() -> None:
     budget = budget_of()
 
     held = await budget.hold("ana", SHARES * SHARE + 1)
@@ -55,9 +56,9 @@ async def test_one_answer_of_a_token_has_room_whatever_its_size() -> None:
     assert budget.total == held.size
 
 
-async def test_all_tokens_together_hold_no_more_than_the_ceiling() -> None:
+async def test_all_people_together_hold_no_more_than_the_ceiling() -> None:
     budget = budget_of()
-    held = [await budget.hold(f"token {number}", SHARE) for number in range(SHARES)]
+    held = [await budget.hold(f"person {number}", SHARE) for number in range(SHARES)]
     late = asyncio.create_task(budget.hold("ana", 1))
     await soon()
     assert not late.done()
@@ -80,7 +81,7 @@ async def test_what_turns_out_smaller_makes_room() -> None:
     assert second.done()
 
 
-async def test_a_call_begins_when_nothing_of_its_token_waits() -> None:
+async def test_a_call_begins_when_nothing_of_its_person_waits() -> None:
     budget = budget_of()
     held = await budget.hold("ana", SHARE)
     answer = asyncio.create_task(budget.hold("ana", 1))
@@ -126,18 +127,32 @@ async def test_who_leaves_while_waiting_takes_no_room() -> None:
     assert budget.total == SHARE
 
 
-async def test_only_so_many_wait() -> None:
+async def test_one_person_cannot_fill_the_queue_for_others() -> None:
     budget = budget_of()
-    held = await budget.hold("ana", SHARE)
-    waiting = [asyncio.create_task(budget.hold("ana", 1)) for _ in range(MOST_WAITING)]
+    held = [await budget.hold(person, SHARE) for person in ("ana", "max")]
+    waiting = [asyncio.create_task(budget.hold("ana", 1)) for _ in range(MOST_WAITING_OF_ONE)]
     await soon()
 
     with pytest.raises(QueueFull):
         await budget.hold("ana", 1)
+    other = asyncio.create_task(budget.hold("max", 1))
+    held.pop()
+    await soon()
 
-    assert held.size == SHARE
+    assert other.done()
     for each in waiting:
         each.cancel()
+
+
+async def test_an_answer_does_not_wait_for_ever_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_budget, "HOLD_SECONDS", 0.0)
+    budget = budget_of()
+    held = await budget.hold("ana", SHARE)
+
+    with pytest.raises(TimeoutError):
+        await budget.hold("ana", 1)
+
+    assert (budget.total, budget.waiting) == (held.size, 0)
 
 
 async def test_bytes_are_given_back_in_whichever_thread_the_last_reference_ends() -> None:

@@ -122,12 +122,12 @@ def test_an_answer_is_large_by_its_bytes_or_by_its_values() -> None:
     assert not is_large(values)
 
 
-async def test_one_token_s_answers_do_not_make_another_s_wait_for_all_of_them(reader: ReaderProcess) -> None:
+async def test_one_persons_answers_do_not_make_another_s_wait_for_all_of_them(reader: ReaderProcess) -> None:
     read: list[str] = []
 
-    async def outline(token: str) -> None:
-        await reader.outline(text_of({}), token)
-        read.append(token)
+    async def outline(person: str) -> None:
+        await reader.outline(text_of({}), person)
+        read.append(person)
 
     await asyncio.gather(*map(outline, ["ana", "ana", "ana", "ana", "max"]))
 
