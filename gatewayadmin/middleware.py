@@ -1,14 +1,17 @@
 """Django middleware: the context of events, and a record of refused attempts."""
 
 from collections.abc import Callable
+from typing import cast
 from uuid import uuid4
 
+from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse
 
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.event_context import EventContext, Via, use_context
 from auditlog.models import Event
+from gatewayadmin.serving.fair_shares import PERSON
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
@@ -33,6 +36,18 @@ def _door(path: str) -> Via:
     if path.startswith("/scim/"):
         return Via.SCIM
     return Via.DJANGO_ADMIN if path.startswith("/admin/") else Via.WEB
+
+
+def note_person(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Tell `FairShares` whose request it was; place it after what knows who is signed in."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        if isinstance(request, ASGIRequest) and isinstance(request.user, User):
+            cast(dict[str, object], request.scope)[PERSON] = request.user.pk
+        return response
+
+    return middleware
 
 
 def note_refusals(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -164,6 +164,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "gatewayadmin.middleware.note_person",
     "accounts.sessions.session_limits",
     "accounts.strangers.in_turn",
     "django_htmx.middleware.HtmxMiddleware",

@@ -1,11 +1,13 @@
 """Fair shares of the pages' database connections: a sender's requests wait for each other, not before others'.
 
-A sender is a session or a bearer token. Agents' calls at /mcp have limits of their own (docs/reference/limits.md).
+A sender is a person. A session or bearer token whose person is not known yet is a sender of its own. Agents' calls at
+/mcp have limits of their own (docs/reference/limits.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -18,6 +20,8 @@ from gatewayadmin.serving.outer_middleware import busy
 MOST_WAITING = 32
 LONGEST_WAIT_S = 10.0
 RETRY_S = 5
+MOST_REMEMBERED = 10_000  # Sessions and tokens whose person is known; the longest unused are forgotten.
+PERSON = "person"  # In the scope of a request: whose it was. Set by gatewayadmin.middleware.note_person.
 
 
 class Busy(Exception):
@@ -36,14 +40,18 @@ class FairShares:
         self._session_cookie = session_cookie
         self._free = free
         self._shares: dict[str, _Share] = {}
+        self._people: dict[str, str] = {}  # By session or token.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(self._free):
             await self._app(scope, receive, send)
             return
+        credentials = list(self._credentials(Headers(scope=scope)))
+        # Sorted, so that no two requests wait for each other.
+        senders = sorted({self._people.get(credential, credential) for credential in credentials})
         async with AsyncExitStack() as places:
             try:
-                for sender in self._senders(Headers(scope=scope)):
+                for sender in senders:
                     await places.enter_async_context(self._place(sender))
             except Busy:
                 await busy(scope, RETRY_S)(scope, receive, send)
@@ -52,17 +60,28 @@ class FairShares:
             async def begin(message: Message) -> None:
                 # Its work is done: however slowly it is read, others of the same sender need not wait for that.
                 await places.aclose()
+                if message["type"] == "http.response.start":
+                    self._remember(credentials, scope.get(PERSON))
                 await send(message)
 
             await self._app(scope, receive, begin)
 
-    def _senders(self, headers: Headers) -> Iterator[str]:
+    def _remember(self, credentials: list[str], person: object) -> None:
+        """Count the next requests with these credentials to `person`, or if there is none to the credentials."""
+        for credential in credentials:
+            self._people.pop(credential, None)
+            if person is not None:
+                self._people[credential] = f"person {person}"
+        while len(self._people) > MOST_REMEMBERED:
+            del self._people[next(iter(self._people))]
+
+    def _credentials(self, headers: Headers) -> Iterator[str]:
         """The session and the token of these headers: both, or an invented one would be a share of its own."""
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
-            yield f"session {session}"
+            yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            yield f"token {token.strip()}"
+            yield f"token {_digest(token.strip())}"
 
     @asynccontextmanager
     async def _place(self, sender: str) -> AsyncIterator[None]:
@@ -85,6 +104,11 @@ class FairShares:
             share.requests -= 1
             if not share.requests:
                 del self._shares[sender]
+
+
+def _digest(credential: str) -> str:
+    """What is remembered instead of a credential: short, however long that is, and of no use to anybody."""
+    return hashlib.blake2b(credential.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 class _Share:

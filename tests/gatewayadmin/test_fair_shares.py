@@ -5,10 +5,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.test import AsyncClient
 from starlette.types import Receive, Scope, Send
 
+from accounts.models import User
+from capabilities import Capability
 from gatewayadmin.serving import fair_shares
 from gatewayadmin.serving.fair_shares import FairShares
+from tests import make
 
 
 class Pages:
@@ -20,6 +25,8 @@ class Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.inside.append(scope["path"])
+        if person := scope["path"].split("/")[1] if scope["path"].startswith("/of-") else "":
+            scope[fair_shares.PERSON] = person
         await self.may_begin.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await self.may_end.wait()
@@ -142,6 +149,57 @@ def test_who_has_waited_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
         assert not served._shares
 
     serving(test)
+
+
+def test_all_sessions_and_tokens_of_a_person_are_one_share_once_they_are_known() -> None:
+    credentials = [*({"cookie": f"gateway_session={number}"} for number in range(3)), {"authorization": "Bearer a"}]
+
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        pages.may_begin.set()
+        pages.may_end.set()
+        for number, credential in enumerate(credentials):
+            await browser.ask(f"/of-ann/first/{number}", **credential)
+        pages.may_begin.clear()
+        pages.inside.clear()
+        async with asyncio.TaskGroup() as asking:
+            for number, credential in enumerate(credentials):
+                asking.create_task(browser.ask(f"/of-ann/{number}", **credential))
+            asking.create_task(browser.ask("/of-ben/0", **BEN))
+            await settled()
+            assert pages.inside == ["/of-ann/0", "/of-ann/1", "/of-ben/0"]
+            pages.may_begin.set()
+        assert {status for status, _ in browser.answered.values()} == {200}
+        assert not served._shares
+
+    serving(test)
+
+
+def test_a_credential_that_is_nobodys_any_more_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_shares, "MOST_REMEMBERED", 2)
+
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        pages.may_begin.set()
+        pages.may_end.set()
+        for number in range(3):
+            await browser.ask(f"/of-ann/{number}", cookie=f"gateway_session={number}")
+        assert [*served._people.values()] == ["person of-ann"] * 2
+        await browser.ask("/signed-out", cookie="gateway_session=2")
+        assert [*served._people.values()] == ["person of-ann"]
+
+    serving(test)
+
+
+def test_pages_and_rest_say_whose_request_it_was(viv: User) -> None:
+    client = AsyncClient()
+
+    def person_of(path: str, **headers: str) -> object:
+        return async_to_sync(client.get)(path, headers=headers).asgi_request.scope.get(fair_shares.PERSON)
+
+    assert person_of("/accounts/login/") is None
+    assert person_of("/api/me", authorization=f"Bearer {make.api_key(viv, Capability.LOGS_READ).secret}") == viv.pk
+    client.force_login(viv)
+    assert person_of("/settings/api-tokens") == viv.pk
+    assert person_of("/api/me", authorization="Bearer unknown") is None
 
 
 def test_an_invented_token_is_no_share_beside_that_of_the_session() -> None:
