@@ -41,6 +41,7 @@ from wire.client import McpClient
 from wire.guard import Guard
 from wire.oauth_client import MOST_BYTES
 from wire.pool import Transport
+from wire.reader_process import ReaderProcess
 
 if TYPE_CHECKING:
     from proxy.tracing.spans import Tracer
@@ -95,7 +96,10 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher, eras)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
-        requests = ServerRequests(client, pending, writer, PayloadRecorder(cipher), cipher, config.answer_seconds)
+        redactor = ReaderProcess()  # Not that of the answers: a payload need not wait for what takes so much longer.
+        running.callback(redactor.close)
+        recorder = PayloadRecorder(cipher, redactor)
+        requests = ServerRequests(client, pending, writer, recorder, cipher, config.answer_seconds)
         suspended = SuspendedCalls(state, bell, pending, requests, cipher)
         carriage = Carriage(SessionCalls(), requests, pending, StreamEvents(state, bus, cipher))
         forwarder = Forwarder(client, lists, cipher, usage, requests, suspended, refresher, carriage.calls)

@@ -30,7 +30,6 @@ from proxy.resumption import Resumption
 from proxy.server_requests import ServerRequests
 from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
-from proxy.store.payloads import PayloadRecorder
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
 from proxy.streams import Ending, StandingStream, honoured
@@ -90,7 +89,7 @@ class Endpoint:
         self._events = resumption.events
         self._resumption = resumption
         self._cipher = Cipher(config.encryption_keys)
-        self._recorder = PayloadRecorder(self._cipher)
+        self._recorder = requests.recorder
         self._header_reader = HeaderReader(config, access)
         self._timer = SharedTimer()
 

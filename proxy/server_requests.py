@@ -114,7 +114,7 @@ class ServerRequests:
         self._cipher = cipher
         self._pending = pending
         self._writer = writer
-        self._recorder = recorder
+        self.recorder = recorder
         self.seconds = seconds
         self._background = Background(UpstreamError, DatabaseUnavailable, TimeoutError)
 
@@ -198,7 +198,7 @@ class ServerRequests:
         bodies = jsonrpc.dumps(asked), jsonrpc.dumps(answered) if answered is not None else b""
         row.request_bytes, row.response_bytes = map(len, bodies)
         if asking.grant.recorded is not None:
-            await self._recorder.keep(asking.request, row, bodies, asking.grant.recorded)
+            await self.recorder.keep(asking.request, row, bodies, asking.grant.recorded)
         try:
             await self._pending.drop(uid)
         except DatabaseUnavailable:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import IO, Any
 
 from wire import jsonrpc
@@ -78,6 +79,10 @@ class ReaderProcess:
         spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
         order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
         return (await self._order(order, text, person))[1]
+
+    async def run(self, work: str, text: bytes, person: str, **given: Any) -> tuple[Object, bytes]:
+        """What the function `work` ("module:name") makes of this text there: an object and bytes. Raises Unreadable."""
+        return await self._order({"work": work, **given}, text, person)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -196,7 +201,9 @@ def serve() -> None:
 def _carried_out(order: Object, text: bytes) -> tuple[Object, bytes]:
     work = order.pop("work")
     try:
-        return _outline(text) if work == "outline" else _changed(text, **order)
+        carry_out: Any = {"outline": _outline, "changed": _changed}.get(work) or resolve_name(work)
+        told, body = carry_out(text, **order)
+        return told, body
     except ValueError as error:
         return {"fault": str(error), "malformed": True}, b""
     except MemoryError:

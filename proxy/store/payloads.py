@@ -1,35 +1,35 @@
 """Request and response payloads for the log: only where the workspace records them, and without secrets."""
 
-import asyncio
 import logging
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import orjson
 
 from proxy.access.features import IdentityUnreadable, credential_of
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.call_writer import CallRow
-from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, redact_message, redact_text
+from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, error_text, redact_message
 from wire.cipher import Cipher
+from wire.reader_process import ReaderProcess
 
 logger = logging.getLogger(__name__)
 
-ERROR_TEXT = 300  # Characters of what an error says.
-INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in a thread.
+THERE = "proxy.store.redaction.messages"
+
+INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in another process.
 
 
 class PayloadRecorder:
     """Puts payloads into rows, without the credentials they came with.
 
-    A failure is logged and leaves the row without them: a call that ran has to get its row and its answer.
+    Large ones are redacted by `process`. A failure is logged and leaves the row without them: a call that ran has to
+    get its row and its answer.
     """
 
-    def __init__(self, cipher: Cipher) -> None:
+    def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
         self._cipher = cipher
+        self._process = process
 
     async def record(self, request: McpRequest, response: Response, limit: int) -> None:
         """Keep `limit` bytes of what the client sent, and as many of what it gets."""
@@ -39,21 +39,25 @@ class PayloadRecorder:
         """Keep what the error in this answer says, also where no payloads are recorded."""
         with _logged(request):
             secrets = self._secrets(request)
-            if len(body) <= INLINE_BYTES:
-                request.row.error_text = _error_text(body, secrets)
+            if _is_quick(body):
+                request.row.error_text = error_text(body, secrets)
             else:
-                request.row.error_text = await asyncio.to_thread(_error_text, body, secrets)
+                told, _ = await self._process.run(f"{THERE}:error_there", body, _person(request), secrets=secrets)
+                request.row.error_text = told["text"]
 
     async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
         """Put these two into a row that belongs to `request`."""
         with _logged(request):
             secrets = self._secrets(request)
-            if sum(map(len, bodies)) <= INLINE_BYTES:
-                request_payload, response_payload = _redact_all(bodies, limit, secrets)
-            else:
-                request_payload, response_payload = await asyncio.to_thread(_redact_all, bodies, limit, secrets)
-            cut = any(redacted is not None and redacted.cut for redacted in (request_payload, response_payload))
-            row.set_payload(_json(request_payload), _json(response_payload), cut=cut)
+            redacted = [await self._redacted(body, limit, secrets, _person(request)) for body in bodies]
+            cut = any(each is not None and each.cut for each in redacted)
+            row.set_payload(*map(_json, redacted), cut=cut)
+
+    async def _redacted(self, body: bytes, limit: int, secrets: list[str], person: str) -> RedactedMessage | None:
+        if _is_quick(body):
+            return redact_message(body, limit, secrets)
+        told, text = await self._process.run(f"{THERE}:redact_there", body, person, limit=limit, secrets=secrets)
+        return RedactedMessage(text, told["cut"])
 
     def _secrets(self, request: McpRequest) -> list[str]:
         """The token the client presents, and every credential this call may have been passed on with."""
@@ -67,6 +71,14 @@ class PayloadRecorder:
             if credential is not None:
                 secrets += credential_parts(credential[1])
         return secrets
+
+
+def _is_quick(body: bytes) -> bool:
+    return not INLINE_BYTES < len(body) <= MAX_MESSAGE
+
+
+def _person(request: McpRequest) -> str:
+    return request.grant.user_id if request.grant is not None else ""
 
 
 @contextmanager
@@ -88,32 +100,6 @@ def credential_parts(request_payload: str) -> list[str]:
     except ValueError:  # Whatever an operator calls so.
         return parts
     return [*parts, login, login.partition(":")[2]]
-
-
-def _redact_all(bodies: Sequence[bytes], limit: int, secrets: list[str]) -> list[RedactedMessage | None]:
-    return [redact_message(body, limit, secrets) for body in bodies]
-
-
-def _error_text(body: bytes, secrets: Sequence[str]) -> str:
-    if len(body) > MAX_MESSAGE:
-        return ""
-    try:
-        document = orjson.loads(body)
-    except ValueError:
-        return ""
-    return redact_text(_said(document), ERROR_TEXT, secrets).strip()
-
-
-def _said(document: Any) -> str:
-    """The message of an error, or the texts of a result that is one; empty for anything else."""
-    match document:
-        case {"error": {"message": str(message)}}:
-            return message
-        case {"result": {"isError": True, "content": [*blocks]}}:
-            return "\n".join(
-                one["text"] for one in blocks if isinstance(one, dict) and isinstance(one.get("text"), str)
-            )
-    return ""
 
 
 def _json(redacted: RedactedMessage | None) -> bytes | None:

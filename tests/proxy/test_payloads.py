@@ -13,7 +13,9 @@ from accounts.models import WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import Call
 from capabilities import Capability
-from proxy.store.payloads import INLINE_BYTES, _error_text, credential_parts
+from proxy.store import payloads
+from proxy.store.payloads import INLINE_BYTES, credential_parts
+from proxy.store.redaction.messages import error_text
 from proxy.store.redaction.secret_texts import REDACTED
 from servers.models import AuthType
 from tests import make
@@ -139,14 +141,14 @@ def test_what_an_error_said_is_kept_without_secrets_whether_payloads_are_or_not(
 def test_an_error_is_kept_up_to_300_characters_and_a_secret_at_the_cut_is_seen_whole() -> None:
     body = {"error": {"message": f"{'x' * 290} Bearer {PASSWORD}abcdefgh\n{'y' * 5000}"}}
 
-    kept = _error_text(json.dumps(body).encode(), [])
+    kept = error_text(json.dumps(body).encode(), [])
 
     assert len(kept) == 300
     assert PASSWORD[:4] not in kept
     assert kept.endswith("[cut]")
-    assert _error_text(b"not json", []) == _error_text(b"[1]", []) == _error_text(b"", []) == ""
+    assert error_text(b"not json", []) == error_text(b"[1]", []) == error_text(b"", []) == ""
     blocks = {"result": {"isError": True, "content": [{"text": "one"}, {"data": 1}, "x", {"text": "two"}]}}
-    assert _error_text(json.dumps(blocks).encode(), []) == "one\ntwo"
+    assert error_text(json.dumps(blocks).encode(), []) == "one\ntwo"
 
 
 @pytest.mark.parametrize(("length", "times"), [(6000, 1), (2200, 3)])
@@ -154,7 +156,7 @@ def test_of_a_long_secret_that_comes_again_and_again_nothing_is_kept(length: int
     secret = "".join(f"q{number:04}" for number in range(length // 5))
     body = json.dumps({"error": {"message": f"{secret} " * times}}).encode()
 
-    assert "q0" not in _error_text(body, [secret])
+    assert "q0" not in error_text(body, [secret])
 
 
 def test_recording_begins_and_ends_with_the_next_call(agent: Agent) -> None:
@@ -173,13 +175,46 @@ def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
     assert (IDENTITY in parts) == sent.startswith("Basic YW5h")
 
 
-def test_a_large_payload_is_looked_at_beside_other_calls(agent: Agent) -> None:
+@pytest.fixture
+def redacting_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where this process redacts a large payload."""
+
+    def redact(message: bytes, *_: object) -> None:
+        assert len(message) <= INLINE_BYTES
+
+    monkeypatch.setattr(payloads, "redact_message", redact)
+    monkeypatch.setattr(payloads, "error_text", redact)
+
+
+def large(**arguments: str) -> dict[str, Any]:
+    return {"text": f"{'x ' * INLINE_BYTES} password: {PASSWORD}", **arguments}
+
+
+@pytest.mark.usefixtures("redacting_here")
+@pytest.mark.parametrize("fail", ["", "tool"])
+def test_a_large_payload_is_redacted_in_another_process(agent: Agent, fail: str) -> None:
     WorkspaceSettings.edit(by=None, record_payloads=True)
 
-    agent.call("docs__it", {"text": f"{'x ' * INLINE_BYTES} password: {PASSWORD}"})
+    agent.call("docs__it", large(fail=fail))
 
-    assert Call.objects.get().is_recorded
+    call = Call.objects.get()
+    assert call.is_recorded
+    assert (call.error_text != "") == (fail != "")
     assert PASSWORD not in database()
+
+
+def test_a_call_keeps_its_row_and_its_answer_although_its_payload_cannot_be_redacted(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    WorkspaceSettings.edit(by=None, record_payloads=True)
+    monkeypatch.setattr("wire.reader_process.sys.executable", "/bin/false")
+
+    answer = agent.call("docs__it", large())
+
+    call = Call.objects.get()
+    assert "result" in answer.json()
+    assert (call.outcome, call.is_recorded, call.error_text) == ("ok", False, "")
+    assert "the payloads of a call were not recorded" in caplog.text
 
 
 def test_what_a_refused_call_carried_is_not_kept(agent: Agent) -> None:

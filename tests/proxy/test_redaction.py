@@ -3,12 +3,15 @@
 import json
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
 
-from proxy.store.redaction.messages import CUT_MARK, MAX_MESSAGE, redact_message
-from proxy.store.redaction.secret_texts import REDACTED
+from proxy.store.redaction import messages
+from proxy.store.redaction.known_secrets import KnownSecrets
+from proxy.store.redaction.messages import CUT_MARK, MAX_MESSAGE, READ_AHEAD, redact_message
+from proxy.store.redaction.secret_texts import REDACTED, without_secrets
 
 SECRET = "hunter2-s3cr3t"
 IDENTITY = "the-stored-credential"
@@ -176,31 +179,46 @@ def test_nothing_much_is_kept_of_nothing_of_noise_and_of_what_is_huge() -> None:
     assert (json.loads(huge.json).startswith(CUT_MARK), huge.cut) == (True, True)
 
 
-# A quote behind as many backslashes as follow it, and a quote that none ends.
-BACKSLASHES = [f'token:{"\\" * 24_000}"{"\\" * 24_000}', 'token:"' + '\\"' * 24_000, '"token' + "\\" * 48_000]
 PIECES = ["token", 'token: "', "token ", "://a:", "-----BEGIN PRIVATE KEY-----", "-", "eyJa.", "[[", "<a ", "%25"]
-PIECES += [
-    "token:[",
-    'token:["]',
-    'token:\\"',
-    "key\\",
-    "bearer ",
-    "A",
-    "ab: ",
-    '{"a":',
-    "://:@",
-    "name: x value",
-    "--a ",
-    "&quot;",
-    "-u a:",
-]
+PIECES += ["token:[", 'token:["]', 'token:\\"', "key\\", "bearer ", "A", "ab: ", '{"a":', "://:@", "name: x value"]
+PIECES += ["--a ", "&quot;", "-u a:", "key =", "value: ", "Bearer ", "aB3+/", '"', "'", "\\", " ", "token=''"]
 
 
-@pytest.mark.parametrize("text", [*(piece * (900_000 // len(piece)) for piece in PIECES), *BACKSLASHES])
-def test_no_text_keeps_it_busy(text: str) -> None:
-    message = json.dumps({"a": text}).encode()
+def of_backslashes(length: int) -> str:
+    """A quote behind as many backslashes as follow it."""
+    return f'token:{"\\" * (length // 2)}"{"\\" * (length // 2)}'
 
-    began = time.process_time()
-    redact_message(message, 65536, [IDENTITY])
 
-    assert time.process_time() - began < 0.4
+def repeated(piece: str, before: str = "") -> Callable[[int], str]:
+    return lambda length: before + piece * (length // len(piece))
+
+
+TEXTS = [of_backslashes, repeated('\\"', 'token:"'), repeated("\\", '"token'), *map(repeated, PIECES)]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=[str(number) for number in range(len(TEXTS))])
+def test_redaction_takes_time_in_proportion_to_the_text(text: Callable[[int], str]) -> None:
+    """Sixteen times the text takes about sixteen times as long; if it took the square, 256 times."""
+    known = KnownSecrets([IDENTITY])
+
+    def seconds(length: int) -> float:
+        found = text(length)
+        began = time.process_time()
+        without_secrets(known.hide(found))
+        return time.process_time() - began
+
+    assert min(seconds(1 << 16) for _ in range(3)) < 64 * min(seconds(1 << 12) for _ in range(3))
+
+
+def test_of_a_long_message_no_more_is_looked_at_than_twice_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def look(text: str) -> str:
+        looked_at.append(len(text))
+        return text
+
+    monkeypatch.setattr(messages, "without_secrets", look)
+
+    redact_message(json.dumps([f"{number:05}" * 1_000 for number in range(100)]).encode(), 10_000)
+
+    assert 0 < sum(looked_at) < 2 * 10_000 + READ_AHEAD + 5_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -16,6 +16,7 @@ from proxy.store.redaction.known_secrets import KnownSecrets
 from proxy.store.redaction.secret_texts import REDACTED, is_measure, names_a_secret, without_secrets
 
 CUT_MARK = "[cut]"
+ERROR_TEXT = 300  # Characters of what an error says.
 
 MAX_MESSAGE = 1024 * 1024  # A larger message is not even read for its record.
 MAX_DEPTH = 40
@@ -56,6 +57,40 @@ def redact_text(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
     """The text without its secrets, `limit` characters at most."""
     redacted = _Redactor(limit - len(CUT_MARK), KnownSecrets(secrets)).text(text, 0)
     return redacted if len(redacted) <= limit else redacted[: limit - len(CUT_MARK)] + CUT_MARK
+
+
+def error_text(message: bytes, secrets: Iterable[str]) -> str:
+    """What the error in this message says, without its secrets; empty for anything else."""
+    if len(message) > MAX_MESSAGE:
+        return ""
+    try:
+        document = orjson.loads(message)
+    except ValueError:
+        return ""
+    return redact_text(_said(document), ERROR_TEXT, secrets).strip()
+
+
+def _said(document: Any) -> str:
+    match document:
+        case {"error": {"message": str(message)}}:
+            return message
+        case {"result": {"isError": True, "content": [*blocks]}}:
+            return "\n".join(
+                one["text"] for one in blocks if isinstance(one, dict) and isinstance(one.get("text"), str)
+            )
+    return ""
+
+
+def redact_there(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
+    """`redact_message`, as `ReaderProcess.run` takes it."""
+    redacted = redact_message(message, limit, secrets)
+    assert redacted is not None
+    return {"cut": redacted.cut}, redacted.json
+
+
+def error_there(message: bytes, secrets: list[str]) -> tuple[dict[str, object], bytes]:
+    """`error_text`, as `ReaderProcess.run` takes it."""
+    return {"text": error_text(message, secrets)}, b""
 
 
 def _read(message: bytes) -> object:

@@ -53,7 +53,7 @@ _KEY_BEFORE_VALUE = re.compile(
     r"<(?P<tag>[\w\-:.]++)[^<>]*+>"
 )
 _ESCAPED_LETTER = re.compile(r"(?<!\\)\\++u00([2-7][0-9A-Fa-f])")
-_SPACED_KEY = re.compile(r"(?:api|access|private|signing|encryption|session|client) $", re.IGNORECASE)
+_SPACED_KEYS = ("api ", "access ", "private ", "signing ", "encryption ", "session ", "client ")
 # What a member called `value` is the value of: `name: DB_PASSWORD, value: x`.
 _naming_member = re.compile(
     r"(?:name|key|id|label|field|variable|header)\W{1,9}+([\w.\-]{1,80}+)\W{1,20}+$", re.IGNORECASE
@@ -123,7 +123,7 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
     if lower in ("value", "val"):
         named = _naming_member(text[max(0, start - 120) : start])
         return named is not None and names_a_secret(named[1])
-    if lower in ("key", "id", "assertion") and _SPACED_KEY.search(text[max(0, start - 12) : start]):
+    if lower in ("key", "id", "assertion") and text[max(0, start - 12) : start].lower().endswith(_SPACED_KEYS):
         return True
     return names_a_secret(key[-MAX_KEY:])
 
