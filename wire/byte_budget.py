@@ -6,7 +6,7 @@ from contextlib import suppress
 from wire.turns import MOST_WAITING, MOST_WAITING_OF_ONE, QueueFull
 
 SHARES = 8  # A person may hold so much of the ceiling.
-HOLD_SECONDS = 60.0  # For room. A client that takes nothing of an answer is cut off in half of that.
+HOLD_SECONDS = 60.0  # For room. A client that takes hardly anything of an answer is cut off in half of that.
 
 
 class HeldBytes:

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 MOST = 64 * 1024
 LINGER_SECONDS = 2
-UNTAKEN_LOOKS = 6  # In the time in which a client has to take something.
+UNTAKEN_LOOKS = 6  # In the time in which a client has to take LEAST_TAKEN.
+LEAST_TAKEN = 16 * 1024
 TOO_LARGE = "The request's head is too large."
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 TOO_MANY = (
@@ -41,9 +42,9 @@ class HeadLimits(HttpToolsProtocol):
 
     A head is larger than `MOST` or takes longer than `seconds`: the parser gathers a URL, a header or a trailer until
     it ends, so what it has not handed over yet counts too. A body takes longer than `body_seconds`, or brings less
-    than `body_rate` bytes a second for a whole `body_window`. A client takes nothing of what it is sent for
-    `untaken_seconds`. Of connections over which no call was let through yet,
-    each worker keeps `most_unauthenticated`; beyond that the oldest one that owes us something makes room.
+    than `body_rate` bytes a second for a whole `body_window`. A client takes less than
+    LEAST_TAKEN of what waits for it, or than all of it, in `untaken_seconds`. Of connections over which no call was let
+    through yet, each worker keeps `most_unauthenticated`; beyond that the oldest one that owes us something makes room.
     """
 
     # Beside uvicorn's own attributes these would be more than an object keeps well.
@@ -260,7 +261,7 @@ class HeadLimits(HttpToolsProtocol):
             self.transport.close()
 
     def close_in_time(self) -> None:
-        """Close when the client has taken what it was sent, or takes nothing of it any more."""
+        """Close when the client has taken what it was sent, or takes it too slowly."""
         self.transport.close()
         if self.transport.get_write_buffer_size() and self._untaken_clock is None:
             self._start_untaken_clock()
@@ -286,14 +287,15 @@ class HeadLimits(HttpToolsProtocol):
 
     def _judge_reader(self) -> None:
         now, untaken = self.loop.time(), self._bytes_untaken()
-        if untaken < self._untaken:
+        if self._untaken - untaken >= min(LEAST_TAKEN, self._untaken):
             self._untaken, self._taken_at = untaken, now
         if now - self._taken_at < self.untaken_seconds:
             self._untaken_clock = self.loop.call_later(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
             return
         self._untaken_clock = None
         logger.warning(
-            "a client took nothing of an answer for %g s: its connection is cut off",
+            "a client took less than %d KiB of an answer in %g s: its connection is cut off",
+            LEAST_TAKEN >> 10,
             self.untaken_seconds,
             extra={"client": self.client[0] if self.client else "", "bytes": untaken},
         )

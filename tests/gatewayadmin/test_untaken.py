@@ -1,6 +1,9 @@
-"""A client that takes nothing of what it is sent is cut off; one that takes it slowly is not."""
+"""A client that takes hardly anything of what it is sent is cut off; one that takes it slowly is not."""
 
 import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
 
@@ -9,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.serving.head_limits import UNTAKEN_LOOKS, HeadLimits
+from gatewayadmin.serving.head_limits import LEAST_TAKEN, UNTAKEN_LOOKS, HeadLimits
 from tests.eventually import PATIENCE
 from tests.gatewayadmin.test_body_clock import hasty, talk
 
@@ -17,14 +20,34 @@ PIECE, PIECES = b"x" * (1 << 16), 500  # More than the buffers of the system hol
 CALL = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
-def test_a_client_that_takes_nothing_is_cut_off(
-    http_protocol: type[HeadLimits], caplog: pytest.LogCaptureFixture
+async def nothing(sock: socket.socket) -> None:
+    """Take nothing."""
+
+
+async def a_little(sock: socket.socket) -> None:
+    """Take a few bytes at a time."""
+    with suppress(ConnectionResetError):
+        while await asyncio.get_running_loop().sock_recv(sock, 256):  # noqa: ASYNC110 - it is slow on purpose
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("take", [nothing, a_little])
+def test_a_client_that_takes_hardly_anything_is_cut_off(
+    http_protocol: type[HeadLimits], caplog: pytest.LogCaptureFixture, take: Callable[[socket.socket], Awaitable[None]]
 ) -> None:
     async def conversation(connect: Any) -> bool:
         ended = asyncio.Event()
-        await connect(CALL)
         conversations.append(ended)
-        await asyncio.wait_for(ended.wait(), PATIENCE)
+        loop, other = asyncio.get_running_loop(), await connect()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # The system is to take little by itself.
+            sock.setblocking(False)
+            await loop.sock_connect(sock, other.writer.get_extra_info("peername"))
+            await loop.sock_sendall(sock, CALL)
+            taking = asyncio.create_task(take(sock))
+            await asyncio.wait_for(ended.wait(), PATIENCE)
+            taking.cancel()
+            await asyncio.wait([taking])
         return True
 
     conversations: list[asyncio.Event] = []
@@ -35,8 +58,27 @@ def test_a_client_that_takes_nothing_is_cut_off(
             await send({"type": "http.response.body", "body": PIECE, "more_body": number + 1 < PIECES})
         conversations[0].set()
 
-    assert talk(app, conversation, hasty(http_protocol, untaken_seconds=0.3))
-    assert "took nothing of an answer" in caplog.text
+    assert talk(app, conversation, hasty(http_protocol, untaken_seconds=0.6))
+    assert "took less than 16 KiB of an answer" in caplog.text
+
+
+def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[HeadLimits]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await asyncio.sleep(0.5)
+        await send({"type": "http.response.body", "body": b"data: 2\n\n"})
+
+    async def conversation(connect: Any) -> bytes:
+        client = await connect(CALL)
+        client.writer.transport.pause_reading()
+        await asyncio.sleep(1)
+        client.writer.transport.resume_reading()
+        return bytes(await client.rest())
+
+    answer = talk(app, conversation, hasty(http_protocol, untaken_seconds=0.1))
+    assert b"data: 1" in answer
+    assert b"data: 2" in answer
 
 
 @pytest.fixture
@@ -46,7 +88,7 @@ def watched(http_protocol: type[HeadLimits]) -> tuple[Any, Mock, Mock]:
     loop.time = lambda: loop.now
     transport = Mock(asyncio.Transport, get_extra_info=lambda *_: None, is_closing=lambda: False)
     transport.get_write_buffer_size = lambda: transport.size
-    transport.size = 1000
+    transport.size = 100 * LEAST_TAKEN
     protocol = http_protocol(Config(Mock(), log_config=None, ws="none"), ServerState(), {}, loop)
     protocol.connection_made(transport)
     return protocol, transport, loop
@@ -57,11 +99,11 @@ def look(protocol: Any, loop: Mock, seconds: float) -> None:
     protocol._judge_reader()
 
 
-def test_whoever_takes_a_little_in_time_is_waited_for(watched: tuple[Any, Mock, Mock]) -> None:
+def test_whoever_takes_enough_in_time_is_waited_for(watched: tuple[Any, Mock, Mock]) -> None:
     protocol, transport, loop = watched
     protocol.pause_writing()
     for _ in range(10 * UNTAKEN_LOOKS):
-        transport.size -= 1
+        transport.size -= LEAST_TAKEN
         look(protocol, loop, protocol.untaken_seconds / 2)
         look(protocol, loop, protocol.untaken_seconds / 3)
 
