@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from gatewayadmin.serving import stored_metrics
 from tests.docs.pages import ROOT, anchors
+from wire import background
 
 RULE_FILE = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 RULE_TESTS = ROOT / "tests" / "deploy" / "alerts.yaml"
@@ -38,6 +39,7 @@ def exported() -> dict[str, set[str]]:
     """The labels of each sample there is in /metrics, by its name."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # Which enters its numbers.
+    background.failures()
     found = {}
     for name, collector in REGISTRY._names_to_collectors.items():
         if name.startswith("gateway_"):
