@@ -212,7 +212,7 @@ def check(answer: bytes, links: int) -> None:
 
 
 class Busy(Exception):
-    """The gateway has not executed a call: its token's answers take all the memory they may."""
+    """The gateway has not executed a call: its person's answers take all the memory they may."""
 
 
 class Client:

@@ -44,7 +44,7 @@ def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
 
 
 def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
-    """One gateway before all these servers, each under its name as alias, and so many agents with a token each."""
+    """One gateway before all these servers, under their names, and so many people with an agent and a token each."""
     owner = User.objects.earliest("date_joined")
     gateway = Gateway.objects.add(name=name, slug=name, by=owner)
     for alias, url in servers.items():
@@ -52,9 +52,11 @@ def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
         Assignment.objects.assign(gateway=gateway, server=server, alias=alias, by=owner)
     secrets = []
     for number in range(tokens):
-        host = Host.objects.add_agent(name=f"Bench {number}", by=owner)
-        connection = Connection.objects.open(host=host, gateway=gateway, user=owner, identities={}, by=owner)
-        secrets.append(Token.objects.issue(connection, name="bench", by=owner).secret)
+        email = f"bench-{number}@example.com"
+        user = User.objects.create_user(email, display_name=f"Bench {number}", role=owner.role)
+        host = Host.objects.add_agent(name=f"Bench {number}", by=user)
+        connection = Connection.objects.open(host=host, gateway=gateway, user=user, identities={}, by=user)
+        secrets.append(Token.objects.issue(connection, name="bench", by=user).secret)
     return {"slug": gateway.slug, "tokens": secrets}
 
 

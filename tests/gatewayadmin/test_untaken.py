@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
@@ -33,7 +33,9 @@ async def a_little(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("take", [nothing, a_little])
 def test_a_client_that_takes_hardly_anything_is_cut_off(
-    http_protocol: type[HeadLimits], caplog: pytest.LogCaptureFixture, take: Callable[[socket.socket], Awaitable[None]]
+    http_protocol: type[HeadLimits],
+    caplog: pytest.LogCaptureFixture,
+    take: Callable[[socket.socket], Coroutine[Any, Any, None]],
 ) -> None:
     async def conversation(connect: Any) -> bool:
         ended = asyncio.Event()
