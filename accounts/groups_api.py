@@ -208,7 +208,8 @@ class WorkspaceSerializer(WorkspaceChanges):
     private_upstreams = serializers.SerializerMethodField()
 
     def get_shorter_retention_drops(self, workspace: WorkspaceSettings) -> int | None:
-        return workspace.dropping.calls if workspace.dropping else None
+        dropping = workspace.dropping
+        return dropping.calls if dropping else None
 
     def get_public_url(self, workspace: Any) -> str:
         return str(settings.PUBLIC_URL)

@@ -21,7 +21,7 @@ from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
 from auditlog.groups import BY, SORTS, as_rows, groups
 from auditlog.models import Call, Event
-from auditlog.own_calls import OwnCall, own_calls
+from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.reasons import reason_of
 from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
@@ -360,7 +360,7 @@ class OwnCalls(Log):
     def list(self, request: Request) -> Response:
         asked = self.query_data
         names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id__in"}
-        rows = own_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
+        rows = listed_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
         return self.listed(page([rows], *self.place))
 
 

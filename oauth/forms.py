@@ -73,11 +73,11 @@ class IdentityForm(Trial):
                 self.add_error("secret", f"Paste your credential for {self.server.name}, or skip this server.")
             cleaned["label"] = cleaned.get("label") or self._free_label()
             if not self.errors:
-                self.judge(refusal_of(self.server, cleaned["secret"]), "secret")
+                self.judge(refusal_of(self.server, cleaned["secret"]), "secret", self.server.name)
         elif not cleaned.get("identity") and "identity" not in self.errors:
             self.add_error("identity", "Choose an identity, or skip this server.")
         elif not self.errors and self.chosen.status == "refused":
-            self.judge(self._tried_again(), "identity")
+            self.judge(self._tried_again(), "identity", self.server.name)
         return cleaned
 
     @property

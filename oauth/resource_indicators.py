@@ -12,7 +12,12 @@ class UnknownResource(Exception):
 
 
 def same_resource(first: str, second: str) -> bool:
-    """Return whether both name the same resource, however the host is spelled and but for one final slash."""
+    """Return whether both name the same resource, however the host is spelled and but for one final slash.
+
+    A user name and control characters are in the address of no gateway.
+    """
+    if "@" in urlsplit(first).netloc or not first.isprintable():
+        return False
     try:
         return hosts.origin_of(first) == hosts.origin_of(second) and _path(first) == _path(second)
     except ValueError:

@@ -25,8 +25,8 @@ from gateways.models import (
     ToolPolicy,
     allow_identity,
 )
-from servers.discovery import AccessRefused, Discovered, Failed, NoEndpoint, discover, note
-from servers.forms import SecretForm, ServerForm, suggest
+from servers.discovery import AccessRefused, Discovered, Failed, NoEndpoint, discover, note, refusal_of
+from servers.forms import SecretForm, ServerForm, Trial, suggest
 from servers.models import AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs, needs_of
 from servers.upstream_guard import upstream_guard
@@ -38,7 +38,7 @@ SHOWN_TOOLS = 12
 USUAL_PATHS = ("/mcp", "/sse")
 
 
-class NewServerForm(ServerForm):
+class NewServerForm(Trial, ServerForm):
     """A new server, whose identity calls it, the gateways it goes behind, and which of its tools they allow."""
 
     who = forms.ChoiceField(
@@ -117,6 +117,13 @@ class NewServerForm(ServerForm):
         for errors in SecretForm({"secret": secret}, server=server).errors.values():
             self.add_error("secret", list(errors))
 
+    def accepts_credential(self) -> bool:
+        """Try the credential at the server; False, with an error, if it is refused and not to be kept."""
+        if secret := self.cleaned_data["secret"]:
+            server = Server(**self.server_fields())
+            self.judge(refusal_of(server, secret), "secret", server.name)
+        return not self.errors
+
     @staticmethod
     def _shares(values: dict[str, Any]) -> bool:
         return values.get("auth_type") != AuthType.NONE and values.get("who") == SHARED
@@ -130,7 +137,7 @@ class NewServerForm(ServerForm):
 
     def server_fields(self) -> dict[str, Any]:
         """What the row of the server is made of."""
-        extra = ("who", "secret", "gateways", "own_gateway", "tools")
+        extra = ("who", "secret", "keep", "gateways", "own_gateway", "tools")
         return {name: value for name, value in self.cleaned_data.items() if name not in extra}
 
 

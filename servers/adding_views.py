@@ -36,7 +36,7 @@ def add(request: AppRequest) -> HttpResponse:
     if {"check", "tile", "test"} & request.POST.keys():
         return _asked(request)
     form = NewServerForm(request.POST, user=request.user)
-    if form.is_valid():
+    if form.is_valid() and form.accepts_credential():
         try:
             made = form.cleaned_data["name"] == request.POST.get("suggested") == _name_of(form.cleaned_data["url"])
             tested = _tested(request, form.cleaned_data)

@@ -403,14 +403,13 @@ class Trial(forms.Form):
         label="Keep it anyway", required=False, help_text="A new one has to be pasted again: it was not stored."
     )
 
-    server: Server
     refusal = ""  # What the server said against the credential.
 
-    def judge(self, refusal: str, field: str) -> None:
-        """Note how the server refused the credential of `field`, as an error unless it is to be kept."""
+    def judge(self, refusal: str, field: str, server: str) -> None:
+        """Note how the server of this name refused the credential of `field`: an error, unless it is to be kept."""
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
-            self.add_error(field, f"{self.server.name} {refusal}. Use another, or keep it anyway.")
+            self.add_error(field, f"{server} {refusal}. Use another, or keep it anyway.")
 
 
 class TriedSecretForm(Trial, SecretForm):
@@ -421,7 +420,7 @@ class TriedSecretForm(Trial, SecretForm):
         if "secret" in values and not self.errors:
             from servers.discovery import refusal_of  # noqa: PLC0415  It brings the metrics, whose files bear a worker's id.
 
-            self.judge(refusal_of(self.server, values["secret"]), "secret")
+            self.judge(refusal_of(self.server, values["secret"]), "secret", self.server.name)
         values.pop("keep", None)
         return values | {"refusal": self.refusal}
 

@@ -109,7 +109,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 def send_now(request: AppRequest, pk: UUID) -> HttpResponse:
     """Try again without waiting for the next retry."""
     sink = get_object_or_404(Sink, pk=pk)
-    toast = "Sending now" if sink.send_now(by=request.user) else "No retry was waiting"
+    toast = "Sending now: reload to see how it went" if sink.send_now(by=request.user) else "No retry was waiting"
     return leave(request, page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"), toast)
 
 

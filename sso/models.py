@@ -351,7 +351,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             account = (
                 Account.objects.select_related("user__role").filter(issuer=who.issuer, subject=who.subject).first()
             )
-            person = account.user if account else self._named(who, invited)
+            person = account.user if account else self._new_here(who, invited, rules)
             if person is not None and not person.is_active:
                 raise NoEntry("deactivated", person)
             if who.groups is None:
@@ -395,6 +395,16 @@ class Provider(SamlTerms, Versioned, models.Model):
             if removed:
                 User.objects.filter(pk=person.pk).update(by_organisation=False)
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
+
+    def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
+        """`_named`, without telling those who get no role here whether somebody has the address."""
+        try:
+            return self._named(who, invited)
+        except NoEntry as refused:
+            has_role = who.groups is None or self._role(who, who.groups, None, rules)
+            if refused.reason in ("email_taken", "email_not_verified") and not has_role:
+                raise NoEntry("no_role", refused.person) from None
+            raise
 
     def _named(self, who: Claims, invited: User | None) -> User | None:
         """The person with this e-mail, if the provider may vouch for them; None when there is nobody yet.

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 GRANTS = Capability.PEOPLE_MANAGE  # Who holds it gives roles, and is asked for capabilities.
 MOST_ASKED = 20
+MOST_REQUESTS = 5  # For capabilities, of one person in a day.
+MOST_LOOKED_THROUGH = 500  # Requests, for the newest of each person.
 ASK_AGAIN = timedelta(days=1)
 OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
 INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
@@ -490,11 +492,11 @@ class User(Versioned, AbstractBaseUser):
     def ask_for(self, capability: Capability) -> bool:
         """Ask those who manage people for a capability, by mail and on their dashboards.
 
-        Return False if nothing was done: this person holds it, or asked for it less than a day ago.
+        Return False if nothing was done: this person holds it, or asked for it or MOST_REQUESTS others within a day.
         """
         with transaction.atomic():
             self.lock()
-            if self.has_perm(capability) or self.has_asked_for(capability):
+            if self.has_perm(capability) or self.has_asked_for(capability) or len(self._requests()) >= MOST_REQUESTS:
                 return False
             changes = {"capability": [None, capability.slug]}
             Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)
@@ -506,8 +508,12 @@ class User(Versioned, AbstractBaseUser):
 
     def has_asked_for(self, capability: Capability) -> bool:
         """Whether this person asked for it less than a day ago."""
+        return capability.slug in self._requests()
+
+    def _requests(self) -> list[str]:
+        """The capabilities that this person asked for within a day."""
         mine = requests(ASK_AGAIN).filter(target_type="user", target_id=str(self.pk))
-        return mine.filter(changes__capability__1=capability.slug).exists()
+        return list(mine.values_list("changes__capability__1", flat=True))
 
     @property
     def granted(self) -> frozenset[Capability]:
@@ -571,16 +577,19 @@ def requests(within: timedelta) -> models.QuerySet[Event]:
 
 
 def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
-    """Return who asked for which capability in the last week, and when; those who hold it now are left out."""
-    events = list(requests(OPEN).order_by("-created_at")[: most * 4])
+    """Return the newest open request of each person in the last week: who asked for which capability, and when.
+
+    What somebody holds by now is left out.
+    """
+    events = list(requests(OPEN).order_by("-created_at")[:MOST_LOOKED_THROUGH])
     people = User.objects.select_related("role").filter(is_active=True).in_bulk([event.target_id for event in events])
-    found: dict[tuple[User, Capability], datetime] = {}
+    found: dict[User, tuple[Capability, datetime]] = {}
     for event in events:
         person = people.get(UUID(event.target_id))
         for capability in Capability.named([event.changes["capability"][1]]):
             if person and not person.has_perm(capability):
-                found.setdefault((person, capability), event.created_at)
-    return [(person, capability, at) for (person, capability), at in found.items()][:most]
+                found.setdefault(person, (capability, event.created_at))
+    return [(person, capability, at) for person, (capability, at) in found.items()][:most]
 
 
 def make_first_owner(email: str, password: str) -> User | None:

@@ -17,8 +17,9 @@ RETENTION_NOTICE = timedelta(days=1)  # After so long a shorter retention takes 
 
 
 class Dropping(NamedTuple):
-    """What a shorter retention will drop: from `at` on the calls before `before`, about so many."""
+    """A shorter retention, in days, and what it will drop: from `at` on the calls before `before`, about so many."""
 
+    days: int
     at: datetime
     before: date
     calls: int
@@ -100,8 +101,9 @@ class WorkspaceSettings(Versioned, models.Model):
         """What the shorter retention that was asked for will drop; None without one."""
         if self.shorter_retention_days is None or self.shorter_retention_at is None:
             return None
-        before = (self.shorter_retention_at - timedelta(days=self.shorter_retention_days)).date()
-        return Dropping(self.shorter_retention_at, before, Call.partitions.estimate_before(before))
+        days, at = self.shorter_retention_days, self.shorter_retention_at
+        before = (at - timedelta(days=days)).date()
+        return Dropping(days, at, before, Call.partitions.estimate_before(before))
 
     @classmethod
     def keep_logs(cls, *, by: Actor | None, seen: Seen | None = None) -> bool:

@@ -94,7 +94,7 @@ class HostPages(CapabilityAdmin):
 class RegistrationPages(CapabilityAdmin):
     seen_by = SEES_HOSTS
 
-    list_display = ("client_name", "host", "software_id", "registration_ip", "created_at", "last_used_at")
+    list_display = ("client_name", "host", "software_id", "created_at", "last_used_at")
     list_filter = ("created_at",)
     list_select_related = ("host",)
     search_fields = ("client_name", "software_id", "host__name")
@@ -104,7 +104,6 @@ class RegistrationPages(CapabilityAdmin):
         "host",
         "software_id",
         "software_version",
-        "registration_ip",
         "created_at",
         "last_used_at",
     )

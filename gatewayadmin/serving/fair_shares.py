@@ -67,11 +67,12 @@ class FairShares:
             await self._app(scope, receive, begin)
 
     def _remember(self, credentials: list[str], person: object) -> None:
-        """Count the next requests with these credentials to `person`, or if there is none to the credentials."""
+        """Count the next requests with these credentials to `person`; an answer to nobody changes nothing."""
+        if person is None:
+            return
         for credential in credentials:
             self._people.pop(credential, None)
-            if person is not None:
-                self._people[credential] = f"person {person}"
+            self._people[credential] = f"person {person}"
         while len(self._people) > MOST_REMEMBERED:
             del self._people[next(iter(self._people))]
 

@@ -15,16 +15,17 @@ from wire.reader_process import ReaderProcess
 
 logger = logging.getLogger(__name__)
 
-THERE = "proxy.store.redaction.messages"
+MODULE = "proxy.store.redaction.messages"
 
+NOT_REDACTED = b'"[not recorded: it could not be redacted]"'
 INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in another process.
 
 
 class PayloadRecorder:
     """Puts payloads into rows, without the credentials they came with.
 
-    Large ones are redacted by `process`. A failure is logged and leaves the row without them: a call that ran has to
-    get its row and its answer.
+    Large ones are redacted by `process`. A failure is logged and recorded instead of them: a call that ran has to get
+    its row and its answer.
     """
 
     def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
@@ -42,11 +43,14 @@ class PayloadRecorder:
             if _is_quick(body):
                 request.row.error_text = error_text(body, secrets)
             else:
-                told, _ = await self._process.run(f"{THERE}:error_there", body, _person(request), secrets=secrets)
+                told, _ = await self._process.run(
+                    f"{MODULE}:error_for_process", body, _person(request), secrets=secrets
+                )
                 request.row.error_text = told["text"]
 
     async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
         """Put these two into a row that belongs to `request`."""
+        row.set_payload(NOT_REDACTED, NOT_REDACTED, cut=True)
         with _logged(request):
             secrets = self._secrets(request)
             redacted = [await self._redacted(body, limit, secrets, _person(request)) for body in bodies]
@@ -56,7 +60,7 @@ class PayloadRecorder:
     async def _redacted(self, body: bytes, limit: int, secrets: list[str], person: str) -> RedactedMessage | None:
         if _is_quick(body):
             return redact_message(body, limit, secrets)
-        told, text = await self._process.run(f"{THERE}:redact_there", body, person, limit=limit, secrets=secrets)
+        told, text = await self._process.run(f"{MODULE}:redact_for_process", body, person, limit=limit, secrets=secrets)
         return RedactedMessage(text, told["cut"])
 
     def _secrets(self, request: McpRequest) -> list[str]:

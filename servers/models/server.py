@@ -333,16 +333,20 @@ class Server(Versioned, Switchable):
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
     def take_name(self, name: str) -> None:
-        """Call it as it calls itself, if nobody typed its name and no other server has that one. The slug stays: it is
-        in names of tools, and in addresses."""
-        name = printable(name).strip()[:80]
-        if not (self.name_is_made and name):
+        """Name the server as its first answer does, if nobody typed a name and no other server has that one.
+
+        Later answers change nothing, nor does this the slug, which is in names of tools and in addresses.
+        """
+        if not self.name_is_made:
             return
-        with suppress(IntegrityError), transaction.atomic():
+        with transaction.atomic():
             row = self.lock()
             if row.name_is_made:
-                row.edit(name=name, by=None)
-                self.name, self.name_is_made = row.name, False
+                type(self).objects.filter(pk=self.pk).update(name_is_made=False)
+                if name := printable(name).strip()[:80]:
+                    with suppress(IntegrityError), transaction.atomic():
+                        row.edit(name=name, by=None)
+        self.refresh_from_db(fields=["name", "name_is_made"])
 
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
         """End the client that was entered for it if these changes give its issuer other endpoints: its secret is for

@@ -73,9 +73,19 @@ def test_the_same_is_asked_for_once_a_day(chief: User) -> None:
     assert asked() == 2
     with time_machine.travel(datetime.now(UTC) + timedelta(hours=25), tick=False):
         assert person.ask_for(TOKENS)
-        assert [capability for _, capability, _ in open_requests(8)] == [TOKENS, Capability.OAUTH_CONNECT]
+        assert [capability for _, capability, _ in open_requests(8)] == [TOKENS]
     with time_machine.travel(datetime.now(UTC) + timedelta(days=9), tick=False):
         assert open_requests(8) == []
+
+
+def test_one_person_does_not_flood_those_who_grant(chief: User) -> None:
+    flooding, other = make.user(), make.user()
+    assert other.ask_for(TOKENS)
+
+    sent = [flooding.ask_for(capability) for capability in Capability]
+
+    assert sum(sent) == 5
+    assert [(person, capability) for person, capability, _ in open_requests(2)][1] == (other, TOKENS)
 
 
 def test_what_a_page_was_refused_for_is_asked_for_there(sign_in: SignIn) -> None:

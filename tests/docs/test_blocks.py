@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -104,6 +105,7 @@ RUN_BY = (
     *(
         (page, begin, "docs/test_configurations.py::test_prometheus_scrapes_the_gateway_as_printed")
         for page, begin in (
+            ("docs/how-to/send-the-logs.md", "[sources.gateway]", "it needs Vector and Kafka"),
             ("docs/how-to/monitor.md", "scrape_configs:"),
             ("docs/how-to/traces-and-metrics.md", "receivers:"),
         )
@@ -259,6 +261,7 @@ PARSED = (
         "useradd",
         "it makes an account and a service of the machine; the unit is started elsewhere",
     ),
+    ("docs/how-to/send-the-logs.md", "[sources.gateway]", "it needs Vector and Kafka"),
     ("docs/how-to/monitor.md", "scrape_configs:\n  - job_name: gateway-admin\n    authorization", "it needs a cluster"),
 )
 
@@ -323,6 +326,8 @@ def parse(block: Block) -> None:
             yaml.safe_load(block.text)
         case "ini":
             configparser.ConfigParser(strict=True, interpolation=None).read_string(block.text)
+        case "toml":
+            tomllib.loads(block.text)
         case "bash":
             subprocess.run(["bash", "-n"], input=block.text, text=True, check=True, capture_output=True)
         case "crontab":

@@ -73,7 +73,7 @@ PROOFS = {
     "sinks/archive.py": "tests/sinks/test_archive.py",
     "sinks/reading.py": "tests/sinks/test_sending.py",
     "auditlog/search/latencies.py": "tests/auditlog/test_views.py",
-    "gatewayadmin/serving/stored_metrics.py": "tests/gatewayadmin/test_stored_metrics.py",
+    "ui/databases.py": "tests/gatewayadmin/test_stored_metrics.py",
     "gatewayadmin/attention.py": "tests/gatewayadmin/test_attention.py",
     "tokens/rows.py": "tests/tokens/test_list.py",
 }

@@ -169,6 +169,20 @@ def test_nobody_finds_out_by_an_address_that_they_cannot_prove_whether_it_has_an
     assert without_token(taken) == without_token(free)
 
 
+def test_nor_does_somebody_who_gets_no_role_here(
+    organisation: Organisation, provider: Provider, sign_in: SignIn
+) -> None:
+    type(provider).objects.update(default_role=None, domains=["example.org"])
+    make.user(email="owner@example.org")
+    organisation.knows("owner", email="owner@example.org", email_verified=None)
+    organisation.knows("nobody", email="nobody@example.org", email_verified=None)
+
+    taken, free = sign_in("owner"), sign_in("nobody")
+
+    assert "none of your groups there has a role" in free.response.content.decode()
+    assert without_token(taken) == without_token(free)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [("access_denied", "Your organisation did not sign you in"), ("temporarily_unavailable", "Try again")],

@@ -81,14 +81,14 @@ def _said(document: Any) -> str:
     return ""
 
 
-def redact_there(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
+def redact_for_process(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
     """`redact_message`, as `ReaderProcess.run` takes it."""
     redacted = redact_message(message, limit, secrets)
     assert redacted is not None
     return {"cut": redacted.cut}, redacted.json
 
 
-def error_there(message: bytes, secrets: list[str]) -> tuple[dict[str, object], bytes]:
+def error_for_process(message: bytes, secrets: list[str]) -> tuple[dict[str, object], bytes]:
     """`error_text`, as `ReaderProcess.run` takes it."""
     return {"text": error_text(message, secrets)}, b""
 
