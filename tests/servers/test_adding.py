@@ -176,20 +176,6 @@ def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed
     assert Event.objects.filter(action="server.updated").count() == (0 if typed else 1)
 
 
-def test_a_server_is_not_added_with_a_credential_that_it_refuses_unless_that_is_kept(
-    run: Run, ana: User, sign_in: SignIn
-) -> None:
-    client, url = sign_in(ana), run(upstreams.github()).url
-    form = filled(url, auth_type="bearer", secret="ghp_wrong")
-
-    refused = client.post(PATH, form)
-    assert refused.status_code == 422
-    assert "Use another, or keep it anyway." in text(refused)
-    assert not Server.objects.filter(url=url).exists()
-    assert client.post(PATH, form | {"keep": "on"}).status_code == 302
-    assert Identity.objects.get(server__url=url).status == "refused"
-
-
 def test_a_made_name_stays_where_another_server_has_the_servers_own_name(run: Run, ana: User, sign_in: SignIn) -> None:
     make.server(name="Docs")
     down = make.server(url=run(upstreams.docs()).url, name="Server", name_is_made=True)

@@ -54,6 +54,19 @@ def door(name: str, link: Connection, client: Client) -> str:
     }[name]()
 
 
+def test_a_server_is_added_with_a_refused_key_only_on_demand(run: Run, ana: User, sign_in: SignIn) -> None:
+    client, url = sign_in(ana), run(notes()).url
+    form = {"name": "Notes", "slug": "notes", "url": url, "auth_type": "bearer", "secret": WRONG, "who": "own"}
+    form |= {"tools": "all", "timeout_seconds": "30", "total_seconds": "600", "max_concurrent": "64"}
+
+    refused = client.post("/servers/add/", form)
+    assert refused.status_code == 422
+    assert REFUSED in text(refused)
+    assert not Server.objects.filter(url=url).exists()
+    assert client.post("/servers/add/", form | {"keep": "on"}).status_code == 302
+    assert Identity.objects.get(server__url=url).status == "refused"
+
+
 @pytest.mark.parametrize("name", ["consent", "own connection", "shared"])
 def test_a_refused_key_is_said_so_at_once_and_stored_only_on_demand(
     name: str, link: Connection, ana: User, sign_in: SignIn
