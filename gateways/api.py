@@ -68,6 +68,10 @@ class GatewayQuery(ListQuery):
     reach = serializers.ChoiceField(Reach.choices, required=False)
 
 
+# The serializer alone checks these.
+WITHOUT_FORM = ("calls_per_minute", "new_definitions", "changed_definitions")
+
+
 class GatewayChanges(Body):
     """What may change of a gateway; its slug and so its URL never do."""
 
@@ -120,12 +124,12 @@ class GatewayResource(Resource):
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
         body = self.body()
-        limit = body.pop("calls_per_minute")
+        unformed = {name: body.pop(name) for name in WITHOUT_FORM}
         if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
             raise already_exists(NAME_TAKEN)
         fields = checked(GatewayForm({**body, "teams": body["team_ids"]}), teams="team_ids")
         try:
-            gateway = Gateway.objects.add(**fields, calls_per_minute=limit, by=self.me)
+            gateway = Gateway.objects.add(**fields, **unformed, by=self.me)
         except IntegrityError:
             raise already_exists(NAME_TAKEN) from None
         return self._now(gateway, HTTPStatus.CREATED)
@@ -136,7 +140,7 @@ class GatewayResource(Resource):
         changes = self.body()
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
             raise already_exists(NAME_TAKEN)
-        fields = {name: value for name, value in changes.items() if name == "calls_per_minute"}
+        fields = {name: value for name, value in changes.items() if name in WITHOUT_FORM}
         if {"name", "description"} & set(changes):
             current = {"name": gateway.name, "description": gateway.description}
             fields |= checked(NameForm({**current, **changes}, gateway=gateway))

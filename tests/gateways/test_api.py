@@ -52,6 +52,16 @@ def test_a_gateway_is_told_with_its_counts(ana: User, work: Gateway, search: Fea
     assert told["url"] == "http://localhost:8000/mcp/work"
 
 
+def test_a_gateway_is_made_and_changed_with_what_becomes_of_definitions(ana: User) -> None:
+    rest, asked = Rest.of(ana), {"new_definitions": "wait", "changed_definitions": "warn"}
+
+    made = rest.post("/gateways", {"name": "Work", "slug": "work", **asked}).json()
+    changed = rest.patch("/gateways/work", {"changed_definitions": "accept"}).json()
+
+    assert (made["new_definitions"], made["changed_definitions"]) == ("wait", "warn")
+    assert (changed["new_definitions"], changed["changed_definitions"]) == ("wait", "accept")
+
+
 def test_a_gateway_does_not_take_the_name_of_another(ana: User, work: Gateway) -> None:
     make.gateway(slug="play", name="Play")
 
