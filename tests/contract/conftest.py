@@ -1,0 +1,47 @@
+"""The workspace of the folder, and a server for each test."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.contract.running import Workspace, free_port, own_database
+from tests.contract.servers import Server, serving
+from tests.contract.web import CLIENTS
+from tests.contract.world import Place, new_place
+
+type Run = Callable[[Server], Server]
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A running workspace, shared by all tests of the folder: make your own rows."""
+    folder = tmp_path_factory.mktemp("contract") / "data"
+    folder.mkdir(mode=0o700)
+    with own_database() as database_url:
+        running = Workspace(folder, database_url, free_port())
+        try:
+            running.start()
+            yield running
+        finally:
+            CLIENTS.close()
+            running.stop()
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """Put a server on the wire until the test ends."""
+    with ExitStack() as stack:
+        yield lambda server: stack.enter_context(serving(server))
+
+
+@pytest.fixture
+def server(run: Run) -> Server:
+    """A server without a credential."""
+    return run(Server())
+
+
+@pytest.fixture
+def place(workspace: Workspace, server: Server) -> Place:
+    """That server behind a gateway of its own, and a token for it."""
+    return new_place(workspace, server)

@@ -1,0 +1,166 @@
+"""Whom the gateway lets in: tokens, their gateway and servers, teams, secrets that were replaced, limits."""
+
+import httpx
+import pytest
+
+from tests.contract.agents import Agent, reason, refusal, text
+from tests.contract.conftest import Run
+from tests.contract.running import Workspace
+from tests.contract.servers import Server
+from tests.contract.world import Place, assign, new_gateway, new_host, new_person, new_place, new_server, new_token
+
+pytestmark = pytest.mark.xdist_group("contract")
+
+UNAUTHORIZED = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
+FORBIDDEN = '{"jsonrpc":"2.0","error":{"code":-32003,"message":"Forbidden"},"id":null}'
+
+
+def must_be_unauthorized(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.text) == (401, UNAUTHORIZED)
+    assert answer.headers["www-authenticate"].startswith("Bearer resource_metadata=")
+
+
+def must_be_forbidden(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.text) == (403, FORBIDDEN)
+
+
+def test_token_works_at_its_own_gateway_and_at_no_other(workspace: Workspace, server: Server, place: Place) -> None:
+    other = new_place(workspace, server)
+
+    assert text(place.agent.call("echo", text="own")) == "own"
+    must_be_forbidden(place.agent.at(other.agent.url).call("echo", text="other"))
+    assert [one.body["params"]["arguments"]["text"] for one in server.calls()] == ["own"]
+
+
+@pytest.mark.parametrize("secret", ["gwa_0000", f"gwa_{'0' * 44}", "unknown"])
+def test_without_a_known_token_nothing_is_answered(place: Place, server: Server, secret: str) -> None:
+    must_be_unauthorized(Agent(place.agent.url, secret).call("echo", text="x"))
+    assert not server.calls()
+
+
+def test_token_reaches_only_the_servers_it_includes(workspace: Workspace, server: Server, run: Run) -> None:
+    owner, gateway, other = workspace.owner, new_gateway(workspace.owner), run(Server())
+    rows = [new_server(owner, server), new_server(owner, other)]
+    for alias, row in zip(("mine", "theirs"), rows, strict=True):
+        assign(owner, gateway, row, alias=alias)
+    _, agent = new_token(owner, new_host(owner), gateway, server_ids=[rows[0]["id"]])
+
+    assert text(agent.call("mine__echo", text="hi")) == "hi"
+    must_be_forbidden(agent.call("theirs__echo", text="hi"))
+    assert {tool["name"].partition("__")[0] for tool in agent.tools()} == {"mine"}
+    assert not other.calls()
+
+
+def test_revoked_and_expired_tokens_are_refused(workspace: Workspace, place: Place, server: Server) -> None:
+    expired, expired_agent = place.another()
+    assert text(place.agent.call("echo", text="x")) == text(expired_agent.call("echo", text="x")) == "x"
+
+    place.owner.post(f"/tokens/{place.token['id']}/revoke")
+    # Time passes.
+    workspace.sql("UPDATE tokens_token SET expires_at = now() - interval '1 second' WHERE id = %s", expired["id"])
+
+    must_be_unauthorized(place.agent.call("echo", text="x"))
+    must_be_unauthorized(expired_agent.call("echo", text="x"))
+    assert len(server.calls()) == 2
+    assert {row["deny_reason"] for row in place.calls()} == {"", "revoked", "expired"}
+
+
+def test_deactivated_person_is_refused_with_every_token(workspace: Workspace, server: Server) -> None:
+    place = new_place(workspace, server)
+    person = new_person(workspace, "api-tokens:manage")
+    _, agent = new_token(person.browser, place.host, place.gateway)
+    assert text(agent.call("echo", text="x")) == "x"
+
+    place.owner.post(f"/users/{person.id}/deactivate")
+
+    must_be_unauthorized(agent.call("echo", text="x"))
+    assert not person.browser.is_signed_in()
+    place.owner.post(f"/users/{person.id}/reactivate")
+    assert text(agent.call("echo", text="x")) == "x"
+
+
+def test_token_is_refused_from_an_address_that_is_not_allowed(place: Place, server: Server) -> None:
+    _, agent = place.another(allowed_ips=["198.51.100.0/24"])
+    agent.address = "198.51.100.7"
+    assert text(agent.call("echo", text="x")) == "x"
+
+    agent.address = "198.51.101.7"
+
+    answer = agent.call("echo", text="x")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (403, "IP Not Allowed")
+    assert len(server.calls()) == 1
+
+
+def test_gateway_of_a_team_refuses_others(workspace: Workspace, server: Server) -> None:
+    owner = workspace.owner
+    inside, outside = new_person(workspace, "api-tokens:manage"), new_person(workspace, "api-tokens:manage")
+    place = new_place(workspace, server)
+    agents = [new_token(one.browser, place.host, place.gateway)[1] for one in (inside, outside)]
+    assert [agent.call("echo", text="x").status_code for agent in agents] == [200, 200]
+    team = owner.post("/teams", name=place.gateway["name"], user_ids=[inside.id])
+
+    owner.patch(f"/gateways/{place.gateway['slug']}", reach="teams", team_ids=[team["id"]])
+
+    assert text(agents[0].call("echo", text="in")) == "in"
+    assert refusal(agents[1].call("echo", text="out")) == (403, -32003, "gateway_not_reachable")
+    owner.patch(f"/teams/{team['id']}", user_ids=[outside.id])
+    assert refusal(agents[0].call("echo", text="out")) == (403, -32003, "gateway_not_reachable")
+    assert text(agents[1].call("echo", text="in")) == "in"
+    assert len(server.calls()) == 4
+
+
+def test_old_secret_works_during_the_overlap_and_not_after_it(
+    workspace: Workspace, place: Place, server: Server
+) -> None:
+    path, old = f"/tokens/{place.token['id']}", place.agent
+    agents = [old]
+    for _ in range(2):
+        agents.append(Agent(old.url, place.owner.post(f"{path}/rotate", overlap_hours=1)["token"]))
+        assert [text(agent.call("echo", text="x")) for agent in agents[-2:]] == ["x", "x"]
+    must_be_unauthorized(old.call("echo", text="rotating again ends the oldest"))
+
+    place.owner.post(f"{path}/end-previous")
+
+    must_be_unauthorized(agents[1].call("echo", text="ended"))
+    assert text(agents[2].call("echo", text="x")) == "x"
+
+    newest = Agent(old.url, place.owner.post(f"{path}/rotate", overlap_hours=1)["token"])
+    assert text(agents[2].call("echo", text="x")) == "x"
+    # An hour passes.
+    workspace.sql("UPDATE tokens_token SET previous_ends_at = now() WHERE id = %s", place.token["id"])
+
+    must_be_unauthorized(agents[2].call("echo", text="over"))
+    assert text(newest.call("echo", text="x")) == "x"
+    assert {one.body["params"]["arguments"]["text"] for one in server.calls()} == {"x"}
+
+
+def test_old_secret_is_dead_at_once_without_an_overlap(place: Place) -> None:
+    rotated = place.owner.post(f"/tokens/{place.token['id']}/rotate", overlap_hours=0)
+
+    must_be_unauthorized(place.agent.call("echo", text="x"))
+    assert text(Agent(place.agent.url, rotated["token"]).call("echo", text="x")) == "x"
+
+
+def test_old_key_is_dead_on_the_next_request_after_regenerating(place: Place, server: Server) -> None:
+    assert text(place.agent.call("echo", text="x")) == "x"
+
+    regenerated = place.owner.post(f"{place.connection}/regenerate")
+
+    must_be_unauthorized(place.agent.call("echo", text="x"))
+    assert len(server.calls()) == 1
+    assert text(Agent(place.agent.url, regenerated["token"]).call("echo", text="x")) == "x"
+
+
+def test_rate_limit_answers_429_and_forwards_nothing(place: Place, server: Server) -> None:
+    _, agent = place.another(calls_per_minute=2)
+
+    answers = [agent.call("echo", text="x") for _ in range(6)]  # A minute may begin in between: four at most pass.
+
+    limited = [one for one in answers if one.status_code == 429]
+    assert answers[0].status_code == 200
+    assert 2 <= len(limited) <= 4
+    for answer in limited:
+        assert (answer.json()["error"]["code"], reason(answer)) == (-32003, "rate_limited")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert len(server.calls()) == 6 - len(limited)
+    assert text(place.agent.call("echo", text="another token has its own limit")).startswith("another")

@@ -1,0 +1,142 @@
+"""Access that is taken away ends what is open, at once: calls and standing streams; nothing more is told to them."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.contract.agents import Agent, eventually
+from tests.contract.conftest import Run
+from tests.contract.servers import URI, Server
+from tests.contract.world import Place, assign, new_server
+
+pytestmark = pytest.mark.xdist_group("contract")
+
+UPDATED = "notifications/resources/updated"
+AT_ONCE = 5.0  # Seconds. Without being told, a worker looks every ten.
+
+
+def disable_host(place: Place) -> None:
+    place.owner.post(f"/hosts/{place.host['id']}/disable")
+
+
+def disable_gateway(place: Place) -> None:
+    place.owner.post(f"/gateways/{place.gateway['slug']}/disable")
+
+
+def revoke_token(place: Place) -> None:
+    place.owner.post(f"/tokens/{place.token['id']}/revoke")
+
+
+def disable_server(place: Place) -> None:
+    place.owner.post(f"/servers/{place.server['slug']}/disable")
+
+
+@pytest.mark.parametrize(
+    ("cut", "status", "why"),
+    [
+        (disable_host, 403, "host_disabled"),
+        (disable_gateway, 403, "gateway_disabled"),
+        (revoke_token, 401, None),
+        (disable_server, 200, "server_disabled"),
+    ],
+)
+def test_call_under_way_ends_at_once_and_is_cancelled_at_its_server(
+    place: Place, server: Server, cut: Callable[[Place], None], status: int, why: str | None
+) -> None:
+    with place.agent.under_way("slow") as call:
+        assert server.started.acquire(timeout=30)
+
+        began = time.monotonic()
+        cut(place)
+
+        answer = call.answer()
+        assert time.monotonic() - began < AT_ONCE
+    assert (call.status, "result" in answer) == (status, False)
+    assert answer["error"].get("data", {}).get("reason") == why
+    assert server.cancelled.acquire(timeout=30)
+
+
+@pytest.mark.parametrize("cut", [disable_host, disable_gateway, revoke_token])
+def test_standing_stream_ends_at_once(place: Place, server: Server, cut: Callable[[Place], None]) -> None:
+    with place.agent.initialize().listening() as stream:
+        assert not stream.over.is_set()
+
+        began = time.monotonic()
+        cut(place)
+
+        assert stream.over.wait(30)
+        assert time.monotonic() - began < AT_ONCE
+
+
+def test_another_connections_call_and_stream_stay_open(place: Place, server: Server) -> None:
+    _, other = place.another()
+    with other.initialize().listening() as stream, other.under_way("slow") as call:
+        assert server.started.acquire(timeout=30)
+        with place.agent.initialize().listening() as ended:
+            disable_host(place)
+            assert ended.over.wait(30)
+
+        server.release()
+
+        assert call.answer()["result"]["content"][0]["text"] == "done"
+        assert not stream.over.is_set()
+
+
+def change_the_list(place: Place) -> None:
+    """An administrator switches a tool off, which every listener of the gateway is told."""
+    place.owner.patch(place.feature("echo"), enabled=False)
+
+
+def test_stream_of_a_revoked_token_is_told_nothing_more(place: Place) -> None:
+    _, other = place.another()
+    with place.agent.initialize().listening() as cut, other.initialize().listening() as stays:
+        revoke_token(place)
+
+        change_the_list(place)
+
+        eventually(lambda: "notifications/tools/list_changed" in stays.methods())
+        assert cut.over.wait(30)
+        assert not any(cut.methods())  # At most the refusal came, which has no method.
+
+
+def subscribed(place: Place, agent: Agent) -> None:
+    answer = agent.ask("resources/subscribe", {"uri": URI})
+    assert "result" in answer.json(), answer.text
+
+
+def test_stream_whose_subscription_was_refused_gets_no_updates(place: Place, server: Server, run: Run) -> None:
+    other = new_server(place.owner, run(Server(uri="note://other")))
+    assign(place.owner, place.gateway, other, alias="other")
+    narrow = place.another(server_ids=[other["id"]])[1].initialize()
+    own = place.agent.initialize()
+    subscribed(place, own)
+    assert narrow.ask("resources/subscribe", {"uri": URI}).status_code == 403
+    with narrow.listening() as blind, own.listening() as sees:
+        eventually(lambda: server.listeners)
+        server.notify(UPDATED, uri=URI)
+        eventually(lambda: UPDATED in sees.methods())
+
+        disable_gateway(place)
+
+        assert blind.over.wait(30)  # So that all that came before is read.
+        assert UPDATED not in blind.methods()
+
+
+def test_stream_gets_no_updates_of_a_resource_whose_server_was_disabled(place: Place, server: Server) -> None:
+    agent = place.agent.initialize()
+    subscribed(place, agent)
+    path = f"/gateways/{place.gateway['slug']}/servers/{place.assignment['id']}"
+    with agent.listening() as stream:
+        eventually(lambda: server.listeners)
+        server.notify(UPDATED, uri=URI)
+        eventually(lambda: UPDATED in stream.methods())
+        place.owner.post(f"{path}/disable")
+        eventually(lambda: "notifications/tools/list_changed" in stream.methods())
+        before = stream.methods().count(UPDATED)
+
+        for _ in range(5):
+            server.notify(UPDATED, uri=URI)
+        time.sleep(1)
+
+        assert stream.methods().count(UPDATED) == before

@@ -1,0 +1,142 @@
+"""Sessions, calls and the state of calls belong to one connection: nobody else can use, end or cancel them."""
+
+import json
+import time
+
+import httpx
+import pytest
+
+from tests.contract.agents import Agent, Object, eventually, reason, result_of, text
+from tests.contract.servers import Server
+from tests.contract.world import Place
+
+pytestmark = pytest.mark.xdist_group("contract")
+
+ELICITS: Object = {"elicitation": {"form": {}}}
+
+
+def in_the_session_of(agent: Agent, other: Agent) -> Agent:
+    """`agent` with the session id of the other."""
+    return Agent(agent.url, agent.secret, dict(other.headers))
+
+
+def must_not_be_found(answer: httpx.Response) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, -32001)
+    assert error["message"].startswith("Session not found")
+
+
+def test_session_of_another_connection_is_not_found_and_goes_on(place: Place, server: Server) -> None:
+    _, stranger = place.another()
+    own = place.agent.initialize()
+    thief = in_the_session_of(stranger, own)
+
+    must_not_be_found(thief.call("echo", text="x"))
+    assert thief_verb(thief, "DELETE") == thief_verb(thief, "GET") == 404
+    assert not server.calls()
+
+    assert text(own.call("echo", text="own")) == "own"
+    with own.listening() as stream:
+        assert not stream.over.is_set()
+    assert thief_verb(own, "DELETE") in {200, 202, 204}
+    must_not_be_found(own.call("echo", text="ended"))
+
+
+def thief_verb(agent: Agent, verb: str) -> int:
+    with agent.opened(verb, None) as stream:
+        assert stream.begun.wait(30)
+        return stream.status
+
+
+def test_cancelling_somebody_elses_call_does_nothing(place: Place, server: Server) -> None:
+    _, stranger = place.another()
+    own = place.agent.initialize()
+    with own.under_way("slow", 77) as call:
+        assert server.started.acquire(timeout=30)
+        cancel = {"method": "notifications/cancelled", "params": {"requestId": 77}}
+
+        assert stranger.post(cancel).status_code == 202
+        assert stranger.initialize().post(cancel).status_code == 202
+        assert in_the_session_of(stranger, own).post(cancel).status_code == 404
+        time.sleep(1)
+
+        assert not call.over.is_set()
+        server.release()
+        assert text(call.answer()) == "done"
+    assert not server.cancelled.acquire(blocking=False)
+
+
+def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
+    own = place.agent.initialize()
+    with own.under_way("slow", 78) as call:
+        assert server.started.acquire(timeout=30)
+
+        assert own.post({"method": "notifications/cancelled", "params": {"requestId": 78}}).status_code == 202
+
+        assert "result" not in call.answer()
+    assert server.cancelled.acquire(timeout=30)
+
+
+def waiting(agent: Agent, tool: str = "ask") -> Object:
+    """A call of 2026-07-28 that wants input first: what is sent with its retry."""
+    return retry_of(agent.call_modern(tool, ELICITS), "Ada")
+
+
+def retry_of(answer: httpx.Response, name: str) -> Object:
+    wanted = result_of(answer)
+    assert wanted["resultType"] == "input_required"
+    given = {"action": "accept", "content": {"name": name}}
+    return {"inputResponses": dict.fromkeys(wanted["inputRequests"], given), "requestState": wanted["requestState"]}
+
+
+def must_be_refused(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.json()["error"]["code"], reason(answer)) == (400, -32602, "request_state")
+
+
+def test_request_state_is_good_once(place: Place, server: Server) -> None:
+    retry = waiting(place.agent)
+
+    assert "Ada" in text({"result": result_of(place.agent.call_modern("ask", ELICITS, **retry))})
+
+    must_be_refused(place.agent.call_modern("ask", ELICITS, **retry))
+    assert len(server.calls("ask")) == 1
+
+
+def test_request_state_is_good_once_while_its_call_goes_on(place: Place, server: Server) -> None:
+    first = waiting(place.agent, "ask_twice")
+    second = retry_of(place.agent.call_modern("ask_twice", ELICITS, **first), "Ben")
+
+    must_be_refused(place.agent.call_modern("ask_twice", ELICITS, **first))
+
+    answer = place.agent.call_modern("ask_twice", ELICITS, **second)
+    assert json.loads(text({"result": result_of(answer)})) == [{"name": "Ada"}, {"name": "Ben"}]
+    assert len(server.calls("ask_twice")) == 1
+
+
+def test_request_state_is_good_for_its_own_request_only(place: Place, server: Server) -> None:
+    retry = waiting(place.agent)
+
+    must_be_refused(place.agent.call_modern("ask", ELICITS, **{**retry, "arguments": {"other": True}}))
+    must_be_refused(place.agent.call_modern("slow", ELICITS, **retry))
+
+    assert not server.calls("slow")
+    assert len(server.calls("ask")) == 1
+
+
+def test_request_state_is_good_for_its_own_connection_only(place: Place, server: Server) -> None:
+    _, stranger = place.another()
+    retry = waiting(place.agent)
+
+    must_be_refused(stranger.call_modern("ask", ELICITS, **retry))
+
+    assert "Ada" in text({"result": result_of(place.agent.call_modern("ask", ELICITS, **retry))})
+    assert len(server.calls("ask")) == 1
+
+
+def test_request_state_that_was_changed_is_refused(place: Place, server: Server) -> None:
+    retry = waiting(place.agent)
+    state = str(retry["requestState"])
+    forged = state[:-6] + ("AAAAAA" if state[-6:] != "AAAAAA" else "BBBBBB")
+
+    must_be_refused(place.agent.call_modern("ask", ELICITS, **{**retry, "requestState": forged}))
+    eventually(lambda: len(server.calls("ask")) == 1)

@@ -1,0 +1,131 @@
+"""What a test makes for itself over REST, each under a name that nobody else has."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from tests.contract.agents import Agent
+from tests.contract.running import Workspace
+from tests.contract.servers import Server
+from tests.contract.web import Browser, form_of
+
+NEW_PASSWORD = "another horse 9 battery"
+
+type Object = dict[str, Any]
+
+
+def unique(name: str) -> str:
+    return f"{name}-{uuid4().hex[:8]}"
+
+
+@dataclass
+class Place:
+    """A gateway with one server behind it, a host, and a token of the owner's at it."""
+
+    workspace: Workspace
+    server: Object
+    gateway: Object
+    assignment: Object
+    host: Object
+    token: Object
+    agent: Agent
+
+    @property
+    def owner(self) -> Browser:
+        return self.workspace.owner
+
+    @property
+    def connection(self) -> str:
+        return f"/connections/{self.token['connection_id']}"
+
+    def another(self, **more: Any) -> tuple[Object, Agent]:
+        """A token at the same gateway, of another host and so of another connection."""
+        return new_token(self.owner, new_host(self.owner), self.gateway, **more)
+
+    def refresh(self) -> None:
+        """Ask the servers what they offer now."""
+        self.owner.post(f"/gateways/{self.gateway['slug']}/tools/refresh")
+
+    def feature(self, name: str) -> str:
+        """The REST address of a tool, prompt or resource of this gateway."""
+        path = f"/gateways/{self.gateway['slug']}/features"
+        return f"{path}/{next(one['id'] for one in results(self.owner, path) if one['name'] == name)}"
+
+    def calls(self, **query: Any) -> list[Object]:
+        """The rows of the log of this gateway, newest first."""
+        return results(self.owner, "/logs", gateway=self.gateway["slug"], **query)
+
+
+def results(browser: Browser, path: str, **query: Any) -> list[Object]:
+    rows: list[Object] = browser.get(path, page_size=200, **query)["results"]
+    return rows
+
+
+def new_server(owner: Browser, server: Server, **fields: Any) -> Object:
+    name = unique("server")
+    made: Object = owner.post("/servers", **{"name": name, "slug": name, "url": server.url, **fields})
+    return made
+
+
+def new_gateway(owner: Browser, **fields: Any) -> Object:
+    name = unique("gateway")
+    made: Object = owner.post("/gateways", **{"name": name, "slug": name, **fields})
+    return made
+
+
+def assign(owner: Browser, gateway: Object, server: Object, **fields: Any) -> Object:
+    """Put the server behind the gateway, without an alias."""
+    body = {"alias": "", "identity_scheme": "none", "server_id": server["id"], **fields}
+    made: Object = owner.post(f"/gateways/{gateway['slug']}/servers", **body)
+    owner.post(f"/gateways/{gateway['slug']}/tools/refresh")
+    return made
+
+
+def new_host(owner: Browser, **fields: Any) -> Object:
+    made: Object = owner.post("/hosts", **{"name": unique("host"), **fields})
+    return made
+
+
+def new_token(browser: Browser, host: Object, gateway: Object, **fields: Any) -> tuple[Object, Agent]:
+    """A token of who is signed in there, and the agent that has it."""
+    body = {"host_id": host["id"], "gateway_id": gateway["id"], "name": unique("token"), **fields}
+    token: Object = browser.post("/tokens", **body)
+    return token, Agent(token["gateway"]["url"], token["token"])
+
+
+def new_place(workspace: Workspace, server: Server, **gateway: Any) -> Place:
+    """A server without a credential, behind a gateway of its own."""
+    owner = workspace.owner
+    row, place = new_server(owner, server), new_gateway(owner, **gateway)
+    assignment = assign(owner, place, row)
+    host = new_host(owner)
+    token, agent = new_token(owner, host, place)
+    return Place(workspace, row, place, assignment, host, token, agent)
+
+
+def role_of(owner: Browser, *capabilities: str) -> str:
+    """The id of a role that holds exactly these."""
+    return str(owner.post("/roles", name=unique("role"), capabilities=list(capabilities))["id"])
+
+
+@dataclass
+class Person:
+    """Somebody who was invited and has joined, and their browser."""
+
+    id: str
+    email: str
+    browser: Browser
+
+
+def new_person(workspace: Workspace, *capabilities: str, teams: tuple[str, ...] = ()) -> Person:
+    """Invite somebody who holds these capabilities, and join as them."""
+    email = f"{unique('person')}@example.com"
+    body = {"email": email, "role_id": role_of(workspace.owner, *capabilities), "team_ids": list(teams)}
+    invited = workspace.owner.post("/users", **body)
+    browser = Browser.at(workspace.url)
+    page = browser.http.get(invited["invitation"]["link"])
+    assert form_of(page, "Join") is not None
+    name = {"Your name": "Some Body"}
+    browser.submit(page, "Join", {**name, "Password": NEW_PASSWORD, "Password, again": NEW_PASSWORD})
+    assert browser.is_signed_in()
+    return Person(invited["id"], email, browser)
