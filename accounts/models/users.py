@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 GRANTS = Capability.PEOPLE_MANAGE  # Who holds it gives roles, and is asked for capabilities.
 MOST_ASKED = 20
 MOST_REQUESTS = 5  # For capabilities, of one person in a day.
-MOST_LOOKED_THROUGH = 500  # Requests, for the newest of each person.
 ASK_AGAIN = timedelta(days=1)
 OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
 INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
@@ -577,11 +576,8 @@ def requests(within: timedelta) -> models.QuerySet[Event]:
 
 
 def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
-    """Return the newest open request of each person in the last week: who asked for which capability, and when.
-
-    What somebody holds by now is left out.
-    """
-    events = list(requests(OPEN).order_by("-created_at")[:MOST_LOOKED_THROUGH])
+    """Return who asked for which capability in the last week, and when: of each person the newest they still lack."""
+    events = list(requests(OPEN).order_by("-created_at")[:500])
     people = User.objects.select_related("role").filter(is_active=True).in_bulk([event.target_id for event in events])
     found: dict[User, tuple[Capability, datetime]] = {}
     for event in events:

@@ -21,7 +21,7 @@ def remove(apps: Any, schema_editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("sinks", "0003_more_kinds"), ("auditlog", "0016_last_call_of_rollups")]
+    dependencies = [("sinks", "0003_more_kinds"), ("auditlog", "0001_initial")]
 
     operations = [
         migrations.RunPython(remove, migrations.RunPython.noop),

@@ -149,7 +149,8 @@ def test_links_keep_all_filters_in_a_tab_of_their_own_and_without_script(
     expect(page.locator(".drawer")).to_contain_text("Recorded")
     expect(page.locator("tbody tr")).to_have_count(2)
     page.locator(".chart a").last.click()
-    expect(page).to_have_url(re.compile(f"/logs/.from=.*{re.escape(query)}&to="))
+    expect(page).to_have_url(re.compile(r"/logs/\?.*from="))
+    assert query in page.url
     expect(page.locator("tbody tr")).to_have_count(2)
     page.get_by_role("link", name="Remove filter: Tool is not another-0").click()
     expect(page.locator(".chip")).to_have_count(6)

@@ -367,12 +367,19 @@ def test_whatever_a_server_does_within_a_session_the_session_goes_on(both: Repli
     assert outcomes(both, agent) == ["ok", failed, "ok", failed, "ok"]
 
 
-def test_a_server_that_forgot_its_sessions_gets_a_new_one_for_all_replicas(both: Replicas) -> None:
+def afresh(agent: Agent) -> Agent:
+    """The same client in a new session."""
+    return in_session(Agent(agent.url, agent.secret, {"Accept": agent.headers["Accept"]}))
+
+
+def test_a_session_that_its_server_forgot_has_ended_at_all_replicas(both: Replicas) -> None:
     agent = in_session(both.agent())
     before = [count(agent) for _ in range(3)]
     both.counter.forget_sessions()
-    after = [count(agent) for _ in range(4)]
 
+    assert [agent.call("count").status_code for _ in range(4)] == [404] * 4
+    again = afresh(agent)
+    after = [count(again) for _ in range(4)]
     assert [number for number, _ in after] == [1, 2, 3, 4]
     assert len({session for _, session in after}) == 1
     assert after[0][1] != before[0][1]
@@ -395,7 +402,7 @@ def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
 
 
 @pytest.mark.full
-def test_a_restarted_server_gets_a_new_session_for_all_replicas(both: Replicas) -> None:
+def test_clients_of_a_restarted_server_begin_new_sessions_at_all_replicas(both: Replicas) -> None:
     server = Troubled()
     with ExitStack() as stack:
         upstream = stack.enter_context(upstreams.running(server))
@@ -410,14 +417,14 @@ def test_a_restarted_server_gets_a_new_session_for_all_replicas(both: Replicas) 
                 assert answered["error"]["data"]["reason"] == "unreachable"
             server.forget_sessions()
             with upstreams.running(server, port=upstream.port):
-                good_again(agent, PROMPT)
-                after = [count(agent) for _ in range(4)]
-                assert not stream.over.is_set()
-                leave(agent)
+                eventually(lambda: agent.call("count").status_code == 404, PROMPT)
+                again = afresh(agent)
+                after = [count(again) for _ in range(4)]
+                leave(again)
                 assert stream.over.wait(PROMPT)
 
     assert [number for number, _ in before] == [1, 2]
-    assert [number for number, _ in after] == [2, 3, 4, 5]
+    assert [number for number, _ in after] == [1, 2, 3, 4]
     assert len({session for _, session in after}) == 1
     assert after[0][1] != before[0][1]
     assert outcomes(both, agent)[:4] == ["ok", "ok", "upstream_error", "upstream_error"]
