@@ -193,7 +193,8 @@ def test_a_person_whom_the_organisation_refuses_reads_whom_to_ask(
     client = Client()
     away = parse_qs(urlsplit(destination(client.post("/accounts/organisation/"))).query)
 
-    page = client.get("/accounts/organisation/back/", {"state": away["state"][0], "error": error})
+    answer = {"state": away["state"][0], "error": error, "iss": organisation.origin}
+    page = client.get("/accounts/organisation/back/", answer)
 
     assert page.status_code == 400
     assert words in page.content.decode()
