@@ -37,7 +37,7 @@ def own_calls(user: User) -> QuerySet[Call]:
 
 
 def listed_calls(user: User) -> QuerySet[Call]:
-    """The same without what is not offered: clients try by themselves whether there is a stream (GET)."""
+    """Return a person's calls without those to what is not offered: clients try by themselves if there is a stream."""
     return own_calls(user).exclude(outcome=Outcome.NOT_OFFERED)
 
 

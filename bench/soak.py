@@ -286,7 +286,7 @@ class Site:
             time.sleep(11)  # nginx passes over one that was away for ten seconds.
 
     def recorded(self) -> int:
-        """How many plain calls the log holds."""
+        """Return the number of plain calls in the log."""
         query = "SELECT count(*) FROM auditlog_call WHERE feature_name IN ('bench__echo', 'sessions__echo')"
         with psycopg.connect(self.environment["DATABASE_URL"]) as connection:
             (count,) = connection.execute(query).fetchone() or (0,)
@@ -367,7 +367,7 @@ def real_targets(site: Site) -> Iterator[dict[str, Any]]:
 
 
 def _any_number(ask: Any) -> Any:
-    """The same with any number in its answer: what a server counts in a session goes on in the next round."""
+    """Return `ask` with any number allowed in its answer: a server's counter goes on in the next round."""
     if isinstance(ask, list):
         return [_any_number(one) for one in ask]
     return ask | {"says": re.sub(r"\d+", r"\\d+", ask.get("says", ""))}

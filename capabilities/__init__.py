@@ -97,7 +97,7 @@ class Can:
 
     @property
     def sees_hosts(self) -> bool:
-        """Whether they see Apps & Agents."""
+        """True if they may open Apps & Agents."""
         return any(map(self._holder.has_perm, SEES_HOSTS))
 
     def __getitem__(self, name: str) -> bool:

@@ -58,7 +58,7 @@ def _listed_tokens(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
-    """Those of connections they see, and all for who sees hosts."""
+    """Return the hosts of connections the viewer sees; all of them if the viewer sees hosts."""
     if _holds(view, *SEES_HOSTS):
         return Host.objects.all()
     return Host.objects.filter(pk__in=_listed_connections(view).values("host"))

@@ -16,9 +16,9 @@ def same_resource(first: str, second: str) -> bool:
 
     A user name and control characters are in the address of no gateway.
     """
-    if "@" in urlsplit(first).netloc or not first.isprintable():
-        return False
     try:
+        if "@" in urlsplit(first).netloc or not first.isprintable():
+            return False
         return hosts.origin_of(first) == hosts.origin_of(second) and _path(first) == _path(second)
     except ValueError:
         return False

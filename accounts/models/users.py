@@ -495,7 +495,8 @@ class User(Versioned, AbstractBaseUser):
         """
         with transaction.atomic():
             self.lock()
-            if self.has_perm(capability) or self.has_asked_for(capability) or len(self._requests()) >= MOST_REQUESTS:
+            asked = self._requests()
+            if self.has_perm(capability) or capability.slug in asked or len(asked) >= MOST_REQUESTS:
                 return False
             changes = {"capability": [None, capability.slug]}
             Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)

@@ -98,7 +98,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @property
     def dropping(self) -> Dropping | None:
-        """What the shorter retention that was asked for will drop; None without one."""
+        """Return the pending shorter retention and what it will drop, or None if none is pending."""
         if self.shorter_retention_days is None or self.shorter_retention_at is None:
             return None
         days, at = self.shorter_retention_days, self.shorter_retention_at

@@ -108,7 +108,7 @@ class FairShares:
 
 
 def _digest(credential: str) -> str:
-    """What is remembered instead of a credential: short, however long that is, and of no use to anybody."""
+    """Return a digest to remember instead of the credential itself."""
     return hashlib.blake2b(credential.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 

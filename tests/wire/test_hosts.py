@@ -81,3 +81,8 @@ def test_a_resource_is_found_however_its_host_is_spelled(spelling: str) -> None:
 @pytest.mark.parametrize("host", ["stra\u00dfe.example", "xn--strae-oqa.example", "STRA\u00dfE.example."])
 def test_an_outbound_proxy_is_asked_for_the_host_that_is_compared(host: str) -> None:
     assert spelled(host) == hosts.canonical(host) == "xn--strae-oqa.example"
+
+
+@pytest.mark.parametrize("resource", ["http://[", "https://gw.example:x/mcp/work", "https://me@gw.example/mcp/work"])
+def test_what_is_no_address_of_a_gateway_names_none(resource: str) -> None:
+    assert not same_resource(resource, "https://gw.example/mcp/work")

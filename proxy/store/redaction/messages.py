@@ -60,7 +60,7 @@ def redact_text(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
 
 
 def error_text(message: bytes, secrets: Iterable[str]) -> str:
-    """What the error in this message says, without its secrets; empty for anything else."""
+    """Return the error text of a message without its secrets; empty if the message is no error."""
     if len(message) > MAX_MESSAGE:
         return ""
     try:
