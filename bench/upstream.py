@@ -42,6 +42,7 @@ RESULTS: Json = {
 }
 SESSIONS: set[str] = set()
 FORM: Json = {"mode": "form", "message": "Who?", "requestedSchema": {"type": "object", "properties": {}}}
+MODERN = "2026-07-28"
 ASKED_SECONDS = 60
 STREAM = [(b"content-type", b"text/event-stream")]
 _waiting: dict[str, asyncio.Event] = {}
@@ -109,8 +110,12 @@ async def call(message: Json, receive: Receive, send: Send) -> None:
         head, rest = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[' % message["id"], links(**params["arguments"])
         await answer(send, 200, packed(head) + rest, [(b"content-encoding", b"deflate")])
         return
+    if params["name"] == "ask" and MODERN in params.get("_meta", {}).values() and "inputResponses" not in params:
+        wanted = {"form": {"method": "elicitation/create", "params": FORM}}
+        await respond(send, message, {"resultType": "input_required", "inputRequests": wanted, "requestState": "asked"})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": STREAM})
-    if params["name"] == "ask":
+    if params["name"] == "ask" and "inputResponses" not in params:
         await ask(receive, send)
     elif (token := params.get("_meta", {}).get("progressToken")) is not None:
         for step in range(params["arguments"].get("steps", 1)):

@@ -149,6 +149,7 @@ def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeyp
 
 
 def test_after_its_time_the_rest_waits_for_the_next_turn() -> None:
+    run("SET lock_timeout = '400ms'")
     before = left(Call.partitions)
 
     assert complete(Call.partitions, seconds=-1) == 0
@@ -156,6 +157,7 @@ def test_after_its_time_the_rest_waits_for_the_next_turn() -> None:
     assert left(Call.partitions) == before
     with connection.cursor() as cursor:
         cursor.execute("SHOW lock_timeout")
-        assert cursor.fetchone() == ("0",)
+        assert cursor.fetchone() == ("400ms",)
+        cursor.execute("RESET lock_timeout")
         cursor.execute("SHOW max_parallel_maintenance_workers")
         assert cursor.fetchone() != ("0",)

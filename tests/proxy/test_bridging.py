@@ -418,7 +418,7 @@ def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.Monkey
     lost = retry(agent, wanted, {"action": "cancel"}, inputResponses={})
 
     assert "was lost" in lost.json()["error"]["message"]
-    assert not SuspendedCall.objects.exists()
+    eventually(lambda: not SuspendedCall.objects.exists())
 
 
 async def asks_and_is_silent(request: Request) -> None:
