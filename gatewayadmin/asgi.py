@@ -141,6 +141,7 @@ pages = FairShares(
     most=max(settings.WEB_CONNECTIONS // 2, 1),
     session_cookie=settings.SESSION_COOKIE_NAME,
     free=settings.STATIC_URL,
+    heavy=("/logs/", "/api/logs", "/admin/auditlog/"),  # A search of the log may keep a processor busy for seconds.
 )
 edge = OuterMiddleware(
     Router(

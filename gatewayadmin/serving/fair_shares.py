@@ -31,12 +31,14 @@ class Busy(Exception):
 class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
-    Of the others MOST_WAITING wait, for LONGEST_WAIT_S at most; the rest get 429. Paths below `free` are not counted.
+    Of the others MOST_WAITING wait, for LONGEST_WAIT_S at most; the rest get 429. Paths below `free` are not counted;
+    of those below one of `heavy` a single one of each sender is inside.
     """
 
-    def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str) -> None:
+    def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: tuple[str, ...] = ()) -> None:
         self._app = app
         self._most = most
+        self._heavy = heavy
         self._session_cookie = session_cookie
         self._free = free
         self._shares: dict[str, _Share] = {}
@@ -52,7 +54,9 @@ class FairShares:
         async with AsyncExitStack() as places:
             try:
                 for sender in senders:
-                    await places.enter_async_context(self._place(sender))
+                    if scope["path"].startswith(self._heavy):
+                        await places.enter_async_context(self._place(f"{sender} heavy", 1))
+                    await places.enter_async_context(self._place(sender, self._most))
             except Busy:
                 await busy(scope, RETRY_S)(scope, receive, send)
                 return
@@ -85,10 +89,10 @@ class FairShares:
             yield f"token {_digest(token.strip())}"
 
     @asynccontextmanager
-    async def _place(self, sender: str) -> AsyncIterator[None]:
-        """A place among this sender's requests. Raises Busy."""
-        share = self._shares.setdefault(sender, _Share(self._most))
-        if share.requests >= self._most + MOST_WAITING:
+    async def _place(self, sender: str, most: int) -> AsyncIterator[None]:
+        """Hold one of the `most` places of this sender's requests. Raises Busy."""
+        share = self._shares.setdefault(sender, _Share(most))
+        if share.requests >= most + MOST_WAITING:
             raise Busy
         share.requests += 1
         try:

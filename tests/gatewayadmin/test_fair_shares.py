@@ -69,7 +69,7 @@ ANN, BEN = {"cookie": "other=1; gateway_session=ann"}, {"cookie": "gateway_sessi
 def serving(test: Callable[[Pages, FairShares, Browser], Awaitable[None]]) -> None:
     async def run() -> None:
         pages = Pages()
-        served = FairShares(pages, most=2, session_cookie="gateway_session", free="/static/")
+        served = FairShares(pages, most=2, session_cookie="gateway_session", free="/static/", heavy=("/logs/",))
         async with asyncio.timeout(60):
             await test(pages, served, Browser(served))
 
@@ -91,6 +91,24 @@ def test_the_ninth_request_of_one_person_waits_for_their_own_and_another_persons
             pages.may_begin.set()  # Nobody reads an answer to its end yet.
             await settled()
             assert pages.inside[5:] == [f"/ann/{number}" for number in range(2, 9)]
+            pages.may_end.set()
+        assert {status for status, _ in browser.answered.values()} == {200}
+        assert not served._shares
+
+    serving(test)
+
+
+def test_searches_of_the_log_wait_for_each_other_and_other_pages_of_the_same_person_pass() -> None:
+    async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
+        async with asyncio.TaskGroup() as asking:
+            for number in range(3):
+                asking.create_task(browser.ask(f"/logs/{number}", **ANN))
+            asking.create_task(browser.ask("/logs/of-ben", **BEN))
+            await settled()
+            asking.create_task(browser.ask("/hosts/", **ANN))
+            await settled()
+            assert pages.inside == ["/logs/0", "/logs/of-ben", "/hosts/"]
+            pages.may_begin.set()
             pages.may_end.set()
         assert {status for status, _ in browser.answered.values()} == {200}
         assert not served._shares
