@@ -267,6 +267,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} asked for the capability {capability}.",
         "{actor} asked for a capability.",
     ),
+    Action.USER_REQUEST_DECLINED: (
+        "{actor} declined the request of {target} for the capability {capability}.",
+        "{actor} declined a request of {target}.",
+    ),
     Action.USER_BREAK_GLASS_CHANGED: (
         "{actor} made {target} a break-glass owner{break_glass}.",
         "{actor} ended that {target} is a break-glass owner.",

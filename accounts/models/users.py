@@ -506,14 +506,34 @@ class User(Versioned, AbstractBaseUser):
             transaction.on_commit(mail, robust=True)
         return True
 
-    def has_asked_for(self, capability: Capability) -> bool:
-        """Whether this person asked for it less than a day ago."""
-        return capability.slug in self._requests()
+    def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
+        """Decline what this person asks for. Return False if they do not ask for it, or no longer."""
+        with transaction.atomic():
+            self.lock()
+            if capability not in (asked for asked, _ in self.open_requests()):
+                return False
+            changes = {"capability": [capability.slug, None]}
+            Event.objects.record(Action.USER_REQUEST_DECLINED, self, by=by, changes=changes)
+        return True
+
+    def open_requests(self) -> list[tuple[Capability, datetime]]:
+        """The capabilities that this person asked for in the last week and still lacks, and when."""
+        mine = requests(OPEN).filter(target_type="user", target_id=str(self.pk))
+        return [(capability, at) for _, capability, at in _open(mine) if not self.has_perm(capability)]
+
+    def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
+        """Whether they asked for it less than a day ago; when their last request in a week was declined, if it was."""
+        mine = requests(OPEN).filter(target_type="user", target_id=str(self.pk))
+        events = [event for event in mine if capability.slug in event.changes["capability"]]
+        asked_at = next((one.created_at for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY), None)
+        declined_at = events[0].created_at if events and events[0].action == Action.USER_REQUEST_DECLINED else None
+        return bool(asked_at and asked_at > timezone.now() - ASK_AGAIN), declined_at
 
     def _requests(self) -> list[str]:
         """The capabilities that this person asked for within a day."""
         mine = requests(ASK_AGAIN).filter(target_type="user", target_id=str(self.pk))
-        return list(mine.values_list("changes__capability__1", flat=True))
+        asked = mine.filter(action=Action.USER_ASKED_FOR_CAPABILITY)
+        return list(asked.values_list("changes__capability__1", flat=True))
 
     @property
     def granted(self) -> frozenset[Capability]:
@@ -571,21 +591,31 @@ class User(Versioned, AbstractBaseUser):
 
 
 def requests(within: timedelta) -> models.QuerySet[Event]:
-    """The events of people who asked for a capability, not longer ago than `within`, the newest first."""
-    since = timezone.now() - within
-    return Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since)
+    """The events of people asking for a capability, or being declined one, within this time, the newest first."""
+    actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
+    return Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - within).order_by("-id")
+
+
+def _open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, datetime]]:
+    """Who asked for which capability, and when, unless it was declined since; takes `requests`."""
+    met: set[tuple[str, str]] = set()
+    for event in events:
+        slug = next(filter(None, event.changes["capability"]))
+        if (event.target_id, slug) not in met and event.action == Action.USER_ASKED_FOR_CAPABILITY:
+            for capability in Capability.named([slug]):
+                yield UUID(event.target_id), capability, event.created_at
+        met.add((event.target_id, slug))
 
 
 def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
     """Return who asked for which capability in the last week, and when: of each person the newest they still lack."""
-    events = list(requests(OPEN).order_by("-created_at")[:500])
-    people = User.objects.select_related("role").filter(is_active=True).in_bulk([event.target_id for event in events])
+    asked = list(_open(requests(OPEN)[:500]))
+    people = User.objects.select_related("role").filter(is_active=True).in_bulk([pk for pk, _, _ in asked])
     found: dict[User, tuple[Capability, datetime]] = {}
-    for event in events:
-        person = people.get(UUID(event.target_id))
-        for capability in Capability.named([event.changes["capability"][1]]):
-            if person and not person.has_perm(capability):
-                found.setdefault(person, (capability, event.created_at))
+    for pk, capability, at in asked:
+        person = people.get(pk)
+        if person and not person.has_perm(capability):
+            found.setdefault(person, (capability, at))
     return [(person, capability, at) for person, (capability, at) in found.items()][:most]
 
 

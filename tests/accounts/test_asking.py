@@ -111,4 +111,34 @@ def test_a_program_asks_for_a_capability_as_a_page_does() -> None:
 
     assert answers == [204, 204, 400]
     assert asked() == 1
-    assert person.has_asked_for(TOKENS)
+    assert [capability for capability, _ in person.open_requests()] == [TOKENS]
+
+
+def test_a_request_is_shown_where_roles_are_given_and_can_be_declined_there(chief: User, sign_in: SignIn) -> None:
+    person = make.user(email="dev@example.com")
+    person.ask_for(TOKENS)
+    make.gateway()
+    manager, url = sign_in(chief), f"/people/{person.pk}/decline-request/"
+    shown = [text(manager.get(f"/people/{person.pk}/{page}")) for page in ("", "role/")]
+
+    question = manager.get(url, {"capability": TOKENS.slug})
+    declined = [manager.post(url, {"capability": TOKENS.slug}).status_code for _ in range(2)]
+
+    assert all("Asks for" in page and TOKENS.label in page for page in shown)
+    assert "Decline" in text(question)
+    assert declined == [302, 302]
+    [event] = Event.objects.filter(action=Action.USER_REQUEST_DECLINED)
+    assert (event.actor_email, event.target_id, event.changes["capability"][0]) == (
+        chief.email,
+        str(person.pk),
+        TOKENS.slug,
+    )
+    assert "Asks for" not in text(manager.get(f"/people/{person.pk}/"))
+    assert "asks for" not in text(manager.get("/"))
+    refused = text(sign_in(person).get("/connect/client/?client=curl"))
+    assert "Your request was declined" in refused
+    assert ">Ask for it</button>" not in refused
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=25), tick=False):
+        assert person.ask_for(TOKENS)
+        assert [capability for _, capability, _ in open_requests(8)] == [TOKENS]
+    assert manager.post(url, {"capability": "no:such"}).status_code == 404

@@ -1,5 +1,6 @@
 """A headed app connects by itself: register, authorise, exchange, refresh, revoke."""
 
+import re
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -240,6 +241,26 @@ def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, g
     answer = decide(browser(member), app.question(gateway), "deny")
 
     assert (answer["error"], answer["state"], answer["iss"]) == ("access_denied", "xyz", "http://localhost:8000")
+    assert not Connection.objects.exists()
+
+
+@pytest.mark.parametrize("at", ["gateway", "identity"])
+def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: User, gateway: Gateway) -> None:
+    per_user(gateway)
+    make.gateway()
+    client = browser(member)
+    page = client.get(app.question(None))["Location"]
+    if at == "identity":
+        page = client.post(page, {"gateway": gateway.slug})["Location"]
+    button = re.search(
+        r'<button[^>]*name="decision" value="deny" formaction="([^"]+)"', client.get(page).content.decode()
+    )
+    assert button
+
+    sent = client.post(button[1], {"decision": "deny"})
+
+    assert f"/{at}/" in page or at == "gateway"
+    assert query(sent["Refresh"].removeprefix("0; url="))["error"] == "access_denied"
     assert not Connection.objects.exists()
 
 
