@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET
 from accounts.models import User, open_requests
 from auditlog import busiest
 from auditlog.instruments import Instruments
-from auditlog.own_calls import OwnCall, listed_calls
+from auditlog.own_calls import OwnCall, as_own, listed_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_CONNECTIONS
@@ -115,7 +115,7 @@ def _last_calls(user: User) -> list[OwnCall]:
     """The newest calls of `user`; those of the last days first: to plan for every day of the log takes longer."""
     newest = listed_calls(user).order_by("-created_at", "-pk")
     rows = list(newest.filter(created_at__gte=timezone.now() - LATELY)[:SHOWN])
-    return [OwnCall(row) for row in (rows if len(rows) == SHOWN else newest[:SHOWN])]
+    return as_own(rows if len(rows) == SHOWN else list(newest[:SHOWN]))
 
 
 def _refused(user: User) -> list[Identity]:

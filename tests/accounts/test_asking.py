@@ -10,6 +10,7 @@ from django.core import mail
 from accounts.models import User, open_requests
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.sentences import sentence
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
@@ -96,7 +97,7 @@ def test_what_a_page_was_refused_for_is_asked_for_there(sign_in: SignIn) -> None
 
     assert refused.status_code == 403
     assert '<input type="hidden" name="next" value="/people/?q=ann">' in text(refused)
-    assert ">Ask for it</button>" in text(refused)
+    assert '<button class="button" data-kind="primary">Ask for it</button>' in text(refused)
     assert sent["Location"] == "/people/?q=ann"
     assert "You asked for it." in text(browser.get("/people/"))
     assert browser.post("/settings/ask-for", {"capability": "no:such"}).status_code == 404
@@ -132,6 +133,9 @@ def test_a_request_is_shown_where_roles_are_given_and_can_be_declined_there(chie
         chief.email,
         str(person.pk),
         TOKENS.slug,
+    )
+    assert (
+        sentence(event) == f"{chief.email} declined the request of {person.email} for the capability “{TOKENS.label}”."
     )
     assert "Asks for" not in text(manager.get(f"/people/{person.pk}/"))
     assert "asks for" not in text(manager.get("/"))

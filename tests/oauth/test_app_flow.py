@@ -394,7 +394,7 @@ def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App
     consent = client.get(client.post(begun, {"gateway": gateway.slug})["Location"]).content.decode()
 
     assert ">1 server</span>" in choice
-    assert "1 server, 0 tools" in consent
+    assert "1 server, 0 usable tools" in consent
     for name in ("Archive", "Wiki"):
         assert name not in consent
 

@@ -144,8 +144,8 @@ def address(uri: str, longest: int = 60) -> SafeString:
 
 
 @register.inclusion_tag("accounts/ask_for.html", takes_context=True)
-def ask_for(context: RequestContext, name: str) -> dict[str, Any]:
-    """A button that asks for the capability `name`, or that it was asked for or declined."""
+def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
+    """A button that asks for the capability `name`, or that it was asked for or declined; small unless `primary`."""
     request, capability = context["request"], Capability[name]
     asked, declined_at = request.user.request_state(capability)
     return {
@@ -154,6 +154,7 @@ def ask_for(context: RequestContext, name: str) -> dict[str, Any]:
         "capability": capability,
         "asked": asked,
         "declined_at": declined_at,
+        "primary": primary,
     }
 
 
