@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from django.contrib.auth import get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
@@ -17,7 +17,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from accounts.asking import mail_request
+from accounts.asking import asked_lately, mail_request, requests, state_of, still_open
 from accounts.models.roles import Role, permissions_of
 from accounts.rules import (
     SECOND_FACTORS,
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 GRANTS = Capability.PEOPLE_MANAGE  # Who holds it gives roles, and is asked for capabilities.
 MOST_ASKED = 20
 MOST_REQUESTS = 5  # For capabilities, of one person in a day.
-ASK_AGAIN = timedelta(days=1)
-OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
 INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
 
 
@@ -495,45 +493,34 @@ class User(Versioned, AbstractBaseUser):
         """
         with transaction.atomic():
             self.lock()
-            asked = self._requests()
+            asked = asked_lately(requests(of=self))
             if self.has_perm(capability) or capability.slug in asked or len(asked) >= MOST_REQUESTS:
                 return False
             changes = {"capability": [None, capability.slug]}
             Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)
             grantors = User.objects.filter(is_active=True, role__permissions__in=permissions_of([GRANTS]))
             to = list(grantors.exclude(pk=self.pk).order_by("email").values_list("email", flat=True)[:MOST_ASKED])
-            mail = partial(mail_request, self.pk, self.email, capability, to)
-            transaction.on_commit(mail, robust=True)
+            transaction.on_commit(partial(mail_request, self.pk, self.email, capability, to), robust=True)
         return True
 
     def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
         """Decline what this person asks for. Return False if they do not ask for it, or no longer."""
         with transaction.atomic():
             self.lock()
-            if capability not in (asked for asked, _ in self.open_requests()):
-                return False
-            changes = {"capability": [capability.slug, None]}
-            Event.objects.record(Action.USER_REQUEST_DECLINED, self, by=by, changes=changes)
-        return True
+            is_open = capability in dict(self.open_requests())
+            if is_open:
+                changes = {"capability": [capability.slug, None]}
+                Event.objects.record(Action.USER_REQUEST_DECLINED, self, by=by, changes=changes)
+        return is_open
 
     def open_requests(self) -> list[tuple[Capability, datetime]]:
         """The capabilities that this person asked for in the last week and still lacks, and when."""
-        mine = requests(OPEN).filter(target_type="user", target_id=str(self.pk))
-        return [(capability, at) for _, capability, at in _open(mine) if not self.has_perm(capability)]
+        asked = still_open(requests(of=self))
+        return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
         """Whether they asked for it less than a day ago; when their last request in a week was declined, if it was."""
-        mine = requests(OPEN).filter(target_type="user", target_id=str(self.pk))
-        events = [event for event in mine if capability.slug in event.changes["capability"]]
-        asked_at = next((one.created_at for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY), None)
-        declined_at = events[0].created_at if events and events[0].action == Action.USER_REQUEST_DECLINED else None
-        return bool(asked_at and asked_at > timezone.now() - ASK_AGAIN), declined_at
-
-    def _requests(self) -> list[str]:
-        """The capabilities that this person asked for within a day."""
-        mine = requests(ASK_AGAIN).filter(target_type="user", target_id=str(self.pk))
-        asked = mine.filter(action=Action.USER_ASKED_FOR_CAPABILITY)
-        return list(asked.values_list("changes__capability__1", flat=True))
+        return state_of(capability, requests(of=self))
 
     @property
     def granted(self) -> frozenset[Capability]:
@@ -590,26 +577,9 @@ class User(Versioned, AbstractBaseUser):
         return granted if self.narrowed_to is None else granted & self.narrowed_to
 
 
-def requests(within: timedelta) -> models.QuerySet[Event]:
-    """The events of people asking for a capability, or being declined one, within this time, the newest first."""
-    actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
-    return Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - within).order_by("-id")
-
-
-def _open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, datetime]]:
-    """Who asked for which capability, and when, unless it was declined since; takes `requests`."""
-    met: set[tuple[str, str]] = set()
-    for event in events:
-        slug = next(filter(None, event.changes["capability"]))
-        if (event.target_id, slug) not in met and event.action == Action.USER_ASKED_FOR_CAPABILITY:
-            for capability in Capability.named([slug]):
-                yield UUID(event.target_id), capability, event.created_at
-        met.add((event.target_id, slug))
-
-
 def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
     """Return who asked for which capability in the last week, and when: of each person the newest they still lack."""
-    asked = list(_open(requests(OPEN)[:500]))
+    asked = list(still_open(requests()[:500]))
     people = User.objects.select_related("role").filter(is_active=True).in_bulk([pk for pk, _, _ in asked])
     found: dict[User, tuple[Capability, datetime]] = {}
     for pk, capability, at in asked:
