@@ -1,18 +1,28 @@
-"""The mail to those who manage people when somebody asks for a capability."""
+"""Requests for capabilities: the events that are all that is stored of them, and the mail about one."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.core.mail import EmailMessage
+from django.db.models import QuerySet
 from django.urls import reverse
+from django.utils import timezone
 
 from accounts.strangers import released_while_waiting
+from auditlog.actions import Action
+from auditlog.models import Event
 from capabilities import Capability
 
 logger = logging.getLogger(__name__)
+
+ASK_AGAIN = timedelta(days=1)
+OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
 
 TEXT = """{person} asks for the capability "{label}".
 
@@ -35,3 +45,40 @@ def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -
             EmailMessage(f"{person} asks for {capability.label}", text, bcc=to).send()
     except OSError:  # What smtplib raises is one too.
         logger.exception("mail not sent")
+
+
+def requests(of: Any = None) -> QuerySet[Event]:
+    """The last week's events of people (or of one) asking for a capability or being declined one, newest first."""
+    actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
+    events = Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")
+    return events.filter(target_type="user", target_id=str(of.pk)) if of else events
+
+
+def asked_lately(events: Iterable[Event]) -> set[str]:
+    """The capabilities asked for within a day, declined or not; takes `requests` of one person."""
+    since = timezone.now() - ASK_AGAIN
+    asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
+    return {_slug(event) for event in asked}
+
+
+def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
+    """Whether it was asked for within a day; when its last request was declined, if it was. Takes `requests` of one."""
+    of_it = [event for event in events if _slug(event) == capability.slug]
+    declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
+    return bool(asked_lately(of_it)), of_it[0].created_at if declined else None
+
+
+def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, datetime]]:
+    """Who asked for which capability, and when, unless it was declined since; takes `requests`."""
+    met: set[tuple[str, str]] = set()
+    for event in events:
+        slug = _slug(event)
+        if (event.target_id, slug) not in met and event.action == Action.USER_ASKED_FOR_CAPABILITY:
+            for capability in Capability.named([slug]):
+                yield UUID(event.target_id), capability, event.created_at
+        met.add((event.target_id, slug))
+
+
+def _slug(event: Event) -> str:
+    """The capability it is about: what was asked for, or what was declined."""
+    return str(next(filter(None, event.changes["capability"])))

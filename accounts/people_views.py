@@ -25,7 +25,7 @@ from auditlog.actions import Action
 from auditlog.instruments import Instruments
 from auditlog.models import Event
 from auditlog.versions import ChangedMeanwhile
-from capabilities import Capability, requires
+from capabilities import Capability, capability_or_404, requires
 from connections.impact import cuts
 from connections.models import Connection
 from ui.pages import (
@@ -86,6 +86,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
         "lacking": lacking(request.user, person.granted),
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": bool(settings.MAIL_SERVER),
+        "requests": person.open_requests(),
     }
     if request.user.has_perm(Capability.LOGS_READ):
         context["instruments"] = Instruments.of(request, {"user_id": [person.pk]}, {"user": str(person.pk)})
@@ -217,6 +218,7 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
     person = find(pk)
     form = RoleChoice(posted(request), grantor=request.user, initial={"role": person.role_id})
     context = {"form": form, "person": person, "heading": "Change role", "back": page_url(person)}
+    context["requests"] = person.open_requests()
     context["version"] = person.version
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
@@ -230,6 +232,25 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
         else:
             return leave(request, page_url(person), "Role changed")
     return refuse(request, "accounts/person_form.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@requires(Capability.PEOPLE_MANAGE)
+def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
+    person, fields = find(pk), request.GET if request.method == "GET" else request.POST
+    capability = capability_or_404(fields.get("capability", ""))
+    if request.method == "GET":
+        return confirm(
+            request,
+            title="Decline request",
+            text=f"Decline that {person.email} gets “{capability.label}”?",
+            more="They see that it was declined, and may ask again a day after they asked.",
+            kind="primary",
+            back=page_url(person),
+            hidden=[("capability", capability.slug)],
+        )
+    declined = person.decline_request(capability, by=request.user)
+    return leave(request, page_url(person), "Request declined" if declined else "There is no such request any more")
 
 
 @require_http_methods(["GET", "POST"])

@@ -13,6 +13,7 @@ urlpatterns = [
     path("people/<uuid:pk>/edit/", people_views.edit, name="edit_person"),
     path("people/<uuid:pk>/role/", people_views.change_role, name="change_role"),
     path("people/<uuid:pk>/invite/", people_views.invite_again, name="invite_again"),
+    path("people/<uuid:pk>/decline-request/", people_views.decline_request, name="decline_request"),
     path("people/<uuid:pk>/invitation/revoke/", people_views.revoke_invitation, name="revoke_invitation"),
     path("people/<uuid:pk>/deactivate/", people_views.deactivate, name="deactivate"),
     path("people/<uuid:pk>/cut-off/", people_views.cut_off, name="cut_off"),

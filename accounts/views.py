@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import second_factor, sessions
-from capabilities import NOBODY, Capability, own_resource
+from capabilities import NOBODY, capability_or_404, own_resource
 from ui.pages import AppRequest, confirm, leave, own_path, posted, show
 
 YEAR_S = 365 * 24 * 3600
@@ -53,10 +53,7 @@ def profile(request: AppRequest) -> HttpResponse:
 @own_resource("asks for oneself")
 def ask_for(request: AppRequest) -> HttpResponse:
     """Ask for a capability, from a page that says that it is missing."""
-    capability = next((one for one in Capability if one.slug == request.POST.get("capability")), None)
-    if capability is None:
-        raise Http404
-    request.user.ask_for(capability)
+    request.user.ask_for(capability_or_404(request.POST.get("capability", "")))
     return leave(request, own_path(request.POST.get("next", "")), "Asked the people who manage this workspace")
 
 

@@ -137,6 +137,7 @@ class Action(StrEnum):
     USER_PASSWORD_LINK_MADE = "user.password_link_made"
     USER_PASSWORD_RESET = "user.password_reset"
     USER_PROVISIONED = "user.provisioned"
+    USER_REQUEST_DECLINED = "user.request_declined"
     USER_REACTIVATED = "user.reactivated"
     USER_RESET_SENT = "user.password_reset_sent"
     USER_RESCUED = "user.rescued"

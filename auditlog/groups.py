@@ -127,8 +127,11 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
 
 
 def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group] | None:
-    """The groups with the most calls, without their durations; None where the roll-ups cannot tell."""
-    busiest = opened.busiest(where, since, until, by.column, most)
+    """The groups with the most calls, without their durations; None where the roll-ups cannot tell.
+
+    Names that no server has are left out: they are typing errors, not tools.
+    """
+    busiest = opened.busiest(where, since, until, by.column, most, named=True)
     if busiest is None:
         return None
     names = names_of(by, [*busiest], since, until)

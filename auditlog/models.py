@@ -350,6 +350,19 @@ class Actor(Protocol):
     email: str
 
 
+# Verbs record no secret. Should one ever forget, its value is not stored all the same.
+SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorization", "cookie", "api_key"})
+MASK = "***"
+
+
+def _masked(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: _mask(value) if name.lower() in SECRET_FIELDS else value for name, value in changes.items()}
+
+
+def _mask(value: Any) -> Any:
+    return [_mask(one) for one in value] if isinstance(value, list) else value and MASK
+
+
 class EventManager(models.Manager["Event"]):
     def record(
         self,
@@ -362,8 +375,8 @@ class EventManager(models.Manager["Event"]):
     ) -> "Event":
         """Record that `by` (None: the system) did `action` to `target`.
 
-        Call it inside the transaction of the change. `changes` maps a field to [before, after] and
-        holds no secret; `actor` names an actor who is not simply a person, such as a token itself.
+        Call it inside the transaction of the change. `changes` maps a field to [before, after]; values of fields named
+        as secrets are stored masked; `actor` names an actor who is not simply a person, such as a token itself.
         """
         context = event_context.current_context()
         return self.create(
@@ -376,7 +389,7 @@ class EventManager(models.Manager["Event"]):
             target_type=target._meta.model_name or "",
             target_id=str(target.pk),
             target_label=str(target)[:200],
-            changes=(changes or {}) | ({"through": context.through} if context.through else {}),
+            changes=_masked(changes or {}) | ({"through": context.through} if context.through else {}),
         )
 
 

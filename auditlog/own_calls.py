@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -10,23 +11,31 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 
 from accounts.models import User
+from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call, Outcome
 from auditlog.reasons import reason_of
 from auditlog.search.keyset import Cursor, page
-from capabilities import own_resource
+from capabilities import NOBODY, own_resource
 from connections.models import Connection
-from gateways.models import Gateway
+from gateways.models import Assignment, Gateway, ToolPolicy
 from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
 PATIENCE = timedelta(minutes=5)  # For so long a page asks for itself; then somebody has to say that they still wait.
 LOOKED_AT = timedelta(hours=1)  # A page that is open longer looks back no further.
+# Why a switch or a policy refused a call, where it is known which of the two it was.
+OF_POLICY = "The policy of this gateway blocks everything of this server."
+SWITCHED_OFF = {
+    "tool_disabled": "This tool is switched off on this gateway.",
+    "prompt_disabled": "This prompt is switched off on this gateway.",
+    "resource_disabled": "This resource or its template is switched off on this gateway.",
+}
 # What clients send to introduce themselves, or to find out what is there: no call of anything yet.
 HELLOS = ("initialize", "ping", "server/discover")
 
@@ -46,6 +55,7 @@ class OwnCall:
     """One call as the person it was made as is told of it."""
 
     call: Call
+    policy: str = ""  # The policy of its server on its gateway, if that has not changed since the call.
 
     @property
     def what(self) -> str:
@@ -64,6 +74,8 @@ class OwnCall:
     def cause(self) -> str:
         """What stopped it, as a sentence; empty when nothing did."""
         reason = None if self.is_ok else reason_of(self.call.outcome, self.call.deny_reason)
+        if reason and self.policy and self.call.deny_reason in SWITCHED_OFF:
+            return OF_POLICY if self.policy == ToolPolicy.BLOCK_ALL else SWITCHED_OFF[self.call.deny_reason]
         return reason.sentence if reason else ""
 
     @property
@@ -89,6 +101,21 @@ class OwnCall:
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
+
+
+def as_own(rows: Sequence[Call]) -> list[OwnCall]:
+    """The calls as their person is told of them, each refused one with its one reason where that is known."""
+    off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
+    found = Assignment.objects.live().filter(
+        gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}
+    )
+    assigned: dict[Any, Assignment] = {(one.gateway_id, one.server_id): one for one in found} if off else {}
+
+    def policy(row: Call) -> str:
+        one = assigned.get((row.gateway_id, row.server_id))
+        return one.tool_policy if one and one.updated_at <= row.created_at else ""
+
+    return [OwnCall(row, policy(row)) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -204,4 +231,18 @@ def waiting(request: AppRequest) -> HttpResponse:
 def listing(request: AppRequest) -> HttpResponse:
     """My calls: what was called as oneself, newest first, each denial with its cause."""
     found = page([listed_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
-    return show(request, "auditlog/own.html", {"page": found, "rows": [OwnCall(row) for row in found.rows]})
+    return show(request, "auditlog/own.html", {"page": found, "rows": as_own(found.rows)})
+
+
+@require_GET
+@own_resource("one's own calls", others=NOBODY)
+def one(request: AppRequest, uid: UUID) -> HttpResponse:
+    """One of the person's own calls: how it ended and when, without payloads."""
+    try:
+        call = Call.objects.find(uid)
+    except Call.DoesNotExist as missing:
+        raise Http404 from missing
+    if call.user_id != request.user.pk:
+        raise Http404
+    [own] = as_own([call])
+    return show(request, "auditlog/own_one.html", {"one": own, "call": call, "detail": Detail(call)})

@@ -267,6 +267,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} asked for the capability {capability}.",
         "{actor} asked for a capability.",
     ),
+    Action.USER_REQUEST_DECLINED: (
+        "{actor} declined the request of {target} for the capability {capability}.",
+        "{actor} declined a request of {target}.",
+    ),
     Action.USER_BREAK_GLASS_CHANGED: (
         "{actor} made {target} a break-glass owner{break_glass}.",
         "{actor} ended that {target} is a break-glass owner.",
@@ -331,10 +335,16 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} sent a test mail to {to}{sent}.",
         "{actor} tried to send a test mail, which failed.",
     ),
-    Action.RETENTION_ASKED: ("{actor} shortened the retention of calls, which drops about {calls} calls a day later.",),
+    Action.RETENTION_ASKED: (
+        "{actor} shortened the retention of calls, which drops about {calls} calls a day later.",
+        "{actor} shortened the retention of calls, from a day later on.",
+    ),
     Action.RETENTION_REVOKED: ("{actor} took a shorter retention of calls back before it took effect.",),
     Action.RETENTION_SHORTENED: ("A shorter retention of calls took effect.",),
-    Action.CALLS_DROPPED: ("Retention dropped {calls} calls with the partition {partition}.",),
+    Action.CALLS_DROPPED: (
+        "Retention dropped {calls} calls with the partition {partition}.",
+        "Retention dropped a partition of calls.",
+    ),
     Action.WORKSPACE_UPDATED: (
         "{actor} changed the {fields} of the workspace.",
         "{actor} changed the settings of the workspace.",
@@ -429,7 +439,8 @@ def _of_changes(event: Event) -> Iterator[tuple[str, Part]]:
         if value and not (name == "owner" and value == event.actor_email):
             yield name, Part(value, of)
     yield from ((name, Part("")) for name in FACTS if _after(changes.get(name)) is True)
-    if slug := _plain(changes.get("capability")):
+    asked = changes.get("capability")  # Of a request what was asked for, of one that was declined what it was.
+    if slug := _plain(next(filter(None, asked), "") if isinstance(asked, list) else asked):
         yield "capability", Part(next((one.label for one in Capability if one.slug == slug), slug), "name")
     fields = [name for name in changes if name not in ASIDE]
     if fields:

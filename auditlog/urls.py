@@ -20,6 +20,7 @@ urlpatterns = [
     path("logs/<uuid:uid>/", views.call, name="call"),
     path("logs/<uuid:uid>/now/", views.now, name="now"),
     path("settings/calls", own_calls.listing, name="own"),
+    path("settings/calls/<uuid:uid>/", own_calls.one, name="own_call"),
     path("settings/calls/wait", own_calls.waiting, name="wait"),
     path("settings/admin-events/", event_views.listing, name="events"),
     path("settings/admin-events/export/", event_views.export_events, name="export_events"),

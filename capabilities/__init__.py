@@ -8,11 +8,21 @@ from functools import wraps
 from typing import Any, Protocol
 
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 
 from capabilities.catalogue import SEES_CONNECTIONS, SEES_HOSTS, Capability
 
-__all__ = ["NOBODY", "Can", "Capability", "CapabilityRequired", "Held", "can", "own_resource", "requires"]
+__all__ = [
+    "NOBODY",
+    "Can",
+    "Capability",
+    "CapabilityRequired",
+    "Held",
+    "can",
+    "capability_or_404",
+    "own_resource",
+    "requires",
+]
 
 type View = Callable[..., HttpResponse]
 # One capability, a tuple of which any one will do, or a frozenset of which all are needed; None asks for nothing.
@@ -38,6 +48,13 @@ class CapabilityRequired(PermissionDenied):
     def capability(self) -> Capability:
         """The capability to ask for first."""
         return self.capabilities[0]
+
+
+def capability_or_404(slug: str) -> Capability:
+    """Return the capability of this slug. Raises Http404."""
+    for capability in Capability.named([slug]):
+        return capability
+    raise Http404
 
 
 def requires(*capabilities: Capability) -> Callable[[View], View]:

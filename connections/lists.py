@@ -34,13 +34,13 @@ def _tab(key: str, name: str, *by: str) -> Table:
             PICK,
             Column("name", name, sorts=(Lower(by[0]),)),
             Column("user", "User email", 9, priority=2, sorts=("user__email",), on_phone=True),
-            Column("status", "Status", 11, on_phone=True),
+            Column("status", "Status", 10, on_phone=True),
             Column("prefix", "API key prefix", 7.5, priority=3),
             Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
             Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
             Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
             Column("enabled", "Enabled", 5, kind="switch"),
-            Column("acts", "Actions", 6.5, kind="acts", said=False),
+            Column("acts", "Actions", 7.5, kind="acts", said=False),
         ),
         fit="spanned",
     )
@@ -58,6 +58,6 @@ OWN_IDENTITIES = Table(
         Column("used", "Last used", 7, priority=3),
         Column("status", "Status", 11, on_phone=True),
         Column("enabled", "Enabled", 5, kind="switch"),
-        Column("acts", "Actions", 6, kind="acts", said=False),
+        Column("acts", "Actions", 7.5, kind="acts", said=False),
     ),
 )

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET
 from accounts.models import User, open_requests
 from auditlog import busiest
 from auditlog.instruments import Instruments
-from auditlog.own_calls import OwnCall, listed_calls
+from auditlog.own_calls import OwnCall, as_own, listed_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_CONNECTIONS
@@ -29,8 +29,9 @@ from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
 from hosts.forms import OURS
 from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
-from servers.models import Health, Server
+from servers.models import Health, Identity, Server
 from sinks import archive
+from sinks.models import Sink
 from tokens.models import Token, TokenKind
 from tokens.notices import notices
 from tokens.rows import EXPIRES_SOON, TokenRow, needing
@@ -61,6 +62,7 @@ def overview(request: AppRequest) -> HttpResponse:
         "notices": partial(notices, user),
         "waiting": partial(foremost_waiting, user),
         "lacking": partial(lacking, user) if links else (),
+        "refused": _refused(user),
         "to_try": partial(_gateway_to_try, user),
         "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
         "usable_count": 0 if user.has_perm(Capability.GATEWAYS_READ) else usable.count(),
@@ -113,7 +115,13 @@ def _last_calls(user: User) -> list[OwnCall]:
     """The newest calls of `user`; those of the last days first: to plan for every day of the log takes longer."""
     newest = listed_calls(user).order_by("-created_at", "-pk")
     rows = list(newest.filter(created_at__gte=timezone.now() - LATELY)[:SHOWN])
-    return [OwnCall(row) for row in (rows if len(rows) == SHOWN else newest[:SHOWN])]
+    return as_own(rows if len(rows) == SHOWN else list(newest[:SHOWN]))
+
+
+def _refused(user: User) -> list[Identity]:
+    """Identities that their server refused: all for who sees connections, otherwise one's own."""
+    refused = Identity.objects.refused().select_related("server", "owner")
+    return list((refused if any(map(user.has_perm, SEES_CONNECTIONS)) else refused.own(user))[:SHOWN])
 
 
 def _enrolling(user: User) -> list[Host]:
@@ -157,6 +165,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
     if user.has_perm(Capability.LOGS_READ):
         numbers["traffic"] = Traffic(request)
     if user.has_perm(Capability.SINKS_MANAGE):
+        numbers["failing_sinks"] = [sink for sink in Sink.objects.filter(enabled=True) if sink.status == "failing"]
         numbers["not_archived"] = archive.waiting().first() if archive.is_on() else None
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())

@@ -26,7 +26,8 @@ from ui.pages import AppRequest
 
 @step
 def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    if flow.gateway is None or flow.kind != Ending.OAUTH:
+    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # From any step.
+    if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":
         return render(request, "oauth/consent.html", _summary(flow))

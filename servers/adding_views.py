@@ -133,7 +133,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
         demo = Assignment.objects.live().filter(server__url=BUILT_IN_URL)
         real = list(offered.exclude(pk__in=demo.values("gateway")).values_list("slug", flat=True)[:2])
         values["own_gateway"] = not real
-        chosen = real if len(real) == 1 and offered.count() == 1 else []
+        chosen = real if len(real) == 1 else []
     values["gateways"] = chosen
     return values
 

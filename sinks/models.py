@@ -223,6 +223,16 @@ class Sink(Versioned, Switchable):
         return max(timezone.now() - self.waiting_since, timedelta())
 
     @property
+    def seconds_to_next_try(self) -> int:
+        """How long until something is tried again; 0 if it is due now."""
+        return max(round((self.retry_at - timezone.now()).total_seconds()), 0) if self.retry_at else 0
+
+    @property
+    def is_settled(self) -> bool:
+        """True if the sink's state changes only when somebody writes to the log or changes the sink."""
+        return self.status in ("current", "paused")
+
+    @property
     def sends(self) -> str:
         """What it gets, in words."""
         calls = "calls with payloads" if self.sends_payloads else "calls"

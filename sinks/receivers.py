@@ -242,7 +242,7 @@ class _Posts:
         """The media type and the body of an answer that acknowledges. Raises Undelivered."""
         told = {"Content-Encoding": "gzip", "User-Agent": product.NAME, "Accept-Encoding": "identity", **headers}
         self._deadline.set(SECONDS)
-        with _in_words(), self._client.stream("POST", self._url, content=body, headers=told) as answered:
+        with _in_words(self._url), self._client.stream("POST", self._url, content=body, headers=told) as answered:
             _judge(answered)
             media_type = answered.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             return media_type, _beginning(answered)
@@ -292,7 +292,7 @@ def compressed(lines: Sequence[Line]) -> bytes:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _in_words(address: str) -> Iterator[None]:
     """Raises Undelivered for whatever fails on the way to a receiver that speaks HTTP."""
     try:
         yield
@@ -305,7 +305,7 @@ def _in_words() -> Iterator[None]:
     except (httpx.RemoteProtocolError, httpcore.RemoteProtocolError):
         raise Undelivered("answers in a way that is not HTTP.") from None
     except (httpx.HTTPError, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-        raise Undelivered(_unreachable(error)) from None
+        raise Undelivered(_unreachable(error, address)) from None
 
 
 class Bucket:
@@ -316,6 +316,7 @@ class Bucket:
     """
 
     def __init__(self, sink: Sink) -> None:
+        self._address = sink.address
         self._objects = S3(sink.address, _secret(sink), _guard(sink), SECONDS)
         self._suffix, self._encoded = ("jsonl.gz", compressed) if sink.kind == "s3" else ("parquet", _as_parquet)
 
@@ -329,7 +330,7 @@ class Bucket:
         first, last = lines[0], lines[-1]
         digest = hashlib.sha256(b"\n".join(line.text for line in lines)).hexdigest()[:16]
         name = f"{first.log}/{first.at.astimezone(UTC):%Y/%m/%d}/{first.row:019}-{last.row:019}-{digest}.{self._suffix}"
-        with _in_words():
+        with _in_words(self._address):
             try:
                 self._objects.put(name, self._encoded(lines))
             except NotKept as refusal:
@@ -383,13 +384,22 @@ def _beginning(answered: httpx.Response) -> bytes:
     return b"".join(parts)
 
 
-def _unreachable(error: Exception) -> str:
+def _unreachable(error: Exception, address: str) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"has a certificate that is not trusted: {cause.verify_message}."
+        if isinstance(cause, ConnectionRefusedError):
+            return f"refused the connection: nothing listens at {_host_and_port(address)}."
         cause = cause.__cause__ or cause.__context__
     return "cannot be reached."
+
+
+def _host_and_port(address: str) -> str:
+    """The host and port of a sink's address, without anything that may be a secret."""
+    parts = urlsplit(address)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or (80 if parts.scheme == 'http' else 443)}"
 
 
 class Syslog:
@@ -399,7 +409,7 @@ class Syslog:
     """
 
     def __init__(self, sink: Sink) -> None:
-        parts = urlsplit(sink.address)
+        self._address, parts = sink.address, urlsplit(sink.address)
         self._host, self._port, self._encrypted = str(parts.hostname), int(parts.port or 6514), parts.scheme == "tls"
         self._guard = _guard(sink)
         self._name = urlsplit(settings.PUBLIC_URL).hostname or "-"
@@ -428,7 +438,7 @@ class Syslog:
         except httpcore.TimeoutException:
             raise Undelivered(f"did not take the lines within {SECONDS:.0f} seconds.") from None
         except (httpcore.NetworkError, OSError) as error:
-            raise Undelivered(_unreachable(error)) from None
+            raise Undelivered(_unreachable(error, self._address)) from None
 
     def message(self, line: Line) -> bytes:
         """A line as a frame: its length, PRI, version, time, host, program, process, kind and no structured data."""

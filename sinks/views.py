@@ -19,7 +19,20 @@ from sinks.lists import SINKS
 from sinks.models import Kind, Sink, SinkError
 from sinks.receivers import missing_extra
 from sinks.trial import send_test_line
-from ui.pages import AppRequest, Undo, answer, clash_context, confirm, leave, page_of, posted, refuse, seen, show
+from ui.pages import (
+    AppRequest,
+    Undo,
+    answer,
+    clash_context,
+    confirm,
+    is_for,
+    leave,
+    page_of,
+    posted,
+    refuse,
+    seen,
+    show,
+)
 from ui.tables import show_list
 
 PAUSE_TEXT = "Nothing more is sent to it until it is enabled again. It goes on then where it was."
@@ -45,8 +58,8 @@ def listing(request: AppRequest) -> HttpResponse:
 def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
     form = SinkForm(posted(request), kind=kind)
-    kinds = [(value, label, missing_extra(value)) for value, label in Kind.choices]
-    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": kinds, "missing": missing_extra(kind)}
+    missing = missing_extra(kind)
+    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": Kind.choices, "missing": missing}
     if request.method == "GET":
         return show(request, "sinks/form.html", context)
     if form.is_valid():
@@ -71,7 +84,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     form = SinkForm(posted(request), kind=sink.kind, sink=sink, viewer=request.user)
     context = _context(sink, form)
     if request.method == "GET":
-        return show(request, "sinks/form.html", context)
+        return show(request, "sinks/form.html#state" if is_for(request, "state-card") else "sinks/form.html", context)
     if form.is_valid():
         try:
             sink.edit(**form.cleaned_data, by=request.user, seen=seen(request))
@@ -109,7 +122,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 def send_now(request: AppRequest, pk: UUID) -> HttpResponse:
     """Try again without waiting for the next retry."""
     sink = get_object_or_404(Sink, pk=pk)
-    toast = "Sending now: reload to see how it went" if sink.send_now(by=request.user) else "No retry was waiting"
+    toast = "Sending now" if sink.send_now(by=request.user) else "No retry was waiting"
     return leave(request, page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"), toast)
 
 

@@ -37,7 +37,7 @@ class Block:
         text = self.text
         if token:
             for before, after in self.fill:
-                text = text.replace(before, after.format(token=token, url=EXAMPLE_URL))
+                text = text.replace(before, after.format(token=token))
         return text.replace(EXAMPLE_URL, _HERE).replace(EXAMPLE_NAME, name).replace(_HERE, url)
 
 
@@ -131,8 +131,7 @@ def call_texts(url: str, gateway: str, kind: str, name: str, arguments: dict[str
     texts = []
     for client in clients():
         if client.call and (block := client.by("token")):
-            text = block.for_gateway(url, gateway).replace('os.environ["GATEWAY_URL"]', repr(url))
-            text = text.replace("process.env.GATEWAY_URL", json.dumps(url))
+            text = block.for_gateway(url, gateway)
             call = _LITERAL.sub(lambda found: literals[found[0]], client.call[kind])
             written = text.replace(client.call["instead"].strip("\n"), call).strip()
             texts.append(CallText(client.slug, client.name, block.where, written))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from django.contrib.auth import get_backends
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
@@ -17,7 +17,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from accounts.asking import mail_request
+from accounts.asking import asked_lately, mail_request, requests, state_of, still_open
 from accounts.models.roles import Role, permissions_of
 from accounts.rules import (
     SECOND_FACTORS,
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 GRANTS = Capability.PEOPLE_MANAGE  # Who holds it gives roles, and is asked for capabilities.
 MOST_ASKED = 20
 MOST_REQUESTS = 5  # For capabilities, of one person in a day.
-ASK_AGAIN = timedelta(days=1)
-OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
 INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
 
 
@@ -495,25 +493,34 @@ class User(Versioned, AbstractBaseUser):
         """
         with transaction.atomic():
             self.lock()
-            asked = self._requests()
+            asked = asked_lately(requests(of=self))
             if self.has_perm(capability) or capability.slug in asked or len(asked) >= MOST_REQUESTS:
                 return False
             changes = {"capability": [None, capability.slug]}
             Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)
             grantors = User.objects.filter(is_active=True, role__permissions__in=permissions_of([GRANTS]))
             to = list(grantors.exclude(pk=self.pk).order_by("email").values_list("email", flat=True)[:MOST_ASKED])
-            mail = partial(mail_request, self.pk, self.email, capability, to)
-            transaction.on_commit(mail, robust=True)
+            transaction.on_commit(partial(mail_request, self.pk, self.email, capability, to), robust=True)
         return True
 
-    def has_asked_for(self, capability: Capability) -> bool:
-        """Whether this person asked for it less than a day ago."""
-        return capability.slug in self._requests()
+    def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
+        """Decline what this person asks for. Return False if they do not ask for it, or no longer."""
+        with transaction.atomic():
+            self.lock()
+            is_open = capability in dict(self.open_requests())
+            if is_open:
+                changes = {"capability": [capability.slug, None]}
+                Event.objects.record(Action.USER_REQUEST_DECLINED, self, by=by, changes=changes)
+        return is_open
 
-    def _requests(self) -> list[str]:
-        """The capabilities that this person asked for within a day."""
-        mine = requests(ASK_AGAIN).filter(target_type="user", target_id=str(self.pk))
-        return list(mine.values_list("changes__capability__1", flat=True))
+    def open_requests(self) -> list[tuple[Capability, datetime]]:
+        """The capabilities that this person asked for in the last week and still lacks, and when."""
+        asked = still_open(requests(of=self))
+        return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
+
+    def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
+        """Whether they asked for it less than a day ago; when their last request in a week was declined, if it was."""
+        return state_of(capability, requests(of=self))
 
     @property
     def granted(self) -> frozenset[Capability]:
@@ -570,22 +577,15 @@ class User(Versioned, AbstractBaseUser):
         return granted if self.narrowed_to is None else granted & self.narrowed_to
 
 
-def requests(within: timedelta) -> models.QuerySet[Event]:
-    """The events of people who asked for a capability, not longer ago than `within`, the newest first."""
-    since = timezone.now() - within
-    return Event.objects.filter(action=Action.USER_ASKED_FOR_CAPABILITY, created_at__gte=since)
-
-
 def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
     """Return who asked for which capability in the last week, and when: of each person the newest they still lack."""
-    events = list(requests(OPEN).order_by("-created_at")[:500])
-    people = User.objects.select_related("role").filter(is_active=True).in_bulk([event.target_id for event in events])
+    asked = list(still_open(requests()[:500]))
+    people = User.objects.select_related("role").filter(is_active=True).in_bulk([pk for pk, _, _ in asked])
     found: dict[User, tuple[Capability, datetime]] = {}
-    for event in events:
-        person = people.get(UUID(event.target_id))
-        for capability in Capability.named([event.changes["capability"][1]]):
-            if person and not person.has_perm(capability):
-                found.setdefault(person, (capability, event.created_at))
+    for pk, capability, at in asked:
+        person = people.get(pk)
+        if person and not person.has_perm(capability):
+            found.setdefault(person, (capability, at))
     return [(person, capability, at) for person, (capability, at) in found.items()][:most]
 
 

@@ -79,6 +79,7 @@ _CALLS_OF_ROLLUPS = """
 SELECT {keys}, outcome AS ended, calls, coalesce(last_at, at) AS last_at FROM auditlog_rollup
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 """
+NO_SUCH = " AND deny_reason <> 'unknown_tool'"
 _CALLS_OF_TOOLS = "SELECT {keys}, NULL AS ended, calls, last_at FROM auditlog_rolluptool WHERE true{filters}"
 _CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls, created_at AS last_at FROM auditlog_call WHERE {where}"
 _LOG_HAS = "SELECT count(*) FROM ({rows} LIMIT %s) c"
@@ -196,12 +197,14 @@ class Book:
                 return None
         return dict(found)
 
-    def busiest(self, where: Where, since: datetime, until: datetime, by: str, most: int) -> dict[Any, Numbers] | None:
+    def busiest(
+        self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
+    ) -> dict[Any, Numbers] | None:
         """The values of a column with the most calls between two moments, in that order, and how these ended.
 
-        Without the empty value; None as of `read`.
+        Without the empty value; `named` leaves out calls of names that no server has. None as of `read`.
         """
-        query = self.query_of(where, since, until, by=(by,))
+        query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
             return None
         statement = _BUSIEST_BY[by.endswith("_id")].format(by=by, calls=_CALLS_ENDED, rows=query[0])
@@ -212,7 +215,9 @@ class Book:
             return None
         return {value: Numbers(dict(zip(ENDINGS, calls, strict=True))) for value, *calls, _ in rows}
 
-    def query_of(self, where: Where, since: datetime, until: datetime, *, by: Sequence[str]) -> SQL | None:
+    def query_of(
+        self, where: Where, since: datetime, until: datetime, *, by: Sequence[str], named: bool = False
+    ) -> SQL | None:
         """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`.
 
         `last_at` is when the newest of a row began, or earlier where an earlier release counted some. Of OF_TOOLS it
@@ -222,6 +227,7 @@ class Book:
         if not self._may_read(pieces):
             return None
         filters, values = _filters(where)
+        filters += NO_SUCH if named else ""
         keys, cube = ", ".join(by), {*where, *by} & {*DIMENSIONS}
         rows = self._rows_of_log(pieces, (filters, values))
         if self._rows_in_log(rows) > MOST_FROM_LOG:

@@ -5,11 +5,11 @@ from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from proxy.access.features import IdentityUnreadable, credential_of
+from proxy.access.features import IdentityUnreadable, UnknownFeature, credential_of
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.call_writer import CallRow
-from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, error_text, redact_message
+from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, error_text, redact_message, redact_text
 from wire.cipher import Cipher
 from wire.reader_process import ReaderProcess
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 MODULE = "proxy.store.redaction.messages"
 
 NOT_REDACTED = b'"[not recorded: it could not be redacted]"'
+MAX_NAME = 300  # As the column has it.
 INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in another process.
 
 
@@ -37,9 +38,11 @@ class PayloadRecorder:
         await self.keep(request, request.row, (request.body, response.body), limit)
 
     async def record_error(self, request: McpRequest, body: bytes) -> None:
-        """Keep what the error in this answer says, also where no payloads are recorded."""
+        """Keep what the error in this answer says, also where no payloads are recorded, and no secret as a name."""
         with _logged(request):
             secrets = self._secrets(request)
+            if request.row.deny_reason == UnknownFeature.reason:  # The client may have put anything there.
+                request.row.feature_name = redact_text(request.row.feature_name, MAX_NAME, secrets)
             if _is_quick(body):
                 request.row.error_text = error_text(body, secrets)
             else:

@@ -43,6 +43,10 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         """Identities that a call could use now."""
         return self.live().filter(enabled=True, unconfirmed_since=None, sign_in_needed_since=None)
 
+    def refused(self) -> "IdentityQuerySet":
+        """Usable identities that an enabled server refused when they were last sent or tried."""
+        return self.usable().exclude(last_error="").filter(server__enabled=True, server__archived_at=None)
+
     def need_sign_in(self, reason: SignInNeeded) -> int:
         """Wipe the tokens of these, of which a person has to sign in again; how many they were. Call it in a
         transaction that records why."""

@@ -10,6 +10,7 @@ from django.core import mail
 from accounts.models import User, open_requests
 from auditlog.actions import Action
 from auditlog.models import Event
+from auditlog.sentences import sentence
 from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
@@ -96,7 +97,7 @@ def test_what_a_page_was_refused_for_is_asked_for_there(sign_in: SignIn) -> None
 
     assert refused.status_code == 403
     assert '<input type="hidden" name="next" value="/people/?q=ann">' in text(refused)
-    assert ">Ask for it</button>" in text(refused)
+    assert '<button class="button" data-kind="primary">Ask for it</button>' in text(refused)
     assert sent["Location"] == "/people/?q=ann"
     assert "You asked for it." in text(browser.get("/people/"))
     assert browser.post("/settings/ask-for", {"capability": "no:such"}).status_code == 404
@@ -111,4 +112,37 @@ def test_a_program_asks_for_a_capability_as_a_page_does() -> None:
 
     assert answers == [204, 204, 400]
     assert asked() == 1
-    assert person.has_asked_for(TOKENS)
+    assert [capability for capability, _ in person.open_requests()] == [TOKENS]
+
+
+def test_a_request_is_shown_where_roles_are_given_and_can_be_declined_there(chief: User, sign_in: SignIn) -> None:
+    person = make.user(email="dev@example.com")
+    person.ask_for(TOKENS)
+    make.gateway()
+    manager, url = sign_in(chief), f"/people/{person.pk}/decline-request/"
+    shown = [text(manager.get(f"/people/{person.pk}/{page}")) for page in ("", "role/")]
+
+    question = manager.get(url, {"capability": TOKENS.slug})
+    declined = [manager.post(url, {"capability": TOKENS.slug}).status_code for _ in range(2)]
+
+    assert all("Asks for" in page and TOKENS.label in page for page in shown)
+    assert "Decline" in text(question)
+    assert declined == [302, 302]
+    [event] = Event.objects.filter(action=Action.USER_REQUEST_DECLINED)
+    assert (event.actor_email, event.target_id, event.changes["capability"][0]) == (
+        chief.email,
+        str(person.pk),
+        TOKENS.slug,
+    )
+    assert (
+        sentence(event) == f"{chief.email} declined the request of {person.email} for the capability “{TOKENS.label}”."
+    )
+    assert "Asks for" not in text(manager.get(f"/people/{person.pk}/"))
+    assert "asks for" not in text(manager.get("/"))
+    refused = text(sign_in(person).get("/connect/client/?client=curl"))
+    assert "Your request was declined" in refused
+    assert ">Ask for it</button>" not in refused
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=25), tick=False):
+        assert person.ask_for(TOKENS)
+        assert [capability for _, capability, _ in open_requests(8)] == [TOKENS]
+    assert manager.post(url, {"capability": "no:such"}).status_code == 404

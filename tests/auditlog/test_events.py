@@ -19,6 +19,7 @@ from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn, wire_size
 from tests.exported import rows_of
+from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
 
@@ -96,12 +97,27 @@ def test_the_page_says_who_did_what_to_what_and_how_it_changed(chief: User, audi
         ({"log_retention_days": [90, 0]}, Change("log retention days", "90", "0")),
         ({"email": "x@example.com"}, Change("email", None, "x@example.com")),
         ({"parts": [{"a": 1}, {"a": 2}]}, Change("parts", '{"a": 1}', '{"a": 2}')),
-        ({"secret": ["old", "new"]}, Change("secret", None, "***")),
-        ({"Password": "hunter2"}, Change("Password", None, "***")),
+        (
+            {"expires_at": [None, "2026-11-24T09:05:00.123+00:00"]},
+            Change("expires at", "none", "Nov 24, 2026, 09:05 UTC"),
+        ),
     ],
 )
 def test_a_change_is_told_in_words(changes: dict[str, Any], said: Change) -> None:
     assert changes_in_words(changes) == [said]
+
+
+def test_a_value_of_a_field_named_as_a_secret_is_stored_nowhere(auditor: User, sign_in: SignIn) -> None:
+    told = {"secret": [None, "new-value"], "Password": "hunter2", "name": ["a", "b"]}
+    shown = Event.objects.record(Action.USER_UPDATED, auditor, by=auditor, changes=told)
+
+    page = text(sign_in(auditor).get(f"{PATH}{shown.uid}/"))
+    [listed] = [one for one in Rest.of(auditor).get("/admin-events").json()["results"] if one["id"] == str(shown.uid)]
+
+    assert listed["changes"] == {"secret": [None, "***"], "Password": "***", "name": ["a", "b"]}
+    assert "none → <b>***</b>" in page
+    assert "hunter2" not in page
+    assert "new-value" not in page
 
 
 def test_what_was_chosen_by_strangers_stays_text(auditor: User, sign_in: SignIn) -> None:

@@ -86,6 +86,18 @@ def test_bars_and_the_busiest_add_up(chosen: str) -> None:
     assert sum(row.calls for row, _, _ in tools.rows) == wanted
 
 
+def test_a_name_that_no_server_has_is_not_among_the_busiest_tools(db: None) -> None:
+    now = timezone.now()
+    call(now, feature_name="echo")
+    for at in (now, now - HOUR):
+        call(at, feature_name="no_such_tool", outcome=Outcome.RPC_ERROR.value, deny_reason="unknown_tool")
+    keeping.keep_up(5)
+
+    tools = busiest.read("24h", timedelta(hours=24))[0]
+
+    assert [row.name for row, _, _ in tools.rows] == ["echo"]
+
+
 def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User, sign_in: SignIn) -> None:
     for _ in range(3):
         call(timezone.now() - timedelta(minutes=5), feature_name="echo", user_id=ana.pk, user_email=ana.email)

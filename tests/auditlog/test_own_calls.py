@@ -11,6 +11,7 @@ from accounts.models import User
 from auditlog.models import Call
 from capabilities import Capability
 from connections.models import Connection
+from gateways.models import ToolPolicy
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
@@ -58,6 +59,27 @@ def test_my_calls_are_mine_alone_and_a_refused_one_says_why_in_words(
     assert "An administrator switched this app or agent off." in page
     assert f'/settings/identities?connection={link.pk}">Bring your identity' in page
     assert "/logs/" not in page
+
+
+def test_my_refused_call_says_the_one_reason_that_is_known_and_opens(
+    link: Connection, max: User, ann: User, sign_in: SignIn
+) -> None:
+    assigned = make.assignment(link.gateway, make.server(slug="docs"))
+    off = {"outcome": "denied", "deny_reason": "tool_disabled", "server_id": assigned.server_id}
+    first = call_of(link, **off)
+    switched = text(sign_in(max).get("/settings/calls"))
+    assigned.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ann)
+    unknown = text(sign_in(max).get("/settings/calls"))
+    second = call_of(link, **off, at=datetime.now(UTC) + timedelta(seconds=1))
+    opened = sign_in(max).get(f"/settings/calls/{second.uid}/")
+
+    assert "This tool is switched off on this gateway." in switched
+    assert "or the policy does not allow it." in unknown, "it may have been the policy before"
+    assert f'href="/settings/calls/{first.uid}/"' in switched
+    assert "The policy of this gateway blocks everything of this server." in text(opened)
+    assert "tool_disabled" in text(opened)
+    assert "/logs/" not in text(opened)
+    assert sign_in(ann).get(f"/settings/calls/{second.uid}/").status_code == 404
 
 
 def test_dashboard_shows_the_newest_however_long_ago(link: Connection, max: User, sign_in: SignIn) -> None:
@@ -120,7 +142,7 @@ def test_the_wait_names_the_call_that_arrived_and_ends(link: Connection, max: Us
     assert 'hx-trigger="every 2s"' in before
     assert "Received: echo from Codex CLI" in after
     assert "Codex on Work: ok" in after
-    assert "/settings/calls#call-" in after
+    assert "/settings/calls/" in after
     assert "hx-trigger" not in after
 
 

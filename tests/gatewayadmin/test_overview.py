@@ -16,7 +16,8 @@ from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from gatewayadmin.overview import SHOWN
 from gateways.models import Feature, IdentityScheme, Reach
-from servers.models import Health, Server
+from servers.models import Health, Identity, Server
+from sinks.models import Sink
 from tests import make
 from tests.conftest import SignIn, wire_size
 
@@ -148,10 +149,10 @@ def test_the_page_costs_the_same_however_much_there_is(
 
     # Viewer (3), notices (2), own connections, those that lack an identity, own tokens and their connections, the
     # first steps, the newest own connections with their tokens and what they carry (4), hosts, connections, expiring
-    # tokens, definitions that wait, servers and whether there are any; of the log: how many, the newest, the refused
-    # (three outcomes in one) and their reach, how many of them, what is plotted, and whether there are roll-ups; what
-    # the rail counts.
-    with django_assert_num_queries(29):
+    # tokens, definitions that wait, failing sinks, refused identities, servers and whether there are any; of
+    # the log: how many, the newest, the refused (three outcomes in one) and their reach, how many of them, what is
+    # plotted, and whether there are roll-ups; what the rail counts.
+    with django_assert_num_queries(31):
         client.get("/")
 
 
@@ -285,6 +286,25 @@ def test_of_a_server_that_is_down_it_is_said_what_becomes_of_its_tools(ana: User
     page = text(sign_in(ana).get("/"))
 
     assert "Docs is down</b><small>Refused the connection. Its tools stay listed; calls of them fail" in page
+
+
+def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(sign_in: SignIn) -> None:
+    owner, keeper = make.user(), make.user(Capability.SINKS_MANAGE)
+    watcher = make.user(Capability.MCP_CONNECTIONS_READ)
+    refused = make.identity(make.server(name="Notes", auth_type="bearer"), owner, label="Notes key")
+    Identity.objects.filter(pk=refused.pk).update(last_error="It answered 401.")
+    sink = Sink.objects.add(name="Archive", kind="stdout", by=None)
+    Sink.objects.filter(pk=sink.pk).update(failures=2, last_error="It answered 500.", last_error_at=datetime.now(UTC))
+
+    pages = {person: text(sign_in(person).get("/")) for person in (owner, keeper, watcher, make.user())}
+
+    told = [("your identity “Notes key”" in page, f"of {owner.email}</a>" in page) for page in pages.values()]
+    assert told == [(True, False), (False, False), (False, True), (False, False)]
+    failing = ["Log sink Archive is failing</a><small>It answered 500." in page for page in pages.values()]
+    assert failing == [False, True, False, False]
+    refused.revoke(by=owner)
+    sink.disable(by=keeper)
+    assert not any("Needs attention" in text(sign_in(person).get("/")) for person in pages)
 
 
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.django_db
 
 UNDONE = {  # By the switch or the button beside it, or at once replaced by a new secret.
     "accounts:break_glass_on",
+    "accounts:decline_request",
     "accounts:send_reset",
     "accounts:staff_on",
     "connections:disable",
@@ -136,7 +137,8 @@ def test_what_cannot_be_undone_is_red_and_what_ends_much_is_typed(world: World) 
 
 # Of things this world has none of, or that are the reader's own alone.
 NOT_MET = {
-    *("accounts:remove_second_factor", "accounts:revoke_invitation", "servers:confirm_identity"),
+    *("accounts:decline_request", "accounts:remove_second_factor", "accounts:revoke_invitation"),
+    "servers:confirm_identity",
     "tokens:end_previous",
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 from django.utils import timezone
 
 from accounts.models import Role, User, WorkspaceSettings
+from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
 from hosts.models import Host
@@ -499,6 +500,11 @@ VERBS = [
         page("/people/{invited}/invitation/revoke/"),
         rest("POST /users/{invited}/revoke-invitation"),
         admin("accounts/user", "revoke_invitation", "invited"),
+    ),
+    verb(
+        "User.decline_request",
+        page("/people/{person}/decline-request/", capability=Capability.LOGS_READ.slug),
+        before=lambda stage: stage.row(User, "person").ask_for(Capability.LOGS_READ),
     ),
     verb(
         "User.edit",

@@ -1,5 +1,6 @@
 """A headed app connects by itself: register, authorise, exchange, refresh, revoke."""
 
+import re
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -243,6 +244,26 @@ def test_denying_goes_back_with_error_state_and_issuer(app: App, member: User, g
     assert not Connection.objects.exists()
 
 
+@pytest.mark.parametrize("at", ["gateway", "identity"])
+def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: User, gateway: Gateway) -> None:
+    per_user(gateway)
+    make.gateway()
+    client = browser(member)
+    page = client.get(app.question(None))["Location"]
+    if at == "identity":
+        page = client.post(page, {"gateway": gateway.slug})["Location"]
+    button = re.search(
+        r'<button[^>]*name="decision" value="deny" formaction="([^"]+)"', client.get(page).content.decode()
+    )
+    assert button
+
+    sent = client.post(button[1], {"decision": "deny"})
+
+    assert f"/{at}/" in page or at == "gateway"
+    assert query(sent["Refresh"].removeprefix("0; url="))["error"] == "access_denied"
+    assert not Connection.objects.exists()
+
+
 def test_who_may_not_connect_apps_is_told_and_an_approved_app_is_sent_access_denied(
     app: App, member: User, gateway: Gateway
 ) -> None:
@@ -373,7 +394,7 @@ def test_servers_that_are_switched_off_are_neither_counted_nor_promised(app: App
     consent = client.get(client.post(begun, {"gateway": gateway.slug})["Location"]).content.decode()
 
     assert ">1 server</span>" in choice
-    assert "1 server, 0 tools" in consent
+    assert "1 server, 0 usable tools" in consent
     for name in ("Archive", "Wiki"):
         assert name not in consent
 

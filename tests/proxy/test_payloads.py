@@ -288,3 +288,12 @@ def test_payloads_are_shown_to_their_capability_alone_and_are_in_no_file(agent: 
     for client in (seer, other):
         for path in ("/logs/export/?format=csv", "/logs/export/?format=jsonl", "/api/logs/export?format=jsonl"):
             assert "Lisbon" not in text(client.get(path))
+
+
+def test_a_secret_in_the_place_of_a_name_that_no_server_has_is_not_in_the_log(agent: Agent, proxy: Proxy) -> None:
+    for name in (GITHUB, "docs__no_such_tool"):
+        agent.call(name)
+
+    rows = proxy.calls()[-2:]
+    assert [row.feature_name for row in rows] == ["[redacted]", "docs__no_such_tool"]
+    assert {row.deny_reason for row in rows} == {"unknown_tool"}

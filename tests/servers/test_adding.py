@@ -217,6 +217,7 @@ def test_the_first_real_server_gets_a_gateway_of_its_own_beside_the_demo(run: Ru
     assert not demo.assignments.filter(server__name="Docs").exists()
     again = client.post(PATH, {"check": "1", "url": url})
     assert again.context["form"]["own_gateway"].value() is False
+    assert again.context["form"].chosen_gateways == ["docs"]
 
 
 def test_a_servers_own_gateway_is_open_to_the_teams_of_who_adds_it_and_the_page_says_so(

@@ -8,12 +8,14 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.conf import LazySettings
+from django.utils import timezone
 
 from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
@@ -240,7 +242,10 @@ def test_test_line_tells_how_it_went_and_moves_nothing(to_hook: MakeSink, hook: 
 
     failed = send_test_line(sink, by=None)
 
-    assert failed == (False, "Not delivered: it cannot be reached.")
+    assert failed == (
+        False,
+        f"Not delivered: it refused the connection: nothing listens at {urlsplit(hook.url).netloc}.",
+    )
     assert Event.objects.filter(action="sink.tested").count() == 2
     assert Sink.objects.get(pk=sink.pk).delivered == 0
 
@@ -260,6 +265,31 @@ def test_pages_set_up_test_pause_and_remove(hook: Webhook) -> None:
     assert SECRET not in browser.get(f"/settings/sinks/{sink.pk}/").content.decode()
     browser.post(f"/settings/sinks/{sink.pk}/remove/")
     assert not Sink.objects.exists()
+
+
+def test_state_of_a_sink_updates_by_itself_until_it_is_settled(to_hook: MakeSink, hook: Webhook) -> None:
+    browser = browser_of(session_of(make.user(*ALL)))
+    sink = to_hook(sends_events=False)
+    url = f"/settings/sinks/{sink.pk}/"
+    poll = {"HX-Request": "true", "HX-Target": "state-card"}
+    failing = {"failures": 3, "last_error": "It answered 500.", "looked_at": timezone.now()}
+    retry_at = timezone.now() + timedelta(minutes=4, seconds=30)
+    Sink.objects.filter(pk=sink.pk).update(**failing, retry_at=retry_at)
+
+    waiting = browser.get(url).content.decode()
+    browser.post(f"{url}send-now/")
+    due = browser.get(url, headers=poll).content.decode()
+    call()
+    sending.serve(sink.pk)
+    settled = browser.get(url, headers=poll).content.decode()
+
+    assert "<dt>Next try</dt>" in waiting
+    assert "in <time" in waiting
+    assert ">Send now</button>" in waiting
+    assert 'hx-trigger="every 2s"' in due
+    assert due.strip().startswith('<section class="card" id="state-card"')
+    assert "Send now" not in due
+    assert ("Up to date" in settled, "hx-get" in settled) == (True, False)
 
 
 def test_secrets_are_keys_as_they_are_or_in_base64() -> None:

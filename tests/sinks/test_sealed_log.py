@@ -403,6 +403,8 @@ def test_log_is_proved_by_the_key_and_the_file_and_says_up_to_when(kept: tuple[s
     assert f"{calls} calls and {events} admin events match" in said
     newest = orjson.loads(Checkpoint.objects.order_by("-number")[0].body)["sealed_at"]
     assert f"Sealed up to {newest}" in said
+    sealed = [json.loads(line["body"])["sealed_at"] for line in map(json.loads, log) if line["log"] == "checkpoint"]
+    assert f"The received checkpoints are from {min(sealed)} to {max(sealed)}: " in said
     assert "Unproved" not in said
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 import psycopg
@@ -467,7 +468,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
     hook.close()
 
     assert sending.serve(sink.pk) == 0
-    assert now(sink).last_error == "It cannot be reached."
+    assert now(sink).last_error == f"It refused the connection: nothing listens at {urlsplit(hook.url).netloc}."
 
 
 @pytest.mark.drill

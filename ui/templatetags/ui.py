@@ -144,11 +144,18 @@ def address(uri: str, longest: int = 60) -> SafeString:
 
 
 @register.inclusion_tag("accounts/ask_for.html", takes_context=True)
-def ask_for(context: RequestContext, name: str) -> dict[str, Any]:
-    """A button that asks for the capability `name`, or that it was asked for."""
+def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
+    """A button that asks for the capability `name`, or that it was asked for or declined; small unless `primary`."""
     request, capability = context["request"], Capability[name]
-    asked = request.user.has_asked_for(capability)
-    return {"request": request, "csrf_token": context["csrf_token"], "capability": capability, "asked": asked}
+    asked, declined_at = request.user.request_state(capability)
+    return {
+        "request": request,
+        "csrf_token": context["csrf_token"],
+        "capability": capability,
+        "asked": asked,
+        "declined_at": declined_at,
+        "primary": primary,
+    }
 
 
 @register.simple_tag(takes_context=True)

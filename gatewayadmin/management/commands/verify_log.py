@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
+from django.template.defaultfilters import pluralize
 
 from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
@@ -54,7 +55,8 @@ class Command(BaseCommand):
         if keys is None:
             self.stdout.write("The key was taken from the database itself. Give the one you kept: --public-key FILE.")
         if report.findings:
-            raise CommandError(f"The log is not as it was sealed: {len(report.findings)} findings.")
+            number = len(report.findings)
+            raise CommandError(f"The log is not as it was sealed: {number} finding{pluralize(number)}.")
 
 
 def _summary(report: Report, received: Received | None) -> Iterator[str]:
@@ -66,8 +68,12 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
     )
     if report.sealed_to:
         yield f"Sealed up to {_in_words(report.sealed_to)}."
-    if received and (newest := received.newest()):
-        yield f"The newest checkpoint that was received is of {_in_words(newest)}: only the key proves what came later."
+    if received:
+        first, newest = min(received.checkpoints.values()), max(received.checkpoints.values())
+        yield (
+            f"The received checkpoints are from {_in_words(first)} to {_in_words(newest)}: "
+            "only the key proves what came before and later."
+        )
     for log, span in report.unsealed:
         yield f"In no checkpoint: {NOUNS[log].lower()}s from {_between(span)}. They are not proved."
     for span in merged(report.late):
