@@ -44,6 +44,7 @@ class Regenerate(Connections):
         makes=True,
     )
     def regenerate(self, request: Request, pk: UUID) -> Response:
+        """Replace the secret of a connection."""
         connection = get_object_or_404(self.get_queryset(), pk=pk)
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.plumbing import build_array_type, build_object_type
+from drf_spectacular.plumbing import build_array_type, build_object_type, get_doc
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
@@ -20,7 +20,7 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
-from gatewayadmin.rest.glossary import MOMENT
+from gatewayadmin.rest.examples import MOMENT
 from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
 from ui.rest import NO_CREDENTIAL, Moment, Resource
@@ -35,8 +35,8 @@ def _link(way: str) -> dict[str, Any]:
 class ProblemSerializer(serializers.Serializer[Any]):
     """Why something was refused: in words, and as a code that stays the same."""
 
-    detail = serializers.CharField()
-    code = serializers.CharField()
+    detail = serializers.CharField(help_text="What went wrong, in words; the wording may change.")
+    code = serializers.CharField(help_text="What went wrong, for programs; it does not change.")
 
 
 class InvalidSerializer(ProblemSerializer):
@@ -44,28 +44,29 @@ class InvalidSerializer(ProblemSerializer):
 
     # DRF's serializers have an attribute of this name, so the field is put in by its own name.
     def get_fields(self) -> dict[str, Any]:
-        return {**super().get_fields(), "errors": serializers.DictField(required=False)}
+        errors = serializers.DictField(required=False, help_text="What is wrong, by field or parameter.")
+        return {**super().get_fields(), "errors": errors}
 
 
 class RefusalSerializer(ProblemSerializer):
     """Which capability is missing, where that is the reason."""
 
-    capability = serializers.CharField(required=False)
+    capability = serializers.CharField(required=False, help_text="Slug of the missing capability.")
 
 
 class ChangeSerializer(serializers.Serializer[Any]):
     """A field that was changed: its value now, and by whom and when, if known."""
 
-    field = serializers.CharField()
-    value = serializers.JSONField(allow_null=True)
-    by = serializers.CharField(allow_null=True)
-    at = Moment(allow_null=True)
+    field = serializers.CharField(help_text="Name of the field.")
+    value = serializers.JSONField(allow_null=True, help_text="Current value of the field.")
+    by = serializers.CharField(allow_null=True, help_text="E-mail address of the person who changed it.")
+    at = Moment(allow_null=True, help_text="When it was changed.")
 
 
 class ChangedSerializer(ProblemSerializer):
     """The changes made after the version in `If-Match`."""
 
-    changed = ChangeSerializer(many=True)
+    changed = ChangeSerializer(many=True, help_text="Changes since that version; empty if unknown.")
 
 
 REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
@@ -93,6 +94,12 @@ NAMES = {
     "identity_places_update": "identity_gateways_update",
     "regenerate_regenerate": "connection_regenerate",
     "server_archive_archive": "server_archive",
+}
+PATH = {
+    "alias": "Alias of the server at this gateway, or the id of its assignment.",
+    "assignment": "Id of the server's assignment to the gateway.",
+    "id": "Id of the object.",
+    "slug": "Slug of the object.",
 }
 # What a request may have beside its body.
 HEADERS: dict[str, dict[str, Any]] = {
@@ -160,12 +167,13 @@ class Described(AutoSchema):
         nested = [name for name in names if tokens[0] == "gateways" and name in tokens]
         return [" ".join(["gateways", *nested])] if nested else tokens[:1]
 
-    def get_extensions(self) -> dict[str, Any]:
-        return {"x-action": self.action}  # From which gatewayadmin.rest.examples makes the summary.
+    def get_summary(self) -> str:
+        """Return the first line of the method's docstring."""
+        return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """What it does, and what it takes."""
-        doc = getattr(getattr(self.view, self.action), "__doc__", None) or type(self.view).__doc__ or ""
+        """Return the rest of the method's docstring, or that of its class, and the capabilities it takes."""
+        doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
         join = " and " if isinstance(self._held, frozenset) else " or "
         takes = f"Takes {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
@@ -195,7 +203,8 @@ class Described(AutoSchema):
         names = sorted(self.operation.orderings)
         if not names:
             return [OpenApiParameter("ordering", exclude=True)]
-        return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
+        note = str(self.operation.query().fields["ordering"].help_text)
+        return [OpenApiParameter("ordering", description=note, enum=[*names, *(f"-{name}" for name in names)])]
 
     def _headers(self) -> list[OpenApiParameter]:
         """The headers of a request, beside those of its credential."""
@@ -319,14 +328,29 @@ class Described(AutoSchema):
         return [*key, person, *token]
 
     def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
+        field.help_text = field.help_text or self._help_text(field, direction)
         schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
         if direction == "response" and isinstance(schema, dict):
             schema = {
                 name: value for name, value in schema.items() if name != "minLength"
             }  # Only asked of what is sent.
             if {} in schema.get("oneOf", ()):
-                return {}  # Anything at all; null would be two of the choices.
+                del schema["oneOf"]  # Anything at all; null would be two of the choices.
         return schema
+
+    def _help_text(self, field: Any, direction: Any) -> str | None:
+        """The help text of the same field in the answer to this request; else the docstring of a nested serializer."""
+        declared: Any = self.operation.answer
+        answer = declared if isinstance(declared, type) else self.view.serializer_class
+        if direction == "request" and answer and (same := answer().fields.get(field.field_name)):
+            return same.help_text or self._help_text(same, "response")
+        if isinstance(field, serializers.BaseSerializer):
+            return get_doc(type(getattr(field, "child", field)))
+        return None
+
+    def _resolve_path_parameters(self, variables: Any) -> Any:
+        parameters = super()._resolve_path_parameters(variables)  # type: ignore[no-untyped-call]
+        return [parameter | {"description": PATH[parameter["name"]]} for parameter in parameters]
 
 
 class Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
@@ -358,6 +382,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """The description, in which bodies hold what it says and nothing else; to answers a later release may add."""
     for name, schema in result["components"]["schemas"].items():
+        schema.setdefault("description", "One of these objects.")  # Only a choice of objects has none.
         if "properties" in schema and name.endswith("Request"):
             schema.setdefault("additionalProperties", False)
     return result
@@ -382,4 +407,5 @@ class Schema(Resource):
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
+        """Get this description."""
         return self.tagged(description())
