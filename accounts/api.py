@@ -71,7 +71,7 @@ class UserSerializer(serializers.Serializer[User]):
 
 
 class InvitationSerializer(serializers.Serializer[Any]):
-    """The link with which an invited person chooses a password, told once, and whether it could be mailed to them."""
+    """The link with which an invited person chooses a password; it is shown once."""
 
     link = serializers.CharField(help_text="Address where the person chooses a password; works for 72 hours.")
     mailed = serializers.BooleanField(help_text="Whether a mail server accepted the invitation.")
@@ -79,7 +79,7 @@ class InvitationSerializer(serializers.Serializer[Any]):
 
 
 class InvitedSerializer(UserSerializer):
-    """A person who was invited just now."""
+    """A person who was just invited."""
 
     invitation = InvitationSerializer(help_text="The link that lets the person in.")
 
@@ -133,8 +133,8 @@ class NewUser(UserChanges):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key invites people to roles that hold no more than the key does. It changes nobody's role or address, and
-    lets nobody in again.
+    An API key can invite people to roles that hold no more than the key. It cannot change a role or an address, or
+    reactivate anybody.
     """
 
     problems = PROBLEMS
@@ -271,7 +271,7 @@ def _with_role(body: dict[str, Any]) -> dict[str, Any]:
 
 
 class CapabilitySerializer(serializers.Serializer[Capability]):
-    """One thing a role may allow."""
+    """A capability that a role may have."""
 
     constant = serializers.CharField(source="name", help_text="Name in the documentation.")
     slug = serializers.CharField(help_text="Name in this API and in API keys.")
@@ -280,7 +280,7 @@ class CapabilitySerializer(serializers.Serializer[Capability]):
 
 
 class CapabilityResource(Resource):
-    """The catalogue of capabilities, for everybody."""
+    """All capabilities."""
 
     serializer_class = CapabilitySerializer
 
@@ -291,7 +291,7 @@ class CapabilityResource(Resource):
 
 
 class MeSerializer(UserSerializer):
-    """Oneself, and what one may do."""
+    """You, and what you may do."""
 
     capabilities = serializers.SerializerMethodField(
         help_text="Slugs of your capabilities, or of those of your API key."
@@ -302,13 +302,13 @@ class MeSerializer(UserSerializer):
 
 
 class Asking(Body):
-    """A capability that one asks for, by its slug."""
+    """A capability to ask for."""
 
     capability = serializers.ChoiceField([capability.slug for capability in Capability], help_text="Its slug.")
 
 
 class Me(Resource):
-    """Who is asking."""
+    """Yourself."""
 
     serializer_class = MeSerializer
     versioned = True

@@ -19,13 +19,13 @@ from ui.rest import ApiError, Problem, Resource, checked
 
 
 class Confirmation(Body):
-    """One's password."""
+    """Your password."""
 
     password = serializers.CharField(trim_whitespace=False, max_length=4096, help_text="Your password.")
 
 
 class Confirm(Resource):
-    """Whoever types their password may do grave things for 15 minutes, in this session."""
+    """For 15 minutes, this session may do what takes a confirmed password."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         TryLater: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),

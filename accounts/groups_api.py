@@ -44,7 +44,7 @@ class RoleSerializer(serializers.Serializer[Role]):
 
 
 class RoleBody(Body):
-    """A role to make, or what changes of it."""
+    """A role to create or change."""
 
     name = serializers.CharField(max_length=80)
     capabilities = serializers.ListField(
@@ -67,7 +67,7 @@ def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
 
 
 class RoleResource(Resource):
-    """Named bundles of capabilities; nobody bundles what they do not hold, and no API key bundles any."""
+    """Named sets of capabilities. You can grant only what you hold; an API key cannot grant any."""
 
     problems = PROBLEMS
     serializer_class = RoleSerializer
@@ -116,7 +116,7 @@ MEMBERS = Prefetch("users", User.objects.only("email"))  # As far as a team tell
 
 
 class Member(serializers.Serializer[User]):
-    """Somebody in a team."""
+    """A member of a team."""
 
     id = Id()
     email = serializers.EmailField(help_text="E-mail address of the person.")
@@ -127,7 +127,7 @@ class Member(serializers.Serializer[User]):
 
 
 class TeamSerializer(serializers.Serializer[Team]):
-    """A team and who is in it."""
+    """A team and its members."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
@@ -135,7 +135,7 @@ class TeamSerializer(serializers.Serializer[Team]):
 
 
 class TeamBody(Body):
-    """A team to make, or what changes of it."""
+    """A team to create or change."""
 
     name = serializers.CharField(max_length=80)
     user_ids = serializers.ListField(child=serializers.UUIDField(), default=list, help_text="Ids of all members.")
@@ -148,7 +148,7 @@ class TeamBody(Body):
 
 
 class TeamResource(Resource):
-    """Named sets of people; a gateway may be open to some teams only."""
+    """Named sets of people. A gateway may be limited to some teams."""
 
     problems = PROBLEMS
     serializer_class = TeamSerializer
@@ -222,7 +222,7 @@ class WorkspaceChanges(Body):
 
 
 class WorkspaceSerializer(WorkspaceChanges):
-    """All settings; the last two come from the environment."""
+    """All settings; `public_url` and `private_upstreams` come from the environment."""
 
     shorter_retention_days = serializers.IntegerField(allow_null=True, help_text="Requested shorter retention.")
     shorter_retention_at = serializers.DateTimeField(
@@ -244,7 +244,7 @@ class WorkspaceSerializer(WorkspaceChanges):
 
 
 class MailOutcomeSerializer(serializers.Serializer[Outcome]):
-    """Whether a mail server took a test mail, who it was for, and what happened in words."""
+    """The result of a test mail."""
 
     sent = serializers.BooleanField(help_text="Whether a mail server accepted the mail.")
     to = serializers.EmailField(help_text="Recipient of the mail.")
@@ -252,7 +252,7 @@ class MailOutcomeSerializer(serializers.Serializer[Outcome]):
 
 
 class Workspace(Resource):
-    """The settings of the workspace."""
+    """Settings of the workspace."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NoMailServer: Problem(HTTPStatus.CONFLICT, "no_mail_server"),

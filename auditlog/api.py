@@ -114,7 +114,7 @@ def explained(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 class CallSerializer(serializers.ModelSerializer[Call]):
-    """One MCP message and what became of it, without its payload."""
+    """An MCP message and its outcome, without its payload."""
 
     id = Id(source="uid")
     created_at = Moment(help_text="When the call was made.")
@@ -126,7 +126,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
 
 
 class CallDetail(CallSerializer):
-    """One MCP message with the reason in words, and its payload where that was recorded, for `logs:payloads`."""
+    """An MCP message and its outcome in words, with its payload if it was recorded, for `logs:payloads`."""
 
     reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
 
@@ -278,11 +278,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
 
 
 class StopSerializer(serializers.Serializer[Any]):
-    """What would stop a call, who brought that about, and what ends it.
-
-    `check` and `sentence` are those of the trail. `since` is when it began and `by` who began it, for `audit:read`.
-    `act` is what ends it, null where the reader cannot: `who` says then who can. `about` is the thing the act is for.
-    """
+    """An obstacle: what stops a call, who caused it, and who can remove it."""
 
     reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
@@ -295,7 +291,7 @@ class StopSerializer(serializers.Serializer[Any]):
 
 
 class LineSerializer(serializers.Serializer[Any]):
-    """One check that was come to: passed, stopped, or open where only the server can tell."""
+    """A check that was made."""
 
     check = serializers.CharField(source="name", help_text="Name of the check.")
     result = serializers.ChoiceField(
@@ -306,11 +302,7 @@ class LineSerializer(serializers.Serializer[Any]):
 
 
 class TrailSerializer(serializers.Serializer[Trail]):
-    """What would be decided now. Nothing was sent to a server, and nothing was logged.
-
-    `works` is null where only the server knows whether there is such a tool. `obstacles` are all that stands in the
-    way, in the order of the checks; the first is what the call would be told. `near` are tools of nearly the name.
-    """
+    """The decision that would be made now. Nothing was sent to a server, and nothing was logged."""
 
     works = serializers.BooleanField(
         allow_null=True,
@@ -362,7 +354,7 @@ class Log(Resource):
 
 
 class CallResource(Log):
-    """The calls through the gateways."""
+    """Calls through the gateways."""
 
     def get_serializer_class(self) -> type[CallSerializer]:
         return CallDetail if self.action == "retrieve" else CallSerializer
@@ -423,7 +415,7 @@ class CallResource(Log):
 
 
 class OwnCallSerializer(CallSerializer):
-    """One call of one's own with the reason in words, without its payload."""
+    """One of your own calls and its outcome in words, without its payload."""
 
     reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
 
@@ -438,7 +430,7 @@ class OwnCallQuery(TimeRangeQuery, CursorQuery):
 
 
 class OwnCalls(Log):
-    """What was called as oneself."""
+    """Calls made on your behalf."""
 
     serializer_class = OwnCallSerializer
 
@@ -452,7 +444,7 @@ class OwnCalls(Log):
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):
-    """One administrator's act; `sentence` tells it in plain English, for people."""
+    """An admin event."""
 
     id = Id(source="uid")
     created_at = Moment(help_text="When it happened.")
@@ -468,7 +460,7 @@ class EventSerializer(serializers.ModelSerializer[Event]):
 
 
 class EventResource(Log):
-    """What administrators, people and the system changed."""
+    """Changes made by administrators, people and the system."""
 
     serializer_class = EventSerializer
 

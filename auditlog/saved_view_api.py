@@ -36,7 +36,7 @@ class SavedViewSerializer(serializers.Serializer[SavedView]):
 
 
 class SavedViewBody(Body):
-    """A view to save, or what changes of it."""
+    """A view to save or change."""
 
     name = serializers.CharField(max_length=LONGEST_NAME)
     query = serializers.CharField(max_length=LONGEST_QUERY, allow_blank=True)
@@ -57,7 +57,7 @@ class SavedViewQuery(ListQuery):
 
 
 class SavedViewResource(Resource):
-    """Views of the log: one's own, and those that others share."""
+    """Saved views of the log: your own and the shared ones."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),

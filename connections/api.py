@@ -39,7 +39,7 @@ ORDERINGS = ("connected_at", "last_token_at", "last_used_at", "revoked_at")
 
 
 class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
-    """A connection as its row on a page."""
+    """A connection."""
 
     id = Id(source="connection.pk")
     client_name = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
@@ -112,7 +112,7 @@ class Connections(Resource):
 
 
 class ConnectionResource(Connections):
-    """Who is connected to what, as whom."""
+    """Connections of people's apps and agents to gateways."""
 
     @operation(needs=Own(SEES_CONNECTIONS), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
@@ -163,7 +163,7 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """The connections of one gateway within reach; others' rows need one of SEES_CONNECTIONS."""
+    """The connections of one gateway; those of others need a capability that shows connections."""
 
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
@@ -173,13 +173,13 @@ class GatewayConnections(Connections):
 
 
 class CutOffSerializer(serializers.Serializer[Any]):
-    """How many connections ended."""
+    """The number of revoked connections."""
 
     connections_revoked = serializers.IntegerField(help_text="Number of revoked connections.")
 
 
 class Endings(Resource):
-    """Puts hosts and gateways away for good, and cuts people off; their connections end with that."""
+    """Archive hosts and gateways for good, or cut people off. All their connections are revoked."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 

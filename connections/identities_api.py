@@ -27,14 +27,14 @@ OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
 
 
 class CarriedIdentity(serializers.Serializer[Any]):
-    """The identity a connection carries."""
+    """The identity that a connection uses."""
 
     id = Id()
     label = serializers.CharField(help_text="Label of the identity.")  # type: ignore[assignment]  # DRF takes it out of the class
 
 
 class CarriedSerializer(serializers.Serializer[CarriedRow]):
-    """One server that asks a connection for its person's identity, and what the connection carries there."""
+    """A server that needs a person's identity, and the identity a connection uses for it."""
 
     assignment_id = serializers.UUIDField(source="assignment.pk", help_text="Id of the server's assignment.")
     alias = serializers.CharField(
@@ -50,21 +50,21 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
 
 
 class CarriedAnswer(serializers.Serializer[Any]):
-    """What a connection carries, one entry for each server that asks for an identity."""
+    """The identities of a connection."""
 
     identities = CarriedSerializer(many=True, help_text="One entry for each server that needs an identity.")
 
 
 class IdentityToCarry(Body):
-    """One of the connection's own person's identities."""
+    """An identity of the connection's owner."""
 
     identity_id = serializers.UUIDField(help_text="One of your own identities for this server.")
 
 
 class ConnectionIdentities(Resource):
-    """What a connection carries to the servers that ask for its person's own identity.
+    """Identities that a connection uses for servers that need its person's own.
 
-    Changing it needs no capability, and makes no other token.
+    Changing them needs no capability and creates no new token.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

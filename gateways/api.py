@@ -39,7 +39,7 @@ class GatewayReference(Reference):
 
 
 class GatewaySerializer(serializers.Serializer[Gateway]):
-    """A gateway, with its live connections as far as the reader may see them."""
+    """A gateway."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
@@ -100,7 +100,7 @@ class GatewayChanges(Body):
 
 
 class NewGateway(GatewayChanges):
-    """A gateway to make; without a slug one is made from its name."""
+    """A gateway to create; the default slug is made from its name."""
 
     slug = serializers.CharField(max_length=40, allow_blank=True, default="")
     description = serializers.CharField(max_length=1000, allow_blank=True, default="")
@@ -114,7 +114,7 @@ class NewGateway(GatewayChanges):
 
 
 class GatewayResource(Resource):
-    """Governed MCP endpoints."""
+    """Gateways: MCP endpoints with access control."""
 
     serializer_class = GatewaySerializer
     versioned = True
@@ -199,7 +199,7 @@ def _named(name: str) -> Any:
 
 
 class ServerArchive(Resource):
-    """Puts a server away for good; it leaves every gateway."""
+    """Archive a server for good. It is removed from all gateways."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ServerStillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),

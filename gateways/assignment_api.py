@@ -34,14 +34,14 @@ CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare"
 
 
 class SharedIdentity(serializers.Serializer[Any]):
-    """The service account everybody uses."""
+    """The shared identity that everyone uses."""
 
     id = Id()
     name = serializers.CharField(source="label", help_text="Label of the identity.")
 
 
 class AssignmentSerializer(serializers.Serializer[Assignment]):
-    """A server behind a gateway."""
+    """A server assigned to a gateway."""
 
     id = Id()
     alias = serializers.CharField(help_text="Prefix of the server's tool names, before `__`; empty if none.")
@@ -72,7 +72,7 @@ class AssignmentChanges(Body):
 
 
 class NewAssignment(AssignmentChanges):
-    """A server to put behind a gateway; without an alias it gets its slug."""
+    """A server to assign to a gateway; the default alias is its slug."""
 
     server_id = serializers.UUIDField(help_text="Server to assign.")
 
@@ -84,7 +84,7 @@ class NewAssignment(AssignmentChanges):
 
 
 class AssignmentResource(Resource):
-    """The servers of one gateway, each by its alias or, having none, by its id."""
+    """The servers of one gateway, by alias or, without one, by id."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id")

@@ -23,7 +23,7 @@ from ui.subjects import Subject
 
 
 class PlaceSerializer(serializers.Serializer[Feature]):
-    """A tool on one gateway; `id` is that of the feature there."""
+    """A tool on one gateway; `id` is the id of the feature there."""
 
     id = Id()
     gateway = GatewayReference(source="assignment.gateway")
@@ -38,7 +38,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
 
 
 class CatalogueToolSerializer(serializers.Serializer[Entry]):
-    """A tool of a server, on whatever gateways it is."""
+    """A tool of a server, with the gateways that have it."""
 
     id = Id(source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it.")
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
@@ -64,7 +64,7 @@ class CatalogueToolSerializer(serializers.Serializer[Entry]):
 
 
 class CatalogueToolDetailSerializer(CatalogueToolSerializer):
-    """A tool of a server, with what clients are shown of it on the first gateway that learnt of it."""
+    """A tool of a server, as clients see it on the first gateway that had it."""
 
     description = serializers.CharField(
         source="feature.description", allow_blank=True, help_text="Description given by its server."

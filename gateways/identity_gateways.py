@@ -61,13 +61,13 @@ def choose(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 class IdentityGatewaysSerializer(serializers.Serializer[Any]):
-    """The gateways a shared identity may be used at."""
+    """The gateways that may use a shared identity."""
 
     gateways = Reference(many=True, source="live", help_text="Gateways that may use it.")
 
 
 class IdentityGatewaysBody(Body):
-    """Exactly these gateways."""
+    """The gateways that may use a shared identity."""
 
     gateway_ids = serializers.ListField(
         child=serializers.UUIDField(), help_text="All gateways that may use it; others are removed."
@@ -81,7 +81,7 @@ class IdentityGatewaysBody(Body):
 
 
 class IdentityPlaces(Resource):
-    """The gateways a shared identity may be used at. Withdrawn from one, it is not used there on the next request."""
+    """The gateways that may use a shared identity. A removal takes effect on the next request."""
 
     serializer_class = IdentityGatewaysSerializer
     versioned = True

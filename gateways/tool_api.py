@@ -27,7 +27,7 @@ from ui.subjects import Subject
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
-    """A tool as its server last defined it."""
+    """A tool, by its last definition."""
 
     id = Id()
     name = serializers.CharField(help_text="Name at its server.")
@@ -51,7 +51,7 @@ class ToolSerializer(serializers.Serializer[Feature]):
 
 
 class FeatureSerializer(ToolSerializer):
-    """A tool, prompt, resource or template: what clients are shown of it, and what its server says now."""
+    """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
 
     kind = serializers.ChoiceField(Kind.choices, help_text="Kind of the feature.")
     state = serializers.ChoiceField(State.choices, help_text="Whether clients see it.")
@@ -65,7 +65,7 @@ class FeatureSerializer(ToolSerializer):
 
 
 class RefreshedSerializer(serializers.Serializer[Any]):
-    """How a refresh went with one server."""
+    """The result of a refresh for one server."""
 
     alias = serializers.CharField(allow_blank=True, help_text="Prefix of the server's tool names.")
     server = ServerReference()
@@ -75,7 +75,7 @@ class RefreshedSerializer(serializers.Serializer[Any]):
 
 
 class RefreshSerializer(serializers.Serializer[Any]):
-    """How many tools the gateway has now, and how its servers answered."""
+    """The result of a refresh of a gateway's tools."""
 
     tools_count = serializers.IntegerField(help_text="Number of tools of the gateway.")
     servers = RefreshedSerializer(many=True, help_text="Result of each server.")
@@ -159,7 +159,7 @@ class ToolResource(Resource):
 
 
 class FeatureResource(Resource):
-    """What the servers of one gateway offer, of every kind."""
+    """Tools, prompts, resources and templates of the servers of one gateway."""
 
     serializer_class = FeatureSerializer
     versioned = True

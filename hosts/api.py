@@ -30,7 +30,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 
 
 class HostSerializer(serializers.Serializer[Host]):
-    """An app or agent, with its live connections as far as the reader may see them."""
+    """An app or agent."""
 
     id = Id()
     kind = serializers.CharField(help_text="`headed` (app that signs in by OAuth) or `token` (agent with tokens).")
@@ -66,7 +66,7 @@ class HostQuery(ListQuery):
 
 
 class NewHost(Body):
-    """The token-based host of an agent; apps appear by themselves."""
+    """An agent to create; apps appear by themselves."""
 
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=500, allow_blank=True, default="")

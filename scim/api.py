@@ -67,7 +67,7 @@ class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
 
 
 class NewProvisioningKey(RoleBody):
-    """A key for a directory: what the people it makes get, and whom it may act on."""
+    """A key for a directory: the role of the people it creates, and which people it may change."""
 
     role_id = serializers.UUIDField(help_text="Role of the people it creates.")
 
@@ -83,9 +83,9 @@ class ProvisioningKeyQuery(ListQuery):
 
 
 class ProvisioningKeyResource(Resource):
-    """Keys of directories. A secret is told once, when it is made.
+    """Keys of directories. A secret is shown once.
 
-    An API key lists and ends them. It makes no secret: that would go on when the API key has ended.
+    An API key can list and end them. It cannot create a secret, which would outlive the API key.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

@@ -81,7 +81,7 @@ class ServerSerializer(serializers.Serializer[Server]):
 
 
 class ProbeSerializer(serializers.Serializer[Any]):
-    """How a server answered; the last three only if it did."""
+    """The result of contacting a server; the last three only if it answered."""
 
     ok = serializers.BooleanField(help_text="Whether it answered.")
     detail = serializers.CharField(help_text="Result in words.")
@@ -127,7 +127,7 @@ class ServerChanges(Body):
 
 
 class NewServer(ServerChanges):
-    """A server to register; without a slug one is made from its name."""
+    """A server to register; the default slug is made from its name."""
 
     slug = serializers.CharField(max_length=16, allow_blank=True, default="")
     auth_type = serializers.ChoiceField(AuthType.choices, default=AuthType.NONE)
@@ -151,7 +151,7 @@ class NewServer(ServerChanges):
 
 
 class ServerResource(Resource):
-    """Upstream MCP servers. One is exposed to nobody until it is assigned to a gateway."""
+    """Upstream MCP servers. Nobody can use one before it is assigned to a gateway."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url"),

@@ -80,7 +80,7 @@ class IdentityQuery(ListQuery):
 
 
 class NewIdentity(Body):
-    """A credential for one server: one's own, or shared by all."""
+    """A credential for a server, your own or shared."""
 
     server_id = serializers.UUIDField(help_text="Server that the credential is for.")
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
@@ -113,7 +113,7 @@ class Label(Body):
 
 
 class Secret(Body):
-    """Another secret for an identity."""
+    """A new secret for an identity."""
 
     secret = serializers.CharField(
         max_length=4000, write_only=True, help_text="The credential. It is stored encrypted and never shown again."
@@ -122,7 +122,7 @@ class Secret(Body):
 
 
 class IdentityResource(Resource):
-    """One's own identities; shared and other people's by capability."""
+    """Your own identities; shared ones and those of other people by capability."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),

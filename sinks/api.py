@@ -24,7 +24,7 @@ SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.A
 
 
 class SinkSerializer(serializers.Serializer[Sink]):
-    """A place the logs are sent to, and how far it is."""
+    """A place that the logs are sent to."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
@@ -69,7 +69,7 @@ class SinkChanges(Body):
 
 
 class NewSink(SinkChanges):
-    """A place to send the logs to."""
+    """A sink to create."""
 
     kind = serializers.ChoiceField(Kind.choices)
     address = serializers.CharField(max_length=500, allow_blank=True, default="")
@@ -94,14 +94,14 @@ class SinkQuery(ListQuery):
 
 
 class DeliverySerializer(serializers.Serializer[Outcome]):
-    """Whether a test line was acknowledged, and what happened in words."""
+    """The result of a test line."""
 
     delivered = serializers.BooleanField(help_text="Whether the line was acknowledged.")
     detail = serializers.CharField(help_text="Result in words.")
 
 
 class SinkResource(Resource):
-    """Where the logs are sent: webhooks, buckets, collectors, topics, syslog. Nobody sends what they may not see."""
+    """Receivers of the logs: webhooks, buckets, collectors, topics, syslog. You can send only what you may see."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),

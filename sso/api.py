@@ -48,7 +48,7 @@ def _role(pk: UUID | None) -> Role | None:
 
 
 class GroupRuleSerializer(serializers.Serializer[GroupRule]):
-    """What a group at the organisation gives: a role, a team, or both."""
+    """A rule for a group at the organisation: it gives a role, a team, or both."""
 
     group = serializers.CharField(help_text="Group at the organisation, as the provider names it.")
     role = Reference(allow_null=True, help_text="Role it gives; null if none.")
@@ -56,7 +56,7 @@ class GroupRuleSerializer(serializers.Serializer[GroupRule]):
 
 
 class GroupRuleBody(Body):
-    """What a group at the organisation is to give."""
+    """A rule for a group at the organisation."""
 
     group = serializers.CharField(max_length=200, help_text="Group at the organisation, as the provider names it.")
     role_id = serializers.UUIDField(allow_null=True, default=None, help_text="Role it gives; null if none.")
@@ -73,7 +73,7 @@ class GroupRuleBody(Body):
 
 
 class CertificateSerializer(serializers.Serializer[Certificate]):
-    """A certificate that the provider signs with."""
+    """A signing certificate of the provider."""
 
     fingerprint = serializers.CharField(help_text="SHA-256 fingerprint, as browsers and openssl print it.")
     subject = serializers.CharField(help_text="Subject of the certificate.")
@@ -81,7 +81,7 @@ class CertificateSerializer(serializers.Serializer[Certificate]):
 
 
 class OrganisationSerializer(serializers.Serializer[Provider]):
-    """Where people of the organisation sign in, and on which terms."""
+    """The identity provider of the organisation and the rules of its sign-in."""
 
     mode = serializers.ChoiceField(Mode.choices, help_text="Whether sign-in there is off, offered or enforced.")
     name = serializers.CharField(help_text="Name on the sign-in button.")
@@ -171,14 +171,14 @@ class OrganisationChanges(Body):
 
 
 class ProviderTestSerializer(serializers.Serializer[Outcome]):
-    """Whether the provider could be signed in at, and what was found, in words."""
+    """The result of a test of the provider."""
 
     works = serializers.BooleanField(help_text="Whether people could sign in there.")
     detail = serializers.CharField(help_text="Result in words.")
 
 
 class OrganisationResource(Resource):
-    """Sign-in by the organisation: its identity provider, and what its groups mean here."""
+    """Sign-in by the organisation: its identity provider, and rules for its groups."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadIssuer: Problem(HTTPStatus.BAD_REQUEST, "invalid", "issuer"),

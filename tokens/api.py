@@ -85,7 +85,7 @@ class RotationLimit(RateLimit):
 
 
 class TokenResource(Resource):
-    """API access tokens. A secret is told to the token's owner alone: by creation, rotation or collecting, once."""
+    """API access tokens. A secret is shown once, and only to the token's owner."""
 
     problems = PROBLEMS
     serializer_class = TokenSerializer

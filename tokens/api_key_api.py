@@ -59,7 +59,7 @@ class ApiKeyQuery(ListQuery):
 
 
 class ApiKeyResource(Resource):
-    """People's keys for this API. None of them can make, change or end one: that takes a person's session."""
+    """API keys of people. Creating, changing or revoking one takes a person's session."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),

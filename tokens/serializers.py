@@ -24,7 +24,7 @@ SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "sco
 
 
 class Scope(serializers.Serializer[Any]):
-    """A server a token reaches."""
+    """A server that a token reaches."""
 
     server_id = serializers.UUIDField(help_text="Id of the server.")
     server_name = serializers.CharField(help_text="Name of the server.")
@@ -32,7 +32,7 @@ class Scope(serializers.Serializer[Any]):
 
 
 class PreviousSecret(serializers.Serializer[Token]):
-    """The secret before, which works on until `ends_at`."""
+    """The previous secret, which works until `ends_at`."""
 
     prefix = serializers.CharField(source="previous_prefix", help_text="First characters of the previous secret.")
     ends_at = Moment(source="previous_works_until", help_text="When the previous secret stops working.")
@@ -40,7 +40,7 @@ class PreviousSecret(serializers.Serializer[Token]):
 
 
 class TokenSerializer(serializers.Serializer[Token]):
-    """A token without its secret; one that is `waiting` has none until its owner collects it."""
+    """A token without its secret; while it is `waiting` it has none."""
 
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
@@ -85,7 +85,7 @@ class IssuedTokenSerializer(TokenSerializer):
 
 
 class RotatedTokenSerializer(serializers.Serializer[Any]):
-    """A token's new secret, and what it is for."""
+    """The new secret of a token."""
 
     token = serializers.CharField(help_text="The secret; it is shown only here.")
     id = Id()
@@ -135,13 +135,13 @@ class TokenChanges(Body):
 
 
 class Rotation(Body):
-    """How a token's secret is replaced; all of it may be left out."""
+    """How to replace a secret; everything is optional."""
 
     overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
 
 
 class NewToken(Body):
-    """A token for oneself: on which agent's connection to which gateway, and how far it reaches."""
+    """A token for yourself."""
 
     host_id = serializers.UUIDField(help_text="Agent that uses the token.")
     gateway_id = serializers.UUIDField(help_text="Gateway that the token is for.")

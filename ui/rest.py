@@ -79,7 +79,7 @@ class Cause(serializers.CharField):
 
 
 class Reference(serializers.Serializer[Any]):
-    """Another object, by id and name."""
+    """An object, by id and name."""
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")

@@ -35,7 +35,7 @@ class Begun(NamedTuple):
 
 
 class SignInSerializer(serializers.Serializer[Begun]):
-    """A sign-in that has begun: the person goes on at `authorization_url`, and is led back to the pages."""
+    """A started sign-in: the person continues at `authorization_url` and returns to the pages."""
 
     server = ServerReference()
     issuer = serializers.CharField(help_text="Issuer where the person signs in.")
@@ -47,7 +47,7 @@ class SignInSerializer(serializers.Serializer[Begun]):
 
 
 class NewSignIn(Body):
-    """Where to sign in: for a new identity, or in the place of one."""
+    """A sign-in to start, for a new identity or to replace one."""
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
     connection_id = serializers.UUIDField(required=False, allow_null=True, help_text="First connection to use it.")
