@@ -35,7 +35,7 @@ from capabilities import Capability
 from connections.subjects import by_role, by_team
 from ui.idempotency import Afterwards
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource, secret_answer
+from ui.rest import Id, Moment, Problem, Reference, Resource, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
@@ -54,40 +54,42 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 class UserSerializer(serializers.Serializer[User]):
     """A person."""
 
-    id = serializers.UUIDField()
-    email = serializers.EmailField()
-    display_name = serializers.CharField()
-    role = Reference(allow_null=True)
-    teams = Reference(many=True)
-    is_active = serializers.BooleanField()
-    status = serializers.CharField()
-    is_staff = serializers.BooleanField()
-    by_organisation = serializers.BooleanField()
-    break_glass = serializers.BooleanField()
-    date_joined = Moment()
-    last_login = Moment(allow_null=True)
+    id = Id()
+    email = serializers.EmailField(help_text="E-mail address used to sign in.")
+    display_name = serializers.CharField(help_text="Name on the pages.")
+    role = Reference(allow_null=True, help_text="Role of the person; null if none.")
+    teams = Reference(many=True, help_text="Teams of the person.")
+    is_active = serializers.BooleanField(help_text="Whether the person can sign in and their tokens work.")
+    status = serializers.CharField(
+        help_text="`active` or `deactivated`; without a password `invited`, `expired`, `revoked` or `provisioned`."
+    )
+    is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
+    by_organisation = serializers.BooleanField(help_text="Whether the person signs in through the organisation.")
+    break_glass = serializers.BooleanField(help_text="Whether this owner's password works despite enforced sign-in.")
+    date_joined = Moment(help_text="When the person was invited.")
+    last_login = Moment(allow_null=True, help_text="When the person last signed in; null if never.")
 
 
 class InvitationSerializer(serializers.Serializer[Any]):
-    """The link with which an invited person chooses a password, told once, and whether it could be mailed to them."""
+    """The link with which an invited person chooses a password; it is shown once."""
 
-    link = serializers.CharField()
-    mailed = serializers.BooleanField()
-    expires_at = Moment()
+    link = serializers.CharField(help_text="Address where the person chooses a password; works for 72 hours.")
+    mailed = serializers.BooleanField(help_text="Whether a mail server accepted the invitation.")
+    expires_at = Moment(help_text="When the link expires.")
 
 
 class InvitedSerializer(UserSerializer):
-    """A person who was invited just now."""
+    """A person who was just invited."""
 
-    invitation = InvitationSerializer()
+    invitation = InvitationSerializer(help_text="The link that lets the person in.")
 
 
 class UserQuery(ListQuery):
     """How a list of people is narrowed."""
 
-    q = serializers.CharField(required=False)
-    active = serializers.BooleanField(required=False)
-    status = serializers.ChoiceField(STATUSES, required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the name or e-mail address.")
+    active = serializers.BooleanField(required=False, help_text="Only active people, or only inactive ones.")
+    status = serializers.ChoiceField(STATUSES, required=False, help_text="Only people with this status.")
     role = by_role()
     team = by_team()
 
@@ -105,7 +107,7 @@ class UserChanges(Body):
 
     email = serializers.EmailField(max_length=254)
     display_name = serializers.CharField(max_length=120, allow_blank=True)
-    role_id = serializers.UUIDField()
+    role_id = serializers.UUIDField(help_text="New role; it may hold no capability that you lack.")
     is_staff = serializers.BooleanField()
     break_glass = serializers.BooleanField()
 
@@ -119,7 +121,7 @@ class NewUser(UserChanges):
     is_staff = None  # type: ignore[assignment]  # Given to who is there already.
     break_glass = None  # type: ignore[assignment]  # As that is.
     display_name = serializers.CharField(max_length=120, allow_blank=True, default="")
-    team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+    team_ids = serializers.ListField(child=serializers.UUIDField(), default=list, help_text="Teams of the person.")
 
     def validate_team_ids(self, pks: list[UUID]) -> list[Team]:
         teams = list(Team.objects.filter(pk__in=pks))
@@ -131,8 +133,8 @@ class NewUser(UserChanges):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key invites people to roles that hold no more than the key does. It changes nobody's role or address, and
-    lets nobody in again.
+    An API key can invite people to roles that hold no more than the key. It cannot change a role or an address, or
+    reactivate anybody.
     """
 
     problems = PROBLEMS
@@ -146,6 +148,7 @@ class UserResource(Resource):
         orderings=("email", "display_name", "date_joined", "last_login"),
     )
     def list(self, request: Request) -> Response:
+        """List people."""
         people = User.objects.order_by("email")
         if "active" in self.query_data:
             people = people.filter(is_active=self.query_data["active"])
@@ -161,10 +164,12 @@ class UserResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a person."""
         return self.answer(self._find(pk))
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=NewUser, answer=InvitedSerializer, reauth=True, makes=True)
     def create(self, request: Request) -> Response:
+        """Invite a person."""
         body = self.body()
         person = User.objects.invite(teams=body.pop("team_ids"), **_with_role(body), by=self.me)
         return self._invitation(person, HTTPStatus.CREATED)
@@ -174,7 +179,10 @@ class UserResource(Resource):
         needs=Capability.PEOPLE_MANAGE, answer=InvitedSerializer, reauth=True, api_keys=False, if_match=True, makes=True
     )
     def invite(self, request: Request, pk: UUID) -> Response:
-        """Make a new link; the one before stops working."""
+        """Invite a person again, by a new link.
+
+        The previous link stops working.
+        """
         person = self._find(pk)
         with self.unchanged(person):
             person.renew_invitation(by=self.me)
@@ -183,7 +191,10 @@ class UserResource(Resource):
     @action(detail=True, methods=["post"], url_path="revoke-invitation")
     @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False, if_match=True)
     def revoke_invitation(self, request: Request, pk: UUID) -> Response:
-        """Take the invitation back; its link stops working."""
+        """Revoke an invitation.
+
+        Its link stops working.
+        """
         person = self._find(pk)
         with self.unchanged(person):
             person.revoke_invitation(by=self.me)
@@ -204,6 +215,7 @@ class UserResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=UserChanges, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change a person."""
         person = self._find(pk)
         changes = _with_role(self.body())
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
@@ -224,6 +236,7 @@ class UserResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.PEOPLE_MANAGE, if_match=True)
     def deactivate(self, request: Request, pk: UUID) -> Response:
+        """Deactivate a person."""
         person = self._find(pk)
         with self.unchanged(person):
             person.deactivate(by=self.me)
@@ -232,6 +245,7 @@ class UserResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.PEOPLE_MANAGE, api_keys=False, if_match=True)
     def reactivate(self, request: Request, pk: UUID) -> Response:
+        """Reactivate a person."""
         person = self._find(pk)
         with self.unchanged(person):
             person.reactivate(by=self.me)
@@ -240,6 +254,7 @@ class UserResource(Resource):
     @action(detail=True, methods=["post"], url_path="sign-out")
     @operation(needs=Capability.PEOPLE_MANAGE, if_match=True)
     def sign_out(self, request: Request, pk: UUID) -> Response:
+        """Sign a person out everywhere."""
         person = self._find(pk)
         with self.unchanged(person):
             person.end_sessions(by=self.me)
@@ -256,52 +271,59 @@ def _with_role(body: dict[str, Any]) -> dict[str, Any]:
 
 
 class CapabilitySerializer(serializers.Serializer[Capability]):
-    """One thing a role may allow."""
+    """A capability that a role may have."""
 
-    constant = serializers.CharField(source="name")
-    slug = serializers.CharField()
-    label = serializers.CharField(read_only=True)  # type: ignore[assignment]  # DRF takes it out of the class
-    allows = serializers.CharField()
+    constant = serializers.CharField(source="name", help_text="Name in the documentation.")
+    slug = serializers.CharField(help_text="Name in this API and in API keys.")
+    label = serializers.CharField(read_only=True, help_text="Name on the pages.")  # type: ignore[assignment]  # DRF takes it out of the class
+    allows = serializers.CharField(help_text="What it allows, in one sentence.")
 
 
 class CapabilityResource(Resource):
-    """The catalogue of capabilities, for everybody."""
+    """All capabilities."""
 
     serializer_class = CapabilitySerializer
 
     @operation(needs=None, query=ListQuery)
     def list(self, request: Request) -> Response:
+        """List the capabilities."""
         return self.get_paginated_response(self.serialize(self.paginate_queryset(list(Capability)), many=True))
 
 
 class MeSerializer(UserSerializer):
-    """Oneself, and what one may do."""
+    """You, and what you may do."""
 
-    capabilities = serializers.SerializerMethodField()
+    capabilities = serializers.SerializerMethodField(
+        help_text="Slugs of your capabilities, or of those of your API key."
+    )
 
     def get_capabilities(self, person: User) -> list[str]:
         return [capability.slug for capability in Capability if person.has_perm(capability)]
 
 
 class Asking(Body):
-    """A capability that one asks for, by its slug."""
+    """A capability to ask for."""
 
-    capability = serializers.ChoiceField([capability.slug for capability in Capability])
+    capability = serializers.ChoiceField([capability.slug for capability in Capability], help_text="Its slug.")
 
 
 class Me(Resource):
-    """Who is asking."""
+    """Yourself."""
 
     serializer_class = MeSerializer
     versioned = True
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
+        """Get who is asking."""
         return self.answer(self.me)
 
     @operation(needs=None, body=Asking, answer=HTTPStatus.NO_CONTENT, api_keys=False)
     def ask_for(self, request: Request) -> Response:
-        """Ask those who manage people, once a day at most; nothing happens if one holds it already."""
+        """Ask for a capability that you lack.
+
+        The people who can grant it get a mail, at most once a day. Nothing happens if you hold it already.
+        """
         [capability] = Capability.named([self.body()["capability"]])
         self.me.ask_for(capability)
         return Response(status=HTTPStatus.NO_CONTENT)

@@ -19,13 +19,13 @@ from ui.rest import ApiError, Problem, Resource, checked
 
 
 class Confirmation(Body):
-    """One's password."""
+    """Your password."""
 
-    password = serializers.CharField(trim_whitespace=False, max_length=4096)
+    password = serializers.CharField(trim_whitespace=False, max_length=4096, help_text="Your password.")
 
 
 class Confirm(Resource):
-    """Whoever types their password may do grave things for 15 minutes, in this session."""
+    """For 15 minutes, this session may do what takes a confirmed password."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         TryLater: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
@@ -33,6 +33,7 @@ class Confirm(Resource):
 
     @operation(needs=None, body=Confirmation, answer=HTTPStatus.NO_CONTENT, conflicts=True)
     def confirm(self, request: Request) -> Response:
+        """Confirm your password."""
         try_as(self.me, "password again")  # Here and on the page together.
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():

@@ -22,7 +22,7 @@ from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
 from ui.limits import Limit
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Problem, Resource
+from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
 
@@ -30,11 +30,11 @@ SLUGS = {capability.slug: capability for capability in Capability}
 class RoleSerializer(serializers.Serializer[Role]):
     """A role, with its capabilities by slug."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    locked = serializers.BooleanField()
-    capabilities = serializers.SerializerMethodField()
-    users_count = serializers.IntegerField()
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    locked = serializers.BooleanField(help_text="Whether the role is built in and cannot be changed.")
+    capabilities = serializers.SerializerMethodField(help_text="Slugs of its capabilities.")
+    users_count = serializers.IntegerField(help_text="Number of people with this role.")
 
     def get_capabilities(self, role: Role) -> list[str]:
         granted = {
@@ -44,10 +44,13 @@ class RoleSerializer(serializers.Serializer[Role]):
 
 
 class RoleBody(Body):
-    """A role to make, or what changes of it."""
+    """A role to create or change."""
 
     name = serializers.CharField(max_length=80)
-    capabilities = serializers.ListField(child=serializers.ChoiceField([(slug, slug) for slug in SLUGS]))
+    capabilities = serializers.ListField(
+        child=serializers.ChoiceField([(slug, slug) for slug in SLUGS]),
+        help_text="Slugs of the capabilities; you must hold each of them.",
+    )
 
     def validate_capabilities(self, slugs: list[str]) -> set[Capability]:
         return {SLUGS[slug] for slug in slugs}
@@ -56,7 +59,7 @@ class RoleBody(Body):
 class NameQuery(ListQuery):
     """How a list is narrowed by name."""
 
-    q = serializers.CharField(required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
 
 def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
@@ -64,7 +67,7 @@ def _counted(roles: QuerySet[Role]) -> QuerySet[Role]:
 
 
 class RoleResource(Resource):
-    """Named bundles of capabilities; nobody bundles what they do not hold, and no API key bundles any."""
+    """Named sets of capabilities. You can grant only what you hold; an API key cannot grant any."""
 
     problems = PROBLEMS
     serializer_class = RoleSerializer
@@ -73,20 +76,24 @@ class RoleResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
+        """List roles."""
         roles = Role.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(roles, _counted)
 
     @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a role."""
         return self._now(pk)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, makes=True)
     def create(self, request: Request) -> Response:
+        """Create a role."""
         role = Role.objects.add(**self.body(), by=self.me)
         return self._now(role.pk, HTTPStatus.CREATED)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=RoleBody, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change a role."""
         role = get_object_or_404(Role, pk=pk)
         fields = {"name": role.name, "capabilities": role.capabilities} | self.body()
         role.edit(**fields, by=self.me, seen=self.seen)
@@ -94,6 +101,7 @@ class RoleResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
+        """Delete a role."""
         role = get_object_or_404(Role, pk=pk)
         with self.unchanged(role):
             role.remove(by=self.me)
@@ -108,10 +116,10 @@ MEMBERS = Prefetch("users", User.objects.only("email"))  # As far as a team tell
 
 
 class Member(serializers.Serializer[User]):
-    """Somebody in a team."""
+    """A member of a team."""
 
-    id = serializers.UUIDField()
-    email = serializers.EmailField()
+    id = Id()
+    email = serializers.EmailField(help_text="E-mail address of the person.")
 
     def to_representation(self, instance: User) -> dict[str, str]:
         # There are thousands in one answer: asking the fields takes most of its time.
@@ -119,18 +127,18 @@ class Member(serializers.Serializer[User]):
 
 
 class TeamSerializer(serializers.Serializer[Team]):
-    """A team and who is in it."""
+    """A team and its members."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    users = Member(many=True)
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    users = Member(many=True, help_text="Members of the team.")
 
 
 class TeamBody(Body):
-    """A team to make, or what changes of it."""
+    """A team to create or change."""
 
     name = serializers.CharField(max_length=80)
-    user_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+    user_ids = serializers.ListField(child=serializers.UUIDField(), default=list, help_text="Ids of all members.")
 
     def validate_user_ids(self, pks: list[UUID]) -> list[User]:
         people = list(User.objects.filter(pk__in=pks))
@@ -140,7 +148,7 @@ class TeamBody(Body):
 
 
 class TeamResource(Resource):
-    """Named sets of people; a gateway may be open to some teams only."""
+    """Named sets of people. A gateway may be limited to some teams."""
 
     problems = PROBLEMS
     serializer_class = TeamSerializer
@@ -149,21 +157,25 @@ class TeamResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, query=NameQuery, orderings=("name",))
     def list(self, request: Request) -> Response:
+        """List teams."""
         teams = Team.objects.filter(name__icontains=self.query_data.get("q", ""))
         return self.page(teams, lambda teams: teams.prefetch_related(MEMBERS))
 
     @operation(needs=Capability.PEOPLE_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a team."""
         return self._now(pk)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, makes=True)
     def create(self, request: Request) -> Response:
+        """Create a team."""
         body = self.body()
         team = Team.objects.add(name=body["name"], users=body["user_ids"], by=self.me)
         return self._now(team.pk, HTTPStatus.CREATED)
 
     @operation(needs=Capability.PEOPLE_MANAGE, body=TeamBody, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change a team."""
         team = get_object_or_404(Team, pk=pk)
         changes = self.body()
         users = changes.get("user_ids", list(team.users.all()))
@@ -172,6 +184,7 @@ class TeamResource(Resource):
 
     @operation(needs=Capability.PEOPLE_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
+        """Delete a team."""
         team = get_object_or_404(Team, pk=pk)
         with self.unchanged(team):
             team.remove(by=self.me)
@@ -185,27 +198,39 @@ class TeamResource(Resource):
 class WorkspaceChanges(Body):
     """The settings that may be changed here."""
 
-    name = serializers.CharField(max_length=80)
-    allow_non_expiring_tokens = serializers.BooleanField()
-    new_app_policy = serializers.ChoiceField(NewAppPolicy.choices)
-    log_retention_days = serializers.IntegerField(min_value=1, max_value=3650)
-    record_payloads = serializers.BooleanField()
-    payload_limit_bytes = serializers.IntegerField(min_value=LEAST_PAYLOAD, max_value=MOST_PAYLOAD)
-    oauth_access_token_seconds = serializers.IntegerField(min_value=60, max_value=3600)
-    oauth_refresh_idle_days = serializers.IntegerField(min_value=1, max_value=365)
+    name = serializers.CharField(max_length=80, help_text="Name of the installation.")
+    allow_non_expiring_tokens = serializers.BooleanField(help_text="Whether tokens without an expiry may be created.")
+    new_app_policy = serializers.ChoiceField(NewAppPolicy.choices, help_text="Whether a new app needs approval.")
+    log_retention_days = serializers.IntegerField(
+        min_value=1, max_value=3650, help_text="Days that calls are kept. A smaller number takes effect after one day."
+    )
+    record_payloads = serializers.BooleanField(help_text="Whether arguments and results of calls are recorded.")
+    payload_limit_bytes = serializers.IntegerField(
+        min_value=LEAST_PAYLOAD,
+        max_value=MOST_PAYLOAD,
+        help_text="Maximum recorded bytes of arguments, and of a result.",
+    )
+    oauth_access_token_seconds = serializers.IntegerField(
+        min_value=60, max_value=3600, help_text="Lifetime of an app's access token, in seconds."
+    )
+    oauth_refresh_idle_days = serializers.IntegerField(
+        min_value=1, max_value=365, help_text="Days without use after which an app must sign in again."
+    )
     calls_per_minute = Limit()
-    token_calls_per_minute = Limit()
-    setup_steps = serializers.BooleanField()
+    token_calls_per_minute = Limit(help_text="Maximum calls per minute of each token; null means no limit.")
+    setup_steps = serializers.BooleanField(help_text="Whether the dashboard shows the remaining setup steps.")
 
 
 class WorkspaceSerializer(WorkspaceChanges):
-    """All settings; the last two come from the environment."""
+    """All settings; `public_url` and `private_upstreams` come from the environment."""
 
-    shorter_retention_days = serializers.IntegerField(allow_null=True)
-    shorter_retention_at = serializers.DateTimeField(allow_null=True)
-    shorter_retention_drops = serializers.SerializerMethodField()
-    public_url = serializers.SerializerMethodField()
-    private_upstreams = serializers.SerializerMethodField()
+    shorter_retention_days = serializers.IntegerField(allow_null=True, help_text="Requested shorter retention.")
+    shorter_retention_at = serializers.DateTimeField(
+        allow_null=True, help_text="When the shorter retention takes effect."
+    )
+    shorter_retention_drops = serializers.SerializerMethodField(help_text="About how many calls it will delete.")
+    public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
+    private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")
 
     def get_shorter_retention_drops(self, workspace: WorkspaceSettings) -> int | None:
         dropping = workspace.dropping
@@ -219,15 +244,15 @@ class WorkspaceSerializer(WorkspaceChanges):
 
 
 class MailOutcomeSerializer(serializers.Serializer[Outcome]):
-    """Whether a mail server took a test mail, who it was for, and what happened in words."""
+    """The result of a test mail."""
 
-    sent = serializers.BooleanField()
-    to = serializers.EmailField()
-    detail = serializers.CharField()
+    sent = serializers.BooleanField(help_text="Whether a mail server accepted the mail.")
+    to = serializers.EmailField(help_text="Recipient of the mail.")
+    detail = serializers.CharField(help_text="Answer of the mail server, in words.")
 
 
 class Workspace(Resource):
-    """The settings of the workspace."""
+    """Settings of the workspace."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NoMailServer: Problem(HTTPStatus.CONFLICT, "no_mail_server"),
@@ -238,21 +263,26 @@ class Workspace(Resource):
 
     @operation(needs=Capability.WORKSPACE_MANAGE)
     def retrieve(self, request: Request) -> Response:
+        """Get the settings of the workspace."""
         return self.answer(WorkspaceSettings.load())
 
     @operation(needs=Capability.WORKSPACE_MANAGE, body=WorkspaceChanges, reauth=True, if_match=True)
     def partial_update(self, request: Request) -> Response:
+        """Change the settings of the workspace."""
         return self.answer(WorkspaceSettings.edit(by=self.me, seen=self.seen, **self.body()))
 
     @operation(needs=Capability.WORKSPACE_MANAGE, if_match=True)
     def keep_logs(self, request: Request) -> Response:
-        """*Keep them*: revoke a shorter retention before it takes effect."""
+        """Revoke a shorter log retention before it takes effect."""
         WorkspaceSettings.keep_logs(by=self.me, seen=self.seen)
         return self.answer(WorkspaceSettings.load())
 
     @operation(needs=Capability.WORKSPACE_MANAGE, answer=MailOutcomeSerializer, if_match=True)
     def test_mail(self, request: Request) -> Response:
-        """*Send test mail*: to whoever asks. That the mail server refuses it is an answer, and no error of ours."""
+        """Send a test mail to yourself.
+
+        If the mail server refuses it, the answer says so with status 200.
+        """
         with self.unchanged(WorkspaceSettings.load()):
             pass  # The mail server is asked without a lock.
         return Response(MailOutcomeSerializer(send_test_mail(by=self.me)).data)

@@ -36,7 +36,7 @@ from capabilities.rest import Own
 from connections import subjects
 from connections.subjects import by_person
 from ui.operations import File, Query, operation
-from ui.rest import Cause, Moment, Paging, Resource, link
+from ui.rest import Cause, Id, Moment, Paging, Resource, link
 
 # The fields of a call that name a thing.
 SUBJECTS = {
@@ -47,6 +47,58 @@ SUBJECTS = {
     "token": subjects.by_token,
     "connection": subjects.by_connection,
 }
+# What the columns of a call mean, in answers and as filters.
+CALL_COLUMNS = {
+    "correlation_id": "Header `X-Request-Id` of the request.",
+    "method": "MCP method.",
+    "feature_type": "Kind of the feature that was used.",
+    "feature_name": "Tool, prompt or resource that was used, by its name for clients.",
+    "outcome": "How the call ended.",
+    "deny_reason": "Why the call was refused, as an error code; empty if it was not.",
+    "http_status": "HTTP status of the answer.",
+    "rpc_error_code": "JSON-RPC error code of the answer; null if none.",
+    "host_id": "Id of the app or agent.",
+    "gateway_id": "Id of the gateway.",
+    "connection_id": "Id of the connection.",
+    "user_id": "Id of the person.",
+    "token_id": "Id of the token.",
+    "server_id": "Id of the server.",
+    "identity_id": "Id of the identity that was sent to the server.",
+    "host_name": "Name of the app or agent at the time.",
+    "gateway_name": "Name of the gateway at the time.",
+    "server_name": "Name of the server at the time.",
+    "user_email": "E-mail address of the person at the time.",
+    "identity_label": "Label of the identity at the time.",
+    "token_name": "Name of the token at the time.",
+    "token_prefix": "First characters of the token's secret.",
+    "duration_ms": "Milliseconds from the request to the answer.",
+    "authorise_ms": "Milliseconds until the gateway had decided.",
+    "upstream_ms": "Milliseconds the server took; null if it was not asked.",
+    "request_bytes": "Size of the request.",
+    "response_bytes": "Size of the answer.",
+    "client_ip": "Address the call came from.",
+    "user_agent": "Header `User-Agent` of the request.",
+    "client_name": "Name the app gives itself.",
+    "client_version": "Version the app gives itself.",
+    "protocol_version": "Protocol version of the call.",
+    "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
+    "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
+    "request_payload": "Arguments, if they were recorded and you may see them.",
+    "response_payload": "Result, if it was recorded and you may see it.",
+    "payload_truncated": "Whether the recorded payload was cut.",
+}
+EVENT_COLUMNS = {
+    "actor_id": "Id of the person who did it; null for the system and for tokens.",
+    "actor_email": "E-mail address of the person at the time; for a token its name.",
+    "via": "Where it was done.",
+    "ip": "Address the request came from.",
+    "action": "What was done.",
+    "target_type": "Kind of object it was done to.",
+    "target_id": "Id of the object.",
+    "target_label": "Name of the object at the time.",
+    "changes": "Values before and after, by field.",
+    "correlation_id": "Header `X-Request-Id` of the request.",
+}
 # What each parameter of the events means; the rest are columns of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
@@ -56,24 +108,29 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
 }
 
 
-class CallSerializer(serializers.ModelSerializer[Call]):
-    """One MCP message and what became of it, without its payload."""
+def explained(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the `extra_kwargs` that give a ModelSerializer these help texts."""
+    return {name: {"help_text": text} for name, text in columns.items()}
 
-    id = serializers.UUIDField(source="uid")
-    created_at = Moment()
+
+class CallSerializer(serializers.ModelSerializer[Call]):
+    """An MCP message and its outcome, without its payload."""
+
+    id = Id(source="uid")
+    created_at = Moment(help_text="When the call was made.")
 
     class Meta:
         model = Call
-        exclude = ("uid", *UNLISTED)
+        exclude: tuple[str, ...] = ("uid", *UNLISTED)
+        extra_kwargs = explained(CALL_COLUMNS)
 
 
 class CallDetail(CallSerializer):
-    """One MCP message with the reason in words, and its payload where that was recorded, for `logs:payloads`."""
+    """An MCP message and its outcome in words, with its payload if it was recorded, for `logs:payloads`."""
 
-    reason = serializers.SerializerMethodField()
+    reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
 
-    class Meta:
-        model = Call
+    class Meta(CallSerializer.Meta):
         exclude = ("uid", "recorded_at")
 
     def to_representation(self, instance: Call) -> dict[str, Any]:
@@ -94,31 +151,35 @@ class TimeRangeQuery(Query):
         fields = super().get_fields()
         return {
             **fields,
-            "from": serializers.DateTimeField(required=False),
-            "to": serializers.DateTimeField(required=False),
+            "from": serializers.DateTimeField(required=False, help_text="Only rows of this time or later."),
+            "to": serializers.DateTimeField(required=False, help_text="Only rows before this time."),
         }
 
 
 def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field[Any, Any, Any, Any]:
+    means = "Tool, by its name for clients." if field.name == "tool" else CALL_COLUMNS[field.column]
+    options: dict[str, Any] = {"required": False, "help_text": means}
     match field.comparison:
         case Comparison.ENUM:
-            return serializers.ListField(child=serializers.ChoiceField(field.choices), required=False)
+            return serializers.ListField(child=serializers.ChoiceField(field.choices), **options)
         case Comparison.ID | Comparison.NAME if field.name in SUBJECTS:
             return SUBJECTS[field.name]()
         case Comparison.ID:
-            return serializers.UUIDField(required=False)
+            return serializers.UUIDField(**options)
         case Comparison.ADDRESS:
-            return serializers.IPAddressField(required=False)
+            return serializers.IPAddressField(**options)
         case Comparison.NUMBER:
             least, most = parameter.bounds or (None, None)
-            return serializers.IntegerField(required=False, min_value=least, max_value=most)
-    return serializers.CharField(required=False, max_length=parameter.max_length)
+            return serializers.IntegerField(min_value=least, max_value=most, **options)
+    return serializers.CharField(max_length=parameter.max_length, **options)
 
 
 class CallFilters(TimeRangeQuery):
     """The filters of the log: a parameter for each field of auditlog.search.fields that has one."""
 
-    q = serializers.CharField(required=False, max_length=MAX_LENGTH)
+    q = serializers.CharField(
+        required=False, max_length=MAX_LENGTH, help_text="A search, as on the page Logs: conditions joined by `and`."
+    )
 
     def validate_q(self, text: str) -> list[Condition | Either]:
         try:
@@ -136,8 +197,8 @@ class CallFilters(TimeRangeQuery):
 class CursorQuery(Query):
     """Where in the log a page begins."""
 
-    cursor = serializers.CharField(required=False)
-    page_size = serializers.IntegerField(min_value=1, required=False)
+    cursor = serializers.CharField(required=False, help_text="Start of the page; take it from `next` or `previous`.")
+    page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
 
     def validate_cursor(self, text: str) -> Cursor:
         try:
@@ -153,30 +214,41 @@ class CallQuery(CallFilters, CursorQuery):
 class ExportQuery(CallFilters):
     """The log as a file."""
 
-    format = serializers.ChoiceField([(kind, kind) for kind in TYPES], default="csv")
+    format = serializers.ChoiceField(
+        [(kind, kind) for kind in TYPES], default="csv", help_text="One JSON object per line, or CSV."
+    )
 
 
 class GroupQuery(CallFilters):
     """The calls by what they are of."""
 
-    by = serializers.ChoiceField([(name, one.label) for name, one in BY.items()], default="host")
-    sort = serializers.ChoiceField([each for one in SORTS for each in (one, f"-{one}")], default="-calls")
+    by = serializers.ChoiceField(
+        [(name, one.label) for name, one in BY.items()], default="host", help_text="What the calls are grouped by."
+    )
+    sort = serializers.ChoiceField(
+        [each for one in SORTS for each in (one, f"-{one}")],
+        default="-calls",
+        help_text="Number to sort by; with `-` the largest first.",
+    )
 
 
 class CallGroupSerializer(serializers.Serializer[Any]):
     """The calls of one host, person, gateway, server, tool or reason."""
 
-    value = serializers.CharField()
-    name = serializers.CharField()
-    calls = serializers.IntegerField()
-    error_rate = serializers.FloatField()
-    denied = serializers.IntegerField()
-    p50_ms = serializers.FloatField(allow_null=True)
-    p95_ms = serializers.FloatField(allow_null=True)
-    p99_ms = serializers.FloatField(allow_null=True)
+    value = serializers.CharField(help_text="Id of the group; for tools and reasons the name.")
+    name = serializers.CharField(help_text="Name of the group in its newest call.")
+    calls = serializers.IntegerField(help_text="Number of calls.")
+    error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
+    denied = serializers.IntegerField(help_text="Number of refused calls.")
+    p50_ms = serializers.FloatField(allow_null=True, help_text="Median duration in milliseconds, ±10 %.")
+    p95_ms = serializers.FloatField(allow_null=True, help_text="95th percentile in milliseconds, ±10 %.")
+    p99_ms = serializers.FloatField(allow_null=True, help_text="99th percentile in milliseconds, ±10 %.")
 
     def get_fields(self) -> dict[str, Any]:
-        return {**super().get_fields(), "errors": serializers.IntegerField()}  # A serializer has errors of its own.
+        return {
+            **super().get_fields(),
+            "errors": serializers.IntegerField(help_text="Number of failed calls."),
+        }  # A serializer has errors of its own.
 
 
 class CallGroupsSerializer(serializers.Serializer[Any]):
@@ -186,62 +258,62 @@ class CallGroupsSerializer(serializers.Serializer[Any]):
     outcome, reason, and tools by their name in `q`. With others only the newest 10,000 calls are, from then on.
     """
 
-    more = serializers.BooleanField()
-    counted_since = Moment(allow_null=True)
-    results = CallGroupSerializer(many=True)
+    more = serializers.BooleanField(help_text="Whether there are more groups.")
+    counted_since = Moment(allow_null=True, help_text="Time of the oldest counted call; null if all were counted.")
+    results = CallGroupSerializer(many=True, help_text="The groups.")
 
 
 class EventQuery(TimeRangeQuery, CursorQuery):
     """A page of the admin events."""
 
-    action = serializers.ChoiceField([(one.value, one.value) for one in Action], required=False)
+    action = serializers.ChoiceField(
+        [(one.value, one.value) for one in Action], required=False, help_text="Only events with this action."
+    )
     actor = by_person()
-    via = serializers.ChoiceField(Via.choices, required=False)
-    target_type = serializers.CharField(required=False)
-    target_id = serializers.CharField(required=False)
-    correlation_id = serializers.UUIDField(required=False)
-    q = serializers.CharField(required=False)
+    via = serializers.ChoiceField(Via.choices, required=False, help_text="Only events made this way.")
+    target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
+    target_id = serializers.CharField(required=False, help_text="Only events about the object with this id.")
+    correlation_id = serializers.UUIDField(required=False, help_text="Only events of this request (`X-Request-Id`).")
+    q = serializers.CharField(required=False, help_text="Text contained in the target's name or the actor's e-mail.")
 
 
 class StopSerializer(serializers.Serializer[Any]):
-    """What would stop a call, who brought that about, and what ends it.
+    """An obstacle: what stops a call, who caused it, and who can remove it."""
 
-    `check` and `sentence` are those of the trail. `since` is when it began and `by` who began it, for `audit:read`.
-    `act` is what ends it, null where the reader cannot: `who` says then who can. `about` is the thing the act is for.
-    """
-
-    reason = serializers.CharField(source="cause.reason")
-    check = serializers.CharField(source="name")
-    sentence = serializers.CharField(source="text")
-    since = Moment(source="cause.since", allow_null=True)
-    by = Cause(source="cause.by")
-    act = Cause(source="cause.act")
-    about = Cause(source="cause.subject")
-    who = Cause(source="cause.who")
+    reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
+    check = serializers.CharField(source="name", help_text="Name of the check.")
+    sentence = serializers.CharField(source="text", help_text="Finding of the check.")
+    since = Moment(source="cause.since", allow_null=True, help_text="When it began; null if unknown.")
+    by = Cause(source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; else null.")
+    act = Cause(source="cause.act", help_text="Action that removes it, if you may do it; otherwise null.")
+    about = Cause(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
+    who = Cause(source="cause.who", help_text="Who can remove it, if you cannot; otherwise null.")
 
 
 class LineSerializer(serializers.Serializer[Any]):
-    """One check that was come to: passed, stopped, or open where only the server can tell."""
+    """A check that was made."""
 
-    check = serializers.CharField(source="name")
-    result = serializers.ChoiceField([("pass", "pass"), ("stop", "stop"), ("open", "open")])
-    text = serializers.CharField()
+    check = serializers.CharField(source="name", help_text="Name of the check.")
+    result = serializers.ChoiceField(
+        [("pass", "pass"), ("stop", "stop"), ("open", "open")],
+        help_text="`pass`, `stop`, or `open` if only the server knows.",
+    )
+    text = serializers.CharField(help_text="Finding of the check.")
 
 
 class TrailSerializer(serializers.Serializer[Trail]):
-    """What would be decided now. Nothing was sent to a server, and nothing was logged.
+    """The decision that would be made now. Nothing was sent to a server, and nothing was logged."""
 
-    `works` is null where only the server knows whether there is such a tool. `obstacles` are all that stands in the
-    way, in the order of the checks; the first is what the call would be told. `near` are tools of nearly the name.
-    """
-
-    works = serializers.BooleanField(allow_null=True)
-    reason = Cause(source="answer.verdict.reason")
-    checks = LineSerializer(source="lines", many=True)
-    obstacles = StopSerializer(source="stops", many=True)
-    not_reached = serializers.ListField(child=serializers.CharField())
-    near = serializers.ListField(child=serializers.CharField())
-    notes = serializers.ListField(child=serializers.CharField())
+    works = serializers.BooleanField(
+        allow_null=True,
+        help_text="Whether the call would be allowed; null if only the server knows whether the tool exists.",
+    )
+    reason = Cause(source="answer.verdict.reason", help_text="Reason the call would be refused for; null if none.")
+    checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
+    obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
+    not_reached = serializers.ListField(child=serializers.CharField(), help_text="Checks after the one that stops it.")
+    near = serializers.ListField(child=serializers.CharField(), help_text="Tools with a similar name that you may see.")
+    notes = serializers.ListField(child=serializers.CharField(), help_text="Conditions of this answer.")
 
 
 PLACING = ("cursor", "page_size", "format")
@@ -282,17 +354,19 @@ class Log(Resource):
 
 
 class CallResource(Log):
-    """The calls through the gateways."""
+    """Calls through the gateways."""
 
     def get_serializer_class(self) -> type[CallSerializer]:
         return CallDetail if self.action == "retrieve" else CallSerializer
 
     @operation(needs=Capability.LOGS_READ, query=CallQuery)
     def list(self, request: Request) -> Response:
+        """List calls."""
         return replica.read(request, lambda: self.listed(call_search(self.query_data).page(*self.place).page))
 
     @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a call."""
         try:
             return self.answer(Call.objects.find(pk))
         except Call.DoesNotExist as missing:
@@ -301,6 +375,7 @@ class CallResource(Log):
     @action(detail=True)
     @operation(needs=Capability.LOGS_READ, answer=TrailSerializer)
     def now(self, request: Request, pk: UUID) -> Response:
+        """Check whether a call would be allowed now."""
         try:
             question = question_of(Call.objects.find(pk))
         except Call.DoesNotExist as missing:
@@ -312,11 +387,13 @@ class CallResource(Log):
     @action(detail=False, url_path="what-if")
     @operation(needs=Capability.LOGS_READ, query=WhatIfQuery, answer=TrailSerializer)
     def what_if(self, request: Request) -> Response:
+        """Check whether a person could call a tool now."""
         return Response(TrailSerializer(trail_of(ask(asked(self.query_data)), self.me)).data)
 
     @action(detail=False)
     @operation(needs=Capability.LOGS_READ, query=GroupQuery, answer=CallGroupsSerializer)
     def groups(self, request: Request) -> Response:
+        """Count calls by group."""
         found = replica.read(request, lambda: groups(call_search(self.query_data), BY[self.query_data["by"]]))
         told = {"more": found.more, "counted_since": found.since}
         rows = list(as_rows(found, self.query_data["sort"]))
@@ -329,6 +406,7 @@ class CallResource(Log):
         answer=File(tuple(kind.partition(";")[0] for kind in TYPES.values())),
     )
     def export(self, request: Request) -> StreamingHttpResponse:
+        """Export calls as a file."""
         kind = self.query_data["format"]
         changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
         pieces = replica.read(request, lambda: Export(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me))
@@ -337,9 +415,9 @@ class CallResource(Log):
 
 
 class OwnCallSerializer(CallSerializer):
-    """One call of one's own with the reason in words, without its payload."""
+    """One of your own calls and its outcome in words, without its payload."""
 
-    reason = serializers.SerializerMethodField()
+    reason = serializers.SerializerMethodField(help_text="Why the call was refused, in words; null if it was not.")
 
     def get_reason(self, call: Call) -> str | None:
         return OwnCall(call).cause or None
@@ -352,12 +430,13 @@ class OwnCallQuery(TimeRangeQuery, CursorQuery):
 
 
 class OwnCalls(Log):
-    """What was called as oneself."""
+    """Calls made on your behalf."""
 
     serializer_class = OwnCallSerializer
 
     @operation(needs=Own(NOBODY, by_key=Capability.LOGS_READ), query=OwnCallQuery)
     def list(self, request: Request) -> Response:
+        """List your own calls."""
         asked = self.query_data
         names = {"from": "created_at__gte", "to": "created_at__lt", "connection": "connection_id__in"}
         rows = listed_calls(self.me).filter(**{column: asked[name] for name, column in names.items() if name in asked})
@@ -365,29 +444,32 @@ class OwnCalls(Log):
 
 
 class EventSerializer(serializers.ModelSerializer[Event]):
-    """One administrator's act; `sentence` tells it in plain English, for people."""
+    """An admin event."""
 
-    id = serializers.UUIDField(source="uid")
-    created_at = Moment()
-    sentence = serializers.SerializerMethodField()
+    id = Id(source="uid")
+    created_at = Moment(help_text="When it happened.")
+    sentence = serializers.SerializerMethodField(help_text="The event in one English sentence.")
 
     class Meta:
         model = Event
         exclude = ("uid",)
+        extra_kwargs = explained(EVENT_COLUMNS)
 
     def get_sentence(self, event: Event) -> str:
         return sentence(event)
 
 
 class EventResource(Log):
-    """What administrators, people and the system changed."""
+    """Changes made by administrators, people and the system."""
 
     serializer_class = EventSerializer
 
     @operation(needs=Capability.AUDIT_READ, query=EventQuery)
     def list(self, request: Request) -> Response:
+        """List admin events."""
         return replica.read(request, lambda: self.listed(page([matching_events(self.query_data)], *self.place)))
 
     @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get an admin event."""
         return self.answer(get_object_or_404(Event, uid=pk))

@@ -18,7 +18,7 @@ from auditlog.saved_view_views import LONGEST_NAME, LONGEST_QUERY, canonical
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource
+from ui.rest import Id, Moment, Problem, Resource
 
 # A view is changed by its owner.
 OWN = Own(NOBODY, by_key=Capability.LOGS_READ)
@@ -27,16 +27,16 @@ OWN = Own(NOBODY, by_key=Capability.LOGS_READ)
 class SavedViewSerializer(serializers.Serializer[SavedView]):
     """A saved view: the query string of the Logs page under a name."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    query = serializers.CharField()
-    is_shared = serializers.BooleanField()
-    owner = serializers.EmailField(source="owner.email")
-    created_at = Moment()
+    id = Id()
+    name = serializers.CharField(help_text="Name of the view.")
+    query = serializers.CharField(help_text="Query string of the Logs page.")
+    is_shared = serializers.BooleanField(help_text="Whether everyone who reads the log sees the view.")
+    owner = serializers.EmailField(source="owner.email", help_text="E-mail address of its owner.")
+    created_at = Moment(help_text="When the view was saved.")
 
 
 class SavedViewBody(Body):
-    """A view to save, or what changes of it."""
+    """A view to save or change."""
 
     name = serializers.CharField(max_length=LONGEST_NAME)
     query = serializers.CharField(max_length=LONGEST_QUERY, allow_blank=True)
@@ -53,11 +53,11 @@ class SavedViewBody(Body):
 class SavedViewQuery(ListQuery):
     """How the list is narrowed."""
 
-    is_shared = serializers.BooleanField(required=False)
+    is_shared = serializers.BooleanField(required=False, help_text="Only shared views, or only private ones.")
 
 
 class SavedViewResource(Resource):
-    """Views of the log: one's own, and those that others share."""
+    """Saved views of the log: your own and the shared ones."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -72,6 +72,7 @@ class SavedViewResource(Resource):
 
     @operation(needs=Capability.LOGS_READ, query=SavedViewQuery, orderings=("name", "created_at"))
     def list(self, request: Request) -> Response:
+        """List saved views of the log."""
         views = SavedView.objects.seen_by(self.me)
         if "is_shared" in self.query_data:
             views = views.filter(is_shared=self.query_data["is_shared"])
@@ -79,20 +80,24 @@ class SavedViewResource(Resource):
 
     @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a saved view of the log."""
         return self._now(pk)
 
     @operation(needs=Capability.LOGS_READ, body=SavedViewBody, makes=True)
     def create(self, request: Request) -> Response:
+        """Save a view of the log."""
         return self._now(SavedView.objects.add(**self.body(), by=self.me).pk, HTTPStatus.CREATED)
 
     @operation(needs=OWN, body=SavedViewBody, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change a saved view of the log."""
         view = get_object_or_404(SavedView, pk=pk, owner=self.me.pk)
         view.edit(**(view.editable() | self.body()), by=self.me, seen=self.seen)
         return self._now(pk)
 
     @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
+        """Delete a saved view of the log."""
         view = get_object_or_404(SavedView, pk=pk, owner=self.me.pk)
         with self.unchanged(view):
             view.remove(by=self.me)

@@ -37,8 +37,13 @@ class WhatIfQuery(Query):
     host = listed_host()
     user = listed_person()
     gateway = listed_gateway()
-    tool = serializers.CharField(required=False, allow_blank=True, max_length=LONGEST_TOOL)
-    address = serializers.IPAddressField(required=False)
+    tool = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=LONGEST_TOOL,
+        help_text="Tool, by its name for clients; without one, only the access is checked.",
+    )
+    address = serializers.IPAddressField(required=False, help_text="Address of the client; by default an allowed one.")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:

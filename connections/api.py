@@ -27,7 +27,7 @@ from gateways.views import find as find_gateway
 from hosts.models import HostKind
 from hosts.views import find as find_host
 from ui.operations import ListQuery, operation
-from ui.rest import Cause, Moment, Problem, Reference, Resource
+from ui.rest import Cause, Id, Moment, Problem, Reference, Resource
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
@@ -39,25 +39,36 @@ ORDERINGS = ("connected_at", "last_token_at", "last_used_at", "revoked_at")
 
 
 class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
-    """A connection as its row on a page."""
+    """A connection."""
 
-    id = serializers.UUIDField(source="connection.pk")
-    client_name = serializers.CharField(source="connection.host.name")
-    kind = serializers.CharField(source="connection.host.kind")
-    status = serializers.CharField()
-    enabled = serializers.BooleanField(source="connection.enabled")
-    blocked_by = Cause(source="connection.blocked_by")
-    blocked_reason = Cause(source="connection.blocked_reason")
-    needs_identity = serializers.BooleanField()
-    user_email = serializers.EmailField(source="connection.user.email")
-    host = Reference(source="connection.host")
+    id = Id(source="connection.pk")
+    client_name = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
+    kind = serializers.CharField(
+        source="connection.host.kind",
+        help_text="`headed` (an app that signs people in by OAuth) or `token` (an agent with tokens).",
+    )
+    status = serializers.CharField(help_text="`active`, `blocked`, `disabled`, `expired` (no credential) or `revoked`.")
+    enabled = serializers.BooleanField(
+        source="connection.enabled", help_text="Whether it is enabled itself; see `blocked_by`."
+    )
+    blocked_by = Cause(
+        source="connection.blocked_by", help_text="What blocks it: `user`, `host`, `gateway` or `reach`; else null."
+    )
+    blocked_reason = Cause(
+        source="connection.blocked_reason", help_text="Why its calls are refused, as in the log; else null."
+    )
+    needs_identity = serializers.BooleanField(help_text="Whether it works but lacks an identity for a server.")
+    user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
+    host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
-    api_key_prefix = serializers.CharField(source="prefix")
-    connected_at = Moment(source="connection.connected_at")
-    last_token_at = Moment(source="connection.last_token_at", allow_null=True)
-    last_used_at = Moment(source="connection.last_used_at", allow_null=True)
-    revoked_at = Moment(source="connection.revoked_at", allow_null=True)
-    tokens_active = serializers.IntegerField(source="active")
+    api_key_prefix = serializers.CharField(source="prefix", help_text="First characters of its newest credential.")
+    connected_at = Moment(source="connection.connected_at", help_text="When it was created.")
+    last_token_at = Moment(
+        source="connection.last_token_at", allow_null=True, help_text="When it last got an access token."
+    )
+    last_used_at = Moment(source="connection.last_used_at", allow_null=True, help_text="When it was last used.")
+    revoked_at = Moment(source="connection.revoked_at", allow_null=True, help_text="When it was revoked.")
+    tokens_active = serializers.IntegerField(source="active", help_text="Number of its working credentials.")
 
 
 class GatewayConnectionQuery(ListQuery):
@@ -65,9 +76,11 @@ class GatewayConnectionQuery(ListQuery):
 
     host = by_host()
     user = by_person()
-    status = serializers.ChoiceField(STATUSES, required=False)
-    kind = serializers.ChoiceField(HostKind.choices, required=False)
-    q = serializers.CharField(required=False)
+    status = serializers.ChoiceField(STATUSES, required=False, help_text="Only connections with this status.")
+    kind = serializers.ChoiceField(
+        HostKind.choices, required=False, help_text="Only apps (`headed`), or only agents (`token`)."
+    )
+    q = serializers.CharField(required=False, help_text="Text contained in an e-mail address or a name.")
 
 
 class ConnectionQuery(GatewayConnectionQuery):
@@ -99,19 +112,22 @@ class Connections(Resource):
 
 
 class ConnectionResource(Connections):
-    """Who is connected to what, as whom."""
+    """Connections of people's apps and agents to gateways."""
 
     @operation(needs=Own(SEES_CONNECTIONS), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
+        """List connections."""
         return self.page(narrowed(self.get_queryset(), self.query_data), _detailed)
 
     @operation(needs=Own(SEES_CONNECTIONS))
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a connection."""
         return self.answer(self._find(pk))
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
+        """Disable a connection."""
         connection = self._live(pk)
         with self.unchanged(connection):
             connection.disable(by=self.me)
@@ -120,6 +136,7 @@ class ConnectionResource(Connections):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.CONNECTIONS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
+        """Enable a connection."""
         connection = self._live(pk)
         with self.unchanged(connection):
             connection.enable(by=self.me)
@@ -128,6 +145,7 @@ class ConnectionResource(Connections):
     @action(detail=True, methods=["post"])
     @operation(needs=Own(Capability.MCP_CONNECTIONS_REVOKE), if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
+        """Revoke a connection."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
         with self.unchanged(connection):
@@ -145,22 +163,23 @@ class ConnectionResource(Connections):
 
 
 class GatewayConnections(Connections):
-    """The connections of one gateway within reach; others' rows need one of SEES_CONNECTIONS."""
+    """The connections of one gateway; those of others need a capability that shows connections."""
 
     @operation(needs=WITHIN_REACH, query=GatewayConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request, slug: str) -> Response:
+        """List the connections of a gateway."""
         gateway = find_gateway(self.me, slug)
         return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
 
 
 class CutOffSerializer(serializers.Serializer[Any]):
-    """How many connections ended."""
+    """The number of revoked connections."""
 
-    connections_revoked = serializers.IntegerField()
+    connections_revoked = serializers.IntegerField(help_text="Number of revoked connections.")
 
 
 class Endings(Resource):
-    """Puts hosts and gateways away for good, and cuts people off; their connections end with that."""
+    """Archive hosts and gateways for good, or cut people off. All their connections are revoked."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 
@@ -170,6 +189,7 @@ class Endings(Resource):
         if_match=True,
     )
     def host(self, request: Request, pk: UUID) -> Response:
+        """Archive an app or agent."""
         host = find_host(self.me, pk)
         with self.unchanged(host):
             Connection.objects.archive_host(host, by=self.me)
@@ -181,6 +201,7 @@ class Endings(Resource):
         if_match=True,
     )
     def gateway(self, request: Request, slug: str) -> Response:
+        """Archive a gateway."""
         gateway = find_gateway(self.me, slug)
         with self.unchanged(gateway):
             Connection.objects.archive_gateway(gateway, by=self.me)
@@ -192,7 +213,10 @@ class Endings(Resource):
         if_match=True,
     )
     def user(self, request: Request, pk: UUID) -> Response:
-        """*Cut this person off*: deactivate, and revoke all connections."""
+        """Cut a person off.
+
+        Deactivates the person and revokes all their connections.
+        """
         person = get_object_or_404(User, pk=pk)
         with self.unchanged(person):
             revoked = Connection.objects.cut_off(person, by=self.me)

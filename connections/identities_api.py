@@ -21,45 +21,50 @@ from gateways.models import Assignment
 from servers.api import ServerReference
 from servers.models import Identity
 from ui.operations import Body, operation
-from ui.rest import Problem, Resource
+from ui.rest import Id, Problem, Resource
 
 OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
 
 
 class CarriedIdentity(serializers.Serializer[Any]):
-    """The identity a connection carries."""
+    """The identity that a connection uses."""
 
-    id = serializers.UUIDField()
-    label = serializers.CharField()  # type: ignore[assignment]  # DRF takes it out of the class
+    id = Id()
+    label = serializers.CharField(help_text="Label of the identity.")  # type: ignore[assignment]  # DRF takes it out of the class
 
 
 class CarriedSerializer(serializers.Serializer[CarriedRow]):
-    """One server that asks a connection for its person's identity, and what the connection carries there."""
+    """A server that needs a person's identity, and the identity a connection uses for it."""
 
-    assignment_id = serializers.UUIDField(source="assignment.pk")
-    alias = serializers.CharField(source="assignment.alias")
+    assignment_id = serializers.UUIDField(source="assignment.pk", help_text="Id of the server's assignment.")
+    alias = serializers.CharField(
+        source="assignment.alias", help_text="Prefix of the server's tool names; empty if none."
+    )
     server = ServerReference()
-    identity = CarriedIdentity(allow_null=True)
-    state = serializers.ChoiceField(["active", "missing", "attention", "disabled", "blocked"])
-    reason = serializers.CharField(source="why")
+    identity = CarriedIdentity(allow_null=True, help_text="Identity used for the server; null if none.")
+    state = serializers.ChoiceField(
+        ["active", "missing", "attention", "disabled", "blocked"],
+        help_text="Whether calls to the server work with it, and if not, why.",
+    )
+    reason = serializers.CharField(source="why", help_text="What is wrong and how to fix it; otherwise empty.")
 
 
 class CarriedAnswer(serializers.Serializer[Any]):
-    """What a connection carries, one entry for each server that asks for an identity."""
+    """The identities of a connection."""
 
-    identities = CarriedSerializer(many=True)
+    identities = CarriedSerializer(many=True, help_text="One entry for each server that needs an identity.")
 
 
 class IdentityToCarry(Body):
-    """One of the connection's own person's identities."""
+    """An identity of the connection's owner."""
 
-    identity_id = serializers.UUIDField()
+    identity_id = serializers.UUIDField(help_text="One of your own identities for this server.")
 
 
 class ConnectionIdentities(Resource):
-    """What a connection carries to the servers that ask for its person's own identity.
+    """Identities that a connection uses for servers that need its person's own.
 
-    Changing it needs no capability, and makes no other token.
+    Changing them needs no capability and creates no new token.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
@@ -71,10 +76,12 @@ class ConnectionIdentities(Resource):
 
     @operation(needs=Own(Capability.MCP_CONNECTIONS_READ))
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get the identities of a connection."""
         return self.answer(CarriedIdentities(self._find(pk), self.me))
 
     @operation(needs=OWN, body=IdentityToCarry, if_match=True)
     def update(self, request: Request, pk: UUID, assignment: UUID) -> Response:
+        """Set the identity that a connection uses for a server."""
         carried, place = self._place(pk, assignment)
         own = Identity.objects.own(self.me).filter(pk=self.body()["identity_id"]).first()
         if own is None:
@@ -85,6 +92,7 @@ class ConnectionIdentities(Resource):
 
     @operation(needs=OWN, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID, assignment: UUID) -> Response:
+        """Remove an identity from a connection."""
         carried, place = self._place(pk, assignment)
         with self.unchanged(carried):
             carried.connection.drop_identity(place, by=self.me)

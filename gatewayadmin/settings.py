@@ -336,7 +336,7 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
     "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would draw the description at every start; a test does.
-    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed", "gatewayadmin.rest.examples.explained"],
+    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed", "gatewayadmin.rest.examples.illustrated"],
 }
 
 OAUTH2_PROVIDER_APPLICATION_MODEL = "oauth2_provider.Application"

@@ -25,47 +25,54 @@ from gateways.views import counted, find
 from servers.views import find as find_server
 from ui.limits import Limit
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
+from ui.rest import Id, Moment, Problem, Reference, Resource, already_exists, checked
 
 NAME_TAKEN = "A gateway with this name or slug already exists."
 WITHIN_REACH = Own(SEES_GATEWAYS)
 
 
 class GatewayReference(Reference):
-    """A gateway, with the address agents post to."""
+    """A gateway, by id, name and slug, with its address for clients."""
 
-    slug = serializers.CharField()
-    url = serializers.CharField()
+    slug = serializers.CharField(help_text="Name in addresses; never changes.")
+    url = serializers.CharField(help_text="Address for clients.")
 
 
 class GatewaySerializer(serializers.Serializer[Gateway]):
-    """A gateway, with its live connections as far as the reader may see them."""
+    """A gateway."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    slug = serializers.CharField()
-    url = serializers.CharField()
-    description = serializers.CharField()
-    enabled = serializers.BooleanField()
-    reach = serializers.CharField()
-    teams = Reference(many=True)
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    slug = serializers.CharField(help_text="Name in addresses; never changes.")
+    url = serializers.CharField(help_text="Address for clients.")
+    description = serializers.CharField(help_text="Text for people.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled.")
+    reach = serializers.CharField(help_text="`everyone` or `teams`: who may use it.")
+    teams = Reference(many=True, help_text="Teams that may use it.")
     calls_per_minute = Limit()
-    new_definitions = serializers.CharField()
-    changed_definitions = serializers.CharField()
-    servers_count = serializers.IntegerField(source="server_count")
-    tools_count = serializers.IntegerField(source="tool_count")
-    connections_count = serializers.IntegerField(source="connection_count")
-    created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
-    created_at = Moment()
-    updated_at = Moment()
+    new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
+    changed_definitions = serializers.CharField(
+        help_text="`hold`, `warn` or `accept`: what happens with a changed one."
+    )
+    servers_count = serializers.IntegerField(source="server_count", help_text="Number of its servers.")
+    tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
+    connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
+    created_by = serializers.EmailField(
+        source="created_by.email",
+        default=None,
+        allow_null=True,
+        help_text="E-mail address of its creator; null for the system.",
+    )
+    created_at = Moment(help_text="When it was created.")
+    updated_at = Moment(help_text="When it was last changed.")
 
 
 class GatewayQuery(ListQuery):
     """How a list of gateways is narrowed."""
 
-    q = serializers.CharField(required=False)
-    enabled = serializers.BooleanField(required=False)
-    reach = serializers.ChoiceField(Reach.choices, required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the name or slug.")
+    enabled = serializers.BooleanField(required=False, help_text="Only enabled gateways, or only disabled ones.")
+    reach = serializers.ChoiceField(Reach.choices, required=False, help_text="Only gateways with this reach.")
 
 
 # The serializer alone checks these.
@@ -78,7 +85,9 @@ class GatewayChanges(Body):
     name = serializers.CharField(max_length=80)
     description = serializers.CharField(max_length=1000, allow_blank=True)
     reach = serializers.ChoiceField(Reach.choices)
-    team_ids = serializers.ListField(child=serializers.UUIDField())
+    team_ids = serializers.ListField(
+        child=serializers.UUIDField(), help_text="Teams that may use the gateway, for `reach` `teams`."
+    )
     calls_per_minute = Limit()
     new_definitions = serializers.ChoiceField(OnArrival.choices)
     changed_definitions = serializers.ChoiceField(OnChange.choices)
@@ -91,19 +100,21 @@ class GatewayChanges(Body):
 
 
 class NewGateway(GatewayChanges):
-    """A gateway to make; without a slug one is made from its name."""
+    """A gateway to create; the default slug is made from its name."""
 
     slug = serializers.CharField(max_length=40, allow_blank=True, default="")
     description = serializers.CharField(max_length=1000, allow_blank=True, default="")
     reach = serializers.ChoiceField(Reach.choices, default=Reach.EVERYONE)
-    team_ids = serializers.ListField(child=serializers.UUIDField(), default=list)
+    team_ids = serializers.ListField(
+        child=serializers.UUIDField(), default=list, help_text="Teams that may use the gateway, for `reach` `teams`."
+    )
     calls_per_minute = Limit(default=None)
     new_definitions = serializers.ChoiceField(OnArrival.choices, default=OnArrival.APPROVE)
     changed_definitions = serializers.ChoiceField(OnChange.choices, default=OnChange.HOLD)
 
 
 class GatewayResource(Resource):
-    """Governed MCP endpoints."""
+    """Gateways: MCP endpoints with access control."""
 
     serializer_class = GatewaySerializer
     versioned = True
@@ -112,6 +123,7 @@ class GatewayResource(Resource):
 
     @operation(needs=WITHIN_REACH, query=GatewayQuery, orderings=("name", "created_at"))
     def list(self, request: Request) -> Response:
+        """List gateways."""
         rows = Gateway.objects.visible_to(self.me).order_by(Lower("name"), "pk")
         rows = rows.filter(**{name: value for name, value in self.query_data.items() if name in ("enabled", "reach")})
         rows = rows.matching(self.query_data.get("q", ""))
@@ -119,10 +131,12 @@ class GatewayResource(Resource):
 
     @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str) -> Response:
+        """Get a gateway."""
         return self.answer(find(self.me, slug))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
+        """Create a gateway."""
         body = self.body()
         unformed = {name: body.pop(name) for name in WITHOUT_FORM}
         if _named(body["name"]).exists() or Gateway.objects.filter(slug=body["slug"]).exists():
@@ -136,6 +150,7 @@ class GatewayResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
+        """Change a gateway."""
         gateway = find(self.me, slug)
         changes = self.body()
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
@@ -156,6 +171,7 @@ class GatewayResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
+        """Disable a gateway."""
         gateway = find(self.me, slug)
         with self.unchanged(gateway):
             gateway.disable(by=self.me)
@@ -164,6 +180,7 @@ class GatewayResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
+        """Enable a gateway."""
         gateway = find(self.me, slug)
         with self.unchanged(gateway):
             gateway.enable(by=self.me)
@@ -182,7 +199,7 @@ def _named(name: str) -> Any:
 
 
 class ServerArchive(Resource):
-    """Puts a server away for good; it leaves every gateway."""
+    """Archive a server for good. It is removed from all gateways."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         ServerStillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
@@ -190,6 +207,7 @@ class ServerArchive(Resource):
 
     @operation(needs=Capability.SERVERS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def archive(self, request: Request, slug: str) -> Response:
+        """Archive a server."""
         server = find_server(slug)
         with self.unchanged(server):
             Assignment.objects.archive_server(server, by=self.me)

@@ -27,34 +27,34 @@ from servers.api import ServerReference
 from servers.models import Server
 from ui.idempotency import Afterwards
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource, already_exists, checked
+from ui.rest import Id, Moment, Problem, Resource, already_exists, checked
 
 ALIAS_TAKEN = "Another server of this gateway has this alias."
 CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
 
 
 class SharedIdentity(serializers.Serializer[Any]):
-    """The service account everybody uses."""
+    """The shared identity that everyone uses."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField(source="label")
+    id = Id()
+    name = serializers.CharField(source="label", help_text="Label of the identity.")
 
 
 class AssignmentSerializer(serializers.Serializer[Assignment]):
-    """A server behind a gateway."""
+    """A server assigned to a gateway."""
 
-    id = serializers.UUIDField()
-    alias = serializers.CharField()
+    id = Id()
+    alias = serializers.CharField(help_text="Prefix of the server's tool names, before `__`; empty if none.")
     server = ServerReference()
-    identity_scheme = serializers.CharField()
-    shared_identity = SharedIdentity(allow_null=True)
-    tool_policy = serializers.CharField()
-    enabled = serializers.BooleanField()
-    server_enabled = serializers.BooleanField(source="server.enabled")
-    health = serializers.CharField(source="server.health")
-    tools_count = serializers.IntegerField(source="tool_count")
-    tools_allowed = serializers.IntegerField(source="callable_count")
-    created_at = Moment()
+    identity_scheme = serializers.CharField(help_text="`none`, `shared` or `per_user`: whose credential calls use.")
+    shared_identity = SharedIdentity(allow_null=True, help_text="Shared identity that everyone uses; null if none.")
+    tool_policy = serializers.CharField(help_text="`allow_all`, `selected` or `block_all`: which tools may be called.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled at this gateway.")
+    server_enabled = serializers.BooleanField(source="server.enabled", help_text="Whether the server is enabled.")
+    health = serializers.CharField(source="server.health", help_text="`ok`, `down` or `unknown`, when last contacted.")
+    tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
+    tools_allowed = serializers.IntegerField(source="callable_count", help_text="Number of its callable tools.")
+    created_at = Moment(help_text="When it was assigned.")
 
 
 class AssignmentChanges(Body):
@@ -65,14 +65,16 @@ class AssignmentChanges(Body):
 
     alias = serializers.CharField(max_length=16, allow_blank=True, required=False)
     identity_scheme = serializers.ChoiceField(IdentityScheme.choices, required=False)
-    shared_identity_id = serializers.UUIDField(allow_null=True, required=False)
+    shared_identity_id = serializers.UUIDField(
+        allow_null=True, required=False, help_text="Shared identity to use, for `identity_scheme` `shared`."
+    )
     tool_policy = serializers.ChoiceField(ToolPolicy.choices, required=False)
 
 
 class NewAssignment(AssignmentChanges):
-    """A server to put behind a gateway; without an alias it gets its slug."""
+    """A server to assign to a gateway; the default alias is its slug."""
 
-    server_id = serializers.UUIDField()
+    server_id = serializers.UUIDField(help_text="Server to assign.")
 
     def validate_server_id(self, pk: UUID) -> Server:
         server = Server.objects.live().filter(pk=pk).first()
@@ -82,7 +84,7 @@ class NewAssignment(AssignmentChanges):
 
 
 class AssignmentResource(Resource):
-    """The servers of one gateway, each by its alias or, having none, by its id."""
+    """The servers of one gateway, by alias or, without one, by id."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         WrongIdentity: Problem(HTTPStatus.BAD_REQUEST, "invalid", "shared_identity_id")
@@ -92,14 +94,17 @@ class AssignmentResource(Resource):
 
     @operation(needs=WITHIN_REACH, query=ListQuery, orderings=("alias", "created_at"))
     def list(self, request: Request, slug: str) -> Response:
+        """List the servers of a gateway."""
         return self.page(find_gateway(self.me, slug).assignments.live().order_by("alias", "pk"), counted)
 
     @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str, alias: str) -> Response:
+        """Get a server of a gateway."""
         return self.answer(self._find(slug, alias))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewAssignment, conflicts=True, makes=True)
     def create(self, request: Request, slug: str) -> Response:
+        """Assign a server to a gateway."""
         gateway = find_gateway(self.me, slug)
         body = self.body()
         server = body["server_id"]
@@ -123,6 +128,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=AssignmentChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str, alias: str) -> Response:
+        """Change a server at a gateway."""
         assignment = self._find(slug, alias)
         changes = self.body()
         if changes.get("alias"):
@@ -146,6 +152,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, alias: str) -> Response:
+        """Remove a server from a gateway."""
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.remove(by=self.me)
@@ -153,6 +160,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str, alias: str) -> Response:
+        """Disable a server at a gateway."""
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.disable(by=self.me)
@@ -160,6 +168,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str, alias: str) -> Response:
+        """Enable a server at a gateway."""
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.enable(by=self.me)
@@ -167,6 +176,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.LOGS_READ}), if_match=True)
     def narrow(self, request: Request, slug: str, alias: str) -> Response:
+        """Disable the tools of a server that were not used lately."""
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.narrow(used_tools(assignment), by=self.me)
@@ -174,6 +184,7 @@ class AssignmentResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def widen(self, request: Request, slug: str, alias: str) -> Response:
+        """Enable the tools again that were disabled because they were not used."""
         assignment = self._find(slug, alias)
         with self.unchanged(assignment):
             assignment.widen(by=self.me)

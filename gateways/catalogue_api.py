@@ -18,17 +18,17 @@ from gateways.forms import CatalogueFilter
 from gateways.models import Effect, Feature, State
 from servers.api import ServerReference
 from ui.operations import ListQuery, operation
-from ui.rest import Moment, Resource
+from ui.rest import Id, Moment, Resource
 from ui.subjects import Subject
 
 
 class PlaceSerializer(serializers.Serializer[Feature]):
-    """A tool on one gateway; `id` is that of the feature there."""
+    """A tool on one gateway; `id` is the id of the feature there."""
 
-    id = serializers.UUIDField()
+    id = Id()
     gateway = GatewayReference(source="assignment.gateway")
-    exposed_name = serializers.CharField()
-    state = serializers.ChoiceField(State.choices)
+    exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
+    state = serializers.ChoiceField(State.choices, help_text="Whether clients see it.")
     offered = serializers.SerializerMethodField(
         help_text="Whether nothing on the gateway keeps everybody from calling it."
     )
@@ -38,21 +38,19 @@ class PlaceSerializer(serializers.Serializer[Feature]):
 
 
 class CatalogueToolSerializer(serializers.Serializer[Entry]):
-    """A tool of a server, on whatever gateways it is."""
+    """A tool of a server, with the gateways that have it."""
 
-    id = serializers.UUIDField(
-        source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it."
-    )
-    name = serializers.CharField(source="feature.name")
-    title = serializers.CharField(source="feature.title", allow_blank=True)
+    id = Id(source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it.")
+    name = serializers.CharField(source="feature.name", help_text="Name at its server.")
+    title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
     server = ServerReference()
-    effect = serializers.ChoiceField(Effect.choices, source="feature.effect")
-    places = PlaceSerializer(many=True)
+    effect = serializers.ChoiceField(Effect.choices, source="feature.effect", help_text="Effect claimed by its server.")
+    places = PlaceSerializer(many=True, help_text="Gateways that have it.")
     calls = serializers.SerializerMethodField(
         help_text="How often it was called in the last `counted_seconds`, on the gateways where it is found; null for "
         "who may not read the log."
     )
-    last_used_at = Moment(allow_null=True)
+    last_used_at = Moment(allow_null=True, help_text="When it was last called in that time; null if it was not.")
     counted_seconds = serializers.SerializerMethodField(
         help_text="How long back calls are counted, 30 days at most, less in a busy log; null where none are."
     )
@@ -66,20 +64,32 @@ class CatalogueToolSerializer(serializers.Serializer[Entry]):
 
 
 class CatalogueToolDetailSerializer(CatalogueToolSerializer):
-    """A tool of a server, with what clients are shown of it on the first gateway that learnt of it."""
+    """A tool of a server, as clients see it on the first gateway that had it."""
 
-    description = serializers.CharField(source="feature.description", allow_blank=True)
-    input_schema = serializers.JSONField(source="feature.input_schema")
-    annotations = serializers.JSONField(source="feature.annotations")
-    first_seen_at = Moment(source="feature.first_seen_at")
+    description = serializers.CharField(
+        source="feature.description", allow_blank=True, help_text="Description given by its server."
+    )
+    input_schema = serializers.JSONField(source="feature.input_schema", help_text="JSON Schema of its arguments.")
+    annotations = serializers.JSONField(
+        source="feature.annotations", help_text="Hints given by its server, such as `readOnlyHint`."
+    )
+    first_seen_at = Moment(source="feature.first_seen_at", help_text="When it was first seen.")
 
 
 class CatalogueQuery(ListQuery):
     """How the catalogue is narrowed."""
 
-    q = serializers.CharField(required=False)
-    effect = serializers.ListField(child=serializers.ChoiceField(Effect.choices), required=False)
-    show = serializers.ChoiceField(CatalogueFilter.SHOWS, required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
+    effect = serializers.ListField(
+        child=serializers.ChoiceField(Effect.choices),
+        required=False,
+        help_text="Only tools with this claimed effect; repeat for several.",
+    )
+    show = serializers.ChoiceField(
+        CatalogueFilter.SHOWS,
+        required=False,
+        help_text="Only tools that are new, changed and waiting for a decision, or unused.",
+    )
     server = Subject("server", lambda view: servers_seen_by(view.me), "slug", "name")
 
 
@@ -90,7 +100,10 @@ class CatalogueResource(Resource):
 
     @operation(needs=WITHIN_REACH, query=CatalogueQuery, orderings=tuple(SORTS))
     def list(self, request: Request) -> Response:
-        """To sort by `calls` or `last`, and to show what is `unused`, takes `logs:read` as well."""
+        """List the tools of all servers.
+
+        To sort by `calls` or `last`, or to show `unused` tools, takes `logs:read` as well.
+        """
         values = {name: self.query_data.get(name) for name in ("q", "effect", "show")}
         if values["show"] == "unused" or self.ordering.removeprefix("-") in BY_USE:
             must_hold(self.me, Capability.LOGS_READ)
@@ -109,7 +122,10 @@ class CatalogueResource(Resource):
 
     @operation(needs=WITHIN_REACH, answer=CatalogueToolDetailSerializer)
     def retrieve(self, request: Request, pk: UUID) -> Response:
-        """By the id of any of its features that you may see."""
+        """Get a tool of a server.
+
+        By the id of any of its features that you may see.
+        """
         feature = get_object_or_404(Feature.objects.tools_seen_by(self.me).select_related("assignment"), pk=pk)
         self.catalogue = Catalogue(self.me, {})
         entry = self.catalogue.find(feature)

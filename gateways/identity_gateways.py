@@ -61,15 +61,17 @@ def choose(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 class IdentityGatewaysSerializer(serializers.Serializer[Any]):
-    """The gateways a shared identity may be used at."""
+    """The gateways that may use a shared identity."""
 
-    gateways = Reference(many=True, source="live")
+    gateways = Reference(many=True, source="live", help_text="Gateways that may use it.")
 
 
 class IdentityGatewaysBody(Body):
-    """Exactly these gateways."""
+    """The gateways that may use a shared identity."""
 
-    gateway_ids = serializers.ListField(child=serializers.UUIDField())
+    gateway_ids = serializers.ListField(
+        child=serializers.UUIDField(), help_text="All gateways that may use it; others are removed."
+    )
 
     def validate_gateway_ids(self, pks: list[UUID]) -> list[Gateway]:
         gateways = list(Gateway.objects.live().filter(pk__in=pks))
@@ -79,17 +81,19 @@ class IdentityGatewaysBody(Body):
 
 
 class IdentityPlaces(Resource):
-    """The gateways a shared identity may be used at. Withdrawn from one, it is not used there on the next request."""
+    """The gateways that may use a shared identity. A removal takes effect on the next request."""
 
     serializer_class = IdentityGatewaysSerializer
     versioned = True
 
     @operation(needs=Capability.IDENTITIES_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get the gateways of a shared identity."""
         return self.answer(IdentityGateways(_shared(pk)))
 
     @operation(needs=Capability.IDENTITIES_MANAGE, body=IdentityGatewaysBody, if_match=True)
     def update(self, request: Request, pk: UUID) -> Response:
+        """Replace the gateways of a shared identity."""
         identity = _shared(pk)
         allow_identity(identity, self.body()["gateway_ids"], by=self.me, seen=self.seen)
         return self.answer(IdentityGateways(identity))

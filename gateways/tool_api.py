@@ -22,35 +22,39 @@ from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.discovery import Discovered
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource
+from ui.rest import Id, Moment, Problem, Resource
 from ui.subjects import Subject
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
-    """A tool as its server last defined it."""
+    """A tool, by its last definition."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    exposed_name = serializers.CharField()
-    title = serializers.CharField()
-    description = serializers.CharField()
+    id = Id()
+    name = serializers.CharField(help_text="Name at its server.")
+    exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name at its server.")
+    title = serializers.CharField(help_text="Title given by its server.")
+    description = serializers.CharField(help_text="Description given by its server.")
     server = ServerReference(source="assignment.server")
-    alias = serializers.CharField(source="assignment.alias")
-    enabled = serializers.BooleanField()
-    tool_policy = serializers.CharField(source="assignment.tool_policy")
-    input_schema = serializers.JSONField()
-    annotations = serializers.JSONField()
-    first_seen_at = Moment()
-    last_seen_at = Moment()
-    changed_at = Moment(allow_null=True)
-    missing_since = Moment(allow_null=True)
+    alias = serializers.CharField(
+        source="assignment.alias", help_text="Prefix of the server's tool names; empty if none."
+    )
+    enabled = serializers.BooleanField(help_text="Whether it is enabled.")
+    tool_policy = serializers.CharField(
+        source="assignment.tool_policy", help_text="`allow_all`, `selected` or `block_all`."
+    )
+    input_schema = serializers.JSONField(help_text="JSON Schema of its arguments.")
+    annotations = serializers.JSONField(help_text="Hints given by its server, such as `readOnlyHint`.")
+    first_seen_at = Moment(help_text="When it was first seen.")
+    last_seen_at = Moment(help_text="When it was last seen.")
+    changed_at = Moment(allow_null=True, help_text="When its definition last changed; null if never.")
+    missing_since = Moment(allow_null=True, help_text="When its server stopped listing it; null if it is listed.")
 
 
 class FeatureSerializer(ToolSerializer):
-    """A tool, prompt, resource or template: what clients are shown of it, and what its server says now."""
+    """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
 
-    kind = serializers.ChoiceField(Kind.choices)
-    state = serializers.ChoiceField(State.choices)
+    kind = serializers.ChoiceField(Kind.choices, help_text="Kind of the feature.")
+    state = serializers.ChoiceField(State.choices, help_text="Whether clients see it.")
     approved = serializers.CharField(help_text="The JSON text of the definition that clients are shown.")
     offered = serializers.CharField(
         allow_null=True, help_text="The JSON text of what the server says now; null when that is approved."
@@ -61,20 +65,20 @@ class FeatureSerializer(ToolSerializer):
 
 
 class RefreshedSerializer(serializers.Serializer[Any]):
-    """How a refresh went with one server."""
+    """The result of a refresh for one server."""
 
-    alias = serializers.CharField(allow_blank=True)
+    alias = serializers.CharField(allow_blank=True, help_text="Prefix of the server's tool names.")
     server = ServerReference()
-    ok = serializers.BooleanField()
-    tools = serializers.IntegerField(allow_null=True)
-    detail = serializers.CharField()
+    ok = serializers.BooleanField(help_text="Whether the server answered.")
+    tools = serializers.IntegerField(allow_null=True, help_text="Number of its tools; null if it did not answer.")
+    detail = serializers.CharField(help_text="Result in words.")
 
 
 class RefreshSerializer(serializers.Serializer[Any]):
-    """How many tools the gateway has now, and how its servers answered."""
+    """The result of a refresh of a gateway's tools."""
 
-    tools_count = serializers.IntegerField()
-    servers = RefreshedSerializer(many=True)
+    tools_count = serializers.IntegerField(help_text="Number of tools of the gateway.")
+    servers = RefreshedSerializer(many=True, help_text="Result of each server.")
 
 
 def _assignments(view: Resource) -> QuerySet[Any]:
@@ -85,16 +89,16 @@ def _assignments(view: Resource) -> QuerySet[Any]:
 class ToolQuery(ListQuery):
     """How a list of tools is narrowed."""
 
-    q = serializers.CharField(required=False)
-    enabled = serializers.BooleanField(required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
+    enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
     server = Subject("server", _assignments, "alias", "server__slug", "server__name", ids=("pk", "server"))
 
 
 class FeatureQuery(ToolQuery):
     """How a list of features is narrowed."""
 
-    kind = serializers.ChoiceField(Kind.choices, required=False)
-    state = serializers.ChoiceField(State.choices, required=False)
+    kind = serializers.ChoiceField(Kind.choices, required=False, help_text="Only this kind of feature.")
+    state = serializers.ChoiceField(State.choices, required=False, help_text="Only features in this state.")
 
 
 class ToolChanges(Body):
@@ -111,6 +115,7 @@ class ToolResource(Resource):
 
     @operation(needs=WITHIN_REACH, query=ToolQuery, orderings=("exposed_name", "first_seen_at", "last_seen_at"))
     def list(self, request: Request, slug: str) -> Response:
+        """List the tools of a gateway."""
         tools = self._tools(slug)
         if "enabled" in self.query_data:
             tools = tools.filter(enabled=self.query_data["enabled"])
@@ -121,10 +126,12 @@ class ToolResource(Resource):
 
     @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Get a tool of a gateway."""
         return self.answer(get_object_or_404(self._tools(slug), pk=pk))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Enable or disable a tool."""
         tool = get_object_or_404(self._tools(slug), pk=pk)
         enabled = self.body().get("enabled")
         with self.unchanged(tool):
@@ -137,7 +144,10 @@ class ToolResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=RefreshSerializer, if_match=True)
     def refresh(self, request: Request, slug: str) -> Response:
-        """*Refresh tools*: ask every enabled server now; one that does not answer keeps its rows."""
+        """Refresh the tools of a gateway.
+
+        Asks every enabled server now. The tools of a server that does not answer stay as they are.
+        """
         gateway = find_gateway(self.me, slug)
         with self.unchanged(gateway):
             pass  # Its servers are asked without a lock.
@@ -149,7 +159,7 @@ class ToolResource(Resource):
 
 
 class FeatureResource(Resource):
-    """What the servers of one gateway offer, of every kind."""
+    """Tools, prompts, resources and templates of the servers of one gateway."""
 
     serializer_class = FeatureSerializer
     versioned = True
@@ -159,6 +169,7 @@ class FeatureResource(Resource):
 
     @operation(needs=WITHIN_REACH, query=FeatureQuery, orderings=("exposed_name", "first_seen_at", "last_seen_at"))
     def list(self, request: Request, slug: str) -> Response:
+        """List the tools, prompts and resources of a gateway."""
         features = features_of(self.me, slug)
         for name in ("kind", "state", "enabled"):
             if name in self.query_data:
@@ -170,10 +181,12 @@ class FeatureResource(Resource):
 
     @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Get a feature of a gateway."""
         return self.answer(self._find(slug, pk))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=ToolChanges, if_match=True)
     def partial_update(self, request: Request, slug: str, pk: UUID) -> Response:
+        """Enable or disable a feature."""
         feature = self._find(slug, pk)
         enabled = self.body().get("enabled")
         with self.unchanged(feature):
@@ -186,7 +199,10 @@ class FeatureResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def accept(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Show clients what the server offers now; lifts a quarantine too."""
+        """Accept the current definition of a feature.
+
+        Clients see what the server offers now. This ends a quarantine, too.
+        """
         feature = self._find(slug, pk)
         with self.unchanged(feature):
             feature.accept(by=self.me)
@@ -194,7 +210,10 @@ class FeatureResource(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, if_match=True)
     def quarantine(self, request: Request, slug: str, pk: UUID) -> Response:
-        """Show it to nobody and refuse its calls, until somebody accepts it."""
+        """Quarantine a feature.
+
+        Clients do not see it and its calls are refused, until somebody accepts it.
+        """
         feature = self._find(slug, pk)
         with self.unchanged(feature):
             feature.quarantine(by=self.me)

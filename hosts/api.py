@@ -21,7 +21,7 @@ from hosts.forms import STATUSES
 from hosts.models import Host, HostKind, NameTaken, NotPending
 from hosts.views import counted, find
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource
+from ui.rest import Id, Moment, Problem, Resource
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -30,22 +30,27 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 
 
 class HostSerializer(serializers.Serializer[Host]):
-    """An app or agent, with its live connections as far as the reader may see them."""
+    """An app or agent."""
 
-    id = serializers.UUIDField()
-    kind = serializers.CharField()
-    name = serializers.CharField()
-    description = serializers.CharField()
-    enabled = serializers.BooleanField()
-    status = serializers.CharField()
-    approved = serializers.SerializerMethodField()
-    allow_enrolment = serializers.BooleanField()
-    connections_count = serializers.IntegerField(source="connection_count")
-    users_count = serializers.IntegerField(source="user_count")
-    created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
-    created_at = Moment()
-    first_seen_at = Moment(allow_null=True)
-    last_seen_at = Moment(allow_null=True)
+    id = Id()
+    kind = serializers.CharField(help_text="`headed` (app that signs in by OAuth) or `token` (agent with tokens).")
+    name = serializers.CharField(help_text="Name on the pages.")
+    description = serializers.CharField(help_text="Text for people.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled.")
+    status = serializers.CharField(help_text="`enabled`, `disabled` or `pending` (waits for approval).")
+    approved = serializers.SerializerMethodField(help_text="Whether it is approved; false while it waits.")
+    allow_enrolment = serializers.BooleanField(help_text="Whether members may create their own tokens for this agent.")
+    connections_count = serializers.IntegerField(source="connection_count", help_text="Live connections you may see.")
+    users_count = serializers.IntegerField(source="user_count", help_text="Number of people with a connection.")
+    created_by = serializers.EmailField(
+        source="created_by.email",
+        default=None,
+        allow_null=True,
+        help_text="E-mail address of its creator; null for the system.",
+    )
+    created_at = Moment(help_text="When it was created.")
+    first_seen_at = Moment(allow_null=True, help_text="When it was first seen; null if never.")
+    last_seen_at = Moment(allow_null=True, help_text="When it was last seen; null if never.")
 
     def get_approved(self, host: Host) -> bool:
         return not host.is_pending
@@ -54,14 +59,14 @@ class HostSerializer(serializers.Serializer[Host]):
 class HostQuery(ListQuery):
     """How a list of hosts is narrowed."""
 
-    kind = serializers.ChoiceField(HostKind.choices, required=False)
-    enabled = serializers.BooleanField(required=False)
-    status = serializers.ChoiceField(list(STATUSES), required=False)
-    q = serializers.CharField(required=False)
+    kind = serializers.ChoiceField(HostKind.choices, required=False, help_text="Apps (`headed`), or agents (`token`).")
+    enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
+    status = serializers.ChoiceField(list(STATUSES), required=False, help_text="Only those with this status.")
+    q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
 
 class NewHost(Body):
-    """The token-based host of an agent; apps appear by themselves."""
+    """An agent to create; apps appear by themselves."""
 
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=500, allow_blank=True, default="")
@@ -85,6 +90,7 @@ class HostResource(Resource):
 
     @operation(needs=SEES_HOSTS, query=HostQuery, orderings=("name", "created_at", "first_seen_at", "last_seen_at"))
     def list(self, request: Request) -> Response:
+        """List apps and agents."""
         hosts = Host.objects.live().order_by(Lower("name"), "pk")
         if "kind" in self.query_data:
             hosts = hosts.filter(kind=self.query_data["kind"])
@@ -97,15 +103,18 @@ class HostResource(Resource):
 
     @operation(needs=SEES_HOSTS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get an app or agent."""
         return self.answer(find(self.me, pk))
 
     @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost, makes=True)
     def create(self, request: Request) -> Response:
+        """Create an agent."""
         host = Host.objects.add_agent(**self.body(), by=self.me)
         return self._now(host, HTTPStatus.CREATED)
 
     @operation(needs=Capability.API_TOKENS_MANAGE, body=HostChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change an app or agent."""
         host = find(self.me, pk)
         changes = self.body()
         allow = changes.pop("allow_enrolment", None)
@@ -122,6 +131,7 @@ class HostResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
+        """Disable an app or agent."""
         host = find(self.me, pk)
         with self.unchanged(host):
             host.disable(by=self.me)
@@ -130,6 +140,7 @@ class HostResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
+        """Enable an app or agent."""
         host = find(self.me, pk)
         with self.unchanged(host):
             host.enable(by=self.me)
@@ -138,6 +149,7 @@ class HostResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def approve(self, request: Request, pk: UUID) -> Response:
+        """Approve an app."""
         host = find(self.me, pk)
         with self.unchanged(host):
             host.approve(by=self.me)

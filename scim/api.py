@@ -32,7 +32,7 @@ from scim.models import (
 )
 from tokens.serializers import PreviousSecret, Rotation
 from ui.operations import ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource, secret_answer
+from ui.rest import Id, Moment, Problem, Reference, Resource, secret_answer
 
 # Whoever has the secret can do what the key may.
 ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
@@ -41,17 +41,19 @@ ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
 class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     """A provisioning key without its secret."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    prefix = serializers.CharField()
-    role = Reference(allow_null=True)
-    capabilities = serializers.ListField(child=serializers.CharField())
-    status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")])
-    last_used_at = Moment(allow_null=True)
-    rolled_at = Moment(allow_null=True)
-    previous_secret = serializers.SerializerMethodField()
-    created_at = Moment()
-    revoked_at = Moment(allow_null=True)
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
+    role = Reference(allow_null=True, help_text="Role of the people it creates; null if the key is revoked.")
+    capabilities = serializers.ListField(
+        child=serializers.CharField(), help_text="Slugs of capabilities; it changes only people who hold no others."
+    )
+    status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
+    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
+    rolled_at = Moment(allow_null=True, help_text="When its secret was last replaced; null if never.")
+    previous_secret = serializers.SerializerMethodField(help_text="Previous secret, while it still works.")
+    created_at = Moment(help_text="When it was created.")
+    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
 
     @extend_schema_field(PreviousSecret(allow_null=True))
     def get_previous_secret(self, key: ProvisioningKey) -> dict[str, Any] | None:
@@ -61,13 +63,13 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
 class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
     """A provisioning key, with its new secret."""
 
-    secret = serializers.CharField()
+    secret = serializers.CharField(help_text="The secret; it is shown only here.")
 
 
 class NewProvisioningKey(RoleBody):
-    """A key for a directory: what the people it makes get, and whom it may act on."""
+    """A key for a directory: the role of the people it creates, and which people it may change."""
 
-    role_id = serializers.UUIDField()
+    role_id = serializers.UUIDField(help_text="Role of the people it creates.")
 
     def validate_role_id(self, pk: UUID) -> Role:
         return existing_role(pk)
@@ -76,14 +78,14 @@ class NewProvisioningKey(RoleBody):
 class ProvisioningKeyQuery(ListQuery):
     """How the list is narrowed."""
 
-    q = serializers.CharField(required=False)
-    status = serializers.ChoiceField(["active", "revoked"], required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the name.")
+    status = serializers.ChoiceField(["active", "revoked"], required=False, help_text="Only keys with this status.")
 
 
 class ProvisioningKeyResource(Resource):
-    """Keys of directories. A secret is told once, when it is made.
+    """Keys of directories. A secret is shown once.
 
-    An API key lists and ends them. It makes no secret: that would go on when the API key has ended.
+    An API key can list and end them. It cannot create a secret, which would outlive the API key.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
@@ -106,6 +108,7 @@ class ProvisioningKeyResource(Resource):
         orderings=("name", "created_at", "last_used_at"),
     )
     def list(self, request: Request) -> Response:
+        """List provisioning keys."""
         keys = ProvisioningKey.objects.filter(name__icontains=self.query_data.get("q", ""))
         if status := self.query_data.get("status"):
             keys = keys.filter(revoked_at__isnull=status == "active")
@@ -113,6 +116,7 @@ class ProvisioningKeyResource(Resource):
 
     @operation(needs=Capability.PROVISIONING_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a provisioning key."""
         return self.answer(self._find(pk))
 
     @operation(
@@ -124,6 +128,7 @@ class ProvisioningKeyResource(Resource):
         makes=True,
     )
     def create(self, request: Request) -> Response:
+        """Create a provisioning key."""
         body = self.body()
         role = body.pop("role_id")
         new = ProvisioningKey.objects.all().issue(**body, role=role, by=self.me)
@@ -140,7 +145,10 @@ class ProvisioningKeyResource(Resource):
         makes=True,
     )
     def roll(self, request: Request, pk: UUID) -> Response:
-        """Replaces the secret of a key; `overlap_hours` 0, 1, 24 or 168 is how long the old one works on beside it."""
+        """Replace the secret of a provisioning key.
+
+        The previous one works for another `overlap_hours`: 0, 1, 24 or 168.
+        """
         key, hours = self._find(pk), self.body()["overlap_hours"]
         with self.unchanged(key):
             new = key.roll(by=self.me, overlap_hours=hours)
@@ -149,7 +157,7 @@ class ProvisioningKeyResource(Resource):
     @action(detail=True, methods=["post"], url_path="end-previous")
     @operation(needs=Capability.PROVISIONING_MANAGE, if_match=True)
     def end_previous(self, request: Request, pk: UUID) -> Response:
-        """Ends the secret that a roll with an overlap let work on."""
+        """End the previous secret of a provisioning key."""
         key = self._find(pk)
         with self.unchanged(key):
             key.end_previous(by=self.me)
@@ -158,7 +166,10 @@ class ProvisioningKeyResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.PROVISIONING_MANAGE, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
-        """Ends both secrets of a key for good. The people it made stay as they are."""
+        """Revoke a provisioning key.
+
+        Both secrets stop working. The people it created do not change.
+        """
         key = self._find(pk)
         with self.unchanged(key):
             key.revoke(by=self.me)

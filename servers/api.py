@@ -22,73 +22,83 @@ from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
 from servers.views import counted, find
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Reference, Resource, already_exists, checked
+from ui.rest import Id, Moment, Problem, Reference, Resource, already_exists, checked
 
 NAME_TAKEN = "A server with this name or slug already exists."
 
 
 class ServerReference(Reference):
-    """A server, by the slug its own address has."""
+    """A server, by id, name and slug."""
 
-    slug = serializers.CharField()
+    slug = serializers.CharField(help_text="Name in addresses and default alias at gateways; never changes.")
 
 
 class ServerSerializer(serializers.Serializer[Server]):
     """An upstream server."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    slug = serializers.CharField()
-    url = serializers.CharField()
-    auth_type = serializers.CharField()
-    header_name = serializers.CharField()
-    timeout_seconds = serializers.IntegerField()
-    total_seconds = serializers.IntegerField()
-    max_concurrent = serializers.IntegerField()
-    lists_live = serializers.BooleanField()
-    key_help = serializers.CharField()
-    key_url = serializers.CharField()
-    enabled = serializers.BooleanField()
-    expected_issuer = serializers.CharField()
-    resource_sent = serializers.CharField()
-    fixed_resource = serializers.CharField()
-    fixed_scopes = serializers.CharField()
-    authorization_endpoint = serializers.CharField()
-    token_endpoint = serializers.CharField()
-    revocation_endpoint = serializers.CharField()
-    assume_pkce = serializers.BooleanField()
-    private = serializers.BooleanField(allow_null=True)
-    health = serializers.CharField()
-    health_error = serializers.CharField()
-    health_checked_at = Moment(allow_null=True)
-    protocol_era = serializers.CharField()
-    protocol_probed_at = Moment(allow_null=True)
-    protocol_evidence = serializers.CharField()
-    gateways_count = serializers.IntegerField(source="gateway_count")
-    created_by = serializers.EmailField(source="created_by.email", default=None, allow_null=True)
-    created_at = Moment()
-    updated_at = Moment()
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    slug = serializers.CharField(help_text="Name in addresses and default alias at gateways; never changes.")
+    url = serializers.CharField(help_text="Address of its MCP endpoint.")
+    auth_type = serializers.CharField(help_text="`none`, `bearer`, `header` or `oauth`: kind of its credential.")
+    header_name = serializers.CharField(help_text="Header of the credential, for `auth_type` `header`.")
+    timeout_seconds = serializers.IntegerField(help_text="Maximum seconds without a sign of life during a call.")
+    total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
+    max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
+    lists_live = serializers.BooleanField(help_text="Whether its lists differ by session and are fetched in each.")
+    key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
+    key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled.")
+    expected_issuer = serializers.CharField(help_text="Name of the issuer, if it is not its address.")
+    resource_sent = serializers.CharField(
+        help_text="`server` (its address), `omit` or `fixed` (`fixed_resource`): `resource` for the issuer (RFC 8707)."
+    )
+    fixed_resource = serializers.CharField(help_text="The `resource` to send, for `resource_sent` `fixed`.")
+    fixed_scopes = serializers.CharField(help_text="Scopes to request, if not those of the server.")
+    authorization_endpoint = serializers.CharField(help_text="Entered for an issuer without metadata.")
+    token_endpoint = serializers.CharField(help_text="Entered with `authorization_endpoint`.")
+    revocation_endpoint = serializers.CharField(help_text="Entered with them (RFC 7009).")
+    assume_pkce = serializers.BooleanField(help_text="Whether people sign in if the issuer does not announce PKCE.")
+    private = serializers.BooleanField(
+        allow_null=True,
+        help_text="Whether it may have a private address within `GATEWAY_PRIVATE_UPSTREAMS`; null if not known yet.",
+    )
+    health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
+    health_error = serializers.CharField(help_text="Why it is down, in words; otherwise empty.")
+    health_checked_at = Moment(allow_null=True, help_text="Time of the last contact; null if never.")
+    protocol_era = serializers.CharField(help_text="`session`, `modern` (2026-07-28), `both`, or empty if unknown.")
+    protocol_probed_at = Moment(allow_null=True, help_text="When the era was detected; null if not yet.")
+    protocol_evidence = serializers.CharField(help_text="Its answers to `server/discover` and `initialize`.")
+    gateways_count = serializers.IntegerField(source="gateway_count", help_text="Number of gateways it is assigned to.")
+    created_by = serializers.EmailField(
+        source="created_by.email",
+        default=None,
+        allow_null=True,
+        help_text="E-mail address of its creator; null for the system.",
+    )
+    created_at = Moment(help_text="When it was registered.")
+    updated_at = Moment(help_text="When it was last changed.")
 
 
 class ProbeSerializer(serializers.Serializer[Any]):
-    """How a server answered; the last three only if it did."""
+    """The result of contacting a server; the last three only if it answered."""
 
-    ok = serializers.BooleanField()
-    detail = serializers.CharField()
-    wants_credential = serializers.BooleanField()
-    tools = serializers.ListField(child=serializers.CharField(allow_null=True))
-    era = serializers.CharField(required=False)
-    version = serializers.CharField(required=False, allow_null=True)
-    took_ms = serializers.FloatField(required=False)
+    ok = serializers.BooleanField(help_text="Whether it answered.")
+    detail = serializers.CharField(help_text="Result in words.")
+    wants_credential = serializers.BooleanField(help_text="Whether it refused because a credential is missing.")
+    tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of its tools.")
+    era = serializers.CharField(required=False, help_text="Form of the protocol it speaks.")
+    version = serializers.CharField(required=False, allow_null=True, help_text="Protocol version of its answer.")
+    took_ms = serializers.FloatField(required=False, help_text="Duration in milliseconds.")
 
 
 class ServerQuery(ListQuery):
     """How a list of servers is narrowed."""
 
-    q = serializers.CharField(required=False)
-    enabled = serializers.BooleanField(required=False)
-    health = serializers.ChoiceField(Health.choices, required=False)
-    auth_type = serializers.ChoiceField(AuthType.choices, required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the name or URL.")
+    enabled = serializers.BooleanField(required=False, help_text="Only enabled servers, or only disabled ones.")
+    health = serializers.ChoiceField(Health.choices, required=False, help_text="Result of the last contact.")
+    auth_type = serializers.ChoiceField(AuthType.choices, required=False, help_text="Kind of credential.")
 
 
 class ServerChanges(Body):
@@ -113,11 +123,11 @@ class ServerChanges(Body):
     revocation_endpoint = serializers.CharField(max_length=500, allow_blank=True)
     assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField()
-    end_sign_ins = serializers.BooleanField()
+    end_sign_ins = serializers.BooleanField(help_text="Confirms that sign-ins end; otherwise the change is refused.")
 
 
 class NewServer(ServerChanges):
-    """A server to register; without a slug one is made from its name."""
+    """A server to register; the default slug is made from its name."""
 
     slug = serializers.CharField(max_length=16, allow_blank=True, default="")
     auth_type = serializers.ChoiceField(AuthType.choices, default=AuthType.NONE)
@@ -141,7 +151,7 @@ class NewServer(ServerChanges):
 
 
 class ServerResource(Resource):
-    """Upstream MCP servers. One is exposed to nobody until it is assigned to a gateway."""
+    """Upstream MCP servers. Nobody can use one before it is assigned to a gateway."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AnotherPlace: Problem(HTTPStatus.BAD_REQUEST, "invalid", "url"),
@@ -154,6 +164,7 @@ class ServerResource(Resource):
 
     @operation(needs=SEES_SERVERS, query=ServerQuery, orderings=("name", "created_at", "health_checked_at"))
     def list(self, request: Request) -> Response:
+        """List servers."""
         servers = Server.objects.live().order_by(Lower("name"), "pk")
         exact = {name: value for name, value in self.query_data.items() if name in ("enabled", "health", "auth_type")}
         servers = servers.filter(**exact)
@@ -162,10 +173,12 @@ class ServerResource(Resource):
 
     @operation(needs=SEES_SERVERS)
     def retrieve(self, request: Request, slug: str) -> Response:
+        """Get a server."""
         return self.answer(find(slug))
 
     @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
+        """Register a server."""
         body = self.body()
         others = Server.objects.live().filter(name__iexact=body["name"].strip())
         if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
@@ -179,6 +192,7 @@ class ServerResource(Resource):
 
     @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
+        """Change a server."""
         server = find(slug)
         changes = self.body()
         form = ServerForm(server=server)
@@ -199,6 +213,7 @@ class ServerResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
+        """Disable a server."""
         server = find(slug)
         with self.unchanged(server):
             server.disable(by=self.me)
@@ -207,6 +222,7 @@ class ServerResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
+        """Enable a server."""
         server = find(slug)
         with self.unchanged(server):
             server.enable(by=self.me)
@@ -215,7 +231,10 @@ class ServerResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SERVERS_MANAGE, answer=ProbeSerializer, if_match=True)
     def test(self, request: Request, slug: str) -> Response:
-        """*Test connection*: contact the server now. That it does not answer is an answer, and no error of ours."""
+        """Test the connection to a server.
+
+        If the server does not answer, the result says so with status 200.
+        """
         server = find(slug)
         with self.unchanged(server):
             pass  # It is asked without a lock.

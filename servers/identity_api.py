@@ -33,7 +33,7 @@ from servers.models import (
     Server,
 )
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource, already_exists, checked
+from ui.rest import Id, Moment, Problem, Resource, already_exists, checked
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
 SHARED = Own(Capability.SERVERS_MANAGE)
@@ -42,45 +42,60 @@ SHARED = Own(Capability.SERVERS_MANAGE)
 class IdentitySerializer(serializers.Serializer[Identity]):
     """A stored credential, without its secret."""
 
-    id = serializers.UUIDField()
-    label = serializers.CharField()  # type: ignore[assignment]  # DRF takes it out of the class
+    id = Id()
+    label = serializers.CharField(help_text="Name for people.")  # type: ignore[assignment]  # DRF takes it out of the class
     server = ServerReference()
-    shared = serializers.BooleanField(source="is_shared")
-    owner_email = serializers.EmailField(source="owner.email", default=None, allow_null=True)
-    kind = serializers.CharField()
-    status = serializers.CharField()
-    enabled = serializers.BooleanField()
-    secret_hint = serializers.CharField()
-    account = serializers.CharField()
-    issuer = serializers.CharField()
-    expires_at = Moment(allow_null=True)
-    sign_in_needed = serializers.CharField(source="sign_in_words")
-    unconfirmed_since = Moment(allow_null=True)
-    last_used_at = Moment(allow_null=True)
-    last_error = serializers.CharField()
-    created_at = Moment()
-    revoked_at = Moment(allow_null=True)
+    shared = serializers.BooleanField(source="is_shared", help_text="Whether everyone uses it, instead of one person.")
+    owner_email = serializers.EmailField(
+        source="owner.email", default=None, allow_null=True, help_text="E-mail address of its owner; null if shared."
+    )
+    kind = serializers.CharField(help_text="`bearer`, `header` or `oauth` (token of a sign-in): how it is sent.")
+    status = serializers.CharField(
+        help_text="`active`, `refused` (by its server), `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`."
+    )
+    enabled = serializers.BooleanField(help_text="Whether calls may use it.")
+    secret_hint = serializers.CharField(help_text="Last four characters of the secret, if it is long enough.")
+    account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
+    issuer = serializers.CharField(help_text="Issuer the person signed in at; empty for an entered credential.")
+    expires_at = Moment(allow_null=True, help_text="When its token expires; it is renewed before. Null if unknown.")
+    sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
+    unconfirmed_since = Moment(
+        allow_null=True, help_text="Since when its owner must confirm it because the server moved."
+    )
+    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
+    last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
+    created_at = Moment(help_text="When it was created.")
+    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
 
 
 class IdentityQuery(ListQuery):
     """How a list of identities is narrowed."""
 
-    scope = serializers.ChoiceField(["own", "shared", "all"], default="own")
+    scope = serializers.ChoiceField(
+        ["own", "shared", "all"], default="own", help_text="Your own identities, the shared ones, or all you may see."
+    )
     server = by_server()
     user = by_person()
-    q = serializers.CharField(required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the label.")
 
 
 class NewIdentity(Body):
-    """A credential for one server: one's own, or shared by all."""
+    """A credential for a server, your own or shared."""
 
-    server_id = serializers.UUIDField()
+    server_id = serializers.UUIDField(help_text="Server that the credential is for.")
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
-    secret = serializers.CharField(max_length=4000, write_only=True)
-    keep = serializers.BooleanField(default=False)
+    secret = serializers.CharField(
+        max_length=4000, write_only=True, help_text="The credential. It is stored encrypted and never shown again."
+    )
+    keep = serializers.BooleanField(default=False, help_text="Store the credential even if its server refuses it.")
     shared = serializers.BooleanField(default=False)
-    everywhere = serializers.BooleanField(default=True)
-    instead_of = serializers.UUIDField(required=False, allow_null=True)
+    everywhere = serializers.BooleanField(
+        default=True,
+        help_text="Use it on your connections without an identity for the server or with `instead_of`; not if shared.",
+    )
+    instead_of = serializers.UUIDField(
+        required=False, allow_null=True, help_text="Your identity that it replaces on your connections; null if none."
+    )
 
     def validate_server_id(self, pk: UUID) -> Server:
         server = Server.objects.live().filter(pk=pk).first()
@@ -98,14 +113,16 @@ class Label(Body):
 
 
 class Secret(Body):
-    """Another secret for an identity."""
+    """A new secret for an identity."""
 
-    secret = serializers.CharField(max_length=4000, write_only=True)
-    keep = serializers.BooleanField(default=False)
+    secret = serializers.CharField(
+        max_length=4000, write_only=True, help_text="The credential. It is stored encrypted and never shown again."
+    )
+    keep = serializers.BooleanField(default=False, help_text="Store the credential even if its server refuses it.")
 
 
 class IdentityResource(Resource):
-    """One's own identities; shared and other people's by capability."""
+    """Your own identities; shared ones and those of other people by capability."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
@@ -126,6 +143,7 @@ class IdentityResource(Resource):
 
     @operation(needs=OTHERS, query=IdentityQuery, orderings=("label", "created_at", "last_used_at"))
     def list(self, request: Request) -> Response:
+        """List identities."""
         rows = self.get_queryset()
         match self.query_data["scope"]:
             case "own":
@@ -145,14 +163,14 @@ class IdentityResource(Resource):
 
     @operation(needs=OTHERS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get an identity."""
         return self.answer(self._find(pk))
 
     @operation(needs=SHARED, body=NewIdentity, makes=True)
     def create(self, request: Request) -> Response:
-        """Stores a credential, after trying it: one that the server refuses is stored only with `keep`.
+        """Create an identity.
 
-        With `everywhere`, one's own connections that lack one for the server, or carry `instead_of`, carry it from
-        their next request on.
+        The credential is tried first; one that the server refuses is stored only with `keep`.
         """
         body = self.body()
         if body["shared"]:
@@ -173,6 +191,7 @@ class IdentityResource(Resource):
 
     @operation(needs=SHARED, body=Label, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change an identity."""
         identity = self._replaceable(pk)
         changes = self.body()
         if changes:
@@ -182,6 +201,7 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["put"])
     @operation(needs=SHARED, body=Secret, if_match=True)
     def secret(self, request: Request, pk: UUID) -> Response:
+        """Replace the secret of an identity."""
         identity = self._replaceable(pk)
         tried = checked(TriedSecretForm(self.body(), server=identity.server))
         with self.unchanged(identity):
@@ -191,6 +211,7 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
+        """Disable an identity."""
         identity = self._changeable(pk)
         with self.unchanged(identity):
             identity.disable(by=self.me)
@@ -199,6 +220,7 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
+        """Enable an identity."""
         identity = self._changeable(pk)
         with self.unchanged(identity):
             identity.enable(by=self.me)
@@ -207,7 +229,10 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Own(Capability.IDENTITIES_MANAGE), if_match=True)
     def confirm(self, request: Request, pk: UUID) -> Response:
-        """Agree that the secret is sent where the server is now, after its path or header was changed."""
+        """Confirm where an identity is sent.
+
+        Needed after the path or the header of its server was changed.
+        """
         identity = _live(self._find(pk))
         with self.unchanged(identity):
             identity.confirm(by=self.me)
@@ -216,6 +241,7 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
+        """Revoke an identity."""
         identity = self._changeable(pk)
         with self.unchanged(identity):
             identity.revoke(by=self.me)

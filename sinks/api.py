@@ -17,34 +17,39 @@ from capabilities import Capability
 from sinks.models import TONES, BadAddress, BadSecret, Kind, NameTaken, SendsNothing, Sink
 from sinks.trial import Outcome, send_test_line
 from ui.operations import Body, ListQuery, operation
-from ui.rest import Moment, Problem, Resource
+from ui.rest import Id, Moment, Problem, Resource
 
 # To send the logs elsewhere takes seeing them; payloads take their own capability as well.
 SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
 
 
 class SinkSerializer(serializers.Serializer[Sink]):
-    """A place the logs are sent to, and how far it is."""
+    """A place that the logs are sent to."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    kind = serializers.ChoiceField(Kind.choices)
-    address = serializers.CharField(source="place")
-    has_secret = serializers.BooleanField()
-    sends_calls = serializers.BooleanField()
-    sends_events = serializers.BooleanField()
-    sends_payloads = serializers.BooleanField()
-    enabled = serializers.BooleanField()
-    status = serializers.ChoiceField([(state, state) for state in TONES])
-    lag_seconds = serializers.SerializerMethodField()
-    delivered = serializers.IntegerField()
-    refused = serializers.IntegerField()
-    last_delivered_at = Moment(allow_null=True)
-    last_error = serializers.CharField()
-    last_error_at = Moment(allow_null=True)
-    retry_at = Moment(allow_null=True)
-    dropped_before = Moment(allow_null=True)
-    created_at = Moment()
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    kind = serializers.ChoiceField(Kind.choices, help_text="Kind of receiver.")
+    address = serializers.CharField(
+        source="place", help_text="`https://logs.example.com/in`, or `tls://` or `tcp://`; empty for standard output."
+    )
+    has_secret = serializers.BooleanField(help_text="Whether deliveries are signed with a secret.")
+    sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")
+    sends_events = serializers.BooleanField(help_text="Whether admin events are sent.")
+    sends_payloads = serializers.BooleanField(help_text="Whether recorded payloads are sent; takes `logs:payloads`.")
+    enabled = serializers.BooleanField(help_text="Whether it is enabled; false means paused.")
+    status = serializers.ChoiceField(
+        [(state, state) for state in TONES],
+        help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` for a person.",
+    )
+    lag_seconds = serializers.SerializerMethodField(help_text="Age of the oldest undelivered row.")
+    delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
+    refused = serializers.IntegerField(help_text="Number of rows refused for good; each is an admin event.")
+    last_delivered_at = Moment(allow_null=True, help_text="When it last acknowledged rows; null if never.")
+    last_error = serializers.CharField(help_text="Last error in words; otherwise empty.")
+    last_error_at = Moment(allow_null=True, help_text="Time of the last error; null if none.")
+    retry_at = Moment(allow_null=True, help_text="Time of the next retry; null if it works.")
+    dropped_before = Moment(allow_null=True, help_text="Calls before this time were deleted before delivery.")
+    created_at = Moment(help_text="When it was created.")
 
     def get_lag_seconds(self, sink: Sink) -> float | None:
         return round(sink.lag.total_seconds(), 3) if sink.lag is not None else None
@@ -55,40 +60,48 @@ class SinkChanges(Body):
 
     name = serializers.CharField(max_length=80)
     address = serializers.CharField(max_length=500, allow_blank=True)
-    secret = serializers.CharField(max_length=500, write_only=True, allow_blank=True)
+    secret = serializers.CharField(
+        max_length=500, write_only=True, allow_blank=True, help_text="Secret that signs deliveries; it is never shown."
+    )
     sends_calls = serializers.BooleanField()
     sends_events = serializers.BooleanField()
     sends_payloads = serializers.BooleanField()
 
 
 class NewSink(SinkChanges):
-    """A place to send the logs to."""
+    """A sink to create."""
 
     kind = serializers.ChoiceField(Kind.choices)
     address = serializers.CharField(max_length=500, allow_blank=True, default="")
-    secret = serializers.CharField(max_length=500, write_only=True, allow_blank=True, default="")
+    secret = serializers.CharField(
+        max_length=500,
+        write_only=True,
+        allow_blank=True,
+        default="",
+        help_text="Secret that signs deliveries; it is never shown.",
+    )
     sends_calls = serializers.BooleanField(default=True)
     sends_events = serializers.BooleanField(default=True)
     sends_payloads = serializers.BooleanField(default=False)
-    from_beginning = serializers.BooleanField(default=False)
+    from_beginning = serializers.BooleanField(default=False, help_text="Whether earlier calls and events are sent too.")
 
 
 class SinkQuery(ListQuery):
     """How the list is narrowed."""
 
-    q = serializers.CharField(required=False)
-    enabled = serializers.BooleanField(required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in the name.")
+    enabled = serializers.BooleanField(required=False, help_text="Only enabled sinks, or only paused ones.")
 
 
 class DeliverySerializer(serializers.Serializer[Outcome]):
-    """Whether a test line was acknowledged, and what happened in words."""
+    """The result of a test line."""
 
-    delivered = serializers.BooleanField()
-    detail = serializers.CharField()
+    delivered = serializers.BooleanField(help_text="Whether the line was acknowledged.")
+    detail = serializers.CharField(help_text="Result in words.")
 
 
 class SinkResource(Resource):
-    """Where the logs are sent: webhooks, buckets, collectors, topics, syslog. Nobody sends what they may not see."""
+    """Receivers of the logs: webhooks, buckets, collectors, topics, syslog. You can send only what you may see."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),
@@ -102,6 +115,7 @@ class SinkResource(Resource):
 
     @operation(needs=Capability.SINKS_MANAGE, query=SinkQuery, orderings=("name", "created_at", "last_delivered_at"))
     def list(self, request: Request) -> Response:
+        """List sinks."""
         sinks = Sink.objects.filter(name__icontains=self.query_data.get("q", ""))
         if "enabled" in self.query_data:
             sinks = sinks.filter(enabled=self.query_data["enabled"])
@@ -109,25 +123,30 @@ class SinkResource(Resource):
 
     @operation(needs=Capability.SINKS_MANAGE)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get a sink."""
         return self._now(pk)
 
     @operation(needs=SENDING, body=NewSink, reauth=True, makes=True)
     def create(self, request: Request) -> Response:
+        """Create a sink."""
         return self._now(Sink.objects.add(**self.body(), by=self.me).pk, HTTPStatus.CREATED)
 
     @operation(needs=SENDING, body=SinkChanges, reauth=True, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change a sink."""
         get_object_or_404(Sink, pk=pk).edit(**self.body(), by=self.me, seen=self.seen)
         return self._now(pk)
 
     @operation(needs=Capability.SINKS_MANAGE, answer=HTTPStatus.NO_CONTENT, reauth=True, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
+        """Delete a sink."""
         get_object_or_404(Sink, pk=pk).remove(by=self.me, seen=self.seen)
         return Response(status=HTTPStatus.NO_CONTENT)
 
     @action(detail=True, methods=["post"])
     @operation(needs=SENDING, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
+        """Resume a sink."""
         sink = get_object_or_404(Sink, pk=pk)
         with self.unchanged(sink):
             sink.enable(by=self.me)
@@ -136,20 +155,24 @@ class SinkResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SINKS_MANAGE, reauth=True, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
+        """Pause a sink."""
         get_object_or_404(Sink, pk=pk).disable(by=self.me, seen=self.seen)
         return self._now(pk)
 
     @action(detail=True, methods=["post"], url_path="send-now", url_name="send-now")
     @operation(needs=Capability.SINKS_MANAGE, if_match=True)
     def send_now(self, request: Request, pk: UUID) -> Response:
-        """*Send now*: try again without waiting for `retry_at`."""
+        """Retry a delivery now, without waiting for `retry_at`."""
         get_object_or_404(Sink, pk=pk).send_now(by=self.me, seen=self.seen)
         return self._now(pk)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Capability.SINKS_MANAGE, answer=DeliverySerializer, if_match=True)
     def test(self, request: Request, pk: UUID) -> Response:
-        """A line that says it is a test. That the sink refuses it is an answer, and no error of ours."""
+        """Send a test line to a sink.
+
+        If the sink refuses it, the result says so with status 200.
+        """
         sink = get_object_or_404(Sink, pk=pk)
         with self.unchanged(sink):
             pass  # Another machine is asked without a lock.

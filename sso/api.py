@@ -48,19 +48,19 @@ def _role(pk: UUID | None) -> Role | None:
 
 
 class GroupRuleSerializer(serializers.Serializer[GroupRule]):
-    """What a group at the organisation gives: a role, a team, or both."""
+    """A rule for a group at the organisation: it gives a role, a team, or both."""
 
-    group = serializers.CharField()
-    role = Reference(allow_null=True)
-    team = Reference(allow_null=True)
+    group = serializers.CharField(help_text="Group at the organisation, as the provider names it.")
+    role = Reference(allow_null=True, help_text="Role it gives; null if none.")
+    team = Reference(allow_null=True, help_text="Team it adds people to; null if none.")
 
 
 class GroupRuleBody(Body):
-    """What a group at the organisation is to give."""
+    """A rule for a group at the organisation."""
 
-    group = serializers.CharField(max_length=200)
-    role_id = serializers.UUIDField(allow_null=True, default=None)
-    team_id = serializers.UUIDField(allow_null=True, default=None)
+    group = serializers.CharField(max_length=200, help_text="Group at the organisation, as the provider names it.")
+    role_id = serializers.UUIDField(allow_null=True, default=None, help_text="Role it gives; null if none.")
+    team_id = serializers.UUIDField(allow_null=True, default=None, help_text="Team it adds people to; null if none.")
 
     def validate_role_id(self, pk: UUID | None) -> Role | None:
         return _role(pk)
@@ -73,43 +73,47 @@ class GroupRuleBody(Body):
 
 
 class CertificateSerializer(serializers.Serializer[Certificate]):
-    """A certificate that the provider signs with."""
+    """A signing certificate of the provider."""
 
-    fingerprint = serializers.CharField()
-    subject = serializers.CharField()
-    until = serializers.DateTimeField()
+    fingerprint = serializers.CharField(help_text="SHA-256 fingerprint, as browsers and openssl print it.")
+    subject = serializers.CharField(help_text="Subject of the certificate.")
+    until = serializers.DateTimeField(help_text="When it expires; it is accepted as long as the metadata contain it.")
 
 
 class OrganisationSerializer(serializers.Serializer[Provider]):
-    """Where people of the organisation sign in, and on which terms."""
+    """The identity provider of the organisation and the rules of its sign-in."""
 
-    mode = serializers.ChoiceField(Mode.choices)
-    name = serializers.CharField()
-    issuer = serializers.CharField()
-    client_id = serializers.CharField()
-    has_secret = serializers.BooleanField()
-    scopes = serializers.CharField()
-    groups_claim = serializers.CharField()
-    default_role = Reference(allow_null=True)
-    links_by_email = serializers.BooleanField()
-    signs_out_there = serializers.BooleanField()
-    domains = serializers.ListField(child=serializers.CharField())
-    rules = GroupRuleSerializer(many=True)
-    redirect_uri = serializers.SerializerMethodField()
-    post_logout_redirect_uri = serializers.SerializerMethodField()
-    protocol = serializers.ChoiceField(Protocol.choices)
-    metadata_url = serializers.CharField()
-    metadata_read_at = serializers.DateTimeField(allow_null=True)
-    sso_url = serializers.CharField()
-    certificates = CertificateSerializer(many=True, source="signing")
-    name_id_format = serializers.ChoiceField(NameIdFormat.choices)
-    email_attribute = serializers.CharField()
-    name_attribute = serializers.CharField()
-    takes_unsolicited = serializers.BooleanField()
-    signs_requests = serializers.BooleanField()
-    takes_encrypted = serializers.BooleanField()
-    entity_id = serializers.SerializerMethodField()
-    acs_url = serializers.SerializerMethodField()
+    mode = serializers.ChoiceField(Mode.choices, help_text="Whether sign-in there is off, offered or enforced.")
+    name = serializers.CharField(help_text="Name on the sign-in button.")
+    issuer = serializers.CharField(help_text="Issuer of the provider; with SAML its entity ID, from its metadata.")
+    client_id = serializers.CharField(help_text="Client ID of this workspace at the provider.")
+    has_secret = serializers.BooleanField(help_text="Whether a client secret is saved.")
+    scopes = serializers.CharField(help_text="Scopes to request from the provider.")
+    groups_claim = serializers.CharField(help_text="Claim or attribute with the groups; dots lead into a claim.")
+    default_role = Reference(allow_null=True, help_text="Role of people without a matching rule; null refuses them.")
+    links_by_email = serializers.BooleanField(help_text="Whether a verified address links to an existing person.")
+    signs_out_there = serializers.BooleanField(help_text="Whether signing out here also signs out of the provider.")
+    domains = serializers.ListField(
+        child=serializers.CharField(),
+        help_text="E-mail domains of the organisation. New people need no verified address in them; while `mode` is "
+        "`enforced`, these people have no password here.",
+    )
+    rules = GroupRuleSerializer(many=True, help_text="The first match sets the role, each match adds its team.")
+    redirect_uri = serializers.SerializerMethodField(help_text="Entered at the provider.")
+    post_logout_redirect_uri = serializers.SerializerMethodField(help_text="Entered at the provider.")
+    protocol = serializers.ChoiceField(Protocol.choices, help_text="Protocol of the provider.")
+    metadata_url = serializers.CharField(help_text="Address of the provider's metadata (SAML).")
+    metadata_read_at = serializers.DateTimeField(allow_null=True, help_text="When the metadata were last read.")
+    sso_url = serializers.CharField(help_text="Sign-in address from the metadata (SAML).")
+    certificates = CertificateSerializer(many=True, source="signing", help_text="Signing certificates (SAML).")
+    name_id_format = serializers.ChoiceField(NameIdFormat.choices, help_text="Format of people's ids (SAML).")
+    email_attribute = serializers.CharField(help_text="Attribute with the e-mail address (SAML).")
+    name_attribute = serializers.CharField(help_text="Attribute with the display name (SAML).")
+    takes_unsolicited = serializers.BooleanField(help_text="Whether people may start at the provider (SAML).")
+    signs_requests = serializers.BooleanField(help_text="Whether requests are signed (SAML).")
+    takes_encrypted = serializers.BooleanField(help_text="Whether assertions may be encrypted (SAML).")
+    entity_id = serializers.SerializerMethodField(help_text="Entity ID and metadata address of this workspace (SAML).")
+    acs_url = serializers.SerializerMethodField(help_text="Address that receives the provider's answers (SAML).")
 
     def get_entity_id(self, provider: Provider) -> str:
         return entity_id()
@@ -131,24 +135,33 @@ class OrganisationChanges(Body):
     name = serializers.CharField(max_length=60, allow_blank=True)
     issuer = serializers.CharField(max_length=500, allow_blank=True)
     client_id = serializers.CharField(max_length=255, allow_blank=True)
-    secret = serializers.CharField(max_length=500, write_only=True, allow_blank=True)
+    secret = serializers.CharField(
+        max_length=500, write_only=True, allow_blank=True, help_text="Secret of the client; it is never shown."
+    )
     scopes = serializers.CharField(max_length=300)
     groups_claim = serializers.CharField(max_length=100)
-    default_role_id = serializers.UUIDField(allow_null=True)
+    default_role_id = serializers.UUIDField(allow_null=True, help_text="Role of people without a matching rule.")
     links_by_email = serializers.BooleanField()
     signs_out_there = serializers.BooleanField()
     domains = serializers.ListField(child=serializers.CharField(max_length=253), max_length=50)
     rules = GroupRuleBody(many=True)
     protocol = serializers.ChoiceField(Protocol.choices)
     metadata_url = serializers.CharField(max_length=500, allow_blank=True)
-    metadata_xml = serializers.CharField(max_length=MOST_BYTES, write_only=True, allow_blank=True)
+    metadata_xml = serializers.CharField(
+        max_length=MOST_BYTES,
+        write_only=True,
+        allow_blank=True,
+        help_text="Metadata of a provider that has no address for them; only their values are stored.",
+    )
     name_id_format = serializers.ChoiceField(NameIdFormat.choices)
     email_attribute = serializers.CharField(max_length=LONGEST_ATTRIBUTE)
     name_attribute = serializers.CharField(max_length=LONGEST_ATTRIBUTE)
     takes_unsolicited = serializers.BooleanField()
     signs_requests = serializers.BooleanField()
     takes_encrypted = serializers.BooleanField()
-    new_decryption_key = serializers.BooleanField(write_only=True)
+    new_decryption_key = serializers.BooleanField(
+        write_only=True, help_text="Whether to create a new key for encrypted assertions (SAML)."
+    )
 
     def validate_default_role_id(self, pk: UUID | None) -> Role | None:
         return _role(pk)
@@ -158,14 +171,14 @@ class OrganisationChanges(Body):
 
 
 class ProviderTestSerializer(serializers.Serializer[Outcome]):
-    """Whether the provider could be signed in at, and what was found, in words."""
+    """The result of a test of the provider."""
 
-    works = serializers.BooleanField()
-    detail = serializers.CharField()
+    works = serializers.BooleanField(help_text="Whether people could sign in there.")
+    detail = serializers.CharField(help_text="Result in words.")
 
 
 class OrganisationResource(Resource):
-    """Sign-in by the organisation: its identity provider, and what its groups mean here."""
+    """Sign-in by the organisation: its identity provider, and rules for its groups."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadIssuer: Problem(HTTPStatus.BAD_REQUEST, "invalid", "issuer"),
@@ -186,10 +199,12 @@ class OrganisationResource(Resource):
 
     @operation(needs=SETS_UP)
     def retrieve(self, request: Request) -> Response:
+        """Get the sign-in by the organisation."""
         return self.answer(Provider.load())
 
     @operation(needs=SETS_UP, body=OrganisationChanges, reauth=True, api_keys=False, if_match=True)
     def partial_update(self, request: Request) -> Response:
+        """Change the sign-in by the organisation."""
         changes = self.body()
         if "default_role_id" in changes:
             changes["default_role"] = changes.pop("default_role_id")
@@ -197,7 +212,10 @@ class OrganisationResource(Resource):
 
     @operation(needs=SETS_UP, answer=ProviderTestSerializer, if_match=True)
     def test(self, request: Request) -> Response:
-        """*Test*: ask the provider what it is. That something is wrong with it is an answer, and no error of ours."""
+        """Test the identity provider.
+
+        If something is wrong with it, the result says so with status 200.
+        """
         provider = Provider.load()
         with self.unchanged(provider):
             pass  # Another machine is asked without a lock.

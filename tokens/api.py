@@ -85,7 +85,7 @@ class RotationLimit(RateLimit):
 
 
 class TokenResource(Resource):
-    """API access tokens. A secret is told to the token's owner alone: by creation, rotation or collecting, once."""
+    """API access tokens. A secret is shown once, and only to the token's owner."""
 
     problems = PROBLEMS
     serializer_class = TokenSerializer
@@ -101,6 +101,7 @@ class TokenResource(Resource):
         orderings=("name", "created_at", "expires_at", "last_used_at"),
     )
     def list(self, request: Request) -> Response:
+        """List API access tokens."""
         tokens = known_to(self.me)
         if self.query_data["scope"] == "all":
             must_hold(self.me, Capability.API_TOKENS_MANAGE)
@@ -110,10 +111,12 @@ class TokenResource(Resource):
 
     @operation(needs=Own(Capability.API_TOKENS_MANAGE))
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get an API access token."""
         return self.answer(self._find(pk))
 
     @operation(needs=Capability.API_TOKENS_MANAGE, body=NewToken, answer=IssuedTokenSerializer, makes=True)
     def create(self, request: Request) -> Response:
+        """Create an API access token."""
         body = self.body()
         triple = {key: body.pop(key) for key in ("host", "gateway", "identities")}
         with transaction.atomic():
@@ -123,6 +126,7 @@ class TokenResource(Resource):
 
     @operation(needs=Own(Capability.API_TOKENS_MANAGE), body=TokenChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
+        """Change an API access token."""
         token = self._find(pk)
         changes = self.body()
         token.edit(**changes, by=self.me, seen=self.seen)
@@ -130,11 +134,13 @@ class TokenResource(Resource):
 
     @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
+        """Revoke an API access token."""
         return self._end(pk)
 
     @action(detail=True, methods=["post"])
     @operation(needs=Own(ENDING), answer=HTTPStatus.NO_CONTENT, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
+        """Revoke an API access token."""
         return self._end(pk)
 
     def _end(self, pk: UUID) -> Response:
@@ -153,10 +159,11 @@ class TokenResource(Resource):
         makes=True,
     )
     def rotate(self, request: Request, pk: UUID) -> Response:
-        """Replaces a token's secret: by its owner, or by the token itself as Bearer.
+        """Replace the secret of a token.
 
-        `overlap_hours` 0, 1, 24 or 168 is how long the old secret works on beside the new one; without a body it is
-        dead at once. Everything else of the token stays. A secret that is working on rotates nothing.
+        Done by its owner, or by the token itself as Bearer. The previous secret works for another `overlap_hours`: 0,
+        1, 24 or 168; without a body it stops at once. Nothing else of the token changes. A previous secret cannot
+        rotate the token.
         """
         presented: Any = request.auth
         hours = self.body()["overlap_hours"]
@@ -167,7 +174,10 @@ class TokenResource(Resource):
     @action(detail=True, methods=["post"], url_path="ask-for-new")
     @operation(needs=Own(ENDING), if_match=True)
     def ask_for_new(self, request: Request, pk: UUID) -> Response:
-        """Ends a token's secrets at once; its owner alone collects the new one. Asking again changes nothing."""
+        """End a token's secrets and ask its owner to collect a new one.
+
+        Only the owner can collect it. Asking again changes nothing.
+        """
         token = self._find(pk)
         with self.unchanged(token):
             token.ask_for_new(by=self.me)
@@ -178,7 +188,10 @@ class TokenResource(Resource):
         needs=Own(NOBODY, by_key=Capability.API_TOKENS_MANAGE), answer=RotatedTokenSerializer, if_match=True, makes=True
     )
     def collect(self, request: Request, pk: UUID) -> Response:
-        """Makes the new secret somebody asked for and tells it to the token's owner, once."""
+        """Collect the new secret of a token.
+
+        It is shown once, to the token's owner.
+        """
         token = self._find(pk)
         token.must_be_active()
         must_be_on(token.connection)
@@ -189,7 +202,7 @@ class TokenResource(Resource):
     @action(detail=True, methods=["post"], url_path="end-previous")
     @operation(needs=Own(ENDING), if_match=True)
     def end_previous(self, request: Request, pk: UUID) -> Response:
-        """Ends the secret that a rotation with an overlap let work on."""
+        """End the previous secret of a token."""
         token = self._find(pk)
         with self.unchanged(token):
             token.end_previous(by=self.me)

@@ -21,7 +21,7 @@ from capabilities.rest import Own
 from connections.subjects import by_person
 from tokens.api_key_rows import STATUSES, keys_known_to
 from ui.operations import ListQuery, operation
-from ui.rest import Cause, Moment, Problem, Resource
+from ui.rest import Cause, Id, Moment, Problem, Resource
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
 
@@ -29,31 +29,37 @@ OTHERS = Own(Capability.PEOPLE_MANAGE)
 class ApiKeySerializer(serializers.Serializer[ApiKey]):
     """An API key without its secret."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    prefix = serializers.CharField()
-    capabilities = serializers.ListField(child=serializers.CharField())
-    status = serializers.CharField()
-    blocked_by = Cause()
-    blocked_reason = Cause()
-    user_email = serializers.EmailField(source="user.email")
-    expires_at = Moment()
-    last_used_at = Moment(allow_null=True)
-    created_at = Moment()
-    revoked_at = Moment(allow_null=True)
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
+    capabilities = serializers.ListField(
+        child=serializers.CharField(),
+        help_text="Slugs of its capabilities; those its owner no longer holds do not work.",
+    )
+    status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
+    blocked_by = Cause(help_text="What blocks it: `user`; else null.")
+    blocked_reason = Cause(help_text="Reason its requests are refused for; null if they are not.")
+    user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
+    expires_at = Moment(help_text="When it expires.")
+    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
+    created_at = Moment(help_text="When it was created.")
+    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
 
 
 class ApiKeyQuery(ListQuery):
     """How a list of API keys is narrowed."""
 
-    scope = serializers.ChoiceField(["own", "all"], default="own")
-    status = serializers.ChoiceField(STATUSES, default="active")
+    scope = serializers.ChoiceField(["own", "all"], default="own", help_text="Your own keys, or everyone's.")
+    status = serializers.ChoiceField(STATUSES, default="active", help_text="Only keys with this status.")
     user = by_person()
-    q = serializers.CharField(required=False)
+    q = serializers.CharField(
+        required=False,
+        help_text="Text contained in the name, or start of the prefix; with `scope` `all` also in the owner.",
+    )
 
 
 class ApiKeyResource(Resource):
-    """People's keys for this API. None of them can make, change or end one: that takes a person's session."""
+    """API keys of people. Creating, changing or revoking one takes a person's session."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
@@ -64,6 +70,7 @@ class ApiKeyResource(Resource):
 
     @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
     def list(self, request: Request) -> Response:
+        """List API keys."""
         keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
         keys = keys.of_status(self.query_data["status"]).matching(self.query_data.get("q", ""))
         if user := self.query_data.get("user"):
@@ -72,15 +79,18 @@ class ApiKeyResource(Resource):
 
     @operation(needs=OTHERS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get an API key."""
         return self.answer(self._find(pk))
 
     @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False, if_match=True)
     def destroy(self, request: Request, pk: UUID) -> Response:
+        """Revoke an API key."""
         return self._end(pk)
 
     @action(detail=True, methods=["post"])
     @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False, if_match=True)
     def revoke(self, request: Request, pk: UUID) -> Response:
+        """Revoke an API key."""
         return self._end(pk)
 
     def _end(self, pk: UUID) -> Response:

@@ -26,10 +26,10 @@ from ui.rest import ApiError, Problem, secret_answer
 
 
 class Regenerate(Connections):
-    """Gives the credential of a connection another secret; the old one is dead at once.
+    """The previous secret stops at once.
 
-    The secret of an agent is told to its owner. For another person's agent it is asked for, and the answer is the
-    connection: its owner collects it.
+    The secret of an agent is shown to its owner. For another person's agent, the owner is asked to collect it, and the
+    answer is the connection.
     """
 
     versioned = False  # Its answer may be a token.
@@ -44,6 +44,7 @@ class Regenerate(Connections):
         makes=True,
     )
     def regenerate(self, request: Request, pk: UUID) -> Response:
+        """Replace the secret of a connection."""
         connection = get_object_or_404(self.get_queryset(), pk=pk)
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 

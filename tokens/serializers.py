@@ -18,51 +18,53 @@ from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of
 from ui.limits import Limit
 from ui.operations import Body, ListQuery
-from ui.rest import Cause, Moment, Reference
+from ui.rest import Cause, Id, Moment, Reference
 
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
 
 
 class Scope(serializers.Serializer[Any]):
-    """A server a token reaches."""
+    """A server that a token reaches."""
 
-    server_id = serializers.UUIDField()
-    server_name = serializers.CharField()
-    server_slug = serializers.CharField()
+    server_id = serializers.UUIDField(help_text="Id of the server.")
+    server_name = serializers.CharField(help_text="Name of the server.")
+    server_slug = serializers.CharField(help_text="Slug of the server.")
 
 
 class PreviousSecret(serializers.Serializer[Token]):
-    """The secret before, which works on until `ends_at`."""
+    """The previous secret, which works until `ends_at`."""
 
-    prefix = serializers.CharField(source="previous_prefix")
-    ends_at = Moment(source="previous_works_until")
-    last_used_at = Moment(source="previous_last_used_at", allow_null=True)
+    prefix = serializers.CharField(source="previous_prefix", help_text="First characters of the previous secret.")
+    ends_at = Moment(source="previous_works_until", help_text="When the previous secret stops working.")
+    last_used_at = Moment(source="previous_last_used_at", allow_null=True, help_text="When it was last used.")
 
 
 class TokenSerializer(serializers.Serializer[Token]):
-    """A token without its secret; one that is `waiting` has none until its owner collects it."""
+    """A token without its secret; while it is `waiting` it has none."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    prefix = serializers.CharField()
-    expires_at = Moment(allow_null=True)
-    allowed_ips = serializers.ListField(child=serializers.CharField(), allow_null=True)
-    scopes = serializers.SerializerMethodField()
-    created_at = Moment()
-    status = serializers.CharField()
-    blocked_by = Cause()
-    blocked_reason = Cause()
-    last_used_at = Moment(allow_null=True)
-    host = Reference(source="connection.host")
+    id = Id()
+    name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
+    prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
+    expires_at = Moment(allow_null=True, help_text="When it expires; null if never.")
+    allowed_ips = serializers.ListField(
+        child=serializers.CharField(), allow_null=True, help_text="Networks it may be used from; null means any."
+    )
+    scopes = serializers.SerializerMethodField(help_text="Servers it reaches.")
+    created_at = Moment(help_text="When it was created.")
+    status = serializers.CharField(help_text="`active`, `waiting` (to be collected), `expired` or `revoked`.")
+    blocked_by = Cause(help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; else null.")
+    blocked_reason = Cause(help_text="Reason its calls are refused for, as in the log; null if they are not.")
+    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
+    host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
-    connection_id = serializers.UUIDField()
-    user_email = serializers.CharField(source="connection.user.email")
-    rotated_at = Moment(allow_null=True)
-    revoked_at = Moment(allow_null=True)
+    connection_id = serializers.UUIDField(help_text="Its connection.")
+    user_email = serializers.CharField(source="connection.user.email", help_text="E-mail address of its owner.")
+    rotated_at = Moment(allow_null=True, help_text="When its secret was last replaced; null if never.")
+    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
     calls_per_minute = Limit()
-    secret_last_used_at = Moment(allow_null=True)
-    previous_secret = serializers.SerializerMethodField()
-    asked_at = Moment(allow_null=True)
+    secret_last_used_at = Moment(allow_null=True, help_text="When the current secret was last used; null if never.")
+    previous_secret = serializers.SerializerMethodField(help_text="Previous secret, while it still works.")
+    asked_at = Moment(allow_null=True, help_text="When its owner was asked to collect a new secret; null if not.")
 
     @extend_schema_field(PreviousSecret(allow_null=True))
     def get_previous_secret(self, token: Token) -> dict[str, Any] | None:
@@ -79,20 +81,22 @@ class TokenSerializer(serializers.Serializer[Token]):
 class IssuedTokenSerializer(TokenSerializer):
     """A new token, with its secret."""
 
-    token = serializers.CharField()
+    token = serializers.CharField(help_text="The secret; it is shown only here.")
 
 
 class RotatedTokenSerializer(serializers.Serializer[Any]):
-    """A token's new secret, and what it is for."""
+    """The new secret of a token."""
 
-    token = serializers.CharField()
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    prefix = serializers.CharField()
-    expires_at = Moment(allow_null=True)
-    allowed_ips = serializers.ListField(child=serializers.CharField(), allow_null=True)
-    scopes = Scope(many=True)
-    created_at = Moment()
+    token = serializers.CharField(help_text="The secret; it is shown only here.")
+    id = Id()
+    name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
+    prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
+    expires_at = Moment(allow_null=True, help_text="When it expires; null if never.")
+    allowed_ips = serializers.ListField(
+        child=serializers.CharField(), allow_null=True, help_text="Networks it may be used from; null means any."
+    )
+    scopes = Scope(many=True, help_text="Servers it reaches.")
+    created_at = Moment(help_text="When it was created.")
 
 
 def issued(new: Issued) -> dict[str, Any]:
@@ -109,43 +113,58 @@ def rotated(new: Issued) -> dict[str, Any]:
 class TokenQuery(ListQuery):
     """How a list of tokens is narrowed."""
 
-    scope = serializers.ChoiceField(["own", "all"], default="own")
-    status = serializers.ChoiceField(STATUSES, default="active")
+    scope = serializers.ChoiceField(["own", "all"], default="own", help_text="Your own tokens, or everyone's.")
+    status = serializers.ChoiceField(STATUSES, default="active", help_text="Only tokens with this status.")
     host = by_host()
     gateway = by_gateway()
     user = by_person()
-    q = serializers.CharField(required=False)
-    expires_before = serializers.DateTimeField(required=False)
+    q = serializers.CharField(required=False, help_text="Text contained in its name or its agent's.")
+    expires_before = serializers.DateTimeField(required=False, help_text="Only tokens that expire before this time.")
 
 
 class TokenChanges(Body):
     """What of a token may change; its servers never do."""
 
     name = serializers.CharField(max_length=100)
-    expires_in_days = serializers.IntegerField(allow_null=True)
+    expires_in_days = serializers.IntegerField(
+        allow_null=True,
+        help_text="Lifetime from now: 7, 30 or 90 days; null means no expiry, if the workspace allows it.",
+    )
     allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True)
     calls_per_minute = Limit()
 
 
 class Rotation(Body):
-    """How a token's secret is replaced; all of it may be left out."""
+    """How to replace a secret; everything is optional."""
 
-    overlap_hours = serializers.IntegerField(
-        default=0, help_text="How long the old secret works on: 0, 1, 24 or 168 hours."
-    )
+    overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
 
 
 class NewToken(Body):
-    """A token for oneself: on which agent's connection to which gateway, and how far it reaches."""
+    """A token for yourself."""
 
-    host_id = serializers.UUIDField()
-    gateway_id = serializers.UUIDField()
+    host_id = serializers.UUIDField(help_text="Agent that uses the token.")
+    gateway_id = serializers.UUIDField(help_text="Gateway that the token is for.")
     name = serializers.CharField(max_length=100)
-    server_ids = serializers.ListField(child=serializers.UUIDField(), allow_null=True, allow_empty=False, default=None)
-    expires_in_days = serializers.IntegerField(allow_null=True, default=DEFAULT_LIFETIME)
+    server_ids = serializers.ListField(
+        child=serializers.UUIDField(),
+        allow_null=True,
+        allow_empty=False,
+        default=None,
+        help_text="Servers it reaches; null means all of the gateway, including future ones.",
+    )
+    expires_in_days = serializers.IntegerField(
+        allow_null=True,
+        default=DEFAULT_LIFETIME,
+        help_text="Lifetime: 7, 30 or 90 days; null means no expiry, if the workspace allows it.",
+    )
     allowed_ips = serializers.ListField(child=serializers.CharField(max_length=64), allow_null=True, default=None)
     calls_per_minute = Limit(default=None)
-    identities = serializers.DictField(child=serializers.UUIDField(), default=dict)
+    identities = serializers.DictField(
+        child=serializers.UUIDField(),
+        default=dict,
+        help_text="Your identity for each server that needs one, by the server's id.",
+    )
 
     def validate_host_id(self, pk: UUID) -> Host:
         host = Host.objects.live().filter(kind=HostKind.TOKEN, pk=pk).first()

@@ -19,4 +19,5 @@ class Limit(serializers.IntegerField):
     """In the API."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(min_value=1, max_value=MOST_CALLS, allow_null=True, **options)  # type: ignore[arg-type]
+        told = {"help_text": "Maximum calls per minute; null means no limit."} | options
+        super().__init__(min_value=1, max_value=MOST_CALLS, allow_null=True, **told)  # type: ignore[arg-type]

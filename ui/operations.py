@@ -38,9 +38,9 @@ class Query(serializers.Serializer[Any]):
 class ListQuery(Query):
     """The query parameters every list with page numbers knows."""
 
-    page = serializers.IntegerField(min_value=1, required=False)
-    page_size = serializers.IntegerField(min_value=1, required=False)
-    ordering = serializers.CharField(required=False)
+    page = serializers.IntegerField(min_value=1, required=False, help_text="Number of the page, from 1.")
+    page_size = serializers.IntegerField(min_value=1, required=False, help_text="Rows on a page, 200 at most.")
+    ordering = serializers.CharField(required=False, help_text="Field to sort by; with `-` in descending order.")
 
 
 class File(NamedTuple):

@@ -54,6 +54,13 @@ def stamp(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class Id(serializers.UUIDField):
+    """The id of an object."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"help_text": "Unique id; never changes."} | options)
+
+
 class Moment(serializers.DateTimeField):
     """A time in UTC with milliseconds and `Z`."""
 
@@ -72,10 +79,10 @@ class Cause(serializers.CharField):
 
 
 class Reference(serializers.Serializer[Any]):
-    """Another object, by id and name."""
+    """An object, by id and name."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
 
 
 class Problem(NamedTuple):

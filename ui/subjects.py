@@ -34,7 +34,9 @@ class Subject(serializers.CharField):
         listed: Callable[[Resource], QuerySet[Any]] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**{"required": False, **options})
+        keys = ["id", *(name.rpartition("__")[2].replace("_", " ") for name in names)]
+        described = f"{noun.capitalize()}, by {', '.join(keys[:-1])}{' or ' if names else ''}{keys[-1]}."
+        super().__init__(**{"required": False, "help_text": described, **options})
         self.noun, self.things, self.names, self.ids = noun, things, names, ids
         self.listed = listed or things
 

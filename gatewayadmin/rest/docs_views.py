@@ -1,33 +1,135 @@
-"""The documentation pages of the REST API, generated from its description.
+"""The reference of the REST API for people, drawn from its OpenAPI description.
 
-They replace Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and
-no exception in the Content Security Policy.
+It replaces Swagger UI: same design as all pages, light and dark, readable without script and by a screen reader, and no
+exception in the Content Security Policy.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from functools import cache
+from typing import Any
+
+from django.conf import settings
 from django.http import Http404, HttpResponse
 from django.views.decorators.http import require_GET
 
 from capabilities import own_resource
-from gatewayadmin.rest.api_docs import groups, objects_of
+from gatewayadmin.rest.examples import JSON
+from gatewayadmin.rest.openapi import description
 from ui.pages import AppRequest, show
 
 WHY = "what the API says of itself"
+PLACES = {"path": "In the address. ", "header": "A header. "}
+BOUNDS = {"minimum": "At least", "maximum": "At most", "maxLength": "Characters at most:", "default": "Default:"}
 
 
 @require_GET
 @own_resource(WHY)
 def docs(request: AppRequest) -> HttpResponse:
-    """Every operation, by what it is about."""
+    """List every operation by group."""
     return show(request, "api/docs.html", {"groups": groups()})
 
 
 @require_GET
 @own_resource(WHY)
 def docs_of(request: AppRequest, group: str) -> HttpResponse:
-    """The operations of one group in full, and the objects they speak of."""
-    operations = groups().get(group)
-    if operations is None:
+    """Show the operations of one group, and the objects they send and answer."""
+    if group not in groups():
         raise Http404
-    return show(request, "api/group.html", {"group": operations, "objects": objects_of(operations)})
+    return show(request, "api/group.html", {"group": groups()[group], "objects": _objects(groups()[group])})
+
+
+@cache
+def groups() -> dict[str, dict[str, Any]]:
+    """Return the operations by tag, prepared for the templates."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, item in description()["paths"].items():
+        for method, operation in item.items():
+            tag = operation["tags"][0]
+            slug, title = tag.replace(" ", "-"), tag.replace(" ", ": ").replace("-", " ").capitalize()
+            group = {"slug": slug, "title": title.replace("Api ", "API "), "operations": []}
+            found.setdefault(slug, group)["operations"].append(_operation(method.upper(), path, operation))
+    return dict(sorted(found.items()))
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    body = operation.get("requestBody", {}).get("content", {}).get(JSON)
+    parameters = operation.get("parameters", ())
+    return operation | {
+        "method": method,
+        "path": path,
+        "about": operation["description"].split("\n\n"),
+        "fields": [_field(one["name"], one, one["schema"], one.get("required", False)) for one in parameters],
+        "body": body and _kind(body["schema"]),
+        "answers": [(status, one["description"], _answered(one)) for status, one in operation["responses"].items()],
+        "example": _command(method, path, body),
+    }
+
+
+def _command(method: str, path: str, body: dict[str, Any] | None) -> str:
+    """Return a curl command with the required fields of the body."""
+    lines = [f"curl -X {method} {settings.PUBLIC_URL}{path}", "  -H 'Authorization: Bearer gwp_...'"]
+    if body:
+        needed = {name: body["example"][name] for name in _schemas()[_kind(body["schema"])].get("required", ())}
+        lines += [f"  -H 'Content-Type: {JSON}'", f"  -d '{json.dumps(needed)}'"]
+    return " \\\n".join(lines).replace("curl -X GET", "curl")
+
+
+def _answered(response: dict[str, Any]) -> str:
+    content = response.get("content", {})
+    return _kind(content[JSON]["schema"]) if JSON in content else " or ".join(content)
+
+
+def _field(name: str, described: dict[str, Any], schema: dict[str, Any], required: bool) -> dict[str, Any]:
+    """Return a row of a table; the choices that end a description are left out, for its kind lists them."""
+    bounds = (f"{word} `{json.dumps(schema[key])}`." for key, word in BOUNDS.items() if schema.get(key) is not None)
+    words = [PLACES.get(described.get("in", ""), "") + described["description"].partition("\n\n* `")[0], *bounds]
+    return {"name": name, "kind": _kind(schema), "required": required, "note": " ".join(words)}
+
+
+def _objects(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every object that the operations of `group` refer to, those within others too."""
+    found: set[str] = set()
+    names = _references(group["operations"])
+    while new := names - found:
+        found |= new
+        names = _references([_schemas()[name] for name in new])
+    return [_object(name, _schemas()[name]) for name in sorted(found)]
+
+
+def _object(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    required, members = schema.get("required", ()), schema.get("properties", {})
+    fields = [_field(key, member, member, key in required) for key, member in members.items()]
+    return {"name": name, "about": schema["description"], "fields": fields}
+
+
+def _references(node: Any) -> set[str]:
+    return set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(node)))
+
+
+def _schemas() -> dict[str, Any]:
+    schemas: dict[str, Any] = description()["components"]["schemas"]
+    return schemas
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Return which values a schema allows, in words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    for several in ("oneOf", "anyOf", "allOf"):
+        if several in schema:
+            return " or ".join(dict.fromkeys(_kind(item) for item in schema[several]))
+    if "enum" in schema:
+        return ", ".join("none" if item in (None, "") else str(item) for item in schema["enum"])
+    types = schema.get("type", "anything")
+    return " or ".join(_type(item, schema) for item in (types if isinstance(types, list) else [types]))
+
+
+def _type(name: str, schema: dict[str, Any]) -> str:
+    if name == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    if name == "object" and "results" in schema.get("properties", {}):
+        return f"page of {_kind(schema['properties']['results']['items'])}"
+    return str(schema.get("format", name)) if name == "string" else name

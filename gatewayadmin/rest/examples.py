@@ -1,60 +1,108 @@
-"""Gives every member and parameter of the description its meaning, and every body and answer an example."""
+"""Example values of every field, parameter, body and answer of the API, from their schemas."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from typing import Any
 
-from gatewayadmin.rest.glossary import MEMBERS, MOMENT, PARAMETERS, UUID, Entry
-from gatewayadmin.rest.summaries import summary
-
-# Objects whose members mean what those of another one mean.
-SAME = {
-    "CallDetail": "Call",
-    "CatalogueToolDetail": "CatalogueTool",
-    "GatewayChanges": "Gateway",
-    "GroupRuleBody": "GroupRule",
-    "HostChanges": "Host",
-    "Invited": "User",
-    "IssuedToken": "Token",
-    "NewGateway": "Gateway",
-    "NewHost": "Host",
-    "NewIdentity": "Identity",
-    "NewServer": "Server",
-    "NewSink": "Sink",
-    "NewUser": "User",
-    "OrganisationChanges": "Organisation",
-    "OwnCall": "Call",
-    "RoleBody": "Role",
-    "SavedViewBody": "SavedView",
-    "ServerChanges": "Server",
-    "ServerReference": "Server",
-    "GatewayReference": "Gateway",
-    "SinkChanges": "Sink",
-    "TeamBody": "Team",
-    "TokenChanges": "Token",
-    "WorkspaceChanges": "Workspace",
+MOMENT = "2026-06-18T12:00:00.000Z"
+FORMATS = {
+    "date-time": MOMENT,
+    "email": "ana@example.com",
+    "uri": "https://gateway.example.com/api/",
+    "uuid": "550e8400-e29b-41d4-a716-446655440000",
 }
-# What no serializer of ours describes.
-OBJECTS = {"Regenerated": "The connection of an app, or the new secret of an agent's token."}
-FORMATS = {"uuid": UUID, "date-time": MOMENT, "email": "ana@example.com", "uri": "https://gateway.example.com/api/"}
 TYPES: dict[str, Any] = {"string": "text", "integer": 1, "number": 1.0, "boolean": True, "object": {}, "array": []}
+# Texts by the name of a field or parameter, or by the last word of the name.
+TEXTS = {
+    "about": "550e8400-e29b-41d4-a716-446655440000",
+    "account": "ana@example.com",
+    "act": "Enable host",
+    "action": "host.disabled",
+    "actor": "ana@example.com",
+    "address": "203.0.113.7",
+    "agent": "node",
+    "alias": "github",
+    "allowed_ips": "203.0.113.0/24",
+    "approved": '{"name": "search"}',
+    "attribute": "email",
+    "by": "ana@example.com",
+    "capabilities": "hosts:read",
+    "capability": "hosts:read",
+    "check": "Host",
+    "client_id": "gateway-admin",
+    "code": "not_found",
+    "connection": "550e8400-e29b-41d4-a716-446655440000",
+    "cursor": "o1781784000000000-42",
+    "constant": "HOSTS_READ",
+    "description": "For the nightly jobs",
+    "detail": "There is no such thing.",
+    "domains": "example.com",
+    "email": "ana@example.com",
+    "endpoint": "https://auth.example.com/token",
+    "entity_id": "https://gateway.example.com/accounts/organisation/saml/metadata/",
+    "era": "session",
+    "error": "It answered 500.",
+    "exposed_name": "github__search",
+    "feature_name": "github__search",
+    "field": "name",
+    "fingerprint": "3F:A0:7D:89",
+    "gateway": "work",
+    "group": "platform",
+    "groups_claim": "groups",
+    "help": "Ask #platform for a key.",
+    "header_name": "X-Api-Key",
+    "hint": "9f3a",
+    "host": "CI bot",
+    "ip": "203.0.113.7",
+    "issuer": "https://id.example.com",
+    "label": "work account",
+    "link": "https://gateway.example.com/accounts/...",
+    "method": "tools/call",
+    "name": "CI bot",
+    "near": "github__search",
+    "offered": '{"name": "search"}',
+    "password": "a sentence only you know",
+    "prefix": "gwa_Ab3dE5gH",
+    "private_upstreams": "10.0.0.0/8",
+    "q": "bot",
+    "query": "outcome=denied&range=7d",
+    "reason": "host_disabled",
+    "resource": "https://mcp.example.com/mcp",
+    "resource_sent": "server",
+    "role": "Member",
+    "scopes": "openid profile email",
+    "secret": "example-credential",
+    "sentence": "Ana disabled the gateway Work.",
+    "server": "github",
+    "slug": "work",
+    "subject": "CN=id.example.com",
+    "target_id": "550e8400-e29b-41d4-a716-446655440000",
+    "target_type": "host",
+    "team": "Support",
+    "title": "Search",
+    "token": "gwa_example-secret-that-is-told-once",
+    "tool": "github__search",
+    "tools": "search",
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+    "uri": "https://gateway.example.com/accounts/",
+    "url": "https://mcp.example.com/mcp",
+    "user": "ana@example.com",
+    "version": "2025-11-25",
+}
+NOTHING = {"blocked_by", "blocked_reason", "missing_since", "previous_secret", "revoked_at"}  # Null, as mostly.
 JSON = "application/json"
 
 
-def explained(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """The description with meanings, summaries and examples."""
+def illustrated(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """The description with examples."""
     schemas = result["components"]["schemas"]
-    for component, schema in schemas.items():
-        if component in OBJECTS:
-            schema.setdefault("description", OBJECTS[component])
+    for schema in schemas.values():
         for name, member in schema.get("properties", {}).items():
-            _explain(member, _member(component, name))
-    for operation in _operations(result):
-        name = operation["operationId"]
-        operation["summary"] = summary(name, operation.pop("x-action"))
+            member["examples"] = [sample(member, schemas, name)]
+    for operation in (operation for item in result["paths"].values() for operation in item.values()):
         for parameter in operation.get("parameters", ()):
-            _explain_parameter(parameter, name)
+            parameter["example"] = sample(parameter["schema"], schemas, parameter["name"])
         bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
         for content in (body.get("content", {}).get(JSON) for body in bodies):
             if content and "examples" not in content:
@@ -62,60 +110,31 @@ def explained(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     return result
 
 
-def _operations(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in result["paths"].values():
-        yield from item.values()
-
-
-def _member(component: str, name: str) -> Entry | None:
-    base = component.removeprefix("Patched").removesuffix("Request")
-    for key in (f"{base}.{name}", f"{SAME.get(base, base)}.{name}", name):
-        if key in MEMBERS:
-            return MEMBERS[key]
-    return None
-
-
-def _explain(schema: dict[str, Any], entry: Entry | None) -> None:
-    if entry is None:
-        return
-    # What the serializer says of itself is said; a list of choices is what follows.
-    said = schema.get("description", "")
-    if not said or said.startswith("* `"):
-        schema["description"] = f"{entry.means}\n\n{said}".strip()
-    if entry.example is not None or "null" in schema.get("type", ()):
-        schema["examples"] = [entry.example]
-
-
-def _explain_parameter(parameter: dict[str, Any], operation: str) -> None:
-    entry = PARAMETERS.get(f"{operation}.{parameter['name']}") or PARAMETERS.get(parameter["name"])
-    said = parameter.get("description", "")
-    if entry and (not said or said.startswith("* `")):
-        parameter["description"] = f"{entry.means}\n\n{said}".strip()
-    schema = parameter["schema"]
-    parameter["example"] = entry.example if entry and entry.example is not None else sample(schema, {})
-
-
-def sample(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
-    """A value as the schema describes it."""
-    if schema.get("examples"):
-        return schema["examples"][0]
+def sample(schema: dict[str, Any], schemas: dict[str, Any], name: str = "") -> Any:
+    """Return a value as the schema describes it."""
+    if name in NOTHING:
+        return None
+    if choices := next((schema[several] for several in ("oneOf", "anyOf", "allOf") if several in schema), None):
+        return sample(next(one for one in choices if one.get("type") != "null"), schemas, name)
     if "$ref" in schema:
         return sample(schemas[schema["$ref"].rpartition("/")[2]], schemas)
-    for several in ("oneOf", "anyOf", "allOf"):
-        if several in schema:
-            return sample(next(one for one in schema[several] if one.get("type") != "null"), schemas)
-    if "enum" in schema:
-        return next(value for value in schema["enum"] if value)
-    return _typed(schema, schemas)
-
-
-def _typed(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
-    kind = schema.get("type", "object")
-    kind = next(one for one in kind if one != "null") if isinstance(kind, list) else kind
     if "properties" in schema:
-        return {name: sample(member, schemas) for name, member in schema["properties"].items()}
-    if kind == "array":
-        return [sample(schema["items"], schemas)] if schema.get("items") else []
-    if kind in ("integer", "number") and "minimum" in schema:
-        return schema.get("default") or max(1, schema["minimum"])
-    return FORMATS.get(schema.get("format", ""), TYPES[kind])
+        return {key: sample(member, schemas, key) for key, member in schema["properties"].items()}
+    if schema.get("items"):
+        return [sample(schema["items"], schemas, name)]
+    return _single(schema, name)
+
+
+def _single(schema: dict[str, Any], name: str) -> Any:
+    types = schema.get("type", "object")
+    kind = types if isinstance(types, str) else next(one for one in types if one != "null")
+    if "enum" in schema:
+        return schema.get("default") or next(value for value in schema["enum"] if value)
+    if kind in ("integer", "number"):
+        return schema.get("default") or max(TYPES[kind], schema.get("minimum", 0))
+    if kind != "string":
+        return TYPES[kind]
+    if listed := re.match(r"`([^`]+)`", schema.get("description", "")):  # The first of the possible values.
+        return listed[1]
+    known = FORMATS.get(schema.get("format", "")) or TEXTS.get(name) or TEXTS.get(name.rpartition("_")[2])
+    return known or TYPES[kind]

@@ -11,7 +11,7 @@ from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.plumbing import build_array_type, build_object_type
+from drf_spectacular.plumbing import build_array_type, build_object_type, get_doc
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
@@ -20,7 +20,7 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
-from gatewayadmin.rest.glossary import MOMENT
+from gatewayadmin.rest.examples import MOMENT
 from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
 from ui.rest import NO_CREDENTIAL, Moment, Resource
@@ -28,62 +28,63 @@ from ui.rest import NO_CREDENTIAL, Moment, Resource
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 
 
-def _link(way: str) -> dict[str, Any]:
-    return {"type": ["string", "null"], "format": "uri", "description": f"The address of the {way} page; null: none."}
+def _link(which: str) -> dict[str, Any]:
+    return {"type": ["string", "null"], "format": "uri", "description": f"Address of the {which} page; null if none."}
 
 
 class ProblemSerializer(serializers.Serializer[Any]):
-    """Why something was refused: in words, and as a code that stays the same."""
+    """A refusal: its reason in words, and as a code that does not change."""
 
-    detail = serializers.CharField()
-    code = serializers.CharField()
+    detail = serializers.CharField(help_text="What went wrong, in words; the wording may change.")
+    code = serializers.CharField(help_text="What went wrong, for programs; it does not change.")
 
 
 class InvalidSerializer(ProblemSerializer):
-    """What is wrong with the input, by field or parameter."""
+    """A refusal of invalid input, with the errors by field or parameter."""
 
     # DRF's serializers have an attribute of this name, so the field is put in by its own name.
     def get_fields(self) -> dict[str, Any]:
-        return {**super().get_fields(), "errors": serializers.DictField(required=False)}
+        errors = serializers.DictField(required=False, help_text="What is wrong, by field or parameter.")
+        return {**super().get_fields(), "errors": errors}
 
 
 class RefusalSerializer(ProblemSerializer):
-    """Which capability is missing, where that is the reason."""
+    """A refusal for lack of permission, with the missing capability if there is one."""
 
-    capability = serializers.CharField(required=False)
+    capability = serializers.CharField(required=False, help_text="Slug of the missing capability.")
 
 
 class ChangeSerializer(serializers.Serializer[Any]):
-    """A field that was changed: its value now, and by whom and when, if known."""
+    """A changed field: its current value, and who changed it when, if known."""
 
-    field = serializers.CharField()
-    value = serializers.JSONField(allow_null=True)
-    by = serializers.CharField(allow_null=True)
-    at = Moment(allow_null=True)
+    field = serializers.CharField(help_text="Name of the field.")
+    value = serializers.JSONField(allow_null=True, help_text="Current value of the field.")
+    by = serializers.CharField(allow_null=True, help_text="E-mail address of the person who changed it.")
+    at = Moment(allow_null=True, help_text="When it was changed.")
 
 
 class ChangedSerializer(ProblemSerializer):
-    """The changes made after the version in `If-Match`."""
+    """A refusal because of changes made after the version in `If-Match`."""
 
-    changed = ChangeSerializer(many=True)
+    changed = ChangeSerializer(many=True, help_text="Changes since that version; empty if unknown.")
 
 
 REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
-    400: (InvalidSerializer, "The input is wrong; `errors` says where."),
-    401: (ProblemSerializer, "Nobody is signed in, or the key is unknown, expired or revoked."),
+    400: (InvalidSerializer, "The input is invalid; see `errors`."),
+    401: (ProblemSerializer, "No credential, or one that is unknown, expired or revoked."),
     403: (RefusalSerializer, "A capability is missing, or this credential is not accepted here."),
-    404: (ProblemSerializer, "There is no such thing, or you may not see it."),
-    406: (ProblemSerializer, "Only JSON is offered."),
-    409: (ProblemSerializer, "The state of the thing stands against it."),
-    412: (ChangedSerializer, "The thing is no longer what `If-Match` names; nothing was written."),
+    404: (ProblemSerializer, "It does not exist, or you may not see it."),
+    406: (ProblemSerializer, "Only JSON is available."),
+    409: (ProblemSerializer, "The current state does not allow it."),
+    412: (ChangedSerializer, "It was changed after the version in `If-Match`; nothing was written."),
     413: (ProblemSerializer, "The body is larger than 1 MiB."),
     415: (ProblemSerializer, "The body is not JSON."),
     422: (ProblemSerializer, "The `Idempotency-Key` was used for another request."),
-    429: (ProblemSerializer, "Too often; `Retry-After` says when to come back."),
+    429: (ProblemSerializer, "Too many requests; try again after `Retry-After` seconds."),
 }
 
 
-# Of operations whose view is apart from that of the thing they act on.
+# Ids of operations whose view is not named for the object.
 NAMES = {
     "confirm_confirm": "me_confirm",
     "endings_gateway": "gateway_archive",
@@ -94,23 +95,25 @@ NAMES = {
     "regenerate_regenerate": "connection_regenerate",
     "server_archive_archive": "server_archive",
 }
-# What a request may have beside its body.
+PATH = {
+    "alias": "Alias of the server at this gateway, or the id of its assignment.",
+    "assignment": "Id of the server's assignment to the gateway.",
+    "id": "Id of the object.",
+    "slug": "Slug of the object.",
+}
+# Headers of requests.
 HEADERS: dict[str, dict[str, Any]] = {
-    "If-Match": {"location": "header", "description": "The `ETag` it must still have."},
-    "If-None-Match": {
-        "location": "header",
-        "description": "The `ETag` of an answer you have; 304 if it is still true.",
-    },
+    "If-Match": {"description": "The `ETag` that the object must still have."},
+    "If-None-Match": {"description": "The `ETag` of an answer you have; 304 if it is still current."},
     HEADER: {
-        "location": "header",
         "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
-        "description": "A new text, such as a UUID, for each thing to make. The same request with the same key gets "
-        "the same answer for an hour, with `Idempotency-Replayed: true`, and makes nothing twice.",
+        "description": "A new text, such as a UUID, for each object to create. For an hour, the same request with the "
+        "same key gets the same answer, with `Idempotency-Replayed: true`, and creates nothing twice.",
     },
 }
 
 
-# Refusals that look alike everywhere: code, words, and what else they hold.
+# Examples of refusals: code, words and other members.
 ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
     400: [("invalid", "Invalid input.", {"errors": {"name": ["This field is required."]}})],
     401: [("not_authenticated", NO_CREDENTIAL, {})],
@@ -160,24 +163,22 @@ class Described(AutoSchema):
         nested = [name for name in names if tokens[0] == "gateways" and name in tokens]
         return [" ".join(["gateways", *nested])] if nested else tokens[:1]
 
-    def get_extensions(self) -> dict[str, Any]:
-        return {"x-action": self.action}  # From which gatewayadmin.rest.examples makes the summary.
+    def get_summary(self) -> str:
+        """Return the first line of the method's docstring."""
+        return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """What it does, and what it takes."""
-        doc = getattr(getattr(self.view, self.action), "__doc__", None) or type(self.view).__doc__ or ""
+        """Return the rest of the method's docstring, or that of its class, and the capabilities it takes."""
+        doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
-        join = " and " if isinstance(self._held, frozenset) else " or "
+        held = self.rule.others if isinstance(self.rule, Own) else self.rule
+        join = " and " if isinstance(held, frozenset) else " or "
         takes = f"Takes {join.join(f'`{slug}`' for slug in needed)}" if needed else "Open to everybody who is signed in"
         own = "; without it only for what is your own, and not by API key" if isinstance(self.rule, Own) else ""
         if isinstance(self.rule, Own) and self.rule.others == NOBODY:
             takes, own = f"For its owner alone. {takes} of their API key", ""
         lines = " ".join(line.strip() for line in doc.strip().splitlines())
         return f"{lines}\n\n{takes}{own}."
-
-    @property
-    def _held(self) -> Any:
-        return self.rule.others if isinstance(self.rule, Own) else self.rule
 
     def get_override_parameters(self) -> list[Any]:
         query = self.operation.query
@@ -195,16 +196,17 @@ class Described(AutoSchema):
         names = sorted(self.operation.orderings)
         if not names:
             return [OpenApiParameter("ordering", exclude=True)]
-        return [OpenApiParameter("ordering", enum=[*names, *(f"-{name}" for name in names)])]
+        note = str(self.operation.query().fields["ordering"].help_text)
+        return [OpenApiParameter("ordering", description=note, enum=[*names, *(f"-{name}" for name in names)])]
 
     def _headers(self) -> list[OpenApiParameter]:
-        """The headers of a request, beside those of its credential."""
+        """The headers of a request, except those of its credential."""
         taken = {
             "If-Match": self.operation.if_match,
             "If-None-Match": self.action == "retrieve",
             HEADER: self.operation.makes,
         }
-        return [OpenApiParameter(name, **HEADERS[name]) for name, takes in taken.items() if takes]
+        return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
         """The header of the good answer, where that is the thing itself, and of 412."""
@@ -212,7 +214,7 @@ class Described(AutoSchema):
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
         statuses = [status for status, has in tagged.items() if has]
-        note = "What the answer holds; it begins with the version of what people edit of the thing."
+        note = "Hash of the answer, after the version of the object's editable values."
         tag = OpenApiParameter("ETag", location="header", description=note, required=True, response=statuses)
         return [tag] if statuses else []
 
@@ -221,8 +223,8 @@ class Described(AutoSchema):
         if not self._is_limited:
             return []
         notes = {
-            "RateLimit-Policy": "How many requests (`q`) in how many seconds (`w`).",
-            "RateLimit": "How many are left (`r`) for how many seconds (`t`).",
+            "RateLimit-Policy": "Allowed requests (`q`) per window of seconds (`w`).",
+            "RateLimit": "Remaining requests (`r`) and seconds until the window ends (`t`).",
         }
         statuses = [200, 429]
         limits = [
@@ -280,12 +282,12 @@ class Described(AutoSchema):
             (status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer
         }
         if self.action == "retrieve":
-            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="It is as `If-None-Match` names it.")
+            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="Not changed since `If-None-Match`.")
         return answers
 
     def _page(self, row: Any) -> dict[str, Any]:
         rows = build_array_type(self.resolve_serializer(row, "response").ref)
-        total = {"type": "integer", "minimum": 0, "description": "How many there are on all pages."}
+        total = {"type": "integer", "minimum": 0, "description": "Number of rows on all pages."}
         count = {"count": total} if self.operation.has_page_numbers else {}
         rows = {**rows, "description": "The rows of this page."}
         properties = {**count, "next": _link("next"), "previous": _link("previous"), "results": rows}
@@ -319,14 +321,27 @@ class Described(AutoSchema):
         return [*key, person, *token]
 
     def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
+        field.help_text = field.help_text or self._help_text(field, direction)
         schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
         if direction == "response" and isinstance(schema, dict):
-            schema = {
-                name: value for name, value in schema.items() if name != "minLength"
-            }  # Only asked of what is sent.
+            schema = {name: value for name, value in schema.items() if name != "minLength"}  # Only requests need it.
             if {} in schema.get("oneOf", ()):
-                return {}  # Anything at all; null would be two of the choices.
+                del schema["oneOf"]  # Anything at all; null would be two of the choices.
         return schema
+
+    def _help_text(self, field: Any, direction: Any) -> str | None:
+        """The help text of the same field in the answer to this request; else the docstring of a nested serializer."""
+        declared: Any = self.operation.answer
+        answer = declared if isinstance(declared, type) else self.view.serializer_class
+        if direction == "request" and answer and (same := answer().fields.get(field.field_name)):
+            return same.help_text or self._help_text(same, "response")
+        if isinstance(field, serializers.BaseSerializer):
+            return get_doc(type(getattr(field, "child", field)))
+        return None
+
+    def _resolve_path_parameters(self, variables: Any) -> Any:
+        parameters = super()._resolve_path_parameters(variables)  # type: ignore[no-untyped-call]
+        return [parameter | {"description": PATH[parameter["name"]]} for parameter in parameters]
 
 
 class Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
@@ -358,6 +373,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     """The description, in which bodies hold what it says and nothing else; to answers a later release may add."""
     for name, schema in result["components"]["schemas"].items():
+        schema.setdefault("description", "One of these objects.")  # Only a choice of objects has none.
         if "properties" in schema and name.endswith("Request"):
             schema.setdefault("additionalProperties", False)
     return result
@@ -382,4 +398,5 @@ class Schema(Resource):
 
     @operation(needs=None)
     def retrieve(self, request: Request) -> Response:
+        """Get this description."""
         return self.tagged(description())

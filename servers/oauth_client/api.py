@@ -35,21 +35,23 @@ class Begun(NamedTuple):
 
 
 class SignInSerializer(serializers.Serializer[Begun]):
-    """A sign-in that has begun: the person goes on at `authorization_url`, and is led back to the pages."""
+    """A started sign-in: the person continues at `authorization_url` and returns to the pages."""
 
     server = ServerReference()
-    issuer = serializers.CharField()
-    expires_at = Moment()
-    authorization_url = serializers.CharField()
-    unfinished = serializers.IntegerField()
+    issuer = serializers.CharField(help_text="Issuer where the person signs in.")
+    expires_at = Moment(help_text="When it must be finished.")
+    authorization_url = serializers.CharField(help_text="Address where the person continues.")
+    unfinished = serializers.IntegerField(
+        help_text="Unfinished sign-ins in a row at this server; from 3 on, its issuer may have forgotten this gateway."
+    )
 
 
 class NewSignIn(Body):
-    """Where to sign in: for a new identity, or in the place of one."""
+    """A sign-in to start, for a new identity or to replace one."""
 
-    server_id = serializers.UUIDField()
-    connection_id = serializers.UUIDField(required=False, allow_null=True)
-    identity_id = serializers.UUIDField(required=False, allow_null=True)
+    server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
+    connection_id = serializers.UUIDField(required=False, allow_null=True, help_text="First connection to use it.")
+    identity_id = serializers.UUIDField(required=False, allow_null=True, help_text="Your identity to replace.")
 
 
 class SignIns(Resource):
@@ -62,10 +64,11 @@ class SignIns(Resource):
 
     @operation(needs=Own(NOBODY, by_key=Capability.SERVERS_MANAGE), body=NewSignIn)
     def create(self, request: Request) -> Response:
-        """Asks the server and its issuer what a sign-in takes, and answers with the address where the person goes on.
+        """Start to sign in at the issuer of a server.
 
-        It counts once, for ten minutes, and only for the same person: with a session in that browser alone, with an API
-        key wherever its owner is signed in. What comes of it is an identity, which GET /identities shows.
+        The answer has the address where the person continues. It works once, for ten minutes, and only for the same
+        person: with a session in that browser alone, with an API key wherever its owner is signed in. The result is an
+        identity, which GET /identities lists.
         """
         body = self.body()
         server = self._server(body["server_id"])

@@ -11,7 +11,6 @@ import jsonschema_rs
 import pytest
 
 from gatewayadmin.rest.openapi import description
-from gatewayadmin.rest.summaries import NOUNS, OTHERS, VERBS
 from tests.sampling import part, walk
 
 LINT = Path(__file__).parent / "lint"
@@ -53,13 +52,9 @@ def test_every_operation_says_what_it_does_in_words_of_its_own() -> None:
     summaries = [operation["summary"] for operation in operations()]
 
     assert all(" " in one for one in summaries)
-    assert not any("x-action" in operation for operation in operations())
     # Some things are done by two methods: DELETE is an alias of a POST, or has the same effect.
     assert {one for one in summaries if summaries.count(one) > 1} == {"Revoke an API key", "Revoke an API access token"}
     assert all(operation["description"] for operation in operations())
-    assert not set(OTHERS) - {operation["operationId"] for operation in operations()}
-    assert NOUNS
-    assert VERBS
 
 
 def contents() -> Iterator[tuple[str, dict[str, Any]]]:
