@@ -130,6 +130,12 @@ class NewUser(UserChanges):
         return teams
 
 
+class Asking(Body):
+    """A capability to ask for."""
+
+    capability = serializers.ChoiceField([capability.slug for capability in Capability], help_text="Its slug.")
+
+
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
@@ -199,6 +205,17 @@ class UserResource(Resource):
         with self.unchanged(person):
             person.revoke_invitation(by=self.me)
         return self.answer(person)
+
+    @action(detail=True, methods=["post"], url_path="decline-request")
+    @operation(needs=Capability.PEOPLE_MANAGE, body=Asking, answer=HTTPStatus.NO_CONTENT, api_keys=False)
+    def decline_request(self, request: Request, pk: UUID) -> Response:
+        """Decline a person's request for a capability.
+
+        They see that it was declined. Nothing happens if they do not ask for it.
+        """
+        [capability] = Capability.named([self.body()["capability"]])
+        self._find(pk).decline_request(capability, by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
 
     def _invitation(self, person: User, status: HTTPStatus) -> Response:
         link = password_links.invitation_link(person)
@@ -299,12 +316,6 @@ class MeSerializer(UserSerializer):
 
     def get_capabilities(self, person: User) -> list[str]:
         return [capability.slug for capability in Capability if person.has_perm(capability)]
-
-
-class Asking(Body):
-    """A capability to ask for."""
-
-    capability = serializers.ChoiceField([capability.slug for capability in Capability], help_text="Its slug.")
 
 
 class Me(Resource):

@@ -80,6 +80,7 @@ CHANGING = {
     "tool-refresh",
     "user-cut-off",
     "user-deactivate",
+    "user-decline-request",
     "user-reactivate",
     "user-revoke-invitation",
     "user-sign-out",

@@ -148,6 +148,7 @@ OPENS: dict[str, set[Capability]] = {
     "POST user-deactivate": {C.PEOPLE_MANAGE},
     "POST user-reactivate": {C.PEOPLE_MANAGE},
     "POST user-invite": {C.PEOPLE_MANAGE},
+    "POST user-decline-request": {C.PEOPLE_MANAGE},
     "POST user-revoke-invitation": {C.PEOPLE_MANAGE},
     "POST user-sign-out": {C.PEOPLE_MANAGE},
     "POST user-cut-off": NOBODY,
@@ -208,6 +209,7 @@ NO_KEYS = {
     "PATCH role-detail",
     "PATCH user-detail",
     "POST user-reactivate",
+    "POST user-decline-request",
     "POST user-invite",
     "POST user-revoke-invitation",
 }

@@ -120,6 +120,7 @@ def build() -> World:
             ("identity-secret", "put"): {"secret": "s3cret"},
             ("identity-gateways", "put"): {"gateway_ids": []},
             ("me-ask-for", "post"): {"capability": "api-tokens:manage"},
+            ("user-decline-request", "post"): {"capability": "api-tokens:manage"},
             ("me-confirm", "post"): {"password": "s3cret"},
             ("provisioning-key-list", "post"): {"name": "Entra", "role_id": str(newcomers.pk), "capabilities": []},
             ("role-list", "post"): {"name": "Made", "capabilities": []},

@@ -120,7 +120,7 @@ def test_every_surface_does_the_same(verb: Verb, stage: Stage) -> None:
     outcomes = [outcome(stage, verb.before, act) for act in verb.surfaces]
 
     (changed, made, gone), events = outcomes[0]
-    assert changed or made or gone
+    assert changed or made or gone or verb.name == "User.decline_request"  # An event is all there is of a request.
     assert events
     for other in outcomes[1:]:
         assert other == outcomes[0]

@@ -504,6 +504,7 @@ VERBS = [
     verb(
         "User.decline_request",
         page("/people/{person}/decline-request/", capability=Capability.LOGS_READ.slug),
+        rest("POST /users/{person}/decline-request", capability=Capability.LOGS_READ.slug),
         before=lambda stage: stage.row(User, "person").ask_for(Capability.LOGS_READ),
     ),
     verb(
