@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from auditlog import replica
 from auditlog.instruments import RANGES, Top, chosen_range
+from auditlog.ranges import range_start
 from auditlog.rollups.reading import book
 from capabilities import Capability, requires
 from ui.pages import AppRequest, show, wants_fragment
@@ -22,11 +21,12 @@ def to_come(chosen: str) -> list[Top]:
     return [Top.to_come(by, chosen) for by in TOLD]
 
 
-def read(chosen: str, length: timedelta) -> list[Top]:
+def read(chosen: str) -> list[Top]:
     """The panels of which the roll-ups can tell."""
     until = timezone.now()
+    since = range_start(until, RANGES[chosen].length)
     with book() as opened:
-        tops = [Top.read(opened, {}, {}, by, chosen, until - length, until) for by in TOLD]
+        tops = [Top.read(opened, {}, {}, by, chosen, since, until) for by in TOLD]
     return [one for one in tops if one]
 
 
@@ -35,6 +35,6 @@ def read(chosen: str, length: timedelta) -> list[Top]:
 def busiest(request: AppRequest) -> HttpResponse:
     """The panels, or without script a page of them."""
     chosen = chosen_range(request.GET.get("range"))
-    tops = replica.read(request, lambda: read(chosen, RANGES[chosen].length))
+    tops = replica.read(request, lambda: read(chosen))
     part = "#panels" if wants_fragment(request) else ""
     return show(request, f"auditlog/busiest.html{part}", {"tops": tops, "range": RANGES[chosen]})

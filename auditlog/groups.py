@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connection
+from django.db.models import Q
 from django.utils import timezone
 
 from auditlog.models import ENDINGS
 from auditlog.rollups.reading import Book, Numbers, Where, book
-from auditlog.search.criteria import AHEAD, SEARCH_LIMIT, Search
+from auditlog.search.criteria import AHEAD, SEARCH_LIMIT, Search, indexed, row_test
 from auditlog.search.keyset import EPOCH
 
 LISTED = 50  # Groups on a page: those with the most calls,
@@ -126,16 +127,20 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
     return Groups(rows, len(busiest) > most)
 
 
-def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> list[Group] | None:
-    """The groups with the most calls, without their durations; None where the roll-ups cannot tell.
+def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> Groups | None:
+    """Return the groups with the most calls, as `groups` does; None while the roll-ups are counted.
 
     Names that no server has are left out: they are typing errors, not tools.
     """
     busiest = opened.busiest(where, since, until, by.column, most, named=True)
     if busiest is None:
-        return None
+        if not where:
+            return None
+        criteria = [indexed([Q(**{f"{column}__in": values})]) for column, values in where.items()]
+        criteria.append(row_test(~Q(deny_reason="unknown_tool")))
+        return _of_rows(Search(criteria, since, until), by, most)
     names = names_of(by, [*busiest], since, until)
-    return [_group(key, names, numbers) for key, numbers in busiest.items()]
+    return Groups([_group(key, names, numbers) for key, numbers in busiest.items()], False)
 
 
 def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> Group:

@@ -14,9 +14,9 @@ from django.utils import timezone
 
 from auditlog import replica
 from auditlog.groups import BY, Group, top
-from auditlog.ranges import STRETCHES
+from auditlog.ranges import STRETCHES, range_start
 from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
-from auditlog.rollups.schema import DAYS, HOURS, MINUTES, Grain
+from auditlog.rollups.schema import DAYS, DIMENSIONS, HOURS, MINUTES, Grain, finest
 from auditlog.search.histogram import stamp
 from auditlog.templatetags.calls import ms
 
@@ -83,7 +83,8 @@ class Top:
     """The groups with the most calls, each with the query string of its calls, and how it is beside the first in
     per cent.
 
-    Without rows before they are read: `is_read` tells that from no call. `chosen` is the range.
+    Without rows before they are read: `is_read` tells that from no call. `chosen` is the range; `counted_from` is where
+    the calls that were counted begin, if there were too many to count them all.
     """
 
     by: str
@@ -91,6 +92,7 @@ class Top:
     link: str
     rows: Sequence[tuple[Group, str, float]] = ()
     is_read: bool = False
+    counted_from: datetime | None = None
 
     @classmethod
     def to_come(cls, by: str, chosen: str) -> Self:
@@ -102,14 +104,15 @@ class Top:
         cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
     ) -> Self | None:
         """Those of calls between two moments; None where the roll-ups cannot tell."""
-        groups = top(opened, where, BY[by], since, until, LISTED)
-        if groups is None:
+        found = top(opened, where, BY[by], since, until, LISTED)
+        if found is None:
             return None
+        groups = found.rows
         in_range = filters | {"range": chosen}
         rows = [
             (row, urlencode(in_range | {by: row.value}), round(100 * row.calls / groups[0].calls, 1)) for row in groups
         ]
-        return cls(by, chosen, urlencode(in_range | {"by": by}), rows, is_read=True)
+        return cls(by, chosen, urlencode(in_range | {"by": by}), rows, is_read=True, counted_from=found.since)
 
     @property
     def label(self) -> str:
@@ -136,21 +139,21 @@ class Instruments:
         self.range = RANGES[self.chosen]
         self._filters, self._named = filters, named or {}
         until = timezone.now()
-        since = until - self.range.length
-        width = self.range.grain.length * self.range.number
-        self._bars = Bars(self.range.grain.begin(since), width)
+        since = range_start(until, self.range.length)
+        shortest = finest({*where} & {*DIMENSIONS}, until - since)
+        coarse = shortest.seconds > self.range.grain.seconds
+        grain, number = (shortest, 1) if coarse else (self.range.grain, self.range.number)
+        self._bars = Bars(grain.begin(since), grain.length * number)
         self._until = until
         with book() as opened:
             found = opened.read(where, since, until, bars=self._bars)
-            # So long ago only days are kept: what is left of one at the beginning would be counted in the log.
             begin = since - self.range.length
-            begin = DAYS.next(begin) if self.range.grain is DAYS else begin
             before = opened.total(where, begin, since)
             read = (Top.read(opened, where, filters, by, self.chosen, since, until) for by in tops if found)
             self.tops = [one for one in read if one and one.rows]
         self._found = None if found is None else {number: numbers for (number,), numbers in found.items()}
         self._before = before if before and before.calls else None
-        self._longer = self.range.length / (since - begin)
+        self._longer = (until - since) / (since - begin)
 
     @classmethod
     def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:

@@ -14,7 +14,7 @@ from auditlog import event_context
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.partitions import Partitions
-from auditlog.rollups.schema import CLASS_COLUMNS, DIMENSIONS, ENDS
+from auditlog.rollups.schema import CLASS_COLUMNS, DIMENSIONS, ENDS, Grain
 
 LAST_MOMENT = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -190,7 +190,7 @@ class Rollup(models.Model):
     """How many calls of one kind began within one stretch of time, how long they took in all and by class of duration.
 
     `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL. `last_at`
-    is when the newest of them began, or earlier where an earlier release counted some; NULL where it counted all.
+    is when the newest of them began.
     """
 
     seconds = models.IntegerField()
@@ -206,7 +206,7 @@ class Rollup(models.Model):
     feature_name = models.CharField(max_length=300, null=True)  # noqa: DJ001
     calls = models.BigIntegerField()
     duration_ms = models.FloatField()
-    last_at = models.DateTimeField(null=True)
+    last_at = models.DateTimeField()
 
     class Meta:
         default_permissions = ()
@@ -214,15 +214,6 @@ class Rollup(models.Model):
             models.UniqueConstraint(
                 fields=("cube", "seconds", "at", *ENDS, *DIMENSIONS), name="rollup_counts_once", nulls_distinct=False
             ),
-        )
-        indexes = tuple(
-            models.Index(
-                fields=(name, "cube", "seconds", "at"),
-                name=f"rollup_by_{name.removesuffix('_id')}",
-                condition=models.Q((f"{name}__isnull", False)),
-            )
-            for name in DIMENSIONS
-            if name != "method"  # Of which there are few, and a cube of their own.
         )
 
     def __str__(self) -> str:
@@ -247,16 +238,23 @@ class RollupState(models.Model):
     began_at_id = models.BigIntegerField()
     counted_from = models.DateTimeField()
     minutes_from = models.DateTimeField()
+    recent_hours_from = models.DateTimeField()
     hours_from = models.DateTimeField()
     days_from = models.DateTimeField()
     counted_at = models.DateTimeField()
 
     class Meta:
         default_permissions = ()
-        constraints = (models.CheckConstraint(condition=models.Q(id=1), name="rollups_have_one_state"),)
+        db_table = "auditlog_rollupprogress"
+        constraints = (models.CheckConstraint(condition=models.Q(id=1), name="rollups_have_one_progress"),)
 
     def __str__(self) -> str:
         return f"from {self.counted_from} to {self.counted_to}"
+
+    def floor(self, grain: Grain) -> datetime:
+        """Return from when on there are roll-ups of this grain of all that is counted."""
+        moment: datetime = getattr(self, grain.floor)
+        return moment
 
 
 class RollupWindow(models.Model):
@@ -270,41 +268,12 @@ class RollupWindow(models.Model):
     until = models.DateTimeField()
     counted_to = models.BigIntegerField()
     late_counted_to = models.BigIntegerField()
-    # What `told` was when RollupTool was last brought to the same.
-    tools_of = models.CharField(max_length=160, default="", db_default="")
 
     class Meta:
         default_permissions = ()
 
     def __str__(self) -> str:
         return f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
-
-    @property
-    def told(self) -> str:
-        """Which calls it holds, as words to compare."""
-        return f"{self.since.isoformat()} {self.until.isoformat()} {self.counted_to} {self.late_counted_to}"
-
-
-class RollupTool(models.Model):
-    """How often a tool was called in the window of a month, and when the last time: what a list of all tools reads.
-
-    Its rows are a tenth as long as the roll-ups that say the same and how long the calls took.
-    """
-
-    gateway_id = models.UUIDField()
-    server_id = models.UUIDField()
-    feature_name = models.CharField(max_length=300)
-    calls = models.BigIntegerField()
-    last_at = models.DateTimeField()
-
-    class Meta:
-        default_permissions = ()
-        constraints = (
-            models.UniqueConstraint(fields=("gateway_id", "server_id", "feature_name"), name="rollup_tool_counts_once"),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.feature_name} {self.calls}"
 
 
 class Checkpoint(models.Model):

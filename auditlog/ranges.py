@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
+
+from auditlog.rollups.schema import DAYS, HOURS
 
 
 class Stretch(NamedTuple):
@@ -12,6 +14,17 @@ class Stretch(NamedTuple):
     label: str
     words: str
     length: timedelta
+
+    def since(self, now: datetime) -> datetime:
+        """Return when it begins: with a whole hour or, of several days, a whole day (UTC), as the roll-ups do."""
+        return range_start(now, self.length)
+
+
+def range_start(now: datetime, length: timedelta) -> datetime:
+    """Return where a range of this length up to `now` begins: with a whole hour or day, if it is as long as a day."""
+    if length < timedelta(days=1):
+        return now - length
+    return (DAYS if length > timedelta(days=1) else HOURS).begin(now) - length
 
 
 STRETCHES = {

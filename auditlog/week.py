@@ -10,6 +10,7 @@ from uuid import UUID
 from django.db import connection
 from django.utils import timezone
 
+from auditlog.ranges import range_start
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS
 
@@ -39,11 +40,12 @@ def weeks(column: str, keys: Sequence[UUID]) -> dict[Any, Week]:
     From the roll-ups where these know the column; else from the log, MOST of each.
     """
     now = timezone.now()
+    since = range_start(now, WEEK)
     if column in DIMENSIONS and keys:
         with book() as opened:
-            found = opened.read({column: list(keys)}, now - WEEK, now, by=(column,), timed=False)
+            found = opened.read({column: list(keys)}, since, now, by=(column,), timed=False)
         if found is not None:
             return {key: Week(numbers.calls) for (key,), numbers in found.items()}
     with connection.cursor() as cursor:
-        cursor.execute(OF_LOG.format(column=column), [now - WEEK, MOST + 1, list(keys)])
+        cursor.execute(OF_LOG.format(column=column), [since, MOST + 1, list(keys)])
         return {key: Week(min(calls, MOST), calls > MOST) for key, calls in cursor.fetchall()}

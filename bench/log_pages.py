@@ -141,10 +141,10 @@ def behind() -> bool:
 
     from auditlog.models import RollupState  # noqa: PLC0415
     from auditlog.rollups import windows  # noqa: PLC0415
-    from auditlog.rollups.schema import HOURS, WINDOWS  # noqa: PLC0415
+    from auditlog.rollups.schema import DAYS, WINDOWS  # noqa: PLC0415
 
-    state, now = RollupState.objects.first(), HOURS.begin(timezone.now())
-    return state is not None and sum(one.until >= now for one in windows.current(state)) < len(WINDOWS)
+    state, today = RollupState.objects.first(), DAYS.begin(timezone.now())
+    return state is not None and sum(one.until >= today for one in windows.current(state)) < len(WINDOWS)
 
 
 def fill(rows: int) -> None:

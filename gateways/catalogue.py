@@ -21,7 +21,7 @@ from accounts.models import User
 from auditlog.models import Call
 from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, array, book
-from auditlog.rollups.schema import HOURS, OF_TOOLS, TOOL_CALLS
+from auditlog.rollups.schema import DAYS, OF_TOOLS, TOOL_CALLS
 from capabilities import Capability
 from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, State
 from gateways.tool_views import NEW_FOR, FeatureRow
@@ -92,18 +92,6 @@ LEFT JOIN LATERAL (
         AND c.gateway_id = p.gateway_id AND c.server_id = p.server_id AND c.created_at >= %s AND c.created_at < %s
     ORDER BY c.created_at DESC LIMIT 1
 ) u ON true
-"""
-# Of tools that were called, at `since` or later: the newest day has a call of most.
-LAST_CALLS = """
-SELECT t.n, max(c.created_at)
-FROM unnest(%s::int[], %s::text[], %s::uuid[], %s::text[], %s::timestamptz[]) AS t (n, gateways, server_id, name, since)
-CROSS JOIN LATERAL (
-    SELECT c.created_at FROM auditlog_call c
-    WHERE c.feature_name = t.name AND c.feature_name <> '' AND c.method = 'tools/call'
-        AND c.gateway_id = ANY(t.gateways::uuid[]) AND c.server_id = t.server_id
-        AND c.created_at >= t.since AND c.created_at >= %s AND c.created_at < %s
-    ORDER BY c.created_at DESC LIMIT 1
-) c GROUP BY t.n
 """
 USE = """
 SELECT t.n, count(c.created_at), max(c.created_at)
@@ -441,9 +429,7 @@ class Catalogue:
 
     def _tell_use(self, entries: list[Entry]) -> None:
         """How often each was called, and when the last time."""
-        if self._is_counted or self._tell_counted(entries):
-            self._tell_last([entry for entry in entries if entry.last_used_at])
-        else:
+        if not self._is_counted and not self._tell_counted(entries):
             self._tell_looked_up(entries)
 
     def _tell_counted(self, entries: list[Entry]) -> bool:
@@ -463,20 +449,6 @@ class Catalogue:
                 entry.calls += 0 if self._sorts_calls else int(calls)
                 entry.last_used_at = max(entry.last_used_at or last, last)
         return True
-
-    def _tell_last(self, entries: list[Entry]) -> None:
-        """When exactly, of entries that are known to be called at `last_used_at` or later.
-
-        Of what an earlier release counted, the roll-ups tell the hour or day, or a call of before.
-        """
-        if not entries:
-            return  # Planning the question takes longer than the answer.
-        named = _by_name(entries)
-        since = [entries[n].last_used_at for n in named[0]]
-        with connection.cursor() as cursor:
-            cursor.execute(LAST_CALLS, [*named, since, *_month()])
-            for n, last in cursor.fetchall():
-                entries[n].last_used_at = last
 
     def _tell_looked_up(self, entries: list[Entry]) -> None:
         """The same of the log, where more than a thousand are not counted."""
@@ -518,6 +490,6 @@ def _are_days_counted() -> bool:
 
 
 def _month() -> list[datetime]:
-    """SPAN from the beginning of an hour on: of so long ago the part of one would be read from the log."""
+    """SPAN from the beginning of a day on: of so long ago the part of one would be read from the log."""
     since, until = Period.of(SPAN).bounds
-    return [HOURS.begin(since), until]
+    return [DAYS.begin(since), until]

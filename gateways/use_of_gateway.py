@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from auditlog.groups import BY, names_of
 from auditlog.models import ENDINGS, Event
-from auditlog.ranges import STRETCHES
+from auditlog.ranges import STRETCHES, range_start
 from auditlog.rollups.reading import book
 from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
@@ -27,6 +27,7 @@ DEFAULT = "30d"
 LEVELS = 4
 MOST_READ = 5_000  # Calls of a gateway that are read to tell who used what, the newest.
 MOST_CALLERS = 20
+MOST_COUNTED = 50_000  # Calls of a gateway that are counted by person and tool, the newest.
 # An index has the calls in their order: PostgreSQL would read all of a month to sort them, and leave most of them out.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
@@ -59,6 +60,14 @@ FROM (
 """
 
 
+BY_PERSON_AND_TOOL = """
+SELECT user_id, feature_name, count(*), min(created_at), sum(count(*)) OVER ()
+FROM (
+    SELECT user_id, feature_name, created_at FROM auditlog_call
+    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
+    ORDER BY created_at DESC LIMIT %s
+) c GROUP BY user_id, feature_name
+"""
 CALLED_WITH = """
 SELECT count(DISTINCT (server_id, feature_name)) FROM (
     SELECT server_id, feature_name FROM auditlog_call
@@ -195,15 +204,18 @@ class Person(NamedTuple):
 
 
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
-    """People by tools in the time `chosen` of RANGES; `rows` is None while the roll-ups do not know."""
+    """Return people by tools in the time `chosen` of RANGES, of the newest MOST_COUNTED calls.
+
+    `since` is when these begin, where there are more.
+    """
     until = timezone.now()
-    since = until - RANGES[chosen].length
-    where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
-    with book() as opened:
-        found = opened.read(where, since, until, by=("user_id", "feature_name"), timed=False)
-    if found is None:
-        return {"rows": None}
-    calls = {key: numbers.calls for key, numbers in found.items() if all(key) and numbers.calls}
+    since = range_start(until, RANGES[chosen].length)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(IN_ORDER)
+        cursor.execute(BY_PERSON_AND_TOOL, [gateway.pk, since, until, MOST_COUNTED])
+        found = cursor.fetchall()
+    are_more = bool(found) and found[0][-1] >= MOST_COUNTED
+    calls = {(person, tool): number for person, tool, number, *_ in found if person and tool}
     people, tools = Counter[UUID](), Counter[str]()
     for (person, tool), number in calls.items():
         people[person] += number
@@ -234,4 +246,5 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         "rows": rows,
         "tools": [(tool, urlencode({**narrowed, "tool": tool})) for tool in shown],
         "people_count": len(people),
+        "since": min(first for *_, first, _ in found) if are_more else None,
     }

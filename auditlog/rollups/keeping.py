@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
@@ -28,10 +28,8 @@ from auditlog.rollups.schema import (
     ENDS,
     GRAINS,
     HOURS,
-    IS_TOOL,
     MINUTES,
-    MONTH,
-    OF_TOOLS,
+    RECENT_HOURS,
     WINDOWS,
     Grain,
     cube_number,
@@ -81,13 +79,12 @@ def drop_before(limit: date) -> int:
         state.days_from = max(state.days_from, begin)
         state.save(update_fields=["days_from"])
         windows.forget(state, begin)
-    floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
-    deleted = 0
-    for grain, floor in floors.items():
-        for cube in grain.cubes:
-            told = {"cube": cube_number(cube), "seconds": grain.seconds, "at__lt": max(floor, state.days_from)}
-            deleted += Rollup.objects.filter(**told).delete()[0]
-    return deleted
+    return sum(_delete_outdated(state, grain) for grain in GRAINS)
+
+
+def _delete_outdated(state: RollupState, grain: Grain) -> int:
+    floor, cubes = max(state.floor(grain), state.days_from), [cube_number(cube) for cube in grain.cubes]
+    return Rollup.objects.filter(cube__in=cubes, seconds=grain.seconds, at__lt=floor).delete()[0]
 
 
 def days_left() -> int:
@@ -126,17 +123,16 @@ def _begin() -> None:
         late_counted_to=last,
         began_at_id=last,
         counted_from=after if newest else BEGINNING,
-        minutes_from=HOURS.begin(now - _kept(MINUTES)),
-        hours_from=DAYS.begin(now - _kept(HOURS)),
         days_from=BEGINNING,
         counted_at=now,
+        **_floors(now),
     )
     RollupState.objects.bulk_create([state], ignore_conflicts=True)
 
 
-def _kept(grain: Grain) -> timedelta:
-    assert grain.kept is not None
-    return grain.kept
+def _floors(now: datetime) -> dict[str, datetime]:
+    """Return from when on there are roll-ups of each grain that is not kept for ever, by the names of the fields."""
+    return {grain.floor: (DAYS if grain is HOURS else HOURS).begin(now - grain.kept) for grain in GRAINS if grain.kept}
 
 
 def _last_id() -> int | None:
@@ -176,9 +172,11 @@ def _count_late() -> tuple[int, bool]:
         with _in_windows(state, late):
             counted = _add(state, late)
             state.late_counted_to, state.near_from = high, now - NEAR
-        state.minutes_from = max(state.minutes_from, HOURS.begin(now - _kept(MINUTES)))
-        state.hours_from = max(state.hours_from, DAYS.begin(now - _kept(HOURS)))
-        state.save(update_fields=["late_counted_to", "near_from", "minutes_from", "hours_from"])
+        for name, floor in _floors(now).items():
+            setattr(state, name, max(getattr(state, name), floor))
+        state.save()
+        for grain in (MINUTES, RECENT_HOURS):  # There would be many of a day.
+            _delete_outdated(state, grain)
         return counted, False
 
 
@@ -213,40 +211,29 @@ def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
     yield
     with connection.cursor() as cursor:
         for window in held:
-            statement = _STATEMENTS[window.seconds].format(rows=f"{rows[0]} AND created_at < %s")
+            statement = _WINDOW_STATEMENTS[window.seconds].format(rows=f"{rows[0]} AND created_at < %s")
             cursor.execute(statement, [*rows[1], window.until, window.since])
     for window in held:
-        tells_tools = window.tools_of == window.told
         window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
-        window.tools_of = window.told if tells_tools else ""
-    RollupWindow.objects.bulk_update(held, ["counted_to", "late_counted_to", "tools_of"])
+    RollupWindow.objects.bulk_update(held, ["counted_to", "late_counted_to"])
 
 
 def _add(state: RollupState, rows: Condition) -> int:
     """Add these rows of the log to the roll-ups of all lengths; how many they were."""
-    floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
     counted = 0
     with connection.cursor() as cursor:
-        for grain in GRAINS:
-            cursor.execute(_STATEMENTS[grain.seconds].format(rows=rows[0]), [*rows[1], floors[grain]])
+        for grain, statement in _STATEMENTS:
+            cursor.execute(statement.format(rows=rows[0]), [*rows[1], state.floor(grain)])
             counted = max(counted, int(cursor.fetchone()[0] or 0))
     return counted
 
 
-_TOOL = ", ".join(OF_TOOLS)
-_ADD_TOOLS = f""", tools AS (
-    INSERT INTO auditlog_rolluptool AS t ({_TOOL}, calls, last_at)
-    SELECT {_TOOL}, sum(n), max(last) FROM c WHERE {IS_TOOL} GROUP BY {_TOOL}
-    ON CONFLICT ({_TOOL}) DO UPDATE
-    SET calls = t.calls + excluded.calls, last_at = greatest(t.last_at, excluded.last_at)
-)"""  # noqa: S608  (constants of the schema)
-
-
 def _statement(grain: Grain) -> str:
-    keys = ", ".join((*ENDS, *DIMENSIONS))
+    known = [name for name in DIMENSIONS if any(name in cube for cube in grain.cubes)]
+    keys = ", ".join((*ENDS, *known))
     sets = ", ".join(f"(at, {', '.join((*ENDS, *cube))})" for cube in grain.cubes)
-    # Grouping says which columns are not told apart, the last in the lowest bit; a cube which are, the first there.
-    cube = f"{(1 << len(DIMENSIONS)) - 1} - grouping({', '.join(reversed(DIMENSIONS))})"
+    # `grouping` is 1 for a column that is not told apart.
+    cube = " + ".join(f"{cube_number([name])} * (1 - grouping({name}))" for name in known)
     numbers = ", ".join(f"nullif(sum(n) FILTER (WHERE class = {n}), 0)" for n in range(len(CLASS_COLUMNS)))
     added = ", ".join(
         f"{name} = coalesce(r.{name} + excluded.{name}, r.{name}, excluded.{name})" for name in CLASS_COLUMNS
@@ -262,12 +249,13 @@ WITH c AS MATERIALIZED (
         (seconds, cube, at, {keys}, calls, duration_ms, last_at, {", ".join(CLASS_COLUMNS)})
     SELECT {grain.seconds}, {cube}, at, {keys}, sum(n), sum(ms), max(last), {numbers}
     FROM c GROUP BY GROUPING SETS ({sets})
-    ON CONFLICT (cube, seconds, at, {keys}) DO UPDATE SET calls = r.calls + excluded.calls,
+    ON CONFLICT (cube, seconds, at, {", ".join((*ENDS, *DIMENSIONS))}) DO UPDATE SET calls = r.calls + excluded.calls,
         duration_ms = r.duration_ms + excluded.duration_ms,
         last_at = greatest(r.last_at, excluded.last_at), {added}
-){_ADD_TOOLS if grain == MONTH else ""}
+)
 SELECT sum(n) FROM c
 """  # noqa: S608  (constants of the schema)
 
 
-_STATEMENTS: dict[int, str] = {grain.seconds: _statement(grain) for grain in (*GRAINS, *WINDOWS)}
+_STATEMENTS = [(grain, _statement(grain)) for grain in GRAINS]
+_WINDOW_STATEMENTS = {grain.seconds: _statement(grain) for grain in WINDOWS}

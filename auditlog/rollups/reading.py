@@ -1,7 +1,8 @@
 """Answers from the roll-ups, and from the log where they do not reach: the same numbers as a count of the log gives.
 
-A stretch of time is cut into whole days, hours and minutes, as far as each is kept; what is left at its two ends, and
-the calls that came since the last count, are counted from the log. All of it is read in one snapshot of the database.
+A stretch of time is cut into whole days, hours and minutes, as far as each is kept; what is left at its ends, and the
+calls that came since the last count, are counted from the log. What ends now has no end to cut: the day that has begun
+is read whole. All of it is read in one snapshot of the database.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import Q
+from django.utils import timezone
 
 from auditlog.models import ENDINGS, Call, RollupState, RollupWindow
 from auditlog.rollups import windows
@@ -28,11 +30,7 @@ from auditlog.rollups.schema import (
     DAYS,
     DIMENSIONS,
     ENDS,
-    HOURS,
-    MINUTES,
-    MONTH,
-    OF_TOOLS,
-    TOOL_CALLS,
+    GRAINS,
     WINDOWS,
     Grain,
     quantile,
@@ -41,6 +39,9 @@ from auditlog.rollups.schema import (
 # Rows of the log that an answer may count, of a stretch of at most so long; what needs more is not answered here.
 MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
+A_MOMENT = timedelta(seconds=1)  # So long ago at most a caller took what it calls now.
+# Calls of one of these are found by an index, over any time.
+FOUND_BY_INDEX = {"host_id", "user_id", "gateway_id", "server_id", "feature_name"}
 MOST_ROWS = 20_000  # Of roll-ups that are told apart in one piece: clients choose the names they call.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
@@ -76,11 +77,10 @@ _CALLS_ENDED = ", ".join(
     for outcomes in ENDINGS.values()
 )
 _CALLS_OF_ROLLUPS = """
-SELECT {keys}, outcome AS ended, calls, coalesce(last_at, at) AS last_at FROM auditlog_rollup
+SELECT {keys}, outcome AS ended, calls, last_at FROM auditlog_rollup
 WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 """
 NO_SUCH = " AND deny_reason <> 'unknown_tool'"
-_CALLS_OF_TOOLS = "SELECT {keys}, NULL AS ended, calls, last_at FROM auditlog_rolluptool WHERE true{filters}"
 _CALLS_OF_LOG = "SELECT {keys}, outcome AS ended, 1 AS calls, created_at AS last_at FROM auditlog_call WHERE {where}"
 _LOG_HAS = "SELECT count(*) FROM ({rows} LIMIT %s) c"
 
@@ -168,6 +168,7 @@ class Book:
 
     def __init__(self, state: RollupState | None) -> None:
         self._state = state
+        self._now = timezone.now()
         self._known_rows: dict[str, int] = {}
 
     def read(
@@ -186,7 +187,7 @@ class Book:
         Without `timed` it tells nothing of durations, which takes less.
         """
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
-        if not self._may_read(pieces):
+        if not self._may_read(pieces, where):
             return None
         found: dict[Key, Numbers] = defaultdict(Numbers.timed if timed else Numbers)
         filters, cube = _filters(where), {*where, *by} & {*DIMENSIONS}
@@ -220,11 +221,10 @@ class Book:
     ) -> SQL | None:
         """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`.
 
-        `last_at` is when the newest of a row began, or earlier where an earlier release counted some. Of OF_TOOLS it
-        does not tell how all of them ended, nor of those without a gateway or server.
+        `last_at` is when the newest of a row began.
         """
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
-        if not self._may_read(pieces):
+        if not self._may_read(pieces, where):
             return None
         filters, values = _filters(where)
         filters += NO_SUCH if named else ""
@@ -235,11 +235,7 @@ class Book:
         parts = [_CALLS_OF_LOG.format(keys=keys, where=condition) for condition, _ in rows]
         parameters = [value for _, bounds in rows for value in bounds]
         for piece in pieces:
-            if piece.grain == MONTH and self._are_tools(where, by):
-                of_tools = _filters({name: where[name] for name in OF_TOOLS if name in where})
-                parts.append(_CALLS_OF_TOOLS.format(keys=keys, filters=of_tools[0]))
-                parameters += of_tools[1]
-            elif piece.grain:
+            if piece.grain:
                 parts.append(_CALLS_OF_ROLLUPS.format(keys=keys, filters=filters))
                 parameters += [piece.grain.cube(cube), *piece.rollups, *values]
         return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
@@ -266,8 +262,10 @@ class Book:
         found = self.read(where, since, until, timed=timed)
         return None if found is None else found.get((), Numbers())
 
-    def _may_read(self, pieces: Sequence[Piece]) -> bool:
-        """Whether something was counted, and no piece of the log is too long."""
+    def _may_read(self, pieces: Sequence[Piece], where: Where) -> bool:
+        """Whether something was counted, and no piece of the log is too long to look through."""
+        if self._state is not None and not FOUND_BY_INDEX.isdisjoint(where):
+            return True
         of_log = (piece.until - piece.since for piece in pieces if piece.grain is None)
         return self._state is not None and all(length <= LONGEST_FROM_LOG for length in of_log)
 
@@ -276,9 +274,11 @@ class Book:
             return []
         if since < self._state.days_from and (days := Call.partitions.starts()):
             since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
+        if until > self._now - A_MOMENT:
+            until = DAYS.next(until)  # There are no calls of later: what is counted of today is all there is of it.
         grains = [
             grain
-            for grain in (DAYS, HOURS, MINUTES)
+            for grain in GRAINS
             if grain.cube(dimensions) is not None
             and (bars is None or (grain.begin(bars.since) == bars.since and not bars.width % grain.length))
         ]
@@ -303,13 +303,6 @@ class Book:
         assert self._state is not None
         return windows.current(self._state)
 
-    def _are_tools(self, where: Where, by: Sequence[str]) -> bool:
-        """Whether the short rows of tools, if they are those of the window, tell what is asked for."""
-        told = {name: values for name, values in where.items() if name not in OF_TOOLS}
-        if tuple(by) != OF_TOOLS or told != TOOL_CALLS:
-            return False
-        return any(each.seconds == MONTH.seconds and each.tools_of == each.told for each in self._windows)
-
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
         if since >= until:
             return
@@ -328,10 +321,8 @@ class Book:
 
     def _floor(self, grain: Grain) -> datetime:
         """From when on there is all of this grain."""
-        state = self._state
-        assert state is not None
-        floors = {MINUTES: state.minutes_from, HOURS: state.hours_from, DAYS: state.days_from}
-        return max(floors[grain], state.days_from, state.counted_from)
+        assert self._state is not None
+        return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _of_log(self, piece: Piece) -> tuple[str, list[Any]] | None:
         """Which rows of the log a piece is read from: of one that is in the roll-ups those they do not hold yet."""

@@ -21,23 +21,9 @@ CLASS_COLUMNS = tuple(f"ms_{n}" for n in range(CLASSES))
 CLASS_OF = f"least(floor(ln(greatest(duration_ms, 1)) / {log(RATIO)!r}), {CLASSES - 1})::int"
 
 _TOOL = ("gateway_id", "server_id", "method", "feature_name")
-# Smallest first: a question is answered by the first that knows all it asks for.
-SINGLE: tuple[tuple[str, ...], ...] = (
-    (),
-    ("gateway_id",),
-    ("method",),
-    ("server_id",),
-    ("host_id",),
-    ("user_id",),
-    _TOOL,
-)
-PAIRS: tuple[tuple[str, ...], ...] = (
-    ("user_id", "gateway_id"),
-    ("user_id", "server_id"),
-    ("host_id", "user_id"),
-    ("host_id", *_TOOL),
-    ("user_id", *_TOOL),
-)
+# Of these there are few rows in any stretch of time; of the others, with thousands of people, nearly one for each call.
+FEW: tuple[tuple[str, ...], ...] = ((), ("gateway_id",), ("method",), ("server_id",))
+MANY: tuple[tuple[str, ...], ...] = (("host_id",), ("user_id",), _TOOL)
 
 
 def cube_number(dimensions: Iterable[str]) -> int:
@@ -47,14 +33,16 @@ def cube_number(dimensions: Iterable[str]) -> int:
 
 @dataclass(frozen=True)
 class Grain:
-    """A length of time that is counted as one: which combinations are, and for how long they are kept.
+    """A length of time that is counted as one: which combinations are, smallest first, and for how long they are kept.
 
-    `kept` None: as long as the log keeps the calls themselves.
+    `kept` None: as long as the log keeps the calls themselves. `floor` names the field of RollupState that says from
+    when on there are all of them.
     """
 
     seconds: int
     cubes: Sequence[tuple[str, ...]]
     kept: timedelta | None
+    floor: str
 
     @property
     def length(self) -> timedelta:
@@ -73,30 +61,40 @@ class Grain:
         return next((cube_number(one) for one in self.cubes if dimensions <= set(one)), None)
 
 
-MINUTES = Grain(60, SINGLE, timedelta(days=2))
-HOURS = Grain(3600, SINGLE, timedelta(days=35))
-DAYS = Grain(86400, (*SINGLE, *PAIRS), None)
-GRAINS = (DAYS, HOURS, MINUTES)
+MINUTES = Grain(60, (*FEW, *MANY), timedelta(hours=4), "minutes_from")
+RECENT_HOURS = Grain(3600, MANY, timedelta(days=2), "recent_hours_from")
+HOURS = Grain(3600, FEW, timedelta(days=35), "hours_from")
+DAYS = Grain(86400, (*FEW, *MANY), None, "days_from")
+GRAINS = (DAYS, HOURS, RECENT_HOURS, MINUTES)
+
+
+def finest(dimensions: set[str], length: timedelta) -> Grain:
+    """Return the grain for bars of the last `length` of time: the shortest that is kept for so long.
+
+    Any grain will do for what no roll-up tells apart: that is counted in the log.
+    """
+    known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
+    return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])
+
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 TOOL, NAME = cube_number(_TOOL), cube_number(("feature_name",))
-_OF_WINDOWS = (*SINGLE[:-1], ("feature_name",), _TOOL)
-# All that the log holds: so long ago there was none.
-EVER = Grain(int(timedelta(days=24_000).total_seconds()), _OF_WINDOWS, None)
-# The ranges of pages less two hours: a window ends with a whole hour, and is moved some time after that. Its roll-ups
-# say BEGINNING; of when they are, RollupWindow says.
-WINDOWS = (
-    *(
-        Grain(int(timedelta(hours=hours).total_seconds()), _OF_WINDOWS, None)
-        for hours in (24 - 2, 7 * 24 - 2, 30 * 24 - 2)
-    ),
-    EVER,
-)
-MONTH = WINDOWS[2]
-# What lists of all tools ask for: their calls of a month are kept once more, in short rows.
+_OF_WINDOWS = (*FEW, ("host_id",), ("user_id",), ("feature_name",), _TOOL)
+
+
+def _window(length: timedelta) -> Grain:
+    return Grain(int(length.total_seconds()), _OF_WINDOWS, None, "days_from")
+
+
+# The ranges of pages in one piece: that of a day ends with a whole hour, some time before now; the others end with
+# yesterday. Its roll-ups say BEGINNING; of when they are, RollupWindow says.
+DAY = _window(timedelta(hours=22))
+MONTH = _window(timedelta(days=30))
+EVER = _window(timedelta(days=24_000))  # All that the log holds: so long ago there was none.
+WINDOWS = (DAY, _window(timedelta(days=7)), MONTH, EVER)
+# What lists of all tools ask for.
 OF_TOOLS = ("gateway_id", "server_id", "feature_name")
 TOOL_CALLS = {"method": ["tools/call"]}
-IS_TOOL = "method = 'tools/call' AND gateway_id IS NOT NULL AND server_id IS NOT NULL"
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:

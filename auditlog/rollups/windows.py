@@ -1,8 +1,9 @@
 """Roll-ups of whole ranges of time: what a page would add up of many hours and days each time it is asked for.
 
-A window is moved by whole hours and days: what entered is added, what left is taken away, of the roll-ups that it is
-made of, and rows that come late are added to it as to those. Each step is one transaction that holds the row of
-RollupState, so the window is at any moment exactly the roll-ups of its time. Where that cannot be, it is made anew.
+The window of a day is moved by whole hours, the others by whole days: what entered is added, what left is taken away,
+of the roll-ups that it is made of, and rows that come late are added to it as to those. Each step is one transaction
+that holds the row of RollupState, so the window is at any moment exactly the roll-ups of its time. Where that cannot
+be, it is made anew.
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ from typing import Any
 from django.db import connection
 from django.db.models import Sum
 
-from auditlog.models import Rollup, RollupState, RollupTool, RollupWindow
+from auditlog.models import Rollup, RollupState, RollupWindow
 from auditlog.rollups.schema import (
     BEGINNING,
     CLASS_COLUMNS,
+    DAY,
     DAYS,
     DIMENSIONS,
     ENDS,
     EVER,
     HOURS,
-    IS_TOOL,
-    MONTH,
     NAME,
-    OF_TOOLS,
     TOOL,
     WINDOWS,
     Grain,
@@ -41,7 +40,7 @@ _KEYS = ", ".join((*ENDS, *DIMENSIONS))
 _NAMES = ", ".join((*ENDS, *("feature_name" if name == "feature_name" else "NULL" for name in DIMENSIONS)))
 _SUMS = ("calls", "duration_ms", *CLASS_COLUMNS)
 # When the newest call was stays true as calls leave: the oldest leave first.
-_NUMBERS = ", ".join(("max(coalesce(last_at, at))", *(f"sum({name}) * %(sign)s" for name in _SUMS)))
+_NUMBERS = ", ".join(("max(last_at)", *(f"sum({name}) * %(sign)s" for name in _SUMS)))
 _ADDED = ", ".join(
     f"{name} = nullif(coalesce(r.{name}, 0) + coalesce(excluded.{name}, 0), 0)" for name in CLASS_COLUMNS
 )
@@ -58,12 +57,6 @@ ON CONFLICT (cube, seconds, at, {_KEYS}) DO UPDATE
 SET calls = r.calls + excluded.calls, duration_ms = r.duration_ms + excluded.duration_ms,
     last_at = greatest(r.last_at, excluded.last_at), {_ADDED}
 """  # noqa: S608  (constants of the schema)
-_TOOL = ", ".join(OF_TOOLS)
-TELL_TOOLS = f"""
-INSERT INTO auditlog_rolluptool ({_TOOL}, calls, last_at)
-SELECT {_TOOL}, sum(calls), max(coalesce(last_at, at)) FROM auditlog_rollup
-WHERE cube = {TOOL} AND seconds = {MONTH.seconds} AND at = %s AND {IS_TOOL} GROUP BY {_TOOL}
-"""  # noqa: S608  (constants of the schema)
 EMPTIED = "DELETE FROM auditlog_rollup WHERE cube = ANY(%s) AND seconds = %s AND calls <= 0"
 FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND at >= %s AND at < %s"
 
@@ -79,11 +72,7 @@ def move(state: RollupState, now: datetime) -> bool:
 
     To be called by whoever has `state` locked.
     """
-    is_more = any(_move(grain, state, now) for grain in WINDOWS)
-    month = next((each for each in current(state) if each.seconds == MONTH.seconds), None)
-    if month is not None and month.tools_of != month.told and not is_more:
-        _tell_tools(month)
-    return is_more
+    return any(_move(grain, state, now) for grain in WINDOWS)
 
 
 def forget(state: RollupState, before: datetime) -> None:
@@ -94,7 +83,7 @@ def forget(state: RollupState, before: datetime) -> None:
     for window in RollupWindow.objects.filter(since__lt=before):
         if window.seconds == EVER.seconds and window in current(state) and _is_near(state, window, before):
             while window.since < before:
-                window.since = _move_end(EVER, state, window.since, before, -1)
+                window.since = _move_end(EVER, DAYS, window.since, before, -1)
             window.save(update_fields=["since"])
         else:
             _forget(window.seconds)
@@ -107,14 +96,14 @@ def _is_near(state: RollupState, window: RollupWindow, before: datetime) -> bool
 
 
 def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
-    until = HOURS.begin(now)
-    # Of what is older than hours are kept there are days alone.
-    floor = state.days_from if grain == EVER else max(state.hours_from, state.days_from)
-    since = max(until - grain.length, HOURS.next(floor))
+    source = HOURS if grain == DAY else DAYS
+    until = source.begin(now)
+    floor = max(state.recent_hours_from, state.days_from) if grain == DAY else state.days_from
+    since = max(until - grain.length, source.next(floor))
     if state.counted_from > max(BEGINNING, since) or since >= until:
         return False
     window = next((each for each in current(state) if each.seconds == grain.seconds), None)
-    if window is not None and (window.since < floor or window.until <= since or not _goes_on(state, window)):
+    if window is not None and (window.since < floor or window.until <= since):
         window = None
     if window is not None and (window.since, window.until) == (since, max(until, window.until)):
         return False
@@ -126,35 +115,19 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     if window is None:
         window = RollupWindow(seconds=grain.seconds, since=since, until=since)
         window.counted_to, window.late_counted_to = state.counted_to, state.late_counted_to
-    window.until = _move_end(grain, state, window.until, until, 1)
-    window.since = _move_end(grain, state, window.since, since, -1)
+    window.until = _move_end(grain, source, window.until, until, 1)
+    window.since = _move_end(grain, source, window.since, since, -1)
     window.save()
     return window.since < since or window.until < until
 
 
-def _tell_tools(window: RollupWindow) -> None:
-    """Make RollupTool anew of this window, which was moved or made anew."""
-    RollupTool.objects.all().delete()
-    with connection.cursor() as cursor:
-        cursor.execute(TELL_TOOLS, [BEGINNING])
-    window.tools_of = window.told
-    window.save(update_fields=["tools_of"])
-
-
-def _goes_on(state: RollupState, window: RollupWindow) -> bool:
-    """Whether what follows a window is still told apart by hours, or is whole days."""
-    return window.until >= state.hours_from or DAYS.begin(window.until) == window.until
-
-
-def _move_end(grain: Grain, state: RollupState, at: datetime, to: datetime, sign: int) -> datetime:
+def _move_end(grain: Grain, source: Grain, at: datetime, to: datetime, sign: int) -> datetime:
     """Add what begins at one end of a window, or take it away: a day at most; where that end is then."""
-    first = _first(DAYS if at < state.hours_from else HOURS, at, to)
+    first = _first(source, at, to)
     if first is None:
         return max(at, to)
-    midnight = DAYS.begin(first) + DAYS.length
-    source = DAYS if DAYS.begin(first) >= at and midnight <= to else HOURS
-    end = min(midnight, to)
-    stretch = {"seconds": source.seconds, "since": max(DAYS.begin(first), at), "until": end}
+    end = min(DAYS.begin(first) + DAYS.length, to)
+    stretch = {"seconds": source.seconds, "since": at, "until": end}
     told: dict[str, Any] = {"window": grain.seconds, "at": BEGINNING, "cubes": CUBES, "sign": sign}
     with connection.cursor() as cursor:
         cursor.execute(MOVE, told | stretch)
@@ -179,5 +152,3 @@ def _first(grain: Grain, since: datetime, until: datetime) -> datetime | None:
 def _forget(seconds: int) -> None:
     Rollup.objects.filter(seconds=seconds, cube__in=CUBES).delete()
     RollupWindow.objects.filter(pk=seconds).delete()
-    if seconds == MONTH.seconds:
-        RollupTool.objects.all().delete()

@@ -17,7 +17,7 @@ from django.http import QueryDict
 from django.utils import timezone
 
 from auditlog.name_lookups import lookups
-from auditlog.ranges import STRETCHES
+from auditlog.ranges import STRETCHES, range_start
 from auditlog.search.criteria import (
     RECENT,
     Criterion,
@@ -313,7 +313,7 @@ class CallFilter(forms.Form):
         if self.is_between:
             return self.values["from"] or None, self.values["to"] or None
         length = RANGES[self.values["range"]][1]
-        return (timezone.now() - length if length else None), None
+        return (range_start(timezone.now(), length) if length else None), None
 
     @cached_property
     def _known(self) -> Known:

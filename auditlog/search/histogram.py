@@ -15,10 +15,11 @@ from django.utils import timezone
 
 from auditlog.models import ENDINGS, Call
 from auditlog.rollups.reading import Bars, Where, book
-from auditlog.rollups.schema import DAYS, HOURS, MINUTES
+from auditlog.rollups.schema import DIMENSIONS, MINUTES, finest
 from auditlog.search.criteria import SEARCH_LIMIT, Search
 
 BARS = 30  # At most: the last one begins before the end of what is searched.
+FEWEST = 6  # Bars that show a course.
 MARKS = 5  # Moments below the bars, and the end.
 SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
 SLICE_ROWS = 100
@@ -191,13 +192,15 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime) -> Histogram | None:
     """The same of the roll-ups: bars of whole hours or days where these alone are kept."""
-    grain = next(grain for grain in (MINUTES, HOURS, DAYS) if grain.kept is None or until - since <= grain.kept)
+    grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
     width = max(-((begin - end) // (BARS * grain.length)), 1) * grain.length
     to = until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
     if to - begin < BARS * MINUTE:
         return None  # So few may be counted one by one.
     edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
+    if len(edges) < FEWEST:
+        return None  # Of these calls so long ago only days are kept.
     with book() as opened:
         found = opened.read(where, since, to, bars=Bars(begin, width), timed=False)
     if found is None:

@@ -1,16 +1,16 @@
-"""Windows of the roll-ups: a range of time in one piece, which moves on by the hour and stays a count of the log."""
+"""Windows of the roll-ups: a range of time in one piece, which moves on and stays a count of the log."""
 
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from auditlog.models import Call, Rollup, RollupState, RollupTool, RollupWindow
+from auditlog.models import Call, Rollup, RollupState, RollupWindow
+from auditlog.ranges import range_start
 from auditlog.rollups import keeping, windows
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import (
@@ -19,10 +19,7 @@ from auditlog.rollups.schema import (
     DIMENSIONS,
     EVER,
     HOURS,
-    MONTH,
-    OF_TOOLS,
     RATIO,
-    TOOL_CALLS,
     WINDOWS,
     Grain,
     cube_number,
@@ -37,7 +34,6 @@ pytestmark = pytest.mark.django_db
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MOVING = WINDOWS[:-1]  # All but EVER.
-TOOL = {"gateway_id": uuid4(), "server_id": uuid4(), "feature_name": "echo"}
 
 
 @pytest.fixture
@@ -60,23 +56,6 @@ def kept(grain: Grain) -> dict[Any, tuple[int, datetime | None, dict[int, int]]]
         numbers = {n: number for n in range(CLASSES) if (number := getattr(each, f"ms_{n}"))}
         key = (each.cube, each.outcome, each.deny_reason, *(getattr(each, name) for name in DIMENSIONS))
         found[key] = (each.calls, each.last_at, numbers)
-    return found
-
-
-def tools() -> dict[Any, tuple[int, datetime]]:
-    """What the short rows say of each tool: its calls, and when the newest was."""
-    rows = RollupTool.objects.all()
-    return {(row.gateway_id, row.server_id, row.feature_name): (row.calls, row.last_at) for row in rows}
-
-
-def called_tools() -> dict[Any, tuple[int, datetime]]:
-    """The same of the log, for the time of the window of a month."""
-    window = RollupWindow.objects.get(seconds=MONTH.seconds)
-    found: dict[Any, tuple[int, datetime]] = {}
-    of_tools = Call.objects.filter(method="tools/call", gateway_id__isnull=False, server_id__isnull=False)
-    for each in of_tools.filter(created_at__gte=window.since, created_at__lt=window.until).order_by("created_at"):
-        key = (each.gateway_id, each.server_id, each.feature_name)
-        found[key] = (found.get(key, (0,))[0] + 1, each.created_at)
     return found
 
 
@@ -106,13 +85,12 @@ def class_of(duration_ms: float) -> int:
 def check_all() -> None:
     for grain in WINDOWS:
         assert kept(grain) == counted(grain), grain
-    assert tools() == called_tools()
 
 
 def total(length: timedelta) -> int:
     now = timezone.now()
     with book() as opened:
-        found = opened.total({}, now - length, now)
+        found = opened.total({}, range_start(now, length), now)
     assert found is not None
     return found.calls
 
@@ -124,7 +102,6 @@ def test_windows_are_a_count_of_their_time_wherever_they_are_moved(chance: rando
     write(connection, [row(chance, moments(chance, now, 33)) for _ in range(150)])
     keeping.keep_up(30)
     check_all()
-    assert tools()
 
     RollupWindow.objects.all().delete()  # They are never moved back.
     for hours in (-47, -46, -40, -20, 0, 1):
@@ -146,8 +123,8 @@ def test_window_is_read_in_place_of_what_it_is_made_of() -> None:
     Rollup.objects.filter(seconds__in=[HOURS.seconds, DAYS.seconds]).delete()
 
     with book() as opened:
-        found = opened.read({}, now - 7 * DAY, now, by=("feature_name",))
-        busiest = opened.busiest({}, now - 7 * DAY, now, "feature_name", 5)
+        found = opened.read({}, range_start(now, 7 * DAY), now, by=("feature_name",))
+        busiest = opened.busiest({}, range_start(now, 7 * DAY), now, "feature_name", 5)
 
     assert {key: numbers.calls for key, numbers in (found or {}).items()} == {("echo",): 2, ("add",): 1}
     assert {name: numbers.calls for name, numbers in (busiest or {}).items()} == {"echo": 2, "add": 1}
@@ -171,23 +148,6 @@ def test_all_time_is_read_from_its_window() -> None:
     assert found is not None
     assert found.calls == 3
     assert sum(found.classes) == 3
-
-
-def test_window_of_all_time_that_stood_still_is_made_anew() -> None:
-    """What came since is told apart by days alone, and its end is within one."""
-    now = timezone.now()
-    day = datetime.combine((now - 40 * DAY).date(), datetime.min.time(), UTC)
-    for at in (day + HOUR, day + 5 * HOUR, now - DAY):
-        call(at)
-    keeping.keep_up(30)
-    Rollup.objects.filter(seconds=EVER.seconds).update(calls=7)
-    RollupWindow.objects.filter(seconds=EVER.seconds).update(until=day + 3 * HOUR)
-    assert RollupState.objects.get().hours_from > day
-
-    keeping.keep_up(30)
-
-    assert kept(EVER) == counted(EVER)
-    assert RollupWindow.objects.get(seconds=EVER.seconds).until == HOURS.begin(timezone.now())
 
 
 def test_call_that_comes_late_is_added_to_the_windows_that_hold_its_time() -> None:
@@ -215,44 +175,6 @@ def test_window_that_another_release_did_not_count_with_is_not_read_and_made_ane
     keeping.keep_up(5)
     check_all()
     assert {each.counted_to for each in RollupWindow.objects.all()} == {RollupState.objects.get().counted_to}
-
-
-def test_what_an_earlier_release_counted_says_the_day_of_its_newest_call() -> None:
-    at = timezone.now() - 4 * DAY
-    call(at, **TOOL)
-    keeping.keep_up(5)
-    RollupWindow.objects.all().delete()
-    Rollup.objects.update(last_at=None)
-
-    keeping.keep_up(5)
-
-    assert [last for _, last in tools().values()] == [DAYS.begin(at)]
-    assert {each.last_at for each in Rollup.objects.filter(seconds=EVER.seconds)} == {DAYS.begin(at)}
-
-
-def test_tools_are_read_from_their_window_where_the_short_rows_are_of_another() -> None:
-    now = timezone.now()
-    call(now - 4 * DAY, **TOOL)
-    keeping.keep_up(5)
-    RollupTool.objects.update(calls=7)
-
-    def told(**where: Any) -> list[int]:
-        with book() as opened, connection.cursor() as cursor:
-            query = opened.query_of(TOOL_CALLS | where, now - 30 * DAY, now, by=OF_TOOLS)
-            assert query is not None
-            cursor.execute(f"SELECT calls FROM ({query[0]}) c", query[1])
-            return [calls for (calls,) in cursor.fetchall()]
-
-    assert told() == told(feature_name=["echo"]) == [7]
-    assert told(feature_name=["other"]) == []
-    counted_to = RollupState.objects.get().counted_to + 1
-    RollupState.objects.update(counted_to=counted_to)
-    RollupWindow.objects.update(counted_to=counted_to)
-
-    assert told() == [1]
-    keeping.keep_up(5)
-    assert told() == [1]
-    assert tools() == called_tools()
 
 
 def test_window_of_a_later_release_is_left_to_that() -> None:
@@ -296,7 +218,6 @@ def test_days_that_are_dropped_are_in_no_window_any_more(oldest: int) -> None:
     keeping.drop_before(today - 5 * DAY)
 
     assert not Rollup.objects.filter(seconds=MOVING[-1].seconds).exists()
-    assert not RollupTool.objects.exists()
     assert RollupWindow.objects.filter(seconds=EVER.seconds).exists() is (oldest == 9)
     if oldest == 9:
         assert kept(EVER) == counted(EVER)

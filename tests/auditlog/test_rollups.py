@@ -85,7 +85,7 @@ def partitions(days: int) -> None:
 def moments(chance: random.Random, now: datetime, days: float) -> datetime:
     """A moment of the last days, mostly of the last hours."""
     span = chance.choice([0.01, 0.1, 1.0, days])
-    return now - timedelta(days=span * chance.random())
+    return now - timedelta(days=span * chance.random(), seconds=2)  # Not of now: that is a question of its own.
 
 
 def check(chance: random.Random, now: datetime, days: float) -> None:
