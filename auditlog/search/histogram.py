@@ -18,7 +18,8 @@ from auditlog.rollups.reading import Bars, Where, book
 from auditlog.rollups.schema import DIMENSIONS, MINUTES, finest
 from auditlog.search.criteria import SEARCH_LIMIT, Search
 
-BARS = 30  # At most: the last one begins before the end of what is searched.
+BARS = 31  # At most: the last one begins before the end of what is searched.
+WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
 FEWEST = 6  # Bars that show a course.
 MARKS = 5  # Moments below the bars, and the end.
 SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
@@ -175,7 +176,7 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
     if until - since >= BARS * MINUTE:
         # Bars begin at whole minutes: people read their times. The minute that has begun belongs to the last bar.
         since, end = since.replace(second=0, microsecond=0), until.replace(second=0, microsecond=0)
-        width = -((since - end) // (BARS * MINUTE)) * MINUTE
+        width = bar_width(end - since)
     # The last bar leads to calls that arrive in this minute, too.
     to = until if search.until and until == search.until else until.replace(second=0, microsecond=0) + MINUTE
     edges = [*(since + n * width for n in range(max(-((since - end) // width), 1))), to]
@@ -190,11 +191,18 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
     return Histogram(bars, sampled, width, until)
 
 
+def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
+    """Return the shortest round width, of at least a minute, an hour or a day, of which BARS cover `length`."""
+    day = WIDTHS[-1]
+    widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
+    return next(widths, -(-length // (BARS * day)) * day)
+
+
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime) -> Histogram | None:
     """The same of the roll-ups: bars of whole hours or days where these alone are kept."""
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
-    width = max(-((begin - end) // (BARS * grain.length)), 1) * grain.length
+    width = bar_width(end - begin, grain.length)
     to = until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
     if to - begin < BARS * MINUTE:
         return None  # So few may be counted one by one.

@@ -463,7 +463,7 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
 
     drawn = client.get("/logs/").context["histogram"]
 
-    assert len(drawn.bars) == BARS
+    assert len(drawn.bars) in {24, 25}  # An hour each; the first is whole.
     assert drawn.totals == {"ok": 3, "error": 1, "denied": 1, "cancelled": 0}
     for bar in drawn.bars:
         rows = client.get(f"/logs/?{bar.query}").context["page"].rows
@@ -474,7 +474,7 @@ def test_bars_count_every_call_once_and_lead_to_their_moments(ana: User, sign_in
     ("length", "written"),
     [
         ("1h", r"\d\d:\d\d"),
-        ("24h", r"\d\d:\d\d"),
+        ("24h", r"[A-Z][a-z]{2} \d+, \d\d:\d\d"),
         ("7d", r"[A-Z][a-z]{2} \d+, \d\d:\d\d"),
         ("30d", r"[A-Z][a-z]{2} \d+"),
     ],

@@ -86,6 +86,7 @@ def test_the_busiest_are_those_of_the_last_week(settings: LazySettings) -> None:
             gateway_id=gateway.pk,
             calls=calls,
             duration_ms=1.0,
+            last_at=now,
         )
 
     assert busiest() == (["Most", "Some"], [])

@@ -9,7 +9,6 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog.models import Rollup, RollupWindow
 from auditlog.rollups import keeping
 from capabilities import Capability
 from gateways import catalogue
@@ -323,24 +322,6 @@ def test_a_tool_found_on_one_gateway_tells_of_its_use_there_however_it_is_sorted
     assert told("calls") == [idle, there, search]
     assert told("-calls") == told("last") == told("-last") == [search, idle, there]
     assert told("tool", show="unused") == [idle, there]
-
-
-@pytest.mark.parametrize("last", [None, timedelta(hours=9)])
-def test_the_last_use_is_told_exactly_where_an_earlier_release_counted(
-    last: timedelta | None, work: Assignment, ana: User
-) -> None:
-    """Its roll-ups do not say when the newest call was, and what it adds to those of this one leaves the time."""
-    offer(work, search={}, idle={})
-    at = timezone.now() - timedelta(hours=7)
-    called(work.features.get(name="search"), at=at)
-    keeping.keep_up(5)
-    RollupWindow.objects.all().delete()
-    Rollup.objects.update(last_at=last and timezone.now() - last)
-    keeping.keep_up(5)
-
-    for sort in ("tool", "-last", "-calls"):
-        told = {one.feature.name: one.last_used_at for one in catalogue.Catalogue(ana, {}, sort)[:9]}
-        assert told == {"search": at, "idle": None}
 
 
 def test_where_the_roll_ups_cannot_tell_any_more_the_log_is_read_for_as_long_as_it_can_be(
