@@ -95,7 +95,7 @@ def test_a_name_that_no_server_has_is_not_among_the_busiest_tools(db: None) -> N
         call(at, feature_name="no_such_tool", outcome=Outcome.RPC_ERROR.value, deny_reason="unknown_tool")
     keeping.keep_up(5)
 
-    tools = busiest.read("24h", timedelta(hours=24))[0]
+    tools = busiest.read("24h")[0]
 
     assert [row.name for row, _, _ in tools.rows] == ["echo"]
 

@@ -51,7 +51,7 @@ def move(now: datetime) -> None:
 
 def kept(grain: Grain) -> dict[Any, tuple[int, datetime | None, dict[int, int]]]:
     """What the roll-ups of a window say: calls, when the newest was, their classes; by combination and its values."""
-    found = {}
+    found: dict[Any, tuple[int, datetime | None, dict[int, int]]] = {}
     for each in Rollup.objects.filter(seconds=grain.seconds):
         numbers = {n: number for n in range(CLASSES) if (number := getattr(each, f"ms_{n}"))}
         key = (each.cube, each.outcome, each.deny_reason, *(getattr(each, name) for name in DIMENSIONS))
