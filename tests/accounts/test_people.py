@@ -233,8 +233,8 @@ def test_the_page_of_a_person_costs_the_same_however_much_they_have(
         Team.objects.add(name=make.unique("team"), users=[bo], by=chief)
     client = sign_in(chief)
 
-    # Session, user, person, teams, second factor, sessions, two permissions, and how far calls are rolled up.
-    with django_assert_num_queries(10):
+    # Session, user, person, teams, second factor, sessions, two permissions, requests, how far calls are rolled up.
+    with django_assert_num_queries(11):
         client.get(f"/people/{bo.pk}/")
 
 

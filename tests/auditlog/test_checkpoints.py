@@ -136,7 +136,7 @@ def test_log_without_any_checkpoint_is_not_proved(key_file: Path) -> None:
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE auditlog_checkpoint")
 
-    with pytest.raises(CommandError, match="1 findings"):
+    with pytest.raises(CommandError, match="1 finding"):
         call_command("verify_log", "--public-key", str(key_file), stdout=io.StringIO())
     assert [finding.what for finding in verify().findings] == ["checkpoint"]
 
@@ -322,7 +322,7 @@ def test_command_names_what_it_finds(key_file: Path, sealed: list[Call]) -> None
     assert f"{len(sealed)} calls and 0 admin events match" in out.getvalue()
 
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[1].uid)
-    with pytest.raises(CommandError, match="1 findings"):
+    with pytest.raises(CommandError, match="1 finding"):
         call_command("verify_log", "--public-key", str(key_file), stdout=out)
     assert f"Call {sealed[1].uid}" in out.getvalue()
 

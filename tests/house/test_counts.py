@@ -176,6 +176,7 @@ class Walk:
             "role": [world.boss.role_id],
             "team": ids(world.teams.values())[:2],
             "call": [*Call.objects.filter(outcome="ok").values_list("uid", flat=True)[:1], *refused],
+            "own_call": list(Call.objects.filter(user_id=self.viewer.pk).values_list("uid", flat=True)[:1]),
             "event": [*newest, *Event.objects.filter(correlation_id=one_request).values_list("uid", flat=True)[:1]],
             "api_key": ids(ApiKey.objects.filter(user=world.boss, revoked_at=None))[:1],
             "security_key": [added(self.viewer).pk],
