@@ -20,7 +20,7 @@ from auditlog import replica
 from auditlog.actions import Action
 from auditlog.event_filters import EventFilter
 from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
-from auditlog.models import Event
+from auditlog.models import Event, masked
 from auditlog.search.criteria import count_rows
 from auditlog.search.keyset import Cursor, page
 from auditlog.sentences import parts
@@ -57,7 +57,7 @@ class Change(NamedTuple):
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[Change]:
     """The changes of an event, field by field."""
-    return [_change(name, value) for name, value in changes.items()]
+    return [_change(name, value) for name, value in masked(changes).items()]  # Older ones were stored unmasked.
 
 
 def _change(name: str, value: Any) -> Change:

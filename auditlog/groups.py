@@ -130,14 +130,16 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
 def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, as `groups` does; None while the roll-ups are counted.
 
-    Names that no server has are left out: they are typing errors, not tools.
+    Of tools, names that no server has are left out: they are typing errors.
     """
-    busiest = opened.busiest(where, since, until, by.column, most, named=True)
+    of_tools = by is BY["tool"]
+    busiest = opened.busiest(where, since, until, by.column, most, named=of_tools)
     if busiest is None:
         if not where:
             return None
         criteria = [indexed([Q(**{f"{column}__in": values})]) for column, values in where.items()]
-        criteria.append(row_test(~Q(deny_reason="unknown_tool")))
+        if of_tools:
+            criteria.append(row_test(~Q(deny_reason="unknown_tool")))
         return _of_rows(Search(criteria, since, until), by, most)
     names = names_of(by, [*busiest], since, until)
     return Groups([_group(key, names, numbers) for key, numbers in busiest.items()], False)

@@ -3,6 +3,7 @@
 Log rows are insert-only. They store ids and names as plain columns, so that the history stays readable after changes.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol
@@ -324,7 +325,8 @@ SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorizat
 MASK = "***"
 
 
-def _masked(changes: dict[str, Any]) -> dict[str, Any]:
+def masked(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of an event with stars for the values of secret fields."""
     return {name: _mask(value) if name.lower() in SECRET_FIELDS else value for name, value in changes.items()}
 
 
@@ -358,7 +360,7 @@ class EventManager(models.Manager["Event"]):
             target_type=target._meta.model_name or "",
             target_id=str(target.pk),
             target_label=str(target)[:200],
-            changes=_masked(changes or {}) | ({"through": context.through} if context.through else {}),
+            changes=masked(changes or {}) | ({"through": context.through} if context.through else {}),
         )
 
 

@@ -15,13 +15,12 @@ class Stretch(NamedTuple):
     words: str
     length: timedelta
 
-    def since(self, now: datetime) -> datetime:
-        """Return when it begins: with a whole hour or, of several days, a whole day (UTC), as the roll-ups do."""
-        return range_start(now, self.length)
-
 
 def range_start(now: datetime, length: timedelta) -> datetime:
-    """Return where a range of this length up to `now` begins: with a whole hour or day, if it is as long as a day."""
+    """Return where a range up to `now` begins, as roll-ups do.
+
+    A day begins with a whole hour, what is longer with a whole day (UTC), what is shorter `length` ago.
+    """
     if length < timedelta(days=1):
         return now - length
     return (DAYS if length > timedelta(days=1) else HOURS).begin(now) - length

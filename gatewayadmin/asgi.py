@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -37,6 +38,11 @@ from servers.upstream_guard import own_endpoints
 from wire import builtin
 from wire.background import Background, every
 
+# Searches of the log, each of which may keep a processor busy for seconds.
+SEARCHES = re.compile(
+    r"/logs/(|export/|busiest/|groups/.*|values/.*)|/api/logs(|/export|/groups)|/admin/auditlog/call/"
+    r"|/gateways/[^/]+/usage/"
+)
 WATCH_S = 1
 SWITCH_S = 0.001  # How long a thread has the interpreter when others want it.
 
@@ -141,7 +147,7 @@ pages = FairShares(
     most=max(settings.WEB_CONNECTIONS // 2, 1),
     session_cookie=settings.SESSION_COOKIE_NAME,
     free=settings.STATIC_URL,
-    heavy=("/logs/", "/api/logs", "/admin/auditlog/"),  # A search of the log may keep a processor busy for seconds.
+    heavy=SEARCHES,
 )
 edge = OuterMiddleware(
     Router(

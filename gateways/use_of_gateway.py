@@ -61,12 +61,11 @@ FROM (
 
 
 BY_PERSON_AND_TOOL = """
-SELECT user_id, feature_name, count(*), min(created_at), sum(count(*)) OVER ()
+SELECT user_id, tool, count(*), min(created_at), sum(count(*)) OVER ()
 FROM (
-    SELECT user_id, feature_name, created_at FROM auditlog_call
-    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s AND method = 'tools/call'
-    ORDER BY created_at DESC LIMIT %s
-) c GROUP BY user_id, feature_name
+    SELECT user_id, CASE method WHEN 'tools/call' THEN feature_name END AS tool, created_at FROM auditlog_call
+    WHERE gateway_id = %s AND created_at >= %s AND created_at < %s ORDER BY created_at DESC LIMIT %s
+) c GROUP BY user_id, tool
 """
 CALLED_WITH = """
 SELECT count(DISTINCT (server_id, feature_name)) FROM (
@@ -212,9 +211,9 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     since = range_start(until, RANGES[chosen].length)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(IN_ORDER)
-        cursor.execute(BY_PERSON_AND_TOOL, [gateway.pk, since, until, MOST_COUNTED])
+        cursor.execute(BY_PERSON_AND_TOOL, [gateway.pk, since, until, MOST_COUNTED + 1])
         found = cursor.fetchall()
-    are_more = bool(found) and found[0][-1] >= MOST_COUNTED
+    are_more = bool(found) and found[0][-1] > MOST_COUNTED
     calls = {(person, tool): number for person, tool, number, *_ in found if person and tool}
     people, tools = Counter[UUID](), Counter[str]()
     for (person, tool), number in calls.items():

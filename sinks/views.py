@@ -8,9 +8,11 @@ from uuid import UUID
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.reauthentication import ask_again, ask_first
+from auditlog.own_calls import PATIENCE
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, CapabilityRequired, requires
 from sinks.api import SENDING
@@ -27,6 +29,7 @@ from ui.pages import (
     confirm,
     is_for,
     leave,
+    moment_of,
     page_of,
     posted,
     refuse,
@@ -84,6 +87,9 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     form = SinkForm(posted(request), kind=sink.kind, sink=sink, viewer=request.user)
     context = _context(sink, form)
     if request.method == "GET":
+        latest = timezone.now() + PATIENCE
+        until = min(moment_of(request.GET, "until") or latest, latest)
+        context |= {"until": until.isoformat(), "asks": not sink.is_settled and timezone.now() < until}
         return show(request, "sinks/form.html#state" if is_for(request, "state-card") else "sinks/form.html", context)
     if form.is_valid():
         try:

@@ -22,7 +22,11 @@ class Migration(migrations.Migration):
                 # Days that are over stay as they are.
                 "ALTER TABLE auditlog_rollup SET (fillfactor = 85)",
             ),
-            migrations.RunSQL.noop,
+            (
+                "TRUNCATE auditlog_rollup, auditlog_rollupwindow",
+                "ALTER TABLE auditlog_rollup ADD CONSTRAINT auditlog_rollup_pkey PRIMARY KEY (id)",
+                "ALTER TABLE auditlog_rollupstate DROP CONSTRAINT rollups_are_counted_elsewhere",
+            ),
         ),
         *(migrations.RemoveIndex("rollup", f"rollup_by_{name}") for name in PARTIAL),
         migrations.AlterField("rollup", "last_at", models.DateTimeField()),

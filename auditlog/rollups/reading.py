@@ -41,7 +41,7 @@ MOST_FROM_LOG = 60_000
 LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
 A_MOMENT = timedelta(seconds=1)  # So long ago at most a caller took what it calls now.
 # Calls of one of these are found by an index, over any time.
-FOUND_BY_INDEX = {"host_id", "user_id", "gateway_id", "server_id", "feature_name"}
+FOUND_BY_INDEX = ("user_id", "host_id", "feature_name", "server_id", "gateway_id")
 MOST_ROWS = 20_000  # Of roll-ups that are told apart in one piece: clients choose the names they call.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
@@ -264,10 +264,13 @@ class Book:
 
     def _may_read(self, pieces: Sequence[Piece], where: Where) -> bool:
         """Whether something was counted, and no piece of the log is too long to look through."""
-        if self._state is not None and not FOUND_BY_INDEX.isdisjoint(where):
-            return True
-        of_log = (piece.until - piece.since for piece in pieces if piece.grain is None)
-        return self._state is not None and all(length <= LONGEST_FROM_LOG for length in of_log)
+        if self._state is None:
+            return False
+        long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
+        # An index may find few rows in all of that time, of which the other conditions leave some.
+        indexed = [name for name in FOUND_BY_INDEX if name in where] if long else []
+        found = (self._rows_of_log(long, _filters({name: where[name]})) for name in indexed)
+        return not long or any(self._rows_in_log(rows) <= MOST_FROM_LOG for rows in found)
 
     def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
         if self._state is None:
@@ -275,7 +278,8 @@ class Book:
         if since < self._state.days_from and (days := Call.partitions.starts()):
             since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         if until > self._now - A_MOMENT:
-            until = DAYS.next(until)  # There are no calls of later: what is counted of today is all there is of it.
+            # There are no calls of later: what is counted of today is all there is of it.
+            until = DAYS.next(self._now + A_MOMENT)
         grains = [
             grain
             for grain in GRAINS

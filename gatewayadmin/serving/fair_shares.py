@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -32,10 +33,10 @@ class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
     Of the others MOST_WAITING wait, for LONGEST_WAIT_S at most; the rest get 429. Paths below `free` are not counted;
-    of those below one of `heavy` a single one of each sender is inside.
+    of those that `heavy` matches a single one of each sender is inside.
     """
 
-    def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
         self._app = app
         self._most = most
         self._heavy = heavy
@@ -54,7 +55,7 @@ class FairShares:
         async with AsyncExitStack() as places:
             try:
                 for sender in senders:
-                    if scope["path"].startswith(self._heavy):
+                    if self._heavy.fullmatch(scope["path"]):
                         await places.enter_async_context(self._place(f"{sender} heavy", 1))
                     await places.enter_async_context(self._place(sender, self._most))
             except Busy:

@@ -42,7 +42,8 @@ class PayloadRecorder:
         with _logged(request):
             secrets = self._secrets(request)
             if request.row.deny_reason == UnknownFeature.reason:  # The client may have put anything there.
-                request.row.feature_name = redact_text(request.row.feature_name, MAX_NAME, secrets)
+                name, request.row.feature_name = request.row.feature_name, ""
+                request.row.feature_name = redact_text(name, MAX_NAME, secrets)
             if _is_quick(body):
                 request.row.error_text = error_text(body, secrets)
             else:

@@ -88,16 +88,18 @@ def test_bars_and_the_busiest_add_up(chosen: str) -> None:
     assert sum(row.calls for row, _, _ in tools.rows) == wanted
 
 
-def test_a_name_that_no_server_has_is_not_among_the_busiest_tools(db: None) -> None:
+def test_a_name_that_no_server_has_is_not_among_the_busiest_tools_and_counts_for_who_tried_it(ana: User) -> None:
     now = timezone.now()
-    call(now, feature_name="echo")
+    told = {"user_id": ana.pk, "user_email": ana.email}
+    call(now, feature_name="echo", **told)
     for at in (now, now - HOUR):
-        call(at, feature_name="no_such_tool", outcome=Outcome.RPC_ERROR.value, deny_reason="unknown_tool")
+        call(at, feature_name="no_such_tool", outcome=Outcome.RPC_ERROR.value, deny_reason="unknown_tool", **told)
     keeping.keep_up(5)
 
-    tools = busiest.read("24h")[0]
+    tools, people, _ = busiest.read("24h")
 
     assert [row.name for row, _, _ in tools.rows] == ["echo"]
+    assert [row.calls for row, _, _ in people.rows] == [3]
 
 
 def test_the_busiest_come_to_the_dashboard_once_it_is_there(ana: User, max: User, sign_in: SignIn) -> None:

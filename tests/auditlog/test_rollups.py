@@ -293,6 +293,27 @@ def test_many_calls_are_counted_and_drawn_exactly_and_each_bar_holds_what_it_lea
         assert +Counter(bar.counts) == Counter("error" if one == "timeout" else one for one in found)
 
 
+def test_the_tools_of_one_person_are_counted_by_an_index_or_not_at_all(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = timezone.now()
+    where = {"user_id": IDS["user_id"][:1], "gateway_id": IDS["gateway_id"][:1]}
+    for n in range(3):
+        call(now - n * 10 * DAY, user_id=IDS["user_id"][0], gateway_id=IDS["gateway_id"][n % 2], feature_name="echo")
+    keeping.keep_up(30)
+
+    def echoed() -> int | None:
+        with book() as opened:
+            found = opened.read(where, now - 60 * DAY, datetime.max.replace(tzinfo=UTC), by=("feature_name",))
+        return None if found is None else found["echo",].calls
+
+    assert echoed() == 2
+    monkeypatch.setattr(reading, "MOST_FROM_LOG", 2)
+    assert echoed() == 2, "Two calls of the gateway are few enough,"
+    monkeypatch.setattr(reading, "MOST_FROM_LOG", 1)
+    assert echoed() is None, "and of neither are all looked at to find that few are of both."
+
+
 def test_what_no_roll_up_tells_is_counted_as_far_as_a_page_looks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteria, "COUNT_LIMIT", 5)
     now = timezone.now()

@@ -1,6 +1,7 @@
 """A sender's requests beyond its share wait for each other, and nobody else waits for them."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -69,7 +70,9 @@ ANN, BEN = {"cookie": "other=1; gateway_session=ann"}, {"cookie": "gateway_sessi
 def serving(test: Callable[[Pages, FairShares, Browser], Awaitable[None]]) -> None:
     async def run() -> None:
         pages = Pages()
-        served = FairShares(pages, most=2, session_cookie="gateway_session", free="/static/", heavy=("/logs/",))
+        served = FairShares(
+            pages, most=2, session_cookie="gateway_session", free="/static/", heavy=re.compile("/logs/.*")
+        )
         async with asyncio.timeout(60):
             await test(pages, served, Browser(served))
 

@@ -252,12 +252,15 @@ def test_each_step_before_the_consent_can_be_denied(at: str, app: App, member: U
     page = client.get(app.question(None))["Location"]
     if at == "identity":
         page = client.post(page, {"gateway": gateway.slug})["Location"]
-    button = re.search(
-        r'<button[^>]*name="decision" value="deny" formaction="([^"]+)"', client.get(page).content.decode()
-    )
-    assert button
+    shown = client.get(page).content.decode()
+    form = re.search(r'<form id="deny" method="post" action="([^"]+)">.*name="decision" value="deny"', shown)
+    assert form
+    first = re.search(r'<form method="post"(?! ?action)[^>]*>.*?</form>', shown, re.DOTALL)
+    assert first, "The form of the step itself"
+    own = [button for button in re.findall(r"<button[^>]*>", first[0]) if "form=" not in button]
+    assert len(own) == 1, "Enter in a field is the step's own button and no other."
 
-    sent = client.post(button[1], {"decision": "deny"})
+    sent = client.post(form[1], {"decision": "deny"})
 
     assert f"/{at}/" in page or at == "gateway"
     assert query(sent["Refresh"].removeprefix("0; url="))["error"] == "access_denied"

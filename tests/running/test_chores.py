@@ -38,7 +38,7 @@ def counted_all(home: Path) -> bool:
     with psycopg.connect(address) as connection:
         return (
             connection.execute(
-                "SELECT 1 FROM auditlog_rollupstate WHERE counted_to >= (SELECT max(id) FROM auditlog_call)"
+                "SELECT 1 FROM auditlog_rollupprogress WHERE counted_to >= (SELECT max(id) FROM auditlog_call)"
             ).fetchone()
             is not None
         )

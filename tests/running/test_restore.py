@@ -33,7 +33,7 @@ pytestmark = pytest.mark.xdist_group("restore")
 PAGE = "back-up.md"
 COUNTED = """
 SELECT (SELECT sum(calls) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s) AS rolled_up,
-    (SELECT count(*) FROM auditlog_call WHERE id <= (SELECT counted_to FROM auditlog_rollupstate)) AS logged
+    (SELECT count(*) FROM auditlog_call WHERE id <= (SELECT counted_to FROM auditlog_rollupprogress)) AS logged
 """
 ACKNOWLEDGED = "SELECT uid FROM auditlog_call WHERE id <= (SELECT calls_to FROM sinks_sink)"
 REVOKE = "token = Token.objects.get(pk='{pk}'); token.revoke(by=token.connection.user)"

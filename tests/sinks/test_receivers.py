@@ -279,6 +279,7 @@ def test_state_of_a_sink_updates_by_itself_until_it_is_settled(to_hook: MakeSink
     waiting = browser.get(url).content.decode()
     browser.post(f"{url}send-now/")
     due = browser.get(url, headers=poll).content.decode()
+    late = browser.get(f"{url}?until=2026-01-01T00:00Z", headers=poll).content.decode()
     call()
     sending.serve(sink.pk)
     settled = browser.get(url, headers=poll).content.decode()
@@ -287,6 +288,7 @@ def test_state_of_a_sink_updates_by_itself_until_it_is_settled(to_hook: MakeSink
     assert "in <time" in waiting
     assert ">Send now</button>" in waiting
     assert 'hx-trigger="every 2s"' in due
+    assert "hx-trigger" not in late, "A page that nobody looks at any more stops asking."
     assert due.strip().startswith('<section class="card" id="state-card"')
     assert "Send now" not in due
     assert ("Up to date" in settled, "hx-get" in settled) == (True, False)
