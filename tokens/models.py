@@ -115,7 +115,7 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 def prefixed(words: str) -> Q:
     """Match tokens whose prefix, or that of a previous secret still valid, starts with `words`.
 
-    Empty unless `words` contain a complete kind, since a shorter text would match all tokens of that kind.
+    Empty unless `words` start with a complete kind, since a shorter text would match all tokens of that kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
