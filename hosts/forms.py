@@ -12,8 +12,8 @@ from hosts.models import PLAYGROUND, Host, HostKind, HostQuerySet, NameTaken
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
-# The app that runs tools from the pages, unless it is pending. It is recognised by its key, which no other app can have:
-# an app that only has the same name as ours, such as that of the OAuth doctor, counts as any other app.
+# The app that runs tools from the pages, unless it is pending. It is recognised by its key, which no other app can
+# have: an app that only has a name like ours, such as that of the OAuth doctor, counts as any other app.
 OURS = Q(dedupe_key=PLAYGROUND) & ~PENDING
 STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
 
