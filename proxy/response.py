@@ -264,7 +264,7 @@ class Stream:
         self.stop_pings()
 
     def expire(self) -> None:
-        """The call has taken `ping_seconds`: start pings."""
+        """Start pings, because the call has taken `ping_seconds`."""
         self._ping_task = spawn("pings of a call", self._ping())
 
     async def _ping(self) -> None:

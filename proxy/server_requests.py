@@ -70,7 +70,7 @@ class Asking(NamedTuple):
 
 
 class InputRefused(UpstreamError):
-    """The client did not give what the server asked it for; no fault of the server's."""
+    """The client did not give the input the server asked for; not the server's fault."""
 
     outcome = "rpc_error"
     reason = "input_refused"

@@ -36,7 +36,7 @@ class Sender:
         }
         self._waiting: deque[bytes] = deque()
         self._wake = threading.Event()
-        self._ends = 0.0  # When it is to end; 0 while it is not.
+        self._ends = 0.0  # When to stop; 0 while running.
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
@@ -55,7 +55,7 @@ class Sender:
         self._ends = time.monotonic() + LAST_S
         self._wake.set()
         self._thread.join(LAST_S)
-        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # Ends an attempt that is being repeated.
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # Ends running retries.
         self.counts["dropped"] += len(self._waiting)
 
     def _run(self) -> None:

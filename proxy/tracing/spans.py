@@ -1,4 +1,4 @@
-"""The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported by processes that trace, and by no other.
+"""The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported only by processes that trace.
 
 Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`.
 No span has arguments, results, tokens, session ids, URIs of resources, or who called from where.
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 type Attributes = dict[str, str | int]
 
-SAMPLED = 1  # Of the flags of a traceparent.
+SAMPLED = 1  # A flag of traceparent.
 FINE = frozenset({"ok", "not_offered", "cancelled"})
 NAMED_BY = {"tool": "gen_ai.tool.name", "prompt": "gen_ai.prompt.name"}
-# A method is whatever a client says; the names of spans are few.
+# Clients can send any method, but span names should be few.
 KNOWN = {
     *METHODS,
     *("notifications/initialized", "notifications/cancelled", "notifications/progress", "response"),
@@ -97,7 +97,7 @@ class CallSpan:
         self._request = request
         self._outcome = "unavailable"
         self._is_over = False
-        self._offset = request.arrived - request.began  # From the process's own clock to the time of the day.
+        self._offset = request.arrived - request.began  # From perf_counter to the time of day.
         row, parent = request.row, told.get(trace_context.PARENT, "")
         caller = _context_of(parent) if parent else None
         self._parent = b"" if caller is None else caller.span_id
@@ -131,7 +131,7 @@ class CallSpan:
         return Hop(self, self.inner(), title, attributes)
 
     def inner(self) -> Context:
-        """The ids of a new span within this one."""
+        """Return the ids of a new child span."""
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
@@ -157,7 +157,7 @@ class CallSpan:
         }
         attributes |= {name: value for name, value in said.items() if value}
         name = _method(row.method)
-        if row.server_id and row.feature_type in NAMED_BY:  # A name that was found: else it is whatever a client says.
+        if row.server_id and row.feature_type in NAMED_BY:  # Only names that were found: others can be any text.
             name = f"{name} {row.feature_name}"
         is_error = outcome not in FINE
         if is_error:
