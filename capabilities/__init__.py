@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 type View = Callable[..., HttpResponse]
-# One capability, a tuple of which any one will do, or a frozenset of which all are needed; None asks for nothing.
+# One capability, a tuple of alternatives, or a frozenset of which all are required; None requires nothing.
 type Held = Capability | tuple[Capability, ...] | frozenset[Capability] | None
 
 NOBODY: Held = ()
@@ -38,7 +38,7 @@ class Holder(Protocol):
 
 
 class CapabilityRequired(PermissionDenied):
-    """The role holds none of the capabilities that open this door."""
+    """The user has none of the required capabilities."""
 
     def __init__(self, *capabilities: Capability) -> None:
         super().__init__(f"Capability {' or '.join(repr(c.slug) for c in capabilities)} is required.")
@@ -58,10 +58,10 @@ def capability_or_404(slug: str) -> Capability:
 
 
 def requires(*capabilities: Capability) -> Callable[[View], View]:
-    """Open a view to holders of any one of `capabilities`; others get CapabilityRequired.
+    """Require any one of `capabilities` for a view; others get CapabilityRequired.
 
-    Two of these on one view ask for one of each. The rule stays readable as `view.rule`, a set for each of them,
-    for the test that walks all routes.
+    If used twice on a view, one of each is required. `view.rule` has a set for each use, for the test that walks all
+    routes.
     """
 
     def guard(view: View) -> View:
@@ -78,10 +78,10 @@ def requires(*capabilities: Capability) -> Callable[[View], View]:
 
 
 def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
-    """Open a view to every active user; `why` says what limits it to the user's own things.
+    """Open a view to every active user; `why` states how it is limited to the user's own objects.
 
-    Where the address names a thing, the view itself asks whose it is; `others` tells the test that walks all routes
-    what it takes for another's.
+    If the URL names an object, the view itself checks its owner; `others` are the capabilities for other people's
+    objects, for the test that walks all routes.
     """
 
     def mark(view: View) -> View:
@@ -92,9 +92,9 @@ def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
 
 
 class Can:
-    """What the viewer may do, for templates: `{% if can.hosts_toggle %}`.
+    """The viewer's capabilities for templates: `{% if can.hosts_toggle %}`.
 
-    An unknown name raises LookupError, so that a typo is a failing page and not a hidden button.
+    An unknown name raises LookupError, so that a typo fails the page instead of hiding a button.
     """
 
     def __init__(self, holder: Holder) -> None:
@@ -109,7 +109,7 @@ class Can:
 
     @property
     def sees_connections(self) -> bool:
-        """Whether they see everybody's connections, and not only their own."""
+        """True if they may see everyone's connections, not only their own."""
         return any(self._holder.has_perm(capability) for capability in SEES_CONNECTIONS)
 
     @property

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 
 class Capability(StrEnum):
-    """What a role may do. The value is the Django permission that grants it.
+    """A capability of roles. The value is the Django permission that grants it.
 
     `slug` is its name in REST answers, `label` its name on pages, `allows` one sentence for the
     capabilities reference.
@@ -26,7 +26,7 @@ class Capability(StrEnum):
 
     @classmethod
     def named(cls, slugs: Collection[str]) -> frozenset[Self]:
-        """The capabilities of these slugs; a slug that is none names nothing."""
+        """Return the capabilities with these slugs; unknown slugs are ignored."""
         return frozenset(member for member in cls if member.slug in slugs)
 
     API_TOKENS_MANAGE = (
@@ -153,7 +153,7 @@ class Capability(StrEnum):
 
 
 SEES_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)
-# Who may change something sees what there is to change.
+# Capabilities to change objects include seeing them.
 SEES_HOSTS = (Capability.HOSTS_READ, Capability.HOSTS_TOGGLE, Capability.API_TOKENS_MANAGE)
 SEES_CONNECTIONS = (
     Capability.MCP_CONNECTIONS_READ,
@@ -164,7 +164,7 @@ SEES_SERVERS = (Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE, Capability
 
 
 class BuiltIn(NamedTuple):
-    """A role made at start; a locked one is rewritten at every start."""
+    """A role created at startup; a locked one is reset at every startup."""
 
     name: str
     capabilities: frozenset[Capability]

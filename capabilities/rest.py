@@ -16,9 +16,9 @@ type Rule = Held | Own
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Open to every signed-in user for what is theirs; others' things take `others`, which may be NOBODY.
+    """Open to every signed-in user for their own objects; other people's require `others`, which may be NOBODY.
 
-    An API key needs `by_key` even for what is its owner's: the same as for others' unless given.
+    An API key requires `by_key` even for its owner's objects; `others` if not given.
     """
 
     others: Held
@@ -26,7 +26,7 @@ class Own:
 
     @property
     def for_keys(self) -> Held:
-        """What an API key must hold."""
+        """The capabilities an API key needs."""
         return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
@@ -38,13 +38,13 @@ class Own:
 
 
 class HasCapability(BasePermission):
-    """Allows an operation to whom its rule allows it.
+    """Checks the rule of a REST operation.
 
-    Its method declares it with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of which any one
-    will do, a frozenset of which all are needed, None for every signed-in user, or `Own`. A method that declares
-    nothing is refused. A credential made for the proxy (`request.auth.is_data_plane`) opens only what is declared with
-    `access_tokens=True`. A person's API key (`request.auth.is_api_key`) opens nothing with `api_keys=False`, and for
-    `Own` it needs the capability even for what is its owner's: a key does what it was made with and no more.
+    A method declares it with `@operation(needs=Capability.HOSTS_READ)`: one capability, a tuple of alternatives, a
+    frozenset of which all are required, None for every signed-in user, or `Own`. A method without a declaration is
+    refused. API access tokens (`request.auth.is_data_plane`) are accepted only with `access_tokens=True`. API keys
+    (`request.auth.is_api_key`) are refused with `api_keys=False`, and for `Own` they need the capability even for
+    their owner's objects: a key can do only what it was created with.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
@@ -85,7 +85,7 @@ def must_hold(user: Any, needed: Held) -> None:
 
 
 def capabilities_in(rule: Rule) -> frozenset[Capability]:
-    """Every capability that `rule` speaks of."""
+    """Return every capability in `rule`."""
     if isinstance(rule, Own):
         return capabilities_in(rule.others) | capabilities_in(rule.by_key)
     if rule is None:

@@ -12,8 +12,8 @@ from hosts.models import PLAYGROUND, Host, HostKind, HostQuerySet, NameTaken
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
-# The app as which people run tools from the pages, unless somebody has to decide about it. Its key is nobody else's:
-# what only names itself like one of ours, as the app of the OAuth doctor does, is counted as the stranger it may be.
+# The app that runs tools from the pages, unless it is pending. It is recognised by its key, which no other app can
+# have: an app that only has a name like ours, such as that of the OAuth doctor, counts as any other app.
 OURS = Q(dedupe_key=PLAYGROUND) & ~PENDING
 STATUSES = {"enabled": Q(enabled=True) & ~PENDING, "disabled": Q(enabled=False) & ~PENDING, "pending": PENDING}
 
@@ -25,12 +25,12 @@ class AgentForm(forms.Form):
     description = forms.CharField(max_length=500, required=False, widget=forms.Textarea(attrs={"rows": 3}))
 
     def refuse_name(self) -> None:
-        """Say that the name is taken, in the words of the page."""
+        """Add the error that the name is taken."""
         self.add_error("name", "An agent with this name already exists.")
 
 
 class NewAgentForm(AgentForm):
-    """A token-based host to make."""
+    """Form for a new token-based host."""
 
     allow_enrolment = forms.BooleanField(
         required=False,
@@ -39,7 +39,7 @@ class NewAgentForm(AgentForm):
     )
 
     def add(self, *, by: User) -> Host | None:
-        """The host that was made; without one the form says why."""
+        """Create and return the host, or return None with the reason as a form error."""
         if not self.is_valid():
             return None
         try:
@@ -50,7 +50,7 @@ class NewAgentForm(AgentForm):
 
 
 class NameAgentForm(NewAgentForm):
-    """A token-based host to make on the way to its token, by nothing but its name."""
+    """Form for a new token-based host with only a name, before its first token is created."""
 
     description = None  # type: ignore[assignment]
     allow_enrolment = None  # type: ignore[assignment]
@@ -68,7 +68,7 @@ class HostFilter(forms.Form):
     status = forms.MultipleChoiceField(required=False, choices=[(name, name.capitalize()) for name in STATUSES])
 
     def narrow(self, hosts: HostQuerySet) -> HostQuerySet:
-        """The hosts that match; our own where it is asked for by type or by name."""
+        """Return the matching hosts; the playground only if searched for, or with the type `built-in`."""
         self.is_valid()
         hosts = hosts.matching(words := self.cleaned_data.get("q", ""))
         if self.cleaned_data.get("type") == "built-in":

@@ -15,7 +15,7 @@ from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from ui.matching import holds
 
-PLAYGROUND = "playground"  # The key of the app that pages run things through; no registration can have it.
+PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the pages; no registration can have it.
 
 
 class HostError(Exception):
@@ -41,13 +41,13 @@ class HostQuerySet(models.QuerySet["Host"]):
         return self.filter(archived_at=None)
 
     def matching(self, words: str) -> "HostQuerySet":
-        """Hosts whose name holds `words`; all of them without words."""
+        """Hosts with `words` in their name; all hosts if `words` is empty."""
         return self.filter(holds("name", words)) if words else self
 
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
-        """Make the token-based host of an agent; made once, reused for all its connections.
+        """Create the token-based host of an agent, shared by all its connections.
 
-        With `allow_enrolment` everybody who reaches a gateway may make a token of their own for it. Raises NameTaken.
+        With `allow_enrolment` everyone who reaches a gateway may create their own token for it. Raises NameTaken.
         """
         try:
             with transaction.atomic():
@@ -67,7 +67,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """The host of a headed app, made the first time someone connects it; grouped by `dedupe_key`."""
+        """Return the host of an OAuth app, created when someone first connects it; one per `dedupe_key`."""
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
@@ -77,7 +77,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def playground(self, *, needs_approval: bool, by: User) -> "Host":
-        """The app as which people run tools from the pages; it appears the first time, as every app does."""
+        """Return the app that runs tools from the pages, created on first use like every app."""
         return self.appear(name="Playground", dedupe_key=PLAYGROUND, needs_approval=needs_approval, by=by)
 
 
@@ -123,22 +123,22 @@ class Host(Versioned, Switchable):
 
     @property
     def is_agent(self) -> bool:
-        """Whether it authenticates with API access tokens instead of OAuth."""
+        """True if it authenticates with API access tokens instead of OAuth."""
         return self.kind == HostKind.TOKEN
 
     @property
     def is_playground(self) -> bool:
-        """Whether it is the app as which people run tools from the pages."""
+        """True for the app that runs tools from the pages."""
         return self.dedupe_key == PLAYGROUND
 
     @property
     def names_itself(self) -> bool:
-        """Whether its name is what an app says of itself, which nobody verified: it may be that of something else."""
+        """True if the app chose its name itself: it is unverified, and may imitate another app's."""
         return not self.is_agent and not self.is_playground
 
     @property
     def is_pending(self) -> bool:
-        """Whether it still waits for an administrator's approval."""
+        """True if it still waits for an administrator's approval."""
         return self.needs_approval and self.approved_at is None
 
     @property
@@ -162,7 +162,7 @@ class Host(Versioned, Switchable):
         return {name: getattr(self, name) for name in names}
 
     def set_enrolment(self, allow: bool, *, by: User, seen: Seen | None = None) -> None:
-        """Let every active user who reaches a gateway enrol themselves with this agent, or stop it."""
+        """Allow or stop enrolment with this agent by every active user who reaches a gateway."""
         with transaction.atomic():
             row = self.lock()
             row.must_be(seen, {"allow_enrolment"})
@@ -172,7 +172,7 @@ class Host(Versioned, Switchable):
         self.allow_enrolment = allow
 
     def rename(self, *, name: str, description: str, by: User, seen: Seen | None = None) -> None:
-        """Give it another name and description. Raises NameTaken or ChangedMeanwhile."""
+        """Change name and description. Raises NameTaken or ChangedMeanwhile."""
         before = {"name": self.name, "description": self.description}
         self.name, self.description = name.strip(), description.strip()
         try:

@@ -51,7 +51,7 @@ from ui.tables import show_list
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
-    """Hosts with the number of their live connections and users, as far as `viewer` may see connections."""
+    """Annotate hosts with the numbers of live connections and their users that `viewer` may see."""
     visible = Q(connections__revoked_at=None) & counted_for(viewer)
     return hosts.annotate(
         connection_count=Count("connections", filter=visible),
@@ -60,13 +60,13 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 
 def find(viewer: User, pk: UUID) -> Host:
-    """The live host with its counts, or 404; `row_count` counts its ended connections too."""
+    """Return the live host with its counts, or 404; `row_count` includes ended connections."""
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
 
 def _way_back(host: Host | None = None) -> str:
-    """The page of a host, or their list."""
+    """Return the URL of the host's page, or of the list."""
     return reverse("hosts:detail", args=[host.pk]) if host else reverse("hosts:list")
 
 
@@ -90,7 +90,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """Make a token-based host; with `connect` the flow that makes its first token follows at once."""
+    """Create a token-based host; with `connect` the flow that creates its first token follows."""
     form = NewAgentForm(posted(request))
     context = {"form": form, "heading": "Add API access token-based host", "submit": "Create"}
     context["back"] = _way_back()
@@ -114,7 +114,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def enrolment_url(host: Host) -> str:
-    """Where a person makes their own token for `host`, once it takes enrolment."""
+    """Return the URL where people create their own token for `host`, if it allows enrolment."""
     return f"{settings.PUBLIC_URL}{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
 
 
@@ -159,7 +159,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.HOSTS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Disable a host; `?revoke=1` asks to end its connections too, which takes the other capability."""
+    """Disable a host; `?revoke=1` also revokes its connections, which takes `api-keys:revoke`."""
     host = find(request.user, pk)
     may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
     if "revoke" in request.GET or "revoke" in request.POST:
@@ -186,7 +186,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
-    """Switch the hosts that were picked in the list; one that waits for approval is left alone."""
+    """Enable or disable the selected hosts, except those pending approval."""
     way = Switching("host", "hosts", partial(cut_together, viewer=request.user), _why_not_switched)
     return bulk.switch(request, Host.objects.live(), way, back=_way_back())
 
@@ -195,7 +195,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive_picked(request: AppRequest) -> HttpResponse:
-    """Archive the hosts that were picked in the list; one that is still enabled is left alone."""
+    """Archive the selected hosts, except those still enabled."""
     way = Ending(
         *("host", "hosts", "Archive", "archived"),
         end=lambda host: Connection.objects.archive_host(host, by=request.user),
@@ -238,7 +238,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Its connections end with it, so that takes both capabilities."""
+    """Archive a host. This also ends its connections, so it takes both capabilities."""
     host = find(request.user, pk)
     page = _way_back(host)
     if request.method == "GET" or not (host.enabled or was_typed(request, str(host))):
@@ -264,7 +264,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.API_TOKENS_MANAGE)
 def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
-    """Let people enrol themselves, or stop that; the tokens there are keep working."""
+    """Allow or stop enrolment; existing tokens keep working."""
     host = get_object_or_404(Host.objects.live().filter(kind=HostKind.TOKEN), pk=pk)
     host.set_enrolment(allow, by=request.user)
     context = {"host": host, "link": enrolment_url(host)}
@@ -275,7 +275,7 @@ def enrolment(request: AppRequest, pk: UUID, allow: bool) -> HttpResponse:
 
 
 def switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """The part of the page that shows the switch: the head of the host's page, or its row."""
+    """Return the fragment with the switch: the head of the host's page, or its row."""
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     context = {"host": host, "table": HOSTS.seen(request)}
     return answer(request, fragment, context, to=_way_back(host), toast=toast, undo=undo)

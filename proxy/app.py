@@ -1,4 +1,4 @@
-"""The proxy as an ASGI app: one runtime per process, opened and closed by whoever mounts it."""
+"""The proxy as an ASGI app: one runtime per process, opened and closed by the app that mounts it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = ["PREFIX", "Config", "Traces", "runtime"]
 
 @asynccontextmanager
 async def runtime(config: Config) -> AsyncIterator[Endpoint]:
-    """The app that serves paths under PREFIX, for as long as the block runs."""
+    """Run the app that serves paths under PREFIX while the block runs."""
     access = Access(config.conninfo, config.token_keys, config.max_waiting)
     state = State(config.conninfo)
     bus = Bus(config.conninfo, state, SETUP_TO_FIND_AGAIN)
@@ -96,7 +96,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
         lists = Lists(client, access, state, cipher, usage, config.list_seconds, refresher, eras)
         bell = Bell(bus)
         pending = PendingRequests(state, bell, cipher)
-        redactor = ReaderProcess()  # Not that of the answers: a payload need not wait for what takes so much longer.
+        redactor = ReaderProcess()  # A second one: payloads should not wait for large answers.
         running.callback(redactor.close)
         recorder = PayloadRecorder(cipher, redactor)
         requests = ServerRequests(client, pending, writer, recorder, cipher, config.answer_seconds)
@@ -119,7 +119,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
             client.at_servers,
         )
         resumption = Resumption(carriage.events, keeper, server_streams)
-        # Stopped in the opposite order, each whatever another raises: the writer when nobody makes rows any more.
+        # Stopped in reverse order, even if one raises: the writer once nothing makes rows any more.
         running.push_async_callback(state.stop)
         await state.start()
         for part in (usage, writer, limits, access, bus, streams):
@@ -138,8 +138,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
 
 @asynccontextmanager
 async def _tracer(config: Traces | None) -> AsyncIterator[Tracer | None]:
-    """What makes spans. OpenTelemetry is imported here, in each worker that needs it: it takes 7 MB and a third of a
-    second."""
+    """Yield the tracer. OpenTelemetry is imported only here: it takes 7 MB and a third of a second."""
     if config is None:
         yield None
         return

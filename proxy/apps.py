@@ -1,4 +1,4 @@
-"""What this app is called for people."""
+"""App configuration of the proxy."""
 
 from django.apps import AppConfig
 

@@ -1,4 +1,4 @@
-"""Who listens here, and what they may hear: as the database grants it now."""
+"""Subscribers of this worker and the servers each may receive notifications from, re-read from the database."""
 
 import asyncio
 import hashlib
@@ -41,9 +41,10 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """Those who listen with one token, in one session if any; what they may hear now, as one of them is granted it.
+    """The streams and calls of one token, in one session if any, and their current grant.
 
-    `heard` are the resources they want to hear of, by assignment: how its server calls each, and how they do.
+    `heard` are their resource subscriptions by assignment: the server's URI of each, and the client's. `refused` are
+    the URIs they subscribed to but may not read.
     """
 
     standing: list[StandingStream]
@@ -61,11 +62,11 @@ class Audience:
         return any(standing.request.modern for standing in self.standing)
 
     def era(self, assigned: AssignedServer) -> str:
-        """Return the era in which this server is listened to for them."""
+        """Return the era in which the gateway subscribes to this server for them."""
         return era_for(assigned.eras, MODERN if self.modern else SESSION)
 
     def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
-        """Return whether the server said of itself that it has this."""
+        """Return whether the server has this capability."""
         return offers(assigned, name, member, modern=self.modern)
 
     def alias(self, assigned: AssignedServer) -> str:
@@ -73,7 +74,7 @@ class Audience:
 
 
 class Source(NamedTuple):
-    """A server that is listened to for somebody."""
+    """A server whose notifications an audience receives."""
 
     audience: Audience
     assigned: AssignedServer
@@ -82,23 +83,23 @@ class Source(NamedTuple):
 
 @dataclass
 class Held:
-    """What this worker listens to."""
+    """One open stream from a server, read by this worker."""
 
     source: Source
     task: asyncio.Task[None]
-    # Whether the server was asked for its stream; some open it in silence, until they have something to say.
+    # Set when the stream was requested; some servers send no headers until their first message.
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     place: StreamPlace = field(default_factory=StreamPlace)
     was_open: bool = False
     since: float = field(default_factory=time.monotonic)
-    # What goes to other workers first, each request with whom to tell where it went.
+    # Messages to offer to other workers; the future of a request gets whether one took it.
     waiting: list[tuple[Object, asyncio.Future[bool]]] = field(default_factory=list)
     waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None
 
     def has_begun(self) -> None:
-        """Let go on who waits for it: it is open, or is not going to be."""
+        """Wake all waiters: the stream is open, or will not be opened."""
         self.asked.set()
         self.begun.set()
 
@@ -109,12 +110,12 @@ class Held:
 
     @property
     def is_for_calls(self) -> bool:
-        """Whether only calls want it, and no client listens."""
+        """True if only calls need this stream, and no client has a stream open for it."""
         return not self.source.audience.standing
 
 
 class Audiences:
-    """Finds who listens here, and what they may hear."""
+    """Finds the subscribers of this worker and their grants."""
 
     def __init__(self, access: Access, bus: Bus, keeper: SessionKeeper) -> None:
         self._access = access
@@ -122,7 +123,7 @@ class Audiences:
         self._keeper = keeper
 
     async def honoured(self, request: McpRequest, wanted: Sequence[str]) -> list[str]:
-        """Which of these resources a `subscriptions/listen` may be told of. Raises DatabaseUnavailable."""
+        """Return the URIs among `wanted` that this `subscriptions/listen` may follow. Raises DatabaseUnavailable."""
         assert request.query is not None, "it was authorized"
         grant = await self._access.put(request.query._replace(wanted=INTRODUCED))
         watched = (
@@ -134,7 +135,7 @@ class Audiences:
         return [uri for uri, resolved in found.items() if resolved is not None and resolved.assigned.id in watched]
 
     async def find(self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, Grant]) -> list[Audience]:
-        """Who listens here, as the database grants it now. Raises DatabaseUnavailable."""
+        """Return the audiences of these streams, as the database grants them now. Raises DatabaseUnavailable."""
         by_query: dict[AccessQuery, list[StandingStream]] = {}
         for each in standing:
             if each.request.query is not None:
@@ -161,7 +162,7 @@ class Audiences:
         return [*found.values()]
 
     async def _grants(self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, Grant]) -> list[Grant | None]:
-        """What each of these is granted; asked beside the calls, unless it was just now. Raises DatabaseUnavailable."""
+        """Return the grants of these queries; those not in `granted` are queried. Raises DatabaseUnavailable."""
         found: dict[AccessQuery, Grant | None] = dict(granted)
         unknown = [query for query in queries if query not in found]
         for first in range(0, len(unknown), DECIDED_AT_ONCE):
@@ -175,7 +176,7 @@ class Audiences:
         return [found[query] for query in queries]
 
     async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
-        """Whose resource each of these is, and None where it may not be read. Raises DatabaseUnavailable."""
+        """Resolve these URIs, to None where one may not be read. Raises DatabaseUnavailable."""
 
         async def look_up(uri: str) -> Resolved | None:
             feature = Named(RESOURCE, uri)
@@ -193,7 +194,7 @@ class Audiences:
 
 
 def heeded(audience: Audience) -> list[AssignedServer]:
-    """The servers that may have something to say to them, and may be used for them."""
+    """Return the usable servers that may send notifications to this audience."""
     return [
         each
         for each in audience.grant.assignments
@@ -204,13 +205,13 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 
 
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
-    """Return whether the server said of itself, to clients of this era, that it has this."""
+    """Return whether the server has this member of a capability for clients of this era."""
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
 
 
 def assigned_of(grant: Grant, upstream: Target) -> AssignedServer | None:
-    """The server of this session, as it may be used now; None when it may not, or as somebody else."""
+    """Return the server of this session as currently granted; None if not usable, or only with another identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(
         (
@@ -231,7 +232,7 @@ def params_of(message: Object) -> Object:
 
 
 def wishes(source: Source) -> Object:
-    """What a server of 2026-07-28 is asked to tell."""
+    """Return the notifications to request from a server of 2026-07-28 in `subscriptions/listen`."""
     audience, assigned, _ = source
     wishes: Object = {LISTEN_KINDS[name]: True for name in KINDS if audience.offers(assigned, name, "listChanged")}
     if heard := audience.heard.get(assigned.id):
@@ -240,7 +241,7 @@ def wishes(source: Source) -> Object:
 
 
 def listen_key(source: Source) -> str:
-    """What a listen is kept under: as whom, for which connection's server, and what is asked."""
+    """Return the key of a `subscriptions/listen` at a server: identity, owner, assignment and wishes."""
     named = " ".join((source.audience.owner, source.assigned.id, *sorted(map(str, wishes(source).items()))))
     return f"{source.assigned.upstream_key} listen {digest(named)}"
 

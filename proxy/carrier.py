@@ -1,4 +1,4 @@
-"""Carries what a server said on the standing stream of a session to the call it is for, or to the client's stream."""
+"""Routes messages from the standing stream of a server's session to the call they are for, or the client's stream."""
 
 import asyncio
 import logging
@@ -22,10 +22,10 @@ from wire.rpc_messages import Answer, Target
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 256  # Messages of one session that wait until other workers have said what they have,
-MOST_WAITING_BYTES = 1 << 20  # and what these may be in all.
-LOOKS, LOOK_AGAIN_SECONDS = 5, 1.0  # How often what waits is looked for while the database cannot say.
-MOST_HANDED_OVER = 8  # Requests of one session that another worker heard, at once.
+MOST_WAITING = 256  # Messages of one session that wait for the bids of other workers,
+MOST_WAITING_BYTES = 1 << 20  # and their total size.
+LOOKS, LOOK_AGAIN_SECONDS = 5, 1.0  # Attempts to read waiting messages while the database is unavailable.
+MOST_HANDED_OVER = 8  # Concurrent requests of one session that another worker received.
 
 LOGGED = "notifications/message"
 COMPLETED = "notifications/elicitation/complete"
@@ -39,7 +39,7 @@ NO_STREAM: Object = {
 
 
 class Carriage(NamedTuple):
-    """What it takes to carry what servers say to calls, and to clients that listen, or will."""
+    """Dependencies of Carrier."""
 
     calls: SessionCalls
     requests: ServerRequests
@@ -48,7 +48,7 @@ class Carriage(NamedTuple):
 
 
 class Carrier:
-    """Passes on what was heard here, or by another worker; `run` has something done beside everything else."""
+    """Forwards server messages received here or by another worker; `run` starts a background task."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class Carrier:
         self._bus = bus
         self._run = run
         self.courier = Courier(name, bus, pending, self.calls, self._own, self._deliver)
-        self.refused: dict[str, frozenset[str]] = {}  # What the clients of sessions may not hear of.
-        self._handed_over: dict[str, int] = {}  # Requests that other workers heard, by session.
+        self.refused: dict[str, frozenset[str]] = {}  # URIs that the clients of sessions may not read, by owner.
+        self._handed_over: dict[str, int] = {}  # Running requests that other workers received, by session.
         bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: Held, asked: Object, answer: Answer) -> None:
-        """Have the client asked where it has a stream, or refuse at once."""
+        """Forward a server request to the client wherever it has a stream, or refuse it at once."""
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
             return
@@ -87,7 +87,7 @@ class Carrier:
             self._requests.in_background(answer(NO_STREAM))
 
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
-        """Ask on the stream of the only call here, which it need not outlive."""
+        """Send the request on the stream of the session's call here; False if it has none."""
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
             return False
@@ -103,20 +103,20 @@ class Carrier:
         return True
 
     async def tell(self, held: Held, message: Object) -> None:
-        """Pass on what is no request: progress to its call, all else to the only one, or a standing stream."""
+        """Forward a notification: progress to its call, others to the only call or a standing stream."""
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
             return
         own = self._own(held.row, held.source.audience.owner)
         to_call = own[:2] == (1, True)
-        # Calls that have no stream are no use here; the client may listen at another worker.
+        # Calls without a stream cannot take it; the client may have a stream at another worker.
         if self.calls.others(held.row) or not (to_call or own.has_standing):
             self._hand_over(held, message)
         elif message["method"] != PROGRESS:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
-        """Have this go where other workers have a use for it, in turn; tells whether a request went anywhere."""
+        """Queue this message for other workers, in order; the future gets whether a request was taken."""
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
         if len(held.waiting) >= MOST_WAITING or held.waiting_bytes > MOST_WAITING_BYTES:
@@ -151,13 +151,13 @@ class Carrier:
     def _heard(self, held: Held, messages: list[Object]) -> Heard:
         audience, assigned, _ = held.source
         use = self.calls.uses.get(held.row)
-        grant = audience.grant if use is None else use.newest.grant  # The newest knows the newest level.
+        grant = audience.grant if use is None else use.newest.grant  # The newest grant has the newest log level.
         level = grant.session.log_level if grant.session is not None else ""
         aliases = assigned.alias, audience.alias(assigned)
         return Heard(held.row, audience.owner, *aliases, level, messages, is_of_session=grant.session is not None)
 
     def _own(self, row: str, owner: str) -> Bid:
-        """What there is here for what is said in this session."""
+        """Return what this worker has for this session: calls, their streams and a standing stream."""
         calls = self.calls.of(row)
         return Bid(len(calls), any(call.has_stream for call in calls), bool(self._standing_of_session(owner)))
 
@@ -165,7 +165,7 @@ class Carrier:
         return [each for each in self.streams.of_owner(owner) if each.is_listening]
 
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
-        """Pass these on, heard here or elsewhere: to the only call here, or to the newest standing stream."""
+        """Forward these messages to the only call here, or to the newest standing stream."""
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
             if "id" in message:
@@ -176,7 +176,7 @@ class Carrier:
                 self._put(heard, message)
 
     def _put(self, heard: Heard, message: Object) -> None:
-        """Send this on the client's standing stream, in its own terms, or keep it until there is one."""
+        """Send this, rewritten for the client, on its standing stream, or store it until there is one."""
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)
         if message["method"] == LOGGED:
@@ -194,9 +194,9 @@ class Carrier:
             self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
 
     def give_waiting(self, session_id: str | None) -> None:
-        """Send what was kept for this session, or for any, on its standing stream, if that is here.
+        """Send the stored messages of this session (None: of all) on its standing stream, if that is here.
 
-        Call it when the stream has begun. What is kept later, because it was not found yet, is told on the bus.
+        Call it when the stream has begun. Messages stored after that are announced on the bus.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:
@@ -207,11 +207,11 @@ class Carrier:
             for message in await self._waiting(session_id):
                 if listening := self._standing_of_session(session_id):
                     listening[0].put(jsonrpc.loads(message))
-                else:  # It has ended meanwhile.
+                else:  # The stream has ended in between.
                     self._events.keep_waiting(session_id, message)
 
     async def _waiting(self, session_id: str) -> list[bytes]:
-        """What is kept for this session, which is then kept no longer; nothing while the database is away."""
+        """Take the stored messages of this session; none while the database is unavailable."""
         for _ in range(LOOKS):
             try:
                 return await self._events.take_waiting(session_id)
@@ -221,7 +221,7 @@ class Carrier:
         return []
 
     async def _ask_for_another(self, heard: Heard, asked: Object, *, to_call: bool) -> None:
-        """Have the client asked what another worker heard, and answer the server from here."""
+        """Forward a server request received by another worker to the client, and return its answer."""
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         upstream = call.target if call is not None else await self._keeper.target_of(heard.row)
         if upstream is None:
@@ -255,8 +255,8 @@ class Carrier:
         if uri in audience.refused:
             return
         if audience.grant.session is None:
-            # Of a connection other workers may have streams too.
+            # Other workers may have streams of this connection too.
             await self._bus.publish("resource", f"{audience.owner} {digest(uri)}")
         elif streams := self._standing_of_session(audience.owner):
-            # One message goes on one stream of a session only.
+            # MCP: each message is sent on only one stream of a session.
             streams[0].put(update(uri))

@@ -11,25 +11,25 @@ type ClientAddress = Callable[[str, Sequence[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Where spans are posted (OTLP over HTTP), of which share of all calls, and whether callers may choose theirs."""
+    """Trace export (OTLP over HTTP): the endpoint, the share of calls, and whether callers' own decision counts."""
 
     endpoint: str
     headers: str = field(default="", repr=False)  # As in OTEL_EXPORTER_OTLP_HEADERS.
     ratio: float = 1.0
     trusts_callers: bool = False
-    proxy: str = field(default="", repr=False)  # The URL of the proxy on the way; empty for none.
+    proxy: str = field(default="", repr=False)  # URL of the outbound proxy; empty for none.
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """Settings of one runtime.
 
-    `client_address(peer, values of X-Forwarded-For)` says who really calls. `listener` is the origin
-    at which this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is how many
-    processes share the bound of each server, `token_calls` how many calls a token may have under way in this one.
-    A client has `answer_seconds` to answer what a server asks, and its session may go unused for `session_hours`.
-    All large answers in this process take `answers_limit` bytes at most, those of a token an eighth of it.
-    `log_connections` write the log; before each kind of statement `max_waiting` requests may wait.
+    `client_address(peer, values of X-Forwarded-For)` returns the client's address. `listener` is the origin at which
+    this process reaches itself, and `listener_secret` opens the Quickstart server there. `workers` is the number of
+    processes that share each server's concurrency limit, `token_calls` the number of concurrent calls of a token in
+    this process. A client has `answer_seconds` to answer a server's request; its session expires after `session_hours`
+    without use. Large answers in this process take `answers_limit` bytes at most, those of one person an eighth.
+    `log_connections` write the log; `max_waiting` requests may wait for each kind of statement.
     """
 
     conninfo: str
@@ -58,4 +58,4 @@ class Config:
     token_calls: int = 64
     log_connections: int = 2
     max_waiting: int = 2000
-    traces: Traces | None = None  # None: calls are not traced, and nothing of OpenTelemetry is imported.
+    traces: Traces | None = None  # None: calls are not traced, and OpenTelemetry is not imported.

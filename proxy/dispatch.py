@@ -1,4 +1,4 @@
-"""From an authorized request to its response: the checks of its protocol version, its MCP method, its errors."""
+"""Dispatch authorized requests: check the protocol version, call the method's handler, turn errors into responses."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -38,17 +38,17 @@ type Handler = Callable[[McpRequest, Grant, Message, Stream | None], Awaitable[R
 
 
 class Method(NamedTuple):
-    """In which eras a method is served, what a client is told it can be used for, and what it needs to know."""
+    """A method: the eras that have it, the capability that announces it, and the data its handler needs."""
 
     session: bool = True
     modern: bool = True
     capability: str = ""  # Under which `initialize` and `server/discover` announce it.
-    introduces: bool = False  # Whether it says what all servers said of themselves.
+    introduces: bool = False  # Whether its result merges the introductions of all servers.
     lists: str = ""  # The kind of features it lists.
-    forwards: bool = False  # Whether it names a feature, whose server it goes to.
+    forwards: bool = False  # Whether it names a feature and is forwarded to its server.
 
 
-# Every method of a client's that is served; docs/reference/protocol.md shows this table.
+# Every client method that is served; docs/reference/protocol.md shows this table.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "initialize": Method(modern=False, introduces=True),
@@ -75,7 +75,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 INTRODUCTION = Wanted(ServersNeeded.INTRODUCED)
 
-# Where users bring the identity a call lacks: at the row of their connection and this server.
+# Page where users add the identity a call lacks: the row of their connection and this server.
 IDENTITY_ROW = reasons.IDENTITIES + "?connection={connection}#carried-{connection}-{assignment}"
 IDENTITY_REASONS = frozenset(
     {
@@ -91,7 +91,7 @@ IDENTITY_REASONS = frozenset(
 
 
 def wanted(message: Message | None, feature: Named | None) -> Wanted:
-    """Which servers this message needs to know of, and which feature, when it names this one."""
+    """Return the servers and features to query for this message, which names `feature`."""
     if message is not None and message.method == ROOTS_CHANGED:
         return INTRODUCTION
     if message is None or message.id is None or (method := METHODS.get(message.method)) is None:
@@ -100,14 +100,14 @@ def wanted(message: Message | None, feature: Named | None) -> Wanted:
         return Wanted(ServersNeeded.ALL, method.lists)
     if not method.forwards:
         return INTRODUCTION if method.introduces else NOTHING
-    # A name the database cannot hold is nothing's; asked for without what it cannot hold, it would be another's.
+    # No feature has a name the database cannot store; stripping those characters could match another feature.
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
 
 
 def error_response(request: McpRequest, code: int, text: str, data: Object | None = None) -> Response:
-    """A JSON-RPC error of our own, with the HTTP status of the client's era."""
+    """Return a JSON-RPC error of the gateway, with the HTTP status of the client's era."""
     message = request.message
     body = jsonrpc.error(message.id if message else None, code, text, data)
     status = MODERN_STATUS.get(code, 200) if request.modern else 200
@@ -118,7 +118,7 @@ ROUTING_HEADERS = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"
 
 
 class InvalidRequest(Exception):
-    """The request contradicts itself or speaks a version nobody here knows."""
+    """The request contradicts itself or uses an unknown protocol version."""
 
     def __init__(self, code: int, message: str, data: Object | None = None) -> None:
         super().__init__(message)
@@ -128,7 +128,7 @@ class InvalidRequest(Exception):
 
 
 def is_modern(version: str, message: Message) -> bool:
-    """Whether the rules of 2026-07-28 apply: to its version, to unknown versions, and to bodies with its envelope.
+    """Return whether the rules of 2026-07-28 apply: for its version, unknown versions, and bodies with its envelope.
 
     `initialize` negotiates the version, so only an envelope makes it a request of this era, which has no such method.
     """
@@ -138,13 +138,13 @@ def is_modern(version: str, message: Message) -> bool:
 
 
 def unsupported(version: str) -> InvalidRequest:
-    """The refusal of a version nobody here knows."""
+    """Return the refusal of an unknown protocol version."""
     data: Object = {"supported": list(versions.SUPPORTED), "requested": version}
     return InvalidRequest(jsonrpc.UNSUPPORTED_VERSION, "Unsupported protocol version", data)
 
 
 def check_modern(message: Message, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises InvalidRequest for the first check that fails."""
+    """Check headers against the body. Raises InvalidRequest for the first check that fails."""
     given: dict[bytes, str] = {}
     for name, value in pairs:
         if name in ROUTING_HEADERS:
@@ -189,9 +189,9 @@ def _refusal(request: McpRequest, message: Message, method: Method) -> Response 
 
 
 class Dispatcher:
-    """The methods that are served; every other is not found. A token has `max_calls` in progress at most.
+    """Calls the handlers of methods. A token may have `max_calls` calls in progress.
 
-    `handlers` serve the methods of METHODS that are served elsewhere; a method without a handler is not found.
+    `handlers` are those of METHODS that live in other modules; a method without a handler is not found.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Dispatcher:
         self._public_url = public_url
         self._max_calls = max_calls
         self.budget = budget
-        self._calls_in_progress: dict[str, int] = {}  # By token; none is in here without a call.
+        self._calls_in_progress: dict[str, int] = {}  # By token; a token without calls has no entry.
         self._lists = lists
         self._forwarder = forwarder
         self._handlers: dict[str, Handler] = {
@@ -234,11 +234,11 @@ class Dispatcher:
         }
 
     def serves(self, name: str, *, modern: bool) -> bool:
-        """Whether this method is served to clients of this era."""
+        """Return whether this method is served to clients of this era."""
         return name in self._served[modern]
 
     async def answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        """The response to one request; UpstreamError becomes a JSON-RPC error here and nowhere else."""
+        """Return the response to one request. This is the only place where UpstreamError becomes a JSON-RPC error."""
         served = self._served[request.modern].get(message.method)
         if served is None:
             text = f"Method not found: {message.method[:100]}"
@@ -261,18 +261,18 @@ class Dispatcher:
             return self._upstream_error_response(request, error)
 
     async def end_session(self, grant: Grant) -> Response:
-        """End the session the request names, which is there. Raises DatabaseUnavailable."""
+        """End the session that the request names. Raises DatabaseUnavailable."""
         return await self._handshake.end(grant)
 
     async def _wait_for_room(self, person: str) -> None:
-        """Wait while the answers of this person take all that they may. Raises AnswersNotTaken."""
+        """Wait until this person's share of the answer budget has room. Raises AnswersNotTaken."""
         try:
             await self.budget.admit(person)
         except (QueueFull, TimeoutError):
             raise AnswersNotTaken(seconds=1) from None
 
     def _begin(self, token: str) -> None:
-        """Count one call more of this token. Raises TokenBusy."""
+        """Count one more call of this token. Raises TokenBusy."""
         count = self._calls_in_progress.get(token, 0)
         if count >= self._max_calls:
             raise TokenBusy(str(count), seconds=1)
@@ -325,11 +325,11 @@ class Dispatcher:
         return Response(200, listing.response(message.id, more))
 
     def refused(self, request: McpRequest, error: UpstreamError) -> Response:
-        """The response to a request that is refused with this error."""
+        """Return the response to a request that is refused with this error."""
         return self._upstream_error_response(request, error)
 
     def refusal_now(self, request: McpRequest, grant: Grant) -> UpstreamError | None:
-        """Why a call under way may not go on, by what the database says now; None when it may."""
+        """Return why a running call may not continue under its current grant, or None if it may."""
         if request.feature is None:
             return None
         try:
@@ -355,7 +355,7 @@ class Dispatcher:
         return response._replace(outcome=error.outcome, deny_reason=reason, headers=retry)
 
     def _identity_row(self, request: McpRequest, error: UpstreamError) -> str:
-        """Where the user mends the identity this call was refused for; empty when it is none of theirs."""
+        """Return the page where the user can fix the identity; empty if the identity is not theirs."""
         assigned = error.assigned if isinstance(error, Refusal) else request.assigned
         if error.reason not in IDENTITY_REASONS or assigned is None or assigned.scheme != "per_user":
             return ""

@@ -1,7 +1,7 @@
-"""What would become of a request now, asked without one: checks 4 to 10 and 13 to 15 of the decision order.
+"""Dry run: decide a request without sending it (checks 4 to 10 and 13 to 15 of the decision order).
 
-Pages and REST ask here. The grant comes from the statement that decides requests, and the checks are those of requests:
-`decide`, `resolve_call`, `credential_of`. Nothing is sent to a server, nothing is logged, no limit counts it.
+Used by pages and REST. The grant comes from the statement that decides requests, and the checks are those of requests:
+`decide`, `resolve_call`, `credential_of`. Nothing is sent to a server, logged or counted against a limit.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,18 @@ from wire.cipher import Cipher
 
 
 class Obstacle(NamedTuple):
-    """A check that is not passed: its reason in the log, and the server it is about, if it is about one."""
+    """A failed check: its reason as in the log, and the server it concerns, if any."""
 
     reason: str
     assigned: AssignedServer | None = None
 
 
 class Verdict(NamedTuple):
-    """All that stands between a request and its server, in the order of the checks; the first is what it is told.
+    """The failed checks of a request, in order; the first one is the error a client would get.
 
-    Behind some obstacles nothing more can be told, such as the name of a tool that nobody knows. `assigned` is the
-    server it would go to. `unlisted`: no list of that server has the tool so far, so that only a call can tell whether
-    there is one. `by_arguments`: its definition is held back, and goes on only if the arguments fit the offered one.
+    Some obstacles, such as an unknown tool, end the checks. `assigned` is the server the request would go to.
+    `unlisted`: no list of that server has the tool yet, so only a call can tell whether it exists. `by_arguments`: the
+    definition is held back, and the call is allowed only if its arguments fit the offered one.
     """
 
     obstacles: tuple[Obstacle, ...]
@@ -47,25 +47,25 @@ class Verdict(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it would be refused; empty when it would not."""
+        """The reason it would be refused; empty if it would not."""
         return self.obstacles[0].reason if self.obstacles else ""
 
 
 def wanted_for(feature: Named | None) -> Wanted:
-    """What the statement has to say for a verdict on this feature; None for a request that is for none."""
+    """Return what to query for a verdict on this feature; `feature` None is a request without one."""
     if feature is None or not is_nameable(feature):
         return NOTHING
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
 
 
 def verdict(grant: Grant, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
-    """What the gateway would decide now; `address` None asks for an address that the token may be used from."""
+    """Return what the gateway would decide now; `address` None stands for any address the token allows."""
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []
     while denied := decide(grant, address or ""):
         obstacles.append(Obstacle(denied.reason))
         if denied.reason == "wrong_gateway":
-            return Verdict(tuple(obstacles))  # What is behind another gateway was not looked up.
+            return Verdict(tuple(obstacles))  # The servers of another gateway were not looked up.
         grant = grant._replace(**_PASSED[denied.reason])
     if feature is None:
         return Verdict(tuple(obstacles))
@@ -102,7 +102,7 @@ def _resolved(
     return Verdict(tuple(obstacles), resolved.assigned, by_arguments=is_held)
 
 
-# What the statement would say if the obstacle were gone.
+# The fields of the grant as if the obstacle were gone.
 _PASSED: dict[str, dict[str, Any]] = {
     "revoked": {"token_revoked": False},
     "stale_generation": {"token_stale": False},
@@ -117,7 +117,7 @@ _PASSED: dict[str, dict[str, Any]] = {
     "gateway_not_reachable": {"reaches": True},
 }
 
-_ENABLED, _STATE = 2, 4  # Where in the row of a feature: see AssignedServer.features.
+_ENABLED, _STATE = 2, 4  # Positions in the row of a feature: see AssignedServer.features.
 
 
 def _with_features(assigned: AssignedServer, place: int, value: object) -> AssignedServer:

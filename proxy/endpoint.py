@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
-# The endings of which the row keeps what the error said.
+# Outcomes whose rows include the error text.
 FAILED = frozenset({"tool_error", "rpc_error", "upstream_error", "timeout", "bad_request"})
 
 NO_SESSION = "The gateway could not reach its sessions; nothing was executed."
@@ -94,7 +94,7 @@ class Endpoint:
         self._timer = SharedTimer()
 
     def traced_by(self, tracer: Tracer | None) -> Self:
-        """The same, with spans of its calls; None: without."""
+        """Enable tracing with this tracer; None disables it."""
         self._tracer = tracer
         return self
 
@@ -123,7 +123,7 @@ class Endpoint:
                     request.span.end()
 
     def _answer_to_headers(self, request: McpRequest) -> Response | None:
-        """The answer to a request of which path and headers say all; None where the token has to be looked for."""
+        """Return the response if path and headers are enough to decide; None if the token has to be looked up."""
         headers = request.parsed_headers
         if not headers.slug:
             return Response(404, response.NO_GATEWAY_URL)
@@ -139,7 +139,7 @@ class Endpoint:
         return self._unknown_token(request) if headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
 
     async def _authorize(self, request: McpRequest, refusal: Response | None) -> tuple[Grant | None, Response | None]:
-        """What the database knows of the token, which has its form, and why the request is refused, if it is."""
+        """Return the grant of a well-formed token, None if unknown, and the refusal of the request, if any."""
         token_digests = request.parsed_headers.token_digests
         assert token_digests is not None
         if refusal is None and not await request.read(min(UNAUTHENTICATED_BODY, self._config.body_limit)):
@@ -164,7 +164,7 @@ class Endpoint:
     async def _authorize_large_body(
         self, request: McpRequest, token_digests: TokenDigests
     ) -> tuple[Grant | None, Response | None]:
-        """Read a large body only for a token that may call; the caller decides again with what the body says."""
+        """Read a large body only for a token that may call; the caller decides again once the body is parsed."""
         request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
         request.row.authorise_ms = (time.perf_counter() - began) * 1000
@@ -176,7 +176,7 @@ class Endpoint:
         return grant, None if await request.read(self._config.body_limit) else _too_large()
 
     def _unknown_token(self, request: McpRequest) -> Response:
-        """The refusal of an unknown token. It is nobody's call: it is counted, not logged."""
+        """Return the refusal of an unknown token. It is counted, but has no row in the log."""
         metrics.UNKNOWN_TOKENS.inc()
         if request.parsed_headers.presents_bearer:
             self._usage.unknown_token(request.parsed_headers.client_ip)
@@ -199,7 +199,7 @@ class Endpoint:
         return Response(401, body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
     async def _rate_limited(self, grant: Grant) -> Response | None:
-        """The refusal of a call above its rate limit (row 11 of the decision order); None for one within it."""
+        """Return the refusal of a call above its rate limit (row 11 of the decision order), or None."""
         seconds = await self._limits.wait(grant)
         if not seconds:
             return None
@@ -209,7 +209,7 @@ class Endpoint:
         return Response(denied.status, body, denied.reason, denied.reason, jsonrpc.FORBIDDEN, (wait,))
 
     def faults(self) -> dict[str, str]:
-        """What keeps this process from serving, by the name of its part; empty when nothing does."""
+        """Return the faults that keep this process from serving, by component; empty if there are none."""
         parts = {"access": self._access.fault, "limits": self._limits.fault, "record": self._writer.fault}
         return {name: fault for name, fault in {**parts, "usage": self._usage.fault}.items() if fault}
 
@@ -228,7 +228,7 @@ class Endpoint:
             if refusal is None and _is_standing(request):
                 refusal = self._standing_refusal(request, grant)
                 if refusal is None:
-                    with self._streams.place(grant.token_id):  # Nothing is awaited since the places were counted.
+                    with self._streams.place(grant.token_id):  # No await since the streams were counted.
                         await self._stand(request, grant)
                     return
             if refusal is None and request.parsed_headers.accepted.stream:
@@ -245,7 +245,7 @@ class Endpoint:
                 metrics.open_counts["streams"] -= 1
 
     def _note_trace(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
-        """Note which trace the call is part of, and begin its span if there is to be one."""
+        """Note the call's trace id, and start its span if calls are traced."""
         told = request.callers_trace()
         if trace_context.PARENT in told:
             request.row.trace_id = told[trace_context.PARENT][3:35]
@@ -273,7 +273,7 @@ class Endpoint:
             raise
         except NotRecordable:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the call gets an answer and a row
+        except Exception as error:  # noqa: BLE001 - the call gets an answer and a row in any case
             return _failed(request, error, self._config.public_url)
         finally:
             del self._streams.calls[request.uid]
@@ -282,7 +282,7 @@ class Endpoint:
                 stream.stop_pings()
 
     async def _take(self, request: McpRequest, grant: Grant) -> Response:
-        """Take what has no answer: an answer of the client's to a server, a notification, or a DELETE."""
+        """Handle messages without a JSON-RPC response: client responses, notifications, and DELETE."""
         message = request.message
         if request.parsed_headers.http_method == "DELETE":
             return await self._end_session(request, grant)
@@ -309,7 +309,7 @@ class Endpoint:
             return _unavailable(request, NO_SESSION)
 
     def _ended(self, request: McpRequest, ending: Ending, stream: Stream | None) -> Response:
-        """What a call is answered that was under way when it was cut off, or cancelled by its client."""
+        """Return the response to a running call that was cut off, or cancelled by its client."""
         request_id = request.message.id if request.message is not None else None
         if ending.refusal is not None:
             return self._dispatcher.refused(request, ending.refusal)
@@ -358,7 +358,7 @@ class Endpoint:
             await response.send(request, _unavailable(request, NOT_RECORDED))
             return
         metrics.count(row, (row.outcome, row.deny_reason), row.duration_ms / 1000, 0.0)
-        if request.span is not None:  # It tells that the stream began, and not for how many hours it was open.
+        if request.span is not None:  # The span covers only the start: the stream may be open for hours.
             request.span.recorded(row.duration_ms / 1000, 0.0, row.outcome)
             request.span.end()
         ending = None
@@ -376,7 +376,7 @@ class Endpoint:
         return StandingStream(request, grant, subscription=request.message.id, lists=lists, uris=uris)
 
     async def _record_end(self, request: McpRequest, ending: Ending | None, sent: int) -> None:
-        """Write the row of the end of a standing stream, which bears the id of the row of its start."""
+        """Write the row of the end of a standing stream; its correlation id is the id of the first row."""
         now = time.time()
         denied = ending.denied if ending is not None else None
         row = replace(request.row, uid=new_uid(now), created_at=now, correlation_id=request.uid, response_bytes=sent)
@@ -425,7 +425,7 @@ class Endpoint:
             await self._recorder.record(request, answer, request.grant.recorded)
 
     def _hold(self, request: McpRequest, size: int) -> None:
-        """Count the answer to the budget until its client has taken it."""
+        """Count the answer against the budget until the client has read it."""
         if request.held is not None:
             request.held.resize(size)
         elif request.grant is not None:
@@ -433,26 +433,26 @@ class Endpoint:
 
 
 def _query(request: McpRequest, token_digests: TokenDigests) -> AccessQuery:
-    """What the database is asked about this request; sets `request.query`, and `request.modern` by its message."""
+    """Return the access query of this request; sets `request.query` and, depending on the message, `request.modern`."""
     headers, message = request.parsed_headers, request.message
     session, told = headers.session_digest, None
     if message is not None and is_modern(headers.protocol_version, message):
         request.modern = True
         session, told = None, message.meta.get(versions.CAPABILITIES_KEY)
-    # Extensions are said with each request; in the key of a session that many share, each would make another session.
+    # Extensions are sent with each request. In the key of a shared session, each set would open another session.
     offered = declared(told, with_extensions=False) if told and headers.accepted.stream else ""
     request.query = access_query(token_digests, headers.slug, wanted(message, request.feature), session, offered)
     return request.query
 
 
 def _is_browser(request: McpRequest) -> bool:
-    """Whether a person has opened the URL in a browser: clients of MCP never ask for HTML."""
+    """Return whether a person has opened the URL in a browser: MCP clients never accept HTML."""
     asked = request.parsed_headers.http_method == "GET" and not request.parsed_headers.presents_bearer
     return asked and "text/html" in request.header(b"accept")
 
 
 def _is_standing(request: McpRequest) -> bool:
-    """Whether this asks for a stream that lasts: a GET in a session, or `subscriptions/listen`."""
+    """Return whether this request opens a standing stream: a GET in a session, or `subscriptions/listen`."""
     message = request.message
     if message is None:
         version = request.parsed_headers.protocol_version
@@ -465,7 +465,7 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Row 12 of the decision order: what is wrong with the request as HTTP, JSON-RPC and MCP."""
+    """Return the refusal of an invalid HTTP, JSON-RPC or MCP request (row 12 of the decision order), or None."""
     request_headers = request.parsed_headers
     if request_headers.http_method != "POST":
         return _verb_refusal(request, public_url)
@@ -479,7 +479,7 @@ def _protocol_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """What is wrong with a request that is no POST."""
+    """Return the refusal of an invalid request that is not a POST, or None."""
     request_headers = request.parsed_headers
     if request_headers.http_method == "DELETE" and request_headers.protocol_version != versions.MODERN:
         if request_headers.session_digest is None:
@@ -490,7 +490,7 @@ def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _session_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return 404 for a session that is ended, lost, another connection's, or none that ever was; else None."""
+    """Return 404 when the session is unknown, ended, lost, or another connection's; None otherwise."""
     session = request.grant.session if request.grant is not None else None
     if (session is not None and not session.is_lost) or request.parsed_headers.session_digest is None:
         return None
@@ -525,7 +525,7 @@ def _too_large() -> Response:
 
 
 def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
-    """The answer to a call that failed inside the gateway."""
+    """Return the response to a call that failed inside the gateway."""
     if isinstance(error, DatabaseUnavailable):
         metrics.UNAVAILABLE.labels("sessions").inc()
         return _unavailable(
@@ -539,7 +539,7 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Refuse a call whose row could not be written; there is no row of the refusal either."""
+    """Refuse a call whose row could not be written; the refusal has no row either."""
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:
@@ -549,14 +549,14 @@ async def _send_not_executed(request: McpRequest, stream: Stream | None = None) 
 
 
 def _unavailable(request: McpRequest, text: str, data: jsonrpc.Object | None = None, *, retry: bool = True) -> Response:
-    """Return a 503; with `retry` it says when to try again, which a call that may have been executed must not."""
+    """Return a 503. `retry` adds Retry-After; a call that may have been executed must not have it."""
     body = jsonrpc.error(request.message.id if request.message else None, jsonrpc.INTERNAL_ERROR, text, data)
     headers = (response.RETRY_AFTER,) if retry else ()
     return Response(503, body, "unavailable", "", jsonrpc.INTERNAL_ERROR, headers)
 
 
 async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[Response]) -> Response:
-    """The result of `answering`; cancels it when the client closes the connection, as 2026-07-28 demands."""
+    """Await `answering`, and cancel it when the client closes the connection, as 2026-07-28 requires."""
     task = asyncio.current_task()
     left = False
 

@@ -1,7 +1,7 @@
-"""The eras of MCP that servers speak: read with each decision, found out here by one worker at a time.
+"""Find out which eras of MCP servers speak, by one worker at a time. Every decision reads them from the row.
 
-A server is asked with `server/discover` and `initialize`, never by sending a call again. What it answers is written to
-its row before anything is sent in that era; no process remembers it.
+A server is asked with `server/discover` and `initialize`, never by sending a call again. Its answer is written to its
+row before anything is sent in that era; it is not cached in any process.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from wire.errors import TimedOut, UpstreamError
 from wire.jsonrpc import storable
 from wire.rpc_messages import ServerInfo, Target
 
-CLAIM_SECONDS = 5.0  # A worker that asks a server for its eras is given this much beyond its time limit.
-DOUBT_SECONDS = 1.0  # Between two looks at a server whose answers contradict what is known.
-REFRESH_SECONDS = 600.0  # Age of what is known at which it is looked into again.
-ATTEMPTS = 3  # An attempt may find another under way that does not wait for the answer.
-MOST_TIMES = 1_000  # That are kept before old ones are looked for.
-LOOK_SECONDS = 0.1  # Between two looks at what another worker finds out.
+CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
+DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
+REFRESH_SECONDS = 600.0  # Age at which the stored eras are probed again.
+ATTEMPTS = 3  # An attempt may join a running one that does not wait for the answer.
+MOST_TIMES = 1_000  # Entries before old ones are removed.
+LOOK_SECONDS = 0.1  # Poll interval while another worker probes.
 
 READ = "SELECT protocol_era FROM servers_server WHERE id = %(server)s AND url = %(url)s"
 CLAIM = """
@@ -57,31 +57,31 @@ class Eras:
         client.contradicted = self.doubt
 
     async def stop(self) -> None:
-        """End what is under way."""
+        """Stop running probes."""
         await self._background.stop()
 
     async def find(self, target: Target) -> str:
-        """Return the eras of a server whose row does not say them. Raises an UpstreamError or DatabaseUnavailable."""
+        """Return the eras of a server whose row has none. Raises an UpstreamError or DatabaseUnavailable."""
         for _ in range(ATTEMPTS):
             if eras := await asyncio.shield(self._start(target, 0.0)):
                 return eras
         raise TimedOut(target.server_name, target.timeout_s)
 
     async def introduce(self, target: Target) -> Sequence[ServerInfo]:
-        """Return what a server says of itself now, in each era. Raises an UpstreamError or DatabaseUnavailable."""
+        """Return the server's current introduction in each era. Raises an UpstreamError or DatabaseUnavailable."""
         spoken = await self._client.probe(_neutral(target))
         await self._learn(target, spoken)
         return spoken.infos
 
     def doubt(self, target: Target) -> None:
-        """Look again, beside the calls: an answer of the server contradicts what its row says."""
+        """Probe the server in the background, because one of its answers contradicts its row."""
         if _is_due(self._doubted, (target.server_id, target.url), DOUBT_SECONDS):
             self._start(target, DOUBT_SECONDS)
 
     def refresh(self, target: Target) -> None:
-        """Look again, beside the calls, where what is known is old.
+        """Probe the server in the background if its eras were not probed recently.
 
-        An identity is asked for by itself: a server may say something else to each, its instructions above all.
+        Each identity is probed separately: a server's answer, above all its instructions, may depend on it.
         """
         if _is_due(self._refreshed, (target.server_id, target.identity_id), REFRESH_SECONDS):
             self._start(target, 0.0 if target.identity_id else REFRESH_SECONDS)
@@ -95,7 +95,7 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Ask the server, unless what is known is younger than `age`, or another worker asks."""
+        """Probe the server, unless its eras are younger than `age` seconds, or another worker is probing."""
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
         ends = asyncio.get_running_loop().time() + claim
@@ -123,7 +123,7 @@ class Eras:
 
 
 def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: float) -> bool:
-    """Return whether this was not due within so many seconds, and note that it is now; what is older is forgotten."""
+    """Return whether `key` was not due in the last `seconds`, and note that it is now; old entries are removed."""
     now = time.monotonic()
     if now - times.get(key, -seconds) < seconds:
         return False
@@ -135,5 +135,5 @@ def _is_due(times: dict[tuple[str, str], float], key: tuple[str, str], seconds: 
 
 
 def _neutral(target: Target) -> Target:
-    """Return the target as it is asked for whomever: what a server says must not depend on who asked last."""
+    """Return the target without the client: a server's answer must not depend on who asked last."""
     return target._replace(capabilities=ALL_BRIDGED, client_info=product.INFO, session=None)

@@ -1,7 +1,7 @@
-"""tools/call, prompts/get, resources/read, completion/complete, tasks/*: find the owner, forward, hand back its answer.
+"""Forward tools/call, prompts/get, resources/read, completion/complete and tasks/* to their server.
 
-They differ in how the owner is found (`proxy.access.features`), in the member of the params that names the feature,
-and in what of the answer is rewritten. An answer of which nothing has to be rewritten passes byte for byte.
+They differ in how the server is found (`proxy.access.features`), in the member of the params that names the feature,
+and in what is rewritten in the answer. An answer without anything to rewrite is passed on byte for byte.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ from wire.rpc_messages import (
 from wire.tool_names import exposed_name
 from wire.trace_context import Trace
 
-# Members of a client's `_meta` that are for the gateway; all others go on to the server.
+# Members of a client's `_meta` that are for the gateway; all others are forwarded to the server.
 GATEWAY_META = frozenset(
     {
         "progressToken",
@@ -76,7 +76,7 @@ type Ask = Callable[..., Awaitable[RpcResponse]]
 
 NOTHING_MORE: Object = {}
 
-# These say nothing of the server: nothing was sent, or the client did not do its part.
+# Not recorded as server failures: the request was never sent, or the client caused the error.
 NOT_OF_THE_SERVER = (Busy, InputRefused, BadState, CallLost, Ended, Refusal, IdentityUnavailable, tasks.UnknownTask)
 
 SUBSCRIBING = frozenset({"resources/subscribe", "resources/unsubscribe"})
@@ -89,10 +89,10 @@ CACHE_HINTS: Object = {"ttlMs": 0, "cacheScope": "private"}
 # Older clients know no content of the type `resource_link`.
 LINKLESS = ("2024-11-05", "2025-03-26")
 
-# What a completion is when its server has none (MCP 2025-11-25, Completion).
+# The result when the server has no completions (MCP 2025-11-25, Completion).
 NO_COMPLETION: Object = {"completion": {"values": []}}
 
-# Errors of a server that have the status of the client's era; the others are about what the gateway sent.
+# Server errors that get the HTTP status of the client's era; others are about the gateway's own request.
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 
@@ -130,9 +130,9 @@ class Forwarder:
         self.list_changed: Callable[[AssignedServer, Grant, str], None] = _ignore_change  # Likewise.
 
     async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
-        """The server's answer to this request, addressed to the client.
+        """Send this request to its server and return the answer, rewritten for the client.
 
-        Its notifications go to `stream` when there is one. Raises OutOfScope or UpstreamError.
+        Notifications go to `stream`, if there is one. Raises OutOfScope or UpstreamError.
         """
         grant, resolved = await self._resolved(request, grant, message)
         if resolved.alias and uris.may_hold_exposed(request.body):
@@ -160,7 +160,7 @@ class Forwarder:
         return await _result_response(request, resolved, message, answer)
 
     async def _resolved(self, request: McpRequest, grant: Grant, message: Message) -> tuple[Grant, Resolved]:
-        """Find the server and feature of this request, with a fresh credential, and what grants them.
+        """Find the server and feature of this request, with a fresh credential, and return them with their grant.
 
         Raises OutOfScope or UpstreamError.
         """
@@ -183,9 +183,10 @@ class Forwarder:
     async def _after(
         self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: Grant
     ) -> UpstreamError:
-        """Return the error of a call whose credential the server refused; a token is renewed and tried for the next.
+        """Return the error of a call whose credential the server refused.
 
-        The call itself is not sent again. Raises Refusal when a person has to sign in again.
+        An OAuth token is renewed and probed for later calls; the call itself is not sent again. Raises Refusal when a
+        person has to sign in again.
         """
         assigned = resolved.assigned
         try:
@@ -202,21 +203,21 @@ class Forwarder:
             if again.status == UNAUTHORIZED:
                 return await self._refresher.give_up(renewed)
         except UpstreamError:
-            return refusal  # Whether it takes the new token shows with the next call.
+            return refusal  # The next call will show whether the server accepts the new token.
         return CredentialRenewed(assigned.server_name, refusal.status, refusal.challenge)
 
     async def _refreshed(self, request: McpRequest, resolved: Resolved) -> Resolved:
-        """The same with a token that has not ended; a call that waits for it has to be allowed still, then."""
+        """Refresh the token if it has expired, then re-check access, because refreshing may take seconds."""
         fresh = await self._refresher.fresh(resolved.assigned)
         if fresh is not resolved.assigned:
             await self._must_still_be_allowed(request, fresh)
         return self._with(request, resolved, fresh)
 
     async def _must_still_be_allowed(self, request: McpRequest, assigned: AssignedServer) -> None:
-        """Look at the switches again, for a call that has waited until the token of this identity was renewed.
+        """Re-check access for a call that waited for the token of this identity to be renewed.
 
-        It is cancelled as what is under way when access is cut; its `ending` says why. Raises IdentityUnavailable when
-        nobody can tell, or another identity took its place.
+        Raises CancelledError if access was lost (the request's `ending` has the reason), and IdentityUnavailable if
+        access cannot be checked or the connection now uses another identity.
         """
         try:
             grant = await self.recheck(request)
@@ -228,7 +229,7 @@ class Forwarder:
             raise IdentityUnavailable(assigned.server_name, "the connection carries another identity now")
 
     def _with(self, request: McpRequest, resolved: Resolved, assigned: AssignedServer) -> Resolved:
-        """The same feature with this identity, which the request knows from now on as one of its secrets."""
+        """Return the feature with this renewed identity, whose secret is also redacted from the payloads."""
         if assigned is resolved.assigned or request.grant is None:
             return resolved
         others = [each for each in request.grant.assignments if each.id != assigned.id]
@@ -238,7 +239,7 @@ class Forwarder:
     async def _find(
         self, request: McpRequest, grant: Grant, assigned: AssignedServer | None, feature: Named
     ) -> tuple[Grant, Resolved]:
-        """Find a feature without a row: in a fresh list of its server, or by the name its server knows it by.
+        """Find a feature without a row: in a fresh list of its server, or by its server's own name for it.
 
         Raises OutOfScope or UpstreamError.
         """
@@ -253,22 +254,21 @@ class Forwarder:
     async def _look_again(
         self, request: McpRequest, grant: Grant, assigned: AssignedServer, feature: Named
     ) -> Resolved:
-        """What is meant by a name without a row: a fresh list makes one, if the server has such a feature."""
+        """Find a name without a row: a fresh list stores one if the server has the feature."""
         request.set_server(assigned)
         wanted = Wanted(ServersNeeded.OF_FEATURE, feature.kind, feature.name)
         grant, listed = await self._lists.look_again(request, grant, assigned, wanted)
         found = resolve(grant, feature)
         if not isinstance(found, Resolved):
             raise UnknownFeature(feature.kind, feature.name)
-        # The row may be of before the server's eras were known, and then it has no schema.
+        # A row stored before the server's eras were known has no schema.
         schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
         return found._replace(schema=found.schema or next(schemas, None))
 
     async def _by_own_name(self, request: McpRequest, grant: Grant, feature: Named) -> tuple[Grant, Resolved]:
-        """Find a tool or prompt called without its server's alias, and decide as if the alias had been there.
+        """Find a tool or prompt called without its server's alias, and decide as if it had the alias.
 
-        The log names the server then, and the tool as clients are shown it. Raises OutOfScope, Refusal or
-        UnknownFeature.
+        The log then has the server and the exposed name. Raises OutOfScope, Refusal or UnknownFeature.
         """
         grant = await self._lists.with_own_name(request, grant, feature)
         exposed = exposed_feature(grant, feature)
@@ -281,7 +281,7 @@ class Forwarder:
     async def _forward_traced(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        """The same within a span of its own, whose id the server gets."""
+        """Forward within a new span, whose id is sent to the server."""
         assert request.span is not None
         hop = request.span.hop(resolved.assigned, message.method, request.feature, resolved.name)
         request.span.trace = hop.trace
@@ -296,10 +296,10 @@ class Forwarder:
     async def _forward(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> RpcResponse:
-        """The server's answer, with whatever server and client ask each other before."""
+        """Return the server's answer, after forwarding any requests of the server to the client."""
         upstream = await self._target(request, resolved, grant, message, stream)
         if message.method in SUBSCRIBING and upstream.era == MODERN:
-            # It has no such method: whoever holds the client's stream listens to it.
+            # 2026-07-28 has no such method: the worker with the client's stream subscribes by `subscriptions/listen`.
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
         ask = self._sender(request, resolved, grant, message, stream, upstream)
         if request.modern and upstream.era == SESSION:
@@ -314,7 +314,7 @@ class Forwarder:
 
         answer = await ask(on_request)
         if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
-            # The schema has changed since it was listed, and with it the headers that repeat arguments.
+            # The tool's schema has changed since it was listed, and with it the headers that repeat arguments.
             self._lists.refresh(resolved.assigned, grant, TOOL)
         if not request.modern and _wants_input(answer):
             asking = Asking(request, grant, upstream, stream)
@@ -324,7 +324,7 @@ class Forwarder:
     async def _target(
         self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
     ) -> Target:
-        """Return where the request goes, in the client's era where the server has it. Raises an UpstreamError."""
+        """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
         level = "" if stream is None else notifications.told_level(request, resolved, grant, message)
         upstream = target(
             resolved.assigned,
@@ -355,7 +355,7 @@ class Forwarder:
         is_modern = upstream.era == MODERN
         params = _params(request, message, resolved.name, progress_token, is_modern=is_modern)
         if "task" in params and request.modern != is_modern:
-            del params["task"]  # Of no meaning to the server, which answers as if it was not there.
+            del params["task"]  # The server's era has no such member.
         if request.span is not None:
             params = _with_trace(params, upstream.trace, is_modern=is_modern)
         relay: OnNotification = ignore
@@ -393,7 +393,7 @@ class Forwarder:
         return send
 
     async def _hear(self, assigned: AssignedServer, grant: Grant, relay: OnNotification, notification: Object) -> None:
-        """Take a notification of a call: of a list that changed all clients are told, of the rest this one."""
+        """Handle a notification of a call: list changes go to all clients, others to this one."""
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.list_changed(assigned, grant, changed)
         else:
@@ -401,7 +401,7 @@ class Forwarder:
 
 
 def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | AssignedServer | None:
-    """As `resolve_call`; None for a name that may be a server's own."""
+    """Resolve like `resolve_call`, but return None for a name that may be a server's own."""
     try:
         return resolve_call(grant, feature)
     except UnknownFeature:
@@ -413,13 +413,13 @@ def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | As
         raise
 
 
-# The members of params in which clients hand URIs back.
+# The members of params in which clients send URIs back.
 ARGUMENTS = ("arguments", "argument", "context")
 INLINE_BYTES = 1 << 16
 
 
 async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Message) -> Message:
-    """Replace URIs that were given out for this server by the server's own in the arguments."""
+    """Replace this server's exposed URIs in the arguments by the server's own."""
     alias, body = resolved.alias, request.body
     given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
     own = uris.own(given, alias) if len(body) <= INLINE_BYTES else await asyncio.to_thread(uris.own, given, alias)
@@ -431,7 +431,7 @@ def _wants_input(answer: RpcResponse) -> bool:
 
 
 def _params(request: McpRequest, message: Message, name: str, progress_token: int | None, *, is_modern: bool) -> Object:
-    """Return the params for the server: its own name of the feature, and of `_meta` what is meant for it."""
+    """Return the params for the server, with its own name of the feature and without the gateway's `_meta` members."""
     match message.method:
         case "completion/complete":
             ref = message.params["ref"]
@@ -446,7 +446,7 @@ def _params(request: McpRequest, message: Message, name: str, progress_token: in
         return params
     own = task_ids.meta_for_server(message.meta, request.task_ids)
     meta = {key: value for key, value in own.items() if key not in GATEWAY_META}
-    if not is_modern:  # A session was told of its client when it was opened.
+    if not is_modern:  # A session got the client's info when it was opened.
         meta.pop(versions.CLIENT_INFO_KEY, None)
     if progress_token is not None:
         meta["progressToken"] = progress_token
@@ -457,7 +457,7 @@ def _params(request: McpRequest, message: Message, name: str, progress_token: in
 
 
 def _with_trace(params: Object, trace: Trace, *, is_modern: bool) -> Object:
-    """The params with the trace of the hop, where the client said one, and at servers of MCP 2026-07-28."""
+    """Add the hop's trace to the params, if the client sent one or the server speaks MCP 2026-07-28."""
     meta: Object = params.get("_meta", {})
     if not is_modern and trace_context.PARENT not in meta:
         return params
@@ -466,7 +466,7 @@ def _with_trace(params: Object, trace: Trace, *, is_modern: bool) -> Object:
 
 
 def _error_response(request: McpRequest, resolved: Resolved, message: Message, answer: RpcResponse) -> Response:
-    """A server's error, in the codes of the client's era and with its status."""
+    """Return a server's error, with the code and HTTP status of the client's era."""
     error, code = answer.error or {}, answer.error_code
     if message.method == "completion/complete" and code == jsonrpc.METHOD_NOT_FOUND:
         return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))
@@ -485,12 +485,12 @@ def _error_response(request: McpRequest, resolved: Resolved, message: Message, a
 
 COMPLETE: Object = {"resultType": "complete"}
 
-# What says that a resource is not there, by the era of whoever hears it.
+# The code for a missing resource, by whether the receiver speaks 2026-07-28.
 NOT_FOUND = {True: jsonrpc.INVALID_PARAMS, False: jsonrpc.RESOURCE_NOT_FOUND}
 
 
 def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
-    """The error of resources/read as the client's era spells it, with the URI the client knows."""
+    """Return the error of resources/read with the code of the client's era and the client's URI."""
     if error.get("code") == NOT_FOUND[not request.modern]:
         error = {**error, "code": NOT_FOUND[request.modern]}
     data = error.get("data")
@@ -500,7 +500,7 @@ def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> O
 
 
 def _input_required(message: Message, error: Object) -> Response:
-    """The session era's -32042 as a 2026-07-28 client is told to visit a page; it asks again after that."""
+    """Translate the session era's -32042 (URL elicitation required) to `input_required` of 2026-07-28."""
     data = error.get("data")
     elicitations = data.get("elicitations") if isinstance(data, dict) else None
     asked = [each for each in elicitations if isinstance(each, dict)] if isinstance(elicitations, list) else []
@@ -525,7 +525,7 @@ async def _result_response(request: McpRequest, resolved: Resolved, message: Mes
     read = message.params["uri"] if resolved.alias and message.method == "resources/read" else ""
     without_links = not request.modern and request.version in LINKLESS
     if resolved.alias or without_links or drop or add or request.task_ids or answer.reader or "_meta" in result:
-        # By position: names cost as much as all else here.
+        # By position: keyword arguments would double the cost of this function.
         changes = Changes(
             resolved.alias, resolved.name, read, without_links, drop, add, message.method, request.task_ids
         )
@@ -537,12 +537,12 @@ async def _result_response(request: McpRequest, resolved: Resolved, message: Mes
 
 
 def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
-    """The members of a result that the client's era does not know, and those that it asks for."""
+    """Return the members of a result to drop for the client's era, and those to add."""
     if not request.modern:
         return MODERN_MEMBERS & result.keys() if era == MODERN else NO_MEMBERS, {}
     add = {} if era == MODERN and "resultType" in result else COMPLETE
     if message.method == "resources/read" and result.get("resultType", "complete") == "complete":
-        # Who may read it is decided for each connection and anew each time, so no cache may be shared.
+        # Access is decided per connection and per request, so no cache may be shared.
         hints = {key: value for key, value in CACHE_HINTS.items() if key not in result}
         if result.get("cacheScope") != "private":
             hints |= {"cacheScope": "private"}

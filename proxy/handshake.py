@@ -1,4 +1,4 @@
-"""`initialize` and `server/discover`: what the gateway says of itself, the sessions it opens, and their end."""
+"""`initialize` and `server/discover`: the gateway's introduction, and opening and ending sessions."""
 
 from collections.abc import Collection, Sequence
 
@@ -16,10 +16,10 @@ from wire.sessions import BRIDGED
 from wire.tool_names import is_shallow
 
 MOST_INSTRUCTIONS = 20_000  # Characters, of the gateway and all its servers.
-MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are kept as they are.
+MOST_CAPABILITIES = 8_192  # Bytes of a client's capabilities that are stored unchanged.
 MOST_NAME = 200
 
-# What has to be served for a capability to be announced.
+# The method that has to be served for a capability to be announced.
 SERVED_BY = {
     "tools": "tools/list",
     "prompts": "prompts/list",
@@ -32,7 +32,7 @@ MEMBERS_SERVED_BY = {"subscribe": "resources/subscribe", "listChanged": "subscri
 
 
 class Handshake:
-    """Answers who asks what is served here; `methods` are those that are, which the dispatcher says."""
+    """Answers `initialize` and `server/discover`; `methods` are the served ones, set by the dispatcher."""
 
     def __init__(self, keeper: SessionKeeper) -> None:
         self._keeper = keeper
@@ -53,7 +53,7 @@ class Handshake:
         return Response(200, jsonrpc.result(message.id, result), headers=(header,))
 
     def discover(self, grant: Grant) -> Object:
-        """The result of `server/discover`, but for what every result of 2026-07-28 carries."""
+        """Return the result of `server/discover`, without the members common to all results of 2026-07-28."""
         return {
             "supportedVersions": list(versions.SUPPORTED),
             **self._said(grant, modern=True),
@@ -61,28 +61,28 @@ class Handshake:
         }
 
     async def set_level(self, request: McpRequest, grant: Grant, message: Message) -> Response:
-        """Keep from which level on the client wants log messages; without a session all are sent.
+        """Store the minimum log level of the client's session; without a session all messages are sent.
 
-        Servers are told with the next request that goes there. Raises DatabaseUnavailable.
+        Servers get the level with the next request. Raises DatabaseUnavailable.
         """
         if grant.session is not None:
             await self._keeper.set_level(grant.session.id, message.params["level"])
         return Response(200, jsonrpc.result(message.id, {}))
 
     async def note_subscription(self, grant: Grant, message: Message) -> bool:
-        """Keep which resource the client of a session wants to hear of, or no longer; False when these are too many.
+        """Store or remove the session's subscription to a resource; False if there are too many.
 
         Raises DatabaseUnavailable.
         """
         if grant.session is None:
-            return True  # There is no stream on which it could be told.
+            return True  # Without a session there is no stream to notify it on.
         if message.method == "resources/subscribe":
             return await self._keeper.subscribe(grant.session.id, message.params["uri"])
         await self._keeper.unsubscribe(grant.session.id, message.params["uri"])
         return True
 
     async def end(self, grant: Grant) -> Response:
-        """End the session the request names, which is there. Raises DatabaseUnavailable."""
+        """End the session that the request names. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         await self._keeper.end(grant.session.id)
         return Response(200)
@@ -96,7 +96,7 @@ class Handshake:
         return said
 
     def _capabilities(self, offered: Sequence[Object], *, modern: bool) -> Object:
-        """Return what any of the servers offers, as far as it is served here; tools always are, and all extensions."""
+        """Return the union of the servers' capabilities that are served here; tools and extensions always are."""
         union: dict[str, set[str]] = {"tools": set()}
         extensions: Object = {}
         for capabilities in offered:
@@ -108,7 +108,7 @@ class Handshake:
             name: {
                 member: True for member in members if member in union[name] and self._serves(MEMBERS_SERVED_BY[member])
             }
-            # The gateway tells by itself of lists that change, whatever its servers tell.
+            # The gateway itself reports list changes, even if its servers do not.
             | (LISTS_ARE_TOLD if name in LISTS else {})
             for name, members in OFFERED.items()
             if name in union and self._serves(SERVED_BY[name])
@@ -119,7 +119,7 @@ class Handshake:
         return served | self._tasks(offered) | ({"extensions": extensions} if extensions else {})
 
     def _tasks(self, offered: Sequence[Object]) -> Object:
-        """Return the `tasks` capability, if any server has it: each server refuses by itself what it lacks."""
+        """Return the `tasks` capability if any server has it: servers refuse what they do not support."""
         found = [capabilities["tasks"] for capabilities in offered if "tasks" in capabilities]
         merged = {name: settings for each in found for name, settings in each.items()}
         return {"tasks": merged} if merged and self._serves(SERVED_BY["tasks"]) else {}
@@ -129,9 +129,9 @@ class Handshake:
 
 
 def instructions(description: str, assignments: Sequence[AssignedServer]) -> str:
-    """The gateway's description, then the instructions of each server under its name; cut where they are too long."""
+    """Return the gateway's description and each server's instructions under its name, cut if too long."""
     parts = [description] if description else []
-    seen: set[str] = set()  # A server may stand behind the gateway twice, as somebody else.
+    seen: set[str] = set()  # A gateway may have a server twice, with different identities.
     for assigned in assignments:
         text = (assigned.introduction or (None, None))[1]
         section = f"## {assigned.server_name}\n\n{text}"
@@ -143,7 +143,7 @@ def instructions(description: str, assignments: Sequence[AssignedServer]) -> str
 
 
 def _kept(capabilities: object) -> Object:
-    """A client's capabilities as they are stored; of very many only those that are known here."""
+    """Return a client's capabilities for storage; if they are too large, only the known ones."""
     if not isinstance(capabilities, dict):
         return {}
     if is_shallow(capabilities) and len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:

@@ -1,8 +1,8 @@
-"""Lists of tools, prompts, resources and templates: what is stored and approved, read by the one statement.
+"""Lists of tools, prompts, resources and templates: the stored and approved ones, read by the one statement.
 
-Servers are asked beside that: when what is stored is older than a minute and in use, when they say that it changed, and
-at once, for a moment that the client waits, when they have never answered. What they say is judged and stored by one
-function of the database, `gateways_learn`, for the pages too.
+Servers are asked in the background when the stored list is older than a minute and in use, or when they report a
+change. The client waits a moment only for servers that have never answered. Their lists are judged and stored by one
+database function, `gateways_learn`, which the pages use too.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ from wire.trace_context import NONE, Trace
 
 logger = logging.getLogger(__name__)
 
-# Under this key a list names the servers it could not ask, and why.
+# `_meta` key under which a list names the servers that could not be asked, and why.
 UNAVAILABLE = "gateway-admin/unavailable"
-PARTIAL = "gateway-admin/partial"  # Of one of them nothing is known, so the list lacks what it offers.
+PARTIAL = "gateway-admin/partial"  # Nothing is stored for one of them, so the list is incomplete.
 
-FRESH_SECONDS = 60.0  # So long nobody asks again for what is stored,
-RETRY_SECONDS = 10.0  # and so long when the server could not be asked.
-WAIT_SECONDS = 1.5  # What a client waits for a server of which nothing is stored,
+FRESH_SECONDS = 60.0  # Stored lists are not requested again for this long,
+RETRY_SECONDS = 10.0  # or for this long if the server could not be asked.
+WAIT_SECONDS = 1.5  # How long a client waits for a server without a stored list,
 LIVE_SECONDS = 3.0  # and for one whose lists differ by session.
 
 PAGE = 1_000  # Definitions.
@@ -62,14 +62,14 @@ type Lookup = Callable[[], Awaitable[Grant | None]]
 
 
 class Unavailable(NamedTuple):
-    """A server that could not be asked; what is stored of it is listed."""
+    """A server that could not be asked; its stored features are listed."""
 
     assigned: AssignedServer
     reason: str
 
 
 class Listing(NamedTuple):
-    """What may be used, as the JSON texts that clients are shown."""
+    """A page of usable features, as JSON texts for clients."""
 
     member: str
     items: Sequence[str]
@@ -78,7 +78,7 @@ class Listing(NamedTuple):
     ttl_ms: int = 0
 
     def response(self, request_id: Id | None, more: Object) -> bytes:
-        """Return the answer, with these further members of its result; no definition is read and written again."""
+        """Return the response with `more` members in its result; definitions are not parsed and dumped again."""
         if self.unavailable:
             named = [{"server": a.server_name, "alias": a.alias, "reason": reason} for a, reason in self.unavailable]
             meta: Object = {UNAVAILABLE: named}
@@ -94,30 +94,30 @@ class Listing(NamedTuple):
 
 
 class BadCursor(Exception):
-    """The cursor is none that was given for this list of this gateway."""
+    """The cursor was not issued for this list of this gateway."""
 
 
 class Position(NamedTuple):
-    """The last definition of a page: how many stood before it, and a digest of what it is called."""
+    """The last definition of a page: its index, and a digest of its key."""
 
     at: int
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Where the next page begins: behind that definition, wherever it stands now; else where it stood."""
+        """Return the start of the next page: after that definition, or its old index if it is gone."""
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
         return next((now + 1 for now, key in enumerate(keys) if _digest(key) == self.digest), self.at)
 
 
 class NoServerAnswered(UpstreamError):
-    """All servers that should have been asked are out of reach."""
+    """None of the servers that were asked could be reached."""
 
     sentence = "No server of this gateway answered: {server}."
 
 
 class Asked(NamedTuple):
-    """What is asked of a server at a time: once, whoever wants to know."""
+    """Key for de-duplicating concurrent list requests to a server."""
 
     assignment_id: str
     identity_id: str | None
@@ -126,7 +126,7 @@ class Asked(NamedTuple):
 
 
 class Lists:
-    """Answers lists from what is stored, and asks servers for what they offer."""
+    """Answers list requests from stored lists, and asks servers for theirs."""
 
     def __init__(
         self,
@@ -149,16 +149,16 @@ class Lists:
         self._seconds = seconds
         self._asking: dict[Asked, asyncio.Task[list[Definition]]] = {}
         self._again: set[Asked] = set()
-        # When servers were asked what they are, by server and identity.
+        # Time and task of the last introduction, by server and identity.
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerInfo] | None]]] = {}
 
     async def stop(self) -> None:
-        """End what is asked in the background."""
+        """Stop the background requests."""
         await self._background.stop()
 
     async def answer(self, request: McpRequest, grant: Grant, kind: str, cursor: object = None) -> Listing:
-        """A page of what this connection may use, the first one without a cursor.
+        """Return a page of the features this connection may use; the first one if there is no cursor.
 
         Raises BadCursor, and NoServerAnswered or the one server's error when nothing is known.
         """
@@ -206,10 +206,10 @@ class Lists:
         return self._cipher.seal(json.dumps([CURSOR, grant.gateway_id, kind, *last])).decode()
 
     def _position(self, cursor: object, grant: Grant, kind: str) -> Position:
-        """The position that a cursor of ours names. Raises BadCursor."""
+        """Return the position sealed in a cursor. Raises BadCursor."""
         try:
             facts = json.loads(self._cipher.open(cursor.encode("ascii") if isinstance(cursor, str) else b""))
-        except ValueError:  # So is Unreadable one.
+        except ValueError:  # Unreadable is a ValueError too.
             raise BadCursor from None
         if not isinstance(facts, list) or facts[:3] != [CURSOR, grant.gateway_id, kind]:
             raise BadCursor
@@ -218,21 +218,21 @@ class Lists:
     async def look_again(
         self, request: McpRequest, grant: Grant, assigned: AssignedServer, wanted: Wanted
     ) -> tuple[Grant, Sequence[Definition]]:
-        """The grant after this server was asked anew for its list, and that list. Raises an UpstreamError."""
+        """Request this server's list, and return the new grant and the list. Raises an UpstreamError."""
         trace = request.trace
         listed = await self._ask(assigned, grant, wanted.kind, trace, self._seconds)
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: Grant, feature: Named) -> Grant:
-        """Return the grant with the features of all servers that have this name at their own server."""
+        """Return the grant with every server's feature of which this is the own name."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
 
     def refresh(self, assigned: AssignedServer, grant: Grant, kind: str) -> None:
-        """Ask this server in the background; what it says is in the next list. Returns at once.
+        """Request this server's list in the background, for the next list response. Returns at once.
 
-        Call it when a server says that a list of it changed: while it is being asked, it is asked once more after that.
+        If a request is already running, another one follows it, so this can be called when a server reports a change.
         """
         asked = _asked(assigned, grant, kind)
         if asked in self._asking:
@@ -241,9 +241,9 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: Grant) -> Grant:
-        """The grant, with what those servers say of themselves that never said so: a client asks for it once only.
+        """Return the grant with introductions of servers that had none: a client asks only once.
 
-        It waits for them as for their lists; one that did not answer is waited for again after RETRY_SECONDS.
+        Waits as long as for lists; a server that did not answer is waited for again after RETRY_SECONDS.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
@@ -267,19 +267,19 @@ class Lists:
             task = self._background.spawn("introduction of a server", work)
             fresh = {each: held for each, held in self._introducing.items() if now - held[0] < FRESH_SECONDS}
             self._introducing = fresh | {key: (now, task)}
-        with suppress(TimeoutError):  # Who comes later waits no longer than the first.
+        with suppress(TimeoutError):  # All requests wait until the deadline of the first.
             return await asyncio.wait_for(asyncio.shield(task), max(asked_at + WAIT_SECONDS - now, 0))
         return None
 
     async def _introduce(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> Sequence[ServerInfo] | None:
         try:
             upstream = target_for_lists(assigned, grant, self._cipher, trace)
-            # What is announced is relied on at once: servers that tell of changes are listened to by these rows.
+            # Clients rely on these capabilities at once: the rows decide which servers are subscribed to.
             return await self.eras.introduce(upstream)
         except (UpstreamError, DatabaseUnavailable) as error:
             logger.debug("a server did not say what it is", extra={"error": str(error), "server": assigned.server_name})
             return None
-        except Exception:  # Whatever a server says of itself, the others of its gateway are introduced.
+        except Exception:  # One server's bad answer must not affect the others.
             logger.exception("what a server said of itself was not kept", extra={"server": assigned.server_name})
             return None
 
@@ -288,14 +288,14 @@ class Lists:
     async def _wait_for(
         self, assignments: Sequence[AssignedServer], grant: Grant, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
-        """What these servers say, or why they said nothing in the time a client waits; they are asked on after it."""
+        """Return the lists of these servers, or their errors within the client's waiting time; requests continue."""
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:
             hop = None if request.span is None else request.span.hop(assigned, CATALOGUES[kind].method)
             fault: BaseException | None = None
             try:
                 seconds = LIVE_SECONDS if assigned.lists_live else WAIT_SECONDS
-                if assigned.listing is None:  # Nobody has asked it before: the first list is to be whole.
+                if assigned.listing is None:  # Never asked before: the first list should be complete.
                     seconds = assigned.timeout_s
                 return await self._ask(assigned, grant, kind, request.trace if hop is None else hop.trace, seconds)
             except UpstreamError as error:
@@ -385,7 +385,7 @@ class Lists:
             logger.warning("what a server lists was not stored", extra={"error": str(error)})
 
     async def _look_up(self, request: McpRequest, grant: Grant, kind: str, wanted: Wanted | None = None) -> Grant:
-        """The grant as the database gives it now that something was learnt; the one before when it does not."""
+        """Return the grant as re-read from the database, or the old one if it is gone."""
         if request.query is None:
             return grant
         again = request.query._replace(wanted=wanted or Wanted(ServersNeeded.ALL, kind))
@@ -409,7 +409,7 @@ def _shown(
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],
 ) -> dict[str, str]:
-    """The texts of all that may be used, each name once: a name belongs to the server that requests of it go to."""
+    """Return the texts of all usable features, each name once: for the server that its requests go to."""
     shown: dict[str, str] = {}
     knows_dots = request.modern or request.version in versions.DOTTED
     for assigned in ready:
@@ -421,7 +421,7 @@ def _shown(
             name, text = exposed, stored
             if dotted and knows_dots and (spelled := dotted_name(assigned.alias, dotted)):
                 name, text = spelled, definitions.renamed(stored, spelled)
-            # Of two servers that list one URI, both resources are listed, each under its own.
+            # If two servers list the same URI, both resources are listed, each with its alias.
             key = name if kind in (TOOL, PROMPT) or not grant.several_servers else f"{assigned.alias} {name}"
             if key in shown or (said is not None and exposed not in said):
                 continue
@@ -435,7 +435,7 @@ def _digest(key: str) -> str:
 
 
 def _mapped(kind: str, alias: str, text: str) -> str:
-    """A definition with the URIs in it as clients of a gateway with several servers are given them."""
+    """Return a definition with its URIs rewritten for clients of a gateway with several servers."""
     if not alias or (kind in (TOOL, PROMPT) and "resourceUri" not in text):
         return text
     value = jsonrpc.loads(text.encode())
@@ -450,7 +450,7 @@ def _mapped(kind: str, alias: str, text: str) -> str:
 
 
 def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[AssignedServer], list[Unavailable]]:
-    """The servers whose features are listed, and those that lack an identity."""
+    """Split the usable servers into those with a usable identity and those without."""
     ready, unavailable = [], []
     for assigned in assignments:
         if not is_usable(assigned):
@@ -465,7 +465,7 @@ def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[Ass
 def _raise_if_nothing_is_known(
     ready: Sequence[AssignedServer], live: dict[str, list[Definition] | UpstreamError]
 ) -> None:
-    """A list is never empty because servers failed."""
+    """Raise the error of the servers if all failed and nothing is stored: errors must not look like an empty list."""
     faults = [answer for answer in live.values() if isinstance(answer, UpstreamError)]
     if not faults or len(faults) < len(live) or any(_is_known(assigned) or assigned.features for assigned in ready):
         return

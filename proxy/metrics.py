@@ -1,8 +1,8 @@
-"""Counters of the proxy for /metrics; multi-process by prometheus-client's own means.
+"""Metrics of the proxy for /metrics, in prometheus-client's multi-process mode.
 
-Durations are collected and written once a second: each sample is a write into a file that the workers share, and a call
-has a dozen. Those of calls that ended alike, at the same gateway and server, are collected in one list, which all their
-metrics are made of. Gauges are read at the same moment.
+Durations are collected and written once a second: each sample is a write to a file that the workers share, and a call
+has a dozen. Durations of calls with the same outcome, gateway and server are collected in one list, from which all
+their metrics are computed. Gauges are read at the same time.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ from proxy.told_apart import Names
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer: there is a set of them for each name.
-# By the number of a bucket of BUCKETS, and by that beyond the last: the one of NAME_BUCKETS its durations fall into.
+# Maps the index of a bucket of BUCKETS, and that past the end, to the index in NAME_BUCKETS.
 NAME_BUCKET_OF = [*map(partial(bisect_left, NAME_BUCKETS), BUCKETS), len(NAME_BUCKETS)]
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -42,7 +42,7 @@ def _durations(name: str, what: str) -> BatchedHistogram:
 CALLS = Counter("gateway_calls", "MCP requests with a known token", ("outcome", "deny_reason"))
 UNKNOWN_TOKENS = Counter("gateway_unknown_tokens", "MCP requests without a token, or with one nobody knows")
 UNAVAILABLE = Counter("gateway_unavailable", "MCP requests answered 503", ("why",))
-# What alerts fire at once for is there from the beginning: Prometheus sees no increase in a series that begins with 1.
+# Series for immediate alerts exist from the start: Prometheus sees no increase in a series that begins with 1.
 CALLS.labels("rpc_error", "internal_error")
 for _why in ("access", "not_executed", "record", "sessions"):
     UNAVAILABLE.labels(_why)
@@ -88,24 +88,24 @@ RECORD = _durations("record", "Time until the row of a call was committed")
 _lanes: dict[str, Callable[[], int]] = {}
 _faults: dict[str, Callable[[], str]] = {}
 _idle: list[Callable[[], int]] = []
-_spans: list[tuple[Counts[str], Counts[str]]] = []  # What became of them, and what was written of that.
+_spans: list[tuple[Counts[str], Counts[str]]] = []  # Counts by result, and those already written.
 _at_servers: list[Callable[[], Mapping[str, int]]] = []
 
-# What is told apart by name.
+# Names with labels of their own.
 GATEWAYS, SERVERS = Names("gateways"), Names("servers")
 
-# What calls took since the last flush, in seconds: all in all and at their servers, by the names of gateway and server,
-# outcome and deny_reason; for the decision; and for the row.
+# Durations since the last flush, in seconds: of calls in total and at servers, by gateway, server, outcome and
+# deny_reason; of the decision; and of writing the row.
 _took: defaultdict[tuple[str, str, tuple[str, str]], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
 _authorise: list[float] = []
 _record: list[float] = []
 
-# How many are open now, counted where they are opened and closed.
+# Numbers of open things, counted where they are opened and closed.
 open_counts = Counts[str]()
 
 
 def count(row: CallRow, ended: tuple[str, str], seconds: float, recorded: float) -> None:
-    """Count one call: its outcome and deny_reason, what it took, and how long its row took then."""
+    """Count one call: outcome and deny_reason, its duration, and the time to write its row, in seconds."""
     took, at_server = _took[row.grant.gateway_name, row.server_name, ended]
     took.append(seconds)
     _record.append(recorded)
@@ -121,7 +121,7 @@ def watch(
     idle: Callable[[], int],
     at_servers: Callable[[], Mapping[str, int]],
 ) -> None:
-    """The sources of the gauges: requests that wait, faults, idle connections, and calls at servers by state."""
+    """Set the sources of the gauges: waiting requests, faults, idle connections, and calls at servers by state."""
     _lanes.update(lanes)
     _faults.update(faults)
     _idle[:] = [idle]
@@ -129,9 +129,9 @@ def watch(
 
 
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
-    """From now on so many gateways and as many servers have labels of their own, first of all these.
+    """Give up to `most` gateways and `most` servers labels of their own, beginning with these.
 
-    `folder` is where the workers of one `serve` agree upon them; None for a process that is alone.
+    Workers of one `serve` share the names in `folder`; None for a single process.
     """
     for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
         names.set_up(most, folder)
@@ -139,19 +139,19 @@ def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers:
 
 
 def watch_spans(counts: Counts[str]) -> None:
-    """The source of what became of spans, which only grows."""
+    """Set the source of the span counts, which only increase."""
     _spans[:] = [(counts, Counts())]
 
 
 def flush() -> None:
-    """Write what was counted since the last flush, and the gauges as they are now."""
+    """Write the counts since the last flush, and the current gauges."""
     _flush_calls()
     for histogram, seconds in ((AUTHORISE, _authorise), (RECORD, _record)):
         histogram.add(_in_buckets(seconds), sum(seconds))
         seconds.clear()
     _flush_gauges()
     for counts, written in _spans:
-        for result, spans in list(counts.items()):  # Of which another thread adds to some.
+        for result, spans in list(counts.items()):  # A copy: another thread updates the counts.
             SPANS.labels(result).inc(spans - written[result])
             written[result] = spans
 
@@ -199,5 +199,5 @@ def _add_to(all_calls: BatchedHistogram, of_name: BatchedHistogram, seconds: lis
 
 
 def _in_buckets(seconds: list[float]) -> Counts[int]:
-    """How many of these are in each of BUCKETS, by its number."""
+    """Count the durations in each bucket of BUCKETS, by index."""
     return Counts(map(partial(bisect_left, BUCKETS), seconds))

@@ -1,4 +1,4 @@
-"""Tables of the proxy. Declared here for migrations; the proxy itself reads them by SQL only."""
+"""Tables of the proxy, declared for migrations; the proxy itself uses SQL only."""
 
 from uuid import uuid4
 
@@ -6,9 +6,9 @@ from django.db import models
 
 
 class RateCounter(models.Model):
-    """How many calls all workers took in the present minute of a workspace, gateway or token that has a limit.
+    """Calls that all workers took in the current minute of a workspace, gateway or token with a rate limit.
 
-    `window` is when that minute began, `most` the limit as it was told last, `taken` what was taken last.
+    `window` is the start of that minute, `most` the limit in the last request, `taken` the calls last taken.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -31,7 +31,7 @@ class RateCounter(models.Model):
 
 
 class Cancellation(models.Model):
-    """A call that its client cancelled at another worker; `key` is a digest of whose call it is and of its id."""
+    """A call that its client cancelled at another worker; `key` is a digest of the call's owner and id."""
 
     key = models.CharField(max_length=64, primary_key=True)
     at = models.DateTimeField(db_index=True)
@@ -41,11 +41,10 @@ class Cancellation(models.Model):
 
 
 class Session(models.Model):
-    """A client's MCP session: what `initialize` said. Who holds its id may use it with a token of its connection.
+    """A client's MCP session, opened by `initialize`; usable by its id with any token of its connection.
 
-    `digest` is SHA-256 of the id. `declared` is what of the client's capabilities servers are told. An ended session
-    has no row. One whose server lost its session is `lost_at` that moment: its calls under way go on, every further
-    request is answered 404.
+    `digest` is SHA-256 of the id. `declared` are the client capabilities that servers are sent. An ended session has no
+    row. `lost_at` is when a server lost its own session: running calls continue, every further request gets 404.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -57,7 +56,7 @@ class Session(models.Model):
     client_name = models.CharField(max_length=200, blank=True)
     client_version = models.CharField(max_length=200, blank=True)
     log_level = models.CharField(max_length=12, blank=True)
-    # The URIs of the resources whose changes the client wants to hear of, as it knows them.
+    # The client's URIs of the resources it is subscribed to.
     subscriptions = models.JSONField(default=list, db_default=[])
     lost_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -71,10 +70,9 @@ class Session(models.Model):
 
 
 class UpstreamSession(models.Model):
-    """A session at a server, for one client's session, or for a connection whose client names none.
+    """A session at a server, for one client's session, or for a connection whose client has none.
 
-    `key` says for what it was opened; query.sql makes it. `sealed_id` is the server's id for it, empty with a server
-    that keeps no state.
+    `key` is made by query.sql and identifies its purpose. `sealed_id` is the server's id, empty for a stateless server.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -87,7 +85,7 @@ class UpstreamSession(models.Model):
     log_level = models.CharField(max_length=12, blank=True, db_default="")
     opened_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(auto_now_add=True, db_index=True)
-    # The worker that reads what the server says of its own accord, while a client listens.
+    # The worker that reads the server's standing stream.
     leased_by = models.UUIDField(null=True)
     leased_until = models.DateTimeField(null=True)
 
@@ -103,11 +101,11 @@ class UpstreamSession(models.Model):
 
 
 class ServerInfo(models.Model):
-    """What a server said of itself last, in answer to `initialize` or `server/discover`.
+    """A server's last answer to `initialize` or `server/discover`.
 
-    Instructions may be meant for one user only, so there is a row for each identity; `told_to` is the identity, or the
-    server itself when it was asked without one. `capabilities` are those of sessions, `modern_capabilities` those of
-    2026-07-28; each is null until the server said them.
+    Instructions may be meant for one user only, so each identity has a row; `told_to` is the identity, or the server
+    if it was asked without one. `capabilities` are those in sessions, `modern_capabilities` those in 2026-07-28; null
+    until the server sent them.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -129,7 +127,7 @@ class ServerInfo(models.Model):
 
 
 class PendingRequest(models.Model):
-    """What a server asked of a client and waits for, until `expires_at`; `asked` and `answer` are sealed.
+    """A server's request to a client, waiting for an answer until `expires_at`; `asked` and `answer` are sealed.
 
     It is answered by `session_id` of the connection, or by the retry of the suspended call `call_id`.
     """
@@ -148,10 +146,10 @@ class PendingRequest(models.Model):
 
 
 class SuspendedCall(models.Model):
-    """A call whose server waits for answers while its client is away to collect them; `outcome` is sealed.
+    """A call whose server waits while the client collects the answers; `outcome` is sealed.
 
-    `turn` counts the times the client was asked; each requestState is good for one of them. The worker that holds the
-    call says so in `beat_at` until it is over.
+    `turn` counts the times the client was asked; each requestState is valid for one of them. The worker that has the
+    call updates `beat_at` until it is over.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -166,9 +164,9 @@ class SuspendedCall(models.Model):
 
 
 class StreamEvent(models.Model):
-    """An event of a stream of a session which its client may not have got, until `expires_at`; `data` is sealed.
+    """An event of a session's stream that the client may not have received, until `expires_at`; `data` is sealed.
 
-    Without data it only says how far the stream went; `is_last` that it ended there.
+    Without data it only marks the position of the stream; `is_last` marks its end.
     """
 
     id = models.BigAutoField(primary_key=True)

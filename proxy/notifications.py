@@ -1,4 +1,4 @@
-"""Notifications of a server during a call, in the terms of the client whose call it is."""
+"""Notifications that a server sends during a call, rewritten for the client."""
 
 from proxy import tasks
 from proxy.access.decision import Grant
@@ -8,7 +8,7 @@ from proxy.response import Stream
 from wire import task_ids, uris, versions
 from wire.jsonrpc import Message, Object
 
-# Notifications of a server that belong to the request on whose stream they come, and need no translation.
+# Notifications that belong to the request on whose stream they arrive; only their URIs are rewritten.
 PASSED_ON = frozenset({"notifications/resources/updated", "notifications/elicitation/complete"})
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -26,7 +26,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Pass on a notification of a call, in the client's terms, unless it is not for the client."""
+    """Forward a notification of a call to the client, rewritten, unless it is not meant for the client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
@@ -56,7 +56,7 @@ def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
 
 
 def _level(request: McpRequest, grant: Grant, message: Message) -> str:
-    """From which level on this client wants log messages; empty when it did not say so."""
+    """Return the minimum level of log messages for this client; empty if it set none."""
     if not request.modern:
         return grant.session.log_level if grant.session is not None else ""
     level = message.meta.get(versions.LOG_LEVEL_KEY)
@@ -64,18 +64,18 @@ def _level(request: McpRequest, grant: Grant, message: Message) -> str:
 
 
 def told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: Message) -> str:
-    """The level the server is to be told; empty when it cannot log, or need not know."""
+    """Return the log level to send to the server; empty if it cannot log, or no level is needed."""
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
 
 def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
-    """The levels of log messages this client is sent: in 2026-07-28 none unless the request names one."""
+    """Return the log levels sent to this client: in 2026-07-28 none unless the request sets a level."""
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)
 
 
 def told_levels(level: str) -> frozenset[str]:
-    """The levels from this one on; all without one."""
+    """Return this level and all more severe ones; all levels if `level` is empty."""
     return FROM_LEVEL[level] if level else ALL_LEVELS
 
 

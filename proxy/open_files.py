@@ -1,7 +1,7 @@
-"""The open files of this process: sockets, mostly. A process that has all it may open can accept nobody.
+"""Limits on the open files of this process, mostly sockets. A process at its limit cannot accept connections.
 
-The system gives a new socket the lowest free number. So streams on numbers below a limit leave those above to calls,
-and nothing has to be counted.
+The system gives a new socket the lowest free number. So if streams are refused above a number, the numbers above it
+remain for calls, and nothing has to be counted.
 """
 
 import logging
@@ -14,25 +14,25 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-MOST = 1 << 20  # Systems without a limit refuse to set none.
-FOR_STREAMS = 0.8  # Of the numbers there are, those that standing streams may have,
-FOR_CONNECTIONS = 0.9  # and any connection of a client. The rest is for the database, servers and files.
+MOST = 1 << 20  # Used if there is no limit: "unlimited" cannot be set.
+FOR_STREAMS = 0.8  # Share of the numbers that standing streams may use,
+FOR_CONNECTIONS = 0.9  # and client connections of any kind. The rest is for the database, servers and files.
 RETRY_AFTER = (b"retry-after", b"10")
 LOG_SECONDS = 10.0
 
-# The extension of a request's scope that says that its connection must not become a standing stream.
+# ASGI scope extension: this connection must not become a standing stream.
 NO_STREAM = "gateway.no_stream"
 
-refusals = Counter[str]()  # By what was refused; proxy.metrics writes them.
+refusals = Counter[str]()  # By kind (stream, connection); exported by proxy.metrics.
 _logged_at = -LOG_SECONDS
 
 
 def raise_limit() -> None:
-    """Raise the soft limit of this process, and of those it starts, to the hard one."""
+    """Raise the soft limit of this process and its children to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # macOS has another limit beside, and refuses more than that.
+        with suppress(ValueError, OSError):  # macOS has a second, lower limit, and refuses to exceed it.
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -43,7 +43,7 @@ def limit() -> int:
 
 
 def used() -> int:
-    """Return how many files are open. Linux before 6.2 does not say: then how many at least."""
+    """Return the number of open files; on Linux before 6.2 only a lower bound."""
     with suppress(OSError):
         if size := Path("/proc/self/fd").stat().st_size:
             return size
@@ -56,7 +56,7 @@ def used() -> int:
 
 
 def refused(what: str) -> None:
-    """Count a refused `stream` or `connection`, and log it, not too often."""
+    """Count a refused `stream` or `connection`, and log it at most every 10 seconds."""
     global _logged_at  # noqa: PLW0603
     refusals[what] += 1
     if time.monotonic() - _logged_at >= LOG_SECONDS:

@@ -1,4 +1,4 @@
-"""Why a call is refused or fails: the check, the sentence that people read, and the page where they can act."""
+"""Reasons why calls are refused or fail: the check, the sentence for people, and the page where they can act."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -14,7 +14,7 @@ GENERIC = {"server": "this server", "tool": "this tool", "prompt": "this prompt"
 
 
 class Step(IntEnum):
-    """The checks a call passes, in their order."""
+    """The checks of a call, in order."""
 
     TOKEN = 1
     USER = 2
@@ -30,10 +30,10 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """The check that stops the call, what it finds, and the page for the person whose call it is.
+    """The check that stops the call, its finding, and the page for the call's user.
 
-    `template` names the server and the tool, prompt or resource of the call as GENERIC does. `short` is the same in the
-    row of a thing that would be stopped there: beside the state `blocked`, in a switch, in the Django admin.
+    `template` has the placeholders of GENERIC. `short` is the finding in rows of blocked objects: beside the state
+    `blocked`, in a switch, in the Django admin.
     """
 
     step: Step
@@ -43,11 +43,11 @@ class Reason(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What the check found, of no server or tool in particular."""
+        """The finding, without naming a server or feature."""
         return self.template.format_map(GENERIC)
 
     def naming(self, server: str, feature: str = "") -> str:
-        """What the check found, of this server, and of this tool, prompt or resource."""
+        """Return the finding with the names of this server and of this tool, prompt or resource."""
         server = f'server "{server}"'
         return self.template.format_map(dict.fromkeys(GENERIC, f"{feature} of {server}") | {"server": server})
 
@@ -135,6 +135,6 @@ REASONS = {
 
 
 def message(reason: str, public_url: str, sentence: str = "", page: str = "") -> str:
-    """Return what a client prints of a refusal: one sentence and a URL, by default those of the reason."""
+    """Return the error message for the client: one sentence and a URL, by default those of the reason."""
     found = REASONS[reason]
     return f"{(sentence or found.sentence).removesuffix('.')}. {public_url}{page or found.page}"

@@ -1,4 +1,4 @@
-"""Fresh access tokens for the calls of this process: ahead of their end beside the calls, after it before them."""
+"""Refresh access tokens for the calls of this process: in the background before they expire, otherwise on demand."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from wire.pool import Transport
 
 logger = logging.getLogger(__name__)
 
-STORE_ATTEMPTS = 5  # A token that was given once cannot be asked for again.
+STORE_ATTEMPTS = 5  # The issuer gives a token only once, so storing it is retried.
 STORE_PAUSE = 0.5
 
 
@@ -34,21 +34,21 @@ class MoreRights(Refusal):
 
 
 class Refresher:
-    """Renews the identities that came of a sign-in. Calls that need the same one at once wait for one renewal."""
+    """Renews identities from sign-ins. Concurrent calls with the same identity share one renewal."""
 
     def __init__(self, state: State, entered: Transport, named: Transport, cipher: Cipher) -> None:
         self._state = state
-        self._transports = {True: entered, False: named}  # By who says where an issuer is.
+        self._transports = {True: entered, False: named}  # Whether an administrator entered the issuer's URL.
         self._cipher = cipher
         self._under_way: dict[tuple[str, str], asyncio.Task[str]] = {}
         self._background = Background(NotRenewed, DatabaseUnavailable)
 
     async def stop(self) -> None:
-        """Let what is under way end: a token that is not stored is lost, and one that is not revoked lives on."""
+        """Wait for running renewals: an unstored token would be lost, and an unrevoked one would stay valid."""
         await self._background.stop(patience=SECONDS)
 
     async def fresh(self, assigned: AssignedServer) -> AssignedServer:
-        """The same server with a token that has not ended; at once, unless it has.
+        """Return the server with an unexpired token; waits only if the present one has expired.
 
         Raises Refusal or IdentityUnavailable.
         """
@@ -60,7 +60,7 @@ class Refresher:
         return await self.renewed(assigned)
 
     async def renewed(self, assigned: AssignedServer) -> AssignedServer:
-        """The same server with another token than it has now. Raises Refusal or IdentityUnavailable."""
+        """Return the server with a newly renewed token. Raises Refusal or IdentityUnavailable."""
         try:
             ciphertext = await asyncio.shield(self._begin(assigned))
         except NotRenewed as error:
@@ -72,7 +72,7 @@ class Refresher:
         return assigned._replace(ciphertext=ciphertext, sign_in=(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
-        """What to call instead after the server refused this token; None when nothing else can be tried.
+        """Return the server with a renewed token after it refused the present one, or None if that cannot help.
 
         Raises Refusal when a person has to sign in again.
         """
@@ -87,7 +87,7 @@ class Refresher:
         return None
 
     async def give_up(self, assigned: AssignedServer) -> Refusal:
-        """Note that the server refuses a token that was renewed just now; what its caller is told."""
+        """Note that the server refuses a newly renewed token, and return the error for the caller."""
         parameters = {
             "identity": assigned.identity_id,
             "ciphertext": assigned.ciphertext,

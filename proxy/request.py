@@ -29,7 +29,7 @@ type Pair = tuple[bytes, bytes]
 
 PREFIX = "/mcp/"
 
-# The kinds of tokens that open an MCP endpoint.
+# The kinds of tokens that an MCP endpoint accepts.
 MCP_TOKEN_KINDS = (token_text.ACCESS, token_text.OAUTH_ACCESS)
 
 SESSION_ID = b"mcp-session-id"
@@ -40,29 +40,29 @@ ACCEPT_BOTH = b"application/json, text/event-stream"
 
 
 class Accepted(NamedTuple):
-    """The forms of an answer that the client takes; an event stream only when it names it."""
+    """The response formats the client accepts; an event stream only if it is named explicitly."""
 
     json: bool
     stream: bool
 
 
 class RequestHeaders(NamedTuple):
-    """What path and headers say. Content-Length is left out: it differs between requests that are otherwise equal."""
+    """Parsed path and headers, without Content-Length, which differs between otherwise equal requests."""
 
     http_method: str
-    slug: str  # Empty when the path leads nowhere.
-    host_is_known: bool  # The Host is one of our names.
+    slug: str  # Empty if the path is not that of a gateway.
+    host_is_known: bool  # The Host header is one of our names.
     origin: str | None
-    origin_is_allowed: bool  # No browser's page calls, or one that may.
+    origin_is_allowed: bool  # Also True without an Origin.
     presents_bearer: bool
-    token_digests: TokenDigests | None  # None without a text that has the form of a token.
+    token_digests: TokenDigests | None  # None without a well-formed token.
     client_ip: str
     is_json: bool
     accepted: Accepted
     user_agent: str
     protocol_version: str
-    session_digest: bytes | None  # None without the id of a session.
-    trace: Trace  # What they say is sent on with whatever is asked of servers.
+    session_digest: bytes | None  # None without a session id.
+    trace: Trace  # Trace headers, forwarded with requests to servers.
 
 
 class HeaderReader:
@@ -74,7 +74,7 @@ class HeaderReader:
         self._origins = Origins(config.public_url, config.allowed_origins)
 
     def read(self, scope: Scope) -> RequestHeaders:
-        """The headers of this request; those that equal the last ones over the same connection are not parsed again."""
+        """Parse the headers, or reuse the result if they equal the previous ones on the same connection."""
         noted = scope.get("extensions", {}).get(SAME_HEAD)
         if noted is None:
             return self._read(scope)
@@ -95,7 +95,7 @@ class HeaderReader:
         return RequestHeaders(
             http_method=scope["method"],
             slug="" if "/" in slug else slug,
-            # More than one Host is refused whatever they say (RFC 9112 section 3.2).
+            # More than one Host is always refused (RFC 9112 section 3.2).
             host_is_known=(not self._config.hosts or hosts.of_header(_text(headers, b"host")) in self._config.hosts)
             and sum(name == b"host" for name, _ in header_pairs) < 2,
             origin=origin,
@@ -113,7 +113,7 @@ class HeaderReader:
 
 
 class Origins:
-    """The browser origins that may call: our own, and those the operator named."""
+    """The allowed browser origins: our own, and those the operator configured."""
 
     def __init__(self, public_url: str, allowed: Iterable[str]) -> None:
         scheme, host, port = hosts.origin_of(public_url)
@@ -121,7 +121,7 @@ class Origins:
         self._allowed = {*((scheme, name, port) for name in names), *map(hosts.origin_of, allowed)}
 
     def allows(self, origin: str | None) -> bool:
-        """A caller that is no browser sends no origin."""
+        """Return whether this origin is allowed; None is: clients other than browsers send no origin."""
         try:
             return origin is None or hosts.origin_of(origin) in self._allowed
         except ValueError:
@@ -129,7 +129,7 @@ class Origins:
 
 
 def accepted(value: bytes | None) -> Accepted:
-    """What an Accept header allows, perhaps neither; without one, JSON."""
+    """Return the formats an Accept header allows, possibly none; without a header, JSON."""
     if value is None or value == b"*/*":
         return Accepted(json=True, stream=False)
     if value == ACCEPT_BOTH:
@@ -146,14 +146,14 @@ def accepted(value: bytes | None) -> Accepted:
 
 
 def _token(header_pairs: Iterable[Pair]) -> str | None:
-    """The bearer token, when exactly one is presented and it has the form of one."""
+    """Return the bearer token if there is exactly one and it is well-formed."""
     values = [value for name, value in header_pairs if name == b"authorization"]
     text = values[0][7:].strip().decode("latin-1")
     return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
 
 
 def _session_digest(header_pairs: Iterable[Pair]) -> bytes:
-    """The digest of the session's id; that of no session when there are several."""
+    """Return the digest of the session id; several headers give a digest that matches no session."""
     return sessions.digest("".join(value.decode("latin-1") for name, value in header_pairs if name == SESSION_ID))
 
 
@@ -172,11 +172,11 @@ UNAUTHENTICATED_BODY = 64 * 1024
 
 
 class ClientLeft(Exception):
-    """The client went away before its request was complete."""
+    """The client disconnected before its request was complete."""
 
 
 class McpRequest:
-    """A request and what is known about it so far."""
+    """A request with the state of its processing."""
 
     __slots__ = (
         "_more",
@@ -229,37 +229,37 @@ class McpRequest:
         self._more = True
         self.body = b""
         self.message: Message | None = None
-        self.feature: Named | None = None  # What the message names.
+        self.feature: Named | None = None  # The feature the message names.
         self.mcp_task: Task | None = None  # The task the message is about.
-        # What the client says it speaks; a session's, once it is known that the request names one.
+        # The client's protocol version; that of the session, once it is known.
         self.version = request_headers.protocol_version
         self.malformed: Malformed | None = None
         self.modern = False
         # The browser's origin, once it has been admitted.
         self.origin: str | None = None
         self.grant: Grant | None = None
-        # Whether the call was let through, whatever was wrong with it then.
+        # Whether token, layers and rate limit allowed the call, even if a later check refuses it.
         self.admitted = False
-        # Whether a server may have executed it; as long as this is False, it certainly was not.
+        # False only while it is certain that no server has executed the call.
         self.may_have_run = False
-        # What the database was asked about it; the task that serves it while it is under way; why it is to end.
+        # The access query; the task that serves the request; the reason to end it early.
         self.query: AccessQuery | None = None
         self.task: asyncio.Task[Any] | None = None
         self.ending: Any = None
-        # What its large answer takes of the budget, until the client has taken it.
+        # The share of the budget its large answer takes until the client has read it.
         self.held: HeldBytes | None = None
-        # When the database was asked, and the span of the call; None for one that is not traced.
+        # Time of the access query, and the span of the call; None if the call is not traced.
         self.asked_at = 0.0
         self.span: CallSpan | None = None
 
     @property
     def task_ids(self) -> TaskIds | None:
-        """The ids of the task it is about, if it is about one."""
+        """The ids of the request's task, if it has one."""
         return None if self.mcp_task is None else self.mcp_task.ids
 
     @property
     def extensions(self) -> Object:
-        """The extensions that a request of 2026-07-28 declares, as a part of its client's capabilities."""
+        """The extensions in the client capabilities of a 2026-07-28 request."""
         if not self.modern or self.message is None:
             return {}
         return extensions_in(self.message.meta.get(versions.CAPABILITIES_KEY))
@@ -269,11 +269,11 @@ class McpRequest:
 
     @property
     def trace(self) -> Trace:
-        """What is sent on with whatever is asked of servers for this request."""
+        """The trace context for requests to servers."""
         return self.parsed_headers.trace if self.span is None else self.span.trace
 
     def callers_trace(self) -> Trace:
-        """What the caller says of its trace: in the message, which goes before what HTTP says, or in its headers."""
+        """Return the caller's trace context: from the message if it has one, otherwise from the headers."""
         message = self.message
         if message is not None and trace_context.PARENT in message.meta:
             told = trace_context.in_meta(message.meta, self.headers)
@@ -284,7 +284,7 @@ class McpRequest:
     async def read(self, limit: int) -> bool:
         """Read the body; False when it is larger than `limit` bytes. Raises ClientLeft.
 
-        What was read before that was seen is kept: call it again with a higher limit to go on.
+        What was read is kept: call again with a higher limit to continue.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
@@ -306,7 +306,7 @@ class McpRequest:
         return True
 
     def parse(self) -> None:
-        """Take the message out of the body; what is wrong with it is told later, after authentication."""
+        """Parse the body; errors are kept in `malformed` and reported after authentication."""
         if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
             self.malformed = Malformed(jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values")
             return
@@ -318,15 +318,15 @@ class McpRequest:
             self.feature = named(message)
 
     def set_task(self, task: Task | None) -> None:
-        """The message is about this task: it is decided as a call of the tool that made it."""
+        """Set the task of the message; the request is decided as a call of the tool that created it."""
         if task is not None:
             self.mcp_task, self.feature = task, task.feature
 
     def set_grant(self, grant: Grant) -> None:
-        """The token is known: from here on this is a call, whatever becomes of it."""
+        """Set the grant of the known token: from here on the request is a call and gets a row."""
         row, task = self.row, self.mcp_task
         if task is not None and (task.connection_id, task.is_modern) != (grant.connection_id, self.modern):
-            self.mcp_task = self.feature = None  # Nothing about it is told, in the log neither.
+            self.mcp_task = self.feature = None  # Another connection's task must not be revealed, not even in the log.
         self.grant = row.grant = grant
         row.client_ip, row.user_agent = self.parsed_headers.client_ip, self.parsed_headers.user_agent
         if grant.session is not None:
@@ -344,9 +344,9 @@ class McpRequest:
             row.method = jsonrpc.method_in(self.body)
 
     def rename(self, feature: Named, grant: Grant) -> None:
-        """Go on as a request of `feature`, which `grant` decides: in the log, and when access is decided again.
+        """Continue as a request of `feature` under `grant`, in the log and when access is re-checked.
 
-        The credentials of the grant's servers are removed from recorded payloads.
+        The credentials of the grant's servers are redacted from recorded payloads.
         """
         self.feature, self.grant = feature, grant
         self.row.feature_type, self.row.feature_name = feature
@@ -355,14 +355,14 @@ class McpRequest:
             self.query = self.query._replace(wanted=wanted)
 
     def set_server(self, assigned: AssignedServer) -> None:
-        """The call goes to this server."""
+        """Set the server of the call."""
         row = self.row
         self.assigned = assigned
         row.server_id, row.server_name = assigned.server_id, assigned.server_name
         row.identity_id, row.identity_label = assigned.identity_id or "", assigned.identity_label or ""
 
     def set_client(self, info: object) -> None:
-        """What the client says about itself."""
+        """Set the client's name and version from its `clientInfo`."""
         if isinstance(info, dict):
             name, version = info.get("name"), info.get("version")
             self.row.client_name = name if isinstance(name, str) else ""

@@ -1,4 +1,4 @@
-"""What goes back to the client: one JSON response, or an event stream that ends with it."""
+"""Responses to clients: one JSON response, or an event stream that ends with it."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ CORS_REQUEST_HEADERS = (
 )
 CORS_EXPOSED_HEADERS = b"Mcp-Session-Id, MCP-Protocol-Version, WWW-Authenticate, X-Request-Id, Retry-After"
 
-PIECE = 64 * 1024  # Bytes; larger bodies wait piece by piece for their clients, and count to the budget.
+PIECE = 64 * 1024  # Bytes; larger bodies are sent in pieces of this size, and count against the budget.
 
 CONTENT_TYPE_JSON = (b"content-type", b"application/json")
 NO_STORE = (b"cache-control", b"no-store")
@@ -31,7 +31,7 @@ STREAM_HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 
-# The HTTP status of a JSON-RPC error in this era; any other code goes out in 200.
+# The HTTP status of a JSON-RPC error in 2026-07-28; other codes get 200.
 MODERN_STATUS = {
     jsonrpc.PARSE_ERROR: 400,
     jsonrpc.INVALID_REQUEST: 400,
@@ -47,7 +47,7 @@ _is_param_header = re.compile(r"mcp-param-[!#$%&'*+\-.^_`|~0-9a-z]{1,80}", re.IG
 
 
 class Response(NamedTuple):
-    """A response as it is sent, and its outcome for the log."""
+    """A response, and its outcome for the log."""
 
     status: int
     body: bytes = b""
@@ -58,10 +58,10 @@ class Response(NamedTuple):
 
 
 def challenge(public_url: str, slug: str, *, presented: bool, credential: str = "") -> Pair:
-    """WWW-Authenticate (RFC 6750, RFC 9728 section 5.1).
+    """Return the WWW-Authenticate header (RFC 6750, RFC 9728 section 5.1).
 
-    When a bearer token was presented, or one without the word Bearer, its description says what to do by the form of
-    `credential` alone: nobody learns what is stored.
+    If a token was presented, with or without the word Bearer, the error description depends only on the form of
+    `credential`, so that it reveals nothing about stored tokens.
     """
     metadata = f"{public_url}/.well-known/oauth-protected-resource/mcp/{quote(slug, safe='')}"
     advice = _advice(credential) if presented else NO_SCHEME if credential.startswith(TOKEN_STARTS) else ""
@@ -74,7 +74,7 @@ TOKEN_STARTS = tuple(f"{kind}_" for kind in token_text.PREFIXES)
 
 
 def _advice(credential: str) -> str:
-    """What to do about an Authorization header that lets nobody in; plain ASCII without quotes (RFC 6750 section 3)."""
+    """Return advice on a refused Authorization header, in plain ASCII without quotes (RFC 6750 section 3)."""
     text = credential.partition(" ")[2].strip()
     if text.lower().startswith("bearer"):
         return "The header holds the word Bearer twice. Write it once, then the token."
@@ -91,7 +91,7 @@ def _advice(credential: str) -> str:
     return f"The token is unknown here, expired or revoked. {what}."
 
 
-# For a person who opens the URL of a gateway in a browser, and for whoever has the path wrong.
+# For people who open the URL of a gateway in a browser, and for wrong paths.
 FOR_BROWSERS = (
     "This is the address of an MCP gateway. It is for apps and agents, not for browsers.\n\n"
     "Enter it in your MCP client. How to Connect shows how: {public_url}/connect/help/\n"
@@ -102,13 +102,13 @@ CONTENT_TYPE_TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 
 def for_browser(public_url: str, *headers: Pair) -> "Response":
-    """The 401 of a browser, in words."""
+    """Return the 401 for browsers, as plain text."""
     body = FOR_BROWSERS.format(public_url=public_url).encode()
     return Response(401, body, "unauthorized", headers=(CONTENT_TYPE_TEXT, *headers))
 
 
 def cors_headers(origin: str | None) -> tuple[Pair, ...]:
-    """CORS headers of a response to an allowed origin; credentials are never allowed."""
+    """Return the CORS headers for an allowed origin; credentials are never allowed."""
     if origin is None:
         return ()
     return (
@@ -119,7 +119,7 @@ def cors_headers(origin: str | None) -> tuple[Pair, ...]:
 
 
 def preflight_headers(request: McpRequest) -> tuple[Pair, ...]:
-    """The headers of the answer to OPTIONS."""
+    """Return the headers of the response to OPTIONS."""
     asked = (name.strip() for name in request.header(b"access-control-request-headers").split(","))
     names = ", ".join([CORS_REQUEST_HEADERS, *(name for name in asked if _is_param_header(name))])
     return (
@@ -130,7 +130,7 @@ def preflight_headers(request: McpRequest) -> tuple[Pair, ...]:
 
 
 async def send(request: McpRequest, response: Response) -> None:
-    """Send one complete answer."""
+    """Send one complete response."""
     headers = [
         (b"content-length", b"%d" % len(response.body)),
         NO_STORE,
@@ -147,7 +147,7 @@ async def send(request: McpRequest, response: Response) -> None:
 
 
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
-    """Send a body piece by piece, each when the client has taken those before it; return what is left: nothing."""
+    """Send a body in pieces, each after the client has read the previous one; return an empty body."""
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]
         await request.send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -155,15 +155,15 @@ async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
 
 
 def is_primed(version: str) -> bool:
-    """Whether a client of this version takes an event without data for what it is: the id to come back with."""
+    """Return whether clients of this version understand an initial event without data, which carries the id."""
     return version == versions.NEWEST_SESSION
 
 
 class Stream:
     """The client's event stream, opened by the first notification or ping that precedes the response.
 
-    A silent stream gets a comment every `ping_seconds`, because proxies on the way close idle connections. In a session
-    its events have ids, under which `events` knows them: what follows when the client has left is kept there.
+    A silent stream gets a comment every `ping_seconds`, because proxies close idle connections. In a session its events
+    have ids, and `events` stores those that follow after the client has disconnected.
     """
 
     __slots__ = (
@@ -193,7 +193,7 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """Whether the response was sent, or is about to be."""
+        """True if the response was sent, or is about to be."""
         return self._ended
 
     async def notify(self, message: jsonrpc.Object) -> None:
@@ -209,12 +209,12 @@ class Stream:
         await self._write(body, last=True)
 
     def forget(self) -> None:
-        """The call is over, however it ended."""
+        """Drop the history of this stream."""
         if self._history is not None:
             self._history.drop()
 
     def stop_pings(self) -> None:
-        """Send no more pings: the response is there, or the client left."""
+        """Stop the pings, because the response is ready or the client has left."""
         if self._ping_task is not None:
             self._ping_task.cancel()
 
@@ -229,7 +229,7 @@ class Stream:
                 self.opened = True
                 await self._open()
             data = sse.PING if ping else self._event(message, last)
-            if self._history is not None and self._history.away:  # Its client goes on elsewhere, if at all.
+            if self._history is not None and self._history.away:  # The client may resume on another connection.
                 data = b""
             if last or data:
                 if len(data) > PIECE:
@@ -264,7 +264,7 @@ class Stream:
         self.stop_pings()
 
     def expire(self) -> None:
-        """The call has taken `ping_seconds`: start pings."""
+        """Start pings, because the call has taken `ping_seconds`."""
         self._ping_task = spawn("pings of a call", self._ping())
 
     async def _ping(self) -> None:

@@ -1,4 +1,4 @@
-"""A client that comes back with `Last-Event-ID`: what it missed of a standing stream, or of the stream of a call."""
+"""Resume standing streams and streams of calls for clients that reconnect with `Last-Event-ID`."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -16,18 +16,18 @@ from proxy.store.sessions import SessionKeeper
 from proxy.streams import LIST_CHANGED, StandingStream
 from wire import jsonrpc, sse
 
-ALIVE_SECONDS = 3.0  # Whoever has the stream of a call says so in this time,
-LISTENING_SECONDS = 2.0  # So long a client waits for its servers to be listened to, before it is told what may be,
-HANDED_OVER_SECONDS = 1.0  # and whoever had a standing stream what it sent.
+ALIVE_SECONDS = 3.0  # The worker with the stream of a call answers within this time.
+LISTENING_SECONDS = 2.0  # How long to wait for the servers' streams before reporting possible changes.
+HANDED_OVER_SECONDS = 1.0  # The worker that had a standing stream writes its events within this time.
 
 CALL_LOST = "The call was lost: what became of it is not known any more."
 
-# What repeats the stream of a call here, by its session and stream.
+# The streams that resume a call's stream here, by session and stream.
 type Repeats = dict[tuple[str, str], StandingStream]
 
 
 class Resumption:
-    """Opens the standing streams of sessions, those too that go on where another broke."""
+    """Opens the standing streams of sessions, including resumed ones."""
 
     def __init__(self, events: StreamEvents, keeper: SessionKeeper, server_streams: ServerStreams) -> None:
         self.events = events
@@ -36,7 +36,7 @@ class Resumption:
         self._repeats: Repeats = {}
 
     async def standing(self, request: McpRequest, grant: Grant) -> StandingStream:
-        """The stream that this GET in a session asks for. Raises DatabaseUnavailable."""
+        """Return the stream for this GET in a session. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         name = EventId.read(request.header(b"last-event-id")) if b"last-event-id" in request.headers else None
         if name is not None and name.kind == CALL:
@@ -73,7 +73,7 @@ class Resumption:
         return standing
 
     async def _take(self, session_id: str, name: EventId) -> list[Kept]:
-        """What came on a standing stream after this event, which ends wherever it is. Raises DatabaseUnavailable."""
+        """Take over a standing stream: end it elsewhere and return its later events. Raises DatabaseUnavailable."""
         news = self.events.listen(name.stream)
         try:
             missed = await self.events.read(session_id, name)
@@ -93,7 +93,7 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """What was kept for this stream; then, once, that anything may have changed while nobody listened."""
+        """Send the stored messages; then report once that lists and subscribed resources may have changed."""
         self.server_streams.give_waiting(standing.owner)
         for method in lists:
             standing.put({"jsonrpc": "2.0", "method": method})
@@ -108,9 +108,9 @@ class Resumption:
 
 
 class _Repeat:
-    """Sends what came on the stream of a call after an event, and goes on until the call is over.
+    """Sends the events of a call's stream after a given one, until the call is over.
 
-    A client that comes back once more for the same call ends the repeat it began before.
+    If the client resumes the same call again, the earlier repeat ends.
     """
 
     def __init__(self, events: StreamEvents, name: EventId, repeats: Repeats) -> None:
@@ -128,7 +128,7 @@ class _Repeat:
         try:
             await self._follow(standing, news)
         except DatabaseUnavailable:
-            standing.end(b"")  # The client comes back with the id of what it got last.
+            standing.end(b"")  # The client reconnects with the id of its last event.
         finally:
             self._events.forget(self._name.stream, news)
             if self._repeats.get(key) is standing:
@@ -156,10 +156,10 @@ class _Repeat:
                 if not is_alive:
                     self._lose(standing)
                     return
-                is_alive = False  # It is asked once more.
+                is_alive = False  # Ask once more.
 
     def _lose(self, standing: StandingStream) -> None:
-        """Nobody has the call any more, or nobody of this session ever had."""
+        """End the stream of a call that no worker has, or that never belonged to this session."""
         if self._name.request_id is None:
             standing.end(b"")
             return

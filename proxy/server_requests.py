@@ -1,9 +1,8 @@
-"""What servers ask of clients during a call: elicitation, sampling, roots.
+"""Requests of servers to clients during a call: elicitation, sampling, roots.
 
-In the session era such a request goes out on the stream of the call, under an id of ours, and the client posts its
-answer to whichever worker. A server of 2026-07-28 asks in the result of the call instead: a client of the session era
-is asked on its stream all the same, and the call is sent again with its answers. The other way round it is the matter
-of suspended_calls.py.
+In the session era such a request is sent on the stream of the call, under an id of the gateway, and the client posts
+its answer to any worker. A server of 2026-07-28 asks in the result of the call instead: a client of the session era is
+still asked on its stream, and the call is sent again with its answers. For the opposite case see suspended_calls.py.
 """
 
 import asyncio
@@ -37,9 +36,9 @@ CAPABILITIES = {"elicitation/create": "elicitation", "sampling/createMessage": "
 
 ROOTS_CHANGED = "notifications/roots/list_changed"
 
-MOST_ROUNDS = 10  # Times a server of 2026-07-28 may ask in one call, as the SDKs have it.
+MOST_ROUNDS = 10  # Times a server of 2026-07-28 may ask in one call; the SDKs have the same limit.
 MOST_ASKED = 8  # Requests of one round.
-STATE_ONLY_SECONDS = 0.1  # Before a call is sent again of which nothing was asked.
+STATE_ONLY_SECONDS = 0.1  # Pause before a call is sent again when the server asked nothing.
 PURGE_SECONDS = 60.0
 BACKGROUND_SECONDS = 5.0
 
@@ -47,11 +46,11 @@ NOT_SUPPORTED: Object = {"error": {"code": jsonrpc.METHOD_NOT_FOUND, "message": 
 
 
 class ClientStream(Protocol):
-    """An event stream of a client's: of its call, or a standing one."""
+    """Protocol for an event stream to a client: that of a call, or a standing one."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing can be sent on it any more."""
+        """True if nothing can be sent on it any more."""
 
     async def notify(self, message: Object) -> None:
         """Send a message."""
@@ -62,7 +61,7 @@ class StreamOver(Exception):
 
 
 class Asking(NamedTuple):
-    """A call in which its server may ask its client: where it goes, and the client's stream, if it took one."""
+    """A call during which the server may ask the client: its target, and the client's stream, if any."""
 
     request: McpRequest
     grant: Grant
@@ -71,7 +70,7 @@ class Asking(NamedTuple):
 
 
 class InputRefused(UpstreamError):
-    """The client did not give what the server asked it for; no fault of the server's."""
+    """The client did not give the input the server asked for; not the server's fault."""
 
     outcome = "rpc_error"
     reason = "input_refused"
@@ -84,19 +83,19 @@ def can_be_asked(capabilities: Mapping[str, Any]) -> bool:
 
 
 def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
-    """Whether a client of these capabilities can be asked this."""
+    """Return whether a client with these capabilities supports this request."""
     method, params = asked.get("method"), asked.get("params", {})
     known = capabilities.get(CAPABILITIES.get(method, "")) if isinstance(method, str) else None
     if not isinstance(known, dict) or not isinstance(params, dict):
         return False
     if method == "elicitation/create":
-        # Without any member forms are meant (MCP 2025-11-25, Elicitation, Capabilities).
+        # An empty capability means forms (MCP 2025-11-25, Elicitation, Capabilities).
         return params.get("mode", "form") in (known or {"form"})
     return method != "sampling/createMessage" or "tools" not in params or "tools" in known
 
 
 class ServerRequests:
-    """Carries requests of servers to clients and the answers back; each is a row of the log, correlated to its call.
+    """Forwards requests of servers to clients and returns the answers; each has a row in the log, linked to its call.
 
     A client has `seconds` to answer.
     """
@@ -122,15 +121,15 @@ class ServerRequests:
         self._background.forever("requests nobody answered", self._pending.purge, every(PURGE_SECONDS))
 
     async def stop(self) -> None:
-        """End what is under way beside the calls; it gets a moment."""
+        """Stop background tasks, after giving them a second."""
         await self._background.stop(patience=1)
 
     # From a session server to a session client
 
     async def carry(self, asking: Asking, asked: Object, answer: Answer) -> None:
-        """Ask the client what its server asks, and answer the server.
+        """Forward the request to the client, and its answer to the server.
 
-        Cancelled, because the call is over, it tells the server so.
+        If cancelled because the call is over, the server gets an error.
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.target.capabilities, asked):
@@ -144,7 +143,7 @@ class ServerRequests:
         await answer(answered)
 
     async def ask_client(self, asking: Asking, asked: Object) -> Object:
-        """The client's answer, `{"result": ...}` or `{"error": ...}`; an error too when none came in time."""
+        """Return the client's answer, `{"result": ...}` or `{"error": ...}`; an error too if none came in time."""
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
         assert session is not None
@@ -164,7 +163,7 @@ class ServerRequests:
     async def wait(
         self, asking: Asking, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
     ) -> Object:
-        """Have `owner` answer this request, which `send` sends; the answer leaves when its row is written."""
+        """Send the request by `send` and wait for `owner` to answer; return the answer once its row is written."""
         row = _row(asking, asked)
         began = time.perf_counter()
         answered: Object | None = None
@@ -180,7 +179,7 @@ class ServerRequests:
         except DatabaseUnavailable:
             answered = _error("The gateway could not ask the client")
         finally:
-            # Not answered: the call is over, and what is cancelled waits for nothing.
+            # Not answered: the call was cancelled, so this must not wait.
             row.duration_ms = (time.perf_counter() - began) * 1000
             if answered is None:
                 row.outcome = "cancelled"
@@ -188,7 +187,7 @@ class ServerRequests:
         return await self._end(asking, asked, uid, row, answered)
 
     async def _end(self, asking: Asking, asked: Object, uid: str, row: CallRow, answered: Object | None) -> Object:
-        """Drop the request, write its row, and hand back the answer, or an error when the row cannot be written."""
+        """Drop the request, write its row, and return the answer, or an error if the row cannot be written."""
         if answered is TIMED_OUT:
             row.outcome = "timeout"
         elif answered is not None and "error" in answered:
@@ -210,7 +209,7 @@ class ServerRequests:
         return answered or {}
 
     async def take_answer(self, request: McpRequest, grant: Grant) -> None:
-        """A response that a client posts: keep it for the worker that waits for it. One that nobody waits for is lost.
+        """Store a response that a client posted for the worker that waits for it; drop it if none does.
 
         Raises DatabaseUnavailable.
         """
@@ -220,7 +219,7 @@ class ServerRequests:
             await self._pending.answer(uid, Owner(grant.connection_id, grant.session.id), request.body)
 
     def roots_changed(self, grant: Grant) -> None:
-        """Tell the servers that the client of this session told of its roots that these have changed."""
+        """Notify the servers of this session that the client's roots have changed."""
         for assigned in grant.assignments:
             if assigned.upstream_session is None or not assigned.in_scope or server_refusal(assigned):
                 continue
@@ -236,7 +235,7 @@ class ServerRequests:
     async def give_input(
         self, asking: Asking, answer: RpcResponse, again: Callable[[Object], Awaitable[RpcResponse]]
     ) -> RpcResponse:
-        """The final answer to a call whose server wants input: ask the client, and send `again` with what it says.
+        """Ask the client for the input the server wants, and send the call again until it returns a final answer.
 
         `again` gets the members to add to the params. Raises an UpstreamError.
         """
@@ -273,7 +272,7 @@ class ServerRequests:
     # Beside the calls
 
     def in_background(self, work: Awaitable[object]) -> None:
-        """Have this done beside the calls, within BACKGROUND_SECONDS; a failure ends in the log."""
+        """Run this in a background task for at most BACKGROUND_SECONDS; failures are logged."""
 
         async def run() -> None:
             async with asyncio.timeout(BACKGROUND_SECONDS):
@@ -298,7 +297,7 @@ def _for_client(asking: Asking, asked: Object) -> Object:
 
 
 def _checked(asking: Asking, answer: Object) -> Object:
-    """What of a client's answer goes to the server: its result or its error."""
+    """Return the result or the error of a client's answer, for the server."""
     if isinstance(answer.get("error"), dict):
         return {"error": answer["error"]}
     if isinstance(answer.get("result"), dict):
@@ -307,7 +306,7 @@ def _checked(asking: Asking, answer: Object) -> Object:
 
 
 def as_uuid(text: object) -> str | None:
-    """The canonical text of a UUID; None for anything else."""
+    """Return the canonical text of a UUID, or None for anything else."""
     try:
         return str(UUID(text)) if isinstance(text, str) and len(text) == 36 else None
     except ValueError:
@@ -315,7 +314,7 @@ def as_uuid(text: object) -> str | None:
 
 
 def _row(asking: Asking, asked: Object) -> CallRow:
-    """The row of a server's request: who and where are those of its call."""
+    """Return the log row of a server's request, with the people and objects of its call."""
     at = time.time()
     call = asking.request.row
     return replace(

@@ -1,8 +1,8 @@
-"""What servers say of their own accord, while a client listens here.
+"""Subscribe to the notifications of servers for the clients of this worker.
 
-A server of the session era says it on the standing stream of a session, which is opened for who listens, and for the
-calls under way in that session; one of 2026-07-28 on a `subscriptions/listen`. Of several workers one holds each of
-these.
+A server of the session era sends them on the standing stream of a session, which is opened for clients with a stream
+and for running calls in that session; one of 2026-07-28 on a `subscriptions/listen`. Each of these is read by one
+worker, under a lease.
 """
 
 import asyncio
@@ -61,20 +61,20 @@ from wire.sessions import SessionLost
 logger = logging.getLogger(__name__)
 
 LEASE_AGAIN_SECONDS = 10.0
-LOOK_AGAIN_SECONDS = 15.0  # For whom, if nothing was decided anew for so long.
-AGAIN_SECONDS = 2.0  # Before a stream that ended is opened again,
-MOST_AGAIN_SECONDS = 60.0  # doubled each time until so many.
-SESSION_SECONDS = 0.3  # How long sessions that are opened for somebody are waited for.
+LOOK_AGAIN_SECONDS = 15.0  # An owner's subscriptions are checked at least this often.
+AGAIN_SECONDS = 2.0  # Pause before a stream that ended is reopened,
+MOST_AGAIN_SECONDS = 60.0  # doubled each time up to this.
+SESSION_SECONDS = 0.3  # How long to wait for newly opened sessions.
 
-READY_SECONDS = 1.0  # So long a call waits until its server was asked for its stream,
+READY_SECONDS = 1.0  # How long a call waits until its server's stream was requested,
 OPEN_SECONDS = 0.1  # and then until the stream is open.
-SILENT_SECONDS = 60.0  # Who has just offered no stream is not asked again for so long.
-MOST_FOR_CALLS = 256  # Sessions this worker listens to for their calls alone.
+SILENT_SECONDS = 60.0  # A server without a stream is not asked again for this long.
+MOST_FOR_CALLS = 256  # Sessions whose stream this worker reads only for their calls.
 LOST = "lost"  # In place of a session's row.
 
 
 class ServerStreams:
-    """Listens at servers for those who listen here; of several workers one does it for each session at a server."""
+    """Reads the streams of servers for the clients of this worker; each session is read by one worker."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class ServerStreams:
         self._cipher = cipher
         self._name = str(uuid4())
         self._held: dict[str, Held] = {}  # By row.
-        # The sessions that were opened for who listens, by owner and assignment: the row, and what was subscribed to.
+        # The sessions opened for client streams, by owner and assignment: the row, and the subscribed URIs.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._background = Background(UpstreamError, DatabaseUnavailable)
         self._audiences = Audiences(access, bus, keeper)
@@ -104,10 +104,10 @@ class ServerStreams:
         self.give_waiting = self._carrier.give_waiting
         self._calls, self._courier = carriage.calls, self._carrier.courier
         self._calls.listen = self._listen_for_calls
-        self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when they said so.
-        self._beginning: set[str] = set()  # The sessions that are about to be listened to for their calls.
-        self._looked: dict[str, float] = {}  # When it was looked last what an owner is to hear.
-        self._calls_due = 0.0  # When all sessions of calls are looked at again.
+        self._silent: dict[tuple[str, str], float] = {}  # Servers without such a stream, and when that was found.
+        self._beginning: set[str] = set()  # The sessions whose stream is about to be opened for calls.
+        self._looked: dict[str, float] = {}  # When the subscriptions of each owner were last checked.
+        self._calls_due = 0.0  # When all sessions of calls are checked again.
         bus.on("upstream", self._look_again)
         bus.on("cut", self._doubt)
         bus.on("ended", self._session_ended)
@@ -117,7 +117,7 @@ class ServerStreams:
         self._background.forever("streams of servers", self._work, self._wait_for_news)
 
     async def stop(self) -> None:
-        """Listen to nobody any more; other workers may at once."""
+        """Close all streams and release their leases to other workers."""
         held, self._held = self._held, {}
         await self._background.stop()
         if held:
@@ -125,7 +125,7 @@ class ServerStreams:
                 await self._keeper.release(self._name, [*held])
 
     def _look_again(self, owner: str | None) -> None:
-        """What is to be listened to for this owner, or for anybody, may have changed."""
+        """Note that the servers to subscribe to for this owner (None: for all) may have changed."""
         for standing in self.streams.standing():
             if not owner or standing.owner == owner:
                 self.streams.note(standing.owner)
@@ -134,7 +134,7 @@ class ServerStreams:
                 self.streams.note(use.newest.grant.owner_id)
 
     def _doubt(self, _: str | None) -> None:
-        """Who still listens is told by the streams; the sessions of calls are in use again with the next one."""
+        """Treat the sessions of calls as unused until their next call; client streams are re-checked by Streams."""
         self._calls.doubt()
         self._calls_due = 0.0
         self.streams.changed.set()
@@ -154,11 +154,11 @@ class ServerStreams:
         try:
             await self._follow(*self.streams.news())
         except BaseException:
-            self._look_again(None)  # The news are taken: the next round is about everybody.
+            self._look_again(None)  # The news are consumed, so the next round checks everything.
             raise
 
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, Grant]) -> None:
-        """Listen to what is to be listened to for those who changed or were decided anew, and to nothing else."""
+        """Open the streams needed for owners that changed or were re-checked, and close those no longer needed."""
         began = time.monotonic()
         standing = self.streams.standing()
         owners = changed | self._due(standing, granted, began)
@@ -194,7 +194,7 @@ class ServerStreams:
         for row, source in wanted.items():
             held = self._held.get(row)
             if held is not None and held.task.done() and held.is_for_calls and source.audience.standing:
-                del self._held[row]  # Not listened to for calls any more; for who listens it is tried anew.
+                del self._held[row]  # The task ended when only calls used it; a client stream is worth a new attempt.
                 held = None
             if held is not None:
                 held.source = source
@@ -204,7 +204,7 @@ class ServerStreams:
             await self._keeper.release(self._name, gone)
 
     def _due(self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, Grant], now: float) -> set[str]:
-        """The owners for whom it was decided anew, or was not for long."""
+        """Return the owners with new grants, and those not checked for LOOK_AGAIN_SECONDS."""
         looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
         due = {
             each.owner
@@ -222,14 +222,14 @@ class ServerStreams:
             return Source(audience, assigned, upstream)
         return None
 
-    # What is held
+    # Sessions and leases
 
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
-        """Have a session at each of these that says something on it, subscribed to what its client wants to hear of.
+        """Open a session at each of these servers, subscribed to the resources of the audience.
 
-        The client of a session subscribes in it by itself; its subscriptions are renewed when the server has lost them,
-        or may have: at the first look, and in a session that took another's place. In the session of a connection
-        nothing is unsubscribed: listeners at other workers may want it too, and what nobody here wants is not told.
+        The client of a session sends its own subscriptions; they are renewed if the server may have lost them: at the
+        first check, and in a session that replaced another. In the session of a connection nothing is unsubscribed:
+        clients at other workers may need it, and unwanted notifications are dropped here.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -271,14 +271,14 @@ class ServerStreams:
             for uri in named:
                 await self._client.ask(upstream, "resources/subscribe", {"uri": uri}, ignore)
         except UpstreamError:
-            if key in self._sessions:  # Tried again the next time; until then something may be missed.
+            if key in self._sessions:  # Retried at the next check; until then notifications may be missed.
                 self._sessions[key] = LOST, frozenset()
             raise
         if tell:
             self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
-        """The listens at servers of 2026-07-28 that this worker is to hold, by row. Raises DatabaseUnavailable."""
+        """Return the leased listens at servers of 2026-07-28, by row. Raises DatabaseUnavailable."""
         keyed = {listen_key(source): source for source in sources}
         keyed = {key: source for key, source in keyed.items() if wishes(source)}
         if not keyed:
@@ -290,7 +290,7 @@ class ServerStreams:
         return {row: keyed[key] for key, row in (await self._keeper.lease_listens(self._name, rows)).items()}
 
     async def _leased_sessions(self, audiences: Sequence[Audience]) -> dict[str, Source]:
-        """The sessions at servers that this worker is to listen to, by row. Raises DatabaseUnavailable."""
+        """Return the leased sessions whose streams this worker reads, by row. Raises DatabaseUnavailable."""
         by_owner = {audience.owner: audience for audience in audiences}
         if not by_owner:
             return {}
@@ -311,13 +311,13 @@ class ServerStreams:
     def _hold(self, row: str, source: Source) -> Held:
         if row not in self._held:
             held = self._held[row] = Held(source, self._background.spawn("stream of a server", self._listen(row)))
-            held.task.add_done_callback(lambda _: held.has_begun())  # Nobody waits for one that was cancelled.
+            held.task.add_done_callback(lambda _: held.has_begun())  # Wake waiters even if it was cancelled.
         return self._held[row]
 
     # For calls
 
     async def _listen_for_calls(self, row: str, use: Use) -> None:
-        """Return when the server of this session is listened to, or is not going to be; soon in any case."""
+        """Wait until the server's stream is open, or will not be opened, for at most READY_SECONDS."""
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))
@@ -345,17 +345,15 @@ class ServerStreams:
             use.settled.set()
 
     def _is_silent(self, use: Use) -> bool:
-        """Whether this server has just offered no stream."""
+        """Return whether this server recently had no stream."""
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """How many sessions more this worker may listen to for their calls alone."""
+        """Return how many more sessions this worker may read only for their calls."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Whether there is room for so many more; as many idle sessions as that takes are given up, the longest idle
-        first.
-        """
+        """Return whether there is room for `wanted` more sessions, after closing the longest idle ones if needed."""
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self._calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -363,7 +361,7 @@ class ServerStreams:
             row
             for row, held in self._held.items()
             if held.is_for_calls
-            and held.source.audience.owner not in listening  # Whose client has begun to listen just now.
+            and held.source.audience.owner not in listening  # The client may just have opened a stream.
             and (row not in uses or not (uses[row].calls or uses[row].beginning))
         ]
         for row in sorted(idle, key=lambda row: uses[row].ended if row in uses else 0.0)[:most]:
@@ -371,7 +369,7 @@ class ServerStreams:
         return len(idle) >= most
 
     def _drop(self, row: str) -> None:
-        """Listen to this session no more; the next call in it is the first one again."""
+        """Close the stream of this session; the next call in it opens it again."""
         self._calls.uses.pop(row, None)
         if (held := self._held.pop(row, None)) is not None:
             held.task.cancel()
@@ -380,13 +378,13 @@ class ServerStreams:
     async def _leased_for_calls(
         self, held_anyway: Collection[str], owners: Collection[str] | None
     ) -> dict[str, Source]:
-        """The sessions in use by calls, of these owners or all, that this worker is to listen to, by row.
+        """Return the leased sessions in use by calls, of these owners or all, by row.
 
         Raises DatabaseUnavailable.
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
-        self._make_room(0)  # Somebody who listened may be gone, and their sessions are in use by calls alone.
+        self._make_room(0)  # Client streams may have ended, so that only calls use their sessions.
         has_room = self._room() > 0
         uses = {
             row: use
@@ -402,11 +400,11 @@ class ServerStreams:
         for row in uses.keys() - leased.keys():
             self._calls.uses.pop(row, None)  # It is over.
         if elsewhere := [row for row, is_own in leased.items() if not is_own]:
-            for row in elsewhere:  # The lease was lost, and another worker listens now.
+            for row in elsewhere:  # The lease was lost to another worker.
                 if row in self._held and self._held[row].since < now:
                     self._held.pop(row).task.cancel()
             await self._courier.tell_interest(elsewhere)
-        # Meanwhile sessions may have given way to others, and others may have begun.
+        # While waiting for the database, sessions may have been closed and others opened.
         own = [row for row, is_own in leased.items() if is_own]
         more = [row for row in own if row not in self._held and self._calls.uses.get(row) is uses[row]]
         listened = {*more[: max(self._room(), 0)], *self._held}
@@ -430,12 +428,12 @@ class ServerStreams:
                 pause = held.place.pause(AGAIN_SECONDS)
             except SessionLost:
                 self._begin(held)
-                if held.was_open:  # Another worker, whose client listens, is to open another now.
+                if held.was_open:  # Let a worker whose client has a stream open another session now.
                     self._drop(row)
-                return  # The next call finds out whether it is lost, and opens another.
+                return  # The next call finds out whether the session is lost, and opens another.
             except UpstreamError as error:
                 logger.debug("the stream of a server ended", extra={"error": str(error)})
-            except Exception:  # Whatever it said, its stream is read again.
+            except Exception:  # After any bad message the stream is opened again.
                 logger.exception("what a server said could not be passed on")
             self._begin(held)
             await asyncio.sleep(pause)
@@ -443,7 +441,7 @@ class ServerStreams:
             await self._renew(held)
 
     async def _renew(self, held: Held) -> None:
-        """Have the credential that this session has now, before its stream is opened again."""
+        """Reload the session's target, with its current credential, before its stream is opened again."""
         if held.source.target.session is None:
             return
         with suppress(DatabaseUnavailable):
@@ -451,14 +449,14 @@ class ServerStreams:
                 held.source = held.source._replace(target=upstream)
 
     async def _listen_once(self, held: Held) -> bool:
-        """Pass on what this server says until its stream ends; False when it offers none. Raises an UpstreamError."""
+        """Forward the server's messages until its stream ends; False if it has none. Raises an UpstreamError."""
         source = held.source
 
         async def on_request(asked: Object, answer: Answer) -> None:
             await self._carrier.carry(held, asked, answer)
 
         async def on_notification(message: Object) -> None:
-            if message["method"] == ACKNOWLEDGED:  # What a listen is answered first.
+            if message["method"] == ACKNOWLEDGED:  # The first message of a listen.
                 self._opened(held)
             else:
                 self._begin(held)
@@ -473,7 +471,7 @@ class ServerStreams:
         except SessionLost:
             if held.is_for_calls:
                 raise
-            return not await self._is_alive(source)  # Some servers say so where they have no stream.
+            return not await self._is_alive(source)  # Some servers answer like this if they have no stream.
 
     def _opened(self, held: Held) -> None:
         self._begin(held)
@@ -482,14 +480,14 @@ class ServerStreams:
         held.was_open = True
 
     async def _is_alive(self, source: Source) -> bool:
-        """Whether the server knows the session; if not, another takes its place, and whoever listens is told."""
+        """Return whether the server still knows the session; if not, a new one replaces it."""
         with suppress(UpstreamError):
             await self._client.ask(source.target, "ping", {}, ignore)
         kept = await self._keeper.kept(source.target)
         return kept is not None and source.target.session is not None and kept == source.target.session.row
 
     def _tell_what_may_be(self, source: Source) -> None:
-        """What was said while nobody listened is not known: the lists are asked for, and the client is told once."""
+        """Refresh the lists and report each subscribed resource once: notifications may have been missed."""
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
             if audience.offers(assigned, name, "listChanged"):
@@ -507,13 +505,13 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Let them know who listen, once all that is held for them has begun."""
+        """Wake the audience's streams once all server streams for them have opened."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
             _let_know(audience)
 
-    # What is told
+    # Notifications
 
     async def _pass_on(self, held: Held, message: Object) -> None:
         method, (audience, assigned, _) = message["method"], held.source
@@ -521,7 +519,7 @@ class ServerStreams:
             if (name := LIST_OF.get(method)) is not None:
                 await self._list_changed(assigned, audience.grant, name)
             elif method == UPDATED and isinstance(uri := params_of(message).get("uri"), str):
-                # Under the URI that the client has subscribed to, which may be the server's own.
+                # Use the URI that the client has subscribed to, which may be the server's own.
                 subscribed = audience.heard.get(assigned.id, {}).get(uri)
                 exposed = subscribed or uris.exposed_uri(audience.alias(assigned), uri)
                 await self._carrier.updated(held, message, exposed)
@@ -529,7 +527,7 @@ class ServerStreams:
                 await self._carrier.tell(held, message)
 
     def list_changed(self, assigned: AssignedServer, grant: Grant, name: str) -> None:
-        """Ask this server anew for its tools, prompts or resources, and tell the clients of the gateway."""
+        """Refresh this list of the server, and notify the clients of the gateway."""
         self._run(self._list_changed(assigned, grant, name))
 
     async def _list_changed(self, assigned: AssignedServer, grant: Grant, name: str) -> None:
@@ -559,6 +557,6 @@ def _let_know(audience: Audience) -> None:
 
 
 def _for_calls(use: Use) -> Source:
-    """What is listened to for the calls in a session alone."""
+    """Return the source for a stream that only calls need."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)

@@ -1,9 +1,9 @@
-"""The calls under way in sessions at servers, and what those servers say for them on another stream.
+"""Running calls in sessions at servers, and the messages those servers send for them on the standing stream.
 
-A server of the session era may ask on the standing stream of a session what it needs for a call: its SDK does so when
-its author names no related request. So that stream is read from before the first call in a session on, until no call
-has come for IDLE_SECONDS. One worker reads it; what it hears goes to the worker that has the call, or the client's
-standing stream, through a sealed row. The bus tells ids only.
+A server of the session era may send a request for a call on the session's standing stream: its SDK does so when the
+author names no related request. So that stream is read from before the first call in a session until IDLE_SECONDS after
+the last one. One worker reads it, and passes messages to the worker that has the call or the client's standing stream,
+in a sealed row. The bus carries ids only.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from wire import jsonrpc
 from wire.jsonrpc import Object
 from wire.rpc_messages import OnNotification, OnRequest, Session, Target, ignore
 
-IDLE_SECONDS = 30.0  # So long after its last call a session is still listened to.
-INTERESTED_SECONDS = 25.0  # So long another worker that said it has calls in a session is asked for them.
-BIDS_SECONDS = 0.25  # So long workers may take to say what they have,
-MOST_BIDS_SECONDS = 1.0  # and those that are known to have something.
+IDLE_SECONDS = 30.0  # The stream of a session is read for this long after its last call.
+INTERESTED_SECONDS = 25.0  # How long another worker's interest in a session is valid.
+BIDS_SECONDS = 0.25  # How long to wait for the bids of workers,
+MOST_BIDS_SECONDS = 1.0  # and for those of workers known to be interested.
 OFFERED_SECONDS = 30.0
 MOST_OFFERED = 256
 
@@ -33,7 +33,7 @@ PROGRESS = "notifications/progress"
 
 @dataclass(eq=False, slots=True)
 class SessionCall:
-    """A call, for as long as it is under way; `row` is the session at the server it was sent in."""
+    """A running call; `row` is the session at the server in which it was sent."""
 
     calls: "SessionCalls"
     grant: Grant
@@ -46,7 +46,7 @@ class SessionCall:
     on_request: OnRequest | None = None
 
     async def begin(self, session: Session, on_notification: OnNotification, on_request: OnRequest | None) -> None:
-        """Return when the call may be sent in this session: when its server is listened to, if that can be."""
+        """Return when the call may be sent in this session: once the server's stream is open, if it has one."""
         self.end()
         if not session.id or not session.row:
             return
@@ -57,7 +57,7 @@ class SessionCall:
         await self.calls.begin(self)
 
     def end(self) -> None:
-        """The call is over."""
+        """Deregister the call."""
         if self.row:
             self.calls.end(self)
             self.row = ""
@@ -65,7 +65,7 @@ class SessionCall:
 
 @dataclass(eq=False, slots=True)
 class Use:
-    """A session at a server in which calls are under way here, or were a moment ago; `newest` is the last of them."""
+    """A session at a server with running or recent calls of this worker; `newest` is the last of them."""
 
     newest: SessionCall
     calls: list[SessionCall] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Use:
 
 
 class SessionCalls:
-    """The sessions at servers that are in use by calls of this worker, by their rows."""
+    """The sessions at servers that calls of this worker use, by row."""
 
     def __init__(self) -> None:
         self.uses: dict[str, Use] = {}
@@ -98,27 +98,27 @@ class SessionCalls:
             use.ended = time.monotonic()
 
     def of(self, row: str) -> list[SessionCall]:
-        """The calls that are under way here in this session."""
+        """Return the running calls of this worker in this session."""
         use = self.uses.get(row)
         return use.calls if use is not None else []
 
     def is_beginning(self, row: str) -> bool:
-        """Whether a call in this session waits until its server is listened to."""
+        """Return whether a call in this session waits for the server's stream to open."""
         return (use := self.uses.get(row)) is not None and use.beginning
 
     def by_token(self, row: str, message: Object) -> SessionCall | None:
-        """The call that this progress is of."""
+        """Return the call with the progress token of this message."""
         params = message.get("params")
         token = params.get("progressToken") if isinstance(params, dict) else None
         return next((call for call in self.of(row) if call.token is not None and call.token == token), None)
 
     def doubt(self) -> None:
-        """Access was cut somewhere: a session is no longer in use unless another call comes."""
+        """After access was cut: treat each session as unused until its next call."""
         for use in self.uses.values():
             use.in_doubt = True
 
     def drop_idle(self) -> None:
-        """Forget the sessions that are in use no longer."""
+        """Forget the sessions that are no longer in use."""
         now = time.monotonic()
         idle = [
             row
@@ -132,29 +132,29 @@ class SessionCalls:
                 self._interested.pop(row, None)
 
     def note_interest(self, row: str, worker: str) -> None:
-        """Another worker has a use for what is said in this session."""
+        """Note that another worker wants the messages of this session."""
         self._interested.setdefault(row, {})[worker] = time.monotonic()
 
     def others(self, row: str) -> set[str]:
-        """The workers that said so lately."""
+        """Return the workers that recently noted interest in this session."""
         since = time.monotonic() - INTERESTED_SECONDS
         return {worker for worker, at in self._interested.get(row, {}).items() if at > since}
 
 
 class Heard(NamedTuple):
-    """What a server said in a session, in its own terms; and what is needed to say it in the client's."""
+    """Messages a server sent in a session, plus the aliases and log level needed to rewrite them for the client."""
 
     row: str
     owner: str
     alias: str
-    uri_alias: str  # Empty where URIs are given out as they are.
+    uri_alias: str  # Empty if URIs are not rewritten.
     level: str
     messages: list[Object]
-    is_of_session: bool = True  # Of a client's; else of a connection.
+    is_of_session: bool = True  # True for a client's session, False for a connection.
 
 
 class Bid(NamedTuple):
-    """What a worker has for a session: calls, whether one of them has a stream, and a standing stream."""
+    """A worker's calls in a session, and whether it has a call's stream or a standing stream for it."""
 
     calls: int
     has_stream: bool
@@ -162,7 +162,7 @@ class Bid(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where what was heard goes: to a worker's only call, or to its standing stream."""
+    """The destination of a message: a worker's only call, or its standing stream."""
 
     worker: str
     to_call: bool
@@ -172,9 +172,10 @@ type Deliver = Callable[[Heard, bool], Awaitable[None]]
 
 
 class Courier:
-    """Finds where what this worker heard goes, among all workers, and hands it over.
+    """Finds the worker that should get messages received here, and hands them over.
 
-    `own` says what this worker has, `deliver` passes on what another heard: to the only call, or a standing stream.
+    `own` returns this worker's bid; `deliver` forwards messages received elsewhere to the only call or a standing
+    stream.
     """
 
     def __init__(
@@ -200,12 +201,12 @@ class Courier:
         bus.on("carry", self._carry)
 
     async def tell_interest(self, rows: list[str]) -> None:
-        """Let whoever listens to these sessions know that this worker has a use for it. Raises DatabaseUnavailable."""
+        """Announce that this worker wants the messages of these sessions. Raises DatabaseUnavailable."""
         for first in range(0, len(rows), 100):
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
     async def offer(self, heard: Heard, owner: Owner) -> Place | None:
-        """Where this is to go, and gone when that is another worker's; None when nobody has a stream for it."""
+        """Choose the destination, and hand over if it is another worker; None if no worker has a stream for it."""
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
         news = asyncio.Event()
@@ -234,7 +235,7 @@ class Courier:
             except TimeoutError:
                 return
 
-    # What other workers tell
+    # Messages of other workers
 
     def _note_interest(self, told: str | None) -> None:
         worker, *rows = (told or "").split(" ")
@@ -278,7 +279,7 @@ class Courier:
 
 
 def choose(bids: dict[str, Bid], own: str) -> Place | None:
-    """The only call of all workers, if it has a stream; else a standing stream, one's own before another's."""
+    """Choose the only call of all workers, if it has a stream; otherwise a standing stream, preferably our own."""
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
         if bids[worker].has_stream:

@@ -1,8 +1,8 @@
-"""What is under way in this worker: calls and standing streams. Who may go on, who is cut off, and who is told what.
+"""Running calls and standing streams of this worker.
 
-Every 10 seconds, and at once when access was cut anywhere, is decided anew about all of them, by the rules that let
-them in: about 100 in one statement, spread over that time. Whoever may not go on is ended with an error, and what was
-asked of servers is cancelled.
+Their access is re-checked every 10 seconds, and at once after any revocation, by the rules that admitted them: up to
+100 in one statement, spread over that time. Those that lost access end with an error, and their requests to servers
+are cancelled.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ from wire.jsonrpc import Object
 logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 10.0
-RECHECK_PAUSE = 0.1  # Between two of them when many changes come.
-DECIDED_AT_ONCE = 100  # What more is under way waits for the next statement, so that no call waits for all of it.
-LISTS_SECONDS = 1.0  # How long changes of a list are gathered before clients are told,
-SAID_SECONDS = 0.25  # and when a server said so itself, which says it once.
-BEGIN_SECONDS = 0.5  # How long a listen waits until servers are listened to, before it is acknowledged.
+RECHECK_PAUSE = 0.1  # Least time between two full re-checks.
+DECIDED_AT_ONCE = 100  # Per statement, so that no call waits for all of them.
+LISTS_SECONDS = 1.0  # How long list changes are collected before clients are notified,
+SAID_SECONDS = 0.25  # and if a server reported the change, which it does once.
+BEGIN_SECONDS = 0.5  # How long a listen waits for the servers' streams before it is acknowledged.
 MOST_PENDING = 1000  # Messages a client may be behind,
-MOST_PENDING_BYTES = 4 * MOST_BYTES  # and what these may be in all; one is sent whatever its size.
-END_SECONDS = 1.0  # How long a client may take to read how its stream ended.
+MOST_PENDING_BYTES = 4 * MOST_BYTES  # and their total size; a single message may be larger.
+END_SECONDS = 1.0  # How long a client may take to read the end of its stream.
 
-# What clients are told when a list has changed, by the kind of what it lists.
+# Notifications of changed lists, by list.
 LIST_CHANGED = {
     "tools": "notifications/tools/list_changed",
     "prompts": "notifications/prompts/list_changed",
     "resources": "notifications/resources/list_changed",
 }
 
-# The lists there are; `initialize` and `server/discover` promise to tell of them.
+# The lists whose changes `initialize` and `server/discover` promise to report.
 LISTS = ("tools", "prompts", "resources")
 LISTS_ARE_TOLD: Object = {"listChanged": True}
 
-# What a `subscriptions/listen` calls them, and its first notification.
+# Their names in `subscriptions/listen`, and its first notification.
 LISTEN_KINDS = {"tools": "toolsListChanged", "prompts": "promptsListChanged", "resources": "resourcesListChanged"}
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
@@ -66,7 +66,7 @@ WITH gone AS (
 INSERT INTO proxy_cancellation (key, at) VALUES (%(key)s, now()) ON CONFLICT (key) DO UPDATE SET at = excluded.at
 """
 
-# What is asked about a standing stream: its servers too, which are listened to for it.
+# The query for a standing stream includes its servers, because the gateway subscribes to them.
 INTRODUCED = Wanted(ServersNeeded.INTRODUCED)
 
 type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
@@ -74,7 +74,7 @@ type Refusals = Callable[[McpRequest, Grant], UpstreamError | None]
 
 
 class Ending(NamedTuple):
-    """Why something is ended before its time: it is denied, its server is refused, or, with neither, cancelled."""
+    """The reason to end a call or stream early: denied, its server or feature refused, or, with neither, cancelled."""
 
     denied: Denied | None = None
     refusal: UpstreamError | None = None
@@ -84,11 +84,11 @@ CANCELLED = Ending()
 
 
 class StandingStream:
-    """An event stream that lasts: a GET of a session, or `subscriptions/listen`.
+    """A long-lived event stream: a GET of a session, or `subscriptions/listen`.
 
-    It carries what `put` is given, and pings; `subscription` is the id of the request that every message of a listen
-    bears, `lists` are the kinds of lists whose changes it is told of, `uris` the resources. With a `history` its events
-    have ids. `feed` fills it beside all that; one that `repeats` carries the stream of a call, and nothing else.
+    It sends the messages given to `put`, and pings. `subscription` is the request id that every message of a listen
+    has; `lists` and `uris` are the lists and resources whose changes it reports. With a `history` its events have ids.
+    `feed` is a task that adds further messages; a stream that `repeats` only resumes the stream of a call.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class StandingStream:
         self._woken = asyncio.Event()
         self._over = False
         self._left = False
-        self.heard = asyncio.Event()  # Set when servers are listened to for it.
+        self.heard = asyncio.Event()  # Set when the servers' streams are open.
         self._task: asyncio.Task[object] | None = None
 
     def acknowledge(self) -> None:
-        """Say first what this subscription will be told of."""
+        """Send the first message: the notifications this subscription will get."""
         told: Object = {LISTEN_KINDS[kind]: True for kind in LISTS if kind in self.lists}
         if self.uris:
             told["resourceSubscriptions"] = sorted(self.uris)
@@ -131,20 +131,20 @@ class StandingStream:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended."""
+        """True if the stream has ended."""
         return self._over
 
     @property
     def is_listening(self) -> bool:
-        """Whether it is the stream of a session, and takes what is said on it."""
+        """True for an open stream of a session, which takes its servers' messages."""
         return self.subscription is None and not self._over
 
     async def notify(self, message: Object) -> None:
-        """The same as `put`."""
+        """Queue a message (async alias of `put`, for the ClientStream protocol)."""
         self.put(message)
 
     def put(self, message: Object, *, first: bool = False) -> None:
-        """Send this message soon; a client that is too far behind is left."""
+        """Queue this message; the stream of a client that is too far behind is ended."""
         if self._over:
             return
         if self.subscription is not None:
@@ -160,7 +160,7 @@ class StandingStream:
             self.put_event(data)
 
     def put_event(self, data: bytes) -> None:
-        """Send an event as it is."""
+        """Queue an encoded event."""
         if self._over:
             return
         self._pending.append(data)
@@ -183,7 +183,7 @@ class StandingStream:
             asyncio.get_running_loop().call_later(END_SECONDS, self._task.cancel)
 
     async def serve(self, ping_seconds: float) -> None:
-        """Return when the stream has ended, by whoever."""
+        """Serve the stream until it ends."""
         self._task = spawn("standing stream", self._write_all(ping_seconds))
         beside = [spawn("client of a standing stream", self._watch())]
         if self.feed is not None:
@@ -197,7 +197,7 @@ class StandingStream:
             if self.history is not None:
                 self.history.leave()
                 self.history.end()
-        if not self._task.cancelled():  # It is when the client did not read how its stream ended.
+        if not self._task.cancelled():  # Cancelled if the client did not read the end of its stream.
             self._task.result()
 
     async def _write_all(self, ping_seconds: float) -> None:
@@ -245,8 +245,8 @@ class StandingStream:
 class Streams:
     """The calls and standing streams of one worker.
 
-    `calls` holds those that are under way, by their id: whoever serves one puts it in, with its task, and takes it out.
-    `refusal` says whether a call's server and feature may still be used, by what the database says of them now.
+    `calls` are the running ones by id; the code that serves a call adds it, with its task, and removes it. `refusal`
+    returns why a call's server and feature may not be used under a new grant.
     """
 
     def __init__(self, bus: Bus, statements: Statements, refusal: Refusals, public_url: str) -> None:
@@ -256,10 +256,10 @@ class Streams:
         self._public_url = public_url
         self.calls: dict[str, McpRequest] = {}
         self._standing: dict[str, StandingStream] = {}
-        self._places: Counter[str] = Counter()  # Standing streams by token, those too that are about to begin.
+        self._places: Counter[str] = Counter()  # Standing streams by token, including those about to begin.
         self._due: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._cut = asyncio.Event()
-        self._left: list[tuple[int, int]] = []  # The parts of this round that are still to be checked.
+        self._left: list[tuple[int, int]] = []  # The parts of this round that remain to be checked.
         self._background = Background(DatabaseUnavailable, StatementRejected)
         self.changed = asyncio.Event()  # Set when there is news about standing streams.
         self._changed: set[str] = set()
@@ -275,7 +275,7 @@ class Streams:
         self._background.forever("open streams", self._check, self._wait_for_check, guards_access=True)
 
     async def stop(self) -> None:
-        """Check nothing more."""
+        """Stop the checks."""
         _open.remove(self)
         for timer in self._due.values():
             timer.cancel()
@@ -284,7 +284,7 @@ class Streams:
     # What is under way
 
     async def serve(self, standing: StandingStream, ping_seconds: float) -> Ending | None:
-        """Serve this stream until it ends; why it was ended, if it was."""
+        """Serve this stream until it ends; return the reason if it was ended early."""
         request = standing.request
         self.calls[request.uid] = request
         self._standing[request.uid] = standing
@@ -305,12 +305,12 @@ class Streams:
         return ending
 
     def note(self, owner: str) -> None:
-        """What is to be listened to for this owner may have changed."""
+        """Note that the servers to subscribe to for this owner may have changed."""
         self._changed.add(owner)
         self.changed.set()
 
     def news(self) -> tuple[set[str], dict[AccessQuery, Grant]]:
-        """Since it was asked last: the owners noted, and what standing streams are granted by the statements since."""
+        """Return the owners noted and the grants of standing streams re-read since the last call."""
         self.changed.clear()
         news = self._changed, self._granted
         self._changed, self._granted = set(), {}
@@ -318,7 +318,7 @@ class Streams:
 
     @contextmanager
     def place(self, token_id: str) -> Iterator[None]:
-        """Count a standing stream of this token, from before it begins until it is over."""
+        """Count a standing stream of this token while the block runs, which begins before the stream does."""
         self._places[token_id] += 1
         try:
             yield
@@ -328,43 +328,43 @@ class Streams:
                 del self._places[token_id]
 
     def of_token(self, token_id: str) -> int:
-        """How many standing streams this token has, with those that are about to begin."""
+        """Return the number of standing streams of this token, including those about to begin."""
         return self._places[token_id]
 
     def of_owner(self, owner: str) -> list[StandingStream]:
-        """The standing streams of this session, or of this connection without one, the newest first."""
+        """Return the standing streams of this session, or of a connection without one, newest first."""
         return [standing for standing in reversed(self.standing()) if standing.owner == owner]
 
     def sessions(self) -> set[str]:
-        """The sessions in which something is under way here."""
+        """Return the sessions with running calls or streams in this worker."""
         grants = (request.grant for request in self.calls.values())
         return {grant.session.id for grant in grants if grant is not None and grant.session is not None}
 
     def standing(self) -> list[StandingStream]:
-        """All standing streams of this worker that are told what servers say."""
+        """Return the standing streams of this worker that get server notifications."""
         return [standing for standing in self._standing.values() if not standing.repeats]
 
     def end_standing(self) -> None:
-        """End all standing streams: this process stops. Clients come back to another."""
+        """End all standing streams because this process stops; clients reconnect to another."""
         for standing in self._standing.values():
             standing.end(_result(standing))
 
-    # Who may go on
+    # Re-checking access
 
     def _access_was_cut(self, _: str | None) -> None:
         self._cut.set()
 
     def _session_ended(self, session_id: str | None) -> None:
-        """All that is under way in it ends."""
+        """End the calls and streams of this session."""
         if session_id is None:
-            return  # All is decided anew.
+            return  # Everything is re-checked.
         for request in [*self.calls.values()]:
             session = request.grant.session if request.grant is not None else None
             if session is not None and session.id == session_id:
                 self._end(request, CANCELLED)
 
     def _session_lost(self, session_id: str | None) -> None:
-        """End its standing streams; calls go on: those at other servers may have been executed."""
+        """End the session's standing streams, but not its calls: other servers may have executed them."""
         for standing in [*self._standing.values()]:
             if session_id is not None and standing.owner == session_id:
                 self._end(standing.request, CANCELLED)
@@ -377,14 +377,14 @@ class Streams:
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Decide anew about one part; about all after a cut or a failure."""
+        """Re-check one part; after a cut or a failure, everything."""
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:
             for part, parts in self._parts() if is_about_all else [self._left.pop(0)]:
                 await self._decide_anew(part, parts)
         except BaseException:
-            self._cut.set()  # The next round is about all.
+            self._cut.set()  # The next round checks everything.
             raise
         if is_about_all:
             self._left = []
@@ -395,9 +395,9 @@ class Streams:
         return [(part, parts) for part in range(parts)]
 
     async def recheck(self, request: McpRequest) -> Grant | None:
-        """Decide now about a call that has waited: the grant as it is, or None when the call may not go on.
+        """Re-check a call that has waited: return its current grant, or None if it may not continue.
 
-        Why not is its `ending` then, and what it is answered. Raises DatabaseUnavailable.
+        The reason is then in its `ending`, and becomes its response. Raises DatabaseUnavailable.
         """
         if request.query is None:
             return request.grant
@@ -414,7 +414,7 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Decide about one part of all that is under way; what is of one owner is in one part."""
+        """Re-check one part of the calls and streams; those of one owner are in the same part."""
         requests = [
             request
             for request in self.calls.values()
@@ -427,8 +427,8 @@ class Streams:
         for request, grant in zip(requests, grants, strict=True):
             try:
                 self._apply(request, grant)
-            except Exception as error:  # noqa: BLE001 - raised when the others have been decided about
-                self._end(request, CANCELLED)  # It may not go on undecided.
+            except Exception as error:  # noqa: BLE001 - raised after the others have been checked
+                self._end(request, CANCELLED)  # It must not continue unchecked.
                 failures.append(error)
         if self._granted:
             self.changed.set()
@@ -436,7 +436,7 @@ class Streams:
             raise failures[0]
 
     def _apply(self, request: McpRequest, grant: Grant | DatabaseUnavailable | None) -> None:
-        """End this call or stream if it may not go on; note what a standing stream is granted."""
+        """End this call or stream if it lost access; note the new grant of a standing stream."""
         if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
             return
         if (ending := self._verdict(request, grant)) is not None:
@@ -453,14 +453,14 @@ class Streams:
             return Ending(denied=DENIALS["unknown"])
         is_standing = request.uid in self._standing
         if grant.by_oauth and not is_standing:
-            # An app gets a new token every few minutes; a call it began with the last one goes on.
+            # Apps get a new token every few minutes; a call that began with the previous one continues.
             grant = grant._replace(token_expired=False)
         if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
             return Ending(denied=denied)
         if request.grant is not None and grant.owner_id != request.grant.owner_id:
-            return CANCELLED  # Its session has ended, and with it all that was under way in it.
+            return CANCELLED  # Its session has ended.
         if is_standing and grant.session is not None and grant.session.is_lost:
-            return CANCELLED  # Its client is to come back and learn it.
+            return CANCELLED  # The client should reconnect and get the 404.
         refusal = None if is_standing else self._refusal(request, grant)
         return None if refusal is None else Ending(refusal=refusal)
 
@@ -478,9 +478,9 @@ class Streams:
     # Cancelling
 
     async def cancel(self, owner: str, request_id: object) -> None:
-        """Cancel the call with this id of this session, or of this connection without one, wherever it is under way.
+        """Cancel the call with this id of this session, or of a connection without one, in any worker.
 
-        Nothing happens when there is none, or when several calls outside of a session bear the id.
+        Does nothing if there is none, or if several calls without a session have the id.
         """
         if type(request_id) is not int and not isinstance(request_id, str):
             return
@@ -494,7 +494,7 @@ class Streams:
         found = [request for request in self.calls.values() if _is_cancelled_by(request, key)]
         if before is not None:
             found = [request for request in found if request.arrived < before]
-        if len(found) != 1:  # Clients without a session count their requests each by itself.
+        if len(found) != 1:  # Clients without sessions may use the same request ids.
             return None
         self._end(found[0], CANCELLED)
         return found[0]
@@ -508,10 +508,10 @@ class Streams:
         for missed, at in await self._statements.fetch(CANCELLATIONS):
             self._cancel_here(missed, before=at)
 
-    # Telling
+    # Notifications
 
     def _lists_changed(self, changed: str | None) -> None:
-        """`changed` is a gateway, alone or with the list it is, and `said` when its server said so."""
+        """Schedule notifications; `changed` is a gateway id, then maybe a list, and `said` if a server reported it."""
         gateway_id, *more = (changed or "").split(" ")
         kinds = [more[0]] if more else LISTS
         seconds = SAID_SECONDS if "said" in more else LISTS_SECONDS
@@ -529,7 +529,7 @@ class Streams:
             if standing.gateway_id != gateway_id:
                 continue
             if standing.subscription is None:
-                # One message goes on one stream of a session only.
+                # MCP: each message is sent on only one stream of a session.
                 if standing.owner in told:
                     continue
                 told.add(standing.owner)
@@ -538,7 +538,7 @@ class Streams:
 
 
 def honoured(asked: object) -> tuple[list[str], list[str]]:
-    """The kinds of lists that are told of, and the resources, of what a `subscriptions/listen` asks to be told of."""
+    """Return the lists and the resource URIs that a `subscriptions/listen` validly asks for."""
     if not isinstance(asked, dict):
         return [], []
     named = asked.get("resourceSubscriptions")
@@ -550,13 +550,13 @@ _open: list[Streams] = []
 
 
 def end_standing() -> None:
-    """End the standing streams of this process; called in its loop."""
+    """End the standing streams of this process; call it in the event loop."""
     for streams in _open:
         streams.end_standing()
 
 
 def _last_message(standing: StandingStream, ending: Ending, public_url: str) -> bytes:
-    """How a standing stream ends: a listen with its result, a GET with what is wrong, if anything is."""
+    """Return the last message of a standing stream: the result of a listen, or the error of a denied GET, if any."""
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:

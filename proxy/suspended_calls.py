@@ -1,8 +1,8 @@
 """Calls of 2026-07-28 clients to servers of the session era that ask something: the client gets `input_required`.
 
-The call goes on in its worker while its client collects the answers. The requestState the client hands back names it,
-sealed and bound to the connection and to the request; each is good once. The retry, in any worker, leaves the answers
-in rows and waits for the outcome, which the call's worker leaves sealed in another.
+The worker keeps the call to the server open while the client collects the answers. The `requestState` the client
+returns is sealed, names the call, is bound to the connection and the request, and works once. The retry, in any worker,
+stores the answers in rows and waits for the outcome, which the call's worker stores sealed in another row.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 KIND = "requestState"
 STATE_SECONDS = 300.0
-GATHER_SECONDS = 0.02  # What a server asks at the same time is asked of the client at once.
+GATHER_SECONDS = 0.02  # Requests of a server within this time are sent to the client together.
 BEAT_SECONDS = 2.0
-DEAD_SECONDS = 10.0  # A worker that has not said for so long that it holds a call does not hold it any more.
-LOOK_SECONDS = 1.0  # Between two looks at the row while nothing is told.
+DEAD_SECONDS = 10.0  # A call without a heartbeat for this long is considered lost.
+LOOK_SECONDS = 1.0  # Poll interval of the row while no notification arrives.
 MOST_SUSPENDED = 64  # Calls of one connection in one worker.
 
 HOLD = """
@@ -47,7 +47,7 @@ UPDATE proxy_suspendedcall SET beat_at = statement_timestamp(),
     expires_at = greatest(expires_at, statement_timestamp() + make_interval(secs => 60))
 WHERE id = ANY(%s::uuid[]) RETURNING id::text
 """
-# Whoever retries is told in the transaction in which it can be read.
+# The retry is notified in the same transaction that makes the outcome readable.
 FINISH = """
 WITH finished AS (
     UPDATE proxy_suspendedcall SET outcome = %(outcome)s,
@@ -68,7 +68,7 @@ END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
 
 
 class BadState(UpstreamError):
-    """The requestState is none that was given to this connection for this request, or it was used, or is too old."""
+    """The requestState was not issued to this connection for this request, was already used, or is too old."""
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
@@ -81,14 +81,14 @@ class BadState(UpstreamError):
 
 
 class CallLost(UpstreamError):
-    """The worker that held the call is gone, and the call with it."""
+    """The worker that held the call has died."""
 
     reason = "call_lost"
     sentence = 'The call to server "{server}" was lost while it waited for input; the server may have executed it.'
 
 
 class Ended(UpstreamError):
-    """How a suspended call ended in its worker, as it was left for the retry."""
+    """The error with which a suspended call ended in its worker, as stored for the retry."""
 
     def __init__(self, server: str, code: int, outcome: str, reason: str, sentence: str, data: Object | None) -> None:
         self.code, self.outcome, self.reason = code, outcome, reason
@@ -117,7 +117,7 @@ class _Call:
 
 
 class SuspendedCalls:
-    """Holds the calls of this worker that wait for input, and gives retries what became of them."""
+    """Holds the calls of this worker that wait for input, and returns their outcomes to retries."""
 
     def __init__(
         self, state: Statements, bell: Bell, pending: PendingRequests, requests: ServerRequests, cipher: Cipher
@@ -128,7 +128,7 @@ class SuspendedCalls:
         self._requests = requests
         self._cipher = cipher
         self._held: dict[str, tuple[str, asyncio.Task[RpcResponse]]] = {}  # Connection and task, by id.
-        # What is under way in this worker, and ended when access is cut; the calls that are held here among it.
+        # The running requests of this worker, which end when access is cut; held calls are added to them.
         self.under_way: dict[str, McpRequest] = {}
         self._background = Background(DatabaseUnavailable)
 
@@ -136,7 +136,7 @@ class SuspendedCalls:
         self._background.forever("suspended calls", self._beat, every(BEAT_SECONDS))
 
     async def stop(self) -> None:
-        """End the calls that are held; their retries are told."""
+        """End the held calls; their retries get CallLost."""
         await self._background.stop()
         tasks = [task for _, task in self._held.values()]
         for task in tasks:
@@ -150,7 +150,7 @@ class SuspendedCalls:
     async def call(
         self, asking: Asking, message: Message, ask: Callable[[OnRequest], Awaitable[RpcResponse]]
     ) -> RpcResponse:
-        """What `ask` answers; `input_required` as soon as the server asks something. Raises what `ask` does."""
+        """Return the answer of `ask`, or `input_required` once the server asks something. Raises what `ask` does."""
         call = _Call(asking)
 
         async def on_request(asked: Object, answer: Answer) -> None:
@@ -165,7 +165,7 @@ class SuspendedCalls:
                     asking.request.may_have_run = True  # The server has asked something.
                     await asyncio.wait((task,), timeout=GATHER_SECONDS)
                 if task.done():
-                    # Clean-up decides no answer.
+                    # In the background, so that a failing clean-up does not affect the answer.
                     self._requests.in_background(self._forget(call))
                     return task.result()
                 if asked := await self._pending.open(call.uid):
@@ -182,9 +182,9 @@ class SuspendedCalls:
         return self._input_required(asking.request, message, call.uid, 0, asked)
 
     async def resume(self, asking: Asking, message: Message) -> RpcResponse:
-        """What became of the call this request is a retry of; `input_required` again when more is asked.
+        """Return the outcome of the call that this request retries, or `input_required` again.
 
-        Raises BadState, CallLost, or how the call ended.
+        Raises BadState, CallLost, or the error of the call.
         """
         grant, server = asking.grant, asking.target.server_name
         uid, turn = self._opened(message, grant.connection_id)
@@ -216,7 +216,7 @@ class SuspendedCalls:
     # In the worker that holds the call
 
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
-        """Let the retry answer this; what `call` returns before, or the retry that waits, asks the client."""
+        """Forward this server request to the client by `input_required`, and the retry's answer to the server."""
         asking = call.asking
 
         async def send() -> None:
@@ -254,13 +254,13 @@ class SuspendedCalls:
     def _hold(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
         assert isinstance(task, asyncio.Task)
         self._held[call.uid] = call.asking.grant.connection_id, task
-        # The request that began it has been answered.
+        # A copy, because the request that began the call has been answered.
         held = self.under_way[call.uid] = copy.copy(call.asking.request)
         held.uid, held.task = call.uid, task
         task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
 
     async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
-        """Leave how the call ended for its retry."""
+        """Store the outcome of the call for its retry."""
         try:
             outcome = _sealable(task)
             if outcome is None:
@@ -273,7 +273,7 @@ class SuspendedCalls:
             self.under_way.pop(call.uid, None)
 
     async def _beat(self) -> None:
-        """Say of the calls held here that they are; one whose row is gone is cancelled: nobody waits for it."""
+        """Update the heartbeat of the calls held here; cancel those whose row is gone."""
         if not self._held:
             return
         uids = list(self._held)
@@ -282,7 +282,7 @@ class SuspendedCalls:
             if uid not in alive and uid in self._held:
                 self._held[uid][1].cancel()
 
-    # What the client carries between the two
+    # The state that the client returns
 
     def _input_required(
         self, request: McpRequest, message: Message, uid: str, turn: int, asked: dict[str, Object]
@@ -300,7 +300,7 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def _opened(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """The call and the turn a requestState names. Raises BadState."""
+        """Return the id of the call and the turn in a requestState. Raises BadState."""
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))
@@ -331,7 +331,7 @@ def _answers(responses: object) -> Iterable[tuple[str, Object]]:
 
 
 def _digest(message: Message) -> str:
-    """What of a request a retry repeats: its method and its params, whatever the order of their members."""
+    """Return a digest of what a retry repeats: method and params, regardless of the order of members."""
     params = {name: value for name, value in message.params.items() if name not in _OF_ONE_TURN}
     return hashlib.sha256(json.dumps([message.method, params], sort_keys=True).encode()).hexdigest()
 
@@ -339,13 +339,13 @@ def _digest(message: Message) -> str:
 _OF_ONE_TURN = frozenset({"_meta", "inputResponses", "requestState"})
 
 
-# How a call ended that failed for no fault of its server's; why is for the log of the process that held it.
+# Outcomes of calls that failed in the gateway; the reason is in the log of the process that held the call.
 UNAVAILABLE = b"unavailable"
 FAILED = b"failed"
 
 
 def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
-    """How a call ended, as text; None when it was cancelled, so that nobody waits for it."""
+    """Return the outcome of a call as text, or None if it was cancelled and nobody waits for it."""
     if task.cancelled():
         return None
     error = task.exception()
@@ -360,7 +360,7 @@ def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
 
 
 def _opened_outcome(text: bytes, server: str) -> RpcResponse:
-    """The answer that `_sealable` kept. Raises Ended, DatabaseUnavailable or Failed when it was none."""
+    """Return the answer stored by `_sealable`. Raises Ended, DatabaseUnavailable or Failed if the call failed."""
     if text == UNAVAILABLE:
         raise DatabaseUnavailable("the database did not answer while the call was held")
     if text == FAILED:

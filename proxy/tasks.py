@@ -1,11 +1,11 @@
-"""Tasks: calls that a server answers with a task, whose state and result its client asks for later.
+"""Tasks: calls that a server answers with a task, whose state and result the client requests later.
 
 MCP 2025-11-25 has them in the core, 2026-07-28 as the extension `io.modelcontextprotocol/tasks`. A client never gets
-a server's own task id. Its id is that one sealed together with the connection, the assignment, the tool and the era, so
-every worker can route a request about the task without a table. Such a request is decided as a call of that tool.
+a server's own task id. It gets that id sealed together with the connection, the assignment, the tool and the era, so
+every worker can route a request about the task without a table. Such a request is decided like a call of that tool.
 
-A task's id is sealed once, in the answer that creates the task: clients compare ids, and sealing again would make
-another. Any other message names the task that its request is about, or none.
+A task's id is sealed once, in the answer that creates the task: clients compare ids, and sealing it again would give a
+different one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wire.task_ids import TaskIds
 if TYPE_CHECKING:
     from proxy.request import McpRequest
 
-KIND = "task"  # Apart from whatever else is sealed with the same keys.
+KIND = "task"  # Distinguishes task ids from other texts sealed with the same keys.
 METHODS = frozenset({"tasks/get", "tasks/result", "tasks/update", "tasks/cancel"})
 STATUS = "notifications/tasks/status"
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -35,9 +35,9 @@ LONGEST_SEALED = 16_384
 
 
 class UnknownTask(UpstreamError):
-    """The id is none that this connection was given in this era, or its tool is another server's by now.
+    """This connection was given no such id in this era, or the tool now belongs to another server.
 
-    The answer is the same in all cases, so that nobody can find out which ids exist.
+    The error is the same in all cases, so that clients cannot find out which ids exist.
     """
 
     code = jsonrpc.INVALID_PARAMS
@@ -54,7 +54,7 @@ class UnknownTask(UpstreamError):
 
 
 class Task(NamedTuple):
-    """A task: its id at the server, the id its client has, and what the latter holds besides."""
+    """A task: its id at the server, the client's id, and the other facts sealed in the latter."""
 
     own_id: str
     client_id: str
@@ -70,15 +70,14 @@ class Task(NamedTuple):
 
     @property
     def ids(self) -> TaskIds:
-        """Its ids in messages."""
+        """Both ids, for rewriting messages."""
         return TaskIds(self.own_id, self.client_id, self.is_modern)
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return where to send the request; tasks are not carried from one era to the other.
+    """Return `target` without the tasks extension if the eras differ: tasks are not translated between eras.
 
-    A server of 2026-07-28 is not told of the extension by a client of the session era. Raises UnknownTask when the
-    server does not speak the era of `task` any more.
+    Raises UnknownTask if the server no longer speaks the era of `task`.
     """
     if task is not None and task.is_modern != (target.era == MODERN):
         raise UnknownTask

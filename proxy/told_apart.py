@@ -1,4 +1,4 @@
-"""Which names are labels of metrics: of each kind so many at most, and the same ones in all workers of one `serve`."""
+"""Caps the number of distinct values per metric label, shared by all workers of one `serve`."""
 
 import fcntl
 import json
@@ -9,11 +9,11 @@ OTHER = "other"
 
 
 class Names:
-    """The names of one kind that are told apart; every other is counted as `other`.
+    """The names of one kind that have their own label; all others are counted as `other`.
 
-    Who comes first is in: before all calls those that were used most (see `admit`), then whoever is called while there
-    is room. None is given up before `serve` starts again, since a counter never goes back. Workers share them in a
-    file of `folder`; a process without a folder is alone.
+    At the start the most used names are admitted (see `admit`), then each name that is called while there is room. No
+    name is removed before `serve` restarts, because counters never decrease. Workers share the names in a file in
+    `folder`; a process without a folder does not share them.
     """
 
     def __init__(self, kind: str) -> None:
@@ -23,18 +23,18 @@ class Names:
         self._known: dict[str, None] = {}
 
     def set_up(self, most: int, folder: Path | None) -> None:
-        """How many there may be, and where workers agree upon them."""
+        """Set the maximum number of names and the folder in which workers share them."""
         self._most, self._path = most, folder / f"{self._kind}.names" if folder else None
         self._known.clear()
 
     def label(self, name: str) -> str:
-        """The name itself, if it is told apart."""
+        """Return the label for this name: the name itself, or `other`."""
         if name not in self._known and len(self._known) < self._most:
             self.admit([name])
         return name if name in self._known else OTHER
 
     def admit(self, names: Iterable[str]) -> None:
-        """Tell these apart, in this order, as far as there is room."""
+        """Give these names labels of their own, in this order, while there is room."""
         if self._path is None:
             self._add(names)
             return

@@ -1,4 +1,4 @@
-"""Which API keys a person may see, and their filters; shared by page and REST."""
+"""The API keys a person may see, and their filters; shared by page and REST."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATUSES = ("active", "expired", "revoked", "all")
 
 
 def keys_known_to(viewer: User) -> ApiKeyQuerySet:
-    """The viewer's own API keys; everybody's for people who manage people."""
+    """Return the viewer's own API keys, or all for viewers with `people:manage`."""
     keys = ApiKey.objects.select_related("user")
     return keys if viewer.has_perm(Capability.PEOPLE_MANAGE) else keys.filter(user=viewer)
 
@@ -34,18 +34,18 @@ class KeyFilter(forms.Form):
         self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
-        """The viewer's own keys, or everybody's with that filter. Raises CapabilityRequired."""
+        """Return the viewer's own keys, or everyone's if the filter asks for it. Raises CapabilityRequired."""
         return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, keys: ApiKeyQuerySet) -> ApiKeyQuerySet:
-        """The keys that match, those that end first at the top."""
+        """Return the matching keys, the first to expire at the top."""
         keys = keys.of_status(self.values["status"])
         keys = keys.matching(self.values.get("q", ""), of_many="owner" in self.values)
         return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")
 
 
 class KeyForm(ChecksCapabilities):
-    """A new API key. Its id is chosen with the form, so that the form sent again makes no second key."""
+    """Form for a new API key. It contains the id, so that submitting it twice does not create a second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
     name = forms.CharField(max_length=100)

@@ -42,7 +42,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @own_resource("an API key of one's own, with no more than one may do oneself")
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
-    """A new key, whose secret is in the answer of this POST and nowhere else."""
+    """Create a key; its secret is shown only in the response to this POST."""
     form = KeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         existing = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
@@ -57,7 +57,7 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
-    """The new key; None when it was refused, and the form says why."""
+    """Return the new key, or None if it was refused, with the reason as a form error."""
     data = dict(form.cleaned_data)
     data["pk"] = data.pop("id")
     try:
@@ -70,7 +70,7 @@ def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
 
 
 def _shown(request: AppRequest, key: ApiKey, new: IssuedKey | None = None) -> HttpResponse:
-    """The new secret; without one, that it is no longer shown."""
+    """Show the new secret, or without one, a message that it is no longer shown."""
     context: dict[str, Any] = {"key": key, "secret": new.secret if new else "", "url": f"{settings.PUBLIC_URL}/api"}
     response = show(request, "tokens/api_key_issued.html", context)
     response["Referrer-Policy"] = "no-referrer"
@@ -95,7 +95,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     try:
         key.revoke(by=request.user)
     except AlreadyRevoked:
-        key.refresh_from_db()  # It has ended, which is what was asked for.
+        key.refresh_from_db()  # It has already ended, as requested.
     except Outranked as error:
         return leave(request, back, str(error))
     counts = KeyFilter(open_query(request)).listed(request.user).numbers()

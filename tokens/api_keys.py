@@ -44,14 +44,14 @@ class NoCapability(KeyRefused):
 
 
 class IssuedKey(NamedTuple):
-    """A new API key, and its text: the only time the text exists outside the program that uses it."""
+    """A new API key and its secret, which is not stored: it can be shown only now."""
 
     key: ApiKey
     secret: str
 
 
 def issue(*, name: str, capabilities: Collection[Capability], days: int, by: User, pk: UUID | None = None) -> IssuedKey:
-    """Make an API key that acts as `by` with no more than `capabilities`, for `days` from now.
+    """Create an API key that acts as `by` with at most `capabilities`, for `days` from now.
 
     Raises KeyNameTaken, TooManyKeys, BadDays, NoCapability, or BeyondYours for what `by` does not hold.
     """
@@ -86,7 +86,7 @@ def _must_have_room(owner: User, name: str) -> None:
 
 
 def find(secret: str) -> ApiKey | None:
-    """The API key whose text is `secret`, if it could be used now by an active person."""
+    """Return the API key with this secret, if it is active and so is its owner."""
     if not token_text.well_formed(secret, {token_text.PERSONAL}):
         return None
     digests = token_text.candidates(secret, settings.TOKEN_KEYS)

@@ -17,7 +17,7 @@ from wire import token_text
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The token a request came with, and its text."""
+    """The token that authenticated a request, and its secret."""
 
     token: Token
     secret: str
@@ -25,27 +25,27 @@ class Presented:
 
     @property
     def credential(self) -> str:
-        """Which credential this is, whatever its secret is now."""
+        """A name of the credential that stays the same when its secret is rotated."""
         return f"token {self.token.pk}"
 
 
 @dataclass(frozen=True, slots=True)
 class ByKey:
-    """The API key a request came with; its user has been narrowed to what the key may do."""
+    """The API key that authenticated a request; the user's capabilities are limited to the key's."""
 
     key: ApiKey
     is_api_key: ClassVar[bool] = True
 
     @property
     def credential(self) -> str:
-        """Which credential this is."""
+        """A name of the credential."""
         return f"API key {self.key.pk}"
 
 
 class BearerAuthentication(BaseAuthentication):
-    """Decides whenever a Bearer credential is there; the session cookie is then ignored.
+    """Authenticates requests with a Bearer credential; their session cookie is ignored.
 
-    Yields the credential's user, with a `Presented` or a `ByKey` as `request.auth`. Unknown, expired or revoked: 401.
+    Returns the credential's user, with a `Presented` or a `ByKey` as `request.auth`. Unknown, expired or revoked: 401.
     """
 
     def authenticate(self, request: Request) -> tuple[User, Presented | ByKey] | None:
@@ -69,7 +69,7 @@ class BearerAuthentication(BaseAuthentication):
 
 
 def find(secret: str) -> Token | None:
-    """The API access token whose text is `secret`, if it could be used now by an active user."""
+    """Return the API access token with this secret, if it is active and so is its user."""
     if not token_text.well_formed(secret, {token_text.ACCESS}):
         return None
     digests = token_text.candidates(secret, settings.TOKEN_KEYS)

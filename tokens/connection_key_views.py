@@ -61,7 +61,7 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
 
 
 def _token(request: AppRequest, connection: Connection) -> HttpResponse:
-    """The one active token; of several, one must be chosen first. Another's is asked for, and its owner collects it."""
+    """Regenerate the only active token, or choose one first. For another person's token, ask for a new one."""
     is_own = connection.user_id == request.user.pk
     if not is_own and not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)

@@ -22,7 +22,7 @@ LIMIT = "Empty: only what the workspace and the gateway allow."
 
 
 class Lifetime(TypedDict):
-    """One lifetime a person may choose: its value, words, the date it comes to, and whether it is chosen."""
+    """One lifetime option: its value, label, end date, and whether it is selected."""
 
     value: str
     words: str
@@ -31,14 +31,14 @@ class Lifetime(TypedDict):
 
 
 class ServersField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg]
-    """Assignments, each under the name of its server."""
+    """A choice of assignments, labelled with the names of their servers."""
 
     def label_from_instance(self, assignment: Any) -> str:
         return str(assignment.server)
 
 
 class AllowlistField(forms.CharField):
-    """An IP allowlist, one entry per line; its value is what a token keeps."""
+    """An IP allowlist, one entry per line; its value is the list that a token stores."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -59,7 +59,7 @@ class AllowlistField(forms.CharField):
 
 
 class TokenForm(forms.Form):
-    """Name, servers, expiration and IP allowlist; every field has a default, so an untouched form is a good one."""
+    """Name, servers, expiration and IP allowlist of a new token. Every field has a default, so all are optional."""
 
     name = forms.CharField(max_length=100)
     scope = forms.ChoiceField(
@@ -89,7 +89,7 @@ class TokenForm(forms.Form):
         self.assignments = list(assignments)
 
     def _free_name(self, base: str) -> str:
-        """`base`, or `base-2` and so on when the connection has a live token of that name."""
+        """Return `base`, or `base-2` and so on if the connection has a live token with that name."""
         names = self._taken()
         free = (name for number in range(1, 1000) if (name := _numbered(base, number)).lower() not in names)
         return next(free)
@@ -113,7 +113,7 @@ class TokenForm(forms.Form):
         return name
 
     def clean_expires_in_days(self) -> int | None:
-        """A number of days, None for no expiry; nothing chosen means the default."""
+        """Return a number of days, or None for no expiry; an empty value is the default."""
         value: str = self.cleaned_data["expires_in_days"] or str(DEFAULT_LIFETIME)
         return None if value == NEVER else int(value)
 
@@ -124,7 +124,7 @@ class TokenForm(forms.Form):
         return cleaned
 
     def terms(self) -> dict[str, Any]:
-        """What `Token.objects.issue` takes."""
+        """Return the keyword arguments for `Token.objects.issue`."""
         data = self.cleaned_data
         return {
             "name": data["name"],
@@ -141,7 +141,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 class Overlap(TypedDict):
-    """One choice of how long a replaced secret works on: its value, words, when it ends, and whether it is chosen."""
+    """One overlap option: its value, label, end, and whether it is selected."""
 
     value: str
     words: str
@@ -150,7 +150,7 @@ class Overlap(TypedDict):
 
 
 class OverlapForm(forms.Form):
-    """How long the old secret works on beside the new one; not at all unless chosen."""
+    """Form for how long the old secret stays valid beside the new one; by default it ends at once."""
 
     overlap_hours = forms.TypedChoiceField(
         choices=[(hours, OVERLAPS[hours]) for hours in OVERLAP_HOURS],
@@ -159,12 +159,12 @@ class OverlapForm(forms.Form):
     )
 
     def clean_overlap_hours(self) -> int:
-        """A number of hours; nothing chosen means not at all."""
+        """Return a number of hours; an empty value is 0."""
         return self.cleaned_data["overlap_hours"] or 0
 
     @property
     def overlaps(self) -> list[Overlap]:
-        """What may be chosen."""
+        """The options."""
         selected, now = str(self["overlap_hours"].value() or 0), timezone.now()
         return [
             {
@@ -178,7 +178,7 @@ class OverlapForm(forms.Form):
 
 
 class EditForm(forms.Form):
-    """What may change of a token: its name, how long it lives from now on, its IP allowlist and limit."""
+    """Form to edit a token: its name, new lifetime from today, IP allowlist and limit."""
 
     name = forms.CharField(max_length=100)
     expires_in_days = forms.ChoiceField(label="Expiration", required=False)
@@ -193,7 +193,7 @@ class EditForm(forms.Form):
 
     @property
     def lifetimes(self) -> list[Lifetime]:
-        """What it has now, and the lifetimes on offer, which begin today."""
+        """The option to keep the current end, and the lifetimes on offer, which start today."""
         selected = self["expires_in_days"].value() or ""
         keep: Lifetime = {"value": "", "words": "Keep", "ends": self.token.expires_at, "checked": not selected}
         return [keep, *_offered(selected)]
@@ -207,7 +207,7 @@ class EditForm(forms.Form):
         return name
 
     def changes(self) -> dict[str, Any]:
-        """What `Token.edit` takes; an expiration that is kept is not among it."""
+        """Return the keyword arguments for `Token.edit`, without an unchanged expiration."""
         data = dict(self.cleaned_data)
         days = data.pop("expires_in_days")
         return data | ({"expires_in_days": None if days == NEVER else int(days)} if days else {})

@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 def new_secret_asked_for(owner: str, token: str, by: str) -> None:
-    """Tell the owner of `token` that it waits for them; the mail holds no secret, and its link wants a sign-in."""
+    """Notify the owner that `token` waits for them; the mail has no secret, and its link requires a sign-in."""
     context = {"token": token, "by": by, "link": f"{settings.PUBLIC_URL}{reverse('tokens:list')}"}
     subject = f"Collect the new token in place of {token}"
     try:
         send_mail(subject, render_to_string("tokens/asked_for_new.txt", context), None, [owner])
-    except OSError:  # What smtplib raises is one too.
+    except OSError:  # Includes smtplib's exceptions.
         logger.exception("mail not sent")

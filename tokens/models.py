@@ -1,4 +1,4 @@
-"""API access tokens of agents, and the keys of app connections, which are never shown."""
+"""API access tokens of agents, and the keys behind app connections, which are never shown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +76,7 @@ __all__ = [
 
 
 class Issued(NamedTuple):
-    """A new token, and its text: the only time the text exists outside the agent."""
+    """A new token and its secret, which is not stored: it can be shown only now."""
 
     token: "Token"
     secret: str
@@ -92,20 +92,20 @@ SECRET = [*PRESENT, "secret_last_used_at", *PREVIOUS]
 
 
 def called(words: str) -> Q:
-    """Tokens with `words` in their name, or as prefix."""
+    """Match tokens with `words` in their name, or as prefix."""
     return holds("name", words) | prefixed(words)
 
 
 def sought(words: str, *, of_many: bool = False) -> Q:
-    """Tokens with `words` in their name, their host's, or as prefix; `of_many` people: in an owner's e-mail too.
+    """Match tokens with `words` in their name, their host's name, or as prefix; with `of_many`, also in the e-mail.
 
-    All of them without words.
+    Empty words match all tokens.
     """
     if not words:
         return Q()
     of_host = holds("connection__host__name", words)
     if of_many:
-        # Not joined with each token: hosts and people are fewer.
+        # Subqueries instead of joins: there are fewer hosts and people than tokens.
         hosts, people = Host.objects.matching(words), User.objects.filter(holds("email", words))
         links = Connection.objects.filter(Q(host__in=hosts.values("pk")) | Q(user__in=people.values("pk")))
         of_host = Q(connection__in=links.values("pk"))
@@ -113,9 +113,9 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 
 
 def prefixed(words: str) -> Q:
-    """Tokens with `words` as prefix, or as that of an old secret that still works; empty when no prefix is like that.
+    """Match tokens whose prefix, or that of a previous secret still valid, starts with `words`.
 
-    What is shorter than the kind it begins with would find all of that kind.
+    Empty unless `words` start with a complete kind, since a shorter text would match all tokens of that kind.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):
         return Q()
@@ -129,19 +129,19 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.filter(revoked_at=None)
 
     def active(self) -> "TokenQuerySet":
-        """Tokens that could be used now, were every layer switched on."""
+        """Tokens that are neither revoked nor expired and have a secret; a layer above may still be disabled."""
         return self.lasting().exclude(digest=None)
 
     def lasting(self) -> "TokenQuerySet":
-        """Tokens neither revoked nor expired, those whose owner has yet to collect a new secret too."""
+        """Tokens neither revoked nor expired, including those waiting for their owner to collect a new secret."""
         return self.live().exclude(expires_at__lte=timezone.now())
 
     def overlapping(self) -> "TokenQuerySet":
-        """Tokens that have not been revoked and whose previous secret still works beside the present one."""
+        """Unrevoked tokens whose previous secret is still valid beside the present one."""
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def matching(self, words: str, *, of_many: bool = False) -> "TokenQuerySet":
-        """Those that are `sought`."""
+        """Filter by `sought`."""
         return self.filter(sought(words, of_many=of_many))
 
     def issue(
@@ -155,9 +155,9 @@ class TokenQuerySet(models.QuerySet["Token"]):
         calls_per_minute: int | None = None,
         servers: Iterable[Assignment] | None = None,
     ) -> Issued:
-        """Make an API access token of `connection`; `servers` None reaches all, also those added later.
+        """Create an API access token of `connection`; `servers` None reaches all, including those added later.
 
-        Raises NotYours, TooMany, NameTaken, BadLifetime or BadAddress. The text is stored nowhere.
+        The secret is not stored. Raises NotYours, TooMany, NameTaken, BadLifetime or BadAddress.
         """
         if by.pk != connection.user_id:
             raise NotYours(NotYours.__doc__)
@@ -181,11 +181,11 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return Issued(token, secret)
 
     def live_key(self, connection: Connection) -> "Token | None":
-        """The key behind an app's OAuth tokens on this connection, if it lives."""
+        """Return the unrevoked key behind an app's OAuth tokens on this connection, if any."""
         return self.live().filter(connection=connection, kind=TokenKind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
-        """The live key of an app's connection, created if there is none; its text is never shown."""
+        """Return the live key of an app's connection, created if there is none; its secret is never shown."""
         with transaction.atomic():
             connection.lock()
             key = self.live_key(connection)
@@ -196,9 +196,9 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
-        """Regenerate the key of an app's connection: every OAuth access token made under it is dead at commit.
+        """Regenerate the key of an app's connection: its OAuth access tokens become invalid at commit.
 
-        The refresh token lives, so the app goes on by itself. Raises AlreadyRevoked.
+        The refresh token stays valid, so the app gets a new access token by itself. Raises AlreadyRevoked.
         """
         with transaction.atomic():
             connection.lock()
@@ -225,9 +225,9 @@ def _must_have_room(connection: Connection, name: str) -> None:
 class Token(HoldsPrevious, Versioned, models.Model):
     """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
 
-    Only its prefix and its digest (HMAC-SHA-256) are kept. Without a digest it holds no secret: somebody asked for a
-    new one (`asked_at`, `asked_by`), which is made when the owner collects it. While a replaced secret works on, until
-    `previous_ends_at`, its prefix and digest are kept beside. `last_used_at` is of either secret,
+    Only the prefix and the digest (HMAC-SHA-256) of the secret are stored. A token without a digest has no secret: a
+    new one was requested (`asked_at`, `asked_by`), and is made when the owner collects it. A replaced secret may stay
+    valid until `previous_ends_at`; its prefix and digest are stored too. `last_used_at` is of either secret,
     `secret_last_used_at` of the present one.
     """
 
@@ -290,20 +290,20 @@ class Token(HoldsPrevious, Versioned, models.Model):
             models.Index(fields=("connection", "revoked_at"), name="token_by_connection"),
             models.Index(fields=("expires_at",), name="token_by_expiry"),
             models.Index(fields=("-created_at", "id"), name="token_by_age"),
-            # What tells of each connection whether it holds a token that can be used.
+            # For whether a connection has an active token.
             models.Index(
                 fields=("connection", "expires_at"),
                 name="token_in_use",
                 condition=models.Q(revoked_at=None, digest__isnull=False),
             ),
-            # The list of what can be used, and what is typed above it.
+            # For the list of active tokens, and its search.
             models.Index(
                 fields=("expires_at", "id"),
                 include=("connection", "name", "prefix"),
                 name="token_by_end",
                 condition=models.Q(kind=TokenKind.ACCESS, revoked_at=None, digest__isnull=False),
             ),
-            # What is typed into the palette is looked for in here alone.
+            # For the palette: an index-only search.
             models.Index(
                 Lower("name"),
                 "id",
@@ -327,27 +327,27 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def blocked_reason(self) -> str:
-        """What stops a token that is active itself, in the word its calls have in the log; empty when nothing does."""
+        """The deny reason of an active token's calls, as in the log; empty if they are allowed."""
         return self.connection.refused_for() if self.status == "active" else ""
 
     @property
     def blocked_by(self) -> str:
-        """The layer that stops it: `connection`, `host`, `gateway`, `user`, `reach` or nothing."""
+        """The layer that blocks it: `connection`, `host`, `gateway`, `user`, `reach` or an empty string."""
         return LAYERS.get(self.blocked_reason, "")
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """When the replaced secret stops working, never later than the token itself; None when it has."""
+        """The end of the replaced secret, never later than the token's own; None if it is not valid any more."""
         if self.status != "active" or self.previous_ends_at is None or self.previous_ends_at <= timezone.now():
             return None
         return min(filter(None, (self.previous_ends_at, self.expires_at)))
 
     def rotate(self, *, by: User | None, presented: str | None = None, overlap_hours: int = 0) -> Issued:
-        """Give this token another secret; all else stays. Whoever is not its owner cannot, for the text acts as them.
+        """Replace this token's secret. Only its owner may, because the secret acts as them.
 
-        The old secret is dead at commit, or works on for `overlap_hours`, one of OVERLAP_HOURS; the one before it is
-        dead in any case. `presented` is the secret a token rotates itself with. Of two at once one wins, the other
-        gets Superseded. Raises NotYours, BadOverlap, AlreadyRevoked, Expired or AskedForNew.
+        The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; the one before it ends
+        at once. `presented` is the secret with which a token rotates itself. Of two concurrent rotations one wins, the
+        other gets Superseded. Raises NotYours, BadOverlap, AlreadyRevoked, Expired or AskedForNew.
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):
@@ -363,7 +363,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             return self._renew(row, Action.TOKEN_ROTATED, by=by, changes=changes, actor=actor)
 
     def ask_for_new(self, *, by: User) -> None:
-        """End the secrets of this token now; its owner alone is given a new one, on collecting it. All else stays.
+        """End this token's secrets now; its owner gets a new one on collecting it.
 
         Asking again changes nothing. Raises AlreadyRevoked or Expired, and TokenError for the key of an app.
         """
@@ -383,9 +383,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 transaction.on_commit(send_mail, robust=True)
 
     def collect(self, *, by: User) -> Issued:
-        """Make the secret that was asked for, and give it to the token's owner: of two at once one gets it.
+        """Create the requested secret for the token's owner; of two concurrent requests one gets it.
 
-        Raises NotYours for anybody else and for a deactivated owner, AlreadyRevoked, Expired or NothingToCollect.
+        Raises NotYours for anyone except an active owner, AlreadyRevoked, Expired or NothingToCollect.
         """
         if by.pk != self.connection.user_id or not User.objects.filter(pk=by.pk, is_active=True).exists():
             raise NotYours("Only its owner collects the new secret of a token.")
@@ -397,7 +397,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def end_previous(self, *, by: User) -> None:
         """End the previous secret early; the present one stays valid.
 
-        Raises NoPrevious when none works any more, AlreadyRevoked or Expired.
+        Raises NoPrevious if none is valid any more, AlreadyRevoked or Expired.
         """
         with self._locked() as row:
             if row.previous_works_until is None:
@@ -409,9 +409,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
-        """This row, locked and alive. Raises AlreadyRevoked or Expired."""
+        """Lock the row and check that it is active. Raises AlreadyRevoked or Expired."""
         with transaction.atomic():
-            self.connection.lock()  # First, as its own revocation does: the other way round the two could lock up.
+            self.connection.lock()  # First, in the order of the connection's revocation, to avoid a deadlock.
             row = self.lock()
             row.must_be_active()
             yield row
@@ -419,7 +419,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def _renew(
         self, row: "Token", action: Action, *, by: User | None, changes: dict[str, Any] | None = None, actor: str = ""
     ) -> Issued:
-        """Take a secret nobody has seen, in place of the one `row` holds, and record it as `action`."""
+        """Replace the secret of `row` by a new one, and record that as `action`."""
         secret = token_text.mint(self.kind_prefix)
         self.generation, self.rotated_at = row.generation + 1, timezone.now()
         self.asked_at = self.asked_by = self.secret_last_used_at = None
@@ -431,7 +431,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return Issued(self, secret)
 
     def _owner_for(self, by: User) -> dict[str, str]:
-        """The event fields for an action on another person's token: its owner."""
+        """Return the event fields that name the owner, with a note if `by` is someone else."""
         owner = {"owner": self.connection.user.email}
         return owner if by.pk == self.connection.user_id else owner | {"note": ANOTHER_OWNER}
 
@@ -440,10 +440,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return {name: _plain(getattr(self, name)) for name in names}
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
-        """Change `name`, `expires_in_days` (from now), `allowed_ips` or `calls_per_minute`, whichever are given.
+        """Change any of `name`, `expires_in_days` (from now), `allowed_ips` and `calls_per_minute`.
 
-        Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired when an owner who
-        does not manage tokens would loosen the limit.
+        Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired if an owner without
+        `api-tokens:manage` loosens the limit.
         """
         new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:
@@ -452,7 +452,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             new_values["allowed_ips"] = canonical(fields["allowed_ips"])
         if "calls_per_minute" in fields:
             new_values["calls_per_minute"] = fields["calls_per_minute"]
-        with self._locked() as row:  # Its connection too: no other of its tokens takes the name meanwhile.
+        with self._locked() as row:  # Locks the connection too, so that no other of its tokens takes the name.
             if "name" in new_values:
                 row.must_be_free(new_values["name"])
             loosens = "calls_per_minute" in new_values and row.is_loosened_by(new_values["calls_per_minute"])
@@ -477,16 +477,16 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def is_last(self) -> bool:
-        """Whether its connection has no other token that could be used now, or once its owner collects its secret."""
+        """True if its connection has no other unrevoked, unexpired token, waiting ones included."""
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """End the connection with its last token; this one alone when another has been made meanwhile.
+        """Revoke the connection with its last token; only the token if there is another by now.
 
-        Raises AlreadyRevoked, or CapabilityRequired: who may end tokens may not therefore end connections.
+        Raises AlreadyRevoked, or CapabilityRequired: revoking a connection takes a capability of its own.
         """
         with transaction.atomic():
-            connection = self.connection.lock()  # Tokens are made under this lock, so the last one stays the last.
+            connection = self.connection.lock()  # Tokens are created under this lock, so the last one stays the last.
             if not connection.is_live or not self.is_last:
                 self.revoke(by=by)
             elif connection.may_be_revoked_by(by):
@@ -495,7 +495,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
 
     def lock(self) -> "Token":
-        """This row as it is now, locked until the transaction ends."""
+        """Return the current row, locked until the transaction ends."""
         return Token.objects.select_for_update(of=("self",)).get(pk=self.pk)
 
     @property
@@ -503,7 +503,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return token_text.ACCESS if self.kind == TokenKind.ACCESS else token_text.KEY
 
     def is_held_by(self, secret: str) -> bool:
-        """Whether `secret` is this token's text at present; one that was replaced and works on is not."""
+        """Return whether `secret` is this token's present secret; a previous one that is still valid is not."""
         if self.digest is None:
             return False
         stored = bytes(self.digest)
@@ -519,7 +519,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
             raise Expired(Expired.__doc__)
 
     def is_loosened_by(self, calls_per_minute: int | None) -> bool:
-        """Whether this limit would allow more calls than the present one."""
+        """Return whether this limit allows more calls than the present one."""
         if self.calls_per_minute is None:
             return False
         return calls_per_minute is None or calls_per_minute > self.calls_per_minute
@@ -532,12 +532,12 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
 
 def _plain(value: Any) -> Any:
-    """A value in the form in which events store it."""
+    """Return a value in the form in which events store it."""
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 class TokenScope(models.Model):
-    """One server a narrowed token may reach; fixed when the token is made."""
+    """One server that a narrowed token may reach; fixed when the token is created."""
 
     token = models.ForeignKey(Token, models.CASCADE, related_name="scopes")
     assignment = models.ForeignKey(Assignment, models.PROTECT, related_name="+")

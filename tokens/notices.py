@@ -36,7 +36,7 @@ class Notice(NamedTuple):
 
 
 def notices(user: User) -> list[Notice]:
-    """What others did to what is `user`'s since they last dismissed notices, the newest first."""
+    """Return other people's actions on this user's objects since the last dismissal, newest first."""
     touched = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
     if touched is None:
         return []
@@ -48,7 +48,7 @@ def notices(user: User) -> list[Notice]:
 
 
 def _touched(user: User, since: datetime) -> Q | None:
-    """The events since then of what changed since then; events are many, so they are looked up by what they are of."""
+    """Match the events since `since` of objects that changed since then: events are looked up by object."""
     changed = Q(rotated_at__gt=since) | Q(revoked_at__gt=since)
     tokens = list(
         Token.objects.filter(changed, connection__user=user).order_by().values_list("pk", "connection_id")[:MAX_NOTICES]

@@ -1,4 +1,4 @@
-"""Which fragments of the page to replace after an action on a token, depending on the page that sent it."""
+"""The fragments to replace after an action on a token, depending on the page that sent it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ IN_DIALOG = {"in": "gateway"}
 
 
 def hidden(request: AppRequest) -> dict[str, str]:
-    """What a form must send along so that its answer finds its place."""
+    """Return the hidden fields with which a form tells where its answer is shown."""
     return IN_DIALOG if _in_dialog(request) else {}
 
 
 def target(request: AppRequest, token: Token) -> str:
-    """The selector of the element that shows `token`."""
+    """Return the selector of the element that shows `token`."""
     if _in_dialog(request):
         return "#dialog"
     return f"#token-{token.pk}" if _on_list(request) else f"#connection-{token.connection_id}"
 
 
 def token_fragment(request: AppRequest, token: Token) -> Fragment:
-    """The gateway's dialog, the row of the API Tokens page, or the row of its connection, as it is now."""
+    """Return the fragment that shows `token`: the gateway's dialog, a row of API Tokens, or its connection's row."""
     if _in_dialog(request):
         return Fragment(
             "tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True}
@@ -42,7 +42,7 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
     if _on_list(request):
         row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
         viewer, query = request.user, open_query(request)
-        # Of a search none are shown.
+        # Counts are not shown with a search.
         counts = (
             {} if "q" in TokenFilter(query).values else numbers(listed(viewer, query), owner_of_listed(viewer, query))
         )
@@ -51,7 +51,7 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
 
 
 def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
-    """What the API Tokens dialog of a gateway shows: the viewer's own tokens that have not been revoked."""
+    """Return the context of a gateway's API Tokens dialog: the viewer's own unrevoked tokens."""
     own_tokens = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
     return {
         "gateway": gateway,
@@ -61,7 +61,7 @@ def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
 
 
 def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
-    """The answer to an act: what shows the token, as it is now."""
+    """Return the response to an action: the fragment that shows the token, with a toast."""
     if not wants_fragment(request):
         return leave(request, back_url(request, token), toast)
     template, context = token_fragment(request, token)
@@ -70,20 +70,20 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 
 
 def extra_token(request: AppRequest, token: Token) -> str:
-    """The same, to go along with the dialog that shows a secret."""
+    """Return the token's fragment as an out-of-band addition to the dialog that shows a secret."""
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""
     return connection_views.extra_fragment(request, token_fragment(request, token))
 
 
 def without_notice(request: AppRequest, token: Token) -> str:
-    """What takes the notice that `token` waits to be collected off the pages that show it."""
+    """Return the out-of-band element that removes the notice that `token` waits to be collected."""
     is_complete = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
     return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if is_complete else ""
 
 
 def back_url(request: AppRequest, token: Token) -> str:
-    """Where to go without script."""
+    """Return the URL to redirect to without script."""
     if _in_dialog(request):
         return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
     if token.connection.user_id == request.user.pk:

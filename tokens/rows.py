@@ -43,7 +43,7 @@ class TokenRow:
 
     @property
     def servers(self) -> str:
-        """The servers it may reach, in words."""
+        """The names of the servers it may reach."""
         return (
             "All servers"
             if self.token.scope_all
@@ -52,12 +52,12 @@ class TokenRow:
 
     @property
     def calls_query(self) -> str:
-        """What narrows the log to the calls of this token."""
+        """The query string that filters the log by this token."""
         return urlencode({"connection": self.token.connection_id, "q": f"token is {self.token.pk}"})
 
     @property
     def soon(self) -> str:
-        """How little time is left, when it is a week or less."""
+        """The remaining time, if it is a week or less; otherwise empty."""
         remaining = self.token.expires_at - timezone.now() if self.token.expires_at else None
         if remaining is None or self.token.status != "active" or remaining > EXPIRES_SOON:
             return ""
@@ -65,7 +65,7 @@ class TokenRow:
 
     @property
     def blocked(self) -> str:
-        """What stops a token that is active itself, in words."""
+        """The reason why an active token is blocked, in words."""
         return in_short(self.token.blocked_reason)
 
     @property
@@ -74,12 +74,12 @@ class TokenRow:
 
     @property
     def may_regenerate(self) -> bool:
-        """Whether its new secret may be shown to the viewer, now."""
+        """True if the viewer may regenerate it and see the new secret."""
         return self.token.status == "active" and self.token.connection.is_on and self.connection.may_regenerate
 
     @property
     def may_collect(self) -> bool:
-        """Whether the viewer is whom a new secret waits for."""
+        """True if a new secret is waiting for the viewer."""
         return self.token.status == "waiting" and self.is_own and self.token.connection.is_on
 
     @property
@@ -110,8 +110,8 @@ CARES = {
 }
 
 
-# The statuses that are counted, each looked for after those before it; and what stands for an active one, with a bit
-# for each of what is told of it.
+# The statuses that are counted; each excludes those before it. An active token counts as ACTIVE plus a bit for each
+# category it is in.
 TOLD = ("revoked", "expired", "waiting", "active")
 ACTIVE = 1 << 8
 BITS = {name: 1 << n for n, name in enumerate((*CARES, "blocked"))}
@@ -120,12 +120,12 @@ _OFF = Q(enabled=False) | Q(revoked_at__isnull=False)
 
 
 def needing(care: str) -> Q:
-    """The tokens that a card of CARES is about."""
+    """Match the tokens of a card of CARES."""
     return of_status("active") & _means()[care]
 
 
 def _means() -> dict[str, Q]:
-    """Of the active tokens, those that each card of CARES is about."""
+    """Return the condition of each card of CARES, for active tokens."""
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),
@@ -136,12 +136,12 @@ def _means() -> dict[str, Q]:
 
 
 def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
-    """Whose tokens are listed: the viewer's own, or everybody's with `?owner=all`."""
+    """Return the owner of the listed tokens: the viewer, or None for everyone's with `?owner=all`."""
     return None if query.get("owner") == "all" else viewer
 
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
-    """The tokens of `owner_of_listed`. Raises CapabilityRequired."""
+    """Return the tokens of `owner_of_listed`. Raises CapabilityRequired."""
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if owner := owner_of_listed(viewer, query):
         return tokens.filter(connection__user=owner)
@@ -164,7 +164,7 @@ class TokenFilter(forms.Form):
         self.values: dict[str, str] = {"status": "active"} | {k: v for k, v in self.cleaned_data.items() if v}
 
     def narrow(self, tokens: TokenQuerySet) -> TokenQuerySet:
-        """The tokens that match, those that end first at the top."""
+        """Return the matching tokens, the first to expire at the top."""
         chosen = self.values
         state = needing(chosen["care"]) if "care" in chosen else of_status(chosen["status"])
         tokens = tokens.filter(state & sought(chosen.get("q", ""), of_many="owner" in chosen))
@@ -173,9 +173,9 @@ class TokenFilter(forms.Form):
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """`numbers` of `tokens`, and how many match; of a search the latter alone.
+        """Return `numbers` of `tokens`, and the number of matches; for a search only the latter.
 
-        What is looked for is found by other indexes, and to look at every token for both takes twice as long.
+        A search uses other indexes, and scanning all tokens for both would take twice as long.
         """
         if "q" in self.values:
             return {}, self.narrow(tokens).count()
@@ -185,13 +185,12 @@ class TokenFilter(forms.Form):
 
 
 def numbers(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
-    """How many of `tokens` have each status, how many of the active something else stops, and what each card is about.
+    """Count `tokens` by status, and the active ones by card and whether they are blocked, in one scan.
 
-    Each is looked at once. `owner` is whose they are, when they are one person's: nobody else's connections are looked
-    at then.
+    If all are one person's, `owner` limits the scan of connections to theirs.
     """
     now = timezone.now()
-    # What is asked of a token here, those before left open: what `of_status` and `_means` ask at length.
+    # The conditions of `of_status` and `_means`, shortened: each applies only if those before do not.
     ended = (
         When(revoked_at__isnull=False, then=Value(TOLD.index("revoked"))),
         When(expires_at__lte=now, then=Value(TOLD.index("expired"))),
@@ -217,7 +216,7 @@ def numbers(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
 
 
 def _stopped(owner: User | None) -> Any:
-    """The keys of connections that do not work; those of one person where that is who is asked about."""
+    """Return the keys of blocked connections; only the owner's, if given."""
     if owner:
         return Connection.objects.filter(_OFF | stopped_above(), user=owner).order_by().values("pk")
     return RawSQL(*_all_stopped())  # noqa: S611  (a constant)
@@ -225,5 +224,5 @@ def _stopped(owner: User | None) -> Any:
 
 @cache
 def _all_stopped() -> tuple[str, tuple[Any, ...]]:
-    """In SQL: it says the same every time, and to write it takes Python long."""
+    """Return the SQL for all blocked connections, cached because Django takes long to compile it."""
     return Connection.objects.filter(_OFF | stopped_above()).order_by().values("pk").query.sql_with_params()

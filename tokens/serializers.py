@@ -179,7 +179,7 @@ class NewToken(Body):
         return gateway
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """What was named by id, found: `host`, `gateway`, `servers` and `identities`."""
+        """Return the objects named by id: `host`, `gateway`, `servers` and `identities`."""
         gateway = attrs["gateway_id"]
         offered = Assignment.objects.placed().filter(gateway=gateway).select_related("server")
         named_things = {

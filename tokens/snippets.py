@@ -17,7 +17,7 @@ EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boole
 
 
 def once(new: Issued) -> dict[str, Any]:
-    """What tokens/once.html shows; it belongs into the answer that made the secret and nowhere else."""
+    """Return the context of tokens/once.html, only for the response to the request that made the secret."""
     gateway = new.token.connection.gateway
     return {
         "token": new.token,
@@ -43,7 +43,7 @@ class ToolCall(NamedTuple):
 
 
 def example_call(gateway: Gateway) -> ToolCall | None:
-    """The simplest call this gateway is known to offer, of a tool that is not called destructive; None for none."""
+    """Return the simplest call of a non-destructive tool of this gateway, or None if it has no such tool."""
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
     tool = min(tools, key=_example_order, default=None)
     return ToolCall(tool.exposed_name, _shell(_arguments(tool.input_schema))) if tool else None
@@ -62,7 +62,7 @@ def _arguments(schema: Any) -> dict[str, Any]:
 
 
 def _required(schema: Any) -> list[str]:
-    """The names a schema requires; a server may say anything there, and a snippet must not fail for it."""
+    """Return the required names of a schema, which may be malformed: a server can send anything."""
     names = schema.get("required") if isinstance(schema, dict) else None
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 

@@ -68,7 +68,7 @@ class NoPrevious(TokenError):
 
 
 def expiry(days: int | None) -> datetime | None:
-    """The end of a life of 7, 30 or 90 days from now; None only where the workspace allows it."""
+    """Return the end of a lifetime of 7, 30 or 90 days; None only if the workspace allows it. Raises BadLifetime."""
     if days is None:
         if not WorkspaceSettings.load().allow_non_expiring_tokens:
             raise BadLifetime(BadLifetime.__doc__)
@@ -79,14 +79,14 @@ def expiry(days: int | None) -> datetime | None:
 
 
 def overlap(hours: int) -> timedelta:
-    """How long a replaced secret works on. Raises BadOverlap."""
+    """Return how long a replaced secret stays valid. Raises BadOverlap."""
     if hours not in OVERLAP_HOURS:
         raise BadOverlap(BadOverlap.__doc__)
     return timedelta(hours=hours)
 
 
 def canonical(entries: Sequence[str] | None) -> list[str] | None:
-    """The allowlist as canonical CIDR ranges, without repeats; None when it is empty.
+    """Return the allowlist as canonical CIDR ranges without duplicates, or None if it is empty.
 
     Raises BadAddress naming the entry.
     """
@@ -104,7 +104,7 @@ def _network(entry: str) -> str:
 
 
 def admits(ranges: Sequence[str] | None, address: str | None) -> bool:
-    """Whether an allowlist admits `address`; without a list every address is admitted."""
+    """Return whether an allowlist admits `address`; without a list every address is admitted."""
     if ranges is None:
         return True
     try:

@@ -93,7 +93,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("one's own notices")
 def dismiss(request: AppRequest) -> HttpResponse:
-    """Tell no more of what was shown; what happened since then is."""
+    """Dismiss the notices that were shown; later ones remain."""
     if shown := moment_of(request.POST, "until"):
         request.user.dismiss_notices(shown)
     return leave(request, reverse("overview"))
@@ -102,9 +102,9 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent; the authorize flow does the rest. `?gateway=` and `?client=` go along.
+    """Choose the agent; the authorize flow follows, with `?gateway=` and `?client=`.
 
-    Where there is none yet, whoever may add agents is asked for the name of the first instead.
+    If there is no agent yet, viewers who may add agents enter the name of the first one instead.
     """
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
@@ -124,7 +124,7 @@ def create(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE)
 def create_agent(request: AppRequest) -> HttpResponse:
-    """Make an agent by its name and go on with its token, for the gateway and the client that were chosen."""
+    """Create an agent by name and continue with its token, for the chosen gateway and client."""
     form = NameAgentForm(posted(request))
     if request.method == "POST" and (host := form.add(by=request.user)):
         query = urlencode({"host": host.pk, **_chosen(request.POST)})
@@ -145,7 +145,7 @@ def _name_agent(request: AppRequest, form: NameAgentForm) -> HttpResponse:
 
 
 def _chosen(fields: QueryDict) -> dict[str, str]:
-    """What was chosen before and goes along to the token: the gateway and the client, as far as they were."""
+    """Return the gateway and the client chosen before, if any."""
     return {name: value for name in ("gateway", "client") if (value := text_of(fields, name))}
 
 
@@ -186,7 +186,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _use(token: Token, viewer: User) -> TokenUse | None:
-    """How many tools it called, for its owner and who reads the log."""
+    """Return the token's use of tools, for its owner and viewers of the log; otherwise None."""
     if token.connection.user_id != viewer.pk and not viewer.has_perm(Capability.LOGS_READ):
         return None
     servers = [server.pk for server in servers_of(token)]
@@ -194,7 +194,7 @@ def _use(token: Token, viewer: User) -> TokenUse | None:
 
 
 def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
-    """Whether it was saved; if not, the form says why: somebody else was faster."""
+    """Save the form; return False if that failed, with the reason as a form error."""
     try:
         form.token.edit(**form.changes(), by=by, seen=known)
     except NameTaken as error:
@@ -224,7 +224,7 @@ def regenerate(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def regenerated(request: AppRequest, token: Token) -> HttpResponse:
-    """Ask, then give `token` another secret and show it in this answer, once."""
+    """Confirm, then replace the secret of `token` and show the new one once, in this response."""
     if problem := _ended_reason(token):
         return changed(request, token, problem)
     if not token.connection.is_on:
@@ -252,7 +252,7 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
 @require_http_methods(["GET", "POST"])
 @own_resource("one's own tokens", others=NOBODY)
 def collect(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Make the secret that somebody asked for, and show it to the owner in this answer, once."""
+    """Create the requested secret and show it to the owner once, in this response."""
     token = _own(request, pk)
     if problem := _ended_reason(token):
         return changed(request, token, problem)
@@ -321,7 +321,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             back=back_url(request, token),
             hidden=list(hidden(request).items()),
         )
-    with suppress(NoPrevious, AlreadyRevoked, Expired):  # Then it has ended, which is what was asked for.
+    with suppress(NoPrevious, AlreadyRevoked, Expired):  # It has already ended, as requested.
         token.end_previous(by=request.user)
     return changed(request, token, "Old token ended")
 
@@ -339,7 +339,7 @@ def _ask(request: AppRequest, token: Token, form: OverlapForm) -> HttpResponse:
         "action": request.path,
         "token": token,
         "form": form,
-        # A reload repeats the POST; the generation tells it from a new wish.
+        # A reload repeats the POST; the generation distinguishes it from a new request.
         "hidden": [("generation", token.generation), *hidden(request).items()],
     }
     return (refuse if form.is_bound else show)(request, "tokens/regenerate.html", context)
@@ -350,7 +350,7 @@ def _named(token: Token) -> str:
 
 
 def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
-    """The new secret; without one, that it is no longer shown."""
+    """Show the new secret, or without one, a message that it is no longer shown."""
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. The new one is no longer shown.")
     context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
@@ -380,7 +380,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             hidden=list(hidden(request).items()),
         )
     verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
-    with suppress(AlreadyRevoked):  # Then it has ended, which is what was asked for.
+    with suppress(AlreadyRevoked):  # It has already ended, as requested.
         verb(by=request.user)
     return changed(request, token, "Token revoked")
 
@@ -388,7 +388,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @own_resource("one's own tokens; each of others takes one of ENDING")
 def revoke_picked(request: AppRequest) -> HttpResponse:
-    """Revoke the tokens that were picked in the list; who may not end one is told so, and it stays."""
+    """Revoke the selected tokens; those the viewer may not revoke stay, with the reason shown."""
     way = Ending(
         *("token", "tokens", "Revoke", "revoked"),
         end=lambda token: token.revoke(by=request.user),
@@ -411,12 +411,12 @@ def _why_not_revoked(viewer: User, token: Token) -> str:
 
 
 def _find(request: AppRequest, pk: UUID) -> Token:
-    """The token, or 404 when the viewer may not know of it."""
+    """Return the token, or 404 if the viewer may not see it."""
     return get_object_or_404(with_scope(known_to(request.user)), pk=pk)
 
 
 def _own(request: AppRequest, pk: UUID) -> Token:
-    """The viewer's own token: no capability opens the secret of another's, which acts as them."""
+    """Return the viewer's own token: no capability gives access to another person's secret, which acts as them."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk:
         raise PermissionDenied("Only its owner is shown a token. Ask for a new one instead.")
@@ -424,7 +424,7 @@ def _own(request: AppRequest, pk: UUID) -> Token:
 
 
 def _to_end(request: AppRequest, pk: UUID) -> Token:
-    """A token whose secrets the viewer may end."""
+    """Return a token whose secrets the viewer may end. Raises CapabilityRequired."""
     token = _find(request, pk)
     if token.connection.user_id != request.user.pk and not any(map(request.user.has_perm, ENDING)):
         raise CapabilityRequired(*ENDING)

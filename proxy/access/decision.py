@@ -1,6 +1,6 @@
-"""What the database says of a request, and the decision about token, connection, host and gateway.
+"""The grant of a request as the database returns it, and the decision about token, connection, host and gateway.
 
-Rows 1 to 11 of docs/reference/decision-order.md; rows 13 to 15, about what is called, are in features.py.
+Rows 1 to 11 of docs/reference/decision-order.md; rows 13 to 15, about the called feature, are in features.py.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from wire.rpc_messages import MODERN, SESSION, era_for
 class AssignedServer(NamedTuple):
     """A server behind the gateway, and the identity this connection uses there.
 
-    `features` depends on ServersNeeded. ALL: [exposed name, JSON text, own name if it has dots] of those this
-    connection is shown, in the order of the server. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header,
-    state, approved, offered, kind] of those that fit, for a resource with all templates; the two texts only where a
-    changed definition is held back.
+    `features` depends on ServersNeeded. ALL: [exposed name, JSON text, own name if it has dots] of the features this
+    connection can see, in the server's order. OF_FEATURE: [name, exposed name, enabled, schema with x-mcp-header,
+    state, approved, offered, kind] of the matching features, for a resource with all templates; `approved` and
+    `offered` only where a changed definition is held back.
     """
 
     id: str
@@ -43,33 +43,33 @@ class AssignedServer(NamedTuple):
     identity_enabled: bool | None
     ciphertext: str | None
     features: Sequence[Sequence[Any]] | None
-    # Whether a shared identity is for this gateway; and whether its server moved since somebody agreed to it.
+    # Whether a shared identity may be used at this gateway; whether its server has moved since it was confirmed.
     identity_allowed: bool = True
     identity_unconfirmed: bool = False
-    # What a session at this server is kept under, and the one there is: [row, sealed id, version, log level].
+    # Key of the session at this server, and the existing session: [row, sealed id, version, log level].
     upstream_key: str = ""
     upstream_session: Sequence[str] | None = None
-    # What the server said of itself: its capabilities in sessions, its instructions, its capabilities in 2026-07-28;
-    # None for each that it never said. Only with ServersNeeded.INTRODUCED.
+    # Capabilities in sessions, instructions, capabilities in 2026-07-28; None for each the server never sent.
+    # Only with ServersNeeded.INTRODUCED.
     introduction: Sequence[Any] | None = None
-    # Whether the client's session has a log level which this server can be told.
+    # Whether the client's session has a log level that can be sent to this server.
     logs: bool = False
     total_s: int = 600
-    # With ServersNeeded.ALL: how many seconds ago it was asked for such features, whether it ever answered, and the
-    # reason it could not be asked last; None when it never was. Then for how long it says its list may be kept, in
-    # milliseconds. And whether its lists differ by session.
+    # With ServersNeeded.ALL: seconds since the server was last asked for such features, whether it ever answered, the
+    # reason of the last failure, and its list's TTL in milliseconds; None if it was never asked. Then whether its lists
+    # differ by session.
     listing: tuple[float, bool, str, int] | None = None
     lists_live: bool = False
-    # Whether it was its owner, and nobody else, who switched the identity off.
+    # Whether the identity was disabled by its owner.
     identity_off_by_owner: bool = False
-    # Of an identity that came of a sign-in at an issuer: whether a person has to sign in again, and when the token is
-    # to be renewed, the seconds until its end.
+    # For an identity from a sign-in at an issuer: whether a person has to sign in again, and the seconds until the
+    # token expires, if it is due for renewal.
     sign_in: tuple[bool, float | None] | None = None
-    # Whether the server may be at a private address; one of before this was asked may, until it is known.
+    # Whether the server may have a private address. True for servers added before this was recorded.
     private: bool = True
 
     def capabilities(self, *, modern: bool) -> dict[str, Any] | None:
-        """Return what the server offers in the era in which it is called for such clients; None when it never said."""
+        """Return the server's capabilities in the era used for such clients, or None if it never sent any."""
         in_sessions, _, in_modern = self.introduction or (None, None, None)
         era = era_for(self.eras, MODERN if modern else SESSION) or (MODERN if modern else SESSION)
         own, other = (in_modern, in_sessions) if era == MODERN else (in_sessions, in_modern)
@@ -77,9 +77,9 @@ class AssignedServer(NamedTuple):
 
 
 class SessionGrant(NamedTuple):
-    """The session a request names; `capabilities` are its client's, `declared` what of them servers are told.
+    """The session a request names; `capabilities` are the client's, `declared` those of them that servers are sent.
 
-    It `is_lost` where a server lost its session: the client has to open another.
+    It `is_lost` if a server lost its own session: the client has to open a new one.
     """
 
     id: str
@@ -93,7 +93,7 @@ class SessionGrant(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What `query.sql` says of the token of one request; the fields are its columns, in order."""
+    """The row that `query.sql` returns for the token of one request; the fields are its columns, in order."""
 
     token_id: str
     token_name: str
@@ -119,42 +119,42 @@ class Grant(NamedTuple):
     user_email: str
     user_active: bool
     reaches: bool
-    # The servers behind the gateway that were asked for, in the order of their aliases.
+    # The servers that were asked for (see ServersNeeded), ordered by alias.
     assignments: Sequence[AssignedServer]
     token_limit: int | None = None
     gateway_limit: int | None = None
     workspace_limit: int | None = None
     # How many bytes of each body are recorded; None: none.
     recorded: int | None = None
-    # The session the request names, when it is there and one of this connection.
+    # The session the request names, if it exists and belongs to this connection.
     session: SessionGrant | None = None
-    # Whether the gateway has more than one server, so that a URI alone does not say whose it is.
+    # Whether the gateway has more than one server, so that a URI alone does not identify its server.
     several_servers: bool = False
 
     @property
     def owner_id(self) -> str:
-        """Whose the sessions at servers are: the client's session, without one the connection."""
+        """The id that owns sessions at servers: the client's session, or the connection if there is none."""
         return self.session.id if self.session is not None else self.connection_id
 
     @property
     def limited(self) -> bool:
-        """Whether the calls of this token are counted, and may be too many."""
+        """True if a rate limit applies to this token, its gateway or the workspace."""
         return self.token_limit is not None or self.gateway_limit is not None or self.workspace_limit is not None
 
 
 class Denied(NamedTuple):
-    """A refusal of the whole request. `published` is its body where that is published byte for byte."""
+    """A refusal of the whole request. `published` is the body where its exact bytes are documented."""
 
     reason: str
     status: int
     published: bytes = b""
 
     def body(self, public_url: str) -> bytes:
-        """Return what is answered in `status`."""
+        """Return the body of the response."""
         return self.published or self.error(public_url, None)
 
     def error(self, public_url: str, request_id: jsonrpc.Id | None) -> bytes:
-        """Return the refusal in words, with its reason."""
+        """Return a JSON-RPC error with the message and the reason."""
         code = jsonrpc.UNAUTHORIZED if self.status == 401 else jsonrpc.FORBIDDEN
         return jsonrpc.error(request_id, code, reasons.message(self.reason, public_url), {"reason": self.reason})
 
@@ -190,7 +190,7 @@ WRONG_AUDIENCE = Denied("wrong_gateway", 401, UNAUTHORIZED)
 
 
 def decide(grant: Grant, client_ip: str) -> Denied | None:
-    """Why the token may not be used here, rows 4 to 10 of the decision order; None when all are passed."""
+    """Return why the token may not be used here (rows 4 to 10 of the decision order), or None if it may."""
     if grant.token_revoked:
         reason = "revoked"
     elif grant.token_stale:

@@ -1,7 +1,7 @@
-"""Which server and feature a name or URI means, whether they may be used, and as whom: rows 13 to 15 of the order.
+"""Resolve a name or URI to a server and a feature, and check switches, policy and identity (rows 13 to 15).
 
-Features are tools, prompts, resources and templates of resources. What cannot be used is not listed: lists apply the
-same switches and policy, in `access/query.sql`, and leave out too what the server does not offer at the moment. A tool
+Features are tools, prompts, resources and resource templates. Features that cannot be used are not listed: lists apply
+the same switches and policy in `access/query.sql`, and also leave out what the server does not currently offer. A tool
 or prompt the gateway does not know cannot be called.
 """
 
@@ -32,14 +32,14 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Named(NamedTuple):
-    """The feature a message names: its kind, and how its client calls it; `name` is a URI for a resource."""
+    """The feature a message names: its kind, and its name as the client sent it (a URI for a resource)."""
 
     kind: str
     name: str
 
 
 def named(message: Message) -> Named | None:
-    """The feature this request is for; None when it is for none, or says so in no form that could be one."""
+    """Return the feature this request names, or None if it names none or the name is malformed."""
     params = message.params
     match message.method:
         case "tools/call":
@@ -56,21 +56,21 @@ def named(message: Message) -> Named | None:
 
 
 def _completed(ref: object) -> tuple[str, object]:
-    """What a completion is for: a prompt, or a resource by its template or URI."""
+    """Return kind and name of the prompt or resource (template or URI) that a completion refers to."""
     if not isinstance(ref, dict):
         return "", None
     return (PROMPT, ref.get("name")) if ref.get("type") == "ref/prompt" else (RESOURCE, ref.get("uri"))
 
 
 def is_nameable(feature: Named) -> bool:
-    """Whether the database can hold this name; no other is a feature's."""
+    """Return whether the database can store this name; no feature has a name it cannot store."""
     if feature.kind == RESOURCE:
         return 0 < len(feature.name) <= 4 * LONGEST_URI and is_storable(feature.name) and "\n" not in feature.name
     return feature.name != "" and is_storable(feature.name)
 
 
 def lookup_key(feature: Named) -> str:
-    """What the statement looks for: the name, or the URIs that the server of a resource may know it by, in lines."""
+    """Return the key for the statement: the name, or the URIs a resource's server may use for it, one per line."""
     if feature.kind != RESOURCE:
         return feature.name
     alias, uri = alias_and_uri(feature.name)
@@ -92,14 +92,14 @@ class Refusal(UpstreamError):
 
 
 def _literal(text: str) -> str:
-    """`text` as a sentence of an UpstreamError, which is a format."""
+    """Escape braces: the sentence of an UpstreamError is a format string."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 class UnknownFeature(UpstreamError):
     """No server behind the gateway has a tool, prompt or resource of this name.
 
-    Clients of the session era are told of a resource in -32002, which 2026-07-28 has no more.
+    For a resource, clients of the session era get -32002, which 2026-07-28 has dropped.
     """
 
     code = jsonrpc.INVALID_PARAMS
@@ -119,14 +119,14 @@ class UnknownFeature(UpstreamError):
 
 
 class IdentityUnreadable(UpstreamError):
-    """No configured key opens it: the operator lost a key."""
+    """No configured key decrypts the credential: the operator lost a key."""
 
     reason = "identity_unreadable"
     sentence = 'The identity stored for server "{server}" can no longer be read.'
 
 
 class OutOfScope(Exception):
-    """The token does not reach this server; answered with 403 and "Forbidden"."""
+    """The server is outside the token's scope; answered with 403 "Forbidden"."""
 
     def __init__(self, assigned: AssignedServer) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ class OutOfScope(Exception):
 class Resolved(NamedTuple):
     """The server a request goes to, the feature's own name there, and a tool's schema when headers repeat arguments.
 
-    `alias` is under what the server's URIs are given to clients; empty when they are given out as they are. Where a
-    changed definition is held back, `row` holds both; `check_held` says whether the call may go on.
+    `alias` is the prefix of the server's URIs for clients; empty if they are not rewritten. `row` is set only where a
+    changed definition is held back: then `check_held` decides.
     """
 
     assigned: AssignedServer
@@ -148,32 +148,32 @@ class Resolved(NamedTuple):
 
 
 class FeatureRow(NamedTuple):
-    """What the database knows of a feature that fits the name in a request."""
+    """The stored row of a feature that matches the name in a request."""
 
     name: str
     exposed_name: str
     enabled: bool
     schema: object
     state: str
-    # Where a changed definition is held back: what is shown, and what the server says now.
+    # Where a changed definition is held back: the definition clients see, and the server's current one.
     approved: str | None
     offered: str | None
     kind: str
 
 
-# States in which a feature is not listed, and why requests of it are refused.
+# States in which a feature is not listed, with the reason for refusing its requests.
 HIDDEN_STATES = {"new": "definition_held", "quarantined": "definition_quarantined"}
 
 
 def server_refusal(assigned: AssignedServer) -> str:
-    """Why nothing of this server may be used at this gateway; empty when it may."""
+    """Return the reason why this server may not be used at this gateway, or an empty string."""
     if not assigned.server_enabled:
         return "server_disabled"
     return "" if assigned.enabled else "assignment_disabled"
 
 
 def identity_refusal(assigned: AssignedServer) -> str:
-    """Why this connection has no identity to use at the server; empty when it has, or needs none."""
+    """Return the reason why this connection has no usable identity at the server; empty if it has, or needs none."""
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
     needs_sign_in = assigned.sign_in is not None and assigned.sign_in[0]
@@ -191,7 +191,7 @@ HEADER_AUTH_TYPES = frozenset({"bearer", "header", "oauth"})
 
 
 def policy_allows(policy: str, enabled: bool | None) -> bool:
-    """Whether a tool may be used; `enabled` is its switch, None for one that has no row yet."""
+    """Return whether a tool may be used; `enabled` is its switch, or None if it has no row yet."""
     match policy:
         case "allow_all":
             return enabled is not False
@@ -201,20 +201,20 @@ def policy_allows(policy: str, enabled: bool | None) -> bool:
 
 
 def is_usable(assigned: AssignedServer) -> bool:
-    """Whether any tool of this server may be used here; the identity is another question."""
+    """Return whether any tool of this server may be used here, apart from the identity."""
     return assigned.in_scope and not server_refusal(assigned) and policy_allows(assigned.policy, enabled=True)
 
 
 def _without_alias(assignments: Sequence[AssignedServer]) -> AssignedServer | None:
-    """The server whose tools keep their own names: the database lets one of a gateway be without an alias at most."""
+    """Return the server whose tools keep their own names; a constraint allows one per gateway."""
     return next((assigned for assigned in assignments if not assigned.alias), None)
 
 
 def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedServer | None:
-    """The server a tool's name belongs to; None when it is nobody's. Lists and calls both ask here, and nobody else.
+    """Return the server a tool's name belongs to, or None. Lists and calls both use this function.
 
-    An alias names its server, and any other name belongs to the one server without an alias. What servers list, or
-    listed once, has no part in it: else one of them could take over the names of another.
+    An alias names its server, and any other name belongs to the one server without an alias. The lists of servers are
+    ignored: otherwise one server could take over the names of another.
     """
     for assigned in assignments:
         if assigned.alias and exposed.startswith(assigned.alias + SEPARATOR):
@@ -223,7 +223,7 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
 
 
 def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
-    """The server and the feature that is meant; the server alone when only a fresh list of its features can tell.
+    """Return the named feature and its server; the server alone if only a fresh list of its features can tell.
 
     Raises OutOfScope, Refusal or UnknownFeature.
     """
@@ -236,7 +236,7 @@ def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
 
 
 def resolve_call(grant: Grant, feature: Named) -> Resolved | AssignedServer:
-    """As `resolve`; a tool of which headers cannot repeat the arguments, as its schema asks, is unknown.
+    """Resolve as `resolve` does, but treat a tool with unsound x-mcp-header annotations as unknown.
 
     Raises OutOfScope, Refusal or UnknownFeature.
     """
@@ -248,9 +248,9 @@ def resolve_call(grant: Grant, feature: Named) -> Resolved | AssignedServer:
 
 
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
-    """The server and tool or prompt this name means, as `resolve` says.
+    """Return the server and the tool or prompt of this name, like `resolve`.
 
-    A tool that is not listed has no row that could switch it off, so it cannot be called.
+    A tool that is not listed cannot be called: it has no row that could disable it.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
@@ -266,9 +266,9 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 
 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
-    """The server and resource this URI means, as `resolve` says.
+    """Return the server and the resource of this URI, like `resolve`.
 
-    A resource need not be listed to be read. What is not listed is governed by its template, else by the policy.
+    A resource that is not listed can be read; its template governs it, or the policy if no template matches.
     """
     budget = MatchBudget()
     assigned, uri = _owner_of_uri(assignments, exposed, budget, several=several)
@@ -285,26 +285,26 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 def _owner_of_uri(
     assignments: Sequence[AssignedServer], exposed: str, budget: MatchBudget, *, several: bool
 ) -> tuple[AssignedServer | None, str]:
-    """The server whose URI this is, and how it calls it itself."""
+    """Return the server of this URI, and the server's own form of the URI."""
     if not several:
         return (assignments[0] if assignments else None), exposed
     alias, uri = alias_and_uri(exposed)
     if alias and (owner := next((each for each in assignments if each.alias == alias), None)) is not None:
         return owner, uri
-    if alias:  # Of a server that has left, perhaps: no other may take its place, but the one without an alias.
+    if alias:  # Perhaps of a removed server: only the server without an alias may get the request.
         return _without_alias(assignments), exposed
     return _owner_of_bare_uri(assignments, exposed, budget), exposed
 
 
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
-    """The server that lists this URI, else the one with a template for it, else the one without an alias.
+    """Return the server that lists this URI, or has a template for it, or has no alias, in this order.
 
-    A server without an alias goes before the others. Raises UnknownFeature when several others fit.
+    A server without an alias is preferred. Raises UnknownFeature when several others match.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     for fits in (_lists, partial(_has_template_for, budget)):
         fitting = [(assigned, row) for assigned in usable if (row := fits(assigned, uri)) is not None]
-        # Rows that are hidden count only where nothing else fits: the refusal says why.
+        # Hidden rows count only if nothing else matches: then the refusal gives the reason.
         owners = [assigned for assigned, row in fitting if _is_shown(assigned, row)] or [each for each, _ in fitting]
         if owner := _without_alias(owners):
             return owner
@@ -330,10 +330,10 @@ def _is_shown(assigned: AssignedServer, row: FeatureRow) -> bool:
 
 
 def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str, budget: MatchBudget) -> FeatureRow | None:
-    """The template whose switch counts for a resource that is not listed: the most exact of those that match.
+    """Return the template whose switch applies to an unlisted resource: the most exact one that matches.
 
-    Servers match templates differently. Where everything is allowed, a template that may mean the URI governs it; where
-    something has to be selected, only one that certainly does.
+    Servers match templates differently. Under `allow_all`, a template that may match the URI governs it; otherwise
+    only one that certainly does.
     """
     matching = [
         (narrowly, literal_length(row.name), not row.enabled, row)
@@ -347,7 +347,7 @@ def _governing_template(policy: str, rows: Sequence[FeatureRow], uri: str, budge
 
 
 def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | None) -> Resolved:
-    """This feature of this server, when this connection may use it. Raises OutOfScope, Refusal or UnknownFeature."""
+    """Return this feature if the connection may use it. Raises OutOfScope, Refusal or UnknownFeature."""
     if not assigned.in_scope:
         raise OutOfScope(assigned)
     if reason := server_refusal(assigned):
@@ -366,17 +366,17 @@ def authorize(assigned: AssignedServer, kind: str, name: str, row: FeatureRow | 
 
 
 def check_held(resolved: Resolved, arguments: object) -> None:
-    """Raise Refusal when the server has changed this tool, nobody accepted that, and it no longer takes `arguments`."""
+    """Raise Refusal if this tool has an unapproved change and the new definition does not accept `arguments`."""
     row = resolved.row
     if row is not None and row.kind == TOOL and row.approved is not None and row.offered is not None:
-        from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is seldom needed
+        from wire import held_schemas  # noqa: PLC0415 - takes 60 ms, and is rarely needed
 
         if not held_schemas.still_accepts(row.approved, row.offered, arguments):
             raise Refusal("definition_held", resolved.assigned, Named(TOOL, resolved.name))
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:
-    """Return whether a fresh list may show that this server has a tool without a row, which may be called then."""
+    """Return whether a fresh list may show a tool without a row that may then be called."""
     # A tool without a row can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
@@ -403,10 +403,10 @@ def target(
     modern: bool = False,
     extensions: Object = NO_EXTENSIONS,
 ) -> Target:
-    """Return where, as whom, in which era and session to call this server, for the request of this trace.
+    """Return the server's address, credential, era and session for one request.
 
-    A client of 2026-07-28 (`modern`) is served in its own era where the server has it, and says its `extensions` with
-    each request. Whether the identity may be used was decided by `authorize`; here it is decrypted. Raises
+    A client of 2026-07-28 (`modern`) is served in its own era where the server supports it, and sends its `extensions`
+    with each request. `authorize` has decided whether the identity may be used; here it is decrypted. Raises
     IdentityUnreadable.
     """
     session = grant.session
@@ -415,9 +415,9 @@ def target(
     capabilities = capabilities_of(told) if told else NOTHING
     if session is not None:
         extensions = extensions_in(session.capabilities) if told else NO_EXTENSIONS
-    if extensions and (session is not None or era == MODERN):  # A session without a client of its own has none.
+    if extensions and (session is not None or era == MODERN):  # A session of no client has no extensions.
         capabilities = {**capabilities, **extensions}
-    return Target(  # By position: names cost a tenth of what a call's decision does.
+    return Target(  # By position: keyword arguments cost a tenth of a call's decision.
         assigned.server_id,
         assigned.server_name,
         assigned.url,
@@ -447,10 +447,10 @@ def _client_info(session: SessionGrant) -> Object:
 
 
 def target_for_lists(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE) -> Target:
-    """Return how to ask this server for what it offers, the same whoever wants to know. Raises IdentityUnreadable.
+    """Return the target for requesting this server's lists, the same for all clients. Raises IdentityUnreadable.
 
-    Some servers list certain tools only to clients that can be asked something, so all that can be passed on is
-    declared. A session for it belongs to the assignment.
+    Some servers list certain tools only to clients with elicitation or sampling, so every capability that can be
+    bridged is declared. Its session belongs to the assignment.
     """
     upstream = target(assigned, grant, cipher, trace, modern=True)
     return upstream._replace(

@@ -1,6 +1,6 @@
-"""Tools and prompts called by their server's own name for them, without its alias.
+"""Tools and prompts called by their server's own name, without its alias.
 
-Pages that servers give to hosts (MCP Apps) call tools like this, because they do not know of a gateway in between.
+Pages of MCP Apps call tools like this, because they do not know that there is a gateway.
 """
 
 from collections.abc import Sequence
@@ -36,17 +36,17 @@ class AmbiguousName(UnknownFeature):
 def may_be_own_name(grant: Grant, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
-    A name with an alias belongs to the server of that alias. A name without one belongs to the server without an alias,
-    if that has or had such a feature, or if nobody can say because its list cannot be asked for.
+    A name with an alias belongs to the server of that alias. A name without one belongs to the server without an alias
+    if that has or had such a feature, or if its list cannot be requested to find out.
     """
     if feature.kind not in (TOOL, PROMPT) or SEPARATOR in feature.name:
-        return False  # It may have the alias of a server that has left, whose calls no other may get.
+        return False  # The alias may be of a removed server; no other server may get its calls.
     owner = server_of(grant.assignments, feature.name)
     return owner is None or (not owner.alias and not owner.features and can_be_listed(owner))
 
 
 def exposed_feature(grant: Grant, feature: Named) -> Named:
-    """Return the feature as clients are shown it, from a grant that was asked for with BY_OWN_NAME.
+    """Return the feature by its exposed name, from a grant queried with BY_OWN_NAME.
 
     A feature that is disabled or held counts, and so does one of a disabled server: disabling one must never send its
     calls to another server. Only servers outside the token's scope do not count when there are others.

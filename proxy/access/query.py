@@ -1,7 +1,7 @@
-"""The one SELECT that decides a request, for all requests that wait for it together.
+"""The one SELECT that decides requests, in batches.
 
-Requests that arrive while the statement runs share the next one, so each is decided by what the database says after
-its arrival. Nothing is cached.
+Requests that arrive while the statement runs share the next one, so each is decided by data read after its arrival.
+Nothing is cached.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ STATEMENTS = {
     b"decide": STATEMENT,
     b"decide_calls": re.sub(rb"/\* not for calls \*/.*?/\* end \*/", b"", STATEMENT, flags=re.DOTALL),
 }
-# The same about a host, a gateway and a person instead of a token.
+# The statement for a host, a gateway and a person instead of a token.
 STATEMENT_OF_TRIPLE = re.sub(
     rb"^/\* token \*/.*?/\* end token \*/",
     lambda _: Path(__file__).with_name("query_of_triple.sql").read_bytes(),
@@ -42,7 +42,7 @@ def _preparing(name: bytes) -> bytes:
     return b"PREPARE %s (%s) AS %s" % (name, ", ".join(PARAMETERS).encode(), STATEMENTS[name])
 
 
-# What a connection takes over which `find_again` asks. It plans when somebody asks first: most workers' is never asked.
+# Setup of the connection that `find_again` uses. Nothing is planned in advance: most workers never use it.
 SETUP_TO_FIND_AGAIN = (
     b"SET application_name = 'gateway access'",
     b"SET plan_cache_mode = 'force_generic_plan'",
@@ -57,8 +57,8 @@ SETUP_TO_FIND_AGAIN = (
 SETUP = (
     *SETUP_TO_FIND_AGAIN,
     _preparing(b"decide_calls"),
-    # Planned now and not for the first request. The plans also end the heap of the server's process above what an
-    # execution needs, which otherwise goes back to the operating system, and is had again, with each of them.
+    # Plan now instead of for the first request. The plans also keep the top of the PostgreSQL process's heap in use;
+    # otherwise each execution would return that memory to the operating system and allocate it again.
     *(b"EXECUTE %s (%s)" % (name, b", ".join([b"'{}'"] * len(PARAMETERS))) for name in STATEMENTS),
 )
 
@@ -67,20 +67,20 @@ _is_slug = re.compile(SLUG).fullmatch
 
 
 class ServersNeeded(IntEnum):
-    """Which of the servers behind its gateway a request needs to know of."""
+    """The servers of the gateway that the statement returns for a request."""
 
     NONE = 0
     ALL = 1
-    OF_FEATURE = 2  # Those that the name may lead to.
-    INTRODUCED = 3  # All, with what they said of themselves instead of their features.
-    BY_OWN_NAME = 4  # All, with the feature that the server itself calls by the name.
+    OF_FEATURE = 2  # Those that may have the named feature.
+    INTRODUCED = 3  # All, with their introductions (capabilities, instructions) instead of their features.
+    BY_OWN_NAME = 4  # All, with the feature of which this is the server's own name.
 
 
 class Wanted(NamedTuple):
-    """What a request needs to know: of which servers, and of which of their features.
+    """The servers and features that the statement returns for a request.
 
-    `kind` is tool, prompt, resource or template. `name` is what the client calls the one it means; of a resource, the
-    URIs that its server may know it by, in lines.
+    `kind` is tool, prompt, resource or template. `name` is the feature's name as the client sent it; for a resource,
+    the URIs its server may use for it, one per line.
     """
 
     servers: ServersNeeded
@@ -93,7 +93,7 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 
 
 class TokenDigests(NamedTuple):
-    """What the database may know a token as: a row is looked for under each of these digests or checksums."""
+    """The digests or checksums a token may be stored under, one for each key; each of them is looked up."""
 
     digests: tuple[bytes | None, ...]
     checksums: tuple[str | None, ...]
@@ -112,7 +112,7 @@ class AccessQuery(NamedTuple):
 def access_query(
     token: TokenDigests, slug: str, wanted: Wanted = NOTHING, session: bytes | None = None, declared: str = ""
 ) -> AccessQuery:
-    """The question whether this token may do that at the gateway of this slug."""
+    """Return the query for this token at the gateway of this slug; an invalid slug becomes empty."""
     return AccessQuery(token, slug if _is_slug(slug) else "", wanted, session, declared)
 
 
@@ -131,7 +131,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
         )
 
     def digests(self, token: str) -> TokenDigests:
-        """The digests or checksums of a bearer text, which `query.sql` looks for; the prefix of the text says which."""
+        """Return what `query.sql` looks a bearer token up by: checksums for OAuth access tokens, else digests."""
         if token.startswith(token_text.OAUTH_ACCESS):
             return TokenDigests((None,), (hashlib.sha256(token.encode()).hexdigest(),))
         return TokenDigests((*token_text.candidates(token, self._token_keys),), (None,) * len(self._token_keys))
@@ -144,15 +144,15 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
         session: bytes | None = None,
         declared: str = "",
     ) -> Grant | None:
-        """What the database says of this token now; None when it does not know it. Raises DatabaseUnavailable.
+        """Return the current grant of this token, or None if it is unknown. Raises DatabaseUnavailable.
 
-        `session` is the digest of the session's id that the request names, `declared` what servers are told of its
-        client's capabilities when it names none.
+        `session` is the digest of the session id in the request; `declared` are the client capabilities that servers
+        are sent for a request without a session.
         """
         return await self.put(access_query(token, slug, wanted, session, declared))
 
     async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
-        # Calls of one client at the same time often need the same: that is sent once.
+        # Concurrent calls of one client often have equal queries: each is sent once.
         numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in batch))}
         grants = read_grants(await self._connection.query_with_retry(statement_for(numbers), parameters([*numbers])))
         for query, future in batch:
@@ -165,7 +165,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
 
 
 def statement_for(queries: Iterable[AccessQuery]) -> bytes:
-    """The smallest of the statements that answers all these queries."""
+    """Return the name of the smallest prepared statement that answers all these queries."""
     for query in queries:
         wanted = query.wanted
         if wanted.servers not in FOR_CALLS or wanted.kind == "resource" or query.token.digests[0] is None:
@@ -176,10 +176,10 @@ def statement_for(queries: Iterable[AccessQuery]) -> bytes:
 async def find_again(
     query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
 ) -> list[Grant | DatabaseUnavailable | None]:
-    """What the database says of each of these now, in one statement that `query` runs over a connection of its own.
+    """Return the current grants of these queries, by one statement that `query` runs over its own connection.
 
-    None where it does not know the token, DatabaseUnavailable where what it says cannot be read. Raises
-    DatabaseUnavailable or StatementRejected.
+    None for an unknown token, DatabaseUnavailable for a row that cannot be read. Raises DatabaseUnavailable or
+    StatementRejected.
     """
     numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
     grants = read_grants(await query(b"decide", parameters([*numbers])))
@@ -187,7 +187,7 @@ async def find_again(
 
 
 def read_grants(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
-    """The grants by the numbers of the queries. A row that cannot be read fails its own query only."""
+    """Return the grants by query number. A row that cannot be read fails its own query only."""
     transformer = Transformer()
     transformer.set_pgresult(result)
     grants: dict[int, Grant | DatabaseUnavailable] = {}
@@ -211,13 +211,13 @@ def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:
         return ()
     try:
         rows = orjson.loads(text)
-    except ValueError:  # The schema of a tool may hold an integer that orjson has no room for.
+    except ValueError:  # A tool's schema may contain an integer too large for orjson.
         rows = json.loads(text)
     return tuple(map(AssignedServer._make, rows))
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
-    """The parameters of the statement as PostgreSQL array texts, one element for each digest to look for."""
+    """Return the statement's parameters as PostgreSQL array texts, with one element per digest."""
     rows = [
         (n, query, digest, checksum)
         for n, query in enumerate(queries)
@@ -245,7 +245,7 @@ def _bytes(value: bytes | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as an element of an array; PostgreSQL knows no NUL, and no feature has one in its name."""
+    """Quote `text` as an array element. NULs are dropped: PostgreSQL rejects them, and no feature name has one."""
     if "\\" in text or '"' in text or "\0" in text:
         text = text.replace("\0", "").replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

@@ -1,7 +1,7 @@
-"""What one worker tells all others: ids only, over LISTEN and NOTIFY of PostgreSQL.
+"""Messages between workers by LISTEN and NOTIFY of PostgreSQL: ids only.
 
-Nothing on the way of a call is told to anybody. What must not be lost stands in a row; the bus only says that there is
-something to read. Whenever its connection was lost, every handler is called with None once it is back: read the rows.
+An ordinary call publishes nothing. What must not be lost is in a row; the bus only announces that there is something to
+read. After a lost connection is restored, every handler is called with None and has to read its rows.
 """
 
 import asyncio
@@ -18,25 +18,25 @@ from wire.background import Background
 logger = logging.getLogger(__name__)
 
 CHANNEL = "gateway"
-# A connection that is cut without a word is found out by a statement that gets no answer.
+# A connection that was cut silently is detected by a statement that gets no answer.
 BEAT_SECONDS = 5.0
 BEAT_TIMEOUT = 2.0
 
 LISTEN = f"LISTEN {CHANNEL}".encode()
 NAME = b"SET application_name = 'gateway bus'"
 
-# A handler gets the id that was told, or None after the connection was lost. What it awaits runs as a task of its own.
+# A handler gets the published id, or None after a lost connection. An async handler runs as a task of its own.
 type Handler = Callable[[str | None], Coroutine[Any, Any, None] | None]
 
 
 class Statements(Protocol):
-    """Runs one statement in a short transaction of its own."""
+    """Protocol for running one statement in a short transaction of its own."""
 
     async def fetch(self, sql: str, params: Any = ..., /) -> list[tuple[Any, ...]]: ...
 
 
 class Listener(PgConnection):
-    """The connection that hears; `hear` gets the payload of each notification."""
+    """The listening connection; `hear` gets the payload of each notification."""
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], hear: Callable[[str], None]) -> None:
         super().__init__(conninfo, (LISTEN, *setup, NAME), timeout=BEAT_TIMEOUT)
@@ -49,11 +49,11 @@ class Listener(PgConnection):
 
 
 class Bus:
-    """Hears what any worker tells, this one included.
+    """Receives the messages of all workers, this one included.
 
-    Topics: `cut` (somebody's access may have ended), `lists` (what the gateway of this id shows has changed),
-    `unwritable` (a row of the log could not be written in time), and what the parts of the proxy tell each other. Its
-    connection also runs what `setup` prepares, a statement at a time.
+    Topics: `cut` (someone's access may have ended), `lists` (the lists of the gateway with this id have changed),
+    `unwritable` (a row of the log could not be written in time), and internal ones of the proxy. Its connection also
+    runs the statements that `setup` prepares, one at a time.
     """
 
     def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:
@@ -68,27 +68,27 @@ class Bus:
         self.fault = "not connected yet"
 
     def on(self, topic: str, handler: Handler) -> None:
-        """Call `handler` for everything told under this topic from now on."""
+        """Call `handler` for every message of this topic."""
         self._handlers.setdefault(topic, []).append(handler)
 
     async def publish(self, topic: str, told: str) -> None:
-        """Tell all workers, in a transaction of its own. Raises DatabaseUnavailable."""
+        """Send a message to all workers, in a transaction of its own. Raises DatabaseUnavailable."""
         await self._statements.fetch("SELECT pg_notify(%s, %s)", [CHANNEL, f"{topic} {told}"])
 
     def publish_soon(self, topic: str, told: str = "") -> None:
-        """The same without waiting; told to nobody when the database is not there."""
+        """Publish in the background; the message is lost if the database is unavailable."""
         self._background.spawn(f"bus, {topic}", self.publish(topic, told))
 
     async def query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         """Run a statement that the setup prepared. Raises DatabaseUnavailable or StatementRejected.
 
-        It ends also when its caller is cancelled, since abandoning it would close the connection of all others.
+        It is completed even if the caller is cancelled, since abandoning it would close the shared connection.
         """
         return await asyncio.shield(self._background.spawn("bus, statement", self._query(name, parameters)))
 
     async def _query(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
         async with self._one:
-            if not self._listener.connected:  # Whoever connects it tells the handlers.
+            if not self._listener.connected:  # Only `_stay_connected` connects, because it calls the handlers.
                 raise DatabaseUnavailable(self.fault)
             return await self._listener.query(name, parameters)
 
@@ -96,22 +96,22 @@ class Bus:
         self._background.forever("bus", self._stay_connected, self._wait_for_beat, guards_access=True)
 
     async def first_attempt(self) -> None:
-        """Return when the connection was made, or could not be; `fault` says which."""
+        """Return after the first connection attempt; `fault` is its error, if it failed."""
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
-        """Hear nothing more."""
+        """Stop, and close the connection."""
         await self._background.stop()
         self._listener.close()
 
     async def _wait_for_beat(self) -> None:
-        """Wait until the connection is to be tried or made."""
+        """Wait until the connection is due for a check, or lost."""
         if self._listener.connected:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), BEAT_SECONDS)
 
     async def _stay_connected(self) -> None:
-        """Try the connection; without one make it, and have everything read that may have been missed."""
+        """Check the connection; if it is lost, reconnect and have the handlers read what they may have missed."""
         self._gone.clear()
         async with self._one:
             if self._listener.connected:
@@ -142,7 +142,7 @@ class Bus:
         for handler in self._handlers.get(topic, ()):
             try:
                 work = handler(told)
-            except Exception:  # What one handler fails at is not the others' loss.
+            except Exception:  # A failing handler must not affect the others.
                 logger.exception("a handler of the bus failed", extra={"topic": topic})
                 continue
             if work is not None:

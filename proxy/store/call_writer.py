@@ -1,6 +1,6 @@
 """Writes the rows of answered calls: those of concurrent requests share one COPY and one commit.
 
-The audit promise: an answer leaves only after `commit` returned.
+The audit promise: an answer is sent only after `commit` has returned.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from proxy.store.database import GroupCommit, PgConnection, StatementRejected, W
 
 logger = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 10.0  # Seconds; then the caller is told that the call could not be recorded.
+COMMIT_SECONDS = 10.0  # After this the client gets an error that the call could not be recorded.
 BATCH_ROWS = 500
-CONNECTIONS = 2  # While one waits for the disk, the other takes the next batch; more gain little.
+CONNECTIONS = 2  # While one waits for the disk, the other writes the next batch; more gain little.
 COLUMNS = (
     b"uid, created_at, correlation_id, feature_type, outcome, deny_reason, http_status, rpc_error_code, host_id,"
     b" gateway_id, connection_id, user_id, token_id, server_id, identity_id, token_prefix, duration_ms, authorise_ms,"
@@ -30,8 +30,8 @@ COLUMNS = (
     b" token_name, user_agent, client_name, client_version, protocol_version, error_text"
 )
 COPY = b"COPY auditlog_call (%s) FROM STDIN" % COLUMNS
-# While rows come singly they go by a statement that is planned once, in one round trip; COPY takes two. Among many
-# calls COPY costs this process less.
+# Single rows are written by a prepared INSERT, in one round trip; COPY takes two. For many rows COPY costs this process
+# less.
 INSERT_ONE = b"PREPARE insert_one AS INSERT INTO auditlog_call (%s) VALUES (%s)" % (
     COLUMNS,
     b", ".join(b"$%d" % (number + 1) for number in range(COLUMNS.count(b",") + 1)),
@@ -56,15 +56,15 @@ class NotRecorded(Exception):
     """The gateway could not record this call."""
 
 
-# Who calls in a row that is nobody's.
+# The grant of a row without a caller.
 NOBODY = Grant._make([""] * len(Grant._fields))
 
 
 @dataclass(slots=True)
 class CallRow:
-    """One call as it will stand in auditlog_call; ids are UUIDs as text, empty for none.
+    """One row of auditlog_call; ids are UUIDs as text, empty for none.
 
-    `grant` says whose call it is: token, connection, gateway, host and user.
+    `grant` has the token, connection, gateway, host and user of the call.
     """
 
     uid: str
@@ -93,22 +93,22 @@ class CallRow:
     protocol_version: str = ""
     error_text: str = ""
     payload: str = _NO_PAYLOAD
-    # The row this one belongs to; its own without one.
+    # The row this one belongs to; empty means its own.
     correlation_id: str = ""
-    # The trace it is part of, 32 hexadecimal digits; empty without one.
+    # The trace id, 32 hexadecimal digits; empty if none.
     trace_id: str = ""
 
     def set_payload(self, request: bytes | None, response: bytes | None, *, cut: bool) -> None:
-        """Keep what the call sent and got, as JSON that holds no secret; `cut` when not all of it."""
+        """Set the redacted request and response, as JSON; `cut` if they are incomplete."""
         parts = (_N if part is None else part.decode().replace("\\", "\\\\") for part in (request, response))
         self.payload = "\t".join(("t" if cut else "f", *parts))
 
     def copy_line(self) -> bytes:
-        """The row in PostgreSQL's text format for COPY."""
+        """Return the row in PostgreSQL's text format for COPY."""
         grant = self.grant
         whole = int(self.created_at)
         at = f"{_timestamp(whole)}.{int((self.created_at - whole) * 1_000_000):06d}+00"
-        texts = (  # Those that come from the database have the length of its columns.
+        texts = (  # Values from the database already fit their columns.
             self.method[:64],
             self.feature_name[:300],
             grant.host_name,
@@ -140,7 +140,7 @@ class CallRow:
 
 @lru_cache(2)
 def _timestamp(at: int) -> str:
-    """This second as a timestamp of UTC without its zone; many calls come in one."""
+    """Format a second as a UTC timestamp without zone; cached because many calls share one second."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -152,7 +152,7 @@ _replace_escapes = partial(re.compile(rb"\\[\\tnr]").sub, lambda found: _UNESCAP
 
 
 def _values_of(line: bytes) -> list[bytes | None]:
-    """The values in a line of COPY, None for those that are NULL."""
+    """Return the values in a line of COPY, None for NULL."""
     values: list[bytes | None] = [None if value == b"\\N" else value for value in line[:-1].split(b"\t")]
     if line.count(b"\\") != values.count(None):
         values = [_replace_escapes(value) if value else value for value in values]
@@ -168,14 +168,14 @@ def _ms(value: float | None) -> str:
 
 
 def new_uid(at: float) -> str:
-    """A UUIDv7 (RFC 9562) of this moment; its time finds the row's partition."""
+    """Return a UUIDv7 (RFC 9562) for the time `at`; the time identifies the row's partition."""
     if not _random_parts:
         _refill()
     time = f"{int(at * 1000):012x}"
     return f"{time[:8]}-{time[8:]}-{_random_parts.pop()}"
 
 
-# The random parts of ids to come, fetched for many at once: each fetch is a call into the kernel.
+# The random parts of future ids, fetched in bulk because each fetch is a system call.
 _random_parts: list[str] = []
 
 
@@ -187,7 +187,7 @@ def _refill() -> None:
         _random_parts.append(f"7{digits[:3]}-{variant}{digits[4:7]}-{digits[7:19]}")
 
 
-# A forked process would hand out the ids of its parent again.
+# A forked process would repeat the ids of its parent.
 os.register_at_fork(after_in_child=_random_parts.clear)
 
 
@@ -195,11 +195,11 @@ type Line = Waiting[bytes, None]
 
 
 class CallWriter(GroupCommit[bytes, None]):
-    """Commits rows over `connections`; `observe` gets the size of each batch, `bus` tells other processes of a hang.
+    """Commits rows over `connections`; `observe` gets the size of each batch, `bus` notifies other processes of a hang.
 
-    It is the circuit breaker of calls as well: unless it `may_begin`, nothing may be sent to a server, because its row
-    could not be written. That is so from the moment a commit failed, hung for a second or lost its connection, or hung
-    in another process, until a row was written and rolled back, which is tried all the time.
+    It is also the circuit breaker of calls: unless `may_begin` is True, nothing may be sent to a server, because the
+    row could not be written. It opens when a commit fails, hangs for a second (also in another process) or loses its
+    connection, and closes once a test row was written and rolled back, which is tried continuously.
     """
 
     def __init__(
@@ -220,18 +220,18 @@ class CallWriter(GroupCommit[bytes, None]):
             to_error=lambda _: NotRecorded(NotRecorded.__doc__),
             max_batch=BATCH_ROWS,
             max_waiting=max_waiting,
-            rejects_when_full=False,  # A row that is here is that of a call which may have been executed.
+            rejects_when_full=False,  # The calls of waiting rows may have been executed.
         )
         if bus is not None:
             self.on_hang = partial(bus.publish_soon, "unwritable")
             bus.on("unwritable", lambda told: None if told is None else self.distrust())
 
     def may_begin(self) -> bool:
-        """Whether a call may begin, or be sent to its server: its row can probably be written."""
+        """Return whether a call may begin or be sent, because its row can probably be written."""
         return not self.fault and len(self._waiting) < self._max_waiting
 
     def commit(self, row: CallRow) -> asyncio.Future[None]:
-        """Done when `row`, as it is now, is committed. Raises NotRecorded."""
+        """Return a future that is done when the present values of `row` are committed. Raises NotRecorded."""
         return self.put(row.copy_line())
 
     async def _write(self, connection: PgConnection, batch: list[Line]) -> None:
@@ -244,7 +244,7 @@ class CallWriter(GroupCommit[bytes, None]):
             await self._write_each(connection, batch, error)
 
     async def _write_each(self, connection: PgConnection, batch: list[Line], error: StatementRejected) -> None:
-        """Write the rows of a refused batch one by one; only those at fault are lost."""
+        """Write the rows of a refused batch one by one, so that only invalid ones are lost."""
         lasting_error = None
         for copy_line, future in batch:
             refusal = await _insert_rows(connection, [copy_line]) if len(batch) > 1 else error
@@ -254,24 +254,24 @@ class CallWriter(GroupCommit[bytes, None]):
             logger.error("call not recorded", extra={"error": str(refusal)})
             fail([(copy_line, future)], NotRecorded(NotRecorded.__doc__))
             if refusal.sqlstate == CHECK_VIOLATION and not refusal.of_constraint:
-                lasting_error = refusal  # There is no partition for this row, nor for the next.
+                lasting_error = refusal  # There is no partition for this row, so the next ones will fail too.
         if lasting_error is not None:
             raise lasting_error
 
     async def _check(self, connection: PgConnection) -> None:
-        """Write a row, take it back, and commit: all that a batch needs of the locks, the table and the disk."""
+        """Write a row, roll it back, and commit: needs the same locks, table and disk as a batch."""
         now = time.time()
         line = CallRow(new_uid(now), now, method="ping").copy_line()
         await connection.run(b"BEGIN; SAVEPOINT before")
         await connection.copy(COPY, line)
-        await connection.query(b"insert_one", _values_of(line))  # Planned now and not for the first call.
+        await connection.query(b"insert_one", _values_of(line))  # Plan now instead of for the first call.
         await connection.run(b"ROLLBACK TO SAVEPOINT before; COMMIT")
 
 
 async def _insert_rows(
     connection: PgConnection, lines: list[bytes], *, singly: bool = False
 ) -> StatementRejected | None:
-    """Why a row among these was refused, None when all are committed; raises what is no row's fault."""
+    """Return the error of an invalid row, or None if all are committed; raise errors that concern no single row."""
     try:
         if singly and len(lines) == 1:
             await connection.query(b"insert_one", _values_of(lines[0]))

@@ -1,8 +1,8 @@
-"""The database as the proxy asks it: a connection driven by the event loop itself, and batches of what waits together.
+"""Fast database access for the proxy: a connection driven by the event loop itself, and group commit.
 
-The two statements of a proxied request, the decision before and the row after, are most of what the proxy itself costs.
-psycopg connects; the statements then go through libpq directly, without the cursor, the lock and the wait machinery
-that each `execute` would pay for. Group commit: items that arrive together go to the database in one batch.
+The two statements of a proxied request, the decision before and the row after, are most of the proxy's own cost.
+psycopg connects; the statements then go through libpq directly, without the cost of a cursor, a lock and psycopg's
+waiting in each `execute`. Group commit: items that arrive together go to the database in one batch.
 """
 
 import asyncio
@@ -22,25 +22,25 @@ from wire.background import Background, every
 
 logger = logging.getLogger(__name__)
 
-# Classes of SQLSTATE that tell of the server, not of the statement: lost, out of resources, going down.
+# Classes of SQLSTATE that concern the server, not the statement: lost, out of resources, shutting down.
 _SERVER_ERRORS = ("08", "53", "57", "58", "XX")
 CONNECT_SECONDS = 3.0
 _SUCCESS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 
-# A batch leaves when so many wait, or after so many turns of the loop; after so many batches of one, at once. A round
-# trip and a commit cost as much as a dozen more items in them; in a larger batch all wait for each other, while the
-# loop has nothing to do.
+# A batch is sent when FULL_BATCH items wait, or after LOOP_TURNS turns of the loop; after SINGLES batches of one item,
+# at once. A round trip and a commit cost as much as a dozen more items; in a larger batch items wait for each other
+# while the loop is idle.
 FULL_BATCH = 16
 LOOP_TURNS = 3
 SINGLES = 16
 LOG_SECONDS = 1.0
 
-# A statement is taken to hang after so many ticks of a clock. Ticks are counted, not seconds: when this process itself
-# stood still, that is one tick and says nothing of the database.
+# A statement is considered hanging after this many ticks. Ticks are counted instead of seconds: if this process itself
+# was paused, that is one tick, and not the fault of the database.
 TICK_SECONDS = 0.2
 HANGING_TICKS = 5
 
-STOP_SECONDS = 1.0  # How long a stop waits for a connection attempt when no item waits.
+STOP_SECONDS = 1.0  # How long stop() waits for a connection attempt when no items wait.
 
 NO_CONNECTION = "08000"  # The SQLSTATE of a connection that could not be made.
 
@@ -64,7 +64,7 @@ class StatementTimeout(DatabaseUnavailable):
 
 
 class StatementRejected(Exception):
-    """The database refused the statement; `sqlstate` says why, `of_constraint` whether a named constraint did."""
+    """The database refused the statement, with this `sqlstate`; `of_constraint` if a named constraint failed."""
 
     def __init__(self, sqlstate: str, message: str, *, of_constraint: bool = False) -> None:
         super().__init__(message)
@@ -75,12 +75,12 @@ class StatementRejected(Exception):
 class PgConnection:
     """Runs one statement at a time; after a lost connection the next statement connects again.
 
-    `timeout` is in seconds, for each statement. `on_lost` is called when the connection ends unasked.
+    `timeout` is in seconds, for each statement. `on_lost` is called when the connection fails.
 
-    The loop watches a selector of its own, never libpq's socket: libpq closes that by itself, so its number
-    may be another socket's before the loop forgets it, and libuv, which uvloop runs on, stops watching a socket after
-    one event once it has an error, such as a reset by a server that crashed, although there may be more to read.
-    A selector is readable for as long as there is something to do, an error included.
+    The loop watches a separate selector, never libpq's socket: libpq closes that by itself, so its number may be reused
+    before the loop forgets it, and libuv, on which uvloop runs, stops watching a socket after one event once it has an
+    error, such as a reset by a crashed server, although there may be more to read. A selector stays readable while
+    there is something to do, an error included.
     """
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], *, timeout: float = 5.0) -> None:
@@ -100,7 +100,7 @@ class PgConnection:
         return self._connection is not None
 
     async def connect(self) -> None:
-        """Connect and run the setup, unless that is done. Raises DatabaseUnavailable or StatementRejected."""
+        """Connect and run the setup, unless connected. Raises DatabaseUnavailable or StatementRejected."""
         await self._ensure_connected()
 
     async def query(self, name: bytes, parameters: Sequence[bytes | None]) -> PGresult:
@@ -115,9 +115,9 @@ class PgConnection:
         return await self._wait_for_result(waiter)
 
     async def query_with_retry(self, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """The same, once more over a new connection when the first try fails other than by its time.
+        """Run `query`, and retry once over a new connection unless it timed out.
 
-        A server that restarted, and a migration that changed a table, both want one.
+        That is needed after a restart of the server, and after a migration that changed a table.
         """
         try:
             return await self.query(name, parameters)
@@ -128,13 +128,13 @@ class PgConnection:
             return await self.query(name, parameters)
 
     async def run(self, statements: bytes) -> None:
-        """Run what has neither parameters nor a result. Raises DatabaseUnavailable or StatementRejected."""
+        """Run statements without parameters or results. Raises DatabaseUnavailable or StatementRejected."""
         await self.copy(statements, b"")
 
     async def copy(self, statement: bytes, data: bytes) -> None:
         """COPY `data`; it is committed on return.
 
-        Raises DatabaseUnavailable, when nobody knows whether it is, or StatementRejected, when it is not.
+        Raises DatabaseUnavailable if the outcome is unknown, or StatementRejected if it is not committed.
         """
         pgconn = await self._ensure_connected()
         self._copy_data = data
@@ -147,7 +147,7 @@ class PgConnection:
         await self._wait_for_result(waiter)
 
     def close(self) -> None:
-        """Give the connection up; the next statement connects again."""
+        """Close the connection; the next statement connects again."""
         connection, self._connection = self._connection, None
         selector, self._selector = self._selector, None
         if connection is None or selector is None:
@@ -255,7 +255,7 @@ def _checked(result: PGresult) -> PGresult:
 def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> DatabaseUnavailable | StatementRejected:
     message = " ".join(message.split())
     if sqlstate.startswith(_SERVER_ERRORS):
-        # What is said of a connection begins with its address, which is nobody's who may ask whether we are ready.
+        # Connection errors begin with the server's address, which must not appear in /readyz.
         return (
             DatabaseUnavailable(message)
             if sqlstate == NO_CONNECTION
@@ -268,8 +268,8 @@ def _error(sqlstate: str, message: str, *, of_constraint: bool = False) -> Datab
 class _Worker[Item, Answer]:
     """A task that handles batches over one connection.
 
-    `ticks` have passed since its statement began (-1: none is running); `first_attempt` is set when the connection was
-    made and checked, or failed to be, for the first time.
+    `ticks` have passed since its statement began (-1: none is running); `first_attempt` is set after the first attempt
+    to connect and check.
     """
 
     handle: HandleBatch[Item, Answer]
@@ -283,15 +283,15 @@ class _Worker[Item, Answer]:
 
 
 class GroupCommit[Item, Answer]:
-    """Gives the items that wait to `handlers`, in batches; a handler resolves the future of each item.
+    """Passes waiting items to `handlers`, in batches; a handler resolves the future of each item.
 
-    A handler that raises fails its whole batch with what `to_error` makes of the error. Each handler has one of the
-    `connections`, which are opened ahead and again when they are lost. A connection whose batch failed is opened anew
-    and checked before it is used again.
+    If a handler raises, its whole batch fails with the result of `to_error`. Each handler has one of the `connections`,
+    which are opened in advance and reopened when lost. A connection whose batch failed is reopened and checked before
+    it is used again.
 
-    `fault` says why no batch can be handled just now; it is empty while one can. With `rejects_when_full`, items that
-    come while a statement hangs, or while `max_waiting` wait, fail at once with DatabaseUnavailable; so do those that
-    wait when a statement is found to hang, and those in its batch.
+    `fault` is why no batch can be handled now, or empty. With `rejects_when_full`, items added while a statement hangs,
+    or while `max_waiting` wait, fail at once with DatabaseUnavailable; so do those waiting when a statement begins to
+    hang, and those in its batch.
     """
 
     def __init__(
@@ -328,12 +328,12 @@ class GroupCommit[Item, Answer]:
 
     @property
     def waiting(self) -> int:
-        """How many wait for the next batch."""
+        """The number of items waiting for the next batch."""
         return len(self._waiting)
 
     @property
     def comes_singly(self) -> bool:
-        """Whether many batches one after the other were of one item."""
+        """True if the last SINGLES batches had one item each."""
         return self._alone_in_a_row >= SINGLES
 
     def start(self) -> None:
@@ -352,12 +352,12 @@ class GroupCommit[Item, Answer]:
             worker.connection.on_lost = self._connection_lost
 
     async def first_attempt(self) -> None:
-        """Return when each connection was made and checked, or failed to be; `fault` says which."""
+        """Return after the first attempt to connect and check each connection; `fault` has the error, if any."""
         for worker in self._workers:
             await worker.first_attempt.wait()
 
     async def stop(self) -> None:
-        """Handle what is waiting, then stop and close the connections."""
+        """Handle the waiting items, then stop and close the connections."""
         self._stopping = True
         self._wake_all()
         while self._tasks and (await asyncio.wait(self._tasks, timeout=STOP_SECONDS))[1]:
@@ -372,7 +372,7 @@ class GroupCommit[Item, Answer]:
                 task.cancel()
 
     def put(self, item: Item) -> asyncio.Future[Answer]:
-        """The answer to `item`, when it is there."""
+        """Add an item, and return the future of its answer."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._rejects_when_full and (self._is_hanging or len(self._waiting) >= self._max_waiting):
             future.set_exception(DatabaseUnavailable("the database is behind"))
@@ -383,7 +383,7 @@ class GroupCommit[Item, Answer]:
         return future
 
     async def _check(self, connection: PgConnection) -> None:
-        """Check that an open connection can handle a batch; raises what a batch would."""
+        """Check that an open connection can handle a batch; raise the errors of a batch if not."""
 
     def _wake(self) -> None:
         if self._idle:
@@ -428,7 +428,7 @@ class GroupCommit[Item, Answer]:
         try:
             await worker.handle(batch)
         except Exception as error:  # noqa: BLE001 - a dead worker would leave every later item waiting
-            fail(batch, self._to_error(error))  # First: nobody may wait for ever for an item that was taken.
+            fail(batch, self._to_error(error))  # First, so that no item waits forever.
             self._log_failure(len(batch), error)
             self._mark_broken(worker, error)
         else:
@@ -443,7 +443,7 @@ class GroupCommit[Item, Answer]:
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
         """Connect and check; when no other worker is healthy, a failure fails the items that wait."""
         if self._waiting:
-            self._wake()  # Another worker may handle what this one was woken for.
+            self._wake()  # Another worker may handle the items for which this one was woken.
         worker.ticks, worker.repairing = 0, True
         try:
             await worker.connection.connect()
@@ -485,7 +485,7 @@ class GroupCommit[Item, Answer]:
         self._wake_all()
 
     def distrust(self) -> None:
-        """Handle nothing more before each connection was checked anew."""
+        """Check each connection before it handles another batch."""
         for worker in self._workers:
             worker.healthy = False
         self._failed = "the database hangs"
@@ -493,7 +493,7 @@ class GroupCommit[Item, Answer]:
         self._wake_all()
 
     def _mark_broken(self, worker: _Worker[Item, Answer], error: Exception) -> None:
-        """Use this worker's connection for nothing before it is repaired."""
+        """Stop using this worker's connection until it is repaired."""
         worker.ticks, worker.healthy = -1, False
         said = isinstance(error, StatementRejected | DatabaseFault)
         self._failed = str(error).strip() if said else "the database did not answer"
@@ -530,7 +530,7 @@ class GroupCommit[Item, Answer]:
             fail(batch, self._to_error(error))
 
     def _log_failure(self, requests: int, error: Exception) -> None:
-        """Say in the log that batches failed, once a second at most."""
+        """Log failed batches, at most once a second."""
         self._unlogged += requests
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
@@ -539,7 +539,7 @@ class GroupCommit[Item, Answer]:
             self._logged_at, self._unlogged = now, 0
 
     async def _gather_batch(self) -> None:
-        """Let requests that the event loop has already received join the batch; none do when each comes alone."""
+        """Let requests that the event loop has already received join the batch; skipped if batches have one item."""
         for _ in range(0 if self.comes_singly else LOOP_TURNS):
             if len(self._waiting) >= FULL_BATCH:
                 return
@@ -548,18 +548,18 @@ class GroupCommit[Item, Answer]:
 
 @coroutine
 def _next_turn() -> Generator[None]:
-    """What `asyncio.sleep(0)` comes to, in a fifth of its time: each call waits for six of them."""
+    """Equivalent to `asyncio.sleep(0)`, but five times faster; each call needs it six times."""
     yield
 
 
 def resolve[Answer](future: asyncio.Future[Answer], answer: Answer) -> None:
-    """Give an answer to whoever still waits for it."""
+    """Set the answer, unless the future is done or cancelled."""
     if not future.done():
         future.set_result(answer)
 
 
 def fail[Item, Answer](batch: Sequence[Waiting[Item, Answer]], error: Exception) -> None:
-    """End the waiting of a batch with this error."""
+    """Fail all items of a batch with this error."""
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

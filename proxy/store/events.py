@@ -1,8 +1,8 @@
-"""Events of streams that their clients may not have got, kept so that those can resume.
+"""Stream events that clients may not have received, stored so that streams can be resumed.
 
-How a client resumes: MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. Nothing is written while a client
-reads: the last events of a stream are in memory. They go into rows, sealed, when the client has gone, or when it comes
-back, to whichever worker, and whoever has the stream is told so.
+See MCP 2025-11-25, Streamable HTTP, Resumability and Redelivery. Nothing is written while a client reads: the last
+events of a stream are in memory. They are written to rows, sealed, when the client disconnects, or when it reconnects
+to any worker, which notifies the worker with the stream.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from wire.cipher import Cipher, Unreadable
 
 logger = logging.getLogger(__name__)
 
-STANDING, CALL = "s", "c"  # What a stream carries, as its ids say.
-WAITING = "waiting"  # What workers are told when something was kept for a session without a stream.
+STANDING, CALL = "s", "c"  # Kinds of streams, in event ids.
+WAITING = "waiting"  # Bus topic: a message was stored for a session without a stream.
 
-KEPT_SECONDS = 300.0  # So long a client may resume after its stream broke,
-FINISHED_SECONDS = 60.0  # and so long after it ended, if it did not get the end.
-MOST_EVENTS = 256  # Of one stream, the last ones;
-MOST_BYTES = 1 << 20  # the answer to a call counts, and is kept whatever its size.
+KEPT_SECONDS = 300.0  # How long a client may resume after its stream broke,
+FINISHED_SECONDS = 60.0  # and after it ended, in case the client missed the end.
+MOST_EVENTS = 256  # The last events of one stream;
+MOST_BYTES = 1 << 20  # the answer to a call counts, and is always stored.
 MOST_FINISHED = 1_000  # Streams that ended, in this worker,
 MOST_FINISHED_BYTES = 32 << 20
 MOST_ROWS = 1_000  # Of one session.
@@ -42,7 +42,7 @@ RETRY_SECONDS = 0.5
 ATTEMPTS = 5
 LONGEST_REQUEST_ID = 64
 
-# What begins a stream, so that a client can resume one of which it got nothing else: an id, without data.
+# Reconnection delay in the first event of a stream, which has an id but no data, so that it can be resumed at once.
 RETRY_MS = 1000
 
 KEEP = """
@@ -68,11 +68,11 @@ WHERE session_id = %(session)s AND stream_id = %(stream)s AND number > %(after)s
     AND expires_at > statement_timestamp()
 ORDER BY number
 """
-# Whoever goes on with a stream has taken its end away.
+# A stream that is resumed has not ended any more.
 TAKE = (
     "UPDATE proxy_streamevent SET is_last = false WHERE session_id = %(session)s AND stream_id = %(stream)s AND is_last"
 )
-# What was said while a session had no stream at all stands under the session's own id, in the order of its rows.
+# Messages for a session without a stream have the session's id as stream id, and are ordered by row id.
 TAKE_WAITING = """
 WITH taken AS (
     DELETE FROM proxy_streamevent WHERE session_id = %(session)s AND stream_id = %(session)s
@@ -83,7 +83,7 @@ SELECT data FROM taken WHERE expires_at > statement_timestamp() ORDER BY id
 
 
 class EventId(NamedTuple):
-    """What the id of an event says: on which stream it came, as which; and, of a call's, the id of the request."""
+    """A parsed event id: kind and id of the stream, number of the event, and the request id of a call's stream."""
 
     kind: str
     stream: str
@@ -92,14 +92,14 @@ class EventId(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "EventId | None":
-        """What this id says; None when it is none of ours."""
+        """Parse an event id; None if it was not issued by the gateway."""
         if (found := _is_event_id(text)) is None:
             return None
         kind, stream, number, spelled = found.groups()
         return cls(kind, str(UUID(stream)), int(number), _request_id(spelled) if spelled else None)
 
     def text(self) -> bytes:
-        """The id as clients are given it; a request's own id stands in it only when it is short."""
+        """Return the id for clients; it contains the request id only if that is short."""
         spelled = jsonrpc.dumps(self.request_id) if self.request_id is not None else b""
         named = b"-" + base64.urlsafe_b64encode(spelled) if 0 < len(spelled) <= LONGEST_REQUEST_ID else b""
         return b"%b-%b-%d%b" % (self.kind.encode(), UUID(self.stream).hex.encode(), self.number, named)
@@ -117,7 +117,7 @@ def _request_id(spelled: str) -> jsonrpc.Id | None:
 
 
 class Kept(NamedTuple):
-    """An event of a row; without data it is none, and only says how far the stream went."""
+    """A stored event; without data it only marks the position of the stream."""
 
     number: int
     data: bytes
@@ -125,9 +125,9 @@ class Kept(NamedTuple):
 
 
 class History:
-    """The ids of the events of one stream, and those of them that its client may not have got.
+    """The event ids of one stream, and the events that its client may not have received.
 
-    `taken` is called when the client went on with the stream elsewhere.
+    `taken` is called when the client has resumed the stream elsewhere.
     """
 
     __slots__ = (
@@ -164,20 +164,20 @@ class History:
         return self.session_id, self.stream
 
     def beginning(self) -> bytes:
-        """An event without data, which tells a client the id to come back with."""
+        """Return an event without data, with the id from which the client can resume."""
         return b"id: %b\r\nretry: %d\r\ndata: \r\n\r\n" % (self.event_id(self.number), RETRY_MS)
 
     def event_id(self, number: int) -> bytes:
         return self._name._replace(number=number).text()
 
     def add(self, data: bytes) -> bytes:
-        """The next event of the stream, as it is sent."""
+        """Add an event, and return it encoded."""
         self.number += 1
         self._note(Kept(self.number, data, is_last=False))
         return sse.event(data, self.event_id(self.number))
 
     def end(self, data: bytes = b"") -> bytes:
-        """The last event, as it is sent; without data the stream just ends."""
+        """End the stream, and return its last event encoded; empty if there is no data."""
         if self.ended:
             return b""
         self.ended = True
@@ -187,13 +187,13 @@ class History:
         return sse.event(data, self.event_id(self.number)) if data else b""
 
     def drop(self) -> None:
-        """The stream broke off here, and nobody will go on with it."""
+        """Drop the stream without an end, if it has not ended."""
         if not self.ended:
             self.ended = True
             self._events.drop(self)
 
     def leave(self) -> None:
-        """The client is gone: what it may not have got goes into rows, now and from now on."""
+        """Write the recent and all further events to rows, because the client has disconnected."""
         if not self.away:
             self.away = True
             self._pending, self._recent = [*self._recent], deque()
@@ -201,7 +201,7 @@ class History:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, and tell whoever waits for it, be it nothing."""
+        """Write the pending events, and notify workers that wait for them, even if there are none."""
         if self._writing is None or self._writing.done():
             self._writing = self._events.run(self._write())
 
@@ -209,7 +209,7 @@ class History:
         if self.away:
             self._pending.append(event)
             size = sum(len(each.data) for each in self._pending)
-            # The database does not keep up. An end without data pushes nothing out.
+            # Drop the oldest if the database does not keep up; an end without data drops nothing.
             while len(self._pending) > MOST_EVENTS or (event.data and size > MOST_BYTES and len(self._pending) > 1):
                 size -= len(self._pending.pop(0).data)
             self.flush()
@@ -228,19 +228,19 @@ class History:
 
 
 class Bus(Told, Protocol):
-    """Tells other workers too."""
+    """Protocol for a bus that can also publish."""
 
     async def publish(self, topic: str, told: str, /) -> None: ...
 
 
 class StreamEvents:
-    """The streams of this worker that may be resumed, and the rows of all."""
+    """The resumable streams of this worker, and the stored events of all workers."""
 
     def __init__(self, state: Statements, bus: Bus, cipher: Cipher) -> None:
         self._state = state
         self._bus = bus
         self._cipher = cipher
-        # By session and stream: a client that names the stream of another session has one of its own by that name.
+        # By session and stream, so that a client cannot reach the stream of another session.
         self._histories: dict[tuple[str, str], History] = {}
         self._finished: OrderedDict[tuple[str, str], tuple[float, History]] = OrderedDict()
         self._finished_bytes = 0
@@ -251,29 +251,29 @@ class StreamEvents:
         bus.on("events", self._ring)
 
     async def stop(self) -> None:
-        """Write what is to be written; it gets a moment."""
+        """Stop, after giving running writes a second."""
         await self._background.stop(patience=1)
 
     # The streams of this worker
 
     def begin(self, session_id: str, name: EventId) -> History:
-        """The history of a stream, from the event `name` on."""
+        """Create the history of a stream, starting after the event `name`."""
         history = self._histories[session_id, name.stream] = History(self, session_id, name)
         return history
 
     def begin_call(self, session_id: str, request_id: jsonrpc.Id | None) -> History:
-        """The history of a new stream, of the call with this id."""
+        """Create the history of a new stream for the call with this id."""
         return self.begin(session_id, EventId(CALL, str(uuid4()), 0, request_id))
 
     def begin_standing(self, session_id: str) -> History:
-        """The history of a new standing stream."""
+        """Create the history of a new standing stream."""
         return self.begin(session_id, EventId(STANDING, str(uuid4()), 0))
 
     def keep_waiting(self, session_id: str, data: bytes) -> None:
-        """Keep a message for the next standing stream of a session that has none now."""
+        """Store a message for the next standing stream of a session that has none now."""
         history = self._waiting.pop(session_id, None)
         if history is None:
-            first = random.randrange(1 << 30)  # noqa: S311 - only to be unlike another worker's
+            first = random.randrange(1 << 30)  # noqa: S311 - only to differ from other workers
             history = History(self, session_id, EventId(STANDING, session_id, first))
             history.away = True
         self._waiting[session_id] = history
@@ -282,18 +282,18 @@ class StreamEvents:
             self._waiting.popitem(last=False)
 
     async def take_waiting(self, session_id: str) -> list[bytes]:
-        """What was kept so, which is another's no longer. Raises DatabaseUnavailable."""
+        """Remove and return the messages stored by `keep_waiting`. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(TAKE_WAITING, {"session": session_id})
         kept = self._open([(0, bytes(data), False) for (data,) in rows])
         return [each.data for each in kept if each.data]
 
     def drop(self, history: History) -> None:
-        """Know nothing of this stream any more."""
+        """Forget this stream."""
         if self._histories.get(history.key) is history:
             del self._histories[history.key]
 
     def retire(self, history: History) -> None:
-        """This stream has ended. Whether its client got the end nobody knows, so it stays for a while."""
+        """Keep an ended stream for a while, because its client may not have received the end."""
         self.drop(history)
         now = time.monotonic()
         if not history.away:
@@ -311,11 +311,11 @@ class StreamEvents:
             self._finished_bytes -= history.size
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Have this done beside everything else."""
+        """Run this in a background task."""
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """The client of a stream has come back for it, to whichever worker."""
+        """Write and release a stream of this worker whose client has reconnected to any worker."""
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
         history = self._histories.get((session_id, stream)) or (finished[1] if finished else None)
@@ -328,7 +328,7 @@ class StreamEvents:
     # The rows of all
 
     async def keep(self, history: History, kept: list[Kept]) -> None:
-        """Write these events, and tell whoever waits for them; what cannot be written is lost, and logged."""
+        """Write these events, and notify workers that wait for them; events that cannot be written are lost."""
         sealed = self._seal(kept) if sum(len(each.data) for each in kept) < LARGE else None
         given = {
             "session": history.session_id,
@@ -355,32 +355,32 @@ class StreamEvents:
         return [self._cipher.seal(each.data.decode(errors="replace")) if each.data else b"" for each in kept]
 
     async def read(self, session_id: str, name: EventId) -> list[Kept]:
-        """What came after this event on its stream, as far as it was written. Raises DatabaseUnavailable."""
+        """Return the stored events after this one on its stream. Raises DatabaseUnavailable."""
         given = {"session": session_id, "stream": name.stream, "after": name.number}
         rows = [(number, bytes(data), is_last) for number, data, is_last in await self._state.fetch(READ, given)]
         if sum(len(data) for _, data, _ in rows) < jsonrpc.LARGE:
             return self._open(rows)
-        return await asyncio.to_thread(self._open, rows)  # The loop serves others meanwhile.
+        return await asyncio.to_thread(self._open, rows)  # So that the loop is not blocked.
 
     def _open(self, rows: list[tuple[int, bytes, bool]]) -> list[Kept]:
         kept = []
         for number, data, is_last in rows:
             try:
                 kept.append(Kept(number, self._cipher.open(data).encode() if data else b"", is_last))
-            except Unreadable:  # The operator took the key away.
+            except Unreadable:  # The operator has removed the key.
                 kept.append(Kept(number, b"", is_last))
         return kept
 
     async def take(self, session_id: str, name: EventId) -> None:
-        """This stream goes on here. Raises DatabaseUnavailable."""
+        """Mark this stream as continued here. Raises DatabaseUnavailable."""
         await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
 
     async def want(self, session_id: str, name: EventId) -> None:
-        """Have whoever has this stream write what came on it; `listen` says when. Raises DatabaseUnavailable."""
+        """Ask the worker with this stream to write its events; `listen` reports when. Raises DatabaseUnavailable."""
         await self._bus.publish("resume", f"{session_id} {name.stream}")
 
     def listen(self, stream: str) -> asyncio.Event:
-        """An event that is set whenever something of this stream was written. End it with `forget`."""
+        """Return an asyncio.Event that is set when events of this stream are written. End with `forget`."""
         event = asyncio.Event()
         self._news.setdefault(stream, set()).add(event)
         return event

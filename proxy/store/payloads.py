@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 MODULE = "proxy.store.redaction.messages"
 
 NOT_REDACTED = b'"[not recorded: it could not be redacted]"'
-MAX_NAME = 300  # As the column has it.
-INLINE_BYTES = 4096  # Up to so many bytes are redacted on the event loop; more in another process.
+MAX_NAME = 300  # Length of the column.
+INLINE_BYTES = 4096  # Payloads up to this size are redacted on the event loop, larger ones in another process.
 
 
 class PayloadRecorder:
-    """Puts payloads into rows, without the credentials they came with.
+    """Puts redacted payloads into rows.
 
-    Large ones are redacted by `process`. A failure is logged and recorded instead of them: a call that ran has to get
-    its row and its answer.
+    Large ones are redacted by `process`. If that fails, a note is recorded instead and the error is logged: a call that
+    ran must get its row and its answer.
     """
 
     def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
@@ -34,11 +34,11 @@ class PayloadRecorder:
         self._process = process
 
     async def record(self, request: McpRequest, response: Response, limit: int) -> None:
-        """Keep `limit` bytes of what the client sent, and as many of what it gets."""
+        """Record up to `limit` bytes each of the request and the response."""
         await self.keep(request, request.row, (request.body, response.body), limit)
 
     async def record_error(self, request: McpRequest, body: bytes) -> None:
-        """Keep what the error in this answer says, also where no payloads are recorded, and no secret as a name."""
+        """Record the error text, even if payloads are not recorded, and redact the name of an unknown feature."""
         with _logged(request):
             secrets = self._secrets(request)
             if request.row.deny_reason == UnknownFeature.reason:  # The client may have put anything there.
@@ -53,7 +53,7 @@ class PayloadRecorder:
                 request.row.error_text = told["text"]
 
     async def keep(self, request: McpRequest, row: CallRow, bodies: tuple[bytes, bytes], limit: int) -> None:
-        """Put these two into a row that belongs to `request`."""
+        """Record these two bodies in a row that belongs to `request`."""
         row.set_payload(NOT_REDACTED, NOT_REDACTED, cut=True)
         with _logged(request):
             secrets = self._secrets(request)
@@ -68,7 +68,7 @@ class PayloadRecorder:
         return RedactedMessage(text, told["cut"])
 
     def _secrets(self, request: McpRequest) -> list[str]:
-        """The token the client presents, and every credential this call may have been passed on with."""
+        """Return the client's token, and every credential this call may have been forwarded with."""
         secrets = [request.header(b"authorization").partition(" ")[2].strip()]
         grant = request.grant
         for assigned in grant.assignments if grant is not None else ():
@@ -98,14 +98,14 @@ def _logged(request: McpRequest) -> Iterator[None]:
 
 
 def credential_parts(request_payload: str) -> list[str]:
-    """A credential as it is sent, without its scheme, and the password in it."""
+    """Return the texts to redact for a credential: with and without its scheme, and the login of Basic."""
     scheme, _, value = request_payload.rpartition(" ")
     parts = [value, request_payload] if scheme else [value]
     if scheme.lower() != "basic":
         return parts
     try:
         login = b64decode(value).decode(errors="replace")
-    except ValueError:  # Whatever an operator calls so.
+    except ValueError:  # Not base64, although the operator wrote "Basic".
         return parts
     return [*parts, login, login.partition(":")[2]]
 

@@ -1,7 +1,7 @@
-"""What servers have asked of clients and nobody has answered yet, in rows that every worker reads and writes.
+"""Unanswered requests of servers to clients, in rows shared by all workers.
 
-The worker that carries a call waits for the answers; a client may post them to any other. Requests and answers are
-sealed in the rows; the bus tells ids only. Whatever was told while it was not connected is read when it is back.
+The worker that runs a call waits for the answers; a client may post them to any worker. Requests and answers are sealed
+in the rows; the bus carries ids only. After a lost bus connection the rows are read again.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from wire.cipher import Cipher, Unreadable
 from wire.jsonrpc import Object
 
 TOPIC = "answer"
-RETRY_SECONDS = 0.5  # After the database did not say whether there is an answer.
+RETRY_SECONDS = 0.5  # After the database was unavailable.
 
 ADD = """
 INSERT INTO proxy_pendingrequest (id, connection_id, session_id, call_id, method, asked, expires_at)
 VALUES (%(id)s, %(connection)s, %(session)s, %(call)s, %(method)s, %(asked)s,
     statement_timestamp() + make_interval(secs => %(seconds)s))
 """
-# The first answer counts; whoever is told finds it, since both are one transaction.
+# The first answer counts. Answer and notification are one transaction, so that the notified worker finds it.
 ANSWER = """
 WITH answered AS (
     UPDATE proxy_pendingrequest SET answer = %(answer)s
@@ -37,7 +37,7 @@ SELECT id::text, asked FROM proxy_pendingrequest
 WHERE call_id = %s AND answer IS NULL AND expires_at > statement_timestamp() ORDER BY expires_at
 """
 DROP = "DELETE FROM proxy_pendingrequest WHERE id = %s"
-# What one worker leaves for another: nobody answers it.
+# A text from one worker for another; it is not answered.
 LEAVE = """
 INSERT INTO proxy_pendingrequest (id, connection_id, session_id, method, asked, expires_at)
 VALUES (%(id)s, %(connection)s, %(session)s, '', %(asked)s, statement_timestamp() + interval '30 seconds')
@@ -51,19 +51,19 @@ DELETE FROM proxy_pendingrequest WHERE expires_at < statement_timestamp()
 
 
 class Statements(Protocol):
-    """Runs one statement in a transaction of its own."""
+    """Protocol for running one statement in a transaction of its own."""
 
     async def fetch(self, sql: str, params: Any = (), /) -> list[tuple[Any, ...]]: ...
 
 
 class Told(Protocol):
-    """Tells what any worker says under a topic; None when something may have been missed."""
+    """Protocol for subscribing to a topic; handlers get None when messages may have been missed."""
 
     def on(self, topic: str, handler: Callable[[str | None], Coroutine[Any, Any, None] | None], /) -> None: ...
 
 
 class Owner(NamedTuple):
-    """Who may answer: a session of a connection, or whoever retries a suspended call of it."""
+    """The client that may answer: a session of a connection, or the retry of one of its suspended calls."""
 
     connection_id: str
     session_id: str | None = None
@@ -71,14 +71,14 @@ class Owner(NamedTuple):
 
 
 class Bell:
-    """Wakes whoever waits in this worker for news of an id."""
+    """Wakes the tasks of this worker that wait for news of an id."""
 
     def __init__(self, told: Told) -> None:
         self._waiting: dict[str, asyncio.Event] = {}
         told.on(TOPIC, self._ring)
 
     def listen(self, uid: str) -> asyncio.Event:
-        """An event that is set at news of `uid`, and whenever news may have been missed. End it with `forget`."""
+        """Return an event that is set at news of `uid`, and when news may have been missed. End with `forget`."""
         return self._waiting.setdefault(uid, asyncio.Event())
 
     def forget(self, uid: str) -> None:
@@ -106,7 +106,7 @@ class PendingRequests:
         given = {
             "id": uid,
             "method": asked["method"],
-            # Whoever sends it from another worker reads it here.
+            # A retry in another worker reads the request from the row.
             "asked": self.seal(jsonrpc.dumps(asked)) if owner.call_id else None,
             "seconds": seconds,
             "connection": owner.connection_id,
@@ -116,14 +116,14 @@ class PendingRequests:
         await self._state.fetch(ADD, given)
 
     async def answer(self, uid: str, owner: Owner, answer: bytes) -> None:
-        """Keep the answer, if `owner` was asked this and has not answered yet. Raises DatabaseUnavailable."""
+        """Store the answer, if `owner` was asked this and has not answered yet. Raises DatabaseUnavailable."""
         given = {"id": uid, "answer": self.seal(answer)}
         await self._state.fetch(
             ANSWER, given | {"connection": owner.connection_id, "session": owner.session_id, "call": owner.call_id}
         )
 
     async def wait(self, uid: str) -> Object:
-        """The answer to a request that was added here, when it is there."""
+        """Wait for the answer to a request that was added here."""
         event = self._bell.listen(uid)
         while True:
             await event.wait()
@@ -139,34 +139,34 @@ class PendingRequests:
                 return answer
 
     async def open(self, call_id: str) -> dict[str, Object]:
-        """What is asked in a suspended call and not answered yet, by id. Raises DatabaseUnavailable."""
+        """Return the unanswered requests of a suspended call, by id. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(OPEN, (call_id,))
         return {uid: jsonrpc.loads(self.unseal(asked)) for uid, asked in rows}
 
     async def drop(self, uid: str) -> None:
-        """Forget a request; a later answer to it is nobody's. Raises DatabaseUnavailable."""
+        """Delete a request; later answers to it are ignored. Raises DatabaseUnavailable."""
         self._bell.forget(uid)
         await self._state.fetch(DROP, (uid,))
 
     async def leave(self, uid: str, owner: Owner, text: bytes) -> None:
-        """Leave this text, sealed, for another worker. Raises DatabaseUnavailable."""
+        """Store this text, sealed, for another worker. Raises DatabaseUnavailable."""
         given = {"id": uid, "asked": self.seal(text), "connection": owner.connection_id, "session": owner.session_id}
         await self._state.fetch(LEAVE, given)
 
     async def left(self, uid: str) -> bytes | None:
-        """What a worker left; None when it is there no longer. Raises DatabaseUnavailable."""
+        """Return the text stored by `leave`, or None if it is gone. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(LEFT, (uid,))
         return self.unseal(rows[0][0]) if rows else None
 
     async def purge(self) -> None:
-        """Delete what nobody may answer, retry or resume any more. Raises DatabaseUnavailable."""
+        """Delete expired requests, suspended calls and events. Raises DatabaseUnavailable."""
         await self._state.fetch(PURGE)
 
     def seal(self, text: bytes) -> bytes:
         return self._cipher.seal(text.decode(errors="replace"))
 
     def unseal(self, sealed: Any) -> bytes:
-        """What was sealed. Raises DatabaseUnavailable when its key is gone."""
+        """Decrypt a sealed value. Raises DatabaseUnavailable if its key is gone."""
         try:
             return self._cipher.open(bytes(sealed)).encode()
         except Unreadable as error:

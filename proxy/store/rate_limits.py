@@ -1,8 +1,8 @@
-"""Rate limits at /mcp, shared by all workers; nothing here runs unless somebody sets one.
+"""Rate limits at /mcp, shared by all workers; used only if a limit is set.
 
 A worker leases calls from the shared counter in batches and lets them through without another statement; a request
-waits for the counter only when the lease is used up. No more is leased than the limit allows. What is left of a lease
-when the minute ends is lost: one call in a hundred at most.
+waits for the counter only when the lease is used up. No more is leased than the limit allows. Unused calls of a lease
+are lost when the minute ends: 1 % at most.
 """
 
 import time
@@ -20,7 +20,7 @@ STATEMENT = Path(__file__).with_name("rate_limits.sql").read_bytes()
 SETUP = (
     b"SET application_name = 'gateway limits'",
     b"SET statement_timeout = '4s'",
-    # A count that is lost with the database's machine lets a few calls more through.
+    # Losing a count in a crash of the database only lets a few more calls through.
     b"SET synchronous_commit = off",
     b"PREPARE take (text[], uuid[], int[], int[], float) AS " + STATEMENT,
 )
@@ -28,7 +28,7 @@ PREFETCH = 100  # A lease takes a hundredth of the limit ahead of need.
 
 
 class Subject(NamedTuple):
-    """Whose calls are counted, and how many a minute may have."""
+    """A token, gateway or the workspace whose calls are counted, and its limit per minute."""
 
     kind: str
     id: str | None
@@ -48,7 +48,7 @@ type WaitingCall = Waiting[list[Subject], None]
 
 
 def subjects(grant: Grant) -> list[Subject]:
-    """Whose limits a call of this token is under, the narrowest first."""
+    """Return the subjects whose limits apply to a call of this token, the narrowest first."""
     limits = (
         ("token", grant.token_id, grant.token_limit),
         ("gateway", grant.gateway_id, grant.gateway_limit),
@@ -58,7 +58,7 @@ def subjects(grant: Grant) -> list[Subject]:
 
 
 class Limits(GroupCommit[list[Subject], None]):
-    """Lets calls through, as many in `seconds` as their limits say."""
+    """Enforces the limits per period of `seconds`."""
 
     def __init__(self, conninfo: str, seconds: float, max_waiting: int = 2000) -> None:
         self._connection = PgConnection(conninfo, SETUP)
@@ -74,7 +74,7 @@ class Limits(GroupCommit[list[Subject], None]):
         )
 
     async def wait(self, grant: Grant) -> float:
-        """Seconds until such a call may be tried again; 0 lets this one through. Raises DatabaseUnavailable."""
+        """Return the seconds until a retry may succeed; 0 if this call is allowed. Raises DatabaseUnavailable."""
         limited = subjects(grant)
         while True:
             now, missing = time.monotonic(), []
@@ -92,7 +92,7 @@ class Limits(GroupCommit[list[Subject], None]):
             await self.put(missing)
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
-        """Lease calls for all requests that wait; each then looks at the leases again."""
+        """Lease calls for all waiting requests; each then checks the leases again."""
         wanted = demand(batch)
         result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))
         now = time.monotonic()
@@ -111,10 +111,9 @@ class Limits(GroupCommit[list[Subject], None]):
 
 
 def demand(batch: Iterable[WaitingCall]) -> dict[Subject, int]:
-    """How many calls to take of each subject: for the requests that wait, and some ahead.
+    """Return the number of calls to lease for each subject: for the waiting requests, and some ahead.
 
-    A subject stands here once: of two that differ in the limit, which was changed just now, the other
-    is asked for next.
+    Each subject appears once: if its limit has just changed, the other version is leased in the next batch.
     """
     waiting = Counter(subject for missing, _ in batch for subject in missing)
     once = {(subject.kind, subject.id): subject for subject in waiting}
@@ -122,13 +121,13 @@ def demand(batch: Iterable[WaitingCall]) -> dict[Subject, int]:
 
 
 def parameters(wanted: Iterable[tuple[Subject, int]], seconds: float) -> list[bytes]:
-    """The parameters of the statement, arrays as PostgreSQL writes them."""
+    """Return the parameters of the statement, with arrays as PostgreSQL text."""
     columns = zip(*((s.kind, s.id or "NULL", str(s.limit), str(count)) for s, count in wanted), strict=True)
     return [*(("{" + ",".join(column) + "}").encode() for column in columns), str(seconds).encode()]
 
 
 def rows(result: PGresult, wanted: Iterable[Subject]) -> list[tuple[Subject, int, float]]:
-    """What was taken of each subject, and the seconds until its minute ends."""
+    """Return the calls leased for each subject, and the seconds until its period ends."""
     future = {(subject.kind, subject.id): subject for subject in wanted}
     taken_rows = []
     for row in range(result.ntuples):

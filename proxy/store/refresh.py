@@ -1,8 +1,8 @@
-"""Renewal of the access token of an identity, once for all processes: the steps, without a network or a database.
+"""Renew the access token of an identity, once for all processes: the steps, without network or database access.
 
-`renewal` is a generator. It yields a Statement of refresh.sql, which is answered with its rows; a TokenRequest, which
-is answered with status and body, or with None when no answer came; or a number, the seconds to wait. Whoever drives it
-may be asynchronous, as the proxy is, or not, as the pages are.
+`renewal` is a generator. It yields a Statement of refresh.sql, and is sent its rows; a TokenRequest, and is sent status
+and body, or None if there was no answer; or a number of seconds to wait. The driver may be asynchronous, as in the
+proxy, or synchronous, as in the pages.
 """
 
 from collections.abc import Generator, Sequence
@@ -27,11 +27,11 @@ from wire.oauth_client import (
 
 STATEMENTS = load_statements(Path(__file__).with_name("refresh.sql"))
 
-LONGEST_WAIT = 25.0  # For the process that asks the issuer.
-LOOK_SECONDS = (0.05, 0.5)  # Between two looks at what it stored.
-ATTEMPTS = 2  # In one renewal, when the issuer gives no answer.
+LONGEST_WAIT = 25.0  # For another process that is renewing the token.
+LOOK_SECONDS = (0.05, 0.5)  # First and longest poll interval meanwhile.
+ATTEMPTS = 2  # In one renewal, if the issuer gives no answer.
 PAUSE_SECONDS = 0.5
-UNCLEAR_REFUSALS = 3  # Refusals that are not said to be final, one after the other, before they are taken for it.
+UNCLEAR_REFUSALS = 3  # Consecutive refusals without a final error code before they count as final.
 
 
 class Statement(NamedTuple):
@@ -46,9 +46,9 @@ type Renewal = Generator[Step, Any, str]
 
 
 class NotRenewed(Exception):
-    """There is no fresh token. `reason` is why, as calls are refused for it, or `identity_unavailable`.
+    """The token was not renewed; `reason` is the deny reason of calls, or `identity_unavailable`.
 
-    `revocations` are to be sent to the issuer: they end tokens that came for an identity that had ended meanwhile.
+    `revocations` are requests to send to the issuer: they revoke tokens issued for an identity that ended meanwhile.
     """
 
     def __init__(self, reason: str, detail: str = "", revocations: Sequence[TokenRequest] = ()) -> None:
@@ -58,7 +58,7 @@ class NotRenewed(Exception):
 
 
 class Held(NamedTuple):
-    """What the holder of the lease renews with."""
+    """The data the lease holder needs for a renewal."""
 
     endpoint: str
     refresh: str
@@ -75,7 +75,7 @@ class Held(NamedTuple):
 
 
 def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
-    """The steps to a token newer than `ciphertext`, by this process or by another; ends with its ciphertext.
+    """Yield the steps to a token newer than `ciphertext`, from this process or another; return its ciphertext.
 
     Raises NotRenewed.
     """
@@ -101,10 +101,10 @@ def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
 
 
 class Now(NamedTuple):
-    """An identity that this process may not renew just now."""
+    """The current state of an identity whose lease this process does not have."""
 
     ciphertext: str | None
-    refusal: str  # Why it may not be used; empty when it may.
+    refusal: str  # The reason why it may not be used, or empty.
     has_refresh: bool
     is_leased: bool
 
@@ -129,18 +129,18 @@ def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
         way = {"registration": held.registration, "refused": held.auth_method}
         yield Statement(STATEMENTS["other_auth_method"], way)
     now = _now((yield Statement(STATEMENTS["look"], {"identity": parameters["identity"]})))
-    if now.refusal:  # It was switched off or ended meanwhile; what is only switched off has kept its new tokens.
+    if now.refusal:  # It was disabled or ended meanwhile; an identity that is only disabled has stored its new tokens.
         raise NotRenewed(now.refusal, "", () if stored else _revocations(held, tokens, cipher))
     if now.ciphertext is None:
         raise NotRenewed("identity_unavailable")
-    return now.ciphertext  # Another one than this, if the person has signed in again meanwhile.
+    return now.ciphertext  # Not this one if the person has signed in again meanwhile.
 
 
 def _after_refusal(refusal: TokenRefused | Unreadable, parameters: dict[str, Any]) -> Renewal:
-    """Note that a person has to sign in again; or, if that is not so any more, what there is instead.
+    """Note that a person has to sign in again, unless the token was renewed in the meantime: then return that one.
 
-    A process that was late loses its lease: then another one has renewed the token, or is about to, and what it stores
-    stays.
+    A process that was late loses its lease: then another one has renewed the token, or is about to, and its result
+    counts.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)
@@ -179,7 +179,7 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
         "grant_type": "refresh_token",
         "refresh_token": cipher.open(held.refresh.encode()),
         "resource": held.resource,
-        # Without a resource the issuer may need to be told again what the token is for.
+        # Without a resource the issuer may need the scope again.
         "scope": "" if held.resource else held.scope,
     }
     client = Client(held.client_id, _secret(held, cipher), held.auth_method)
@@ -187,7 +187,7 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
 
 
 def _ask_in_either_way(held: Held, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:
-    """The tokens, and the way in which the client named itself: once in the other way if this one is refused."""
+    """Return the tokens and the accepted auth method; if the issuer refuses one method, try the other once."""
     try:
         return (yield from _ask(_request(held, cipher))), held.auth_method
     except TokenRefused as refusal:
@@ -213,11 +213,11 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Raise NotRenewed unless such a refusal has come several times now."""
+    """Raise NotRenewed unless this refusal has now occurred UNCLEAR_REFUSALS times."""
     rows = yield Statement(STATEMENTS["wait"], parameters)
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:
         raise NotRenewed("identity_unavailable", str(refusal)) from None
-    parameters["lease"] = None  # Given back just now.
+    parameters["lease"] = None  # It was just released.
 
 
 def _refused(parameters: dict[str, Any], reason: str, detail: str) -> Generator[Step, Any, None]:

@@ -1,6 +1,6 @@
-"""Sessions in PostgreSQL: those of clients, and those they have at servers. Any worker serves any request of one.
+"""Sessions in PostgreSQL: those of clients, and theirs at servers. Any worker can serve any request of a session.
 
-Reading costs no statement of its own: `query.sql` finds both. Here they are opened, lost and ended.
+Reading needs no extra statement: `query.sql` returns both. This module opens, loses and ends them.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ FIND = """
 SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
 WHERE owner_id = %(owner)s AND server_id = %(server)s AND key = %(key)s
 """
-# Of two workers that open one at once, the second gets the row of the first.
+# If two workers open one concurrently, the second gets the row of the first.
 KEEP = """
 INSERT INTO proxy_upstreamsession AS u
     (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at)
@@ -39,7 +39,7 @@ RETURNING id::text, sealed_id, version, log_level, pg_notify('gateway', 'upstrea
 """
 NOTE_LEVEL = "UPDATE proxy_upstreamsession SET log_level = %(level)s WHERE id = %(row)s"
 SET_LEVEL = "UPDATE proxy_session SET log_level = %(level)s WHERE id = %(session)s"
-# Whoever listens for this session learns of it.
+# Notifies the worker with the session's stream.
 SUBSCRIBE = """
 UPDATE proxy_session SET subscriptions = (subscriptions - %(uri)s::text) || to_jsonb(%(uri)s::text)
 WHERE id = %(session)s AND jsonb_array_length(subscriptions - %(uri)s::text) < %(most)s
@@ -53,7 +53,7 @@ SUBSCRIPTIONS = """
 SELECT id::text, subscriptions FROM proxy_session WHERE id = ANY(%(sessions)s::uuid[]) AND subscriptions <> '[]'
 """
 FORGET = "DELETE FROM proxy_upstreamsession WHERE id = %(row)s"
-# With it a client's own session is lost. Its standing streams end, so that the client comes back and learns it.
+# The client's own session is lost too. Its standing streams end, so that the client reconnects and gets the 404.
 LOSE = f"""
 WITH gone AS ({FORGET} RETURNING owner_id)
 UPDATE proxy_session s SET lost_at = statement_timestamp() FROM gone WHERE s.id = gone.owner_id AND s.lost_at IS NULL
@@ -78,7 +78,7 @@ WITH gone AS (
     ) RETURNING id
 ), """
 END = "WITH gone AS (DELETE FROM proxy_session WHERE id = %(session)s RETURNING id), "
-# What another worker is at is left to it.
+# SKIP LOCKED: rows that another worker is ending are left to it.
 END_IDLE = """
 WITH gone AS (
     DELETE FROM proxy_session WHERE id IN (
@@ -95,7 +95,7 @@ taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# A session of a client's own lasts as long as that.
+# A session at a server that belongs to a client's session lasts as long as that one.
 UNUSED = """
 WITH taken AS (
     DELETE FROM proxy_upstreamsession WHERE id IN (
@@ -106,8 +106,8 @@ WITH taken AS (
     ) RETURNING id, connection_id, server_id, key, sealed_id, version
 )
 """
-# Where the sessions that were taken are told that they are over: at the address they were opened at, and only as who
-# may still be used. query.sql says what stands where in the key.
+# Targets for ending the taken sessions at their servers: only if the server's address is unchanged and the identity may
+# still be used. For the parts of the key see query.sql.
 TOLD = """
 SELECT t.id::text, t.sealed_id, t.version, t.connection_id::text, s.id::text, s.name, s.url, s.timeout_seconds,
     s.max_concurrent, s.auth_type, s.header_name, i.secret_ciphertext,
@@ -153,7 +153,7 @@ WHERE u.owner_id = ANY(%(owners)s::uuid[]) AND u.sealed_id <> '' AND u.leased_by
 """  # noqa: S608 - both texts stand here
 
 
-# Sessions in which calls are under way: those that this worker has from now on, and those that another has.
+# Sessions with running calls: whether this worker has the lease of each.
 LEASE_ROWS = """
 WITH taken AS (
     UPDATE proxy_upstreamsession SET
@@ -169,7 +169,7 @@ TARGET = f"""
 WITH taken AS (SELECT * FROM proxy_upstreamsession WHERE id = %(row)s)
 {TOLD.replace("SELECT t.id::text", "SELECT t.owner_id::text, t.key, t.id::text", 1)}
 """  # noqa: S608 - both texts stand here
-# The same for `subscriptions/listen` at servers of 2026-07-28, which know no sessions: a row without an id.
+# Leases for `subscriptions/listen` at servers of 2026-07-28, which have no sessions: rows without a sealed id.
 LEASE_LISTENS = """
 INSERT INTO proxy_upstreamsession AS u
     (id, owner_id, connection_id, server_id, key, sealed_id, version, log_level, opened_at, last_used_at, leased_by,
@@ -183,7 +183,7 @@ ON CONFLICT (owner_id, server_id, key) DO UPDATE SET
 WHERE u.leased_by = excluded.leased_by OR coalesce(u.leased_until <= now(), true)
 RETURNING id::text, owner_id::text, server_id::text, key
 """
-# Other workers that listen for the same are told at once. A listen is nothing to keep: its row goes.
+# Other workers that want the same stream are notified. The row of a listen is deleted.
 RELEASE = """
 WITH released AS (
     UPDATE proxy_upstreamsession SET leased_by = NULL, leased_until = NULL
@@ -200,7 +200,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A session at a server that is over, and how to tell the server: the columns of TOLD."""
+    """A session at a server and the target for messages about it: the columns of TOLD."""
 
     row: str
     sealed_id: bytes
@@ -218,7 +218,7 @@ class Taken(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """Sessions at servers by their row: with owner and where they are, the owners of those known, and others' rows."""
+    """Leased sessions: owners and targets by row, owners of those already known, and rows leased by other workers."""
 
     targets: dict[str, tuple[str, Target]]
     known: dict[str, str]
@@ -226,7 +226,7 @@ class Leased(NamedTuple):
 
 
 MOST_SESSIONS = 100  # Of one connection.
-SETTLE_SECONDS = 1.0  # So long workers get to write which of them are in use.
+SETTLE_SECONDS = 1.0  # How long workers get to write the last use of sessions.
 MOST_SUBSCRIPTIONS = 100  # Of one session.
 UPSTREAM_IDLE_SECONDS = 3600.0
 SWEEP_SECONDS = 60.0
@@ -237,28 +237,28 @@ logger = logging.getLogger(__name__)
 
 
 def digest(session_id: str) -> bytes:
-    """What is stored of the id of a client's session."""
+    """Return the digest under which a client's session id is stored."""
     return hashlib.sha256(session_id.encode("latin-1", "replace")).digest()
 
 
 class StoredSessions:
-    """The store of the client that calls servers: sessions outlast the worker that opened them."""
+    """Session store of McpClient: sessions outlive the worker that opened them."""
 
     def __init__(self, state: State, cipher: Cipher) -> None:
         self._state = state
         self._cipher = cipher
 
     async def find(self, target: Target) -> Session | None:
-        """The session kept for this target. Raises DatabaseUnavailable."""
+        """Return the stored session for this target, if any. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(FIND, _identity(target))
         try:
             return opened(rows[0], self._cipher) if rows else None
-        except Unreadable:  # The operator lost a key: what cannot be used is no session.
+        except Unreadable:  # The operator lost a key, so the session cannot be used.
             await self._state.fetch(FORGET, {"row": rows[0][0]})
             return None
 
     async def keep(self, target: Target, session: Session) -> Session:
-        """Keep this one, unless another worker's came first; the one that is kept. Raises DatabaseUnavailable."""
+        """Store this session unless another worker was first; return the stored one. Raises DatabaseUnavailable."""
         sealed_id = self._cipher.seal(session.id) if session.id else b""
         given = {
             **_identity(target),
@@ -273,12 +273,12 @@ class StoredSessions:
             raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
 
     async def note_level(self, target: Target, session: Session) -> None:
-        """Keep the log level that the server was told in this session. Raises DatabaseUnavailable."""
+        """Store the log level that was sent to the server in this session. Raises DatabaseUnavailable."""
         if session.row:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: Session) -> None:
-        """Drop this session; another that took its place stays. A client's own is lost with it: it has to open another.
+        """Delete this session, but not a newer one. The client's own session is lost with it.
 
         Raises DatabaseUnavailable.
         """
@@ -286,7 +286,7 @@ class StoredSessions:
             await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
 
     def take_all(self) -> list[tuple[Target, Session]]:
-        """None ends with this process."""
+        """Return nothing: stored sessions do not end with this process."""
         return []
 
 
@@ -303,7 +303,7 @@ def _identity(target: Target) -> dict[str, str]:
 
 
 class SessionKeeper:
-    """Opens and ends the sessions of clients, and ends those that nobody uses; `hours` is how long one may rest."""
+    """Opens and ends the sessions of clients, and ends those unused for `hours`."""
 
     def __init__(self, state: State, cipher: Cipher, client: McpClient, hours: float) -> None:
         self._state = state
@@ -320,7 +320,7 @@ class SessionKeeper:
         await self._background.stop()
 
     async def open(self, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]) -> str:
-        """A new session of this connection; its id. What is too many is ended soon. Raises DatabaseUnavailable."""
+        """Open a session and return its id; surplus ones are ended in the background. Raises DatabaseUnavailable."""
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
         given = {
@@ -340,26 +340,26 @@ class SessionKeeper:
         return session_id
 
     async def _end_surplus(self, connection_id: str) -> None:
-        """End those sessions of a connection that are too many: of all, those whose last use is longest ago.
+        """End the surplus sessions of a connection, the least recently used ones.
 
-        Their use is written once a minute only, so every worker is asked to write it now, and gets a moment.
+        Their use is written only once a minute, so every worker is first asked to write it now.
         """
         try:
             await self._state.fetch("SELECT pg_notify('gateway', 'sessions ')")
             await asyncio.sleep(SETTLE_SECONDS)
             given = {"connection": connection_id, "most": MOST_SESSIONS}
             await self._end_in_background(await self._state.fetch(f"{END_SURPLUS}{OF_GONE}{TOLD}", given))
-        except DatabaseUnavailable as error:  # The next one that is opened ends them.
+        except DatabaseUnavailable as error:  # Opening the next session tries again.
             logger.warning("sessions that are too many are still there", extra={"error": str(error)})
         finally:
             self._ending.discard(connection_id)
 
     async def set_level(self, session: str, level: str) -> None:
-        """Keep from which level on this client wants log messages. Raises DatabaseUnavailable."""
+        """Store the client's minimum log level. Raises DatabaseUnavailable."""
         await self._state.fetch(SET_LEVEL, {"session": session, "level": level})
 
     async def subscribe(self, session: str, uri: str) -> bool:
-        """Keep that this client wants to hear of this resource; False when these are too many.
+        """Add `uri` to the session's subscriptions; False if there are too many.
 
         Raises DatabaseUnavailable.
         """
@@ -367,24 +367,24 @@ class SessionKeeper:
         return bool(await self._state.fetch(SUBSCRIBE, given))
 
     async def unsubscribe(self, session: str, uri: str) -> None:
-        """The opposite. Raises DatabaseUnavailable."""
+        """Remove `uri` from the session's subscriptions. Raises DatabaseUnavailable."""
         await self._state.fetch(UNSUBSCRIBE, {"session": session, "uri": uri})
 
     async def kept(self, target: Target) -> str | None:
-        """The row of the session at this server, if there is one. Raises DatabaseUnavailable."""
+        """Return the row id of the session at this server, if any. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(FIND, _identity(target))
         return rows[0][0] if rows else None
 
     async def subscriptions(self, sessions: Sequence[str]) -> dict[str, list[str]]:
-        """The resources that the clients of these sessions want to hear of. Raises DatabaseUnavailable."""
+        """Return the subscribed URIs of these sessions. Raises DatabaseUnavailable."""
         return dict(await self._state.fetch(SUBSCRIPTIONS, {"sessions": list(sessions)}))
 
     async def end(self, session: str) -> None:
-        """End this session of a client, and those it has at servers. Raises DatabaseUnavailable."""
+        """End a client's session, and its sessions at servers. Raises DatabaseUnavailable."""
         await self._end_in_background(await self._state.fetch(f"{END}{OF_GONE}{TOLD}", {"session": session}))
 
     async def sweep(self) -> int:
-        """End sessions nobody has used for long; how many of those at servers. Raises DatabaseUnavailable."""
+        """End idle sessions; return the number of those at servers. Raises DatabaseUnavailable."""
         idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
         rows = await self._state.fetch(f"{END_IDLE}{OF_GONE}{TOLD}", idle)
         unused = {"seconds": UPSTREAM_IDLE_SECONDS, "most": MOST_AT_A_SWEEP}
@@ -407,9 +407,9 @@ class SessionKeeper:
             pass
 
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
-        """The sessions at servers of these owners that this worker is to listen to; the `known` are not read again.
+        """Lease the sessions at servers of these owners; the targets of `known` rows are not read again.
 
-        Each is one worker's; it has it for LEASE_SECONDS, and again each time it asks. Raises DatabaseUnavailable.
+        A session is leased to one worker, for LEASE_SECONDS from its last request. Raises DatabaseUnavailable.
         """
         given = {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS, "known": list(known)}
         rows = await self._state.fetch(LEASE, given)
@@ -420,15 +420,15 @@ class SessionKeeper:
         )
 
     async def lease_rows(self, worker: str, rows: Sequence[str]) -> dict[str, bool]:
-        """Of these sessions at servers those that are there, and whether this worker is to listen to them.
+        """Lease these sessions; return whether this worker has the lease of each that still exists.
 
-        As with `lease`. Raises DatabaseUnavailable.
+        See `lease`. Raises DatabaseUnavailable.
         """
         given = {"worker": worker, "rows": list(rows), "seconds": LEASE_SECONDS}
         return dict(await self._state.fetch(LEASE_ROWS, given))
 
     async def target_of(self, row: str) -> Target | None:
-        """Where this session at a server is, with its credential; None when it is over. Raises DatabaseUnavailable."""
+        """Return the target of this session, with its credential; None if it has ended. Raises DatabaseUnavailable."""
         found = self._owned(await self._state.fetch(TARGET, {"row": row}))
         return found[row][1] if row in found else None
 
@@ -445,9 +445,9 @@ class SessionKeeper:
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
-        """The rows of those listens that this worker is to hold, by key; each is owner, connection, server and key.
+        """Lease listens, each given as owner, connection, server and key; return the leased rows by key.
 
-        As with `lease`, which is for sessions. Raises DatabaseUnavailable.
+        See `lease`, which is for sessions. Raises DatabaseUnavailable.
         """
         owners, connections, servers, keys = (list(column) for column in zip(*wanted, strict=True))
         given: dict[str, Any] = {"owners": owners, "connections": connections, "servers": servers, "keys": keys}
@@ -455,7 +455,7 @@ class SessionKeeper:
         return {key: row for row, _, _, key in await self._state.fetch(LEASE_LISTENS, given)}
 
     async def release(self, worker: str, rows: Sequence[str]) -> None:
-        """Let other workers have these at once. Raises DatabaseUnavailable."""
+        """Release these leases to other workers. Raises DatabaseUnavailable."""
         await self._state.fetch(RELEASE, {"worker": worker, "rows": list(rows)})
 
     def _targets(self, rows: list[tuple[Any, ...]]) -> list[Target]:
@@ -463,7 +463,7 @@ class SessionKeeper:
         for row in rows:
             try:
                 targets.append(self._target(Taken._make(row)))
-            except (Unreadable, credential.Unsendable):  # It cannot be told; it ends there by itself.
+            except (Unreadable, credential.Unsendable):  # The server cannot be called; the session expires there.
                 continue
         return targets
 

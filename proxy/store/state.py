@@ -1,7 +1,6 @@
-"""Reads and writes of what lasts between requests: sessions, pending requests, sealed results.
+"""Connections for state that outlives requests: sessions, pending requests, sealed results.
 
-Everything but the one SELECT, the COPY lane and the usage has its connections here, so that none of it waits for calls
-and no call waits for it.
+Everything except the access query, the call log and the usage uses this pool, so that neither waits for the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ class State:
         )
 
     async def start(self) -> None:
-        """Begin to connect; a database that is away is tried again."""
+        """Start connecting; retried while the database is unavailable."""
         await self._pool.open()
 
     async def stop(self) -> None:
@@ -47,9 +46,9 @@ class State:
         await self._pool.close()
 
     async def fetch(self, sql: str, params: Parameters = ()) -> list[tuple[Any, ...]]:
-        """Run one statement, with parameters as psycopg writes them; its rows, if it gives any.
+        """Run one statement with psycopg parameters; return its rows, if any.
 
-        Raises DatabaseUnavailable, also when nobody knows whether it was carried out.
+        Raises DatabaseUnavailable, also if it is unknown whether the statement was executed.
         """
         try:
             async with self._pool.connection() as connection:

@@ -1,7 +1,7 @@
 """Usage of tokens, hosts and servers: last used, health, introductions, unknown tokens.
 
-Written beside the calls, at most once a second, in a transaction of its own. What is not written yet is lost when the
-process is killed; nothing of it is part of the audit log.
+Written in the background, once a second, in a transaction of its own. Unwritten data is lost if the process is killed;
+none of it is part of the audit log.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_statements(path: Path) -> dict[str, str]:
-    """The statements of a .sql file by name: each begins with a line `-- name: ...`."""
+    """Return the statements of a .sql file by name: each begins with a line `-- name: ...`."""
     _, *parts = path.read_text().split("-- name: ")
     named = (part.partition("\n") for part in parts)
     return {name.strip(): statement.strip() for name, _, statement in named}
@@ -38,9 +38,9 @@ def load_statements(path: Path) -> dict[str, str]:
 STATEMENTS = load_statements(Path(__file__).with_name("usage.sql"))
 FLUSH_SECONDS = 1.0
 LEAST_SECONDS = 0.05  # Between two flushes.
-MAX_ADDRESS_GROUPS = 1000  # Address groups that are counted apart;
+MAX_ADDRESS_GROUPS = 1000  # Address groups with counts of their own;
 MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
-SESSION_SECONDS = 60.0  # The use of a session is written so often at most.
+SESSION_SECONDS = 60.0  # Least time between two writes of a session's use.
 
 type RowUpdates = dict[str, dict[str, Any]]
 type Infos = dict[tuple[str, str], dict[str, ServerInfo]]  # By server and identity, then by era.
@@ -69,7 +69,7 @@ class UsageTracker:
         self._sessions_last: dict[tuple[str, str], float] = {}  # When each of these was used last.
         self._sessions_looked_through = 0.0
         self._exactly = asyncio.Event()
-        self.in_use: Callable[[], Iterable[str]] = tuple  # The sessions in which something is under way.
+        self.in_use: Callable[[], Iterable[str]] = tuple  # Returns the sessions with running calls or streams.
         self._infos: Infos = {}
         self._pending: dict[str, RowUpdates] = {}
         self._unknown_tokens: Counter[str | None] = Counter()
@@ -82,7 +82,7 @@ class UsageTracker:
         self._background.forever("usage", self._work, self._wait_for_flush)
 
     async def first_attempt(self) -> None:
-        """Return when the statements were prepared, or could not be; `fault` says which the server refused."""
+        """Return after the first attempt to prepare the statements; `fault` names the refused one, if any."""
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
@@ -94,16 +94,16 @@ class UsageTracker:
         if self._connection is not None:
             await self._connection.close()
 
-    # Called on the way of a call
+    # Called during calls
 
     def token_used(self, grant: Grant, ip: str, at: float) -> None:
-        """This token was used, and with it its connection and host, and the session the request names."""
+        """Note the use of this token, its connection and host, and the session of the request."""
         self._tokens_used[grant.token_id, grant.token_prefix] = grant, ip, at
         if grant.session is not None:
             self._sessions_used["sessions", grant.session.id] = at
 
     def server_contacted(self, assigned: AssignedServer, fault: str = "", *, credential_refused: bool = False) -> None:
-        """The server answered, or did not; one that refuses a credential is there."""
+        """Note a server's answer or failure; a server that refuses a credential is not down."""
         self._contacts[assigned.server_id, assigned.identity_id] = Contact(
             assigned, time.time(), fault, down=bool(fault) and not credential_refused
         )
@@ -111,26 +111,26 @@ class UsageTracker:
             self._sessions_used["upstream_sessions", assigned.upstream_session[0]] = time.time()
 
     def write_sessions(self, _: str | None) -> None:
-        """Write soon when each session was used last, to the moment: somebody has to choose among them."""
+        """Write the exact last use of each session now, because surplus ones are about to be ended."""
         now = time.time()
         for session in self.in_use():
             self._sessions_used["sessions", session] = now
         self._exactly.set()
 
     def introduced(self, target: Target, info: ServerInfo) -> None:
-        """Keep within a second what the server said of itself to this identity."""
+        """Store the server's introduction to this identity within a second."""
         self._infos.setdefault((target.server_id, target.identity_id or target.server_id), {})[info.era] = info
 
     @staticmethod
     def write_infos(target: Target, infos: Iterable[ServerInfo]) -> tuple[str, dict[str, list[Any]]]:
-        """Return the statement, and its parameters, that keeps at once what `introduced` keeps within a second."""
+        """Return the statement and parameters to store at once what `introduced` stores within a second."""
         by_era = {info.era: info for info in infos}
         return STATEMENTS["server_infos"], _info_columns(
             {(target.server_id, target.identity_id or target.server_id): by_era}
         )
 
     def unknown_token(self, ip: str) -> None:
-        """A request brought a bearer token that the database does not know."""
+        """Count a request with an unknown bearer token."""
         group = address_group(ip)
         known = group in self._unknown_tokens or len(self._unknown_tokens) < MAX_ADDRESS_GROUPS
         self._unknown_tokens[group if known else None] += 1
@@ -139,7 +139,7 @@ class UsageTracker:
         self._pending.setdefault(kind, {})[key] = values
 
     def _set_token(self, grant: Grant, at: datetime, ip: str | None) -> None:
-        """One update for a token; when both of its secrets were used, the one used earlier is the `other`."""
+        """Set the update of a token; if both its secrets were used, `other` is the one used earlier."""
         use = {"at": at, "ip": ip, "prefix": grant.token_prefix, "other": None, "other_at": None}
         if before := self._pending.get("tokens", {}).get(grant.token_id):
             older, newer = sorted((before, use), key=lambda update: update["at"])
@@ -181,7 +181,7 @@ class UsageTracker:
             self._connection = None
 
     def _collect(self) -> None:
-        """Turn what was collected into updates of rows; making a date on the way of each call would cost too much."""
+        """Turn the collected data into row updates; dates are created here because that is too slow per call."""
         tokens_used, self._tokens_used = self._tokens_used, {}
         contacts, self._contacts = self._contacts, {}
         for grant, ip, at in tokens_used.values():
@@ -262,7 +262,7 @@ class UsageTracker:
 
 
 def _numbered(statement: str) -> str:
-    """The statement with numbers for its parameters, as PREPARE wants it."""
+    """Replace named parameters by numbers, for PREPARE."""
     names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
     return re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", statement)
 

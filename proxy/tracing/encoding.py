@@ -1,7 +1,7 @@
-"""Spans as OTLP has them: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
+"""Encode spans for OTLP: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
 
-By hand, since a span has few kinds of fields and most of its attributes are those of the last one: the classes of
-OpenTelemetry's SDK take eight times the processor time, and half of that in a thread that keeps calls waiting.
+By hand, since a span has few kinds of fields and mostly the same attributes as the previous one: OpenTelemetry's SDK
+takes eight times the processor time, half of it in a thread that keeps calls waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ type Attributes = Mapping[str, str | int]
 
 
 class Context(NamedTuple):
-    """A span by its ids, of 16 and of 8 bytes."""
+    """The ids of a span, of 16 and of 8 bytes."""
 
     trace_id: bytes
     span_id: bytes
@@ -37,7 +37,7 @@ def span(  # noqa: PLR0913  (what a span is)
     is_error: bool = False,
     links: Sequence[Context] = (),
 ) -> bytes:
-    """A `Span` as a field of `ScopeSpans`; times in nanoseconds since 1970, `parent` the id of a span or empty."""
+    """Encode a `Span` as a field of `ScopeSpans`; times in nanoseconds since 1970, `parent` a span id or empty."""
     message = b"".join(
         (
             b"\x0a\x10%b\x12\x08%b" % context,
@@ -54,5 +54,5 @@ def span(  # noqa: PLR0913  (what a span is)
 
 @lru_cache(4096)
 def _attribute(key: str, value: str | int) -> bytes:
-    """A field of `Span.attributes`."""
+    """Encode a field of `Span.attributes`."""
     return field(0x4A, key_value(key, value))

@@ -1,6 +1,6 @@
-"""Posts spans to a collector from a thread of its own: no call waits for it, and none fails with it.
+"""Post spans to a collector from a thread of its own, so that calls neither wait for it nor fail with it.
 
-They come encoded: a thread that encodes them keeps the interpreter from calls for a millisecond each time.
+Spans are already encoded: encoding them in the thread would block calls for a millisecond each time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from wire import otlp, product
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 8192  # Spans; those of two thousand calls. One more is dropped and counted.
+MOST_WAITING = 8192  # Spans, of two thousand calls. Further ones are dropped and counted.
 MOST_AT_ONCE = 512
 EVERY_S = 2.0
 SCOPE = "gateway_admin", product.VERSION
-LAST_S = 5.0  # For so long the last spans are posted when the process ends.
+LAST_S = 5.0  # Time limit for posting the last spans when the process ends.
 
 
 class Sender:
-    """Holds ended spans until they are posted. `counts` says how many were `sent`, `failed` and `dropped` so far."""
+    """Queues ended spans until they are posted; `counts` are the numbers `sent`, `failed` and `dropped`."""
 
     def __init__(self, exporter: OTLPSpanExporter, resource: Resource) -> None:
         self._exporter = exporter
@@ -36,13 +36,13 @@ class Sender:
         }
         self._waiting: deque[bytes] = deque()
         self._wake = threading.Event()
-        self._ends = 0.0  # When it is to end; 0 while it is not.
+        self._ends = 0.0  # When to stop; 0 while running.
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
 
     def put(self, span: bytes) -> None:
-        """Take a span, encoded; returns at once."""
+        """Queue an encoded span; returns at once."""
         if len(self._waiting) >= MOST_WAITING:
             self.counts["dropped"] += 1
             return
@@ -51,11 +51,11 @@ class Sender:
             self._wake.set()
 
     def stop(self) -> None:
-        """Post what waits, for LAST_S at most; what is left then is dropped."""
+        """Post the queued spans for at most LAST_S seconds; the rest is dropped."""
         self._ends = time.monotonic() + LAST_S
         self._wake.set()
         self._thread.join(LAST_S)
-        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # Ends an attempt that is being repeated.
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # Ends running retries.
         self.counts["dropped"] += len(self._waiting)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported by processes that trace, and by no other.
+"""The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported only by processes that trace.
 
 Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`.
 No span has arguments, results, tokens, session ids, URIs of resources, or who called from where.
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 type Attributes = dict[str, str | int]
 
-SAMPLED = 1  # Of the flags of a traceparent.
+SAMPLED = 1  # A flag of traceparent.
 FINE = frozenset({"ok", "not_offered", "cancelled"})
 NAMED_BY = {"tool": "gen_ai.tool.name", "prompt": "gen_ai.prompt.name"}
-# A method is whatever a client says; the names of spans are few.
+# Clients can send any method, but span names should be few.
 KNOWN = {
     *METHODS,
     *("notifications/initialized", "notifications/cancelled", "notifications/progress", "response"),
@@ -50,10 +50,10 @@ OTHER = "other"
 
 
 class Tracer:
-    """Begins the spans of calls, of a share of them, and posts them. To be made after the process has forked.
+    """Starts spans for a share of the calls, and posts them. Create it after the process has forked.
 
-    Whether a call is sampled is drawn here. Of what a caller says its trace is continued, and its flag that it is
-    sampled counts only where callers are trusted: else anybody could have each call traced.
+    It decides at random which calls are sampled. A caller's trace is continued, but its sampled flag counts only if
+    callers are trusted: otherwise anyone could have every call traced.
     """
 
     def __init__(self, config: Traces) -> None:
@@ -73,7 +73,7 @@ class Tracer:
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: Grant, told: Trace, refusal: Response | None) -> CallSpan | None:
-        """The span of a call that was just decided; None when it is not sampled. `told` is its caller's trace."""
+        """Return the span of a call after its decision, or None if not sampled. `told` is the caller's trace."""
         parent = told.get(trace_context.PARENT, "")
         if self._trusts_callers and parent:
             is_sampled = bool(int(parent[53:55], 16) & SAMPLED)
@@ -83,7 +83,7 @@ class Tracer:
 
 
 class CallSpan:
-    """The span of one call, and what is begun within it. `trace` is what is sent on to servers from now on."""
+    """The span of one call and its child spans. `trace` is the trace context for servers."""
 
     __slots__ = (
         *("_attributes", "_beside", "_context", "_is_over", "_outcome", "_parent", "_request"),
@@ -97,7 +97,7 @@ class CallSpan:
         self._request = request
         self._outcome = "unavailable"
         self._is_over = False
-        self._offset = request.arrived - request.began  # From the process's own clock to the time of the day.
+        self._offset = request.arrived - request.began  # From perf_counter to the time of day.
         row, parent = request.row, told.get(trace_context.PARENT, "")
         caller = _context_of(parent) if parent else None
         self._parent = b"" if caller is None else caller.span_id
@@ -118,7 +118,7 @@ class CallSpan:
         self._note("decide", self.at(request.asked_at), self.at(time.perf_counter()), why)
 
     def hop(self, assigned: AssignedServer, method: str, feature: Named | None = None, name: str = "") -> Hop:
-        """A request to this server begins; `name` is what the server calls the feature."""
+        """Start the span of a request to this server; `name` is the server's own name of the feature."""
         parts = urlsplit(assigned.url)
         kind = "" if feature is None else feature.kind
         attributes = _of_method(method, kind, name) | {
@@ -131,17 +131,17 @@ class CallSpan:
         return Hop(self, self.inner(), title, attributes)
 
     def inner(self) -> Context:
-        """The ids of a new span within this one."""
+        """Return the ids of a new child span."""
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
-        """The row was written, in so many seconds from so many after the arrival on; what the call came to."""
+        """Note the writing of the row: its start after the arrival and duration in seconds, and the call's outcome."""
         self._outcome = outcome
         at = self.at(self._request.began + began)
         self._note("record", at, at + int(seconds * 1e9), {}, is_error=outcome == "unavailable")
 
     def end(self) -> None:
-        """The call is over; only the first time counts."""
+        """End the span; further calls do nothing."""
         if self._is_over:
             return
         self._is_over = True
@@ -157,7 +157,7 @@ class CallSpan:
         }
         attributes |= {name: value for name, value in said.items() if value}
         name = _method(row.method)
-        if row.server_id and row.feature_type in NAMED_BY:  # A name that was found: else it is whatever a client says.
+        if row.server_id and row.feature_type in NAMED_BY:  # Only names that were found: others can be any text.
             name = f"{name} {row.feature_name}"
         is_error = outcome not in FINE
         if is_error:
@@ -170,7 +170,7 @@ class CallSpan:
         )
 
     def note_hop(self, hop: Hop, *, is_error: bool) -> None:
-        """A request to a server is over."""
+        """Send the span of a request to a server."""
         ended, parent = self.at(time.perf_counter()), self._context.span_id
         attributes = hop.attributes
         self.put(encoding.span(hop.context, parent, hop.name, CLIENT, hop.began, ended, attributes, is_error=is_error))
@@ -180,16 +180,16 @@ class CallSpan:
         self.put(encoding.span(context, parent, name, INTERNAL, began, ended, attributes, is_error=is_error))
 
     def at(self, moment: float) -> int:
-        """This moment of the process's own clock as a time of the day."""
+        """Convert a `perf_counter` time to nanoseconds since 1970."""
         return int((self._offset + moment) * 1e9)
 
     def sent_with(self, own: Context) -> Trace:
-        """What is sent to a server by this span."""
+        """Return the trace context to send to a server, with the span `own` as parent."""
         return {trace_context.PARENT: f"00-{own.trace_id.hex()}-{own.span_id.hex()}-01", **self._beside}
 
 
 class Hop:
-    """The span of a request to a server; `trace` is what is sent with it."""
+    """The span of a request to a server; `trace` is the trace context sent with it."""
 
     __slots__ = ("_call", "attributes", "began", "context", "name", "trace")
 
@@ -202,7 +202,7 @@ class Hop:
         self.trace = call.sent_with(context)
 
     def end(self, *, answer: RpcResponse | None = None, error: BaseException | None = None) -> None:
-        """The server answered, or did not."""
+        """End the span with the server's answer or an error."""
         wrong = "" if error is None else _reason_of(error)
         if answer is not None and answer.error is not None:
             wrong = self.attributes["rpc.response.status_code"] = str(answer.error_code)
@@ -214,14 +214,14 @@ class Hop:
 
 
 def _reason_of(error: BaseException) -> str:
-    """An error in the vocabulary of the log."""
+    """Return the reason of an error, as in the log."""
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
     return error.reason if isinstance(error, UpstreamError) else type(error).__name__
 
 
 def _session(proxy: str) -> requests.Session:
-    """Posts through this proxy, whatever the environment says of others."""
+    """Return a session that posts through this proxy and ignores proxy settings of the environment."""
     session = requests.Session()
     session.trust_env = False
     session.proxies = {"https": proxy}
@@ -230,7 +230,7 @@ def _session(proxy: str) -> requests.Session:
 
 
 class _ThroughProxy(HTTPAdapter):
-    """Fails without the words of the proxy, which may repeat the password it was sent."""
+    """Replaces the proxy's error messages, which may contain the password."""
 
     def send(self, *request: Any, **how: Any) -> requests.Response:
         try:
@@ -242,7 +242,7 @@ class _ThroughProxy(HTTPAdapter):
 
 
 def _resource() -> Resource:
-    """What posts the spans: by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, else the product."""
+    """Return the resource of the spans: from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, or the product's name."""
     told = Resource.create()
     own: dict[str, str] = {"service.version": product.VERSION}
     if str(told.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
@@ -264,12 +264,12 @@ def _of_method(method: str, kind: str, name: str) -> Attributes:
 
 
 def _context_of(parent: str) -> Context:
-    """The span that a traceparent names."""
+    """Return the span context of a traceparent."""
     return Context(bytes.fromhex(parent[3:35]), bytes.fromhex(parent[36:52]))
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """The trace of the HTTP request, where the message in it is part of another."""
+    """Return a link to the HTTP request's trace, if the message belongs to a different one."""
     over_http = trace_context.of(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

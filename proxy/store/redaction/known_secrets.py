@@ -1,4 +1,4 @@
-"""Values that are known to be secret, in whatever way they stand in a text."""
+"""Redact known secret values from texts, in plain or encoded form."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from urllib.parse import quote, unquote
 
 from proxy.store.redaction.secret_texts import REDACTED
 
-MIN_LENGTH = 4  # A shorter value would blot out ordinary words.
+MIN_LENGTH = 4  # A shorter value would redact ordinary words.
 MIN_CORE = 5
-BEGINNING = 8  # Characters by which a secret that is cut off is known.
+BEGINNING = 8  # Characters by which a truncated secret is recognised.
 PERCENT_ROUNDS = 3  # Times a text may be percent-encoded.
 
 _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
 
 class KnownSecrets:
-    """Takes values out of texts: as they are, percent-encoded, in hex, and anywhere inside of base64."""
+    """Redacts values from texts: plain, percent-encoded, in hex, and anywhere inside base64."""
 
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value for value in values if len(value) >= MIN_LENGTH}, key=len, reverse=True)
@@ -30,7 +30,7 @@ class KnownSecrets:
         return bool(self._values)
 
     def hide(self, text: str) -> str:
-        """The text without them."""
+        """Replace the values in `text`."""
         if not self._values or len(text) < self._min_length:
             return text
         lower = text.lower()
@@ -43,7 +43,7 @@ class KnownSecrets:
         return text
 
     def hide_begun(self, text: str) -> str:
-        """The text without a secret that begins near its end and is cut off there."""
+        """Replace a secret that is truncated at the end of `text`."""
         lower = text.lower()
         for form in self._lower:
             at = lower.find(form[:BEGINNING], max(len(lower) - len(form), 0))
@@ -99,7 +99,7 @@ def _any_form(letter: str) -> str:
 
 
 def _cores(value: bytes) -> set[str]:
-    """What base64 of anything that holds the value holds: it depends on how many bytes come before."""
+    """Return the base64 texts, one per alignment, of which any encoding that contains `value` contains one."""
     cores = set()
     for before, mixed in enumerate((0, 2, 3)):
         encoded = b64encode(b"\0" * before + value).decode()

@@ -1,7 +1,7 @@
-"""Redacts a message: secrets are taken out, then it is cut to size.
+"""Redact messages: replace secrets, then cut to size.
 
-Secrets are the values of keys that name one, texts in the form of a credential, and the values the caller gives. A
-secret that is none of these looks like any other word and stays.
+Secrets are the values of keys that name one, texts in the form of a credential, and the values passed by the caller.
+Other secrets look like any other word and are not recognised.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from proxy.store.redaction.secret_texts import REDACTED, is_measure, names_a_sec
 CUT_MARK = "[cut]"
 ERROR_TEXT = 300  # Characters of what an error says.
 
-MAX_MESSAGE = 1024 * 1024  # A larger message is not even read for its record.
+MAX_MESSAGE = 1024 * 1024  # Larger messages are not parsed; only their size is recorded.
 MAX_DEPTH = 40
-READ_AHEAD = 4096  # Read beyond the cut, so that a secret that straddles it is seen whole.
-CACHED_TEXT = 64  # Keys and short words come again and again.
-READ_FACTOR = 2  # Times the limit that is looked at, at most, however little of it is kept.
+READ_AHEAD = 4096  # Characters read beyond the cut, so that a secret across it is recognised.
+CACHED_TEXT = 64  # Texts up to this length are cached: keys and short words repeat.
+READ_FACTOR = 2  # At most this many times the limit is read.
 
-# `{"name": "DB_PASSWORD", "value": "x"}`: which members name another one, and which are named by it.
+# `{"name": "DB_PASSWORD", "value": "x"}`: members that name another one, and members that are named.
 _NAMING = frozenset({"name", "key", "id", "label", "field", "variable", "header"})
 _NAMED = frozenset({"value", "values", "val", "default", "data", "stringvalue", "string_value"})
 
 
 class RedactedMessage(NamedTuple):
-    """A message without its secrets, as JSON; `cut` when parts of it are missing."""
+    """A redacted message as JSON; `cut` if parts are missing."""
 
     json: bytes
     cut: bool
 
 
 def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> RedactedMessage | None:
-    """The message without its secrets, `limit` bytes of JSON at most. None when there is no message."""
+    """Redact a message, to at most `limit` bytes of JSON. Return None if it is empty."""
     if not message:
         return None
     if len(message) > MAX_MESSAGE:
@@ -54,13 +54,13 @@ def redact_message(message: bytes, limit: int, secrets: Iterable[str] = ()) -> R
 
 
 def redact_text(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
-    """The text without its secrets, `limit` characters at most."""
+    """Redact a text, to at most `limit` characters."""
     redacted = _Redactor(limit - len(CUT_MARK), KnownSecrets(secrets)).text(text, 0)
     return redacted if len(redacted) <= limit else redacted[: limit - len(CUT_MARK)] + CUT_MARK
 
 
 def error_text(message: bytes, secrets: Iterable[str]) -> str:
-    """Return the error text of a message without its secrets; empty if the message is no error."""
+    """Return the redacted error text of a message; empty if the message is not an error."""
     if len(message) > MAX_MESSAGE:
         return ""
     try:
@@ -82,20 +82,20 @@ def _said(document: Any) -> str:
 
 
 def redact_for_process(message: bytes, limit: int, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """`redact_message`, as `ReaderProcess.run` takes it."""
+    """Run `redact_message` in a ReaderProcess."""
     redacted = redact_message(message, limit, secrets)
     assert redacted is not None
     return {"cut": redacted.cut}, redacted.json
 
 
 def error_for_process(message: bytes, secrets: list[str]) -> tuple[dict[str, object], bytes]:
-    """`error_text`, as `ReaderProcess.run` takes it."""
+    """Run `error_text` in a ReaderProcess."""
     return {"text": error_text(message, secrets)}, b""
 
 
 def _read(message: bytes) -> object:
-    """What the message says, or itself as a text when that is no JSON."""
-    for read in (orjson.loads, json.loads):  # The second one knows lone surrogates.
+    """Parse the message as JSON, or return it as text if it is not JSON."""
+    for read in (orjson.loads, json.loads):  # Only the second accepts lone surrogates.
         try:
             return read(message)
         except (ValueError, RecursionError):
@@ -104,7 +104,7 @@ def _read(message: bytes) -> object:
 
 
 class _Redactor:
-    """Redacts a JSON document, and reads no more of it than fits."""
+    """Redacts a JSON document, reading not much more than fits."""
 
     def __init__(self, limit: int, known: KnownSecrets) -> None:
         self._left = limit
@@ -115,7 +115,7 @@ class _Redactor:
         self.cut = False
 
     def value(self, value: object, depth: int = 0) -> object:
-        """The value as it may be kept."""
+        """Return the redacted value."""
         if isinstance(value, str):
             return self.text(value, depth)
         if not isinstance(value, dict | list):
@@ -128,7 +128,7 @@ class _Redactor:
         return list(self._elements(value, depth))
 
     def text(self, text: str, depth: int = MAX_DEPTH) -> str:
-        """The text without what has the form of a secret; what is JSON in it is looked at as such."""
+        """Return the redacted text; if it is JSON, redact it as a document."""
         text = text.replace("\0", "")
         part = self._document(text, depth) if depth < MAX_DEPTH and text.lstrip()[:1] in ("{", "[", '"') else None
         if part is None:
@@ -151,7 +151,7 @@ class _Redactor:
         return self._short_texts[text]
 
     def _document(self, text: str, depth: int) -> str | None:
-        """JSON inside a text without its secrets. None when it is no JSON, or holds none: then it stays as it is."""
+        """Redact a text that is JSON. Return None if it is not JSON or has no secrets."""
         try:
             inner = json.loads(text)
         except (ValueError, RecursionError):

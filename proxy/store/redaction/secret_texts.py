@@ -1,6 +1,6 @@
-"""Texts without their secrets: whatever has the form of a credential, and the values of keys that tell of one.
+"""Redact texts in the form of a credential, and the values of keys that name a secret.
 
-Every step takes time in proportion to the text, whoever wrote it.
+Every step takes time linear in the length of the text, even for hostile input.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _secret_name = re.compile(
     r"(?:api|access|private|signing|encryption)[_\- ]?key|session[_\- ]?id|client[_\- ]?assertion",
     re.IGNORECASE,
 ).search
-# Inside of other words they tell nothing: author, compass, spinning.
+# Only as whole words: not in author, compass, spinning.
 _SECRET_WORDS = frozenset({"auth", "pass", "pin", "otp", "totp", "jwt", "signature", "sig", "creds"})
 _MEASURE_WORDS = frozenset(
     {"tokens", "maxtokens", "count", "limit", "length", "len", "size", "max", "min", "total", "used", "usage", "budget"}
@@ -45,7 +45,7 @@ _URL_CREDENTIALS = re.compile(
 
 _USER_OPTION = re.compile(r"(?<![\w\-])((?:-u|--user|--proxy-user)[ =][\"']?[^\s:\"']{0,100}+:)[^\s\"']++")
 
-# Where a value begins: `key: `, `"key": `, `key=`, `key%3D`, `--key `, `<key>`.
+# The start of a value: `key: `, `"key": `, `key=`, `key%3D`, `--key `, `<key>`.
 _KEY_BEFORE_VALUE = re.compile(
     r"(?<![\w\-])(?:--?(?P<option>\w[\w\-]*+)[ \t]++(?![:=])|"
     r"(?P<key>[\w\-]++)(?P<sign>(?:\\*+[\"'`]|%(?:25)*+2[27]|&(?:quot|#3[49]);)?[ \t]*+"
@@ -54,7 +54,7 @@ _KEY_BEFORE_VALUE = re.compile(
 )
 _ESCAPED_LETTER = re.compile(r"(?<!\\)\\++u00([2-7][0-9A-Fa-f])")
 _SPACED_KEYS = ("api ", "access ", "private ", "signing ", "encryption ", "session ", "client ")
-# What a member called `value` is the value of: `name: DB_PASSWORD, value: x`.
+# The name before a member `value`: `name: DB_PASSWORD, value: x`.
 _naming_member = re.compile(
     r"(?:name|key|id|label|field|variable|header)\W{1,9}+([\w.\-]{1,80}+)\W{1,20}+$", re.IGNORECASE
 ).search
@@ -73,19 +73,19 @@ _BRACKETS = re.compile(r"[\[\]{}]")
 
 @lru_cache(1024)
 def names_a_secret(key: str) -> bool:
-    """Whether what has this name is a secret."""
+    """Return whether this key names a secret."""
     key = key[:MAX_KEY].replace("\0", "")
     return _secret_name(key) is not None or any(word.lower() in _SECRET_WORDS for word in _words(key))
 
 
 def is_measure(key: str) -> bool:
-    """Whether a number of this name is a count or a limit, though its name tells of a secret."""
+    """Return whether a number under this key is a count or a limit, although the key names a secret."""
     words = [word.lower() for word in _words(key[:MAX_KEY])]
     return any(word in _MEASURE_WORDS for word in words)
 
 
 def without_secrets(text: str) -> str:
-    """The text without what can be told to be secret in it."""
+    """Replace recognisable secrets in `text`."""
     if "\\u00" in text:
         text = _ESCAPED_LETTER.sub(_letter, text)
     if PEM_MARK in text:
@@ -98,7 +98,7 @@ def without_secrets(text: str) -> str:
 
 
 def _letter(match: re.Match[str]) -> str:
-    """An escaped letter as itself, so that it hides no key; quotes stay as they are."""
+    """Unescape a letter, so that escapes cannot hide a key; quotes stay escaped."""
     letter = chr(int(match[1], 16))
     return letter if letter.isalnum() or letter in "-_" else match[0]
 
@@ -129,7 +129,7 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
-    """Where the value starts and ends; nowhere when it is none that must be hidden."""
+    """Return start and end of the value; equal if it need not be redacted."""
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
         return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
@@ -161,7 +161,7 @@ def _find_or_end(text: str, part: str, start: int) -> int:
 
 
 def _closing_quote(text: str, quote: str, start: int) -> int:
-    """Where a quoted value ends; a quote behind a further backslash is a part of it."""
+    """Return the end of a quoted value; a quote after a further backslash is part of it."""
     end = _find_or_end(text, quote, start)
     while start < end < len(text) and text[end - 1] == "\\":
         end = _find_or_end(text, quote, end + 1)
@@ -170,7 +170,7 @@ def _closing_quote(text: str, quote: str, start: int) -> int:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Where a list or an object ends: exactly when it is JSON, else with the line its last bracket is on."""
+    """Return the end of a list or object: exact for JSON, otherwise the end of the line of its last bracket."""
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
