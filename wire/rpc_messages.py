@@ -386,7 +386,7 @@ def _rpc_response(
 async def _read_large(
     response: HttpResponse, text: bytes, target: Target, status: int
 ) -> tuple[Object, ReaderProcess | None]:
-    """Return the outline of a large result and the process that made it; for other messages the whole message and None."""
+    """Return the outline of a large result and its reader; for other messages the whole message and None."""
     try:
         outlined = await response.reader.outline(text, target.person_id)
     except Unreadable as error:

@@ -93,9 +93,7 @@ async def discover(transport: Transport, target: Target) -> ServerInfo | str:
     """
     try:
         answer = await ask(transport, target, "server/discover", {}, ignore)
-        if versions.MODERN in versions_in(
-            answer.error
-        ):  # A server being upgraded may refuse a version it lists; try again.
+        if versions.MODERN in versions_in(answer.error):  # A server being upgraded may refuse a version it lists.
             answer = await ask(transport, target, "server/discover", {}, ignore)
     except BadAnswer as error:
         return error.detail

@@ -20,7 +20,7 @@ from ui.pages import AppRequest, show
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def doctor(request: AppRequest) -> HttpResponse:
-    """Choose a gateway, run the walk, read the report."""
+    """Choose a gateway, run the check and show the report."""
     gateways = list(Gateway.objects.visible_to(request.user))
     slug = request.POST.get("gateway") or request.GET.get("gateway")
     gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
