@@ -80,7 +80,7 @@ class CapabilityAdmin(ModelPages):
     show_full_result_count = False  # A second count of the whole table.
     show_facets = ShowFacets.NEVER  # One more count for each filter.
 
-    # Who may what
+    # Permissions
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return may(request, *self.seen_by)
@@ -108,7 +108,7 @@ class CapabilityAdmin(ModelPages):
                 return state
         return "enabled" if obj.enabled else "disabled"
 
-    # What a list may be narrowed by
+    # Filters
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
         """Allow only shown columns: filters on hidden ones would disclose them letter by letter."""

@@ -1,4 +1,4 @@
-"""The doctor's page, for users who manage gateways; it runs as the user who asks."""
+"""The doctor's page, for users who manage gateways. It runs as the current user."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def doctor(request: AppRequest) -> HttpResponse:
 
 
 def _other_host(request: AppRequest) -> str:
-    """The host of this request, when it is not the public one; else empty."""
+    """Return the host of this request if it is not the public one, otherwise an empty text."""
     host = request.headers.get("X-Forwarded-Host") or request.get_host()
     return "" if host.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else host

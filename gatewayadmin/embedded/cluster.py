@@ -45,7 +45,7 @@ class Cluster:
         self.locks = data_dir / "run"
         self.socket_folder = socket_folder(self.folder)
         self._guard = threading.Lock()
-        self._place: int | None = None  # The descriptor that holds our shared lock.
+        self._place: int | None = None  # The descriptor of our shared lock.
         self._server: psutil.Process | None = None
         atexit.register(self.leave)
         os.register_at_fork(after_in_child=self._forget)

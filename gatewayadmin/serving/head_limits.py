@@ -73,7 +73,7 @@ class HeadLimits(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._discard_input = False  # Whatever else arrives is ignored; the connection is closed after the answer.
+        self._discard_input = False  # Ignore further input; the connection is closed after the answer.
         self._withheld = 0
         self._in_head = True
         self._may_stream = True
@@ -217,7 +217,7 @@ class HeadLimits(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _refuse(self) -> None:
-        if not self.is_answering:  # Else our words would land in the middle of another answer.
+        if not self.is_answering:  # Otherwise it would be written into another answer.
             self.transport.write(
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(TOO_LARGE), TOO_LARGE.encode())
@@ -248,7 +248,9 @@ class HeadLimits(HttpToolsProtocol):
     def _judge_body(self) -> None:
         if self._discard_input:  # It is being closed already.
             self._body_clock = None
-        elif self.flow.read_paused or self.pipeline:  # We are the ones who wait: for the application, or an answer.
+        elif (
+            self.flow.read_paused or self.pipeline
+        ):  # The client is not at fault: the application is not reading, or an answer is pending.
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:

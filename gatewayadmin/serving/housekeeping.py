@@ -51,14 +51,14 @@ ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one 
 CHORE_ROLL_UP_S = 30.0
 SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
 INDEX_S = (20.0, 40.0)  # Between two looks for partitions that lack an index; of all processes one makes it.
-INDEX_AT_ONCE_S = 30.0  # After so long the next one waits for its turn.
+INDEX_AT_ONCE_S = 30.0  # Time limit of one run.
 SEAL_S = (30.0, 45.0)  # Between two checkpoints of the log; of all processes one makes them.
-ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
+ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
 CONCURRENT_CHECKS = 8
 MOST_APART = timedelta(minutes=5)  # Between the clocks of this process and of the database.
-MOST_DROPPED = 4  # Partitions in one run: whoever set a clock or the retention wrong has time to notice.
+MOST_DROPPED = 4  # Partitions per run, so that a wrong clock or retention can be noticed in time.
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
 DONE_AT = Gauge(

@@ -160,7 +160,7 @@ def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[s
 
 @register.simple_tag(takes_context=True)
 def how_many(context: RequestContext, number: int) -> str:
-    """A number of connections; for a viewer who sees only their own it says so, so that no zero hides others'."""
+    """Render a number of connections, as "of yours" for users who see only their own."""
     if context["can"].sees_connections:
         return str(number)
     return f"{number} of yours" if number else "none of yours"
@@ -184,14 +184,14 @@ def day(moment: datetime | None, never: str = "Never") -> str:
 
 @register.simple_tag
 def minute(moment: datetime) -> SafeString:
-    """A moment to come to the minute, such as "Nov 21, 14:02 UTC"."""
+    """Render a time to the minute, such as "Nov 21, 14:02 UTC"."""
     exact = moment.astimezone(UTC)
     return _time(moment, f"{exact:%b} {exact.day}, {exact:%H:%M} UTC")
 
 
 @register.simple_tag
 def until(moment: datetime) -> SafeString:
-    """A moment to come, as short as a row wants it: "14:02 UTC" today, else "Nov 21"; whole in its title."""
+    """Render a future time briefly: "14:02 UTC" today, otherwise "Nov 21"; the exact time is in the title."""
     exact = moment.astimezone(UTC)
     is_today = exact.date() == datetime.now(UTC).date()
     return _time(moment, f"{exact:%H:%M} UTC" if is_today else f"{exact:%b} {exact.day}")
