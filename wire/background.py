@@ -145,7 +145,7 @@ class Background:
 
 
 def every(seconds: float) -> Callable[[], Awaitable[object]]:
-    """Return the `wait` of a loop whose rounds are so many seconds apart."""
+    """Return a `wait` function for a loop with a fixed pause between rounds."""
     return lambda: asyncio.sleep(seconds)
 
 

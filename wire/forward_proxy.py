@@ -205,6 +205,6 @@ def place(text: str) -> Place:
 
 
 def places(found: Sequence[Place]) -> Places:
-    """Build Places from a mixed list of names and networks."""
+    """Split a mixed list into names and networks."""
     names = tuple(each for each in found if isinstance(each, str))
     return Places(names, tuple(each for each in found if not isinstance(each, str)))

@@ -458,7 +458,7 @@ def tls() -> ssl.SSLContext:
 def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
     transport = httpx.HTTPTransport(verify=tls(), trust_env=False)
     # httpx has no parameter for the network backend; its transport is a thin wrapper of this pool.
-    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (as said above)
+    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (see above)
         ssl_context=tls() if encrypted else None,
         network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
     )

@@ -248,9 +248,7 @@ class HeadLimits(HttpToolsProtocol):
     def _judge_body(self) -> None:
         if self._discard_input:  # It is being closed already.
             self._body_clock = None
-        elif (
-            self.flow.read_paused or self.pipeline
-        ):  # The client is not at fault: the application is not reading, or an answer is pending.
+        elif self.flow.read_paused or self.pipeline:  # We cause the wait: the application does not read, or answers.
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:
