@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")
-    gc.disable()  # Nothing that is loaded here is garbage, and to look for some was a sixth of each start.
+    gc.disable()  # Nothing loaded here is garbage, and collecting took a sixth of the start time.
     from gatewayadmin.config.environment import Refused, set_for_children
 
     if port := port_to_serve_at(sys.argv[1:]):
@@ -23,7 +23,7 @@ def main() -> None:
 
     try:
         django.setup()
-        gc.freeze()  # Nor do workers, which are forks, look at it again: that would copy the memory they share.
+        gc.freeze()  # Keeps forked workers from scanning, and thereby copying, shared memory.
         gc.enable()
         execute_from_command_line(sys.argv)
     except KeyboardInterrupt:
@@ -31,11 +31,11 @@ def main() -> None:
 
 
 def port_to_serve_at(arguments: list[str]) -> str | None:
-    """What `serve --port` says, if it does: links are built from it, so the settings must know."""
+    """Return the value of `serve --port`, if given. The settings need it, because links are built from it."""
     if arguments[:1] != ["serve"]:
         return None
     parser = ArgumentParser(add_help=False)
-    parser.add_argument("--port", nargs="?")  # That its value is missing is for the command to say.
+    parser.add_argument("--port", nargs="?")  # The command reports a missing value.
     port: str | None = parser.parse_known_args(arguments[1:])[0].port
     return port
 

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.db import connection
 
-django = get_asgi_application()  # First: what follows needs the settings and the apps.
+django = get_asgi_application()  # First: the imports below need settings and apps.
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -44,7 +44,7 @@ SEARCHES = re.compile(
     r"|/gateways/[^/]+/usage/"
 )
 WATCH_S = 1
-SWITCH_S = 0.001  # How long a thread has the interpreter when others want it.
+SWITCH_S = 0.001  # Switch interval of the interpreter between threads.
 
 
 class Raw:
@@ -66,7 +66,7 @@ builtin.listen_at(_listener, _secret)
 
 
 def proxy_config() -> proxy.Config:
-    """What the proxy needs of our settings."""
+    """Build the proxy's configuration from the settings."""
     return proxy.Config(
         hosts=frozenset(settings.ALLOWED_HOSTS),
         client_address=partial(client_address, trusted=settings.TRUSTED_PROXIES),
@@ -102,12 +102,12 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
         _mcp.app = endpoint
         endpoint_call.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
-        gc.freeze()  # What was loaded stays: no collection need look at it again while calls wait.
-        # A page waits for the interpreter after each of its statements, and so does the loop after each of its rounds.
+        gc.freeze()  # Loaded objects stay, so collections need not scan them while calls wait.
+        # Pages wait for the interpreter after each statement, and the event loop after each round.
         sys.setswitchinterval(SWITCH_S)
-        gc.set_threshold(20_000, 20, 20)  # A call leaves no cycles behind; looking for some every few calls costs.
+        gc.set_threshold(20_000, 20, 20)  # Calls create no reference cycles, so frequent collections are a waste.
         background = Background()
-        # Under `serve` a process of its own does the chores.
+        # Under `serve`, a separate process does the chores.
         start_loops(background, has_replica=replica.is_set(), does_chores=_metrics_folder is None)
         try:
             yield
@@ -116,7 +116,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
 
 
 def start_loops(background: Background, *, has_replica: bool, does_chores: bool) -> None:
-    """Start what goes on beside the requests."""
+    """Start the background loops."""
     background.forever("database watch", _watch, every(WATCH_S))
     if has_replica:
         background.forever("replica lag", _gauge_replica, every(WATCH_S))
@@ -125,13 +125,13 @@ def start_loops(background: Background, *, has_replica: bool, does_chores: bool)
 
 
 async def _watch() -> None:
-    """Bring a killed embedded PostgreSQL back; note how the pool is doing."""
+    """Restart a killed embedded PostgreSQL, and sample the connection pool."""
     health.sample()
     await asyncio.to_thread(database.ensure)
 
 
 async def _gauge_replica() -> None:
-    """Measure how far the replica is behind."""
+    """Measure the replication lag."""
     await asyncio.to_thread(_measure)
 
 
@@ -156,7 +156,7 @@ edge = OuterMiddleware(
             Route(quickstart.PATH, Raw(quickstart.app(_secret))),
         ],
         redirect_slashes=False,
-        default=pages,  # No route: the pattern of one that takes any path takes no line break in it.
+        default=pages,  # Not a catch-all route, whose pattern would not match line breaks.
         lifespan=lifespan,
     ),
     hosts=settings.ALLOWED_HOSTS,
@@ -170,9 +170,9 @@ edge = OuterMiddleware(
 
 @markcoroutinefunction
 def application(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-    """Calls go straight to the proxy: it checks the Host, finds the true sender and keeps a row of each itself.
+    """Pass calls directly to the proxy, which checks the Host, determines the sender and logs each call itself.
 
-    What the edge and the router would do again on the way costs as much as half a call.
+    Repeating that in middleware and router would cost half as much as a call.
     """
     mcp = scope["type"] == "http" and scope["path"].startswith(proxy.PREFIX)
     return (_mcp if mcp else edge)(scope, receive, send)

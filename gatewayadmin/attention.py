@@ -1,6 +1,6 @@
-"""What in the rail calls for an act of the reader: how many apps, definitions and servers wait for them.
+"""Counts in the rail: apps, definitions and servers that need the user's attention.
 
-Read from the database with every page that has a rail, in one statement; fragments have none, and ask nothing.
+Read in one statement for every page with a rail. Fragments have no rail and run no query.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from servers.models import Health, Server
 
 
 def attention(request: HttpRequest) -> dict[str, Any]:
-    """A context processor: `attention` is asked of the database when a template first looks at it."""
+    """Context processor. `attention` is queried when a template first uses it."""
     return {"attention": SimpleLazyObject(lambda: _counts(getattr(request, "user", None)))}
 
 
 def _counts(reader: Any) -> dict[str, int]:
-    """By kind, how many things wait for `reader`, of those they may see; kinds of which none does are left out."""
+    """Return the non-zero counts by kind, of things `reader` may see."""
     kinds = tuple(_kinds(reader)) if isinstance(reader, User) else ()
     if not kinds:
         return {}
@@ -39,13 +39,13 @@ def _counts(reader: Any) -> dict[str, int]:
 
 @cache
 def _statement(kinds: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
-    """What counts these kinds: every page asks, and to write it takes longer than to ask."""
+    """Return the cached SQL that counts these kinds: compiling it takes longer than running it."""
     looks = [_number(kind, _waiting(kind)) for kind in kinds]
     return looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
 
 
 def _kinds(reader: User) -> Iterator[str]:
-    """What the reader sees and may act on."""
+    """Yield the kinds the reader can see and act on."""
     if reader.has_perm(Capability.HOSTS_TOGGLE):
         yield "hosts"
     if reader.has_perm(Capability.GATEWAYS_MANAGE):
@@ -55,7 +55,7 @@ def _kinds(reader: User) -> Iterator[str]:
 
 
 def _waiting(kind: str) -> QuerySet[Any]:
-    """Those of a kind that wait; the same rows for everybody who may act on them, so no reader has a say here."""
+    """Return the rows that need attention, the same for everybody who can act on them."""
     if kind == "hosts":
         return Host.objects.live().filter(PENDING)
     if kind == "definitions":

@@ -1,7 +1,7 @@
 """The rights of a serving role when another role owns the database: everything except changing the logs.
 
-Such a role inserts rows into the logs and reads them, and cannot take away checkpoints or the key that signs them. Only
-the owner can update or delete rows, drop the triggers that protect them, or alter a table (docs/how-to/deploy.md).
+Such a role can insert and read rows of the logs, but not delete checkpoints or the key that signs them. Only the owner
+can update or delete rows, drop the triggers that protect them, or alter a table (docs/how-to/deploy.md).
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from sinks.models import ArchivedPartition
 MAKER = f"{Call.partitions.maker}(date, date)"
 LOGS = (Call._meta.db_table, Event._meta.db_table)
 INSERT_ONLY = (*LOGS, Checkpoint._meta.db_table)
-KEPT = (CheckpointKey._meta.db_table,)  # Sealed anew when keys rotate, never taken away.
-# What was archived is said by who archives: it may be dropped then.
+KEPT = (CheckpointKey._meta.db_table,)  # Re-encrypted when keys rotate, never deleted.
+# The archiving role records what was archived, since that may be dropped.
 READ_ONLY = ("django_migrations", ArchivedPartition._meta.db_table)
 
 _TABLES = """
 SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
 AND relnamespace = current_schema()::regnamespace AND relname !~ '^auditlog_call_' ORDER BY 1
 """
-# Whoever may make partitions by an explicit grant is a role that `grant` was run for.
+# Roles with an explicit grant to create partitions are those `grant` was run for.
 _GRANTED = """
 SELECT r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
 WHERE p.oid = %s::regprocedure AND a.grantee <> p.proowner AND a.privilege_type = 'EXECUTE' ORDER BY 1
@@ -39,13 +39,13 @@ class Ungrantable(Exception):
 
 
 def statements(role: str) -> list[str]:
-    """The SQL that gives `role` what a serving process needs, and takes from it whatever else it had."""
+    """Return the SQL that grants `role` what a serving process needs and revokes all other rights."""
     with connection.cursor() as cursor:
         return [statement.as_string(cursor.connection) for statement in _statements(role)]
 
 
 def apply(role: str) -> None:
-    """Give `role` what a serving process needs and no more. Raises Ungrantable."""
+    """Grant `role` exactly the rights a serving process needs. Raises Ungrantable."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_JUDGED, [role, LOGS[0]])
         row = cursor.fetchone()
@@ -58,7 +58,7 @@ def apply(role: str) -> None:
 
 
 def renew() -> None:
-    """Extend what was granted before to tables made since."""
+    """Extend earlier grants to tables created since."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])
         roles = [name for (name,) in cursor.fetchall()]

@@ -1,4 +1,4 @@
-"""Registers the lookups of hosts, gateways, servers and users by name: the log is below their apps and imports none."""
+"""Registers name lookups for the log, which must not import the apps of hosts, gateways, servers and users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_EXPOSED = 40
 
 
 def register_name_lookups() -> None:
-    """Let the log find hosts, gateways, servers and users by name, and gateways' addresses."""
+    """Register lookups of hosts, gateways, servers, users and tokens by name, and of gateway URLs."""
     for kind, model, column, has_called in (
         ("host", Host, "name", _in_calls("host_id")),
         ("gateway", Gateway, "name", _in_calls("gateway_id")),
@@ -34,7 +34,7 @@ def register_name_lookups() -> None:
 
 
 def _in_calls(column: str, *shared: str) -> Q:
-    """What a call names: it holds its id in `column`, and the same as it in the `shared` ones."""
+    """Match rows that occur in calls: by id in `column`, and by equal values in the `shared` columns."""
     return Q(Exists(Call.objects.filter(**{column: OuterRef("pk")}, **{one: OuterRef(one) for one in shared})))
 
 
@@ -48,7 +48,7 @@ def _finder(model: type[Model], column: str, condition: Q | None = None) -> Call
 
 
 def _exposed_names(name: str) -> list[str]:
-    """What clients call the tools, prompts and resources of this name."""
+    """Return the exposed names of the tools, prompts and resources with this name."""
     rows = Feature.objects.filter(name__iexact=name).exclude(exposed_name=name)
     return sorted(set(rows.values_list("exposed_name", flat=True)[:MAX_EXPOSED]))
 

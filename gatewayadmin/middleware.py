@@ -1,4 +1,4 @@
-"""Django middleware: the context of events, and a record of refused attempts."""
+"""Django middleware: context of events, and events for refused attempts."""
 
 from collections.abc import Callable
 from typing import cast
@@ -17,7 +17,7 @@ SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
 def note_origin(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Let events know the door, the sender's address and the id of the request they come from."""
+    """Add interface, sender address and request id to events."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         scope = getattr(request, "scope", {})
@@ -39,7 +39,7 @@ def _door(path: str) -> Via:
 
 
 def note_person(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Tell `FairShares` whose request it was; place it after what knows who is signed in."""
+    """Report the person of the request to `FairShares`. Place it after the authentication middleware."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -51,7 +51,7 @@ def note_person(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
 
 def note_refusals(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Record who tried to change something without the capability for it; place it after note_origin."""
+    """Record attempts to change something without the required capability. Place it after note_origin."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

@@ -42,7 +42,7 @@ SHOWN = 8
 LATELY = timedelta(days=14)
 SERVERS = 12
 GATEWAYS = 20
-# What the dashboard calls two of the plots, followed by their range.
+# Titles of plots on the dashboard, followed by their range.
 NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
 
 
@@ -50,11 +50,11 @@ NAMED = {"plots.calls": "Requests", "plots.denied": "Denied"}
 @own_resource("each part is one's own or asks for its capability")
 def overview(request: AppRequest) -> HttpResponse:
     user = request.user
-    # By their keys: asked for the newest tokens of a person, PostgreSQL would look through everybody's.
+    # By key: for the newest tokens of a person, PostgreSQL would scan those of everybody.
     links = list(Connection.objects.own(user).live().order_by().values_list("pk", flat=True))
     own_tokens = Token.objects.live().filter(kind=TokenKind.ACCESS, connection__in=links)
     with_links = Prefetch("connection", Connection.objects.with_reach().select_related("host", "gateway", "user"))
-    # Who has no connection has no token, and lacks no identity.
+    # Without connections there are no tokens and no missing identities.
     tokens = list(own_tokens.prefetch_related(with_links)[:SHOWN]) if links else []
     newest = _newest(links)
     usable = Gateway.objects.usable_by(user)
@@ -83,7 +83,7 @@ def overview(request: AppRequest) -> HttpResponse:
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
-    """The first of these gateways by name, each with its servers that are switched on, tools, and own connections."""
+    """Return the first gateways by name, with their enabled servers, tool counts and the user's connections."""
     servers = Assignment.objects.on().select_related("server").order_by("server__name")
     named = gateways.order_by(Lower("name")).prefetch_related(
         Prefetch("assignments", servers, to_attr="offered"),
@@ -98,7 +98,7 @@ def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
 
 
 def _newest(links: list[Any]) -> list[Connection]:
-    """The newest of one's connections, with all that is told of them."""
+    """Return the newest of these connections, with their details."""
     if not links:
         return []
     rows = Connection.objects.with_details().filter(pk__in=links).order_by("-connected_at", "pk")[:SHOWN]
@@ -106,48 +106,48 @@ def _newest(links: list[Any]) -> list[Connection]:
 
 
 def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
-    """What these connections carry where a server asks for one's identity, what needs an act first."""
+    """Return the identities these connections carry, those that need action first."""
     rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
 
 
 def _last_calls(user: User) -> list[OwnCall]:
-    """The newest calls of `user`; those of the last days first: to plan for every day of the log takes longer."""
+    """Return the newest calls of `user`. Recent partitions are tried first, which is faster."""
     newest = listed_calls(user).order_by("-created_at", "-pk")
     rows = list(newest.filter(created_at__gte=timezone.now() - LATELY)[:SHOWN])
     return as_own(rows if len(rows) == SHOWN else list(newest[:SHOWN]))
 
 
 def _refused(user: User) -> list[Identity]:
-    """Identities that their server refused: all for who sees connections, otherwise one's own."""
+    """Return identities refused by their server: all if the user sees connections, otherwise their own."""
     refused = Identity.objects.refused().select_related("server", "owner")
     return list((refused if any(map(user.has_perm, SEES_CONNECTIONS)) else refused.own(user))[:SHOWN])
 
 
 def _enrolling(user: User) -> list[Host]:
-    """The agents for which `user` may make a token without any capability."""
+    """Return the agents for which users can create tokens without any capability."""
     return list(Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True, allow_enrolment=True)[:SHOWN])
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """The gateway to begin with: the oldest that is open to `user`, before all one that has a server."""
+    """Return the gateway to try first: the oldest usable one, preferably with a server."""
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
     return gateways.order_by("-has_server", "created_at").first()
 
 
 def _numbers(request: AppRequest) -> dict[str, Any]:
-    """What needs a capability, as far as the reader holds it."""
+    """Return the numbers the user has the capabilities for."""
     user = request.user
     numbers: dict[str, Any] = {}
-    if user.has_perm(Capability.HOSTS_TOGGLE):  # To a member, who only sees them, the number says nothing.
+    if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
         numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
     if any(map(user.has_perm, SEES_CONNECTIONS)):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}
     if user.has_perm(Capability.API_TOKENS_MANAGE):
-        # By their keys: many may expire at one moment, and each would be joined with its connection to find the first.
+        # By key: many tokens may expire at the same time, and all would be joined to find the first.
         soonest = Token.objects.filter(needing("expiring"), kind=TokenKind.ACCESS).order_by("expires_at", "pk")
         keys = list(soonest.values_list("pk", flat=True)[: SHOWN + 1])
         totals = list(Token.objects.filter(pk__in=keys).select_related("connection__host").order_by("expires_at", "pk"))
@@ -175,11 +175,11 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
 
 
 def _no_server() -> str:
-    """Why there is no server's health to show."""
+    """Return why no server health is shown."""
     return "No server is switched on." if Server.objects.live().exists() else "No servers yet."
 
 
 def _servers() -> list[Server]:
-    """The servers that are switched on, those in trouble first."""
+    """Return the enabled servers, those that are down first."""
     trouble = Case(When(health=Health.DOWN, then=Value(0)), default=Value(1))
     return list(Server.objects.live().filter(enabled=True).order_by(trouble, Lower("name"))[:SERVERS])

@@ -1,10 +1,10 @@
-"""The palette: what the reader may go to and what they may do, by name.
+"""The command palette: pages and actions by name, within the user's capabilities.
 
-Everything is asked of the database when it is typed, and answered as if nothing else existed. Acts lead to the pages
-that ask before they act, as the buttons beside the things do; what a page does without asking is done at once.
+Each search queries the database for what the user may see. Actions that need confirmation lead to its page; others are
+executed at once.
 
-Things of several kinds may have one name, so each act says of what it is one. An app, which names itself, is not
-switched on from here, where nothing but the name tells it from others: that leads to its page.
+Things of several kinds may have the same name, so each action shows the kind. Apps choose their own names, so they
+cannot be enabled here, where they might be confused; the entry leads to their page.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from tokens.models import Token, called
 from tokens.visibility import ENDING, known_to, of_status
 from ui.pages import AppRequest, show, text_of
 
-SHOWN = 5  # Of each kind; who types more of the name finds the others.
+SHOWN = 5  # Of each kind; a longer search text finds the others.
 VERBS = ("disable", "enable", "rename", "revoke", "regenerate", "deactivate", "reactivate")
 LONGEST = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something to go to, or an act: with `posts` it is done at once. `tile` is the name a letter tile is made of.
+    """A page or an action; with `posts` the action is executed at once. `tile` is the name for a letter tile.
 
-    `note` tells it from others of the same text; that of an act begins with the kind of its thing.
+    `note` distinguishes entries of the same text; for actions it begins with the kind of the thing.
     """
 
     text: str
@@ -63,32 +63,32 @@ class Group:
 @require_GET
 @own_resource("each entry is one's own or asks for its capability")
 def palette(request: AppRequest) -> HttpResponse:
-    # No name holds a NUL, and the database takes none.
+    # Without NUL, which the database refuses.
     words = " ".join(text_of(request.GET, "q").split())[:LONGEST]
     context = {"groups": [group for group in found(request.user, words) if group.entries], "words": words}
     return show(request, "ui/found.html#results", context)
 
 
 def found(user: User, words: str) -> list[Group]:
-    """What there is for `user` by these words; without words the pages, and the acts that need no name."""
+    """Return the entries that match; without words, the pages and the actions that need no name."""
     verb, name = _verb(words)
     things = _things(user, name)
     acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]
     do = Group("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)])
     named = [Group(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
-    # What has the name comes first: Enter goes there, and does nothing to it.
+    # Things come first, so that Enter opens a page and executes nothing.
     return [*named, do, Group("Pages", list(_matching(_pages(user), words)))]
 
 
 def _verb(words: str) -> tuple[str, str]:
-    """The verb that the words begin with, and the name that follows; no verb where none is meant."""
+    """Split the words into verb and name; the verb is empty if there is none."""
     first, _, rest = words.partition(" ")
     verb = next((verb for verb in VERBS if rest and len(first) > 1 and verb.startswith(first.lower())), "")
     return (verb, rest) if verb else ("", words)
 
 
 def _matching(entries: Iterable[Entry], words: str) -> Iterator[Entry]:
-    """The entries whose text holds each of the words."""
+    """Return the entries whose text contains all words."""
     wanted = words.lower().split()
     return (entry for entry in entries if all(word in entry.text.lower() for word in wanted))
 
@@ -157,7 +157,7 @@ def _offered(offers: Iterable[Offer], user: User) -> Iterator[Entry]:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Something that was found: the way to its page, and what may be done with it."""
+    """A found thing: the entry of its page, and its actions."""
 
     kind: str
     entry: Entry
@@ -168,7 +168,7 @@ KINDS = ("Apps & Agents", "Gateways", "Servers", "Tools", "Tokens", "People")
 
 
 def _things(user: User, name: str) -> list[Thing]:
-    """What has this name, or an address or prefix like it; nothing without a name."""
+    """Return the things with this name, address or prefix; none for an empty name."""
     if not name:
         return []
     looks: tuple[Callable[[User, str], Iterator[Thing]], ...] = (_hosts, _gateways, _servers, _tools, _tokens, _people)
@@ -176,7 +176,7 @@ def _things(user: User, name: str) -> list[Thing]:
 
 
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> Entry:
-    """The act of the switch of a thing: switching off asks first, and so does what is known by its own word alone."""
+    """Return the entry to enable or disable a thing. Self-named apps are enabled on their page only."""
     if on:
         return Entry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause", kind)
     if not is_known:
@@ -223,7 +223,7 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
 
 
 def _tools(user: User, name: str) -> Iterator[Thing]:
-    # By name alone, which an index holds; the page of tools looks into their words as well.
+    # By name only, which is indexed; the tools page searches descriptions too.
     for tool in Catalogue(user, {"name": name}, expected=slice(0, SHOWN), tells_use=False)[:SHOWN]:
         at = reverse("gateways:feature", args=[tool.feature.pk])
         yield Thing("Tools", Entry(tool.feature.name, at, "tool", note=tool.server.name), [])
@@ -231,7 +231,7 @@ def _tools(user: User, name: str) -> Iterator[Thing]:
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
     usable = known_to(user).filter(of_status("active")).filter(called(name)).order_by(Lower("name"), "pk")
-    # By their keys, which an index holds in this order: joined, all of them would be sorted.
+    # By key, in index order: with the join, all rows would be sorted.
     keys = list(usable.values_list("pk", flat=True)[:SHOWN])
     may_end = any(map(user.has_perm, ENDING))
     for token in Token.objects.filter(pk__in=keys).select_related("connection").order_by(Lower("name"), "pk"):
@@ -247,7 +247,7 @@ def _tokens(user: User, name: str) -> Iterator[Thing]:
 
 
 def _at(token: Token, is_own: bool) -> str:
-    """The list of tokens, narrowed to this one."""
+    """Return the URL of the list of tokens, filtered to this one."""
     return f"{reverse('tokens:list')}?q={token.prefix}{'' if is_own else '&owner=all'}"
 
 

@@ -1,4 +1,4 @@
-"""Choosing a password: with a link, or with the present password."""
+"""Views to set a password: by a mailed link, or with the current password."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ui.pages import leave
 
 
 class AskForReset(PasswordResetView):  # type: ignore[misc]
-    """Asking for a link by mail; where nothing can be mailed the page says whom to ask instead."""
+    """Request a link by mail. Without a mail server, the page says whom to ask."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_context_data(**kwargs), "mails": bool(settings.MAIL_SERVER)}
@@ -36,7 +36,7 @@ class AskForReset(PasswordResetView):  # type: ignore[misc]
 
 
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
-    """By a link. Whoever lost a password may have lost more: what acts as them ends with it."""
+    """Set a password by a link. All connections of the person end, since more than the password may be lost."""
 
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
@@ -47,7 +47,7 @@ class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]
 
 
 class ChangePassword(PasswordChangeView):  # type: ignore[misc]
-    """By the present password. Other sessions end; what acts as the person goes on, unless the box is ticked."""
+    """Change the password. Other sessions end; connections end only if the box is ticked."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.user.is_authenticated and not request.user.has_usable_password():
@@ -59,7 +59,7 @@ class ChangePassword(PasswordChangeView):  # type: ignore[misc]
         user, before = self.request.user, self.request.session.session_key
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
-            # The session got another key, and what the organisation may end goes along.
+            # The session has a new key; move its link to the identity provider too.
             UserSession.objects.filter(session_key=before).exclude(
                 session_key=self.request.session.session_key
             ).delete()

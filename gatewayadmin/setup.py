@@ -1,4 +1,4 @@
-"""The first steps of a workspace, each done when the thing has happened: read from the database, never stored."""
+"""The first steps of a workspace. Their state is derived from the database, never stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from oauth.redirect_uris import LOOPBACK
 from servers.models import BUILT_IN_URL, Server
 from ui.pages import AppRequest, answer, moment_of, show
 
-# Whoever may do one of the steps sees them all.
+# Users with one of these capabilities see all steps.
 SETS_UP = (
     Capability.SERVERS_MANAGE,
     Capability.GATEWAYS_MANAGE,
@@ -38,7 +38,7 @@ SETS_UP = (
 
 @dataclass(frozen=True)
 class Step:
-    """One step: whether it is done, what it is, and where who may does it."""
+    """One step: its texts, whether it is done, and the page and capability to do it."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Setup:
-    """The steps as `viewer` sees them; none when all are done, or when they were dismissed."""
+    """The steps as `viewer` sees them."""
 
     viewer: User
     facts: WorkspaceSettings
@@ -59,7 +59,7 @@ class Setup:
 
     @classmethod
     def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
-        """The steps that are left; None for who does none of them, and when none is to be shown."""
+        """Return the steps; None if the viewer can do none, or all are done or dismissed."""
         if not any(map(viewer.has_perm, SETS_UP)):
             return None
         facts: Any = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
@@ -71,7 +71,7 @@ class Setup:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """All steps, in the order in which they help each other."""
+        """All steps in their recommended order."""
         facts: Any = self.facts
         mail = [] if _is_local() else [_mail_step()]
         return [
@@ -113,30 +113,30 @@ class Setup:
         return sum(step.done for step in self.steps)
 
     def first_call(self) -> OwnCall | None:
-        """The oldest call that got through of which there is a row."""
+        """Return the oldest logged call that was not denied."""
         row = _answered().order_by("created_at").first()
         return OwnCall(row) if row else None
 
     @property
     def is_asleep(self) -> bool:
-        """Whether the page has stopped asking."""
+        """True if the page has stopped polling."""
         return timezone.now() >= self.until
 
     @property
     def mark(self) -> str:
-        """What tells one picture of the steps from another."""
+        """A text that changes when the steps look different."""
         return f"{'.'.join(step.name for step in self.steps if step.done)}{'z' if self.is_asleep else ''}"
 
     @property
     def url(self) -> str:
-        """Where the page asks again."""
+        """The URL the page polls."""
         return f"{reverse('setup')}?{urlencode({'until': self.until.isoformat(), 'seen': self.mark})}"
 
 
 def _facts(viewer: User) -> dict[str, Exists]:
-    """What has happened, asked together with the settings in one statement."""
+    """Return annotations for the state of the steps, queried together with the settings."""
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
-    # First in a few partitions of the log: to think about all of them takes longer than all the rest.
+    # Recent partitions first: planning a query for all of them takes longer than the rest.
     lately = _answered().filter(created_at__gte=timezone.now() - RECENT)
     return {
         "has_server": Exists(Server.objects.live().exclude(url=BUILT_IN_URL)),
@@ -152,7 +152,7 @@ def _answered() -> Any:
 
 
 def _is_local() -> bool:
-    """Whether this is tried on somebody's own machine, where nobody waits for mail."""
+    """Return whether the public URL is a loopback address, where mail is not needed."""
     return urlsplit(settings.PUBLIC_URL).hostname in LOOPBACK
 
 
@@ -167,7 +167,7 @@ def _mail_step() -> Step:
 @require_GET
 @requires(*SETS_UP)
 def steps(request: AppRequest) -> HttpResponse:
-    """The steps as they are now, for the page that shows them; 204 while that is what it shows already."""
+    """Return the current steps to the polling page; 204 if nothing has changed."""
     setup = Setup.of(request.user, moment_of(request.GET, "until"))
     if request.htmx and setup and request.GET.get("seen") == setup.mark:
         return HttpResponse(status=204)

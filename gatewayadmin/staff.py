@@ -11,7 +11,7 @@ from django.shortcuts import redirect
 
 
 class StaffSite(AdminSite):
-    """What staff see of the database. A site of our own: what other packages register would show secrets."""
+    """The Django admin site. Not the default site, where other packages register models with secrets."""
 
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"

@@ -24,10 +24,10 @@ from servers.models import Server
 DAY = timedelta(hours=24)
 HOURS = 24
 LISTED = 8
-GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet: three wide, two apart, as the bars are.
+GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet like the bars: three wide, two apart.
 
-SERVER_FAILED = ("upstream_error", "timeout")  # What tells of the server, not of the tool.
-# For where the roll-ups cannot tell.
+SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of the tool.
+# Used where roll-ups are incomplete.
 # Failures are first found by their outcome, then only whether there was any call: both look at few rows.
 HOURLY = """
 SELECT s.id, h.n,
@@ -47,7 +47,7 @@ CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_seri
 
 
 class Traffic:
-    """The calls of the last day, each part read when it is asked for. The cost does not grow with their number."""
+    """The calls of the last day. Parts are read on access; the cost is independent of their number."""
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
@@ -64,12 +64,12 @@ class Traffic:
 
     @cached_property
     def recent(self) -> Sequence[Call]:
-        """The newest."""
+        """The newest calls."""
         return replica.read(self._request, lambda: self._all.page(None, LISTED).page.rows)
 
     @cached_property
     def denials(self) -> Sequence[Call]:
-        """The newest that were refused."""
+        """The newest denied calls."""
         return replica.read(self._request, lambda: self._refused.page(None, LISTED).page.rows)
 
 
@@ -97,7 +97,7 @@ class Health:
 
     @property
     def drawn(self) -> list[tuple[str, str]]:
-        """What is drawn: a path for each state, the dashes of quiet hours first; the bars of the others hide them."""
+        """SVG paths by state. Dashes of quiet hours come first and are covered by the bars of other hours."""
         paths = {"none": GROUND, "ok": "", "down": ""}
         for n, hour in enumerate(self.hours):
             if hour.called or hour.failed:

@@ -1,1 +1,1 @@
-"""What all pages share: rendering helpers, template tags, error pages. No models."""
+"""Shared code of all pages: rendering helpers, template tags, error pages, and the base of REST."""

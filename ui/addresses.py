@@ -20,9 +20,9 @@ _plain_host = re.compile(r"[a-z0-9_.-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One address in pieces that make it up in this order; only `rest`, behind the host, may be shortened.
+    """The parts of a URL in order. Only `rest`, the part after the host, may be shortened.
 
-    `domain` is what tells where the address leads: the registered domain, an IP address, or the scheme of an app.
+    `domain` identifies the target: the registered domain, an IP address, or the scheme of an app.
     """
 
     before: str
@@ -33,16 +33,16 @@ class Address:
 
 
 def parts(uri: str, *, longest: int = 60) -> Address:
-    """The pieces of `uri` in ASCII, and all of it; what comes behind the host is cut at `longest` characters.
+    """Split `uri` into parts in ASCII. The part after the host is cut at `longest` characters.
 
-    Where no host can be told for sure, everything is shown and nothing made plain: `domain` is empty then.
+    If the host is not certain, `domain` is empty and the whole URL is in `before`.
     """
     try:
         split = urlsplit(uri)
         port = split.port
     except ValueError:
         return _unclear(uri)
-    if "\\" in split.netloc or "%" in split.netloc or _blank.search(uri):  # Browsers read these as something else.
+    if "\\" in split.netloc or "%" in split.netloc or _blank.search(uri):  # Browsers parse these differently.
         return _unclear(uri)
     scheme, whole = split.scheme, _ascii(uri)
     rest = _shortened(_ascii(uri[len(scheme) + 1 :].removeprefix("//").removeprefix(split.netloc)), longest)
@@ -62,13 +62,13 @@ def parts(uri: str, *, longest: int = 60) -> Address:
 
 
 def registered_domain(host: str) -> str:
-    """The part of a host name that somebody registered, as the list of public suffixes has it; else all of it."""
+    """Return the registered domain by the public suffix list, or the whole host."""
     is_number = host.startswith("[") or host.rpartition(".")[2].isdecimal()
     return host if is_number else str(_suffixes().privatesuffix(host) or host)
 
 
 def _ascii_host(split: SplitResult) -> str:
-    """The host as it is looked up: in punycode, an IPv6 address in brackets; empty when it is no plain host."""
+    """Return the host in punycode, IPv6 in brackets; empty if it is not a plain host."""
     host = hosts.canonical(split.hostname or "")
     return host if host.startswith("[") or _plain_host.fullmatch(host) else ""
 
@@ -78,7 +78,7 @@ def _unclear(uri: str) -> Address:
 
 
 def _ascii(text: str) -> str:
-    """Escaped as a browser would send it: no character that hides, or turns the direction, is left."""
+    """Percent-encode as browsers do, which also removes invisible and direction-changing characters."""
     return quote(text, safe=PRINTABLE)
 
 
@@ -88,4 +88,4 @@ def _shortened(text: str, longest: int) -> str:
 
 @cache
 def _suffixes() -> PublicSuffixList:
-    return PublicSuffixList()  # The list the package brings along; reading it takes a tenth of a second, once.
+    return PublicSuffixList()  # The package's own list; cached, since reading it takes 0.1 s.

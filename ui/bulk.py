@@ -1,6 +1,6 @@
-"""Acts on rows that were picked in a list: asked once, done with the verb of each.
+"""Bulk actions on selected rows of a list: one confirmation, then the model's verb for each row.
 
-Switching is taken back together; what ends rows for good names what ends with them, and wants their number typed.
+Enabling and disabling can be undone together. Final actions list their consequences and require typing the count.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ui.pages import (
     was_typed,
 )
 
-MOST = 100  # As many rows as a page can have, and some.
+MOST = 100  # More rows than a page can have.
 
 
 class Switchable(Protocol):
-    """Something with a switch, as the models have it."""
+    """Protocol for models that can be enabled and disabled."""
 
     pk: Any
     enabled: bool
@@ -40,9 +40,9 @@ class Switchable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Switching:
-    """How the rows of a list are switched together.
+    """Configuration for enabling and disabling several rows of a list.
 
-    `refused` says why one is left alone, empty when it is not; `cuts` what stops with several, as a sentence.
+    `refused` returns why a row must be skipped, or an empty text; `cuts` returns the consequences as a sentence.
     """
 
     noun: str
@@ -53,10 +53,10 @@ class Switching:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the rows of a list are ended together, for good: `act` and `done` are the verb, `icon` its picture.
+    """Configuration for ending several rows of a list for good: `act` and `done` are the verb, `icon` its icon.
 
-    `end` is the verb of the model, and one of `faults` its reason to leave a row alone; `refused` says such a reason
-    before. `ends` says, as a sentence, what ends with several.
+    `end` is the verb of the model, which raises one of `faults` to refuse a row; `refused` returns such a reason in
+    advance. `ends` returns the consequences as a sentence.
     """
 
     noun: str
@@ -71,9 +71,9 @@ class Ending:
 
 
 def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: str) -> HttpResponse:
-    """Switch those of `rows` that were picked, on or off as `act` says; switching off asks first.
+    """Enable or disable the selected rows, depending on `act`. Disabling asks for confirmation.
 
-    Who may not see a row has not picked it. What is as asked for already stays without an event.
+    Rows the user cannot see are ignored. Rows that already have the state get no event.
     """
     on = request.POST.get("act") == "enable"
     back = own_path(request.POST.get("back", ""), back)
@@ -85,7 +85,7 @@ def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: st
         return leave(request, back, _why_nothing(picked, apart, on))
     if not on and not request.POST.get("sure"):
         return _ask(request, way, changing, apart, back)
-    # Somebody else may have been quicker with some: those are theirs to take back.
+    # Others may have changed some rows meanwhile; our undo must not include those.
     changed = [row for row in changing if (row.enable(by=request.user) if on else row.disable(by=request.user))]
     if not changed:
         return leave(request, back, _why_nothing(picked, apart, on))
@@ -95,7 +95,7 @@ def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: st
 
 
 def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> HttpResponse:
-    """End those of `rows` that were picked, once their number was typed. Rows that refuse are named, the others end."""
+    """End the selected rows after their count was typed. Rows that cannot be ended are named and skipped."""
     back = own_path(request.POST.get("back", ""), back)
     picked: list[Any] = list(rows.filter(pk__in=_keys(request))[:MOST])
     apart = _apart(picked, way)
@@ -121,12 +121,12 @@ def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> 
 
 
 def _apart(picked: list[Any], way: Switching | Ending) -> list[tuple[Any, str]]:
-    """Those that are left alone, each with the reason."""
+    """Return the rows to skip, each with the reason."""
     return [(row, reason) for row in picked if (reason := way.refused(row))]
 
 
 def _refuses(row: Any, way: Ending, apart: list[tuple[Any, str]]) -> bool:
-    """End one; whether it refused, which is noted in `apart`."""
+    """End a row. Return whether it was refused, and then add the reason to `apart`."""
     try:
         way.end(row)
     except way.faults as reason:
@@ -168,7 +168,7 @@ def _number(rows: list[Any], way: Switching | Ending) -> str:
 
 
 def _apart_text(apart: list[tuple[Any, str]]) -> str:
-    """Each that is left alone, and why."""
+    """Return a sentence with the skipped rows and their reasons."""
     return f"Left alone: {first_names([f'{row} ({reason})' for row, reason in apart])}." if apart else ""
 
 

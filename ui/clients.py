@@ -1,4 +1,4 @@
-"""How each client is connected, from clients.toml: for How to Connect, the show-once dialog and the README."""
+"""Setup instructions for each client, from clients.toml: for How to Connect, the token dialog and the README."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from django.utils.safestring import SafeString, mark_safe
 EXAMPLE_URL = "https://gateway.example.com/mcp/quickstart"
 EXAMPLE_NAME = "quickstart"
 PLACEHOLDER = "<your-api-access-token>"
-_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Stands for the URL, while the name, which is part of it, is replaced.
+_HERE = "\N{OBJECT REPLACEMENT CHARACTER}"  # Placeholder for the URL while the name, which is part of it, is replaced.
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Something to paste, and where; `way` is `browser` or `token`."""
+    """A text to paste, and where to paste it. `way` is `browser` or `token`."""
 
     way: str
     where: str
@@ -33,7 +33,7 @@ class Block:
     runs: bool = False
 
     def for_gateway(self, url: str, name: str, token: str = "") -> str:
-        """The text for this gateway; with a token, the secret itself instead of a variable."""
+        """Return the text for this gateway; with a token, the secret replaces the variable."""
         text = self.text
         if token:
             for before, after in self.fill:
@@ -51,19 +51,19 @@ class Client:
     call: dict[str, str]
 
     def by(self, way: str) -> Block | None:
-        """How it is connected this way, if it can be."""
+        """Return the block for `browser` or `token`, if there is one."""
         return next((block for block in self.blocks if block.way == way), None)
 
     @property
     def ways(self) -> str:
-        """How it can be connected, in two words."""
+        """The supported sign-in methods as text."""
         known = {block.way for block in self.blocks}
         return "browser or token" if len(known) > 1 else "in the browser" if "browser" in known else "with a token"
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A block as a page shows it: `code` has the URL and the secret, or its placeholder, marked."""
+    """A block for a page. In `code`, the URL and the secret or its placeholder are highlighted."""
 
     slug: str
     name: str
@@ -73,7 +73,7 @@ class Shown:
 
 @cache
 def clients() -> tuple[Client, ...]:
-    """All clients, in the order of the file."""
+    """Return all clients in the order of the file."""
     data = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
     return tuple(
         Client(entry["slug"], entry["name"], tuple(_block(**block) for block in entry["block"]), entry.get("call", {}))
@@ -88,12 +88,12 @@ def _block(
 
 
 def client_of(slug: str) -> Client:
-    """The client of this slug, or the first."""
+    """Return the client with this slug, or the first one."""
     return next((client for client in clients() if client.slug == slug), clients()[0])
 
 
 def shown(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
-    """The block of a client for this gateway, if it can be connected this way."""
+    """Return the block of a client for this gateway, if the client supports `way`."""
     if (block := client.by(way)) is None:
         return None
     code = _escaped(block.for_gateway(url, name, token).strip())
@@ -103,7 +103,7 @@ def shown(client: Client, way: str, *, url: str, name: str, token: str = "") -> 
 
 
 class CallText(NamedTuple):
-    """A program that makes one call, with the token in a variable."""
+    """Example code for one call, with the token in a variable."""
 
     slug: str
     name: str
@@ -112,9 +112,9 @@ class CallText(NamedTuple):
 
 
 def call_texts(url: str, gateway: str, kind: str, name: str, arguments: dict[str, Any]) -> list[CallText]:
-    """This call of a `kind` (tool, prompt or resource) at a gateway, for each client that is a program.
+    """Return example code for a call of a `kind` (tool, prompt or resource), for each client library.
 
-    What is called and with what may be anything: it is written as a literal of the program's language.
+    Name and arguments are untrusted and written as literals of the language.
     """
     method, params = {
         "tool": ("tools/call", {"name": name, "arguments": arguments}),
@@ -142,12 +142,12 @@ _LITERAL = re.compile(r"\{[a-z_]+\}")
 
 
 def _escaped(text: str) -> str:
-    """For the inside of an element, where quotation marks stay as they are."""
+    """Escape the text of an element. Quotes are not escaped."""
     return html.escape(text, quote=False)
 
 
 def section() -> str:
-    """The section of the README, in Markdown."""
+    """Return the section of the README in Markdown."""
     return "\n".join(
         f"<details><summary><b>{client.name}</b></summary>\n\n{''.join(map(_markdown, client.blocks))}</details>\n"
         for client in clients()

@@ -1,7 +1,7 @@
-"""The ways to the database: pages may go through a pooler in transaction mode, work that needs a session goes direct.
+"""Database connections: pages may use a pooler in transaction mode; work that needs a session connects directly.
 
-Through such a pooler each transaction may have another session of the server: settings, advisory locks of the session,
-prepared statements, LISTEN and cursors across transactions do not last there, or reach somebody else.
+With such a pooler each transaction may run in another session: settings, session advisory locks, prepared statements,
+LISTEN and cursors are lost between transactions, or affect other clients.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
-# The settings of the direct way, once pages of this process take another.
+# Settings of the direct connection, if pages of this process use another one.
 _direct: dict[str, Any] = {}
 
 
 def take_pages_through(pages: dict[str, Any]) -> None:
-    """Let pages of this process use these settings from the next connection on; the way of before is the direct one."""
+    """Use these settings for new connections of pages. The former settings become the direct ones."""
     present = connections.settings[DEFAULT_DB_ALIAS]
     if not _direct:
         _direct.update(deepcopy(present))
@@ -33,7 +33,7 @@ def take_pages_through(pages: dict[str, Any]) -> None:
 
 
 def take_pages_direct() -> None:
-    """The same backwards."""
+    """Undo `take_pages_through`: use the direct settings for pages."""
     if _direct:
         present = connections.settings[DEFAULT_DB_ALIAS]
         present.clear()
@@ -42,18 +42,18 @@ def take_pages_direct() -> None:
 
 
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of one database with Django's defaults for what they do not say."""
+    """Return the settings of a database, completed by Django's defaults."""
     completed: dict[str, Any] = ConnectionHandler({DEFAULT_DB_ALIAS: deepcopy(settings)}).settings[DEFAULT_DB_ALIAS]
     return completed
 
 
 def direct_settings() -> dict[str, Any]:
-    """Django's settings of the direct way."""
+    """Return Django's settings of the direct connection."""
     return _direct or connections.settings[DEFAULT_DB_ALIAS]
 
 
 def wrapper(settings: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> BaseDatabaseWrapper:
-    """A connection of Django's with these settings, for this thread."""
+    """Create a Django connection with these settings, for this thread."""
     made: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, alias)
     return made
 
@@ -67,7 +67,7 @@ def now() -> datetime:
 
 
 def clock_difference() -> timedelta:
-    """Return by how much our clock and the database's differ."""
+    """Return the difference between our clock and the database's."""
     return abs(timezone.now() - now())
 
 
@@ -78,9 +78,9 @@ def give_back() -> None:
 
 
 def released(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: give the connection back before the answer is sent, which may take as long as its reader likes.
+    """Middleware: release the connection before the response is sent, since clients may be slow.
 
-    Place it before all that use the database.
+    Place it before all middleware that uses the database.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -92,14 +92,14 @@ def released(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[H
 
 
 def connect_direct() -> psycopg.Connection[Any]:
-    """A session of one's own, direct, in autocommit, with the types of Django's connections."""
+    """Open a separate direct connection in autocommit mode, with the type adapters of Django."""
     words: dict[str, Any] = wrapper(direct_settings()).get_connection_params()
     return psycopg.connect(**words, autocommit=True)
 
 
 @contextmanager
 def direct() -> Iterator[None]:
-    """What this thread does in the block goes to the database direct: for work that needs a session, or takes long."""
+    """Use a direct connection in the block, for work that needs a session or takes long."""
     present = connections[DEFAULT_DB_ALIAS]
     if not _direct or present.in_atomic_block:
         yield
@@ -111,9 +111,9 @@ def direct() -> Iterator[None]:
 
 @contextmanager
 def swapped(other: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let this thread use another connection in place of its usual one; it is closed at the end of the block."""
+    """Replace this thread's default connection in the block, and close the other one at the end."""
     usual = connections[DEFAULT_DB_ALIAS]
-    connections[other.alias] = connections[DEFAULT_DB_ALIAS] = other  # Receivers of signals look for it by its name.
+    connections[other.alias] = connections[DEFAULT_DB_ALIAS] = other  # Signal receivers look it up by alias.
     try:
         yield
     finally:

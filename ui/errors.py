@@ -34,7 +34,7 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 @requires_csrf_token
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """403 for a form whose page is too old or was not ours; 404 for an MCP client, which no page is for."""
+    """403 for a form whose page is too old or not ours; 404 for MCP clients."""
     if _is_mcp_client(request):
         return _no_gateway()
     return _denied(request, {"reason": "This page was open too long. Load it again and repeat what you did."})
@@ -50,7 +50,7 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """404; an address that exists without its last slash leads there (CommonMiddleware adds a missing one)."""
+    """404, or a redirect if the URL exists without its last slash (CommonMiddleware adds missing ones)."""
     if _is_mcp_client(request):
         return _no_gateway()
     if request.method == "GET" and (shorter := _without_last_slash(request)):
@@ -59,7 +59,7 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 
 def _without_last_slash(request: HttpRequest) -> str:
-    """Return the address without its last slash, with its query, if that is a page while this is none."""
+    """Return the URL without its last slash if only that is a page; otherwise an empty text."""
     if request.resolver_match or not request.path.endswith("/") or not is_valid_path(request.path_info[:-1]):
         return ""
     path, mark, query = request.get_full_path().partition("?")
@@ -67,7 +67,7 @@ def _without_last_slash(request: HttpRequest) -> str:
 
 
 def _is_mcp_client(request: HttpRequest) -> bool:
-    """Whether this is a program that took another address for that of a gateway: no form is JSON."""
+    """Return whether this is an MCP client with a wrong URL: forms are never JSON."""
     return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
 
 
@@ -78,7 +78,7 @@ def _no_gateway() -> HttpResponse:
 
 @requires_csrf_token
 def forms_only(request: HttpRequest, refusal: HttpResponseNotAllowed) -> HttpResponse:
-    """405 for who opens an address that takes forms alone."""
+    """405 page for a browser that opens a URL which accepts only forms."""
     response = render(request, "405.html", status=405)
     response["Allow"] = refusal["Allow"]
     add_never_cache_headers(response)
@@ -87,7 +87,7 @@ def forms_only(request: HttpRequest, refusal: HttpResponseNotAllowed) -> HttpRes
 
 @requires_csrf_token
 def too_many(request: HttpRequest, refusal: TryLater) -> HttpResponse:
-    """429 with Retry-After, in words, and a way back to the form that was sent."""
+    """429 page with Retry-After and a link back to the form."""
     asked_for = request.POST.get("next", "")
     back = f"{request.path}?{urlencode({'next': asked_for})}" if asked_for else request.get_full_path()
     template = "429.html#notice" if wants_fragment(request) else "429.html"

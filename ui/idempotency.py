@@ -1,8 +1,8 @@
-"""Requests with an Idempotency-Key: sent again within an hour, they get the same answer and make nothing twice.
+"""Requests with an Idempotency-Key: repeated within an hour, they get the same answer and create nothing twice.
 
-The draft draft-ietf-httpapi-idempotency-key-header-07 describes the header and its refusals. What a request makes and
-the answer that is kept for it are one transaction, so there is never the one without the other, whatever crashes. What
-asks another machine comes afterwards, with nothing locked but the key.
+The header and its errors follow draft-ietf-httpapi-idempotency-key-header-07. The created object and the stored answer
+are committed in one transaction, so that neither exists without the other, even after a crash. Requests to other
+machines come after the commit, with only the key locked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class InProgress(APIException):
     status_code = HTTPStatus.CONFLICT
     default_detail = "The first request with this Idempotency-Key is still in progress. Try again in a moment."
     default_code = "idempotency_in_progress"
-    wait = 1  # DRF makes it Retry-After, in seconds.
+    wait = 1  # Retry-After in seconds.
 
 
 class KeyReused(APIException):
@@ -60,9 +60,10 @@ class AnswerLost(APIException):
 
 
 class Afterwards(Response):
-    """The answer of an operation that asks another machine, such as a mail server, once what it made is committed.
+    """Answer of an operation that contacts another machine, such as a mail server, after its commit.
 
-    `done` does so and says how it went. `made` is the answer before that, for a repeat when the process ended between.
+    `done` does that and returns the final answer. `made` returns the answer to store before, for repeated requests if
+    the process ends in between.
     """
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
@@ -71,10 +72,10 @@ class Afterwards(Response):
 
 
 def once(request: Request, make: Callable[[], Response]) -> Response:
-    """What `make` answers, or what it answered before to this credential with this key and this body.
+    """Return the answer of `make`, or the stored one for the same credential, key and request.
 
-    Refusals are not kept: what was wrong may be put right and sent again with the same key. Raises InProgress,
-    KeyReused, AnswerLost, or ValidationError for a key that is none.
+    Errors are not stored: a corrected request may use the same key. Raises InProgress, KeyReused, AnswerLost, or
+    ValidationError for an invalid key.
     """
     given = request.headers.get(HEADER)
     if given is None:
@@ -104,12 +105,12 @@ def _done(key: str, made: Afterwards) -> Response:
 
 
 def _credential(request: Request) -> str:
-    """What keys belong to: an API key, a token, or one session of a person."""
+    """Return the owner of idempotency keys: an API key, a token, or a web session."""
     return getattr(request.auth, "credential", None) or f"session {request.session.session_key}"
 
 
 def _request_digest(request: Request) -> str:
-    """What the request is, under a key: its body may hold a secret short enough to be guessed from a plain digest."""
+    """Return a keyed digest of the request. A plain digest would let short secrets in the body be guessed."""
     body = json.dumps(request.data, sort_keys=True)
     parts = "\0".join((str(request.method), request.get_full_path(), body))
     return salted_hmac("ui.idempotency", parts, algorithm="sha256").hexdigest()
@@ -120,12 +121,12 @@ def _digest(*parts: str) -> str:
 
 
 def _alone(key: str) -> None:
-    """Keep other requests with this key out until the transaction ends, in whatever process they are."""
+    """Lock the key across processes until the end of the transaction. Raises InProgress."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock(key)])
         if not cursor.fetchone()[0]:
             raise InProgress
-        # Taken and let go in one statement, which has one session even through a pooler.
+        # Locked and unlocked in one statement, which runs in one session even through a pooler.
         cursor.execute(
             "SELECT CASE WHEN pg_try_advisory_lock(%s) THEN pg_advisory_unlock(%s) ELSE false END",
             [_later_lock(key)] * 2,
@@ -136,12 +137,12 @@ def _alone(key: str) -> None:
 
 @contextmanager
 def _alone_for_longer(key: str) -> Iterator[None]:
-    """The same beyond the end of the transaction: to the end of the block, or of this process."""
+    """Lock the key beyond the transaction, until the end of the block or of this process."""
     with databases.connect_direct() as own:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
         try:
             yield
-        finally:  # The server notices the end of a connection a moment after us.
+        finally:  # Explicitly: the server releases it slightly later when a connection closes.
             own.execute("SELECT pg_advisory_unlock(%s)", [_later_lock(key)])
 
 
@@ -150,7 +151,7 @@ def _lock(key: str) -> int:
 
 
 def _later_lock(key: str) -> int:
-    """Another lock: the first is held by the transaction of the request itself."""
+    """Return the id of the second lock; the first is held by the request's own transaction."""
     return int(key[16:32], 16) - 2**63
 
 

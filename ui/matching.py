@@ -1,4 +1,4 @@
-"""Texts that hold some words, whatever their case."""
+"""Case-insensitive text search."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from django.db.models.lookups import Contains
 
 
 def holds(field: str, words: str) -> Q:
-    """Rows whose field holds these words.
+    """Match rows whose field contains these words, ignoring case.
 
-    Most words are of ASCII letters. To look for those PostgreSQL need not know the case of all others, which takes
-    it most of the time where the rules of the machine's C library say so.
+    For ASCII words the collation "C" is used: case rules of the C library take most of the time otherwise.
     """
     if words.isascii():
         return Q(Contains(Upper(Collate(field, "C")), words.upper()))

@@ -1,4 +1,4 @@
-"""Middleware: compression, htmx redirects, and the pages for a busy server and addresses that take forms alone."""
+"""Middleware: compression, htmx redirects, and pages for 429 and 405."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _destination(request: HttpRequest, location: str) -> str:
 
 
 def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 404 below STATIC_URL; place it after what serves the files, before what asks the database."""
+    """Answer 404 below STATIC_URL. Place it after the one that serves files, before those that use the database."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         if request.path.startswith(settings.STATIC_URL):
@@ -70,10 +70,10 @@ def static_files_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 
 
 def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer a browser that opens an address which takes forms alone with a page that leads on.
+    """Show a page to browsers that open a URL which accepts only POST, by a copied link or by going back.
 
-    It gets there by a link that was copied, or by going back. What programs send to, without a CSRF token, answers as
-    it is. Place it last: the page has messages and headers like any other.
+    CSRF-exempt views, which are for programs, are not changed. Place it last: the page has messages and headers like
+    any other.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

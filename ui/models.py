@@ -1,4 +1,4 @@
-"""The answers kept for requests that are sent again with the same Idempotency-Key."""
+"""Stored answers to requests with an Idempotency-Key."""
 
 from datetime import timedelta
 
@@ -10,15 +10,15 @@ KEPT = timedelta(hours=1)
 
 class KeptAnswerQuerySet(models.QuerySet["KeptAnswer"]):
     def expired(self) -> "KeptAnswerQuerySet":
-        """Return the answers that are too old to be given again, by the database's clock."""
+        """Return expired answers, by the database's clock."""
         return self.filter(created_at__lte=Now() - KEPT)
 
 
 class KeptAnswer(models.Model):
-    """The answer to a request with an Idempotency-Key. It may hold a secret, so all of it is sealed."""
+    """The answer to a request with an Idempotency-Key, encrypted because it may contain a secret."""
 
-    key = models.CharField(max_length=64, primary_key=True)  # The digest of the credential and its key.
-    request = models.CharField(max_length=64)  # The digest of what was asked.
+    key = models.CharField(max_length=64, primary_key=True)  # Digest of credential and key.
+    request = models.CharField(max_length=64)  # Digest of the request.
     sealed = models.BinaryField()
     created_at = models.DateTimeField(db_default=Now(), db_index=True)
 

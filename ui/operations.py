@@ -1,4 +1,4 @@
-"""The declaration of a REST operation on its method: needs, parameters, body and response; enforced from there."""
+"""The decorator that declares a REST operation: capabilities, parameters, body and response."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ type Answer = type[serializers.BaseSerializer[Any]] | PolymorphicProxySerializer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What a method of a resource declares with `@operation`."""
+    """A declaration by `@operation` on a method of a resource."""
 
     needs: Rule
     query: type[Query]
@@ -70,7 +70,7 @@ class Operation:
 
     @property
     def has_page_numbers(self) -> bool:
-        """Whether it lists by page number; a log lists by cursor."""
+        """True if it lists by page number; logs list by cursor."""
         return issubclass(self.query, ListQuery)
 
 
@@ -88,17 +88,17 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     if_match: bool = False,
     makes: bool = False,
 ) -> Callable[[Method], Method]:
-    """Declare a method of a resource as an operation of the API; a method without it is refused to everybody.
+    """Declare a method of a resource as an API operation. Methods without declaration are always refused.
 
     Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, its query parameters,
-    and for lists the `orderings` that `?ordering=` may name; `reauth`, that a person typed their password just now (see
-    accounts.reauthentication); `api_keys`, whether a person's API key may ask; `access_tokens`, whether a token made
-    for the proxy may. `body` is what `Resource.body()` reads. With `makes`, for what makes a thing or a secret, a
-    request may have an Idempotency-Key (ui.idempotency), and the method may answer with Afterwards.
+    and for lists the `orderings` allowed in `?ordering=`; `reauth`, a recent re-authentication of the person (see
+    accounts.reauthentication); `api_keys`, whether API keys are accepted; `access_tokens`, whether tokens for the proxy
+    are. `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a
+    secret, a request may have an Idempotency-Key (ui.idempotency), and the method may return Afterwards.
 
-    For the description alone: `answer`, where it is not the resource's own serializer; `conflicts`, that it can answer
-    409 beyond what the resource's `problems` say; and `if_match`, that it compares `If-Match`
-    (`Resource.unchanged` or `Resource.seen`) and can answer 412.
+    Only for the description: `answer`, if it is not the resource's serializer; `conflicts`, if it can answer 409 for
+    more than the resource's `problems`; and `if_match`, if it checks `If-Match` (`Resource.unchanged` or
+    `Resource.seen`) and can answer 412.
     """
     declared = Operation(
         needs=needs,
@@ -134,5 +134,5 @@ DECLARED = "operation"
 
 
 def operation_of(view: Any, action: str | None) -> Operation | None:
-    """What the method of a resource, or of its class, declares; None for a method that is none of its operations."""
+    """Return the declaration of a method of a resource (or its class); None if it is not an operation."""
     return getattr(getattr(view, action or "", None), DECLARED, None)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from accounts.models import User
 
 PAGE_SIZE = 50
-YEARS = range(1970, 9999)  # Those in which something can have happened.
-NAMED_FIRST = 5  # As many things a question names; of the rest it tells the number.
+YEARS = range(1970, 9999)  # Accepted in times from requests.
+NAMED_FIRST = 5  # Names shown in a confirmation; the rest is only counted.
 NOTHING_IS_DELETED = "Nothing is deleted."
 
 
@@ -37,25 +37,25 @@ class AppRequest(HttpRequest):
 
 
 def wants_fragment(request: HttpRequest) -> bool:
-    """Whether htmx requested a fragment; restoring from history needs the whole page."""
+    """Return whether htmx requested a fragment. Restoring from history needs the whole page."""
     htmx: HtmxDetails | None = getattr(request, "htmx", None)
     return htmx is not None and bool(htmx) and not (htmx.boosted or htmx.history_restore_request)
 
 
 def is_for(request: AppRequest, target: str) -> bool:
-    """Whether htmx asked for what goes into the element with the id `target`."""
+    """Return whether htmx requested the content of the element with the id `target`."""
     return request.htmx.target == target and not request.htmx.history_restore_request
 
 
 class Undo(NamedTuple):
-    """What takes an act back: an address to post to, and the fields that go along."""
+    """The request that undoes an action: a URL to post to, and its fields."""
 
     url: str
     fields: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def if_changed(cls, changed: bool, url: str, fields: Sequence[tuple[str, str]] = ()) -> Undo | None:
-        """What takes back an act that `changed` something, as its verb says: else it would take back another's act."""
+        """Return an Undo if the action `changed` something. Otherwise it could undo another person's action."""
         return cls(url, fields) if changed else None
 
 
@@ -67,35 +67,35 @@ class Fragment(NamedTuple):
 
 
 def open_page(request: AppRequest) -> str:
-    """The path of the page that is open in the browser, when htmx tells it."""
+    """Return the path of the page open in the browser, as sent by htmx; empty otherwise."""
     return (request.htmx.current_url_abs_path or "").partition("?")[0]
 
 
 def open_query(request: AppRequest) -> QueryDict:
-    """What the open page is narrowed to."""
+    """Return the query of the page open in the browser, as sent by htmx."""
     return QueryDict((request.htmx.current_url_abs_path or "").partition("?")[2])
 
 
 def posted(request: HttpRequest) -> QueryDict | None:
-    """What a form is bound to: the posted fields, also when there are none; None when the form is only looked at."""
+    """Return the data to bind a form to: the POST data, even if empty; None for other methods."""
     return request.POST if request.method == "POST" else None
 
 
 def seen(request: HttpRequest) -> FormSeen | None:
-    """The version of the thing that the form was opened with; None when the form carries none."""
+    """Return the version of the object when the form was opened; None if the form has none."""
     version = request.POST.get("version", "")
     return FormSeen(version) if version else None
 
 
 def clash_context(clash: ChangedMeanwhile) -> dict[str, Any]:
-    """Context of a form after an edit conflict; submitting it again overwrites the other change."""
+    """Return the context of a form after an edit conflict. Submitting it again overwrites the other change."""
     return {"clash": clash, "version": clash.version}
 
 
 def show(request: HttpRequest, template: str, context: dict[str, Any] | None = None, status: int = 200) -> HttpResponse:
-    """`page.html#fragment`: the fragment for htmx, the whole page otherwise.
+    """Render `page.html#fragment`: the fragment for htmx, the whole page otherwise.
 
-    Templates find out which by `fragment`; those that extend ui/dialog.html need no more than that.
+    The context variable `fragment` says which; templates that extend ui/dialog.html use it.
     """
     fragment = wants_fragment(request)
     name = template if fragment else template.partition("#")[0]
@@ -107,9 +107,9 @@ def show(request: HttpRequest, template: str, context: dict[str, Any] | None = N
 def answer(
     request: HttpRequest, template: str, context: dict[str, Any], *, to: str, toast: str = "", undo: Undo | None = None
 ) -> HttpResponse:
-    """After an act: the changed fragment and a toast for htmx, else a redirect to `to` that shows the toast.
+    """Respond to an action: the changed fragment and a toast for htmx, otherwise a redirect to `to` with the toast.
 
-    What the address of `undo` answers replaces the same part of the page.
+    The response of `undo.url` replaces the same part of the page.
     """
     if not wants_fragment(request):
         return leave(request, to, toast, undo)
@@ -122,12 +122,12 @@ def answer(
 
 
 def own_path(path: str, otherwise: str = "/") -> str:
-    """Where a request asks to go on, if that is a page of this site; else `otherwise`."""
+    """Return `path` if it is a path of this site, otherwise the fallback (prevents open redirects)."""
     return path if path.startswith("/") and url_has_allowed_host_and_scheme(path, allowed_hosts=None) else otherwise
 
 
 def with_query(path: str, query: str) -> str:
-    """An address of a path and a query string, which may be empty."""
+    """Join a path and a query string, which may be empty."""
     return f"{path}?{query}" if query else path
 
 
@@ -142,7 +142,7 @@ def referring_page(request: HttpRequest) -> str:
 
 
 def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = None) -> HttpResponse:
-    """After an act that ends on another page: go there, with a toast, and a button that takes it back."""
+    """Redirect to another page after an action, with a toast and an undo button."""
     if toast:
         messages.success(request, toast, extra_tags=urlencode([("to", undo.url), *undo.fields]) if undo else "")
     return redirect(to)
@@ -151,9 +151,9 @@ def leave(request: HttpRequest, to: str, toast: str = "", undo: Undo | None = No
 def lead_on(
     request: HttpRequest, template: str, context: dict[str, Any], url: str, *, at_once: bool = True
 ) -> HttpResponse:
-    """A page that leads on to another site, by itself if `at_once`.
+    """Render a page that leads to another site, automatically if `at_once`.
 
-    Not a redirect: our policy for forms (CSP form-action) stops one out of a form, to there and wherever that leads to.
+    Not a redirect: our policy for forms (CSP form-action) blocks redirects from a form to other sites.
     """
     response = render(request, template, context)
     if at_once:
@@ -164,7 +164,7 @@ def lead_on(
 
 
 def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    """A form with errors, status 422: its dialog again for htmx, its page otherwise."""
+    """Render a form with errors, status 422: as a dialog for htmx, as a page otherwise."""
     response = show(request, template, context, status=422)
     return reswap(retarget(response, "#dialog"), "innerHTML") if wants_fragment(request) else response
 
@@ -185,15 +185,15 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
     is_asked_first: bool = False,
     hidden: Sequence[tuple[str, Any]] = (),
 ) -> HttpResponse:
-    """Ask before an act. OK posts to this same URL; Cancel holds the focus.
+    """Render a confirmation. OK posts to the same URL; Cancel has the focus.
 
-    `target` is the CSS selector the answer of that POST replaces (outerHTML) when htmx is at work. `choice` is the name
-    and the label of a checkbox, ticked at first; `further` the address and the label of another question; `hidden`
-    fields go along.
+    `target` is the CSS selector that the response of that POST replaces (outerHTML) with htmx. `choice` is the name and
+    label of a checkbox, ticked by default; `further` the URL and label of another confirmation; `hidden` are extra
+    fields.
 
-    One rule for all: what can be undone with the switch or button beside it is `kind="primary"`; what cannot is red;
-    and what ends many things for good at once, or one that everybody depends on, wants its name `typed` too
-    (`was_typed`). A question that a POST brings up has to say that it `is_asked_first`: nothing was mistyped yet.
+    Use `kind="primary"` for actions that can be undone by a switch or button, and the red default for others. Actions
+    that end many objects for good, or one that everybody depends on, require typing a name (`typed`, `was_typed`). If
+    a POST shows the confirmation first, pass `is_asked_first`, so that it shows no error yet.
     """
     context = {
         "title": title,
@@ -216,14 +216,14 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 
 
 def text_of(values: QueryDict, name: str) -> str:
-    """What a query string or a form says under this name, without the NULs that no column can hold."""
+    """Return a parameter without NUL characters, which the database refuses."""
     return str(values.get(name, "")).replace("\0", "")
 
 
 def moment_of(values: QueryDict, name: str) -> datetime | None:
-    """The moment, with its zone, that a query string or a form says under this name; None when it is none.
+    """Parse a parameter as a time with a zone. Return None if it is invalid.
 
-    Nor are those outside `YEARS`, which no other zone, or not the database, could hold.
+    Times outside `YEARS` are invalid: they may overflow in other zones or in the database.
     """
     try:
         at = parse_datetime(values.get(name, ""))
@@ -234,17 +234,17 @@ def moment_of(values: QueryDict, name: str) -> datetime | None:
 
 
 def switch_target(request: HttpRequest, kind: str, key: object) -> str:
-    """What the answer to a switch replaces: the head of the page of the thing itself, else its row in a list."""
+    """Return the selector a switch updates: the head of the object's page, or its row in a list."""
     return f"#{kind}-head" if request.GET.get("on") == "page" else f"#{kind}-{key}"
 
 
 def was_typed(request: HttpRequest, name: str) -> bool:
-    """Whether the name that `confirm` asked for was typed; blanks around it and its case do not matter."""
+    """Return whether the name requested by `confirm` was typed, ignoring case and surrounding blanks."""
     return request.POST.get("typed", "").strip().casefold() == name.strip().casefold()
 
 
 def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: str) -> HttpResponse:
-    """The confirmation page before `target` is archived."""
+    """Render the confirmation before `target` is archived."""
     return confirm(
         request,
         title=f"Archive {target._meta.verbose_name}",
@@ -257,12 +257,12 @@ def confirm_archiving(request: HttpRequest, target: Model, *, more: str, back: s
 
 
 def sentences(*parts: str) -> str:
-    """The non-empty parts, joined as sentences."""
+    """Join the non-empty sentences."""
     return " ".join(filter(None, parts))
 
 
 def first_names(names: list[str]) -> str:
-    """The first of `names`, and how many more there are."""
+    """Return the first names, and the number of others."""
     more = len(names) - NAMED_FIRST
     return ", ".join(names[:NAMED_FIRST]) + (f" and {more} more" if more > 0 else "")
 
@@ -274,10 +274,10 @@ def page_of[M: Model](
     detail: Callable[[Any], QuerySet[M]] | None = None,
     count: int | None = None,
 ) -> Page[M]:
-    """The page that `?page=` names, the nearest one when there is no such page.
+    """Return the page requested by `?page=`, or the nearest one.
 
-    With `detail`, which rows make the page is asked first: the joins and counts it adds are for those alone. `count`
-    is how many rows there are, where that is known.
+    With `detail`, the keys of the page are queried first, so that its joins and counts run only for those rows. `count`
+    is the number of rows, if known.
     """
     paginator: Paginator[Any] = Paginator(rows if detail is None else rows.values_list("pk", flat=True), size)
     if count is not None:

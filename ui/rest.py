@@ -48,7 +48,7 @@ TAG_DIGITS = 16
 
 
 def stamp(moment: datetime | None) -> str | None:
-    """A time as the API says it: `2026-06-18T12:00:00.000Z`."""
+    """Format a time for the API: `2026-06-18T12:00:00.000Z`."""
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -86,7 +86,7 @@ class Reference(serializers.Serializer[Any]):
 
 
 class Problem(NamedTuple):
-    """How a refusal of a verb is answered: its status, its code, and the field it is about, if any."""
+    """The API error for an exception of a verb: status, code, and the field concerned, if any."""
 
     status: int
     code: str
@@ -122,13 +122,13 @@ class Paging(PageNumberPagination):
 
 
 def link(request: Request, **changed: str) -> str:
-    """The address of this same list with other parameters, built from the public URL."""
+    """Return the public URL of this list with changed parameters."""
     parameters = {name: request.query_params.getlist(name) for name in request.query_params} | changed
     return f"{settings.PUBLIC_URL}{request.path}?{urlencode(parameters, doseq=True)}"
 
 
 def checked(form: BaseForm, **called: str) -> dict[str, Any]:
-    """What the form of a page lets through, so that page and API cannot differ; `called` are other names of its fields.
+    """Validate by the form of a page, so that page and API agree. `called` maps form fields to API names.
 
     Raises ValidationError.
     """
@@ -154,7 +154,7 @@ class RateLimit(SimpleRateThrottle):
     duration: int
 
     def headers(self) -> dict[str, str]:
-        """How many requests are left and for how many seconds; none where the limit does not apply."""
+        """Return the rate limit headers (requests left, seconds); empty if the limit does not apply."""
         if getattr(self, "key", None) is None:
             return {}
         most, window = self.num_requests, self.duration
@@ -188,7 +188,7 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def operation(self) -> Operation:
-        """What the method that answers this request declares; permissions have been checked, so that it does."""
+        """The operation of this request. It exists, since permissions have been checked."""
         return cast("Operation", operation_of(self, self.action))
 
     @property
@@ -219,7 +219,7 @@ class Resource(GenericViewSet[Any]):
     def seen(self) -> Precondition | None:
         """The versions of the thing that If-Match allows to change (RFC 9110 section 13.1.1); None: any."""
         field = self.request.headers.get("If-Match", "").strip()
-        # Weak tags never match: the comparison is strong. What follows the version is for If-None-Match.
+        # Weak tags never match: the comparison is strong. The part after the version is for If-None-Match.
         versions = (tag.partition(".")[0] for tag in STRONG_TAG.findall(field))
         return None if field in ("", "*") else Precondition(frozenset(versions))
 
@@ -238,9 +238,9 @@ class Resource(GenericViewSet[Any]):
             yield
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
-        """One page of `rows` in the order asked for, each with what `detail` adds to a queryset.
+        """Return one page of `rows` in the requested order. `detail` extends the queryset of its rows.
 
-        Which rows make the page is asked first: joins and counts are for those alone.
+        The keys of the page are queried first, so that joins and counts run only for those rows.
         """
         keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
         rows_by_pk = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
@@ -281,7 +281,7 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def ordering(self) -> str:
-        """What this request wants to sort by; empty when it does not say. Raises ValidationError."""
+        """The requested sort field, empty by default. Raises ValidationError."""
         ordering = str(self.query_data.get("ordering") or "")
         known = self.operation.orderings
         if ordering and ordering.removeprefix("-") not in known:
@@ -294,7 +294,7 @@ class Resource(GenericViewSet[Any]):
 
 
 def _validated_query(request: Request, query: Query, view: Resource) -> dict[str, Any]:
-    """The query parameters as `query` reads them; empty ones count as not given."""
+    """Validate the query parameters. Empty ones count as missing."""
     parameters = request.query_params
     unknown = sorted(set(parameters) - set(query.fields))
     if unknown:
@@ -318,7 +318,7 @@ def _api_error(exc: Exception, problem: Problem) -> APIException:
     return error
 
 
-# What a request without any credential is told.
+# Message for requests without credential.
 NO_CREDENTIAL = "No credential was sent. Send the header Authorization: Bearer and an API key: Settings, API keys."
 
 
@@ -378,5 +378,5 @@ def _by_field(errors: Any) -> dict[str, Any]:
 
 
 def secret_answer(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
-    """A response with a secret: it is `no-store`."""
+    """Return a response with a secret, marked `no-store`."""
     return Response(body, status=status, headers={"Cache-Control": "no-store"})

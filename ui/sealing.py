@@ -1,4 +1,4 @@
-"""The cipher of stored secrets, which everything that stores one shares."""
+"""The shared cipher for stored secrets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from wire.cipher import Cipher
 
 
 class Resealed(NamedTuple):
-    """How many secrets were moved to the newest key, and how many no configured key opens: these stay as they are, and
-    cannot be used."""
+    """Numbers of secrets moved to the newest key, and of those no configured key decrypts (left unchanged)."""
 
     moved: int
     unreadable: int
@@ -20,5 +19,5 @@ class Resealed(NamedTuple):
 
 @cache
 def cipher() -> Cipher:
-    """One for this process, with the keys of GATEWAY_ENCRYPTION_KEYS."""
+    """Return the cached cipher with the keys of GATEWAY_ENCRYPTION_KEYS."""
     return Cipher(settings.ENCRYPTION_KEYS)

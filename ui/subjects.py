@@ -13,7 +13,7 @@ from rest_framework import serializers
 if TYPE_CHECKING:
     from ui.rest import Resource
 
-MOST_COMPARED = 500  # Names among which a near one is looked for.
+MOST_COMPARED = 500  # Names searched for a suggestion.
 MOST_NAMED = 3
 
 
@@ -59,7 +59,7 @@ class Subject(serializers.CharField):
         return called if columns else Q(pk=None)
 
     def _near(self, things: QuerySet[Any], text: str) -> str:
-        """What may have been meant, as a sentence."""
+        """Return suggestions as a sentence; empty if there are none."""
         rows = things.order_by().values_list(*self.names).distinct()[:MOST_COMPARED] if self.names else ()
         known = {str(name).lower(): str(name) for row in rows for name in row if name}
         word = text.lower()

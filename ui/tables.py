@@ -1,7 +1,7 @@
-"""Lists as tables: which columns there are, how wide they are, by which one may sort, and what the reader chose.
+"""Lists as tables: columns, widths, sorting, and the user's choice of columns.
 
-A `Table` describes a list once. What a request asks of it is a `View`: the order (`?sort=name`, `?sort=-name`) and the
-columns (`?columns=type&columns=users`), which a cookie remembers. Templates take the head from `ui/table_head.html`,
+A `Table` describes a list. A `View` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the columns
+(`?columns=type&columns=users`), which are stored in a cookie. Templates take the head from `ui/table_head.html`,
 each cell from `{% cell "name" %}`, and both choices from `ui/columns.html` inside the form of the filters.
 """
 
@@ -20,7 +20,7 @@ YEAR = 365 * 86_400
 WEEK = "In the last seven days"
 
 
-# Each stands for itself: cells are looked up by it, and to hash its fields takes long.
+# eq=False: hash by identity. Columns are cache keys, and hashing all fields is slow.
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """A column of a list.
@@ -49,22 +49,22 @@ class Column:
     needs: str | tuple[str, ...] = ()
 
     def is_for(self, user: Any) -> bool:
-        """Whether the capabilities of this person show it to them."""
+        """Return whether the user has a capability that shows the column."""
         return any(map(user.has_perm, (self.needs,) if isinstance(self.needs, str) else self.needs))
 
     @property
     def chosen_by_nobody(self) -> bool:
-        """Whether it is there, or not, without being asked."""
+        """True if users cannot show or hide the column."""
         return self.stays or self.width is None or self.kind in ("acts", "pick", "switch")
 
     @property
     def width_text(self) -> str:
-        """The width as the style sheet names it."""
+        """The width for the style sheet."""
         return f"{self.width:g}" if self.width else ""
 
 
 class Head(NamedTuple):
-    """The head of a column as it is shown: by which `sort` its link asks for the other order, and how it is now."""
+    """The head of a column: the `sort` value of its link, and the current order (aria-sort)."""
 
     column: Column
     to: str
@@ -72,7 +72,7 @@ class Head(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Something to choose in the menu of a list."""
+    """An option in the menu of a list."""
 
     value: str
     label: str
@@ -84,9 +84,9 @@ _TABLES: dict[str, Table] = {}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A list: its name in cookies, what it lists, its columns, and the order of who has chosen none.
+    """A list: its name in cookies, caption, columns and default order.
 
-    Without `order` the rows stay as they are asked for.
+    Without `order`, rows keep the order of the query.
     """
 
     key: str
@@ -99,7 +99,7 @@ class Table:
         _TABLES[self.key] = self
 
     def seen(self, request: HttpRequest) -> View:
-        """What the request asks for."""
+        """Return the view for a request: order and columns."""
         user = getattr(request, "user", None)
         columns = tuple(one for one in self.columns if not one.needs or (user and one.is_for(user)))
         asked = _asked(request)
@@ -114,7 +114,7 @@ class Table:
         )
 
     def _chosen(self, request: HttpRequest, asked: QueryDict, columns: tuple[Column, ...]) -> frozenset[str]:
-        """The names of the columns that are shown: asked for, else remembered, else the usual ones."""
+        """Return the names of chosen columns: from the query, the cookie, or the default."""
         names = [column.name for column in columns if not column.chosen_by_nobody]
         usual = frozenset(column.name for column in columns if not column.is_extra and column.name in names)
         if "columns" in asked:
@@ -125,13 +125,13 @@ class Table:
 
     @property
     def cookie(self) -> str:
-        """The name of the cookie that remembers the columns."""
+        """The name of the cookie with the columns."""
         return f"columns-{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A table as one request asks for it."""
+    """A table as requested."""
 
     table: Table
     columns: tuple[Column, ...]
@@ -140,27 +140,27 @@ class View:
     is_asked: bool
 
     def shows(self, name: str) -> bool:
-        """Whether this column is there."""
+        """Return whether this column is shown."""
         column = self.column(name)
         return column is not None and (column.chosen_by_nobody or name in self.chosen)
 
     def column(self, name: str) -> Column | None:
-        """The column of this name, if the reader may see it."""
+        """Return the column with this name, if the user may see it."""
         return next((column for column in self.columns if column.name == name), None)
 
     @property
     def picks(self) -> bool:
-        """Whether rows can be picked."""
+        """True if rows can be selected."""
         return any(column.kind == "pick" for column in self.columns)
 
     @property
     def shown(self) -> list[Column]:
-        """The columns that are there, in order."""
+        """The shown columns in order."""
         return [column for column in self.columns if self.shows(column.name)]
 
     @property
     def heads(self) -> list[Head]:
-        """The head of each column that is there; a sorted one leads to the other way round."""
+        """The heads of the shown columns. The link of the sorted one reverses the order."""
         return [self._head(column) for column in self.shown]
 
     def _head(self, column: Column) -> Head:
@@ -172,24 +172,24 @@ class View:
 
     @property
     def fit(self) -> str:
-        """`scroll` for who chose more columns than there usually are, so that each keeps its width."""
+        """The layout: `scroll` if extra columns are chosen, so that each keeps its width."""
         more = any(column.is_extra and column.name in self.chosen for column in self.columns)
         return "scroll" if more and self.table.fit == "fixed" else self.table.fit
 
     @property
     def has_choice(self) -> bool:
-        """Whether there is anything to choose: a column to leave out, or another order."""
+        """True if columns or the order can be chosen."""
         return bool(self.choices) or len(self.orders) > 1
 
     @property
     def choices(self) -> list[Choice]:
-        """The columns to choose from."""
+        """The options for columns."""
         offered = (column for column in self.columns if not column.chosen_by_nobody)
         return [Choice(column.name, column.label, column.name in self.chosen) for column in offered]
 
     @property
     def orders(self) -> list[Choice]:
-        """The orders to choose from; of the one that is set it is the way it is set."""
+        """The options for the order. The current one keeps its direction."""
         found = [] if self.table.order else [Choice("", "Usual order", not self.sort)]
         for head in (self._head(column) for column in self.columns if column.sorts):
             name = head.column.name
@@ -199,19 +199,19 @@ class View:
 
     @property
     def is_usual(self) -> bool:
-        """Whether the columns are those of who has chosen none."""
+        """True if the default columns are chosen."""
         usual = {column.name for column in self.columns if not column.is_extra and not column.chosen_by_nobody}
         return self.chosen == usual
 
     def ordered[M: Model](self, rows: QuerySet[M]) -> QuerySet[M]:
-        """The rows in the order asked for; what is empty comes last when the most is first."""
+        """Sort the rows as requested. In descending order, NULLs are last."""
         column = self.column(self.sort.removeprefix("-"))
         if column is None:
             return rows
         return rows.order_by(*(_by(rows, field, self.sort.startswith("-")) for field in column.sorts), "pk")
 
     def remember(self, response: HttpResponse) -> None:
-        """Keep the columns that were asked for, or forget them when they are the usual ones."""
+        """Store requested columns in the cookie, or delete it if they are the default."""
         if not self.is_asked:
             return
         if self.is_usual:
@@ -222,7 +222,7 @@ class View:
 
 
 def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
-    """How the database is asked; only of what may be empty is it told where to, or it would leave its index aside."""
+    """Return the ordering. NULLS LAST only for nullable fields: it prevents the use of an index."""
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
@@ -231,7 +231,7 @@ def _by(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> Order
 
 
 def _asked(request: HttpRequest) -> QueryDict:
-    """The query of the list: of the page that is open when an act on a row is answered."""
+    """Return the query of the list. For actions on a row, it is that of the page open in the browser."""
     htmx = getattr(request, "htmx", None)
     if request.method == "GET" or not htmx:
         return request.GET
@@ -239,7 +239,7 @@ def _asked(request: HttpRequest) -> QueryDict:
 
 
 def seen(request: HttpRequest, key: str) -> View:
-    """The list of this name as the request asks for it, worked out once."""
+    """Return the view of the table `key`, cached per request."""
     known: dict[str, View] = request.__dict__.setdefault("lists", {})
     if key not in known:
         known[key] = _TABLES[key].seen(request)
@@ -247,7 +247,7 @@ def seen(request: HttpRequest, key: str) -> View:
 
 
 def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    """As `show`, of a list whose `View` is `context["table"]`: its columns are kept, and the address stays short."""
+    """Render a list whose `View` is `context["table"]`, store its columns and shorten its URL."""
     view: View = context["table"]
     short = _short(request.GET, view)
     is_long = short != request.GET.urlencode()
@@ -260,7 +260,7 @@ def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> Ht
 
 
 def _short(query: QueryDict, view: View) -> str:
-    """The query without what says nothing: empty fields, the usual order, the usual columns."""
+    """Remove empty fields, the default order and the default columns from the query."""
     kept = query.copy()
     for name, values in query.lists():
         kept.setlist(name, [value for value in values if value])

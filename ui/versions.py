@@ -37,7 +37,7 @@ class Seen(Protocol):
     """The version on which a writer bases a change."""
 
     def stale(self, now: str) -> bool | list[int]:
-        """The places of the values that differ in the version `now`; True when it cannot be told which, False: none."""
+        """Return the indexes of the values that differ from the version `now`; True if unknown, False if none."""
 
 
 class FormSeen(NamedTuple):
@@ -86,5 +86,5 @@ class HasVersion:
 
     @property
     def version(self) -> str:
-        """What this thing's editable values are now, as one opaque text."""
+        """The version of the editable values, as an opaque text."""
         return digest(self.editable())

@@ -1,4 +1,4 @@
-"""Controls of forms that Django does not have."""
+"""Form widgets that Django does not have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django import forms
 
 
 class ExplainedChoice(forms.RadioSelect):
-    """Radio buttons, each with a sentence that says what it does."""
+    """Radio buttons with an explanation each."""
 
     def __init__(self, sentences: Mapping[Any, str]) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Whom a sender is counted as. Needs no Django."""
+"""Group client IP addresses for rate limits. Needs no Django."""
 
 from ipaddress import IPv6Network, ip_address
 
 
 def address_group(ip: str) -> str | None:
-    """An IPv4 address, or the /64 that one IPv6 host has to itself; None for what is neither."""
+    """Return the IPv4 address itself, or the /64 network of an IPv6 address; None if `ip` is not an address."""
     try:
         address = ip_address(ip)
     except ValueError:

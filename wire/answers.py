@@ -1,4 +1,4 @@
-"""The text of a result as a client gets it: its id, its URIs, and the members and content that its version knows."""
+"""Rewrite a server's result for the client: its id, its URIs, and members and content that its version knows."""
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -13,9 +13,9 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Changes(NamedTuple):
-    """Changes to a result. `drop` and `add` name members of it; the empty alias leaves every URI as it is.
+    """Changes to a result. `drop` and `add` name members of the result; an empty alias leaves URIs unchanged.
 
-    `own_uri` is the resource that was read, by its server's URI, and `asked_uri` the client's URI for it.
+    `own_uri` is the server's URI of the resource that was read, `asked_uri` the client's URI for it.
     """
 
     alias: str = ""
@@ -33,9 +33,9 @@ class Changes(NamedTuple):
 
 
 def changed(text: bytes, document: Object, request_id: Id | None, changes: Changes) -> bytes:
-    """The answer `text`, which reads as `document`, with these changes and addressed to `request_id`.
+    """Return the answer `text` (parsed: `document`) with these changes and the id `request_id`.
 
-    What has no changes keeps its spelling, numbers included.
+    Unchanged parts keep their exact spelling, including numbers.
     """
     result: Object = document["result"]
     shown = uris.exposed(result, changes.alias) if changes.alias else result
@@ -55,7 +55,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
 
 
 def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
-    """The contents of the resource that was read, under the URI it was asked for."""
+    """Replace the server's URI of the resource that was read by the URI the client asked for."""
     old, new = result.get("contents"), shown.get("contents")
     if not isinstance(old, list) or not isinstance(new, list):
         return shown
@@ -67,7 +67,7 @@ def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
 
 
 def _without_links(result: Object) -> Object:
-    """The result with each link to a resource as a text that names it."""
+    """Return the result with each resource link replaced by a text that names the resource."""
     content = result.get("content")
     if not isinstance(content, list):
         return result

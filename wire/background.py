@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.25  # Between a failed round of a loop and the next.
-STOP_SECONDS = 1.0  # How long a stop waits for what it has cancelled.
+STOP_SECONDS = 1.0  # How long stop() waits for cancelled tasks.
 
 
 class Fault(NamedTuple):
@@ -35,7 +35,7 @@ def faults() -> list[Fault]:
 @cache
 def failures() -> "Counter":
     """Return the counter of failed rounds and tasks."""
-    # Imported in the workers: before them it is not known where they count together.
+    # Imported late: the directory of the multiprocess counters is set when the workers start.
     from prometheus_client import Counter  # noqa: PLC0415
 
     return Counter(
@@ -44,7 +44,7 @@ def failures() -> "Counter":
 
 
 class Background:
-    """The loops and tasks of one part of the process, until it stops.
+    """The loops and tasks of one component of the process.
 
     `expected` errors, such as an unreachable database, are logged without a traceback.
     """
@@ -78,7 +78,7 @@ class Background:
     def spawn[T](self, name: str, work: Coroutine[Any, Any, T], *, eager: bool = False) -> asyncio.Task[T]:
         """Run `work` once as a task; `eager` runs it up to its first wait before this returns.
 
-        `expected` errors are logged for debugging only: they are an everyday thing in work for a server or a client.
+        `expected` errors are only logged at debug level: they are common in work for a server or a client.
         """
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, eager_start=eager)
         self._tasks.add(task)
@@ -92,7 +92,7 @@ class Background:
             loop.cancel()
         ends = asyncio.get_running_loop().time() + patience
         while self._tasks and (left := ends - asyncio.get_running_loop().time()) > 0:
-            await asyncio.wait(self._tasks, timeout=left)  # Those too that others begin as they end.
+            await asyncio.wait(self._tasks, timeout=left)  # Ending tasks may spawn others.
         for task in self._tasks:
             task.cancel()
         if ending := [*loops, *self._tasks]:
@@ -145,12 +145,12 @@ class Background:
 
 
 def every(seconds: float) -> Callable[[], Awaitable[object]]:
-    """Return the `wait` of a loop whose rounds are so many seconds apart."""
+    """Return a `wait` function for a loop with a fixed pause between rounds."""
     return lambda: asyncio.sleep(seconds)
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running task itself was cancelled, and not something that it waited for."""
+    """Return whether the running task itself was cancelled, not something it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -160,4 +160,4 @@ def _count(name: str) -> None:
         failures().labels(name).inc()
 
 
-spawn = Background().spawn  # For what ends with one request.
+spawn = Background().spawn  # For tasks that end with one request.

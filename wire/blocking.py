@@ -12,17 +12,17 @@ from wire.rpc_messages import MODERN, Target, era_for
 
 
 class Discovery(NamedTuple):
-    """The eras a server speaks, and what it lists, by kind. A kind that it could not list is not among these."""
+    """The eras a server speaks and its features by kind. Kinds that could not be listed are missing."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]
 
 
 def discover(target: Target, transport: Transport, *, seconds: float, kinds: Sequence[str] = (TOOL,)) -> Discovery:
-    """Find out what a server speaks and offers; takes `seconds` at most, and a moment to end the session.
+    """Find out which eras a server speaks and which features it lists, within `seconds`.
 
-    The conversation has an event loop of its own and closes `transport`. It needs a thread in which no loop runs: one
-    that serves a synchronous view, or that of a command. Raises an UpstreamError when it does not list the first kind.
+    Runs its own event loop and closes `transport`, so it must be called in a thread without a running loop, such as
+    that of a synchronous view or a command. Raises an UpstreamError when the first kind cannot be listed.
     """
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(_discover(target, transport, seconds, kinds))
@@ -41,5 +41,5 @@ async def _discover(target: Target, transport: Transport, seconds: float, kinds:
             except UpstreamError:
                 if kind == kinds[0]:
                     raise
-                # The server is there and lists its tools; that it fails at this says nothing more.
+                # The server lists its tools, so failing at another kind is not an error.
         return Discovery(spoken, features)

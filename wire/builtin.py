@@ -1,4 +1,4 @@
-"""Where this process itself serves the bundled Quickstart server. Needs no Django."""
+"""Address of the bundled Quickstart server in this process. Needs no Django."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Our own listener: its origin, and the secret of this start that opens the Quickstart server."""
+    """The listener of this process: its origin, and the per-start secret that the Quickstart server requires."""
 
     origin: str
     secret: str
@@ -20,11 +20,11 @@ _listener: Listener | None = None
 
 
 def listen_at(origin: str, secret: str) -> None:
-    """Say where this process listens; said once, when it starts to serve."""
+    """Set the address this process listens at. Called once, when it starts to serve."""
     global _listener  # noqa: PLW0603  (a process has one listener)
     _listener = Listener(origin, secret) if origin and secret else None
 
 
 def listener() -> Listener | None:
-    """Our own listener; None in a process that does not serve."""
+    """Return the listener of this process, or None if it does not serve."""
     return _listener

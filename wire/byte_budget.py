@@ -1,12 +1,12 @@
-"""Bytes of large answers that a worker holds: a ceiling for all of them, and a fair share for each person."""
+"""Limits the memory a worker uses for large answers: in total, and per person."""
 
 import asyncio
 from contextlib import suppress
 
 from wire.turns import MOST_WAITING, MOST_WAITING_OF_ONE, QueueFull
 
-SHARES = 8  # A person may hold so much of the ceiling.
-HOLD_SECONDS = 60.0  # For room. A client that takes hardly anything of an answer is cut off in half of that.
+SHARES = 8  # A person may use 1/SHARES of the ceiling.
+HOLD_SECONDS = 60.0  # To wait for room. A client that hardly reads its answer is cut off after half of that.
 
 
 class HeldBytes:
@@ -30,10 +30,10 @@ class HeldBytes:
 
 
 class ByteBudget:
-    """Room for large answers, from when they have been read in part until their clients have taken them.
+    """Memory budget for large answers, from the time they are partly read until their clients have received them.
 
-    A person may hold one answer of any size, and more within its share. A call waits `seconds` for room at most before
-    it is sent to its server; an answer that is being read waits in its socket.
+    A person may have one answer of any size, and more within the share. A call waits at most `seconds` for room before
+    it is sent to its server; an answer being read waits in its socket.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
@@ -42,22 +42,22 @@ class ByteBudget:
         self.total = 0
         self._seconds = seconds
         self._held: dict[str, int] = {}  # By person.
-        self._waiting: dict[asyncio.Future[HeldBytes], tuple[str, int]] = {}  # In the order of their arrival.
+        self._waiting: dict[asyncio.Future[HeldBytes], tuple[str, int]] = {}  # In order of arrival.
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def waiting(self) -> int:
-        """How many wait for room."""
+        """Number of answers and calls waiting for room."""
         return len(self._waiting)
 
     async def admit(self, person: str) -> None:
-        """Wait until another call of this person may begin. Raises QueueFull or TimeoutError."""
+        """Wait until another call of this person may start. Raises QueueFull or TimeoutError."""
         if self.total:
             async with asyncio.timeout(self._seconds):
                 await self.hold(person, 0)
 
     async def hold(self, person: str, size: int) -> HeldBytes:
-        """Wait for room for so many bytes, and take it. Raises QueueFull or, after HOLD_SECONDS, TimeoutError."""
+        """Wait for room for `size` bytes and reserve it. Raises QueueFull or, after HOLD_SECONDS, TimeoutError."""
         waiting = sum(person == other for other, _ in self._waiting.values())
         if not waiting and self._has_room(person, size):
             return HeldBytes(self, person, size)
@@ -72,7 +72,7 @@ class ByteBudget:
             self._waiting.pop(turn, None)
 
     def add(self, person: str, size: int) -> None:
-        """Count so many bytes more or, negative, less for this person."""
+        """Add `size` bytes, which may be negative, to the count of this person."""
         self._loop = self._loop or asyncio.get_running_loop()
         self.total += size
         held = self._held.pop(person, 0) + size
@@ -82,7 +82,7 @@ class ByteBudget:
             self._let_in()
 
     def give_back(self, person: str, size: int) -> None:
-        """Count less from any thread: objects end where their last reference does."""
+        """Release bytes. Safe in any thread: HeldBytes may be garbage-collected anywhere."""
         if size and self._loop is not None:
             with suppress(RuntimeError):  # The loop is closed.
                 self._loop.call_soon_threadsafe(self.add, person, -size)
@@ -94,7 +94,7 @@ class ByteBudget:
         return held + size <= self.share and self.total + size <= self.ceiling
 
     def _let_in(self) -> None:
-        """Give room to those who wait, in their order for each person."""
+        """Give room to waiting calls and answers, in order of arrival for each person."""
         blocked = set()
         for turn, (person, size) in list(self._waiting.items()):
             if person in blocked or turn.done():

@@ -1,4 +1,4 @@
-"""Why a server could not be used, in words for administrators: on pages, in REST, and as the health of a server."""
+"""Explains upstream errors to administrators: on pages, in REST, and as the health of a server."""
 
 from http import HTTPStatus
 
@@ -6,9 +6,9 @@ from wire import errors
 from wire.jsonrpc import storable
 from wire.pool import CONNECT_SECONDS
 
-MAX_QUOTED = 200  # How much of a server's own text goes into a sentence of ours.
+MAX_QUOTED = 200  # Characters of a server's own text that we quote.
 
-# What went wrong, as it goes on after "The server"; a kind that is not here is told as the kind it belongs to.
+# Predicates that follow "The server". An error class that is missing uses the sentence of its base class.
 SENTENCES: dict[type[errors.UpstreamError], str] = {
     errors.UpstreamError: "could not be called: {0}",
     errors.TimedOut: "did not answer within {0.seconds:.3g} s",
@@ -45,7 +45,7 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
 
 
 def in_words(error: errors.UpstreamError, url: str) -> str:
-    """Why a call of the server at `url` failed, and what to do; it goes on after "The server", and may quote it."""
+    """Return why a call of the server at `url` failed and what to do, as a predicate for "The server"."""
     return str(storable(_in_words(error, url)))
 
 
@@ -64,7 +64,7 @@ def _in_words(error: errors.UpstreamError, url: str) -> str:
 
 
 def _refusal(error: errors.BadAnswer) -> str:
-    """The message for an error, or for a status alone."""
+    """Return the message for a JSON-RPC error, or for an HTTP status without one."""
     if error.error:
         message, code = error.error.get("message"), error.error.get("code")
         quoted = message[:MAX_QUOTED] if isinstance(message, str) else ""

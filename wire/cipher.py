@@ -7,11 +7,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
 class Unreadable(ValueError):
-    """No configured encryption key opens this credential."""
+    """No configured encryption key decrypts this credential."""
 
 
 class Cipher:
-    """Seals and opens credentials; the first key seals, every key opens."""
+    """Encrypts and decrypts credentials. The first key encrypts, every key decrypts."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         if not keys:
@@ -20,18 +20,18 @@ class Cipher:
         self.key_id = key_id(keys[0])
 
     def seal(self, secret: str) -> bytes:
-        """The ciphertext of `secret` under the newest key."""
+        """Encrypt `secret` with the newest key."""
         return self._fernet.encrypt(secret.encode())
 
     def open(self, ciphertext: bytes) -> str:
-        """The secret behind `ciphertext`; raises Unreadable when no key fits."""
+        """Decrypt `ciphertext`. Raises Unreadable when no key fits."""
         try:
             return self._fernet.decrypt(ciphertext).decode()
         except InvalidToken:
             raise Unreadable from None
 
     def reseal(self, ciphertext: bytes) -> bytes:
-        """The same secret under the newest key; raises Unreadable when no key fits."""
+        """Re-encrypt `ciphertext` with the newest key. Raises Unreadable when no key fits."""
         try:
             return self._fernet.rotate(ciphertext)
         except InvalidToken:
@@ -39,5 +39,5 @@ class Cipher:
 
 
 def key_id(key: bytes) -> str:
-    """A short public name of an encryption key, stored beside what it sealed."""
+    """Return the short public id of an encryption key, stored with each ciphertext."""
     return hashlib.sha256(b"gateway-admin encryption key id:" + key).hexdigest()[:8]

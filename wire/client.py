@@ -1,4 +1,4 @@
-"""The MCP client: one request to one server, within its bound and its time, in the era it speaks."""
+"""The MCP client: sends one request to one server, within its concurrency and time limits, in the era it speaks."""
 
 import asyncio
 import time
@@ -41,14 +41,14 @@ from wire.turns import FairQueue, QueueFull, TimeLimit
 
 SWEEP_SECONDS = 60
 INITIALIZE_SECONDS = 5  # For a server that speaks 2026-07-28 to say whether it opens sessions too.
-RETRY_SECONDS = 2  # What a caller that found a server busy is asked to wait.
+RETRY_SECONDS = 2  # Retry-After for callers of a busy server.
 
-# What one server's list of one kind of features may hold.
+# Limits of one server's list of one kind of features.
 MOST_PAGES = 100
 MOST_BYTES = 10 << 20
 MOST_FEATURES = 5_000
 
-# What a server of the HTTP+SSE transport answers to a POST at the address of its stream; and the look at that stream.
+# Statuses with which an HTTP+SSE server answers a POST to its stream URL, and limits for checking that stream.
 OLD_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 OLD_SECONDS = 3
 LARGEST_FIRST_EVENT = 64 << 10
@@ -61,14 +61,14 @@ type Introduced = Callable[[Target, ServerInfo], None]
 
 
 class Listed(NamedTuple):
-    """A server's list of one kind, and how long it may be kept (MCP 2026-07-28, Caching)."""
+    """A server's list of one kind, and how long it may be cached (MCP 2026-07-28, Caching)."""
 
     definitions: list[Definition]
     ttl_ms: int = 0
 
 
 class Spoken(NamedTuple):
-    """The eras a server speaks, what it said of itself in each, and in words how that was found out."""
+    """The eras a server speaks, its ServerInfo in each, and a readable text of how that was determined."""
 
     eras: str
     evidence: str
@@ -76,17 +76,17 @@ class Spoken(NamedTuple):
 
 
 class Beside(Protocol):
-    """Who has to know in which session a request is sent, since its server may say something of it elsewhere."""
+    """Observer of the session a request uses: the server may send messages about it on another stream."""
 
     async def begin(self, session: Session, on_notification: OnNotification, on_request: OnRequest | None) -> None:
-        """The request is sent when this returns; the two take what comes for it, as if it came on its own stream."""
+        """Called before the request is sent; the callbacks handle its messages that arrive on other streams."""
 
     def end(self) -> None:
-        """The request is over, whether it was begun or not."""
+        """Called when the request is over, even if begin() was not called."""
 
 
 class Place:
-    """The place of one call, and its time limit: as a context both rest, while somebody is asked for the server."""
+    """A concurrency slot and its time limit. As a context, both pause while the server waits for client input."""
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
 
@@ -101,7 +101,7 @@ class Place:
         self._over = is_over
 
     def end(self) -> None:
-        """The call is over."""
+        """Release the slot: the call is over."""
         self._over = True
         if not self._away:
             self._queue.leave(self._person, self._connection)
@@ -120,13 +120,14 @@ class Place:
 
 
 class McpClient:
-    """Calls servers, each request once and in the era of its target. Sessions last in `store`; without one, until the
-    client is closed. `introduced` gets what a server says of itself, `contradicted` the target of a request whose
-    answer shows that the server may not speak that era any more.
+    """Calls servers, each request once and in the era of its target.
 
-    Of the calls a server may have under way this process takes its share: `workers` processes divide the bound, and
-    each has one place at least. A call waits `queue_seconds` for a place at most. While `may_begin()` is false no
-    request is sent: its row in the log could not be written.
+    Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the ServerInfo
+    of a server, `contradicted` with the target of a request whose answer shows that the server may no longer speak its
+    era.
+
+    `workers` processes divide the concurrency limit of a server, with at least one slot each. A call waits at most
+    `queue_seconds` for a slot. While `may_begin()` is false no request is sent, because it could not be logged.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class McpClient:
         self._transport = transport
         self._may_begin = may_begin
         self._sessions = SessionWire(transport, store or SessionsInMemory(), introduced)
-        self.contradicted: Contradicted = lambda _: None  # Set by who finds out the eras of servers.
+        self.contradicted: Contradicted = lambda _: None  # Set by the component that detects eras.
         self._workers = workers
         self._queue_seconds = queue_seconds
         self._timer = transport.timer
@@ -170,13 +171,13 @@ class McpClient:
         on_request: OnRequest | None = None,
         beside: Beside | None = None,
     ) -> RpcResponse:
-        """The server's answer to one request of ours; raises an UpstreamError, or NotRecordable.
+        """Send one request and return the server's answer. Raises an UpstreamError, or NotRecordable.
 
-        `on_notification` gets the notifications that precede it, `on_request` what the server asks meanwhile, each in
-        a task that ends with the request; without it a ping is answered and all else refused. `person` is whose call
-        it is, for a fair share of the server; `schema` is that of the tool which is called; `seconds` shortens the
-        server's own time limits, and then what the request has to wait for its turn counts too. While the server waits
-        for an answer of `on_request`, others may have the place of this call. `beside` learns of its session, if any.
+        `on_notification` is called with each notification before the answer, `on_request` with each request of the
+        server, in a task that ends with this request; without `on_request` pings are answered and other requests
+        refused. `person` is used for fair sharing of the server; `schema` is that of the called tool; `seconds`
+        shortens the server's time limits and then includes the time in the queue. While the server waits for an answer
+        of `on_request`, other calls may use the slot of this one. `beside` is informed of the session, if any.
         """
         queue = self._queue(target)
         person, connection = person or target.connection_id, target.connection_id
@@ -229,9 +230,9 @@ class McpClient:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
     async def list_features(self, target: Target, kind: str, *, seconds: float) -> Listed:
-        """Return what the server lists of this kind that can be used, all pages of it, within `seconds`.
+        """Return all usable features of this kind that the server lists, within `seconds`.
 
-        A server that does not know the method has none. Raises an UpstreamError.
+        The list is empty when the server does not know the method. Raises an UpstreamError.
         """
         ends = time.monotonic() + seconds
         catalogue = CATALOGUES[kind]
@@ -271,17 +272,17 @@ class McpClient:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read what the server of this session says of its own accord, until its stream ends; False if it has none.
+        """Read the server's standing stream of this session until it ends. Return False if the server offers none.
 
-        Calls `asked` when the server was asked for the stream, and `begun` when it is open; `place` is how far it was
-        read before, and then how far it was. Raises an UpstreamError, or SessionLost.
+        Calls `asked` when the request for the stream was sent and `begun` when it is open. `place` is the position to
+        resume from and is updated. Raises an UpstreamError, or SessionLost.
         """
         return await self._sessions.listen(target, on_notification, on_request, begun, place, asked)
 
     async def subscribe(self, target: Target, wishes: Object, on_notification: OnNotification) -> bool:
-        """The same at a server of 2026-07-28: hold `subscriptions/listen` there; False if it knows no such method.
+        """Run `subscriptions/listen` at a server of 2026-07-28. Return False if it does not know the method.
 
-        What it acknowledges comes first to `on_notification`. Raises an UpstreamError.
+        The server's acknowledgement is the first notification. Raises an UpstreamError.
         """
         try:
             params: Object = {"notifications": wishes}
@@ -293,14 +294,14 @@ class McpClient:
         return answer.error is None
 
     def at_servers(self) -> dict[str, int]:
-        """How many calls are `under_way` at servers, and how many are `waiting` for a place there."""
+        """Return the number of calls `under_way` at servers, and of those `waiting` for a slot."""
         queues = self._queues.values()
         return {"under_way": sum(each.under_way for each in queues), "waiting": sum(each.waiting for each in queues)}
 
     async def probe(self, target: Target) -> Spoken:
-        """Find out which eras a server speaks, by `server/discover` and `initialize`; no session is kept.
+        """Find out which eras a server speaks, by `server/discover` and `initialize`; no session stays open.
 
-        Raises an UpstreamError when it speaks neither, or nobody can tell.
+        Raises an UpstreamError when it speaks neither, or this cannot be determined.
         """
         try:
             with TimeLimit(target.timeout_s, timer=self._timer):
@@ -331,11 +332,11 @@ class McpClient:
         await self._sessions.post(target, message)
 
     async def end(self, target: Target) -> None:
-        """Tell the server that the session of `target` is over; a failure is its own affair."""
+        """End the session of `target` at the server. Failures are only logged."""
         await self._sessions.end_quietly(target)
 
     def end_in_background(self, target: Target) -> None:
-        """The same, beside everything else."""
+        """Run end() in a background task."""
         self._sessions.start_background(self._sessions.end_quietly(target))
 
     async def _ask_in_its_era(
@@ -363,12 +364,12 @@ class McpClient:
         return answer
 
     async def _check_transport(self, target: Target, error: BadAnswer) -> None:
-        """Raise OldTransport where this answer comes of a server that speaks HTTP+SSE only."""
+        """Raise OldTransport if the server speaks only HTTP+SSE."""
         if error.status in OLD_STATUSES and await self._speaks_http_sse(target):
             raise OldTransport(target.server_name, f"HTTP {error.status}: HTTP+SSE only") from None
 
     async def _speaks_http_sse(self, target: Target) -> bool:
-        """Whether a GET opens the stream of MCP 2024-11-05, whose first event names where to POST."""
+        """Return whether a GET opens the event stream of MCP 2024-11-05 (its first event is `endpoint`)."""
         headers = {**target.headers(), "Accept": "text/event-stream"}
         try:
             with (
@@ -382,7 +383,7 @@ class McpClient:
             return False
 
     def _queue(self, target: Target) -> FairQueue:
-        """The places at this server: a slow one must not use up everything, nor its callers each other's time."""
+        """Return the queue of this server: a slow server must not block calls to others."""
         bound = max(1, target.max_concurrent // self._workers)
         queue = self._queues.get(target.server_id)
         if queue is None:
@@ -402,7 +403,7 @@ class McpClient:
 
 
 def _contradicts(status: int, code: int | None, era: str) -> bool:
-    """Return whether an answer of this HTTP status and JSON-RPC code may come of a server that does not speak `era`.
+    """Return whether an answer with this HTTP status and JSON-RPC code suggests that the server does not speak `era`.
 
     `code` is None without a JSON-RPC error.
     """
@@ -422,7 +423,7 @@ async def _names_an_endpoint(response: HttpResponse) -> bool:
 
 
 def _page(answer: RpcResponse, target: Target, catalogue: Catalogue) -> Object:
-    """The result of a list. Raises BadAnswer when it holds none."""
+    """Return the result of a list request. Raises BadAnswer when it has no list."""
     page: Object = answer.whole.get("result", {})
     if not isinstance(page.get(catalogue.member), list):
         message = (answer.error or {}).get("message")

@@ -1,6 +1,6 @@
-"""An end that no peer can put off: every wait on a socket is cut to what is left until then.
+"""A total deadline for httpx: every wait on a socket is limited to the time that is left.
 
-httpx limits each wait by itself, so a peer that sends a byte now and then would be listened to for ever.
+httpx limits each wait separately, so a peer that sends a byte now and then could hold a connection for ever.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any
 import httpcore
 import httpx
 
-PART = 16 * 1024  # So much is written before the clock is looked at again.
+PART = 16 * 1024  # Bytes written between two checks of the deadline.
 
 
 class Deadline:
-    """A moment that can be set anew; until it is set there is none."""
+    """A deadline that can be set again; there is none until it is set."""
 
     def __init__(self) -> None:
         self._at = math.inf
 
     def set(self, seconds: float) -> None:
-        """Let it be `seconds` from now."""
+        """Set the deadline to `seconds` from now."""
         self._at = time.monotonic() + seconds
 
     def left(self, most: float | None) -> float:
-        """How long one wait may take, `most` at most. Raises httpcore.ReadTimeout when nothing is left."""
+        """Return the seconds left, `most` at most. Raises httpcore.ReadTimeout when none are left."""
         left = min(self._at - time.monotonic(), math.inf if most is None else most)
         if left <= 0:
             raise httpcore.ReadTimeout
         return left
 
     def check(self) -> None:
-        """Raise httpx.ReadTimeout when nothing is left: for whoever works on what one read has brought."""
+        """Raise httpx.ReadTimeout when no time is left. Call it while processing data that was read."""
         if time.monotonic() >= self._at:
             raise httpx.ReadTimeout("the time is over")
 
 
 class TimedStream(httpcore.NetworkStream):
-    """A connection that is listened to until the deadline and not a moment longer.
+    """A network stream whose reads and writes end at the deadline.
 
-    `leads_to` is what a tunnel ends at, which its socket does not say.
+    `leads_to` is the address at the end of a tunnel, which its socket does not know.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What servers say of their tools, prompts, resources and templates: read, judged, compared and kept as text.
+"""Definitions of tools, prompts, resources and templates: parse, validate, compare and store them.
 
-A definition is kept as the JSON text its server sent, so that nothing in it changes its value on the way to a client:
-neither the spelling of a number nor a key that is there twice. The proxy and the pages both read definitions here.
+A definition is stored as the JSON text its server sent, so that clients get exact values: the spelling of numbers and
+duplicate keys are preserved. Used by the proxy and the pages.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
 class Catalogue(NamedTuple):
-    """How a kind of feature is listed: the method, the member of its result, and what names one of them."""
+    """The list method of a kind of feature, the member of its result, and the key that names one feature."""
 
     method: str
     member: str
@@ -42,30 +42,29 @@ CATALOGUES = {
 
 
 class Definition(NamedTuple):
-    """One item of a list: its value, and the text it came in."""
+    """One item of a list: its parsed value and its original JSON text."""
 
     value: Object
     text: str
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Definition":
-        """The definition of a value that came in no text."""
+        """Return the definition of a value that has no original text."""
         return cls({**value}, json.dumps(value, separators=(",", ":")))
 
 
 def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
-    """The items of a list's answer, which were read as `items`, each with its own text; the objects among them."""
+    """Return the objects among the parsed `items` of a list answer, each with its own text."""
     texts = _item_texts(text.decode(), member)
-    if len(texts) != len(items):  # Two members of the same name, of which readers take the last; so do we.
+    if len(texts) != len(items):  # Duplicate member: parsers use the last one, and so do we.
         texts = [json.dumps(item, separators=(",", ":")) for item in items]
     return [Definition(item, own) for item, own in zip(items, texts, strict=True) if isinstance(item, dict)]
 
 
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
-    """Those that can be used: clients are offered them, pages show them, requests reach them. The first of a name.
+    """Return the definitions that clients are offered and pages show: valid ones, the first of each name.
 
-    No other may be, since nobody could switch it off or ask for it. `annotated` is False when no tool says which
-    arguments are repeated in headers.
+    Others could neither be disabled nor called. `annotated` is False when no tool has header annotations.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
@@ -75,7 +74,7 @@ def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = Tr
 
 
 def name_of(kind: str, definition: Definition) -> str:
-    """What its server calls it."""
+    """Return the name or URI its server uses."""
     name: str = definition.value[CATALOGUES[kind].key]
     return name
 
@@ -93,7 +92,7 @@ def _is_usable(kind: str, value: Object, *, annotated: bool) -> bool:
 
 
 def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Object]:
-    """What the database is told of a complete list: the argument of its function `gateways_learn`."""
+    """Return the argument of the database function `gateways_learn` for a complete list."""
     return [
         {"name": name_of(kind, each), "position": place, **row(kind, alias, each)}
         for place, each in enumerate(usable(kind, definitions))
@@ -101,7 +100,7 @@ def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Objec
 
 
 def row(kind: str, alias: str, definition: Definition) -> Object:
-    """What a row holds of a definition, which may hold anything anywhere."""
+    """Return the columns for a definition. The definition is untrusted: any member may have any type."""
     value = definition.value
     annotations, schema, description = (value.get(key) for key in ("annotations", "inputSchema", "description"))
     annotations = annotations if isinstance(annotations, dict) else {}
@@ -121,14 +120,14 @@ def row(kind: str, alias: str, definition: Definition) -> Object:
 
 
 def exposed(kind: str, alias: str, name: str) -> str:
-    """What clients call it; the address of a resource is mapped when it is given out, by what else the gateway has."""
+    """Return the name clients use. URIs stay as they are: they are mapped when they are sent to a client."""
     return exposed_name(alias, name) if kind in (TOOL, PROMPT) else name
 
 
 def digest(definition: Definition) -> str:
-    """A digest of what it is and takes; `_meta` may differ from one answer to the next and is left out.
+    """Return a digest of the definition without `_meta`, which may differ from one answer to the next.
 
-    A text with the same key twice means one thing to one reader and another to the next: then all of it counts.
+    With duplicate keys, which parsers read differently, the digest covers the whole text.
     """
     if _has_twins(definition.text):
         return hashlib.sha256(definition.text.encode()).hexdigest()
@@ -136,13 +135,13 @@ def digest(definition: Definition) -> str:
 
 
 def hidden_characters(definition: Definition) -> list[str]:
-    """The invisible and direction-changing characters in any text of it, as U+202E RIGHT-TO-LEFT OVERRIDE."""
+    """Return the invisible and direction-changing characters in it, such as "U+202E RIGHT-TO-LEFT OVERRIDE"."""
     found = {text[at] for text in _texts(definition.value) for at in hidden_places(text)}
     return [f"U+{ord(char):04X} {unicodedata.name(char, '')}".strip() for char in sorted(found)]
 
 
-# Control and format characters (the bidirectional, zero-width and tag characters are among these), and what else no
-# reader sees: line and paragraph separators, fillers, and the variation selectors that can carry bytes.
+# Control and format characters (including bidirectional, zero-width and tag characters), and other invisible ones:
+# line and paragraph separators, fillers, and the variation selectors that can carry bytes.
 _hidden = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb"
@@ -152,7 +151,7 @@ _JOINERS = "\u200c\u200d"
 
 
 def hidden_places(text: str) -> Iterator[int]:
-    """Where such characters stand. A joiner between two characters beyond ASCII makes one emoji or letter of them."""
+    """Yield the positions of hidden characters. Joiners between two non-ASCII characters (emoji) are not hidden."""
     for match in _hidden.finditer(text):
         at = match.start()
         around = text[max(at - 1, 0) : at], text[at + 1 : at + 2]
@@ -173,7 +172,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def shown_text(kind: str, alias: str, definition: Definition) -> str:
-    """The definition as clients see it: everything the server said, less what the gateway does or lacks itself."""
+    """Return the definition as clients see it: with the exposed name and without header annotations."""
     value, text = definition
     if kind not in (TOOL, PROMPT):
         return text
@@ -189,14 +188,14 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
 
 
 def renamed(text: str, name: str) -> str:
-    """Return the text of an object with another `name`; every other byte stays."""
+    """Return the text of an object with another `name`; no other byte changes."""
     spelled = json.dumps(name)
     for start, end in reversed([span for key, span in _members(text, 0) if key == "name"]):
         text = text[:start] + spelled + text[end:]
     return text
 
 
-# Where values stand in a JSON text. It was read before, so it is well formed.
+# Positions of values in a JSON text. It was parsed before, so it is well formed.
 
 _scan = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).scan_once  # type: ignore[attr-defined]
 _BLANK = " \t\n\r"
@@ -212,7 +211,7 @@ def _item_texts(text: str, member: str) -> list[str]:
 
 
 def _members(text: str, start: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The members of the object that begins at `start`, with where their values stand."""
+    """Yield the keys of the object that begins at `start`, with the span of each value."""
     at = _past(text, start)
     if text[at : at + 1] != "{":
         return
@@ -247,7 +246,7 @@ def _past(text: str, at: int) -> int:
 
 
 class _Twins(Exception):
-    """The same key is there twice."""
+    """An object has a duplicate key."""
 
 
 def _has_twins(text: str) -> bool:
@@ -266,5 +265,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> Object:
 
 
 def definition_in(text: str) -> Definition:
-    """The definition that is kept as this text."""
+    """Parse the stored text of a definition."""
     return Definition(jsonrpc.loads(text.encode()), text)

@@ -1,12 +1,12 @@
-"""What can go wrong between the gateway and a server, in words that name the server."""
+"""Errors between the gateway and a server, with messages that name the server."""
 
 from wire import jsonrpc
 
 
 class UpstreamError(Exception):
-    """A call that ends in a JSON-RPC error of the gateway's own, in HTTP 200.
+    """Base class: the call is answered with a JSON-RPC error of the gateway, in HTTP 200.
 
-    `reason` is from the log's vocabulary and told in `data`; `outcome` is the log's.
+    `reason` is the log's and is sent in `data`; `outcome` is the log's.
     """
 
     code = jsonrpc.INTERNAL_ERROR
@@ -21,12 +21,12 @@ class UpstreamError(Exception):
 
     @property
     def data(self) -> jsonrpc.Object | None:
-        """What accompanies the error; `detail` is for administrators and not part of it."""
+        """The `data` member of the JSON-RPC error. `detail` is for administrators and not included."""
         return {"reason": self.reason, "server": self.server}
 
 
 class NotRecordable(Exception):
-    """Nothing is sent to any server, because calls cannot be recorded just now; answered with 503, without a row."""
+    """Nothing is sent to any server, because calls cannot be logged now. Answered with 503, without a row."""
 
 
 class Unreachable(UpstreamError):
@@ -34,7 +34,7 @@ class Unreachable(UpstreamError):
 
 
 class BadUrl(Unreachable):
-    """The URL names no place that could be called."""
+    """The URL is not one that can be called."""
 
     sentence = 'Server "{server}" has a URL that cannot be called.'
 
@@ -58,13 +58,13 @@ class NoRoute(NotConnected):
 
 
 class NoWayOut(NotConnected):
-    """The proxy that leads out made no connection; `detail` says why, for administrators."""
+    """The outbound proxy made no connection; `detail` says why, for administrators."""
 
     sentence = 'Server "{server}" cannot be reached from the gateway: the proxy on the way made no connection to it.'
 
 
 class ConnectTimedOut(NotConnected):
-    """The address is silent."""
+    """The address did not answer in time."""
 
     sentence = 'Server "{server}" did not answer.'
 
@@ -88,7 +88,7 @@ class NotTls(TlsFailed):
 
 
 class TimedOut(UpstreamError):
-    """Nothing came for `seconds`; or the call took that long `in_all`, whatever came meanwhile."""
+    """The server sent nothing for `seconds` or, if `in_all`, the whole call took longer than that."""
 
     outcome = "timeout"
     reason = "timeout"
@@ -103,7 +103,7 @@ class TimedOut(UpstreamError):
 
     @property
     def data(self) -> jsonrpc.Object:
-        """`limit` says which of the server's two time limits it was, `seconds` how long that is."""
+        """`limit` is the time limit that was exceeded (idle or total), `seconds` its length."""
         limit = "total" if self.in_all else "idle"
         return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 
@@ -117,7 +117,7 @@ class TooSlow(UpstreamError):
 
 
 class BadAnswer(UpstreamError):
-    """Something came back that is not MCP, in HTTP `status`; `error` is the JSON-RPC error when it is one."""
+    """The answer is not MCP. `status` is its HTTP status, `error` its JSON-RPC error if it has one."""
 
     reason = "bad_answer"
     sentence = 'Server "{server}" answered with something that is not MCP.'
@@ -133,7 +133,7 @@ class BadAnswer(UpstreamError):
 
 
 class Redirected(BadAnswer):
-    """The answer leads to `location`; redirects are not followed."""
+    """The answer redirects to `location`; redirects are not followed."""
 
     sentence = 'Server "{server}" answered with a redirect, which the gateway does not follow.'
 
@@ -158,13 +158,13 @@ class OldTransport(BadAnswer):
 
 
 class EraLeft(BadAnswer):
-    """The server refused `initialize`: it speaks another version of MCP than when it was asked last."""
+    """The server refused `initialize`: its MCP version has changed since it was last probed."""
 
     sentence = 'Server "{server}" has changed its version of MCP; nothing was executed.'
 
 
 class SessionEnded(UpstreamError):
-    """The server has lost the session of a client that has one of its own, which ends with it; nothing was executed."""
+    """The server lost its session, so the client's own session ends too. Nothing was executed."""
 
     code = jsonrpc.UNKNOWN_SESSION
     reason = "session_lost"
@@ -185,7 +185,7 @@ class TooLarge(UpstreamError):
 
 
 class Flooded(TooLarge):
-    """The event stream held more events than one call may bring."""
+    """The event stream had more events than the limit for one call."""
 
     sentence = 'Server "{server}" sent more events than the gateway reads for one call.'
 
@@ -200,7 +200,7 @@ class AddressBlocked(UpstreamError):
 
 
 class AddressInside(AddressBlocked):
-    """The name of a server that is not registered as private leads to a private address."""
+    """The name of a server that is not registered as private resolves to a private address."""
 
 
 class Loop(UpstreamError):
@@ -221,13 +221,13 @@ class AccessRefused(UpstreamError):
 
 
 class CredentialRenewed(AccessRefused):
-    """The server refused a token, and took the one it was renewed with; the refused request was not sent again."""
+    """The server refused the token, which has been renewed since. The refused request was not repeated."""
 
     sentence = 'Server "{server}" refused its token, which has been renewed since; this call was not repeated.'
 
 
 class Busy(UpstreamError):
-    """Too many calls are under way or wait; this one was not executed. `seconds` is when to try again."""
+    """Too many calls are running or waiting; this one was not executed. Retry after `seconds`."""
 
     outcome = "rate_limited"
     reason = "busy"
@@ -243,7 +243,7 @@ class Busy(UpstreamError):
 
 
 class AnswersNotTaken(Busy):
-    """The answers to this person that are read, or not yet taken by their clients, are as large as they may be."""
+    """The unread large answers of this person have used up their share of the memory budget."""
 
     sentence = "Large answers that were sent to this person have to be read first, so this call was not executed."
 
@@ -256,7 +256,7 @@ class AnswersNotTaken(Busy):
 
 
 class TokenBusy(Busy):
-    """This token has as many calls under way as one may have."""
+    """This token has reached its limit of concurrent calls."""
 
     sentence = "As many calls of this token are under way as may be ({server}), so this one was not executed."
 

@@ -1,6 +1,6 @@
-"""The way out through a forward proxy: what goes through it, and how a tunnel through it is asked for (CONNECT).
+"""Outbound HTTP proxy: which hosts are reached through it, and the CONNECT request for a tunnel.
 
-Only TLS goes through: what has none may be called inside allowed networks alone, and those are reached without a proxy.
+Only TLS is tunnelled: plain HTTP is allowed only to servers in allowed networks, which are reached without a proxy.
 Needs no Django.
 """
 
@@ -23,7 +23,7 @@ from wire import hosts, product
 
 logger = logging.getLogger(__name__)
 
-LARGEST_HEAD = 16 * 1024  # Of an answer to CONNECT.
+LARGEST_HEAD = 16 * 1024  # Bytes of an answer to CONNECT.
 LOG_EVERY_S = 10.0
 END = b"\r\n\r\n"
 
@@ -36,26 +36,26 @@ _logged_at: dict[str, float] = {}
 
 
 class ProxyFailed(OSError):
-    """No tunnel through the outbound proxy; the message says why, and goes on after "cannot be reached:"."""
+    """No tunnel through the outbound proxy. The message says why; it follows "cannot be reached:"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Hosts by name, with all that is `below` them, and networks."""
+    """A set of host names, including their subdomains if `below`, and of networks."""
 
     names: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
     below: bool = True
 
     def has_name(self, host: str) -> bool:
-        """Whether this host is one of the names or below one."""
+        """Return whether `host` is one of the names, or a subdomain of one if `below`."""
         name = spelled(host)
         if not name or not self.below:
             return name in self.names
         return any(name == each or name.endswith(f".{each}") for each in self.names)
 
     def has(self, host: str, address: str) -> bool:
-        """Whether this host, at this address, is in here."""
+        """Return whether the host name or its address is in the set."""
         at = _address(address)
         return self.has_name(host) or (at is not None and any(at in network for network in self.networks))
 
@@ -65,36 +65,36 @@ NO_PLACES = Places()
 
 @dataclass(frozen=True, slots=True)
 class OutboundProxy:
-    """An HTTP proxy that opens tunnels. `direct` is reached without it.
+    """An HTTP proxy that opens tunnels. Hosts in `direct` are reached without it.
 
-    It gets the address that was checked here, and the name only of hosts that it `resolves`, because whoever runs this
-    gateway said so: where such a name leads is its own to judge.
+    The proxy is given the address that was checked here. It is given a host name only where the operator has listed the
+    host in `resolved`; the proxy itself is then responsible for the address.
     """
 
     host: str
     port: int
-    encrypted: bool = False  # Whether it is spoken to over TLS itself.
+    encrypted: bool = False  # Whether the connection to the proxy itself uses TLS.
     authorization: str = field(default="", repr=False)  # The value of Proxy-Authorization; empty for none.
-    url: str = field(default="", repr=False)  # All of that, as other clients take it.
+    url: str = field(default="", repr=False)  # The complete URL, for other HTTP clients.
     direct: Places = NO_PLACES
     resolved: Places = NO_PLACES
 
     @property
     def place(self) -> str:
-        """Where it is, without a secret."""
+        """Host and port of the proxy, without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     def resolves(self, host: str) -> bool:
-        """Whether it is given the name of this host instead of an address."""
+        """Return whether the proxy is given the name of this host instead of an address."""
         return self.resolved.has_name(host) and not self.direct.has_name(host)
 
     def for_hosts_of_others(self) -> OutboundProxy:
-        """The same for hosts that others than an administrator name: it is given no name below a listed one."""
+        """Return a copy for hosts not entered by an administrator: it does not resolve subdomains of listed names."""
         return replace(self, resolved=replace(self.resolved, below=False))
 
     def request(self, target: str, port: int) -> bytes:
-        """What asks for a tunnel to an address, or to a name that it resolves."""
+        """Return the CONNECT request for an address, or for a name that the proxy resolves."""
         place = f"[{target}]:{port}" if ":" in target else f"{spelled(target) or target}:{port}"
         secret = f"Proxy-Authorization: {self.authorization}\r\n" if self.authorization else ""
         return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: {product.NAME}\r\n{secret}\r\n".encode(
@@ -102,9 +102,9 @@ class OutboundProxy:
         )
 
     def judge(self, answered: bytes, target: str) -> None:
-        """Return when what came, a head or less at the end of the connection, says that the tunnel is open.
+        """Check the answer to CONNECT: return if the tunnel is open, otherwise raise ProxyFailed.
 
-        Raises ProxyFailed, with nothing of the answer but its status: it may repeat what we sent.
+        The error contains only the status of the answer, which may echo our credentials.
         """
         found = _status(answered)
         if not answered:
@@ -113,7 +113,7 @@ class OutboundProxy:
             raise self.failure("does not answer as an HTTP proxy does")
         match int(found[1]):
             case status if 200 <= status < 300 and answered.endswith(END):
-                return  # Nothing comes before the TLS that we begin.
+                return  # The server sends nothing before our TLS handshake.
             case 407:
                 words = "wants a user and a password that it knows (407); check GATEWAY_OUTBOUND_PROXY"
             case 401 | 403 | 405:
@@ -130,7 +130,7 @@ class OutboundProxy:
         return ". Of the domains in GATEWAY_PROXY_RESOLVES it is told the name instead"
 
     def failure(self, words: str) -> ProxyFailed:
-        """What says that no tunnel could be had; the log of the process has it too, now and then."""
+        """Return ProxyFailed with this text, and log it at most every LOG_EVERY_S."""
         said = f"the outbound proxy {self.place} {words}"
         now = time.monotonic()
         if now - _logged_at.get(said, -LOG_EVERY_S) >= LOG_EVERY_S:
@@ -142,7 +142,7 @@ class OutboundProxy:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Raises ProxyFailed for whatever goes wrong on the way to the proxy itself."""
+        """Raise ProxyFailed for errors of the connection to the proxy itself."""
         try:
             yield
         except ProxyFailed:
@@ -154,7 +154,7 @@ class OutboundProxy:
 
 
 def in_words(error: Exception) -> str:
-    """Why nothing could be said to the other side, by the first cause that says something; it goes on after "it"."""
+    """Return why a connection failed, by the first telling cause of `error`, as a predicate for "it"."""
     cause: BaseException | None = error
     while cause is not None:
         match cause:
@@ -171,13 +171,13 @@ def in_words(error: Exception) -> str:
 
 
 def spelled(host: str) -> str:
-    """Return a name as it is sent and compared; empty for what is no name, such as an address."""
+    """Return the canonical host name; empty for anything that is not a name, such as an address."""
     name = hosts.canonical(host)
     return name if len(name) <= 253 and _name(name) else ""
 
 
 def is_at_host_of(url: str, others: Iterable[str]) -> bool:
-    """Whether this URL has the host of one of the others; empty ones have none."""
+    """Return whether the host of `url` is the host of one of `others`. Empty URLs never match."""
     host = _host(url)
     return bool(host) and any(host == _host(each) for each in others)
 
@@ -194,7 +194,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def place(text: str) -> Place:
-    """A name, which stands for all below it too, or a network. Raises ValueError for what is neither."""
+    """Parse a host name or a network. Raises ValueError if `text` is neither."""
     try:
         return ip_network(text.strip("[]"))
     except ValueError:
@@ -205,6 +205,6 @@ def place(text: str) -> Place:
 
 
 def places(found: Sequence[Place]) -> Places:
-    """Names and networks, told apart."""
+    """Split a mixed list into names and networks."""
     names = tuple(each for each in found if isinstance(each, str))
     return Places(names, tuple(each for each in found if not isinstance(each, str)))

@@ -1,8 +1,8 @@
-"""One judge of the addresses a server may live at, asked at connect time.
+"""Decides which addresses the gateway may connect to (SSRF protection), checked at connect time.
 
-A name is checked where it is used: after it was resolved, for the very address the socket goes to,
-literal addresses included. The proxy asks before it connects; an adapter asks for httpx, which
-serves the control plane. Needs no Django.
+A name is checked after it was resolved, for the exact address the socket connects to; literal addresses are checked
+too. The proxy calls the guard before it connects; GuardedTransport does so for httpx, which the control plane uses.
+Needs no Django.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ METADATA = frozenset(
     )
 )
 
-# What the standard library calls global although it leads inside, or to nobody.
+# Networks that `is_global` includes although they are internal or unused.
 NOT_PUBLIC: tuple[Network, ...] = tuple(
     ip_network(text)
     for text in (
@@ -84,23 +84,23 @@ class UrlRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class OwnEndpoints:
-    """Where this gateway itself answers: a server there would be called by the calls it gets."""
+    """Addresses of this gateway itself. A server there would cause a loop."""
 
-    # Of its public address and of where it listens, under each of its names.
+    # Host and port pairs of the public URL and the listener, for each host name.
     places: frozenset[tuple[str, int]] = frozenset()
-    # Where it listens, on this machine.
+    # Ports it listens at, on this machine.
     ports: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, public_url: str, listener: str, *, hosts: Iterable[str]) -> OwnEndpoints:
-        """From the public address, the origin it listens at ("" for none), and the names it answers to."""
+        """Build from the public URL, the listener's origin ("" for none) and the host names it answers to."""
         ports = {_port(parts) for parts in map(urlsplit, filter(None, (public_url, listener)))}
         names = {*(host.strip("[]").lower() for host in hosts), urlsplit(public_url).hostname or ""}
         listening = frozenset({_port(urlsplit(listener))} if listener else ())
         return cls(frozenset((name, port) for name in names for port in ports), listening)
 
     def has(self, url: str) -> bool:
-        """Whether this is the URL of one of our own gateways, however it is spelled."""
+        """Return whether this is the URL of one of our own gateways, in any spelling."""
         parts = urlsplit(url)
         host, port = canonical(parts.hostname or "").strip("[]"), _port(parts)
         if port in self.ports and (host == "localhost" or (_is_literal(host) and self._is_here(_literal(host)))):
@@ -108,7 +108,7 @@ class OwnEndpoints:
         return (host, port) in self.places and _is_gateway(parts.path)
 
     def has_address(self, address: str, port: int) -> bool:
-        """Whether a socket to this literal address and port would reach ourselves."""
+        """Return whether a socket to this literal address and port would reach this gateway."""
         return port in self.ports and self._is_here(address)
 
     @staticmethod
@@ -127,7 +127,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Whether the path leads to one of our gateways once a proxy in front has tidied it up."""
+    """Return whether the path, once normalised as by a reverse proxy, is that of a gateway."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -142,16 +142,16 @@ def _literal(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Decides by address; `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` is what leads back to us."""
+    """Decides by address. `allowed` are the ranges of GATEWAY_PRIVATE_UPSTREAMS, `own` our own addresses."""
 
     allowed: tuple[Network, ...] = ()
     own: OwnEndpoints = NOWHERE
-    # Ranges that are allowed for others than what this guard is for; only to say so.
+    # Ranges that are allowed for other guards only; used for the error message.
     closed: tuple[Network, ...] = ()
     proxy: OutboundProxy | None = None
 
     def admits(self, address: str, *, encrypted: bool = True) -> bool:
-        """Whether a socket may go to this literal address; without TLS only inside the allowed ranges."""
+        """Return whether this literal address may be called; without TLS only in the allowed ranges."""
         try:
             target = _plain(ip_address(address))
         except ValueError:
@@ -164,45 +164,45 @@ class Guard:
         return encrypted and all(map(_is_public, (target, *wrapped)))
 
     def is_inside(self, address: str) -> bool:
-        """Whether this literal address is in one of the allowed ranges."""
+        """Return whether this literal address is in one of the allowed ranges."""
         try:
             target = _plain(ip_address(address))
         except ValueError:
-            return False  # A name, at the end of a tunnel.
+            return False  # A host name: the address is resolved by the proxy.
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """The proxy that leads to this address of this host; None for straight there, as into the allowed ranges."""
+        """Return the proxy for this address of this host; None to connect directly, as to the allowed ranges."""
         proxy = self.proxy
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
     def way_by_name(self, host: str) -> OutboundProxy | None:
-        """The proxy that finds this host by its name, so that no address of it is looked up or checked here.
+        """Return the proxy if it resolves this host itself, so that no address is resolved or checked here.
 
-        Whoever runs the gateway lists them, or the domain they are in. It is for TLS alone, which proves that it is the
-        host.
+        The operator lists such hosts or their domains. Use it with TLS only, which authenticates the host.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
     def outside(self) -> Guard:
-        """The guard for public servers and what they name: no private address, also where other servers may have one.
+        """Return a guard for public servers and the URLs they name: it admits no private address.
 
-        Who owns a public name decides where it leads, at any time: a range that is allowed for a server of one's own
-        must not be within reach of theirs (DNS rebinding).
+        The owner of a public name can point it anywhere at any time (DNS rebinding), so ranges that are allowed for
+        private servers must not apply to it.
         """
         return replace(self, allowed=(), closed=self.allowed)
 
     def for_hosts_of_others(self) -> Guard:
-        """The guard for hosts that a server or an issuer names: each is looked up and checked here, unless whoever runs
-        the gateway has listed this very host as one that the proxy resolves.
+        """Return a guard for hosts named by a server or an issuer: resolved and checked here unless listed exactly.
 
-        Below a listed domain somebody else may name a host that is inside, and what the proxy resolves nobody checks.
+        A third party could name an internal host below a listed domain, and hosts that the proxy resolves are not
+        checked.
         """
         return replace(self, proxy=self.proxy and self.proxy.for_hosts_of_others())
 
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
-        """Raises AddressRefused unless the guard admits the address, LeadsBack when it is our own at this port, and
-        LeadsInside when only private servers may be there."""
+        """Raise AddressRefused unless the guard admits the address.
+
+        Raises LeadsBack when it is our own at this port, LeadsInside when only private servers may use the address."""
         if self.own.has_address(address, port):
             raise LeadsBack(LeadsBack.__doc__)
         if not self.admits(address, encrypted=encrypted):
@@ -211,9 +211,9 @@ class Guard:
             raise AddressRefused(AddressRefused.__doc__)
 
     def check_url(self, url: str) -> None:
-        """Refuse what needs no look-up to be refused; raises UrlRefused.
+        """Check a URL without a DNS look-up. Raises UrlRefused.
 
-        A name is judged again, by its address, each time a socket is opened.
+        The resolved address of a name is checked each time a socket is opened.
         """
         parts = _parts(url)
         host = parts.hostname or ""
@@ -226,9 +226,9 @@ class Guard:
             raise UrlRefused(WITHOUT_TLS)
 
     def check_now(self, url: str) -> bool:
-        """`check_url`, and a look-up: refuse a name none of whose addresses may be called. Raises UrlRefused.
+        """Check a URL and the addresses of its host. Raises UrlRefused if none of them may be called.
 
-        Whether it leads inside: each of its addresses is in one of the allowed ranges.
+        Return whether all addresses are in the allowed ranges.
         """
         self.check_url(url)
         parts = urlsplit(url)
@@ -246,9 +246,9 @@ class Guard:
         return all(map(self.is_inside, addresses))
 
     def _what_to_set(self, address: str) -> str:
-        """How whoever runs the gateway lets it call this private address; empty for one that is never to be listed.
+        """Return how the operator can allow this private address; empty if it can never be allowed.
 
-        For an address that was written: where a name leads inside is not told to whoever asks.
+        Only for literal addresses: the internal address of a name is not disclosed.
         """
         network = ip_network(_plain(ip_address(_literal(address))))
         if _is_public(network.network_address) or not replace(self, allowed=(network,)).admits(str(network[0])):
@@ -278,7 +278,7 @@ def _why_not(scheme: str) -> str:
 
 
 def _plain(address: Address) -> Address:
-    """The IPv4 address inside an IPv6 one that merely wraps it, else the address itself."""
+    """Return the IPv4 address embedded in an IPv6 address, or the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address.scope_id:
@@ -290,10 +290,10 @@ def _plain(address: Address) -> Address:
 
 
 def _wrapped(address: Address) -> tuple[IPv4Address, ...]:
-    """The IPv4 addresses a router or tunnel on the way may take out of an IPv6 address and go to.
+    """Return the IPv4 addresses that a router or tunnel may extract from an IPv6 address and connect to.
 
     ISATAP (RFC 5214) under any prefix, Teredo (RFC 4380), IPv4-compatible (RFC 4291), IPv4-translated (RFC 7915), and
-    NAT64 of the local network (RFC 8215) in the forms of RFC 6052. Those that _plain opens are not in here.
+    NAT64 of the local network (RFC 8215) in the forms of RFC 6052. Those handled by _plain are not included.
     """
     if isinstance(address, IPv4Address):
         return ()
@@ -328,7 +328,7 @@ def _parts(url: str) -> Any:
 
 
 def _is_literal(host: str) -> bool:
-    """Whether a resolver would take this host for an address, in whatever notation (0x7f.1, 2130706433)."""
+    """Return whether a resolver would read this host as an address, in any notation (0x7f.1, 2130706433)."""
     try:
         socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
@@ -343,7 +343,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         self._guard = guard
         self._deadline = deadline
         self._encrypted = encrypted
-        self._head_read = 1 if is_greeted else LARGEST_HEAD  # What the other side says first is not ours to read.
+        self._head_read = 1 if is_greeted else LARGEST_HEAD  # Do not read the greeting of the server, which may follow.
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -372,7 +372,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         raise failure
 
     def _through(self, proxy: OutboundProxy, target: str, port: int, timeout: float | None) -> httpcore.NetworkStream:
-        """A tunnel through the proxy to a checked address, or to a name that it resolves. Raises ProxyFailed."""
+        """Open a tunnel through the proxy to a checked address or a name it resolves. Raises ProxyFailed."""
         own = Deadline()
         own.set(self._deadline.left(timeout))
         with proxy.told():
@@ -394,9 +394,9 @@ class _GuardedBackend(httpcore.NetworkBackend):
 
 
 def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encrypted: bool) -> httpcore.NetworkStream:
-    """A connection to this host that `guard` admits, over TLS if `encrypted`, for protocols that are not HTTP.
+    """Connect to a host that `guard` admits, over TLS if `encrypted`. For protocols other than HTTP.
 
-    Raises AddressRefused, and what httpcore raises.
+    Raises AddressRefused and the errors of httpcore.
     """
     stream = _GuardedBackend(guard, deadline, encrypted=encrypted).connect_tcp(host, port, deadline.left(None))
     if not encrypted:
@@ -409,7 +409,7 @@ def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encry
 
 
 def open_for_tls(guard: Guard, host: str, port: int, deadline: Deadline) -> httpcore.NetworkStream:
-    """The same for a protocol that begins TLS by itself, before it says anything that matters; its server may greet."""
+    """Connect without TLS for a protocol that starts TLS itself (STARTTLS); the server may greet first."""
     backend = _GuardedBackend(guard, deadline, encrypted=True, is_greeted=True)
     return backend.connect_tcp(host, port, deadline.left(None))
 
@@ -426,7 +426,7 @@ class GuardedTransport(httpx.BaseTransport):
     """httpx over guarded sockets, without proxies from the environment.
 
     Use it as `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`; redirects are off
-    by default there. A refused address raises AddressRefused. After `deadline` every wait is a timeout.
+    by default there. A refused address raises AddressRefused. After `deadline` every wait times out.
     """
 
     def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:
@@ -443,10 +443,10 @@ class GuardedTransport(httpx.BaseTransport):
 
 @cache
 def tls() -> ssl.SSLContext:
-    """How servers and issuers prove who they are: by an authority this machine trusts, or one of `SSL_CERT_FILE`.
+    """Return the TLS context for servers and issuers: the system's authorities, or those of `SSL_CERT_FILE`.
 
-    A machine that has none, such as a small image, trusts those that come with httpx. One context for all: to read the
-    authorities takes longer than most answers.
+    Without system authorities, as in small images, those bundled with httpx are used. The context is cached because
+    loading the authorities is slow.
     """
     places = ssl.get_default_verify_paths()
     folder = Path(places.capath) if places.capath else None
@@ -457,8 +457,8 @@ def tls() -> ssl.SSLContext:
 
 def _transport(guard: Guard, deadline: Deadline, *, encrypted: bool) -> httpx.HTTPTransport:
     transport = httpx.HTTPTransport(verify=tls(), trust_env=False)
-    # httpx has no parameter for it; its transport is a thin wrapper of this pool.
-    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (as said above)
+    # httpx has no parameter for the network backend; its transport is a thin wrapper of this pool.
+    transport._pool = httpcore.ConnectionPool(  # noqa: SLF001  (see above)
         ssl_context=tls() if encrypted else None,
         network_backend=_GuardedBackend(guard, deadline, encrypted=encrypted),
     )

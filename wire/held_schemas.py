@@ -1,7 +1,7 @@
-"""Whether the arguments of a call still fit a tool whose server has changed it, and which nobody has accepted yet.
+"""Checks whether a call still fits a tool whose changed definition has not been approved yet.
 
-Schemas come from servers, who may mean harm: a validation takes a bounded number of steps, looks nothing up anywhere,
-and runs no pattern. What cannot be told within that is not accepted.
+Schemas come from servers and are untrusted: a validation takes a bounded number of steps, fetches nothing and runs no
+regular expression. If that is not enough to decide, the arguments are not accepted.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,19 +19,19 @@ type Rule = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 
 
 class _CannotTell(Exception):
-    """The schema would take too long, or lies elsewhere."""
+    """The schema would take too long to evaluate, or uses a keyword that is not evaluated."""
 
 
 def still_accepts(approved: str, offered: str, arguments: object) -> bool:
-    """Whether a call with these arguments fits the definition that is offered; both are JSON texts of definitions."""
+    """Return whether these arguments fit the offered definition. Both definitions are JSON texts."""
     before, now = (jsonrpc.loads(text.encode()).get("inputSchema") for text in (approved, offered))
     if before == now:
-        return True  # Other words, the same promise.
+        return True  # Only the description or annotations changed.
     if not isinstance(now, dict):
         return False
     try:
         return bool(_validator(now).is_valid({} if arguments is None else arguments))
-    except Exception:  # noqa: BLE001 - whatever is wrong with a schema of theirs, it does not accept these arguments
+    except Exception:  # noqa: BLE001 - a broken schema accepts nothing
         return False
 
 

@@ -1,4 +1,4 @@
-"""Hosts and origins as browsers read them, however they are spelled: everything that compares them asks here."""
+"""Canonical hosts and origins, as browsers read them. Use these functions for every comparison."""
 
 import re
 from contextlib import suppress
@@ -13,10 +13,10 @@ _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", r
 
 
 def canonical(host: str) -> str:
-    """Return a host, without port, in the one spelling that is compared.
+    """Return the canonical spelling of a host without port.
 
-    That is lower case and ASCII, without percent-encoding and final dot, IPv6 in brackets. What is no valid name is
-    only put in lower case.
+    That is lower case and ASCII, without percent-encoding and final dot, IPv6 in brackets. Invalid names are only
+    lower-cased.
     """
     name = unquote(host).strip("[]").lower()
     try:
@@ -32,12 +32,12 @@ def canonical(host: str) -> str:
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of a URL, each in the spelling that is compared. Raises ValueError."""
-    parts = urlsplit(url.strip().replace("\\", "/"))  # As browsers do in what begins with http.
+    """Return scheme, canonical host and port of a URL. Raises ValueError."""
+    parts = urlsplit(url.strip().replace("\\", "/"))  # Browsers read backslashes in http URLs as slashes.
     return parts.scheme, canonical(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme, 443)
 
 
 def of_header(value: str) -> str:
-    """Return the host that a Host header names, in the spelling that is compared; empty where it names none."""
+    """Return the canonical host of a Host header; empty if the header is invalid."""
     match = _authority(value)
     return canonical(match[1]) if match else ""

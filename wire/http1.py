@@ -1,7 +1,7 @@
-"""HTTP/1.1: a connection to a server, parsed by llhttp, the body of an answer, and heads that come again.
+"""HTTP/1.1: a client connection parsed by llhttp, a bounded body reader, and a cache of repeated headers.
 
-The connection is as much of a client as a proxied call needs: no cookies, redirects, proxies or credentials of its own
-exist here, so none can be mixed up or leak. Other HTTP clients of the gateway read their bodies by `Body` too.
+The connection implements only what a proxied call needs: there are no cookies, redirects, proxies or stored
+credentials that could be mixed up or leak. Other HTTP clients of the gateway use `Body` too.
 """
 
 import asyncio
@@ -24,28 +24,27 @@ from wire.turns import QUICK_TURNS, QueueFull, Turns
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18
 SLICE = 1 << 14
-SMALL_SLICE = 1 << 11  # Where most of what arrives is framing, each byte takes longer.
+SMALL_SLICE = 1 << 11  # For bodies of many small chunks, whose framing is slow to parse.
 MANY_CHUNKS = 100  # In one slice.
 SLICE_SECONDS = 0.000_3
 LONG_SLICE_SECONDS = 0.001
 IDLE_SECONDS = 15.0
 
-# Of answers that go on beyond `LARGE` bytes few are kept in memory at once (`LARGE_AT_ONCE`); the others stay in the
-# socket. Whoever holds a place and brings less than `LARGE_RATE` bytes a second for a whole `LARGE_WINDOW` loses it as
-# soon as others wait.
+# Only `LARGE_AT_ONCE` answers of more than `LARGE` bytes are in memory at once; the others wait in their sockets. An
+# answer slower than `LARGE_RATE` bytes per second over a `LARGE_WINDOW` of seconds is aborted when others wait.
 
 LARGE_WINDOW = 5.0
 LARGE_RATE = 64 * 1024
 
-# An event stream may carry as much again before its answer as the answer itself may.
+# An event stream may be twice as large as an answer: notifications before the answer may take as much as the answer.
 STREAM_SHARE = 2
 
-# How many bytes may arrive for each of a body's limit: chunks of a few bytes cost more than what they carry.
+# Bytes on the wire per byte of the body's limit: bounds the framing overhead of tiny chunks.
 WIRE_SHARE = 2
 
 
 class ConnectionBroken(Exception):
-    """The connection ended before the answer did, or what came over it is not HTTP."""
+    """The connection ended before the answer was complete, or the answer is not HTTP."""
 
 
 class Oversized(Exception):
@@ -57,15 +56,15 @@ class Stalled(Exception):
 
 
 def more_than(limit: int) -> str:
-    """A limit of bytes in words."""
+    """Return the error text for a limit in bytes."""
     return f"more than {limit / (1 << 20):g} MiB"
 
 
-# The body of an answer, unpacked and bounded: whoever reads bytes feeds them, and takes what comes out piece by piece.
+# Bounded decompression of a body: feed bytes as they arrive and take the pieces.
 
 PIECE = 64 * 1024
 
-# How many bytes may arrive for each that may come out: packing makes a body that cannot be packed slightly larger.
+# Compressed bytes per byte of the limit: compression makes incompressible data slightly larger.
 _PACKED_SHARE = 2
 
 _PACKED = frozenset({b"gzip", b"x-gzip", b"deflate"})
@@ -76,11 +75,11 @@ class BodyTooLarge(Exception):
 
 
 class BodyBroken(Exception):
-    """The body is packed in a way that was not asked for, or does not unpack."""
+    """The body has an unexpected encoding, or cannot be decompressed."""
 
 
 class Body:
-    """Reads one body of at most `limit` bytes, counted unpacked; exactly `limit` bytes pass.
+    """Reads one body of at most `limit` decompressed bytes (inclusive).
 
     `encoding` is the Content-Encoding header. Raises BodyBroken for one that is neither gzip, deflate nor identity.
     """
@@ -99,9 +98,9 @@ class Body:
         self.size = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What `data` holds, in pieces of at most PIECE bytes when it is packed. Raises BodyTooLarge or BodyBroken.
+        """Yield the decoded data, compressed data in pieces of at most PIECE bytes. Raises BodyTooLarge or BodyBroken.
 
-        Never holds more than one piece beyond the limit, however well the data are packed.
+        Never holds more than one piece beyond the limit, even for decompression bombs.
         """
         if not data:
             return
@@ -121,8 +120,8 @@ class Body:
             bare = self._kind == b"deflate" and data[0] & 0x0F != zlib.DEFLATED
             unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
             self._unpacker = unpacker
-        # A piece that is full may have left more inside the unpacker, even when all data went in.
-        # The bound is never 0, which zlib takes for none.
+        # A full piece may leave more output inside the unpacker, even when it has consumed all data.
+        # The bound is never 0, which means no bound to zlib.
         full = True
         while full and not unpacker.eof:
             try:
@@ -135,23 +134,21 @@ class Body:
                 yield piece
 
 
-# Heads of messages that come again: whoever keeps a connection says the same before each message.
-#
-# HTTP/1.1 does not compress its headers, and to parse them takes a call as long as its decision. A head whose bytes are
-# those of the last one, but for the digits of its Content-Length, has been parsed already.
+# Header cache: on a kept-alive connection, a header block identical to the last one except for the digits of its
+# Content-Length is not parsed again. Parsing takes as long as deciding about a call.
 
-# The extension of an ASGI scope (a dict) that is the same one for requests that have the same head.
+# ASGI scope extension: a dict shared by all requests of a connection that have the same header block.
 SAME_HEAD = "gateway.same_head"
 
-# Nothing stands between a line's end and a header's name: a line that is folded begins with a blank.
+# A header name follows the line break directly; folded lines begin with a blank and do not match.
 _lengths = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE).finditer
 _HEAD_END = b"\r\n\r\n"
-_LONGEST_KEPT_HEAD = 8 * 1024  # A longer head is not kept: connections at rest hold theirs, and what was read in it.
+_LONGEST_KEPT_HEAD = 8 * 1024  # Longer header blocks are not cached, because idle connections keep theirs in memory.
 _MOST_DIGITS = 9
 
 
 class HeaderCache[Read]:
-    """A head that was parsed, and what was read in it."""
+    """A parsed header block: its bytes around the Content-Length, and the parsed result `read`."""
 
     __slots__ = ("_after", "_before", "read")
 
@@ -161,7 +158,7 @@ class HeaderCache[Read]:
         self.read = read
 
     def body(self, data: bytes) -> bytes | None:
-        """The body in `data` when that is one whole message with this head; None for all else."""
+        """Return the body if `data` is one complete message with this header block, otherwise None."""
         if not data.startswith(self._before):
             return None
         start = len(self._before)
@@ -173,10 +170,9 @@ class HeaderCache[Read]:
 
 
 def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read] | None:
-    """To know the head of `data` again: one whole message, in which a parser has found this body.
+    """Return a cache for the header block of `data`: one complete message with this body.
 
-    None for a head that does not say the body's length exactly once, for a long one, and for what is more than one
-    message.
+    None if the block does not have exactly one Content-Length or is too long, or if `data` is more than one message.
     """
     end = data.find(_HEAD_END, 0, _LONGEST_KEPT_HEAD) + len(_HEAD_END)
     lengths = list(_lengths(data, 0, end))
@@ -189,11 +185,11 @@ def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
-    What arrives is parsed by whoever waits for it, in slices between which all other calls go on. An event stream is
-    handed over piece by piece, any other answer when it is complete. `server` is whose share a large answer counts to.
+    Received data are parsed by the waiting task, in slices between which other calls run. Event streams are passed on
+    piece by piece, other answers when complete. `server` is the key for fair sharing of the slots for large answers.
     """
 
-    # An object of more than thirty attributes without slots keeps each in a dict of its own.
+    # Without slots, objects of more than thirty attributes do not share the keys of their dicts.
     __slots__ = (
         "_arrived",
         "_arrived_size",
@@ -236,7 +232,7 @@ class HttpConnection(asyncio.Protocol):
     def __init__(
         self, sock: socket.socket, limit: int, turns: Turns, server: str = "", budget: ByteBudget | None = None
     ) -> None:
-        # Whether the other side has closed, or sent what nobody asked for, as far as the system knows.
+        # Polled to detect that the server has closed the idle connection or sent unexpected data.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._limit = limit
@@ -244,9 +240,9 @@ class HttpConnection(asyncio.Protocol):
         self._server = server
         self._budget = budget
         self._person = ""
-        self.held: HeldBytes | None = None  # What a large answer takes of the budget.
+        self.held: HeldBytes | None = None  # Share of the memory budget, for large answers.
         self._own_name = f"{server} {id(self)}"
-        self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer holds a place of large ones.
+        self._place_clock: asyncio.TimerHandle | None = None  # Runs while this answer has a slot for large answers.
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._known: HeaderCache[dict[bytes, bytes]] | None = None
@@ -273,9 +269,9 @@ class HttpConnection(asyncio.Protocol):
     # The caller's side
 
     async def exchange(self, request: bytes, written: Callable[[], object] = bool, person: str = "") -> None:
-        """Send a request; returns when the answer is complete, or its head when it streams.
+        """Send a request and wait for the complete answer, or for the headers of an event stream.
 
-        Calls `written` when the request is on its way. A large answer counts to `person`.
+        Calls `written` when the request was written. A large answer counts against the budget of `person`.
         Raises ConnectionBroken, Oversized or Stalled.
         """
         if self._transport is None:
@@ -303,18 +299,18 @@ class HttpConnection(asyncio.Protocol):
             self._known = self._to_know_again(first)
 
     async def body(self) -> bytes:
-        """The body of a complete answer."""
+        """Return the body of a complete answer."""
         if len(self._parts) != 1:
             is_large = self._body is not None and self._body.size > LARGE
-            # In a thread, which copies without the interpreter.
+            # In a thread, which does not hold up the event loop while it copies.
             self._parts = [await asyncio.to_thread(b"".join, self._parts) if is_large else b"".join(self._parts)]
         return self._parts[0]
 
     async def take_place(self) -> None:
-        """Wait for one of the few places of large answers, before more of this one is kept; the server waits too.
+        """Wait for a slot for large answers before more of this one is read; the server waits meanwhile.
 
-        It is held until `give_place_back`, which the end of the exchange calls as well. Raises Oversized when too many
-        wait, or this one has waited for too long.
+        The slot is released by `give_place_back`, also at the end of the exchange. Raises Oversized when too many
+        answers wait, or this one has waited too long.
         """
         if self._place_clock is not None:
             return
@@ -332,13 +328,13 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def _expected(self) -> int:
-        """How many bytes the body has, at most."""
+        """Upper bound of the body's size in bytes."""
         announced = self.headers.get(b"content-length", b"")
         is_plain = announced.isdigit() and self._body is not None and not self._body.is_packed
         return min(int(announced), self._limit) if is_plain else self._limit
 
     def give_place_back(self) -> None:
-        """Nothing large of this answer is kept here any more."""
+        """Release the slot and the memory share of this answer."""
         self.held = None
         if self._place_clock is not None:
             self._place_clock.cancel()
@@ -351,13 +347,13 @@ class HttpConnection(asyncio.Protocol):
 
     def _judge_pace(self, size_before: int) -> None:
         is_slow = self._wire_size - size_before < LARGE_RATE * LARGE_WINDOW
-        # Without a waiter it is we who work on what has arrived, or our client who takes its time.
+        # Without a waiter, we are processing data or our client is slow, not the server.
         if is_slow and self._waiter is not None and self._turns.large.waiting:
             self._fail(Stalled("a large answer came too slowly while others waited"))
         self._watch_pace()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, unpacked. Raises ConnectionBroken, Oversized or Stalled."""
+        """Yield the decoded body as it arrives. Raises ConnectionBroken, Oversized or Stalled."""
         body = self._body
         assert body is not None
         while True:
@@ -375,11 +371,11 @@ class HttpConnection(asyncio.Protocol):
             await self._advance()
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        """For work on this answer that cannot be cut into slices."""
+        """Return a context for work on this answer that cannot be cut into slices."""
         return self._turns.alone()
 
     async def give_way(self) -> None:
-        """Let other calls go on when this answer has been worked on for a while."""
+        """Yield to other calls if this answer has used up its time slice."""
         if time.perf_counter() > self._slice_ends:
             await self._turns.wait(self._turns_taken)
             self._turns_taken += 1
@@ -387,19 +383,19 @@ class HttpConnection(asyncio.Protocol):
             self._slice_ends = time.perf_counter() + length
 
     def may_be_kept(self) -> bool:
-        """Whether the connection can carry another exchange."""
+        """Return whether the connection can be reused for another exchange."""
         return (
             self.complete and self._keep and not self._arrived and self._failure is None and self._transport is not None
         )
 
     def mark_idle(self) -> None:
-        """Count as idle from now on."""
+        """Mark the connection as idle and release what the last answer used."""
         self._idle_since = time.monotonic()
         self._parts = []
         self.give_place_back()
 
     def is_usable(self) -> bool:
-        """Whether the server has kept its end open while the connection was idle."""
+        """Return whether the idle connection is still open at both ends and not too old."""
         if self._transport is None or self._transport.is_closing():
             return False
         return time.monotonic() - self._idle_since < IDLE_SECONDS and not self._poll.poll(0)
@@ -410,7 +406,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport = None
 
     def discard(self) -> None:
-        """Close, and let go of what was read: parser and failure lead back here, and would keep it for a while."""
+        """Close and drop all data. Parser and failure reference this object, so the cycle would delay collection."""
         self.close()
         self._parser = self._body = self._known = self._failure = None
         self._parts, self._raw = [], []
@@ -443,7 +439,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.complete:
-            # Nothing was asked: whatever this is, it must not be taken for the next answer.
+            # Unsolicited data must not be read as the answer to the next request.
             self.close()
         elif (
             self._known is None
@@ -455,7 +451,7 @@ class HttpConnection(asyncio.Protocol):
             self._arrived.append(data)
             self._arrived_size += len(data)
             if self._arrived_size >= AHEAD_LIMIT and self._transport is not None and not self._paused:
-                # The server waits while the client reads slower than it writes.
+                # Backpressure: the client reads more slowly than the server writes.
                 self._transport.pause_reading()
                 self._paused = True
             self._wake()
@@ -473,7 +469,7 @@ class HttpConnection(asyncio.Protocol):
     # What has arrived, parsed slice by slice
 
     async def _advance(self) -> None:
-        """Parse a slice of what has arrived; waits when nothing has. Raises what ended the answer."""
+        """Parse a slice of the received data, or wait for more. Raises the failure of the answer."""
         if self._arrived:
             self._parse()
             await self.give_way()
@@ -501,7 +497,7 @@ class HttpConnection(asyncio.Protocol):
                 self._fail(ConnectionBroken("an answer too many"))
 
     def _slice(self) -> bytes | memoryview:
-        """The next of what has arrived: never more than may still be head, while it is read."""
+        """Return the next slice of the received data, within HEAD_LIMIT while the headers are incomplete."""
         room = self._slice_size if self.status else min(SLICE, HEAD_LIMIT - self._head_size)
         first, start = self._arrived[0], self._parsed
         if start == 0 and len(first) <= room:
@@ -521,7 +517,7 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def _bound(self, size: int) -> None:
-        """Refuse a head, interim answers, chunk extensions or trailers without end, and a body of mostly framing."""
+        """Fail on endless headers, interim answers, chunk extensions or trailers, and on mostly framing."""
         if self.status == 0:
             if self._head_size >= HEAD_LIMIT:
                 self._fail(Oversized("headers without end"))
@@ -533,7 +529,7 @@ class HttpConnection(asyncio.Protocol):
             self._fail(Oversized(more_than(self._limit)))
 
     def _to_know_again(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """The head of an answer that came in one piece and that more may follow."""
+        """Return the header cache for an answer that arrived in one piece on a reusable connection."""
         if self.status != 200 or not self.may_be_kept() or (self._body is not None and self._body.is_packed):
             return None
         return header_cache(data, b"".join(self._parts), self.headers) if len(self._parts) < 2 else None
@@ -562,7 +558,7 @@ class HttpConnection(asyncio.Protocol):
             return
         lower = name.lower()
         if lower in self.headers and lower == b"www-authenticate":
-            value = self.headers[lower] + b", " + value  # Each may be a challenge of its own.
+            value = self.headers[lower] + b", " + value  # Each header may be a separate challenge.
         self.headers[lower] = value
 
     def on_headers_complete(self) -> None:

@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 as MCP uses it: read one message, build answers, name the errors; what a JSON text may hold."""
+"""JSON-RPC 2.0 as MCP uses it: parse messages, build answers, error codes, and limits of JSON texts."""
 
 import json
 import math
@@ -17,22 +17,22 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 UNAUTHORIZED = -32001
-UNKNOWN_SESSION = -32001  # The session era has no code of its own for it; this is the one its SDKs use.
+UNKNOWN_SESSION = -32001  # The session era defines no code for it; this is the one its SDKs use.
 FORBIDDEN = -32003
 
 RESOURCE_NOT_FOUND = -32002  # In the session era.
 URL_ELICITATION_REQUIRED = -32042  # In 2025-11-25.
-# A request its own client cancelled, where it gets an answer nevertheless; as in the Language Server Protocol.
+# Answer to a request that its client cancelled; code of the Language Server Protocol.
 CANCELLED = -32800
 
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
 
-# For whoever has the path wrong, wherever that leads.
+# Message for requests with a wrong path.
 NO_GATEWAY_URL = "This is no gateway URL. One ends in /mcp/ and the slug of the gateway, without more."
 
-# Reading JSON cannot be interrupted: so many values take a tenth of a second, and a message of `LARGE` bytes has fewer.
+# Parsing JSON cannot be interrupted: this many values take 0.1 s. A message of `LARGE` bytes has fewer.
 MOST_VALUES = 500_000
 LARGE = 1 << 20
 
@@ -41,7 +41,7 @@ type Object = dict[str, Any]
 
 
 class Malformed(Exception):
-    """The body is not one JSON-RPC message; carries the code to answer with."""
+    """The body is not one JSON-RPC message. `code` is the error code to answer with."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ NO_MESSAGE = "Invalid Request: the body must be a JSON-RPC 2.0 message, with jso
 
 
 def parse(body: bytes) -> Message:
-    """The one message in `body`; raises Malformed."""
+    """Parse the one message in `body`. Raises Malformed."""
     try:
         document = loads(body)
     except ValueError:
@@ -79,7 +79,7 @@ def parse(body: bytes) -> Message:
 
 
 def _message(document: Any) -> Message:
-    # Plain conditions: patterns of mappings take three times as long, and every call comes through here.
+    # Conditions instead of `match`: mapping patterns take three times as long, and every call is parsed here.
     if isinstance(document, dict) and document.get("jsonrpc") == "2.0":
         method = document.get("method")
         if method is None:
@@ -108,7 +108,7 @@ def _id(document: Object) -> Id | None:
 
 
 def method_in(body: bytes) -> str:
-    """The method named in a body that is no valid message; for the log, never for a decision."""
+    """Return the method named in an invalid message; for the log, never for a decision."""
     try:
         document = loads(body)
     except ValueError:
@@ -119,20 +119,20 @@ def method_in(body: bytes) -> str:
 
 # Reading and writing without changing a value
 
-# Every digit as 0 and all else as a blank: in that, a long number is found at the speed of memory.
+# Maps digits to 0 and all other bytes to blanks, to find long numbers with one fast search.
 _DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 _LONG_INTEGER = b"0" * 19
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}").search
-# Of a number beyond the range of a float: to spell out more takes long, and a text may hold thousands of them.
+# Limit for integers beyond the range of a float: converting longer ones is slow, and a text may have thousands.
 MOST_DIGITS = 1_000
 
 
 def loads(text: bytes) -> Any:
-    """The value of a JSON text; raises ValueError.
+    """Parse a JSON text. Raises ValueError.
 
     orjson turns integers beyond 64 bits into floats and refuses lone surrogates and numbers beyond the range of a
-    float, all of which servers send; those texts take the slower exact way.
+    float, all of which servers send; such texts are parsed by the slower standard library.
     """
     try:
         value = orjson.loads(text)
@@ -140,7 +140,7 @@ def loads(text: bytes) -> Any:
         if not _SURROGATE(text) and not _HUGE(text):
             raise
         return _exactly(text)
-    # `in` would make an error and drop it, to find out that the digits are no number.
+    # `find` because `in` first tries to read the bytes as an integer, which raises an error internally.
     return value if text.translate(_DIGITS).find(_LONG_INTEGER) < 0 else _exactly(text)
 
 
@@ -158,12 +158,12 @@ def _refuse_constant(name: str) -> Never:
 def _finite(text: str) -> float | int:
     if math.isfinite(number := float(text)):
         return number
-    exact = Decimal(text)  # So large that it is an integer, which has no bound in JSON.
+    exact = Decimal(text)  # So large that it is an integer; JSON has no limit for these.
     return int(exact) if exact.adjusted() < MOST_DIGITS else _refuse_constant(text)
 
 
 def dumps(value: Any) -> bytes:
-    """The JSON text of a value that `loads` gave."""
+    """Return the JSON text of a value that `loads` returned."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -175,22 +175,22 @@ def result(request_id: Id | None, value: Any) -> bytes:
 
 
 def error(request_id: Id | None, code: int, message: str, data: Any = None) -> bytes:
-    """An error answer, its members in the order of the published bodies (error before id)."""
+    """Build an error answer. Members are in the documented order (error before id)."""
     details = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
     return dumps({"jsonrpc": "2.0", "error": details, "id": request_id})
 
 
 def readdressed(text: bytes, document: Object, request_id: Id | None) -> bytes:
-    """`text` with its id replaced; all else stays byte for byte when that can be told.
+    """Return `text` with its id replaced, and nothing else changed where the id can be located.
 
-    An integer has one spelling in JSON, so a sole occurrence of its digits is the id itself.
+    An integer has one spelling in JSON, so a single occurrence of its digits is the id itself.
     """
     text_with_id = with_sole_id(text, document.get("id"), request_id)
     return dumps({**document, "id": request_id}) if text_with_id is None else text_with_id
 
 
 def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | None:
-    """`text` with its id replaced, without reading it; None when that cannot be done safely."""
+    """Return `text` with its id replaced, without parsing it; None when that is not safe."""
     if type(own_id) is not int or own_id <= 0:
         return None
     digits = b"%d" % own_id
@@ -200,9 +200,9 @@ def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | 
 def with_members(
     text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Mapping[str, Any]
 ) -> bytes:
-    """An answer with its id replaced, and members of its result dropped and added; all else keeps its spelling.
+    """Replace the id of an answer, and drop and add members of its result; the rest keeps its spelling.
 
-    A large one is written anew, which keeps the values: reading it twice takes too long.
+    A large answer is serialised again, which keeps the values but not the spelling: parsing it twice is too slow.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:
@@ -230,7 +230,7 @@ def _result_members(text: str) -> list[tuple[str, str]]:
 
 
 def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """The name of each member of the object that begins at `at`, and where its value begins and ends."""
+    """Yield the name of each member of the object that begins at `at`, and the start and end of its value."""
     at = _past(text, _past(text, at, ""), "{")
     while text[at : at + 1] == '"':
         name, at = _value_end(text, at)
@@ -245,7 +245,7 @@ def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
 
 
 def _past(text: str, at: int, mark: str) -> int:
-    """Behind the blanks, this mark and the blanks after it. Raises ValueError when the mark is not there."""
+    """Return the position after blanks, `mark` and blanks. Raises ValueError when the mark is missing."""
     found = _blank(text, at)
     assert found is not None
     if not text.startswith(mark, found.end()):
@@ -255,7 +255,7 @@ def _past(text: str, at: int, mark: str) -> int:
     return after.end()
 
 
-# What a text holds
+# Checks of texts
 
 _PIECE = 1 << 16
 _STRUCTURE = b",[{"
@@ -263,17 +263,17 @@ _NEITHER_THAT_NOR_QUOTES = bytes(byte for byte in range(256) if byte not in b',[
 
 
 def has_more_values(text: bytes, most: int) -> bool:
-    """Whether a JSON text holds more values than that, told without building any of them.
+    """Return whether a JSON text has more than `most` values, without parsing it.
 
-    A value takes two bytes of text and up to a hundred of memory: what is small to carry can be large to read.
+    A value takes two bytes of text and up to a hundred of memory, so a small text can be large to parse.
     """
     if not may_have_more_values(text, most):
         return False
-    # Not all of it need be structure: strings hold commas and brackets too.
+    # Strings may contain commas and brackets too, so count outside of quotes.
     unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in text else text
     marks = unescaped.translate(None, _NEITHER_THAT_NOR_QUOTES)
     found = inside = 0  # Whether a piece begins inside a string.
-    for start in range(0, len(marks), _PIECE):  # A piece at a time: apart, what stands between quotes weighs a lot.
+    for start in range(0, len(marks), _PIECE):  # A piece at a time: splitting all of it at once takes much memory.
         between_quotes = marks[start : start + _PIECE].split(b'"')
         found += _structure(b"".join(between_quotes[inside::2]))
         if found > most:
@@ -283,7 +283,7 @@ def has_more_values(text: bytes, most: int) -> bool:
 
 
 def may_have_more_values(text: bytes, most: int) -> bool:
-    """A quick look: False only when there are no more, True also when strings hold many commas and brackets."""
+    """Estimate quickly: False is certain; True may be due to commas and brackets in strings."""
     return _structure(text) > most
 
 
@@ -295,12 +295,12 @@ _unstorable = re.compile("[\x00\ud800-\udfff]")
 
 
 def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can hold this text as it is: neither NUL nor a lone surrogate is in it."""
+    """Return whether PostgreSQL can store this text: it has neither NUL nor lone surrogates."""
     return not _unstorable.search(text)
 
 
 def storable(value: Any) -> Any:
-    """`value` without what PostgreSQL text cannot hold (NUL, lone surrogates), which servers do send."""
+    """Replace characters that PostgreSQL cannot store (NUL, lone surrogates), which servers do send."""
     match value:
         case str():
             return _unstorable.sub("\N{REPLACEMENT CHARACTER}", value)

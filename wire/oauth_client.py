@@ -1,4 +1,4 @@
-"""What a client says to authorization servers and reads from them, as text: no network, no storage, no Django.
+"""OAuth client messages: build requests and parse answers. No network, no storage, no Django.
 
 RFC 6749 with PKCE (7636), resource indicators (8707), `iss` (9207), protected resource metadata (9728), authorization
 server metadata (8414, and OpenID Connect Discovery), registration (7591), revocation (7009), and the authorization part
@@ -18,25 +18,25 @@ import orjson
 from wire.credential import fits_a_header, place_of
 from wire.forward_proxy import is_at_host_of
 
-MOST_BYTES = 128 << 10  # Of any document or answer of an authorization server.
-SECONDS = 10.0  # For any of them.
+MOST_BYTES = 128 << 10  # Largest document or answer of an authorization server.
+SECONDS = 10.0  # Timeout of each request.
 
-MARGIN_SECONDS = 60.0  # So long before its end a token is renewed, or a tenth of its life when that is less.
+MARGIN_SECONDS = 60.0  # A token is renewed this long before it expires, or after 90 % of its lifetime if that is later.
 LONGEST_LIFE = 10 * 365 * 86_400
 
-# What a client that was never told otherwise uses (RFC 7591 section 2).
+# Default of RFC 7591 section 2.
 DEFAULT_AUTH_METHOD = "client_secret_basic"
 AUTH_METHODS = ("none", "client_secret_basic", "client_secret_post")
 
 _parameter = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # One scope (RFC 6749 section 3.3).
 
-# These want no `resource` parameter beside their scopes, and refuse the request.
+# These refuse requests that have a `resource` parameter beside scopes.
 WITHOUT_RESOURCE = frozenset({"login.microsoftonline.com", "login.microsoftonline.us", "login.chinacloudapi.cn"})
 
 
 class TokenRefused(Exception):
-    """The authorization server said no. `error` is its code, and `final` whether asking again is of no use."""
+    """The authorization server refused. `error` is its code; `final` means that a retry cannot help."""
 
     def __init__(self, error: str, description: str = "", *, final: bool) -> None:
         super().__init__(f"{error}: {description}" if description else error)
@@ -45,15 +45,15 @@ class TokenRefused(Exception):
 
 
 class TokenUnavailable(Exception):
-    """The authorization server gave no answer that says yes or no; it may be asked again later."""
+    """The authorization server neither granted nor refused. Try again later."""
 
 
 class Mismatch(Exception):
-    """An answer or a document is not from whom it has to be from; the message says how."""
+    """An answer or a document is not from the expected issuer or resource; the message says why."""
 
 
 class Challenge(NamedTuple):
-    """What a server says in WWW-Authenticate: where its metadata is, the scopes it wants, and its error."""
+    """The parsed WWW-Authenticate header: metadata URL, required scopes and error."""
 
     resource_metadata: str = ""
     scope: str = ""
@@ -61,7 +61,7 @@ class Challenge(NamedTuple):
 
 
 def read_challenge(headers: Iterable[str]) -> Challenge:
-    """The challenge in these headers; there may be several, of several schemes, with values in quotes or without."""
+    """Parse WWW-Authenticate headers: several challenges, any scheme, values quoted or not."""
     found: dict[str, str] = {}
     for header in headers:
         for name, quoted, plain in _parameter.findall(header[:8192]):
@@ -70,7 +70,7 @@ def read_challenge(headers: Iterable[str]) -> Challenge:
 
 
 def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
-    """Where the metadata of a protected resource may be: where it says itself, then for its path, then at the root."""
+    """Return the URLs to try for resource metadata: the one in the challenge, for the path, at the root."""
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
     path = parts.path.rstrip("/")
@@ -79,7 +79,7 @@ def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
 
 
 def issuer_metadata_urls(issuer: str) -> list[str]:
-    """Where the metadata of an issuer may be (RFC 8414 section 3, OpenID Connect Discovery, and the two for a path)."""
+    """Return the URLs to try for issuer metadata (RFC 8414 section 3, OpenID Connect Discovery)."""
     parts = urlsplit(issuer)
     origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
     known = f"{origin}/.well-known/"
@@ -97,18 +97,18 @@ def _unique(urls: Iterable[str]) -> list[str]:
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL, as an issuer is named when nothing else names it."""
+    """Return the origin of a URL: the default issuer when no metadata names one."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
 
 
 def host_of(issuer: str) -> str:
-    """The host, and port if it has one, of an issuer."""
+    """Return host and port, if any, of an issuer."""
     return issuer.partition("://")[2].partition("/")[0]
 
 
 def covers(resource: str, url: str) -> bool:
-    """Whether metadata for `resource` speaks for the server at `url`: the same place, and the same path or above it."""
+    """Return whether metadata of `resource` applies to `url`: the same origin, and the same or a parent path."""
     if not resource.isprintable() or urlsplit(resource).fragment:
         return False
     try:
@@ -121,7 +121,7 @@ def covers(resource: str, url: str) -> bool:
 
 
 def is_https(url: object, *, like: str = "") -> bool:
-    """Whether this is a URL that may be opened: https, or http where the server's own URL `like` is http, too."""
+    """Return whether `url` is a valid https URL; http is allowed too if the server's own URL `like` is http."""
     if not isinstance(url, str) or len(url) > 2000 or not url.isascii() or not url.isprintable() or " " in url:
         return False
     try:
@@ -134,23 +134,23 @@ def is_https(url: object, *, like: str = "") -> bool:
 
 
 def scopes_of(text: object) -> tuple[str, ...]:
-    """The scopes in a text or a list, each once and in order; what is none is left out."""
+    """Return the scopes in a text or a list, without duplicates and invalid ones."""
     found = text.split() if isinstance(text, str) else text if isinstance(text, list) else []
     return tuple(dict.fromkeys(each for each in found if isinstance(each, str) and _scope(each)))[:200]
 
 
 def union(*scopes: str) -> str:
-    """All of these scopes, each once."""
+    """Combine scopes, without duplicates."""
     return " ".join(scopes_of(" ".join(scopes)))
 
 
 def as_list(value: object) -> tuple[str, ...]:
-    """The texts in a list of a document."""
+    """Return the strings in a list of a document."""
     return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 
 
 class Client(NamedTuple):
-    """How we are known at an issuer."""
+    """Our client registration at an issuer."""
 
     client_id: str
     secret: str
@@ -158,9 +158,9 @@ class Client(NamedTuple):
 
 
 class TokenRequest(NamedTuple):
-    """A POST to an endpoint of an authorization server, which may have a private address only if it is `private`.
+    """A POST to an endpoint of an authorization server. `private` allows private addresses.
 
-    Its host is `entered` when an administrator named it, not the server.
+    `entered` means that an administrator entered the host, rather than the server naming it.
     """
 
     url: str
@@ -171,14 +171,14 @@ class TokenRequest(NamedTuple):
 
 
 def pkce() -> tuple[str, str]:
-    """A fresh verifier, and its S256 challenge (RFC 7636)."""
+    """Return a new verifier and its S256 challenge (RFC 7636)."""
     verifier = secrets.token_urlsafe(48)
     digest = hashlib.sha256(verifier.encode()).digest()
     return verifier, base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
-    """The address a browser is sent to; empty parameters are left out, and those of the endpoint stay."""
+    """Return the authorization URL. Empty parameters are left out; those of the endpoint are kept."""
     parts = urlsplit(endpoint)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in parameters]
     query += [(name, value) for name, value in parameters.items() if value]
@@ -186,7 +186,7 @@ def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
 
 
 def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
-    """Raise Mismatch unless an answer may be of this issuer (RFC 9207 section 2.4)."""
+    """Raise Mismatch unless the `iss` of an answer fits this issuer (RFC 9207 section 2.4)."""
     if given is None:
         if advertised:
             raise Mismatch("The answer does not say which issuer it is from, so it may be another issuer's.")
@@ -196,9 +196,9 @@ def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
 
 
 def _is_tenant(given: str, issuer: str) -> bool:
-    """Whether `issuer` is the name that Microsoft Entra gives all its tenants together, and `given` that of one.
+    """Return whether `issuer` is the multi-tenant issuer of Microsoft Entra and `given` that of one tenant.
 
-    Its metadata for several tenants name the issuer with `{tenantid}` in place of one; its answers name the one.
+    Multi-tenant metadata name the issuer with the placeholder `{tenantid}`; answers name the actual tenant.
     """
     before, template, after = issuer.partition("{tenantid}")
     return bool(template) and re.fullmatch(f"{re.escape(before)}[0-9A-Za-z.-]+{re.escape(after)}", given) is not None
@@ -212,12 +212,12 @@ def token_request(
     private: bool = False,
     entered: Iterable[str] = (),
 ) -> TokenRequest:
-    """A request to the token or revocation endpoint, in which the client names itself in the way it was registered.
+    """Build a request to the token or revocation endpoint, with the registered client authentication.
 
     `entered` are the URLs that an administrator entered for the server.
     """
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-    # Named in the form too, beside a header: some look nowhere else.
+    # client_id is in the form even with an Authorization header: some servers read only the form.
     form = {name: value for name, value in parameters.items() if value} | {"client_id": client.client_id}
     if client.secret and client.auth_method == "client_secret_basic":
         pair = f"{quote_plus(client.client_id)}:{quote_plus(client.secret)}"
@@ -230,8 +230,9 @@ def token_request(
 def revocations(
     endpoint: str, client: Client, *, refresh: str, access: str, private: bool = False, entered: Iterable[str] = ()
 ) -> list[TokenRequest]:
-    """What an issuer is told to end these tokens (RFC 7009): the refresh token first, since it may take the access
-    token with it. Empty tokens are left out; nothing is told where there is no endpoint for it."""
+    """Build revocation requests (RFC 7009), the refresh token first, since that may revoke the access token too.
+
+    Empty tokens are left out. Without an endpoint the list is empty."""
     tokens = (("refresh_token", refresh), ("access_token", access))
     told = ({"token": token, "token_type_hint": hint} for hint, token in tokens if token and endpoint)
     known = tuple(entered)
@@ -239,10 +240,10 @@ def revocations(
 
 
 def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:
-    """Whether old tokens may be revoked after these new ones came without ending the new ones, too.
+    """Return whether the old tokens can be revoked without revoking the new ones too.
 
-    An issuer that revokes a token ends all tokens of the grant behind it (RFC 7009 section 2.1), and one that gives the
-    same refresh token again, or none, has gone on with the same grant.
+    Revoking a token may end all tokens of its grant (RFC 7009 section 2.1). An issuer that returns the same refresh
+    token, or none, has continued the same grant.
     """
     if old_refresh:
         return bool(new_refresh) and new_refresh != old_refresh
@@ -250,7 +251,7 @@ def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: st
 
 
 class Tokens(NamedTuple):
-    """What a token endpoint gave. `expires_in` is None when it does not say; `scope` and `refresh` may be empty."""
+    """A token response. `expires_in` is None when not given; `scope` and `refresh` may be empty."""
 
     access: str
     refresh: str
@@ -260,7 +261,7 @@ class Tokens(NamedTuple):
 
     @property
     def renew_in(self) -> float | None:
-        """When to renew it ahead of its end."""
+        """Seconds until the token should be renewed; None if its lifetime is unknown."""
         if self.expires_in is None:
             return None
         return max(self.expires_in - min(MARGIN_SECONDS, self.expires_in / 10), 0.0)
@@ -271,13 +272,13 @@ CLIENT_GONE = frozenset({"invalid_client", "unauthorized_client"})
 
 
 def read_tokens(status: int, body: bytes) -> Tokens:
-    """The tokens in an answer of a token endpoint; an `error` is one whatever the status.
+    """Parse the answer of a token endpoint. An `error` member counts with any status except 429 and 5xx.
 
-    Raises TokenRefused, or TokenUnavailable for what says neither yes nor no.
+    Raises TokenRefused, or TokenUnavailable when the answer neither grants nor refuses.
     """
     document = _document(body)
     if isinstance(document.get("authed_user"), dict) and "access_token" not in document:
-        document = document["authed_user"]  # A user token stands there at Slack.
+        document = document["authed_user"]  # Slack returns user tokens here.
     error = document.get("error")
     if isinstance(error, str) and error and not 500 <= status < 600 and status != 429:
         description = document.get("error_description")
@@ -300,12 +301,12 @@ def read_tokens(status: int, body: bytes) -> Tokens:
 
 
 def printable(text: str) -> str:
-    """The text without the characters that nobody sees."""
+    """Remove non-printable characters."""
     return "".join(char for char in text if char.isprintable())
 
 
 def _seconds(value: object) -> float | None:
-    """How long a token lasts; 0 is a value, and what is no number says nothing."""
+    """Parse a token lifetime, capped at LONGEST_LIFE; None for anything that is not a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -316,7 +317,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _document(body: bytes) -> dict[str, Any]:
-    """An answer as JSON, or as a form, which some send whatever is asked for."""
+    """Parse an answer as JSON, or as a form, which some servers send despite the Accept header."""
     try:
         document = orjson.loads(body)
     except ValueError:
@@ -326,9 +327,9 @@ def _document(body: bytes) -> dict[str, Any]:
 
 
 def claims_of(id_token: str) -> dict[str, Any]:
-    """The claims of an ID token that came straight from the token endpoint over TLS (OpenID Connect Core 3.1.3.7).
+    """Return the unverified claims of an ID token received directly from the token endpoint over TLS.
 
-    They are only used to say who signed in, never to decide anything.
+    That is allowed by OpenID Connect Core 3.1.3.7. The claims are only displayed, never used for decisions.
     """
     try:
         _, payload, _ = id_token.split(".")
@@ -339,7 +340,7 @@ def claims_of(id_token: str) -> dict[str, Any]:
 
 
 def account_name(claims: Mapping[str, Any]) -> str:
-    """Who these claims are about, in the words a person knows."""
+    """Return a readable account name from claims; empty if there is none."""
     for name in ("email", "preferred_username", "login", "name", "sub"):
         value = claims.get(name)
         if isinstance(value, str) and value.strip():
@@ -348,8 +349,7 @@ def account_name(claims: Mapping[str, Any]) -> str:
 
 
 def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
-    """How a client with or without a secret names itself to an issuer that takes these ways, of which it likes the
-    first best."""
+    """Choose the client authentication method: the first advertised one that we support."""
     if not secret:
         return "none"
     known = (way for way in advertised if way in AUTH_METHODS and way != "none")
@@ -357,9 +357,9 @@ def auth_method(advertised: Sequence[str], *, secret: bool) -> str:
 
 
 def other_auth_method(method: str, advertised: Sequence[str]) -> str:
-    """The other way in which a client with a secret may name itself to an issuer that takes these ways; "" for none.
+    """Return the other client authentication method with a secret that the issuer supports; "" for none.
 
-    One that does not say takes the first (RFC 8414 section 2).
+    An issuer that advertises none supports client_secret_basic (RFC 8414 section 2).
     """
     ways = ("client_secret_basic", "client_secret_post")
     if method not in ways:

@@ -1,7 +1,7 @@
-"""OTLP in the binary form of Protocol Buffers: what an export of spans and one of log records have in common.
+"""Protocol Buffers encoding of OTLP, shared by exports of spans and of log records.
 
-By hand, since both are made of few kinds of fields (docs/decisions/0036-spans-by-hand.md). Needs no Django, and nothing
-of OpenTelemetry's.
+Written by hand, since both use few kinds of fields (docs/decisions/0036-spans-by-hand.md). Needs neither Django nor
+OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ LONG = 1 << 64
 
 
 def request(resource: Attributes, scope: tuple[str, str], records: Sequence[bytes]) -> bytes:
-    """An export of these spans or log records, each a field of its scope; `scope` is name and version of their maker.
+    """Encode an export request. `records` are encoded fields of the scope; `scope` is its name and version.
 
-    `ExportTraceServiceRequest` and `ExportLogsServiceRequest` have the same numbers for the same things.
+    `ExportTraceServiceRequest` and `ExportLogsServiceRequest` use the same field numbers.
     """
     name, version = (text.encode() for text in scope)
     scoped = field(0x0A, field(0x0A, name) + field(0x12, version)) + b"".join(records)
@@ -27,14 +27,14 @@ def request(resource: Attributes, scope: tuple[str, str], records: Sequence[byte
 
 
 def key_value(key: str, value: Value) -> bytes:
-    """A `KeyValue`, without its tag."""
+    """Encode a `KeyValue`, without its tag."""
     return field(0x0A, key.encode(errors="replace")) + field(0x12, any_value(value))
 
 
 def any_value(value: Value) -> bytes:
-    """An `AnyValue`, without its tag; a whole number that no field holds is a text."""
+    """Encode an `AnyValue`, without its tag. Integers beyond 64 bits are encoded as text."""
     if isinstance(value, str):
-        # Half a character in a text would make the whole message none that can be read.
+        # A lone surrogate would make the whole message invalid.
         return field(0x0A, value.encode(errors="replace"))
     if isinstance(value, bool):
         return b"\x10%c" % value
@@ -44,12 +44,12 @@ def any_value(value: Value) -> bytes:
 
 
 def field(tag: int, data: bytes) -> bytes:
-    """A field of bytes: its tag, its length, itself."""
+    """Encode a length-delimited field."""
     return b"%c%b%b" % (tag, varint(len(data)), data)
 
 
 def varint(number: int) -> bytes:
-    """A whole number that is not negative."""
+    """Encode a non-negative integer."""
     if number < 0x80:
         return b"%c" % number
     parts = bytearray()

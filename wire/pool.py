@@ -1,8 +1,8 @@
 """HTTP/1.1 to upstream servers: guarded connections, kept open between calls.
 
-The client is our own and small. A general one costs four times the processor time of a call, and
-brings along what a gateway must switch off: a cookie jar that mixes users, redirects, proxies from
-the environment, a connection limit that one hanging server uses up.
+This is a small client of our own. A general one takes four times the processor time per call and has features that a
+gateway must disable: a cookie jar shared by users, redirects, proxies from the environment, and a connection limit that
+one hanging server can exhaust.
 """
 
 import asyncio
@@ -47,21 +47,21 @@ from wire.resolver import Resolver
 from wire.turns import SharedTimer, Turns
 
 CONNECT_SECONDS = 5.0
-PROXY_SECONDS = 4.0  # Of these, so that a proxy that says nothing is told from a server that says nothing.
+PROXY_SECONDS = 4.0  # Less than CONNECT_SECONDS, to distinguish a silent proxy from a silent server.
 MOST_IDLE = 64
 MOST_URLS = 10_000
 
-# What stands as it is in a path or a query (RFC 3986), so that an encoded URL is not encoded again.
+# Characters not to quote in a path or query (RFC 3986), including % so that URLs are not encoded twice.
 SAFE = "/?:@!$&'()*+,;=-._~%"
 
-# The scheme of the one URL that leads to this process itself.
+# The scheme of the Quickstart server in this process.
 OWN = "builtin"
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port; a connection serves all requests to the same origin.
+    """Key of the connection pool. Requests to the same origin share connections.
 
-    One that was opened for a server that may be at a private address serves no other server.
+    Connections for servers that may have a private address are separate.
     """
 
     scheme: str
@@ -71,14 +71,14 @@ class Origin(NamedTuple):
 
 
 class ParsedUrl(NamedTuple):
-    """A URL taken apart: its origin, and how a request to it begins after the verb."""
+    """A parsed URL: its origin, and the request head after the verb."""
 
     origin: Origin
     head: str
 
 
 class HttpResponse:
-    """An answer whose head has arrived; leave it as a context, and the connection serves the next exchange."""
+    """An answer whose headers were received. Leaving the context releases the connection."""
 
     __slots__ = ("_connection", "_origin", "_server", "_transport", "limit", "status", "streams")
 
@@ -89,7 +89,7 @@ class HttpResponse:
         self._server = server
         self.limit = transport.limit
         self.status = connection.status
-        self.streams = connection.streams  # Whether it is handed over as it arrives.
+        self.streams = connection.streams  # Whether it is an event stream.
 
     def __enter__(self) -> Self:
         return self
@@ -105,11 +105,11 @@ class HttpResponse:
         return self.header("content-type").partition(";")[0].strip().lower()
 
     def header(self, name: str) -> str:
-        """A header of the answer, by its name in lower case."""
+        """Return a header by its lower-case name; empty if missing."""
         return self._connection.headers.get(name.encode(), b"").decode("latin-1")
 
     async def read(self) -> bytes:
-        """The whole body. Raises TooLarge, TooSlow or Unreachable."""
+        """Return the whole body. Raises TooLarge, TooSlow or Unreachable."""
         if not self.streams:
             return await self._connection.body()
         size, parts = 0, []
@@ -122,17 +122,17 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """What this answer, of `size` bytes, takes of the budget; None for one that is not large."""
+        """Set the memory share of this answer to `size` bytes and return it; None if the answer is not large."""
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held
 
     async def give_way(self) -> None:
-        """Let other calls go on when this answer has been worked on for a while."""
+        """Yield to other calls if this answer has used up its time slice."""
         await self._connection.give_way()
 
     async def note_kept(self, size: int) -> None:
-        """Told how much of a stream is kept in memory: more than LARGE waits for one of the few places of large ones.
+        """Report how many bytes of a stream are in memory. Above LARGE, wait for a slot for large answers.
 
         Raises TooLarge when too many wait.
         """
@@ -150,11 +150,11 @@ class HttpResponse:
         return self._transport.reader
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        """For reading a large message in one piece, while no other large one is read."""
+        """Return a context for parsing a large message, in which no other large one is parsed."""
         return self._connection.alone()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body of an event stream as it arrives. Raises TooLarge, TooSlow or Unreachable."""
+        """Yield the body of an event stream as it arrives. Raises TooLarge, TooSlow or Unreachable."""
         try:
             async for chunk in self._connection.chunks():
                 yield chunk
@@ -166,7 +166,7 @@ class HttpResponse:
             raise TooSlow(self._server, str(error)) from error
 
 
-# What callers are told of a failure: the first of these it is.
+# Maps exceptions to upstream errors; the first match counts.
 FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (LeadsBack, Loop),
     (LeadsInside, AddressInside),
@@ -182,7 +182,7 @@ FAILURES: tuple[tuple[type[Exception], type[UpstreamError]], ...] = (
     (OSError, NotConnected),
 )
 
-# What OpenSSL says when the other side answers in plain text.
+# Reasons OpenSSL gives when the server answers in plain text.
 NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"})
 NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
 
@@ -195,7 +195,7 @@ def _upstream_error(error: Exception) -> type[UpstreamError]:
 
 
 class Transport:
-    """Connections to upstream servers, and to this process's own Quickstart server."""
+    """Connections to upstream servers, including the Quickstart server in this process."""
 
     def __init__(
         self, guard: Guard, *, limit: int, listener: str = "", secret: str = "", budget: ByteBudget | None = None
@@ -229,12 +229,12 @@ class Transport:
 
     @property
     def timer(self) -> SharedTimer:
-        """The timer of the limits under which requests are sent."""
+        """The shared timer for time limits of requests."""
         return self._turns.timer
 
     @property
     def idle(self) -> int:
-        """How many connections are kept for the next call."""
+        """Number of idle connections in the pool."""
         return sum(map(len, self._idle.values()))
 
     async def send(
@@ -249,10 +249,10 @@ class Transport:
         written: Callable[[], object] = bool,
         person: str = "",
     ) -> HttpResponse:
-        """Send one request to `url`; enter the response to use it. `server` is for the messages.
+        """Send one request to `url`. Enter the response as a context to use it. `server` is for error messages.
 
-        Without `private` only public addresses are called, whatever ranges are allowed. `written` is called when the
-        request is on its way. A large answer takes of the share of `person`.
+        Without `private` only public addresses are called, even if private ranges are allowed. `written` is called
+        when the request was written. A large answer counts against the budget of `person`.
 
         Raises Unreachable, AddressBlocked, TooLarge or TooSlow, and BadAnswer for a header that cannot be sent.
         """
@@ -267,7 +267,7 @@ class Transport:
             connection = self._idle_connection(parsed.origin) or await self._connect_in_time(parsed.origin)
             try:
                 await connection.exchange(head.encode() + body, written, person)
-            except BaseException:  # Whatever ended it, the server learns of it here.
+            except BaseException:  # Closing the connection also tells the server to stop.
                 connection.discard()
                 raise
         except tuple(failure for failure, _ in FAILURES) as error:
@@ -275,7 +275,7 @@ class Transport:
         return HttpResponse(self, parsed.origin, connection, server)
 
     def _idle_connection(self, origin: Origin) -> HttpConnection | None:
-        """A connection that was kept, to use alone; None when there is none."""
+        """Take a usable idle connection from the pool; None if there is none."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
@@ -285,7 +285,7 @@ class Transport:
         return None
 
     async def _connect_in_time(self, origin: Origin) -> HttpConnection:
-        """A new connection. Raises AddressRefused or OSError."""
+        """Open a connection within CONNECT_SECONDS. Raises AddressRefused or OSError."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await self._connect(origin)
@@ -293,7 +293,7 @@ class Transport:
             raise TimeoutError(f"no connection within {CONNECT_SECONDS:g} seconds") from None
 
     def release(self, origin: Origin, connection: HttpConnection) -> None:
-        """Keep the connection for the next exchange when it can carry one."""
+        """Return the connection to the pool if it can be reused, otherwise close it."""
         idle = self._idle.setdefault(origin, deque())
         if connection.may_be_kept() and len(idle) < MOST_IDLE:
             connection.mark_idle()
@@ -302,7 +302,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """Close what has been idle for IDLE_SECONDS or was closed by the server; the oldest come first."""
+        """Close connections that were idle for IDLE_SECONDS or closed by the server, oldest first."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()
@@ -330,7 +330,7 @@ class Transport:
         raise failure
 
     async def _open_through(self, proxy: OutboundProxy, origin: Origin, target: str, seconds: float) -> HttpConnection:
-        """A connection through the proxy, which leads to servers over TLS only. Raises OSError."""
+        """Open a TLS connection through the proxy. Raises OSError."""
         sock, transport = await tunnel.opened(proxy, self._resolver, target, origin.port, seconds)
         connection = self._connection(origin, sock)
         await tunnel.secured(transport, connection, self._tls, origin.host)

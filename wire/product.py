@@ -1,7 +1,7 @@
-"""What this product calls itself, to upstream servers and to clients. Needs no Django."""
+"""Product name and version, as sent to upstream servers and clients. Needs no Django."""
 
 NAME = "gateway-admin"
-VERSION = "0.1.0"  # Also the package's: pyproject.toml reads it here.
+VERSION = "0.1.0"  # pyproject.toml reads it here.
 
-# How MCP has the two sides introduce themselves to each other.
+# MCP `clientInfo` and `serverInfo`.
 INFO = {"name": NAME, "version": VERSION}

@@ -1,8 +1,8 @@
-"""A process that reads and rewrites large answers, so that they do not hold the event loop.
+"""A child process that parses and rewrites large answers, so that they do not block the event loop.
 
-To parse 30 MB holds the interpreter for half a second, and a thread would hold it as well. Each worker starts one such
-process when it gets its first large answer. The process keeps nothing between two orders: it ends when it has been idle
-for a minute or its worker has ended, and another one repeats what it had begun when it dies.
+Parsing 30 MB takes half a second and holds the interpreter lock, even in a thread. Each worker starts one such process
+for its first large answer. The process has no state: it ends after a minute without orders or with its worker, and if
+it dies, the current order is repeated in a new process.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
 from wire.task_ids import TaskIds
 from wire.turns import FairQueue, QueueFull
 
-NICE = 5  # Calls go first where processors are short.
+NICE = 5  # Calls have priority.
 IDLE_SECONDS = 60.0
-MOST_SECONDS = 20.0  # For one order.
+MOST_SECONDS = 20.0  # Per order.
 MOST_MEMORY = 2 << 30  # Bytes of address space; an answer of 64 MiB with the most values takes a quarter of it.
 PIPE_BYTES = 1 << 20
 
-# An answer of so many bytes is read by the process when it may hold so many values: to rewrite each takes microseconds.
+# Smaller answers are read by the process too if they may have many values: rewriting each takes microseconds.
 MEDIUM, MEDIUM_VALUES = 1 << 16, 5_000
 
-MOST_MEMBERS = 1_000  # Of a result; what is in them is not counted.
+MOST_MEMBERS = 1_000  # Of a result, not counting nested ones.
 LONGEST_OUTLINED = 1_000  # Characters.
 
 
@@ -54,7 +54,7 @@ def is_large(text: bytes) -> bool:
 
 
 class ReaderProcess:
-    """The worker's side. One order is carried out at a time; the people whose orders wait take turns."""
+    """Client of the process, in the worker. One order runs at a time; waiting people take turns."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-answers")
@@ -63,10 +63,10 @@ class ReaderProcess:
         self._closed = False
 
     async def outline(self, text: bytes, person: str = "") -> Object | None:
-        """A result without its bulk: strings in it are cut, and lists and objects empty.
+        """Return a result with truncated strings and empty lists and objects.
 
-        None for a message that has to be read whole, which is any but a complete result. Raises Unreadable, and
-        ValueError for what is not JSON.
+        None for messages other than complete results, which must be parsed whole. Raises Unreadable, or ValueError if
+        the text is not JSON.
         """
         told, _ = await self._order({"work": "outline"}, text, person)
         document: Object | None = told["document"]
@@ -75,13 +75,13 @@ class ReaderProcess:
     async def changed(
         self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes, person: str = ""
     ) -> bytes:
-        """`wire.answers.changed`, for an answer with the id `own_id`. Raises Unreadable."""
+        """Run `wire.answers.changed` in the process, for an answer with the id `own_id`. Raises Unreadable."""
         spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
         order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
         return (await self._order(order, text, person))[1]
 
     async def run(self, work: str, text: bytes, person: str, **given: Any) -> tuple[Object, bytes]:
-        """What the function `work` ("module:name") makes of this text there: an object and bytes. Raises Unreadable."""
+        """Run the function `work` ("module:name") on this text in the process. Raises Unreadable."""
         return await self._order({"work": work, **given}, text, person)
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class ReaderProcess:
         except RuntimeError:  # It is closed.
             leave()
             raise
-        # An order whose caller has left is carried out to its end, and the next one begins then.
+        # An order runs to its end even if its caller is gone; only then does the next one begin.
         carried_out.add_done_callback(partial(_call_soon, loop, leave))
         told, body = await asyncio.wrap_future(carried_out)
         if fault := told.get("fault"):
@@ -116,7 +116,7 @@ class ReaderProcess:
             if self._closed:
                 break
             began = time.monotonic()
-            with suppress(OSError, EOFError):  # It has ended, or does so now.
+            with suppress(OSError, EOFError):  # The process has ended.
                 return self._carry_out_once(order, text)
             self._end()
             if time.monotonic() - began >= MOST_SECONDS:
@@ -127,7 +127,7 @@ class ReaderProcess:
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        watch = threading.Timer(MOST_SECONDS, process.kill)  # Others wait for it.
+        watch = threading.Timer(MOST_SECONDS, process.kill)  # Other orders are waiting.
         watch.start()
         try:
             _write(process.stdin, order, text)
@@ -145,7 +145,7 @@ class ReaderProcess:
             cwd="/",
         )
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError, AttributeError):  # Only Linux has larger pipes, and not for everybody.
+            with suppress(OSError, AttributeError):  # Only Linux has larger pipes, and limits them per user.
                 fcntl.fcntl(pipe or 0, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         return process
 
@@ -184,10 +184,10 @@ def _read(pipe: IO[bytes]) -> tuple[Object, bytes]:
 
 
 def serve() -> None:
-    """Carry out orders until none has come for a while."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which closes the pipe.
+    """Main loop of the process: carry out orders until idle for IDLE_SECONDS."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # On Ctrl-C, the worker closes the pipe.
     os.nice(NICE)
-    gc.disable()  # A parsed message has no cycles, and to look for them takes longer than to parse it.
+    gc.disable()  # Parsed messages have no cycles, and looking for them takes longer than parsing.
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     orders, answers = sys.stdin.buffer, sys.stdout.buffer
     with suppress(EOFError, BrokenPipeError):

@@ -1,6 +1,6 @@
-"""Names to addresses, so that one silent name server cannot hold up the look-ups of every other name.
+"""DNS look-ups in separate threads, so that one silent name server does not block all look-ups.
 
-The loop's own look-ups share a handful of threads, and a wait that is given up leaves its thread occupied.
+The event loop's own look-ups share a few threads, and a cancelled wait leaves its thread occupied.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ type AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tupl
 
 
 class Resolver:
-    """Looks names up in threads of its own, at most once at a time for each."""
+    """Resolves names in its own threads, with one look-up per name at a time."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="name look-up")
         self._asking: dict[tuple[str, int], asyncio.Future[list[AddressInfo]]] = {}
 
     async def find(self, host: str, port: int) -> list[AddressInfo]:
-        """The addresses of `host`. Raises OSError when it has none."""
+        """Return the addresses of `host`. Raises OSError when it has none."""
         if is_address(host):
             return _look_up(host, port)
         place = host, port
@@ -38,18 +38,18 @@ class Resolver:
     def _forget(self, place: tuple[str, int], done: "asyncio.Future[list[AddressInfo]]") -> None:
         self._asking.pop(place, None)
         if not done.cancelled():
-            done.exception()  # Nobody may be waiting any more; that is no error of its own.
+            done.exception()  # Mark the error as retrieved: all waiters may be gone.
 
 
 def _look_up(host: str, port: int) -> list[AddressInfo]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
-    except UnicodeError:  # No name can be spelled like this.
+    except UnicodeError:  # Not a valid name.
         raise socket.gaierror(socket.EAI_NONAME, f"{host} is no name") from None
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an IP address and no name."""
+    """Return whether `host` is an IP address, not a name."""
     try:
         ip_address(host)
     except ValueError:

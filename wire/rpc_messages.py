@@ -28,19 +28,19 @@ SESSION, MODERN, BOTH = "session", "modern", "both"
 def era_for(eras: str, own: str) -> str:
     """Return the era in which to call a server that speaks `eras`: the client's `own` era where the server has it.
 
-    Empty while nobody knows what the server speaks.
+    Empty while the eras of the server are unknown.
     """
     return own if eras == BOTH else eras
 
 
-# Seconds between two readings of a stream that broke, whatever its server says.
+# Bounds of the pause before a broken stream is reopened, whatever its server asks for.
 LEAST_PAUSE, MOST_PAUSE = 0.05, 30.0
 
-LONGEST_NAME = 80  # Characters of a server's name that are kept, as it calls itself,
+LONGEST_NAME = 80  # Characters of a server's name that are stored,
 MOST_INSTRUCTIONS = 4_000  # and of its instructions.
 MOST_EXTENSIONS = 4_096  # Bytes of the extensions that a client or a server declares.
 
-# What servers offer, and the members of each that say how.
+# Server capabilities, and the boolean members of each.
 OFFERED = {
     "tools": ("listChanged",),
     "prompts": ("listChanged",),
@@ -49,8 +49,8 @@ OFFERED = {
     "logging": (),
 }
 
-# Ids are ours alone: a client's id never reaches a server. They start somewhere
-# and have ten digits, so that one is hardly ever found elsewhere in an answer.
+# Ids of our requests to servers; a client's id is never sent to a server. They start at random
+# and have ten digits, so that the same digits hardly ever occur elsewhere in an answer.
 _ids = itertools.count(random.randrange(1_000_000_000, 2_000_000_000))  # noqa: S311 - an id, no secret
 
 type OnNotification = Callable[[Object], Awaitable[None]]
@@ -63,9 +63,9 @@ NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class Session(NamedTuple):
-    """What `initialize` agreed on; `id` is empty with a server that keeps no state, `row` names it in the store.
+    """A session at a server. `id` is empty if the server is stateless; `row` is its key in the store.
 
-    `log_level` is what the server was told by `logging/setLevel`; empty when it was not.
+    `log_level` is the level set by `logging/setLevel`; empty when none was set.
     """
 
     id: str
@@ -100,7 +100,7 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return the `tasks` capability of a session server that runs calls as tasks, with the members that are carried.
+    """Return the `tasks` capability of a session server that runs calls as tasks, with the members we support.
 
     2026-07-28 has an extension instead.
     """
@@ -114,7 +114,7 @@ def tasks_in(capabilities: Object) -> Object:
 
 
 class ServerInfo(NamedTuple):
-    """What a server says of itself: the version it speaks, what it offers, and how it is meant to be used."""
+    """A server's self-description: protocol version, capabilities, instructions and name."""
 
     version: str
     capabilities: Object
@@ -123,12 +123,12 @@ class ServerInfo(NamedTuple):
 
     @property
     def era(self) -> str:
-        """The wire it was said over."""
+        """The era of the protocol version."""
         return MODERN if self.version == versions.MODERN else SESSION
 
     @classmethod
     def of(cls, result: Object, version: str) -> Self:
-        """What stands in the result of `initialize` or `server/discover`; what is malformed is left out."""
+        """Parse the result of `initialize` or `server/discover`. Malformed members are ignored."""
         instructions, declared = result.get("instructions"), result.get("capabilities")
         in_sessions = tasks_in(declared) if version != versions.MODERN and isinstance(declared, dict) else {}
         return cls(
@@ -140,7 +140,7 @@ class ServerInfo(NamedTuple):
 
 
 def _name_in(result: Object) -> str:
-    """What a server calls itself; the modern era says it beside the result."""
+    """Return the server's title or name; in the modern era it is in `_meta`."""
     meta = result.get("_meta")
     info = result.get("serverInfo") or (meta.get(versions.SERVER_INFO_KEY) if isinstance(meta, dict) else None)
     said = [info.get("title"), info.get("name")] if isinstance(info, dict) else []
@@ -150,9 +150,9 @@ def _name_in(result: Object) -> str:
 class Target(NamedTuple):
     """A server, the connection and credential it is called with, and the trace of the request it is called for.
 
-    `era` is the wire to call it in. `capabilities` and `client_info` are those of the client that the server is told.
-    Sessions with a server are kept for `owner_id`, which without one is the connection, under `session_key`; `session`
-    is the one that was there when the request came. Where the client `has_own_session`, that ends with the server's.
+    `era` is the era to call it in. `capabilities` and `client_info` of the client are sent to the server. Sessions are
+    stored by `owner_id` (by default the connection) and `session_key`; `session` is the one that existed when the
+    request arrived. If the client `has_own_session`, that ends when the server loses its session.
     """
 
     server_id: str
@@ -170,18 +170,18 @@ class Target(NamedTuple):
     owner_id: str = ""
     session_key: str = ""
     session: Session | None = None
-    # From which level on log messages are wanted; empty when nobody said so.
+    # Minimum level of log messages; empty when the client set none.
     log_level: str = ""
-    # `timeout_s` is how long it may be silent during a call, this how long a call may take in all.
+    # Limit for the whole call; `timeout_s` limits how long the server may be silent.
     total_s: float = 600
-    # Whether it may be at a private address, where such are allowed.
+    # Whether private addresses are allowed for this server, within the allowed ranges.
     private: bool = True
     client_info: Object = product.INFO
     has_own_session: bool = False
-    person_id: str = ""  # Whose client calls: to their share large answers count.
+    person_id: str = ""  # The person whose budget large answers count against.
 
     def headers(self) -> dict[str, str]:
-        """What every request to this server carries; of the client's own headers only its trace context."""
+        """Return the headers of every request to this server. Only the trace context is taken from the client."""
         own = {"Content-Type": "application/json", "Accept": ACCEPT, "Accept-Encoding": "gzip, deflate"}
         own |= self.trace
         if self.credential is not None:
@@ -190,10 +190,10 @@ class Target(NamedTuple):
 
 
 class RpcResponse(NamedTuple):
-    """A server's answer: the message, the text it came in, the wire it came over, and its error when it is one.
+    """A server's answer: the parsed message, its text, the era, and the error if it is one.
 
-    `status` is that of the HTTP response. Of a large result `document` is the outline alone, and
-    `reader` the process that reads `text`, and `held` what it takes of the budget.
+    `status` is the HTTP status. For a large result, `document` is only an outline, `reader` the process that can parse
+    `text`, and `held` the reserved memory.
     """
 
     document: Object
@@ -205,7 +205,7 @@ class RpcResponse(NamedTuple):
     held: HeldBytes | None = None
 
     async def changed(self, server: str, request_id: Id | None, changes: Changes, person: str) -> bytes:
-        """The text of this result with these changes, addressed to `request_id` of `person`. Raises TooLarge."""
+        """Return the text of this result with these changes and the id `request_id`. Raises TooLarge."""
         if self.reader is None:
             return answers.changed(self.text, self.document, request_id, changes)
         try:
@@ -215,12 +215,12 @@ class RpcResponse(NamedTuple):
 
     @property
     def whole(self) -> Object:
-        """The whole message, which for a large one is read now."""
+        """The complete message. A large one is parsed on access."""
         return self.document if self.reader is None else jsonrpc.loads(self.text)
 
     @property
     def error_code(self) -> int | None:
-        """The code of an error answer, 0 when it names none; None for a result."""
+        """The code of an error answer, 0 if it has no valid code; None for a result."""
         if self.error is None:
             return None
         code = self.error.get("code")
@@ -228,7 +228,7 @@ class RpcResponse(NamedTuple):
 
 
 def versions_in(error: Object | None) -> list[str]:
-    """The versions that an error about an unsupported one lists; empty for any other error."""
+    """Return the versions listed in an unsupported-version error; empty for any other error."""
     data = error.get("data") if error is not None and error.get("code") == jsonrpc.UNSUPPORTED_VERSION else None
     supported = data.get("supported") if isinstance(data, dict) else None
     return [version for version in supported if isinstance(version, str)] if isinstance(supported, list) else []
@@ -236,26 +236,26 @@ def versions_in(error: Object | None) -> list[str]:
 
 @dataclass(slots=True)
 class StreamPlace:
-    """How far a server's stream was read: the id of its last event, if it gave one, and what it says to wait."""
+    """Position in a server's event stream: the id of its last event, if any, and the requested retry delay."""
 
     last_event_id: str = ""
     retry_ms: int | None = None
 
     def note(self, reader: sse.Reader) -> None:
-        """This stream was read until here."""
+        """Update the position from `reader`."""
         if reader.event_id and fits_a_header(reader.event_id):
             self.last_event_id = reader.event_id
         if reader.retry_ms is not None:
             self.retry_ms = reader.retry_ms
 
     def pause(self, seconds: float) -> float:
-        """What to wait before the stream is opened again: as the server says, else so many seconds."""
+        """Return the seconds to wait before reopening the stream; `seconds` if the server set no delay."""
         said = seconds if self.retry_ms is None else self.retry_ms / 1000
         return min(max(said, LEAST_PAUSE), MOST_PAUSE)
 
 
 class StreamBroke(Unreachable):
-    """A stream ended before the answer that it was to carry, after an event with an id: it can be gone on with."""
+    """A stream ended before the answer, after an event with an id, so it can be resumed."""
 
     def __init__(self, server: str, detail: str, place: StreamPlace) -> None:
         super().__init__(server, detail)
@@ -263,14 +263,14 @@ class StreamBroke(Unreachable):
 
 
 def next_request_id() -> int:
-    """An id for a request of ours."""
+    """Return a new id for a request to a server."""
     return next(_ids)
 
 
 async def read_response(
     response: HttpResponse, target: Target, request_id: int, era: str, on_notification: OnNotification
 ) -> RpcResponse:
-    """The answer to request `request_id`; every other message of its stream goes to `on_notification`.
+    """Read the answer to request `request_id`; other messages of its stream go to `on_notification`.
 
     Raises BadAnswer, AccessRefused, TooLarge or Unreachable.
     """
@@ -289,7 +289,7 @@ async def read_response(
 
 
 def _check_status(response: HttpResponse, target: Target) -> None:
-    """Raises what a status alone says."""
+    """Raise the error that an HTTP status alone stands for."""
     status = response.status
     if status in (401, 403):
         raise AccessRefused(target.server_name, status, response.header("www-authenticate"))
@@ -339,7 +339,7 @@ async def _read_until_answer(
 
 
 async def read_messages(response: HttpResponse, target: Target, on_message: OnNotification, place: StreamPlace) -> None:
-    """Give each message of a server's standing stream to `on_message` until it ends; `place` then says how far it went.
+    """Pass each message of a server's standing stream to `on_message` until it ends, then update `place`.
 
     Raises an UpstreamError.
     """
@@ -364,11 +364,11 @@ async def read_messages(response: HttpResponse, target: Target, on_message: OnNo
 
 
 async def ignore(_: Object) -> None:
-    """For requests whose notifications say nothing of interest."""
+    """Ignore a notification."""
 
 
 async def refuse(message: Object, answer: Answer) -> None:
-    """Answer a server's request as who announced no capability: a ping with nothing, any other with an error."""
+    """Answer a server's request as a client without capabilities: pings succeed, all else is an error."""
     if message.get("method") == "ping":
         await answer({"result": {}})
     else:
@@ -386,7 +386,7 @@ def _rpc_response(
 async def _read_large(
     response: HttpResponse, text: bytes, target: Target, status: int
 ) -> tuple[Object, ReaderProcess | None]:
-    """Return the outline of a large result and the process that made it; of any other message the whole and None."""
+    """Return the outline of a large result and its reader; for other messages the whole message and None."""
     try:
         outlined = await response.reader.outline(text, target.person_id)
     except Unreadable as error:
@@ -399,7 +399,7 @@ async def _read_large(
 
 
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
-    """A large message, one at a time; to count its values and to read them are two pieces of work."""
+    """Parse a large message while no other one is parsed. Counting values and parsing are separate turns."""
     async with response.alone():
         if has_more_values(text, MOST_VALUES):
             raise TooLarge(target.server_name, f"more than {MOST_VALUES:,} JSON values")
@@ -429,5 +429,5 @@ def is_answer(document: Object, request_id: int) -> bool:
 
 
 def _is_refusal(document: Object, status: int) -> bool:
-    """An error that names no id, as servers answer what they refuse before reading it."""
+    """Return whether this is an error without id, which servers send for requests they refuse unread."""
     return status >= 400 and document.get("id") is None and isinstance(document.get("error"), dict)

@@ -1,4 +1,4 @@
-"""The client side of MCP with `initialize` (up to 2025-11-25): one session for each owner, server and key."""
+"""MCP client for versions with sessions (up to 2025-11-25): one session per owner, server and key."""
 
 import asyncio
 import hashlib
@@ -45,16 +45,16 @@ from wire.rpc_messages import (
 
 logger = logging.getLogger(__name__)
 
-MOST_SERVER_REQUESTS = 8  # At once, during one of ours; each answer takes a connection.
-LONGEST_ID = 1_024  # Characters, or bits, of the id of such a request.
+MOST_SERVER_REQUESTS = 8  # Concurrent, per request of ours; each answer needs a connection.
+LONGEST_ID = 1_024  # Characters, or bits, of the id of a server's request.
 LONGEST_VERSION = 40
 CLOSE_SECONDS = 2
 BACKGROUND_SECONDS = 10
-RESUME_SECONDS = 1.0  # Before a stream that broke is gone on with, unless its server says how long.
+RESUME_SECONDS = 1.0  # Pause before a broken stream is resumed, unless its server sets one.
 MOST_TIMES = 1_000  # The time limits of the call end it before that.
 FRUITLESS_TIMES = 3
 
-# Capabilities of clients that servers are told, and the members of each; extensions are told as they are.
+# Client capabilities that are passed to servers, and the members of each. Extensions are passed unchanged.
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
 
 type Key = tuple[str, ...]
@@ -62,9 +62,9 @@ type OnSession = Callable[[Session], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return what servers are told of a client's capabilities, as a short text that does not depend on their order.
+    """Return a client's capabilities as passed to servers, as a short text that is independent of their order.
 
-    It names each capability and member; of the extensions only a digest, if at all.
+    It names each capability and member. Extensions are included as a digest, if at all.
     """
     if not isinstance(capabilities, dict):
         return ""
@@ -79,7 +79,7 @@ def declared(capabilities: object, *, with_extensions: bool = True) -> str:
 
 
 def capabilities_of(text: str) -> Object:
-    """Return the capabilities that `declared` made this text of, without the extensions."""
+    """Return the capabilities in a text made by `declared`, without extensions."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")
@@ -92,7 +92,7 @@ def capabilities_of(text: str) -> Object:
 
 
 def opened(row: Any, cipher: Cipher) -> Session:
-    """The session of a row: its id there, the sealed id, the version, the log level. Raises Unreadable."""
+    """Return the session stored in `row` (uid, sealed id, version, log level). Raises Unreadable."""
     uid, sealed_id, version, log_level = row
     sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
     return Session(cipher.open(sealed) if sealed else "", version, uid, log_level)
@@ -106,26 +106,26 @@ class SessionLost(Exception):
 
 
 class SessionStore(Protocol):
-    """Where sessions are kept between requests."""
+    """Storage of sessions between requests."""
 
     async def find(self, target: Target) -> Session | None:
-        """The session kept for this target."""
+        """Return the session for this target, if any."""
 
     async def keep(self, target: Target, session: Session) -> Session:
-        """Keep a session that was opened; the one that is kept, another's when that came first."""
+        """Store a new session. Return the stored one, which is another worker's if that was first."""
 
     async def note_level(self, target: Target, session: Session) -> None:
-        """Keep the log level that the server was told in this session."""
+        """Store the log level that was set in this session."""
 
     async def forget(self, target: Target, session: Session) -> None:
-        """Drop this session, if it is still the one that is kept; a client's own session ends with it."""
+        """Delete this session if it is still the stored one. The client's own session ends with it."""
 
     def take_all(self) -> list[tuple[Target, Session]]:
-        """What ends with this process."""
+        """Remove and return the sessions that end with this process."""
 
 
 class SessionsInMemory:
-    """Keeps the sessions of one conversation, for as long as that goes on."""
+    """Keeps sessions in memory, for the lifetime of one client."""
 
     def __init__(self) -> None:
         self._sessions: dict[Key, tuple[Target, Session]] = {}
@@ -151,7 +151,7 @@ class SessionsInMemory:
 
 
 class SessionWire:
-    """Asks servers in the sessions that `store` keeps; `introduced` gets what a server says of itself."""
+    """Sends requests in sessions stored in `store`. `introduced` is called with each server's ServerInfo."""
 
     def __init__(
         self, transport: Transport, store: SessionStore, introduced: Callable[[Target, ServerInfo], None]
@@ -160,7 +160,7 @@ class SessionWire:
         self._store = store
         self._introduced = introduced
         self._opening: dict[Key, asyncio.Future[Session | None]] = {}
-        self._doubted: set[Key] = set()  # Sessions that are being checked.
+        self._doubted: set[Key] = set()  # Sessions being checked by a ping.
         self._background = Background(UpstreamError, TimeoutError)
 
     async def ask(
@@ -174,9 +174,9 @@ class SessionWire:
     ) -> RpcResponse:
         """Send one request and return its answer. `on_session` is awaited before it is sent in a session.
 
-        It is sent once; again in a new session only where the server lost the one before, and the client has none of
-        its own. Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when it lost that of a
-        client with one of its own.
+        It is sent again, in a new session, only if the server lost the session and the client has none of its own.
+        Raises an UpstreamError: EraLeft when the server opens no session, SessionEnded when the server lost the session
+        of a client that has its own.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -184,9 +184,7 @@ class SessionWire:
         try:
             return await self._ask(session, target, method, params, on_notification, on_request)
         except SessionLost:
-            if not await self._is_lost(
-                session, target
-            ):  # It was no answer of MCP, and may have come after the call ran.
+            if not await self._is_lost(session, target):  # Not an MCP answer; the call may have been executed.
                 raise BadAnswer(target.server_name, "HTTP 404 in a session that it knows", status=404) from None
             await self._store.forget(target, session)
             if target.has_own_session:
@@ -238,13 +236,13 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: Session, target: Target, status: int) -> None:
-        """After a 400 or 404, ask by a ping whether the server still knows the session: not all say so by the book."""
+        """After a 400 or 404, check by a ping whether the session still exists: not all servers conform."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
 
     async def _is_lost(self, session: Session, target: Target) -> bool:
-        """Ask by a ping whether the server does not know this session any more."""
+        """Return whether the server has lost this session, checked by a ping."""
         with await self._send("POST", session, target, _request(next_request_id(), "ping", {})) as response:
             return response.status in (400, 404) and not await _knows_no_ping(response)
 
@@ -258,10 +256,10 @@ class SessionWire:
     async def _go_on(
         self, session: Session, target: Target, request_id: int, broke: StreamBroke, on_message: OnNotification
     ) -> RpcResponse:
-        """The answer that a stream did not bring before it broke, read from where it did; nothing is sent again.
+        """Resume a broken stream from its last event and return the answer. The request is not sent again.
 
-        A server may end its streams on purpose and be asked for the rest (MCP 2025-11-25, Streamable HTTP). Raises the
-        last StreamBroke when it is asked MOST_TIMES, or FRUITLESS_TIMES without anything new.
+        A server may end streams on purpose, to be resumed (MCP 2025-11-25, Streamable HTTP). Raises the last
+        StreamBroke after MOST_TIMES tries, or FRUITLESS_TIMES without a new event.
         """
         fruitless = 0
         for _ in range(MOST_TIMES):
@@ -281,7 +279,7 @@ class SessionWire:
         raise broke
 
     async def _set_level(self, session: Session, target: Target) -> None:
-        """Tell the server from which level on to log; one that cannot log says so once, and that is all."""
+        """Set the log level at the server. An error answer is ignored."""
         told = session._replace(log_level=target.log_level)
         params = {"level": target.log_level}
         await self._ask(told, target, "logging/setLevel", params, ignore, None)
@@ -290,7 +288,7 @@ class SessionWire:
     # Sessions
 
     async def _session(self, target: Target) -> Session:
-        """The session kept for this target; opened when there is none, by one request of this process at a time."""
+        """Return the session of this target. Without one, a single request of this process opens it."""
         key = _key(target)
         while (opening := self._opening.get(key)) is not None:
             if (opened := await asyncio.shield(opening)) is not None:
@@ -318,7 +316,7 @@ class SessionWire:
         return kept
 
     async def introduce(self, target: Target) -> ServerInfo:
-        """Return what the server says of itself to `initialize`; the session is ended at once.
+        """Return the ServerInfo from `initialize`, and end the session at once.
 
         Raises an UpstreamError.
         """
@@ -327,7 +325,7 @@ class SessionWire:
         return info
 
     async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> tuple[Session, ServerInfo]:
-        """Open a session in the version `proposed`, else in the newest that the server lists instead."""
+        """Open a session in the version `proposed`, or in the newest common one that the server lists."""
         request_id = next_request_id()
         params = {
             "protocolVersion": proposed,
@@ -356,7 +354,7 @@ class SessionWire:
         return Session(session_id, version), ServerInfo.of(result, version)
 
     async def close(self) -> None:
-        """End the sessions that end with this process; servers get CLOSE_SECONDS for it."""
+        """End the sessions that end with this process, within CLOSE_SECONDS."""
         for target, session in self._store.take_all():
             self.start_background(self._end(target, session))
         await self._background.stop(CLOSE_SECONDS)
@@ -369,12 +367,12 @@ class SessionWire:
 
     async def _end(self, target: Target, session: Session) -> None:
         if session.id:
-            # The session outlives the request it was opened for, whose trace it must not pass on.
+            # The session outlives the request that opened it, so the trace of that request does not apply.
             with await self._send("DELETE", session, target._replace(trace=trace_context.NONE)) as response:
                 await response.read()
 
     async def end_quietly(self, target: Target) -> None:
-        """Tell the server, within BACKGROUND_SECONDS, that the session of `target` is over; the log tells a failure."""
+        """End the session of `target` at the server, within BACKGROUND_SECONDS. Failures are only logged."""
         assert target.session is not None, "only where a session is known"
         await _log_failure(_in_time(self._end(target, target.session)))
 
@@ -387,10 +385,10 @@ class SessionWire:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read the standing stream of the session of `target` until it ends; False when the server offers none.
+        """Read the standing stream of the session of `target` until it ends. Return False if the server offers none.
 
-        Calls `asked` when the server was asked for it, and `begun` when it is open. It goes on from `place`, which says
-        afterwards how far it went; a server that does not know the place is asked without it the next time.
+        Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from `place` and updates
+        it; if the server refuses to resume, the position is reset for the next try.
 
         Raises an UpstreamError, or SessionLost.
         """
@@ -457,12 +455,12 @@ class SessionWire:
         )
 
     def start_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have this done beside the requests, within BACKGROUND_SECONDS; a failure ends in the log."""
+        """Run `work` in a background task, within BACKGROUND_SECONDS. Failures are only logged."""
         self._background.spawn("message to a server", _in_time(work))
 
 
 class ServerRequests:
-    """What a server asks during one request of ours: answered by `on_request`, each in a task that ends with it."""
+    """Requests a server sends during one of ours. Each is answered by `on_request` in a task of its own."""
 
     def __init__(self, wire: SessionWire, session: Session, target: Target, on_request: OnRequest | None) -> None:
         self._wire = wire
@@ -473,7 +471,7 @@ class ServerRequests:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: Object) -> None:
-        """Have it answered. A ping always is; what nobody takes, or is too much at once, is refused."""
+        """Answer a request. Pings always succeed; requests without a handler, or too many at once, are refused."""
         if not _is_valid_id(message["id"]):
             return
 
@@ -483,7 +481,7 @@ class ServerRequests:
 
         taken = self._on_request is not None and message["method"] != "ping"
         if self._on_request is not None and taken and len(self._tasks) < MOST_SERVER_REQUESTS:
-            # Begun at once: what ends with the call before it has begun would never be answered.
+            # Eager: a task cancelled with the call before its first step would never answer.
             task = spawn("request of a server", _log_failure(self._on_request(message, answer)), eager=True)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -498,7 +496,7 @@ class ServerRequests:
             self._answering -= 1
 
     def end(self) -> None:
-        """The request is over, and with it whatever nobody answered."""
+        """Cancel the tasks that are still answering: our request is over."""
         for task in self._tasks:
             task.cancel()
 
@@ -527,7 +525,7 @@ def _request(request_id: int, method: str, params: Object) -> bytes:
 
 
 def _is_valid_id(request_id: object) -> bool:
-    """Whether the id of a server's request is one; it goes back with the answer, so a huge one is not taken."""
+    """Return whether the id of a server's request is valid. Huge ids are not, since answers repeat them."""
     if isinstance(request_id, str):
         return len(request_id) <= LONGEST_ID
     return type(request_id) is int and request_id.bit_length() <= LONGEST_ID

@@ -1,4 +1,4 @@
-"""Event streams (WHATWG HTML 9.2): a reader that is fed chunks, and a writer of one event."""
+"""Server-sent events (WHATWG HTML 9.2): an incremental reader, and a writer of one event."""
 
 import time
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 PING = b": ping\r\n\r\n"
 
 
-# What one stream may hold: so many events at once, so many a second from then on, and so many in all. An event has at
-# most three lines beside its data (its name, its id, the blank one); a stream with more lines pays for them as events.
+# Limits of one stream: a burst of events, then a rate per second, and a total. An event has at most three lines beside
+# its data (name, id, blank line); the number of lines is limited accordingly.
 BURST = 5_000
 PER_SECOND = 1_000
 MOST_EVENTS = 100_000
@@ -16,16 +16,16 @@ LONGEST_RETRY = 10  # Digits.
 
 
 class EventTooLarge(Exception):
-    """An event grew past the limit."""
+    """An event is larger than the limit."""
 
 
 class TooManyEvents(Exception):
-    """More events arrived than a stream may hold, in all or in a second."""
+    """A stream exceeded its limit of events, in total or per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; `name` is `message` when the stream named none."""
+    """One event. `name` is `message` by default."""
 
     data: bytes
     name: str = "message"
@@ -33,7 +33,7 @@ class Event:
 
 
 def event(data: bytes, event_id: bytes = b"") -> bytes:
-    """One `message` event holding `data`; a line break, as in JSON laid out for reading, begins another data line."""
+    """Encode a `message` event. Data with line breaks, such as indented JSON, become several data lines."""
     if b"\n" in data or b"\r" in data:
         data = b"\r\ndata: ".join(data.splitlines())
     if event_id:
@@ -42,9 +42,9 @@ def event(data: bytes, event_id: bytes = b"") -> bytes:
 
 
 class Reader:
-    """Turns chunks of a stream into events; lines end in LF, CR or CRLF, wherever chunks break.
+    """Parses a stream into events. Lines end in LF, CR or CRLF, and chunks may break anywhere.
 
-    An event has `limit` bytes at most; how many of them a stream may hold is said above.
+    An event has at most `limit` bytes. The number of events is limited by the constants above.
     """
 
     __slots__ = (
@@ -76,20 +76,20 @@ class Reader:
         self._lines_left = float(BURST * LINES_PER_EVENT)
         self._total = 0
         self._counted_at = time.monotonic()
-        self.retry_ms: int | None = None  # What the stream says to wait before it is opened again.
+        self.retry_ms: int | None = None  # Delay before reconnecting, set by the stream.
 
     @property
     def event_id(self) -> str:
-        """The id of the last event, one without data included; empty when none had one."""
+        """The last event id, including events without data; empty if there was none."""
         return self._event_id
 
     @property
     def size(self) -> int:
-        """How many bytes of an event that is not complete are kept."""
+        """Bytes in memory of the incomplete event."""
         return self._size
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that `chunk` completes; raises EventTooLarge or TooManyEvents."""
+        """Return the events that `chunk` completes. Raises EventTooLarge or TooManyEvents."""
         self._size += len(chunk)
         events: list[Event] = []
         data: list[bytes] = []
@@ -108,7 +108,7 @@ class Reader:
             if others > self._lines_left:
                 break
         if data:
-            # Joined at once: so many short lines weigh more apart than together.
+            # Join now: many short lines take more memory as separate objects.
             self._data.append(b"\n".join(data))
         self._count(len(events), others)
         if self._size > self._limit:
@@ -116,7 +116,7 @@ class Reader:
         return events
 
     def _count(self, events: int, others: int) -> None:
-        """Take from what is left of the budget, which fills again as time goes by. Raises TooManyEvents."""
+        """Subtract from the budget, which refills over time. Raises TooManyEvents."""
         now = time.monotonic()
         refill = PER_SECOND * (now - self._counted_at)
         self._counted_at = now

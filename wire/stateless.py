@@ -1,6 +1,6 @@
-"""The client side of MCP 2026-07-28: requests without a session, which repeat parts of their body in headers.
+"""MCP client for 2026-07-28: stateless requests that repeat parts of their body in headers.
 
-How tools name those parts and how headers carry them: MCP 2026-07-28, Streamable HTTP, Custom Headers.
+See MCP 2026-07-28, Streamable HTTP, Custom Headers.
 """
 
 import base64
@@ -32,7 +32,7 @@ ENVELOPE: Object = {
     versions.CAPABILITIES_KEY: {},
 }
 
-# Codes with which a server of this era refuses a request; any other in a 4xx may be another era's.
+# Error codes of this era; any other in a 4xx suggests a server of another era.
 OWN_CODES = frozenset(
     {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.HEADER_MISMATCH, jsonrpc.MISSING_CAPABILITY}
 )
@@ -54,7 +54,7 @@ async def ask(
     *,
     schema: object = None,
 ) -> RpcResponse:
-    """Send one request, once, and return its answer. `schema` is the called tool's, for its Mcp-Param headers.
+    """Send one request once and return its answer. `schema` is that of the called tool, for Mcp-Param headers.
 
     Raises an UpstreamError.
     """
@@ -62,7 +62,7 @@ async def ask(
         versions.CLIENT_INFO_KEY: target.client_info,
         **params.get("_meta", {}),
         versions.MODERN_KEY: versions.MODERN,
-        # A server cannot ask for what is not declared: it could not be passed on.
+        # Servers must not request undeclared capabilities: such requests could not be forwarded.
         versions.CAPABILITIES_KEY: dict(target.capabilities),
     }
     if target.log_level:
@@ -87,13 +87,13 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover(transport: Transport, target: Target) -> ServerInfo | str:
-    """Return what the server says of itself over this wire, or in words why it does not speak it.
+    """Return the server's ServerInfo, or a text that says why it does not speak this version.
 
-    Raises UnknownVersion when it speaks none that we know, another UpstreamError when it cannot be told.
+    Raises UnknownVersion when it speaks no version we know, another UpstreamError when this cannot be determined.
     """
     try:
         answer = await ask(transport, target, "server/discover", {}, ignore)
-        if versions.MODERN in versions_in(answer.error):  # A server that is being changed may refuse what it lists.
+        if versions.MODERN in versions_in(answer.error):  # A server being upgraded may refuse a version it lists.
             answer = await ask(transport, target, "server/discover", {}, ignore)
     except BadAnswer as error:
         return error.detail
@@ -108,24 +108,24 @@ async def discover(transport: Transport, target: Target) -> ServerInfo | str:
 
 
 def _check_versions(target: Target, error: Object | None) -> None:
-    """Raises UnknownVersion for an error that lists versions, none of which we know."""
+    """Raise UnknownVersion for an error that lists only versions we do not know."""
     named = versions_in(error)
     if named and not set(named) & set(versions.CALLED):
         raise UnknownVersion(target.server_name, f"speaks only MCP {', '.join(named)[:200]}")
 
 
-# The headers that repeat parts of the body; the proxy reads clients' headers by the same rules
+# Headers that repeat parts of the body; also used by the proxy to read clients' headers
 
 
 def encoded_value(value: str) -> str:
-    """`value` as a header may carry it: verbatim where that is safe, else wrapped in base64."""
+    """Encode a header value: verbatim if safe, otherwise in base64."""
     if _SAFE(value) and value == value.strip() and not _SENTINEL(value):
         return value
     return f"=?base64?{base64.b64encode(value.encode(errors='replace')).decode()}?="
 
 
 def decoded_value(value: str) -> str | None:
-    """What `encoded_value` was given; None when the wrapping is broken."""
+    """Decode a value of `encoded_value`; None if its base64 is invalid."""
     wrapped = _SENTINEL(value)
     if wrapped is None:
         return value
@@ -134,12 +134,12 @@ def decoded_value(value: str) -> str | None:
         text = content.decode()
     except (binascii.Error, UnicodeDecodeError):
         return None
-    # Only the canonical form counts, or two readers could disagree.
+    # Only canonical base64 is accepted, because parsers read other forms differently.
     return text if base64.b64encode(content).decode() == wrapped[1] else None
 
 
 def param_headers(schema: Any, arguments: Any) -> dict[str, str]:
-    """The Mcp-Param headers of a call with these arguments to a tool of this schema."""
+    """Return the Mcp-Param headers for these arguments and the schema of the tool."""
     headers = {}
     for path, annotated in _annotated(schema):
         value = _at(arguments, path)
@@ -152,7 +152,7 @@ def param_headers(schema: Any, arguments: Any) -> dict[str, str]:
 
 
 def has_sound_annotations(schema: Any) -> bool:
-    """Whether every annotation in the schema is one a client may follow; a tool with another is not shown."""
+    """Return whether all header annotations in the schema are valid. Tools with invalid ones are hidden."""
     names = [annotated for _, annotated in _annotated(schema)]
     spelled = [each[ANNOTATION] for each in names]
     if len(names) != _count(schema) or not all(isinstance(name, str) and is_header_name(name) for name in spelled):
@@ -163,14 +163,14 @@ def has_sound_annotations(schema: Any) -> bool:
 
 
 def without_annotations(value: Any) -> Any:
-    """The schema as clients see it: the gateway computes the headers anew from the arguments."""
+    """Return the schema without header annotations: the gateway computes the headers from the arguments."""
     if isinstance(value, dict):
         return {key: without_annotations(inner) for key, inner in value.items() if key != ANNOTATION}
     return [without_annotations(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _annotated(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], jsonrpc.Object]]:
-    """The annotated properties that a chain of `properties` leads to, with that chain."""
+    """Yield annotated properties with their paths of `properties` names."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     if not isinstance(properties, dict):
         return

@@ -1,4 +1,4 @@
-"""The ids of a task in messages: a client never has the server's own one (MCP 2025-11-25 and 2026-07-28, Tasks)."""
+"""Map task ids in messages: clients never see the server's own ids (MCP 2025-11-25 and 2026-07-28, Tasks)."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ RELATED = "io.modelcontextprotocol/related-task"
 
 
 class TaskIds(NamedTuple):
-    """A task by its id at the server and the id its client has; `is_modern` where its era is 2026-07-28."""
+    """A task's id at the server and its id for the client. `is_modern` if its era is 2026-07-28."""
 
     own_id: str
     client_id: str
@@ -17,9 +17,9 @@ class TaskIds(NamedTuple):
 
 
 def result_for_client(method: str, result: Object, task: TaskIds | None, alias: str) -> Object:
-    """Return the result with the id the client has of `task`; `result` itself when there is nothing to change.
+    """Return the result with the client's id of `task`, or `result` itself if nothing changes.
 
-    A finished task of 2026-07-28 holds the result of its call, whose URIs are mapped as those of any result.
+    A finished task of 2026-07-28 contains the result of its call, whose URIs are mapped too.
     """
     shown = for_client(result, task)
     if task is None:
@@ -34,7 +34,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
 
 
 def for_client(value: Object, task: TaskIds | None) -> Object:
-    """Return a result or params of a server's, whose `_meta` names the task by the client's id, or no task."""
+    """Return a result or params of the server with the client's id of the task in `_meta`, or no task."""
     meta = value.get("_meta")
     if not isinstance(meta, dict) or RELATED not in meta:
         return value
@@ -42,18 +42,18 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a result or params of a client's, whose `_meta` names the task by the server's id, or no task."""
+    """Return a result or params of the client with the server's id of the task in `_meta`, or no task."""
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value
 
 
 def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
-    """Return the `_meta` of a client's with the server's id of the task, or without a task."""
+    """Return the client's `_meta` with the server's id of the task, or without a task."""
     return _renamed(meta, task.client_id if task else None, task.own_id if task else "") if RELATED in meta else meta
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """`meta` with `shown` in place of the related task `known`; without any other related task."""
+    """Replace the related task `known` in `meta` by `shown`, and remove any other related task."""
     related = meta[RELATED]
     rest = {key: inner for key, inner in meta.items() if key != RELATED}
     if known is not None and isinstance(related, dict) and related.get("taskId") == known:

@@ -1,8 +1,8 @@
-"""What is carried on to servers of the headers of a call: its trace context, and how many gateways it has passed.
+"""Headers of a call that are forwarded to servers: the trace context, and the number of gateways passed.
 
-By the trace context (W3C) who runs both ends sees one trace. By the number of gateways a circle of them ends
-(docs/reference/error-codes.md): each adds itself to what the request says, in a header of its own. `Via` (RFC 9110
-section 7.6.3) would be the standard's, but proxies on the way add to it or take it off.
+The trace context (W3C) joins the traces of both ends. The number of gateways stops loops
+(docs/reference/error-codes.md): each gateway increments it. It has its own header because proxies add to or remove
+`Via` (RFC 9110 section 7.6.3).
 """
 
 import re
@@ -14,11 +14,11 @@ from wire.errors import UpstreamError
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 _PLAIN = re.compile(rb"[\x20-\x7e]+").fullmatch
 
-# What goes with a traceparent, and how much of it (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
+# Headers beside traceparent, and their longest values (W3C Trace Context 3.3.1.5, Baggage 3.3.2).
 _BESIDE = ((b"tracestate", 512), (b"baggage", 8192))
 
 PARENT = "traceparent"
-FIELDS = (PARENT, "tracestate", "baggage")  # By the same names in headers and in the `_meta` of a message.
+FIELDS = (PARENT, "tracestate", "baggage")  # Same names in headers and in the `_meta` of a message.
 
 HOPS_HEADER = "Gateway-Hops"
 MOST_HOPS = 4
@@ -29,7 +29,7 @@ type Trace = Mapping[str, str]
 
 
 class TooManyHops(UpstreamError):
-    """The request has passed so many gateways that it goes in a circle."""
+    """The request has passed too many gateways, so it is in a loop."""
 
     reason = "loop"
     sentence = "This request has passed {server} gateways already: a server behind one of them leads back here."
@@ -40,7 +40,7 @@ class TooManyHops(UpstreamError):
 
 
 def hops_passed(headers: Mapping[bytes, bytes]) -> int:
-    """The gateways that a request with these headers has passed; MOST_HOPS for a value that is no number."""
+    """Return the number of gateways a request has passed; MOST_HOPS if the header is not a number."""
     value = headers.get(HOPS_KEY)
     if value is None:
         return 0
@@ -48,14 +48,14 @@ def hops_passed(headers: Mapping[bytes, bytes]) -> int:
 
 
 def check_hops(headers: Mapping[bytes, bytes]) -> None:
-    """Raises TooManyHops when a request with these headers must not be sent on."""
+    """Raise TooManyHops if a request with these headers must not be forwarded."""
     hops = hops_passed(headers)
     if hops >= MOST_HOPS:
         raise TooManyHops(str(hops))
 
 
 def _hops_sent_on(headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """What every request says that is made to a server for one with these headers."""
+    """Return the hops header for requests to servers, one more than in these headers."""
     return {HOPS_HEADER: str(hops_passed(headers) + 1)}
 
 
@@ -63,10 +63,10 @@ NONE: Trace = MappingProxyType(_hops_sent_on({}))
 
 
 def of(headers: Mapping[bytes, bytes]) -> Trace:
-    """What is sent on with whatever is asked for a request of these headers: its trace context and the count of hops.
+    """Return the headers to forward for a request with these headers: trace context and hops.
 
-    A traceparent that is none is dropped with its company (W3C Trace Context 3.2.2.5.1). The context is handed on with
-    the request and kept nowhere: one connection carries the requests of many traces.
+    With an invalid traceparent the others are dropped too (W3C Trace Context 3.2.2.5.1). The context is passed with
+    each request and not stored, because one connection is used for many traces.
     """
     parent, passed = headers.get(b"traceparent"), headers.get(HOPS_KEY)
     if parent is None and passed is None:
@@ -83,7 +83,7 @@ def of(headers: Mapping[bytes, bytes]) -> Trace:
 
 
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
-    """The same by the `_meta` of a message, which says it apart from the HTTP request that carries the message."""
+    """Return the headers to forward, with the trace context from the `_meta` of a message."""
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
     return of({name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers))
 

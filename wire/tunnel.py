@@ -1,4 +1,4 @@
-"""Connections through the outbound proxy, for the client of calls: a tunnel, and TLS to the server in it."""
+"""Connections through the outbound proxy for MCP calls: a CONNECT tunnel, and TLS inside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wire.resolver import Resolver
 
 
 class _Answer(asyncio.Protocol):
-    """What the proxy says to CONNECT: to the end of the head, or of the connection."""
+    """Collects the proxy's answer to CONNECT, up to the end of its headers or of the connection."""
 
     def __init__(self) -> None:
         self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -34,7 +34,7 @@ class _Answer(asyncio.Protocol):
 async def opened(
     proxy: OutboundProxy, resolver: Resolver, target: str, port: int, seconds: float
 ) -> tuple[socket.socket, asyncio.Transport]:
-    """A tunnel to an address, or to a name that the proxy resolves, within so many seconds. Raises ProxyFailed."""
+    """Open a tunnel to an address or a name the proxy resolves, within `seconds`. Raises ProxyFailed."""
     with proxy.told():
         async with asyncio.timeout(seconds):
             sock, transport, answer = await _connected(proxy, resolver)
@@ -70,7 +70,7 @@ async def _connected(proxy: OutboundProxy, resolver: Resolver) -> tuple[socket.s
 
 
 async def secured(transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, host: str) -> None:
-    """TLS to the server in the tunnel; what it says goes to `protocol` from then on. Raises OSError."""
+    """Start TLS to the server inside the tunnel and connect it to `protocol`. Raises OSError."""
     try:
         loop = asyncio.get_running_loop()
         inner = await loop.start_tls(transport, protocol, context, server_hostname=host)

@@ -1,4 +1,4 @@
-"""Whose turn it is, and for how long: places shared fairly, the reading of answers in slices, and time limits."""
+"""Fair scheduling: concurrency slots per server, time slices for parsing, and time limits."""
 
 import asyncio
 import math
@@ -8,31 +8,31 @@ from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-QUICK_TURNS = 8  # So many slices of an answer follow each other closely; from then on it shares what time is left over.
+QUICK_TURNS = 8  # Slices of an answer without a pause; later ones get only spare time.
 REST_SECONDS = 0.001
-# The rest after work in one piece, as a multiple of its time: a call beside it takes several turns of the loop.
+# The pause after unsliced work, as a multiple of its duration: other calls need several turns of the loop.
 REST_SHARE = 4
 
-LARGE_AT_ONCE = 3  # Of all answers of which much is kept in memory; of one server two at most.
+LARGE_AT_ONCE = 3  # Large answers in memory at once; two at most from one server.
 
 MOST_WAITING = 1024  # In one queue.
 MOST_WAITING_OF_ONE = 128  # Of one person, in one queue.
 
-GRAIN_SECONDS = 0.05  # Between two looks at which deadlines have passed, at least: so late one may be.
+GRAIN_SECONDS = 0.05  # Granularity of deadlines: one may expire this much late.
 
 type Turn = asyncio.Future[None]
 
 
 class QueueFull(Exception):
-    """No more may wait."""
+    """The queue is full."""
 
 
 class FairQueue:
-    """The places of one server, shared fairly by the people who call: enter before a call, leave after it.
+    """Concurrency slots of one server, shared fairly by people. Enter before a call, leave after it.
 
-    Whoever holds places may take another only while enough of them stay free, and the last free one is for somebody who
-    holds none. So slow calls of one person, or of one connection, never make another's first call wait. Those who must
-    wait take turns: person by person, and connection by connection within a person.
+    A person with slots may take another only while enough are free, and the last free one is for somebody without any.
+    So slow calls of one person, or of one connection, never delay another's first call. Waiting calls take turns:
+    person by person, and connection by connection within a person.
     """
 
     __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")
@@ -40,31 +40,31 @@ class FairQueue:
     def __init__(self, bound: int) -> None:
         self.bound = bound
         self._under_way = 0
-        # The places each person and each connection holds; neither is in here without one.
+        # Slots per person and per connection; those without any are not in here.
         self._held: dict[str, int] = {}
-        # Persons in the order of their turns, their connections likewise, and the calls of each.
+        # People in the order of their turns, their connections likewise, and the waiting calls of each.
         self._waiting: dict[str, dict[str, deque[Turn]]] = {}
         self._waiting_count = 0
 
     @property
     def waiting(self) -> int:
-        """How many calls wait."""
+        """Number of waiting calls."""
         return self._waiting_count
 
     @property
     def under_way(self) -> int:
-        """How many calls hold a place."""
+        """Number of calls with a slot."""
         return self._under_way
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way and nobody waits."""
+        """True if no call is running or waiting."""
         return not self._under_way and not self._waiting_count
 
     def enter_now(self, person: str, connection: str) -> bool:
-        """Take a place when there is one to take at once."""
+        """Take a slot if one is available now. Return whether it was taken."""
         held = self._held
-        if person not in held and self._under_way < self.bound:  # Nearly always; what follows holds here too.
+        if person not in held and self._under_way < self.bound:  # Fast path, nearly always taken.
             self._under_way += 1
             held[person] = 1
             held[connection] = held.get(connection, 0) + 1
@@ -75,7 +75,7 @@ class FairQueue:
         return True
 
     async def enter(self, person: str, connection: str) -> None:
-        """Wait for a place and take it. Raises QueueFull when too many wait already."""
+        """Wait for a slot and take it. Raises QueueFull when too many wait already."""
         connections = self._waiting.get(person, {})
         if self._waiting_count >= MOST_WAITING or sum(map(len, connections.values())) >= MOST_WAITING_OF_ONE:
             raise QueueFull
@@ -87,16 +87,16 @@ class FairQueue:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._withdraw(person, connection, turn)
-            else:  # It was given a place at the very moment it gave up.
+            else:  # It got a slot at the moment it was cancelled.
                 self.leave(person, connection)
             raise
 
     def come_back(self, person: str, connection: str) -> None:
-        """Take a place again that was given back for a while, at once: the call goes on at its server as it is."""
+        """Take back a slot that was released temporarily, without waiting: the call is still running."""
         self._start(person, connection)
 
     def leave(self, person: str, connection: str) -> None:
-        """Give a place back; who may have it next gets it."""
+        """Release a slot and give it to the next waiting call."""
         self._under_way -= 1
         for holder in (person, connection):
             left = self._held[holder] - 1
@@ -112,7 +112,7 @@ class FairQueue:
         of_person = self._held.get(person, 0)
         if free <= 0 or not of_person:
             return free > 0
-        # One person holds two thirds at most when nobody else calls, one connection half.
+        # Alone, a person can take two thirds of the slots, a connection half.
         return of_person < 2 * (free - 1) and self._held.get(connection, 0) < free - 1
 
     def _start(self, person: str, connection: str) -> None:
@@ -122,10 +122,10 @@ class FairQueue:
         held[connection] = held.get(connection, 0) + 1
 
     def _start_next(self) -> bool:
-        """Give a place to the next who may have one; False when there is none."""
+        """Give a slot to the next waiting call that may have one. Return False if there is none."""
         for person, connections in self._waiting.items():
             for connection, turns in connections.items():
-                # Whoever gave up in this very round of the loop has not left the line yet.
+                # A call cancelled in this round of the loop is still in the queue.
                 turn = next((turn for turn in turns if not turn.done()), None)
                 if turn is not None and self._may_start(person, connection):
                     turns.remove(turn)
@@ -136,7 +136,7 @@ class FairQueue:
         return False
 
     def _took_turn(self, person: str, connection: str) -> None:
-        """Put both at the end of their lines, or out of them when nothing of theirs waits."""
+        """Move person and connection to the end of their queues, or remove them if no more calls wait."""
         self._waiting_count -= 1
         connections = self._waiting.pop(person)
         turns = connections.pop(connection)
@@ -156,11 +156,10 @@ class FairQueue:
 
 
 class Turns:
-    """Turns of whoever has much to read: one slice of one answer at a time, whoever's it is.
+    """Schedules the parsing of answers: one slice of one answer at a time.
 
-    However many answers pour in, a call beside them waits for one slice and not for one of each. An answer that has had
-    its quick turns gets the others with a rest before each, so that all such answers together leave most of the time
-    to those that are small.
+    However many answers arrive, other calls wait for one slice, not for one of each. After QUICK_TURNS slices an answer
+    pauses before each further one, so that all large answers together leave most of the time to small ones.
     """
 
     def __init__(self) -> None:
@@ -172,7 +171,7 @@ class Turns:
 
     @contextmanager
     def unlimited(self) -> Iterator[None]:
-        """Stop the idle limits of the current task: it is not the server that it waits for."""
+        """Pause the idle limits of the current task while it waits for us, not for the server."""
         limits = self.timer.limits_of(asyncio.current_task())
         for limit in limits:
             limit.hold()
@@ -184,7 +183,7 @@ class Turns:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """For work that cannot be cut into slices: one piece at a time, and after each the loop rests from them."""
+        """Serialise work that cannot be sliced, with a pause of REST_SHARE times its duration after each piece."""
         await self._whole.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -194,7 +193,7 @@ class Turns:
             loop.call_later(REST_SHARE * (loop.time() - began), self._whole.release)
 
     async def wait(self, taken: int) -> None:
-        """Let everybody else go first; `taken` is how many turns this answer has had."""
+        """Wait for the next slice; `taken` is the number of slices this answer has had."""
         loop = asyncio.get_running_loop()
         waiting = self._quick if taken < QUICK_TURNS else self._slow
         turn = loop.create_future()
@@ -212,7 +211,7 @@ class Turns:
     def _next(self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]) -> None:
         while waiting:
             turn = waiting.popleft()
-            if not turn.done():  # Else whoever waited has left.
+            if not turn.done():  # Otherwise the waiting task was cancelled.
                 turn.set_result(None)
                 break
         if waiting:
@@ -220,17 +219,17 @@ class Turns:
 
 
 class Timed(Protocol):
-    """What has a deadline."""
+    """Protocol for objects with a deadline."""
 
     def expire(self) -> None:
-        """The deadline has passed; it is none any more."""
+        """Called when the deadline has passed, after it was removed."""
 
 
 class SharedTimer:
-    """One timer for many deadlines of a loop, by what has them, at most one each; times are those of its clock.
+    """One event loop timer for many deadlines, at most one per object. Times are those of the loop's clock.
 
-    Each call has two, nearly all of which never pass: to note one here takes a fifth of what it takes to start and stop
-    a timer of the loop.
+    Each call sets two deadlines, nearly all of which never expire. Setting one here takes a fifth of the time of
+    starting and cancelling a loop timer.
     """
 
     __slots__ = ("_due", "_next", "_timer")
@@ -238,20 +237,20 @@ class SharedTimer:
     def __init__(self) -> None:
         self._due: dict[Timed, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._next = math.inf  # When the timer looks.
+        self._next = math.inf  # Time of the next check.
 
     def set(self, timed: Timed, due: float) -> None:
-        """Have `timed` expire at that time, or a moment later."""
+        """Let `timed` expire at `due`, or up to GRAIN_SECONDS later."""
         self._due[timed] = due
         if due < self._next:
             self._look_at(due)
 
     def drop(self, timed: Timed) -> None:
-        """Forget the deadline of `timed`, if it has one."""
+        """Remove the deadline of `timed`, if it has one."""
         self._due.pop(timed, None)
 
     def limits_of(self, task: asyncio.Task[Any] | None) -> "list[TimeLimit]":
-        """Return the time limits that `task` is under."""
+        """Return the active time limits of `task`."""
         return [timed for timed in self._due if isinstance(timed, TimeLimit) and timed.is_of(task)]
 
     def _look_at(self, when: float) -> None:
@@ -265,7 +264,7 @@ class SharedTimer:
         now = asyncio.get_running_loop().time()
         try:
             for timed in [timed for timed, due in self._due.items() if due <= now]:
-                # One that expires may take another's deadline away.
+                # Expiring one may remove the deadline of another.
                 if self._due.get(timed, math.inf) <= now:
                     del self._due[timed]
                     timed.expire()
@@ -275,11 +274,10 @@ class SharedTimer:
 
 
 class TimeLimit:
-    """A block that raises TimeoutError when it takes longer than `seconds`. Enter it inside a task, once.
+    """Context that raises TimeoutError after `seconds` without a `touch`, or `total` in all. Not reentrant.
 
-    The first limit begins anew at each `touch`, and `total` is what the block may take in all; `exceeded` says which it
-    was. It is `asyncio.timeout` in a fraction of its time, since every call is under one; `timer` is shared by all
-    such blocks of a loop.
+    `exceeded` is the limit that was exceeded. Like `asyncio.timeout`, but much faster, since every call uses one;
+    `timer` is shared by all limits of a loop.
     """
 
     __slots__ = (
@@ -305,23 +303,23 @@ class TimeLimit:
 
     @property
     def exceeded(self) -> str:
-        """`total` or `idle`."""
+        """The exceeded limit: `total` or `idle`."""
         return "total" if self._loop.time() >= self._ends else "idle"
 
     def is_of(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether it limits this task."""
+        """Return whether this limit applies to `task`."""
         return self._task is task
 
     def touch(self) -> None:
-        """Something came: the first limit begins anew."""
+        """Restart the idle limit."""
         self._moved = self._loop.time()
 
     def hold(self) -> None:
-        """The first limit stands still until as many `go_on` were called."""
+        """Pause the idle limit until `go_on` was called as often."""
         self._held += 1
 
     def go_on(self) -> None:
-        """The opposite of `hold`."""
+        """Undo one `hold`, and restart the idle limit."""
         self._held -= 1
         self.touch()
 
@@ -341,13 +339,13 @@ class TimeLimit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.drop(self)
-        # Whoever else cancelled the task meanwhile goes first (as in asyncio.Timeout.__aexit__).
+        # Other cancellations of the task take precedence (as in asyncio.Timeout.__aexit__).
         alone = self._expired and self._task.uncancel() <= self._cancelled_before
         if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise TimeoutError from error
 
     def expire(self) -> None:
-        """The deadline that was set has passed: it is set anew if something came meanwhile, else the block ends."""
+        """Set the next deadline if the idle limit was restarted or paused, otherwise cancel the task."""
         now = self._loop.time()
         due = min((now if self._held else self._moved) + self.seconds, self._ends)
         if due > now:

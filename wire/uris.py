@@ -1,9 +1,9 @@
-"""How a resource is addressed at a gateway with several servers, and which URIs a template means. Needs no Django.
+"""Map resource URIs and templates for gateways with several servers, and match templates. Needs no Django.
 
-A URI says nothing of its server, so with several it is given out as `gateway://<alias>/<the URI, percent-encoded>`;
-one of the scheme `ui`, by which hosts know a page that they show (MCP Apps), as `ui://gateway/<alias>/...`.
-In a template (RFC 6570) the expressions must not be encoded: each stands in parentheses, `(` and `)`, and whatever is
-in parentheses when the URI comes back is taken as it is. So a value a client encoded into the template stays encoded.
+A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`. URIs
+of the scheme `ui`, by which hosts recognise pages to show (MCP Apps), become `ui://gateway/<alias>/...`.
+In a template (RFC 6570), expressions must not be encoded: they are put in parentheses, and text in parentheses is not
+decoded when a client sends the URI. So values that a client encoded into the template stay encoded.
 """
 
 import re
@@ -18,22 +18,22 @@ UI, UI_PREFIX = "ui://", "ui://gateway/"
 
 MOST_EXPRESSIONS = 20
 FEW_MARKS = 16
-DEEPEST, DEEPEST_ARGUMENT = 10, 100  # Levels at which a result and an argument can hold a URI.
+DEEPEST, DEEPEST_ARGUMENT = 10, 100  # Nesting levels searched for URIs in results and in arguments.
 
 _EXPRESSION = re.compile(r"(\{[^{}]*\})")
 _MAPPED = re.compile(r"(?:gateway://|ui://gateway/)([^/]*)/(.*)", re.DOTALL).fullmatch
 
-# What ends the value of an expression that expands into one segment (RFC 6570 section 3.2.2).
+# Characters that end the value of a simple expression (RFC 6570 section 3.2.2).
 _RESERVED = frozenset(":/?#[]@!$&'()*+,;=")
 
 
 def exposed_uri(alias: str, uri: str) -> str:
-    """The URI under which clients are given `uri` of the server `alias`; the same without an alias."""
+    """Return the URI for clients of `uri` at the server `alias`; unchanged without an alias."""
     return f"{_prefix(uri)}{alias}/{_encoded(uri)}" if alias else uri
 
 
 def exposed_template(alias: str, template: str) -> str:
-    """The template under which clients are given `template`; expanding and mapping it back is expanding `template`."""
+    """Return the template for clients. Its expansions map back to those of `template`."""
     if not alias:
         return template
     parts = _EXPRESSION.split(template)
@@ -46,12 +46,12 @@ def _prefix(uri: str) -> str:
 
 
 def alias_and_uri(exposed: str) -> tuple[str, str]:
-    """The alias and the server's own URI that a client's URI means; the alias is empty when it names none."""
+    """Split a client's URI into alias and the server's own URI; the alias is empty if there is none."""
     mapped = _MAPPED(exposed)
     return (mapped[1], _decoded(mapped[2])) if mapped else ("", exposed)
 
 
-# The members of results, prompts and notifications in which further ones stand, and those that hold a URI.
+# Members of results, prompts and notifications to search, and those of `_meta` that are URIs.
 _CONTAINERS = ("content", "contents", "messages", "resource")
 _UI, _UI_FLAT = "ui", "ui/resourceUri"
 
@@ -59,10 +59,10 @@ _is_web = re.compile(r"https?://", re.IGNORECASE).match
 
 
 def exposed(value: Any, alias: str, level: int = 0) -> Any:
-    """A result, or a part of one, with every URI in it as clients are given it; `value` itself when it has none.
+    """Return a result, or a part of one, with all URIs mapped for clients; `value` itself if it has none.
 
-    Links, embedded resources, contents of a resource, and the page of a tool (`_meta.ui.resourceUri`) have one. A link
-    to the web stays as it is: clients may open it themselves.
+    URIs are in links, embedded resources, contents of resources, and the page of a tool (`_meta.ui.resourceUri`). Links
+    to the web are not mapped, since clients may open them themselves.
     """
     if level > DEEPEST or not alias:
         return value
@@ -84,9 +84,9 @@ def exposed(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def own(value: Any, alias: str, level: int = 0) -> Any:
-    """An argument with each string that is a URI given out for the server `alias` as that server's own URI.
+    """Return an argument with each exposed URI of the server `alias` mapped back to the server's own URI.
 
-    Strings that only hold such a URI stay as they are, and so do URIs of other servers.
+    Strings that merely contain such a URI, and URIs of other servers, are not changed.
     """
     if level > DEEPEST_ARGUMENT:
         return value
@@ -101,12 +101,12 @@ def own(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def may_hold_exposed(body: bytes) -> bool:
-    """Return False where no string in this JSON text is a URI that was given out, unless its letters are escaped."""
+    """Return whether this JSON text may contain an exposed URI, unless its letters are escaped."""
     return b"gateway" in body
 
 
 def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
-    """A `_meta` with the page of a tool (MCP Apps) as clients are given it; `meta` itself when it names none."""
+    """Return a `_meta` with the page URI of a tool (MCP Apps) mapped; `meta` itself if it has none."""
     changed: dict[str, Any] = {}
     ui = meta.get(_UI)
     if isinstance(ui, dict) and isinstance(ui.get("resourceUri"), str):
@@ -117,18 +117,18 @@ def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
 
 
 def literal_length(template: str) -> int:
-    """How much of a template is no expression: of two that match, the one with more says more."""
+    """Return the length of the literal parts. Of two matching templates, the longer one is more specific."""
     return len(_EXPRESSION.sub("", template))
 
 
 class MatchBudget:
-    """Steps that may be spent on finding the template of one URI, some 30 ms: servers may list thousands."""
+    """Limits the steps of finding the template of one URI (about 30 ms): servers may list thousands."""
 
     def __init__(self, steps: int = 200_000) -> None:
         self._left = steps
 
     def spend(self, steps: int) -> bool:
-        """Return whether so many steps were left."""
+        """Use up `steps`. Return whether as many were left."""
         self._left -= steps
         return self._left >= 0
 
@@ -136,8 +136,8 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    `narrowly` only when no simple expression stands for more than one segment; else any expression may be any text, and
-    a template with very many of them, or one for which no budget is left, anything.
+    With `narrowly`, simple expressions match within one segment only; otherwise any expression matches any text, and
+    templates with too many expressions, or without budget left, match everything.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -161,7 +161,7 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
 
 
 def _ends_of_any_text(uri: str, start: int, following: str, *, is_last: bool) -> set[int]:
-    """Return where any text that begins at `start` may end: before what follows it in the template."""
+    """Return where an arbitrary text from `start` may end: before each occurrence of `following`."""
     if is_last:
         end = len(uri) - len(following)
         return {end} if end >= start else set()
@@ -193,7 +193,7 @@ def _encoded(text: str) -> str:
     unsafe = set(text) - _SAFE
     if len(unsafe) > FEW_MARKS:
         return _quoted(text)
-    # `quote` takes each character by itself: three times as long for the few different ones of a usual URI.
+    # Faster than `quote`, which handles each character by itself, for the few distinct ones of a usual URI.
     if "%" in unsafe:
         unsafe.discard("%")
         text = text.replace("%", "%25")
@@ -210,7 +210,7 @@ _quoted_mark = lru_cache(1_000)(_quoted)
 
 
 def _decoded(text: str) -> str:
-    """`text` percent-decoded, but for what stands in parentheses, which goes on as it is, without them."""
+    """Percent-decode `text`, except parts in parentheses, whose parentheses are removed."""
     if "(" not in text:
         return unquote(text, errors="surrogatepass")
     parts, depth, begin = [], 0, 0

@@ -1,12 +1,12 @@
-"""The two wires of MCP: `initialize` sessions, and the self-contained requests of 2026-07-28. Needs no Django."""
+"""Versions of MCP: those with `initialize` sessions, and the stateless 2026-07-28. Needs no Django."""
 
 MODERN = "2026-07-28"
 SESSION_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26")
 SUPPORTED = (MODERN, *SESSION_VERSIONS)
-DOTTED = ("2025-11-25",)  # The versions with sessions in which the name of a tool may have dots.
+DOTTED = ("2025-11-25",)  # Session versions that allow dots in tool names.
 NEWEST_SESSION = SESSION_VERSIONS[0]
 
-# What a server may speak for us to call it: the answers of 2024-11-05 are those of a session too.
+# Versions in which we can call servers; answers of 2024-11-05 are like those of later session versions.
 CALLED = (*SUPPORTED, "2024-11-05")
 
 MODERN_KEY = "io.modelcontextprotocol/protocolVersion"
@@ -25,5 +25,5 @@ NAMED_BY = {
 
 
 def negotiated(proposed: object) -> str:
-    """The version an `initialize` answer names: the proposed one when it is served, else the newest of its era."""
+    """Return the version to answer `initialize` with: the proposed one if supported, or the newest."""
     return proposed if isinstance(proposed, str) and proposed in SESSION_VERSIONS else NEWEST_SESSION

@@ -25,7 +25,7 @@ ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
 
 
 class StatusFilter(SimpleListFilter):
-    """Connections by the state their row has."""
+    """Filter connections by status."""
 
     title = "status"
     parameter_name = "status"
@@ -76,7 +76,7 @@ class ConnectionPages(CapabilityAdmin):
 
     @display(description="own identities it carries")
     def own_identities(self, obj: Connection) -> str:
-        """Which identity it takes to which server."""
+        """List the identities the connection carries and their servers."""
         rows = obj.identities.select_related("assignment__server", "assignment__gateway", "identity__server")
         return ", ".join(f"{row.identity.label} to {row.assignment.server}" for row in rows)
 
@@ -153,7 +153,7 @@ class TokenPages(CapabilityAdmin):
     readonly_fields = fields[1:]
 
     def get_queryset(self, request: Any) -> Any:
-        """With whether the user of each reaches its gateway, which its state depends on."""
+        """Annotate whether each user can reach the gateway, which the status depends on."""
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 
@@ -162,7 +162,7 @@ class TokenPages(CapabilityAdmin):
         return f"blocked: {in_short(obj.blocked_reason)}" if obj.blocked_reason else in_words(obj.status, "token")
 
     def reaches(self, obj: Token) -> str:
-        """The servers it is narrowed to."""
+        """List the servers the token is limited to."""
         if obj.scope_all:
             return "every server of its gateway"
         return ", ".join(str(scope.assignment.server) for scope in obj.scopes.select_related("assignment__server"))
@@ -188,7 +188,7 @@ class BindingPages(CapabilityAdmin):
     ordering = ("-created_at",)
 
     def what(self, obj: Binding) -> str:
-        """The kind of credential it ties; which one would be a secret's name."""
+        """Return the kind of credential, not the credential itself."""
         if obj.grant_id:
             return "authorization code"
         return "access token" if obj.access_token_id else "refresh token"

@@ -28,14 +28,14 @@ else:
     ModelPages = ModelAdmin
     AnyForm = ModelForm
 
-PATTERNS = {"regex", "iregex"}  # The database refuses a bad one only when rows are read, and a good one may take long.
-# The columns that say since when a row has ended, and what it is then.
+PATTERNS = {"regex", "iregex"}  # Invalid patterns fail only when rows are read, and valid ones may be slow.
+# Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
 def may(request: HttpRequest, *capabilities: Capability) -> bool:
-    """Whether the request's user holds any of `capabilities`."""
+    """Return whether the user has any of these capabilities."""
     return any(request.user.has_perm(capability) for capability in capabilities)
 
 
@@ -80,7 +80,7 @@ class CapabilityAdmin(ModelPages):
     show_full_result_count = False  # A second count of the whole table.
     show_facets = ShowFacets.NEVER  # One more count for each filter.
 
-    # Who may what
+    # Permissions
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return may(request, *self.seen_by)
@@ -98,20 +98,20 @@ class CapabilityAdmin(ModelPages):
         return False
 
     def is_open(self, obj: Any) -> bool:
-        """Whether this row may still be changed: what was archived or revoked may not."""
+        """Return whether the row can be changed: not after it was archived, revoked or removed."""
         return all(getattr(obj, name, None) is None for name in ENDED)
 
     def state(self, obj: Any) -> str:
-        """The column of lists for what can be switched: a row that has ended never looks switched on."""
+        """Return the state for lists. A row that has ended is never shown as enabled."""
         for name, state in ENDED.items():
             if getattr(obj, name, None) is not None:
                 return state
         return "enabled" if obj.enabled else "disabled"
 
-    # What a list may be narrowed by
+    # Filters
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
-        """Only what these pages show: a filter on a hidden column would tell it letter by letter."""
+        """Allow only shown columns: filters on hidden ones would disclose them letter by letter."""
         first, *further = lookup.split(LOOKUP_SEP)
         if first not in self._shown or PATTERNS.intersection(further) or "\x00" in str(value):
             return False
@@ -137,14 +137,14 @@ class CapabilityAdmin(ModelPages):
 
     def save_model(self, request: HttpRequest, obj: Model, form: ModelForm[Any], change: bool) -> None:
         if change:
-            # The form has changed `obj` already; a verb compares with what was.
+            # The form has changed `obj` already, but the verb compares with the stored row.
             row = self.model._default_manager.get(pk=obj.pk)
             self.edit(row, {name: form.cleaned_data[name] for name in form.changed_data}, request.user)
         else:
             obj.pk = self.add(form.cleaned_data, request.user).pk
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """The verb has done it."""
+        """Do nothing: the verb has saved related rows."""
 
     def changeform_view(
         self,
@@ -176,20 +176,20 @@ class CapabilityAdmin(ModelPages):
             if action.is_open_to(request.user)
         }
 
-    # What happened to it stands among the admin events, in one place for all doors
+    # Changes are recorded as admin events by the verbs, as everywhere
 
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None:  # type: ignore[override]
-        """Its verb has recorded it."""
+        """Do nothing: the verb has recorded an event."""
 
     def log_change(self, request: HttpRequest, obj: Model, message: Any) -> None:  # type: ignore[override]
-        """Its verb has recorded it."""
+        """Do nothing: the verb has recorded an event."""
 
     def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:  # type: ignore[override]
-        """Its verb has recorded it."""
+        """Do nothing: the verb has recorded an event."""
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """The admin events of this row."""
+        """Redirect to the admin events of this row."""
         query = urlencode({"range": "all", "target": object_id})
         return redirect(f"{reverse('auditlog:events')}?{query}")

@@ -29,7 +29,7 @@ USABLE = Q(revoked_at=None)
 
 
 class ServerSettings(SignInSettings, VersionedForm):
-    """How people sign in at a server; what would end sign-ins has to be agreed to."""
+    """Sign-in settings of a server. Changes that end sign-ins must be confirmed."""
 
     end_sign_ins = BooleanField(
         label="End sign-ins", required=False, help_text="Only when a change says that it ends some: agree to that."
@@ -105,7 +105,7 @@ class ServerPages(CapabilityAdmin):
         return super().is_open(obj) and not obj.is_built_in
 
     def get_fields(self, request: HttpRequest, obj: Server | None = None) -> Any:
-        """Who may not change it is asked nothing."""
+        """Hide the confirmation field from users who cannot change the server."""
         agreed = self.has_change_permission(request, obj)
         return [name for name in self.fields if agreed or name != "end_sign_ins"]
 

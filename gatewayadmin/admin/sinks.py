@@ -76,7 +76,7 @@ class SinkPages(CapabilityAdmin):
 
     @display(description="Address")
     def place(self, obj: Sink) -> str:
-        """Where it is, without what may be a token."""
+        """Return the address without anything that may be a token."""
         return obj.place
 
     @display(description="Status")

@@ -53,10 +53,10 @@ def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
 def the_database_urls_lead_where_they_should(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """`manage.py check --database default` says what is in use, and what is wrong with it."""
+    """Report the database connections in use and their problems (`manage.py check --database default`)."""
     if not databases:
         return []
-    # Loaded with the apps: what counts for /metrics must not be, before `serve` has said where.
+    # Imported late: modules with metrics must not be loaded before `serve` has set their directory.
     from gatewayadmin.config import ways  # noqa: PLC0415
     from gatewayadmin.config.database import Unusable  # noqa: PLC0415
     from gatewayadmin.serving.server import default_workers  # noqa: PLC0415
@@ -70,7 +70,7 @@ def the_database_urls_lead_where_they_should(
 
 
 def is_local_domain(domain: str) -> bool:
-    """Whether mail from this domain is from nowhere that another machine could answer to."""
+    """Return whether other machines cannot send mail to this domain."""
     return domain == "localhost" or domain.endswith((".localhost", ".localdomain", ".local")) or "." not in domain
 
 

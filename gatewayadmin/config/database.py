@@ -28,7 +28,7 @@ POOL = {"min_size": 1, "timeout": 10}
 # Compiling a statement takes longer than any of ours runs.
 NO_JIT = "-c jit=off"
 READ_ONLY = "-c default_transaction_read_only=on"  # A replica may have been promoted.
-# What a page may ask for at most: who waits longer has left, and others wait for the connection.
+# Time limit for statements of pages: users do not wait longer, and others need the connection.
 LIMITED = " -c statement_timeout=15s"
 UNLIMITED = "-c statement_timeout=0"
 
@@ -43,9 +43,9 @@ IMPATIENT = {
 }
 
 
-# A request waits so long for a connection of the pool, which all pages of a process share; then it answers 503.
+# Longest wait of a request for a connection from the pool of its process; then the answer is 503.
 POOL_WAIT_S = 1.5
-# The server ends statements of pages after 15 s. One that is silent for longer hangs.
+# The server ends statements of pages after 15 s, so one that is silent for longer hangs.
 SILENCE_S = 20.0
 CHECK_S = 1.0
 
@@ -60,12 +60,12 @@ class PageConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout or self.longest_wait)
         except psycopg.OperationalError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                self.pgconn.finish()  # To roll back would take as long again.
+                self.pgconn.finish()  # A rollback would hang for as long again.
             raise
 
     @staticmethod
     def check(connection: PageConnection) -> None:
-        """Raise an error unless the server answers at once: asked as the connection leaves the pool."""
+        """Raise an error unless the server answers within CHECK_S. Called when a connection leaves the pool."""
         connection.longest_wait = CHECK_S
         ConnectionPool.check_connection(connection)
         connection.longest_wait = SILENCE_S
@@ -76,11 +76,11 @@ class Unusable(Exception):
 
 
 def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url: str = "") -> dict[str, Any]:
-    """Django's settings for the default database, with so many connections for pages and REST in each process.
+    """Return Django's settings for the default database, with `web_connections` per process for pages and REST.
 
-    With `direct_url` they are those of the direct way, which commands and all of `serve` but its pages take. Nothing is
-    started, nothing is reached. For the embedded one the variables of libpq (PGPORT, ...) leave this process's
-    environment.
+    With `direct_url`, they are those of the direct connection, used by commands and by all of `serve` except pages.
+    Nothing is started or connected. For the embedded database, the variables of libpq (PGPORT, ...) are removed from
+    the environment of this process.
     """
     pool = {**POOL, "max_size": web_connections}
     if not url:
@@ -89,32 +89,32 @@ def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url:
         embedded = {"ENGINE": "gatewayadmin.embedded", "NAME": DATABASE, "USER": OWNER, "HOST": folder}
         return {**SHARED, **embedded, "OPTIONS": {"options": NO_JIT, "pool": pool}}
     parameters = _parsed(DIRECT if direct_url else "DATABASE_URL", direct_url or url)
-    # The role may have a time limit for pages, which a pooler cannot be told of by connection.
+    # The role may have a time limit for pages, since a pooler cannot set one per connection.
     options = f"{NO_JIT} {UNLIMITED}" if direct_url else NO_JIT
     parameters["options"] = f"{parameters.get('options', '')} {options}".strip()
     return {**SHARED, **_of_server(parameters, pool)}
 
 
 def require_url(url: str, direct_url: str, read_url: str) -> None:
-    """Refuse the other ways to a database when there is no database of one's own that they could lead to."""
+    """Refuse a direct or replica URL without DATABASE_URL."""
     for name, value in ((DIRECT, direct_url), (READ, read_url)):
         if value and not url:
             refuse(name, "is set, so DATABASE_URL must be set too.")
 
 
 def pages(url: str, *, web_connections: int) -> dict[str, Any]:
-    """Django's settings for pages and REST whose connections go through a pooler: nothing is asked of a session."""
+    """Return Django's settings for pages and REST through a pooler, without session features."""
     parameters = _parsed("DATABASE_URL", url)
     pool = {**POOL, "max_size": web_connections}
     return {**SHARED, **_of_server(parameters, pool), "DISABLE_SERVER_SIDE_CURSORS": True}
 
 
 def replica(url: str, *, web_connections: int) -> dict[str, Any]:
-    """Django's settings for reading from a replica; one that hangs or is away is found out soon."""
+    """Return Django's settings for a read replica, with short timeouts to detect an unreachable one."""
     parameters = _parsed(READ, url)
     parameters["options"] = f"{parameters.get('options', '')} {NO_JIT}{LIMITED} {READ_ONLY}".strip()
     pool = {"min_size": 0, "max_size": web_connections, "timeout": 2}
-    # Not checked as they are taken: what does not answer then could not be cut, and a read that fails is done again.
+    # No health checks: a hanging check could not be interrupted, and failed reads are repeated on the primary.
     return {**SHARED, "CONN_HEALTH_CHECKS": False, **_of_server({**IMPATIENT, **parameters}, pool)}
 
 
@@ -131,12 +131,12 @@ def _of_server(parameters: dict[str, Any], pool: dict[str, Any]) -> dict[str, An
 
 
 def conninfo() -> str:
-    """The direct way to the present database (in tests: the test database) as a libpq connection string."""
+    """Return the libpq connection string of the direct connection (in tests: to the test database)."""
     return conninfo_of(databases.direct_settings())
 
 
 def conninfo_of(settings_dict: dict[str, Any]) -> str:
-    """Settings of Django's as a libpq connection string, without the time limit of pages."""
+    """Convert Django's settings to a libpq connection string, without the time limit of pages."""
     options = {name: value for name, value in settings_dict["OPTIONS"].items() if name != "pool"}
     if "options" in options:
         options["options"] = options["options"].removesuffix(LIMITED)
@@ -146,7 +146,7 @@ def conninfo_of(settings_dict: dict[str, Any]) -> str:
 
 
 def serve_pages() -> None:
-    """From now on this process serves pages: over their own connections, where they have some, and in limited time."""
+    """Prepare this process to serve pages: with their own connections, if configured, and time limits."""
     if settings.PAGES_DATABASE is None:
         limit_statements()
     else:
@@ -156,7 +156,7 @@ def serve_pages() -> None:
 
 
 def limit_statements() -> None:
-    """End statements that take too long, from the next connection on: for a process that serves pages."""
+    """Limit the time of statements of new connections. For processes that serve pages."""
     options = connections.settings["default"]["OPTIONS"]
     options["options"] = options["options"].removesuffix(LIMITED) + LIMITED
 
@@ -180,7 +180,7 @@ def is_embedded() -> bool:
 
 
 def ensure() -> None:
-    """Start the embedded server when it does not run; nothing to do for any other. Raises Unusable."""
+    """Start the embedded server if it does not run. Does nothing for other servers. Raises Unusable."""
     if is_embedded():
         try:
             cluster(settings.DATA_DIR).ensure()
@@ -189,7 +189,7 @@ def ensure() -> None:
 
 
 def require(*, tables: bool = True) -> None:
-    """Return when the database answers, is new enough and, with `tables`, has been set up. Raises Unusable."""
+    """Check that the database answers, is new enough and, with `tables`, is set up. Raises Unusable."""
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
@@ -207,12 +207,12 @@ def require(*, tables: bool = True) -> None:
 
 
 def way() -> str:
-    """The variable that names the direct way."""
+    """Return the name of the variable with the direct URL."""
     return DIRECT if settings.DIRECT_DATABASE_URL else "DATABASE_URL"
 
 
 def missing() -> list[str]:
-    """What `manage.py migrate` would still make, by name: migrations as `app.0001_name`, and the cache's table."""
+    """Return what `manage.py migrate` would create: migrations as `app.0001_name`, and the cache table."""
     executor = MigrationExecutor(connection)
     plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]

@@ -1,4 +1,4 @@
-"""Reads environment variables; an invalid value ends the start with one line that says what to change."""
+"""Reads environment variables. An invalid value stops the start with a one-line message."""
 
 import ctypes
 import os
@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 type Network = IPv4Network | IPv6Network
 
 SHORTEST_PASSWORD = 12
-FROM_FILE = "_FILE"  # What the name of a variable ends with that holds the path of a secret.
-LARGEST_SECRET = 64 * 1024  # Bytes; a hundred keys are less.
+FROM_FILE = "_FILE"  # Suffix of variables that contain the path of a secret.
+LARGEST_SECRET = 64 * 1024  # Bytes.
 
 _seen: set[str] = set()
 _a_share = re.compile(r"[0-9]*\.?[0-9]+", re.ASCII).fullmatch
@@ -30,15 +30,15 @@ def refuse(name: str, problem: str) -> NoReturn:
 
 
 def text(name: str, default: str = "") -> str:
-    """The variable without surrounding blanks; set but empty counts as unset."""
+    """Return the variable, stripped. Empty counts as unset."""
     _seen.add(name)
     return os.environ.get(name, "").strip() or default
 
 
 def secret(name: str) -> str:
-    """The variable, or what the file at the path in `<name>_FILE` holds, without blanks around it; or empty.
+    """Return the variable, or the content of the file named by `<name>_FILE`, stripped; empty if both are unset.
 
-    No message shows the path: whoever confuses the two variables has the secret itself there.
+    Messages do not show the path: a user who confuses the two variables has put the secret there.
     """
     value, path = text(name), text(f"{name}{FROM_FILE}")
     if value and path:
@@ -67,7 +67,7 @@ def email(name: str, default: str) -> str:
 
 
 def password(name: str) -> str:
-    """A password, which leaves the environment as it is read: nothing that is started later needs it."""
+    """Return a password and remove it from the environment: no child process needs it."""
     value = secret(name)
     forget(name)
     if value and len(value) < SHORTEST_PASSWORD:
@@ -85,7 +85,7 @@ def number(name: str, default: int, *, low: int, high: int) -> int:
 
 
 def share(name: str, default: float) -> float:
-    """A number from 0 to 1."""
+    """Return a number from 0 to 1."""
     value = text(name)
     if not value:
         return default
@@ -95,7 +95,7 @@ def share(name: str, default: float) -> float:
 
 
 def file(name: str) -> Path | None:
-    """The path of a file that is there; None when the variable is unset."""
+    """Return the path of an existing file; None if the variable is unset."""
     value = text(name)
     path = Path(value).expanduser()
     if value and not path.is_file():
@@ -104,7 +104,7 @@ def file(name: str) -> Path | None:
 
 
 def folder(name: str, default: str) -> Path:
-    """The path of a folder, which need not be there yet."""
+    """Return the path of a folder, which need not exist."""
     try:
         return Path(text(name, default)).expanduser().resolve()
     except RuntimeError:
@@ -112,7 +112,7 @@ def folder(name: str, default: str) -> Path:
 
 
 def many[T](name: str, convert: Callable[[str], T], expected: str) -> list[T]:
-    """The comma-separated parts of a variable, each converted by `convert`."""
+    """Return the comma-separated parts of a variable, converted by `convert`."""
     return [_one(name, part.strip(), convert, expected) for part in text(name).split(",") if part.strip()]
 
 
@@ -125,7 +125,7 @@ def origins(name: str) -> list[str]:
 
 
 def place(name: str) -> str:
-    """An absolute path, or a URL of http or https whose path may be any; empty when the variable is unset."""
+    """Return an absolute path, or an http or https URL with any path; empty if the variable is unset."""
     value = text(name).rstrip("/")
     if value and not value.startswith("/"):
         parts = urlsplit(value)
@@ -137,13 +137,13 @@ def place(name: str) -> str:
 
 
 def web_address(name: str, default: str) -> str:
-    """A base URL without the slash at its end."""
+    """Return a base URL without trailing slash."""
     value = text(name, default)
     return value and _one(name, value, _base_url, "a URL such as https://gateway.example.com, without a path")
 
 
 def origin(value: str) -> str:
-    """`value` as a browser sends it in `Origin`. Raises ValueError."""
+    """Normalise an origin as browsers send it in `Origin`. Raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or _beyond_origin(parts):
         raise ValueError(value)
@@ -153,10 +153,10 @@ def origin(value: str) -> str:
 
 
 def forget(name: str) -> None:
-    """Take a variable out of the environment of this process and of all it starts.
+    """Remove a variable from the environment of this process and its children.
 
-    The system shows a process's first environment for as long as it lives (/proc/<pid>/environ on Linux), and a forked
-    worker that of its parent, whatever was unset since: the value is overwritten where it lies.
+    The system shows the initial environment of a process and its forks (/proc/<pid>/environ on Linux), even if
+    variables were unset since, so the value is overwritten in memory.
     """
     value = os.environb.get(os.fsencode(name))
     if value is None:
@@ -174,18 +174,18 @@ def set_for_children(name: str, value: str) -> None:
 
 
 def forget_libpq() -> None:
-    """Take PGPORT, PGHOSTADDR and all their kind out of this process: they tell of another server than the embedded.
+    """Remove PGPORT, PGHOSTADDR and the like from the environment: they would point to another server.
 
-    libpq believes them wherever a connection string says nothing, and what we start inherits them.
+    libpq uses them where a connection string sets no value, and child processes inherit them.
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
 
 def misspelled() -> str | None:
-    """A sentence about a variable that looks like one of ours but is not; None when there is none.
+    """Return a sentence about a misspelled variable; None if there is none.
 
-    Only near misses count: a cluster may set GATEWAY_SERVICE_HOST and the like on its own.
+    Only near misses count: Kubernetes sets variables such as GATEWAY_SERVICE_HOST.
     """
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in _seen:
@@ -198,9 +198,9 @@ def misspelled() -> str | None:
 
 
 def _secret_of_file(name: str, path: str) -> str:
-    """One line of text. Refuses whatever else the file at `path` may be, without a word of what is in it."""
+    """Read one line of text. Refuses other files, without showing their content."""
     try:
-        # A pipe that nobody writes to would hold up the start for ever.
+        # Opening a pipe without a writer would block for ever.
         descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

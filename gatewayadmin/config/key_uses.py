@@ -1,4 +1,4 @@
-"""Which keys stored data still needs: without such a key, tokens or secrets would silently be unusable."""
+"""Counts the stored data that depends on each key. Without the key, it would be unusable."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from wire import cipher, token_text
 
 
 class KeyUses(NamedTuple):
-    """The keys of one variable by their ids, newest first, and how much each key holds, missing ones too."""
+    """Ids of the configured keys of one variable, newest first, and the use counts of all keys, even missing ones."""
 
     variable: str
     present: Sequence[str]
@@ -32,7 +32,7 @@ class KeyUses(NamedTuple):
 
 
 def key_uses() -> list[KeyUses]:
-    """What is held by the token keys and by the encryption keys."""
+    """Return the uses of token keys and encryption keys."""
     tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
     tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
     tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")
@@ -46,7 +46,7 @@ def key_uses() -> list[KeyUses]:
 
 
 def is_another_secret_key() -> bool:
-    """Return whether the newest web session was signed with another GATEWAY_SECRET_KEY than the present one."""
+    """Return whether the newest web session was signed with another GATEWAY_SECRET_KEY than the current one."""
     newest = Session.objects.filter(expire_date__gt=timezone.now()).order_by("-expire_date").first()
     if newest is None:
         return False

@@ -18,7 +18,7 @@ NAMES = ("GATEWAY_SECRET_KEY", "GATEWAY_TOKEN_KEYS", "GATEWAY_ENCRYPTION_KEYS")
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Django's key, the keys tokens are digested with, the keys identities are encrypted with; newest first."""
+    """Django's secret key, the token keys and the encryption keys, newest first."""
 
     secret: str
     tokens: list[bytes]
@@ -26,7 +26,7 @@ class Keys:
 
 
 def from_environment() -> Keys:
-    """The keys the environment holds. Raises Refused, naming each missing variable."""
+    """Read the keys from the environment. Raises Refused, naming each missing variable."""
     given = {name: secret(name) for name in NAMES}
     missing = [name for name, value in given.items() if not value]
     if missing:
@@ -35,10 +35,10 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """The keys of the environment, and those it lacks from `folder`, where they are made at first.
+    """Read the keys from the environment, and missing ones from `folder`, where they are generated at first.
 
-    Raises Refused for a file that is not as it was made, and for a missing one where an installation has `begun`: its
-    data would be lost with new keys.
+    Raises Refused for a file with wrong permissions or content, and for a missing one if the installation has `begun`:
+    new keys could not read its data.
     """
     try:
         if not begun:
@@ -50,12 +50,12 @@ def kept_in(folder: Path, *, begun: bool = False) -> Keys:
 
 
 def not_of(folder: Path) -> list[str]:
-    """The variables whose value lacks a key that `folder` keeps. Raises Refused when a file cannot be read."""
+    """Return the variables that lack a key stored in `folder`. Raises Refused when a file cannot be read."""
     strange = []
     for name in NAMES:
         try:
             kept = _parts((folder / file_of(name)).read_text().strip())
-        except FileNotFoundError:  # That installation had it in its environment.
+        except FileNotFoundError:  # That installation had the key in its environment.
             continue
         except OSError as error:
             raise Refused(f"GATEWAY_DATA_DIR: cannot read {folder} ({error.strerror}).") from error
@@ -65,7 +65,7 @@ def not_of(folder: Path) -> list[str]:
 
 
 def file_of(name: str) -> str:
-    """The name of the file that keeps the key of this variable."""
+    """Return the name of the key file for this variable."""
     return name.removeprefix("GATEWAY_").lower()
 
 
@@ -78,7 +78,7 @@ def _keys(find: Callable[[str], str]) -> Keys:
 
 
 def signing_key(name: str) -> bytes | None:
-    """The 32 bytes of an Ed25519 key, which the variable holds in base64; None when it is unset."""
+    """Return the 32 bytes of an Ed25519 key from base64; None if the variable is unset."""
     value = secret(name)
     try:
         key = base64.b64decode(value, validate=True)

@@ -13,7 +13,7 @@ PAUSE_S = 0.1  # Between two tries.
 
 
 class Lock(IntEnum):
-    """What only one process may do at a time."""
+    """Locks for tasks that only one process may do at a time."""
 
     FIRST_START = 0x67776101
     HOUSEKEEPING = 0x67776102
@@ -21,10 +21,10 @@ class Lock(IntEnum):
 
 @contextmanager
 def held(lock: Lock) -> Iterator[None]:
-    """Wait for the lock and hold it for the block; a killed process loses it by itself.
+    """Wait for the lock and hold it for the block. PostgreSQL releases it if the process is killed.
 
-    It is tried again and again: a statement that waited would have a snapshot, for the end of which whoever holds the
-    lock would wait in turn, when it makes an index concurrently.
+    The lock is polled: a waiting statement would have a snapshot, and the holder of the lock would wait for that
+    snapshot when it creates an index concurrently, which is a deadlock.
     """
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         while not _is_taken(connection, lock):
@@ -34,12 +34,12 @@ def held(lock: Lock) -> Iterator[None]:
 
 @contextmanager
 def held_if_free(lock: Lock) -> Iterator[bool]:
-    """Whether we got the lock; if so it is held for the block."""
+    """Yield whether the lock was free; if so, hold it for the block."""
     with psycopg.connect(database.conninfo(), autocommit=True) as connection:
         yield _is_taken(connection, lock)
 
 
 def _is_taken(connection: psycopg.Connection, lock: Lock) -> bool:
-    """Whether the lock was free, and is this connection's now."""
+    """Try to take the lock. Return whether it was taken."""
     row = connection.execute("SELECT pg_try_advisory_lock(%s)", [int(lock)]).fetchone()
     return bool(row and row[0])

@@ -1,7 +1,7 @@
 """The mail server and the sender: GATEWAY_EMAIL_URL and GATEWAY_EMAIL_FROM.
 
-Without a mail server nothing is sent and nothing printed, since links in mails give access to accounts, and the output
-of a server is kept as its log. Pages do not offer what needs mail.
+Without a mail server nothing is sent. Mails are not printed either, since their links give access to accounts and
+output is stored in logs. Pages do not offer features that need mail.
 """
 
 from email.errors import HeaderParseError
@@ -18,7 +18,7 @@ _PORTS = {"smtp": 25, "smtp+tls": 587, "smtps": 465}
 def mailers(url: str) -> dict[str, dict[str, Any]]:
     """Django's MAILERS for smtp://, smtp+tls:// (STARTTLS) or smtps:// user:password@host:port.
 
-    Without `url` mail goes nowhere.
+    Without `url`, mails are discarded.
     """
     if not url:
         return {"default": {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}}
@@ -38,15 +38,15 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
 
 
 def server_of(mailers: dict[str, dict[str, Any]]) -> str:
-    """The mail server as `host:port`; empty without one."""
+    """Return the mail server as `host:port`; empty if there is none."""
     options = mailers["default"].get("OPTIONS")
     return f"{options['host']}:{options['port']}" if options else ""
 
 
 def sender(value: str, public_host: str) -> str:
-    """Who mail is from: an address such as `gateway@example.com` or `Gateway <gateway@example.com>`.
+    """Return the sender: an address such as `gateway@example.com` or `Gateway <gateway@example.com>`.
 
-    Without one, a name at the public host, which is refused by mail servers that know no such sender.
+    The default is an address at the public host, which mail servers may refuse as unknown.
     """
     name, address = parseaddr(value or f"gateway-admin@{public_host}")
     try:
@@ -56,5 +56,5 @@ def sender(value: str, public_host: str) -> str:
 
 
 def domain_of(sender: str) -> str:
-    """The domain of a sender's address."""
+    """Return the domain of a sender's address."""
     return parseaddr(sender)[1].rpartition("@")[2].lower()

@@ -1,4 +1,4 @@
-"""The proxy that leads out: GATEWAY_OUTBOUND_PROXY, GATEWAY_NO_PROXY and GATEWAY_PROXY_RESOLVES."""
+"""The outbound proxy: GATEWAY_OUTBOUND_PROXY, GATEWAY_NO_PROXY and GATEWAY_PROXY_RESOLVES."""
 
 from base64 import b64encode
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -11,7 +11,7 @@ RESOLVES = "GATEWAY_PROXY_RESOLVES"
 
 
 def from_environment() -> OutboundProxy | None:
-    """How the proxy is spoken to and what it is for; None where everything is reached without one. Raises Refused."""
+    """Read the outbound proxy from the environment; None if there is none. Raises Refused."""
     value = secret(PROXY)
     direct = many("GATEWAY_NO_PROXY", place, "names such as example.com and networks such as 192.0.2.0/24")
     resolved = many(RESOLVES, place, "names such as example.com")
@@ -38,7 +38,7 @@ def _proxy(value: str, direct: list[Place], resolved: list[Place]) -> OutboundPr
 
 
 def _parts(value: str) -> SplitResult:
-    """The URL taken apart. No message shows it: it may hold a password."""
+    """Parse the URL. Error messages do not show it, since it may contain a password."""
     parts = urlsplit(value) if _is_url(value) else None
     if parts is None or not value.isascii() or " " in value or parts.path.strip("/") or parts.query or parts.fragment:
         refuse(PROXY, "must be a URL such as http://user:password@proxy.example.com:3128, without a path.")

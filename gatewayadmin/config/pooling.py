@@ -1,7 +1,7 @@
-"""Tells whether a connection pooler stands before a database, and how long a session lasts behind it.
+"""Detects connection poolers in front of a database, and their mode.
 
-A pooler invents the process id that a client is told when it connects; the server's own tells otherwise. In transaction
-mode two clients then share a session, or one client has several.
+A pooler makes up the process id that clients get when they connect, so it differs from that of the server. In
+transaction mode, two clients share a session, or one client has several.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from psycopg.pq.abc import PGresult
 
 DIRECT = "GATEWAY_DIRECT_DATABASE_URL"
 ROUNDS = 5
-WAIT_S = 3.0  # For so long at most for a session; in session mode a client has its own already, and waits for none.
+WAIT_S = 3.0  # Longest wait for a session; in session mode a client already has one.
 REFUSED_OPTIONS = "unsupported startup parameter"  # PgBouncer's words for `options`.
 
 
 class Pooling(StrEnum):
-    """What stands before a database."""
+    """The kind of pooler in front of a database."""
 
     NONE = "direct"
     SESSION = "through a pooler in session mode"
@@ -33,12 +33,12 @@ class Pooling(StrEnum):
 
 
 def fault(connection: psycopg.Connection[Any], name: str) -> str:
-    """Why what needs a session cannot use this connection, to where the variable `name` leads; empty when it can."""
+    """Return why this connection (of the variable `name`) has no lasting session; empty if it has one."""
     return _needs_direct(name) if pooling_of(connection) is Pooling.TRANSACTION else ""
 
 
 def words_for(error: psycopg.Error, name: str) -> str:
-    """Why there is no connection to the database `name` leads to, in one line."""
+    """Return why the database of the variable `name` cannot be reached, in one line."""
     if REFUSED_OPTIONS in str(error):
         return _needs_direct(name)
     return f"The database cannot be reached: {' '.join(str(error).split())}"
@@ -54,14 +54,14 @@ def _needs_direct(name: str) -> str:
 
 
 def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
-    """What stands before the database of this connection, which has to be idle."""
+    """Detect the pooler of a connection, which must be idle."""
     if _session(first) == first.info.backend_pid:
         return Pooling.NONE
     conninfo = make_conninfo(first.info.dsn, password=first.info.password or None)
     with closing(psycopg.connect(conninfo, autocommit=True)) as second:
         for _ in range(ROUNDS):
             before, other, after = _session(first), _session(second, b"BEGIN"), _session(first)
-            # Who was served before has to wait now, or is served by another, or the other has what was theirs.
+            # The first client now waits, or has another session, or the second one has its former session.
             if after != before or other == before:
                 return Pooling.TRANSACTION
             if other is None or _answer(second, b"ROLLBACK") is None:
@@ -70,9 +70,9 @@ def pooling_of(first: psycopg.Connection[Any]) -> Pooling:
 
 
 def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any]) -> bool:
-    """Whether both lead to the same database of the same running server: a lock taken over one is seen over the other.
+    """Return whether both connections are to the same database: a lock of one blocks the other.
 
-    A copy of the database, restored or replicated, has the same name and identifier, and locks of its own.
+    Restored or replicated copies have the same name and identifier, but separate locks.
     """
     key = secrets.randbits(63)
     direct.execute("SELECT pg_advisory_lock(%s)", [key])
@@ -84,13 +84,13 @@ def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any
 
 
 def _session(connection: psycopg.Connection[Any], before: bytes = b"") -> int | None:
-    """The process id of the server's session that answers; None when there is none for it in WAIT_S."""
+    """Return the process id of the server session; None if there is none within WAIT_S."""
     result = _answer(connection, before + b"; SELECT pg_backend_pid()")
     return int(result.get_value(0, 0) or 0) if result else None
 
 
 def _answer(connection: psycopg.Connection[Any], statements: bytes) -> PGresult | None:
-    """The last result of these; None when there is none in WAIT_S, and the connection can then only be closed."""
+    """Return the last result; None if there is none within WAIT_S, then the connection must be closed."""
     pgconn, last = connection.pgconn, None
     pgconn.send_query(statements)
     pgconn.flush()

@@ -6,7 +6,7 @@ from accounts.models import WorkspaceSettings
 
 
 def public_url() -> str:
-    """GATEWAY_PUBLIC_URL when it is set, else what the last `serve` recorded, else the default."""
+    """Return GATEWAY_PUBLIC_URL if set, otherwise the URL recorded by the last `serve`, or the default."""
     if settings.PUBLIC_URL_IS_SET:
         return str(settings.PUBLIC_URL)
     return WorkspaceSettings.load().public_base_url or str(settings.PUBLIC_URL)

@@ -1,4 +1,4 @@
-"""Whether calls are traced, by the variables that OpenTelemetry has for it; its SDK reads those that are not here."""
+"""Tracing settings, from the OpenTelemetry variables. Those not read here are read by its SDK."""
 
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
@@ -13,9 +13,9 @@ PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 
 
 def from_environment(proxy: OutboundProxy | None) -> Traces | None:
-    """Where spans go, and of which calls; None when calls are not traced. Raises Refused.
+    """Return the tracing configuration; None if calls are not traced. Raises Refused.
 
-    A collector that is spoken to over TLS is reached through the proxy, unless it is named as one that is not.
+    Collectors with https URLs are reached through the outbound proxy, unless excluded from it.
     """
     endpoint, headers = text(ENDPOINT), secret("OTEL_EXPORTER_OTLP_HEADERS")
     is_off = switch("OTEL_SDK_DISABLED", default=False)
@@ -35,9 +35,9 @@ def from_environment(proxy: OutboundProxy | None) -> Traces | None:
 
 
 def resource() -> dict[str, str]:
-    """What sends log records, by OpenTelemetry's variables, else the product; its SDK says the same of spans.
+    """Return the OpenTelemetry resource of log records, as the SDK does for spans. The default name is the product's.
 
-    What is no pair of a name and a value in them is left out, as the SDK does.
+    Malformed pairs in OTEL_RESOURCE_ATTRIBUTES are ignored, as by the SDK.
     """
     pairs = (pair.partition("=") for pair in text("OTEL_RESOURCE_ATTRIBUTES").split(","))
     told = {name.strip(): unquote(value.strip()) for name, equals, value in pairs if equals and name.strip()}
@@ -48,5 +48,5 @@ def resource() -> dict[str, str]:
 def _is_installed() -> bool:
     try:
         return find_spec(PACKAGE) is not None and find_spec("opentelemetry.sdk") is not None
-    except ModuleNotFoundError:  # Not even what it is in.
+    except ModuleNotFoundError:  # The parent package is missing.
         return False

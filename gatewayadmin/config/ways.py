@@ -1,4 +1,4 @@
-"""What this installation's database URLs lead to: asked at the start, by the doctor and by `manage.py check`."""
+"""Checks the database URLs of this installation: at the start, by the doctor and by `manage.py check`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gatewayadmin.config.database import READ, Unusable
 from gatewayadmin.config.pooling import DIRECT, Pooling
 from ui import databases
 
-KEPT = 6  # Connections of the proxy in each worker, beside those that write the log.
-SINKS = 8  # Two for each that is served at once by the process that does the chores.
-SPARE = 5  # For starts, commands and whoever looks after the server.
+KEPT = 6  # Connections of the proxy in each worker, except those that write the log.
+SINKS = 8  # Two for each sink that the chores process serves at once.
+SPARE = 5  # For starts, commands and administrators.
 TRIPS = 5
-MOST_MS = 5  # Of a round trip to the database.
+MOST_MS = 5  # Round trip to the database.
 
 _LIMITS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -35,7 +35,7 @@ _REPLICA = f"SELECT pg_is_in_recovery(), {IDENTITY}".encode()
 
 @dataclass
 class Ways:
-    """What is in use, and what is to be changed, a sentence each."""
+    """Findings as sentences: the connections in use, and warnings."""
 
     uses: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Ways:
 
 @dataclass(frozen=True)
 class Budget:
-    """The connections that one `serve` of so many workers opens, its chores included, by what they lead to."""
+    """Connections that one `serve` with `workers` opens, including its chores, by target."""
 
     workers: int
     direct: int
@@ -53,7 +53,7 @@ class Budget:
 
     @property
     def to_server(self) -> int:
-        """To the primary itself: those of pages too, unless they go through a pooler."""
+        """Connections to the primary, including those of pages unless pooled."""
         return self.direct + (0 if self.pooled else self.pages)
 
     def __str__(self) -> str:
@@ -66,15 +66,14 @@ class Budget:
 
 
 def budget(workers: int, *, pooled: bool) -> Budget:
-    """How many connections so many workers open at most, and the process that does the chores, but for exports and
-    sinks."""
+    """Return the maximum of connections of these workers and the chores process, without exports and sinks."""
     direct = workers * (KEPT + settings.RECORD_CONNECTIONS) + settings.WEB_CONNECTIONS
     pages = workers * settings.WEB_CONNECTIONS
     return Budget(workers, direct, pages, workers * (1 + settings.WEB_CONNECTIONS), pooled)
 
 
 def survey(workers: int) -> Ways:
-    """What the URLs lead to, for a `serve` of so many workers. Raises Unusable where it must not start."""
+    """Check the database URLs for a `serve` with `workers`. Raises Unusable if it must not start."""
     ways = Ways()
     database.ensure()
     try:
@@ -91,7 +90,7 @@ def survey(workers: int) -> Ways:
 
 
 def _look_at_pages(ways: Ways, direct: psycopg.Connection[Any]) -> bool:
-    """Whether the connections of pages end at a pooler."""
+    """Check the connections of pages. Return whether they use a pooler."""
     if settings.PAGES_DATABASE is None:
         ways.uses.append("Pages, calls and chores use the database direct.")
         return False
@@ -136,7 +135,7 @@ def _look_at_replica(ways: Ways, direct: psycopg.Connection[Any]) -> None:
 
 
 def look_at_distance(ways: Ways, direct: psycopg.Connection[Any]) -> None:
-    """Warn of a database that is far away: a call waits for several round trips, one after the other."""
+    """Warn if the database is slow to reach: each call waits for several round trips."""
     times = []
     for _ in range(TRIPS):
         began = time.perf_counter()

@@ -23,19 +23,19 @@ from ui.pages import AppRequest
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What pressing Allow brought."""
+    """Result of pressing Allow: the authorization code and the connection."""
 
     code: str
     connection: Connection
 
 
 def newest() -> int:
-    """The number of the newest application; one that is registered from now on has a higher one."""
+    """Return the key of the newest application; those registered later have higher ones."""
     return Application.objects.aggregate(newest=Max("pk"))["newest"] or 0
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """The application with this id, if it registered itself under that name since `newest` said `after`."""
+    """Return the application with this id if it registered itself under that name after `after`."""
     if "\x00" in client_id:
         return None
     source = Application.RegistrationSource.DCR
@@ -44,7 +44,7 @@ def registered(client_id: str, *, name: str, redirect: str, after: int) -> Appli
 
 
 def allow(user: User, gateway: Gateway, application: Application, parameters: dict[str, str]) -> Allowed:
-    """Begin the flow and allow it as `user`, exactly as the pages would; raises Fault where they would refuse."""
+    """Start the flow and allow it as `user`, as the pages do. Raises Fault if they would refuse."""
     request = _request(user)
     flow = flows.begin_app(request, application, gateway, {**parameters})
     try:
@@ -63,7 +63,7 @@ def allow(user: User, gateway: Gateway, application: Application, parameters: di
 
 
 def _request(user: User) -> AppRequest:
-    """A request of this person without a browser: nothing of it is sent anywhere."""
+    """Return a request of this person that is never sent."""
     request = HttpRequest()
     request.method = "POST"
     request.META = {"SERVER_NAME": "doctor", "SERVER_PORT": "0"}
@@ -81,7 +81,7 @@ def _what_to_do(reason: str) -> str:
 
 
 def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:
-    """End what the walk made: its connection for good, its registration without a trace."""
+    """Revoke the connection and delete the registration of the check."""
     if connection is not None:
         with suppress(AlreadyRevoked):
             connection.revoke(by=by)

@@ -1,4 +1,4 @@
-"""Common faults of reverse proxies in front of the gateway: how to recognise each, and what to do."""
+"""Diagnoses of common faults of reverse proxies in front of the gateway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNAVAILABLE = {502, 503, 504}
 
 
 def belongs(url: str, base: str, source: str) -> str:
-    """`url` if it is under `base`, the address clients use; `source` names the field it came from. Raises Fault."""
+    """Return `url` if it is under `base`, the URL clients use; `source` names its field. Raises Fault."""
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
     raise Fault(f"{source} leads to {url}, but clients come by {base}.", _public_url_advice(url, base))
@@ -44,7 +44,7 @@ def _public_url_advice(url: str, base: str) -> str:
 
 
 def unexpected(answer: Answer, expected: int) -> Fault:
-    """Why `answer` has another status than `expected`."""
+    """Return the fault that explains an unexpected status."""
     path = urlsplit(answer.url).path
     if 300 <= answer.status < 400:
         return _redirected(answer)

@@ -1,4 +1,4 @@
-"""HTTP requests as a client sends them, and what is reported of the responses."""
+"""HTTP client of the doctor: sends requests as a client would, and reports responses without secrets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
 REPORTED_HEADERS = ("www-authenticate", "location", "content-type", "server", "via")
 HIDDEN = re.compile(r"\bgw[a-z]_\w+|(?<=\?)[^\s\"]+")  # Tokens; and queries, which are long and may hold a code.
-# Our own public address may well be private, and without TLS; only what hands out a cloud's credentials stays closed.
+# Our own public address may be private and without TLS. Cloud metadata services are still refused.
 ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """A response."""
 
     url: str
     status: int
@@ -38,7 +38,7 @@ class Answer:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The JSON object in it, be it an event of a stream; raises Fault when there is none."""
+        """The JSON object in the body or in its last event. Raises Fault if there is none."""
         lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
         try:
             value = json.loads(lines[-1] if lines else self.text)
@@ -54,10 +54,10 @@ class Answer:
 
 
 class HttpProbe:
-    """A client's side of the wire: no cookies, no redirects followed, no proxy of the environment.
+    """HTTP client without cookies, redirects or a proxy from the environment.
 
-    A step has `seconds` in all, however slowly its peer drips. `asked` and `answered` tell the last exchange without
-    secrets.
+    Each step has `seconds` in total, however slow its peer is. `asked` and `answered` describe the last exchange
+    without secrets.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
@@ -103,7 +103,7 @@ def _text(response: httpx.Response, deadline: Deadline) -> str:
     advice = "Look at what stands in front of the gateway."
     parts: list[bytes] = []
     try:
-        # Unpacked by us: httpx unpacks what it has read at once, however large that becomes.
+        # Decompressed here: httpx would decompress without a size limit.
         body = Body(LARGEST, response.headers.get("content-encoding", "").encode())
         for chunk in response.iter_raw():
             deadline.check()

@@ -32,10 +32,10 @@ FILTERED = "Something in front changes or filters this. Let it pass unchanged in
 
 
 class OAuthCheck:
-    """One client's way to one gateway's tools, by the address clients use, as one person.
+    """Runs the OAuth flow of a client for one gateway and person, over the URL clients use.
 
-    `run` gives every step, for each of which there are `seconds`; the first that fails is the last that is tried. What
-    the walk made is tidied up. A host that is not this installation is told nothing worth having.
+    `run` returns all steps; each may take `seconds`, and those after the first failure are not run. What the check
+    created is removed. Other hosts than this installation get no valid secrets.
     """
 
     def __init__(self, base: str, gateway: Gateway, person: User, *, seconds: float = SECONDS) -> None:
@@ -100,7 +100,7 @@ class OAuthCheck:
         return "The refusal names the metadata document."
 
     def resource_metadata(self) -> str:
-        """The document of this gateway, which names it exactly and leads to the server that authorizes (RFC 9728)."""
+        """Check the resource metadata: it must name the gateway exactly, and its authorization server (RFC 9728)."""
         document = self._document(self.metadata_url)
         if document.get("resource") != self.url:
             belongs(str(document.get("resource")), self.base, "The field resource")
@@ -112,7 +112,7 @@ class OAuthCheck:
         return f"The gateway is {self.url}, authorized by {issuer}."
 
     def server_metadata(self) -> str:
-        """Where to register, authorize and get tokens; the issuer is compared letter by letter (RFC 8414)."""
+        """Check endpoints and capabilities. The issuer must match exactly (RFC 8414)."""
         self.server = self._document(f"{self.base}/.well-known/oauth-authorization-server")
         if self.server.get("issuer") != self.base:
             belongs(str(self.server.get("issuer")), self.base, "The field issuer")
@@ -131,10 +131,10 @@ class OAuthCheck:
         return answer.document
 
     def registration(self) -> str:
-        """Registers as an app (RFC 7591); the doctor's registration is deleted at the end.
+        """Register as an app (RFC 7591). The registration is deleted at the end.
 
-        The walk goes on only with what was registered here just now: a code would open this installation, whoever
-        holds it, and what is tidied up must be the doctor's own.
+        The check continues only with an app that was registered here just now: a code gives access to this
+        installation, and only the doctor's own app may be deleted.
         """
         self._must_be_here()
         payload = {
@@ -170,7 +170,7 @@ class OAuthCheck:
 
     @property
     def question(self) -> dict[str, str]:
-        """What an app asks for at the authorize page."""
+        """Parameters of the authorization request."""
         digest = hashlib.sha256(self.verifier.encode()).digest()
         return {
             "response_type": "code",
@@ -182,7 +182,7 @@ class OAuthCheck:
         }
 
     def authorize_page(self) -> str:
-        """As a browser comes to it, not signed in: it is sent to the sign-in page of the same place."""
+        """Open the authorize page as a signed-out browser: it must redirect to our sign-in page."""
         parameters = {**self.question, "resource": self.url}
         telling = f"response_type=code code_challenge=… code_challenge_method=S256 resource={self.url}"
         address = f"{self.server['authorization_endpoint']}?{urlencode(parameters)}"
@@ -207,7 +207,7 @@ class OAuthCheck:
             raise Fault("This is not the sign-in page of the gateway.", FILTERED)
 
     def consent(self) -> str:
-        """Calls the functions of the Allow button, since no person is there to press it."""
+        """Call the functions behind the Allow button, since no person presses it."""
         self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
         allowed = consent.allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
@@ -215,7 +215,7 @@ class OAuthCheck:
         return f"{self.person.email} may connect an app to {self.gateway.name}."
 
     def token(self) -> str:
-        """The code and the verifier bring an access token for this gateway."""
+        """Exchange the code and the verifier for an access token."""
         payload = {
             "grant_type": "authorization_code",
             "code": self.code,
@@ -234,7 +234,7 @@ class OAuthCheck:
         return "An access token and a refresh token for this gateway."
 
     def call(self) -> str:
-        """The token opens the gateway, and its tools are listed."""
+        """List the tools of the gateway with the access token."""
         bearer = {"Authorization": f"Bearer {self.access_token}"}
         telling = "Authorization: Bearer …\ntools/list"
         answer = self.wire.ask("POST", self.url, telling=telling, json=LIST, headers=ACCEPT | bearer)
@@ -259,5 +259,5 @@ class OAuthCheck:
 
 
 def _list(value: Any) -> list[Any]:
-    """What should be a list, if it is one."""
+    """Return `value` if it is a list, otherwise an empty one."""
     return value if isinstance(value, list) else []

@@ -14,7 +14,7 @@ class State(StrEnum):
 
 
 class Fault(Exception):
-    """Why a client would go no further: what is wrong, and what to change."""
+    """The reason a step failed, and advice on what to change."""
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(reason)

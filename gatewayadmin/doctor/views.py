@@ -1,4 +1,4 @@
-"""The doctor's page, for users who manage gateways; it runs as the user who asks."""
+"""The doctor's page, for users who manage gateways. It runs as the current user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ui.pages import AppRequest, show
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def doctor(request: AppRequest) -> HttpResponse:
-    """Choose a gateway, run the walk, read the report."""
+    """Choose a gateway, run the check and show the report."""
     gateways = list(Gateway.objects.visible_to(request.user))
     slug = request.POST.get("gateway") or request.GET.get("gateway")
     gateway = next((candidate for candidate in gateways if candidate.slug == slug), next(iter(gateways), None))
@@ -38,6 +38,6 @@ def doctor(request: AppRequest) -> HttpResponse:
 
 
 def _other_host(request: AppRequest) -> str:
-    """The host of this request, when it is not the public one; else empty."""
+    """Return the host of this request if it is not the public one, otherwise an empty text."""
     host = request.headers.get("X-Forwarded-Host") or request.get_host()
     return "" if host.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else host

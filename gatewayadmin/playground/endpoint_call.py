@@ -1,4 +1,4 @@
-"""One request of the playground to the MCP endpoint of this process, and what comes back while it runs."""
+"""One request of the playground to the MCP endpoint in this process, with its progress and answer."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from wire import jsonrpc, product, sse, stateless, versions
 from wire.background import spawn
 from wire.jsonrpc import Malformed, Object
 
-RUN_SECONDS = 120  # So long a run may take; then its server is told that nobody waits.
-LONGEST_ANSWER = 2 << 20  # Bytes that are kept of an answer; an agent gets more.
+RUN_SECONDS = 120  # Time limit of a run; then it is cancelled at its server.
+LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept; an agent gets more.
 MOST_STEPS = 200  # Notifications of one run that are shown.
-MOST_RUNS = 16  # At once, in this process: each keeps a response open.
-MOST_RUNS_OF_ONE = 3  # Person, so that nobody takes the places of all.
+MOST_RUNS = 16  # Concurrent, in this process: each keeps a response open.
+MOST_RUNS_OF_ONE = 3  # Concurrent, per person.
 LEAVING_SECONDS = 10
 CLIENT = "Gateway Admin playground"
 METHODS = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
 
 _endpoint: App | None = None
-_taken: dict[object, object] = {}  # The places that are taken, each with whom it was given to.
+_taken: dict[object, object] = {}  # The taken slots and their people.
 _taking = threading.Lock()
 
 
 def serve_by(endpoint: App | None) -> None:
-    """Say which endpoint answers in this process, which serves it; None in one that serves no more."""
+    """Set the endpoint of this process; None when it no longer serves."""
     global _endpoint  # noqa: PLW0603  (a process has one endpoint)
     _endpoint = endpoint
 
 
 def is_served() -> bool:
-    """Whether this process can run anything."""
+    """Return whether this process has an endpoint."""
     return _endpoint is not None
 
 
 class Busy(Exception):
-    """No place is free for another run; the message says whose runs are in the way."""
+    """No slot is free for another run. The message says whether the user or everybody has too many."""
 
 
 class Place:
-    """One of the MOST_RUNS, taken before anything is sent and held until the run has ended.
+    """One of MOST_RUNS slots, taken before anything is sent and released when the run has ended.
 
-    Of a run that never begins it is given back by whoever gives up, at the latest when nobody knows of it any more.
+    If the run never begins, the caller releases it, or the garbage collector does.
     """
 
     def __init__(self, person: object) -> None:
-        """Take a place for this person; raises Busy."""
+        """Take a slot for this person. Raises Busy."""
         self._key = object()
         with _taking:
             holders = list(_taken.values())
@@ -69,13 +69,13 @@ class Place:
             _taken[self._key] = person
 
     def give_back(self) -> None:
-        _taken.pop(self._key, None)  # Without the lock, as this may come from the garbage collector at any point.
+        _taken.pop(self._key, None)  # Without the lock, since the garbage collector may call this at any time.
 
     __del__ = give_back
 
 
 class Asked(NamedTuple):
-    """What is asked for, as an agent would: the kind of feature, its name or URI, and arguments."""
+    """A request as an agent would send it: kind of feature, name or URI, and arguments."""
 
     kind: str
     name: str
@@ -89,7 +89,7 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an agent would have got; `message` is None where it is no JSON-RPC, or was too large to keep."""
+    """The answer an agent would get. `message` is None if it is not JSON-RPC or too large to keep."""
 
     status: int
     uid: str
@@ -105,7 +105,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Exchange:
-    """A request under way: `steps` tells what its server reports, `answer` is there when they have ended."""
+    """A running request. `steps` yields its progress; then `answer` is set."""
 
     slug: str
     asked: Asked
@@ -124,7 +124,7 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
 
     async def steps(self) -> AsyncGenerator[Object]:
-        """The params of each progress notification, until the answer is there or RUN_SECONDS are over."""
+        """Run the request and yield the params of each progress notification, for at most RUN_SECONDS."""
         self._task = spawn("playground call", self._run())
         self._task.add_done_callback(lambda _: self.place.give_back())
         timer = asyncio.get_running_loop().call_later(RUN_SECONDS, self._gone.set)
@@ -133,10 +133,10 @@ class Exchange:
                 yield step
         finally:
             timer.cancel()
-            self._gone.set()  # Whoever leaves early leaves as an agent does: the call is cancelled, and logged.
+            self._gone.set()  # If the reader leaves early, the call is cancelled and logged, as for an agent.
 
     def close(self) -> None:
-        """Nobody asks for more. A run that has begun keeps its place until its call has ended."""
+        """Release the slot if the run has not begun; otherwise it is released when the call ends."""
         if self._task is None:
             self.place.give_back()
 
@@ -147,7 +147,7 @@ class Exchange:
             gone = asyncio.ensure_future(self._gone.wait())
             await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
             gone.cancel()
-            with suppress(Exception):  # What went wrong there is logged there; here it is an answer that never came.
+            with suppress(Exception):  # The endpoint logs its errors; here there is just no answer.
                 await asyncio.wait_for(call, LEAVING_SECONDS)
         finally:
             self.answer = self._answered()
@@ -156,7 +156,7 @@ class Exchange:
             self._steps.put_nowait(None)
 
     def _scope(self) -> Scope:
-        """The request, as its client would have sent it over the network."""
+        """Return the ASGI scope, as for a request over the network."""
         name = {"Mcp-Name": stateless.encoded_value(self.asked.name)}
         headers = {
             "Host": urlsplit(settings.PUBLIC_URL).netloc,
@@ -200,7 +200,7 @@ class Exchange:
                 self._take(each.data)
 
     def _take(self, data: bytes) -> None:
-        """An event of the stream: the answer, or what is told before it."""
+        """Handle an event of the stream: the answer, or a notification before it."""
         note = _parsed(data) if len(data) <= LONGEST_ANSWER else None
         if note is None or "method" not in note:
             self._keep(data)

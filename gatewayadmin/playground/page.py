@@ -1,4 +1,4 @@
-"""What the page of the playground shows: the things to choose from, the form, and one's own runs."""
+"""Context of the playground page: the available features, the form, and the user's own runs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from hosts.models import PLAYGROUND, Host
 from wire import definitions
 from wire.uris import alias_and_uri, exposed_template, exposed_uri
 
-MOST_OFFERED = 120  # Names to choose from,
-MOST_CHARACTERS = 12_000  # in all of them; beyond either, a name is typed.
+MOST_OFFERED = 120  # Names in the list,
+MOST_CHARACTERS = 12_000  # and their total length; beyond either, users type a name.
 RUNS = 8
 LONGEST_NAME = 4096
 KINDS = {"tool": "Tool", "prompt": "Prompt", "resource": "Resource"}
@@ -35,7 +35,7 @@ OF_KIND = {"tool": (Kind.TOOL,), "prompt": (Kind.PROMPT,), "resource": (Kind.RES
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the address of the page names: a gateway within reach, a kind, and what of it; any may be missing."""
+    """The selection in the URL: a reachable gateway, a kind, and a feature name, each optional."""
 
     user: User
     gateway: Gateway | None
@@ -53,12 +53,12 @@ class Chosen:
 
     @property
     def url(self) -> str:
-        """The page with this chosen."""
+        """The URL of the page with this selection."""
         return playground_url(self.gateway, self.kind, self.name)
 
     @cached_property
     def features(self) -> list[Feature]:
-        """What may be chosen of this kind, switched off or not; the first of it."""
+        """The first features of this kind, enabled or not (one more than MOST_OFFERED, to detect more)."""
         if self.gateway is None:
             return []
         rows = Feature.objects.offered().placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
@@ -67,12 +67,12 @@ class Chosen:
 
     @property
     def is_typed(self) -> bool:
-        """Whether there are too many to choose from a list."""
+        """True if there are too many features for a list, so that users type a name."""
         return sum(map(len, self.offers.values())) < len(self.features)
 
     @cached_property
     def offers(self) -> dict[str, list[tuple[str, Feature]]]:
-        """The names to choose from, by their servers."""
+        """The names in the list, by server."""
         by_server: dict[str, list[tuple[str, Feature]]] = {}
         left = MOST_CHARACTERS
         for one in self.features[:MOST_OFFERED]:
@@ -83,7 +83,7 @@ class Chosen:
 
     @cached_property
     def feature(self) -> Feature | None:
-        """What is known of the thing that is named; a name that no list has had may be called all the same."""
+        """The selected feature, if known. Names that are not in any list can be called too."""
         if self.gateway is None or not self.name:
             return None
         rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
@@ -100,23 +100,23 @@ class Chosen:
 
     @property
     def schema(self) -> Any:
-        """What describes its arguments; None where nothing does."""
+        """The schema of the arguments; None if the feature is unknown."""
         if self.feature is None:
             return None
         return _prompt_schema(self.feature) if self.kind == "prompt" else _tool_schema(self.feature)
 
     @property
     def is_destructive(self) -> bool:
-        """Whether its server claims that it may destroy something: then it is asked once more."""
+        """True if the server marks the feature as destructive; a run must then be confirmed."""
         return self.feature is not None and self.feature.effect == Effect.DESTRUCTIVE
 
     def asked(self, form: ArgumentsForm) -> Asked:
-        """What is sent for it."""
+        """Return the request for the selected feature with the arguments of the form."""
         return Asked(self.kind, self.name, form.arguments)
 
 
 def called(feature: Feature) -> str:
-    """The name or URI by which clients ask for a feature."""
+    """Return the name or URI clients use for a feature."""
     match feature.kind:
         case Kind.RESOURCE:
             return exposed_uri(feature.assignment.alias, feature.name)
@@ -126,20 +126,20 @@ def called(feature: Feature) -> str:
 
 
 def playground_url(gateway: Gateway | None, kind: str = "tool", name: str = "", **more: str) -> str:
-    """The page with this chosen."""
+    """Return the URL of the playground with this selection."""
     told = {"gateway": gateway.slug if gateway else "", "kind": kind if name and kind != "tool" else "", "name": name}
     query = urlencode({key: value for key, value in (told | more).items() if value})
     return f"{reverse('playground')}?{query}" if query else reverse("playground")
 
 
 def _tool_schema(feature: Feature) -> Any:
-    """The schema in the order its server gave it, which the column has lost."""
+    """Return the schema in its original order, which the JSON column does not keep."""
     told = definitions.definition_in(feature.approved).value.get("inputSchema") if feature.approved else None
     return told if isinstance(told, dict) else feature.input_schema
 
 
 def _prompt_schema(feature: Feature) -> Any:
-    """The arguments of a prompt, which are texts, as a schema."""
+    """Build a schema from the arguments of a prompt, which are all strings."""
     told = definitions.definition_in(feature.approved).value.get("arguments") if feature.approved else None
     known = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
     named = [one for one in known if isinstance(one.get("name"), str)]
@@ -151,7 +151,7 @@ def _prompt_schema(feature: Feature) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One of one's own runs, and where it is run again."""
+    """One of the user's own runs, and the URL to run it again."""
 
     own: OwnCall
     url: str
@@ -181,7 +181,7 @@ def _again(call: Call, slug: str) -> str:
 
 
 def form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
-    """The form with the arguments of one's own earlier run, where they were recorded and may be viewed."""
+    """Return the form with the arguments of an earlier run, if they were recorded and the user can view them."""
     try:
         call = Call.objects.find(UUID(uid))
     except (ValueError, Call.DoesNotExist):
@@ -194,7 +194,7 @@ def form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
 
 
 def others(user: User, gateway: Gateway | None) -> list[Connection]:
-    """One's own connections to this gateway through other apps and agents, which can be asked about."""
+    """Return the user's connections to this gateway through other apps and agents, for checks."""
     if gateway is None:
         return []
     rows = Connection.objects.own(user).live().filter(gateway=gateway).exclude(host__dedupe_key=PLAYGROUND)
@@ -202,5 +202,5 @@ def others(user: User, gateway: Gateway | None) -> list[Connection]:
 
 
 def own(user: User, gateway: Gateway | None) -> Connection | None:
-    """The connection that runs go through, if there is one yet."""
+    """Return the connection used for runs, if it exists."""
     return live_connection(user, gateway) if gateway else None

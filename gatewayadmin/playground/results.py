@@ -1,8 +1,8 @@
-"""What came of a run, for a page. All of it was chosen by somebody else: nothing of it is taken for markup.
+"""Renders the result of a run. It is untrusted: nothing in it is interpreted as markup.
 
-Text stays text, with what nobody would see marked; of pictures only those of four kinds whose first bytes say the same
-are drawn; links lead nowhere but to pages of ours. All texts of one answer share one room, and no more is written of it
-than is shown: how much a page takes to make is decided here, not by a server.
+Text is escaped, with invisible characters marked. Only pictures of four types with matching first bytes are shown.
+Links lead only to our own pages. All texts of an answer share one size limit, and no more is serialised than is shown,
+so that a server cannot make the page expensive.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gatewayadmin.playground.endpoint_call import Answer
 from ui.templatetags.ui import visible
 from wire.jsonrpc import Object
 
-MOST_CHARACTERS = 100_000  # Of markup for all that is shown of one answer; the text that passes it is the last.
-LONGEST_TEXT = 20_000  # Characters of one text; the raw answer has more.
+MOST_CHARACTERS = 100_000  # Total markup of one answer.
+LONGEST_TEXT = 20_000  # Characters of one text; the raw answer shows more.
 LONGEST_CELL = 200
-DEEPEST_INDENTED = 40  # A line of what lies deeper would be blanks.
+DEEPEST_INDENTED = 40  # Deeper lines would be mostly blanks.
 LARGEST_PICTURE = 1 << 20
 MOST_PARTS = 50
 MOST_ROWS = 100
@@ -35,14 +35,14 @@ PICTURES = {
 
 
 class _Room:
-    """What is left of the characters that one answer may take on its page, counted as they are rendered."""
+    """The remaining size limit of one answer, in rendered characters."""
 
     def __init__(self) -> None:
         self.left = MOST_CHARACTERS
         self.is_short = False
 
     def take(self, text: str, longest: int = LONGEST_TEXT) -> str:
-        """As much of the text as is shown."""
+        """Return the part of the text to show, and subtract it from the limit."""
         longest = min(longest, self.left)
         self.is_short = self.is_short or len(text) > longest
         self.left = max(self.left - len(visible(text[:longest])), 0)
@@ -50,7 +50,7 @@ class _Room:
 
 
 class Part(NamedTuple):
-    """One part of a result: `kind` is text, picture, link or other; `text` says it, or what it is."""
+    """One part of a result. `kind` is text, picture, link or other; `text` is its content or description."""
 
     kind: str
     text: str
@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of alike objects, each cell with the name of its column; `left_out` are more than are shown."""
+    """A table of similar objects. Cells have the name of their column; `left_out` rows are not shown."""
 
     columns: list[str]
     rows: list[list[tuple[str, str]]]
@@ -70,7 +70,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """An answer, as it is shown."""
+    """An answer, prepared for the page."""
 
     answer: Answer
     parts: list[Part]
@@ -83,7 +83,7 @@ class Result:
 
     @property
     def is_tool_error(self) -> bool:
-        """Whether the tool ran and said that it failed."""
+        """True if the tool ran and reported an error."""
         return _result(self.answer).get("isError") is True
 
     @property
@@ -92,7 +92,7 @@ class Result:
 
 
 def result_of(answer: Answer) -> Result:
-    """What is shown of an answer."""
+    """Prepare an answer for the page."""
     said = _result(answer)
     room = _Room()
     error = room.take(_error(answer))
@@ -121,14 +121,14 @@ def _result(answer: Answer) -> Object:
 
 
 def _error(answer: Answer) -> str:
-    """The message of a JSON-RPC error; empty where it is none."""
+    """Return the message of a JSON-RPC error; empty if there is none."""
     error = (answer.message or {}).get("error")
     text = error.get("message") if isinstance(error, dict) else None
     return _text(text) if isinstance(text, str) else ""
 
 
 def _raw(answer: Answer, longest: int) -> str:
-    """The answer, written to just beyond `longest` characters if it has so many."""
+    """Return the raw answer, up to slightly more than `longest` characters."""
     if answer.message is not None and _is_shallow(answer.message):
         return _written(answer.message, longest)
     # Each character takes at most four bytes.
@@ -136,7 +136,7 @@ def _raw(answer: Answer, longest: int) -> str:
 
 
 def _shown_parts(said: Object, room: _Room) -> Iterator[Part]:
-    """The parts that there is room for."""
+    """Yield the parts within the size limit."""
     for count, part in enumerate(_parts(said)):
         if count == MOST_PARTS or not room.left:
             room.is_short = True
@@ -146,7 +146,7 @@ def _shown_parts(said: Object, room: _Room) -> Iterator[Part]:
 
 
 def _parts(said: Object) -> Iterator[Part]:
-    """The parts of what a tool, a prompt or a resource gave."""
+    """Yield the parts of the result of a tool, a prompt or a resource."""
     for block in _objects(said.get("content")):
         yield _block(block)
     for message in _objects(said.get("messages")):
@@ -196,7 +196,7 @@ def _of_text(value: Any) -> Part:
 
 
 def _picture(block: Object) -> Part:
-    """A picture to draw, if it is one of a kind that holds nothing but a picture."""
+    """Return a picture if its type is safe to show, otherwise a description."""
     kind, data = _short(block.get("mimeType")), block.get("data")
     told = f"Picture of type {kind}, {_bytes(data)}"
     if kind not in PICTURES or not isinstance(data, str) or len(data) > LARGEST_PICTURE * 4 // 3 + 4:
@@ -211,7 +211,7 @@ def _picture(block: Object) -> Part:
 
 
 def _table(value: Any, room: _Room) -> Table | None:
-    """The list of alike objects that a structured result is, or holds as its only list."""
+    """Return a table if a structured result is a list of similar objects, or has one as its only list."""
     rows = value
     if isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
@@ -254,7 +254,7 @@ def _short(value: Any, longest: int = 100) -> str:
 
 
 def _written(value: Any, longest: int) -> str:
-    """The value as indented JSON, to just beyond `longest` characters; on one line where it is too deep to indent."""
+    """Return indented JSON, up to slightly more than `longest` characters; one line if nested too deeply."""
     if not _is_shallow(value):
         return _text(json.dumps(value, ensure_ascii=False))
     written, length = [], 0
@@ -267,7 +267,7 @@ def _written(value: Any, longest: int) -> str:
 
 
 def _is_shallow(value: Any) -> bool:
-    """Whether it holds nothing deeper than is indented; asked level by level, as any depth may come."""
+    """Return whether the value can be indented. Iterative, since it may be nested to any depth."""
     level = [value]
     for _ in range(DEEPEST_INDENTED):
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))

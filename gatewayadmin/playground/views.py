@@ -1,4 +1,4 @@
-"""The page of the playground: choose, fill in, check or run, and read what came of it."""
+"""The playground page: select a feature, fill in arguments, check or run, and show the result."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from ui.pages import AppRequest
 from ui.templatetags.ui import visible
 
 MOST_GATEWAYS = 120
-LONGEST_COPIED = 5_000  # Characters of arguments in a call that is offered to be copied.
-# Pictures of a result stand in the page itself; nothing is fetched for them.
+LONGEST_COPIED = 5_000  # Characters of arguments in the code examples to copy.
+# Pictures of results are inline; nothing is fetched.
 DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
-CUT = "<!-- run -->"  # What stands before it is sent at once, what stands behind it when the run is over.
+CUT = "<!-- run -->"  # The page up to here is sent at once, the rest after the run.
 UNSERVED = "This process serves no MCP endpoint, so nothing can be run from it."
 
 
@@ -57,7 +57,7 @@ UNSERVED = "This process serves no MCP endpoint, so nothing can be run from it."
 @require_http_methods(["GET", "POST"])
 @own_resource("it runs as oneself, on gateways within one's reach")
 def playground(request: AppRequest) -> HttpResponse:
-    """The page; a POST checks or runs what it is filled in with, and says so in its own answer."""
+    """Show the page. A POST checks or runs the request and shows the result."""
     chosen = Chosen.of(request.user, request.POST if request.method == "POST" else request.GET)
     if request.method == "GET":
         again = form_again(chosen, request.GET.get("again", "")) if "again" in request.GET else None
@@ -73,11 +73,11 @@ def playground(request: AppRequest) -> HttpResponse:
 
 
 def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) -> HttpResponse:
-    """Check it or run it, if it is filled in."""
+    """Check or run the request, if the form is complete."""
     if chosen.gateway is None or not chosen.name or _is_unfilled(chosen):
         words = "Fill in what stands between { and }." if chosen.name else "Choose what to run."
         return _refused(request, chosen, form, words if chosen.gateway else "There is no such gateway for you.")
-    if act == "check":  # Who may call what is decided whatever the arguments.
+    if act == "check":  # Access does not depend on the arguments.
         return _checked(request, chosen, chosen.gateway, form)
     if form.has_errors:
         return _shown(request, chosen, form, {}, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -91,7 +91,7 @@ def _is_unfilled(chosen: Chosen) -> bool:
 
 
 def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
-    """The same arguments in the other way to write them; as they are where that would lose something."""
+    """Switch between form and JSON; keep the current one if arguments would be lost."""
     if to == "json":
         return replace(form, as_json=True) if not form.has_errors else form
     if form.has_errors:
@@ -112,7 +112,7 @@ def _shown(
 
 
 def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[str, Any]) -> str:
-    """The whole page, with `more` about what came of it."""
+    """Render the whole page, with `more` context about the result."""
     user, gateway = request.user, chosen.gateway
     gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_GATEWAYS + 1])
     is_short = len(form.whole.value) <= LONGEST_COPIED
@@ -139,7 +139,7 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
 
 
 def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
-    """What would be decided now, through the playground or another connection of one's own; nothing is sent."""
+    """Show the access decision for the playground or another connection of the user. Nothing is sent."""
     through = request.POST.get("through", "")
     live: Connection | None = next((one for one in others(request.user, gateway) if str(one.pk) == through), None)
     try:
@@ -152,14 +152,14 @@ def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: Argume
 
 
 def _told(trail: Trail) -> Trail:
-    """A trail without what only readers of the log may know."""
+    """Remove from a trail what requires access to the log."""
     for lines in (trail.lines, trail.further):
         lines[:] = [line._replace(cause=line.cause and _told_cause(line.cause, trail.reader)) for line in lines]
     return trail
 
 
 def _told_cause(known: Cause, reader: User) -> Cause:
-    """What led to it, how often since, and the act, which is on pages about the log, for who reads the log."""
+    """Remove event, counts and the link to the log from a cause, unless the user can read the log."""
     if reader.has_perm(Capability.LOGS_READ):
         return known
     return replace(known, event=None, subject="", count="", calls="", act=known.act if known.link else "")
@@ -173,12 +173,12 @@ def _address(request: AppRequest) -> str:
 
 
 def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
-    """Ask as an agent would; the page is sent as far as it is known, the rest when the answer is there."""
+    """Run the request as an agent would. The page is streamed: the first part now, the rest after the run."""
     if not endpoint_call.is_served():
         return _refused(request, chosen, form, UNSERVED)
     with ExitStack() as unless_begun:
         try:
-            place = Place(request.user.pk)  # Before anything is done: many may ask at once.
+            place = Place(request.user.pk)  # First, to limit concurrent runs.
             unless_begun.callback(place.give_back)
             live = connect(request.user, gateway)
             secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
@@ -193,7 +193,7 @@ def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsF
 
 
 class _Stream:
-    """The pieces of the page. Who leaves before the first of them was taken closes it, and the run never begins."""
+    """The pieces of the page. If it is closed before the first one was read, the run never begins."""
 
     def __init__(self, asking: Exchange, pieces: AsyncIterator[str]) -> None:
         self._pieces = pieces
@@ -227,7 +227,7 @@ async def _pieces(asking: Exchange, begun: str, rest: Callable[[Answer | None], 
 
 
 def _step(params: dict[str, Any]) -> str:
-    """What a server reports of its progress, as a line."""
+    """Render a progress notification as a line."""
     progress, total, message = (params.get(name) for name in ("progress", "total", "message"))
     done = f"{progress:g}" if isinstance(progress, int | float) and abs(progress) < 1e15 else ""
     of = f" of {total:g}" if done and isinstance(total, int | float) and abs(total) < 1e15 else ""
@@ -236,7 +236,7 @@ def _step(params: dict[str, Any]) -> str:
 
 
 def _outcome(user: User, answer: Answer | None) -> dict[str, Any]:
-    """What came of a run: the answer as it is shown, and its row in the log with the trail of the decision."""
+    """Return the context of a finished run: its result, and its row in the log with the decision."""
     if answer is None:
         return {"refusal": "No answer came."}
     row = _row(answer.uid)

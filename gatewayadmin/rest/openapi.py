@@ -253,7 +253,7 @@ class Described(AutoSchema):
         }
 
     def _errors(self, status: int) -> list[OpenApiExample]:
-        """What a refusal with this status may be, by its code."""
+        """Return examples of the errors with this status, by code."""
         errors = {code: {"detail": detail, "code": code, **more} for code, detail, more in ERRORS.get(status, ())}
         for kind, problem in self.view.problems.items():
             if problem.status == status and problem.code != "invalid":

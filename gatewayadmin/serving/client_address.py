@@ -10,10 +10,10 @@ type Address = IPv4Address | IPv6Address
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The right-most hop that is no trusted proxy, else the peer itself; IPv4 in IPv6 is shown as IPv4.
+    """Return the right-most hop that is not a trusted proxy. IPv4-mapped addresses are returned as IPv4.
 
-    `forwarded` are the values of all X-Forwarded-For headers in order. They count only when the peer is trusted, and
-    only back to the first hop that is not: everything left of it may be invented.
+    `forwarded` are the values of all X-Forwarded-For headers in order. They are used only if the peer is trusted, and
+    only back to the first untrusted hop: everything to its left may be forged.
     """
     address = _read(peer)
     if address is None:
@@ -29,7 +29,7 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
     return _shown(address)
 
 
-# What proxies say of whom they speak for, besides X-Forwarded-*.
+# Headers that proxies add about the client, besides X-Forwarded-*.
 _FORWARDING = frozenset(
     {
         "cf-connecting-ip",
@@ -51,10 +51,10 @@ _FORWARDING = frozenset(
 
 
 def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> bool:
-    """Whether the request is from a program on this machine, over the loopback address and without a proxy.
+    """Return whether the request is from a program on this machine, over loopback and without a proxy.
 
-    `peer` holds the other end of the connection, `headers` are the names of the request's, in lower case. A proxy on
-    this machine is told by any header that speaks of a sender, and by being one of the `trusted` ones.
+    `peer` is the address of the connection, `headers` the lower-case header names. A proxy on this machine is detected
+    by forwarding headers, or because it is `trusted`.
     """
     address = _read(peer)
     if address is None or not address.is_loopback or any(address in network for network in trusted):

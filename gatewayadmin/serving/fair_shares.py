@@ -1,7 +1,7 @@
-"""Fair shares of the pages' database connections: a sender's requests wait for each other, not before others'.
+"""Fair shares of the pages' database connections: requests wait only for others of the same sender.
 
-A sender is a person. A session or bearer token whose person is not known yet is a sender of its own. Agents' calls at
-/mcp have limits of their own (docs/reference/limits.md).
+A sender is a person, or a session or bearer token whose person is not known yet. Calls at /mcp have separate limits
+(docs/reference/limits.md).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gatewayadmin.serving.outer_middleware import busy
 MOST_WAITING = 32
 LONGEST_WAIT_S = 10.0
 RETRY_S = 5
-MOST_REMEMBERED = 10_000  # Sessions and tokens whose person is known; the longest unused are forgotten.
-PERSON = "person"  # In the scope of a request: whose it was. Set by gatewayadmin.middleware.note_person.
+MOST_REMEMBERED = 10_000  # Sessions and tokens with known people; the least recently used are dropped.
+PERSON = "person"  # Scope key of the person, set by gatewayadmin.middleware.note_person.
 
 
 class Busy(Exception):
@@ -32,8 +32,8 @@ class Busy(Exception):
 class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
-    Of the others MOST_WAITING wait, for LONGEST_WAIT_S at most; the rest get 429. Paths below `free` are not counted;
-    of those that `heavy` matches a single one of each sender is inside.
+    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted; of paths that
+    `heavy` matches, each sender has a single request inside.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
@@ -50,7 +50,7 @@ class FairShares:
             await self._app(scope, receive, send)
             return
         credentials = list(self._credentials(Headers(scope=scope)))
-        # Sorted, so that no two requests wait for each other.
+        # Sorted, to prevent deadlocks.
         senders = sorted({self._people.get(credential, credential) for credential in credentials})
         async with AsyncExitStack() as places:
             try:
@@ -63,7 +63,7 @@ class FairShares:
                 return
 
             async def begin(message: Message) -> None:
-                # Its work is done: however slowly it is read, others of the same sender need not wait for that.
+                # The work is done; a slow reader must not delay other requests of the sender.
                 await places.aclose()
                 if message["type"] == "http.response.start":
                     self._remember(credentials, scope.get(PERSON))
@@ -72,7 +72,7 @@ class FairShares:
             await self._app(scope, receive, begin)
 
     def _remember(self, credentials: list[str], person: object) -> None:
-        """Count the next requests with these credentials to `person`; an answer to nobody changes nothing."""
+        """Assign these credentials to `person`, if any, for later requests."""
         if person is None:
             return
         for credential in credentials:
@@ -82,7 +82,7 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """The session and the token of these headers: both, or an invented one would be a share of its own."""
+        """Yield the session and the token. Both count, or a made-up one would add a separate share."""
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -91,7 +91,7 @@ class FairShares:
 
     @asynccontextmanager
     async def _place(self, sender: str, most: int) -> AsyncIterator[None]:
-        """Hold one of the `most` places of this sender's requests. Raises Busy."""
+        """Hold one of the `most` slots of this sender. Raises Busy."""
         share = self._shares.setdefault(sender, _Share(most))
         if share.requests >= most + MOST_WAITING:
             raise Busy
@@ -118,7 +118,7 @@ def _digest(credential: str) -> str:
 
 
 class _Share:
-    """The requests of one sender that run or wait, and the places of those that run."""
+    """Running and waiting requests of one sender, and the semaphore of running ones."""
 
     def __init__(self, most: int) -> None:
         self.places = asyncio.Semaphore(most)

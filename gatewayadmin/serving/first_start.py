@@ -1,4 +1,4 @@
-"""Prepared at every start: tables, roles, the first owner, the Quickstart. Idempotent, and safe to run concurrently."""
+"""Set-up at each start: tables, roles, first owner, Quickstart. Idempotent and safe to run concurrently."""
 
 import secrets
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class Welcome:
 
 
 def prepare(*, migrate: bool = True) -> Welcome:
-    """Bring the database up to date; of several processes starting at once, one does it and the others wait.
+    """Update the database. If several processes start at once, one does it and the others wait.
 
-    Without `migrate` its tables are taken as they are, and must be those of this version. New indexes of the log are
-    made later, while it serves.
+    Without `migrate`, the tables must already be those of this version. New indexes of the log are created later, while
+    serving.
     """
     with locks.held(Lock.FIRST_START):
         if migrate:
@@ -48,14 +48,14 @@ def prepare(*, migrate: bool = True) -> Welcome:
 
 
 def make_partitions() -> list[str]:
-    """Make the log's partitions for the coming days, as long as retention wants them; the names of those made."""
+    """Create the log's partitions for the coming days, and return their names."""
     return Call.partitions.make_ahead(
         kept_days=(WorkspaceSettings.objects.first() or WorkspaceSettings()).log_retention_days
     )
 
 
 def _welcome() -> Welcome:
-    password, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Workers are forked from here and need none of it.
+    password, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Removed, since forked workers do not need it.
     secret = None if password else secrets.token_urlsafe(15)
     owner = make_first_owner(settings.ADMIN_EMAIL, password or secret or "")
     if owner is not None:
@@ -64,7 +64,7 @@ def _welcome() -> Welcome:
 
 
 def _make_quickstart() -> None:
-    """The bundled server behind a gateway of its own, unless something of that name is or was there."""
+    """Create the bundled server and its gateway, unless that name is or was in use."""
     named = Q(slug=QUICKSTART) | Q(name__iexact=QUICKSTART)
     if Server.objects.filter(named | Q(url=BUILT_IN_URL)).exists() or Gateway.objects.filter(named).exists():
         return
@@ -77,6 +77,6 @@ def _make_quickstart() -> None:
 
 
 def _remember_public_url() -> None:
-    """Commands run without our environment print links too."""
+    """Store the public URL for commands that run without our environment."""
     WorkspaceSettings.load()
     WorkspaceSettings.objects.update(public_base_url=settings.PUBLIC_URL)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 MOST = 64 * 1024
 LINGER_SECONDS = 2
-UNTAKEN_LOOKS = 6  # In the time in which a client has to take LEAST_TAKEN.
+UNTAKEN_LOOKS = 6  # Checks per `untaken_seconds`.
 LEAST_TAKEN = 16 * 1024
 TOO_LARGE = "The request's head is too large."
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -40,11 +40,10 @@ def _file_number(transport: Transport) -> int:
 class HeadLimits(HttpToolsProtocol):
     """Closes connections with slow requests or large headers, and limits unauthenticated connections.
 
-    A head is larger than `MOST` or takes longer than `seconds`: the parser gathers a URL, a header or a trailer until
-    it ends, so what it has not handed over yet counts too. A body takes longer than `body_seconds`, or brings less
-    than `body_rate` bytes a second for a whole `body_window`. A client takes less than
-    LEAST_TAKEN of what waits for it, or than all of it, in `untaken_seconds`. Of connections over which no call was let
-    through yet, each worker keeps `most_unauthenticated`; beyond that the oldest one that owes us something makes room.
+    Limits: headers of `MOST` bytes within `seconds`, including data the parser still buffers; a body within
+    `body_seconds`, and at least `body_rate` bytes per second in each `body_window`; a client must read LEAST_TAKEN
+    bytes, or all that is pending, within `untaken_seconds`. Each worker keeps `most_unauthenticated` connections
+    without an accepted call; beyond that the oldest one that is not waiting for us is closed.
     """
 
     # Beside uvicorn's own attributes these would be more than an object keeps well.
@@ -74,7 +73,7 @@ class HeadLimits(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._discard_input = False  # Whatever else arrives is ignored; the connection is closed after the answer.
+        self._discard_input = False  # Ignore further input; the connection is closed after the answer.
         self._withheld = 0
         self._in_head = True
         self._may_stream = True
@@ -88,24 +87,24 @@ class HeadLimits(HttpToolsProtocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request waits for its answer."""
+        """True if a request is being answered."""
         return not getattr(self.cycle, "response_complete", True)  # There is no cycle before the first request.
 
     @property
     def awaits_head(self) -> bool:
-        """Whether a request is to come: its sender has connected for it, or has sent a part of its head."""
+        """True before the first request, or if part of the headers of a request was received."""
         is_first = getattr(self, "cycle", None) is None
         return is_first or (self._in_head and self._withheld > 0)
 
     def note_authenticated(self) -> None:
-        """A call over this connection was let through."""
+        """Mark the connection as authenticated: a call was accepted."""
         self.is_authenticated = True
         self.unauthenticated.pop(self, None)
 
     def close_after_answer(self) -> None:
-        """Close after an answer. A client that is still sending gets to read it first (RFC 9112 section 9.6).
+        """Close after an answer, after a client that is still sending could read it (RFC 9112 section 9.6).
 
-        To close at once would make its system drop what it has received as soon as it sends on.
+        If we closed at once, the client's system would discard the answer on its next write.
         """
         if not self.cycle.more_body or self.transport.is_closing():
             self.close_in_time()
@@ -123,7 +122,7 @@ class HeadLimits(HttpToolsProtocol):
         self._may_stream = number < limit * open_files.FOR_STREAMS
         if number >= limit * open_files.FOR_CONNECTIONS:
             open_files.refused("connection")
-            transport.write(TOO_MANY)  # At once: who connects and says nothing would take the numbers that are left.
+            transport.write(TOO_MANY)  # At once: silent connections would use up the remaining file numbers.
             transport.close()
             return
         self._start_clock()
@@ -143,7 +142,7 @@ class HeadLimits(HttpToolsProtocol):
         super().on_response_complete()
 
     def note_answered(self) -> None:
-        """Of connections without a call that was let through, this one was answered last."""
+        """Move this unauthenticated connection to the end of the list: it was answered last."""
         if self in self.unauthenticated:
             self.unauthenticated[self] = self.unauthenticated.pop(self)
 
@@ -170,21 +169,21 @@ class HeadLimits(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._withheld > MOST and _size(self.url, self.headers) > MOST:
-            raise ValueError(TOO_LARGE)  # The parser makes it an error of its own, which ends at send_400_response.
+            raise ValueError(TOO_LARGE)  # The parser converts it to its own error, which calls send_400_response.
         self._withheld = 0
         self._in_head = False
         self._stop_clock()
         if self.url[:1] not in (b"/", b"*"):  # The absolute form, whose host counts (RFC 9112 section 3.2.2).
             others = [pair for pair in self.headers if pair[0] != b"host"]
-            if len(self.headers) - len(others) < 2:  # More are refused, whatever they say.
+            if len(self.headers) - len(others) < 2:  # Several Host headers are refused later.
                 self.headers[:] = [*others, (b"host", urlsplit(self.url).netloc.rpartition(b"@")[2])]
         method, is_mcp = self.parser.get_method(), _is_call(self.url) is not None
         self._start_request(is_call=is_mcp and method == b"POST")
         if is_mcp and method == b"GET":  # A stream that is let through keeps its connection, as a call does.
             self.cycle.transport = AnswerTransport(self, notes_success=True)  # type: ignore[assignment]
         if self.parser.should_upgrade():
-            # The parser takes what follows such a head for something else than its body. We speak nothing else, and
-            # it must not become another request either.
+            # The parser does not read what follows as a body. We support no upgrades, and it must not be read as
+            # another request either.
             self.cycle.keep_alive = False
             self._discard_input = True
 
@@ -218,7 +217,7 @@ class HeadLimits(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _refuse(self) -> None:
-        if not self.is_answering:  # Else our words would land in the middle of another answer.
+        if not self.is_answering:  # Otherwise it would be written into another answer.
             self.transport.write(
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
                 b"content-length: %d\r\n\r\n%s" % (len(TOO_LARGE), TOO_LARGE.encode())
@@ -249,7 +248,7 @@ class HeadLimits(HttpToolsProtocol):
     def _judge_body(self) -> None:
         if self._discard_input:  # It is being closed already.
             self._body_clock = None
-        elif self.flow.read_paused or self.pipeline:  # We are the ones who wait: for the application, or an answer.
+        elif self.flow.read_paused or self.pipeline:  # We cause the wait: the application does not read, or answers.
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:
@@ -261,7 +260,7 @@ class HeadLimits(HttpToolsProtocol):
             self.transport.close()
 
     def close_in_time(self) -> None:
-        """Close when the client has taken what it was sent, or takes it too slowly."""
+        """Close when the client has read the answer, or reads it too slowly."""
         self.transport.close()
         if self.transport.get_write_buffer_size() and self._untaken_clock is None:
             self._start_untaken_clock()
@@ -302,7 +301,7 @@ class HeadLimits(HttpToolsProtocol):
         self.transport.abort()
 
     def _bytes_untaken(self) -> int:
-        """Return how much the client has not taken yet: of ours, and where the system says so of what it has."""
+        """Return the bytes the client has not received: in our buffer and, on Linux, in the socket."""
         size = self.transport.get_write_buffer_size()
         sock = self.transport.get_extra_info("socket")
         if sock is None or not sys.platform.startswith("linux"):
@@ -319,7 +318,7 @@ class HeadLimits(HttpToolsProtocol):
 
 
 class AnswerTransport:
-    """The transport as a cycle sees it: it closes as it should, and notes that a call was let through."""
+    """Transport for uvicorn's request cycle: closes properly, and notes that a call was accepted."""
 
     __slots__ = ("_protocol", "close", "is_closing", "write")
 
@@ -338,7 +337,7 @@ class AnswerTransport:
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int:
-    """The Content-Length, which the parser has checked; without bounds for a body in chunks."""
+    """Return the Content-Length, checked by the parser; more than MOST for a chunked body."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)

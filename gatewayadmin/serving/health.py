@@ -44,22 +44,22 @@ _told: dict[str, int] = {}
 
 
 class Readiness:
-    """Whether this process can serve requests, checked on the proxy's own database connections."""
+    """Readiness of this process, based on the proxy's own database connections."""
 
     def __init__(self) -> None:
         self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}
         self._is_draining = False
 
     def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
-        """From now on `faults()` says what keeps this process from serving, by the name of what is at fault."""
+        """Set the function that returns what keeps this process from serving, by component."""
         self._faults = faults
 
     def drain(self) -> None:
-        """This process will end soon."""
+        """Report not ready: this process is about to stop."""
         self._is_draining = True
 
     def problem(self) -> str:
-        """Why no request should be sent here, a line each; empty when they should."""
+        """Return the reasons for not being ready, one per line; empty if ready."""
         if self._is_draining:
             return "draining\n"
         failing = {fault.task: f"failing, {fault.error}" for fault in background.faults() if fault.guards_access}
@@ -75,13 +75,13 @@ async def livez(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """200 while calls can be decided and recorded; else, and from the signal to end on, 503 that says why."""
+    """200 while calls can be decided and logged; otherwise, and while draining, 503 with the reason."""
     problem = readiness.problem()
     return PlainTextResponse(problem or f"ok\n{_details()}", 503 if problem else 200)
 
 
 def _details() -> str:
-    """Return what pages and logs are read from, where it is not the primary database, and loops that fail."""
+    """Return the databases of pages and logs, if not the primary, and failing loops."""
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
     lines = ["pages: DATABASE_URL\n"] if settings.PAGES_DATABASE else []
@@ -90,7 +90,7 @@ def _details() -> str:
 
 
 def sample() -> None:
-    """Note how this process's database connections are used just now."""
+    """Update the gauges of database connections of this process."""
     pool = getattr(connections["default"], "pool", None)
     if pool is not None:
         stats = pool.get_stats()
@@ -113,9 +113,9 @@ def _sample_replica() -> None:
 
 
 class _Counters(MultiProcessCollector):
-    """The counters of all workers but those that are just opening theirs.
+    """Collects the counters of all workers, skipping empty files.
 
-    The client creates a worker's file before it gives it a size, and cannot read one without; a worker killed in
+    The Prometheus client creates a file before it sets its size, and cannot read an empty one. A worker killed in
     between leaves such a file until the next start.
     """
 
@@ -128,15 +128,15 @@ class _Counters(MultiProcessCollector):
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # That of a worker that ended.
+    except FileNotFoundError:  # The worker has ended.
         return 0
 
 
 class _OfReplica:
-    """The metrics of a registry with the label `replica`.
+    """Adds the label `replica` to the metrics of a registry.
 
-    Where several are scraped at one address, each is a series of its own: one series that jumps between their counters
-    looks like thousands of failures.
+    If several replicas are scraped at one address, each needs its own series: one that jumps between their counters
+    would look like thousands of failures.
     """
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
@@ -162,7 +162,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether a program on this machine asks, and no web page in its browser by a name that leads here."""
+    """Return whether a local program asks, not a web page by DNS rebinding (Host must be ours)."""
     named = request.headers.getlist("host")
     if len(named) != 1 or of_header(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
         return False

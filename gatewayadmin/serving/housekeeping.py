@@ -46,19 +46,19 @@ from wire.background import Background
 logger = logging.getLogger(__name__)
 
 EVERY = timedelta(minutes=15)
-FIRST_S = (20, 60)  # Not all `serve` at the same moment.
+FIRST_S = (20, 60)  # Random, so that not all `serve` run at the same time.
 ROLL_UP_S = (4.0, 6.0)  # Between two counts of new calls; of all processes one counts.
 CHORE_ROLL_UP_S = 30.0
 SEND_LOG_S = (1.5, 3.0)  # Between two looks for what sinks lack; of all processes one sends to each.
 INDEX_S = (20.0, 40.0)  # Between two looks for partitions that lack an index; of all processes one makes it.
-INDEX_AT_ONCE_S = 30.0  # After so long the next one waits for its turn.
+INDEX_AT_ONCE_S = 30.0  # Time limit of one run.
 SEAL_S = (30.0, 45.0)  # Between two checkpoints of the log; of all processes one makes them.
-ROLL_UP_AT_ONCE_S = 2.0  # For so long each time, while there is much to count.
+ROLL_UP_AT_ONCE_S = 2.0  # Time limit of one run.
 RATE_COUNTER = timedelta(hours=1)
 RECENTLY_CHECKED = timedelta(minutes=10)
 CONCURRENT_CHECKS = 8
 MOST_APART = timedelta(minutes=5)  # Between the clocks of this process and of the database.
-MOST_DROPPED = 4  # Partitions in one run: whoever set a clock or the retention wrong has time to notice.
+MOST_DROPPED = 4  # Partitions per run, so that a wrong clock or retention can be noticed in time.
 
 FAILED = Counter("gateway_chores_failed", "Chores that failed", ("chore",))
 DONE_AT = Gauge(
@@ -67,15 +67,15 @@ DONE_AT = Gauge(
 
 
 def once() -> dict[str, int] | None:
-    """Do all chores; how many things each one touched. None when another process is at it already."""
+    """Do all chores and return their counts; None if another process is doing them."""
     with databases.direct(), database.without_time_limit(), locks.held_if_free(Lock.HOUSEKEEPING) as free:
         counts = _chores(now := databases.now()) if free else None
-    # Servers may take their time: nobody else's chores wait for that.
+    # Outside the lock: servers may be slow.
     return counts if counts is None else counts | {"servers_asked": _ask_servers(now)}
 
 
 def start(background: Background) -> None:
-    """Do all chores when they come round, each of STEADY beside all others."""
+    """Start the loops: one for all chores, and one for each of STEADY."""
     pauses = chain([random.uniform(*FIRST_S)], repeat(EVERY.total_seconds()))  # noqa: S311  no secret
     background.forever("chores", partial(asyncio.to_thread, _once_logged), lambda: asyncio.sleep(next(pauses)))
     for chore, (between, words, work) in STEADY.items():
@@ -89,7 +89,7 @@ async def _pause(least: float, most: float) -> None:
 
 
 def start_alone(background: Background) -> None:
-    """The same in a process that does nothing else."""
+    """Start the loops in the chores process."""
     builtin.listen_at(environment.text("GATEWAY_BUILTIN_URL"), environment.text("GATEWAY_BUILTIN_SECRET"))
     database.limit_statements()
     start(background)
@@ -122,9 +122,8 @@ def _index() -> None:
         _make_indexes(timezone.now())
 
 
-# Chores that come round every few seconds, by name: the seconds between, how a failure is told, and what is done. Of
-# all processes one does each: counts new calls, and after an upgrade those of before; sends the log to where
-# administrators want it; makes the checkpoints that are due, and after an upgrade the indexes that the log lacks.
+# Frequent chores by name: pause in seconds, log message on failure, and function. One process at a time does each:
+# roll up new calls (after an upgrade, old ones too), send the log to sinks, seal checkpoints, create missing indexes.
 STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
     "calls_rolled_up": (ROLL_UP_S, "counting calls failed", _roll_up),
     "log_sent": (SEND_LOG_S, "looking for what sinks lack failed", sending.start_due),
@@ -146,9 +145,9 @@ def _once_logged() -> None:
 
 
 def _chores(now: datetime) -> dict[str, int]:
-    """Each chore on its own: what fails is logged and counted, and ends no other.
+    """Run each chore. Failures are logged and counted, and do not stop the others.
 
-    `now` is the database's time. While ours is another, nothing is deleted.
+    `now` is the database's time. If our clock differs, nothing is deleted.
     """
     counts, failed = {}, 0
     are_apart = not _clocks_agree()
@@ -171,7 +170,7 @@ def _chores(now: datetime) -> dict[str, int]:
 
 
 def _clocks_agree() -> bool:
-    """Return whether our clock is near the database's: what is counted or sealed is dated by ours."""
+    """Return whether our clock agrees with the database's: roll-ups and checkpoints use our time."""
     return databases.clock_difference() < MOST_APART
 
 
@@ -183,12 +182,12 @@ def _retention(now: datetime) -> date:
     return _kept_since(now).date()
 
 
-@lru_cache(maxsize=1)  # Of one run: to look for newer rows, a partition is read to its end.
+@lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
     """Return the day before which partitions may be dropped in this run.
 
-    All that is to be archived is; a partition whose rows the database took within the retention stays, however they are
-    dated; and a few are dropped at a time.
+    Partitions must be archived first if archiving is on. Those with rows inserted within the retention are kept,
+    whatever the dates of the rows; and at most MOST_DROPPED are dropped per run.
     """
     limit = archive.keep_from(_retention(now))
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):
@@ -204,7 +203,7 @@ def _note_dropped(name: str, span: Span, rows: int) -> None:
 
 
 def _by_owner(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """A chore for the calls that are kept no longer, done by the role that can drop their partitions."""
+    """Return a chore for expired calls, skipped by roles that cannot drop partitions."""
     return lambda now: act(_retention(now)) if Call.partitions.is_owner() else 0
 
 
@@ -224,7 +223,7 @@ def _make_indexes(now: datetime) -> int:
 
 
 def _note_addresses() -> int:
-    """Find out of servers from before it was asked whether they are at private addresses."""
+    """Determine whether older servers, for which it is not stored, are at private addresses."""
     found = 0
     for server in Server.objects.live().filter(private=None).exclude(url=BUILT_IN_URL):
         inside = leads_inside(server.url)
@@ -262,7 +261,7 @@ def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
 
 
 def _sweep_browsers() -> int:
-    """What is noted of browsers whose web session is gone."""
+    """Delete browser records whose web session is gone."""
     session_keys = Session.objects.values("session_key")
     return int(UserSession.objects.exclude(session_key__in=session_keys).delete()[0])
 
@@ -282,7 +281,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "partitions_made": lambda now: len(make_partitions()),
     "partitions_archived": _by_owner(archive.archive_before),
     "partitions_not_archived": lambda now: archive.note_waiting(),
-    # What is known of the calls goes before them.
+    # Derived data is dropped before the calls.
     "rollups_dropped": _beyond_retention(keeping.drop_before),
     "calls_dropped_unsent": _beyond_retention(sending.drop_before),
     "partitions_dropped": _beyond_retention(lambda limit: sealing.drop_before(limit, _note_dropped)),

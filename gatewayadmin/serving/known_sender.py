@@ -1,4 +1,4 @@
-"""Whether the head of a request names somebody we know: asked before more is read of them than of strangers."""
+"""Checks the credential in the headers of a request, before a large body is read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tokens import api_keys, authentication
 from ui import databases
 from wire import token_text
 
-# Whoever invents keys by the hundred makes a queue here, of heads alone. A thread each would cost more than what they
-# send: a connection to the database and memory of its own, which the process keeps.
+# Requests with made-up keys queue up here with their headers only. A thread for each would be expensive: a database
+# connection and memory that the process does not return.
 LOOKUPS_AT_ONCE = 2
 _lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="known-sender")
 
 
 async def is_known(headers: Headers) -> bool:
-    """Whether the API key, the token or the session in these headers is good at this moment.
+    """Return whether the API key, token or session in these headers is currently valid.
 
-    At most LOOKUPS_AT_ONCE are looked up at a time in this process; the others wait for their turn.
+    At most LOOKUPS_AT_ONCE look-ups run at a time in this process; others wait.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":  # It decides wherever it may be used; a session is ignored then.
+    if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
         secret = secret.strip()
         return token_text.well_formed(secret) and await _look_up(secret, "")
     session = parse_cookie("; ".join(headers.getlist("cookie"))).get(settings.SESSION_COOKIE_NAME, "")
@@ -46,4 +46,4 @@ def _is_known(secret: str, session: str) -> bool:
             return found is not None
         return SESSION_KEY in import_module(settings.SESSION_ENGINE).SessionStore(session)
     finally:
-        databases.give_back()  # This thread serves somebody else next.
+        databases.give_back()  # Return the connection: the thread is reused.

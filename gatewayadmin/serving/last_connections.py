@@ -1,4 +1,4 @@
-"""The end of a listening socket, in which nobody is cut off: who has connected is answered, who has not is refused.
+"""Closes a listening socket gracefully: established connections are answered, new ones refused.
 
 When the last process closes such a socket, the kernel resets the connections that nobody had accepted yet. Their
 clients cannot know whether their call was made, so nginx, for one, answers 502 instead of asking the next process.
@@ -32,7 +32,7 @@ class _Program(ctypes.Structure):
 
 
 def let_nobody_in(sockets: Iterable[socket.socket]) -> None:
-    """Have the kernel connect nobody else to these sockets, in all processes; who is connecting already still is.
+    """Make the kernel drop new connection attempts to these sockets, in all processes.
 
     Linux only: elsewhere connections that nobody has accepted are reset when the socket is closed.
     """
@@ -45,13 +45,13 @@ def let_nobody_in(sockets: Iterable[socket.socket]) -> None:
 
 
 async def wait_for_those_who_came() -> None:
-    """Return once all who had connected were accepted, or all who were accepted were heard."""
+    """Wait until the event loop has accepted or read all pending connections."""
     for _ in range(LOOKS):  # Each is a look of the event loop at its sockets, however late it comes.
         await asyncio.sleep(LOOK_S)
 
 
 async def wait_for_their_calls(are_awaited: Callable[[], bool]) -> None:
-    """Return once nobody has connected whose call has not come yet, or after two seconds."""
+    """Wait until all connections have sent their request, or for HEARD_S."""
     clock = asyncio.get_running_loop().time
     until = clock() + HEARD_S
     while are_awaited() and clock() < until:  # noqa: ASYNC110 - nobody tells of a connection that is heard

@@ -1,4 +1,4 @@
-"""How glibc gives memory back to the system."""
+"""glibc settings for returning memory to the system."""
 
 import ctypes
 from contextlib import suppress
@@ -11,7 +11,7 @@ ARENAS = 2  # Instead of eight for each core; threads are few here and mostly wa
 
 
 def return_large_buffers() -> None:
-    """Have buffers of large answers go back to the system when they are freed; without glibc nothing changes."""
+    """Let glibc return freed large buffers to the system. Does nothing without glibc."""
     with suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)

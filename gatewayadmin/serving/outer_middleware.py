@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_BODY = 3 * 1024 * 1024
 LARGEST_ANONYMOUS_BODY = 64 * 1024
-# Where programs that are nobody yet send forms and a description of themselves, which are small: the first that fits.
+# Smaller limits for unauthenticated OAuth requests, which are small; the first matching prefix counts.
 SMALLER_ANONYMOUS_BODIES = (("/oauth/register", 16 * 1024), ("/oauth/", 8 * 1024))
 
 type IsKnown = Callable[[Headers], Awaitable[bool]]
@@ -33,20 +33,19 @@ async def _everybody(_: Headers) -> bool:
 
 
 def largest_anonymous_body(path: str) -> int:
-    """How many bytes a sender may send there whom neither a session nor a token names."""
+    """Return the body limit at `path` in bytes for requests without session and token."""
     return next((most for start, most in SMALLER_ANONYMOUS_BODIES if path.startswith(start)), LARGEST_ANONYMOUS_BODY)
 
 
 class OuterMiddleware:
     """Wraps the whole application.
 
-    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the true sender
-    and `scope["scheme"]` to the public one. A Host that is not ours gets 400, except at `unchecked` paths.
-    A body above LARGEST_BODY gets 413; Django would write all of it to the disk before it looks at anything. So does
-    one above LARGEST_ANONYMOUS_BODY, at some paths SMALLER_ANONYMOUS_BODIES, when its head brings neither a session
-    nor a token. Of a larger one that brings any, `is_known` judges the headers before it is read, and what names nobody
-    gets 401: Django would judge only once the whole of it is there. `scope["peer"]` is who holds the other end of the
-    connection, a proxy perhaps.
+    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the actual
+    client, `scope["scheme"]` to the public one, and `scope["peer"]` to the address of the connection, perhaps a proxy.
+    A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413, because Django
+    would write it to disk first. So does one without session or token above LARGEST_ANONYMOUS_BODY (at some paths
+    SMALLER_ANONYMOUS_BODIES). For larger bodies, `is_known` checks the credential before the body is read, and unknown
+    ones get 401; Django would check only after reading all of it.
     """
 
     def __init__(
@@ -105,9 +104,9 @@ class OuterMiddleware:
 
 
 class _LimitedBody:
-    """The request's body. Past `largest` bytes it is as if the client had left: then readers drop what they have.
+    """Limits the request body. After `largest` bytes it reports a disconnect, so that readers drop their data.
 
-    What is more than strangers may send is for those of whom `may_send_more` is true; it is asked once.
+    `may_send_more` is called once, for a body above the anonymous limit.
     """
 
     def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]], largest: int) -> None:
@@ -121,7 +120,7 @@ class _LimitedBody:
         return self._size > self.largest
 
     async def may_grow(self) -> bool:
-        """Whether the body may be larger than that of a stranger."""
+        """Return whether the body may exceed the anonymous limit."""
         if self._may_send_more is not None:
             ask, self._may_send_more = self._may_send_more, None
             if await ask():
@@ -129,7 +128,7 @@ class _LimitedBody:
         return self.largest == LARGEST_BODY
 
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An application that answers 413."""
+        """ASGI application that answers 413."""
         text = f"The request is larger than {self.largest // 1024} KiB.\n"
         answer = _to_directory(scope, 413, text) or PlainTextResponse(text, 413)
         answer.headers["Connection"] = "close"
@@ -151,7 +150,7 @@ async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def busy(scope: Scope, seconds: int) -> Response:
-    """429 for a sender too many of whose requests run already."""
+    """Return a 429 response for a sender with too many running requests."""
     text = "Too many of your requests are running. Try again in a few seconds."
     answer = _to_directory(scope, 429, text)
     if answer is None and scope["path"].startswith("/api/"):
@@ -162,7 +161,7 @@ def busy(scope: Scope, seconds: int) -> Response:
 
 
 def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
-    """The refusal in the form of RFC 7644 section 3.12, which is all that directories read; None for everybody else."""
+    """Return the error as of RFC 7644 section 3.12 for SCIM requests; None for others."""
     if not scope["path"].startswith("/scim/"):
         return None
     error = {"schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"], "status": str(status), "detail": text.strip()}
@@ -183,13 +182,13 @@ class _RequestLog:
 
     @property
     def has_begun(self) -> bool:
-        """Whether an answer is on its way."""
+        """True once the response has started."""
         return self._status != 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            # A call has an id of its own already, the one it bears in the log table.
+            # A call already has an id, that of its row in the log.
             request_id.set(MutableHeaders(scope=message).setdefault("x-request-id", str(self._id)))
         await self._send(message)
 
@@ -202,7 +201,7 @@ class _RequestLog:
             extra={
                 "method": self._scope["method"],
                 "path": self._scope["path"],
-                "status": self._status,  # 0: the client left before there was an answer.
+                "status": self._status,  # 0: the client disconnected before the answer.
                 "ms": round((time.perf_counter() - self._started) * 1000, 1),
                 "client": self._scope["client"][0],
             },

@@ -1,4 +1,4 @@
-"""The port that a server is to listen on, reserved before it can serve."""
+"""Reserves the port before the server can serve."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ class PortTaken(Exception):
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A socket of this address, taken before anything else is done. Raises PortTaken.
+    """Return a socket bound to this address. Raises PortTaken.
 
-    It does not listen yet: who connects before there is somebody to serve is refused, and asks another process. In a
-    queue of ours they would wait for the whole start, or be cut off where it fails.
+    It does not listen yet: connections before we can serve are refused, so clients try another process. Otherwise they
+    would wait for the whole start, or be reset if it fails.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -33,7 +33,7 @@ def reserve(host: str, port: int) -> socket.socket:
 
 
 def _bound(family: int, address: tuple[Any, ...], *, beside_ended: bool) -> socket.socket:
-    """A socket bound there; `beside_ended` connections of a process before this one, and beside others that start."""
+    """Return a bound socket. `beside_ended` ignores closed connections of a former process (SO_REUSEADDR)."""
     reserved = socket.socket(family, socket.SOCK_STREAM)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, beside_ended)

@@ -36,7 +36,7 @@ class ToolFailed(Exception):
 
 
 class NoSuchThing(Exception):
-    """What the request names does not exist here."""
+    """The request names an unknown tool, prompt, resource or method."""
 
 
 def app(secret: str) -> App:

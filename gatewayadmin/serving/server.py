@@ -1,4 +1,4 @@
-"""The server: gunicorn in this process, uvicorn in each of its workers but the one that does the chores."""
+"""The server: gunicorn in this process, and uvicorn in each worker except the one for chores."""
 
 import asyncio
 import fcntl
@@ -32,14 +32,14 @@ from gatewayadmin.serving.memory import return_large_buffers
 from proxy import open_files
 from wire.background import Background
 
-BACKLOG = 2048  # Or a tenth of the files a worker may open: it accepts all that wait before it answers one.
+BACKLOG = 2048  # Or a tenth of the files a worker may open, since it accepts all waiting connections first.
 DRAIN_S = 10
-CHORES_NICE = 5  # Calls go first where processors are short.
-CHORES_END_S = 2.0  # A chore that takes longer is broken off: each is one transaction, or is taken up where it was.
+CHORES_NICE = 5  # Calls have priority.
+CHORES_END_S = 2.0  # Longer chores are aborted: each is one transaction or can be resumed.
 
 
 def default_workers() -> int:
-    """Return one for each processor core that we may use but one, which the database and the chores need.
+    """Return one less than the available processor cores: the database and the chores need one.
 
     On two cores beside their PostgreSQL one worker served 6,248 calls a second, two 4,878 and four 4,046.
     """
@@ -48,7 +48,7 @@ def default_workers() -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that serves on for a while after SIGTERM and is not ready then, so that a balancer looks elsewhere."""
+    """uvicorn that still serves for a while after SIGTERM but is not ready, so that load balancers move on."""
 
     _is_asked = False
 
@@ -69,17 +69,17 @@ class DrainingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer whoever has connected, then stop.
+        """Answer the connected clients, then stop.
 
-        Standing streams would last until they are cut off; they end, and their clients come back to another.
+        Standing streams are ended; their clients reconnect to another process.
         """
         from proxy import streams  # noqa: PLC0415  In the worker, as below.
 
         streams.end_standing()
-        if self._all_stop():  # Else the other workers take who comes.
+        if self._all_stop():  # Otherwise other workers accept new connections.
             let_nobody_in(sockets or [])
             await wait_for_those_who_came()
-        # uvicorn closes these and at once who is connected: who has not been heard yet is heard in between.
+        # uvicorn would close these and all connections at once; wait in between for requests of new connections.
         for server in self.servers:
             server.close()
         for each in sockets or []:
@@ -93,10 +93,10 @@ class DrainingServer(uvicorn.Server):
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
-    """One process that serves requests, or of all of them the one that does the chores instead.
+    """A process that serves requests, or the one that does the chores instead.
 
-    Chores would take the interpreter from calls (docs/decisions/0045-chores-in-their-own-process.md). Whoever holds the
-    lock does them; when it ends, gunicorn starts another, which finds the lock free.
+    Chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md). The process with the lock does them;
+    when it ends, gunicorn starts another one, which takes the lock.
     """
 
     does_chores = False
@@ -132,7 +132,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         if self.does_chores:
-            for each in self.sockets:  # Nobody would accept who connects once the others have closed them.
+            for each in self.sockets:  # This process would keep them open without accepting connections.
                 each.close()
             os.nice(CHORES_NICE)
             asyncio.run(self._do_chores())
@@ -140,7 +140,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             super().run()
 
     async def _do_chores(self) -> None:
-        """Do chores until gunicorn asks to stop, or is gone."""
+        """Do chores until gunicorn stops this process or is gone."""
         from gatewayadmin.serving import housekeeping  # noqa: PLC0415  In the worker, as below.
 
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -155,14 +155,14 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         await background.stop()
         ending = background.spawn("end of the chores", loop.shutdown_default_executor())
         await asyncio.wait([ending], timeout=CHORES_END_S)
-        os._exit(0)  # Else a thread that is still at work is waited for.
+        os._exit(0)  # Do not wait for threads that are still working.
 
     def _install_sigquit_handler(self) -> None:
-        """A quick stop, which gunicorn asks for when it alone is interrupted, is a stop: uvicorn knows SIGTERM only."""
+        """Handle SIGQUIT, which gunicorn sends when interrupted alone, as SIGTERM: uvicorn ignores it otherwise."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGTERM)
 
     async def _serve(self) -> None:
-        """The same as in the class above, with a server that drains."""
+        """UvicornWorker._serve with DrainingServer instead of uvicorn.Server."""
         self.config.app = self.wsgi
         server = DrainingServer(self.config, all_stop=self.app.is_stopping)
         self._install_sigquit_handler()
@@ -171,9 +171,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def callback_notify(self) -> None:
-        """Every second: tell gunicorn that we live, and end when gunicorn does not."""
+        """Send a heartbeat to gunicorn every second, and stop if gunicorn is gone."""
         await super().callback_notify()
-        if os.getppid() != self.ppid:  # Else we would hold the port, and nobody would replace us.
+        if os.getppid() != self.ppid:  # Otherwise we would keep the port, and nothing would replace us.
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -190,7 +190,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True
-        self.error_log.setLevel(logging.ERROR)  # Its warnings tell of every Ctrl-C.
+        self.error_log.setLevel(logging.ERROR)  # It logs a warning for every Ctrl-C.
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -222,11 +222,11 @@ class Server(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def note_stop(self) -> None:
-        """From now on all workers know that nobody will listen."""
+        """Tell all workers that the whole server is stopping."""
         self._stops[0] = 1
 
     def is_stopping(self) -> bool:
-        """Whether the whole server ends, and not only the worker that asks."""
+        """Return whether the whole server is stopping, not just this worker."""
         return bool(self._stops[0])
 
     def load_config(self) -> None:
@@ -247,7 +247,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
 
 def metrics_folder(data_dir: Path) -> Path:
-    """An empty folder for the counters of this start; those of starts that ended are swept away."""
+    """Create an empty folder for the counters of this start, and delete those of ended ones."""
     parent = data_dir / "metrics"
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in parent.iterdir():
@@ -259,7 +259,7 @@ def metrics_folder(data_dir: Path) -> Path:
 
 
 def _forget_metrics(folder: Path, pid: int) -> None:
-    """Drop the gauges of a worker that ended; its counters go on counting."""
+    """Delete the live gauges of a worker that ended. Its counters still count."""
     for path in folder.glob(f"gauge_live*_{pid}.db"):
         with suppress(FileNotFoundError):
             path.unlink()

@@ -1,6 +1,6 @@
-"""Numbers for /metrics that stand in the database: sinks, and what the log lacks. Read when they are asked for.
+"""Metrics read from the database on each scrape: sinks, unsealed calls and missing indexes.
 
-No worker could count them: a sink is served now by this one and now by that, and can be removed.
+Workers cannot count them: a sink is served by changing workers and can be removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ui import databases
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 2.0  # A scrape waits no longer for the database; the other numbers come without these.
+PATIENCE_S = 2.0  # Longest wait for the database; then a scrape has only the other metrics.
 MOST_SINKS = 50
 LATELY = timedelta(days=7)
 
@@ -38,7 +38,7 @@ _reading = threading.Lock()
 
 
 class Stored:
-    """A collector of numbers that were read already."""
+    """Collector of metrics that were read before."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -48,7 +48,7 @@ class Stored:
 
 
 async def stored() -> Stored:
-    """The numbers of now; none while the database does not say them."""
+    """Return the current metrics; none if the database does not answer in time."""
     try:
         return Stored(await asyncio.wait_for(asyncio.to_thread(_read), PATIENCE_S))
     except TimeoutError:
@@ -56,12 +56,12 @@ async def stored() -> Stored:
 
 
 def _read() -> list[Metric]:
-    if not _reading.acquire(blocking=False):  # The database hangs, and one thread that waits for it is enough.
+    if not _reading.acquire(blocking=False):  # The database hangs; one waiting thread is enough.
         return []
     try:
         sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
         return families(sinks, unsealed(), indexes.left(Call.partitions), databases.clock_difference().total_seconds())
-    except Exception:  # Whatever it is: a scrape gets the other numbers.
+    except Exception:  # A scrape still gets the other metrics.
         logger.exception("numbers in the database could not be read")
         return []
     finally:
@@ -70,7 +70,7 @@ def _read() -> list[Metric]:
 
 
 def families(sinks: Iterable[Sink], unsealed_seconds: float, unindexed: int, apart: float = 0.0) -> list[Metric]:
-    """What is told of these."""
+    """Build the metric families."""
     lag = GaugeMetricFamily("gateway_sink_lag_seconds", "How old the oldest row is that it lacks", labels=["sink"])
     status = GaugeMetricFamily("gateway_sink_status", "1 for the status it has", labels=["sink", "status"])
     delivered = CounterMetricFamily("gateway_sink_rows", "Rows it has acknowledged", labels=["sink"])
@@ -101,11 +101,11 @@ def unsealed() -> float:
 
 
 def busiest() -> tuple[list[str], list[str]]:
-    """The names of the gateways and of the servers that were called most lately, most first."""
+    """Return the names of the most called gateways and servers of the last days, most called first."""
     try:
         most = settings.METRICS_NAMES
         return _busiest("gateway_id", Gateway, most), _busiest("server_id", Server, most)
-    except Exception:  # Then those have labels of their own that are called first.
+    except Exception:  # Then the first ones called get labels.
         logger.exception("what was called most could not be read")
         return [], []
     finally:

@@ -1,4 +1,4 @@
-"""The settings in their two groups, as the rail lists them below Settings and the page Settings shows them."""
+"""The pages of the settings in two groups, for the rail and the Settings page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ register = template.Library()
 
 
 class Setting(NamedTuple):
-    """One page of the settings: where it is, what it is called, and which capabilities open it.
+    """One page of the settings: URL name, texts, and the required capabilities.
 
-    What `is_tab` of the page before it is not in the rail, where there is little room.
+    With `is_tab` it is a tab of the page before it, and not in the rail.
     """
 
     page: str
@@ -79,7 +79,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
 
 
 class Link(NamedTuple):
-    """A page of the settings that the reader may open; `current` is what the rail says of it (`aria-current`)."""
+    """A page of the settings that the user may open; `current` is its `aria-current`."""
 
     setting: Setting
     url: str
@@ -95,7 +95,7 @@ class Group(NamedTuple):
 
 @register.simple_tag(takes_context=True)
 def settings_groups(context: RequestContext) -> list[Group]:
-    """The groups with what the reader may open; one that holds nothing for them is left out."""
+    """Return the groups with the pages the user may open, without empty groups."""
     request: HttpRequest = context["request"]
     groups = [
         Group(title, [_link(one, request.path) for one in settings if _may_open(one, request)])
@@ -106,7 +106,7 @@ def settings_groups(context: RequestContext) -> list[Group]:
 
 @register.simple_tag(takes_context=True)
 def groups_below(context: RequestContext) -> list[Group]:
-    """The same on a page of the settings, for the rail; nothing elsewhere. Admin events stand with the logs there."""
+    """Return the groups for the rail on pages of the settings (except admin events); empty elsewhere."""
     path: str = context["request"].path
     is_setting = path.startswith(reverse("accounts:settings")) and not path.startswith(reverse("auditlog:events"))
     return settings_groups(context) if is_setting else []
@@ -120,7 +120,7 @@ def _may_open(setting: Setting, request: HttpRequest) -> bool:
 
 
 def _link(setting: Setting, path: str) -> Link:
-    """It is current on its own page and on all pages below it."""
+    """Build the link, which is current on its own page and all pages below it."""
     url = reverse(setting.page)
     below = "true" if path.startswith(f"{url.rstrip('/')}/") else ""
     return Link(setting, url, "page" if path == url else below)

@@ -35,14 +35,14 @@ _INLINE = re.compile(r"`([^`]+)`|\*(\S(?:[^*]*\S)?)\*")
 
 @register.simple_tag
 def icon(name: str, label: str = "") -> SafeString:
-    """One symbol of icons.svg; silent beside words, named when it stands alone."""
+    """Render an icon of icons.svg; hidden from screen readers unless it has a label."""
     if not label:
         return _silent(name)
     sprite = f"{static('gateway/icons.svg')}#{name}"
     return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, sprite)
 
 
-@lru_cache(256)  # Dozens of few stand on a page.
+@lru_cache(256)  # Pages repeat the same few icons.
 def _silent(name: str) -> SafeString:
     sprite = f"{static('gateway/icons.svg')}#{name}"
     return format_html("<svg class=icon aria-hidden=true><use href={} /></svg>", sprite)
@@ -50,7 +50,7 @@ def _silent(name: str) -> SafeString:
 
 @register.simple_tag
 def logo(name: str, size: str = "") -> SafeString:
-    """The letter tile of what has no picture: two letters, in a hue that the name alone decides."""
+    """Render a tile with two letters of the name, in a hue derived from the name."""
     words = [word for word in name.replace("-", " ").split() if word[:1].isalnum()] or ["?"]
     letters = "".join(word[0].upper() for word in words[:2]) if len(words) > 1 else words[0][:2].capitalize()
     large = SafeString(f' data-size="{size}"') if size else ""
@@ -59,11 +59,11 @@ def logo(name: str, size: str = "") -> SafeString:
 
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
-MOST_MARKS = 500  # In one text. A mark is many times as long as its character, and who reads on needs no more of them.
+MOST_MARKS = 500  # In one text, since a mark is much longer than its character.
 
 
 class Piece(NamedTuple):
-    """A stretch of a text: as it is, or of `kind` "char" or "more" what is said in place of what nobody sees."""
+    """A piece of a text: plain, or of `kind` "char" or "more", the replacement of invisible characters."""
 
     kind: str
     said: tuple[str, ...]
@@ -93,22 +93,22 @@ def _pieces(text: str) -> Iterator[Piece]:
 
 @register.filter
 def visible(text: str) -> SafeString:
-    """The text with each character that nobody sees, or that turns others around, as a mark with its code point.
+    """Replace invisible and direction-changing characters by marks with their code points.
 
-    Beyond MOST_MARKS such characters are left out, and a mark at the end says how many.
+    After MOST_MARKS they are removed, and a mark at the end shows their number.
     """
     return SafeString("".join(format_html(_MARKS[piece.kind], *piece.said) for piece in _pieces(text)))
 
 
 @register.filter
 def marked(text: str) -> str:
-    """The same for places that take text alone, such as options: each such character as its code point."""
+    """Replace invisible characters by their code points as plain text, for elements such as options."""
     return "".join(f"[{piece.said[-1]}]" if piece.kind else piece.said[0] for piece in _pieces(text))
 
 
 @register.filter
 def inline(text: str) -> SafeString:
-    """The text with `*words*` as names of what stands on a screen and backquoted ones as code; all else as it is."""
+    """Render `*words*` as names of controls (italic) and backquoted text as code; escape the rest."""
 
     def tagged(found: re.Match[str]) -> str:
         return f"<code>{found[1]}</code>" if found[1] else f"<i>{found[2]}</i>"
@@ -118,7 +118,7 @@ def inline(text: str) -> SafeString:
 
 @register.filter
 def state_words(state: str, kind: str) -> str:
-    """The words for a state of this kind of thing."""
+    """Return the text for a state of this kind of object."""
     return in_words(state, kind)
 
 
@@ -160,7 +160,7 @@ def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[s
 
 @register.simple_tag(takes_context=True)
 def how_many(context: RequestContext, number: int) -> str:
-    """A number of connections; for a viewer who sees only their own it says so, so that no zero hides others'."""
+    """Render a number of connections, as "of yours" for users who see only their own."""
     if context["can"].sees_connections:
         return str(number)
     return f"{number} of yours" if number else "none of yours"
@@ -184,14 +184,14 @@ def day(moment: datetime | None, never: str = "Never") -> str:
 
 @register.simple_tag
 def minute(moment: datetime) -> SafeString:
-    """A moment to come to the minute, such as "Nov 21, 14:02 UTC"."""
+    """Render a time to the minute, such as "Nov 21, 14:02 UTC"."""
     exact = moment.astimezone(UTC)
     return _time(moment, f"{exact:%b} {exact.day}, {exact:%H:%M} UTC")
 
 
 @register.simple_tag
 def until(moment: datetime) -> SafeString:
-    """A moment to come, as short as a row wants it: "14:02 UTC" today, else "Nov 21"; whole in its title."""
+    """Render a future time briefly: "14:02 UTC" today, otherwise "Nov 21"; the exact time is in the title."""
     exact = moment.astimezone(UTC)
     is_today = exact.date() == datetime.now(UTC).date()
     return _time(moment, f"{exact:%H:%M} UTC" if is_today else f"{exact:%b} {exact.day}")
@@ -212,7 +212,7 @@ def ago(moment: datetime | None, never: str = "Never") -> str:
 
 @register.simple_tag
 def left(moment: datetime) -> SafeString:
-    """How long it is until a moment to come, such as "2d"."""
+    """Render the time left until `moment`, such as "2d"."""
     return _time(moment, _rounded(max(moment - timezone.now(), timedelta())))
 
 
@@ -322,26 +322,26 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
 
 @register.filter
 def shows(view: View, name: str) -> bool:
-    """Whether a list has this column: what it takes to fill it need not be asked for else."""
+    """Return whether the list shows this column, to skip queries for hidden ones."""
     return view.shows(name)
 
 
 @register.filter
 def undo(message: Message) -> Undo | None:
-    """What takes back the act that this message tells of, if anything does."""
+    """Return the Undo of the action this message reports, if it has one."""
     fields = parse_qsl(message.extra_tags or "", keep_blank_values=True)
     return Undo(fields[0][1], fields[1:]) if fields and fields[0][0] == "to" else None
 
 
 @register.simple_tag(takes_context=True)
 def list_of(context: RequestContext, key: str, kind: str = "") -> View:
-    """The list of this name as the request asks for it; cells and heads read it as `table`."""
+    """Return the view of the table `key`; cells and heads use it as `table`."""
     return seen(context["request"], key + kind)
 
 
 @cache
 def _of_cell(column: Column) -> tuple[str, str]:
-    """The tag and the attributes of the cells of this column."""
+    """Return tag and attributes for the cells of this column."""
     said = {
         "data-cell": column.kind if column.kind in ("acts", "switch") else "",
         "data-priority": column.priority or "",

@@ -17,8 +17,8 @@ from gatewayadmin.config import database
 from gatewayadmin.config.database import Unusable
 from gatewayadmin.serving.first_start import make_partitions
 
-# What comes to a table after us waits behind us for so long at most. A statement that takes a second is taken to hang,
-# and calls are refused until it has ended.
+# Statements that need a table after us wait behind us, so we wait only briefly for locks. A statement of a second is
+# taken to hang, and calls are refused until it ends.
 LOCK_TIMEOUT = "400ms"
 TRIES = 20
 PAUSE_S = 3.0
@@ -30,14 +30,14 @@ NOT_INDEXED = "The tables are ready and can be served; run it again, or leave th
 
 
 class Command(migrate.Command):
-    """Migrations wait for a lock for a moment only, and are tried again; then what else a server needs is made.
+    """Migrate with short lock timeouts and retries, then create what else a server needs.
 
-    Indexes of the log come last, and no server need wait for them: `auditlog.indexes` waits, and nobody for it.
+    Indexes of the log are created last; servers can start without them.
     """
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.set_defaults(skip_checks=True)  # `make check` has judged the code; it takes longer than most commands.
+        parser.set_defaults(skip_checks=True)  # `make check` has run them; they are slow.
         parser.add_argument(
             "--no-log-indexes",
             action="store_false",
@@ -53,7 +53,7 @@ class Command(migrate.Command):
             raise CommandError(str(error)) from error
         try:
             for attempt in range(1, TRIES + 1):
-                # A session's setting outlives the transactions of the migrations, and a failed one.
+                # A session setting lasts across transactions, including failed ones.
                 with connection.cursor() as cursor:
                     cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 if self._migrates(attempt, *args, **options):
@@ -67,7 +67,7 @@ class Command(migrate.Command):
                 self._index_the_log(options["verbosity"])
 
     def _migrates(self, attempt: int, *args: Any, **options: Any) -> bool:
-        """Whether it got to its end; False when a table was in use and there are tries left."""
+        """Run the migrations. Return False if a table was in use and tries are left."""
         try:
             super().handle(*args, **options)
         except OperationalError as error:

@@ -92,7 +92,7 @@ def _in_words(at: datetime) -> str:
 
 
 def _received(path: Path, until: datetime | None) -> Received:
-    """What a sink stored in this file. Raises CommandError with exit code 2 for a file that can prove nothing."""
+    """Read the file of a sink. Raises CommandError with exit code 2 if it is unreadable or has no checkpoint."""
     try:
         with path.open() as lines:
             received = Received.read(lines, until)
