@@ -1,4 +1,4 @@
-"""Discover what authentication a server requires, from its answers and the metadata it refers to (RFC 9728, RFC 8414)."""
+"""Discover the authentication a server requires, from its answers and metadata (RFC 9728, RFC 8414)."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
         auth_methods=(
             "client_secret_basic",
             "client_secret_post",
-        ),  # Unknown: if the first is refused, the other is tried.
+        ),  # Unknown: the second is tried if the first fails.
         private=http.private or named,
         name=expected or authorization,
     )

@@ -56,8 +56,8 @@ class Http:
     """HTTP client for one task, which may take `seconds` in total.
 
     Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called, because what a public server names must be
-    public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked here,
-    even if the outbound proxy resolves names.
+    public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked
+    here, even if the outbound proxy resolves names.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:

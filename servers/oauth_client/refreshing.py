@@ -28,7 +28,10 @@ def keep_fresh(identity: Identity) -> None:
 
 
 def renew(identity: Identity) -> None:
-    """Refresh the identity now. Raises NotRenewed. Do not call it in a transaction: other processes must see the lease."""
+    """Refresh the identity now. Raises NotRenewed.
+
+    Do not call it in a transaction: other processes have to see the lease.
+    """
     if identity.secret_ciphertext is None:
         raise NotRenewed("identity_sign_in")
     try:

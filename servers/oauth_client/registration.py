@@ -35,9 +35,9 @@ class NotRegistered(Exception):
 def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
     """Return the redirect URI for this issuer only (mix-up defence, RFC 9700 section 4.4.2.2).
 
-    The URI tells which issuer was asked, so an answer caused by another issuer arrives at the wrong URI. It also depends
-    on entered endpoints: the issuer does not redirect to a URI made for other endpoints, so entering another token endpoint
-    does not give access to the codes of a client without a secret.
+    The URI tells which issuer was asked, so an answer caused by another issuer arrives at the wrong URI. It also
+    depends on entered endpoints: the issuer does not redirect to a URI made for other endpoints, so entering another
+    token endpoint does not give access to the codes of a client without a secret.
     """
     name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
@@ -47,8 +47,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    It is used by issuers that read our metadata document, which must name themselves in answers (RFC 9207), and by clients
-    that an administrator registered before each issuer had its own.
+    It is used by issuers that read our metadata document, which must name themselves in answers (RFC 9207), and by
+    clients that an administrator registered before each issuer had its own.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -78,8 +78,8 @@ def _described(method: str, redirect_uri: str) -> dict[str, Any]:
 def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> ClientRegistration:
     """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered.
 
-    Some issuers limit a client to the scopes it named when it registered. For further scopes the gateway registers again;
-    existing grants are refreshed with the client they were granted to.
+    Some issuers limit a client to the scopes it named when it registered. For further scopes the gateway registers
+    again; existing grants are refreshed with the client they were granted to.
     """
     _must_ask_at_home(server, metadata)
     live = ClientRegistration.objects.filter(ended_at=None)
