@@ -26,7 +26,7 @@ class ConnectionFault(Exception):
 
 
 class ConnectionRefused(ConnectionFault):
-    """The connection cannot be opened now; the message says why."""
+    """This connection cannot be opened at present."""
 
 
 class AlreadyRevoked(ConnectionFault):

@@ -54,11 +54,11 @@ class LabelTaken(ServerError):
 
 
 class AnotherPlace(ServerError):
-    """The change would send credentials to another server than they were given for."""
+    """Credentials were given for one place, and would be sent to another."""
 
 
 class WouldEndSignIns(ServerError):
-    """The change would end sign-ins, and was not confirmed."""
+    """These changes end sign-ins, which nobody has agreed to."""
 
     def __init__(self, count: int) -> None:
         these = "1 sign-in ends" if count == 1 else f"{count:,} sign-ins end"

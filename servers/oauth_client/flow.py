@@ -76,7 +76,7 @@ ANY_BROWSER = b""  # Started with an API key: the person may continue in any bro
 
 
 class SignInRefused(Exception):
-    """The sign-in cannot start, or has failed; the message says why and what to do."""
+    """The sign-in cannot begin, or has failed; the message says why and what to do."""
 
 
 class LastingRefused(Exception):
