@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-DEEPEST = 4  # Of what lies deeper only the type is told,
-MOST_ROWS = 80  # and of arguments beyond these nothing: the definition has them all.
+DEEPEST = 4  # Nesting level; below it only the type is shown.
+MOST_ROWS = 80  # The page of the definition shows the rest.
 MOST_VALUES = 12
 LONGEST = 400  # Characters of a description.
 LIMITS = (
@@ -115,5 +115,5 @@ def _plain(value: Any) -> str:
 
 def _text(value: Any, longest: int = LONGEST) -> str:
     text = value if isinstance(value, str) else ""
-    text = text.encode(errors="backslashreplace").decode()  # Half a character stands in no page.
+    text = text.encode(errors="backslashreplace").decode()  # Lone surrogates cannot be encoded.
     return text if len(text) <= longest else f"{text[:longest]}…"

@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from django.utils.html import escape
 
-AROUND = 3  # Lines that did not change, shown before and after those that did.
-LONG = 160  # A text of more characters is shown sentence by sentence,
-LONGEST = 1000  # and cut where a sentence has more.
-MOST_COMPARED = 4000  # Of definitions with more lines only what they begin and end with alike is left out,
-MOST_MARKED = 20_000  # and among more characters than this no single words are marked: both could keep a worker busy.
-ROOM = 14_000  # Characters of markup a page of it may take,
+AROUND = 3  # Unchanged lines shown before and after changed ones.
+LONG = 160  # Characters; longer texts are split into sentences,
+LONGEST = 1000  # and longer sentences into pieces.
+MOST_COMPARED = 4000  # Lines; of longer definitions only the common beginning and end are left out, to bound the work.
+MOST_MARKED = 20_000  # Characters; in longer definitions changed words are not marked, to bound the work.
+ROOM = 14_000  # Characters of markup per page,
 ROWS = 150  # and lines.
 
 FIRST = ("name", "uri", "uriTemplate", "title", "description", "inputSchema", "arguments", "annotations")

@@ -112,7 +112,7 @@ class Said(NamedTuple):
 
 
 def _why(told: Listing, server: Server) -> str:
-    """Return the reason of the failure; in the words of the server's page if both are of the same attempt."""
+    """Return the reason of the failure, worded as on the server's page if both are of the same attempt."""
     checked, reason = server.health_checked_at, REASONS.get(told.error)
     if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
         return f"{server.name} {server.health_error}."

@@ -1,4 +1,4 @@
-"""How to connect a client: the dialog, and the page of all clients. Both wait for the first call."""
+"""Instructions to connect a client: the dialog, and the page of all clients. Both wait for the first call."""
 
 from __future__ import annotations
 

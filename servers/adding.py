@@ -143,7 +143,7 @@ class NewServerForm(Trial, ServerForm):
 
 @dataclass(frozen=True)
 class Asked:
-    """How asking a server went that is not stored yet."""
+    """The outcome of asking a server that is not stored yet."""
 
     url: str
     outcome: Discovered | Failed
@@ -173,7 +173,7 @@ class Asked:
 
     @property
     def wants(self) -> str:
-        """What the server requires from callers, as a sentence."""
+        """A sentence on what the server requires from callers."""
         if self.found:
             if self.with_credential:
                 return "It takes this credential."

@@ -244,7 +244,7 @@ def _loaded(pk: UUID) -> Sink | None:
         databases.give_back()
 
 
-# What retention takes
+# Rows dropped by retention
 
 
 def drop_before(limit: date) -> int:

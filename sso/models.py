@@ -78,7 +78,7 @@ _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 
 
 
 class Mode(models.TextChoices):
-    """Who may, and who has to, sign in at the organisation."""
+    """The people who may, or have to, sign in at the organisation."""
 
     OFF = "off", "Off"
     OFFERED = "offered", "Offered beside the password"

@@ -45,7 +45,7 @@ class Kind(models.TextChoices):
 
 
 class State(models.TextChoices):
-    """Whether clients see a feature, and whether the server still offers the approved definition."""
+    """The approval of a feature: what clients see of it, and whether the server still offers that."""
 
     APPROVED = "approved", "Approved"
     HELD = "held", "Held"  # Clients see the approved definition; the server offers another one.
