@@ -63,14 +63,14 @@ def _uses_all() -> dict[str, str]:
     return {"permissions__codename": codename, "permissions__content_type__app_label": app}
 
 
-# Connections that are not blocked by their user, host or gateway; needs `with_reach`.
+# Connections not blocked by their user, host, gateway or its reach; needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
 )
 
 
 def stopped_above() -> Q:
-    """Match connections blocked by their user, host or gateway; the opposite of UNBLOCKED.
+    """Match connections blocked by their user, host, gateway or its reach; the opposite of UNBLOCKED.
 
     Meant for queries over very many connections: few users, hosts and gateways are disabled, so these are looked up
     once instead of joining every connection.
@@ -312,7 +312,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """The error code of the log if its user, host or gateway blocks it; empty if it is not blocked."""
+        """The error code of the log if its user, host, gateway or reach blocks it; empty if it is not blocked."""
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:
