@@ -97,7 +97,7 @@ class Connections(Resource):
     versioned = True
 
     def get_queryset(self) -> ConnectionQuerySet:
-        """The connections this person may see, or do this to: their own without a capability."""
+        """Return the connections this person may see or act on: their own, or all with a capability."""
         opening = {*SEES_CONNECTIONS} | capabilities_in(self.operation.needs)
         rows = Connection.objects.with_details()
         return rows if any(map(self.me.has_perm, opening)) else rows.own(self.me)
@@ -107,7 +107,7 @@ class Connections(Resource):
         return super().serialize(rows, many=many)
 
     def now(self, connection: Connection) -> Response:
-        """The connection as it is now."""
+        """Return the current connection."""
         return self.answer(Connection.objects.with_details().get(pk=connection.pk))
 
 
@@ -228,7 +228,7 @@ def _detailed(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def narrowed(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQuerySet:
-    """The connections that match the query, live ones first, then the newest."""
+    """Filter connections by the query, live ones first, then the newest."""
     statuses = [query["status"]] if "status" in query else []
     rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)
     if host := query.get("host"):

@@ -1,4 +1,4 @@
-"""What each connection of a person carries to the servers that ask for their own identity, in one state each."""
+"""The identities a connection uses for servers that need a person's own, each with one state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateways.models import Assignment
 from servers.models import AuthType, Identity, Server
 from ui.pages import first_names
 
-# The state, and the word its badge says.
+# Each state, with the text of its badge.
 WORDS = {
     "active": "connected",
     "missing": "missing",
@@ -27,7 +27,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class CarriedRow:
-    """One server that asks a connection for an identity, and the identity it carries there, if any."""
+    """A server that needs a person's identity, and the identity a connection uses for it, if any."""
 
     connection: Connection
     assignment: Assignment
@@ -36,12 +36,12 @@ class CarriedRow:
 
     @property
     def anchor(self) -> str:
-        """Where the row is on the page; errors of calls lead to it."""
+        """The id of the row on the page; errors of calls link to it."""
         return f"carried-{self.connection.pk}-{self.assignment.pk}"
 
     @property
     def name(self) -> str:
-        """What its buttons are for, where several are alike."""
+        """The accessible suffix that distinguishes the buttons of this row."""
         return f"for {self.assignment.server.name} on {self.connection.host.name}"
 
     @property
@@ -50,17 +50,17 @@ class CarriedRow:
 
     @property
     def is_missing(self) -> bool:
-        """Whether there is nothing to send: never brought, dropped, or revoked since."""
+        """True if there is no identity, or it was revoked."""
         return self.identity is None or self.identity.revoked_at is not None
 
     @property
     def is_refused(self) -> bool:
-        """Whether the server refused it when it was last sent."""
+        """True if the server refused the identity when it was last used."""
         return self.identity is not None and self.identity.status == "refused"
 
     @property
     def state(self) -> str:
-        """A key of WORDS; what would stop a call first comes first."""
+        """A key of WORDS: the first reason that would stop a call."""
         if not (self.assignment.enabled and self.server.enabled):
             return "blocked"
         if self.identity is None or self.is_missing:
@@ -71,24 +71,24 @@ class CarriedRow:
 
     @property
     def word(self) -> str:
-        """The state in a word or two; of what is switched off, by whom."""
+        """The state in a word or two; if disabled, by whom."""
         if self.state == "disabled" and self.identity:
             return "switched off by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]
 
     @property
     def who(self) -> str:
-        """As whom the connection is known there."""
+        """The account or label of the identity, as a phrase."""
         if self.identity is None or self.identity.revoked_at:
             return "No identity yet" if self.identity is None else "Its identity was revoked"
-        if self.identity.by_oauth and not self.identity.account:  # Its issuer says of nobody who they are.
+        if self.identity.by_oauth and not self.identity.account:  # The issuer did not name the account.
             return f"Connected by “{self.identity.label}”" if self.state == "active" else self.identity.label
         name = self.identity.account or self.identity.label
         return f"Connected as {name}" if self.state == "active" else name
 
     @property
     def why(self) -> str:
-        """What is wrong and what to do, as a sentence; empty when nothing is."""
+        """The problem and its solution as a sentence; empty if there is none."""
         name = self.server.name
         match self.state:
             case "blocked":
@@ -99,7 +99,7 @@ class CarriedRow:
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
-        """Why the identity it carries cannot be used."""
+        """Return the reason why the identity cannot be used."""
         if not identity.enabled:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
@@ -121,32 +121,32 @@ class CarriedRow:
 
     @property
     def may_bring(self) -> bool:
-        """Whether a credential can be typed in; where people sign in at the server, the flow of that does it."""
+        """True if a credential can be entered; otherwise people sign in at the server's issuer."""
         return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
 
     @property
     def may_replace(self) -> bool:
-        """Whether a new secret in place of the refused one is the way out."""
+        """True if the problem can be solved by replacing a refused secret."""
         return self.state == "attention" and self.is_refused and self.may_bring
 
     @property
     def may_authenticate(self) -> bool:
-        """Whether people sign in at the server's issuer, and what is there is no one's to switch on first."""
+        """True if the person can sign in at the server's issuer, and need not enable an identity first."""
         return self.server.auth_type == AuthType.OAUTH and self.state in ("missing", "attention")
 
     @property
     def signs_in_again(self) -> bool:
-        """Whether a sign-in takes the place of the identity that is there."""
+        """True if a sign-in replaces the current identity."""
         return self.identity is not None and not self.is_missing and self.identity.by_oauth
 
 
 @dataclass(frozen=True)
 class OwnConnection(ConnectionRow):
-    """One of a person's own connections with what it carries; needs `with_carried`."""
+    """One of a person's own connections with its identities; needs `with_carried`."""
 
     @property
     def carried(self) -> list[CarriedRow]:
-        """One row for each server that asks for an identity, by name."""
+        """One row for each server that needs an identity, by name."""
         bound = {row.assignment_id: row.identity for row in self.connection.identities.all()}
         gateway: Any = self.connection.gateway
         return [
@@ -162,7 +162,7 @@ class OwnConnection(ConnectionRow):
 
 
 def with_carried(rows: QuerySet[Connection]) -> QuerySet[Connection]:
-    """Connections with what asks them for an identity, and what they carry."""
+    """Prefetch the assignments that need an identity, and the identities the connections use."""
     asking = Assignment.objects.per_user().select_related("server").order_by("server__name", "alias")
     return rows.prefetch_related(
         Prefetch("gateway__assignments", asking, to_attr="asking"),
@@ -171,7 +171,7 @@ def with_carried(rows: QuerySet[Connection]) -> QuerySet[Connection]:
 
 
 class CarriedIdentities(Versioned):
-    """All that one connection carries, with the version of it."""
+    """All identities of one connection, with their version."""
 
     def __init__(self, connection: Connection, viewer: User) -> None:
         self.pk, self._meta = connection.pk, connection._meta
@@ -179,12 +179,12 @@ class CarriedIdentities(Versioned):
 
     @property
     def identities(self) -> list[CarriedRow]:
-        """As it is now, one row for each server that asks."""
+        """The current rows, one for each server that needs an identity."""
         rows = with_carried(Connection.objects.with_details().filter(pk=self.pk))
         return OwnConnection(rows.get(), self._viewer).carried
 
     def lock(self) -> CarriedIdentities:
-        """This as it is now, locked until the transaction ends."""
+        """Lock the connection until the transaction ends, and return this object."""
         self.connection.lock()
         return self
 
@@ -194,7 +194,7 @@ class CarriedIdentities(Versioned):
 
 
 def lacking(user: User, most: int = 3) -> list[OwnConnection]:
-    """The newest of the person's own connections that lack an identity for a server of their gateway."""
+    """Return the newest of the person's connections that lack an identity for a server of their gateway."""
     live = Connection.objects.with_details().own(user).live().filter(Q(needs_identity=True))
     on = live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")[:most]
     return [OwnConnection(connection, user) for connection in with_carried(on)]

@@ -1,4 +1,4 @@
-"""My identities: what each of one's own connections carries, and bringing, changing and dropping it."""
+"""My identities: those each of one's own connections uses, and adding, changing and removing them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 
 
 def _order(first: str) -> list[Any]:
-    """The newest first, before them the one that an agent's error sent its user to."""
+    """Return the sort order: the newest first, but before them the connection linked from an agent's error."""
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]
     except ValueError:
@@ -54,12 +54,12 @@ def _order(first: str) -> list[Any]:
 
 
 def own_connection(user: User, pk: UUID) -> OwnConnection:
-    """One's own connection that has not been revoked, or 404."""
+    """Return one's own live connection, or 404."""
     return OwnConnection(get_object_or_404(_detailed(Connection.objects.own(user).live()), pk=pk), user)
 
 
 def _find(user: User, pk: UUID, assignment: UUID) -> CarriedRow:
-    """The row of one's own connection for this server, or 404."""
+    """Return the row of one's own connection for this server, or 404."""
     connection = own_connection(user, pk).connection
     gateway: Any = connection.gateway
     asking = get_object_or_404(Assignment.objects.per_user().select_related("server", "gateway"), pk=assignment)
@@ -69,12 +69,12 @@ def _find(user: User, pk: UUID, assignment: UUID) -> CarriedRow:
 
 
 def row_url(row: CarriedRow) -> str:
-    """The page of the row, with its connection first."""
+    """Return the URL of the page with the row's connection first."""
     return f"{reverse('connections:mine')}?connection={row.connection.pk}"
 
 
 class BringForm(IdentityForm):
-    """One of the person's own identities for the server of a row, or a new one."""
+    """Choose one of the person's own identities for a server, or add a new one."""
 
     everywhere = forms.BooleanField(required=False, initial=True)
 
@@ -84,7 +84,7 @@ class BringForm(IdentityForm):
         self.row = row
 
     def apply(self) -> bool:
-        """Have the connection carry what was chosen; if that cannot be, a field says why."""
+        """Set the identity of the connection. Returns False, with a form error, if that fails."""
         try:
             with transaction.atomic():
                 self._bring() if self.cleaned_data["identity"] == NEW else self._use()
@@ -116,7 +116,7 @@ class BringForm(IdentityForm):
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=NOBODY)
 def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
-    """Bring an identity to one's own connection, or use another; no capability, token or enrolment is asked for."""
+    """Add an identity to one's own connection, or use another. Needs no capability, token or enrolment."""
     row = _find(request.user, pk, assignment)
     form = BringForm(posted(request), row=row)
     verb = "Bring an identity" if row.is_missing else "Use another identity"
@@ -136,7 +136,7 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """How many other connections of the person could carry the same: they lack one, or carry what this one does."""
+    """Count the person's other connections that could use the identity: they lack one, or use the same as this one."""
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))
     rest = rest.exclude(pk=row.connection.pk)
@@ -149,7 +149,7 @@ def _others(row: CarriedRow) -> int:
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=NOBODY)
 def drop(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
-    """Carry no identity to this server any more; it stays stored."""
+    """Remove the identity from the connection; it stays stored."""
     row = _find(request.user, pk, assignment)
     if request.method == "GET":
         host, name = row.connection.host.name, row.server.name

@@ -21,7 +21,7 @@ from ui.pages import AppRequest, page_of, show
 
 
 class Carried(NamedTuple):
-    """A server that asks for a person's own identity, and the state of the one they brought."""
+    """A server that needs a person's own identity, and its state."""
 
     server: str
     state: str
@@ -29,11 +29,11 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True)
 class Person(ConnectionRow):
-    """One person's connection; needs `_detailed`."""
+    """A person's connection; needs `_detailed`."""
 
     @cached_property
     def carried(self) -> list[Carried]:
-        """Per server, `missing` or the status of the identity."""
+        """The status of the identity for each server, or `missing`."""
         statuses = {row.assignment_id: row.identity.status for row in self.connection.identities.all()}
         assigned: Any = self.connection.gateway
         return [

@@ -104,7 +104,7 @@ class ConnectionIdentities(Resource):
         return get_object_or_404(rows if everybodys else rows.own(self.me), pk=pk)
 
     def _place(self, pk: UUID, assignment: UUID) -> tuple[CarriedIdentities, Assignment]:
-        """What this person's own connection carries, and the server of its gateway that asks for an identity."""
+        """Return the identities of this person's own connection, and the assignment that needs one."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
         asking = Assignment.objects.per_user().filter(gateway=connection.gateway_id).select_related("server")

@@ -1,4 +1,4 @@
-"""The impact of disabling or archiving: the hosts, users and recent calls that would be cut off, for confirmations."""
+"""The impact of disabling or archiving, for confirmations: affected hosts, users and recent calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ WINDOW = timedelta(hours=24)
 
 
 class NothingGoesThrough(Exception):
-    """No call goes through such a thing, so nothing is cut with it."""
+    """No calls depend on objects of this type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """The number of live connections, hosts, users and identities that depend on a row, and its calls of 24 hours."""
+    """The number of live connections, hosts, users and identities that depend on an object, and its calls in 24 h."""
 
     connections: int
     hosts: int
@@ -37,7 +37,7 @@ class Impact:
     calls: int
 
     def __str__(self) -> str:
-        """Identities are named where there are any: most servers ask for none."""
+        """Return the counts in words; identities only if there are any, because most servers need none."""
         parts = [(self.hosts, "host"), (self.users, "user")]
         if self.identities:
             parts.append((self.identities, "identities" if self.identities > 1 else "identity"))
@@ -63,9 +63,9 @@ def impact_of(target: models.Model) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """How many live identities no call could use any more: what its connections carry, and shared ones there.
+    """Count the live identities no call could use any more: those of its connections, and shared ones.
 
-    An identity itself is named by the sentence, not counted.
+    An identity is not counted itself, because the sentence names it.
     """
     if isinstance(target, Identity):
         return 0
@@ -85,10 +85,9 @@ def _identities(target: models.Model, links: Q) -> int:
 
 
 def cuts(target: models.Model, viewer: User) -> str:
-    """The impact of disabling `target`, as a sentence for the confirmation.
+    """Return the impact of disabling `target` as a sentence for the confirmation.
 
-    Empty for a viewer who may not see all connections and does not own `target`. Raises
-    NothingGoesThrough.
+    Empty for viewers who may not see all connections and do not own `target`. Raises NothingGoesThrough.
     """
     is_own = viewer.pk in (getattr(target, "user_id", None), getattr(target, "owner_id", None))
     if not is_own and not any(map(viewer.has_perm, SEES_CONNECTIONS)):
@@ -97,7 +96,7 @@ def cuts(target: models.Model, viewer: User) -> str:
 
 
 def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
-    """The impact of disabling all of `targets`, each connection and call counted once; empty as for one of them."""
+    """Return the impact of disabling all `targets`, without counting anything twice; empty as in `cuts`."""
     if not any(map(viewer.has_perm, SEES_CONNECTIONS)):
         return ""
     reached = [_reached(target) for target in targets]
@@ -112,7 +111,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def archived_with(target: Host | Gateway) -> str:
-    """The connections that end when `target` is archived, the first of them by name."""
+    """Return a sentence naming the connections that are revoked when `target` is archived."""
     if isinstance(target, Host):
         live = Connection.objects.live().filter(host=target).select_related("user", "gateway")
         labels = [f"{connection.user.email} on {connection.gateway.name}" for connection in live]
@@ -125,7 +124,7 @@ def archived_with(target: Host | Gateway) -> str:
 
 
 def ended_together(which: Q) -> str:
-    """What is revoked with several, as a sentence: live connections, and the tokens and keys they hold."""
+    """Return a sentence with the number of live connections and tokens that are revoked together."""
     live = Connection.objects.live().filter(which)
     now = Q(tokens__revoked_at=None) & (Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now()))
     totals = live.aggregate(
@@ -141,7 +140,7 @@ def ended_together(which: Q) -> str:
 
 @singledispatch
 def _reached(target: models.Model) -> tuple[Q, Q]:
-    """The conditions for the connections and the calls that depend on `target`."""
+    """Return the conditions for connections and calls that depend on `target`."""
     raise NothingGoesThrough(f"No call goes through a {type(target).__name__}.")
 
 
@@ -189,7 +188,7 @@ def _(user: User) -> tuple[Q, Q]:
 
 
 def _through(**assigned: models.Model) -> Q:
-    """Connections of the gateways that have such a live assignment."""
+    """Match connections of gateways that have such a live assignment."""
     return Q(gateway__in=Assignment.objects.live().filter(**assigned).values("gateway"))
 
 

@@ -19,12 +19,12 @@ from gateways.models import Gateway
 from ui.pages import AppRequest, page_of
 from ui.tables import show_list
 
-GATEWAYS = 40  # More would make the page too heavy; the search finds the connections of the rest.
+GATEWAYS = 40  # Choices of the filter; more would make the page too heavy. The search finds the others.
 KINDS = ("app", "agent", "all")
 
 
 class McpFilter(ConnectionFilter):
-    """The filters of the page, by default apps only; unknown values are ignored."""
+    """The filters of the page, by default apps only; invalid values are ignored."""
 
     gateway = forms.MultipleChoiceField(required=False)
 
@@ -40,11 +40,10 @@ class McpFilter(ConnectionFilter):
 
     @property
     def narrowed(self) -> bool:
-        """Whether a filter besides the kind is set."""
+        """True if a filter other than the type is set."""
         return any(value for name, value in self.cleaned_data.items() if name != "type")
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
-        """The connections that match."""
         rows = super().narrow(rows)
         slugs = self.cleaned_data.get("gateway")
         return rows.filter(gateway__slug__in=slugs) if slugs else rows
@@ -52,7 +51,7 @@ class McpFilter(ConnectionFilter):
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """How many rows a list has, and how many of them work or are blocked, as the header says it."""
+    """The number of connections in a list, and of active and blocked ones, as shown in its header."""
 
     rows: int
     active: int
@@ -64,7 +63,7 @@ class Number:
 
 
 def number(viewer: User, filters: McpFilter) -> Number:
-    """The counts for the requested list."""
+    """Return the counts for the filtered list."""
     counts = numbers(filters.narrow(known_to(viewer)))
     return Number(sum(counts.values()), counts["active"], counts["blocked"])
 

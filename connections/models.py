@@ -1,4 +1,4 @@
-"""A connection: one host on one gateway acting as one user. It can be disabled and revoked."""
+"""Connections: one host on one gateway acting as one user. A connection can be disabled and revoked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ from servers.models import Identity, Server
 
 
 class ConnectionFault(Exception):
-    """A connection cannot be opened or changed like that; the message says why."""
+    """A connection cannot be opened or changed; the message says why."""
 
 
 class ConnectionRefused(ConnectionFault):
@@ -46,7 +46,7 @@ class RevokeReason(models.TextChoices):
 
 
 def _reaches() -> "ExpressionWrapper[Any]":
-    """Whether the user of a connection may use its gateway, as `Gateway.objects.reachable_by` says it."""
+    """Return whether a connection's user may use its gateway, as SQL. Must match `Gateway.objects.reachable_by`."""
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
     told |= Exists(_through_team()) | Exists(through_role)
@@ -58,22 +58,22 @@ def _through_team() -> models.QuerySet[Team]:
 
 
 def _uses_all() -> dict[str, str]:
-    """What makes a role one whose people use every gateway."""
+    """Return the filter for roles whose people may use every gateway."""
     app, _, codename = Capability.GATEWAYS_READ.partition(".")
     return {"permissions__codename": codename, "permissions__content_type__app_label": app}
 
 
-# Connections that nothing above them stops; needs `with_reach`.
+# Connections not blocked by their user, host, gateway or its reach; needs `with_reach`.
 UNBLOCKED = Q(host__enabled=True, gateway__enabled=True, user__is_active=True, reaches=True) & ~Q(
     host__needs_approval=True, host__approved_at=None
 )
 
 
 def stopped_above() -> Q:
-    """Connections that something above them stops, as UNBLOCKED tells those that nothing does.
+    """Match connections blocked by their user, host, gateway or its reach; the opposite of UNBLOCKED.
 
-    For questions about very many: of hosts, gateways and people few are off, so these are looked for once, and no
-    connection is joined with its own.
+    Meant for queries over very many connections: few users, hosts and gateways are disabled, so these are looked up
+    once instead of joining every connection.
     """
     hosts = Host.objects.filter(Q(enabled=False) | Q(needs_approval=True, approved_at=None))
     people = User.objects.filter(is_active=False)
@@ -88,19 +88,19 @@ def stopped_above() -> Q:
 
 class ConnectionQuerySet(models.QuerySet["Connection"]):
     def live(self) -> "ConnectionQuerySet":
-        """Connections that have not been revoked."""
+        """Return connections that have not been revoked."""
         return self.filter(revoked_at=None)
 
     def own(self, user: User) -> "ConnectionQuerySet":
-        """Connections that act as `user`."""
+        """Return connections that act as `user`."""
         return self.filter(user=user)
 
     def with_reach(self) -> "ConnectionQuerySet":
-        """The same, each knowing whether its user reaches its gateway."""
+        """Annotate `reaches`: whether the user may use the gateway."""
         return self.annotate(reaches=_reaches())
 
     def with_details(self) -> "ConnectionQuerySet":
-        """Everything a row shows, live ones first, then the newest."""
+        """Load everything a row shows; live ones first, then the newest."""
         return (
             self.with_reach()
             .annotate(needs_identity=Exists(_lacking()))
@@ -112,10 +112,10 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def open(
         self, *, host: Host, gateway: Gateway, user: User, identities: Mapping[Assignment, Identity], by: User
     ) -> "Connection":
-        """The live connection of this triple, made when there is none; `identities` are (re)bound to it.
+        """Return the live connection of host, gateway and user, created if there is none, and bind `identities` to it.
 
-        Raises ConnectionRefused, with a message for the person, when host, gateway or the connection itself is
-        switched off or the gateway is out of reach.
+        Raises ConnectionRefused, with a message for the person, if the host, gateway or connection is disabled, or the
+        user may not use the gateway.
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -141,9 +141,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         refusal: str = "",
         instead_of: Identity | None = None,
     ) -> Identity:
-        """Store a person's own credential for `server`, and have their connections carry it as `carry` does.
+        """Store a person's own credential for `server`, and use it on their connections as `carry` does.
 
-        Raises IntegrityError when the label is taken, or AnotherPlace.
+        Raises IntegrityError if the label is taken, or AnotherPlace.
         """
         with transaction.atomic():
             new = {"label": label, "secret": secret, "refusal": refusal}
@@ -152,9 +152,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return identity
 
     def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
-        """Have the connections of its owner carry `identity` wherever they lack one, or carry `instead_of`.
+        """Use `identity` on its owner's connections, where they lack one or use `instead_of`.
 
-        Returns how many connections that were; none needs another token for it.
+        Returns the number of changed connections. Their tokens continue to work.
         """
         with transaction.atomic():
             places = Assignment.objects.per_user().filter(server=identity.server_id)
@@ -171,23 +171,23 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return len(healed)
 
     def revoke_all(self, *, by: Actor | None, reason: str = RevokeReason.MANUAL) -> int:
-        """End every live connection of this queryset for good; how many that were.
+        """Revoke all live connections of this queryset, and return their number.
 
-        `Connection.objects.filter(host=host).revoke_all(by=user)`.
+        Example: `Connection.objects.filter(host=host).revoke_all(by=user)`.
         """
         with transaction.atomic():
-            # In the order of their ids, so that two of these at once wait for each other instead of locking up.
+            # Lock in the order of ids, to avoid deadlocks between concurrent calls.
             rows = list(self.live().select_for_update(of=("self",)).order_by("pk"))
             for connection in rows:
                 connection.revoke(by=by, reason=reason)
         return len(rows)
 
     def archive_host(self, host: Host, *, by: User) -> None:
-        """Put a disabled host away for good and revoke its connections. Raises StillEnabled."""
+        """Archive a disabled host and revoke its connections. Raises StillEnabled."""
         self._archive(host, Action.HOST_ARCHIVED, by=by, host=host)
 
     def archive_gateway(self, gateway: Gateway, *, by: User) -> None:
-        """Put a disabled gateway away for good and revoke its connections. Raises StillEnabled."""
+        """Archive a disabled gateway and revoke its connections. Raises StillEnabled."""
         self._archive(gateway, Action.GATEWAY_ARCHIVED, by=by, gateway=gateway)
 
     def _archive(self, target: Host | Gateway, action: Action, *, by: User, **mine: Host | Gateway) -> None:
@@ -203,25 +203,25 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             Event.objects.record(action, target, by=by, changes={"connections_revoked": [None, revoked]})
 
     def cut_off(self, user: User, *, by: Grantor) -> int:
-        """Deactivate a person and revoke their API keys, what issuers of servers granted them, and every connection.
+        """Deactivate a person, and revoke their API keys, sign-ins at issuers and connections.
 
-        Yields how many connections that were. Raises Outranked, LastOwner or LastManager.
+        Returns the number of connections. Raises Outranked, LastOwner or LastManager.
         """
         with transaction.atomic():
             user.deactivate(by=by)
             for identity in Identity.objects.own(user).live().exclude(issuer="").order_by("pk"):
-                identity.revoke(by=by)  # What an issuer granted would be renewed for as long as it is kept.
+                identity.revoke(by=by)  # Otherwise its tokens would be refreshed as long as it exists.
             return self.end_all_of(user, by=by, reason=KeyEnd.USER_DEACTIVATED)
 
     def end_all_of(self, user: User, *, by: Grantor, reason: KeyEnd = KeyEnd.MANUAL) -> int:
-        """Revoke everything that acts as this person, API keys too; how many connections that were."""
+        """Revoke all connections and API keys of this person, and return the number of connections."""
         with transaction.atomic():
             ApiKey.objects.filter(user=user).revoke_all(by=by, reason=reason)
             return self.own(user).revoke_all(by=by, reason=RevokeReason(reason.value))
 
 
 def _lacking() -> models.QuerySet[Assignment]:
-    """Per connection: what is switched on at its gateway and asks for an identity, which it does not carry."""
+    """Return, per connection, the enabled assignments for which it lacks a usable identity."""
     carried = ConnectionIdentity.objects.filter(
         connection=OuterRef(OuterRef("pk")), identity__in=Identity.objects.usable()
     )
@@ -230,14 +230,14 @@ def _lacking() -> models.QuerySet[Assignment]:
 
 
 def host_refusal(host: Host) -> str:
-    """Why this host takes no connection at present, in words for the person; empty when it does."""
+    """Return the reason why this host accepts no connections, in words for the person; empty if it does."""
     if host.archived_at or not host.enabled:
         return "An administrator has disabled this app."
     return "This app is waiting for an administrator's approval." if host.is_pending else ""
 
 
 def gateway_refusal(gateway: Gateway, user: User) -> str:
-    """The same of a gateway; who is out of its reach learns nothing else of it."""
+    """Return the reason why `user` may not connect to this gateway; without access they learn nothing more about it."""
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."
     return "An administrator has disabled this gateway." if gateway.archived_at or not gateway.enabled else ""
@@ -250,9 +250,9 @@ def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
 
 
 class Connection(Versioned, Switchable):
-    """A live or ended link of one host to one gateway, acting as one user.
+    """A live or revoked link of one host to one gateway, acting as one user.
 
-    Revoked rows stay; authorising again makes a new row.
+    Revoked rows remain; authorising again creates a new row.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -312,13 +312,13 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_reason(self) -> str:
-        """What above this connection stops it, in the word its calls have in the log; empty when nothing does."""
+        """The error code of the log if its user, host, gateway or reach blocks it; empty if it is not blocked."""
         return self.refused_for(own_switch=False)
 
     def refused_for(self, *, own_switch: bool = True) -> str:
-        """The reason its calls are refused for, by the first check that stops them (docs/reference/decision-order.md).
+        """Return the first reason why its calls are refused (docs/reference/decision-order.md); empty if there is none.
 
-        Empty when none does; without `own_switch` the connection itself counts as switched on.
+        Without `own_switch` the connection itself counts as enabled.
         """
         if not self.user.is_active:
             return "user_inactive"
@@ -334,12 +334,12 @@ class Connection(Versioned, Switchable):
 
     @property
     def blocked_by(self) -> str:
-        """The layer above that stops this connection: `host`, `gateway`, `user`, `reach` or nothing."""
+        """The cause that blocks this connection: `host`, `gateway`, `user` or `reach`; empty if it is not blocked."""
         return LAYERS.get(self.blocked_reason, "")
 
     @property
     def is_in_reach(self) -> bool:
-        """Whether its user may use its gateway at present; asks the database unless it is read `with_reach`."""
+        """True if its user may use its gateway. Queries the database unless it was loaded `with_reach`."""
         if self.gateway.reach == Reach.EVERYONE:
             return True
         known: bool | None = self.__dict__.get("reaches")
@@ -347,20 +347,20 @@ class Connection(Versioned, Switchable):
 
     @property
     def refusal(self) -> str:
-        """Why it takes no further token, in words for the person; empty when it does."""
+        """The reason why it accepts no new token, in words for the person; empty if it does."""
         return "" if self.enabled else "This connection has been disabled by an administrator."
 
     def may_be_revoked_by(self, user: User) -> bool:
-        """Everybody may end their own connections; others' need the capability."""
+        """True if `user` may revoke it: their own, or with the capability."""
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
     def is_on(self) -> bool:
-        """Whether it, its host and its gateway are all switched on."""
+        """True if it, its host and its gateway are all enabled."""
         return self.enabled and self.host.enabled and not self.host.is_pending and self.gateway.enabled
 
     def bind(self, identities: Mapping[Assignment, Identity]) -> None:
-        """Use these identities of the connection's own user from now on."""
+        """Use these identities of the connection's user."""
         for assignment, identity in identities.items():
             self.check_identity(assignment, identity)
             ConnectionIdentity.objects.update_or_create(
@@ -368,9 +368,9 @@ class Connection(Versioned, Switchable):
             )
 
     def use_identity(self, assignment: Assignment, identity: Identity, *, by: User) -> None:
-        """Carry this identity of the connection's own user to a per-user server, from the next request on.
+        """Use this identity of the connection's user for a per-user server, from the next request on.
 
-        Raises AlreadyRevoked, or ConnectionRefused when the identity is not one that can be used there.
+        Raises AlreadyRevoked, or ConnectionRefused if the identity cannot be used there.
         """
         with transaction.atomic():
             if self.lock().revoked_at:
@@ -385,7 +385,7 @@ class Connection(Versioned, Switchable):
             self._record_identity(assignment, before, identity, by=by)
 
     def drop_identity(self, assignment: Assignment, *, by: User) -> None:
-        """Carry no identity to this server any more; the identity itself stays. Raises AlreadyRevoked."""
+        """Stop using an identity for this server; the identity itself is not changed. Raises AlreadyRevoked."""
         with transaction.atomic():
             if self.lock().revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
@@ -418,9 +418,9 @@ class Connection(Versioned, Switchable):
             raise ConnectionRefused("This identity cannot be used for this server.")
 
     def revoke(self, *, by: Actor | None, reason: str = RevokeReason.MANUAL) -> None:
-        """End this connection for good; its tokens stop working on their next request.
+        """Revoke this connection; its tokens stop working with the next request.
 
-        Raises AlreadyRevoked when it has ended before. Reconnecting makes a new row.
+        Raises AlreadyRevoked. Reconnecting creates a new row.
         """
         with transaction.atomic():
             if self.lock().revoked_at:
@@ -439,7 +439,7 @@ class Connection(Versioned, Switchable):
 
 
 class ConnectionIdentity(models.Model):
-    """Which of the user's own identities a connection carries to one per-user server."""
+    """The identity a connection uses for one per-user server."""
 
     connection = models.ForeignKey(Connection, models.CASCADE, related_name="identities")
     assignment = models.ForeignKey(Assignment, models.PROTECT, related_name="connection_identities")

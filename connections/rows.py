@@ -1,4 +1,4 @@
-"""A connection as a row of the Connections tabs: status, tokens, and the actions the viewer may take."""
+"""A connection as a row of a list: status, tokens, and the actions the viewer may take."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ OPENS_GATEWAYS = (Capability.GATEWAYS_READ, Capability.GATEWAYS_MANAGE, Capabili
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 
-# Behind an OFFSET, so that each row is asked once; PostgreSQL would sort them all by what it does not know to be few.
+# OFFSET 0 makes PostgreSQL evaluate each row once, instead of sorting all of them.
 NUMBERS = "SELECT c.told, count(*) FROM ({rows} OFFSET 0) c (told) GROUP BY 1"
 
 
 def known_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """The connections `viewer` may see: all with one of SEES_CONNECTIONS or `opening`, else their own."""
+    """Return the connections `viewer` may see: all with one of SEES_CONNECTIONS or `opening`, otherwise their own."""
     rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (*SEES_CONNECTIONS, *opening))) else rows.own(viewer)
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """The same, with everything that a row shows."""
+    """Return the connections `viewer` may see, with everything a row shows."""
     return known_to(viewer, *opening).with_details()
 
 
 def counted_for(viewer: User, prefix: str = "connections__") -> Q:
-    """Which of the connections of a row count for `viewer`: those they may see."""
+    """Match the related connections that `viewer` may see, for counts."""
     sees_all = any(map(viewer.has_perm, SEES_CONNECTIONS))
     return Q(**{f"{prefix}isnull": False}) if sees_all else Q(**{f"{prefix}user": viewer})
 
 
 def blocked(connection: Connection) -> str:
-    """Which layer above stops `connection`, in words; empty when none does."""
+    """Return the reason why `connection` is blocked, in words; empty if it is not."""
     return in_short(connection.blocked_reason)
 
 
@@ -73,7 +73,7 @@ class ConnectionRow:
 
     @property
     def may_open_gateway(self) -> bool:
-        """Whether the page of its gateway is there for the viewer."""
+        """True if the viewer may open the page of its gateway."""
         gateway = self.connection.gateway
         sees_all = any(map(self.viewer.has_perm, OPENS_GATEWAYS))
         within_reach = gateway.reach == Reach.EVERYONE or (self.is_own and getattr(self.connection, "reaches", False))
@@ -81,12 +81,12 @@ class ConnectionRow:
 
     @property
     def calls_query(self) -> str:
-        """What narrows the log to its calls."""
+        """The query of the log for its calls."""
         return urlencode({"connection": self.connection.pk})
 
     @cached_property
     def tokens(self) -> list[Any]:
-        """The credentials that have not been revoked, newest first."""
+        """The credentials that were not revoked, newest first."""
         return [token for token in self._all_tokens if not token.revoked_at]
 
     @property
@@ -96,7 +96,7 @@ class ConnectionRow:
 
     @cached_property
     def active(self) -> int:
-        """How many credentials could be used now."""
+        """The number of credentials that can be used."""
         return sum(token.status == "active" for token in self.tokens)
 
     @property
@@ -112,7 +112,7 @@ class ConnectionRow:
 
     @property
     def status_text(self) -> str:
-        """The status in words; a connection without any credential left, or yet to be collected, says so."""
+        """The status in words; also tells if there is no token, or one waits to be collected."""
         if self.status != "expired":
             return self.status
         if any(token.status == "waiting" for token in self.tokens):
@@ -121,24 +121,24 @@ class ConnectionRow:
 
     @property
     def blocked(self) -> str:
-        """What stops a connection that is switched on and holds a credential, in words."""
+        """The reason why an enabled connection with a credential is blocked, in words."""
         return blocked(self.connection) if self.status == "blocked" else ""
 
     @property
     def needs_identity(self) -> bool:
-        """Whether it works, but lacks its person's identity for a server of its gateway."""
+        """True if it works, but lacks its person's identity for a server of its gateway."""
         lacks = bool(getattr(self.connection, "needs_identity", False))
         return lacks and self.status == "active" and not self.blocked
 
     @property
     def prefix(self) -> str:
-        """The first characters of the newest credential, revoked or not."""
+        """The prefix of the newest credential, revoked or not."""
         newest = next(iter(self.tokens or self._all_tokens), None)
         return newest.prefix if newest else ""
 
     @property
     def shows_tokens(self) -> bool:
-        """Whether tokens are listed below: agents may hold several, apps have the one key."""
+        """True if tokens are listed below the row: agents may have several, apps have one key."""
         return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens or self.may_add_token)
 
     @property
@@ -151,9 +151,9 @@ class ConnectionRow:
 
     @property
     def may_regenerate(self) -> bool:
-        """Whether the viewer may give its credential another secret.
+        """True if the viewer may replace its secret.
 
-        An agent's secret acts as its owner, so it is shown to nobody else; an app's key is shown to nobody at all.
+        An agent's secret acts as its owner and is shown to nobody else. An app's key is shown to nobody.
         """
         if self.connection.host.is_agent:
             return self.is_own
@@ -161,17 +161,17 @@ class ConnectionRow:
 
     @property
     def offers_key(self) -> bool:
-        """Whether the key button is there: the break-glass covers regeneration too."""
+        """True if the row has the button to replace the secret."""
         return self.status == "active" and self.may_regenerate
 
     @property
     def may_ask_for_new(self) -> bool:
-        """Whether the viewer may end the secrets of its tokens, which are another's, and have the owner collect new."""
+        """True if the viewer may end another person's token secrets, so that the owner collects new ones."""
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
     @property
     def offers_asking(self) -> bool:
-        """Whether the row itself offers that, beside its trash button, and not only the line of each token."""
+        """True if the row itself offers that, not only the line of each token."""
         return self.may_ask_for_new and bool(self.active) and self.viewer.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     @property
@@ -184,21 +184,20 @@ class ConnectionRow:
 
     @property
     def may_add_token(self) -> bool:
-        """A token always acts as the person who makes it, so only one's own connection takes another."""
+        """True if the viewer may add a token; only to their own connection, because a token acts as its creator."""
         host = self.connection.host
         may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_MANAGE)
         return self.is_own and host.enabled and may_make_tokens
 
 
 class ConnectionFilter(forms.Form):
-    """The filters of a list of connections; unknown values are ignored."""
+    """The filters of a list of connections; invalid values are ignored."""
 
     q = forms.CharField(required=False)
     type = forms.ChoiceField(required=False, choices=[(name, name) for name in TYPES])
     status = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in STATUSES])
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
-        """The connections that match."""
         self.is_valid()
         if words := self.cleaned_data.get("q"):
             rows = rows.filter(
@@ -215,8 +214,8 @@ class ConnectionFilter(forms.Form):
 
 
 def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
-    """How many of `rows` have each of STATUSES."""
-    # Asked one after the other, as they take precedence.
+    """Count `rows` by status, as a dict with the keys STATUSES."""
+    # In order of precedence.
     in_use = _tokens_in_use().order_by("connection").values("connection").distinct()
     stopped = RawSQL(*_stopped_above(), output_field=BooleanField())  # noqa: S611  (a constant)
     asked = {
@@ -225,7 +224,7 @@ def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
         "expired": ~Q(pk__in=in_use),
         "blocked": stopped,
     }
-    # As numbers, which take less to group by than words.
+    # Numbers are faster to group by than text.
     told = (When(which, then=Value(STATUSES.index(status))) for status, which in asked.items())
     status = Case(*told, default=Value(STATUSES.index("active")))
     found: Any = rows.order_by().prefetch_related(None).annotate(told=status)
@@ -238,24 +237,24 @@ def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
 
 @cache
 def _stopped_above() -> tuple[str, tuple[Any, ...]]:
-    """What `stopped_above` is in SQL: it says the same every time, and to write it takes longer than to ask."""
+    """Return `stopped_above` as SQL, cached because compiling it takes longer than running it."""
     query = Connection.objects.filter(stopped_above()).query
     sql, parameters = query.get_compiler(DEFAULT_DB_ALIAS).compile(query.where)
     return sql, tuple(parameters)
 
 
 def _holding(credentials: Q) -> Q:
-    """The connections that hold one of these credentials, if any are asked for."""
+    """Match connections with one of these credentials; everything if `credentials` is empty."""
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 
 
 def _usable() -> Exists:
-    """Whether a connection holds a credential that could be used now."""
+    """Return a subquery: does the connection have a usable credential?"""
     return Exists(_tokens_in_use().filter(connection=OuterRef("pk")))
 
 
 def _tokens_in_use() -> Any:
-    """The credentials that could be used now: those that are neither revoked nor expired."""
+    """Return the credentials that are neither revoked nor expired."""
     tokens: Any = Connection._meta.get_field("tokens").related_model
     unexpired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
     return tokens.objects.filter(unexpired, revoked_at=None, digest__isnull=False)

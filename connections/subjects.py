@@ -1,4 +1,4 @@
-"""The filters of the REST API that name a host, gateway, server, person, token, connection, role or team."""
+"""Filters of the REST API by host, gateway, server, person, token, connection, role or team."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _holds(view: Resource, *capabilities: Capability) -> bool:
 
 
 def _listed_connections(view: Resource) -> QuerySet[Any]:
-    """Their own, everybody's for who sees connections or tokens, and those that called for who sees the log."""
+    """Return one's own connections, all with a capability for them or for tokens, and used ones for log readers."""
     if _holds(view, *SEES_CONNECTIONS, Capability.API_TOKENS_MANAGE):
         return Connection.objects.all()
     return Connection.objects.filter(_own_or_logged(view, Q(user=view.me)))
@@ -41,7 +41,7 @@ def _own_or_logged(view: Resource, own: Q) -> Q:
 
 
 def _listed_people(view: Resource) -> QuerySet[Any]:
-    """Themselves, all who are told with the people or the events, and whose connections or identities they see."""
+    """Return oneself, and the people whose connections or identities one may see; all with a capability for people."""
     if _holds(view, Capability.PEOPLE_MANAGE, Capability.AUDIT_READ):
         return User.objects.all()
     listed = Q(pk=view.me.pk) | Q(pk__in=_listed_connections(view).values("user"))
@@ -51,7 +51,7 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_tokens(view: Resource) -> QuerySet[Any]:
-    """Their own, everybody's for who sees tokens, also in rows of connections, and those that called for the log."""
+    """Return the tokens the viewer may see: their own, all with a capability, and those with calls for log readers."""
     if _holds(view, *SEES_TOKENS):
         return Token.objects.all()
     return Token.objects.filter(_own_or_logged(view, Q(connection__user=view.me)))
@@ -65,7 +65,7 @@ def _listed_hosts(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
-    """Those within reach, those of connections they see, and all for who sees gateways."""
+    """Return the gateways the viewer may use, those of connections they see, or all with a capability."""
     if _holds(view, *_GATEWAYS):
         return Gateway.objects.all()
     within_reach = Q(pk__in=Gateway.objects.visible_to(view.me).values("pk"))
@@ -73,7 +73,7 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 
 
 def _listed_servers(view: Resource) -> QuerySet[Any]:
-    """Those on a gateway they see, those of their identities, and all for who sees servers or assigns one."""
+    """Return servers of visible gateways and of one's own identities, or all with a capability."""
     if _holds(view, *SEES_SERVERS, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
     placed = Assignment.objects.filter(removed_at=None, gateway__in=Gateway.objects.visible_to(view.me).values("pk"))
@@ -85,9 +85,9 @@ def _listed_servers(view: Resource) -> QuerySet[Any]:
 def _known(
     listed: Callable[[Resource], QuerySet[Any]], column: str, *shared: str
 ) -> Callable[[Resource], QuerySet[Any]]:
-    """What a filter by an id or an exact name finds: what one reads in lists, and for the log what calls name.
+    """Return what a filter by id or exact name finds: listed objects, and for log readers all that occur in calls.
 
-    A call holds the thing's id in `column`, and what the thing itself has in the `shared` ones.
+    `column` of a call has the object's id; `shared` are columns that both have with the same value.
     """
 
     def things(view: Resource) -> QuerySet[Any]:
@@ -102,13 +102,13 @@ def _known(
 
 
 class Reader(NamedTuple):
-    """Who asks, where a page asks as the API does."""
+    """The person who asks, for pages that use the filters of the API."""
 
     me: User
 
 
 def listed_host() -> Subject:
-    """One of the apps and agents whose names the reader sees in lists, which has to be given; others are unknown."""
+    """Return a required filter by an app or agent that the viewer sees in lists."""
     return Subject("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
 
 
@@ -143,7 +143,7 @@ def by_person(**options: Any) -> Subject:
 
 
 def by_token(**options: Any) -> Subject:
-    # Calls have an index by connection, and none by token.
+    # Calls are indexed by connection, not by token.
     things = _known(_listed_tokens, "token_id", "connection_id")
     return Subject("token", things, "prefix", "previous_prefix", "name", listed=_listed_tokens, **options)
 

@@ -1,4 +1,4 @@
-"""The Connections tabs of hosts and gateways, a user's own connections, and the actions on one connection."""
+"""The Connections tabs of hosts and gateways, one's own connections, and the actions on a connection."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def for_gateway(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
-    """The rows of a tab as the query string narrows them, one page of them."""
+    """Return the context of a tab: one page of its filtered rows."""
     filters = ConnectionFilter(request.GET)
     side = next(iter(of))
     table = TABS[side].seen(request)
@@ -84,7 +84,7 @@ def _listed(request: AppRequest, **of: Any) -> dict[str, Any]:
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """The connection, or 404 for a user who may neither see nor change it."""
+    """Return the connection, or 404 if the user may neither see nor change it."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
@@ -120,7 +120,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.CONNECTIONS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
-    """Switch the connections that were picked in the list; those that have ended are left alone."""
+    """Enable or disable the connections selected in the list; revoked ones are not changed."""
     way = Switching("connection", "connections", partial(cut_together, viewer=request.user), _why_not_switched)
     back = reverse("connections:mcp")
     return bulk.switch(request, visible(request.user, Capability.CONNECTIONS_TOGGLE), way, back=back)
@@ -129,7 +129,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("own connections; each of others takes MCP_CONNECTIONS_REVOKE")
 def revoke_picked(request: AppRequest) -> HttpResponse:
-    """Revoke the connections that were picked in the list; who may not revoke one is told so, and it stays."""
+    """Revoke the connections selected in the list, and report those that the user may not revoke."""
     way = Ending(
         *("connection", "connections", "Revoke", "revoked"),
         end=lambda connection: connection.revoke(by=request.user),
@@ -182,7 +182,7 @@ def _token_sentence(tokens: int) -> str:
 
 
 def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
-    """The row of `connection` on the open page, as it is now."""
+    """Return the current row of `connection` for the open page."""
     page = open_page(request)
     row = ConnectionRow(get_object_or_404(visible(request.user), pk=connection.pk), request.user)
     if page == reverse("connections:mine"):
@@ -198,7 +198,7 @@ def row_fragment(request: AppRequest, connection: Connection) -> Fragment:
 def changed(
     request: AppRequest, connection: Connection, toast: str, *, stays: bool = False, undo: Undo | None = None
 ) -> HttpResponse:
-    """The answer to an act: the row as it is now, and a toast, or a notice that stays."""
+    """Answer an action with the current row, and a toast or a persistent notice."""
     if not wants_fragment(request):
         return leave(request, back_url(request, connection), toast, undo)
     template, context = row_fragment(request, connection)
@@ -210,13 +210,13 @@ def changed(
 
 
 def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
-    """A row that goes along with another fragment; outside of a template element the browser would drop it."""
+    """Render a row next to another fragment; without a template element the browser would drop it."""
     row = render_to_string(fragment.template, {**fragment.context, "changed": True, "aside": True}, request)
     return f"<template>{row}</template>"
 
 
 def back_url(request: AppRequest, connection: Connection) -> str:
-    """Where to go without script: the host's tab, which also names the gateway, or the list of one's own."""
+    """Return the page to go to without script: the host's tab, or the list of one's own connections."""
     if any(map(request.user.has_perm, SEES_HOSTS)):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")

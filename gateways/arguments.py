@@ -1,4 +1,4 @@
-"""The arguments of a tool as rows that a person can read, from the JSON Schema its server gives with it."""
+"""Render the arguments of a tool as table rows, from the JSON Schema of its definition."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-DEEPEST = 4  # Of what lies deeper only the type is told,
-MOST_ROWS = 80  # and of arguments beyond these nothing: the definition has them all.
+DEEPEST = 4  # Nesting level; below it only the type is shown.
+MOST_ROWS = 80  # The page of the definition shows the rest.
 MOST_VALUES = 12
 LONGEST = 400  # Characters of a description.
 LIMITS = (
@@ -23,7 +23,7 @@ LIMITS = (
 
 
 class Argument(NamedTuple):
-    """One argument, or a member of one: `depth` is how deep it lies in others."""
+    """One argument, or a member of one; `depth` is its nesting level."""
 
     name: str
     type: str
@@ -35,9 +35,9 @@ class Argument(NamedTuple):
 
 
 def arguments(schema: Any) -> list[Argument]:
-    """The arguments that a tool's input schema names, members after what they are members of.
+    """Return the arguments named by a tool's input schema, each followed by its members.
 
-    A schema is whatever a server says: what is no schema says nothing, and what refers to itself ends.
+    Schemas come from servers: invalid ones are treated as empty, and recursion ends at DEEPEST.
     """
     return list(islice(_members(schema, schema, 0), MOST_ROWS))
 
@@ -65,7 +65,7 @@ def _members(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
 
 
 def resolved(schema: Any, whole: Any) -> dict[str, Any]:
-    """The schema itself where it is a reference into the whole one; what is no schema has nothing to say."""
+    """Return the schema, following a reference into `whole`; {} if it is not a schema."""
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if isinstance(reference, str) and reference.startswith("#/"):
         found = whole
@@ -94,7 +94,6 @@ def _type(schema: dict[str, Any], whole: Any, depth: int = 0) -> str:
 
 
 def _values(schema: dict[str, Any]) -> str:
-    """The values it may have."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list) or not values:
         return ""
@@ -116,5 +115,5 @@ def _plain(value: Any) -> str:
 
 def _text(value: Any, longest: int = LONGEST) -> str:
     text = value if isinstance(value, str) else ""
-    text = text.encode(errors="backslashreplace").decode()  # Half a character stands in no page.
+    text = text.encode(errors="backslashreplace").decode()  # Lone surrogates cannot be encoded.
     return text if len(text) <= longest else f"{text[:longest]}…"

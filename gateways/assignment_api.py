@@ -199,7 +199,7 @@ class AssignmentResource(Resource):
 
 
 def matching_reference(alias: str) -> Q:
-    """The condition for an alias or an id in a URL; ids are longer than any alias. NUL matches nothing."""
+    """Match the alias or id in a URL; ids are longer than any alias. NUL matches nothing."""
     try:
         return Q(pk=UUID(alias))
     except ValueError:
@@ -207,7 +207,7 @@ def matching_reference(alias: str) -> Q:
 
 
 def _must_be_free(gateway: Gateway, alias: str, excluded: Assignment | None = None) -> None:
-    """409 when another live server of `gateway` has this alias."""
+    """Raise 409 if another live server of `gateway` has this alias."""
     others = gateway.assignments.live()
     others = others.exclude(pk=excluded.pk) if excluded else others
     if alias and others.filter(alias=alias).exists():
@@ -215,7 +215,7 @@ def _must_be_free(gateway: Gateway, alias: str, excluded: Assignment | None = No
 
 
 def _as_form(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What the form of the page calls the same."""
+    """Translate a request body to the fields of the page's form."""
     data = {name: body[name] for name in ("alias", "identity_scheme") if name in body}
     if "alias" in body:
         data["bare"] = not body["alias"]

@@ -53,10 +53,10 @@ from ui.pages import (
 
 
 def counted(assignments: AssignmentQuerySet, kind: Kind | None = Kind.TOOL) -> AssignmentQuerySet:
-    """Live assignments with all a row shows: how many tools they offer, and how many of these may be called.
+    """Annotate live assignments with the number of tools they offer, and of those that can be called.
 
-    Counted are features of another `kind` where that is said, of all kinds for None. `is_known` says whether the server
-    ever answered what it offers: before, there is no number.
+    `kind` counts another kind of features, None all kinds. `is_known` is False if the server has never answered, and
+    there is no number yet.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)
@@ -73,13 +73,13 @@ def counted(assignments: AssignmentQuerySet, kind: Kind | None = Kind.TOOL) -> A
 
 
 def _number(features: FeatureQuerySet) -> Coalesce:
-    """How many of these `features` an assignment has."""
+    """Count these `features` per assignment, as a subquery."""
     own = features.filter(assignment=OuterRef("pk")).order_by().values("assignment").annotate(number=Count("pk"))
     return Coalesce(Subquery(own.values("number")), 0)
 
 
 def find(viewer: User, pk: UUID) -> Any:
-    """The live assignment with its counts, or 404 when `viewer` may not see its gateway."""
+    """Return the live assignment with its counts, or 404 if `viewer` may not see its gateway."""
     rows = counted(Assignment.objects.filter(gateway__in=Gateway.objects.visible_to(viewer)))
     return get_object_or_404(rows, pk=pk)
 
@@ -89,7 +89,7 @@ def tab_url(gateway: Gateway) -> str:
 
 
 def sees_servers(viewer: User) -> bool:
-    """Whether `viewer` may follow a link to a server's page."""
+    """True if `viewer` may open the pages of servers."""
     return any(viewer.has_perm(capability) for capability in SEES_SERVERS)
 
 
@@ -141,7 +141,7 @@ def assign(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _assigned(assignment: Assignment, by: User) -> str:
-    """Ask the server for its tools; how that went, in words."""
+    """Ask the server for its tools, and describe the outcome in words."""
     asked, name = first_list(assignment, by=by), assignment.server.name
     if asked is None:
         return f"{name} assigned. It is switched off, so it was not asked for its tools."
@@ -152,7 +152,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """How many live connections lack an identity for a server that was just assigned, to go on after a sentence."""
+    """Return how many live connections need an identity for a newly assigned server, as a clause; empty if none."""
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
@@ -160,7 +160,7 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
-    """The server the form is about: the one named, else the first that is not on this gateway yet, else any."""
+    """Return the server the form is about: the requested one, or one not yet on this gateway, or any."""
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()
     if reference:
@@ -221,7 +221,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _stopping_tools(assignment: Any) -> str:
-    """The tools that stop with `assignment`, those that work now, as the beginning of a sentence."""
+    """Return the start of a sentence with the number of tools that stop working with `assignment`."""
     match assignment.callable_count:
         case 0:
             return "Its tools stop"

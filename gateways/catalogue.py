@@ -1,4 +1,4 @@
-"""The tools of all servers that somebody may see: one entry for each tool of a server, on whatever gateways it is."""
+"""The catalogue: one entry for each tool of a server, across all gateways the viewer may see."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from gateways.tool_views import NEW_FOR, FeatureRow
 from servers.models import Server, ServerQuerySet
 from ui.matching import holds
 
-SPAN = STRETCHES["30d"].label  # How far back calls are looked for, unless that takes too long.
+SPAN = STRETCHES["30d"].label  # The period searched for calls, unless that takes too long.
 PERIODS = {STRETCHES[name].label: STRETCHES[name].length for name in ("30d", "7d", "24h", "1h", "5m")}
-# Where the roll-ups cannot tell, each call is read. What takes more than this is looked for over a shorter time.
+# Limits for periods the roll-ups do not cover: single calls are read then, over a shorter period if necessary.
 MOST_COUNTED = 1_000  # Calls of each tool of a page; more are "1,000+".
 MOST_CALLS = 60_000  # Calls to read to sort all tools by their number.
-MOST_LOOKED_UP = 60_000  # Places to look into for the last call of each tool: one for each day.
+MOST_LOOKED_UP = 60_000  # Index look-ups for the last call of each tool: one per tool and day.
 
-# Each way to sort, as SQL; what was never used comes last, whichever way.
+# SQL of each sort order. Tools that were never used come last in both directions.
 SORTS = {
     "tool": "lower(t.name) {way}",
     "server": "lower(s.name) {way}",
@@ -45,7 +45,7 @@ SORTS = {
     "last": "t.used {way} NULLS LAST",
 }
 BY_USE = ("calls", "last")
-# There are few assignments and servers beside the features: the first are joined before, the others afterwards.
+# Assignments and servers are few: assignments are joined before grouping, servers after it.
 ENTRIES = """
 WITH p (id, server_id, gateway_id) AS MATERIALIZED ({assignments})
 SELECT t.server_id, t.name, t.calls, t.used, count(*) OVER ()
@@ -60,18 +60,18 @@ JOIN servers_server s ON s.id = t.server_id
 ORDER BY {order}, lower(t.name), lower(s.name), t.server_id, t.name
 OFFSET %s LIMIT %s
 """
-# Where a tool of these is; each name is looked up in an index.
+# The features of given tools; each name is looked up in an index.
 PLACES = """
 SELECT f.id FROM unnest(%s::uuid[], %s::text[]) AS t (server_id, name)
 JOIN gateways_assignment a ON a.server_id = t.server_id
 JOIN gateways_feature f ON f.assignment_id = a.id AND f.kind = 'tool' AND f.name = t.name
 """
-# PostgreSQL takes what was called, and what words find, for a few rows: it would compare each tool with each that was
-# called, and sort all tools to group them.
+# PostgreSQL underestimates the rows of calls and of word matches. Without this it would choose a nested loop, or sort
+# all tools to group them.
 HASHED = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_sort = off"
 HASHED_ALL = f"{HASHED}; SET LOCAL enable_nestloop = off"
-# Of what these rows tell of: how often it was called, and when the last time. A float holds every number of calls there
-# may be; a sum of bigint is numeric, and takes twice as long.
+# Calls and last call of each tool on a gateway. float8 represents every realistic count exactly; a sum of bigint is
+# numeric and takes twice as long.
 OF_PLACES = """
 SELECT c.gateway_id, c.server_id, c.feature_name, sum(c.calls::float8) AS calls, max(c.last_at) AS last_at
 FROM ({rows}) c GROUP BY 1, 2, 3
@@ -84,7 +84,7 @@ COUNTED = """
 SELECT gateway_id, server_id, feature_name, 1 AS calls, created_at AS last_at FROM auditlog_call
 WHERE created_at >= %s AND created_at < %s AND method = 'tools/call' AND feature_name <> '' AND server_id IS NOT NULL
 """
-# In this order an index of the names gives the newest call, and none of a tool that was not called.
+# In this order an index on names finds the newest call, or that there is none.
 LAST = """
 LEFT JOIN LATERAL (
     SELECT c.created_at AS last_at FROM auditlog_call c
@@ -107,7 +107,7 @@ CROSS JOIN LATERAL (
 
 
 class Period(NamedTuple):
-    """How far back calls are looked for, and how that is said."""
+    """A period to search for calls, with its label."""
 
     label: str
     since: datetime
@@ -118,30 +118,30 @@ class Period(NamedTuple):
 
     @classmethod
     def to_count_all(cls) -> Period:
-        """The longest one of which all calls are counted in a moment."""
-        # It takes PostgreSQL milliseconds to plan for the partitions of a month, so the day is asked about first.
+        """Return the longest period whose calls can all be counted quickly."""
+        # Planning for the partitions of a month takes PostgreSQL milliseconds, so start with the day.
         month, week, day, hour, minutes = map(cls.of, PERIODS)
         longer = [*takewhile(cls.is_soon_counted, (day, week, month))]
         return longer[-1] if longer else hour if hour.is_soon_counted() else minutes
 
     @classmethod
     def to_look_up(cls, tools: int) -> Period:
-        """The longest one in which the last call of so many tools is found in a moment."""
+        """Return the longest period in which the last calls of this many tools are found quickly."""
         return cls.of(SPAN if tools * PERIODS[SPAN].days <= MOST_LOOKED_UP else "7 d")
 
     @property
     def bounds(self) -> list[datetime]:
-        """From when to when calls are looked for: not in the partitions of days to come, whatever a clock says."""
+        """The start and end of the period. The end spares PostgreSQL future partitions and allows for clock skew."""
         return [self.since, self.since + PERIODS[self.label] + timedelta(hours=1)]
 
     def is_soon_counted(self) -> bool:
-        """Whether PostgreSQL expects to read few rows of the log for it."""
+        """True if PostgreSQL expects to read at most MOST_CALLS rows for this period."""
         plan = json.loads(Call.objects.filter(created_at__gte=self.since).order_by().explain(format="json"))
         return int(plan[0]["Plan"]["Plan Rows"]) <= MOST_CALLS
 
 
 class Row(NamedTuple):
-    """An entry before it is read: the tool, its use where that sorts, and how many entries there are in all."""
+    """An entry before its features are read: the tool, its use if that sorts, and the total number of entries."""
 
     server: UUID
     name: str
@@ -151,7 +151,7 @@ class Row(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What tools are joined with as `u`, with its parameters: when each was called last, and maybe how often."""
+    """The SQL join `u` of the last call, and maybe the number of calls, of each tool; with its parameters."""
 
     joined: str = ""
     parameters: Sequence[Any] = ()
@@ -159,15 +159,15 @@ class Use(NamedTuple):
 
     @classmethod
     def of(cls, rows: str, parameters: Sequence[Any]) -> Use:
-        """What rows of single calls, or of many, tell of each tool."""
+        """Return the join for `rows`, a query of calls or of roll-ups."""
         return cls(CALLED.format(of_places=OF_PLACES.format(rows=rows)), parameters, tells_calls=True)
 
 
 @dataclass
 class Entry:
-    """One tool of a server. `feature` is what the first of its gateways learnt of it, `places` what each has.
+    """One tool of a server. `feature` is the oldest of its features, `places` are those on all gateways.
 
-    What is told of its use is of `found`: the places that the list is narrowed to.
+    Its use is counted for `found`: the features that match the filters.
     """
 
     feature: Feature
@@ -183,12 +183,12 @@ class Entry:
 
     @property
     def effect(self) -> str:
-        """What its server claims it does; empty when it does not say."""
+        """The effect the server claims, as text; empty if it does not state one."""
         return self.feature.claim
 
     @cached_property
     def gateways(self) -> list[Gateway]:
-        """The gateways that offer it: nothing between them and the server keeps it from being called."""
+        """The gateways on which clients can call the tool."""
         offering = {place.assignment.gateway.pk: place.assignment.gateway for place in self.places if is_offered(place)}
         return list(offering.values())
 
@@ -198,13 +198,13 @@ class Entry:
 
     @property
     def undecided(self) -> Feature | None:
-        """Where its definition waits for a decision; None when it does nowhere."""
+        """A feature whose definition waits for a decision, or None."""
         waiting = (place for place in self.places if place.offered_hash and place.state != State.QUARANTINED)
         return next(waiting, None)
 
     @property
     def is_new(self) -> bool:
-        """Whether it came lately, and after its server was assigned."""
+        """True if the tool was first seen recently, and not with the first list of its server."""
         return FeatureRow(self.feature).is_new
 
     @property
@@ -213,22 +213,22 @@ class Entry:
 
 
 def is_offered(place: Feature) -> bool:
-    """Whether its gateway offers it to somebody."""
+    """True if clients of its gateway can call it."""
     return place.assignment.gateway.enabled and place.enabled and not place.blocked
 
 
 def servers_seen_by(viewer: User) -> ServerQuerySet:
-    """The servers of these tools, by name."""
+    """Return the servers of the tools `viewer` may see, by name."""
     of_tools = Feature.objects.tools_seen_by(viewer).order_by().values("assignment__server")
     return Server.objects.filter(pk__in=of_tools).order_by("name")
 
 
 class Catalogue:
-    """The tools `viewer` may see, narrowed and sorted; a sequence of entries of which slices are asked for.
+    """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
-    How often and when a tool was called is told to who may read the log; for others, and for who does not ask
-    (`tells_use`), that is neither a way to sort nor to narrow, and `period` is None. It says over which time calls are
-    counted, and `looked_up` for the last of each.
+    Use is only shown to people who may read the log, and only if asked for (`tells_use`). Otherwise entries cannot be
+    sorted or filtered by use, and `period` is None. `period` is the time over which calls are counted, `looked_up` the
+    time searched for the last call of each tool.
     """
 
     ordered = True
@@ -243,7 +243,7 @@ class Catalogue:
         tells_use: bool = True,
     ) -> None:
         self._viewer = viewer
-        self._chosen = self._narrowed(values)  # Not by the viewer: read by `_features`, or joined with what they see.
+        self._chosen = self._narrowed(values)  # Not limited to the viewer: `_features` does that, or a join.
         self._is_narrowed = any(values.get(name) for name in ("name", "q", "effect", "server", "server_ids", "show"))
         self.tells_use = tells_use and viewer.has_perm(Capability.LOGS_READ)
         known = [name for name in SORTS if self.tells_use or name not in BY_USE]
@@ -264,11 +264,11 @@ class Catalogue:
 
     @property
     def _sorts_calls(self) -> bool:
-        """Whether entries are sorted by their calls, which are counted then, over `period`."""
+        """True if entries are sorted by their number of calls in `period`."""
         return self._by == "calls" and not self.only_unused
 
     def _read_rollups(self, *, wanted: bool) -> None:
-        """Have all tools compared by what the roll-ups tell, or by the log and over as long as that can be read."""
+        """Use the roll-ups if `wanted`; otherwise the log, over a period that can be read quickly."""
         self._is_counted = wanted
         self.period = self._period() if self.tells_use else None
         self.looked_up = self._looked_up() if self.only_unused or self._by == "last" else None
@@ -298,7 +298,7 @@ class Catalogue:
         return narrowed
 
     def count(self) -> int:
-        """How many entries there are."""
+        """Return the number of entries."""
         if self._total is None and self._expected.stop and not self.only_unused:
             self._known = self._rows(self._expected.start, self._expected.stop - self._expected.start)
         if self._total is None:
@@ -317,7 +317,7 @@ class Catalogue:
         return self._entries(self._known[: stop - start] if is_known else self._rows(start, stop - start))
 
     def find(self, feature: Feature) -> Entry:
-        """The entry of the tool that this feature is of."""
+        """Return the entry of the tool of `feature`."""
         same = {"assignment__server": feature.assignment.server_id, "name": feature.name}
         self._chosen = self._chosen.filter(**same)
         return self._entries(self._rows(0, 1))[0]
@@ -329,7 +329,7 @@ class Catalogue:
         return self._unused
 
     def _rows(self, start: int, most: int | None) -> list[Row]:
-        """Which entries these are, and how often each was called where that sorts them."""
+        """Return these entries, with their number of calls if that sorts them."""
         with book() as opened:
             rows = self._joined(self._use(opened), start, most)
         if rows or not start:
@@ -337,7 +337,7 @@ class Catalogue:
         return rows
 
     def _use(self, opened: Book) -> Use:
-        """What use is joined with, as far as it sorts or narrows."""
+        """Return the join needed to sort or filter by use, empty if there is none."""
         if self._is_counted:
             if query := opened.query_of(TOOL_CALLS, *_month(), by=OF_TOOLS):
                 return Use.of(*query)
@@ -362,7 +362,7 @@ class Catalogue:
         if by == "effect":
             told[by] = "min(f.effect)"
         elif by == "gateways":
-            # To tell them apart PostgreSQL sorts all; few servers, if any, are on a gateway twice.
+            # DISTINCT makes PostgreSQL sort everything. It is only needed if a server is on a gateway twice: rare.
             twice = assigned.values("server", "gateway").annotate(times=Count("pk")).filter(times__gt=1)
             told[by] = f"count({'DISTINCT ' if twice.exists() else ''}p.gateway_id)"
         statement = ENTRIES.format(
@@ -388,7 +388,7 @@ class Catalogue:
             of_places = self._chosen.filter(pk__in=[place.pk for place in places]).order_by()
             listed = {*of_places.values_list("pk", flat=True)}
             found = [place for place in places if place.pk in listed]
-        # Of each the first that any of its gateways learnt, among those that the list is narrowed to.
+        # For each tool, the oldest feature among those that match the filters.
         learnt: dict[tuple[UUID, str], list[tuple[datetime, UUID]]] = defaultdict(list)
         for place in found:
             learnt[place.assignment.server_id, place.name].append((place.first_seen_at, place.pk))
@@ -411,29 +411,29 @@ class Catalogue:
         return entries
 
     def _places(self, at: RawSQL) -> list[Feature]:
-        """These features as far as the list tells of them, by their gateways."""
+        """Return the features at `at`, ordered by gateway, with only the columns the list needs."""
         told = ("name", "exposed_name", "enabled", "state", "kind", "offered_hash", "missing_since", "first_seen_at")
         of_assignment = ("server", "gateway", "alias", "enabled", "tool_policy")
         shown: Any = Feature.objects.tools_seen_by(self._viewer).filter(pk__in=at).select_related("assignment")
         shown = shown.order_by("assignment__gateway__name", "assignment__alias")
         places = list(shown.only(*told, *(f"assignment__{name}" for name in of_assignment)))
-        # Of servers and gateways there are few: each is read once.
+        # Servers and gateways are few: read each once.
         assignments = [place.assignment for place in places]
         gateways = Gateway.objects.in_bulk({one.gateway_id for one in assignments})
         servers = Server.objects.in_bulk({one.server_id for one in assignments})
         of_gateway, of_server = Assignment.gateway.field, Assignment.server.field
-        for one in assignments:  # As prefetching does: an assignment to the attribute checks each, which takes longer.
+        for one in assignments:  # As prefetching does: setting the attribute checks each instance, which is slower.
             of_gateway.set_cached_value(one, gateways[one.gateway_id])
             of_server.set_cached_value(one, servers[one.server_id])
         return places
 
     def _tell_use(self, entries: list[Entry]) -> None:
-        """How often each was called, and when the last time."""
+        """Set the number of calls and the last call of each entry."""
         if not self._is_counted and not self._tell_counted(entries):
             self._tell_looked_up(entries)
 
     def _tell_counted(self, entries: list[Entry]) -> bool:
-        """The same as the roll-ups say it; whether they could."""
+        """Set the use of each entry from the roll-ups. Return False if they do not cover the period."""
         known = _by_place(entries)
         where: dict[str, Any] = {name: [*{place[n] for place in known}] for n, name in enumerate(OF_TOOLS)}
         with book() as opened, connection.cursor() as cursor:
@@ -451,7 +451,7 @@ class Catalogue:
         return True
 
     def _tell_looked_up(self, entries: list[Entry]) -> None:
-        """The same of the log, where more than a thousand are not counted."""
+        """Set the use of each entry from the log, counting at most MOST_COUNTED calls."""
         most = 1 if self._sorts_calls else MOST_COUNTED + 1
         with connection.cursor() as cursor:
             cursor.execute(USE, [*_by_name(entries), *Period.of(SPAN).bounds, most])
@@ -462,7 +462,7 @@ class Catalogue:
 
 
 def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], list[Entry]]:
-    """These entries by what the log says of their calls: gateway, server and as much of the name as it keeps."""
+    """Return the entries by the columns of their calls in the log: gateway, server and name (300 characters)."""
     known = defaultdict(list)
     for entry in entries:
         for place in entry.found:
@@ -471,9 +471,9 @@ def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], list[Ent
 
 
 def _by_name(entries: Sequence[Entry]) -> list[list[Any]]:
-    """Columns to look calls up by: the number of an entry, gateways that give it one name, its server, this name.
+    """Return columns to look calls up by: entry number, gateways that use one name for it, server, and that name.
 
-    They are looked for together: the newest call of any of them is soon found.
+    Gateways with the same name are searched together, which finds the newest call sooner.
     """
     numbered = {id(entry): n for n, entry in enumerate(entries)}
     named: dict[tuple[int, UUID, str], set[str]] = defaultdict(set)
@@ -490,6 +490,6 @@ def _are_days_counted() -> bool:
 
 
 def _month() -> list[datetime]:
-    """SPAN from the beginning of a day on: of so long ago the part of one would be read from the log."""
+    """Return SPAN, extended to the beginning of its first day: roll-ups that old exist for whole days only."""
     since, until = Period.of(SPAN).bounds
     return [DAYS.begin(since), until]

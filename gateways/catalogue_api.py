@@ -114,7 +114,7 @@ class CatalogueResource(Resource):
         return self.get_paginated_response(self.serialize(page, many=True))
 
     def _expected(self, request: Request) -> slice:
-        """Which entries will be asked for, so that these and their number are one question."""
+        """Return the slice of entries on the requested page, so that one query gets them and the total."""
         paging: Any = self.paginator
         size, page = paging.get_page_size(request), request.query_params.get(paging.page_query_param, "")
         start = (int(page) - 1) * size if page.isascii() and page.isdecimal() and 0 < len(page) < 6 else 0

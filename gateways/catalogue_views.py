@@ -1,4 +1,4 @@
-"""The page Tools: what all servers offer on the gateways one may see."""
+"""The Tools page: all tools on the gateways the viewer may see."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ui.pages import PAGE_SIZE, AppRequest, is_for, show
 
 
 class Column(NamedTuple):
-    """The head of a column: the link that sorts by it, and how it is sorted now."""
+    """The head of a column: its sort link and current sort order."""
 
     label: str
     to: str
@@ -60,7 +60,7 @@ def listing(request: AppRequest) -> HttpResponse:
 
 
 def _page(request: AppRequest) -> int:
-    """The page that is asked for, as far as that is a number."""
+    """Return the requested page number, or 1 if it is not a number."""
     asked = request.GET.get("page", "")
     return max(int(asked), 1) if asked.isascii() and asked.isdecimal() and len(asked) < 6 else 1
 
@@ -83,7 +83,7 @@ def _columns(tools: Catalogue) -> list[Column]:
 
 
 def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> Column:
-    """A column that is sorted by already is sorted the other way round by the next click."""
+    """Build a column head. Clicking the sorted column reverses its order."""
     first, other = (f"-{name}", name) if most_first else (name, f"-{name}")
     to = other if sort == first else first
     by = {name: "ascending", f"-{name}": "descending"}.get(sort, "") if name else ""
@@ -93,7 +93,7 @@ def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> C
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def moved(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Where the page of a tool was; links to it, and to its versions, were kept."""
+    """Redirect the former URL of a tool's page, because links to it exist."""
     target = reverse("gateways:feature", args=[pk])
     if version := request.GET.get("version", ""):
         target = f"{target}?{urlencode({'show': version})}"

@@ -1,4 +1,4 @@
-"""A definition as lines that a person can read, and what differs between two of them; nothing is left unseen."""
+"""Render a definition as readable lines, and the difference of two. Nothing in it is left out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from django.utils.html import escape
 
-AROUND = 3  # Lines that did not change, shown before and after those that did.
-LONG = 160  # A text of more characters is shown sentence by sentence,
-LONGEST = 1000  # and cut where a sentence has more.
-MOST_COMPARED = 4000  # Of definitions with more lines only what they begin and end with alike is left out,
-MOST_MARKED = 20_000  # and among more characters than this no single words are marked: both could keep a worker busy.
-ROOM = 14_000  # Characters of markup a page of it may take,
+AROUND = 3  # Unchanged lines shown before and after changed ones.
+LONG = 160  # Characters; longer texts are split into sentences,
+LONGEST = 1000  # and longer sentences into pieces.
+MOST_COMPARED = 4000  # Lines; of longer definitions only the common beginning and end are left out, to bound the work.
+MOST_MARKED = 20_000  # Characters; in longer definitions changed words are not marked, to bound the work.
+ROOM = 14_000  # Characters of markup per page,
 ROWS = 150  # and lines.
 
 FIRST = ("name", "uri", "uriTemplate", "title", "description", "inputSchema", "arguments", "annotations")
@@ -26,14 +26,14 @@ type Mark = Literal["same", "old", "new", "gap"]
 
 
 class Part(NamedTuple):
-    """A piece of a line, and whether it is what differs."""
+    """A piece of a line, and whether it differs."""
 
     text: str
     differs: bool = False
 
 
 class Line(NamedTuple):
-    """One line to read: in both, in the old or in the new one only, or how many are left out here."""
+    """One line: in both versions, in the old one, in the new one, or the number of lines left out."""
 
     mark: Mark
     parts: Sequence[Part]
@@ -44,20 +44,20 @@ class Line(NamedTuple):
 
 
 class Pairs(list[tuple[str, Any]]):
-    """The members of an object as they stand there, also one that stands there twice."""
+    """The members of an object in their original order, duplicates included."""
 
 
 class Number(str):
-    """A number as it is spelled."""
+    """A number as it is spelled in the JSON text."""
 
     __slots__ = ()
 
 
 def lines_of(text: str) -> list[str]:
-    """The JSON text of a definition, one line for each thing it says; the members of objects are put in one order."""
+    """Return the JSON text of a definition as lines, one per value, with the members of objects in a fixed order."""
     value = json.loads(text, object_pairs_hook=Pairs, parse_float=Number, parse_int=Number)
     lines = _members(value, "", FIRST) if isinstance(value, Pairs) else _value("", value, "")
-    # Half a character stands in no page: it is shown as it was spelled.
+    # Lone surrogates cannot be encoded: show them as escapes.
     return [line.encode(errors="backslashreplace").decode() for line in lines]
 
 
@@ -107,7 +107,7 @@ def _quoted(value: Any) -> str:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """A line of a text, sentence by sentence where it is long: all of it, and cut at the same places when it grows."""
+    """Split a long line into sentences, and these at fixed lengths, so that growing text keeps its breaks."""
     if len(line) <= LONG:
         yield line
         return
@@ -116,7 +116,7 @@ def _pieces(line: str) -> Iterator[str]:
 
 
 def difference(old: str, new: str) -> list[Line]:
-    """What the JSON text `new` of a definition says otherwise than `old`, with a few lines around each place."""
+    """Return the lines that differ between two definitions (JSON text), with a few unchanged ones around each."""
     before, after = lines_of(old), lines_of(new)
     found: list[Line] = []
     blocks = [*_blocks(before, after)]
@@ -130,12 +130,12 @@ def difference(old: str, new: str) -> list[Line]:
 
 
 def whole(text: str) -> list[Line]:
-    """All lines of the JSON text of a definition."""
+    """Return all lines of a definition (JSON text)."""
     return [Line.of("same", line) for line in lines_of(text)]
 
 
 def pages(lines: Iterable[Line]) -> list[list[Line]]:
-    """The lines in pages that no definition makes too heavy; one page at least."""
+    """Split `lines` into pages of bounded size; at least one page."""
     found: list[list[Line]] = [[]]
     room = ROOM
     for line in lines:
@@ -172,7 +172,7 @@ def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[L
 
 
 def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[Line]:
-    """The old lines, then the new ones; where one stands for one, what differs between the two is marked."""
+    """Yield the old lines, then the new ones. If they pair up, the words that differ are marked."""
     if not marked or len(old) != len(new):
         yield from (Line.of("old", line) for line in old)
         yield from (Line.of("new", line) for line in new)

@@ -1,6 +1,6 @@
-"""The page of one feature: what clients are shown of it, what its server says now, and the decision on that.
+"""The page of one feature: the definition clients see, the server's current one, and the decision between them.
 
-Of a tool it tells, too, what else its server offers it on, and how it is used.
+For tools it also shows other gateways that have the tool, and its use.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from gateways.views import find as find_gateway
 from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show
 
 LATELY = timedelta(days=7)
-WORDS = "words"  # The description and the arguments of a tool, as a person reads them.
-LAST_CALLS = 500  # Of so many calls it is told who made them.
+WORDS = "words"  # The description and the arguments of a tool, in readable form.
+LAST_CALLS = 500  # The newest calls, read to find their callers.
 
 HELD = {
     OnChange.HOLD: "Clients go on being shown what was approved. A call that no longer fits the change is refused.",
@@ -55,14 +55,14 @@ HELD = {
 
 
 class View(NamedTuple):
-    """One way to look at the definitions of a feature."""
+    """A view of a feature's definitions."""
 
     value: str
     label: str
 
 
 class Caller(NamedTuple):
-    """An app or agent that used a feature lately."""
+    """An app or agent that used a feature recently."""
 
     name: str
     calls: int
@@ -87,7 +87,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     context = {
         "row": FeatureRow(feature),
         "gateway": gateway,
-        "rail_entry": "" if feature.kind == Kind.TOOL else "gateways:list",  # Where its breadcrumb begins.
+        "rail_entry": "" if feature.kind == Kind.TOOL else "gateways:list",  # The first level of its breadcrumb.
         "why": _why(feature),
         "obstacles": _obstacles(feature),
         "views": views,
@@ -109,7 +109,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Where else a tool is, and how it is used there too; nothing of what is no tool, or is offered no more."""
+    """Return the gateways that have the same tool, and its use; {} for other kinds and tools no longer offered."""
     seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
     if not seen.exists():
         return {}
@@ -119,7 +119,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
         return told
     told["use"] = Use.of(places)
     names, server = {place.exposed_name[:300] for place in places}, feature.assignment.server_id
-    if len(names) == 1:  # The page of calls filters by one name.
+    if len(names) == 1:  # The page of calls can filter by one name only.
         where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [*names]}
         filters = {"server": str(server), "tool": min(names)}
         told["instruments"] = Instruments.of(request, where, filters, tops=("gateway",))
@@ -127,12 +127,12 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[View]:
-    """The first of them is shown unless another is asked for: what has to be decided, else what a person reads."""
+    """Yield the views of `feature`; the first is the default: the one to decide on, or else the readable one."""
     if feature.approved and feature.offered:
         yield View("difference", "Difference")
     if feature.offered:
         yield View("offered", "Offered now")
-    # These are shortened, and of what is approved: they are no ground for a decision about anything else.
+    # Readable text is shortened and shows the approved definition: not enough to decide about another one.
     has_words = feature.kind == Kind.TOOL and not (feature.approved and feature.offered)
     words = [View(WORDS, "In words")] if has_words else []
     approved = [View("approved", "Approved")] if feature.approved else []
@@ -140,7 +140,7 @@ def _views(feature: Feature) -> Iterator[View]:
 
 
 def _before(version: FeatureVersion, versions: list[FeatureVersion]) -> FeatureVersion | None:
-    """The one of these, the newest first, that came before this."""
+    """Return the version before `version`, or None; `versions` are sorted newest first."""
     earlier = (one for one in versions if one.first_seen_at < version.first_seen_at)
     return next(earlier, None)
 
@@ -164,7 +164,7 @@ def _part(request: AppRequest, parts: int) -> int:
 
 
 def _why(feature: Feature) -> str:
-    """What the state of `feature` means for clients; empty when they are shown what its server offers."""
+    """Explain the state of `feature` to the reader; empty if clients see what its server offers."""
     gateway = feature.assignment.gateway
     hidden = feature.hidden_characters
     match feature.state:
@@ -181,7 +181,7 @@ def _why(feature: Feature) -> str:
 
 
 def _obstacles(feature: Feature) -> list[str]:
-    """Why clients are not shown it, beside its state."""
+    """Return the reasons, other than its state, why clients cannot see it."""
     assignment, name = feature.assignment, feature.assignment.server.name
     blocked = assignment.tool_policy == ToolPolicy.BLOCK_ALL
     found = (
@@ -205,7 +205,7 @@ def _is_personal(feature: Feature) -> bool:
 
 
 def _callers(feature: Feature, viewer: User) -> list[Caller] | None:
-    """Which apps and agents made its last calls, those of a week at most; None for who may not see the log."""
+    """Return the hosts of its last calls within a week, or None if `viewer` may not read the log."""
     if not viewer.has_perm(Capability.LOGS_READ):
         return None
     assignment = feature.assignment
@@ -225,7 +225,7 @@ def _callers(feature: Feature, viewer: User) -> list[Caller] | None:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def accept(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Show clients what the server offers now, once asked; only what the person was shown is accepted."""
+    """Confirm, then approve the server's current definition; only the version that was confirmed is accepted."""
     feature = find(request, pk)
     back = _back(request, feature)
     if request.method == "GET":
@@ -277,13 +277,13 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _back(request: AppRequest, feature: Feature) -> str:
-    """Where a decision was asked for: the list of all that wait, or the page of the feature."""
+    """Return the page the decision was made on: the list of waiting definitions, or the feature's page."""
     asked = request.POST.get("back") or request.GET.get("back", "")
     return own_path(asked, page_url(feature))
 
 
 def _used(feature: Feature, viewer: User) -> str:
-    """Who used it lately, as a sentence; empty for who may not see the log."""
+    """Return a sentence naming its recent callers, empty if `viewer` may not read the log."""
     callers = _callers(feature, viewer)
     if callers is None:
         return ""

@@ -43,7 +43,7 @@ SCHEMES = (IdentityScheme.PER_USER, IdentityScheme.SHARED, IdentityScheme.NONE)
 
 
 class ReachForm(forms.Form):
-    """Whom a gateway is open to."""
+    """The people who may use a gateway."""
 
     reach = forms.ChoiceField(choices=Reach.choices, initial=Reach.EVERYONE, widget=forms.RadioSelect)
     teams = forms.ModelMultipleChoiceField(
@@ -66,13 +66,13 @@ class ReachForm(forms.Form):
 
 
 class LimitForm(forms.Form):
-    """How many calls a minute a gateway lets through."""
+    """The limit of calls per minute of a gateway."""
 
     calls_per_minute = LimitField(help_text="Of all its connections together. Empty: no limit.")
 
 
 class DefinitionsForm(forms.Form):
-    """What becomes of definitions nobody has looked at."""
+    """The treatment of definitions that were not approved."""
 
     new_definitions = forms.ChoiceField(label="New definitions", choices=OnArrival.choices, widget=ExplainedChoice(NEW))
     changed_definitions = forms.ChoiceField(
@@ -81,7 +81,7 @@ class DefinitionsForm(forms.Form):
 
 
 class NameForm(forms.Form):
-    """Name and description. `gateway` is the one being renamed, None when one is added."""
+    """Name and description. `gateway` is the one being renamed, None for a new one."""
 
     name = forms.CharField(max_length=80)
     description = forms.CharField(
@@ -103,13 +103,11 @@ class NameForm(forms.Form):
         return name
 
     def refuse(self) -> None:
-        """Add the error of an edit conflict."""
+        """Report that the name was taken by a concurrent edit."""
         self.add_error("name", "This name or slug was taken just now. Choose another.")
 
 
 class GatewayForm(NameForm, ReachForm):
-    """A new gateway."""
-
     slug = SlugField(Gateway.objects.all(), max_length=40, help_text="Ends the Gateway URL. It never changes.")
     field_order = ("name", "slug", "description", "reach", "teams")
 
@@ -152,7 +150,7 @@ class AssignmentForm(forms.Form):
     ) -> None:
         super().__init__(*args, **options)
         self.gateway, self.upstream, self.assignment = gateway, server, assignment
-        self.absent: list[str] = []  # Shared identities of the server that are not for this gateway.
+        self.absent: list[str] = []  # Shared identities of the server that are not allowed on this gateway.
         if assignment:
             del self.fields["server"]
         else:
@@ -160,7 +158,7 @@ class AssignmentForm(forms.Form):
         if server:
             identities = Identity.objects.live().shared().filter(server=server)
             shared = identities.filter(gateways=gateway)
-            if assignment and assignment.shared_identity_id:  # What is set stays in sight, also when it was withdrawn.
+            if assignment and assignment.shared_identity_id:  # Keep the current identity selectable, even if withdrawn.
                 shared = identities.filter(Q(gateways=gateway) | Q(pk=assignment.shared_identity_id)).distinct()
             self.absent = list(identities.exclude(pk__in=shared).order_by("label").values_list("label", flat=True))
             self.fields["shared_identity"].queryset = shared  # type: ignore[attr-defined]
@@ -184,7 +182,7 @@ class AssignmentForm(forms.Form):
         return {"server": server.slug, "identity_scheme": scheme}
 
     def _alias(self, values: dict[str, Any]) -> str:
-        """The alias that is meant. Raises ValidationError when it is taken, or needed."""
+        """Return the alias to save. Raises ValidationError if it is taken, or missing where one is required."""
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()
         if bare and alias:
@@ -224,32 +222,31 @@ class AssignmentForm(forms.Form):
             values["shared_identity"] = None
 
     def refuse(self, why: AliasRequired | None = None) -> None:
-        """Add the error of an edit conflict."""
+        """Report that a concurrent edit took the alias, or made one necessary."""
         self.add_error(
             "alias", str(why) if why else f"Another server on {self.gateway.name} has taken this alias just now."
         )
 
 
 class GatewayFilter(forms.Form):
-    """What the list of gateways is narrowed to."""
+    """Filters of the list of gateways."""
 
     q = forms.CharField(required=False)
 
     def narrow(self, gateways: GatewayQuerySet) -> GatewayQuerySet:
-        """The gateways that match."""
         self.is_valid()
         return gateways.matching(self.cleaned_data.get("q", ""))
 
 
 def listed_kind(asked: str) -> Kind | None:
-    """The one kind of features that a list is asked for, tools unless said otherwise; None for all of them."""
+    """Return the requested kind of features, tools by default; None for all of them."""
     if asked == "all":
         return None
     return Kind(asked) if asked in Kind.values else Kind.TOOL
 
 
 class FeatureFilter(forms.Form):
-    """What the list of features is narrowed to; a value nobody offers narrows nothing."""
+    """Filters of the list of features; invalid values are ignored."""
 
     STATES = (("attention", "Needs a decision"), *((state.value, state.label) for state in State))
 
@@ -269,11 +266,10 @@ class FeatureFilter(forms.Form):
 
     @property
     def is_narrow(self) -> bool:
-        """Whether some of the kind are left out."""
+        """True if a filter other than the kind is set."""
         return any(value for name, value in self.cleaned_data.items() if name != "kind")
 
     def narrow(self, features: FeatureQuerySet) -> FeatureQuerySet:
-        """The features that match."""
         values = self.cleaned_data
         features = features.matching(values.get("q", ""))
         if kind := listed_kind(values.get("kind", "")):
@@ -290,7 +286,7 @@ class FeatureFilter(forms.Form):
 
 
 class CatalogueFilter(forms.Form):
-    """What the tools of all servers are narrowed to; a value nobody offers narrows nothing."""
+    """Filters of the catalogue of tools; invalid values are ignored."""
 
     SHOWS = (("new", "New"), ("changed", "Changed"), ("unused", "Unused"))
 
@@ -300,7 +296,7 @@ class CatalogueFilter(forms.Form):
     server = forms.MultipleChoiceField(required=False)
 
     def __init__(self, *args: Any, servers: Sequence[tuple[str, str]], **options: Any) -> None:
-        """With the servers to choose from, each its slug and name."""
+        """`servers` are the choices, as (slug, name)."""
         super().__init__(*args, **options)
         self.fields["server"].choices = servers  # type: ignore[attr-defined]
         self.is_valid()

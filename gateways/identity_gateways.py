@@ -25,7 +25,7 @@ from ui.rest import Reference, Resource
 
 
 class GatewaysForm(forms.Form):
-    """The gateways one shared identity is for."""
+    """The gateways that may use a shared identity."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways"

@@ -1,4 +1,4 @@
-"""Changed definitions of all gateways in one list, each with what differs and the two decisions."""
+"""The list of changed definitions of all gateways, each with its difference and the two decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_QUARANTINED = 30
 
 @dataclass(frozen=True)
 class Waiting:
-    """A definition that waits for a decision, and how it differs from what is approved."""
+    """A definition that waits for a decision, and how it differs from the approved one."""
 
     feature: Feature
 
@@ -36,7 +36,7 @@ class Waiting:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the page of the feature shows more of it."""
+        """True if there are more lines than the list shows; the feature's page shows them all."""
         return len(self.all_lines) > MOST_LINES
 
 

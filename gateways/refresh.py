@@ -1,4 +1,4 @@
-"""*Refresh tools*: lists the tools of every server of a gateway and stores them."""
+"""*Refresh tools*: list the tools of every server of a gateway and store them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ CONCURRENT_REFRESHES = 8
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """How it went with one assigned server."""
+    """The outcome for one assigned server."""
 
     assignment: Assignment
     outcome: Discovered | Failed
-    is_noted: bool  # Kept for the tab; not where it was asked as nobody.
+    is_noted: bool  # Whether the outcome is stored for the tab; not if there was no identity to ask with.
 
     @property
     def failure(self) -> str:
-        """What went wrong, as a sentence; empty when nothing did."""
+        """The failure and its consequence as sentences, empty if there is none."""
         return f"{self.cause} Its tools are listed as they were last seen." if self.cause else ""
 
     @property
     def cause(self) -> str:
-        """The same, without what follows from it."""
+        """The failure alone as a sentence, empty if there is none."""
         return f"{self.assignment.server.name} {self.outcome}." if isinstance(self.outcome, Failed) else ""
 
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
-    """Ask all enabled servers of `gateway` at once and learn what they offer; what does not answer keeps its rows."""
+    """Ask all enabled servers of `gateway` at once and store what they offer. Servers that fail keep their rows."""
     return _refreshed(_targets(gateway.assignments.live().filter(server__enabled=True), by))
 
 
 def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
-    """Ask the server of a new assignment what it offers, so that its tools are there at once.
+    """Ask the server of a new assignment what it offers, so that its tools are listed immediately.
 
-    Who opens the page meanwhile is told that it is being asked. None when it was not asked: it is switched off.
+    Until it answers, the page shows that it is being asked. Returns None if the server is disabled.
     """
     targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
     for target, identity in targets:
@@ -60,12 +60,12 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Whether what becomes of asking says something to anybody: where each person has an identity, only with one."""
+    """True if the outcome is worth storing: with per-user identities, only if there was one to ask with."""
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 
 
 def _refreshed(targets: Sequence[Target]) -> list[Refreshed]:
-    # No statement runs in these threads: each would hold a database connection of its own.
+    # No SQL in these threads: each would open a database connection of its own.
     with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:
         outcomes = list(pool.map(_ask, targets))
     return _learn(targets, outcomes)

@@ -15,8 +15,6 @@ MOST = 500
 
 
 class TeamForm(forms.Form):
-    """The name of a team."""
-
     name = forms.CharField(max_length=80)
 
 
@@ -28,7 +26,7 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """The people with these addresses. Unknown addresses are named in the error."""
+        """Return the people with these addresses. The error names an unknown address."""
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
             raise ValidationError("Type at least one e-mail.")
@@ -41,7 +39,7 @@ class PeopleForm(forms.Form):
 
 
 class GatewaysForm(forms.Form):
-    """Which of the gateways that are open to teams are open to `team`."""
+    """The gateways open to `team`, of those whose reach is teams."""
 
     gateways = forms.ModelMultipleChoiceField(
         Gateway.objects.none(), required=False, widget=forms.CheckboxSelectMultiple, label="Gateways for teams"

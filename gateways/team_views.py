@@ -26,12 +26,12 @@ def page_url(team: Team) -> str:
 
 
 def _locked(pk: UUID) -> Team:
-    """The team, locked until this transaction ends."""
+    """Return the team, locked until the transaction ends."""
     return get_object_or_404(Team.objects.select_for_update(), pk=pk)
 
 
 def _live(team: Team) -> Any:
-    """The gateways that are open to `team` at present."""
+    """Return the live gateways open to `team`."""
     return Gateway.objects.live().filter(reach=Reach.TEAMS, teams=team).order_by("name")
 
 
@@ -119,7 +119,7 @@ def add_people(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def put_in(request: AppRequest, pk: UUID) -> HttpResponse:
-    """The same from the page of a person: each team they are not in is one button."""
+    """Add a person to a team from the person's page, which has a button for each team they are not in."""
     person = get_object_or_404(User, pk=pk)
     back = reverse("accounts:person", args=[pk])
     if request.method == "GET":
@@ -157,7 +157,7 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @requires(Capability.GATEWAYS_MANAGE)
 def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Which gateways a team reaches; that is management of gateways too."""
+    """Choose the gateways open to a team. Needs gateway management too."""
     team = get_object_or_404(Team, pk=pk)
     form = GatewaysForm(posted(request), team=team)
     context = {"form": form, "heading": f"Gateways open to {team.name}", "back": page_url(team)}
@@ -194,7 +194,7 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _closed_gateways(team: Team) -> str:
-    """The gateways that are closed to its members, as a sentence."""
+    """Return a sentence naming the gateways its members may no longer reach."""
     names = [gateway.name for gateway in _live(team)]
     if not names:
         return "No gateway is open to it."

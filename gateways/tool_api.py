@@ -82,7 +82,7 @@ class RefreshSerializer(serializers.Serializer[Any]):
 
 
 def _assignments(view: Resource) -> QuerySet[Any]:
-    """The servers of the gateway in the address."""
+    """Return the assignments of the gateway in the URL."""
     return Assignment.objects.live().filter(gateway=find_gateway(view.me, view.kwargs["slug"]).pk)
 
 
@@ -224,14 +224,14 @@ class FeatureResource(Resource):
 
 
 def features_of(viewer: User, slug: str) -> FeatureQuerySet:
-    """What the servers of a gateway offer; 404 when it is out of sight."""
+    """Return the features of a gateway's servers, or 404 if `viewer` may not see it."""
     gateway = find_gateway(viewer, slug)
     features = Feature.objects.filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
     return features.select_related("assignment__server").order_by("exposed_name", "pk")
 
 
 def serialize_refresh(row: Refreshed) -> dict[str, object]:
-    """How a refresh went with one server."""
+    """Return the outcome of a refresh for one server."""
     discovered = row.outcome if isinstance(row.outcome, Discovered) else None
     return {
         "alias": row.assignment.alias,

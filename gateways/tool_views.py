@@ -1,4 +1,4 @@
-"""The Tools tab of a gateway: tools, prompts, resources and templates of its servers, and what of it may be used."""
+"""The Tools tab of a gateway: the tools, prompts, resources and templates of its servers, and their switches."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ from ui.pages import (
 )
 
 NEW_FOR = timedelta(days=7)
-MOST_AWAITED = timedelta(seconds=60)  # Several times as long as a server is waited for.
-SAME_ATTEMPT = timedelta(seconds=10)  # One attempt notes the health of the server and the failure one after the other.
+MOST_AWAITED = timedelta(seconds=60)  # Several times the timeout for asking a server.
+SAME_ATTEMPT = timedelta(seconds=10)  # One attempt records the server's health and its failure, one after the other.
 
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """One feature of a table."""
+    """A feature as a row of a table."""
 
     feature: Feature
 
     @property
     def effect(self) -> str:
-        """What its server claims it does; a claim, nothing more."""
+        """The effect the server claims, as text; not verified."""
         return self.feature.claim
 
     @property
     def is_new(self) -> bool:
-        """Whether it came after its server was assigned, and lately."""
+        """True if it was first seen recently, and not with the first list of its server."""
         since = self.feature.first_seen_at - self.feature.assignment.created_at
         return since > FIRST_LIST and timezone.now() - self.feature.first_seen_at < NEW_FOR
 
@@ -71,7 +71,7 @@ class FeatureRow:
 
 
 class Tab(NamedTuple):
-    """One kind of features, and how many of it are offered."""
+    """A kind of features, and the number of those offered."""
 
     value: str
     label: str
@@ -80,7 +80,7 @@ class Tab(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What came of asking a server for a kind of features the last time, as `people` different ones."""
+    """The outcome of the last requests for a server's features, made with the identities of `people` people."""
 
     asked_at: datetime
     learnt_at: datetime | None
@@ -90,7 +90,7 @@ class Said(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it was asked for the first time and nothing came of it yet; `is_lost` when nothing will."""
+        """True if it was asked for the first time and has not answered yet; `is_lost` if that took too long."""
         return not (self.failing or self.learnt_at)
 
     @property
@@ -99,7 +99,7 @@ class Said(NamedTuple):
 
     @classmethod
     def of(cls, listings: list[Listing], server: Server, cause: str = "") -> Said | None:
-        """None when it was never asked; `cause` is why it did not answer just now, as far as that is known."""
+        """Summarise `listings`, or return None if there are none. `cause` is the reason of a failure just now."""
         if not listings:
             return None
         latest = max(listings, key=lambda one: one.asked_at)
@@ -112,7 +112,7 @@ class Said(NamedTuple):
 
 
 def _why(told: Listing, server: Server) -> str:
-    """Why it could not be asked, in the words of the server's page where these are of the same attempt."""
+    """Return the reason of the failure, worded as on the server's page if both are of the same attempt."""
     checked, reason = server.health_checked_at, REASONS.get(told.error)
     if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
         return f"{server.name} {server.health_error}."
@@ -121,7 +121,7 @@ def _why(told: Listing, server: Server) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """One server of the page, those of its features that the page shows, and how asking it went."""
+    """A server on the page, its features shown there, and the outcome of asking it."""
 
     assignment: Any
     rows: list[FeatureRow]
@@ -169,14 +169,14 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
         "tabs": tabs,
         "offered": offered,
         "missing": 0 if filters.is_narrow else page.paginator.count - offered,
-        # What stands beside the server itself is not said once more.
+        # Failures shown next to their server are not repeated.
         "failures": [one.failure for pk, one in failed.items() if pk not in said],
         "changed": False,
     }
 
 
 def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
-    """How many features of each kind the servers of a gateway offer."""
+    """Count the features of each kind that the gateway's servers offer."""
     numbers = offered_by_kind(gateway)
     tabs = [Tab(kind.value, label, numbers.get(kind, 0), kind == chosen) for kind, label in PLURALS.items()]
     return [*tabs, Tab("all", "All", sum(numbers.values()), chosen is None)]
@@ -185,7 +185,7 @@ def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
 def _grouped(
     assignments: list[Any], features: list[Feature], kind: Kind | None, causes: Mapping[UUID, str], *, with_empty: bool
 ) -> list[Group]:
-    """The servers of these features, `with_empty` those without any, too; `causes` says why some failed just now."""
+    """Group features by server; `with_empty` includes servers without any. `causes` are failures of this refresh."""
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)
     for one in listings.filter(kind=kind) if kind else listings:
@@ -221,7 +221,7 @@ def refresh_features(request: AppRequest, slug: str) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def policy(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Allow all, only the selected, or none of an assigned server's tools."""
+    """Change the tool policy of an assigned server."""
     assignment = assignment_views.find(request.user, pk)
     name = request.POST.get("policy", "")
     if name not in ToolPolicy.values:
@@ -266,7 +266,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def find(request: AppRequest, pk: UUID) -> Feature:
-    """The feature, or 404 when its gateway is out of sight."""
+    """Return the feature, or 404 if the user may not see its gateway."""
     rows = Feature.objects.select_related("assignment__gateway", "assignment__server").filter(
         assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)
     )
@@ -278,12 +278,12 @@ def page_url(feature: Feature) -> str:
 
 
 def is_open(request: AppRequest, feature: Feature) -> bool:
-    """Whether the page of this feature is what is open in the browser."""
+    """True if the request was sent from the page of this feature."""
     return open_page(request) == page_url(feature)
 
 
 def changed(request: AppRequest, feature: Feature, toast: str, undo: Undo | None) -> HttpResponse:
-    """The part of the page that shows the switch: the head of the feature's page, or its row."""
+    """Render the part of the page with the switch: the head of the feature's page, or its row."""
     template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
     context = {"row": FeatureRow(feature), "gateway": feature.assignment.gateway}
     return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast, undo=undo)

@@ -55,7 +55,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.LOGS_READ)
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Switch off what was not used, once asked; what was used is looked up again when the answer is yes."""
+    """Confirm, then disable the tools that were not used. Use is looked up again on POST."""
     assignment = assignment_views.find(request.user, pk)
     back = tab_url(assignment.gateway)
     if request.method == "GET":
@@ -97,7 +97,6 @@ def _young(assignment: Assignment, since: datetime) -> str:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def widen(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Undo the last narrowing."""
     assignment = assignment_views.find(request.user, pk)
     on = assignment.widen(by=request.user)
     back = (

@@ -1,4 +1,4 @@
-"""Which tools of a gateway were called lately, and by whom: what its servers could be narrowed to."""
+"""Recent use of a gateway: which tools were called by whom, as the basis for narrowing its servers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from gateways.catalogue import SPAN, Period
 from gateways.models import Assignment, Feature, Gateway
 from gateways.models.assignment import narrowings
 
-PEOPLE, TOOLS = 10, 12  # More would make the page too heavy; those with the most calls.
+PEOPLE, TOOLS = 10, 12  # Those with the most calls; more would make the page too heavy.
 RANGES = {name: STRETCHES[name] for name in ("24h", "7d", "30d")}
 DEFAULT = "30d"
 LEVELS = 4
-MOST_READ = 5_000  # Calls of a gateway that are read to tell who used what, the newest.
+MOST_READ = 5_000  # The newest calls of a gateway, read to find its callers.
 MOST_CALLERS = 20
-MOST_COUNTED = 50_000  # Calls of a gateway that are counted by person and tool, the newest.
-# An index has the calls in their order: PostgreSQL would read all of a month to sort them, and leave most of them out.
+MOST_COUNTED = 50_000  # The newest calls of a gateway, counted by person and tool.
+# Read an index in its order: otherwise PostgreSQL reads and sorts all calls of a month and discards most of them.
 IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
-# An index of the names gives the newest call that was let through. To find that there is none takes a look at each day:
-# tools of which that is known are not looked for.
+# An index on names finds the newest allowed call quickly. Finding that there is none reads each day's partition, so
+# tools known to be unused (from the roll-ups) are skipped.
 LAST_USES = """
 SELECT f.assignment_id, f.exposed_name, f.enabled, u.last_at
 FROM gateways_feature f
@@ -78,7 +78,7 @@ SELECT count(DISTINCT (server_id, feature_name)) FROM (
 
 
 class ToolUse(NamedTuple):
-    """A tool that a server offers on a gateway, and when it was called the last time, as far back as was looked."""
+    """A tool offered on a gateway, and the time of its last call within the period searched."""
 
     name: str
     enabled: bool
@@ -86,7 +86,7 @@ class ToolUse(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who called tools of a gateway: how many different ones, and how often."""
+    """A caller of a gateway's tools: how many different tools, and how many calls."""
 
     host: str
     email: str
@@ -98,7 +98,7 @@ class Caller(NamedTuple):
 
 @dataclass
 class ServerUse:
-    """The tools of one assigned server; `narrowed` is its last narrowing, unless that was undone."""
+    """The tools of one assigned server; `narrowed` is its last narrowing that was not undone."""
 
     assignment: Assignment
     tools: list[ToolUse] = field(default_factory=list)
@@ -114,19 +114,19 @@ class ServerUse:
 
     @property
     def to_switch_off(self) -> list[ToolUse]:
-        """What is switched on, and was not used."""
+        """The tools that are enabled and were not used."""
         return [tool for tool in self.unused if tool.enabled]
 
 
 def period_of(assignments: Iterable[Assignment]) -> Period:
-    """How far back uses of all their tools are looked for: 30 days, less where there are very many tools."""
+    """Return the period to search for uses: 30 days, less if there are very many tools."""
     return Period.to_look_up(Feature.objects.tools().offered().filter(assignment__in=list(assignments)).count())
 
 
 def called_tools(gateway: Gateway, period: Period) -> list[str] | None:
-    """Which tools of a gateway were called and not denied: id of the server and exposed name of each.
+    """Return the called and not denied tools of a gateway, each as server id and exposed name.
 
-    None as long as the roll-ups cannot tell.
+    None if the roll-ups do not cover the period.
     """
     where: dict[str, list[Any]] = {"gateway_id": [gateway.pk], "method": ["tools/call"]}
     with book() as opened:
@@ -137,7 +137,7 @@ def called_tools(gateway: Gateway, period: Period) -> list[str] | None:
 
 
 def uses(assignments: Iterable[Assignment], period: Period, called: list[str] | None = None) -> list[ServerUse]:
-    """The use of the tools of each of these, in their order; with `called` only those are looked for."""
+    """Return the use of the tools of each assignment, in order; with `called`, only search for those tools."""
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
     by_pk = {one.pk: ServerUse(one, narrowed=narrowed.get(str(one.pk))) for one in rows}
@@ -149,12 +149,12 @@ def uses(assignments: Iterable[Assignment], period: Period, called: list[str] | 
 
 
 def used_tools(assignment: Assignment) -> list[str]:
-    """The names of those of its tools that were called lately and not denied."""
+    """Return the names of the tools that were called recently and not denied."""
     return [tool.name for tool in uses([assignment], period_of([assignment]))[0].used]
 
 
 def callers(gateway: Gateway, period: Period) -> tuple[list[Caller], bool]:
-    """Who called its tools most, and whether there were more calls than were read."""
+    """Return the most frequent callers of the gateway's tools, and whether there were more calls than were read."""
     parameters: list[Any] = [gateway.pk, *period.bounds, list(ENDINGS["denied"]), MOST_READ, MOST_CALLERS]
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(IN_ORDER)
@@ -164,7 +164,7 @@ def callers(gateway: Gateway, period: Period) -> tuple[list[Caller], bool]:
 
 
 class TokenUse(NamedTuple):
-    """How many different tools a token called lately, and how many the servers it includes offer."""
+    """The number of different tools a token called recently, and the number its servers offer."""
 
     used: int
     offered: int
@@ -172,7 +172,7 @@ class TokenUse(NamedTuple):
 
     @classmethod
     def of(cls, token: UUID, connected: UUID, servers: Iterable[UUID], gateway: UUID) -> TokenUse:
-        """That of this token of a connection, for which these servers of a gateway were chosen."""
+        """Return the use of `token` of the connection `connected`, which includes `servers` of `gateway`."""
         period = Period.of(SPAN)
         places = {"assignment__gateway": gateway, "assignment__server__in": list(servers)}
         offered = Feature.objects.tools().offered().filter(**places, assignment__removed_at=None).count()
@@ -183,7 +183,7 @@ class TokenUse(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """How often a person called a tool; `level` from 0 to LEVELS is how dark that is drawn."""
+    """The number of calls of a tool by a person; `level` is the shade, from 0 to LEVELS."""
 
     of: str
     calls: int
@@ -192,7 +192,7 @@ class Cell(NamedTuple):
 
 
 class Person(NamedTuple):
-    """A person, what they called, and the sum of all of theirs."""
+    """A person with their calls per tool and in total."""
 
     pk: UUID
     name: str
@@ -203,9 +203,9 @@ class Person(NamedTuple):
 
 
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
-    """Return people by tools in the time `chosen` of RANGES, of the newest MOST_COUNTED calls.
+    """Return calls by person and tool in the range `chosen` of RANGES, from the newest MOST_COUNTED calls.
 
-    `since` is when these begin, where there are more.
+    `since` is the oldest call counted, if there were more.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)

@@ -1,4 +1,4 @@
-"""How one tool was used lately: calls, errors, how long they took and who made them, from the newest of its calls."""
+"""Recent use of one tool: calls, errors, durations and callers, computed from its newest calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FROM c GROUP BY GROUPING SETS ((), (user_email)) ORDER BY 1 DESC, 4 DESC, 2 LIMI
 
 
 class Span(NamedTuple):
-    """The calls of some time: how many, how many of them failed, and within how many ms 95 % of them ended."""
+    """The number of calls in a period, of failed ones, and the 95th percentile of their duration in ms."""
 
     calls: int = 0
     errors: int = 0
@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Somebody who used a tool."""
+    """A person who used a tool."""
 
     email: str
     calls: int
@@ -51,7 +51,7 @@ class Caller(NamedTuple):
 
 
 class Use(NamedTuple):
-    """How a tool was used; `is_cut` when only the newest of its calls were read."""
+    """The use of a tool; `is_cut` if only its newest calls were read."""
 
     day: Span
     week: Span
@@ -60,7 +60,7 @@ class Use(NamedTuple):
 
     @classmethod
     def of(cls, places: Sequence[Feature]) -> Use:
-        """The use of the tool that these are, on the gateways where they are."""
+        """Return the use of one tool, given as its features on several gateways."""
         now = timezone.now()
         told: dict[str, Any] = {
             "names": sorted({place.exposed_name[:300] for place in places}),
@@ -69,7 +69,7 @@ class Use(NamedTuple):
             "errors": list(ENDINGS["error"]),
             "day": now - DAY,
             "week": now - WEEK,
-            "until": now + HOUR,  # Not in the partitions of days to come, whatever a clock says.
+            "until": now + HOUR,  # Spares PostgreSQL the partitions of future days; an hour allows for clock skew.
             "most": MOST_READ,
             "people": PEOPLE + 1,
         }

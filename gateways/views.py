@@ -1,4 +1,4 @@
-"""The Gateways pages: the list, the page of one gateway with its log, enabling, disabling and archiving it."""
+"""The Gateways pages: the list, the page of a gateway with its log, and enabling, disabling and archiving it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ WITHIN_REACH = "lists only gateways within one's reach"
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Gateways with the number of their servers, tools and live connections, as far as `viewer` may see these."""
+    """Annotate gateways with the number of servers, tools and live connections that `viewer` may see."""
     assigned = Q(assignments__removed_at=None, assignments__isnull=False)
     tools = Q(assignments__features__kind=Kind.TOOL, assignments__features__missing_since=None)
     return gateways.annotate(
@@ -64,16 +64,16 @@ def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 
 
 def _number(of: str, condition: Q) -> Subquery:
-    """A count as a subquery: joined together, the three would multiply."""
+    """Count in a subquery: joining several relations would multiply the counts."""
     rows = Gateway.objects.filter(pk=OuterRef("pk")).annotate(number=Count(of, filter=condition))
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
 def find(viewer: User, slug: str) -> Any:
-    """The live gateway with its counts, or 404 when `viewer` may not see it.
+    """Return the live gateway with its counts, or 404 if `viewer` may not see it.
 
-    `row_count` counts ended connections too, as the tab that lists them does; `waiting_count` the definitions that wait
-    for a decision.
+    `row_count` includes ended connections, as their tab does. `waiting_count` counts definitions that wait for a
+    decision.
     """
     rows = counted(Gateway.objects.visible_to(viewer).select_related("created_by"), viewer)
     waiting = Feature.objects.needing_attention().placed().filter(assignment__gateway=OuterRef("pk"))
@@ -85,7 +85,7 @@ def find(viewer: User, slug: str) -> Any:
 
 
 def offered_by_kind(gateway: Gateway) -> dict[str, int]:
-    """How many features of each kind its servers offer."""
+    """Count the features its servers offer, by kind."""
     features = Feature.objects.offered().filter(assignment__gateway=gateway.pk, assignment__removed_at=None)
     return dict(features.order_by().values_list("kind").annotate(Count("pk")))
 
@@ -112,7 +112,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
-    """The page of the gateway with this id, which logs hold instead of its slug."""
+    """Redirect to the page of the gateway with this id; logs contain the id, not the slug."""
     return redirect(page_url(get_object_or_404(Gateway.objects.visible_to(request.user), pk=pk)))
 
 
@@ -136,7 +136,7 @@ def add(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.GATEWAYS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
-    """What an empty slug would become, and the URL it makes, while the name is typed."""
+    """Suggest a slug, and show the URL it makes, while the name is typed."""
     suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Gateway.objects.all(), 40)
     return render(request, "gateways/form.html#slug", {"made": Gateway(slug=suggestion) if suggestion else None})
 
@@ -161,7 +161,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def logs(request: AppRequest, slug: str) -> HttpResponse:
-    """The calls through one gateway."""
+    """Show the calls through one gateway."""
     if not Gateway.objects.visible_to(request.user).filter(slug=slug).exists():
         return log_alone("gateway", get_object_or_404(Gateway, slug=slug).pk)
     return log_tab(request, "gateway", find(request.user, slug))
@@ -208,7 +208,7 @@ def limit(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def definitions(request: AppRequest, slug: str) -> HttpResponse:
-    """What becomes of definitions that are new, or that a server changed."""
+    """Change how new and changed definitions are treated."""
     gateway = find(request.user, slug)
     names = ("new_definitions", "changed_definitions")
     form = DefinitionsForm(request.POST or None, initial={name: getattr(gateway, name) for name in names})
@@ -216,7 +216,7 @@ def definitions(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, heading: str = "") -> HttpResponse:
-    """Ask for one side of the gateway, then change it."""
+    """Show the form for one group of settings, then save it."""
     heading = heading or f"Change {what.lower()}"
     context = {"form": form, "gateway": gateway, "heading": heading, "submit": "Save", "back": page_url(gateway)}
     context["version"] = gateway.version
@@ -260,7 +260,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
-    """Switch the gateways that were picked in the list."""
+    """Enable or disable the gateways selected in the list."""
     way = Switching("gateway", "gateways", partial(cut_together, viewer=request.user))
     return bulk.switch(request, Gateway.objects.visible_to(request.user), way, back=reverse("gateways:list"))
 
@@ -281,7 +281,7 @@ def _stopping_connections(gateway: Any, viewer: User) -> str:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
-    """Its connections end with it, so that takes both capabilities."""
+    """Archive the gateway. Needs both capabilities, because it ends its connections."""
     gateway = find(request.user, slug)
     if request.method == "GET" or not (gateway.enabled or was_typed(request, str(gateway))):
         more = f"{archived_with(gateway)} Its URL is never used again."
@@ -294,6 +294,6 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def switched(request: AppRequest, gateway: Gateway, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """The part of the page that shows the switch: the head of the gateway's page, or its row."""
+    """Render the part of the page with the switch: the head of the gateway's page, or its row."""
     fragment = "gateways/base.html#head" if request.htmx.target == "gateway-head" else "gateways/list.html#row"
     return answer(request, fragment, {"gateway": gateway}, to=page_url(gateway), toast=toast, undo=undo)

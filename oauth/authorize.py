@@ -33,12 +33,12 @@ from ui.pages import AppRequest
 KEPT = ("client_id", "redirect_uri", "response_type", "state", "code_challenge", "code_challenge_method")
 
 
-# What S256 gives, and up to what RFC 7636 lets a challenge be.
+# From the length of an S256 challenge up to the maximum of RFC 7636.
 CHALLENGE = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 class SentBack(HttpResponseRedirect):
-    """A redirect to an app, which may listen under a scheme of its own."""
+    """A redirect to an app, which may use a URL scheme of its own."""
 
     allowed_schemes: ClassVar[list[str]] = ["https", "http", *sorted(APP_SCHEMES)]  # type: ignore[misc]
 
@@ -47,9 +47,9 @@ class SentBack(HttpResponseRedirect):
 @never_cache
 @require_GET
 def authorize(request: AppRequest) -> HttpResponse:
-    """Validate an authorization request, check the signed-in user, and begin the flow.
+    """Validate an authorization request, check the signed-in user, and start the flow.
 
-    Nothing is sent to a redirect address before client and address are known to belong together.
+    Nothing is sent to a redirect URI before it is known to belong to the client.
     """
     if not has_readable_query(request):
         return _bad_request(request, "The app's request holds a character that no text has.")
@@ -67,7 +67,7 @@ def authorize(request: AppRequest) -> HttpResponse:
 
 
 def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpResponse:
-    """The flow's first page, or back to the app: now client and address are known to belong together."""
+    """Redirect to the flow's first page, or back to the app. The redirect URI is verified at this point."""
     if parameters["code_challenge_method"] != "S256" or not CHALLENGE.fullmatch(parameters["code_challenge"] or ""):
         return _answer(
             request, parameters, {"error": "invalid_request", "error_description": "PKCE with S256 is needed."}
@@ -76,7 +76,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
         gateway = gateway_of(request.GET.getlist("resource"))
     except UnknownResource as unknown:
         return _answer(request, parameters, {"error": "invalid_target", "error_description": str(unknown)})
-    if "none" in request.GET.get("prompt", "").split():  # Consent is always asked for.
+    if "none" in request.GET.get("prompt", "").split():  # Consent is always required.
         described = "A person has to agree, so prompt=none cannot be answered."
         return _answer(request, parameters, {"error": "interaction_required", "error_description": described})
     if not request.user.is_authenticated:
@@ -86,7 +86,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Sends an error to the redirect URI of an approved app; shows an error about the app itself on a page (400)."""
+    """Send an error to the redirect URI of an approved app; show an error about the app itself on a page (400)."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
@@ -95,10 +95,10 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 
 
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
-    """Redirects to an approved app with the error; for any other app the error is shown on a page.
+    """Redirect to an approved app with the error; for other apps, show the error on a page.
 
-    Anybody may register an app and then send people a link to us that is wrong on purpose: we would lead them on to
-    whatever address that app named (RFC 9700 section 4.11.2).
+    Otherwise anybody could register an app and send people a deliberately wrong link, which would redirect them to the
+    app's URL (open redirector, RFC 9700 section 4.11.2).
     """
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     if application and is_approved(application):
@@ -112,7 +112,7 @@ def _bad_request(request: AppRequest, reason: str, *, redirect_uri: str = "") ->
 
 
 def send_back(parameters: Mapping[str, Any], answer: Mapping[str, str]) -> HttpResponse:
-    """The browser goes to the app with `answer`, the state it gave, and who answers (RFC 9207)."""
+    """Redirect to the app with `answer`, its state, and our issuer (RFC 9207)."""
     return SentBack(answer_url(parameters, answer))
 
 
@@ -127,7 +127,7 @@ def answer_url(parameters: Mapping[str, Any], answer: Mapping[str, str]) -> str:
 
 
 def grant(request: AppRequest, flow: AuthorizeRequest, connection: Connection) -> str:
-    """The address that brings the app its code, bound to `connection`. Call it inside a transaction."""
+    """Return the redirect URL with a code bound to `connection`. Call it inside a transaction."""
     assert flow.application
     credentials = {
         **{name: value for name, value in flow.parameters.items() if name in KEPT},

@@ -1,7 +1,7 @@
-"""Fetches a client metadata document from an untrusted URL.
+"""Fetch a client metadata document from an untrusted URL.
 
-Nothing here touches the database. The address must be public, also where GATEWAY_PRIVATE_UPSTREAMS allows private
-servers: administrators choose those, but anybody can send a client_id.
+Does not touch the database. The address must be public, even if GATEWAY_PRIVATE_UPSTREAMS allows private servers:
+administrators choose those, but anybody can send a client_id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wire.http1 import Body, BodyTooLarge
 from wire.product import NAME
 
 SECONDS = 5.0
-READERS = 2  # In one process: a flood of slow documents must not fill it with waiting threads.
+READERS = 2  # Per process, so that many slow documents cannot fill it with waiting threads.
 BIGGEST = 16 * 1024
 LONGEST_ADDRESS = 255
 FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
@@ -33,10 +33,10 @@ PUBLIC = Guard()
 HEADERS = {
     "User-Agent": NAME,
     "Accept": "application/json, application/*+json",
-    "Accept-Encoding": "identity",  # A small answer must not unpack into a large one.
+    "Accept-Encoding": "identity",  # Against decompression bombs.
 }
 
-# Narrower than a URL may be: what no two readers could take for different hosts.
+# Stricter than the URL syntax: nothing that two parsers could read as different hosts.
 _address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?P<path>/[!-~]*)", re.ASCII)
 _dots = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|\Z)", re.IGNORECASE)
 _max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
@@ -45,11 +45,11 @@ _readers = ThreadPoolExecutor(READERS, thread_name_prefix="client-document")
 
 
 class Unreadable(Exception):
-    """The app's description of itself cannot be used; the message says why."""
+    """The app's metadata document cannot be used; the message says why."""
 
 
 class TooSlow(Unreadable):
-    """The description took too long to arrive."""
+    """The metadata document took too long to arrive."""
 
     def __init__(self) -> None:
         super().__init__("The app's description took too long to arrive.")
@@ -64,12 +64,12 @@ class Document:
 
 
 def is_address(client_id: str) -> bool:
-    """Whether this client_id claims to be the address of a document."""
+    """True if this client_id has the form of a document URL."""
     return client_id[:8].lower() == "https://" and client_id.isprintable()
 
 
 def check(client_id: str) -> None:
-    """Raise Unreadable unless a document may be read from this address; nothing is looked up for that."""
+    """Raise Unreadable unless this URL may be fetched. Does not resolve its host."""
     match = _address.fullmatch(client_id)
     path = match["path"] if match else ""
     if not match or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
@@ -81,11 +81,11 @@ def check(client_id: str) -> None:
 
 
 def fetch(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
-    """The document at `url`, in `seconds` all in all, waiting for others included. Raises Unreadable, or TooSlow."""
+    """Return the document at `url` within `seconds`, including waiting for a thread. Raises Unreadable or TooSlow."""
     guard = guard or guard_for_strangers()
     deadline = Deadline()
     deadline.set(seconds)
-    # In a thread of its own, since looking a name up cannot be cut short; few of them, so that they stay few.
+    # In a thread, because name resolution cannot be interrupted; in a pool, to limit their number.
     reading = _readers.submit(_read, url, guard, deadline)
     try:
         return reading.result(seconds)
@@ -116,7 +116,7 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
 
 
 def _refuse_others(response: httpx.Response) -> None:
-    """Only a plain 200 with JSON in it counts; a redirect would let one address speak for another."""
+    """Accept only a 200 with JSON. A redirect would let one URL speak for another."""
     if response.status_code != HTTPStatus.OK:
         raise Unreadable(f"The app's description was asked for, and the answer was {response.status_code}.")
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -133,7 +133,7 @@ def _body(response: httpx.Response, deadline: Deadline) -> bytes:
     parts: list[bytes] = []
     try:
         for chunk in response.iter_raw():
-            deadline.check()  # One read of the socket can hold thousands of chunks.
+            deadline.check()  # One read of the socket can contain thousands of chunks.
             parts += body.feed(chunk)
     except BodyTooLarge:
         raise Unreadable(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
@@ -141,7 +141,7 @@ def _body(response: httpx.Response, deadline: Deadline) -> bytes:
 
 
 def _fresh_for(cache_control: str) -> timedelta:
-    """What the document says of its own age (RFC 9111), within bounds; a day when it says nothing."""
+    """Return the cache lifetime of the document (RFC 9111), limited on both sides; a day if not stated."""
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:
         return FRESH_AT_LEAST

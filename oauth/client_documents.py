@@ -31,7 +31,7 @@ type Fetch = Callable[[str], Document]
 
 
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
-    """Whether this app is unknown and the user must sign in before its document may be fetched.
+    """True if this app is unknown, so that the user must sign in before its document is fetched.
 
     Anonymous requests cause no fetch. Raises Unreadable for a URL that is never fetched.
     """
@@ -44,8 +44,8 @@ def needs_sign_in(request: AppRequest, client_id: str) -> bool:
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
     """Fetch the document of this client_id if needed, and store the application. Raises Unreadable.
 
-    What was read stays for as long as its publisher says, a day at most. A document that cannot be read anew is
-    believed for another week: the app's publisher may be out of order for a while.
+    It is cached for as long as it says, a day at most. If it cannot be fetched again, the stored one is used for
+    another week, because the publisher may be down temporarily.
     """
     if not is_address(client_id):
         return
@@ -65,9 +65,9 @@ def _is_stale(application: Application) -> bool:
 
 
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
-    """The document; after a failure the same error for a minute, without another fetch.
+    """Fetch the document. A failure is cached for a minute.
 
-    Unless it took too long, which may be because others keep the readers busy: that says nothing about this app.
+    Except TooSlow, which may be caused by other requests that occupy the threads.
     """
     if not settings.CLIENT_DOCUMENTS:
         raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
@@ -91,7 +91,7 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 
 
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
-    """What a document may say is what a registration may say, of an app without a secret. Raises Unreadable."""
+    """Apply the rules of registration to the document of an app without a secret. Raises Unreadable."""
     if metadata.get("client_id") != client_id:
         raise Unreadable("The app's description is of another client_id.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:

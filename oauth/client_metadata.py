@@ -13,7 +13,7 @@ METHODS = ("none", "client_secret_post", "client_secret_basic")
 
 
 class BadMetadata(Exception):
-    """What the app says of itself cannot be accepted."""
+    """The app's metadata are not acceptable."""
 
     def __init__(self, sentence: str, code: str = "invalid_client_metadata") -> None:
         super().__init__(sentence)
@@ -21,7 +21,7 @@ class BadMetadata(Exception):
 
 
 def read(body: bytes, *, biggest: int) -> dict[str, Any]:
-    """The JSON object in `body`. Raises BadMetadata."""
+    """Parse the JSON object in `body`. Raises BadMetadata."""
     if len(body) > biggest:
         raise BadMetadata("The registration is too large.")
     try:
@@ -34,7 +34,7 @@ def read(body: bytes, *, biggest: int) -> dict[str, Any]:
 
 
 def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The part the toolkit understands, once our rules hold: redirect addresses, code and refresh grants only.
+    """Validate the metadata, and return the part the toolkit uses. Only code and refresh grants are accepted.
 
     Raises BadMetadata.
     """
@@ -65,7 +65,7 @@ def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words(metadata: Mapping[str, Any], key: str, most: int) -> str:
-    """A self-asserted text on one line, without control characters and not too long."""
+    """Return a self-asserted text on one line, without control characters, truncated."""
     value = metadata.get(key)
     if not isinstance(value, str):
         return ""
@@ -73,7 +73,7 @@ def words(metadata: Mapping[str, Any], key: str, most: int) -> str:
 
 
 def details(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What a registration remembers beside its name."""
+    """Return the fields stored with a registration in addition to its name."""
     return {
         "client_uri": words(metadata, "client_uri", 500),
         "software_id": words(metadata, "software_id", 120),

@@ -4,9 +4,9 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 
 class Hasher(PBKDF2PasswordHasher):
-    """One round: 128 random characters cannot be guessed, and a slow hash at every token request would let anybody
+    """One round of PBKDF2, because 128 random characters cannot be guessed.
 
-    who knows a client_id keep our processors busy.
+    With a slow hash at each token request, anybody who knows a client_id could exhaust our CPUs.
     """
 
     algorithm = "client_secret"

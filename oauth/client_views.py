@@ -1,4 +1,4 @@
-"""How to connect a client: the dialog, and the page of all clients; each waits for the first call."""
+"""Instructions to connect a client: the dialog, and the page of all clients. Both wait for the first call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WAYS = ("browser", "token")
 @require_GET
 @own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
-    """The How to Connect dialog for the gateway `?gateway=` names, or the first within reach that is switched on."""
+    """Show how to connect to the gateway in `?gateway=`, or to the first enabled one the user may use."""
     gateways = list(Gateway.objects.reachable_by(request.user))
     slug = request.GET.get("gateway")
     open_ones = (one for one in gateways if one.enabled)
@@ -46,9 +46,9 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("it names only gateways within reach, and one's own connections")
 def client(request: AppRequest) -> HttpResponse:
-    """Connect a client: which one, to which gateway, in the browser or with a token, and whether its call arrived.
+    """Show how to connect a client, in the browser or with a token, and whether its first call arrived.
 
-    `?connection=` names one of one's own, to which the page then keeps.
+    `?connection=` limits the page to one of one's own connections.
     """
     asked = request.GET
     connection = own_connection(request.user, asked.get("connection", ""))
@@ -65,12 +65,12 @@ def client(request: AppRequest) -> HttpResponse:
 
 
 def _usable(request: AppRequest) -> list[Gateway]:
-    """The gateways that are switched on and open to the person, by name."""
+    """Return the enabled gateways the person may use, by name."""
     return list(Gateway.objects.usable_by(request.user).order_by("name"))
 
 
 def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
-    """What to paste where, for the chosen client in a way that client knows."""
+    """Return the instructions for the chosen client, by a method it supports."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
     may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
@@ -87,7 +87,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """The servers of this gateway for which the person's connections there lack an identity."""
+    """Return the servers of this gateway for which the person's connections lack an identity."""
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:
         own = own.filter(pk=connection.pk)

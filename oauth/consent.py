@@ -26,7 +26,7 @@ from ui.pages import AppRequest
 
 @step
 def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # From any step.
+    denies = request.method == "POST" and request.POST.get("decision") != "allow"  # Possible from any step.
     if flow.kind != Ending.OAUTH or (flow.gateway is None and not denies):
         return redirect("oauth:gateway", flow.pk)
     if request.method == "GET":
@@ -40,7 +40,7 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
-    """Allow or deny, once; None when a second submit came too late."""
+    """Allow or deny, once; None if the flow is over, as after a second submit."""
     if flow.is_over:
         return None
     flow.completed_at = timezone.now()
@@ -54,7 +54,7 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 
 
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
-    """The connection this flow was allowed to open, with its key. Call it inside a transaction."""
+    """Open the connection this flow was allowed, with its key. Call it inside a transaction."""
     assert flow.application
     assert flow.gateway
     flow.host = host_of(flow.application, by=request.user)
@@ -70,7 +70,7 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy."""
+    """Return a page that forwards to the app; our CSP would block a redirect after a form."""
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)
     response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})
@@ -80,7 +80,7 @@ def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpR
 
 
 def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
-    """What the app will be able to do as this person, on which servers, and where the answer goes."""
+    """Return what the consent page shows: the app's access, the servers, and the redirect URI."""
     assert flow.gateway
     assert flow.application
     questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]

@@ -26,7 +26,7 @@ def allow(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
 
 
 def cors(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
-    """Answer preflights without authentication, and mark every answer for allowed origins."""
+    """Answer preflights without authentication, and add CORS headers to every response."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:

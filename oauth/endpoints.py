@@ -22,7 +22,7 @@ app_name = "oauth2_provider"
 
 
 def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Some of the toolkit's error answers forget their content type and cache rule (RFC 6749 section 5)."""
+    """Set the content type and cache headers, which some error responses of the toolkit lack (RFC 6749 section 5)."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -36,7 +36,7 @@ def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 
 def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Refuse parameters with a NUL: no text has one, and the database takes none."""
+    """Refuse parameters with NUL, which the database cannot store."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -49,7 +49,7 @@ def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 
 
 def a_form(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Refuse a body that is no form; place it outermost, before anything reads one."""
+    """Refuse a body that is not a form. Apply it outermost, before anything reads the body."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -68,7 +68,7 @@ def _invalid(sentence: str) -> HttpResponse:
 
 
 class Token(TokenView):  # type: ignore[misc]
-    """POST /oauth/token: the toolkit's own way with the device grant, which there is none of here, is left out."""
+    """POST /oauth/token, without the toolkit's device grant, which is not supported."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         response: HttpResponse = self.authorization_flow_token_response(request, *args, **kwargs)
@@ -91,7 +91,7 @@ urlpatterns = [
     path("oauth/register", register, name="dcr-register"),
     path("oauth/register/<str:client_id>", Manage.as_view(), name="dcr-register-management"),
     path("oauth/revoke", revoke, name="revoke-token"),
-    # Clients of 2025-03-26 know no metadata of the resource and look at the root.
+    # Clients of 2025-03-26 do not know resource metadata and use paths at the root.
     path("authorize", authorize.authorize),
     path("token", token),
     path("register", register),

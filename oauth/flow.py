@@ -29,16 +29,16 @@ BROWSER = "authorize_browser"
 
 
 def browser_digest(request: AppRequest) -> bytes:
-    """What ties a flow to this browser: a random value in its session, for signing in changes the session's key."""
+    """Return the digest that ties a flow to this browser, of a random value in its session (survives sign-in)."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
 def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: str = "") -> AuthorizeRequest:
-    """A flow for the signed-in person, with the token ending; not saved yet.
+    """Return an unsaved flow for the signed-in person that ends with a token.
 
-    `client` is the slug of the one that was chosen before; what is no client's is forgotten.
+    `client` is the slug of the client chosen before; unknown ones are ignored.
     """
     return AuthorizeRequest(
         kind=Ending.TOKEN,
@@ -54,9 +54,9 @@ def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: s
 def begin_app(
     request: AppRequest, application: Application, gateway: Gateway | None, parameters: dict[str, str | None]
 ) -> AuthorizeRequest:
-    """A new flow for the signed-in person that ends with a redirect to an app.
+    """Start a flow for the signed-in person that ends with a redirect to an app.
 
-    An app nobody knows has no host yet: following a link must add nothing that others see.
+    It creates no host for an unknown app, so that following a link adds nothing that others can see.
     """
     return AuthorizeRequest.objects.create(
         kind=Ending.OAUTH,
@@ -71,7 +71,7 @@ def begin_app(
 
 
 def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeRequest:
-    """This browser's and this person's flow; another's does not exist."""
+    """Return the flow, or 404 if it belongs to another browser or person."""
     flows = AuthorizeRequest.objects.select_related("host", "gateway", "application")
     if lock:
         flows = flows.select_for_update(of=("self",))
@@ -82,14 +82,14 @@ def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeReque
 
 
 def refusal(flow: AuthorizeRequest, user: User) -> str:
-    """Why this flow must not go on, in plain words; empty when it may."""
+    """Return the reason why this flow must not continue, in words; empty if it may."""
     if flow.host is None and flow.application:
-        flow.host = known_host(flow.application)  # Another flow may have made it known since this one began.
+        flow.host = known_host(flow.application)  # Another flow may have created it meanwhile.
     return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)
 
 
 def lacking(flow: AuthorizeRequest, user: User) -> Capability | None:
-    """The capability that this flow takes, if `user` lacks it."""
+    """Return the capability this flow needs, if `user` lacks it."""
     needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
     enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
     return None if enrolling or user.has_perm(needed) else needed
@@ -104,20 +104,20 @@ def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def needs_approval(flow: AuthorizeRequest) -> bool:
-    """Whether this app needs an administrator's approval that has not been asked for yet."""
+    """True if this app needs an administrator's approval that was not requested yet."""
     is_new = flow.kind == Ending.OAUTH and flow.host is None
     return is_new and WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
 
 
 def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
-    """Show the app to administrators, so that there is something to approve."""
+    """Create the app's host, so that administrators see it and can approve it."""
     assert flow.application
     flow.host = host_of(flow.application, by=by)
     flow.save(update_fields=["host"])
 
 
 def _host_refusal(host: Host | None) -> str:
-    """An app that was never seen has no host yet, and nothing against it."""
+    """Return the host's refusal; a new app has no host yet and is not refused."""
     return host_refusal(host) if host else ""
 
 
@@ -130,21 +130,21 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
-    """The connection of this triple that lives already; a new token joins it."""
+    """Return the existing live connection of this host, gateway and user, which a new token joins."""
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 
 def choices(user: User) -> GatewayQuerySet:
-    """The gateways `user` may choose: within reach and switched on, with the number of their servers that are on."""
+    """Return the gateways `user` may choose, with the number of enabled servers of each."""
     reachable = Gateway.objects.usable_by(user)
     on = Count("assignments", filter=Q(assignments__in=Assignment.objects.on()))
     return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(server_count=on)
 
 
 def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
-    """For each gateway, the servers for which this person must still choose an identity.
+    """Return, for each gateway, the servers for which the person still has to choose an identity.
 
-    A server whose identity the live connection carries already, and can use, is not asked for again.
+    Not those for which the live connection has a usable identity.
     """
     missing: dict[UUID, list[Assignment]] = {gateway.pk: [] for gateway in gateways}
     bound = ConnectionIdentity.objects.filter(
@@ -165,7 +165,7 @@ def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID,
 
 
 def chosen_identities(flow: AuthorizeRequest) -> dict[Assignment, Identity]:
-    """What was chosen for each server, skipped ones left out; only the person's own usable identities count."""
+    """Return the identity chosen for each server, without skipped ones; only usable identities of the person."""
     pks = {key: value for key, value in flow.identities.items() if value}
     identities = Identity.objects.usable().filter(owner=flow.user, pk__in=pks.values()).in_bulk()
     assignments = Assignment.objects.live().filter(gateway=flow.gateway, pk__in=pks).select_related("server")

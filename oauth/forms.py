@@ -15,7 +15,7 @@ from servers.forms import Trial
 from servers.models import AnotherPlace, AuthType, Identity, Server
 
 NEW = "new"
-SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Pasted along with the token; we send it ourselves.
+SCHEME = re.compile(r"\Abearer(\s+|\Z)", re.IGNORECASE)  # Removed if pasted with the token; we add it ourselves.
 
 
 class IdentityForm(Trial):
@@ -40,12 +40,12 @@ class IdentityForm(Trial):
 
     @property
     def takes_new(self) -> bool:
-        """Whether a secret can be typed in; OAuth servers are signed in to instead."""
+        """True if a secret can be entered; servers with OAuth use sign-in instead."""
         return self.server.auth_type in (AuthType.BEARER, AuthType.HEADER)
 
     @property
     def picked(self) -> str:
-        """The value of the radio that is on."""
+        """The value of the selected radio button."""
         return str(self["identity"].value() or "")
 
     def _secret_label(self) -> str:
@@ -82,11 +82,10 @@ class IdentityForm(Trial):
 
     @property
     def chosen(self) -> Identity:
-        """The stored identity that was chosen."""
         return next(one for one in self.usable if str(one.pk) == self.cleaned_data["identity"])
 
     def _tried_again(self) -> str:
-        """Try the chosen identity, which its server refused before; return how it refuses it now."""
+        """Test the chosen identity again, which its server refused before, and return the current refusal."""
         try:
             contact(self.server, self.chosen, TRIAL_SECONDS)
         except AccessRefused as refusal:
@@ -96,7 +95,7 @@ class IdentityForm(Trial):
         return ""
 
     def bring(self) -> str | None:
-        """The id of the identity that was chosen or made; None when its label is taken, which the form then says."""
+        """Return the id of the chosen or new identity, or None, with a form error, if it could not be stored."""
         if self.cleaned_data["identity"] != NEW:
             return str(self.cleaned_data["identity"])
         new = {"label": self.cleaned_data["label"], "secret": self.cleaned_data["secret"], "refusal": self.refusal}

@@ -1,4 +1,4 @@
-"""Rate limits per address and per person at the OAuth endpoints: above them the response is 429; nothing is locked."""
+"""Rate limits per address and per person at the OAuth endpoints: above them the response is 429."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OF_ONE_PERSON = {"document": 5}
 
 
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
-    """Whether this address may do `action` once more; `of` counts, say, each client by itself."""
+    """True if this address may do `action` again; `of` adds a separate count, for example per client."""
     sender = address_group(request.META.get("REMOTE_ADDR", "")) or ""
     return _count(f"{action} {sender} {of}") <= A_MINUTE[action]
 
 
 def allows_person(user: User, action: str) -> bool:
-    """Whether this person may do `action` once more, from wherever they do it."""
+    """True if this person may do `action` again, from any address."""
     return _count(f"{action} of {user.pk}") <= OF_ONE_PERSON[action]
 
 
@@ -36,16 +36,16 @@ def _count(name: str) -> int:
 
 
 def too_many(sentence: str) -> HttpResponse:
-    """The answer to a program that asks too often; the next minute begins by the clock."""
+    """Return a 429 response; limits reset at the next full minute."""
     body = {"error": "temporarily_unavailable", "error_description": f"{sentence} Wait a minute."}
     wait = str(60 - timezone.now().second)
     return JsonResponse(body, status=429, headers={"Cache-Control": "no-store", "Retry-After": wait})
 
 
 def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Limit how often one client asks for tokens from one address, and how often all clients there do together.
+    """Limit token requests from one address, per client and in total.
 
-    Anybody may register clients, so a limit for each alone would be none.
+    A limit per client alone would be useless, because anybody may register clients.
     """
 
     @wraps(view)
@@ -60,7 +60,7 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 
 def _client(request: HttpRequest) -> str:
-    """The known client a request says it is from; empty for made-up ones, which are counted together."""
+    """Return the claimed client_id if it is known; unknown ones are counted together as ""."""
     client_id = _claimed_client_id(request)
     if "\x00" in client_id or not Application.objects.filter(client_id=client_id).exists():
         return ""
@@ -68,11 +68,11 @@ def _client(request: HttpRequest) -> str:
 
 
 def _claimed_client_id(request: HttpRequest) -> str:
-    """The client_id in the body or in HTTP Basic, not verified."""
+    """Return the client_id in the body or in HTTP Basic, not verified."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme == "Basic":
         try:
             return unquote_plus(base64.b64decode(credentials).decode().partition(":")[0])
-        except ValueError:  # No base64, or no text in it.
+        except ValueError:  # Not base64, or not UTF-8.
             return ""
     return str(request.POST.get("client_id", ""))

@@ -1,4 +1,4 @@
-"""The OAuth metadata documents: all URLs are built from the public URL (RFC 8414, RFC 9728)."""
+"""The OAuth metadata documents; all URLs are built from the public URL (RFC 8414, RFC 9728)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ AUTH_METHODS = ["none", "client_secret_post", "client_secret_basic"]
 
 
 def _public(document: dict[str, object]) -> HttpResponse:
-    """A document that any page on the web may read."""
+    """Return a document that any web page may read."""
     return JsonResponse(document, headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "max-age=60"})
 
 
 @login_not_required
 @require_safe
 def authorization_server(request: HttpRequest) -> HttpResponse:
-    """Authorization server metadata; the issuer is the public URL without a path."""
+    """Serve authorization server metadata; the issuer is the public URL without a path."""
     issuer = settings.PUBLIC_URL
     return _public(
         {
@@ -47,7 +47,7 @@ def authorization_server(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @require_safe
 def protected_resource(request: HttpRequest, slug: str) -> HttpResponse:
-    """Protected resource metadata of one gateway; an unknown one is 404."""
+    """Serve protected resource metadata of one gateway; 404 if it does not exist."""
     gateway = Gateway.objects.live().filter(slug=slug).first()
     if gateway is None:
         raise Http404

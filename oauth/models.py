@@ -19,7 +19,7 @@ from wire import token_text
 
 
 class Registration(models.Model):
-    """One registration of a headed app with the toolkit, and the host it belongs to."""
+    """A registration of a headed app with the toolkit, and the host it belongs to."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     application = models.OneToOneField(
@@ -45,10 +45,10 @@ class Registration(models.Model):
 
 class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
-        """The text of an access token for an app's `connection` that lives so long; its checksum alone is stored.
+        """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
-        It is bound as the token of an app is, to the key of the connection and its generation. Raises NotYours unless
-        the connection acts as `by`, and AlreadyRevoked when it has ended.
+        Like an app's own tokens it is bound to the generation of the connection's key. Raises NotYours if the
+        connection does not act as `by`, and AlreadyRevoked.
         """
         if by.pk != connection.user_id:
             raise NotYours(NotYours.__doc__)
@@ -67,11 +67,11 @@ class BindingQuerySet(models.QuerySet["Binding"]):
 
 
 class Binding(models.Model):
-    """The one connection a toolkit grant, access token or refresh token belongs to.
+    """The connection a toolkit grant, access token or refresh token belongs to.
 
-    Written in the transaction that makes the toolkit's row; without a binding there is no access.
-    An access token also names the generation of the connection's key it was made under; a refresh
-    token when another took its place, and the digest of the code that began its family.
+    Written in the transaction that creates the toolkit's row; without a binding there is no access. For an access token
+    it stores the generation of the connection's key, for a refresh token when it was superseded, and the digest of the
+    code that started its family.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -156,17 +156,17 @@ class AuthorizeRequest(models.Model):
 
     @property
     def is_locked(self) -> bool:
-        """Whether the app itself named the gateway, so that the person cannot choose another."""
+        """True if the app named the gateway, so that the person cannot choose another."""
         return bool(self.parameters.get("locked"))
 
     @property
     def redirect_uri(self) -> str:
-        """Where the person will be sent; empty for the token ending."""
+        """The app's redirect URI; empty for a flow that ends with a token."""
         return str(self.parameters.get("redirect_uri", ""))
 
     @property
     def start_url(self) -> str:
-        """Where the same flow begins again, for another person."""
+        """The URL that starts the same flow again, for another person."""
         if self.kind == Ending.OAUTH:
             parameters = {name: value for name, value in self.parameters.items() if name != "locked" and value}
             resource = {"resource": self.gateway.url} if self.gateway and self.is_locked else {}
@@ -177,5 +177,5 @@ class AuthorizeRequest(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """Whether it was finished, refused or left too long."""
+        """True if it was completed, refused or has expired."""
         return self.completed_at is not None or self.expires_at <= timezone.now()

@@ -1,6 +1,6 @@
-"""Deletes expired codes, ended tokens, and registrations without a connection.
+"""Delete expired codes, ended tokens, and unused registrations.
 
-Each function is one housekeeping chore; it deletes a bounded number of rows and returns how many.
+Each function is one housekeeping chore: it deletes a limited number of rows and returns the number.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from accounts.models.attempts import HOUR
 from oauth.models import AuthorizeRequest
 
 MAX_ROWS = 5_000
-UNUSED = timedelta(days=1)  # Registrations nobody connected with.
-KEPT_AFTER_END = timedelta(days=1)  # So long a dead token is still known, and the log can say how it died.
+UNUSED = timedelta(days=1)  # For registrations that were never connected.
+KEPT_AFTER_END = timedelta(days=1)  # Ended tokens stay this long, so that the log can name the reason.
 
 SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.CIMD)
 
 
 def codes(now: datetime) -> int:
-    """Codes past their minute. A used one is gone already, and its digest stays with what it brought."""
+    """Delete expired codes. Used ones are already deleted; their digest is stored with their tokens."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 
 def refresh_tokens(now: datetime) -> int:
-    """Those too old to be used, those of families that ended, and those of connections that were revoked.
+    """Delete refresh tokens that are too old, of ended families, or of revoked connections.
 
-    A live family keeps the ones it has used up: their return is what ends it.
+    Used tokens of live families are not deleted: reusing one ends the family.
     """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
     is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)
@@ -39,15 +39,15 @@ def refresh_tokens(now: datetime) -> int:
 
 
 def access_tokens(now: datetime) -> int:
-    """Those that expired, but for each living family's last one: an app may end its family by naming it."""
+    """Delete expired access tokens, except the last of each live family, which an app may use to revoke the family."""
     last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
     return _delete(AccessToken.objects.filter(expires__lt=now - KEPT_AFTER_END).exclude(last))
 
 
 def registrations(now: datetime) -> int:
-    """Registrations that were not connected within a day, or whose tokens ended long ago.
+    """Delete registrations that were not connected within a day, or whose tokens ended long ago.
 
-    A registration that was connected once stays as long as a refresh token would: its app may come back with it.
+    A registration that was connected once is deleted after the lifetime of a refresh token, since its app may return.
     """
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))
@@ -62,7 +62,7 @@ def registrations(now: datetime) -> int:
 
 
 def attempts(now: datetime) -> int:
-    """Counters of minutes and hours that are over."""
+    """Delete counters of past minutes and hours."""
     return Attempt.objects.filter(since__lt=now - HOUR).delete()[0]
 
 

@@ -12,11 +12,11 @@ LONGEST = 2000
 
 
 class BadRedirect(Exception):
-    """This redirect address is not possible here."""
+    """The redirect URI is not allowed; the message says why."""
 
 
 def check(uri: str) -> None:
-    """Raise BadRedirect, naming the address and the rule, unless `uri` may be registered."""
+    """Raise BadRedirect, with the URI and the rule, unless `uri` may be registered."""
     parts = _split(uri)
     if parts.fragment or "#" in uri:
         raise BadRedirect(f"{uri}: a redirect address has no fragment.")
@@ -24,7 +24,7 @@ def check(uri: str) -> None:
         raise BadRedirect(f"{uri}: a redirect address holds no user name.")
     if parts.scheme in APP_SCHEMES:
         return
-    if not addresses.parts(uri).domain:  # Else no page could tell people for sure where they are sent.
+    if not addresses.parts(uri).domain:  # Otherwise no page could show reliably where people are sent.
         raise BadRedirect(f"{uri}: a redirect address names a plain host.")
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return
@@ -43,9 +43,9 @@ def _split(uri: str) -> SplitResult:
 
 
 def origin(uri: str) -> str:
-    """Scheme and host of a redirect address; the port only where it is not loopback's, which changes each time.
+    """Return scheme and host of a redirect URI, and the port unless it is loopback, where it changes each time.
 
-    For people to read: redirect addresses are compared as they are spelled (RFC 6749 section 3.1.2.3).
+    For display only: redirect URIs are compared as strings (RFC 6749 section 3.1.2.3).
     """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:
@@ -56,10 +56,9 @@ def origin(uri: str) -> str:
 
 
 def origins(uris: Iterable[str]) -> list[str]:
-    """The different origins among `uris`, sorted."""
     return sorted({origin(uri) for uri in uris})
 
 
 def only_loopback(uris: Iterable[str]) -> bool:
-    """Whether any program on the person's own machine could be behind these addresses."""
+    """True if all URIs are loopback, so that any program on the person's machine could receive the code."""
     return all(urlsplit(uri).hostname in LOOPBACK for uri in uris)

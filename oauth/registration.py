@@ -31,7 +31,7 @@ BIGGEST = 16 * 1024
 
 @cross_origin
 class Register(DynamicClientRegistrationView):  # type: ignore[misc]
-    """POST /oauth/register: what the toolkit registers, after our rules and with the rest of the answer."""
+    """POST /oauth/register: the toolkit's registration, with our rules and a complete response."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not limits.allows(request, "register"):
@@ -51,7 +51,7 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
 
 @cross_origin
 class Manage(DynamicClientRegistrationManagementView):  # type: ignore[misc]
-    """GET and DELETE of one's own registration (RFC 7592); a change would need our rules, so it is a new one."""
+    """GET and DELETE of a client's own registration (RFC 7592). Changes need a new registration."""
 
     http_method_names = ("get", "delete", "options")
 
@@ -73,7 +73,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
 
 
 def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The toolkit's response, completed with the fields that RFC 7591 section 3.2.1 and real clients expect."""
+    """Add the fields that RFC 7591 section 3.2.1 and existing clients expect to the toolkit's response."""
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     echoed = {
         key: metadata[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in metadata
@@ -92,7 +92,7 @@ def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> d
 
 
 def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple[Registration, str]:
-    """Register an app whose makers know no other way; with its secret, which is empty for an app that has none.
+    """Register an app by hand, and return it with its secret, empty for a public client.
 
     Raises BadMetadata.
     """
@@ -114,10 +114,9 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 
 
 def fingerprint(application: Application) -> str:
-    """What all registrations of one app share: its name and redirect origins, or the address of its document.
+    """Return a digest that all registrations of one app share: of its name and redirect origins, or its document URL.
 
-    Names an app gives itself never meet those that somebody stands for: the publisher of a document,
-    or whoever registered an app by hand.
+    The prefix separates self-asserted names from documents, which have a publisher, and from apps registered by hand.
     """
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:
@@ -129,7 +128,7 @@ def fingerprint(application: Application) -> str:
 
 
 def registration_of(application: Application) -> Registration:
-    """The registration row of a toolkit application; made for one that came by document or by hand."""
+    """Return the registration row of a toolkit application, created for one that came by document or by hand."""
     registration, _ = Registration.objects.get_or_create(
         application=application,
         defaults={"fingerprint": fingerprint(application), "client_name": application.name[:120]},
@@ -138,9 +137,9 @@ def registration_of(application: Application) -> Registration:
 
 
 def is_approved(application: Application) -> bool:
-    """Whether this app and its redirect URIs are approved.
+    """True if this app and its redirect URIs are approved.
 
-    An operator registered it, or a person connected this registration.
+    Either an operator registered it, or a person connected this registration.
     """
     if application.registration_source == Application.RegistrationSource.MANUAL:
         return True
@@ -149,12 +148,12 @@ def is_approved(application: Application) -> bool:
 
 
 def known_host(application: Application) -> Host | None:
-    """The host this app belongs to, if it was seen before under any of its registrations."""
+    """Return the host this app belongs to, if any of its registrations was connected before."""
     return Host.objects.filter(dedupe_key=fingerprint(application)).first()
 
 
 def host_of(application: Application, *, by: User) -> Host:
-    """The host of this app; it appears by itself the first time someone connects it."""
+    """Return the host of this app; it is created when somebody first connects the app."""
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     host = Host.objects.appear(
         name=application.name[:120] or NAMELESS, dedupe_key=fingerprint(application), needs_approval=waits, by=by

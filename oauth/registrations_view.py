@@ -21,7 +21,7 @@ from ui.pages import AppRequest, page_of, show
 
 @dataclass(frozen=True)
 class RegistrationRow:
-    """One registration as the page shows it."""
+    """A registration as the page shows it."""
 
     registration: Registration
 
@@ -31,19 +31,19 @@ class RegistrationRow:
 
     @property
     def published_by(self) -> str:
-        """The host name of the app's document; empty for an app without one."""
+        """The host name of the app's document; empty if it has none."""
         if self.application.registration_source != Application.RegistrationSource.CIMD:
             return ""
         return urlsplit(self.application.client_id).hostname or ""
 
     @property
     def is_by_hand(self) -> bool:
-        """Whether an operator registered it."""
+        """True if an operator registered it."""
         return bool(self.application.registration_source == Application.RegistrationSource.MANUAL)
 
     @property
     def way(self) -> str:
-        """How it came to be."""
+        """The method by which it was registered."""
         match self.application.registration_source:
             case Application.RegistrationSource.CIMD:
                 return "by document"
@@ -53,14 +53,14 @@ class RegistrationRow:
 
     @property
     def origins(self) -> list[str]:
-        """Where the app lets itself be sent back to, ports of one's own machine left out."""
+        """The origins of its redirect URIs, without loopback ports."""
         return redirect_uris.origins(self.application.redirect_uris.split())
 
 
 @require_GET
 @requires(*SEES_HOSTS)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
-    """The registrations of one headed host, newest first."""
+    """List the registrations of a headed host, newest first."""
     host = find(request.user, pk)
     if host.is_agent:
         raise Http404

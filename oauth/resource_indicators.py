@@ -1,4 +1,4 @@
-"""Resource indicators (RFC 8707): which gateway a client means."""
+"""Resource indicators (RFC 8707): find the gateway a client requests."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -12,9 +12,9 @@ class UnknownResource(Exception):
 
 
 def same_resource(first: str, second: str) -> bool:
-    """Return whether both name the same resource, however the host is spelled and but for one final slash.
+    """Return whether both URLs name the same resource, ignoring the host's spelling and one final slash.
 
-    A user name and control characters are in the address of no gateway.
+    URLs with a user name or control characters match no gateway.
     """
     try:
         if "@" in urlsplit(first).netloc or not first.isprintable():
@@ -30,9 +30,9 @@ def _path(uri: str) -> tuple[str, str, str]:
 
 
 def gateway_of(resources: Sequence[str]) -> Gateway | None:
-    """The gateway the resource indicators of a request name; None when there are none.
+    """Return the gateway that the resource indicators name, or None if there are none.
 
-    Raises UnknownResource for anything but exactly one gateway of this installation.
+    Raises UnknownResource unless they name exactly one gateway of this installation.
     """
     if not resources:
         return None

@@ -1,4 +1,4 @@
-"""The toolkit's OAuth server, with the form (that of all our credentials) and the lifetime of its tokens."""
+"""The toolkit's OAuth server, with our token format and lifetime."""
 
 import re
 from typing import Any
@@ -17,10 +17,9 @@ RESPONSES = ("code",)
 
 
 class Server(OAuthServer):  # type: ignore[misc]
-    """Issues access tokens that live as long as the workspace says, an hour at most.
+    """Issues access tokens with the lifetime set for the workspace, an hour at most.
 
-    It knows the grants and responses that our metadata names; any other is unsupported (RFC 6749 sections 4.1.2.1 and
-    5.2).
+    Supports only the grants and responses in our metadata; others are refused (RFC 6749 sections 4.1.2.1 and 5.2).
     """
 
     def __init__(self, request_validator: Any, **options: Any) -> None:
@@ -30,7 +29,7 @@ class Server(OAuthServer):  # type: ignore[misc]
 
 
 def has_readable_query(request: HttpRequest) -> bool:
-    """Whether the toolkit can read the query: it fails on a % that escapes nothing, and the database takes no NUL."""
+    """True if the toolkit can parse the query: it fails on an invalid % escape, and the database on NUL."""
     query = request.META.get("QUERY_STRING", "")
     return "%00" not in query and not BROKEN_ESCAPE.search(query)
 
@@ -44,5 +43,5 @@ def refresh_token(request: Request, refresh_token: bool = False) -> str:
 
 
 def lifetime(request: Request) -> int:
-    """How many seconds an access token lives: an hour at most."""
+    """Return the lifetime of an access token in seconds, an hour at most."""
     return WorkspaceSettings.load().oauth_access_token_seconds

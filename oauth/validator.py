@@ -27,24 +27,24 @@ GRACE = timedelta(seconds=60)
 
 
 class Validator(OAuth2Validator):  # type: ignore[misc]
-    """Issues and refreshes tokens for live connections only, and for their own gateway only.
+    """Issues and refreshes tokens for live connections and their own gateway only.
 
-    A grant comes with its connection as `request.connection`; from then on its binding leads back there.
+    A grant gets its connection from `request.connection`; later steps find it through the grant's binding.
     """
 
     def _load_application(self, client_id: str, request: Request) -> Any:
-        """The app with this id; one with a NUL, in HTTP Basic too, is unknown before the database is asked."""
+        """Return the application, or None for an id with NUL (possible in HTTP Basic), which the database refuses."""
         return super()._load_application(client_id, request) if "\x00" not in (client_id or "") else None
 
     def _extract_basic_auth(self, request: Request) -> str | None:
-        """The credentials after Basic; None unless ASCII, on which the toolkit would fail."""
+        """Return the Basic credentials, or None unless they are ASCII; the toolkit fails on others."""
         credentials: str | None = super()._extract_basic_auth(request)
         return credentials if credentials and credentials.isascii() else None
 
     # --- One scope: what may be done is decided in the database ---------------------------------------------------
 
     def validate_scopes(self, client_id: str, scopes: Any, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Whatever scopes a client asks for, it gets the one there is."""
+        """Grant the only scope, whichever was requested."""
         request.scopes = SCOPES
         return True
 
@@ -68,9 +68,9 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return grant
 
     def validate_code(self, client_id: str, code: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Whether the code was never used, and its connection still lives.
+        """Return whether the code is unused and its connection live.
 
-        A code that comes again ends what it brought the first time (OAuth 2.1 section 4.1.3).
+        A reused code revokes the tokens it was exchanged for (OAuth 2.1 section 4.1.3).
         """
         if not super().validate_code(client_id, code, client, request):
             _end_family_of_code(code, client)
@@ -79,21 +79,21 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return request.binding is not None and _is_usable(request.binding.connection)
 
     def confirm_redirect_uri(self, client_id: str, code: str, redirect_uri: str, client: Any, *rest: Any) -> bool:
-        """Whether the code was sent to this address; the error is the one of RFC 6749 section 5.2."""
+        """Check that the code was issued for this redirect URI; the error is that of RFC 6749 section 5.2."""
         if super().confirm_redirect_uri(client_id, code, redirect_uri, client, *rest):
             return True
         raise errors.InvalidGrantError("The code was sent to another redirect address.")
 
     def invalidate_authorization_code(self, client_id: str, code: str, request: Request, *_: Any, **__: Any) -> None:
-        """Nothing is left to do: the code was spent in the transaction that stored the tokens."""
+        """Do nothing: the code was deleted in the transaction that stored the tokens."""
 
     # --- Tokens -----------------------------------------------------------------------------------------------------
 
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Whether this refresh token may be used now.
+        """Return whether this refresh token may be used now.
 
-        One that was used before still works for 60 s, since several processes of a client may share it; later its
-        return ends its whole family. One unused for too long is dead.
+        A used one still works for 60 s, because several processes of a client may share it; reusing it later revokes
+        the whole family. Tokens unused for too long have expired.
         """
         row = _refresh_token(refresh_token, client)
         if row is None or not _is_usable(row.binding.connection):
@@ -109,9 +109,9 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return True
 
     def _save_bearer_token(self, token: dict[str, Any], request: Request, *_: Any, **__: Any) -> None:
-        """Store a pair of tokens, tied to the connection and to the present generation of its key.
+        """Store a pair of tokens, bound to the connection and the current generation of its key.
 
-        The connection's row is locked first, as everywhere, so a revoke and a refresh cannot cross.
+        Locks the connection's row first, as everywhere, so that revocation and refresh cannot overlap.
         """
         connection = Connection.objects.select_for_update(of=("self",)).get(pk=request.binding.connection_id)
         key = Token.objects.live_key(connection)
@@ -129,7 +129,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         _note_use(request.client)
 
     def _check_and_set_request_resource(self, request: Request) -> None:
-        """A token is for its connection's gateway, under whatever public URL it has now (RFC 8707)."""
+        """Limit the token to its connection's gateway, at its current public URL (RFC 8707)."""
         url = request.binding.connection.gateway.url
         resources = [value for name, value in request.decoded_body or () if name == "resource" and value]
         if not all(same_resource(resource, url) for resource in resources):
@@ -138,7 +138,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         request.resource = [url]
 
     def revoke_token(self, token: str, token_type_hint: str, request: Request, *_: Any, **__: Any) -> None:
-        """End the one family this access or refresh token belongs to (RFC 7009)."""
+        """Revoke the token family this access or refresh token belongs to (RFC 7009)."""
         row = _refresh_token(token, request.client)
         if row is None:
             access = AccessToken.objects.filter(token_checksum=_sha256(token), application=request.client).first()
@@ -149,10 +149,10 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 
 
 def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
-    """Mark the refresh token of the request as used, or store the digest of its code."""
+    """Mark the refresh token of the request as used, or delete its code and return the code's digest."""
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
-        if row.revoked is not None and not _is_in_grace(row):  # Its family ended since it was judged.
+        if row.revoked is not None and not _is_in_grace(row):  # Its family was revoked meanwhile.
             raise errors.InvalidGrantError(request=request)
         if row.revoked is None:
             row.revoked = timezone.now()
@@ -160,20 +160,20 @@ def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
             Binding.objects.filter(refresh_token=row).update(superseded_at=row.revoked)
         return row, None
     spent, _ = Grant.objects.filter(code=request.code, application=request.client).delete()
-    if not spent:  # Another request was faster by a blink.
+    if not spent:  # A concurrent request used the code first.
         raise errors.InvalidGrantError(request=request)
     return None, hashlib.sha256(request.code.encode()).digest()
 
 
 def _note_use(client: Any) -> None:
-    """Once an hour is enough to tell an app that is used from one that is not."""
+    """Record that the app is used, once an hour at most."""
     now = timezone.now()
     unnoted = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(hours=1))
     Registration.objects.filter(unnoted, application=client).update(last_used_at=now)
 
 
 def _refresh_token(text: str, client: Any) -> RefreshToken | None:
-    """The refresh token of this client with this text, if it is bound to a connection."""
+    """Return this client's refresh token with this text, if it is bound to a connection."""
     return (
         RefreshToken.objects.filter(token_checksum=_sha256(text), application=client, binding__isnull=False)
         .select_related("user", "binding__connection__user", "binding__connection__gateway")
@@ -183,21 +183,21 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 
 
 def _is_usable(connection: Connection) -> bool:
-    """Disabled layers do not matter here: each MCP request asks them anyway."""
+    """True if tokens may be issued. Disabled layers do not matter here; each MCP request checks them."""
     return connection.revoked_at is None and connection.user.is_active
 
 
 def _is_in_grace(row: RefreshToken) -> bool:
-    """Whether it was superseded, not repudiated, a moment ago, and its family still lives."""
+    """True if the token was superseded within GRACE, and its family is live."""
     superseded = row.binding.superseded_at
     family = RefreshToken.objects.filter(token_family=row.token_family, revoked=None)
     return superseded is not None and timezone.now() - superseded <= GRACE and family.exists()
 
 
 def _end_family(row: RefreshToken, reason: str) -> None:
-    """Kill every refresh and access token that descends from one authorisation; the connection lives on."""
+    """Revoke all refresh and access tokens of one authorization; the connection stays live."""
     with transaction.atomic():
-        # The connection first, as everywhere: a refresh under way has then either happened or will see the end.
+        # Lock the connection first, as everywhere: a concurrent refresh is then complete, or sees the revocation.
         connection = row.binding.connection.lock()
         if RefreshToken.objects.filter(token_family=row.token_family, revoked=None).exists():
             RefreshToken.revoke_family(row.token_family)

@@ -32,8 +32,8 @@ from ui.pages import AppRequest, posted, text_of
 type Step = Callable[..., HttpResponse]
 
 ENDINGS = {Ending.TOKEN: "oauth:token", Ending.OAUTH: "oauth:consent"}
-REFUSED = "The gateway refused access."  # All that an app is told; the person reads why.
-READING_SECONDS = 20  # An app waits for its answer, and the person has to read ours.
+REFUSED = "The gateway refused access."  # Sent to the app; the page tells the person the reason.
+READING_SECONDS = 20  # Time to read the page before the app gets its answer.
 CHECKED = own_resource("it checks what it may make, for oneself")
 OWN = own_resource("a flow belongs to the browser and the person that began it", others=NOBODY)
 
@@ -42,11 +42,10 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 @require_GET
 @CHECKED
 def connect(request: AppRequest) -> HttpResponse:
-    """Begin the flow for the agent `?host=` names; `?gateway=` chooses its gateway, which is asked for otherwise;
-    `?client=` whose text is shown with the token.
+    """Start the flow for the agent `?host=`. `?gateway=` preselects the gateway, `?client=` the instructions.
 
-    It is the enrolment link too: whoever may make no tokens is refused here unless the agent takes enrolment. Without
-    an agent, the page that asks for one follows.
+    Also the enrolment link: people who may not create tokens are refused, unless the agent allows enrolment. Without
+    `?host=`, redirects to the page that asks for an agent.
     """
     if "host" not in request.GET:
         return redirect(reverse("tokens:create", query=request.GET))
@@ -67,7 +66,7 @@ def _uuid(text: str) -> UUID:
 
 
 def step(view: Step) -> Step:
-    """Decorator of the flow's pages: passes the flow, or shows why it cannot continue."""
+    """Decorate a page of the flow: pass the flow, or show why it cannot continue."""
 
     @never_cache
     @require_http_methods(["GET", "POST"])
@@ -89,7 +88,7 @@ def step(view: Step) -> Step:
 
 
 def _approval(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Show the button that asks for an administrator's approval; opening the page asks nobody."""
+    """Show the button that requests an administrator's approval; only the POST requests it."""
     if "ask" in request.POST:
         flows.ask_approval(flow, by=request.user)
         return redirect("oauth:gateway", flow.pk)
@@ -232,7 +231,7 @@ def _options(request: AppRequest, flow: AuthorizeRequest, form: TokenForm) -> Ht
 
 
 def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None = None) -> HttpResponse:
-    """The end of the flow; the secret is in the body of the answer that made it, and nowhere else."""
+    """Show the end of the flow. The secret is only in the response to the request that created it."""
     token = issued.token if issued else Token.objects.filter(pk=flow.parameters.get("token")).first()
     if token is None:
         raise Http404
@@ -249,7 +248,7 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 
 
 def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
-    """403 with the reason. An approved app is sent `access_denied`, any other one if the person follows the link."""
+    """Return 403 with the reason. Approved apps get `access_denied`; for others the person has to follow a link."""
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.lacking(flow, request.user)}
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})

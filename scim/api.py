@@ -34,7 +34,7 @@ from tokens.serializers import PreviousSecret, Rotation
 from ui.operations import ListQuery, operation
 from ui.rest import Id, Moment, Problem, Reference, Resource, secret_answer
 
-# Whoever has the secret can do what the key may.
+# Somebody who has the secret can do what the key may.
 ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
 
 
@@ -176,7 +176,7 @@ class ProvisioningKeyResource(Resource):
         return self.answer(self._find(pk))
 
     def _told(self, new: IssuedKey, status: int = HTTPStatus.OK) -> Response:
-        """The key with its secret, which is in this response and nowhere else."""
+        """Return the key with its secret, which is only in this response."""
         return secret_answer(self.serialize(self._find(new.key.pk)) | {"secret": new.secret}, status)
 
     def _find(self, pk: UUID) -> ProvisioningKey:

@@ -1,7 +1,6 @@
-"""People and teams as resources of SCIM: how they are told, and how what a directory says of them is done.
+"""People and teams as SCIM resources: serialising them, and applying what directories send.
 
-Every change goes through the verbs of their models. Imports the optional package: only what serves /scim/v2/ imports
-this module.
+Every change uses the methods of the models. Imports the optional package, so only imported where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from sso.models import Account
 
 LONGEST = {"displayName": 120, "externalId": 200, "userName": 254}
 LONGEST_TEAM_NAME = 80
-LONGEST_NAME = 200  # Of each part.
+LONGEST_NAME = 200  # Per part.
 LONGEST_IN_EMAILS = {"value": 254, "type": 40}
 LONGEST_OTHER = 300
 MOST_EMAILS = 20
@@ -38,12 +37,12 @@ NOBODY = UUID(int=0)  # The id of no row.
 
 
 def people() -> QuerySet[User]:
-    """Everybody but whom a directory has deleted."""
+    """Return all people except those a directory deleted."""
     return User.objects.filter(directory_person__removed_at__isnull=True).order_by("date_joined", "pk")
 
 
 def teams() -> QuerySet[Team]:
-    """All of them; `lower_name` finds one by the index that keeps names apart."""
+    """Return all teams; `lower_name` allows to find one by the unique index."""
     return Team.objects.alias(lower_name=Lower("name")).order_by("name", "pk")
 
 
@@ -55,7 +54,7 @@ def _uuid(text: str) -> UUID:
 
 
 def _moments(kind: str) -> dict[str, Any]:
-    """When the first and the last event of a row were, as annotations: every change is one."""
+    """Return annotations with the times of the first and last event of a row; every change has an event."""
     events = Event.objects.filter(target_type=kind, target_id=Cast(OuterRef("pk"), CharField())).order_by()
     return {
         name: Subquery(
@@ -79,7 +78,7 @@ def _resource(model: Any, kind: str, row: Any, content: dict[str, Any], versione
 
 
 def _text(content: dict[str, Any], name: str) -> str:
-    """An attribute as text without blanks around it. Raises InvalidValueException when it is too long for us."""
+    """Return an attribute as stripped text. Raises InvalidValueException if it is too long."""
     text = str(content.get(name) or "").strip()
     if len(text) > LONGEST[name]:
         raise InvalidValueException(detail=f"{name} has at most {LONGEST[name]} characters.")
@@ -92,7 +91,7 @@ def _must_be_short(path: str, value: Any, longest: int) -> None:
 
 
 class People:
-    """Users: people."""
+    """The resource type User: people."""
 
     def rows(self) -> QuerySet[User]:
         return people()
@@ -160,9 +159,9 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """The person of this address whom the directory deleted before: they come back, with nothing they had.
+        """Return the person with this address whom the directory deleted; they are restored without former access.
 
-        Raises UniquenessException when the directory itself says that this is somebody else.
+        Raises UniquenessException if the directory identifies somebody else.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()
@@ -183,7 +182,7 @@ class People:
         entry = DirectoryPerson.objects.filter(user=user).first() or DirectoryPerson(user=user)
         entry.user = user
         if email == entry.email:
-            email = user.email  # It says the same as before: what an administrator has corrected since stays.
+            email = user.email  # Unchanged by the directory: keep an administrator's correction.
         elif email != user.email or not entry.email:
             entry.email = email
         with user.changed_by(by):
@@ -193,7 +192,7 @@ class People:
             entry.describe(by=by, **said)
 
     def _said(self, content: dict[str, Any]) -> dict[str, Any]:
-        """What a directory says of a person. Raises InvalidValueException without an e-mail address to know them by."""
+        """Return a directory's attributes of a person. Raises InvalidValueException without an e-mail address."""
         user_name = _text(content, "userName").lower()
         emails = [one for one in content.get("emails") or () if one.get("value")]
         if len(emails) > MOST_EMAILS:
@@ -238,7 +237,7 @@ def _is_address(text: str) -> bool:
 
 
 class Teams:
-    """Groups: teams."""
+    """The resource type Group: teams."""
 
     def rows(self) -> QuerySet[Team]:
         return teams()
@@ -274,14 +273,14 @@ class Teams:
         return _resource(model, "Group", team, content, versioned)
 
     def create(self, by: Directory, content: dict[str, Any]) -> UUID:
-        one_at_a_time()  # Whom it names is looked up under the lock: nobody is deleted until they are in.
+        one_at_a_time()  # Look up members under the lock, so that none is deleted meanwhile.
         team = Team.objects.add(name=self._name(content), users=self._members(content), by=by)
         self._describe(by, team, content)
         return team.pk
 
     def update(self, by: Directory, team: Team, content: dict[str, Any]) -> None:
         one_at_a_time()  # As above.
-        # Whom the directory has deleted it does not name; they stay where they are.
+        # The directory no longer names people it deleted; they stay in the team.
         forgotten = team.users.filter(directory_person__removed_at__isnull=False)
         team.edit(name=self._name(content), users=[*self._members(content), *forgotten], by=by)
         self._describe(by, team, content)

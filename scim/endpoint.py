@@ -1,6 +1,7 @@
-"""/scim/v2/: where directories provision people and teams (RFC 7644). Mounted by `scim.views.endpoint`.
+"""/scim/v2/: the endpoint where directories provision people and teams (RFC 7644).
 
-Imports the optional package: only `scim.views` imports this module, when a provisioning key exists.
+Mounted by `scim.views.endpoint`. Imports the optional package, so `scim.views` imports it only when a provisioning key
+exists.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ logger = logging.getLogger(__name__)
 
 ROOT = "/scim/v2"
 MOST_BYTES = 1024 * 1024
-A_MINUTE = 1500  # Requests of one key.
+A_MINUTE = 1500  # Requests per key.
 LOOKING = {"GET", "HEAD"}
 
 
 class TooManyRequests(SCIMException):
-    """Over the limit of this key."""
+    """The key has exceeded its rate limit."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     _default_detail = f"More than {A_MINUTE} requests in this minute."
 
 
 def answer(request: HttpRequest) -> HttpResponse:
-    """The response to a request of a directory; every error is in the form of RFC 7644 section 3.12."""
+    """Return the response to a directory's request; errors have the format of RFC 7644 section 3.12."""
     try:
         key = _key_of(request)
         if key is None:
@@ -68,7 +69,7 @@ def answer(request: HttpRequest) -> HttpResponse:
         if isinstance(refusal, ForbiddenException):
             _note_refusal(request, key)
         return _http(service.error_response(refusal))
-    except Exception as error:  # A directory is told in its own form.
+    except Exception as error:  # Directories get errors in SCIM's format.
         logger.exception("a SCIM request failed")
         return _http(service.error_response(error))
 
@@ -107,7 +108,7 @@ def _http(response: ScimResponse) -> HttpResponse:
 
 
 def _told(body: dict[str, Any]) -> dict[str, Any]:
-    """The body; of an error no more than the first line, for the rest is about the inside of a program."""
+    """Return the body; of an error only the first line, because the rest is about internals of a library."""
     if isinstance(detail := body.get("detail"), str) and body.get("status"):
         body["detail"] = detail.partition("\n    For further")[0]
     return body

@@ -1,6 +1,6 @@
-"""Filters of SCIM (RFC 7644 section 3.4.2.2) as conditions of the database, as far as they go.
+"""Translate SCIM filters (RFC 7644 section 3.4.2.2) to database conditions, where possible.
 
-Imports the optional package: only what serves /scim/v2/ imports this module.
+Imports the optional package, so only imported where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ type Narrowed = tuple[Q, bool]
 
 
 def narrowed(node: FilterNode, kind: str) -> Narrowed:
-    """A condition that all rows which match the filter fulfil, and whether none else do."""
+    """Return a condition that all matching rows fulfil, and whether it is exact."""
     match node:
         case Comparison() if node.op == CompareOperator.eq:
             return _equal(node, kind)
@@ -46,7 +46,7 @@ def _joined(node: LogicalExpr, kind: str) -> Narrowed:
 
 
 def _selected(node: ValuePath, kind: str) -> Narrowed:
-    """`emails[value eq "x" and ...]`, `members[value eq "x"]`."""
+    """Translate `emails[value eq "x" and ...]` and `members[value eq "x"]`."""
     inner = node.val_filter
     terms = inner.terms if isinstance(inner, LogicalExpr) and inner.op == LogicalOperator.and_ else (inner,)
     for term in terms:

@@ -14,7 +14,7 @@ from scim.models import ProvisioningError
 
 
 class KeyForm(ChecksCapabilities):
-    """A new provisioning key. Its id is chosen with the form, so that the form sent again makes no second key."""
+    """A new provisioning key. The form contains its id, so that submitting it again creates no second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
     name = forms.CharField(max_length=80, help_text="What provisions people, as admin events name it.")
@@ -34,5 +34,5 @@ class KeyForm(ChecksCapabilities):
             self.fields["role"].initial, self.at_first = usual.pk, usual.capabilities
 
     def refuse(self, error: ProvisioningError) -> None:
-        """Say beside its field why it cannot be like that."""
+        """Show the error next to its field."""
         self.add_error(error.field or None, str(error))

@@ -1,6 +1,6 @@
-"""Provisioning: the keys of directories, and what directories say of people and teams (RFC 7643).
+"""Provisioning: keys of directories, and what directories store about people and teams (RFC 7643).
 
-Needs no SCIM package: what serves the protocol is in `scim.endpoint` and below (docs/decisions/0035).
+Needs no SCIM package; the protocol is in `scim.endpoint` and the modules it imports (docs/decisions/0035).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_KEYS = 10
 
 
 class ProvisioningError(Exception):
-    """A provisioning key cannot be made or changed like that; the message says why. `field` is what is wrong."""
+    """A provisioning key cannot be created or changed; the message says why. `field` is the form field."""
 
     field = ""
 
@@ -78,35 +78,35 @@ class DeactivatedByOthers(Exception):
 
 
 class Directory:
-    """Who acts with a provisioning key: no person, but with capabilities of its own (accounts.rules.Grantor)."""
+    """The actor of changes by a provisioning key: not a person, but with capabilities (accounts.rules.Grantor)."""
 
     is_directory = True
 
     def __init__(self, key: ProvisioningKey) -> None:
         self.key = key
         self.pk: Any = None
-        self.email = f"provisioning key {key}"  # How events name it.
+        self.email = f"provisioning key {key}"  # Its name in events.
 
     def has_perm(self, perm: str) -> bool:
         return perm in self.key.granted
 
     def as_stored(self) -> Directory:
-        """The same as it is in the database now; revoked meanwhile, it holds nothing."""
+        """Return it with its current capabilities from the database; none if the key was revoked."""
         key = ProvisioningKey.objects.live().filter(pk=self.key.pk).first()
         return Directory(key or ProvisioningKey(name=self.key.name))
 
 
 class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
     def live(self) -> ProvisioningKeyQuerySet:
-        """Keys that have not been revoked."""
+        """Return keys that have not been revoked."""
         return self.filter(revoked_at=None)
 
     def overlapping(self) -> ProvisioningKeyQuerySet:
-        """Live keys whose previous secret works on beside the present one."""
+        """Return live keys whose previous secret still works."""
         return self.live().filter(previous_ends_at__gt=timezone.now())
 
     def find(self, secret: str) -> ProvisioningKey | None:
-        """The live key whose present secret, or previous one while it works, is `secret`."""
+        """Return the live key with this secret, current or previous while that works."""
         if not token_text.well_formed(secret, {token_text.DIRECTORY}):
             return None
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
@@ -116,10 +116,9 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
     def issue(
         self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
     ) -> IssuedKey:
-        """Make a key for a directory: people it makes get `role`, and it acts on nobody who holds more than
-        `capabilities`.
+        """Create a key: people it creates get `role`, and it can change only people without further `capabilities`.
 
-        Raises ProvisioningError, or BeyondYours for what `by` does not hold. The text is stored nowhere.
+        Raises ProvisioningError, or BeyondYours for capabilities `by` does not have. The secret is not stored.
         """
         if role.is_owners:
             raise MakesOwners(MakesOwners.__doc__)
@@ -133,7 +132,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
         key.set_secret(secret)
         try:
             with transaction.atomic():
-                one_at_a_time()  # Nobody loses a capability or makes another key meanwhile.
+                one_at_a_time()  # Nobody loses a capability or creates another key meanwhile.
                 must_hold(by, capabilities)
                 if self.live().count() >= MOST_KEYS:
                     raise TooManyKeys(TooManyKeys.__doc__)
@@ -146,15 +145,15 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 
 
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
-    """What a directory shows to provision people here through SCIM (`gwd_`). Nothing else accepts it.
+    """The credential of a directory that provisions people through SCIM (`gwd_`), and of nothing else.
 
-    It is nobody's: it goes on when who made it has left, and ends when it is revoked. Only its prefix and its digest
-    (HMAC-SHA-256) are kept, as of a previous secret until `previous_ends_at`. Each secret has a last use of its own.
+    It belongs to nobody: it works until it is revoked, even if its creator has left. Only its prefix and digest
+    (HMAC-SHA-256) are stored, also of a previous secret until `previous_ends_at`. Each secret has its own last use.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")  # None once revoked.
+    role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")  # NULL if revoked.
     capabilities = ArrayField(models.CharField(max_length=80), default=list)  # Slugs.
     prefix = models.CharField(max_length=12, editable=False)
     digest = models.BinaryField(unique=True, max_length=32, editable=False)
@@ -195,47 +194,48 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return "revoked" if self.revoked_at else "active"
 
     def editable(self) -> dict[str, Any]:
-        """What a writer may not have overlooked: its secrets, and whether it has ended."""
+        """Return the values that concurrent edits are checked against: its secrets and status."""
         return {"prefix": self.prefix, "previous_prefix": self.previous_prefix, "status": self.status}
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """What it may act on: people, and teams of people, who hold no more. Revoked, nothing."""
+        """Its capabilities: it can change people, and teams of people, who have no others. Empty if revoked."""
         return Capability.named(self.capabilities)
 
     @property
     def acts_on(self) -> str:
-        """The same in words."""
+        """The capabilities it may act on, in words."""
         labels = [capability.label for capability in Capability if capability in self.granted]
         return "Everything" if len(labels) == len(Capability) else ", ".join(labels) or "Nothing"
 
     @property
     def actor(self) -> Directory:
-        """Who acts with it, for verbs."""
+        """The actor for methods that record events."""
         return Directory(self)
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """When the replaced secret stops working; None when it has."""
+        """The time until which the previous secret works; None if it does not."""
         ends = self.previous_ends_at
         return ends if ends and not self.revoked_at and ends > timezone.now() else None
 
     def is_previous(self, secret: str) -> bool:
-        """Whether this text is the secret that was replaced."""
+        """True if this text is the previous secret."""
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
         return self.previous_digest is not None and bytes(self.previous_digest) in digests
 
     def _locked(self) -> ProvisioningKey:
-        """This row, locked and live. Raises AlreadyRevoked."""
+        """Return this row, locked and live. Raises AlreadyRevoked."""
         row = type(self).objects.select_for_update(of=("self",)).select_related("role").get(pk=self.pk)
         if row.revoked_at:
             raise AlreadyRevoked(AlreadyRevoked.__doc__)
         return row
 
     def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedKey:
-        """Give this key another secret; the old one works on for `overlap_hours`, one of OVERLAP_HOURS.
+        """Replace the secret; the old one works for another `overlap_hours`, one of OVERLAP_HOURS.
 
-        Raises BadOverlap, AlreadyRevoked, or BeyondYours: whoever reads the secret can do what the key may.
+        Raises BadOverlap, AlreadyRevoked, or BeyondYours, because somebody who reads the secret can do what the key
+        may.
         """
         if overlap_hours not in OVERLAP_HOURS:
             raise BadOverlap(BadOverlap.__doc__)
@@ -256,7 +256,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return IssuedKey(self, secret)
 
     def end_previous(self, *, by: User) -> None:
-        """End the previous secret early; the present one stays valid. Raises NoPrevious or AlreadyRevoked."""
+        """End the previous secret early; the current one is not changed. Raises NoPrevious or AlreadyRevoked."""
         with transaction.atomic():
             row = self._locked()
             if row.previous_works_until is None:
@@ -268,34 +268,34 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         self.refresh_from_db()
 
     def revoke(self, *, by: User) -> None:
-        """End this key and both its secrets for good. The people it made stay as they are. Raises AlreadyRevoked."""
+        """Revoke this key with both secrets. The people it created are not changed. Raises AlreadyRevoked."""
         with transaction.atomic():
             row = self._locked()
             row.forget_previous()
-            row.revoked_at, row.role = timezone.now(), None  # So that the role may be removed.
+            row.revoked_at, row.role = timezone.now(), None  # So that the role can be deleted.
             row.save(update_fields=["revoked_at", "role", *PREVIOUS])
             Event.objects.record(Action.PROVISIONING_KEY_REVOKED, row, by=by)
         self.refresh_from_db()
 
     def note_use_of(self, secret: str) -> None:
-        """Remember that it was used now with this secret."""
+        """Record the use of the key with this secret."""
         self.note_use("previous_last_used_at" if self.is_previous(secret) else "last_used_at")
 
 
 class IssuedKey(NamedTuple):
-    """A key, and its new text: the only time the text exists outside the directory."""
+    """A key with its new secret, which is not stored."""
 
     key: ProvisioningKey
     secret: str
 
 
 class DirectoryPerson(models.Model):
-    """What a directory says of a person and nobody else needs: its own name for them, and what to repeat to it.
+    """A directory's own data about a person: its ids for them, and attributes to return to it.
 
-    `addresses` are the values of `emails`, in small letters. `user_name` is empty where it is the person's e-mail.
-    `email` is the address that follows from what it last said: one that an administrator has corrected since stays.
-    While `removed_at` is set the directory has deleted them: they are deactivated, and no resource of SCIM.
-    `deactivated_epoch` is the session epoch that its own deactivation began; a later one is an administrator's act.
+    `addresses` are the values of `emails` in lower case. `user_name` is empty if it is the person's e-mail. `email` is
+    the address the directory sent last; an administrator's later correction is not overwritten. With `removed_at` the
+    directory has deleted them: they are deactivated and no SCIM resource. `deactivated_epoch` is the session epoch
+    after the directory's own deactivation; a later one means that an administrator acted.
     """
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
@@ -326,7 +326,7 @@ class DirectoryPerson(models.Model):
     DESCRIBED: ClassVar[Sequence[str]] = ("external_id", "user_name", "name", "emails")
 
     def describe(self, *, by: Directory, **said: Any) -> None:
-        """Take over what a directory says of this person: of DESCRIBED those that are given. Records what changed."""
+        """Apply the attributes (of DESCRIBED) a directory sent, and record what changed."""
         changes = {name: [getattr(self, name), value] for name, value in said.items() if getattr(self, name) != value}
         if self.removed_at is not None:
             changes["removed_at"] = [self.removed_at.isoformat(), None]
@@ -340,13 +340,13 @@ class DirectoryPerson(models.Model):
 
     @property
     def is_deactivated_by_directory(self) -> bool:
-        """Whether it was the directory that deactivated this person, and no administrator has said so since."""
+        """True if the directory deactivated this person, and no administrator acted since."""
         return not self.user.is_active and self.deactivated_epoch == self.user.session_epoch
 
     def set_active(self, active: bool, *, by: Directory) -> None:
-        """Deactivate this person, or undo that if a directory did it; `describe` saves who it was.
+        """Deactivate this person, or reactivate them if a directory deactivated them. `describe` saves the row.
 
-        Raises DeactivatedByOthers, and as the verbs of User do.
+        Raises DeactivatedByOthers, and what the methods of User raise.
         """
         if active == self.user.is_active:
             return
@@ -356,12 +356,12 @@ class DirectoryPerson(models.Model):
         self._note_epoch()
 
     def remove(self, *, by: Directory) -> None:
-        """Let the directory forget this person, who can no longer get in by anything they had.
+        """Delete the person for the directory: their access ends, and they are no SCIM resource any more.
 
-        Raises as `User.end_access` does. What acts for them, such as connections, their own verbs end.
+        Raises as `User.end_access` does. Connections and other things that act for them are ended by that method.
         """
         is_theirs = self.user.is_active or self.is_deactivated_by_directory
-        self._keep()  # Before their password ends: without one they would look invited.
+        self._keep()  # Before the password ends: without one they would look invited.
         self.user.end_access(by=by)
         if is_theirs:
             self._note_epoch()
@@ -375,14 +375,14 @@ class DirectoryPerson(models.Model):
         self.deactivated_epoch = None if self.user.is_active else self.user.session_epoch
 
     def _keep(self) -> None:
-        """Save it. Whom a directory describes is provisioned from then on, but not whose invitation was revoked."""
+        """Save the row, and mark the person as provisioned unless their invitation was revoked."""
         if self._state.adding and self.user.status != "revoked":
             User.objects.filter(pk=self.user_id, provisioned_at=None).update(provisioned_at=timezone.now())
         self.save()
 
 
 class DirectoryTeam(models.Model):
-    """What a directory calls a team by itself."""
+    """A directory's own id of a team."""
 
     team = models.OneToOneField(Team, models.CASCADE, primary_key=True, related_name="directory_team")
     external_id = models.CharField(max_length=200, blank=True)
@@ -395,7 +395,7 @@ class DirectoryTeam(models.Model):
         return self.external_id or str(self.team_id)
 
     def describe(self, *, by: Directory, external_id: str) -> None:
-        """Take over the directory's own id of this team. Records what changed."""
+        """Store the directory's id of this team, and record the change."""
         before, self.external_id = self.external_id, external_id
         self.save()
         if before != external_id:

@@ -1,6 +1,6 @@
-"""What this SCIM service is: its attributes, and what it forgives directories (RFC 7643).
+"""The SCIM schemas of this service, and the deviations it accepts from directories (RFC 7643).
 
-Imports the optional package: only what serves /scim/v2/ imports this module.
+Imports the optional package, so only imported where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from scim2_server.utils import load_default_schemas
 
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
-MOST_RESULTS = 200  # On a page.
+MOST_RESULTS = 200  # Per page.
 
-# Of the attributes of RFC 7643 section 4, those that are of use here. What else directories send is dropped: nothing is
-# kept of a person that nobody needs.
+# The attributes of RFC 7643 section 4 in use. Others that directories send are dropped, to store no unneeded personal
+# data.
 _KEPT = {
     USER: {"userName", "name", "displayName", "active", "emails", "groups"},
     GROUP: {"displayName", "members"},
 }
 _ALWAYS_THERE = {"active", "emails"}
-_LEFT_OUT = {"display"}  # Of members and emails: the name is said where it belongs to.
+_LEFT_OUT = {"display"}  # Of members and emails; it would duplicate names.
 
-# What Microsoft Entra ID and Okta send that the RFC does not have.
+# Deviations of Microsoft Entra ID and Okta from the RFC.
 FORGIVING = ScimPolicy(
     unknown=ScimPolicy.Unknown.ignore,
     remove_value_as_filter=ScimPolicy.RemoveValue.apply,
@@ -49,7 +49,7 @@ FORGIVING = ScimPolicy(
 
 @cache
 def provider() -> ScimProvider:
-    """What this service is, as its discovery endpoints say it."""
+    """Return the service's configuration, which the discovery endpoints show."""
     schemas = load_default_schemas()
     return ScimProvider.from_discovery(
         [_narrowed(schemas[urn]) for urn in _KEPT],
@@ -84,7 +84,7 @@ def _resource_type(name: str, description: str, urn: str) -> ResourceType:
 
 
 def _narrowed(schema: Schema) -> Schema:
-    """The schema of the RFC with what is kept here; `active` and `emails` are always there."""
+    """Limit the schema of the RFC to the attributes in use; `active` and `emails` are required."""
     schema.attributes = [one for one in schema.attributes or [] if one.name in _KEPT[str(schema.id)]]
     for attribute in schema.attributes:
         if attribute.name in _ALWAYS_THERE:

@@ -1,6 +1,6 @@
-"""The protocol of SCIM (RFC 7644), with what is always there filled in where directories leave it out.
+"""The SCIM protocol (RFC 7644), with defaults for required attributes that directories omit.
 
-Imports the optional package: only what serves /scim/v2/ imports this module.
+Imports the optional package, so only imported where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from scim2_server.service import ScimService
 from scim.schemas import provider
 from scim.storage import Storage
 
-MOST_OPERATIONS = 100  # Of a PATCH: each looks through the whole resource. One of them may name thousands of members.
+MOST_OPERATIONS = 100  # Per PATCH; each searches the whole resource, but one may name thousands of members.
 LONGEST_FILTER = 10_000
 
 
 class Service(ScimService):
-    """The protocol, for one request to `storage`."""
+    """The protocol for one request to `storage`."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(provider())
@@ -43,9 +43,9 @@ class Service(ScimService):
         return super().read_replacement(resource_type, self._complete(resource_type, body, content_type), content_type)
 
     def _complete(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> bytes:
-        """The body with what is always there, where it leaves that out.
+        """Add required attributes that the body omits.
 
-        A replacement that does not say whether a person is active changes nothing about it.
+        A replacement without `active` does not change whether the person is active.
         """
         sent = self.decode_body(body, content_type)
         if not isinstance(sent, dict):
@@ -61,14 +61,14 @@ class Service(ScimService):
         return json.dumps(sent).encode()
 
     def read_search(self, resource_types: list[ResourceType], payload: Any) -> tuple[SearchRequest[Any], Any]:
-        """As everywhere, for filters that are not so long that reading them takes a while."""
+        """Read a search, refusing long filters, which are slow to parse."""
         for name, value in payload.items() if isinstance(payload, dict) else ():
             if name.casefold() == "filter" and isinstance(value, str) and len(value) > LONGEST_FILTER:
                 raise InvalidFilterException(detail=f"A filter has at most {LONGEST_FILTER:,} characters.")
         return super().read_search(resource_types, payload)
 
     def read_patch(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> PatchOp[Any]:
-        """As everywhere, for as many operations as are done in no time."""
+        """Read a PATCH, refusing too many operations."""
         sent = self.decode_body(body, content_type)
         for name, value in sent.items() if isinstance(sent, dict) else ():
             if name.casefold() == "operations" and isinstance(value, list):
@@ -78,7 +78,7 @@ class Service(ScimService):
     def apply_patch(
         self, current: Resource[Any], patch_op: PatchOp[Any], conditions: Conditions
     ) -> Resource[Any] | None:
-        """As everywhere, but that taking the last address of a person away does nothing: nobody is here without one."""
+        """Apply a PATCH. Removing a person's last address is ignored, because everybody needs one."""
         untouched = current.model_copy(deep=True)
         try:
             return super().apply_patch(current, patch_op, conditions)

@@ -1,6 +1,6 @@
-"""What one request of a directory reads and changes, in one transaction.
+"""Reads and changes for one SCIM request, in one transaction.
 
-Imports the optional package: only what serves /scim/v2/ imports this module.
+Imports the optional package, so only imported where /scim/v2/ is served.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from scim.filters import narrowed
 from scim.models import DeactivatedByOthers, ProvisioningKey
 from scim.schemas import provider
 
-MOST_LOOKED_THROUGH = 1000  # Rows that a filter is evaluated over which the database cannot.
+MOST_LOOKED_THROUGH = 1000  # Rows for which a filter is evaluated in Python.
 REFUSALS = (BeyondYours, LastOwner, LastManager, LastBreakGlass, NotByDirectory, DeactivatedByOthers)
 
 
 class Storage(ScimStorage):
-    """What one request reads and changes, acting with `key`. `writes` locks what it reads first."""
+    """Storage for one request, acting with `key`. With `writes`, rows are locked when they are read."""
 
     def __init__(self, key: ProvisioningKey, *, writes: bool) -> None:
         self.by = key.actor
         self.writes = writes
-        self.latest_active = True  # What a replacement that does not say it leaves as it is.
+        self.latest_active = True  # The value for a replacement without `active`.
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """One transaction; what a verb refuses is told as SCIM tells it."""
+        """Run in one transaction, and translate refusals to SCIM errors."""
         try:
             with transaction.atomic():
                 yield
@@ -54,7 +54,7 @@ class Storage(ScimStorage):
             raise ForbiddenException(detail=" ".join(str(refusal).split())) from refusal
         except (EmailTaken, NameTaken) as taken:
             raise UniquenessException(detail=str(taken)) from taken
-        except (DataError, UnicodeEncodeError) as error:  # As a filter or a path may have it behind an escape.
+        except (DataError, UnicodeEncodeError) as error:  # NUL or a lone surrogate, escaped in a filter or path.
             raise InvalidValueException(detail="Text holds no NUL character and no half of a pair.") from error
         except IntegrityError as taken:
             raise UniquenessException(detail="Another resource has this value already.") from taken
@@ -146,7 +146,7 @@ class Storage(ScimStorage):
 
 
 class _Matching:
-    """What a search found: resources, or rows of which only those of a page become some."""
+    """Search results: resources, or rows of which only one page is converted to resources."""
 
     def __init__(self, found: Any, build: Callable[[list[Any]], list[Resource[Any]]] = list) -> None:
         self._found, self._build = found, build

@@ -33,7 +33,7 @@ IS_INSTALLED = find_spec("scim2_server") is not None  # The extra `scim`.
 @csrf_exempt
 @login_not_required
 def endpoint(request: HttpRequest) -> HttpResponse:
-    """SCIM, while its package is installed and a provisioning key exists; else there is nothing here."""
+    """Serve SCIM if its package is installed and a provisioning key exists; otherwise 404."""
     if not IS_INSTALLED or not ProvisioningKey.objects.live().exists():
         raise Http404
     from scim.endpoint import answer  # noqa: PLC0415  (the optional package)
@@ -75,7 +75,7 @@ def _context(key: ProvisioningKey, new: IssuedKey | None = None) -> dict[str, An
 @requires(Capability.PEOPLE_MANAGE)
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
-    """A new key, whose secret is in the answer of this POST and nowhere else."""
+    """Create a key, whose secret is only in the response to this POST."""
     form = KeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         data = dict(form.cleaned_data)
@@ -94,7 +94,7 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 def _shown(request: AppRequest, new: IssuedKey) -> HttpResponse:
-    """The page of the key with its new secret, once."""
+    """Show the key's page with its new secret, once."""
     response = show(request, "scim/key.html", _context(new.key, new))
     response["Referrer-Policy"] = "no-referrer"
     return response
@@ -106,10 +106,10 @@ def _shown(request: AppRequest, new: IssuedKey) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def roll(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Another secret, in the answer of this POST and nowhere else."""
+    """Replace the secret; the new one is only in the response to this POST."""
     key, form = get_object_or_404(ProvisioningKey, pk=pk), OverlapForm(posted(request))
     if request.method == "POST" and form.is_valid():
-        if request.POST.get("prefix") != key.prefix:  # A reload repeats the POST.
+        if request.POST.get("prefix") != key.prefix:  # The page was reloaded, which repeats the POST.
             return leave(request, page_url(key), "Its secret is no longer shown")
         try:
             return _shown(request, key.roll(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
@@ -131,7 +131,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             back=page_url(key),
         )
-    with suppress(NoPrevious, AlreadyRevoked):  # Then it has ended, which is what was asked for.
+    with suppress(NoPrevious, AlreadyRevoked):  # Already ended.
         key.end_previous(by=request.user)
     return leave(request, page_url(key), "Old secret ended")
 

@@ -1,4 +1,4 @@
-"""*Add a server*: what a server says when it is asked, and putting it behind gateways with a credential in one step."""
+"""*Add a server*: ask a server, then store it with a credential and assign it to gateways in one step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ USUAL_PATHS = ("/mcp", "/sse")
 
 
 class NewServerForm(Trial, ServerForm):
-    """A new server, whose identity calls it, the gateways it goes behind, and which of its tools they allow."""
+    """A new server, its identity scheme and credential, its gateways, and their tool policy."""
 
     who = forms.ChoiceField(
         label="Identity",
@@ -79,7 +79,7 @@ class NewServerForm(Trial, ServerForm):
 
     @property
     def gateway_rows(self) -> Any:
-        """The gateways one may choose, with how many people and connections each has."""
+        """The gateways to choose from, with the number of people and connections of each."""
         return self.fields["gateways"].queryset  # type: ignore[attr-defined]
 
     @property
@@ -118,7 +118,7 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Try the credential at the server; False, with an error, if it is refused and not to be kept."""
+        """Test the credential at the server. False, with a form error, if it was refused and is not to be kept."""
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)
@@ -130,20 +130,20 @@ class NewServerForm(Trial, ServerForm):
 
     @property
     def scheme(self) -> IdentityScheme:
-        """How the gateways identify themselves to it."""
+        """The identity scheme for its assignments."""
         if self.cleaned_data["auth_type"] == AuthType.NONE:
             return IdentityScheme.NONE
         return IdentityScheme.SHARED if self._shares(self.cleaned_data) else IdentityScheme.PER_USER
 
     def server_fields(self) -> dict[str, Any]:
-        """What the row of the server is made of."""
+        """Return the fields of the server's row."""
         extra = ("who", "secret", "keep", "gateways", "own_gateway", "tools")
         return {name: value for name, value in self.cleaned_data.items() if name not in extra}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How asking a server went that is not stored yet."""
+    """The outcome of asking a server that is not stored yet."""
 
     url: str
     outcome: Discovered | Failed
@@ -152,14 +152,14 @@ class Asked:
 
     @property
     def health(self) -> dict[str, str]:
-        """What a server that is added without being asked again has its health from; a session can hold it."""
+        """The outcome as JSON for the session, from which the health of the added server is set."""
         error = "" if self.kind != "bad" else str(self.outcome)
         spoken = self.found.spoken if self.found else None
         return {"error": error, "era": spoken.eras if spoken else "", "evidence": spoken.evidence if spoken else ""}
 
     @property
     def signs_in(self) -> Needs | None:
-        """What it takes to sign in at its issuer; None where people do not."""
+        """The sign-in needs of the server, or None if people do not sign in."""
         return self.needs if self.needs and self.needs.auth_type == AuthType.OAUTH else None
 
     @property
@@ -168,12 +168,12 @@ class Asked:
 
     @property
     def kind(self) -> str:
-        """How bad it is: a server that asks for a credential is up."""
+        """The severity of the outcome; a server that asks for a credential is up."""
         return "good" if self.found else "warn" if isinstance(self.outcome, AccessRefused) else "bad"
 
     @property
     def wants(self) -> str:
-        """What the server wants of who calls it, as a sentence."""
+        """A sentence on what the server requires from callers."""
         if self.found:
             if self.with_credential:
                 return "It takes this credential."
@@ -193,7 +193,7 @@ class Asked:
 
     @property
     def tools(self) -> list[dict[str, Any]]:
-        """The first of its tools, with what each does to the world as far as the server says."""
+        """The first of its tools, with their claimed effects."""
         shown = self.found.tools[:SHOWN_TOOLS] if self.found else []
         return [
             {
@@ -210,14 +210,14 @@ class Asked:
 
 
 def _line(text: Any) -> str:
-    """The first line of a description."""
+    """Return the first line of a description."""
     return text.strip().partition("\n")[0][:120] if isinstance(text, str) else ""
 
 
 def ask(values: dict[str, Any], secret: str) -> Asked:
-    """Ask the server these values describe, with `secret` when there is one; nothing is stored.
+    """Ask the server described by `values`, with `secret` if given. Nothing is stored.
 
-    Where nothing is at a bare address, the usual paths are tried; `Asked.url` is where the server was found.
+    If there is no MCP endpoint at the root of a host, the usual paths are tried; `Asked.url` is the URL that worked.
     """
     asked, parts = _ask(values, secret), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -244,16 +244,15 @@ def _ask(values: dict[str, Any], secret: str) -> Asked:
 
 
 def is_own(url: str) -> bool:
-    """Whether this is an address of the gateway itself, which is not asked."""
+    """True if this is a URL of the gateway itself, which must not be called."""
     return upstream_guard().own.has(url)
 
 
 def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None, name_is_made: bool = False) -> Server:
-    """Store the server with its credential, and put it behind the chosen gateways. Raises IntegrityError.
+    """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
-    Its tools are listed at once where that can be done, so that gateways show them from the start, and a credential is
-    tried. Without either it is not asked again: its health is what `tested`, the `Asked.health` of a test of the same
-    server, says.
+    If it has gateways or a credential, it is asked for its tools immediately, so that gateways show them and the
+    credential is tested. Otherwise its health is taken from `tested`, the `Asked.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -272,7 +271,7 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None, 
 
 
 def _own_gateway(server: Server, form: NewServerForm, by: User) -> list[Gateway]:
-    """The new gateway that was asked for, if any; open to the teams of who adds it, to everyone without a team."""
+    """Create the gateway if one was requested, open to the teams of `by`, or to everyone if they are in no team."""
     if not form.cleaned_data.get("own_gateway"):
         return []
     slug = suggest(server.name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
@@ -309,7 +308,7 @@ def _assign(server: Server, gateway: Gateway, form: NewServerForm, identity: Ide
 
 
 def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | None, tools: str, by: User) -> None:
-    """Learn what the server offers; when it cannot be asked now, it is asked as soon as somebody uses it."""
+    """List the server's tools. If that fails, they are listed when the server is first used."""
     try:
         discovered = discover(server, identity, tuple(Kind))
     except Failed as failure:

@@ -1,4 +1,4 @@
-"""The page *Add a server*: one page from an address, or a well-known server, to tools on gateways."""
+"""The page *Add a server*: from a URL, or a well-known server, to tools on gateways."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from servers.oauth_client.registration import redirect_uri
 from ui.pages import AppRequest, leave, show
 
 PAGE = "servers/add.html"
-TESTED = "tested_server"  # In the session: how asking a server went that was not added yet.
+TESTED = "tested_server"  # Session key for the outcome of asking a server that was not added yet.
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest) -> HttpResponse:
-    """GET: which server? POST with `check`, `tile` or `test`: what it says. POST otherwise: add it."""
+    """GET: choose a server. POST with `check`, `tile` or `test`: ask it. Other POST: add it."""
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
     if {"check", "tile", "test"} & request.POST.keys():
@@ -51,7 +51,7 @@ def add(request: AppRequest) -> HttpResponse:
 
 
 def _choice(request: AppRequest) -> dict[str, Any]:
-    """The first step: an address to type, and the tiles that match what is searched."""
+    """Return the context of the first step: a field for the URL, and the tiles that match the search."""
     words, kind = request.GET.get("q", ""), request.GET.get("kind", "")
     context: dict[str, Any] = {"q": words, "kind": kind, "kinds": well_known.KINDS, "url": request.GET.get("url", "")}
     try:
@@ -67,7 +67,7 @@ def _choice(request: AppRequest) -> dict[str, Any]:
 
 
 def _asked(request: AppRequest) -> HttpResponse:
-    """The second step: what the server says of itself, with everything typed so far still there."""
+    """Ask the server, and show the second step with the answer and everything entered so far."""
     posted = {name: request.POST[name] for name in request.POST if name not in ("csrfmiddlewaretoken", "gateways")}
     tile = well_known.find(request.POST.get("tile", ""))
     if tile:
@@ -100,13 +100,13 @@ def _asked(request: AppRequest) -> HttpResponse:
 
 
 def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | None:
-    """How the last test went, when it was of the address that is added now."""
+    """Return the outcome of the last test, if it was of the URL that is added now."""
     tested = request.session.get(TESTED)
     return tested if tested and tested["url"] == values["url"] else None
 
 
 def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dict[str, Any]:
-    """What the form begins with: what was typed, and where nothing was, what the server or its tile says."""
+    """Return the initial values of the form: those entered, then those of the server or its tile."""
     values: dict[str, Any] = {
         "timeout_seconds": 30,
         "total_seconds": 600,
@@ -117,7 +117,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
     values |= {name: value for name, value in posted.items() if value}
     found = asked.found
     said = found.info.name.strip()[:80] if found else ""
-    if said and values.get("name") == values.get("suggested"):  # Nobody typed another name.
+    if said and values.get("name") == values.get("suggested"):  # The person did not enter another name.
         values.pop("name", None)
     values["suggested"] = values.get("suggested") if "name" in values else said or _name_of(posted["url"])
     values.setdefault("name", values["suggested"])
@@ -139,7 +139,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
 
 
 def _name_of(url: str) -> str:
-    """A name made of the host of an address: `mcp.example.com` becomes Example."""
+    """Make a name from the host of a URL: `mcp.example.com` becomes Example."""
     host = url.partition("://")[2].partition("/")[0].partition(":")[0]
     labels = [label for label in host.split(".") if label not in ("mcp", "api", "www")]
     return labels[-2 if len(labels) > 1 else 0].capitalize() if labels and not host[-1:].isdigit() else "Server"
@@ -157,7 +157,7 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 
 
 def _next(server: Server, form: NewServerForm, user: User) -> str:
-    """Where to go: to what the person must still bring themselves, else to the server."""
+    """Return the next page: the person's connection that needs an identity, or the server."""
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
         if first := own.order_by("-connected_at").first():

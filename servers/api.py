@@ -146,8 +146,8 @@ class NewServer(ServerChanges):
     token_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
     revocation_endpoint = serializers.CharField(max_length=500, allow_blank=True, default="")
     assume_pkce = serializers.BooleanField(default=False)
-    private = None  # type: ignore[assignment]  # Where its URL leads says it.
-    end_sign_ins = None  # type: ignore[assignment]  # Nobody has signed in there.
+    private = None  # type: ignore[assignment]  # Derived from its URL.
+    end_sign_ins = None  # type: ignore[assignment]  # A new server has no sign-ins.
 
 
 class ServerResource(Resource):
@@ -237,7 +237,7 @@ class ServerResource(Resource):
         """
         server = find(slug)
         with self.unchanged(server):
-            pass  # It is asked without a lock.
+            pass  # Checks the version; the server is asked without a lock.
         try:
             discovered = probe(server, by=self.me)
         except Failed as failure:
@@ -248,5 +248,5 @@ class ServerResource(Resource):
         return Response({"ok": True, "detail": str(discovered), "wants_credential": False, "tools": tools, **protocol})
 
     def _now(self, server: Any, status: int = HTTPStatus.OK) -> Response:
-        """The server as it is now."""
+        """Return the current server."""
         return self.answer(find(server.slug), status)

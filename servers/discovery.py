@@ -1,6 +1,6 @@
-"""*Test connection* and *Refresh tools*: lists a server's tools, stores its health, and explains failures.
+"""*Test connection* and *Refresh tools*: list a server's tools, store its health, and explain failures.
 
-`discover` does not touch the database, so several servers can be asked at once.
+`discover` does not touch the database, so several servers can be asked concurrently.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ __all__ = [
 ]
 
 DISCOVERY_SECONDS = 10
-TRIAL_SECONDS = 5  # A person waits for the page.
-MOST_TRIALS = 20  # Of new credentials for one server, in a minute.
+TRIAL_SECONDS = 5  # Short, because a person waits for the page.
+MOST_TRIALS = 20  # New credentials tested per server and minute.
 MAX_SENTENCE = 300
 
 
 class Failed(Exception):
-    """The server gave no usable answer; the message goes on after "The server".
+    """The server gave no usable answer; the message continues "The server".
 
-    It may quote the server, and yet can be stored and shown. `reason` is why, in the words of the log.
+    The message may quote the server, but is safe to store and show. `reason` is the error code for the log.
     """
 
     def __init__(self, sentence: str, reason: str = "unreachable") -> None:
@@ -61,16 +61,16 @@ class Failed(Exception):
 
 
 class AccessRefused(Failed):
-    """The server responds, but refuses access."""
+    """The server responds but refuses access."""
 
 
 class NoEndpoint(Failed):
-    """A web server answers, but MCP is not at this address (404 or 405)."""
+    """A web server answers, but there is no MCP endpoint at this URL (404 or 405)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """What a server turned out to speak and to offer: by kind its usable definitions, as it sent them."""
+    """The eras a server speaks, and the usable definitions it offers, by kind, as it sent them."""
 
     spoken: Spoken
     features: dict[str, list[Definition]]
@@ -78,12 +78,11 @@ class Discovered:
 
     @property
     def era(self) -> Era:
-        """The eras it speaks."""
         return Era(self.spoken.eras)
 
     @property
     def info(self) -> ServerInfo:
-        """Its introduction in the newest era it speaks."""
+        """The server's `initialize` or discovery result in the newest era it speaks."""
         return self.spoken.infos[-1]
 
     @property
@@ -93,12 +92,12 @@ class Discovered:
 
     @property
     def versions(self) -> str:
-        """The versions of MCP it speaks, the newest of each era, in words."""
+        """The newest version of each era it speaks, in words."""
         return " and ".join(info.version for info in reversed(self.spoken.infos))
 
     @property
     def tools(self) -> list[dict[str, Any]]:
-        """Its tools as it defines them."""
+        """The definitions of its tools."""
         return [definition.value for definition in self.features[TOOL]]
 
     def __str__(self) -> str:
@@ -109,7 +108,7 @@ class Discovered:
 
 
 def identity_for(server: Server, user: User) -> Identity | None:
-    """The credential `user` may test `server` with: their own, else a shared one; none where none is needed."""
+    """Return the credential to test `server` with: the user's own, or a shared one; None if none is needed."""
     if not server.needs_credential:
         return None
     usable = Identity.objects.filter(server=server).usable()
@@ -118,10 +117,10 @@ def identity_for(server: Server, user: User) -> Identity | None:
 
 
 def refusal_of(server: Server, secret: str) -> str:
-    """Try a secret that is not stored yet; return how the server refuses it, to follow the server's name.
+    """Test a secret that is not stored yet, and return the refusal as text that follows the server's name.
 
-    Empty if the server accepts it, is disabled, cannot be asked now, or was asked MOST_TRIALS times in this minute:
-    nobody guesses credentials through us.
+    Empty if the server accepts it, is disabled, cannot be reached, or was asked more than MOST_TRIALS times in this
+    minute, so that nobody can guess credentials through the gateway.
     """
     if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
         return ""
@@ -135,12 +134,12 @@ def refusal_of(server: Server, secret: str) -> str:
 
 
 def probe(server: Server, *, by: User) -> Discovered:
-    """Contact `server` now and remember how it went. Raises Failed."""
+    """Contact `server` now and record the outcome. Raises Failed."""
     return contact(server, identity_for(server, by))
 
 
 def contact(server: Server, identity: Identity | None, seconds: float = DISCOVERY_SECONDS) -> Discovered:
-    """Contact `server` with this identity and remember on both how it went. Raises Failed."""
+    """Contact `server` with this identity and record the outcome on both. Raises Failed."""
     if identity is not None:
         keep_fresh(identity)
     try:
@@ -153,14 +152,14 @@ def contact(server: Server, identity: Identity | None, seconds: float = DISCOVER
 
 
 def note(server: Server, identity: Identity | None, outcome: Discovered | Failed) -> None:
-    """Remember on the rows how a contact went."""
+    """Record the outcome of a contact on the server and the identity."""
     match outcome:
         case Discovered():
             server.note_health(Health.OK, era=outcome.era, evidence=outcome.spoken.evidence)
             server.take_name(outcome.info.name)
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)
-        case AccessRefused():  # Who asks for a credential is up.
+        case AccessRefused():  # A server that asks for a credential is up.
             server.note_health(Health.OK)
         case Failed():
             server.note_health(Health.DOWN, str(outcome))
@@ -170,7 +169,7 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerInfo) -> None:
-    """Keep what the server said of itself to this identity: clients are told it."""
+    """Store what the server says about itself to this identity; clients are shown it."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,
@@ -189,7 +188,7 @@ def discover(
     *,
     seconds: float = DISCOVERY_SECONDS,
 ) -> Discovered:
-    """Ask `server` for all it offers of these kinds, in whichever era it speaks. Raises Failed."""
+    """Ask `server` for all features of these kinds, in whichever era it speaks. Raises Failed."""
     started = time.monotonic()
     try:
         found = _ask(server, identity, kinds, seconds)
@@ -225,7 +224,7 @@ def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: 
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Return the target of the request; the eras of the server are found out again."""
+    """Return the target of the request, without an era, so that it is determined again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,
@@ -242,7 +241,7 @@ def _target(server: Server, identity: Identity | None) -> Target:
 
 
 def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | None:
-    """The header that carries `identity`, and its value."""
+    """Return the name and value of the header that carries `identity`."""
     if identity is None or identity.secret_ciphertext is None or not server.needs_credential:
         return None
     try:

@@ -29,11 +29,11 @@ from servers.upstream_guard import leads_inside, upstream_guard
 from wire.credential import fits_a_header, is_header_name, may_carry
 from wire.guard import UrlRefused
 
-RESERVED = frozenset({"add", "find", "slug"})  # Words of our own addresses.
+RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
 
 
 def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
-    """A free slug made from `name`, empty when the name has no letter to make one of."""
+    """Return a free slug made from `name`, empty if the name has no usable character."""
     base = slugify(name).replace("_", "-")[:longest].strip("-")
     if not base:
         return ""
@@ -43,13 +43,13 @@ def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
 
 
 def address(label: str, help_text: str) -> forms.CharField:
-    """A field for one address that may be left empty; the model judges what is entered."""
+    """Return an optional field for a URL; the model validates it."""
     text = forms.TextInput(attrs={"inputmode": "url"})
     return forms.CharField(label=label, required=False, max_length=500, widget=text, help_text=help_text)
 
 
 class SlugField(forms.CharField):
-    """A slug, left empty to have one made from the name."""
+    """A slug; left empty, it is made from the name."""
 
     def __init__(self, given_out: models.QuerySet[Any], **options: Any) -> None:
         super().__init__(required=False, validators=[slug_validator], **options)
@@ -64,7 +64,7 @@ class SlugField(forms.CharField):
         return slug
 
     def made_from(self, name: str) -> str:
-        """What an empty slug becomes. Raises ValidationError when nothing can be made of the name."""
+        """Return the slug made from `name`. Raises ValidationError if none can be made."""
         slug = suggest(name, self.given_out.all(), self.max_length or 40)
         if not slug:
             raise ValidationError("No slug can be made of this name. Give one.")
@@ -72,13 +72,13 @@ class SlugField(forms.CharField):
 
 
 class SignInSettings:
-    """The checks of how people sign in at a server, for a form that has these fields in this order."""
+    """Validation of sign-in settings, for a form that has these fields in this order."""
 
     cleaned_data: dict[str, Any]
 
     @property
     def server_url(self) -> str:
-        """The address of the server it is about."""
+        """The URL of the server."""
         return str(self.cleaned_data.get("url", ""))
 
     def clean_expected_issuer(self) -> str:
@@ -123,11 +123,11 @@ class SignInSettings:
 
 
 class ServerForm(SignInSettings, forms.Form):
-    """What is known of an upstream server. `server` is the one being edited, None when one is added."""
+    """The settings of an upstream server. `server` is the one being edited, None for a new one."""
 
     name = forms.CharField(max_length=80)
     slug = SlugField(Server.objects.all(), max_length=16, help_text="Tools begin with it. It never changes.")
-    # Of no type: a browser would answer a command, or a name without https://, with "Please enter a URL", and not we.
+    # Not type="url": browsers would reject a command, or a host without https://, before our better message.
     url = forms.CharField(label="URL", max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
     auth_type = forms.ChoiceField(label="Auth type", choices=AuthType.choices, initial=AuthType.NONE)
     header_name = forms.CharField(required=False, max_length=80, help_text="For “Own header” only.")
@@ -229,7 +229,7 @@ class ServerForm(SignInSettings, forms.Form):
     def __init__(self, *args: Any, server: Server | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.server = server
-        self.ends = 0  # How many sign-ins it would end, which has to be agreed to.
+        self.ends = 0  # The number of sign-ins that saving would end, to be confirmed.
         self._leads_inside: bool | None = None
         if server is None:
             del self.fields["private"], self.fields["end_sign_ins"]
@@ -243,7 +243,7 @@ class ServerForm(SignInSettings, forms.Form):
 
     @property
     def shows_sign_in(self) -> bool:
-        """Whether the settings of how people sign in are unfolded: they are set, or need attention."""
+        """True if the sign-in settings are expanded: one is set, or has an error."""
         return any(name in self.errors for name in SIGN_IN_SETTINGS) or any(
             self[name].value() not in ("", None, False, ResourceSent.SERVER) for name in SIGN_IN_SETTINGS
         )
@@ -291,7 +291,7 @@ class ServerForm(SignInSettings, forms.Form):
         return values
 
     def _private(self, values: dict[str, Any]) -> bool | None:
-        """Whether the server may be at a private address: as its URL said when it was typed, else as one says here."""
+        """True if the server may be at a private address: from its URL when it was entered, or as set here."""
         if self.server is None or values["url"] != self.server.url:
             return self._leads_inside
         if self.server.private is not None or values.get("private"):
@@ -299,12 +299,12 @@ class ServerForm(SignInSettings, forms.Form):
         return leads_inside(values["url"])
 
     def refuse_end(self, refusal: WouldEndSignIns) -> None:
-        """Say how many sign-ins the changes end, which has to be agreed to."""
+        """Ask for confirmation that the changes end this many sign-ins."""
         self.ends = refusal.count
         self.add_error("end_sign_ins", str(refusal))
 
     def refuse(self) -> None:
-        """Add the error of an edit conflict."""
+        """Report that the name or slug was taken by a concurrent edit."""
         self.add_error("name", "This name or slug was taken just now. Choose another.")
 
 
@@ -342,7 +342,7 @@ PROGRAMS = frozenset(
 
 
 def _is_command(text: str) -> bool:
-    """Whether this is what clients are configured with for a local server: a command, or the JSON that holds one."""
+    """True if `text` is the configuration of a local server: a command, or JSON that contains one."""
     first = text.strip("\"'").partition(" ")[0].rpartition("/")[2].removesuffix(".exe")
     return "://" not in text.partition(" ")[0] and (first in PROGRAMS or text.startswith("{"))
 
@@ -355,8 +355,10 @@ def _usable(check: Callable[..., str], text: str, **context: Any) -> str:
 
 
 def _callable(url: str) -> tuple[str, bool]:
-    """`url` with its scheme in lower case, and whether it leads to a private address. Raises ValidationError unless
-    the gateway may call it."""
+    """Validate a server's URL; return it with its scheme in lower case, and whether it is at a private address.
+
+    Raises ValidationError if the gateway may not call it.
+    """
     if _is_command(url):
         raise ValidationError(NO_COMMAND)
     if re.search(r"[\x00-\x20\x7f\\]", url):
@@ -372,7 +374,7 @@ def _callable(url: str) -> tuple[str, bool]:
 
 
 class SecretForm(forms.Form):
-    """A credential for one server. It is write-only: nothing ever fills the field."""
+    """A credential for one server. Write-only: the field is never filled."""
 
     secret = forms.CharField(
         max_length=4000,
@@ -397,28 +399,28 @@ class SecretForm(forms.Form):
 
 
 class Trial(forms.Form):
-    """A form that tries credentials at their server: one that is refused is kept only if the person says so."""
+    """A form that tests credentials at their server; a refused one is stored only if the person confirms."""
 
     keep = forms.BooleanField(
         label="Keep it anyway", required=False, help_text="A new one has to be pasted again: it was not stored."
     )
 
-    refusal = ""  # What the server said against the credential.
+    refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Note how the server of this name refused the credential of `field`: an error, unless it is to be kept."""
+        """Record the refusal of the credential in `field`; a form error unless it is to be kept."""
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
             self.add_error(field, f"{server} {refusal}. Use another, or keep it anyway.")
 
 
 class TriedSecretForm(Trial, SecretForm):
-    """A credential that is tried before it is stored; `refusal` says what its server has against it if it is kept."""
+    """A credential that is tested before it is stored; `refusal` is the server's reason if it is kept anyway."""
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or self.cleaned_data
         if "secret" in values and not self.errors:
-            from servers.discovery import refusal_of  # noqa: PLC0415  It brings the metrics, whose files bear a worker's id.
+            from servers.discovery import refusal_of  # noqa: PLC0415  It imports the metrics, whose files have a worker's id.
 
             self.judge(refusal_of(self.server, values["secret"]), "secret", self.server.name)
         values.pop("keep", None)
@@ -437,19 +439,18 @@ class SharedLabel(forms.Form):
         return label
 
     def refuse_label(self) -> None:
-        """Say that the label is taken."""
         self.add_error("label", "A shared identity with this label already exists.")
 
 
 class SharedIdentityForm(SharedLabel, TriedSecretForm):
-    """A service account: a credential that belongs to nobody in particular."""
+    """A service account: a credential shared by everybody."""
 
     label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
     field_order = ("label", "secret", "keep")
 
 
 class SharedSignInForm(SharedLabel):
-    """A service account of a server where one signs in."""
+    """A service account of a server that uses sign-in."""
 
     label = forms.CharField(max_length=80, help_text="Shown in logs and where the identity is chosen.")
 
@@ -466,11 +467,10 @@ class ServerFilter(forms.Form):
     auth = forms.MultipleChoiceField(required=False, choices=AuthType.choices)
 
     def narrow(self, servers: ServerQuerySet) -> ServerQuerySet:
-        """The servers that match."""
         self.is_valid()
         servers = servers.matching(self.cleaned_data.get("q", ""))
         if health := self.cleaned_data.get("health"):
-            servers = servers.filter(enabled=True, health__in=health)  # Those that are off are not asked.
+            servers = servers.filter(enabled=True, health__in=health)  # The health of disabled servers is out of date.
         if auth := self.cleaned_data.get("auth"):
             servers = servers.filter(auth_type__in=auth)
         return servers

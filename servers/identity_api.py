@@ -134,7 +134,7 @@ class IdentityResource(Resource):
     versioned = True
 
     def get_queryset(self) -> IdentityQuerySet:
-        """The identities this person may know of."""
+        """Return the identities the person may see."""
         rows = Identity.objects.select_related("server", "owner").order_by("label", "pk")
         if self.me.has_perm(Capability.IDENTITIES_MANAGE):
             return rows
@@ -248,7 +248,7 @@ class IdentityResource(Resource):
         return self.answer(identity)
 
     def _instead_of(self, pk: UUID | None, server: Server) -> Identity | None:
-        """One's own identity for this server whose place the new one takes."""
+        """Return the person's own identity for this server that the new one replaces."""
         if pk is None:
             return None
         old = Identity.objects.own(self.me).filter(pk=pk, server=server).first()
@@ -260,13 +260,13 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """The identity, live, if this person may switch and end it."""
+        """Return the identity if it is live and the person may switch and revoke it."""
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         return _live(identity)
 
     def _replaceable(self, pk: UUID) -> Identity:
-        """The identity, live, if it is this person's own, or shared and theirs to manage."""
+        """Return the identity if it is live and the person's own, or shared and managed by them."""
         identity = self._find(pk)
         if identity.owner_id != self.me.pk:
             must_hold(self.me, Capability.SERVERS_MANAGE)

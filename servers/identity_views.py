@@ -54,7 +54,7 @@ RULE = "one's own; shared ones need SERVERS_MANAGE, other people's IDENTITIES_MA
 
 @dataclass(frozen=True)
 class IdentityRow:
-    """One identity as `viewer` sees it."""
+    """An identity as `viewer` sees it."""
 
     identity: Identity
     viewer: User
@@ -70,13 +70,13 @@ class IdentityRow:
 
     @property
     def calls_query(self) -> str:
-        """What narrows the log to the calls that used it."""
+        """The query of the log for calls that used it."""
         label = self.identity.label.replace("\\", "\\\\").replace('"', '\\"')
         return urlencode({"server": self.identity.server_id, "q": f'identity is "{label}"'})
 
     @property
     def may_change(self) -> bool:
-        """Whether the viewer may switch it off and on, and end it."""
+        """True if the viewer may disable, enable and revoke it."""
         return self.identity.is_open_to(self.viewer)
 
     @property
@@ -92,34 +92,34 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """What keeps it from being used although it is switched on."""
+        """The reason why it is not used although it is enabled."""
         return "it waits to be confirmed" if self.identity.status == "unconfirmed" else ""
 
     @property
     def may_replace(self) -> bool:
-        """Whether the viewer may replace the secret: never another person's."""
+        """True if the viewer may replace the secret; never that of another person."""
         return self.viewer.has_perm(Capability.SERVERS_MANAGE) if self.identity.is_shared else self.is_own
 
     @property
     def may_sign_in(self) -> bool:
-        """Whether the viewer may sign in at its issuer again."""
+        """True if the viewer may sign in at its issuer again."""
         return self.may_replace and self.identity.by_oauth and self.identity.revoked_at is None
 
     @property
     def may_confirm(self) -> bool:
-        """Whether it waits for the viewer to agree to where its server is now."""
+        """True if it waits for the viewer to confirm the changed server."""
         waits = self.identity.unconfirmed_since is not None and self.identity.revoked_at is None
         return waits and self.identity.may_be_confirmed_by(self.viewer)
 
     @property
     def may_place(self) -> bool:
-        """Whether the viewer may choose the gateways on which it may be used."""
+        """True if the viewer may choose the gateways that may use it."""
         shared = self.identity.is_shared and self.identity.revoked_at is None
         return shared and self.viewer.has_perm(Capability.IDENTITIES_MANAGE)
 
     @property
     def places(self) -> str:
-        """The gateways a shared identity is for, in words."""
+        """The gateways that may use a shared identity, in words."""
         return ", ".join(gateway.name for gateway in self.identity.gateways.all()) or "no gateway yet"
 
     @property
@@ -128,7 +128,7 @@ class IdentityRow:
 
 
 def visible(server: Server, viewer: User) -> IdentityQuerySet:
-    """The identities of `server` that `viewer` may see, live ones first; nobody sees a secret."""
+    """Return the identities of `server` that `viewer` may see, live ones first. Secrets are never shown."""
     rows = Identity.objects.filter(server=server).select_related("owner", "server").prefetch_related("gateways")
     if not viewer.has_perm(Capability.IDENTITIES_MANAGE):
         rows = rows.own(viewer) | rows.shared() if viewer.has_perm(Capability.SERVERS_MANAGE) else rows.own(viewer)
@@ -138,7 +138,7 @@ def visible(server: Server, viewer: User) -> IdentityQuerySet:
 
 
 def own_identities(user: User) -> IdentityQuerySet:
-    """The identities `user` brought, by server, live ones first, each with the live connections that use it."""
+    """Return the identities of `user` by server, live ones first, each with the live connections that use it."""
     live = ConnectionIdentity.objects.filter(connection__revoked_at=None).select_related(
         "connection__host", "connection__gateway"
     )
@@ -151,7 +151,7 @@ def own_identities(user: User) -> IdentityQuerySet:
 
 
 def find(request: AppRequest, pk: UUID) -> Identity:
-    """The identity, if the viewer may change it. Raises CapabilityRequired."""
+    """Return the identity. Raises CapabilityRequired if the viewer may not change it."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     identity.must_be_open_to(request.user)
     return identity
@@ -162,7 +162,7 @@ def tab_url(server: Server) -> str:
 
 
 def page_url(viewer: User, identity: Identity) -> str:
-    """The page that lists `identity`: the tab of its server, or My identities for users who may not open the tab."""
+    """Return the page that lists `identity`: the tab of its server, or My identities if they may not open it."""
     return tab_url(identity.server) if any(map(viewer.has_perm, SEES_SERVERS)) else reverse("connections:mine")
 
 
@@ -205,7 +205,7 @@ def add(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _add_by_sign_in(request: AppRequest, server: Server) -> HttpResponse:
-    """A shared identity of a server where one signs in: as the service account, in this browser."""
+    """Add a shared identity by signing in as the service account, in this browser."""
     form = SharedSignInForm(request.POST or None, server=server)
     context = {
         "form": form,
@@ -286,7 +286,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource("one's own; shared ones need IDENTITIES_MANAGE", others=NOBODY)
 def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Agree that the secret is sent where its server is now."""
+    """Agree to send the secret to the server's current address."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     if not identity.may_be_confirmed_by(request.user):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
@@ -312,7 +312,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = find(request, pk)
-    typed = identity.label if identity.is_shared else ""  # Everyone on its gateways acts as it.
+    typed = identity.label if identity.is_shared else ""  # Revoking it affects everyone on its gateways.
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         return confirm(
             request,
@@ -336,7 +336,7 @@ def _impact(identity: Identity) -> str:
 
 
 def _uses(identity: Identity) -> str:
-    """Where it is in use: a shared one on gateways, a person's own by connections."""
+    """Return a sentence with the number of gateways, or for a person's own identity connections, that use it."""
     if identity.is_shared:
         count, word = identity.assignments.filter(removed_at=None).count(), "gateway"
     else:
@@ -345,7 +345,7 @@ def _uses(identity: Identity) -> str:
 
 
 def _changed(request: AppRequest, identity: Identity, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """The answer to an act: its row of the page that is open."""
+    """Answer an action with the identity's row on the open page."""
     back = page_url(request.user, identity)
     if not wants_fragment(request):
         return leave(request, back, toast, undo)
@@ -354,7 +354,7 @@ def _changed(request: AppRequest, identity: Identity, toast: str, undo: Undo | N
 
 
 def _row_fragment(request: AppRequest, identity: Identity) -> Fragment:
-    """The row of `identity` on the open page, as it is now."""
+    """Return the current row of `identity` for the open page."""
     if open_page(request) == reverse("connections:mine"):
         identity_row = get_object_or_404(own_identities(request.user), pk=identity.pk)
         return Fragment("connections/mine.html#identity", {"row": IdentityRow(identity_row, request.user)})

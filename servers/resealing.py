@@ -1,4 +1,4 @@
-"""Re-encrypts stored credentials with the newest key, so that an older one can be removed."""
+"""Re-encrypt stored credentials with the newest key, so that an older key can be removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sso.models import DecryptionKey, Provider
 from ui.sealing import Resealed, cipher
 from wire.cipher import Unreadable
 
-# What is sealed: the name of it, which rows hold it, and where.
+# The encrypted columns, by name.
 SEALED: dict[str, tuple[type[Any], str]] = {
     "identities": (Identity, "secret_ciphertext"),
     "upstream clients": (ClientRegistration, "secret_ciphertext"),
@@ -28,11 +28,11 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 
 
 def reseal() -> dict[str, Resealed]:
-    """Seal with the newest key what an older one holds; how much, by the names of SEALED.
+    """Re-encrypt everything that an older key encrypted, and return the numbers by the names of SEALED.
 
-    Row by row, each in a transaction of its own: calls, replacements and revocations go on meanwhile, and running it
-    again does what is left. Sessions with upstream servers stay, for the secrets do not change and their ids are moved
-    too; one that no key opens is gone, and is opened anew when it is needed.
+    Each row has its own transaction, so calls, replacements and revocations continue meanwhile, and an interrupted run
+    can be repeated. Upstream sessions continue, because secrets do not change and session ids are re-encrypted too. A
+    session id that no key decrypts is deleted; the session is opened again when needed.
     """
     _reseal_sessions()
     return {name: _reseal_rows(model, field) for name, (model, field) in SEALED.items()}
@@ -55,14 +55,14 @@ def _reseal_rows(model: type[Any], field: str) -> Resealed:
 
 
 def _moved(model: type[Any], field: str, pk: object) -> bool | None:
-    """Whether this row could be moved; None when that was no longer needed."""
+    """Re-encrypt one row. Returns False if no key decrypts it, None if that was no longer needed."""
     with transaction.atomic():
         row = model.objects.select_for_update(of=("self",)).filter(pk=pk).first()
         if row is None:
-            return None  # Removed since we looked.
+            return None  # Deleted meanwhile.
         sealed = getattr(row, field)
         if sealed is None or row.key_id == cipher().key_id:
-            return None  # Replaced or revoked.
+            return None  # Replaced or revoked meanwhile.
         try:
             secret = cipher().reseal(bytes(sealed))
         except Unreadable:

@@ -1,4 +1,4 @@
-"""What an administrator may set of how people sign in at a server, checked; without Django."""
+"""Validate the sign-in settings of a server; without Django."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from wire.oauth_client import is_https, scopes_of
 
 
 class Unusable(ValueError):
-    """This cannot be set; the message says why."""
+    """A setting is invalid; the message says why."""
 
 
 def issuer(text: str, *, url: str) -> str:
-    """An issuer, byte for byte as it names itself. Raises Unusable."""
+    """Validate an issuer, which must match its metadata byte for byte. Raises Unusable."""
     if text and not is_https(text, like=url):
         raise Unusable("An issuer is an address that begins with https://, exactly as its metadata name it.")
     return text
 
 
 def resource(text: str) -> str:
-    """A value for `resource`: an http or https URI without a fragment (RFC 8707 section 2). Raises Unusable."""
+    """Validate a `resource`: an http or https URI without a fragment (RFC 8707 section 2). Raises Unusable."""
     if text and (not is_https(text, like="http://") or "#" in text):
         raise Unusable("Give an address that begins with https:// or http://, without # and what follows it.")
     return text
 
 
 def scopes(text: str) -> str:
-    """Scopes, each once, with a space between (RFC 6749 section 3.3). Raises Unusable."""
+    """Normalise scopes: each once, separated by spaces (RFC 6749 section 3.3). Raises Unusable."""
     found = scopes_of(text)
     if unusable := [each for each in text.split() if each not in found]:
         raise Unusable(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
@@ -32,7 +32,7 @@ def scopes(text: str) -> str:
 
 
 def endpoint(text: str, *, url: str) -> str:
-    """An endpoint of an issuer: a URI without a fragment (RFC 6749 sections 3.1 and 3.2). Raises Unusable."""
+    """Validate an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2). Raises Unusable."""
     if text and (not is_https(text, like=url) or "#" in text):
         raise Unusable("An endpoint is an address that begins with https://, without # and what follows it.")
     return text

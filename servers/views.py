@@ -1,4 +1,4 @@
-"""The Servers pages: the list, the page of one server with its log, *Test connection*, enabling and disabling."""
+"""The Servers pages: the list, the page of a server with its log, *Test connection*, enabling and disabling."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ from wire.credential import place_of
 
 
 def counted(servers: ServerQuerySet) -> ServerQuerySet:
-    """Servers with the number of live gateways each stands behind."""
+    """Annotate servers with the number of live gateways they are assigned to."""
     live = Q(assignments__removed_at=None, assignments__gateway__archived_at=None)
     counts = servers.annotate(gateway_count=Count("assignments__gateway", filter=live, distinct=True))
     return counts.order_by(Lower("name"))
 
 
 def find(slug: str) -> Server:
-    """The live server with its counts, or 404."""
+    """Return the live server with its counts, or 404."""
     return get_object_or_404(counted(Server.objects.live().select_related("created_by")), slug=slug)
 
 
@@ -88,14 +88,14 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_SERVERS)
 def find_by_id(request: AppRequest, pk: UUID) -> HttpResponse:
-    """The page of the server with this id, which logs hold instead of its slug."""
+    """Redirect to the page of the server with this id; logs contain the id, not the slug."""
     return redirect(page_url(get_object_or_404(Server.objects.live(), pk=pk)))
 
 
 @require_GET
 @requires(Capability.SERVERS_MANAGE)
 def slug(request: AppRequest) -> HttpResponse:
-    """What an empty slug would become, while the name is typed."""
+    """Suggest a slug while the name is typed."""
     suggestion = request.GET.get("slug") or suggest(request.GET.get("name", ""), Server.objects.all(), 16)
     return render(request, "servers/form.html#slug", {"made": suggestion})
 
@@ -132,7 +132,7 @@ def gateways(request: AppRequest, slug: str) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def logs(request: AppRequest, slug: str) -> HttpResponse:
-    """The calls that went to one server."""
+    """Show the calls to one server."""
     if not any(request.user.has_perm(capability) for capability in SEES_SERVERS):
         return log_alone("server", get_object_or_404(Server, slug=slug).pk)
     return log_tab(request, "server", find(slug))
@@ -159,7 +159,7 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: AppRequest) -> bool:
-    """Whether the server was changed; if not, the form or the context says why."""
+    """Save the server. Returns False if that failed; the form or the context says why."""
     try:
         server.edit(**form.cleaned_data, by=request.user, seen=seen(request))
     except ChangedMeanwhile as clash:
@@ -188,7 +188,7 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
-    """The same for a server that is being edited, with its identity unless that was stored for another place."""
+    """Test a server that is being edited, with its stored identity unless the URL has another origin."""
     stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
     values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}
     identity = identity_for(server, user)
@@ -199,7 +199,7 @@ def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[
 
 
 def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
-    """How a contact with the server these values describe went; nothing is saved."""
+    """Test the server described by `values`, and describe the outcome. Nothing is saved."""
     try:
         discovered = discover(Server(**values), identity)
     except Failed as failure:
@@ -209,7 +209,7 @@ def _test_result(values: dict[str, Any], identity: Identity | None = None) -> di
 
 
 def _failure_text(failure: Failed) -> tuple[str, str]:
-    """A failure as a sentence, and how bad it is: a server that asks for a credential is up."""
+    """Return a failure as a sentence, and its severity; a server that asks for a credential is up."""
     return f"The server {failure}.", "warn" if isinstance(failure, AccessRefused) else "bad"
 
 
@@ -245,7 +245,7 @@ def disable(request: AppRequest, slug: str) -> HttpResponse:
 @require_POST
 @requires(Capability.SERVERS_TOGGLE)
 def switch(request: AppRequest) -> HttpResponse:
-    """Switch the servers that were picked in the list."""
+    """Enable or disable the servers selected in the list."""
     way = Switching("server", "servers", partial(cut_together, viewer=request.user))
     return bulk.switch(request, Server.objects.live(), way, back=reverse("servers:list"))
 
@@ -253,7 +253,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
-    """It leaves every gateway; connections stay."""
+    """Archive the server and remove it from all gateways. Connections are not changed."""
     server = find(slug)
     if request.method == "GET" or not (server.enabled or was_typed(request, str(server))):
         return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
@@ -265,13 +265,13 @@ def archive(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _removed_from(server: Server) -> str:
-    """The gateways a server leaves, the first of them by name."""
+    """Return a sentence naming the gateways the server is removed from."""
     live = server.assignments.filter(removed_at=None, gateway__archived_at=None).order_by("gateway__name")
     names = list(live.values_list("gateway__name", flat=True))
     return f"It is removed from {first_names(names)}. Connections stay." if names else "It is on no gateway."
 
 
 def switched(request: AppRequest, server: Server, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """The part of the page that shows the switch: the head of the server's page, or its row."""
+    """Render the part of the page with the switch: the head of the server's page, or its row."""
     fragment = "servers/base.html#head" if request.htmx.target == "server-head" else "servers/list.html#row"
     return answer(request, fragment, {"server": server}, to=page_url(server), toast=toast, undo=undo)

@@ -1,7 +1,7 @@
-"""Well-known servers: the tiles of *Add a server*, from files of facts, and from a registry where one is set.
+"""Well-known servers: the tiles of *Add a server*, from a file, and from a registry if one is set.
 
-A registry has the API of the official MCP registry (`GET /v0.1/servers`). It says where a server is, not whose it is:
-what it says is only filled into a form that an administrator reads.
+A registry has the API of the official MCP registry (`GET /v0.1/servers`). It is not authoritative about the owner of a
+server, so its data only prefill a form that an administrator reviews.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ MOST = 24
 
 
 class BadTiles(Exception):
-    """A file of tiles cannot be used; the message says why."""
+    """A file of tiles is invalid; the message says why."""
 
 
 class NoRegistry(Exception):
-    """The registry gave nothing that can be shown; the message says why."""
+    """The registry could not be read; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What is known of a server before anybody asks it, and when that was looked up."""
+    """Facts about a server, and when they were checked."""
 
     key: str
     name: str
@@ -56,12 +56,12 @@ class Tile:
 
     @property
     def takes(self) -> str:
-        """The auth type its form begins with."""
+        """The auth type preselected in its form."""
         return next((kind for kind in ("bearer", "header") if kind in self.auth), "none")
 
 
 def tiles() -> tuple[Tile, ...]:
-    """The well-known servers: of the operator's own file where one is set, else of ours. Raises BadTiles."""
+    """Return the well-known servers: from the operator's file if one is set, otherwise ours. Raises BadTiles."""
     path = settings.WELL_KNOWN_SERVERS or BUILT_IN
     try:
         return _read(path, path.stat().st_mtime_ns)
@@ -71,7 +71,7 @@ def tiles() -> tuple[Tile, ...]:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
-    """The tiles of a file, as it was when it was last changed."""
+    """Read the tiles of a file; `_changed` makes a changed file a cache miss."""
     try:
         entries = json.loads(path.read_text())
         return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)
@@ -80,12 +80,11 @@ def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
 
 
 def find(key: str) -> Tile | None:
-    """The tile of this key."""
     return next((tile for tile in tiles() if tile.key == key), None)
 
 
 def narrowed(words: str, kind: str) -> list[Tile]:
-    """The tiles that match."""
+    """Return the tiles that match `words` and `kind`."""
     words = words.casefold()
     return [
         tile
@@ -95,7 +94,7 @@ def narrowed(words: str, kind: str) -> list[Tile]:
 
 
 def search(words: str) -> list[Tile]:
-    """The servers of the registry whose name holds `words`, over the guard every socket has. Raises NoRegistry."""
+    """Search the registry for servers with `words` in their name, through the address guard. Raises NoRegistry."""
     if not settings.SERVER_REGISTRY:
         return []
     deadline, guard = Deadline(), upstream_guard()
@@ -136,7 +135,7 @@ def _body(chunks: Iterable[bytes], deadline: Deadline) -> bytes:
 
 
 def _tiles_in(listed: Any) -> list[Tile]:
-    """The entries that can be called over HTTP; what is malformed or withdrawn is left out."""
+    """Return the entries that can be called over HTTP, without malformed and deleted ones."""
     entries = listed.get("servers") if isinstance(listed, Mapping) else None
     found = [_tile(entry) for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
     return [tile for tile in found if tile][:MOST]

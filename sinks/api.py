@@ -19,7 +19,7 @@ from sinks.trial import Outcome, send_test_line
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Id, Moment, Problem, Resource
 
-# To send the logs elsewhere takes seeing them; payloads take their own capability as well.
+# Sending the logs elsewhere needs the capabilities to see them; payloads need their own too.
 SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
 
 
@@ -175,9 +175,9 @@ class SinkResource(Resource):
         """
         sink = get_object_or_404(Sink, pk=pk)
         with self.unchanged(sink):
-            pass  # Another machine is asked without a lock.
+            pass  # Checks the version; the receiver is called without a lock.
         return Response(DeliverySerializer(send_test_line(sink, by=self.me)).data)
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """The sink as it is now."""
+        """Return the current sink."""
         return self.answer(get_object_or_404(Sink, pk=pk), status)

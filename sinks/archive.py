@@ -1,8 +1,8 @@
-"""The archive of old calls: before retention drops a partition, its rows are written to Parquet, elsewhere.
+"""The archive of old calls: before retention drops a partition, its rows are written to Parquet files elsewhere.
 
-A day has files of its own, and a manifest that names them, how many rows they hold and a digest of them. Each file is
-read back and its rows are compared with those that were read; a partition that is not in the archive whole is not
-dropped. Days are found by their names, so that nothing but the archive is needed to search it.
+Each day has its own files and a manifest with their names, row counts and a digest of the rows. Every file is read back
+and compared with the rows that were read. A partition that is not completely archived is not dropped. Days are found by
+name, so the archive can be searched without the database.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sinks.models import LONGEST_ERROR, ArchivedPartition
 from sinks.objects import S3, Folder, NotKept, Objects
 from wire.forward_proxy import ProxyFailed
 
-PART_BYTES = 32 << 20  # Of one file, compressed.
+PART_BYTES = 32 << 20  # Compressed size of a file.
 FETCHED = 200  # Rows at a time.
 REQUEST_S = 120.0
 NEEDS_EXTRA = "The archive takes the extra “archive”: pip install 'gateway-admin[archive]'."
@@ -48,7 +48,7 @@ WAITING = Gauge(
 
 
 class NotArchived(Exception):
-    """Rows are not in the archive; the message says why."""
+    """Rows could not be archived; the message says why."""
 
 
 class Unreadable(Exception):
@@ -57,7 +57,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a day: its name below the archive, its rows, and the SHA-256 of its bytes."""
+    """One file of a day: its name in the archive, its number of rows, and the SHA-256 of its bytes."""
 
     name: str
     rows: int
@@ -66,8 +66,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is archived of a day. `digest` is over the leaves of its rows, in the order of the log: SHA-256 of each uid
-    and digest as checkpoints have them (docs/decisions/0033-checkpoints-of-the-log.md)."""
+    """The manifest of an archived day.
+
+    `digest` is the SHA-256 of the rows' uids and digests in the order of the log, as in checkpoints
+    (docs/decisions/0033-checkpoints-of-the-log.md).
+    """
 
     day: str
     columns: int
@@ -77,7 +80,7 @@ class Manifest:
 
     @classmethod
     def read(cls, text: bytes) -> Manifest:
-        """Raises Unreadable."""
+        """Parse a manifest. Raises Unreadable."""
         try:
             told = orjson.loads(text)
             return cls(**told | {"parts": tuple(Part(**one) for one in told["parts"])})
@@ -89,12 +92,12 @@ class Manifest:
 
 
 def is_on() -> bool:
-    """Whether calls are archived before they are dropped."""
+    """True if calls are archived before they are dropped."""
     return bool(settings.ARCHIVE)
 
 
 def opened() -> Objects:
-    """The archive of the settings."""
+    """Return the archive from the settings."""
     place: str = settings.ARCHIVE
     if place.startswith("/"):
         return Folder(Path(place))
@@ -102,13 +105,13 @@ def opened() -> Objects:
 
 
 def archive_before(limit: date) -> int:
-    """Archive the partitions that may be dropped before `limit`, oldest first; how many were not archived before.
+    """Archive the partitions that may be dropped before `limit`, oldest first, and return how many were new.
 
-    Nothing where the archive is off. Raises NotArchived for the first that cannot be archived, which is noted.
+    Does nothing if the archive is off. Raises NotArchived at the first that fails, and records the failure.
     """
     number = 0
     if not is_on():
-        ArchivedPartition.objects.filter(archived_at=None).delete()  # They are dropped as they are.
+        ArchivedPartition.objects.filter(archived_at=None).delete()  # They are dropped without being archived.
     else:
         for name, span in Call.partitions.expired(limit):
             try:
@@ -121,8 +124,10 @@ def archive_before(limit: date) -> int:
 
 
 def keep_from(limit: date) -> date:
-    """The day from which calls have to be kept, when they may be dropped before `limit`: that of the oldest partition
-    which is not archived, where the archive is on."""
+    """Return the day from which calls must be retained, if they may be dropped before `limit`.
+
+    With the archive on this is the start of the oldest partition that is not archived.
+    """
     if not is_on():
         return limit
     archived = set(ArchivedPartition.objects.exclude(archived_at=None).values_list("pk", flat=True))
@@ -130,19 +135,19 @@ def keep_from(limit: date) -> date:
 
 
 def note_waiting() -> int:
-    """Say in the metrics how many partitions could not be archived; the number."""
+    """Update the metric of partitions that could not be archived, and return their number."""
     number: int = waiting().count()
     WAITING.set(number)
     return number
 
 
 def waiting() -> Any:
-    """The partitions that could not be archived, and are kept until they are."""
+    """Return the partitions that could not be archived, which are not dropped."""
     return ArchivedPartition.objects.filter(archived_at=None).exclude(failed_at=None)
 
 
 def archive(name: str, span: Span) -> bool:
-    """Have the rows of a partition in the archive, as they are now: whether there was anything to do.
+    """Archive the current rows of a partition. Returns False if that was already done.
 
     Raises NotArchived.
     """
@@ -200,19 +205,19 @@ def _manifest_name(day: date, number: int) -> str:
 
 
 def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
-    """Write the rows of a day and their manifest, unless there is one that says the same."""
+    """Write the rows of a day and their manifest, unless there is an equal one."""
     made = _written(store, partition, day)
     _compare(store, made)
     for number in count(1):
         name = _manifest_name(day, number)
         if store.put(name, made.written()):
             return made
-        # Of an earlier try, or of before a row came that took very long: then the day is there once more, whole.
+        # From an earlier attempt, or before a slow call's row was committed: then the whole day is written again.
         there = _read(store, name)
         if (there.rows, there.digest) == (made.rows, made.digest):
             _compare(store, there)
             return there
-    raise AssertionError  # Numbers do not end.
+    raise AssertionError  # Unreachable: count() is infinite.
 
 
 def _read(store: Objects, name: str) -> Manifest:
@@ -252,7 +257,7 @@ def _size(row: dict[str, Any]) -> int:
 
 
 def _rows(partition: str, day: date) -> Iterator[dict[str, Any]]:
-    """The rows of a day in the order of the log, some at a time."""
+    """Yield the rows of a day in the order of the log, fetched in chunks."""
     begin = midnight(day)
     asked = sql.SQL(
         f"SELECT {columns_of(NEWEST)} FROM {{}} WHERE created_at >= %s AND created_at < %s ORDER BY created_at, id"  # noqa: S608
@@ -266,7 +271,7 @@ def _rows(partition: str, day: date) -> Iterator[dict[str, Any]]:
 
 
 def _compare(store: Objects, manifest: Manifest) -> None:
-    """Read back what is in the archive. Raises NotArchived unless it is what was in the partition, row by row."""
+    """Read back the archived rows. Raises NotArchived unless they equal those of the partition, row by row."""
     digest, rows = sha256(), 0
     try:
         for row in rows_of(store, manifest):
@@ -279,8 +284,10 @@ def _compare(store: Objects, manifest: Manifest) -> None:
 
 
 def rows_of(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a day in the archive, those only whose columns are `equal` to these. Raises Unreadable when a file is
-    missing or another one than was written."""
+    """Yield the archived rows of a day whose columns equal `equal`.
+
+    Raises Unreadable if a file is missing or was changed.
+    """
     parquet = import_module("sinks.parquet")
     for part in manifest.parts:
         data = store.get(part.name)
@@ -292,7 +299,7 @@ def rows_of(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = N
 
 
 def search(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The archived calls dated from `since` to before `until` whose columns are `equal` to these, day by day.
+    """Yield the archived calls from `since` to before `until` whose columns equal `equal`, day by day.
 
     Raises Unreadable.
     """
@@ -311,7 +318,7 @@ def search(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[
 
 
 def _manifests(store: Objects, day: date) -> Iterator[Manifest]:
-    """The newest first: it has all that is in those before."""
+    """Yield the manifests of a day, newest first: it contains all rows of the earlier ones."""
     found: list[Manifest] = []
     for number in count(1):
         text = store.get(_manifest_name(day, number))

@@ -1,4 +1,4 @@
-"""The form of a sink, with the fields that its kind has."""
+"""The form of a sink, with the fields of its kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HELP = {
     "and is not offered.",
 }
 
-# What the secret of a kind is called, and what it is.
+# Label and help text of the secret, by kind.
 SECRETS = {
     **dict.fromkeys(OBJECTS, ("Access key", "The id of an access key that may put objects, a colon, and its secret.")),
     "otlp": (
@@ -35,7 +35,7 @@ SECRETS = {
 
 
 class SinkForm(forms.Form):
-    """What a sink of this kind is. `sink` is the one being edited, None when one is added; `viewer` is who edits it."""
+    """The settings of a sink of one kind. `sink` is the one being edited, None for a new one; `viewer` edits it."""
 
     name = forms.CharField(max_length=80)
     address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
@@ -77,15 +77,15 @@ class SinkForm(forms.Form):
 
     @property
     def what(self) -> list[forms.BoundField]:
-        """The fields that say what is sent."""
+        """The fields that select what is sent."""
         names = ("sends_calls", "sends_payloads", "sends_events", "from_beginning")
         return [self[name] for name in names if name in self.fields]
 
     def refuse(self, error: SinkError) -> None:
-        """Say beside its field why it cannot be like that."""
+        """Show the error next to its field."""
         self.add_error(error.field or None, str(error))
 
 
 def kind_of(name: str) -> str:
-    """The kind of this name, a webhook for any other."""
+    """Return the kind of this name; a webhook for invalid names."""
     return name if name in Kind.values else Kind.WEBHOOK.value

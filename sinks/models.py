@@ -1,6 +1,7 @@
-"""Sinks: where the call log and the admin events are sent, and how far each of them has got them.
+"""Sinks: receivers of the call log and the admin events, each with its position.
 
-A row is sent at least once: a sink moves on only after it acknowledged (docs/decisions/0032-sinks-read-the-log.md).
+Rows are sent at least once: the position advances only after an acknowledgement
+(docs/decisions/0032-sinks-read-the-log.md).
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from ui.sealing import cipher
 from ui.states import in_words
 
 LONGEST_ERROR = 300
-NOTICE_S = 3.0  # How long a sink may take to hear what becomes of it.
+NOTICE_S = 3.0  # Timeout for the notice sent before a sink is changed, paused or removed.
 TONES = {"current": "ok", "behind": "attention", "failing": "down", "paused": "disabled", "waiting": "unknown"}
-# How far a sink is with calls.
+# The fields of the position in the call log.
 CALLS_POSITION = {
     *("calls_to", "calls_at", "near_from", "late_calls_to"),
     *("round_to", "round_began_at", "round_at", "round_id"),
@@ -56,7 +57,7 @@ CONTENT = {
 
 
 class SinkError(Exception):
-    """A sink cannot be set up like that; the message says why. `field` is what is wrong, if it is one."""
+    """The settings of a sink are refused; the message says why. `field` is the form field, if any."""
 
     field = ""
 
@@ -68,13 +69,13 @@ class NameTaken(SinkError):
 
 
 class BadAddress(SinkError):
-    """A sink cannot be at this address."""
+    """The sink's address is not allowed."""
 
     field = "address"
 
 
 class BadSecret(SinkError):
-    """A sink of this kind needs another secret."""
+    """The secret does not fit this kind of sink."""
 
     field = "secret"
 
@@ -86,7 +87,7 @@ class SendsNothing(SinkError):
 
 
 class Kind(models.TextChoices):
-    """How a sink is spoken to."""
+    """The kind of receiver."""
 
     WEBHOOK = "webhook", "Webhook"
     SYSLOG = "syslog", "Syslog"
@@ -110,9 +111,9 @@ class SinkManager(models.Manager["Sink"]):
         sends_payloads: bool = False,
         from_beginning: bool = False,
     ) -> Sink:
-        """Send the log to one more place, from now on or all there is.
+        """Add a sink that gets new rows, or all rows with `from_beginning`.
 
-        Raises SinkError, and CapabilityRequired for what `by` may not see.
+        Raises SinkError, and CapabilityRequired for logs that `by` may not see.
         """
         sink = Sink(name=name.strip(), kind=kind, created_by=by)
         fields = {"sends_calls": sends_calls, "sends_events": sends_events, "sends_payloads": sends_payloads}
@@ -129,19 +130,19 @@ class SinkManager(models.Manager["Sink"]):
 
 
 class Sink(Versioned, Switchable):
-    """A place the log is sent to.
+    """A receiver of the logs, and its position.
 
-    Of calls dated from `near_from` on, it has those with an id up to `calls_to`, which was the newest one at
-    `calls_at`; of earlier ones those up to `late_calls_to`. Of those up to `round_to` it has what comes before
-    `round_at`, `round_id` in the order of the log. Of events it has those up to `events_to`, and of checkpoints, which
-    come with the calls, those up to `checkpoints_to`.
+    Of calls dated from `near_from` on, it has those with ids up to `calls_to`, the newest id at the time `calls_at`; of
+    earlier calls those up to `late_calls_to`. In a round, of calls with ids up to `round_to`, it has those before
+    (`round_at`, `round_id`) in the order of the log. Of events it has those up to `events_to`, and of checkpoints,
+    which are sent with the calls, those up to `checkpoints_to`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
     kind = models.CharField(max_length=10, choices=Kind)
     address = models.CharField(max_length=500, blank=True)
-    # Whether its name led to a private address when it was set up; the guard lets it lead there only then.
+    # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False)
     secret_ciphertext = models.BinaryField(null=True)
     key_id = models.CharField(max_length=8, blank=True)
@@ -160,20 +161,20 @@ class Sink(Versioned, Switchable):
     events_to = models.BigIntegerField(default=0)
     checkpoints_to = models.BigIntegerField(default=0)
 
-    # Who has taken rows to deliver, and until when nobody else may.
+    # The lease: which process delivers rows, and until when no other may.
     claim = models.UUIDField(null=True, editable=False)
     claimed_until = models.DateTimeField(null=True, editable=False)
-    looked_at = models.DateTimeField(null=True)  # When it was last looked whether there is something to send.
+    looked_at = models.DateTimeField(null=True)  # When it was last checked for rows to send.
     retry_at = models.DateTimeField(null=True)
-    failures = models.PositiveIntegerField(default=0)  # In a row.
+    failures = models.PositiveIntegerField(default=0)  # Consecutive.
     last_error = models.CharField(max_length=LONGEST_ERROR, blank=True)
     last_error_at = models.DateTimeField(null=True)
-    delivered = models.BigIntegerField(default=0)  # Rows, those that were sent twice counted twice.
-    # Rows that were left out, because it refuses them for good.
+    delivered = models.BigIntegerField(default=0)  # Rows; repeated ones count again.
+    # Rows left out because the receiver refuses them permanently.
     refused = models.BigIntegerField(default=0, db_default=0)
     last_delivered_at = models.DateTimeField(null=True)
-    waiting_since = models.DateTimeField(null=True)  # The date of the oldest row it is known to lack.
-    dropped_before = models.DateTimeField(null=True)  # Rows before were dropped before they were sent.
+    waiting_since = models.DateTimeField(null=True)  # Date of the oldest row known to be undelivered.
+    dropped_before = models.DateTimeField(null=True)  # Retention dropped undelivered rows before this date.
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -196,7 +197,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def status(self) -> str:
-        """`paused`, `failing`, `behind`, `waiting` until somebody looks after it, or `current`."""
+        """`paused`, `failing`, `behind`, `current`, or `waiting` if it was never served."""
         if not self.enabled:
             return "paused"
         if self.failures:
@@ -207,24 +208,24 @@ class Sink(Versioned, Switchable):
 
     @property
     def words(self) -> str:
-        """Its status as pages say it."""
+        """The status as text for pages."""
         return in_words(self.status, "sink").capitalize()
 
     @property
     def tone(self) -> str:
-        """The state whose colour its status has on pages."""
+        """The state whose colour pages use for the status."""
         return TONES[self.status]
 
     @property
     def lag(self) -> timedelta | None:
-        """How old the oldest row is that it is known to lack; None when it has all, or is paused."""
+        """The age of the oldest undelivered row, or None if there is none or the sink is paused."""
         if self.waiting_since is None or not self.enabled:
             return None
         return max(timezone.now() - self.waiting_since, timedelta())
 
     @property
     def seconds_to_next_try(self) -> int:
-        """How long until something is tried again; 0 if it is due now."""
+        """The seconds until the next retry; 0 if it is due."""
         return max(round((self.retry_at - timezone.now()).total_seconds()), 0) if self.retry_at else 0
 
     @property
@@ -234,7 +235,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def sends(self) -> str:
-        """What it gets, in words."""
+        """The logs it gets, in words."""
         calls = "calls with payloads" if self.sends_payloads else "calls"
         return " and ".join([calls] * self.sends_calls + ["admin events"] * self.sends_events)
 
@@ -246,17 +247,17 @@ class Sink(Versioned, Switchable):
         return {name: getattr(self, name) for name in ("name", "kind", "address", *CONTENT, "enabled")}
 
     def told(self) -> dict[str, Any]:
-        """Its editable values as events record them."""
+        """Return its editable values as events store them."""
         return self.editable() | {"address": origin_of(self.address)}
 
     @property
     def place(self) -> str:
-        """Its address as lists and the API show it: what may be a token in its path is left out."""
+        """The address as lists and the API show it: without the path, which may contain a token."""
         origin = origin_of(self.address)
         return origin if self.address.rstrip("/") == origin or not origin else f"{origin}/..."
 
     def place_for(self, person: User) -> str:
-        """Its address as it is edited, in full for whoever may edit it."""
+        """Return the full address for people who may edit it, otherwise `place`."""
         try:
             self.must_be_open_to(person)
         except CapabilityRequired:
@@ -264,21 +265,21 @@ class Sink(Versioned, Switchable):
         return self.address
 
     def secret(self) -> str:
-        """Its secret, empty when it has none. Raises wire.cipher.Unreadable."""
+        """Return the decrypted secret, empty if there is none. Raises wire.cipher.Unreadable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
 
     def receiver(self) -> Receiver:
-        """What delivers to it. Raises Undelivered when its secret cannot be read."""
+        """Return the receiver that delivers to it. Raises Undelivered if its secret cannot be read."""
         return receiver_for(self)
 
     def must_be_open_to(self, by: User | None) -> None:
-        """Raise CapabilityRequired unless `by` may see all that it sends: it would be a way around."""
+        """Raise CapabilityRequired unless `by` may see all logs it sends, so that a sink cannot bypass capabilities."""
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
                 raise CapabilityRequired(capability)
 
     def set_up(self, fields: dict[str, Any], by: User | None) -> None:
-        """Take these values over, checked and with the secret sealed. Raises SinkError and CapabilityRequired."""
+        """Validate and set these values, and encrypt the secret. Raises SinkError and CapabilityRequired."""
         secret, address = fields.pop("secret", ""), self.address
         for name, value in fields.items():
             setattr(self, name, value.strip() if isinstance(value, str) else value)
@@ -292,7 +293,7 @@ class Sink(Versioned, Switchable):
         self._take_secret(secret, moved=origin_of(address) != origin_of(self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
-        """Seal a new secret, or keep the one it has. Raises BadSecret."""
+        """Encrypt a new secret, or keep the current one. Raises BadSecret."""
         if self.kind not in KEYED or (self.kind in SHOWN and not secret and not self.has_secret):
             self.secret_ciphertext, self.key_id = None, ""
         elif secret or not self.has_secret:
@@ -311,7 +312,7 @@ class Sink(Versioned, Switchable):
             raise BadAddress(str(refusal)) from None
 
     def begin(self, *, from_beginning: bool = False) -> None:
-        """Let it get what comes from now on, or all there is."""
+        """Set the position to now, or to the oldest row."""
         oldest = Call.objects.oldest() if from_beginning else None
         self.calls_at = oldest or timezone.now()
         self.near_from = self.calls_at - NEAR
@@ -322,10 +323,10 @@ class Sink(Versioned, Switchable):
         self.checkpoints_to = newest or 0
 
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
-        """Change what is sent, where to and under which name; records what changed.
+        """Change name, address or content, and record what changed.
 
-        What was not sent before is sent from now on only; where it was hears of it when it gets less from now on. The
-        address as `place` has it stands for the one it has. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
+        Newly selected logs are sent from now on. The old receiver is notified if it will get less. An address equal to
+        `place` means the current one. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
         """
         if fields.get("address") == self.place:
             del fields["address"]
@@ -346,7 +347,7 @@ class Sink(Versioned, Switchable):
                 if row.sends_events and not before["sends_events"]:
                     row.events_to = _newest(Event)
                     columns |= {"events_to"}
-                row.retry_at = None  # It is tried at once.
+                row.retry_at = None  # Retry immediately.
                 row.save(update_fields=[*columns, "retry_at"])
                 if secret:
                     changes["secret_replaced"] = True
@@ -359,7 +360,7 @@ class Sink(Versioned, Switchable):
         self.refresh_from_db()
 
     def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
-        """Tell it where it is that it gets less from now on, unless it cannot be changed like that."""
+        """Notify the current receiver if it will get less, unless the change is refused."""
         row: Sink = type(self).objects.get(pk=self.pk)
         was, line = (
             row.told(),
@@ -372,7 +373,7 @@ class Sink(Versioned, Switchable):
             send_notice(receiver, line, NOTICE_S)
 
     def _announce(self, action: Action, words: str, by: Actor | None, seen: Seen | None) -> None:
-        """Tell it, as far as that goes, what becomes of it; before, while it can be told, and without any lock."""
+        """Notify the receiver of a change, best effort, before the change and without a lock."""
         row: Sink = type(self).objects.get(pk=self.pk)
         row.must_be(seen)
         if receiver := row._receiver_if_any():
@@ -394,12 +395,12 @@ class Sink(Versioned, Switchable):
         self.events_to = events
 
     def enable(self, *, by: Any) -> bool:
-        """Go on where it was; what came meanwhile is sent first. Whether it was off. Raises CapabilityRequired."""
+        """Resume at the last position. Returns False if it was enabled. Raises CapabilityRequired."""
         self.must_be_open_to(by)
         return super().enable(by=by)
 
     def disable(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
-        """Send nothing more until it is enabled again; it hears by whom. Whether it was on. Raises ChangedMeanwhile."""
+        """Pause it and notify the receiver. Returns False if it was paused. Raises ChangedMeanwhile."""
         if self.enabled:
             self._announce(Action.SINK_DISABLED, "Paused by {}: nothing comes until it is enabled again.", by, seen)
         with transaction.atomic():
@@ -408,7 +409,7 @@ class Sink(Versioned, Switchable):
             return super().disable(by=by)
 
     def send_now(self, *, by: Actor | None, seen: Seen | None = None) -> bool:
-        """Try again without waiting for `retry_at`; whether it waited for that. Raises ChangedMeanwhile."""
+        """Retry without waiting for `retry_at`. Returns False if no retry was pending. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row: Sink = self.lock()
             row.must_be(seen)
@@ -423,7 +424,7 @@ class Sink(Versioned, Switchable):
         return {"retry_at": None, "failures": 0} if on else {}
 
     def remove(self, *, by: Actor | None, seen: Seen | None = None) -> None:
-        """Send nothing more, and forget how far it was; it hears by whom. Raises ChangedMeanwhile."""
+        """Notify the receiver and delete the sink with its position. Raises ChangedMeanwhile."""
         self._announce(Action.SINK_REMOVED, "Removed by {}: nothing more comes.", by, seen)
         with transaction.atomic():
             row: Sink = self.lock()
@@ -432,14 +433,14 @@ class Sink(Versioned, Switchable):
             self.delete()
 
     def note_refused(self, line: Line, answer: str) -> None:
-        """Say that a row was left out, because it refuses it for good; not of what says just that."""
+        """Record that a row was left out because it is refused permanently, unless it is such a record itself."""
         said = orjson.loads(line.text)
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):
             told = {"log": line.log, "row": line.uid, "answer": answer}
             Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)
 
     def note_dropped(self, before: datetime, calls: int | None) -> None:
-        """Say once that calls dated before this were dropped before they were sent; None: nobody knows how many."""
+        """Record once that undelivered calls before this date were dropped; `calls` is None if not counted."""
         with transaction.atomic():
             row: Sink = self.lock()
             if row.dropped_before and row.dropped_before >= before:
@@ -450,14 +451,14 @@ class Sink(Versioned, Switchable):
 
 
 class ArchivedPartition(models.Model):
-    """A partition of the call log that is in the archive, or why it is not yet (sinks.archive).
+    """A partition of the call log that was archived, or the error why not (sinks.archive).
 
-    The row stays when the partition is dropped. A role that only serves reads it and no more.
+    The row stays when the partition is dropped. Database roles that only serve requests can only read it.
     """
 
     name = models.CharField(max_length=63, primary_key=True)
     begin = models.DateField()
-    end = models.DateField()  # The day after the last.
+    end = models.DateField()  # Exclusive.
     rows = models.BigIntegerField(default=0)
     digest = models.CharField(max_length=64, blank=True)
     archived_at = models.DateTimeField(null=True)

@@ -1,8 +1,8 @@
-"""Where objects are kept: a bucket that speaks S3, or a folder. What is there is never written over.
+"""Object stores: an S3 bucket or a folder. Existing objects are never overwritten.
 
-One small client of S3, over the same guarded sockets as webhooks: a library's own would look names up by itself, and go
-where the guard would not let it. Requests are signed with AWS Signature Version 4; `If-None-Match: *` makes a PUT
-create an object or fail (RFC 9110 section 13.1.2).
+A small S3 client over the same guarded sockets as webhooks, because a library would resolve names itself and bypass the
+guard. Requests are signed with AWS Signature Version 4; `If-None-Match: *` makes a PUT create an object or fail (RFC
+9110 section 13.1.2).
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from wire.deadline import Deadline
 from wire.guard import Guard, GuardedTransport
 
 AMAZON = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?$")
-ANY_REGION = "us-east-1"  # What stores that know no regions expect.
+ANY_REGION = "us-east-1"  # Expected by stores without regions.
 THERE_ALREADY = 412
 
 
 class Objects(Protocol):
-    """Objects by name, whose parts are letters, digits and -_.=, between slashes."""
+    """A store of objects by name; names consist of letters, digits, -_.= and slashes."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def put(self, name: str, data: bytes) -> bool:
-        """Make an object; False when there is one of this name, which stays.
+        """Create an object; return False if the name exists, whose object is not changed.
 
-        Raises NotKept, and what httpx raises, or OSError.
+        Raises NotKept, exceptions of httpx, or OSError.
         """
 
     def get(self, name: str) -> bytes | None:
-        """What an object holds, None when there is none. Raises as `put` does."""
+        """Return the content of an object, or None if there is none. Raises as `put` does."""
 
 
 class NotKept(Exception):
-    """The store answered something else; the message goes on after "it". `retry_after` is that header, as it came."""
+    """The store answered an error; the message continues "it". `retry_after` is the header's value."""
 
     def __init__(self, answered: httpx.Response) -> None:
         leads = ", which leads elsewhere: is the region right?" if 300 <= answered.status_code < 400 else "."
@@ -56,13 +56,13 @@ class NotKept(Exception):
 
 
 def _code_of(answered: httpx.Response) -> str:
-    """The error code of S3, which says more than the status."""
+    """Return the S3 error code, which is more specific than the status."""
     found = re.search(rb"<Code>(\w{1,60})</Code>", answered.content[:4096])
     return f" ({found[1].decode()})" if found else ""
 
 
 class Folder:
-    """Objects as files below a folder. A file appears whole or not at all, and is on the disk before `put` returns."""
+    """Objects as files below a folder. Files are written atomically, and synced before `put` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -108,11 +108,11 @@ def _sync(folder: Path) -> None:
 
 
 class S3:
-    """Objects of a bucket below a prefix. `keys` are the id and the secret of an access key, with a colon between.
+    """Objects of a bucket below a prefix. `keys` are the id and secret of an access key, separated by a colon.
 
-    The address is what stands before the name of an object: https://s3.eu-central-1.amazonaws.com/bucket/prefix or
-    https://bucket.s3.eu-central-1.amazonaws.com/prefix. `?region=` says the region where the host does not. One request
-    takes `seconds` at most.
+    `address` is the URL before the object's name: https://s3.eu-central-1.amazonaws.com/bucket/prefix or
+    https://bucket.s3.eu-central-1.amazonaws.com/prefix. `?region=` sets the region if the host does not contain it. One
+    request takes `seconds` at most.
     """
 
     def __init__(self, address: str, keys: str, guard: Guard, seconds: float) -> None:
@@ -155,7 +155,7 @@ class S3:
 
 
 def region_of(address: str) -> str:
-    """The region that requests to this address are signed for."""
+    """Return the region used to sign requests to this address."""
     parts = urlsplit(address)
     if named := parse_qs(parts.query).get("region"):
         return named[0]
@@ -166,7 +166,7 @@ def region_of(address: str) -> str:
 def sign(
     method: str, url: str, headers: Mapping[str, str], data: bytes, keys: tuple[str, str], region: str, now: datetime
 ) -> dict[str, str]:
-    """The headers of a request to S3, with its signature: AWS Signature Version 4, "Authenticating Requests"."""
+    """Return the headers of an S3 request with its signature (AWS Signature Version 4, "Authenticating Requests")."""
     parts, digest, moment = urlsplit(url), hashlib.sha256(data).hexdigest(), f"{now:%Y%m%dT%H%M%SZ}"
     told = {**headers, "host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": moment}
     names = ";".join(sorted(told))

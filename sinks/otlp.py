@@ -1,4 +1,4 @@
-"""Rows of the logs as OpenTelemetry has them: log records of opentelemetry.proto.logs.v1, posted over OTLP/HTTP."""
+"""Encode rows as OpenTelemetry log records (opentelemetry.proto.logs.v1), for OTLP/HTTP."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 SCOPE = "gateway_admin", product.VERSION
 PATH = "/v1/logs"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# SeverityNumber and its text, by the severity of syslog.
+# SeverityNumber and text, by syslog severity.
 SEVERITIES = {3: (17, b"error"), 4: (13, b"warning"), 5: (10, b"notice"), 6: (9, b"info")}
 OURS = {
     *("content-type", "content-encoding", "content-length", "transfer-encoding", "connection", "host", "user-agent"),
     *("accept-encoding", "expect", "te", "trailer", "upgrade"),
 }
 
-# Possessive, so that a text of megabytes is read without a way back.
+# Possessive quantifiers: no backtracking in texts of megabytes.
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _text = re.compile(_TEXT).match
 _parts = re.compile(_TEXT + rb"|[{}\[\],]").finditer
@@ -36,15 +36,15 @@ _header_value = re.compile(r"[\t -~]*").fullmatch
 
 
 def url_of(address: str) -> str:
-    """Where logs are posted: the address itself, or its usual path where it has none."""
+    """Return the URL for logs: the address, or its default path if it has none."""
     parts = urlsplit(address)
     return address if parts.path.strip("/") else parts._replace(path=PATH).geturl()
 
 
 def headers_of(secret: str) -> dict[str, str]:
-    """Headers as OTEL_EXPORTER_OTLP_HEADERS has them: `name=value` pairs with commas between, values percent-encoded.
+    """Parse headers in the format of OTEL_EXPORTER_OTLP_HEADERS: `name=value` pairs, comma-separated, percent-encoded.
 
-    Raises ValueError, in words.
+    Raises ValueError with a message for people.
     """
     headers: dict[str, str] = {}
     for pair in filter(None, map(str.strip, secret.split(","))):
@@ -57,12 +57,12 @@ def headers_of(secret: str) -> dict[str, str]:
 
 
 def of_lines(lines: Sequence[Line], resource: Attributes) -> bytes:
-    """An `ExportLogsServiceRequest` with a record for each line."""
+    """Return an `ExportLogsServiceRequest` with a record for each line."""
     return request(resource, SCOPE, [record(line) for line in lines])
 
 
 def record(line: Line) -> bytes:
-    """A `LogRecord` as a field of `ScopeLogs`: each field of the row is an attribute, but for the id of its trace."""
+    """Return a `LogRecord` as a field of `ScopeLogs`. All fields of the row become attributes, except the trace id."""
     told = dict(fields_of(line.text))
     trace_id = str(told.pop("trace_id", None) or "")
     number, text = SEVERITIES[line.severity]
@@ -87,7 +87,7 @@ def record(line: Line) -> bytes:
 
 
 def fields_of(text: bytes) -> Iterator[tuple[str, Value | None]]:
-    """The fields of a line; what is nested as the JSON it is, whatever numbers are in it and however deep it goes."""
+    """Yield the fields of a line. Nested values stay JSON text, so that numbers and depth do not matter."""
     at = 1
     while name := _text(text, at):
         begin = name.end() + 1
@@ -98,7 +98,7 @@ def fields_of(text: bytes) -> Iterator[tuple[str, Value | None]]:
 
 
 def _end_of(text: bytes, begin: int) -> int:
-    """Where the value ends that begins here."""
+    """Return the end index of the value that begins at `begin`."""
     depth = 0
     for part in _parts(text, begin):
         sign = part[0][:1]
@@ -109,7 +109,7 @@ def _end_of(text: bytes, begin: int) -> int:
 
 
 def _sentence(line: Line, told: Mapping[str, Any]) -> str:
-    """The body: what lists of log records show."""
+    """Return the body of the record, which lists of log records show."""
     match line.log:
         case "call":
             said = (told.get("method"), told.get("feature_name"), told.get("outcome"))
@@ -123,7 +123,7 @@ def _sentence(line: Line, told: Mapping[str, Any]) -> str:
 
 
 def rejected(media_type: str, body: bytes) -> int:
-    """How many records an acknowledgement says were rejected (`ExportLogsPartialSuccess`); 0 where it says nothing."""
+    """Return the number of rejected records in an acknowledgement (`ExportLogsPartialSuccess`); 0 if not stated."""
     try:
         if media_type == "application/json":
             partial = (orjson.loads(body) or {}).get("partialSuccess") or {}
@@ -132,11 +132,11 @@ def rejected(media_type: str, body: bytes) -> int:
         number = _fields(partial).get(1, 0) if isinstance(partial, bytes) else 0
         return number if isinstance(number, int) else 0
     except (ValueError, IndexError, AttributeError, TypeError):
-        return 0  # Whatever it is, it came with an acknowledgement.
+        return 0  # Unreadable, but the status was an acknowledgement.
 
 
 def _fields(message: bytes) -> dict[int, int | bytes]:
-    """The numbers and bytes in a message, by their field; the last of each. Raises IndexError or ValueError."""
+    """Return the last value of each field of a message. Raises IndexError or ValueError."""
     found: dict[int, int | bytes] = {}
     at = 0
     while at < len(message):

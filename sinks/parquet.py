@@ -1,4 +1,4 @@
-"""Rows of the logs as Parquet, zstd compressed. Needs pyarrow, the extra `archive`: imported by who needs it only."""
+"""Rows of the logs as Parquet, zstd compressed. Needs pyarrow (extra `archive`), so imported only where needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.db.models import Field, ForeignKey
 from auditlog.checkpoints.tree import AS_TEXT, COLUMNS
 from auditlog.models import Call
 
-GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Of one row group: what is in memory at a time.
+GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group, which is in memory at a time.
 MOMENT = pa.timestamp("us", tz="UTC")
 WHOLE = (
     *("AutoField", "BigAutoField", "BigIntegerField", "IntegerField", "SmallIntegerField"),
@@ -33,18 +33,18 @@ def _type_of(field: Field[Any, Any]) -> pa.DataType:
 
 
 FIELDS = {str(field.column): field for field in Call._meta.concrete_fields}
-# What is a number, a moment or a truth value in lines of sinks; all else is text, nested values as JSON.
+# Columns of lines that are numbers, times or booleans. All others are text, with nested values as JSON.
 LINE_TYPES = {name: _type_of(field) for name, field in FIELDS.items() if name not in ("id", *AS_TEXT)}
 LINE_TYPES |= {"time": MOMENT, "number": pa.int64()}
 
 
 def schema_of(version: int) -> pa.Schema:
-    """The columns of archived calls, as a version of the checkpoints' list of columns has them."""
+    """Return the schema of archived calls for a version of the checkpoint columns."""
     return pa.schema([(name, pa.string() if name in AS_TEXT else _type_of(FIELDS[name])) for name in COLUMNS[version]])
 
 
 class Writer:
-    """One Parquet file in memory, made row by row, compressed as it grows."""
+    """Writes one Parquet file in memory, row by row."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema, self._sink = schema, pa.BufferOutputStream()
@@ -55,11 +55,11 @@ class Writer:
 
     @property
     def size(self) -> int:
-        """How large it is so far, without the rows of the last group."""
+        """The size of the file so far, without the current row group."""
         return int(self._sink.tell())
 
     def add(self, row: dict[str, Any], size: int) -> None:
-        """Add a row of about so many bytes."""
+        """Add a row of about `size` bytes."""
         self._group.append(row)
         self._group_bytes += size
         self.rows += 1
@@ -67,7 +67,7 @@ class Writer:
             self._write_group()
 
     def close(self) -> bytes:
-        """The file."""
+        """Finish the file and return its bytes."""
         if self._group:
             self._write_group()
         self._file.close()
@@ -79,7 +79,7 @@ class Writer:
 
 
 def rows_of(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file, some at a time; only those whose columns are `equal` to these."""
+    """Yield the rows of a file whose columns equal `equal`, in chunks."""
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(batch_size=500):
         for row in batch.to_pylist():
@@ -88,7 +88,7 @@ def rows_of(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dic
 
 
 def of_lines(lines: Sequence[bytes]) -> bytes:
-    """Lines of JSON as one file, with every column that any of them has."""
+    """Return a file of JSON lines, with the union of their columns."""
     rows = [orjson.loads(line) for line in lines]
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: _column(name, (row.get(name) for row in rows)) for name in names})

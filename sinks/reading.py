@@ -1,12 +1,12 @@
-"""Reads the logs for a sink: each row once it is committed, none skipped, in batches, and notes what was acknowledged.
+"""Reads the logs for a sink: each committed row once, in batches, and stores the acknowledged position.
 
-The rows of one round are those with an id after what the sink has, up to one up to which the log is complete
-(auditlog.committed), so that no row can be added to a round. They are sent in the order of the log's primary key, and
-after each batch the sink remembers the last one. Rows that are older than `near_from`, of calls that took long, have a
-round of their own now and then.
+A round consists of the rows with ids between the sink's position and an id up to which the log is complete
+(auditlog.committed), so no row can be added to it later. Rows are sent in the order of the log's primary key, and the
+last one is stored after each batch. Rows older than `near_from`, of slow calls, have a separate round from time to
+time.
 
-Rows are read over a connection that holds the lock of the sink, and delivered without one: meanwhile the sink is on
-loan to who reads, for a little longer than a delivery may take. Who has lost the loan cannot move anything.
+Rows are read under an advisory lock and delivered under a lease (`claim`) slightly longer than the delivery timeout. A
+process that lost the lease cannot advance the position.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, Line
 from ui import databases
 from ui.rest import stamp
 
-LOCK = 0x67776103  # The first half of the advisory lock of a sink.
-LOCK_S = 3.0  # How long who has the loan waits for the lock, which others hold for a moment to see whether it is free.
+LOCK = 0x67776103  # First half of the advisory lock key of a sink.
+LOCK_S = 3.0  # Timeout for the lock with a lease; others hold it briefly to check the lease.
 MOST_ROWS = 500  # Of one delivery.
 MOST_BYTES = 4 << 20  # Of one delivery; a single row may be larger.
-FETCHED_BYTES = 256 << 10  # How much is fetched at a time, so that no more than one delivery is ever in memory.
-LOAN_S = 20.0  # Longer than a delivery may take; so long a sink waits when its process was killed.
-WRITERS_S = 1.0  # How long to wait for those who are writing.
+FETCHED_BYTES = 256 << 10  # Fetch size, so that no more than one delivery is in memory.
+LOAN_S = 20.0  # Duration of the lease: above the delivery timeout. If a process is killed, the sink waits this long.
+WRITERS_S = 1.0  # Timeout for waiting for open transactions of writers.
 SEVERITIES = dict.fromkeys(ENDINGS["ok"] + ENDINGS["cancelled"], INFORMATIONAL)
 SEVERITIES |= dict.fromkeys(ENDINGS["error"], ERROR) | dict.fromkeys(ENDINGS["denied"], WARNING)
 
-# Columns are named with their table: a line calls the uid of a row its id.
+# Columns are qualified, because a line's `id` is the uid of the row.
 _CALLS = sql.SQL("""
 SELECT c.id AS row_id, {columns} FROM auditlog_call c
 WHERE (c.created_at, c.id) > (%(at)s, %(after)s) AND c.created_at >= %(since)s AND c.created_at < %(before)s
@@ -57,7 +57,7 @@ _EVENTS = sql.SQL("""
 SELECT e.id AS row_id, {columns} FROM auditlog_event e WHERE e.id > %(low)s AND e.id <= %(high)s
 ORDER BY e.id LIMIT %(most)s
 """)
-# A checkpoint comes after the rows it covers, so that a file of these lines can be compared with it.
+# Checkpoints follow the rows they cover, so that a file of lines can be verified.
 _CHECKPOINTS = sql.SQL("""
 SELECT * FROM (
     SELECT number, body, signature, public_key FROM auditlog_checkpoint
@@ -69,20 +69,20 @@ ORDER BY number
 """)
 _ANY_ID = (1 << 63) - 1
 _BEGINNING, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-# What says how far a sink is; it moves from one of these to the next, or not at all.
+# The fields of a sink's position, which are updated together or not at all.
 ROUND = ("round_to", "round_began_at", "round_at", "round_id")
 POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "checkpoints_to")
 
 
 class Batch(NamedTuple):
-    """Lines to deliver, and the position of the sink once they are acknowledged."""
+    """Lines to deliver, and the position after their acknowledgement."""
 
     lines: list[Line]
     then: dict[str, Any]
 
 
 class Reader:
-    """The rows that one sink lacks, over a connection that holds its lock. `most` are the rows of one batch."""
+    """Reads the rows one sink lacks, over a connection that has its lock. `most` limits the rows of a batch."""
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
         self._own = own
@@ -91,8 +91,8 @@ class Reader:
         self.most = MOST_ROWS
 
     def next(self, sink: Sink) -> Batch | None:
-        """What comes next; None when there is nothing now."""
-        found = self._checkpoints(sink)  # First, or they would never come while calls do not stop.
+        """Return the next batch, or None if there is nothing to send."""
+        found = self._checkpoints(sink)  # First, because calls may never stop.
         if sink.sends_events:
             found = found or self._events(sink)
         if sink.sends_calls:
@@ -100,7 +100,7 @@ class Reader:
         return found
 
     def move(self, sink: Sink, to: dict[str, Any], **noted: Any) -> bool:
-        """Note the new position, unless somebody has set the sink elsewhere meanwhile: whether it was noted."""
+        """Store the new position. Returns False if the sink was changed meanwhile."""
         sets = sql.SQL(", ").join(
             sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"to_{name}")) for name in (*to, *noted)
         )
@@ -120,7 +120,7 @@ class Reader:
         return moved
 
     def lend(self) -> None:
-        """Keep the sink when this connection is closed, for as long as a delivery may take."""
+        """Take the lease, which keeps the sink claimed when this connection is closed."""
         self._own.execute(
             "UPDATE sinks_sink SET looked_at = clock_timestamp(), claim = %s,"
             " claimed_until = clock_timestamp() + make_interval(secs => %s) WHERE id = %s",
@@ -128,14 +128,14 @@ class Reader:
         )
 
     def release(self) -> None:
-        """Let others have it."""
+        """End the lease."""
         self._own.execute(
             "UPDATE sinks_sink SET claim = NULL, claimed_until = NULL WHERE id = %s AND claim = %s",
             [self._pk, self._claim],
         )
 
     def is_free(self) -> bool:
-        """Whether nobody else has the sink on loan. To be asked under its lock."""
+        """True if no other process has claimed the sink. The caller must hold its lock."""
         row = self._own.execute(
             "SELECT FROM sinks_sink WHERE id = %s AND claim <> %s AND claimed_until > clock_timestamp()",
             [self._pk, self._claim],
@@ -151,7 +151,7 @@ class Reader:
         return Batch(lines, {"events_to": last["row_id"] if last else high})
 
     def _checkpoints(self, sink: Sink) -> Batch | None:
-        """They are made one after the other, so that none appears before one that is there."""
+        """Return the next checkpoints. They are created one at a time, so their numbers appear in order."""
         asked = {
             "low": sink.checkpoints_to,
             "most": self.most,
@@ -187,9 +187,9 @@ class Reader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Rows that were older than `near_from` when they came, one batch after the other; then a new stretch begins.
+        """Return the next batch of rows older than `near_from` when committed; after the last, `near_from` advances.
 
-        Rows with an id after `calls_to` came after `calls_at`: what is older by NEAR then is late.
+        Rows with ids above `calls_to` were committed after `calls_at`; those older by NEAR are late.
         """
         asked = {
             "at": sink.round_at or _BEGINNING,
@@ -206,7 +206,7 @@ class Reader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[Line], datetime | None, int | None]:
-        """The next calls, and the last of them when there may be more."""
+        """Return the next calls, and the key of the last one if there may be more."""
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
         return lines, last["created_at"] if last else None, last["row_id"] if last else None
@@ -214,7 +214,7 @@ class Reader:
     def _lines(
         self, statement: sql.SQL, columns: sql.Composed, asked: dict[str, Any], line: Callable[[dict[str, Any]], Line]
     ) -> tuple[list[Line], dict[str, Any] | None]:
-        """As many lines as go into one delivery, and the row of the last of them when there may be more."""
+        """Return the lines of one delivery, and its last row if there may be more."""
         lines: list[Line] = []
         size, last, number = 0, None, 4
         with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:
@@ -237,10 +237,10 @@ class Reader:
 
 @contextmanager
 def held(pk: UUID, claim: UUID | None = None) -> Iterator[Reader | None]:
-    """The rows of a sink, which nobody else reads meanwhile; None when somebody does, or has it on loan.
+    """Lock a sink and yield its reader, or None if another process has the lock or the lease.
 
-    `claim` is under which name it was lent before. A process that is killed loses the lock by itself, and the loan
-    ends soon.
+    `claim` is this process's lease, if it has one. If a process is killed, its lock ends immediately and its lease
+    soon.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)
@@ -304,5 +304,5 @@ def _plain(value: Any) -> Any:
 
 
 def oldest(lines: Sequence[Line]) -> datetime | None:
-    """The date of the oldest of these."""
+    """Return the date of the oldest line."""
     return min((line.at for line in lines), default=None)

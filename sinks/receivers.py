@@ -1,7 +1,7 @@
-"""How lines get to a sink: one small interface, and what implements it, by kind.
+"""Receivers of log lines: one interface, and an implementation for each kind.
 
-A receiver takes lines of JSON and returns when the other side has acknowledged all of them; else it raises Undelivered,
-and they are sent again. To add a kind: a class with `deliver` here, and its name in `sinks.models.Kind`.
+A receiver gets lines of JSON and returns when all are acknowledged. Otherwise it raises Undelivered, and they are sent
+again. To add a kind, add a class with `deliver` here, and its name to `sinks.models.Kind`.
 """
 
 from __future__ import annotations
@@ -48,34 +48,34 @@ from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open
 if TYPE_CHECKING:
     from sinks.models import Sink
 
-SECONDS = 10.0  # How long one delivery may take in all.
+SECONDS = 10.0  # Timeout of a delivery.
 NO_PARQUET = (
     "Parquet takes the extra “archive”: pip install 'gateway-admin[archive]', or in a checkout "
     ".venv/bin/uv pip install -r requirements-archive.lock."
 )
-# By kind, the package that it takes, and what is said where that is not installed.
+# By kind, the required package, and the message if it is not installed.
 EXTRAS = {
     "s3_parquet": ("pyarrow", NO_PARQUET),
 }
-GOODBYE_S = 2.0  # How long the receiver of syslog may take to close after us.
+GOODBYE_S = 2.0  # Time for a syslog receiver to close the connection after us.
 HUNG_UP = "closed the connection before it had taken all lines."
-MOST_WAIT = 3600.0  # Of what a receiver asks for with Retry-After, in seconds.
-MOST_READ = 64 * 1024  # Bytes of an answer that are read; what it says does not matter.
-OBJECTS = ("s3", "s3_parquet")  # The kinds that keep objects.
-ADDRESSED = {"webhook", "syslog", "otlp", *OBJECTS}  # The kinds that are somewhere else.
-SHOWN = {"otlp"}  # The kinds that show the other side their secret itself; they may have none.
-KEYED = {"webhook", *OBJECTS, *SHOWN}  # The kinds that have a secret.
+MOST_WAIT = 3600.0  # Maximum of Retry-After, in seconds.
+MOST_READ = 64 * 1024  # Bytes of a response that are read; its content does not matter.
+OBJECTS = ("s3", "s3_parquet")  # Kinds that store objects.
+ADDRESSED = {"webhook", "syslog", "otlp", *OBJECTS}  # Kinds with an address.
+SHOWN = {"otlp"}  # Kinds that send their secret to the receiver; it is optional.
+KEYED = {"webhook", *OBJECTS, *SHOWN}  # Kinds with a secret.
 MOST_LINES = dict.fromkeys(OBJECTS, 10_000)  # Of one delivery, where it is not what it is for others.
-FOR_NOW = {401, 403, 408, 429}  # Refusals that are none of what was sent.
-# RFC 5424 section 6.2.1: the facility of audit logs, and how severe a line is by how the call ended.
+FOR_NOW = {401, 403, 408, 429}  # Refusals that do not depend on the content.
+# RFC 5424 section 6.2.1: the facility of audit logs, and severities by the outcome of a call.
 AUDIT = 13 * 8
 ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
 
 
 class Line(NamedTuple):
-    """One row as JSON, without a line's end; `log` is "call", "event", "checkpoint", "notice" or "test".
+    """One row as JSON, without line end; `log` is "call", "event", "checkpoint", "notice" or "test".
 
-    `uid` is what a row that came twice is told by, `row` its number in the log.
+    `uid` identifies a row that is sent twice, `row` is its number in the log.
     """
 
     log: str
@@ -87,9 +87,9 @@ class Line(NamedTuple):
 
 
 class Undelivered(Exception):
-    """The lines were not acknowledged; the message goes on after "it". `wait` is what the receiver asks for.
+    """The lines were not acknowledged; the message continues "it". `wait` is the requested delay in seconds.
 
-    `for_good`: to send the same once more makes no sense.
+    `for_good` if a retry of the same lines would fail too.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Undelivered(Exception):
 
 
 class Receiver(Protocol):
-    """The other side, while some lines are sent to it."""
+    """A receiver, opened for some deliveries."""
 
     def __enter__(self) -> Self: ...
 
@@ -113,23 +113,23 @@ class Receiver(Protocol):
 
 
 def receiver_for(sink: Sink) -> Receiver:
-    """The receiver of this sink. Raises Undelivered when its secret cannot be read."""
+    """Return the receiver of this sink. Raises Undelivered if its secret cannot be read."""
     return _KINDS[sink.kind](sink)
 
 
 def missing_extra(kind: str) -> str:
-    """What has to be installed for this kind, and how; nothing where it is there."""
+    """Return how to install the package this kind needs; empty if it is installed."""
     package, sentence = EXTRAS.get(kind, ("", ""))
     return sentence if package and find_spec(package) is None else ""
 
 
 def trial() -> Line:
-    """A line that says it is a test."""
+    """Return a test line."""
     return _line_of_ours("test", INFORMATIONAL, {"message": f"A test of {settings.PUBLIC_URL}."})
 
 
 def notice(sink: Sink, action: str, actor: str, message: str) -> Line:
-    """A line that says what becomes of the sink it is sent to."""
+    """Return a line that announces a change to the sink it is sent to."""
     told = {"sink": sink.name, "action": action, "actor": actor, "gateway": settings.PUBLIC_URL, "message": message}
     return _line_of_ours("notice", WARNING, told)
 
@@ -141,7 +141,7 @@ def _line_of_ours(log: str, severity: int, told: dict[str, str]) -> Line:
 
 
 def send_notice(receiver: Receiver, line: Line, seconds: float) -> None:
-    """Deliver a last line as far as that goes: returns after so long, whatever became of it."""
+    """Best-effort delivery of a final line; gives up after `seconds`."""
 
     def send() -> None:
         with suppress(Exception), receiver:
@@ -153,8 +153,7 @@ def send_notice(receiver: Receiver, line: Line, seconds: float) -> None:
 
 
 def checked_address(kind: str, address: str) -> bool:
-    """Whether this address leads inside the allowed private networks. Raises ValueError, in words, if it may not be
-    called, or is none of this kind."""
+    """Return whether this address is private. Raises ValueError, with a message, if it is not allowed or not valid."""
     if kind in OBJECTS:
         return _checked_bucket(kind, address)
     if kind in ("webhook", "otlp"):
@@ -173,7 +172,7 @@ def checked_address(kind: str, address: str) -> bool:
 
 
 def checked_secret(kind: str, secret: str) -> None:
-    """Raises ValueError, in words, for a secret that a sink of this kind cannot have."""
+    """Raise ValueError, with a message, if a sink of this kind cannot have this secret."""
     if kind in OBJECTS:
         name, _, key = secret.partition(":")
         if not (name.strip() and key.strip()):
@@ -208,7 +207,7 @@ def _checked_url(url: str, address: str) -> bool:
 
 
 def origin_of(address: str) -> str:
-    """Scheme, host and port of an address: what may be told of it anywhere. Its path and query may hold a token."""
+    """Return scheme, host and port, which may be shown anywhere. Path and query may contain a token."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port
@@ -219,12 +218,12 @@ def origin_of(address: str) -> str:
 
 
 def _guard(sink: Sink) -> Guard:
-    """What a socket to it may lead to: inside only if it did when it was set up (DNS rebinding)."""
+    """Return the guard for its sockets: private addresses only if it had one when set up (DNS rebinding)."""
     return upstream_guard() if sink.private else upstream_guard().outside()
 
 
 class _Posts:
-    """Posts to one address; what is left of a delivery that fails is told in words."""
+    """Posts to one URL, and describes failures in words."""
 
     def __init__(self, sink: Sink, url: str) -> None:
         self._url = url
@@ -239,7 +238,7 @@ class _Posts:
         self._client.close()
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[str, bytes]:
-        """The media type and the body of an answer that acknowledges. Raises Undelivered."""
+        """Return media type and body of an acknowledgement. Raises Undelivered."""
         told = {"Content-Encoding": "gzip", "User-Agent": product.NAME, "Accept-Encoding": "identity", **headers}
         self._deadline.set(SECONDS)
         with _in_words(self._url), self._client.stream("POST", self._url, content=body, headers=told) as answered:
@@ -249,7 +248,7 @@ class _Posts:
 
 
 class Webhook(_Posts):
-    """JSON lines in one compressed POST, signed as Standard Webhooks has it: HMAC-SHA256 of id, time and body."""
+    """JSON lines in one compressed POST, signed by Standard Webhooks: HMAC-SHA256 of id, time and body."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink, sink.address)
@@ -270,7 +269,7 @@ class Webhook(_Posts):
 
 
 class Collector(_Posts):
-    """Log records of OpenTelemetry in one compressed POST (OTLP over HTTP, in Protocol Buffers)."""
+    """OpenTelemetry log records in one compressed POST (OTLP over HTTP, Protocol Buffers)."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink, otlp.url_of(sink.address))
@@ -282,18 +281,18 @@ class Collector(_Posts):
     def deliver(self, lines: Sequence[Line]) -> None:
         body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
         number = otlp.rejected(*self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"}))
-        if number:  # It does not say which.
+        if number:  # The response does not tell which.
             raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
 def compressed(lines: Sequence[Line]) -> bytes:
-    """Lines with their ends, the same for the same lines."""
+    """Return the compressed lines, deterministically."""
     return gzip.compress(b"".join(line.text + b"\n" for line in lines), compresslevel=5, mtime=0)
 
 
 @contextmanager
 def _in_words(address: str) -> Iterator[None]:
-    """Raises Undelivered for whatever fails on the way to a receiver that speaks HTTP."""
+    """Raise Undelivered for any failure to reach an HTTP receiver."""
     try:
         yield
     except (AddressRefused, httpx.InvalidURL):
@@ -311,8 +310,8 @@ def _in_words(address: str) -> Iterator[None]:
 class Bucket:
     """Objects in S3, one for each delivery, as JSON lines or Parquet.
 
-    Named by what is in them, so that a delivery that is repeated makes the same object, and never another one of the
-    name: the log, the day, the numbers of its first and last row, and a digest of its lines.
+    The name consists of the log, the day, the numbers of the first and last row, and a digest of the lines. So a
+    repeated delivery creates the same object, and different content never has the same name.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -347,7 +346,7 @@ def _as_parquet(lines: Sequence[Line]) -> bytes:
 
 
 def _judge(answered: httpx.Response) -> None:
-    """Return for an answer that acknowledges. Raises Undelivered."""
+    """Return if the response is an acknowledgement. Raises Undelivered."""
     status = answered.status_code
     if 200 <= status < 300:
         return
@@ -363,7 +362,7 @@ def _judge(answered: httpx.Response) -> None:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """What `Retry-After` asks for, in seconds (RFC 9110 section 10.2.3), an hour at most."""
+    """Return the seconds of `Retry-After` (RFC 9110 section 10.2.3), an hour at most, or None."""
     said = retry_after.strip()
     if said.isascii() and said.isdecimal():
         return min(float(said[:9]), MOST_WAIT)
@@ -375,7 +374,7 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _beginning(answered: httpx.Response) -> bytes:
-    """Read a little of the body, so that the connection can be used again; empty when there is more."""
+    """Read a short body, so that the connection can be reused; empty if it is longer."""
     parts: list[bytes] = []
     for piece in answered.iter_raw():
         parts.append(piece)
@@ -396,7 +395,7 @@ def _unreachable(error: Exception, address: str) -> str:
 
 
 def _host_and_port(address: str) -> str:
-    """The host and port of a sink's address, without anything that may be a secret."""
+    """Return host and port of a sink's address, without anything that may be secret."""
     parts = urlsplit(address)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{host}:{parts.port or (80 if parts.scheme == 'http' else 443)}"
@@ -405,7 +404,7 @@ def _host_and_port(address: str) -> str:
 class Syslog:
     """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP.
 
-    Syslog knows no acknowledgement. What counts is that of TCP: the machine of the receiver has taken every byte.
+    Syslog has no acknowledgement. TCP's is used: the receiver's machine has got every byte.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -441,20 +440,20 @@ class Syslog:
             raise Undelivered(_unreachable(error, self._address)) from None
 
     def message(self, line: Line) -> bytes:
-        """A line as a frame: its length, PRI, version, time, host, program, process, kind and no structured data."""
+        """Return a line as a frame: length, PRI, version, time, host, program, process, kind, no structured data."""
         head = f"<{AUDIT + line.severity}>1 {stamp(line.at)} {self._name} gateway-admin - {line.log} - "
         message = head.encode() + line.text
         return b"%d %b" % (len(message), message)
 
 
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
-    """Return when the other machine has acknowledged every byte and, in a moment, closed the connection after us.
+    """Wait until the receiver's machine has acknowledged every byte, and briefly for it to close the connection.
 
-    To close it with something unread would take back what the receiver has not read. Raises Undelivered when it was
-    closed before, and httpcore.ReadTimeout.
+    Closing with unread data would reset the connection and discard what the receiver has not read. Raises Undelivered
+    if it closed earlier, and httpcore.ReadTimeout.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
-        _must_be_open(sock)  # What a reset connection has not sent stays unsent.
+        _must_be_open(sock)  # A reset connection never sends the rest.
         deadline.left(None)
         time.sleep(0.005)
     _must_be_open(sock)
@@ -462,13 +461,13 @@ def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
     try:
         plain = sock.unwrap() if isinstance(sock, ssl.SSLSocket) else sock
     except (TimeoutError, ssl.SSLError):
-        return  # It says no goodbye in TLS, as many do not, and has every byte.
+        return  # No TLS close_notify, as with many receivers, but it has every byte.
     try:
         plain.shutdown(socket.SHUT_WR)
         while plain.recv(MOST_READ):
             pass
     except TimeoutError:
-        return  # It keeps the connection, and has every byte.
+        return  # It does not close the connection, but has every byte.
     except ConnectionResetError:
         raise Undelivered(HUNG_UP) from None
     finally:
@@ -481,7 +480,7 @@ def _must_be_open(sock: socket.socket) -> None:
 
 
 def _is_closed(sock: socket.socket) -> bool:
-    with socket.socket(fileno=os.dup(sock.fileno())) as plain:  # A TLS socket does not let anybody look below it.
+    with socket.socket(fileno=os.dup(sock.fileno())) as plain:  # TLS sockets do not support MSG_PEEK.
         try:
             return plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -491,7 +490,7 @@ def _is_closed(sock: socket.socket) -> bool:
 
 
 class Stdout:
-    """Lines on the standard output of the process that sends them."""
+    """Lines on the standard output of the sending process."""
 
     def __init__(self, sink: Sink) -> None:
         self._fd = sys.__stdout__.fileno() if sys.__stdout__ else 1
@@ -519,9 +518,9 @@ def _secret(sink: Sink) -> str:
 
 
 def backoff(failures: int, chance: float) -> float:
-    """How long to wait after so many failures in a row, in seconds: twice as long each time, five minutes at most.
+    """Return the delay in seconds after so many consecutive failures: doubled each time, five minutes at most.
 
-    `chance` from 0 to 1 spreads it over the upper half, so that many do not come back at once.
+    `chance` from 0 to 1 spreads it over the upper half, so that sinks do not retry at the same time.
     """
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)
 

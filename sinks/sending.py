@@ -1,9 +1,8 @@
-"""Sends the logs: the process that does the chores looks every few seconds which sinks are due, and one of all such
-serves each.
+"""Sends the logs: the chores process checks every few seconds which sinks are due. Only one process serves each.
 
-Off the path of calls: the proxy knows nothing of it. A sink that is slow or down keeps few others waiting, and those
-for as long as a delivery may take, since each is served by a thread of its own. Who waits for a receiver holds no
-connection to the database, and one delivery in memory: what the sink lacks stays in the log.
+The proxy is not involved. A slow sink delays few others, for a delivery's timeout at most, because each has its own
+thread. While waiting for a receiver there is no database connection and only one delivery in memory; undelivered rows
+stay in the log.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ from ui import databases
 
 logger = logging.getLogger(__name__)
 
-PASS_S = 20.0  # For so long at most a process serves a sink before others may.
-AGAIN_AFTER = timedelta(seconds=2)  # What was looked at a moment ago is not looked at again.
-OBJECTS_EVERY = timedelta(minutes=1)  # So that objects are few, and not too small.
+PASS_S = 20.0  # Maximum time to serve a sink before other processes may.
+AGAIN_AFTER = timedelta(seconds=2)  # Minimum interval between checks of a sink.
+OBJECTS_EVERY = timedelta(minutes=1)  # The same for object stores, so that objects are few and not too small.
 MOST_THREADS = 4
-MOST_REFUSED = 20  # Rows that are left out in one go; who refuses more refuses something else than rows.
+MOST_REFUSED = 20  # Rows left out in one pass; a receiver that refuses more has another problem.
 
-# What became of a delivery, to be noted under the lock; whether the sink is served on.
+# Records the outcome of a delivery under the lock; returns whether to continue with the sink.
 type Note = Callable[[Sink, Reader], bool]
 
 _threads: dict[UUID, threading.Thread] = {}
 
 
 def start_due() -> None:
-    """Begin to serve the sinks that are due and that this process does not serve already."""
+    """Start to serve the due sinks that this process does not serve yet."""
     for pk in [pk for pk, thread in _threads.items() if not thread.is_alive()]:
         del _threads[pk]
     for pk in due():
         if pk not in _threads and len(_threads) < MOST_THREADS:
-            # Not waited for when the process ends: what was not acknowledged is sent again.
+            # Daemon threads: what is unacknowledged when the process ends is sent again.
             _threads[pk] = threading.Thread(target=_serve_logged, args=(pk,), name=f"sink {pk}", daemon=True)
             _threads[pk].start()
 
 
 def due() -> list[UUID]:
-    """The sinks to look after now, those that wait longest first."""
+    """Return the sinks to serve now, longest waiting first."""
     now = timezone.now()
     rested = Q(looked_at=None) | Q(looked_at__lt=now - OBJECTS_EVERY)
     rested |= Q(looked_at__lt=now - AGAIN_AFTER) & ~Q(kind__in=OBJECTS)
@@ -77,14 +76,14 @@ def _serve_logged(pk: UUID) -> None:
 
 
 def serve(pk: UUID, seconds: float = PASS_S) -> int:
-    """Send what this sink lacks, for about so long; how many rows it acknowledged.
+    """Send undelivered rows of this sink for about `seconds`, and return how many were acknowledged.
 
-    Nothing when another process is at it. What it refuses is tried again later, and its row says why.
+    Does nothing if another process serves it. Failures are stored on its row and retried later.
     """
     service = _Service(pk, time.monotonic() + seconds)
     try:
         service.run()
-    except Exception:  # Whatever it is, the sink says so and waits, and others are served.
+    except Exception:  # The error is stored on the sink, and other sinks are served.
         logger.exception("a sink could not be served", extra={"sink": str(pk)})
         service.note_broken()
     finally:
@@ -93,7 +92,7 @@ def serve(pk: UUID, seconds: float = PASS_S) -> int:
 
 
 class _Service:
-    """One sink, served for a while: what is next is read over a connection, and delivered without one."""
+    """Serves one sink for a while: batches are read with a database connection, and delivered without."""
 
     def __init__(self, pk: UUID, until: float) -> None:
         self.sent = 0
@@ -108,7 +107,7 @@ class _Service:
             self._receiver.__exit__(None, None, None)
 
     def run(self) -> None:
-        """Until there is nothing more, the sink refuses, was changed or paused, or the time is over."""
+        """Run until nothing is left, delivery fails, the sink was changed or paused, or the time is over."""
         note: Note | None = lambda sink, reader: True  # noqa: E731  (nothing was delivered yet)
         sink: Sink | None = None
         while note is not None:
@@ -129,12 +128,12 @@ class _Service:
                 _note_failure(sink, reader, Undelivered(said), None)
 
     def _next(self, reader: Reader) -> tuple[Sink | None, Batch | None]:
-        """The sink as it is now, and what to deliver to it."""
+        """Return the current sink and the batch to deliver."""
         sink = _loaded(self._pk)
         while sink is not None and not self._is_over(sink):
             try:
                 self._open(sink)
-            except Undelivered as refusal:  # It could not even be set up.
+            except Undelivered as refusal:  # The receiver could not be set up.
                 _note_failure(sink, reader, refusal, None)
                 return None, None
             reader.most = self._most
@@ -158,11 +157,11 @@ class _Service:
             self._set_up = sink.updated_at
             self._most = self._all = receivers.MOST_LINES.get(sink.kind, reading.MOST_ROWS)
             _note_gap(sink)
-            databases.give_back()  # Who waits for a receiver holds none.
+            databases.give_back()  # Do not hold a connection while waiting for the receiver.
             self._receiver = sink.receiver().__enter__()
 
     def _deliver(self, sink: Sink, batch: Batch) -> Note:
-        """Deliver, and say what is to be noted of it."""
+        """Deliver, and return what to record."""
         assert self._receiver is not None
         try:
             self._receiver.deliver(batch.lines)
@@ -181,7 +180,7 @@ class _Service:
         return partial(_note_delivery_failed, batch, refusal)
 
     def _takes_others(self) -> bool:
-        """Whether it is the row that is refused: an address that is wrong refuses a line that says it is a test too."""
+        """True if only this row is refused: a wrong address would refuse a test line too."""
         assert self._receiver is not None
         try:
             self._receiver.deliver([trial()])
@@ -206,7 +205,7 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: Reader) -> bool:
-    """Leave out a row that the sink refuses for good, and say so."""
+    """Leave out a row that the sink refuses permanently, and record it."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was left out."
@@ -238,20 +237,20 @@ def _note_failure(sink: Sink, reader: Reader, refusal: Undelivered, since: datet
 
 
 def _loaded(pk: UUID) -> Sink | None:
-    """The sink as it is now, unless it is paused or gone; no connection of the pages is kept for it."""
+    """Return the current sink, or None if it is paused or deleted. Gives the connection back to the pool."""
     try:
         return Sink.objects.filter(pk=pk, enabled=True).first()
     finally:
         databases.give_back()
 
 
-# What retention takes
+# Rows dropped by retention
 
 
 def drop_before(limit: date) -> int:
-    """Say of each sink which of its calls are lost when partitions before `limit` are dropped: how many calls.
+    """Record for each sink which undelivered calls are lost when partitions before `limit` are dropped.
 
-    To be called before they are dropped. A sink goes on after what it has lost.
+    Returns their number. Call it before dropping. Sinks continue after the lost rows.
     """
     begin = Call.partitions.kept_from(limit)
     lost = 0
@@ -263,7 +262,7 @@ def drop_before(limit: date) -> int:
 
 
 def _note_gap(sink: Sink) -> None:
-    """Say so when partitions that held what it lacks were dropped by somebody else."""
+    """Record lost rows if partitions with undelivered rows were dropped without `drop_before`."""
     starts = Call.partitions.starts()
     if sink.sends_calls and starts and sink.near_from < (begin := midnight(starts[0])):
         _skip(sink, begin, None)
@@ -278,7 +277,7 @@ def _skip(sink: Sink, begin: datetime, number: int | None) -> None:
 
 
 def _lacking(sink: Sink, before: datetime) -> int:
-    """How many calls dated before this it has not acknowledged."""
+    """Count the calls before this date that the sink has not acknowledged."""
     rows = Call.objects.filter(created_at__gte=sink.near_from, created_at__lt=before, pk__gt=sink.calls_to).order_by()
     if sink.round_to is not None and sink.round_at is not None:
         after = Q(created_at__gt=sink.round_at) | Q(created_at=sink.round_at, pk__gt=sink.round_id)

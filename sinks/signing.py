@@ -1,4 +1,4 @@
-"""What webhooks are signed with, and how (Standard Webhooks)."""
+"""Signatures and secrets of webhooks (Standard Webhooks)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import string
 from contextlib import suppress
 
-LEAST_SECRET = 24  # Bytes of chance, as Standard Webhooks asks for.
+LEAST_SECRET = 24  # Random bytes, as Standard Webhooks requires.
 ALPHABETS = (
     string.digits,
     string.digits + "abcdef",
@@ -19,12 +19,12 @@ ALPHABETS = (
     string.ascii_letters + string.digits,
     string.ascii_letters + string.digits + "+/=_-",
 )
-LEAST_DIFFERENT = 10  # Characters, of a secret made by chance.
-PREFIX = "whsec_"  # What a secret in base64 begins with (Standard Webhooks).
+LEAST_DIFFERENT = 10  # Different characters of a random secret.
+PREFIX = "whsec_"  # Prefix of base64 secrets (Standard Webhooks).
 
 
 def signing_key(secret: str) -> bytes:
-    """The bytes that are signed with: those of a `whsec_` secret in base64, else the characters as they are."""
+    """Return the key: the decoded bytes of a `whsec_` secret, or the characters of any other."""
     if secret.startswith(PREFIX):
         with suppress(ValueError):
             return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
@@ -32,7 +32,7 @@ def signing_key(secret: str) -> bytes:
 
 
 def weakness(secret: str) -> str:
-    """Why a secret cannot hold LEAST_SECRET bytes of chance, by its length and its characters; empty when it may."""
+    """Return why a secret cannot contain LEAST_SECRET random bytes; empty if it can."""
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
         least, different, is_repeated = LEAST_SECRET, len(set(key)), False
@@ -47,6 +47,6 @@ def weakness(secret: str) -> str:
 
 
 def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
-    """The signature of a body as it is on the wire, in base64."""
+    """Return the base64 signature of a body as it is sent."""
     signed = f"{named}.{moment}.".encode() + body
     return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

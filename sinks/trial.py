@@ -1,4 +1,4 @@
-"""Sends a test line to a sink and reports whether it was acknowledged, or why not."""
+"""Send a test line to a sink, and report the outcome."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sinks.receivers import Undelivered, trial
 
 
 class Outcome(NamedTuple):
-    """Whether a test line was acknowledged, and what happened in words."""
+    """The outcome of a test line, with an explanation."""
 
     delivered: bool
     detail: str
 
 
 def send_test_line(sink: Sink, *, by: Actor | None) -> Outcome:
-    """Deliver one line that says it is a test, whether the sink is paused or not. No row is sent, nothing moves on."""
+    """Deliver a test line, even if the sink is paused. No row is sent, and the position does not change."""
     try:
         with released_while_waiting(), sink.receiver() as receiver:
             receiver.deliver([trial()])

@@ -1,4 +1,4 @@
-"""The pages of sinks: the list, one of them with its state, and how they are set up, tested, paused and removed."""
+"""The pages of sinks: the list, the state of one, and setting up, testing, pausing and removing them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _lacking(lacking: CapabilityRequired) -> str:
 @require_POST
 @requires(Capability.SINKS_MANAGE)
 def test(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Deliver a line that says it is a test, and show the outcome."""
+    """Deliver a test line, and show the outcome."""
     sink = get_object_or_404(Sink, pk=pk)
     outcome = send_test_line(sink, by=request.user)
     context = _context(sink, SinkForm(None, kind=sink.kind, sink=sink, viewer=request.user)) | {"outcome": outcome}
@@ -126,7 +126,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.SINKS_MANAGE)
 def send_now(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Try again without waiting for the next retry."""
+    """Retry now, without waiting for the next retry."""
     sink = get_object_or_404(Sink, pk=pk)
     toast = "Sending now" if sink.send_now(by=request.user) else "No retry was waiting"
     return leave(request, page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"), toast)

@@ -218,5 +218,5 @@ class OrganisationResource(Resource):
         """
         provider = Provider.load()
         with self.unchanged(provider):
-            pass  # Another machine is asked without a lock.
+            pass  # Checks the version; the provider is asked without a lock.
         return Response(ProviderTestSerializer(discovery.test(provider, by=self.me)).data)

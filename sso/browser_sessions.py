@@ -1,4 +1,4 @@
-"""Browsers' sessions: which were signed in to at the organisation, and ending those of people who have to be."""
+"""Browser sessions: mark those signed in through the organisation, and end password sessions where not allowed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Event
 
-BROWSER = "organisation"  # In a session, and in its row: as whom it was signed in to at the organisation.
+BROWSER = "organisation"  # Key in the session and its row: the account at the organisation.
 
 
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
-    """End those of these sessions that began with a password; returns how many.
+    """End those of these sessions that began with a password, and return their number.
 
     Run it in the transaction of the change.
     """
@@ -29,9 +29,10 @@ def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
 
 
 def end_where_enforced(person: Model, *, by: Grantor | None) -> None:
-    """The same of one person, whose address or right to a password has just changed, where that is enforced for them.
+    """End a person's password sessions if sign-in by the organisation is enforced for them now.
 
-    People are below whoever enforces it, so the model is looked up (docs/explanation/architecture.md).
+    To be called after their e-mail address or break-glass right changed. The model is looked up by name, because
+    accounts may not import sso (docs/explanation/architecture.md).
     """
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()

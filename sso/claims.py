@@ -1,4 +1,4 @@
-"""What a provider says of somebody, in the form in which it is believed, whichever protocol it came by."""
+"""Normalise claims of an identity provider, for OpenID Connect and SAML alike."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Iterable
 
 from wire.oauth_client import printable
 
-LONGEST_EMAIL = 254  # A longer one is none: cut, it might be somebody else's.
+LONGEST_EMAIL = 254  # Longer ones are rejected: truncated, they might be somebody else's address.
 
 
 def email_of(value: object) -> str:
-    """Empty unless it is written in ASCII: other letters become somebody else's in lower case."""
+    """Return an ASCII e-mail address or "". Lower-casing other letters could produce another person's address."""
     email = value.strip() if isinstance(value, str) else ""
     return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
 
 
 def groups_of(values: Iterable[object]) -> frozenset[str]:
-    """One that cannot be shown is none: without the hidden character it might be another one."""
+    """Return the printable group names. Without a hidden character a name might be that of another group."""
     return frozenset(group for group in values if isinstance(group, str) and group.isprintable())
 
 
 def is_true(value: object) -> bool | None:
-    """Yes or no, also as a word, as some send it; None for anything else."""
+    """Return a boolean, also from "true" or "false" as some providers send it; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower())
     return value if isinstance(value, bool) else None
 
 
 def line_of(value: object) -> str:
-    """One line to show."""
+    """Return printable text on one line."""
     return printable(value).strip() if isinstance(value, str) else ""

@@ -1,7 +1,7 @@
-"""What an identity provider says of itself (OpenID Connect Discovery): its endpoints and its keys.
+"""OpenID Connect Discovery: the endpoints and keys of the identity provider, read through the address guard.
 
-Asked through the one address guard. What it says is kept for ten minutes, so that a sign-in does not ask for it twice;
-that it says nothing for half a minute, so that strangers do not make us ask as often as they like.
+Results are cached for ten minutes, so that a sign-in reads them once. Failures are cached for half a minute, so that
+strangers cannot trigger requests as often as they like.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from wire.oauth_client import as_list, auth_method, is_https, printable
 
 KEPT_S = 10 * 60
 FAILURE_KEPT_S = 30
-KEYS_ASKED_AGAIN_S = 60  # At most so often, whoever sends tokens with keys that nobody knows.
+KEYS_ASKED_AGAIN_S = 60  # Minimum interval for re-reading keys, however many tokens have unknown keys.
 DISCOVERY = "/.well-known/openid-configuration"
 
 
 class ProviderDown(ProviderError):
-    """The identity provider does not answer, or not as one does; the message says what is wrong."""
+    """The identity provider does not answer, or not validly; the message says what is wrong."""
 
 
 class Metadata(NamedTuple):
-    """What a provider says of itself."""
+    """Metadata of an OpenID provider."""
 
     issuer: str
     authorization_endpoint: str
@@ -41,22 +41,22 @@ class Metadata(NamedTuple):
     userinfo_endpoint: str
     auth_methods: tuple[str, ...]
     says_iss: bool
-    end_session_endpoint: str = ""  # OpenID Connect RP-Initiated Logout 1.0; empty where it publishes none.
+    end_session_endpoint: str = ""  # OpenID Connect RP-Initiated Logout 1.0; empty if not published.
 
     def auth_method(self, *, secret: bool) -> str:
-        """How our client names itself at the token endpoint."""
+        """Return the method by which our client authenticates at the token endpoint."""
         return auth_method(self.auth_methods, secret=secret)
 
 
 class Outcome(NamedTuple):
-    """Whether the provider could be signed in at, and what was found, in words."""
+    """The result of a test of the provider, with an explanation."""
 
     works: bool
     detail: str
 
 
 def metadata(provider: Provider) -> Metadata:
-    """Raises ProviderDown."""
+    """Return the provider's metadata, cached. Raises ProviderDown."""
     name = _name("metadata", provider.issuer)
     kept = cache.get(name)
     if kept is None:
@@ -66,7 +66,7 @@ def metadata(provider: Provider) -> Metadata:
 
 
 def keys(provider: Provider, *, anew: bool = False) -> list[dict[str, Any]]:
-    """The keys it signs with; asked `anew` for a token that none of them signed. Raises ProviderDown."""
+    """Return the provider's signing keys; `anew` re-reads them for a token with an unknown key. Raises ProviderDown."""
     name = _name("keys", provider.issuer)
     kept = cache.get(name)
     if kept is None or (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):
@@ -76,7 +76,7 @@ def keys(provider: Provider, *, anew: bool = False) -> list[dict[str, Any]]:
 
 
 def _unless_failed[Found](name: str, ask: Callable[[], Found]) -> Found:
-    """What it says now, unless it said nothing a moment ago. Raises ProviderDown."""
+    """Call `ask`, unless it failed within FAILURE_KEPT_S. Raises ProviderDown."""
     failure = cache.get(f"{name}:failed")
     if failure is not None:
         raise ProviderDown(failure)
@@ -88,13 +88,13 @@ def _unless_failed[Found](name: str, ask: Callable[[], Found]) -> Found:
 
 
 def forget(provider: Provider) -> None:
-    """Ask again what is kept of it."""
+    """Clear the cached metadata and keys of the provider."""
     names = [_name(what, provider.issuer) for what in ("metadata", "keys")]
     cache.delete_many([*names, *(f"{name}:failed" for name in names)])
 
 
 def test(provider: Provider, *, by: Grantor | None) -> Outcome:
-    """Ask the provider what it is, and say in words what is wrong or missing; records that it was tested."""
+    """Test the provider, explain what is wrong or missing, and record the test."""
     try:
         detail = trial.found(provider, by=by) if provider.speaks_saml else _found(provider)
         outcome = Outcome(works=True, detail=detail)
@@ -106,7 +106,7 @@ def test(provider: Provider, *, by: Grantor | None) -> Outcome:
 
 
 def _found(provider: Provider) -> str:
-    """What it says of itself, in words. Raises ProviderError."""
+    """Read metadata and keys, and describe them. Raises ProviderError."""
     said = ask(provider)
     found = _keys(provider, said.jwks_uri)
     forget(provider)
@@ -121,7 +121,7 @@ def _found(provider: Provider) -> str:
 
 
 def ask(provider: Provider) -> Metadata:
-    """What the provider says of itself now. Raises ProviderDown."""
+    """Read the provider's metadata. Raises ProviderDown."""
     if not provider.issuer:
         raise ProviderDown("No issuer is named yet.")
     url = provider.issuer.rstrip("/") + DISCOVERY
@@ -145,7 +145,7 @@ def ask(provider: Provider) -> Metadata:
 
 
 def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The JSON object at this address of the provider. Raises ProviderDown."""
+    """Return the JSON object at a URL of the provider. Raises ProviderDown."""
     try:
         answered = Http(private=provider.private, entered=[provider.issuer]).get(url, headers)
     except Unreachable as error:
@@ -176,7 +176,7 @@ def _endpoint(provider: Provider, document: Mapping[str, Any], name: str, *, nee
 
 
 def _usable(provider: Provider, value: object) -> str:
-    """The address, if browsers may be sent there; else empty."""
+    """Return `value` if it is a URL that browsers may be sent to, otherwise ""."""
     return value if isinstance(value, str) and is_https(value, like=provider.issuer) else ""
 
 

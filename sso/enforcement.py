@@ -1,4 +1,4 @@
-"""What sign-in by the organisation means for passwords, and which browsers were signed in there."""
+"""Enforced sign-in by the organisation: who may not use a password, and which sessions began at the provider."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ SIGN_IN_THERE = "People with this address sign in at their organisation. Use the
 
 
 def sign_in_there(email: str) -> bool:
-    """Whether people with this address have to sign in at the organisation, so that no password is taken."""
+    """True if people with this address have to sign in at the organisation and may not use a password."""
     provider = Provider.offered()
     return provider is not None and provider.enforces(email)
 
 
 def must_sign_in_there(person: User) -> bool:
-    """The same of a person: whoever may break the glass need not."""
+    """True if `person` has to sign in at the organisation; break-glass owners do not."""
     return not person.break_glass and sign_in_there(person.email)
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Note in the session, before it is anybody's, as whom it is being signed in to."""
+    """Store the organisation's account in the session, before the person is signed in."""
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 
 def forget(request: HttpRequest) -> None:
-    """The session is being signed in to with a password: what the organisation began before is over."""
+    """Remove the organisation's account from the session, because a password is used."""
     request.session.pop(BROWSER, None)
 
 
 def is_signed_in_there(request: HttpRequest, provider: Provider) -> bool:
-    """Whether this browser's session was begun at this provider."""
+    """True if this browser session began at this provider."""
     known = request.session.get(BROWSER) or {}
     return bool(known.get("issuer") == provider.known_as)
 
 
 def came_too_late(request: HttpRequest, person: User) -> bool:
-    """Whether this session began with a password, and signing in there was enforced before it was complete."""
+    """True if the session began with a password, and signing in there was enforced before it was complete."""
     if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
         return False
     with transaction.atomic():
-        one_at_a_time()  # Whoever enforces it ends the sessions there are, and this one is among them by now.
+        one_at_a_time()  # Enforcing ends existing sessions under the same lock; this one exists by now.
         return must_sign_in_there(User.objects.get(pk=person.pk))
 
 
 def keep(request: HttpRequest) -> bool:
-    """Keep with the browser's row as whom it was signed in to at the organisation; whether it was."""
+    """Copy the organisation's account to the session's row. Return whether there is one."""
     known = request.session.get(BROWSER)
     if known:
         UserSession.objects.filter(session_key=request.session.session_key).update(data={BROWSER: known})
@@ -66,7 +66,7 @@ def keep(request: HttpRequest) -> bool:
 
 
 def note_sign_in(request: HttpRequest, person: User) -> None:
-    """Keep with the browser's row as whom it was signed in to; raise the alarm when the glass was broken."""
+    """Copy the organisation's account to the session's row, and record and log the use of a break-glass password."""
     if keep(request):
         return
     if person.break_glass and sign_in_there(person.email):
@@ -75,7 +75,7 @@ def note_sign_in(request: HttpRequest, person: User) -> None:
 
 
 def end_sessions(issuer: str, claims: dict[str, Any]) -> int:
-    """End the browsers' sessions that a logout token speaks of; returns how many. Tokens and connections stay."""
+    """End the browser sessions named by a logout token, and return their number. Tokens and connections continue."""
     spoken_of = {"issuer": issuer} | {name: claims[name] for name in ("sub", "sid") if claims.get(name)}
     ended = 0
     with transaction.atomic():

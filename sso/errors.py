@@ -1,4 +1,4 @@
-"""Why sign-in by the organisation cannot be set up like that, and why somebody is not let in."""
+"""Errors of the organisation's sign-in: settings that are refused, and people who are not admitted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class ProviderError(Exception):
-    """Sign-in by the organisation cannot be set up like that; the message says why. `field` is what is wrong."""
+    """The settings of the organisation's sign-in are refused; the message says why. `field` is the form field."""
 
     field = ""
 
 
 class BadIssuer(ProviderError):
-    """The identity provider cannot be at this address."""
+    """The identity provider may not have this URL."""
 
     field = "issuer"
 
@@ -52,13 +52,13 @@ class BadRules(ProviderError):
 
 
 class BadMetadata(ProviderError):
-    """What the provider's SAML metadata say cannot be used; the message says why."""
+    """The provider's SAML metadata cannot be used; the message says why."""
 
     field = "metadata_url"
 
 
 class BadPasted(BadMetadata):
-    """The metadata that were pasted cannot be used; the message says why."""
+    """The pasted metadata cannot be used; the message says why."""
 
     field = "metadata_xml"
 
@@ -92,7 +92,7 @@ _EMAIL = (
     "it already. If you were invited, open the link in the mail and sign in from there. If you have a password here, "
     "sign in with it and link your account on your profile. Otherwise ask an administrator of this workspace."
 )
-# The last two read alike: which addresses have an account here is for nobody to find out.
+# The last two are identical, so that nobody can find out which addresses have an account.
 ADVICE = {
     "deactivated": "Your account in this workspace is disabled. Ask an administrator of this workspace to enable it.",
     "no_role": "Your organisation signed you in, but none of your groups there has a role in this workspace. Ask an "
@@ -106,7 +106,7 @@ ADVICE = {
 
 
 class NoEntry(Exception):
-    """The provider vouches for this person, but they are not let in; `advice` is what they read."""
+    """The provider authenticated the person, but they are not admitted; `advice` is shown to them."""
 
     def __init__(self, reason: str, person: User | None = None) -> None:
         super().__init__(reason)

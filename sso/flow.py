@@ -1,4 +1,4 @@
-"""A person signs in at the organisation: the way there, and the way back (OpenID Connect Core 3.1, with PKCE)."""
+"""Sign-in at the organisation with OpenID Connect (Core 3.1, with PKCE): the request and the callback."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from wire.oauth_client import (
     token_request,
 )
 
-# What Google calls them when it says what it granted.
+# Google's names for scopes in token responses.
 SCOPES_CALLED = {
     "https://www.googleapis.com/auth/userinfo.email": "email",
     "https://www.googleapis.com/auth/userinfo.profile": "profile",
 }
-MAY_PASS = ("server_error", "temporarily_unavailable")  # RFC 6749 section 4.1.2.1: trying again may help.
+MAY_PASS = ("server_error", "temporarily_unavailable")  # RFC 6749 section 4.1.2.1: a retry may help.
 SESSION_KEY = "organisation_sign_ins"
-MOST_OPEN = 5  # In one browser; the oldest end.
+MOST_OPEN = 5  # Unfinished sign-ins per browser; the oldest are dropped.
 LIVES_S = 10 * 60
 LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
-ANEW = {"prompt": "login", "max_age": "0"}  # Not by a session that is open there: a credential is asked for.
+ANEW = {"prompt": "login", "max_age": "0"}  # Requires a credential, even if a session is open at the provider.
 
 
 class SignInFailed(Exception):
-    """The sign-in failed: the message says why, for events and the log; the person reads `advice`, if there is one."""
+    """The sign-in failed. The message is for events and the log; `advice`, if any, is shown to the person."""
 
     def __init__(self, words: str, advice: str = "") -> None:
         super().__init__(words)
@@ -56,9 +56,9 @@ class SignInFailed(Exception):
 
 
 class Begun(NamedTuple):
-    """A sign-in that was begun in this browser: what for, where it goes on, and what proves that an answer is to it.
+    """A sign-in started in this browser: its purpose, the page to return to, and the values that tie the answer to it.
 
-    `is_unasked` where people began at the provider: nothing says then that whoever sent the answer sits here.
+    `is_unasked` if the person started at the provider. Then nothing proves that the answer belongs to this browser.
     """
 
     act: str
@@ -71,21 +71,20 @@ class Begun(NamedTuple):
 
 
 def callback_url() -> str:
-    """Where the provider sends people back to; it has to be entered there."""
+    """Return the redirect URI, which has to be registered at the provider."""
     return f"{settings.PUBLIC_URL}{reverse('sso:callback')}"
 
 
 def signed_out_url() -> str:
-    """Where the provider sends people who have signed out there; it has to be entered there."""
+    """Return the post-logout redirect URI, which has to be registered at the provider."""
     return f"{settings.PUBLIC_URL}{reverse('account_login')}"
 
 
 def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | None:
-    """A page that leads on to where the provider ends its own session (OpenID Connect RP-Initiated Logout 1.0); None
-    when it publishes no such place. Raises ProviderDown.
+    """Return a page that forwards to the provider's logout (OpenID Connect RP-Initiated Logout 1.0), or None.
 
-    It is told the client and no ID token: that would have to be kept for the length of the session, and would be in an
-    address. The provider asks the person instead.
+    None if the provider publishes no such endpoint. Sends the client id instead of an ID token, which would have to be
+    stored for the whole session and would appear in a URL; so the provider asks the person. Raises ProviderDown.
     """
     place = "" if provider.speaks_saml else metadata(provider).end_session_endpoint
     if not place:
@@ -95,7 +94,7 @@ def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | N
 
 
 def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
-    """A page that leads on to the provider. Raises ProviderDown."""
+    """Start a sign-in and return a page that forwards to the provider. Raises ProviderDown."""
     said = metadata(provider)
     state, nonce, (verifier, challenge) = secrets.token_urlsafe(32), secrets.token_urlsafe(32), pkce()
     note(request, state, Begun(act, onward, nonce, verifier, provider.known_as, time.time()))
@@ -113,7 +112,7 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
 
 
 def leads_on(request: HttpRequest, provider: Provider, url: str, template: str = "sso/leads_on.html") -> HttpResponse:
-    """A page that leads on to this address of the provider."""
+    """Return a page that forwards to this URL of the provider."""
     return lead_on(request, template, {"provider": provider, "url": url}, url)
 
 
@@ -123,13 +122,13 @@ def _open(request: HttpRequest) -> dict[str, list[Any]]:
 
 
 def note(request: HttpRequest, state: str, begun: Begun) -> None:
-    """Keep in the session what was begun, to be found when it is answered."""
+    """Store a started sign-in in the session."""
     others = sorted(_open(request).items(), key=lambda item: item[1][-1])[1 - MOST_OPEN :]
     request.session[SESSION_KEY] = dict(others) | {state: [*begun]}
 
 
 def taken(request: HttpRequest, state: str) -> Begun | None:
-    """What was begun in this browser under that name, which is over with that; None when nothing was."""
+    """Remove and return the sign-in started in this browser with this state, or None."""
     still_open = _open(request)
     found = still_open.pop(state, None)
     if found is None:
@@ -139,7 +138,7 @@ def taken(request: HttpRequest, state: str) -> Begun | None:
 
 
 def find(request: HttpRequest) -> Begun:
-    """The sign-in this answer is to, which is over with that. Raises SignInFailed."""
+    """Remove and return the sign-in of this callback. Raises SignInFailed."""
     begun = taken(request, request.GET.get("state", ""))
     if begun is None:
         raise SignInFailed("It was not begun in this browser, or was used before.", AGAIN.text)
@@ -149,7 +148,7 @@ def find(request: HttpRequest) -> Begun:
 
 
 def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
-    """Who has signed in at the provider. Raises SignInFailed, or ProviderDown."""
+    """Return the claims of the person who signed in at the provider. Raises SignInFailed or ProviderDown."""
     given = request.GET
     if begun.issuer != provider.known_as:
         raise SignInFailed("The provider was changed meanwhile.")
@@ -169,7 +168,7 @@ def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
     if said.userinfo_endpoint and not ("email" in claims and _value(claims, provider.groups_claim) is not None):
         beside = _userinfo(provider, said.userinfo_endpoint, tokens.access, claims["sub"])
         if "email" in claims:
-            beside.pop("email_verified", None)  # That is said of the address beside it.
+            beside.pop("email_verified", None)  # It refers to the userinfo's address, not to the ID token's.
         elif "email" in beside:
             claims.pop("email_verified", None)
         claims = beside | claims
@@ -177,10 +176,12 @@ def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
 
 
 def _must_be_granted(asked: str, granted: str) -> None:
-    """Whoever takes a scope out of the address on their way there takes out the groups that come with it. Raises
-    SignInFailed."""
+    """Raise SignInFailed if requested scopes were not granted.
+
+    People could remove a scope from the authorization URL to leave out the groups that come with it.
+    """
     given = {SCOPES_CALLED.get(scope, scope) for scope in granted.split()}
-    missing = set(asked.split()) - given - {"offline_access"}  # That gives no claims, and is often left unsaid.
+    missing = set(asked.split()) - given - {"offline_access"}  # It gives no claims, and is often not reported.
     if missing:
         raise SignInFailed(f"The provider did not grant the scopes that are asked for: {' '.join(sorted(missing))}.")
 
@@ -220,7 +221,7 @@ def _claims(provider: Provider, tokens: Tokens, nonce: str) -> dict[str, Any]:
 
 
 def _userinfo(provider: Provider, url: str, access: str, subject: str) -> dict[str, Any]:
-    """What the provider says beside the ID token, if it is of the same person (OpenID Connect Core 5.3.2)."""
+    """Return the userinfo claims, which must be of the same subject (OpenID Connect Core 5.3.2)."""
     found = fetch(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != subject:
         raise SignInFailed("The provider spoke of another person (userinfo).")
@@ -228,11 +229,11 @@ def _userinfo(provider: Provider, url: str, access: str, subject: str) -> dict[s
 
 
 def read(claims: Mapping[str, Any], provider: Provider) -> Claims:
-    """What is used of the claims; nothing else of them is kept."""
+    """Extract the claims in use; the others are not stored."""
 
     return Claims(
         issuer=provider.known_as,
-        subject=claims["sub"],  # As it is: whoever differs in a blank is somebody else.
+        subject=claims["sub"],  # Unchanged: subjects that differ only in spaces are different people.
         email=email_of(claims.get("email")),
         email_verified=is_true(claims.get("email_verified")),
         name=line_of(claims.get("name")),
@@ -246,13 +247,13 @@ def read(claims: Mapping[str, Any], provider: Provider) -> Claims:
 def _groups(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
     value = _value(claims, name)
     if value is None:
-        elsewhere = claims.get("_claim_names")  # Microsoft Entra, for who is in more than 200.
+        elsewhere = claims.get("_claim_names")  # Microsoft Entra, for people in more than 200 groups.
         return None if isinstance(elsewhere, dict) and name in elsewhere else frozenset()
     return groups_of(value if isinstance(value, list) else [value])
 
 
 def _value(claims: Mapping[str, Any], name: str) -> Any:
-    """The claim of this name; else the one at this path, as `realm_access.roles`."""
+    """Return the claim with this name, or at this path, such as `realm_access.roles`."""
     if name in claims:
         return claims[name]
     value: Any = claims

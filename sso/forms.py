@@ -1,4 +1,4 @@
-"""The form of the sign-in by the organisation."""
+"""The settings form of the organisation's sign-in."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SAML_ONLY = (
     "new_decryption_key",
     "takes_unsolicited",
 )
-MORE_ROWS = 3  # So many rules can be added at once; saved, there is room for so many more.
+MORE_ROWS = 3  # Empty rows for new rules.
 
 
 class RuleForm(forms.Form):
-    """One group rule; without a group it is none."""
+    """A group rule; ignored without a group."""
 
     group = forms.CharField(max_length=LONGEST_GROUP, required=False)
     role = forms.ModelChoiceField(Role.objects.all(), required=False, empty_label="No role")
@@ -44,7 +44,7 @@ class RuleForm(forms.Form):
 
 
 class ProviderForm(forms.Form):
-    """Where people sign in, and what their groups mean here."""
+    """The settings of the identity provider and the group rules."""
 
     protocol = forms.ChoiceField(choices=Protocol.choices, required=False, widget=forms.RadioSelect)
     mode = forms.ChoiceField(label="Sign-in there", choices=Mode.choices, widget=forms.RadioSelect)
@@ -142,7 +142,7 @@ class ProviderForm(forms.Form):
         aside = ("secret", "domains", "metadata_xml", "new_decryption_key")
         initial = {name: getattr(provider, name) for name in self.base_fields if name not in aside}
         if provider.speaks_saml:
-            initial |= {"issuer": "", "client_id": ""}  # Those of SAML stand beside its other fields.
+            initial |= {"issuer": "", "client_id": ""}  # With SAML these are shown next to its other fields.
         super().__init__(data, initial=initial | {"domains": ", ".join(provider.domains)})
         self.provider = provider
         if provider.has_secret and not provider.speaks_saml:
@@ -158,7 +158,7 @@ class ProviderForm(forms.Form):
         return all([super().is_valid(), *(rule.is_valid() for rule in self.rules)])
 
     def values(self) -> dict[str, Any]:
-        """What the verb takes."""
+        """Return the arguments of Provider.edit."""
         values = dict(self.cleaned_data)
         values["domains"] = values["domains"].replace(",", " ").split()
         values["protocol"] = values["protocol"] or self.provider.protocol
@@ -171,7 +171,7 @@ class ProviderForm(forms.Form):
         return values
 
     def refuse(self, error: ProviderError) -> None:
-        """Say beside its field why it cannot be like that."""
+        """Show the error next to its field."""
         self.add_error(error.field if error.field in self.fields else None, str(error))
 
     @property
@@ -192,7 +192,7 @@ class ProviderForm(forms.Form):
 
 
 def _count(data: Mapping[str, str]) -> int:
-    """How many rows of rules a form was sent with."""
+    """Return the number of rule rows in submitted data."""
     count = 0
     while count < 300 and f"rule-{count}-group" in data:
         count += 1

@@ -1,4 +1,4 @@
-"""Sign-in by the organisation: its identity provider, what groups there mean here, and who is who.
+"""Sign-in by the organisation: its identity provider, its group rules, and the accounts of people.
 
 The rules are in docs/decisions/0034-sign-in-by-the-organisation.md.
 """
@@ -58,8 +58,8 @@ __all__ = [
 
 MOST_RULES, MOST_DOMAINS, LONGEST_GROUP = 200, 50, 200
 SETS_UP = (Capability.WORKSPACE_MANAGE, Capability.PEOPLE_MANAGE)
-# Who people of the organisation become here, and who has to sign in there: whoever owns the provider, or a group of it,
-# may become anybody by a change of these, whoever was given a role before.
+# Settings that decide who people of the organisation become, and who has to sign in there. Through these, the owner of
+# the provider, or of a group, could become anybody, so changing them needs every capability.
 TERMS = frozenset({"mode", "issuer", "client_id", "groups_claim", "domains", "default_role", "links_by_email", "rules"})
 TERMS |= {
     "protocol",
@@ -78,7 +78,7 @@ _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # RFC 6749 section 
 
 
 class Mode(models.TextChoices):
-    """Who may, and who has to, sign in at the organisation."""
+    """The people who may, or have to, sign in at the organisation."""
 
     OFF = "off", "Off"
     OFFERED = "offered", "Offered beside the password"
@@ -86,9 +86,12 @@ class Mode(models.TextChoices):
 
 
 class Claims(NamedTuple):
-    """What the provider says of somebody who has just signed in there. `email_verified` is None when it does not say;
-    `groups` is None when they are too many to be in a token, `authenticated_at` when it does not say when they proved
-    who they are. `says_groups` is false when it says nothing of groups, which is not the same as none."""
+    """Claims about a person who has just signed in.
+
+    `email_verified` is None if the provider does not say. `groups` is None if there are too many for a token.
+    `says_groups` is False if the provider sent no groups, which differs from an empty list. `authenticated_at` is None
+    if it does not say when the person authenticated.
+    """
 
     issuer: str
     subject: str
@@ -102,7 +105,7 @@ class Claims(NamedTuple):
 
 
 class GroupRule(NamedTuple):
-    """People in this group at the organisation get the role, and are in the team."""
+    """Gives people in this group of the organisation a role, a team, or both."""
 
     group: str
     role: Role | None = None
@@ -110,13 +113,13 @@ class GroupRule(NamedTuple):
 
 
 class Provider(SamlTerms, Versioned, models.Model):
-    """The one identity provider of this workspace, and the terms on which it is believed."""
+    """The identity provider of this workspace, and the settings of the sign-in."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
     mode = models.CharField(max_length=10, choices=Mode, default=Mode.OFF)
     name = models.CharField(max_length=60, blank=True)
     issuer = models.CharField(max_length=500, blank=True)
-    # Whether its name led to a private address when it was set up; the guard lets it lead there only then.
+    # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False, editable=False)
     client_id = models.CharField(max_length=255, blank=True)
     secret_ciphertext = models.BinaryField(null=True)
@@ -126,7 +129,7 @@ class Provider(SamlTerms, Versioned, models.Model):
     domains = models.JSONField(default=list, blank=True)
     default_role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="+")
     links_by_email = models.BooleanField(default=False)
-    # Whether signing out here leads on to the provider, which ends the session there.
+    # Whether signing out here also signs out of the provider.
     signs_out_there = models.BooleanField(default=False, db_default=False)
 
     class Meta:
@@ -145,12 +148,12 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     @classmethod
     def load(cls) -> Self:
-        """The settings as they are in the database now."""
+        """Return the current settings."""
         return cls.objects.select_related("default_role").get_or_create(pk=1)[0]
 
     @classmethod
     def offered(cls) -> Self | None:
-        """The provider while people may sign in there; else None."""
+        """Return the provider if people may sign in there, otherwise None."""
         return cls.objects.exclude(mode=Mode.OFF).filter(pk=1).first()
 
     @property
@@ -159,12 +162,12 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     @property
     def secret(self) -> str:
-        """The client's secret, empty when it has none. Raises wire.cipher.Unreadable."""
+        """The client secret, or the key that signs requests; empty if none. Raises wire.cipher.Unreadable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
 
     @property
     def rules(self) -> list[GroupRule]:
-        """The group rules in their order."""
+        """The group rules, in order."""
         return [GroupRule(row.group, row.role, row.team) for row in self.rows.select_related("role", "team")]
 
     def editable(self) -> dict[str, Any]:
@@ -178,34 +181,36 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     @property
     def decryption_key(self) -> str:
-        """The fingerprint of the key that assertions are encrypted for; empty when there is none."""
+        """The fingerprint of the key for encrypted assertions; empty if there is none."""
         newest = DecryptionKey.newest() if self.speaks_saml else None
         return newest.fingerprint if newest else ""
 
     @property
     def known_as(self) -> str:
-        """As whose its people are known here. Under one name some providers speak both protocols, and call the same
-        people by other names in each."""
+        """The issuer under which accounts are stored.
+
+        It includes the protocol, because some providers use one name for both, with different subjects.
+        """
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 
     @property
     def terms_digest(self) -> str:
-        """Of all that decides whom somebody becomes here: the same as long as none of TERMS is changed."""
+        """A digest of all TERMS: it changes when one of them changes."""
         terms = {name: value for name, value in self._entered().items() if name in TERMS}
         return hashlib.sha256(orjson.dumps(terms, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     @property
     def is_enforced(self) -> bool:
-        """Whether there are people who have to sign in at the organisation."""
+        """True if some people have to sign in at the organisation."""
         return self.mode == Mode.ENFORCED
 
     def enforces(self, email: str) -> bool:
-        """Whether people with this address have to sign in at the organisation."""
+        """True if people with this address have to sign in at the organisation."""
         return self.is_enforced and email.strip().lower().rpartition("@")[2] in self.domains
 
     @property
     def sessions_enforced(self) -> Q:
-        """The browsers' sessions of people whose address it `enforces`, but for those who may break the glass."""
+        """Match the browser sessions of people whose address it `enforces`, except break-glass owners."""
         domains = self.domains if self.is_enforced else ()
         addresses = (Q(user__email__iendswith=f"@{domain}") for domain in domains)
         return reduce(or_, addresses, Q(pk__in=())) & Q(user__break_glass=False)
@@ -214,17 +219,17 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     @classmethod
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
-        """Change who may sign in and on which terms, for the next sign-in on; records what changed.
+        """Change the settings, from the next sign-in on, and record what changed.
 
-        `rules` is a list of GroupRule; `secret` replaces the one there is, which another issuer ends. Raises
-        ProviderError, ChangedMeanwhile, BeyondYours, or Outranked unless who changes any of TERMS holds every
-        capability. Where it begins to be enforced, sessions that began with a password end.
+        `rules` is a list of GroupRule. `secret` replaces the current one; another issuer ends it. Raises ProviderError,
+        ChangedMeanwhile, BeyondYours, or Outranked if somebody without every capability changes TERMS. When sign-in
+        becomes enforced, affected sessions that began with a password end.
         """
         must_hold(by, SETS_UP)
-        # Names are looked up, and metadata read, while nobody waits for the lock.
+        # Resolve names and read metadata before taking the lock.
         known = cls.load()
         if names_metadata(known, fields):
-            must_match(by, Capability)  # Else somebody without the right to change it would have any address asked.
+            must_match(by, Capability)  # Otherwise people without the right to change it could have any URL fetched.
         known_key = known.decryption_key
         fields, secret = prepared(known, fields, secret)
         pair = fields.pop("decryption_pair", None)
@@ -241,7 +246,7 @@ class Provider(SamlTerms, Versioned, models.Model):
                 name: [before[name], after[name]] for name in before if before[name] != after[name]
             }
             present.must_be(seen, {*changes, "decryption_key"} if pair else changes)
-            # Replaced twice, a key keeps out whom it let in.
+            # Replacing the key twice would break sign-in for everybody, so it needs the same rights.
             if TERMS & changes.keys() or (pair and before["decryption_key"]):
                 must_match(by, Capability)
             if not secret and row.has_secret and row.ends_secret(changes.keys()):
@@ -262,31 +267,36 @@ class Provider(SamlTerms, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Have assertions encrypted for this new key, if it is one, instead of the `replaced`; without SAML, or where
-        none may be, there are no keys. What changed."""
+        """Use a new key for encrypted assertions instead of `replaced`, or delete all keys if they are not allowed.
+
+        Returns what changed, for the event.
+        """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
         present = self.decryption_key
-        if (present != replaced) if pair else not present:  # Somebody made another one, or ended it, meanwhile.
+        if (present != replaced) if pair else not present:  # Another request changed or ended it meanwhile.
             raise ChangedThere(ChangedThere.__doc__)
         if pair:
             DecryptionKey.add(*pair)
         return {"decryption_key_made": True} if pair else {}
 
     def must_still_be(self, known: Self) -> None:
-        """Raise ChangedThere where this is not the provider any more that metadata were read for."""
+        """Raise ChangedThere if the metadata were read for another provider."""
         if (self.protocol, self.issuer) != (known.protocol, known.issuer):
             raise ChangedThere(ChangedThere.__doc__)
 
     def ends_secret(self, changed: Collection[str]) -> bool:
-        """Whether the secret there is ends with this change. A client secret is the old provider's, and the new one
-        would be told it at the next sign-in; a key that signs requests is ours, as long as they are signed."""
+        """True if this change ends the current secret.
+
+        A client secret belongs to the old provider, and must not be sent to the new one. A signing key is ours, and is
+        used while requests are signed.
+        """
         if self.speaks_saml:
             return "protocol" in changed or not self.signs_requests
         return not {"protocol", "issuer"}.isdisjoint(changed)
 
     def take(self, fields: dict[str, Any], secret: str) -> None:
-        """Take these values over, in their form and with the secret sealed."""
+        """Set these values, normalised, and encrypt the secret."""
         for name, value in fields.items():
             setattr(self, name, value.strip() if isinstance(value, str) else value)
         self.domains = sorted({str(each).strip().lower().lstrip("@") for each in self.domains if str(each).strip()})
@@ -297,7 +307,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
 
     def must_be_sound(self) -> None:
-        """Raise ProviderError unless people could sign in like that."""
+        """Raise ProviderError if people could not sign in with these settings."""
         if "openid" not in self.scopes.split() or not all(map(_scope, self.scopes.split())):
             raise BadScopes(BadScopes.__doc__)
         if len(self.domains) > MOST_DOMAINS or not all(map(_domain, self.domains)):
@@ -314,8 +324,10 @@ class Provider(SamlTerms, Versioned, models.Model):
                 raise NoBreakGlass(NoBreakGlass.__doc__)
 
     def take_over(self, said: dict[str, Any], *, by: Grantor | None) -> None:
-        """Go by what its metadata say by now (SAML): other certificates, another place to sign in. Records what
-        changed. Raises BadMetadata when they are of another provider, which only `edit` makes ours."""
+        """Apply the provider's current SAML metadata (certificates, sign-in URL), and record what changed.
+
+        Raises BadMetadata if they are of another provider; only `edit` can change that.
+        """
         with transaction.atomic():
             row: Self = self.lock()
             if (row.protocol, row.metadata_url) != (Protocol.SAML, self.metadata_url):
@@ -340,9 +352,10 @@ class Provider(SamlTerms, Versioned, models.Model):
     # --- Letting people in --------------------------------------------------------------------------------------------
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Who that is here: known by the subject, made at the first sign-in, with the role and the teams that the
-        groups mean now. `invited` is whose invitation was opened in the same browser. Records what changed. Raises
-        NoEntry."""
+        """Return the person with these claims, created at the first sign-in, with role and teams from their groups.
+
+        `invited` is the person whose invitation was opened in this browser. Records what changed. Raises NoEntry.
+        """
         with transaction.atomic():
             rules = self.rules
             teams = Team.objects.filter(pk__in={rule.team.pk for rule in rules if rule.team})
@@ -371,13 +384,13 @@ class Provider(SamlTerms, Versioned, models.Model):
         return person
 
     def _note_silence(self, person: User, rules: Sequence[GroupRule]) -> None:
-        """Record that the provider said nothing of groups, where a rule may have given what this person loses now."""
+        """Record that the provider sent no groups, if the person may lose a role or team of a rule by that."""
         teams = person.teams.filter(pk__in=[rule.team.pk for rule in rules if rule.team])
         if person.role in [rule.role for rule in rules] or teams.exists():
             Event.objects.record(Action.USER_GROUPS_UNSAID, person, by=None, changes={"claim": self.groups_claim})
 
     def link(self, person: User, who: Claims) -> None:
-        """Let this person, who is signed in, sign in at the organisation from now on. Raises AlreadyLinked."""
+        """Link the signed-in person to their account at the organisation. Raises AlreadyLinked."""
         with transaction.atomic():
             one_at_a_time()
             account = Account.objects.filter(Q(user=person) | Q(subject=who.subject), issuer=who.issuer).first()
@@ -387,7 +400,7 @@ class Provider(SamlTerms, Versioned, models.Model):
                 self._bind(person, who, by=person)
 
     def unlink(self, person: User) -> None:
-        """Let this person, whose wish it is, sign in with their password alone again. Raises NeedsPassword."""
+        """Unlink the person at their own request; they sign in with their password then. Raises NeedsPassword."""
         with transaction.atomic(), person.changed_by(person) as present:
             if not present.has_usable_password():
                 raise NeedsPassword(NeedsPassword.__doc__)
@@ -397,7 +410,7 @@ class Provider(SamlTerms, Versioned, models.Model):
                 Event.objects.record(Action.USER_UNLINKED, person, by=person, changes={"issuer": [self.issuer, None]})
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """`_named`, without telling those who get no role here whether somebody has the address."""
+        """Call `_named`, but do not reveal to people who get no role whether an address has an account."""
         try:
             return self._named(who, invited)
         except NoEntry as refused:
@@ -407,10 +420,10 @@ class Provider(SamlTerms, Versioned, models.Model):
             raise
 
     def _named(self, who: Claims, invited: User | None) -> User | None:
-        """The person with this e-mail, if the provider may vouch for them; None when there is nobody yet.
+        """Return the person with this e-mail, if the provider may vouch for them; None if there is nobody yet.
 
-        An e-mail alone proves nothing: taking somebody over takes the workspace's consent and a verified address, or,
-        of who has yet to join, the link that was mailed to it.
+        An e-mail address alone proves nothing. Taking over an existing person needs the workspace's consent and a
+        verified address, or, if they have not joined yet, the invitation mailed to it.
         """
         email = who.email.strip().lower()
         try:
@@ -421,7 +434,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             raise NoEntry("email_not_verified")
         person = User.objects.select_related("role").filter(email=email).first()
         if person is None:
-            # Else whoever may write their own address there would be here as somebody who has yet to come.
+            # Otherwise people who can set their own address at the provider could claim that of a future colleague.
             if not who.email_verified and email.rpartition("@")[2] not in self.domains:
                 raise NoEntry("email_not_verified")
             return None
@@ -437,8 +450,10 @@ class Provider(SamlTerms, Versioned, models.Model):
     def _role(
         self, who: Claims, groups: frozenset[str], person: User | None, rules: Sequence[GroupRule]
     ) -> Role | None:
-        """The role of the first rule that fits, else the default one. While no rule gives roles, those of the people
-        who are there already are given here, and stay. Nobody gets more by leaving out which groups they are in."""
+        """Return the role of the first matching rule, or the default role.
+
+        If no rule gives roles, people have the role they were given here. Withholding groups never gives a higher role.
+        """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role
         fitting = (rule.role for rule in rules if rule.role and rule.group in groups)
@@ -462,7 +477,7 @@ class Provider(SamlTerms, Versioned, models.Model):
             Event.objects.record(Action.USER_LINKED, person, by=by, changes={"issuer": [None, who.issuer]})
 
     def _give(self, person: User, role: Role | None) -> None:
-        """The role, unless it would leave the workspace without an owner or anybody who manages people."""
+        """Give the role, unless the workspace would lose its last owner or last manager of people."""
         if role is None or role == person.role:
             return
         try:
@@ -472,17 +487,17 @@ class Provider(SamlTerms, Versioned, models.Model):
 
 
 def _joins(person: User, invited: User | None) -> bool:
-    """Whether this is who was invited, by an invitation that works still."""
+    """True if `person` is the one invited, and the invitation still works."""
     return invited == person and (person.status, person.session_epoch) == ("invited", invited.session_epoch)
 
 
 class RuleRow(models.Model):
-    """A GroupRule as it is stored."""
+    """A stored GroupRule."""
 
     provider = models.ForeignKey(Provider, models.CASCADE, related_name="rows")
     position = models.PositiveSmallIntegerField()
     group = models.CharField(max_length=LONGEST_GROUP)
-    # A role that is given by a rule cannot be removed: its people would get another one without anybody's knowing.
+    # Such a role cannot be deleted: its people would silently get another one.
     role = models.ForeignKey(Role, models.PROTECT, null=True, related_name="+")
     team = models.ForeignKey(Team, models.SET_NULL, null=True, related_name="+")
 
@@ -495,7 +510,7 @@ class RuleRow(models.Model):
 
 
 class Account(models.Model):
-    """Who somebody at the organisation is here: known by issuer and subject, which no e-mail stands in for."""
+    """The person's account at the organisation, identified by issuer and subject, never by e-mail."""
 
     user = models.ForeignKey(User, models.PROTECT, related_name="organisation_accounts")
     issuer = models.CharField(max_length=500)
@@ -516,14 +531,14 @@ class Account(models.Model):
 
 
 def _told(rules: Sequence[GroupRule]) -> list[list[str | None]]:
-    """Rules as events name them."""
+    """Return rules as events store them."""
     return [
         [rule.group, rule.role.name if rule.role else None, rule.team.name if rule.team else None] for rule in rules
     ]
 
 
 def _checked(rules: Sequence[GroupRule]) -> list[GroupRule]:
-    """The rules without blanks around their groups. Raises BadRules."""
+    """Strip the groups of the rules and validate them. Raises BadRules."""
     tidy = [GroupRule(rule.group.strip(), rule.role, rule.team) for rule in rules]
     for rule in tidy:
         if not rule.group or len(rule.group) > LONGEST_GROUP or not (rule.role or rule.team):
@@ -534,7 +549,7 @@ def _checked(rules: Sequence[GroupRule]) -> list[GroupRule]:
 
 
 def _put(person: User, team: Team, *, is_member: bool) -> None:
-    """Have them in the team or not, with an event when that changes something."""
+    """Add the person to the team, or remove them, and record a change."""
     if team.users.filter(pk=person.pk).exists() != is_member:
         users = set(team.users.all())
         team.edit(name=team.name, users=users | {person} if is_member else users - {person}, by=None)

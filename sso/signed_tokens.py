@@ -1,5 +1,7 @@
-"""Tokens that an identity provider signs: ID tokens (OpenID Connect Core 3.1.3.7) and logout tokens (Back-Channel
-Logout 2.4, 2.6)."""
+"""Tokens signed by an identity provider: ID tokens (OpenID Connect Core 3.1.3.7) and logout tokens.
+
+For the latter see Back-Channel Logout 2.4 and 2.6.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from jwcrypto.common import JWException, base64url_decode
 from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
 
-# Signatures with a public key only: a token that is signed with our own secret, or not at all, proves nothing.
+# Public-key signatures only: a token signed with our own secret, or unsigned, proves nothing.
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 PUBLIC = {"RSA", "EC", "OKP"}
 CLOCKS_DIFFER_S = 60
@@ -26,7 +28,7 @@ _compact = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+").fullmat
 
 
 class TokenInvalid(Exception):
-    """The token does not prove what it says; the message says why."""
+    """The token is invalid; the message says why."""
 
 
 class UnknownKey(TokenInvalid):
@@ -36,7 +38,7 @@ class UnknownKey(TokenInvalid):
 def id_token(
     token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, client_id: str, nonce: str
 ) -> dict[str, Any]:
-    """The claims of an ID token for this client, in answer to the request with this nonce. Raises TokenInvalid."""
+    """Return the claims of an ID token for this client and the request with this nonce. Raises TokenInvalid."""
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     if claims.get("nonce") != nonce:
         raise TokenInvalid("It answers another request than ours (nonce).")
@@ -48,7 +50,7 @@ def id_token(
 
 
 def logout_token(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, client_id: str) -> dict[str, Any]:
-    """The claims of a logout token for this client. Raises TokenInvalid."""
+    """Return the claims of a logout token for this client. Raises TokenInvalid."""
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     events = claims.get("events")
     if not isinstance(events, dict) or LOGOUT not in events or "nonce" in claims:
@@ -66,7 +68,7 @@ def logout_token(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, 
 
 
 def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, client_id: str) -> dict[str, Any]:
-    """What is common to both."""
+    """Verify what both kinds of tokens have in common, and return the claims."""
     claims = _verified(token, keys)
     if claims.get("iss") != issuer:
         raise TokenInvalid("It is another issuer's.")
@@ -82,8 +84,7 @@ def _claims(token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, clien
 
 
 def header_of(token: str) -> dict[str, Any]:
-    """The header of what looks like a signed token in its compact form (RFC 7515 section 7.1), before any key is asked
-    for. Raises TokenInvalid."""
+    """Return the header of a signed token in compact form (RFC 7515 section 7.1), unverified. Raises TokenInvalid."""
     if len(token) > LONGEST_TOKEN:
         raise TokenInvalid("It is too long.")
     try:

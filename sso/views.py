@@ -1,4 +1,4 @@
-"""Signing in at the organisation, its settings page, and how one's own account is linked."""
+"""Pages to sign in at the organisation, its settings, and linking of one's own account."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OWN_ACCOUNT = "one's own account at the organisation"
 @login_not_required
 @posts_from_one_address(BEGUN_THERE)
 def begin(request: HttpRequest) -> HttpResponse:
-    """The button of the sign-in page."""
+    """Start a sign-in from the sign-in page."""
     return _begin(request, flow.LOGIN, own_path(request.POST.get("next", ""), reverse("overview")))
 
 
@@ -80,7 +80,7 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
 @require_GET
 @login_not_required
 def callback(request: HttpRequest) -> HttpResponse:
-    """Where the provider sends people back to."""
+    """Handle the provider's redirect."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
         return refused(request, HTTPStatus.NOT_FOUND)
@@ -96,13 +96,13 @@ def callback(request: HttpRequest) -> HttpResponse:
 
 
 def go_on(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
-    """Do what the sign-in was begun for, now that the provider has said who it is. Raises SignInFailed."""
+    """Complete what the sign-in was started for. Raises SignInFailed."""
     act = {flow.LOGIN: _let_in, flow.LINK: _linked, flow.CONFIRM: _confirmed}[begun.act]
     return act(request, provider, begun, who)
 
 
 def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
-    # An answer that nobody asked for here may be anybody's: it takes no invitation that was opened here.
+    # An unsolicited answer may be anybody's, so an invitation opened in this browser is not used for it.
     invited = None if begun.is_unasked else joining.invited(request)
     try:
         person = provider.admit(who, invited=invited)
@@ -111,10 +111,10 @@ def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
         return refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice)
     if request.user.is_authenticated:
-        logout(request)  # Also of oneself: the session begins anew.
+        logout(request)  # Also if it is the same person: the session starts anew.
     request.session.pop(joining.SESSION_KEY, None)
     remember(request, who)
-    # Who has a second factor here is asked for it, as after a password.
+    # People with a second factor are asked for it, as after a password.
     response: HttpResponse = perform_login(request, person, redirect_url=begun.onward)
     take_back(request, BEGUN_THERE)
     if request.user.is_authenticated:  # A confirmation as well only if the provider asked for a credential just now.
@@ -123,7 +123,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
 
 
 def _linked(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
-    """Only whoever began it in this session, signed in."""
+    """Link the account, for the person who started it in this session."""
     if not isinstance(request.user, User):
         raise SignInFailed("Whoever wanted to link their account is not signed in any more.")
     try:
@@ -134,7 +134,7 @@ def _linked(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
 
 
 def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
-    """What waited for it is acted on now, if it is the same person who proved it anew."""
+    """Continue what waited for confirmation, if the same person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:
         raise SignInFailed("Somebody else confirmed it.")
@@ -142,7 +142,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
         raise SignInFailed("Who has a password or a code here confirms with that.")
     if not provider.proves_presence:
         raise SignInFailed("Requests are not signed, so that a credential need not have been asked for.")
-    # Whoever sits at the browser can take out of the address that a credential is asked for.
+    # People can remove the requirement of a credential from the URL in their browser.
     if who.authenticated_at is None:
         raise SignInFailed("The provider does not say when it asked for a credential (auth_time).")
     if who.authenticated_at < begun.at - CLOCKS_DIFFER_S:
@@ -154,14 +154,14 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Clai
 def refused(
     request: HttpRequest, status: HTTPStatus, provider: Provider | None = None, advice: str = ""
 ) -> HttpResponse:
-    """Tell a person that they are not signed in, and what to do."""
+    """Show that the person is not signed in, and what to do."""
     return without_referrer(request, "sso/refused.html", {"provider": provider, "advice": advice}, status)
 
 
 def without_referrer(
     request: HttpRequest, template: str, context: dict[str, Any], status: HTTPStatus = HTTPStatus.OK
 ) -> HttpResponse:
-    """A page at an address that the provider led to: what stands in there is told to no other site."""
+    """Render a page whose URL came from the provider, without sending that URL to other sites."""
     response = render(request, template, context, status=status)
     response["Referrer-Policy"] = "no-referrer"
     return response
@@ -171,7 +171,7 @@ def without_referrer(
 @require_http_methods(["GET", "POST"])
 @own_resource(OWN_ACCOUNT)
 def confirm(request: AppRequest) -> HttpResponse:
-    """Before a sensitive change, of somebody who has neither a password nor a code here."""
+    """Ask a person without password or code to confirm a sensitive change at the organisation."""
     onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
     if not confirms_there(request.user):
         return redirect(f"{reverse('account_reauthenticate')}?{urlencode({'next': onward})}")
@@ -185,8 +185,10 @@ def confirm(request: AppRequest) -> HttpResponse:
 
 
 class SignOut(LogoutView):  # type: ignore[misc]
-    """Ends the session here. Where the workspace has it so, whoever signed in at the organisation is led on to sign out
-    there as well; not who goes on here at once, as somebody else."""
+    """End the session here, and, if configured, forward people who signed in at the organisation to sign out there.
+
+    Not if they continue here as somebody else.
+    """
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         provider = Provider.offered()
@@ -210,14 +212,14 @@ class SignOut(LogoutView):  # type: ignore[misc]
 @login_not_required
 @posts_from_one_address("organisation logout, from one address")
 def backchannel_logout(request: HttpRequest) -> HttpResponse:
-    """The provider says that a session there has ended (OpenID Connect Back-Channel Logout 1.0)."""
+    """Handle a logout token of the provider (OpenID Connect Back-Channel Logout 1.0)."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
         return _not_a_logout("Nobody signs in at an organisation here.")
     expected = {"issuer": provider.issuer, "client_id": provider.client_id}
     token = request.POST.get("logout_token", "")
     try:
-        header_of(token)  # Before the provider is asked for its keys: what is no token shall make us ask nobody.
+        header_of(token)  # Check the format first, so that garbage does not make us fetch keys.
         try:
             claims = logout_token(token, discovery.keys(provider), **expected)
         except UnknownKey:
@@ -268,7 +270,7 @@ def settings_page(request: AppRequest) -> HttpResponse:
 @requires(Capability.WORKSPACE_MANAGE)
 @requires(Capability.PEOPLE_MANAGE)
 def test_provider(request: AppRequest) -> HttpResponse:
-    """Ask the provider what it is, and show what is wrong."""
+    """Test the provider, and show what is wrong."""
     provider = Provider.load()
     outcome = discovery.test(provider, by=request.user)
     context = _context(request, provider, ProviderForm(None, provider=provider)) | {"outcome": outcome}
@@ -298,7 +300,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
 @own_resource(OWN_ACCOUNT)
 @ask_again
 def link(request: AppRequest) -> HttpResponse:
-    """Sign in there now; from then on that is a way in here."""
+    """Start a sign-in at the organisation to link one's account."""
     return _begin(request, flow.LINK, reverse("accounts:profile"))
 
 

@@ -53,25 +53,25 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         return self.filter(removed_at=None)
 
     def placed(self) -> "AssignmentQuerySet":
-        """Live assignments of servers that are not archived."""
+        """Return live assignments of servers that are not archived."""
         return self.live().filter(server__archived_at=None)
 
     def seen_by(self, viewer: User) -> "AssignmentQuerySet":
-        """Those on the gateways whose pages `viewer` may open."""
+        """Return assignments on the gateways whose pages `viewer` may open."""
         return self.placed().filter(gateway__in=Gateway.objects.visible_to(viewer))
 
     def on(self) -> "AssignmentQuerySet":
-        """Live assignments through which calls go: nothing of their own and nothing of their server is off."""
+        """Return assignments that can take calls: they and their servers are enabled."""
         return self.placed().filter(enabled=True, server__enabled=True)
 
     def per_user(self) -> "AssignmentQuerySet":
-        """Live assignments for which each person brings an identity of their own."""
+        """Return assignments for which each person adds an identity of their own."""
         return self.placed().filter(identity_scheme=IdentityScheme.PER_USER).exclude(server__auth_type=AuthType.NONE)
 
     def assign(self, *, gateway: Gateway, server: Server, by: User | None, **fields: Any) -> "Assignment":
         """Put `server` behind `gateway`. Raises AliasRequired or WrongIdentity."""
         with transaction.atomic():
-            gateway.lock()  # Nobody else puts another there meanwhile.
+            gateway.lock()  # So that two concurrent requests cannot both add a server without an alias.
             assignment = Assignment(gateway=gateway, server=server, **fields)
             assignment.check_alias()
             assignment.check_identity()
@@ -82,7 +82,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
         return assignment
 
     def archive_server(self, server: Server, *, by: User) -> None:
-        """Put a disabled server away for good and take it off every gateway. Raises StillEnabled."""
+        """Archive a disabled server and remove it from every gateway. Raises ServerStillEnabled."""
         with transaction.atomic():
             row = server.lock()
             if row.archived_at:
@@ -97,7 +97,7 @@ class AssignmentQuerySet(models.QuerySet["Assignment"]):
 
 
 class Assignment(Versioned, Switchable):
-    """A server placed behind a gateway: under which alias, with whose identity, with which tools."""
+    """A server on a gateway: its alias, the identity it is called with, and its tool policy."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="assignments")
@@ -131,18 +131,18 @@ class Assignment(Versioned, Switchable):
 
     @property
     def prefix(self) -> str:
-        """What every tool name of this assignment begins with."""
+        """The prefix of this assignment's tool names, empty without an alias."""
         return f"{self.alias}{SEPARATOR}" if self.alias else ""
 
     @property
     def blocks_all(self) -> bool:
-        """Whether its policy leaves the switches of its tools without effect."""
+        """True if the policy blocks all tools, whether they are enabled or not."""
         return self.tool_policy == ToolPolicy.BLOCK_ALL
 
     def check_alias(self) -> None:
-        """Raise AliasRequired unless it has an alias or is alone on its gateway.
+        """Raise AliasRequired unless it has an alias or is the only server of its gateway.
 
-        Without one a server could list a tool of another's name, and get its calls.
+        Without aliases a server could list a tool under another server's name and receive its calls.
         """
         if not self.alias and self.gateway.assignments.live().exclude(pk=self.pk).exists():
             raise AliasRequired(AliasRequired.__doc__)
@@ -168,9 +168,9 @@ class Assignment(Versioned, Switchable):
         return {name: getattr(self, name) for name in names} | {"shared_identity": shared}
 
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
-        """Change alias, identity scheme or tool policy; records what changed.
+        """Change the alias, identity scheme or tool policy, and record what changed.
 
-        Raises AliasRequired, WrongIdentity, or ChangedMeanwhile when the row is not what was `seen`.
+        Raises AliasRequired, WrongIdentity, or ChangedMeanwhile if the row is no longer what was `seen`.
         """
         with transaction.atomic():
             if "alias" in fields:
@@ -189,14 +189,14 @@ class Assignment(Versioned, Switchable):
             if "alias" in changes:
                 self.features.rename(self)
             if "shared_identity" in changes or "identity_scheme" in changes:
-                self.listings.all().delete()  # As somebody else the server is asked anew before it is listed.
+                self.listings.all().delete()  # Another identity may be offered other tools: ask the server again.
             if changes:
                 Event.objects.record(Action.ASSIGNMENT_UPDATED, self, by=by, changes=changes)
 
     def narrow(self, used: Collection[str], *, by: User) -> list[str]:
-        """Leave on only those of its tools that are `used`, by the names clients call them; what was switched off.
+        """Disable all tools except those in `used` (exposed names), and return the names of those disabled.
 
-        The policy becomes Allow selected, so that what its server adds later starts switched off. `widen` undoes it.
+        The policy becomes Allow selected, so that tools the server adds later start disabled. `widen` undoes it.
         """
         with transaction.atomic():
             policy = self.lock().tool_policy
@@ -213,10 +213,9 @@ class Assignment(Versioned, Switchable):
         return names
 
     def widen(self, *, by: User) -> list[str]:
-        """Undo the last `narrow`: what it switched off is switched on again; the names of that.
+        """Undo the last `narrow`: enable the tools it disabled, and return their names.
 
-        What somebody has switched since, a tool or the policy, stays as it is. Nothing happens when it has been undone,
-        or never was.
+        Tools and a policy that somebody changed since are left alone. Does nothing if there is nothing to undo.
         """
         with transaction.atomic():
             self.lock()
@@ -237,11 +236,11 @@ class Assignment(Versioned, Switchable):
         return names
 
     def last_narrowed(self) -> Event | None:
-        """The event of its last narrowing that has not been undone."""
+        """Return the event of the last narrowing, or None if there is none or it was undone."""
         return narrowings([self.pk]).get(str(self.pk))
 
     def remove(self, *, by: User) -> None:
-        """Take the server off the gateway; its tools are gone on the next request."""
+        """Remove the server from the gateway. Its tools disappear with the next request."""
         with transaction.atomic():
             if self.lock().removed_at is None:
                 self.removed_at = timezone.now()
@@ -250,7 +249,7 @@ class Assignment(Versioned, Switchable):
 
 
 def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
-    """By the ids of these: the event of the last narrowing of each that has not been undone."""
+    """Return the event of each assignment's last narrowing that was not undone, by assignment id."""
     told = Event.objects.filter(target_type="assignment", target_id__in=list(map(str, assignments)))
     acts = told.filter(action__in=(Action.ASSIGNMENT_NARROWED, Action.ASSIGNMENT_WIDENED))
     last = {event.target_id: event for event in reversed(acts)}
@@ -258,5 +257,5 @@ def narrowings(assignments: Iterable[UUID]) -> dict[str, Event]:
 
 
 def _plain(value: Any) -> Any:
-    """A value in the form in which events store it."""
+    """Return `value` as events store it."""
     return str(value) if isinstance(value, models.Model) else value

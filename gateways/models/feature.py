@@ -1,8 +1,8 @@
-"""What an assigned server offers: tools, prompts, resources and templates, and what of it clients are shown.
+"""Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
 
-A definition is pinned: the first one is approved on arrival, or waits; one that its server changes later is held back,
-and clients go on being shown what was approved. The gateway's settings say so (docs/explanation/definitions.md). What
-becomes of a list is decided in one place, the database's function `gateways_learn`, for the proxy and the pages alike.
+Definitions are pinned. The first one is approved on arrival or waits for approval. When the server changes it, the new
+one is held back and clients continue to see the approved one, depending on the gateway's settings
+(docs/explanation/definitions.md). The database function `gateways_learn` applies a list, for the proxy and the pages.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ from wire import definitions
 from wire.definitions import Definition
 from wire.tool_names import LONGEST_URI
 
-FIRST_LIST = timedelta(hours=1)  # What a server offers so soon after it was assigned is not news.
+FIRST_LIST = timedelta(hours=1)  # Features found this soon after the assignment do not count as new.
 LEARN = "SELECT gateways_learn(%s, %s, %s, %s, %s)"
 
 
@@ -38,8 +38,6 @@ class NothingToAccept(GatewayError):
 
 
 class Kind(models.TextChoices):
-    """What a feature is."""
-
     TOOL = definitions.TOOL, "Tool"
     PROMPT = definitions.PROMPT, "Prompt"
     RESOURCE = definitions.RESOURCE, "Resource"
@@ -47,16 +45,16 @@ class Kind(models.TextChoices):
 
 
 class State(models.TextChoices):
-    """Whether clients are shown a feature, and whether its server offers it as it was approved."""
+    """The approval of a feature: what clients see of it, and whether the server still offers that."""
 
     APPROVED = "approved", "Approved"
-    HELD = "held", "Held"  # Clients are shown what was approved; the server offers something else.
+    HELD = "held", "Held"  # Clients see the approved definition; the server offers another one.
     QUARANTINED = "quarantined", "Quarantined"
-    NEW = "new", "Waiting"  # Nothing of it has been approved.
+    NEW = "new", "Waiting"  # No definition has been approved yet.
 
 
 class Effect(models.TextChoices):
-    """What a server claims that a tool does, by the hints of its annotations; a claim, nothing more."""
+    """The effect of a tool according to its annotations. The server's claim; not verified."""
 
     READ_ONLY = "read_only", "Read only"
     WRITES = "writes", "Writes"
@@ -65,7 +63,7 @@ class Effect(models.TextChoices):
 
     @classmethod
     def of(cls, annotations: Any) -> "Effect":
-        """What the annotations of a definition say, whatever they are; of a feature's the database works it out."""
+        """Return the effect that `annotations` (any JSON) claim. For stored features the database computes it."""
         hints = annotations if isinstance(annotations, dict) else {}
         if hints.get("readOnlyHint") is True:
             return cls.READ_ONLY
@@ -75,58 +73,57 @@ class Effect(models.TextChoices):
 
     @property
     def claim(self) -> str:
-        """The same to read; empty when its server does not say."""
+        """The claimed effect as text, empty if the server does not state it."""
         return "" if self is Effect.UNKNOWN else str(self.label)
 
 
 class FeatureQuerySet(models.QuerySet["Feature"]):
     def tools(self) -> "FeatureQuerySet":
-        """Those that are tools."""
         return self.filter(kind=Kind.TOOL)
 
     def offered(self) -> "FeatureQuerySet":
-        """Features their server still offers."""
+        """Return features the server still offers."""
         return self.filter(missing_since=None)
 
     def tools_seen_by(self, viewer: User) -> "FeatureQuerySet":
-        """The tools that servers offer on the gateways whose pages `viewer` may open."""
+        """Return the tools offered on the gateways whose pages `viewer` may open."""
         return self.tools().offered().seen_by(viewer)
 
     def callable(self) -> "FeatureQuerySet":
-        """Features that nothing between gateway and server forbids: offered, approved, allowed and switched on."""
+        """Return features that clients can call: offered, approved, allowed by the policy and enabled."""
         on = {"assignment__enabled": True, "assignment__server__enabled": True}
         usable = self.offered().placed().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on)
         return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
-        """Features that came after `moment`, and not with the first list after their server was assigned."""
+        """Return features first seen after `moment`, without those of the first list after the assignment."""
         late = self.filter(first_seen_at__gt=F("assignment__created_at") + FIRST_LIST)
         return late.filter(first_seen_at__gt=moment)
 
     def needing_attention(self) -> "FeatureQuerySet":
-        """Features whose offered definition waits for a decision."""
+        """Return features with an offered definition that waits for a decision."""
         return self.offered().exclude(offered=None).exclude(state=State.QUARANTINED)
 
     def placed(self) -> "FeatureQuerySet":
-        """Those of servers that are assigned and not archived."""
+        """Return features of assigned servers that are not archived."""
         return self.filter(assignment__removed_at=None, assignment__server__archived_at=None)
 
     def seen_by(self, viewer: User) -> "FeatureQuerySet":
-        """Those on the gateways whose pages `viewer` may open, as `Assignment.objects.seen_by` has it."""
+        """Return features on the gateways whose pages `viewer` may open (see AssignmentQuerySet.seen_by)."""
         return self.placed().filter(assignment__gateway__in=Gateway.objects.visible_to(viewer))
 
     def waiting_for(self, viewer: User) -> "FeatureQuerySet":
-        """What waits for a decision on the gateways whose pages `viewer` may open, the newest change first."""
+        """Return features that wait for a decision on the gateways `viewer` may open, newest change first."""
         waiting = self.needing_attention().seen_by(viewer)
         return waiting.order_by(F("changed_at").desc(nulls_last=True), "-first_seen_at", "pk")
 
     def matching(self, words: str) -> "FeatureQuerySet":
-        """Features whose exposed name, title or description holds `words`; all of them without words."""
+        """Return features with `words` in their exposed name, title or description; all without words."""
         matches = holds("exposed_name", words) | holds("title", words) | holds("description", words)
         return self.filter(matches) if words else self
 
     def rename(self, assignment: Assignment) -> None:
-        """Give the features of `assignment` the names its present alias exposes them under."""
+        """Update the exposed names of the features of `assignment` to its current alias."""
         features = list(self.filter(assignment=assignment))
         for feature in features:
             feature.expose(assignment.alias)
@@ -139,20 +136,20 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         kind: str = Kind.TOOL,
         identity: Identity | None = None,
     ) -> None:
-        """Take over the complete list a server gave to `identity`: what is new, what changed, what it no longer has.
+        """Apply the complete list a server gave to `identity`: new, changed and missing features.
 
-        Under the policy `selected` a new feature starts switched off. A definition that cannot be used is left out.
+        Under the policy `selected` new features start disabled. Unusable definitions are left out.
         """
         read = [one if isinstance(one, Definition) else Definition.of(one) for one in listed]
         said = definitions.rows(kind, assignment.alias, read)
         self._learn(assignment, kind, identity, said=Jsonb(said), fault="")
 
     def note_fault(self, assignment: Assignment, fault: str, kind: str, identity: Identity | None = None) -> None:
-        """Remember that a server could not be asked, and why in a word; what is known of it stays."""
+        """Record that a server could not be asked, and the reason. Its known features are not changed."""
         self._learn(assignment, kind, identity, said=None, fault=fault)
 
     def note_asking(self, assignment: Assignment, kind: str, identity: Identity | None = None) -> None:
-        """Remember that a server is asked just now; until it answers there is neither a fault nor a list."""
+        """Record that a server is being asked. Until it answers there is neither an error nor a list."""
         self._learn(assignment, kind, identity, said=None, fault="")
 
     def _learn(
@@ -164,16 +161,16 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
 
 class Feature(Versioned, Switchable):
-    """A tool, prompt, resource or template an assigned server offers: its switch, its definition and its history.
+    """A tool, prompt, resource or template of an assigned server: its switch, its definition and its history.
 
     `name` is the server's own: a URI for a resource, a URI template for a template. Under `allow_all` a feature without
     a row is allowed; under `selected` only one whose row is enabled is.
 
-    `approved` is the JSON text of its definition as clients are shown it, under the server's own name; `shown` the same
-    as the gateway gives it out, NULL when equal. `offered` is what the server says now, NULL when that is approved.
+    `approved` is the JSON text of the approved definition, under the server's own name; `shown` is the definition that
+    clients get, NULL if equal. `offered` is the server's current definition, NULL if it is the approved one.
     Title, description, schema and annotations are those of the approved definition, or of the first while it waits.
-    `effect` follows from its annotations: the database works it out whenever either is written.
-    `identities` are those the server offers it to, where each person has an own one.
+    `effect` is computed from the annotations by the database, whenever either is written.
+    `identities` are those the server offers it to, if each person has their own.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -210,14 +207,14 @@ class Feature(Versioned, Switchable):
                 fields=("assignment", "kind", "name"), name="feature_name_is_unique_per_assignment"
             ),
         )
-        # Few among very many, and each page with a rail counts them: as `needing_attention` says it.
+        # Few rows among very many, counted on each page with a rail. The condition is that of `needing_attention`.
         indexes = (
             models.Index(
                 fields=("changed_at",),
                 name="feature_needing_attention",
                 condition=Q(missing_since=None, offered__isnull=False) & ~Q(state="quarantined"),
             ),
-            # Rows are as long as their definitions: what lists and counts tools reads this instead.
+            # Rows are as long as their definitions. Lists and counts of tools read this index instead.
             models.Index(
                 fields=("assignment", "name"),
                 include=("enabled", "state", "exposed_name", "effect"),
@@ -231,18 +228,18 @@ class Feature(Versioned, Switchable):
 
     @property
     def claim(self) -> str:
-        """What its server claims it does, to read; empty when it does not say."""
+        """The effect the server claims, as text; empty if it does not state one."""
         return Effect(self.effect).claim
 
     @property
     def hidden_characters(self) -> list[str]:
-        """The invisible and bidirectional characters in what is to be decided on, by code point and name."""
+        """The invisible and bidirectional characters of the definition to decide on, by code point and name."""
         text = self.offered or self.approved
         return definitions.hidden_characters(definitions.definition_in(text)) if text else []
 
     @property
     def blocked(self) -> str:
-        """What keeps it from being called although it is switched on, in words; empty when nothing does."""
+        """The reason why an enabled feature cannot be called, in words; empty if it can."""
         assignment = self.assignment
         if not assignment.server.enabled:
             return in_short("server_disabled")
@@ -261,16 +258,16 @@ class Feature(Versioned, Switchable):
         return {"enabled": self.enabled, "state": self.state, **hashes}
 
     def expose(self, alias: str) -> None:
-        """Take the name clients call it by under this alias; not saved."""
+        """Set the exposed name and shown definition for `alias`, without saving."""
         self.exposed_name = definitions.exposed(self.kind, alias, self.name)
         if self.approved:
             shown = definitions.shown_text(self.kind, alias, definitions.definition_in(self.approved))
             self.shown = None if shown == self.approved else shown
 
     def accept(self, *, by: User | None) -> None:
-        """Show clients what the server offers now; lifts a quarantine too.
+        """Approve the definition the server offers now, and lift a quarantine.
 
-        Raises NothingToAccept when that is approved already.
+        Raises NothingToAccept if there is nothing to approve.
         """
         with transaction.atomic():
             row = self.lock()
@@ -292,7 +289,7 @@ class Feature(Versioned, Switchable):
         self.refresh_from_db()
 
     def quarantine(self, *, by: User | None) -> None:
-        """Show it to nobody and refuse its calls from the next request on, until somebody accepts it."""
+        """Hide it from clients and refuse its calls from the next request on, until somebody accepts it."""
         with transaction.atomic():
             row = self.lock()
             if row.state != State.QUARANTINED:
@@ -302,7 +299,7 @@ class Feature(Versioned, Switchable):
         self.state = State.QUARANTINED
 
     def take_over(self, text: str) -> None:
-        """Make `text` the approved definition; not saved."""
+        """Make `text` the approved definition, without saving."""
         told = definitions.row(self.kind, self.assignment.alias, definitions.definition_in(text))
         for name in ("exposed_name", "title", "description", "input_schema", "annotations", "shown"):
             setattr(self, name, told[name])
@@ -310,7 +307,7 @@ class Feature(Versioned, Switchable):
         self.offered, self.offered_hash = None, ""
 
     def lock(self) -> Self:
-        """This row as it is now, locked after its assignment, as `gateways_learn` locks them."""
+        """Return the current row, locked after its assignment: the order in which `gateways_learn` locks."""
         assignment = Assignment.objects.select_for_update(of=("self",)).get(pk=self.assignment_id)
         row = type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
         row.assignment = assignment
@@ -318,7 +315,7 @@ class Feature(Versioned, Switchable):
 
 
 class FeatureVersion(models.Model):
-    """A definition that a server gave a feature at some time; the last twenty are kept, and what is approved."""
+    """A definition a server gave a feature. The last twenty and the approved one are stored."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     feature = models.ForeignKey(Feature, models.CASCADE, related_name="versions")
@@ -326,7 +323,7 @@ class FeatureVersion(models.Model):
     definition = models.TextField()
     first_seen_at = models.DateTimeField(default=timezone.now)
     approved_at = models.DateTimeField(null=True, blank=True)
-    # Nobody: the gateway's settings approved it.
+    # NULL if it was approved by the gateway's settings.
     approved_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
 
     class Meta:
@@ -338,10 +335,10 @@ class FeatureVersion(models.Model):
 
 
 class Listing(models.Model):
-    """When a server was last asked for a kind of features, as one identity, and how that went.
+    """The last time a server was asked for one kind of features as one identity, and the outcome.
 
-    `identity` is NULL where all connections are shown the same; `learnt_at` where it has never answered; `error` is the
-    reason it could not be asked, in the words of the log, empty when it answered, or while it is asked the first time.
+    `identity` is NULL if all connections share one list. `learnt_at` is NULL if the server has never answered. `error`
+    is the error code of the last failure, empty if the server answered or is asked for the first time.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -351,7 +348,7 @@ class Listing(models.Model):
     asked_at = models.DateTimeField()
     learnt_at = models.DateTimeField(null=True)
     error = models.CharField(max_length=40, blank=True)
-    # How long the server says its list may be kept.
+    # How long the list may be cached, according to the server.
     ttl_ms = models.PositiveIntegerField(default=0, db_default=0)
 
     class Meta:

@@ -29,14 +29,14 @@ class Reach(models.TextChoices):
 
 
 class OnArrival(models.TextChoices):
-    """What becomes of a definition nobody has approved yet."""
+    """The treatment of definitions that were never approved."""
 
     APPROVE = "approve", "Approve on arrival"
     WAIT = "wait", "Wait for approval"
 
 
 class OnChange(models.TextChoices):
-    """What becomes of a definition that its server changed after it was approved."""
+    """The treatment of definitions that the server changed after they were approved."""
 
     HOLD = "hold", "Hold back"
     WARN = "warn", "Warn"
@@ -45,33 +45,32 @@ class OnChange(models.TextChoices):
 
 class GatewayQuerySet(models.QuerySet["Gateway"]):
     def live(self) -> "GatewayQuerySet":
-        """Gateways that are not archived."""
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User) -> "GatewayQuerySet":
-        """Live gateways `user` may use: everyone's, their teams', or all of them with GATEWAYS_READ."""
+        """Return live gateways `user` may use: open to everyone or their teams, or all with GATEWAYS_READ."""
         if user.has_perm(Capability.GATEWAYS_READ):
             return self.live()
-        # No join: where each row has its numbers, they would be asked of all to tell rows apart that are there twice.
+        # A subquery, not a join: a join needs DISTINCT, which would compute the annotations of every row first.
         through_teams = Gateway.objects.filter(teams__in=user.teams.all()).order_by().values("pk")
         return self.live().filter(Q(reach=Reach.EVERYONE) | Q(pk__in=through_teams))
 
     def usable_by(self, user: User) -> "GatewayQuerySet":
-        """Gateways within reach of `user` that are switched on."""
+        """Return enabled gateways that `user` may use."""
         return self.reachable_by(user).filter(enabled=True)
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Live gateways whose page `user` may open: those they may use, or all for users who manage gateways."""
+        """Return live gateways whose page `user` may open: those they may use, or all if they manage gateways."""
         if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
             return self.live()
         return self.reachable_by(user)
 
     def matching(self, words: str) -> "GatewayQuerySet":
-        """Gateways whose name or slug holds `words`; all of them without words."""
+        """Return gateways with `words` in their name or slug; all without words."""
         return self.filter(holds("name", words) | holds("slug", words)) if words else self
 
     def add(self, *, by: User | None, teams: Iterable[Team] = (), **fields: Any) -> "Gateway":
-        """Make a gateway; its slug and so its URL stay for ever."""
+        """Create a gateway. Its slug, and so its URL, cannot be changed later."""
         with transaction.atomic():
             gateway = self.create(created_by=by, **fields)
             gateway.teams.set(teams)
@@ -79,9 +78,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open exactly the gateways `wanted`, of those that are open to teams, to `team`; each change is recorded.
+        """Open exactly the gateways `wanted` to `team`, of those whose reach is teams, and record each change.
 
-        Raises ChangedMeanwhile when they are no longer those that were `seen`.
+        Raises ChangedMeanwhile if they are no longer those that were `seen`.
         """
         pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
@@ -94,7 +93,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
 
 
 class TeamGateways(Versioned):
-    """Which gateways are open to a team: what the form on the team's page edits."""
+    """The gateways open to a team, versioned for the form on the team's page."""
 
     def __init__(self, team: Team) -> None:
         self.pk, self._meta, self._team = team.pk, team._meta, team
@@ -105,14 +104,14 @@ class TeamGateways(Versioned):
 
 
 class IdentityGateways(Versioned):
-    """Which gateways a shared identity is for: what is edited on its own page."""
+    """The gateways that may use a shared identity, versioned for its form."""
 
     def __init__(self, identity: Identity) -> None:
         self.pk, self._meta, self._identity = identity.pk, identity._meta, identity
 
     @property
     def live(self) -> list["Gateway"]:
-        """Those that are not archived, by name."""
+        """The live gateways, by name."""
         return list(Gateway.objects.live().filter(shared_identities=self._identity).order_by("name"))
 
     def editable(self) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class IdentityGateways(Versioned):
 def allow_identity(
     identity: Identity, wanted: Iterable["Gateway"], *, by: User | None, seen: Seen | None = None
 ) -> None:
-    """Set the gateways on which the shared `identity` may be used to `wanted`, from the next request on.
+    """Set the gateways that may use the shared `identity` to `wanted`, from the next request on.
 
     Raises CapabilityRequired unless `by` manages identities (None is the system), or ChangedMeanwhile.
     """
@@ -151,7 +150,7 @@ class Gateway(Versioned, Switchable):
     description = models.TextField(max_length=1000, blank=True)
     reach = models.CharField(max_length=10, choices=Reach, default=Reach.EVERYONE)
     teams = models.ManyToManyField(Team, blank=True, related_name="gateways")
-    # The shared identities that may be used here; each says so on its own page.
+    # Edited on the identity's page.
     shared_identities = models.ManyToManyField(Identity, blank=True, related_name="gateways")
     calls_per_minute = models.PositiveIntegerField(null=True, blank=True)
     new_definitions = models.CharField(
@@ -182,16 +181,15 @@ class Gateway(Versioned, Switchable):
 
     @property
     def url(self) -> str:
-        """The address agents post to."""
         return "".join(self.url_parts)
 
     @property
     def url_parts(self) -> tuple[str, str]:
-        """The address in two: what all gateways have in common, and what tells this one from the others."""
+        """The URL in two parts: the one all gateways share, and the path of this gateway."""
         return settings.PUBLIC_URL, f"/mcp/{self.slug}"
 
     def is_reachable_by(self, user: User) -> bool:
-        """Whether `user` may use this gateway at present."""
+        """True if `user` may use this gateway."""
         return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
 
     def editable(self) -> dict[str, Any]:
@@ -207,7 +205,7 @@ class Gateway(Versioned, Switchable):
         return {name: getattr(self, name) for name in names} | {"teams": self.team_names()}
 
     def edit(self, *, by: User, teams: Iterable[Team] | None = None, seen: Seen | None = None, **fields: Any) -> None:
-        """Change its name, reach, teams, limit or how definitions are pinned; records it. Raises ChangedMeanwhile."""
+        """Change the name, reach, teams, limit or pinning, and record it. Raises ChangedMeanwhile."""
         with transaction.atomic():
             row = self.lock()
             changes = {
@@ -227,7 +225,7 @@ class Gateway(Versioned, Switchable):
                 Event.objects.record(Action.GATEWAY_UPDATED, self, by=by, changes=changes)
 
     def team_names(self) -> list[str]:
-        """The teams it is open to, as an event tells them."""
+        """Return the sorted names of the teams it is open to, as events store them."""
         return sorted(team.name for team in self.teams.all())
 
     def _open_to(self, teams: Iterable[Team]) -> dict[str, Any]:

@@ -36,20 +36,22 @@ class IdentityKind(models.TextChoices):
 
 class IdentityQuerySet(models.QuerySet["Identity"]):
     def live(self) -> "IdentityQuerySet":
-        """Identities that have not been revoked."""
+        """Return identities that have not been revoked."""
         return self.filter(revoked_at=None)
 
     def usable(self) -> "IdentityQuerySet":
-        """Identities that a call could use now."""
+        """Return identities that calls can use."""
         return self.live().filter(enabled=True, unconfirmed_since=None, sign_in_needed_since=None)
 
     def refused(self) -> "IdentityQuerySet":
-        """Usable identities that an enabled server refused when they were last sent or tried."""
+        """Return usable identities that an enabled server refused when they were last used or tested."""
         return self.usable().exclude(last_error="").filter(server__enabled=True, server__archived_at=None)
 
     def need_sign_in(self, reason: SignInNeeded) -> int:
-        """Wipe the tokens of these, of which a person has to sign in again; how many they were. Call it in a
-        transaction that records why."""
+        """Mark these identities as needing a new sign-in, wipe their tokens, and return their number.
+
+        Call it in a transaction that records the reason.
+        """
         rows = list(self.select_for_update(of=("self",)).order_by("pk"))
         for identity in rows:
             identity.end_grant()
@@ -59,24 +61,24 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         return Identity.objects.filter(pk__in=pks).update(sign_in_needed_since=now, sign_in_reason=reason, **wiped)
 
     def own(self, user: User) -> "IdentityQuerySet":
-        """The identities `user` brought."""
+        """Return the identities that belong to `user`."""
         return self.filter(owner=user)
 
     def shared(self) -> "IdentityQuerySet":
-        """Shared identities (service accounts), which have no owner."""
+        """Return shared identities (service accounts), which have no owner."""
         return self.filter(owner=None)
 
     def not_refused_first(self) -> "IdentityQuerySet":
-        """The same, with those that their server accepted last, or was not asked about, before refused ones."""
+        """Sort identities whose last use was refused after the others."""
         return self.order_by(Case(When(last_error="", then=0), default=1), "label", "pk")
 
     def bring(
         self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None, refusal: str = ""
     ) -> "Identity":
-        """Store a credential for `server`, encrypted; `owner` None makes a shared one.
+        """Store an encrypted credential for `server`; without `owner` it is shared.
 
-        `refusal` is what the server said when the secret was tried, if it is kept although it was refused.
-        Raises AnotherPlace when the server has moved since `server` was read.
+        `refusal` is the server's answer when the secret was tested, if it is stored although it was refused.
+        Raises AnotherPlace if the server was moved since `server` was read.
         """
         with transaction.atomic():
             now = server.lock()
@@ -91,7 +93,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
 
 
 class Identity(Versioned, Switchable):
-    """A credential for one server: one user's own, or shared when it has no owner."""
+    """A credential for one server: a person's own, or shared if it has no owner."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     server = models.ForeignKey(Server, models.PROTECT, related_name="identities")
@@ -105,9 +107,9 @@ class Identity(Versioned, Switchable):
     last_used_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=300, blank=True)
     disabled_by = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
-    # Set when the path or header of its server changes: nobody has agreed yet that the secret be sent there.
+    # Set when the path or header of its server changes, until somebody agrees to send the secret there.
     unconfirmed_since = models.DateTimeField(null=True, blank=True, editable=False)
-    # Of an identity that came of a sign-in at an issuer; what renews it is its `grant`.
+    # Only for identities that came from a sign-in at an issuer; they are renewed with their `grant`.
     issuer = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     account = models.CharField(max_length=200, blank=True, default="", db_default="", editable=False)
     expires_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -162,40 +164,40 @@ class Identity(Versioned, Switchable):
 
     @property
     def is_usable(self) -> bool:
-        """Whether calls are sent with it; a refused one too, for its server may accept it again."""
+        """True if calls use it. Includes refused ones, because the server may accept them again."""
         return self.status in ("active", "refused")
 
     @property
     def by_oauth(self) -> bool:
-        """Whether it came of a sign-in at an issuer."""
+        """True if it came from a sign-in at an issuer."""
         return self.issuer != ""
 
     @property
     def sign_in_words(self) -> str:
-        """Why a new sign-in is needed, as a sentence; empty when none is."""
+        """The reason why a new sign-in is needed, as a sentence; empty if none is."""
         return str(SignInNeeded(self.sign_in_reason).label)
 
     @property
     def needed(self) -> Capability:
-        """The capability needed to change it for a user who is not its owner."""
+        """The capability that others than its owner need to change it."""
         return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
 
     def is_open_to(self, user: User) -> bool:
-        """Whether `user` may switch it off and on, and end it."""
+        """True if `user` may disable, enable and revoke it."""
         return self.owner_id == user.pk or user.has_perm(self.needed)
 
     def must_be_open_to(self, user: User) -> None:
-        """Raise CapabilityRequired unless `user` may switch it off and on, and end it."""
+        """Raise CapabilityRequired unless `user` may disable, enable and revoke it."""
         if not self.is_open_to(user):
             raise CapabilityRequired(self.needed)
 
     def may_be_enabled_by(self, user: User) -> bool:
-        """Whether `user`, who may switch it, may undo this switching-off: the owner only their own."""
+        """True if `user`, who may switch it, may enable it again; an owner only if they disabled it themselves."""
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)
 
     def enable(self, *, by: Actor | None) -> bool:
-        """Switch on again; whether it was off. Raises HeldDisabled when its owner would undo an administrator's act."""
+        """Enable it; return False if it already was. Raises HeldDisabled if its owner may not enable it again."""
         with transaction.atomic():
             row = self.lock()
             if isinstance(by, User) and not (row.enabled or row.may_be_enabled_by(by)):
@@ -210,11 +212,11 @@ class Identity(Versioned, Switchable):
         return {"label": self.label, "enabled": self.enabled}
 
     def may_be_confirmed_by(self, user: User) -> bool:
-        """Whether `user` may confirm it: the owner, or for a shared one a person with *Identity management*."""
+        """True if `user` may confirm it: its owner, or for shared ones a person with *Identity management*."""
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:
-        """Agree that the secret is sent where its server is now. Raises CapabilityRequired or AlreadyRevoked."""
+        """Agree to send the secret to the server's current address. Raises CapabilityRequired or AlreadyRevoked."""
         if not self.may_be_confirmed_by(by):
             raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
         with transaction.atomic():
@@ -227,7 +229,7 @@ class Identity(Versioned, Switchable):
                 Event.objects.record(Action.IDENTITY_CONFIRMED, self, by=by, changes={"url": [None, self.server.url]})
 
     def rename(self, label: str, *, by: User, seen: Seen | None = None) -> None:
-        """Give it another label. Raises LabelTaken or ChangedMeanwhile."""
+        """Change the label. Raises LabelTaken or ChangedMeanwhile."""
         before, self.label = self.label, label.strip()
         try:
             with transaction.atomic():
@@ -242,9 +244,9 @@ class Identity(Versioned, Switchable):
             raise LabelTaken(LabelTaken.__doc__) from None
 
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
-        """Store another secret in its place; sessions opened with the old one are not used again.
+        """Store another secret; sessions opened with the old one are not used again.
 
-        `refusal` is as in `bring`. Raises AlreadyRevoked, or AnotherPlace when the server has changed meanwhile.
+        `refusal` is as in `bring`. Raises AlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
         """
         with transaction.atomic():
             now = Server.objects.select_for_update().get(pk=self.server_id)
@@ -254,7 +256,7 @@ class Identity(Versioned, Switchable):
             if row.revoked_at:
                 raise AlreadyRevoked(AlreadyRevoked.__doc__)
             self.generation = row.generation + 1
-            self.unconfirmed_since = None  # This one is given for where the server is now.
+            self.unconfirmed_since = None  # The new secret is meant for the server's current address.
             self.last_error = refusal[:300]
             self.seal(secret)
             sealed = ["secret_ciphertext", "key_id", "secret_hint", "generation", "unconfirmed_since", "last_error"]
@@ -262,7 +264,7 @@ class Identity(Versioned, Switchable):
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 
     def revoke(self, *, by: Actor | None) -> None:
-        """End this identity for good and wipe its secret. Raises AlreadyRevoked."""
+        """Revoke this identity and wipe its secret; cannot be undone. Raises AlreadyRevoked."""
         with transaction.atomic():
             row = self.lock()
             if row.revoked_at:
@@ -275,7 +277,7 @@ class Identity(Versioned, Switchable):
             Event.objects.record(Action.IDENTITY_REVOKED, self, by=by, changes=self.sign_in_facts())
 
     def _forget_sign_in(self, row: "Identity") -> list[str]:
-        """The fields that change when a pasted secret takes the place of a sign-in."""
+        """Clear the sign-in when a pasted secret replaces it, and return the changed fields."""
         if not row.by_oauth:
             return []
         row.end_grant()
@@ -287,15 +289,15 @@ class Identity(Versioned, Switchable):
         return ["kind", "issuer", "account", "expires_at", "renew_at", "sign_in_needed_since", "sign_in_reason"]
 
     def end_grant(self) -> None:
-        """Wipe what renews it, and ask its issuer after the transaction to end it too. The row is locked."""
+        """Wipe the refresh token, and revoke it at the issuer after the transaction. The row must be locked."""
         if self.by_oauth and hasattr(self, "grant"):
             self.grant.end(self)
 
     def sign_in_facts(self) -> dict[str, Any]:
-        """For events: as whom, and at which issuer, it was signed in."""
+        """Return the account and issuer of the sign-in, for events."""
         return {"account": [None, self.account], "issuer": [None, self.issuer]} if self.by_oauth else {}
 
     def seal(self, secret: str) -> None:
-        """Hold `secret` encrypted, with a hint of its end when it is long enough to spare four characters."""
+        """Encrypt and set `secret`, with its last four characters as a hint if it has at least 16."""
         self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         self.secret_hint = secret[-4:] if len(secret) >= 16 else ""

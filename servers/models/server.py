@@ -24,7 +24,7 @@ from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of, printable
 if TYPE_CHECKING:
     from servers.models.identity import IdentityQuerySet
 
-CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # They say where a stored credential is sent, and as what.
+CREDENTIAL_TARGET = ("url", "auth_type", "header_name")  # Where and how a stored credential is sent.
 ENDPOINTS = ("authorization_endpoint", "token_endpoint", "revocation_endpoint")  # Of an issuer without metadata.
 SIGN_IN_SETTINGS = ("expected_issuer", "resource_sent", "fixed_resource", "fixed_scopes", *ENDPOINTS, "assume_pkce")
 BUILT_IN_URL = "builtin:quickstart"
@@ -38,7 +38,7 @@ page_validator = URLValidator(["https", "http"])
 
 
 class ServerError(Exception):
-    """A server or identity cannot be changed like that; the message says why."""
+    """The change of a server or identity is not allowed; the message says why."""
 
 
 class AlreadyRevoked(ServerError):
@@ -69,7 +69,7 @@ class WouldEndSignIns(ServerError):
 
 
 class ResourceSent(models.TextChoices):
-    """What an issuer is told of the server that its tokens are for (RFC 8707)."""
+    """The `resource` sent to the issuer, which names the server that tokens are for (RFC 8707)."""
 
     SERVER = "server", "The address of the server"
     OMIT = "omit", "Nothing"
@@ -99,7 +99,7 @@ class Era(models.TextChoices):
 
 
 class SignInNeeded(models.TextChoices):
-    """Why a person has to sign in again at the issuer of an identity; `scope`: for more rights, the others go on."""
+    """The reason why a person has to sign in again. With `scope` the identity continues to work meanwhile."""
 
     NONE = "", ""
     REFUSED = "refused", "The issuer ended the sign-in."
@@ -113,15 +113,15 @@ class SignInNeeded(models.TextChoices):
 
 class ServerQuerySet(models.QuerySet["Server"]):
     def live(self) -> "ServerQuerySet":
-        """Servers that are not archived."""
+        """Return servers that are not archived."""
         return self.filter(archived_at=None)
 
     def matching(self, words: str) -> "ServerQuerySet":
-        """Servers whose name or URL holds `words`; all of them without words."""
+        """Return servers with `words` in their name or URL; all without words."""
         return self.filter(Q(name__icontains=words) | Q(url__icontains=words)) if words else self
 
     def add(self, *, by: User | None, **fields: Any) -> "Server":
-        """Register an upstream server; it is exposed to nobody until it is assigned to a gateway."""
+        """Register an upstream server. Nobody can use it until it is assigned to a gateway."""
         with transaction.atomic():
             server = self.create(created_by=by, **fields)
             Event.objects.record(Action.SERVER_CREATED, server, by=by, changes={"url": [None, server.url]})
@@ -133,7 +133,7 @@ class Server(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    # Its name was made from its address, until the server says how it is called.
+    # The name was derived from the URL; the server's own name replaces it once it answers.
     name_is_made = models.BooleanField(default=False, db_default=False, editable=False)
     slug = models.CharField(max_length=16, unique=True, validators=[slug_validator])
     url = models.CharField("URL", max_length=500)
@@ -142,38 +142,38 @@ class Server(Versioned, Switchable):
     timeout_seconds = models.PositiveSmallIntegerField(default=30)
     total_seconds = models.PositiveSmallIntegerField(default=600, db_default=600)
     max_concurrent = models.PositiveSmallIntegerField(default=64)
-    # Its lists differ by session: it is asked for each one, and what is stored only says what may be shown.
+    # Its lists differ by session: the server is asked for each list, and stored features only limit what is shown.
     lists_live = models.BooleanField(default=False, db_default=False)
-    # Shown to people who are asked for a credential of theirs.
+    # Shown to people who have to add a credential.
     key_help = models.CharField("where to get a key", max_length=300, blank=True, default="", db_default="")
     key_url = models.CharField(
         "page for keys", max_length=500, blank=True, default="", db_default="", validators=[page_validator]
     )
-    # How people sign in at its issuer, where that is not as the server and the issuer say themselves.
+    # Sign-in settings that differ from what the server and the issuer publish.
     expected_issuer = models.CharField(max_length=500, blank=True, default="", db_default="")
     resource_sent = models.CharField(
         "resource", max_length=10, choices=ResourceSent, default=ResourceSent.SERVER, db_default="server"
     )
     fixed_resource = models.CharField(max_length=500, blank=True, default="", db_default="")
     fixed_scopes = models.CharField(max_length=1000, blank=True, default="", db_default="")
-    # Of an issuer that does not describe itself; where they are entered, nothing is asked of what it says of itself.
+    # For issuers without metadata; if these are set, metadata are not fetched.
     authorization_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="")
-    # Whether people sign in at an issuer whose metadata do not say that it supports PKCE, which is used all the same.
+    # Use PKCE although the issuer's metadata do not list it.
     assume_pkce = models.BooleanField("assume PKCE", default=False, db_default=False)
-    # Since its issuer last sent somebody back.
+    # Sign-ins started since the issuer last returned somebody.
     sign_ins_begun = models.PositiveIntegerField(default=0, db_default=0, editable=False)
-    # Whether its name led to a private address when it was registered, or somebody said so; null: not known yet.
+    # Whether the host resolved to a private address when registered, or was declared to; NULL if unknown.
     private = models.BooleanField("at a private address", null=True, blank=True)
     health = models.CharField(max_length=10, choices=Health, default=Health.UNKNOWN)
     health_checked_at = models.DateTimeField(null=True, blank=True)
     health_error = models.CharField(max_length=300, blank=True)
     protocol_era = models.CharField(max_length=10, choices=Era, default=Era.UNKNOWN, blank=True)
     protocol_probed_at = models.DateTimeField(null=True, blank=True)
-    # What the server answered when its eras were found out.
+    # The server's answers from which its eras were determined.
     protocol_evidence = models.CharField(max_length=300, blank=True, default="", db_default="")
-    # When a worker began to find them out, so that no other does at the same time.
+    # When a worker started to determine them, so that no other does at the same time.
     protocol_claimed_at = models.DateTimeField(null=True, blank=True, editable=False)
     archived_at = models.DateTimeField(null=True, blank=True)
     created_by = models.ForeignKey(User, models.PROTECT, null=True, related_name="+")
@@ -216,7 +216,7 @@ class Server(Versioned, Switchable):
 
     @property
     def is_built_in(self) -> bool:
-        """Whether this is the bundled Quickstart server, part of this process."""
+        """True if this is the bundled Quickstart server, which is part of this process."""
         return self.url == BUILT_IN_URL
 
     @property
@@ -229,17 +229,16 @@ class Server(Versioned, Switchable):
         return {name: getattr(self, name) for name in names}
 
     def would_redirect(self, fields: Mapping[str, Any]) -> bool:
-        """Whether these changes would send stored credentials along another path, or in another header."""
+        """True if these changes would send stored credentials to another URL or in another header."""
         changes_target = any(name in fields and fields[name] != getattr(self, name) for name in CREDENTIAL_TARGET)
         return changes_target and self.identities.filter(revoked_at=None).exists()
 
     def moves_issuer(self, fields: Mapping[str, Any]) -> bool:
-        """Whether with these changes codes, tokens and the client's secret go to other endpoints than before."""
+        """True if these changes send codes, tokens and the client's secret to other endpoints."""
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """Whether a person types the password again for these changes: they lead elsewhere what is stored, or what its
-        client and its sign-ins were for."""
+        """True if these changes need the password: they redirect credentials or affect the OAuth client or sign-ins."""
         if self.would_redirect(fields):
             return True
         stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")
@@ -247,27 +246,29 @@ class Server(Versioned, Switchable):
 
     @property
     def sign_in_settings(self) -> list[str | bool]:
-        """What is set of how people sign in at it."""
+        """The values of SIGN_IN_SETTINGS."""
         return [getattr(self, name) for name in SIGN_IN_SETTINGS]
 
     @property
     def sets_sign_in(self) -> bool:
-        """Whether anything of how people sign in at it is set otherwise than servers and issuers say."""
+        """True if a sign-in setting differs from its default."""
         return any(each not in ("", False, ResourceSent.SERVER) for each in self.sign_in_settings)
 
     @property
     def endpoints(self) -> tuple[str, str, str]:
-        """Where its issuer asks people, gives tokens and revokes them, as an administrator entered it; else empty."""
+        """The entered authorization, token and revocation endpoints of the issuer, empty where not set."""
         return self.authorization_endpoint, self.token_endpoint, self.revocation_endpoint
 
     @property
     def entered(self) -> tuple[str, ...]:
-        """The URLs that an administrator entered, its own and its issuer's: hosts of others are looked up with care."""
+        """URLs entered by an administrator: the server's and its issuer's. Other hosts are checked more strictly."""
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
-        """The identities whose sign-in these changes make invalid: it was made at an issuer of another name or with
-        other endpoints, for another resource, or with scopes beyond those that are fixed now."""
+        """Return identities whose sign-in these changes invalidate.
+
+        It was made at another issuer or other endpoints, for another resource, or with more scopes than are now fixed.
+        """
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
             return self.identities.none()
@@ -277,7 +278,7 @@ class Server(Versioned, Switchable):
         return signed_in.filter(pk__in=ended)
 
     def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
-        """Whether what was granted like this is what would be granted with other settings."""
+        """True if a grant with these facts would be the same with the settings `then`."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
             return False
         if self.moves_issuer(then):
@@ -291,13 +292,12 @@ class Server(Versioned, Switchable):
         return self.fixed_scopes == then["fixed_scopes"] or not fixed or bool(granted and {*granted} <= {*fixed})
 
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
-        """Change name, URL, authentication, how people sign in, or limits; records what changed.
+        """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        Another path or header marks the identities of the server: each waits until who answers for it confirms it.
-        Another endpoint of its issuer ends the client that was entered for the endpoints of before.
-        Raises AnotherPlace when the URL would take credentials to a place they were not given for, WouldEndSignIns when
-        other settings of how people sign in end sign-ins without `end_sign_ins`, and ChangedMeanwhile when the row is
-        not what was `seen`.
+        Another path or header suspends the server's identities until the person responsible for each confirms it.
+        Another endpoint of the issuer ends the client that was entered for the former endpoints.
+        Raises AnotherPlace if the URL would send credentials to another server, WouldEndSignIns if sign-in settings end
+        sign-ins without `end_sign_ins`, and ChangedMeanwhile if the row is no longer what was `seen`.
         """
         with transaction.atomic():
             row = self.lock()
@@ -311,7 +311,7 @@ class Server(Versioned, Switchable):
                 raise WouldEndSignIns(count)
             if "url" in changes:
                 row.must_not_take_credentials_to(fields["url"])
-                # Another address may speak another wire.
+                # Another address may speak another version of MCP.
                 fields |= {"protocol_era": Era.UNKNOWN, "protocol_probed_at": None, "protocol_evidence": ""}
                 fields |= {"protocol_claimed_at": None}
                 fields |= {"health": Health.UNKNOWN, "health_error": ""}
@@ -333,9 +333,9 @@ class Server(Versioned, Switchable):
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
     def take_name(self, name: str) -> None:
-        """Name the server as its first answer does, if nobody typed a name and no other server has that one.
+        """Adopt the server's name from its first answer, unless somebody entered one or the name is taken.
 
-        Later answers change nothing, nor does this the slug, which is in names of tools and in addresses.
+        Later answers change nothing. The slug stays as it is, because it is in tool names and URLs.
         """
         if not self.name_is_made:
             return
@@ -349,14 +349,16 @@ class Server(Versioned, Switchable):
         self.refresh_from_db(fields=["name", "name_is_made"])
 
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
-        """End the client that was entered for it if these changes give its issuer other endpoints: its secret is for
-        those of before. Call it in the transaction of the changes."""
+        """End the entered OAuth client if these changes give the issuer other endpoints.
+
+        Its secret belongs to the former endpoints. Call it in the transaction of the changes.
+        """
         if self.moves_issuer(fields):
             for registration in self.client_registrations.filter(ended_at=None):
                 registration.end(by=by)
 
     def must_not_take_credentials_to(self, url: str) -> None:
-        """Raise AnotherPlace if identities that are not revoked would follow to another scheme, host or port."""
+        """Raise AnotherPlace if `url` has another scheme, host or port and there are live identities."""
         if place_of(url) == place_of(self.url) or not (count := self.identities.filter(revoked_at=None).count()):
             return
         were, them = ("1 identity was", "it") if count == 1 else (f"{count} identities were", "them")
@@ -366,7 +368,7 @@ class Server(Versioned, Switchable):
         )
 
     def note_health(self, health: Health, error: str = "", era: Era | None = None, evidence: str = "") -> None:
-        """Remember how the last real contact went, and with `era` and `evidence` which eras it showed."""
+        """Record the outcome of the last contact, and with `era` and `evidence` the eras found."""
         self.health, self.health_error, self.health_checked_at = health, error[:300], timezone.now()
         fields = ["health", "health_error", "health_checked_at"]
         if era:

@@ -25,7 +25,7 @@ from ui.rest import Moment, Problem, Resource
 
 
 class Begun(NamedTuple):
-    """What a program is told of a sign-in that has begun."""
+    """The response to a started sign-in."""
 
     server: Server
     issuer: str

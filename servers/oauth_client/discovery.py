@@ -1,4 +1,4 @@
-"""What a server wants of its callers, found out from the server and from the documents it leads to."""
+"""Discover the authentication a server requires, from its answers and metadata (RFC 9728, RFC 8414)."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ HELLO = dumps(
 
 
 class BadIssuer(Exception):
-    """The issuer, or what it says of itself, cannot be used; the message says why."""
+    """The issuer or its metadata cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What an issuer says of itself.
+    """Authorization server metadata.
 
-    `issuer` is the address under which it was found: what is granted there, and the clients known there, belong to it.
-    `name` is what it calls itself, in its answers too; that may differ only where an administrator expects it to.
+    `issuer` is the URL under which they were found; grants and clients belong to it. `name` is the issuer's name for
+    itself, also in its answers. The two may differ only if an administrator set an expected issuer.
     """
 
     issuer: str
@@ -66,7 +66,7 @@ class Metadata:
     scopes: tuple[str, ...] = ()
     auth_methods: tuple[str, ...] = ()
     says_iss: bool = False
-    says_pkce: bool = False  # That it supports the proof with S256.
+    says_pkce: bool = False  # Lists PKCE methods, S256 among them.
     private: bool = False  # Whether it may be at a private address.
     entered: tuple[str, ...] = ()  # The URLs that an administrator entered for the server that led here.
     takes_documents: bool = False
@@ -74,10 +74,10 @@ class Metadata:
 
     @property
     def registrations(self) -> tuple[str, ...]:
-        """The ways to become its client, in the order they are tried; a person can always enter one.
+        """The methods to become its client, in the order they are tried; entering one by hand is always possible.
 
-        All who read our document know us under the same name and address, so each has to name itself in its answers,
-        by a name that nobody else may have.
+        All issuers that read our document share our client id and redirect URI. So each has to name itself in its
+        answers, by its own URL.
         """
         own_name = self.says_iss and self.name in ("", self.issuer)
         readable = self.takes_documents and own_name and settings.PUBLIC_URL.startswith("https://")
@@ -87,7 +87,7 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What a protected server says of itself: who issues tokens for it, under what name, and for which scopes."""
+    """Protected resource metadata: the issuers of tokens for it, its name, and its scopes."""
 
     issuers: tuple[str, ...] = ()
     name: str = ""
@@ -96,7 +96,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a server wants of its callers; `auth_type` is None when nobody can tell, and `problem` says why."""
+    """The authentication a server requires; `auth_type` is None if unknown, and `problem` says why."""
 
     auth_type: AuthType | None = None
     issuer: str = ""
@@ -108,7 +108,7 @@ class Needs:
 
 
 def needs_of(server: Server) -> Needs:
-    """What `discover` finds out about this server, with what is set of how people sign in at it."""
+    """Call `discover` for this server, with its sign-in settings."""
     return discover(
         server.url,
         expected_issuer=server.expected_issuer,
@@ -128,12 +128,12 @@ def discover(
     assume_pkce: bool = False,
     private: bool = True,
 ) -> Needs:
-    """Ask the server at `url` without a credential, and follow where it leads; takes ten seconds in all at most.
+    """Ask the server at `url` without a credential, and read the metadata it refers to, in ten seconds at most.
 
-    `expected_issuer` is what its issuer has to call itself, where that is not the address it is found at; the
-    `fixed_scopes` take the place of those the server asks for. `endpoints` are where it asks people, gives tokens and
-    revokes them, if it does not describe itself; else it has to say that it supports PKCE, unless that is assumed
-    (`assume_pkce`). Without `private` only public addresses are called.
+    `expected_issuer` is the issuer's name for itself, if it differs from its URL. `fixed_scopes` replace the scopes the
+    server asks for. `endpoints` (authorization, token, revocation) replace the metadata of an issuer that has none.
+    Otherwise the metadata have to list PKCE, unless `assume_pkce` is set. Without `private` only public addresses are
+    called.
     """
     entered = (url, *endpoints)  # As `Server.entered`, of a server that may not be stored yet.
     http = Http(private=private, entered=entered)
@@ -145,7 +145,7 @@ def discover(
     challenge = read_challenge(answer.challenges)
     closed = answer.status == 401 or (answer.status == 403 and challenge.resource_metadata)
     if not closed and not endpoints[0]:
-        # A server that refuses the message by its content has no question about who asks.
+        # A server that rejects the content of the message does not require authentication.
         speaks = 200 <= answer.status < 300 or (answer.document or {}).get("jsonrpc") == "2.0"
         return Needs(AuthType.NONE) if speaks else Needs(problem=f"The server answered {answer.status}.")
     try:
@@ -161,9 +161,9 @@ def discover(
 
 
 def _unknown(http: Http, url: str) -> Answer:
-    """What the server says to somebody it does not know, in either wire of MCP. Raises Unreachable.
+    """Send an unauthenticated request, in either era of MCP, and return the answer. Raises Unreachable.
 
-    Some greet everybody, and ask who it is only when something of theirs is wanted.
+    Some servers accept `initialize` from everybody and require authentication only for `tools/list`.
     """
     hello = http.post(url, HEADERS, HELLO)
     if hello.status in (401, 403):
@@ -183,9 +183,9 @@ def _unknown(http: Http, url: str) -> Answer:
 
 
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
-    """What a sign-in takes where an administrator entered the endpoints of an issuer that does not describe itself.
+    """Return the needs of a server whose issuer has no metadata and was entered by an administrator.
 
-    Where it asks people is its name: nobody else has that address, so the one it sends them back to is its own, too.
+    The authorization endpoint serves as the issuer's name. It is unique, so the redirect URI made from it is too.
     """
     authorization, token, revocation = endpoints
     resource = _resource(http, url, challenge, issuers_needed=False) or Resource()
@@ -195,7 +195,10 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
         authorization_endpoint=authorization,
         token_endpoint=token,
         revocation_endpoint=revocation,
-        auth_methods=("client_secret_basic", "client_secret_post"),  # It does not say: one, and if refused the other.
+        auth_methods=(
+            "client_secret_basic",
+            "client_secret_post",
+        ),  # Unknown: the second is tried if the first fails.
         private=http.private or named,
         name=expected or authorization,
     )
@@ -220,12 +223,12 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_
         )
     scopes = scopes_of(challenge.scope) or resource.scopes
     if "offline_access" in metadata.scopes and scopes and "offline_access" not in scopes:
-        scopes = (*scopes, "offline_access")  # Else some give nothing to renew the token with.
+        scopes = (*scopes, "offline_access")  # Some issue no refresh token otherwise.
     return Needs(AuthType.OAUTH, metadata.issuer, scopes, metadata.registrations, "", resource, metadata)
 
 
 def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: bool = True) -> Resource | None:
-    """The metadata of the server (RFC 9728); None when it has none. Raises BadIssuer."""
+    """Return the protected resource metadata (RFC 9728), or None if there are none. Raises BadIssuer."""
     for address in resource_metadata_urls(url, challenge):
         if not is_https(address, like=url):
             continue
@@ -242,9 +245,9 @@ def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: boo
 
 
 def _legacy(http: Http, url: str, expected: str) -> Metadata | None:
-    """A server older than RFC 9728 is its own issuer (MCP 2025-03-26)."""
+    """Return the metadata of a server that is its own issuer (MCP 2025-03-26, before RFC 9728), or None."""
     origin = origin_of(url)
-    for issuer in (origin, f"{origin}/"):  # Nobody has said which of the two it calls itself.
+    for issuer in (origin, f"{origin}/"):  # Either may be its name for itself.
         try:
             return issuer_metadata(http, issuer, like=url, expected=expected)
         except BadIssuer:
@@ -253,7 +256,7 @@ def _legacy(http: Http, url: str, expected: str) -> Metadata | None:
 
 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
-    """The JSON object there; None for every refusal. Raises BadIssuer when it is only out of order for a while."""
+    """Return the JSON object at `address`, or None if it is refused. Raises BadIssuer for temporary failures."""
     try:
         answer: Answer = http.get(address)
     except Unreachable as error:
@@ -264,8 +267,10 @@ def _document(http: Http, address: str) -> Mapping[str, Any] | None:
 
 
 def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> Metadata:
-    """What this issuer says of itself, wherever that is; it has to name itself as `expected`, else as it was found
-    (RFC 8414 section 3.3). Raises BadIssuer."""
+    """Return the issuer's metadata from the first well-known URL that has them. Raises BadIssuer.
+
+    They have to name the issuer as `expected`, or by its URL (RFC 8414 section 3.3).
+    """
     if not is_https(issuer, like=like):
         raise BadIssuer("The server names an issuer that is no https:// address.")
     http.private = http.private or origin_of(issuer) in settings.PRIVATE_ISSUERS

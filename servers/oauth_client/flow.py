@@ -1,4 +1,4 @@
-"""A person signs in at the issuer of a server: the way there, and the way back."""
+"""Sign-in at the issuer of a server: the authorization request and the callback."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ __all__ = ["LastingRefused", "SignInRefused", "authorization", "begin", "begin_a
 
 logger = logging.getLogger(__name__)
 
-LASTING = "offline_access"  # The scope for a refresh token; some advertise it, and refuse who asks for it.
+LASTING = "offline_access"  # The scope for a refresh token; some issuers advertise it but refuse requests for it.
 LIFETIME = timedelta(minutes=10)
-MOST_OPEN = 20  # Of one person, each with its proof and its place to come back to; the oldest end.
+MOST_OPEN = 20  # Unfinished sign-ins per person; the oldest are deleted.
 UNNAMED = (
     "The answer says which issuer it is from, and nobody has entered which one that of {server} is. An administrator "
     "can enter it as the expected issuer, in the settings of the server."
 )
 BROWSER = "sign_in_browser"
-ANY_BROWSER = b""  # A program began it, and the person goes on wherever they are signed in.
+ANY_BROWSER = b""  # Started with an API key: the person may continue in any browser.
 
 
 class SignInRefused(Exception):
@@ -80,13 +80,13 @@ class SignInRefused(Exception):
 
 
 class LastingRefused(Exception):
-    """The issuer refuses the scopes it was asked for, among them the one for lasting access, which can be left out."""
+    """The issuer refused the requested scopes; `offline_access`, which is optional, was one of them."""
 
 
 def browser_digest(request: AppRequest) -> bytes:
-    """What ties a sign-in to this browser: a random value in its session, which outlasts the session's key.
+    """Return the digest that ties a sign-in to this browser, of a random value in its session (survives key rotation).
 
-    An API key has no browser; who holds one that may begin a sign-in may store any credential for its owner.
+    An API key has no browser. Its holder may store any credential for its owner anyway.
     """
     if getattr(request, "auth", None) is not None:
         return ANY_BROWSER
@@ -96,9 +96,9 @@ def browser_digest(request: AppRequest) -> bytes:
 
 
 def begin(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
-    """A page that leads the browser on to the issuer of `server`; what is chosen is as for `authorization`.
+    """Start a sign-in, and return a page that forwards the browser to the issuer. Options are those of `authorization`.
 
-    Raises SignInRefused, or CapabilityRequired.
+    Raises SignInRefused or CapabilityRequired.
     """
     sign_in, url = authorization(request, server, **chosen)
     return _leads_on(request, sign_in, url)
@@ -115,12 +115,11 @@ def authorization(
     return_to: str = "/",
     refused_scope: str = "",
 ) -> tuple[SignIn, str]:
-    """A sign-in that has begun, and the address at the issuer of `server` where the person goes on.
+    """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    What comes back is kept in `identity`, else in a new identity: one of this person, bound to `connection`, or a
-    shared one. It is asked for without `refused_scope`, which the issuer has refused just now.
-
-    Raises SignInRefused, or CapabilityRequired.
+    The result is stored in `identity`, or in a new identity: the person's own, bound to `connection`, or a shared one.
+    `refused_scope` is left out of the request, because the issuer has just refused it. Raises SignInRefused or
+    CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -131,7 +130,7 @@ def authorization(
     needs = needs_of(server)
     if needs.metadata is None:
         raise SignInRefused(needs.problem or f"{server} names no issuer where one could sign in.")
-    if not server.authorization_endpoint:  # Else an administrator entered it.
+    if not server.authorization_endpoint:  # Otherwise the issuer was entered by an administrator.
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
@@ -180,9 +179,9 @@ def authorization(
 
 
 def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, shared: bool) -> None:
-    """Only for oneself, where a gateway within reach asks for an identity; a shared identity takes the capability.
+    """Check that `user` may sign in: for themselves, where a gateway they may use needs it, or for a shared identity.
 
-    Raises CapabilityRequired, or a ServerError for what is archived, revoked or disabled.
+    Raises CapabilityRequired, or a ServerError if something is archived, revoked or disabled.
     """
     if shared or (identity is not None and identity.is_shared):
         if not user.has_perm(Capability.SERVERS_MANAGE):
@@ -195,21 +194,21 @@ def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, s
 
 
 def _end_oldest(user: User) -> None:
-    """Keep no more sign-ins of one person open than anybody has use for."""
+    """Delete all but the newest MOST_OPEN sign-ins of a person."""
     newest = SignIn.objects.filter(user=user).order_by("-created_at", "-pk").values("pk")[:MOST_OPEN]
     SignIn.objects.filter(user=user).exclude(pk__in=list(newest.values_list("pk", flat=True))).delete()
 
 
 def open_to(user: User) -> QuerySet[Server]:
-    """The servers at whose issuers `user` may sign in: those that ask each person at a gateway within reach."""
+    """Return the servers where `user` may sign in: on a gateway they may use, with per-user identities."""
     asking = Assignment.objects.per_user().filter(gateway__in=Gateway.objects.reachable_by(user).values("pk"))
     return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
 
 
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
-    """A server that names another issuer than the one people signed in at might be after tokens of that other issuer.
+    """Raise SignInRefused if the server names another issuer than before, unless the person manages servers.
 
-    Someone who manages servers has to sign in there first.
+    A malicious server could collect tokens of that issuer, so an administrator has to sign in there first.
     """
     known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
@@ -220,7 +219,7 @@ def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
 
 
 def _end_others(server: Server, issuer: str, *, by: User) -> None:
-    """What another issuer granted for this server is of no use, and is sent to nobody any more."""
+    """Invalidate identities of this server from other issuers; their tokens are not sent any more."""
     with transaction.atomic():
         others = server.identities.live().exclude(issuer__in=("", issuer)).filter(sign_in_needed_since=None)
         before = ", ".join(sorted(set(others.values_list("issuer", flat=True))))
@@ -230,8 +229,7 @@ def _end_others(server: Server, issuer: str, *, by: User) -> None:
 
 
 def _resource(server: Server, needs: Needs) -> str:
-    """How the server is named to the issuer (RFC 8707): as an administrator has set, else byte for byte as it names
-    itself."""
+    """Return the `resource` (RFC 8707): the one set by an administrator, or the server's name for itself."""
     match server.resource_sent:
         case ResourceSent.FIXED:
             return server.fixed_resource
@@ -241,8 +239,10 @@ def _resource(server: Server, needs: Needs) -> str:
 
 
 def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
-    """What the server asks for; and, for an identity that is there, what it was granted and what it lacked. Or what an
-    administrator has set, and no more. Raises SignInRefused for an identity that lacks what may not be asked for."""
+    """Return the scopes to request. Raises SignInRefused if `identity` lacks scopes that may not be requested.
+
+    These are the fixed scopes, or those the server asks for together with those `identity` was granted and lacked.
+    """
     grant = Grant.objects.filter(identity=identity).first() if identity else None
     if server.fixed_scopes:
         lacks = {*grant.wanted_scope.split()} - {*server.fixed_scopes.split()} if grant else set()
@@ -268,9 +268,9 @@ def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
 
 
 def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
-    """A page that leads on by itself: a redirect out of a form would be stopped by our own policy.
+    """Return a page that forwards the browser; our CSP would block a redirect after a form.
 
-    After several sign-ins in a row from which nobody came back it says what that may mean, and waits.
+    After several unfinished sign-ins in a row it explains what that may mean, and waits for a click.
     """
     waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
     context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
@@ -278,7 +278,7 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
 
 
 def find(request: AppRequest) -> SignIn:
-    """The sign-in this answer belongs to, which is over with that: this person's, begun in this browser.
+    """Return the sign-in of this callback, and delete it: it works once, for this person in this browser.
 
     Raises SignInRefused.
     """
@@ -303,10 +303,10 @@ def find(request: AppRequest) -> SignIn:
 
 
 def finish(request: AppRequest, sign_in: SignIn) -> Identity:
-    """The identity that came of it. Raises SignInRefused, or LastingRefused: `begin_again` goes on then."""
+    """Complete the sign-in and return its identity. Raises SignInRefused, or LastingRefused (see `begin_again`)."""
     given, issuer = request.GET, str(sign_in.endpoints.get("iss") or sign_in.registration.issuer)
     try:
-        # First of all: what another issuer sends is not even shown.
+        # Check this first: messages of another issuer are not even displayed.
         check_iss(given.get("iss"), issuer, advertised=bool(sign_in.endpoints.get("says_iss")))
     except Mismatch as mismatch:
         unnamed = sign_in.server.authorization_endpoint and not sign_in.server.expected_issuer
@@ -314,7 +314,7 @@ def finish(request: AppRequest, sign_in: SignIn) -> Identity:
     if "code" not in given or "error" in given:
         _must_not_be_of_lasting_access(sign_in, given.get("error", ""))
         raise SignInRefused(_in_words(sign_in, given.get("error", ""), given.get("error_description", "")))
-    # Before the code is used: what will not be kept is not asked for.
+    # Check before the code is used, so that no tokens are requested that would not be stored.
     _must_still_be_open(request, sign_in)
     tokens = _exchange(sign_in, given["code"])
     try:
@@ -327,16 +327,15 @@ def finish(request: AppRequest, sign_in: SignIn) -> Identity:
 
 
 def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
-    """Raise LastingRefused for a refusal of scopes when lasting access, which can be left out, was one of them."""
+    """Raise LastingRefused if scopes were refused and `offline_access`, which is optional, was one of them."""
     if error == "invalid_scope" and LASTING in sign_in.scope.split():
         raise LastingRefused
 
 
 def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
-    """A page that leads on to the issuer once more, to ask for the same without lasting access.
+    """Start the sign-in again without `offline_access`, and return a page that forwards to the issuer.
 
-    That happens once: what is asked for then does not hold the scope that led here. Raises SignInRefused, or
-    CapabilityRequired.
+    This happens once, because the new request does not contain that scope. Raises SignInRefused or CapabilityRequired.
     """
     told = {"server": str(sign_in.server), "issuer": sign_in.registration.issuer, "scope": LASTING}
     logger.info("an issuer refused a scope, and is asked without it", extra=told)
@@ -354,7 +353,7 @@ def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
 
 
 def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
-    """The identity that holds these tokens now. Raises SignInRefused or CapabilityRequired; nothing is kept then."""
+    """Store the tokens and return their identity. Raises SignInRefused or CapabilityRequired if they are not stored."""
     claims = _claims(sign_in, tokens)
     subject = claims.get("sub")
     try:
@@ -368,7 +367,7 @@ def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
 
 
 def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
-    """Look again at what may have changed since it was begun. Raises SignInRefused or CapabilityRequired."""
+    """Check again what may have changed since the start. Raises SignInRefused or CapabilityRequired."""
     try:
         with transaction.atomic():
             user = sign_in.lock()
@@ -381,7 +380,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
 
 
 def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
-    """Have the issuer end tokens that are not kept; beside the request, and not if that would end those that are."""
+    """Revoke tokens that are not stored, in the background, unless that would end the stored ones."""
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
     with suppress(Unreadable):
         held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""
@@ -422,7 +421,7 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
     except TokenRefused as refusal:
         _must_not_be_of_lasting_access(sign_in, refusal.error)
         if refusal.error in CLIENT_GONE and registration.server_id is None:
-            registration.end()  # The next sign-in registers anew.
+            registration.end()  # The next sign-in registers a new client.
         raise SignInRefused(_in_words(sign_in, refusal.error, str(refusal))) from None
     except (TokenUnavailable, Unreachable) as fault:
         raise SignInRefused(f"The issuer of {sign_in.server} gave no token: {fault}. Begin again.") from None
@@ -431,7 +430,7 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
 
 
 def _tokens(sign_in: SignIn, client: Client, form: Mapping[str, str]) -> Tokens:
-    """What the token endpoint gives to this client. Raises TokenRefused, TokenUnavailable or Unreachable."""
+    """Request tokens for this client. Raises TokenRefused, TokenUnavailable or Unreachable."""
     request = token_request(sign_in.endpoints["token_endpoint"], client, form)
     answer = _http(sign_in).post(request.url, request.headers, request.body)
     return read_tokens(answer.status, answer.body)
@@ -442,7 +441,7 @@ def _http(sign_in: SignIn, seconds: float = SECONDS) -> Http:
 
 
 def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
-    """Who signed in, as far as the issuer says."""
+    """Return the claims of the person who signed in, from the ID token or the userinfo endpoint."""
     claims = claims_of(tokens.id_token)
     endpoint = sign_in.endpoints.get("userinfo_endpoint")
     if account_name({key: value for key, value in claims.items() if key != "sub"}) or not endpoint:
@@ -457,9 +456,9 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Let the connection it was begun for carry it, and every connection of this person that lacks one there.
+    """Use the identity on the connection it was made for, and on all connections of the person without one.
 
-    One that was revoked meanwhile carries nothing, and none does if the identity was disabled or revoked meanwhile.
+    Nothing changes if the connection or the identity was revoked or disabled meanwhile.
     """
     if identity.is_shared:
         return

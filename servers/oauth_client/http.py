@@ -1,6 +1,6 @@
-"""Requests to resource and authorization servers: guarded, bounded in size and time, without redirects or cookies.
+"""Requests to resource and authorization servers: guarded, limited in size and time, without redirects or cookies.
 
-While one waits for its answer it holds no connection of the pages' pool.
+A request that waits for its answer does not hold a database connection of the pages' pool.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 
 
 class Unreachable(Exception):
-    """No answer that could be read came; the message says why and goes on after the URL."""
+    """There was no readable answer; the message continues the URL and says why."""
 
 
 class Answer(NamedTuple):
-    """What came: its status, its WWW-Authenticate headers, its body, and the MCP session it belongs to."""
+    """An HTTP response: status, WWW-Authenticate headers, body, and MCP session id."""
 
     status: int
     challenges: tuple[str, ...]
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
     @property
     def document(self) -> dict[str, Any] | None:
-        """The JSON object in it; None when it is none."""
+        """The JSON object in the body, or None."""
         try:
             document = orjson.loads(self.body)
         except ValueError:
@@ -53,11 +53,11 @@ class Answer(NamedTuple):
 
 
 class Http:
-    """A client for one task, which may take `seconds` in all.
+    """HTTP client for one task, which may take `seconds` in total.
 
-    What a public server names is public, too: without `private` no address in GATEWAY_PRIVATE_UPSTREAMS is called.
-    `entered` are URLs that an administrator entered: of other hosts the address is looked up and checked here, also
-    where the outbound proxy resolves names.
+    Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called, because what a public server names must be
+    public. `entered` are URLs entered by an administrator; the addresses of all other hosts are resolved and checked
+    here, even if the outbound proxy resolves names.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
@@ -108,7 +108,7 @@ class Http:
 
     def _body(self, response: httpx.Response) -> bytes:
         if response.headers.get("content-type", "").startswith("text/event-stream"):
-            return b""  # It may never end.
+            return b""  # An event stream may never end.
         body = Body(MOST_BYTES)
         parts: list[bytes] = []
         try:
@@ -121,12 +121,12 @@ class Http:
 
 
 def for_request(request: TokenRequest, seconds: float = SECONDS) -> Http:
-    """The client for one request to an authorization server."""
+    """Return the client for one request to an authorization server."""
     return Http(seconds, private=request.private, entered=[request.url] if request.entered else ())
 
 
 def send_soon(requests: Sequence[TokenRequest]) -> None:
-    """Send these one after the other, each on its own and best effort, beside the request that is being served."""
+    """Send the requests in the background, one after the other. Failures are logged."""
     _tellers.submit(_send_all, requests)
 
 

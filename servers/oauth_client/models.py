@@ -1,4 +1,4 @@
-"""How this gateway is known at issuers, sign-ins under way, and what came of them: the grant behind an identity."""
+"""OAuth client registrations at issuers, unfinished sign-ins, and the grants behind identities."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from wire.oauth_client import AUTH_METHODS, Client, TokenRequest, Tokens, replac
 
 
 class NoSignIn(ServerError):
-    """What a sign-in would bring cannot be kept; the message says why and what to do."""
+    """The result of a sign-in cannot be stored; the message says why and what to do."""
 
 
 class Kind(models.TextChoices):
-    """How this gateway became a client of an issuer."""
+    """The method by which this gateway became a client of an issuer."""
 
     MANUAL = "manual", "Entered by an administrator"
     DOCUMENT = "document", "Described by a document of this gateway"
@@ -45,26 +45,26 @@ class Kind(models.TextChoices):
 class ClientRegistration(models.Model):
     """This gateway as a client of one issuer, and of no other.
 
-    One that an administrator entered is for one server, and for the endpoints that its issuer had then; others serve
-    every server of the issuer.
+    A client entered by an administrator is for one server and for the endpoints its issuer had then. Others serve every
+    server of the issuer.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
     server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
     kind = models.CharField(max_length=10, choices=Kind)
-    # Those that an administrator had entered, together with the issuer, which is where it asks people then; empty: the
-    # issuer says itself which they are.
+    # Endpoints entered by an administrator (`issuer` is the authorization endpoint then); empty if the issuer has
+    # metadata.
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     revocation_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     redirect_uri = models.CharField(max_length=500)
     client_id = models.CharField(max_length=1000)
     secret_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
-    # What it may ask for, where it had to say so; empty: whatever the issuer grants.
+    # The scopes it registered with; empty if there is no limit.
     scope = models.TextField(blank=True, default="")
     auth_method = models.CharField(max_length=30, choices=[(name, name) for name in AUTH_METHODS])
-    # The other way that its issuer takes, tried once when this one is refused; empty: there is none, or it was tried.
+    # Another method the issuer accepts, tried once if `auth_method` is refused; empty if none, or already tried.
     other_auth_method = models.CharField(max_length=30, blank=True, default="", db_default="", editable=False)
     secret_expires_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -86,23 +86,23 @@ class ClientRegistration(models.Model):
 
     @property
     def client(self) -> Client:
-        """What is said to the issuer. Raises wire.cipher.Unreadable."""
+        """The client credentials. Raises wire.cipher.Unreadable."""
         sealed = self.secret_ciphertext
         return Client(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
 
     def use_other_auth_method(self) -> None:
-        """Name ourselves in the other way from now on: the issuer has refused this one, and taken that."""
+        """Switch to the other auth method, which the issuer accepted after refusing the current one."""
         before, self.auth_method, self.other_auth_method = self.auth_method, self.other_auth_method, ""
         rows = type(self).objects.filter(pk=self.pk, auth_method=before)
         rows.update(auth_method=self.auth_method, other_auth_method="")
 
     def seal(self, secret: str) -> None:
-        """Hold the client's secret encrypted; an empty one is none."""
+        """Encrypt and set the client's secret; an empty one means none."""
         self.secret_ciphertext = cipher().seal(secret) if secret else None
         self.key_id = cipher().key_id if secret else ""
 
     def end(self, *, by: User | None = None) -> None:
-        """Use it for no further sign-in; what was granted to it is still refreshed with it."""
+        """End it for new sign-ins; existing grants are still refreshed with it."""
         with transaction.atomic():
             if type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now()):
                 changes = {"client": [self.client_id, None], "issuer": [self.issuer, None]}
@@ -110,7 +110,7 @@ class ClientRegistration(models.Model):
 
 
 class SignIn(models.Model):
-    """A sign-in at an issuer that was begun: one person's, in one browser, once, and for a few minutes."""
+    """A started sign-in at an issuer: for one person in one browser, usable once, for a few minutes."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     state_digest = models.BinaryField(max_length=32, unique=True)
@@ -139,20 +139,20 @@ class SignIn(models.Model):
 
     @property
     def private(self) -> bool:
-        """Whether its issuer may be at a private address."""
+        """True if its issuer may be at a private address."""
         return bool(self.endpoints.get("private"))
 
     def must_be_as_set(self) -> None:
-        """Raise NoSignIn when an administrator has changed since how people sign in at its server."""
+        """Raise NoSignIn if the sign-in settings of its server were changed meanwhile."""
         now = self.server.sign_in_settings
         if self.endpoints.get("settings", now) != now:
             raise NoSignIn(f"How one signs in at {self.server} was changed while you signed in. Begin again.")
 
     def lock(self) -> User:
-        """Its person as they are now; they, its server and its identity are locked until the transaction ends.
+        """Lock the person, server and identity until the transaction ends, and return the current person.
 
-        In this order, which is that of cutting somebody off. References to the locked rows can still be made: a
-        connection that takes up the identity waits for nobody.
+        The order is that of deactivating a person, to avoid deadlocks. The locks allow new references to the rows, so
+        connections that start to use the identity do not wait.
         """
         user = User.objects.select_for_update(of=("self",), no_key=True).get(pk=self.user_id)
         self.server = Server.objects.select_for_update(of=("self",), no_key=True).get(pk=self.server_id)
@@ -163,29 +163,29 @@ class SignIn(models.Model):
 
 
 def registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
-    """How this gateway is known for this server: the client entered for it, else what its issuer knows.
+    """Return the live registration for this server: the client entered for it, or the one its issuer knows.
 
-    Without the `issuer` it is seen by what people granted, or are asked for now.
+    Without `issuer`, registrations are found by grants and current sign-ins.
     """
     return live_registrations(server, issuer).order_by("server", "-created_at").first()
 
 
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
-    """Those in use for this server: its own, and the one it shares with other servers of its issuer."""
+    """Return the registrations in use for this server: its own, and one shared by all servers of its issuer."""
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
     known = Q(pk__in=granted) | Q(pk__in=asked) | (Q(issuer=issuer) if issuer else Q(pk=None))
     return ClientRegistration.objects.filter(Q(server=server) | Q(server=None) & known, ended_at=None)
 
 
-MANY_UNFINISHED = 3  # In a row; from then on it is said that the issuer may have forgotten this gateway.
+MANY_UNFINISHED = 3  # In a row; from this number, pages say that the issuer may have forgotten this gateway.
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """How many sign-ins at this server, one after the other, came to no end: its issuer sent nobody back.
+    """Return the number of consecutive sign-ins at this server from which the issuer did not return the person.
 
-    Some issuers forget their clients, and show an error to the person instead of an answer to us. The newest sign-in of
-    each person may still be under way, and does not count.
+    Some issuers forget their clients and show the person an error instead of redirecting. A sign-in of each person that
+    has not expired may still succeed and is not counted.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -195,7 +195,7 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Raise AlreadyRevoked or NoSignIn unless one signs in at this server, and in this identity where it is given."""
+    """Raise AlreadyRevoked or NoSignIn unless the server uses sign-in, and `identity`, if given, can be used for it."""
     if server.archived_at:
         raise NoSignIn(f"{server} has been archived.")
     if server.auth_type != AuthType.OAUTH:
@@ -212,10 +212,10 @@ def must_take_sign_ins(server: Server, identity: Identity | None, user: User) ->
 
 class GrantManager(models.Manager["Grant"]):
     def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
-        """Keep what a sign-in brought: in the identity it was begun for, else in a new one.
+        """Store the tokens of a sign-in in the identity it was started for, or in a new one.
 
-        The tokens that were there before are revoked at their issuer after the transaction, unless that would end the
-        new ones. Raises AnotherPlace when the server has moved since, AlreadyRevoked, and NoSignIn.
+        Former tokens are revoked at their issuer after the transaction, unless that would end the new ones. Raises
+        AnotherPlace if the server was moved meanwhile, AlreadyRevoked, and NoSignIn.
         """
         with transaction.atomic():
             user = sign_in.lock()
@@ -231,7 +231,7 @@ class GrantManager(models.Manager["Grant"]):
             outdated = [] if created else self._outdated(identity, tokens)
             identity.issuer, identity.account = sign_in.registration.issuer, account
             identity.seal(tokens.access)
-            identity.secret_hint = ""  # It changes with each renewal, and says nothing to a person.
+            identity.secret_hint = ""  # It would change with each refresh and mean nothing to people.
             identity.expires_at, identity.renew_at = _moment(tokens.expires_in), _moment(tokens.renew_in)
             identity.save(force_insert=created)
             self._store_grant(identity, sign_in, tokens, subject)
@@ -245,7 +245,7 @@ class GrantManager(models.Manager["Grant"]):
         return identity
 
     def _outdated(self, identity: Identity, tokens: Tokens) -> list[TokenRequest]:
-        """What ends the tokens that `tokens` take the place of."""
+        """Return the revocations of the tokens that `tokens` replace."""
         grant = self.select_related("registration").filter(identity=identity).first()
         return grant.revocations(identity, instead=tokens) if grant else []
 
@@ -276,7 +276,7 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _identity_for(sign_in: SignIn, account: str) -> Identity:
-    """The identity a sign-in is for, not saved yet: one that is there, opened to what is new, else a new one."""
+    """Return the identity of a sign-in, new or reset, not saved yet."""
     if sign_in.identity is None:
         owner = None if sign_in.shared else sign_in.user
         identity = Identity(server=sign_in.server, owner=owner, kind=IdentityKind.OAUTH)
@@ -291,7 +291,7 @@ def _identity_for(sign_in: SignIn, account: str) -> Identity:
 
 
 def _free_label(identity: Identity, wish: str) -> str:
-    """The label, or the same with a number: several accounts of one server stand side by side."""
+    """Return `wish`, with a number if another identity of the owner at this server has that label."""
     others = Identity.objects.live().filter(server=identity.server, owner=identity.owner)
     taken = set(others.values_list("label", flat=True))
     names = chain([wish[:80]], (f"{wish[:74]} {number}" for number in count(2)))
@@ -299,7 +299,7 @@ def _free_label(identity: Identity, wish: str) -> str:
 
 
 class Grant(models.Model):
-    """What an issuer granted for one identity: with it the access token of the identity is renewed."""
+    """The OAuth grant of one identity, used to refresh its access token."""
 
     identity = models.OneToOneField(Identity, models.CASCADE, primary_key=True, related_name="grant")
     registration = models.ForeignKey(ClientRegistration, models.PROTECT, related_name="grants")
@@ -309,11 +309,11 @@ class Grant(models.Model):
     wanted_scope = models.TextField(blank=True, default="")
     token_endpoint = models.CharField(max_length=500)
     revocation_endpoint = models.CharField(max_length=500, blank=True)
-    # Whether its endpoints may be at private addresses: those that a public server named may not.
+    # Whether its endpoints may be at private addresses; endpoints named by a public server may not.
     private = models.BooleanField(default=False, db_default=False, editable=False)
     refresh_ciphertext = models.BinaryField(null=True, editable=False)
     key_id = models.CharField(max_length=8, blank=True, editable=False)
-    # Whoever refreshes holds the lease, so that no other process does; a process that dies loses it after a while.
+    # The process that refreshes the token has the lease, so that no other does. It expires if the process dies.
     lease = models.UUIDField(null=True, editable=False)
     leased_until = models.DateTimeField(null=True, editable=False)
     failures = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -330,7 +330,7 @@ class Grant(models.Model):
         return str(self.identity)
 
     def end(self, identity: Identity) -> None:
-        """Wipe it, and ask the issuer to end it too, as soon as the transaction is over."""
+        """Wipe the refresh token, and revoke it at the issuer after the transaction."""
         requests = self.revocations(identity)
         ended = {"refresh_ciphertext": None, "lease": None, "leased_until": None, "retry_at": None}
         type(self).objects.filter(pk=self.pk).update(**ended)
@@ -338,7 +338,7 @@ class Grant(models.Model):
             transaction.on_commit(lambda: send_soon(requests))
 
     def revocations(self, identity: Identity, *, instead: Tokens | None = None) -> list[TokenRequest]:
-        """What its issuer is told to end it (RFC 7009); nothing if that could end the tokens that came `instead`."""
+        """Return the revocation requests (RFC 7009); none if they could end the new tokens, `instead`."""
         try:
             refresh, access = (
                 cipher().open(bytes(sealed)) if sealed else ""

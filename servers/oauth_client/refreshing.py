@@ -1,4 +1,4 @@
-"""Renewal of an identity for pages, the REST API and chores: the steps of the proxy, one after the other."""
+"""Refresh an identity's tokens for pages, the REST API and chores: the proxy's steps, run synchronously."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["NotRenewed", "keep_fresh", "renew"]
 
 
 def keep_fresh(identity: Identity) -> None:
-    """Renew it if it has ended; one that cannot be renewed stays as it is, and its server says what is wrong."""
+    """Refresh the identity if its token has expired. A failure is ignored: the server's answer will show it."""
     if identity.expires_at is None or identity.expires_at > timezone.now():
         return
     try:
@@ -28,7 +28,10 @@ def keep_fresh(identity: Identity) -> None:
 
 
 def renew(identity: Identity) -> None:
-    """Renew it now. Raises NotRenewed. Call it outside of a transaction: what a process holds, others must see."""
+    """Refresh the identity now. Raises NotRenewed.
+
+    Do not call it in a transaction: other processes have to see the lease.
+    """
     if identity.secret_ciphertext is None:
         raise NotRenewed("identity_sign_in")
     try:

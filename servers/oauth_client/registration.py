@@ -1,4 +1,4 @@
-"""How this gateway becomes a client of an issuer: entered by a person, by its document, or by registering itself."""
+"""Make this gateway a client of an issuer: entered by a person, by metadata document, or by dynamic registration."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ CLIENT_NAME = "Gateway Admin"
 
 
 class NotRegistered(Exception):
-    """This gateway is no client of the issuer and cannot become one by itself; the message says what to do."""
+    """This gateway cannot become a client of the issuer by itself; the message says what to do."""
 
 
 def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str = "") -> str:
-    """The address to which this issuer, and no other, sends browsers back (RFC 9700 section 4.4.2.2).
+    """Return the redirect URI for this issuer only (mix-up defence, RFC 9700 section 4.4.2.2).
 
-    An answer says by it who was asked: what another issuer made a browser bring arrives at the wrong one. It depends on
-    endpoints that were entered, too: the issuer, where the address is registered, sends nobody to that of others, so
-    that whoever enters another endpoint gets no code of a client that has no secret.
+    The URI tells which issuer was asked, so an answer caused by another issuer arrives at the wrong URI. It also
+    depends on entered endpoints: the issuer does not redirect to a URI made for other endpoints, so entering another
+    token endpoint does not give access to the codes of a client without a secret.
     """
     name = f"{issuer}\n{token_endpoint}\n{revocation_endpoint}" if token_endpoint else issuer
     key = hashlib.sha256(name.encode()).hexdigest()[:32]
@@ -45,18 +45,21 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 
 
 def common_redirect_uri() -> str:
-    """The address that several issuers know: those that read our document, all of which have to name themselves in
-    their answers (RFC 9207), and those where an administrator registered it before each had its own."""
+    """Return the redirect URI that several issuers share.
+
+    It is used by issuers that read our metadata document, which must name themselves in answers (RFC 9207), and by
+    clients that an administrator registered before each issuer had its own.
+    """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
 
 def document_url() -> str:
-    """The address of our client metadata document, which is our client id where issuers read it."""
+    """Return the URL of our client metadata document, which is also our client id where issuers support it."""
     return settings.PUBLIC_URL + reverse("servers:client_document")
 
 
 def client_document() -> dict[str, Any]:
-    """What issuers are told of this gateway in its document."""
+    """Return the client metadata document of this gateway."""
     return {"client_id": document_url(), **_described("none", common_redirect_uri())}
 
 
@@ -73,10 +76,10 @@ def _described(method: str, redirect_uri: str) -> dict[str, Any]:
 
 
 def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> ClientRegistration:
-    """The registration to sign in with at this issuer for this scope, made now if there is none. Raises NotRegistered.
+    """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered.
 
-    Some let a client ask for nothing that it did not name when it registered. When more is wanted it registers anew;
-    what was granted before is renewed with the client it was granted to.
+    Some issuers limit a client to the scopes it named when it registered. For further scopes the gateway registers
+    again; existing grants are refreshed with the client they were granted to.
     """
     _must_ask_at_home(server, metadata)
     live = ClientRegistration.objects.filter(ended_at=None)
@@ -93,7 +96,7 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
                 "an administrator has to enter it again."
             )
         return own
-    # What registered itself did so with what an issuer says of itself, and its secret is for those endpoints.
+    # Clients that registered themselves used the issuer's metadata, and their secrets belong to those endpoints.
     usable = live.none() if server.authorization_endpoint else live.filter(_usable(metadata), server=None)
     shared = usable.filter(issuer=metadata.issuer).first()
     if shared is not None and (not shared.scope or set(scope.split()) <= set(shared.scope.split())):
@@ -103,19 +106,18 @@ def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> C
     registration = _made(metadata, scope, redirect_uri(metadata.issuer, *server.endpoints[1:]))
     try:
         return _switch(server, registration, by=by)
-    except IntegrityError:  # Somebody else registered it at the same moment.
+    except IntegrityError:  # Another request registered it at the same moment.
         return _switch(server, registration, by=by)
 
 
 def _addresses(client: ClientRegistration) -> tuple[str, ...]:
-    """Those of this installation that a client may have been registered with at its issuer: its own; or, when it was
-    entered earlier, that of the issuer whatever its endpoints, or that of all issuers."""
+    """Return the redirect URIs that `client` may be registered with: its own, and those used by earlier versions."""
     own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
     return own, redirect_uri(client.issuer), common_redirect_uri()
 
 
 def _usable(metadata: Metadata) -> Q:
-    """Registrations for a new sign-in: of those that share an address only the document's, and where that is safe."""
+    """Match registrations usable for a new sign-in; with a shared redirect URI only the document's, if that is safe."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
     if "document" in metadata.registrations:
@@ -124,7 +126,7 @@ def _usable(metadata: Metadata) -> Q:
 
 
 def _switch(server: Server, registration: ClientRegistration, *, by: User) -> ClientRegistration:
-    """Use this registration at its issuer from now on, and the one of before for no further sign-in."""
+    """Use `registration` for new sign-ins at its issuer, instead of the former one."""
     before = ClientRegistration.objects.filter(issuer=registration.issuer, server=None, ended_at=None)
     with transaction.atomic():
         before.update(ended_at=timezone.now())
@@ -134,14 +136,16 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: Metadata) -> None:
-    """Raise NotRegistered for an issuer of which one endpoint is at another issuer's, and one is not (RFC 9700 section
-    4.4): what people get at the one would be sent to the other."""
+    """Raise NotRegistered if the issuer has some, but not all, endpoints at another issuer (RFC 9700 section 4.4).
+
+    Codes or tokens of the one issuer would be sent to the other.
+    """
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
     endpoints = (metadata.authorization_endpoint, metadata.token_endpoint, metadata.revocation_endpoint)
     places = {home, *(place_of(each) for each in endpoints if each)}
     if places == {home}:
         return
-    # What an issuer says of itself was read at its home, which has agreed to it; nobody there has to what is entered.
+    # Metadata were read at the issuer's own origin, which vouches for them; nobody vouches for entered endpoints.
     claimed = places if server.authorization_endpoint else places - {home}
     same = Q(
         issuer=metadata.issuer, token_endpoint=server.token_endpoint, revocation_endpoint=server.revocation_endpoint
@@ -189,7 +193,7 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
     wanted = "none" if "none" in methods else auth_method(methods, secret=True)
     described = _described(wanted, row.redirect_uri)
     status, document = _post(metadata, described | ({"scope": scope} if scope else {}))
-    if scope and status == 400:  # Some take no scope here, or not all of these.
+    if scope and status == 400:  # Some issuers accept no scope here, or not all of these.
         status, document = _post(metadata, described)
         scope = ""
     client_id = document.get("client_id")
@@ -222,8 +226,7 @@ def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]
 
 
 def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by: User) -> ClientRegistration:
-    """Use this client, which an administrator registered, for this server from now on, as long as it has the endpoints
-    that `server` was read with."""
+    """Use a client that an administrator registered for this server, while it has the endpoints of `server`."""
     with transaction.atomic():
         server.lock()
         reset(server, by=None)
@@ -240,7 +243,7 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
         row.other_auth_method = other_auth_method(row.auth_method, metadata.auth_methods)
         row.seal(secret)
         row.save(force_insert=True)
-        # The same client with another secret: what was granted to it is renewed with that.
+        # If only the secret is new, existing grants are refreshed with it.
         same = ClientRegistration.objects.filter(
             server=server,
             issuer=row.issuer,
@@ -254,10 +257,10 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
 
 
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
-    """Forget how this gateway is known for this server; the next sign-in makes it known anew. How many that ended.
+    """Forget the live registrations for this server, so that the next sign-in creates one. Return how many ended.
 
-    The `issuer` of the server is where nobody has come back from yet. What was granted before is renewed with the
-    client it was granted to.
+    `issuer` is the server's issuer if nobody has completed a sign-in there yet. Existing grants are refreshed with the
+    client they were granted to.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())

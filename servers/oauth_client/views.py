@@ -1,4 +1,4 @@
-"""Signing in at the issuers of servers, and how this gateway is known there."""
+"""Pages to sign in at the issuers of servers, and to enter this gateway's client there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ui.pages import AppRequest, leave, refuse, show
 
 logger = logging.getLogger(__name__)
 
-# What an issuer quotes of what it was sent: a code, a token, a secret. Words and addresses are not like that.
+# Codes, tokens and secrets that an issuer may quote in an error. Words and addresses do not match.
 QUOTED = re.compile(r"(?=[a-z_~-]*[A-Z0-9])[A-Za-z0-9_~-]{20,}")
 
 RULE = "for oneself, at servers within one's reach"
@@ -37,14 +37,14 @@ RULE = "for oneself, at servers within one's reach"
 @login_not_required
 @require_safe
 def client_document(request: HttpRequest) -> HttpResponse:
-    """What issuers are told of this gateway as a client (OAuth Client ID Metadata Document)."""
+    """Serve the OAuth Client ID Metadata Document of this gateway."""
     return JsonResponse(document(), headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "max-age=3600"})
 
 
 @require_POST
 @own_resource(RULE)
 def authenticate(request: AppRequest, slug: str) -> HttpResponse:
-    """Lead on to the issuer of this server; what comes of it is an identity of the person."""
+    """Start a sign-in at the issuer of this server, for a new identity of the person."""
     server = get_object_or_404(open_to(request.user), slug=slug)
     connection = None
     if given := request.POST.get("connection"):
@@ -59,7 +59,7 @@ def authenticate(request: AppRequest, slug: str) -> HttpResponse:
 @require_POST
 @own_resource("one's own; shared ones need SERVERS_MANAGE", others=NOBODY)
 def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Lead on to the issuer of the identity's server; what comes of it takes its place."""
+    """Start a sign-in at the issuer of the identity's server, to replace its tokens."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     back = request.POST.get("next") or reverse("connections:mine")
     try:
@@ -72,7 +72,7 @@ def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
 @never_cache
 @own_resource("a sign-in that the same person began in the same browser")
 def callback(request: AppRequest, key: str = "") -> HttpResponse:
-    """The issuer's answer, at the address that only this issuer knows."""
+    """Handle the issuer's redirect, at the URI that belongs to this issuer only."""
     back = reverse("connections:mine")
     try:
         sign_in = find(request)
@@ -92,8 +92,7 @@ NOTHING_STORED = "Nothing was stored. If that is where the client was registered
 
 
 class ClientForm(forms.Form):
-    """A client that an administrator registered at the issuer of a server, which they have seen and mean, with the
-    endpoints that are entered of it."""
+    """A client that an administrator registered at the issuer of a server; hidden fields repeat the issuer seen."""
 
     issuer = forms.CharField(required=False, max_length=2000, widget=forms.HiddenInput)
     token_endpoint = forms.CharField(required=False, max_length=500, widget=forms.HiddenInput)
@@ -111,7 +110,7 @@ class ClientForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def client(request: AppRequest, slug: str) -> HttpResponse:
-    """How this gateway is known at the issuer of the server: enter a client, or have it made known anew."""
+    """Show the client at the issuer of the server: enter one, or forget the current one."""
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:
         raise Http404

@@ -1,9 +1,8 @@
-"""Assertions that are encrypted for us (XML Encryption 1.1): with AES-GCM, under a key that RSA-OAEP has wrapped.
+"""Decrypt assertions (XML Encryption 1.1): AES-GCM with a key wrapped by RSA-OAEP.
 
-Whoever has our metadata can encrypt anything for us, so nothing is proved by it: what comes out is judged as if it had
-come in the clear. Ciphers that do not check what they decrypt (CBC), and RSA with PKCS #1 v1.5, are not taken: whoever
-has seen an answer could find out what is in it by sending us others. For the same reason each failure looks the same,
-and takes the same work.
+Anybody who has our metadata can encrypt for us, so encryption proves nothing: the content is checked as if it had been
+sent in the clear. Unauthenticated ciphers (CBC) and RSA with PKCS #1 v1.5 are refused, because they allow oracle
+attacks on captured answers. For the same reason all failures look the same and take the same work.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from sso.saml.refusals import ResponseRefused
 
 ENCRYPTION = "http://www.w3.org/2001/04/xmlenc#"
 ENCRYPTION_11 = "http://www.w3.org/2009/xmlenc11#"
-# The bytes of the key of each cipher.
+# Key lengths in bytes.
 CIPHERS = {f"{ENCRYPTION_11}aes{bits}-gcm": bits // 8 for bits in (128, 192, 256)}
-OAEP_WITH_SHA1 = f"{ENCRYPTION}rsa-oaep-mgf1p"  # In its mask; there a collision is of no use to anybody.
+OAEP_WITH_SHA1 = f"{ENCRYPTION}rsa-oaep-mgf1p"  # SHA-1 in the mask, where collisions do not matter.
 OAEP = f"{ENCRYPTION_11}rsa-oaep"
 DIGESTS: dict[str, hashes.HashAlgorithm] = {
     f"{SIGNATURE}sha1": hashes.SHA1(),  # noqa: S303  as above
@@ -41,12 +40,12 @@ MASKS: dict[str, hashes.HashAlgorithm] = {
     f"{ENCRYPTION_11}mgf1sha384": hashes.SHA384(),
     f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
 }
-NONCE, CHECK = 12, 16  # Bytes before and after what AES-GCM has encrypted.
+NONCE, CHECK = 12, 16  # Bytes of the nonce before, and the tag after, the ciphertext of AES-GCM.
 FAILED = "None of our keys opens the assertion, or what is in it is none. Have the provider read our metadata again."
 
 
 class Sealed(NamedTuple):
-    """An assertion as it was encrypted; `length` is that of the key in `wrapped`."""
+    """An encrypted assertion; `length` is that of the key in `wrapped`."""
 
     nonce: bytes
     data: bytes
@@ -56,7 +55,7 @@ class Sealed(NamedTuple):
 
 
 def read(encrypted: Element) -> Sealed:
-    """What an EncryptedAssertion holds. Raises ResponseRefused: for how it is written, which everybody can see."""
+    """Parse an EncryptedAssertion. Raises ResponseRefused for errors that are visible without decrypting."""
     datas, keys = (list(encrypted.iter(tag(ENCRYPTION, name))) for name in ("EncryptedData", "EncryptedKey"))
     if len(datas) != 1 or len(keys) != 1 or datas[0].getparent() is not encrypted:
         raise ResponseRefused("malformed", "An encrypted assertion takes one EncryptedData and one EncryptedKey.")
@@ -70,7 +69,7 @@ def read(encrypted: Element) -> Sealed:
 
 
 def opened(sealed: Sealed, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
-    """The assertion in it. Raises ResponseRefused, in the same words whatever is wrong."""
+    """Decrypt the assertion. Raises ResponseRefused with the same message for every error."""
     found = [each for key in keys if (each := _decrypted(sealed, key)) is not None]
     try:
         assertion = parse(found[0])
@@ -82,7 +81,7 @@ def opened(sealed: Sealed, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
 
 
 def _decrypted(sealed: Sealed, key: rsa.RSAPrivateKey) -> bytes | None:
-    """With another key in the place of one that cannot be unwrapped, so that it takes as long."""
+    """Decrypt with this key. If unwrapping fails, a random key is used, so that it takes as long."""
     unwrapped = another = os.urandom(sealed.length)
     with suppress(ValueError, UnsupportedAlgorithm):
         unwrapped = key.decrypt(sealed.wrapped, sealed.wrapping)
@@ -100,7 +99,7 @@ def _method(part: Element) -> Element:
 
 
 def _value(part: Element) -> bytes:
-    """The bytes that stand in it; a reference to others elsewhere is not followed."""
+    """Return the bytes of the element; references to other elements are not followed."""
     values = part.findall(f"{tag(ENCRYPTION, 'CipherData')}/{tag(ENCRYPTION, 'CipherValue')}")
     try:
         (value,) = values
@@ -110,7 +109,7 @@ def _value(part: Element) -> bytes:
 
 
 def _wrapping(method: Element) -> padding.OAEP:
-    """How the key was wrapped; without a word on it, as XML Encryption says (5.5.2)."""
+    """Return the padding of the wrapped key; the defaults are those of XML Encryption (5.5.2)."""
     algorithm = method.get("Algorithm")
     digest = _one_of(DIGESTS, method, tag(SIGNATURE, "DigestMethod"), f"{SIGNATURE}sha1")
     mask = _one_of(MASKS, method, tag(ENCRYPTION_11, "MGF"), f"{ENCRYPTION_11}mgf1sha1")

@@ -1,4 +1,4 @@
-"""The keys that assertions are encrypted for: the newest is in our metadata, the one before opens what still comes."""
+"""Keys for encrypted assertions: the newest is in our metadata, the previous one still decrypts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT = 2
 
 
 class DecryptionKey(models.Model):
-    """A key of ours, sealed, and its certificate (base64 of DER)."""
+    """An encrypted private key of ours, and its certificate (base64 of DER)."""
 
     certificate = models.TextField()
     sealed = models.BinaryField()
@@ -41,22 +41,22 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def newest(cls) -> DecryptionKey | None:
-        """The one that is in our metadata."""
+        """Return the key that is in our metadata."""
         return cls.objects.first()
 
     @classmethod
     def add(cls, pem: str, certificate: str) -> None:
-        """Put this key into our metadata; the one before it goes on opening, and those before that are gone."""
+        """Add a key to our metadata; the previous one still decrypts, older ones are deleted."""
         cls.objects.create(certificate=certificate, sealed=cipher().seal(pem), key_id=cipher().key_id)
         cls.objects.exclude(pk__in=cls.objects.values_list("pk")[:KEPT]).delete()
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """The keys there are; one that no configured encryption key opens is not."""
+        """Return the private keys, without those that no configured encryption key decrypts."""
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:
-        """The key itself; None when no configured encryption key opens it."""
+        """Return the private key, or None if no configured encryption key decrypts it."""
         try:
             return own_key.load(cipher().open(bytes(self.sealed)))
         except (Unreadable, ValueError, TypeError):

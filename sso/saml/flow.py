@@ -1,9 +1,8 @@
-"""A person signs in at the organisation through SAML: the way there, the answer, and the way back in.
+"""Sign-in at the organisation with SAML: the request, the answer, and the return to the session.
 
-The answer is a form that the provider's page posts here, from another site: without our session's cookie, which is
-SameSite=Lax, and no cookie is set in return, which would put another session in the place of that one. So what it
-proves is kept for a ticket, and the browser is led on to an address of ours, now with its cookie, where the request
-that is answered has to be one that this session began.
+The provider's page posts the answer as a cross-site form, so the session cookie (SameSite=Lax) is missing, and no
+cookie is set in return, as it would replace the session. Instead the claims are stored under a ticket, and the browser
+is forwarded to a page of ours, now with its cookie. There the answered request must be one that this session started.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from wire.cipher import Unreadable
 
 logger = logging.getLogger(__name__)
 
-VERIFIED = "email_verified"  # An attribute as the claim of OpenID Connect; SAML itself has no such.
-TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for who is in more than 150.
+VERIFIED = "email_verified"  # An attribute named like the OpenID Connect claim; SAML has no standard one.
+TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
 
 
 def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
-    """A page that leads on to the provider. Raises ProviderError."""
+    """Start a sign-in and return a page that forwards to the provider. Raises ProviderError."""
     must_be_installed()
     provider = not_older(provider, READ_AGAIN)
     request_id = f"_{secrets.token_hex(20)}"
@@ -50,7 +49,7 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
 
 
 def receive(provider: Provider, encoded: str, relay_state: str) -> str:
-    """A ticket for what this answer proves. Raises ResponseRefused."""
+    """Verify an answer, and return a ticket for its claims. Raises ResponseRefused."""
     if not is_installed():
         raise ResponseRefused("not_installed", "The extra “saml” is not installed any more.")
     said, provider = _read(provider, encoded)
@@ -67,8 +66,10 @@ def receive(provider: Provider, encoded: str, relay_state: str) -> str:
 
 
 def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
-    """What it proves, and the provider with metadata that are not older than an hour: of who begins at the provider's
-    page, nobody has looked at them before."""
+    """Verify an answer, with metadata at most an hour old, and return it with the provider.
+
+    Metadata are read again here, because nobody has read them if the person started at the provider.
+    """
     from sso.saml.responses import Expected, read  # noqa: PLC0415  (the optional packages)
 
     def expected(by: Provider) -> Expected:
@@ -91,7 +92,7 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Who would be signed in by this ticket without having begun here; None where that is nobody."""
+    """Return the claims of a ticket that was not requested here, or None."""
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
 
@@ -102,7 +103,7 @@ def _claims_of(kept: Any) -> Claims:
 
 
 def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[Begun, Claims]:
-    """What was begun, and who has signed in. Raises ResponseRefused."""
+    """Return the started sign-in and the claims. Raises ResponseRefused."""
     kept: Any = ReceivedAssertion.take(ticket)
     if kept is None:
         raise ResponseRefused("used_before", "The answer was used before, or not within a quarter of an hour.")
@@ -113,20 +114,20 @@ def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[Begun
             raise ResponseRefused("not_begun_here", "It was not begun in this browser, or was used before.")
         if time.time() - begun.at > LIVES_S:
             raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
-    elif provider.takes_unsolicited and request.method == "POST":  # A link alone ends nobody's session.
+    elif provider.takes_unsolicited and request.method == "POST":  # A link must not be able to replace a session.
         onward = own_path(kept["onward"], reverse("overview"))
         begun = Begun(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
     if not begun.issuer == who.issuer == provider.known_as or kept.get("terms") != provider.terms_digest:
         raise ResponseRefused("provider_changed", "The provider was changed meanwhile.")
-    # Providers say when somebody signed in also where they only went on with a session that was open. So it is a
-    # confirmation only where one was asked for.
+    # Providers also report the time of sign-in if they only continued an open session. So it only counts as a
+    # confirmation if one was requested.
     return begun, who if begun.act == CONFIRM else who._replace(authenticated_at=None)
 
 
 def _claims(provider: Provider, said: Any) -> Claims:
-    """What is used of the attributes; nothing else of them is kept."""
+    """Extract the attributes in use; the others are not stored."""
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     if wanted and said.name_format != wanted:
         raise ResponseRefused("no_name", f"The name of the person (NameID) is not of the format {wanted}.")

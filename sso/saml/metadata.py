@@ -1,4 +1,4 @@
-"""What an identity provider says of itself in SAML metadata: who it is, where people sign in, what it signs with."""
+"""Parse the SAML metadata of an identity provider: entity ID, sign-in URL and signing certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 class Described(NamedTuple):
-    """What is used of it. Of two certificates, as while one follows the other, either signs."""
+    """The metadata in use. With two certificates, as during a rollover, either may sign."""
 
     entity_id: str
     sso_url: str
@@ -30,7 +30,7 @@ class Described(NamedTuple):
 
 
 def read(document: bytes) -> Described:
-    """What the metadata of one identity provider say. Raises BadMetadata."""
+    """Parse the metadata of one identity provider. Raises BadMetadata."""
     try:
         root = parse(document, comments=True)
     except Malformed as fault:
@@ -47,7 +47,7 @@ def read(document: bytes) -> Described:
 
 
 def _provider(root: Element) -> tuple[Element, Element]:
-    """The entity, and its role as an identity provider."""
+    """Return the entity, and its identity provider role."""
     found = [
         (role.getparent(), role)
         for role in root.iter(tag(METADATA, "IDPSSODescriptor"))
@@ -59,7 +59,7 @@ def _provider(root: Element) -> tuple[Element, Element]:
 
 
 def _must_be_valid(until: str) -> datetime:
-    """That moment, which has to be yet to come. Raises BadMetadata."""
+    """Parse a validUntil, which must be in the future. Raises BadMetadata."""
     try:
         said = datetime.fromisoformat(until)
         moment = said.replace(tzinfo=said.tzinfo or UTC).astimezone(UTC)
@@ -71,7 +71,7 @@ def _must_be_valid(until: str) -> datetime:
 
 
 def _certificates(role: Element) -> tuple[str, ...]:
-    """Those it signs with, each once."""
+    """Return the signing certificates, without duplicates."""
     keys = [key for key in role.findall(tag(METADATA, "KeyDescriptor")) if key.get("use", "signing") == "signing"]
     found = [each for key in keys for each in key.iter(tag(SIGNATURE, "X509Certificate"))]
     certificates = tuple(dict.fromkeys(_certificate("".join(text_of(each).split())) for each in found))
@@ -81,14 +81,14 @@ def _certificates(role: Element) -> tuple[str, ...]:
 
 
 def _certificate(encoded: str) -> str:
-    """The same in one form. Raises BadMetadata unless a signature by its key is worth something."""
+    """Normalise a certificate. Raises BadMetadata if its key is too weak."""
     try:
         der = base64.b64decode(encoded, validate=True)
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
-        shown(certificate, der)  # It is read part by part, so a broken one is found out only there.
-        certificate.not_valid_before_utc  # noqa: B018  (what a signature is verified at)
-    except Exception:  # noqa: BLE001  (the parsers' own kinds: of a version, of an encoding, of a key)
+        shown(certificate, der)  # Parsing is lazy, so some errors only appear when a part is read.
+        certificate.not_valid_before_utc  # noqa: B018  (used as verification time)
+    except Exception:  # noqa: BLE001  (parsers raise their own exceptions, for versions, encodings and keys)
         raise BadMetadata("A certificate in the metadata cannot be read.") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
         return base64.b64encode(der).decode()

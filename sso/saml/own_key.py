@@ -1,4 +1,4 @@
-"""The key that our requests are signed with, and its certificate, which the provider gets in our metadata."""
+"""The key that signs our requests, and its certificate, which is in our metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALGORITHM = "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256"
 
 
 def make() -> tuple[str, str]:
-    """A new private key (PEM), and its certificate (base64 of DER)."""
+    """Create a private key (PEM) and its certificate (base64 of DER)."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Gateway Admin")])
     now = datetime.now(UTC)
@@ -41,14 +41,14 @@ def make() -> tuple[str, str]:
 
 
 def load(pem: str) -> rsa.RSAPrivateKey:
-    """The key that `make` made. Raises ValueError or TypeError for a text that is none."""
-    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # It was made here.
+    """Load a key created by `make`. Raises ValueError or TypeError if it is invalid."""
+    key = load_pem_private_key(pem.encode(), None, unsafe_skip_rsa_key_validation=True)  # Created here.
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError("Requests are signed, and answers opened, with RSA keys.")
     return key
 
 
 def sign(pem: str, what: str) -> str:
-    """The signature (base64) of this text, with ALGORITHM."""
+    """Return the signature (base64) of `what`, with ALGORITHM."""
     key = load(pem)
     return base64.b64encode(key.sign(what.encode(), padding.PKCS1v15(), hashes.SHA256())).decode()

@@ -1,4 +1,4 @@
-"""XML that strangers send: parsed without document types, entities, comments and instructions. Needs lxml."""
+"""Parse XML from untrusted sources: no document types, entities, comments or processing instructions. Needs lxml."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ ASSERTION = "urn:oasis:names:tc:SAML:2.0:assertion"
 PROTOCOL = "urn:oasis:names:tc:SAML:2.0:protocol"
 METADATA = "urn:oasis:names:tc:SAML:2.0:metadata"
 SIGNATURE = "http://www.w3.org/2000/09/xmldsig#"
-# What a provider's document stays far under. Whoever verifies a signature writes what it covers out anew, at a cost of
-# its elements times the namespaces declared around each of them, and of the square of the attributes of one element.
+# Far more than a provider's document has. Verifying a signature canonicalises what it covers, which costs elements
+# times namespaces in scope, and the square of the attributes of an element.
 DEEPEST = 60
 MOST_ELEMENTS = 5000
-MOST_ATTRIBUTES = 20  # Of one element, without declarations of namespaces.
-MOST_NAMESPACES = 60  # Declared around one element; one that is declared anew further inside counts again.
+MOST_ATTRIBUTES = 20  # Per element, without namespace declarations.
+MOST_NAMESPACES = 60  # In scope of an element; redeclarations count again.
 
 _declaration = re.compile(r"\s*<\?xml\s[^<>]*\?>")
 
 
 class Malformed(Exception):
-    """The document is not one to be read; the message says why."""
+    """The document cannot be parsed safely; the message says why."""
 
 
 def parse(document: bytes, *, comments: bool = False) -> Element:
-    """The root of this document. Raises Malformed.
+    """Return the root element of `document`. Raises Malformed.
 
-    What a document type could do (entities, files, defaults) is refused before anything is parsed. With `comments`
-    they are left out, as metadata that people edit have them; a response that has any is refused, since a comment
-    inside of a name has been read as its end.
+    Whatever a document type could do (entities, files, defaults) is refused before parsing. `comments` removes
+    comments, which edited metadata contain. Responses with comments are refused, because a comment inside a name has
+    been parsed as its end by some implementations.
     """
     try:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Malformed("It is not written in UTF-8.") from None
-    if "\0" in text:  # Every second letter of it, or three of four, where another encoding passes for UTF-8.
+    if "\0" in text:  # UTF-16 or UTF-32 that decodes as UTF-8.
         raise Malformed("It is not written in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
@@ -50,7 +50,7 @@ def parse(document: bytes, *, comments: bool = False) -> Element:
         load_dtd=False,
         huge_tree=False,
         remove_comments=comments,
-        encoding="utf-8",  # Whatever its first bytes look like.
+        encoding="utf-8",  # Do not detect the encoding.
     )
     try:
         root = etree.fromstring(text.encode(), parser)
@@ -61,7 +61,7 @@ def parse(document: bytes, *, comments: bool = False) -> Element:
 
 
 def _must_be_small(root: Element) -> None:
-    """Raise Malformed unless that is a tree of elements and of nothing else, in the size of a provider's."""
+    """Raise Malformed unless the tree consists of elements only and has the size of a provider's document."""
     if root.getroottree().docinfo.doctype:
         raise Malformed("It has a document type.")
     for count, node in enumerate(root.iter(), 1):
@@ -82,10 +82,10 @@ def _must_be_shallow(root: Element) -> None:
 
 
 def tag(namespace: str, name: str) -> str:
-    """The name of an element, as lxml has it."""
+    """Return a qualified name as lxml writes it."""
     return f"{{{namespace}}}{name}"
 
 
 def text_of(element: Element | None) -> str:
-    """The text in it, all of it, without blanks around; empty without an element."""
+    """Return the stripped text of `element` and its descendants; empty for None."""
     return "".join(element.itertext()).strip() if element is not None else ""

@@ -1,5 +1,4 @@
-"""Answers of the provider that were accepted, between the request that brings them and the one with the browser's
-session; afterwards only that they were used."""
+"""Accepted answers of the provider, stored until the browser's next request, and then as used."""
 
 from __future__ import annotations
 
@@ -15,13 +14,12 @@ from django.utils import timezone
 from ui.sealing import cipher
 from wire.cipher import Unreadable
 
-# So long no assertion is taken twice: longer than one can be accepted (responses.OLDEST_S and the clocks' difference).
+# Replay protection: longer than an assertion can be accepted (responses.OLDEST_S plus clock difference).
 KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """One assertion: its digest, which stays until it could not be accepted any more, and what it says, sealed, until
-    that is taken."""
+    """An assertion: its digest, stored until it can no longer be accepted, and its encrypted claims until taken."""
 
     digest = models.CharField(max_length=64, primary_key=True)
     ticket = models.CharField(max_length=64, unique=True)
@@ -39,7 +37,7 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def keep(cls, issuer: str, assertion_id: str, what: dict[str, object]) -> str:
-        """A ticket for what this assertion says; empty when it was brought before."""
+        """Store the claims of an assertion and return a ticket; empty if the assertion was used before."""
         ticket = secrets.token_urlsafe(32)
         row = cls(
             digest=_digest(f"{issuer}\0{assertion_id}"),
@@ -52,13 +50,13 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def look(cls, ticket: str) -> dict[str, object] | None:
-        """What is kept for this ticket, which stays; None when there is nothing (any more)."""
+        """Return the claims stored under this ticket without removing them, or None."""
         found = cls.objects.filter(ticket=_digest(ticket), sealed__isnull=False, until__gt=timezone.now()).first()
         return _opened(bytes(found.sealed or b"")) if found else None
 
     @classmethod
     def take(cls, ticket: str) -> dict[str, object] | None:
-        """What was kept for this ticket, once; None when there is nothing (any more)."""
+        """Remove and return the claims stored under this ticket, or None."""
         with transaction.atomic():
             found = (
                 cls.objects.select_for_update()

@@ -1,4 +1,4 @@
-"""Why an answer of the provider is not accepted: a word for admin events, and what the person at the browser can do."""
+"""Reasons to refuse an answer of the provider: a code for admin events, and advice for the person."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Advice(NamedTuple):
-    """What somebody reads whose sign-in went wrong. It depends on the answer alone, and on nobody who is here."""
+    """Advice for a person whose sign-in failed. It depends on the answer only, and reveals nothing about accounts."""
 
     text: str
     is_for_administrators: bool = False
@@ -53,8 +53,10 @@ ADVICE = {
 
 
 class ResponseRefused(Exception):
-    """An answer that is not accepted: `reason` is one of ADVICE, the message says it to administrators. Neither holds
-    anything of what the answer says of somebody."""
+    """The answer is refused: `reason` is a key of ADVICE, the message is for administrators.
+
+    Neither contains personal data of the answer.
+    """
 
     def __init__(self, reason: str, words: str) -> None:
         super().__init__(words)

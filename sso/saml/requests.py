@@ -1,4 +1,4 @@
-"""What we send: the request to sign somebody in (HTTP-Redirect binding), and our own metadata."""
+"""Messages we send: the sign-in request (HTTP-Redirect binding), and our own metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sso.models import Provider
 
 POST = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-POST"
-# The best of what is taken (decryption.CIPHERS), the best known way to wrap its key first.
+# The strongest supported ciphers (decryption.CIPHERS); for key wrapping, the most widely supported first.
 ENCRYPTED_WITH = (
     "http://www.w3.org/2009/xmlenc11#aes256-gcm",
     "http://www.w3.org/2009/xmlenc11#aes128-gcm",
@@ -34,17 +34,17 @@ NAME_ID_FORMATS = {
 
 
 def entity_id() -> str:
-    """What this workspace is called at the provider: the address of its metadata."""
+    """Return our entity ID: the URL of our metadata."""
     return f"{settings.PUBLIC_URL}{reverse('sso:saml_metadata')}"
 
 
 def consumer_url() -> str:
-    """Where browsers bring the provider's answers (Assertion Consumer Service)."""
+    """Return the URL where browsers post the provider's answers (Assertion Consumer Service)."""
     return f"{settings.PUBLIC_URL}{reverse('sso:saml_consumer')}"
 
 
 def own_metadata(provider: Provider) -> str:
-    """What the provider has to know of this workspace."""
+    """Return our metadata, which the provider needs."""
     signing = encryption = wanted = ""
     if provider.own_certificate:
         signing = _key("signing", provider.own_certificate)
@@ -73,8 +73,10 @@ def _key(use: str, certificate: str, methods: str = "") -> str:
 
 
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
-    """Where the provider signs somebody in and answers this request; `anew` has it ask for a credential, whatever
-    session is open there. Raises wire.cipher.Unreadable."""
+    """Return the URL at the provider that signs somebody in and answers this request.
+
+    `anew` requires a credential, even if a session is open there. Raises wire.cipher.Unreadable.
+    """
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     request = (
         '<samlp:AuthnRequest xmlns:samlp="urn:oasis:names:tc:SAML:2.0:protocol"'

@@ -1,4 +1,4 @@
-"""Metadata that have an address are read again from time to time, so that a provider can change its certificates."""
+"""Re-read the provider's metadata regularly if they have a URL, so that it can change its certificates."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sso.saml.setting_up import fetch
 logger = logging.getLogger(__name__)
 
 READ_AGAIN = timedelta(hours=1)
-# For a signature that none of the certificates made, at most so often, whoever sends such.
+# Minimum interval for re-reading after signatures that no certificate matches.
 UNKNOWN_SIGNATURE = timedelta(minutes=1)
 ASKED_AGAIN_S = 30
 
 
 def reread(provider: Provider, *, by: Grantor | None) -> None:
-    """Go by what the metadata say now. Raises ProviderError, after which it is gone by what was read before."""
+    """Apply the provider's current metadata. Raises ProviderError, and changes nothing then."""
     provider.take_over(fetch(provider.metadata_url, private=provider.private), by=by)
 
 
 def not_older(provider: Provider, age: timedelta) -> Provider:
-    """The provider with metadata of this age at most, if they have an address that answers; else with those there are.
+    """Return the provider with metadata at most this old, if they have a URL that can be read.
 
-    One that does not answer keeps nobody out: people sign in elsewhere.
+    If it cannot be read the known metadata are used, so that people can still sign in.
     """
     read_at = provider.metadata_read_at
     if not provider.metadata_url or (read_at and timezone.now() - read_at < age):

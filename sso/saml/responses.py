@@ -1,7 +1,7 @@
-"""The provider's answers (SAML 2.0 Profiles 4.1.4): what is signed in them, and that it is for us and for now.
+"""Verify the provider's answers (SAML 2.0 Profiles 4.1.4): signature, audience, recipient and time.
 
-Everything that is used is read from what the verified signature covers, as it was signed, and from nothing else: where
-in the document it stood, or what stands around it, means nothing.
+Everything used is read from what the verified signature covers, as it was signed. The rest of the document, and the
+element's position in it, are ignored.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sso.saml import decryption
 from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
 from sso.saml.refusals import ResponseRefused
 
-LONGEST = 256 * 1024  # Of an answer, as it is sent.
+LONGEST = 256 * 1024  # Of an encoded answer.
 CLOCKS_DIFFER_S = 60
-OLDEST_S = 10 * 60  # An assertion that was made before is not accepted, whatever it says itself.
+OLDEST_S = 10 * 60  # Older assertions are refused, whatever they say themselves.
 STATUS = "urn:oasis:names:tc:SAML:2.0:status:"
 SUCCESS = f"{STATUS}Success"
-# Those of SAML Core 3.2.2.2. Nobody has signed them, so that nothing else of what stands there is handed on.
+# Status codes of SAML Core 3.2.2.2. The status is not signed, so no other text of it is used.
 CODES = {
     f"{STATUS}{name}": name
     for name in (
@@ -61,7 +61,7 @@ CODES = {
 BEARER = "urn:oasis:names:tc:SAML:2.0:cm:bearer"
 TRANSIENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:transient"
 
-# With a public key, and without SHA-1.
+# Public-key signatures without SHA-1.
 SIGNED_WITH = frozenset(
     {
         SignatureMethod.RSA_SHA256,
@@ -78,14 +78,14 @@ SIGNED_WITH = frozenset(
 DIGESTED_WITH = frozenset({DigestAlgorithm.SHA256, DigestAlgorithm.SHA384, DigestAlgorithm.SHA512})
 INCLUSIVE = "{http://www.w3.org/2001/10/xml-exc-c14n#}InclusiveNamespaces"
 LONGEST_PREFIXES = 500
-# What a signature is made of, in this order (SAML Core 5.4): nothing else is, before anything of it is worked on.
+# The children of a signature, in order (SAML Core 5.4). Others are refused before anything is processed.
 PARTS = {
     "Signature": (("SignedInfo", "SignatureValue"), ("SignedInfo", "SignatureValue", "KeyInfo")),
     "SignedInfo": (("CanonicalizationMethod", "SignatureMethod", "Reference"),),
     "Reference": (("Transforms", "DigestMethod", "DigestValue"), ("DigestMethod", "DigestValue")),
     "Transforms": (("Transform",), ("Transform", "Transform")),
 }
-# What documents of strangers bring about in a verifier beside its own words.
+# Exceptions that untrusted documents cause in the verifier, in addition to its own.
 BROKEN: tuple[type[Exception], ...] = (
     SignXMLException,
     etree.LxmlError,
@@ -101,17 +101,17 @@ BROKEN: tuple[type[Exception], ...] = (
 
 
 class Expected(NamedTuple):
-    """Whose answer it has to be, for whom, and where it has to be brought; `keys` are ours, for what is encrypted."""
+    """The expected issuer, audience and recipient; `keys` are ours, for encrypted assertions."""
 
     issuer: str
     audience: str
     recipient: str
     certificates: Sequence[str]
-    keys: Callable[[], Sequence[rsa.RSAPrivateKey]] | None = None  # None where nothing encrypted is taken.
+    keys: Callable[[], Sequence[rsa.RSAPrivateKey]] | None = None  # None if encrypted assertions are refused.
 
 
 class Said(NamedTuple):
-    """What the provider says of somebody. `in_response_to` is empty when nothing was asked."""
+    """The verified content of an assertion. `in_response_to` is empty if it was not requested."""
 
     assertion_id: str
     in_response_to: str
@@ -123,7 +123,7 @@ class Said(NamedTuple):
 
 
 def read(encoded: str, expected: Expected) -> Said:
-    """What a response (base64, as browsers bring it) proves. Raises ResponseRefused."""
+    """Verify a response (base64, as posted) and return its content. Raises ResponseRefused."""
     root = _parsed(encoded)
     _must_be_about_us(root, expected)
     encrypted = list(root.iter(tag(ASSERTION, "EncryptedAssertion")))
@@ -160,7 +160,7 @@ def _parsed(encoded: str) -> Element:
 
 
 def _must_be_about_us(root: Element, expected: Expected) -> None:
-    """What the outer document says may be unsigned: it makes nothing valid, but what is not for us ends here."""
+    """Refuse a response that is not for us. Its envelope may be unsigned, so it cannot make anything valid."""
     issuer = root.find(tag(ASSERTION, "Issuer"))
     if issuer is not None and text_of(issuer) != expected.issuer:
         raise ResponseRefused("other_issuer", f"The response is not of {expected.issuer}.")
@@ -173,8 +173,11 @@ def _must_be_about_us(root: Element, expected: Expected) -> None:
 
 
 def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> Element:
-    """The assertion that was encrypted, a document of its own: with the namespaces of the response it would be another
-    than was signed. Whoever signed the response signed it as it was before."""
+    """Decrypt the assertion as a document of its own.
+
+    With the namespaces of the response it would differ from what was signed. The response's signature covers the
+    encrypted form.
+    """
     if expected.keys is None:
         raise ResponseRefused("encrypted", "The assertion is encrypted. Have the provider sign it only.")
     if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
@@ -186,13 +189,13 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
-    """A signature of the response need not be there, and proves nothing of the assertion; a wrong one ends here."""
+    """Refuse a response with an invalid signature. It is optional, and proves nothing about the assertion."""
     if root.find(tag(SIGNATURE, "Signature")) is not None:
         _signed(root, "./", root, expected.certificates)
 
 
 def _must_be_plain(root: Element) -> None:
-    """One assertion, where it belongs, and no two elements of the same name: nothing to take for another."""
+    """Require exactly one assertion, in its place, and unique IDs, against signature wrapping."""
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "There is an encrypted assertion in the encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
@@ -209,7 +212,7 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
-    """This element as one of these certificates' keys signed it."""
+    """Return the element as signed by one of these certificates."""
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
         raise ResponseRefused("not_signed", "The assertion is not signed, which takes a signature of its own.")
@@ -233,8 +236,7 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
 
 
 def _must_be_usual(part: Element) -> None:
-    """Refuse a signature with more in it than a provider's has: what it says of itself is written out anew before it is
-    known whose it is, whatever somebody put in there."""
+    """Refuse a signature with unusual content, because it is canonicalised before its signer is known."""
     name, children = part.tag.removeprefix(tag(SIGNATURE, "")), [*part]
     if name in PARTS:
         is_usual = tuple(each.tag for each in children) in [
@@ -256,8 +258,10 @@ def _is_short(prefixes: Element) -> bool:
 
 
 def _verified(root: Element, location: str, certificate: str) -> Element | None:
-    """What the key of this certificate signed; None when it signed nothing there. That the certificate is believed is
-    what the metadata say; when it ends means nothing beside that."""
+    """Return what this certificate's key signed there, or None.
+
+    The metadata establish trust in the certificate, so its expiry does not matter.
+    """
     believed = x509.load_der_x509_certificate(base64.b64decode(certificate))
     terms = SignatureConfiguration(
         location=location,
@@ -281,7 +285,7 @@ def _must_be_fresh(signed: Element, now: float) -> None:
 
 
 def _must_hold(signed: Element, expected: Expected, now: float) -> None:
-    """The conditions, of which there has to be whom it is for."""
+    """Check the conditions, which must name us as the audience."""
     conditions = signed.find(tag(ASSERTION, "Conditions"))
     restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
     named = [{text_of(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
@@ -299,7 +303,7 @@ def _must_be_now(element: Element, now: float) -> None:
 
 
 def _confirmed(signed: Element, expected: Expected, now: float) -> str:
-    """The request that it answers, which has to be said where whoever brings it is confirmed (Profiles 4.1.4.2)."""
+    """Return the ID of the answered request, from a bearer confirmation (Profiles 4.1.4.2)."""
     fault = ResponseRefused("not_confirmed", "No SubjectConfirmation in it is for whoever brings it (bearer).")
     for confirmation in signed.findall(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'SubjectConfirmation')}"):
         data = confirmation.find(tag(ASSERTION, "SubjectConfirmationData"))
@@ -340,14 +344,14 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Said
 
 
 def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
-    """Two domains may call two people by one name (SAML Core 2.2.2)."""
+    """Refuse names qualified by another domain, which may mean somebody else (SAML Core 2.2.2)."""
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
         raise ResponseRefused("no_name", "The name of the person (NameID) is one of another domain (its qualifiers).")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:
-    """The values of each attribute, by its name and by the name for people, where that is no other's name."""
+    """Return attribute values by name, and by friendly name where that is not another attribute's name."""
     found: dict[str, list[str]] = {}
     friendly: dict[str, list[str]] = {}
     for each in signed.iterfind(f"{tag(ASSERTION, 'AttributeStatement')}/{tag(ASSERTION, 'Attribute')}"):

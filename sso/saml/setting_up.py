@@ -1,5 +1,4 @@
-"""Settings of SAML on their way into the row: the metadata are read, and the key of our requests is made, before
-anybody waits for a lock."""
+"""Validate SAML settings: fetch the metadata and create the signing key before the row is locked."""
 
 from __future__ import annotations
 
@@ -27,12 +26,12 @@ ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
 
 
 def names_metadata(present: Provider, fields: Mapping[str, Any]) -> bool:
-    """Whether these fields name other metadata than those there are."""
+    """True if these fields change the source of the metadata."""
     return bool(fields.get("metadata_xml")) or fields.get("metadata_url", present.metadata_url) != present.metadata_url
 
 
 def prepared(present: Provider, fields: dict[str, Any], secret: str) -> tuple[dict[str, Any], str]:
-    """These fields with what they bring about, and the secret to seal. Raises ProviderError."""
+    """Return the fields with all dependent values, and the secret to encrypt. Raises ProviderError."""
     pasted = str(fields.pop("metadata_xml", "") or "").strip()
     fields = {"new_decryption_key": False} | fields
     if fields.get("protocol", present.protocol) == Protocol.SAML:
@@ -49,7 +48,7 @@ def prepared(present: Provider, fields: dict[str, Any], secret: str) -> tuple[di
 
 
 def _issuer_is_private(issuer: str) -> bool:
-    """Whether its name leads to a private address. Raises BadIssuer."""
+    """True if the issuer's host resolves to a private address. Raises BadIssuer."""
     try:
         private = upstream_guard().check_now(issuer)
     except UrlRefused as refusal:
@@ -81,7 +80,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
 
 
 def _decryption_pair(present: Provider, fields: dict[str, Any]) -> tuple[str, str] | None:
-    """A new key that assertions are encrypted for: where they begin to be, or another one is asked for."""
+    """Return a new key for encrypted assertions if they were just enabled, or if one was requested; otherwise None."""
     is_asked = fields.pop("new_decryption_key", False)
     if not fields.get("takes_encrypted", present.takes_encrypted):
         return None
@@ -96,7 +95,7 @@ def _pasted(text: str) -> dict[str, Any]:
 
 
 def _with_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """A key is made where requests begin to be signed, and is gone where that ends."""
+    """Add a signing key if requests are to be signed and there is none; remove it if not."""
     if not fields.get("signs_requests", present.signs_requests):
         return fields | {"own_certificate": ""}, ""
     if present.speaks_saml and present.signs_requests and present.has_secret and present.own_certificate:
@@ -106,7 +105,7 @@ def _with_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any]
 
 
 def may_be_at(url: str) -> bool:
-    """Whether this address of metadata leads to a private one. Raises BadMetadata."""
+    """True if this metadata URL resolves to a private address. Raises BadMetadata."""
     try:
         return upstream_guard().check_now(url)
     except UrlRefused as refusal:
@@ -114,7 +113,7 @@ def may_be_at(url: str) -> bool:
 
 
 def fetch(url: str, *, private: bool) -> dict[str, Any]:
-    """What the metadata at this address say, as fields of the row. Raises BadMetadata."""
+    """Fetch metadata, and return them as fields of the row. Raises BadMetadata."""
     try:
         answered = Http(private=private, entered=[url]).get(url, ACCEPT)
     except Unreachable as error:
@@ -125,7 +124,7 @@ def fetch(url: str, *, private: bool) -> dict[str, Any]:
 
 
 def read(document: bytes) -> dict[str, Any]:
-    """What these metadata say, as fields of the row. Raises BadMetadata."""
+    """Parse metadata, and return them as fields of the row. Raises BadMetadata."""
     must_be_installed()
     if len(document) > MOST_BYTES:
         raise BadMetadata(f"The metadata are larger than {MOST_BYTES >> 10} KiB.")
@@ -143,7 +142,7 @@ def read(document: bytes) -> dict[str, Any]:
 
 
 def _must_lead_somewhere(url: str) -> None:
-    """Only browsers are sent there, so it need not be reachable from here; without TLS it has to be inside."""
+    """Check the sign-in URL. It need not be reachable from here, only from browsers; without TLS it must be private."""
     plain = url.startswith("http://")
     if len(url) > 1000 or "#" in url or not is_https(url, like="http://" if plain else ""):
         raise BadMetadata("The metadata name no usable address where people sign in (SingleSignOnService).")

@@ -1,4 +1,4 @@
-"""What the settings of the sign-in hold for SAML, beside what OpenID Connect has as well."""
+"""The SAML settings of the organisation's sign-in, in addition to those shared with OpenID Connect."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LONGEST_ATTRIBUTE = 200
 
 
 class Protocol(models.TextChoices):
-    """How the identity provider and we speak."""
+    """The protocol of the identity provider."""
 
     OIDC = "oidc", "OpenID Connect"
     SAML = "saml", "SAML 2.0"
 
 
 class NameIdFormat(models.TextChoices):
-    """What the provider calls a person by. What changes from one sign-in to the next (transient) is never taken."""
+    """The format of the provider's name for a person. Transient names, which change with each sign-in, are refused."""
 
     PERSISTENT = "persistent", "Persistent: a name of its own, for us alone"
     EMAIL = "emailAddress", "E-mail address: whoever gets an address after somebody is taken for them"
@@ -33,7 +33,7 @@ class NameIdFormat(models.TextChoices):
 
 
 class Certificate(NamedTuple):
-    """A certificate that the provider signs with."""
+    """A signing certificate of the provider."""
 
     fingerprint: str
     subject: str
@@ -41,8 +41,7 @@ class Certificate(NamedTuple):
 
 
 class SamlTerms(models.Model):
-    """The columns of it. What the provider says of itself, in its metadata, is in `issuer` (its entity ID), `sso_url`
-    and `certificates`; nothing else of the metadata is kept."""
+    """Columns for SAML. The metadata in use are `issuer` (the entity ID), `sso_url` and `certificates`."""
 
     protocol = models.CharField(max_length=4, choices=Protocol, default=Protocol.OIDC, db_default=Protocol.OIDC)
     metadata_url = models.CharField(max_length=500, blank=True, default="", db_default="")
@@ -57,12 +56,12 @@ class SamlTerms(models.Model):
     name_attribute = models.CharField(
         max_length=LONGEST_ATTRIBUTE, blank=True, default="displayName", db_default="displayName"
     )
-    # Whether somebody may come from the provider's own page, without having begun here.
+    # Whether people may start at the provider's own page.
     takes_unsolicited = models.BooleanField(default=False, db_default=False)
-    # The private key is sealed where the client secret of OpenID Connect is.
+    # The private key is stored in the column of the OpenID Connect client secret.
     signs_requests = models.BooleanField(default=False, db_default=False)
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
-    # Whether assertions may be encrypted, for one of our DecryptionKeys.
+    # Whether assertions may be encrypted with one of our DecryptionKeys.
     takes_encrypted = models.BooleanField(default=False, db_default=False)
 
     class Meta:
@@ -74,29 +73,32 @@ class SamlTerms(models.Model):
 
     @property
     def signing(self) -> list[Certificate]:
-        """The certificates that the provider signs with, for people to compare."""
+        """The provider's signing certificates, for people to compare."""
         return [
             shown(x509.load_der_x509_certificate(der), der) for der in map(base64.b64decode, self.certificates.split())
         ]
 
     @property
     def metadata_ended(self) -> bool:
-        """Whether what was read was said to be valid until a moment that has passed."""
+        """True if the validUntil of the metadata has passed."""
         return self.metadata_end_at is not None and self.metadata_end_at < timezone.now()
 
     @property
     def proves_presence(self) -> bool:
-        """Whether the provider can be had ask for a credential. Whoever sits at the browser takes that out of a request
-        of SAML that nobody signed, and providers name the present as the time of a sign-in all the same."""
+        """True if the provider can be made to require a credential.
+
+        In an unsigned SAML request people can remove that requirement in their browser, and providers report the
+        current time as the time of sign-in nevertheless.
+        """
         return not self.speaks_saml or self.signs_requests
 
     @property
     def own_fingerprint(self) -> str:
-        """Of the certificate that our requests are signed with; empty when they are not."""
+        """The fingerprint of the certificate that signs our requests; empty if they are not signed."""
         return fingerprint(base64.b64decode(self.own_certificate)) if self.own_certificate else ""
 
     def saml_terms(self) -> dict[str, Any]:
-        """What of it can be edited, as versions and events have it."""
+        """Return the editable settings, for versions and events."""
         names = ["protocol", "metadata_url", "sso_url", "name_id_format", "email_attribute", "name_attribute"]
         names += ["takes_unsolicited", "signs_requests", "takes_encrypted"]
         fingerprints = [each.fingerprint for each in self.signing]
@@ -104,21 +106,21 @@ class SamlTerms(models.Model):
 
 
 def fingerprint(der: bytes) -> str:
-    """SHA-256, as browsers and openssl print it."""
+    """Return the SHA-256 fingerprint, as browsers and openssl print it."""
     return hashlib.sha256(der).digest().hex(":").upper()
 
 
 def shown(certificate: x509.Certificate, der: bytes) -> Certificate:
-    """What is shown of this one."""
+    """Return the displayed properties of a certificate."""
     return Certificate(fingerprint(der), certificate.subject.rfc4514_string(), certificate.not_valid_after_utc)
 
 
 def is_installed() -> bool:
-    """Whether the packages of the extra `saml` are here."""
+    """True if the packages of the extra `saml` are installed."""
     return find_spec("signxml") is not None and find_spec("lxml") is not None
 
 
 def must_be_installed() -> None:
-    """Raise NeedsExtra unless they are."""
+    """Raise NeedsExtra unless the extra `saml` is installed."""
     if not is_installed():
         raise NeedsExtra(NeedsExtra.__doc__)

@@ -1,4 +1,4 @@
-"""What *Test* finds out about a provider that speaks SAML."""
+"""The *Test* of a SAML provider."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sso.saml.terms import must_be_installed
 
 
 def found(provider: Provider, *, by: Grantor | None) -> str:
-    """In words what its metadata say, read anew where they have an address. Raises ProviderError."""
+    """Describe the provider's metadata, re-read if they have a URL. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:
         raise BadMetadata("No metadata of the provider are known yet.")

@@ -1,4 +1,4 @@
-"""Where the provider's answers arrive (SAML), and what it has to know of us."""
+"""SAML pages: where the provider's answers arrive, and our metadata."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def _offered() -> Provider | None:
 @login_not_required
 @posts_from_one_address(ANSWERED)
 def consumer(request: HttpRequest) -> HttpResponse:
-    """The provider's page brings its answer here, from another site. Neither session nor cookie is looked at or set:
-    the address that is led on to has them."""
+    """Receive the provider's answer, a cross-site POST.
+
+    Neither session nor cookie is read or set; the page that follows does that.
+    """
     provider = _offered()
     if provider is None:
         return HttpResponse(status=HTTPStatus.NOT_FOUND)
@@ -65,8 +67,10 @@ def _lead_on(**query: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @login_not_required
 def answered(request: HttpRequest) -> HttpResponse:
-    """The browser with its session, and a ticket for what the provider said; or why that was refused. Who did not begin
-    here is asked first, so that no link puts another session in the place of theirs."""
+    """Complete the sign-in with a ticket, in the browser's session, or show why the answer was refused.
+
+    People who did not start here are asked first, so that a link cannot replace their session.
+    """
     provider = _offered()
     if provider is None:
         return views.refused(request, HTTPStatus.NOT_FOUND)
@@ -100,7 +104,7 @@ def _advised(request: HttpRequest, provider: Provider, reason: str) -> HttpRespo
 
 
 def _note(request: HttpRequest, provider: Provider, fault: ResponseRefused) -> None:
-    """Tell administrators why, once a minute for each reason and sender: anybody may send answers here."""
+    """Record the refusal, once a minute for each reason and sender, because anybody may post answers here."""
     if is_first_this_minute(request, f"saml refused {fault.reason}"):
         logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
         changes = {"reason": fault.reason, "detail": str(fault)}
@@ -111,7 +115,7 @@ def _note(request: HttpRequest, provider: Provider, fault: ResponseRefused) -> N
 @require_GET
 @login_not_required
 def metadata(request: HttpRequest) -> HttpResponse:
-    """What the provider has to know of this workspace; for anybody, while SAML is chosen."""
+    """Serve our metadata to anybody, if SAML is selected."""
     provider = Provider.load()
     if not provider.speaks_saml:
         raise Http404

@@ -1,4 +1,4 @@
-"""The organisation's provider, for the pages of people who sign in."""
+"""Template tags for the organisation's provider."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ register = template.Library()
 
 @register.simple_tag
 def organisation() -> Provider | None:
-    """The provider at which people may sign in, if there is one."""
+    """Return the provider if people may sign in there, otherwise None."""
     return Provider.offered()
 
 
 @register.simple_tag(takes_context=True)
 def is_linked(context: template.Context, provider: Provider) -> bool:
-    """Whether the reader signs in there."""
+    """Return whether the user's account is linked to the provider."""
     return Account.objects.filter(user=context["request"].user, issuer=provider.known_as).exists()
