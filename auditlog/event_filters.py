@@ -44,7 +44,7 @@ class EventFilter(forms.Form):
 
     @property
     def query(self) -> str:
-        """The query string that asks for the same again."""
+        """Return the query string of these filters."""
         return urlencode(self.asked, doseq=True)
 
     @property
@@ -56,7 +56,7 @@ class EventFilter(forms.Form):
         """The events that match."""
         events = Event.objects.filter(self._subjects())
         length = RANGES[self.values["range"]][1]
-        # What one request did is found whenever it was.
+        # All changes of one request are found, whatever the time range.
         if length and not self.values["correlation"]:
             events = events.filter(created_at__gte=timezone.now() - length)
         for name in ("action", "via"):
@@ -76,7 +76,7 @@ class EventFilter(forms.Form):
         return condition
 
     def facets(self) -> list[Facet]:
-        """The filters that open on demand, each with what is chosen in it."""
+        """Return the filters that open on demand, with their current values."""
         cleaned = self.values
         vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]

@@ -1,4 +1,4 @@
-"""The stretches of time up to now that pages offer, by their names in an address."""
+"""The time ranges that pages offer, by their names in URLs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from auditlog.rollups.schema import DAYS, HOURS
 
 
 class Stretch(NamedTuple):
-    """How long it is, in short, in words and in time."""
+    """A time range: short label, words, and length."""
 
     label: str
     words: str
     length: timedelta
 
     def since(self, now: datetime) -> datetime:
-        """Return when it begins: with a whole hour or, of several days, a whole day (UTC), as the roll-ups do."""
+        """Return the start: a whole hour, or for several days a whole day (UTC), as in the roll-ups."""
         return range_start(now, self.length)
 
 
 def range_start(now: datetime, length: timedelta) -> datetime:
-    """Return where a range of this length up to `now` begins: with a whole hour or day, if it is as long as a day."""
+    """Return the start of a range up to `now`: a whole hour or day if the range is at least a day long."""
     if length < timedelta(days=1):
         return now - length
     return (DAYS if length > timedelta(days=1) else HOURS).begin(now) - length
