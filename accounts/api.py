@@ -283,7 +283,7 @@ class UserResource(Resource):
 
 
 def _with_role(body: dict[str, Any]) -> dict[str, Any]:
-    """The same with the role, found, under its own name."""
+    """Rename `role_id`, which is a Role after validation, to `role` (and likewise any other `_id` field)."""
     return {name.removesuffix("_id"): value for name, value in body.items()}
 
 
