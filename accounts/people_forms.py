@@ -139,7 +139,7 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Yield name and address of each entry. An invalid entry is yielded as an address, to be refused by its text."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], strict=False)
-        if ("", "") in found:  # An entry is invalid, but not known which.
+        if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.
             found = [entry for text in line.split(",") if text.strip() for entry in _entries(text.split())]
         for name, address in found:
             yield (name, address) if address else ("", name)

@@ -37,7 +37,7 @@ class EventFilter(forms.Form):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The values that differ from the defaults."""
+        """Return the values that differ from the defaults."""
         return {
             name: value for name, value in self.values.items() if value and (name, value) != ("range", DEFAULT_RANGE)
         }
@@ -49,11 +49,11 @@ class EventFilter(forms.Form):
 
     @property
     def span(self) -> str:
-        """The time range in words."""
+        """Return the time range in words."""
         return RANGES[self.values["range"]][0]
 
     def narrow(self) -> QuerySet[Event]:
-        """The events that match."""
+        """Return the events that match."""
         events = Event.objects.filter(self._subjects())
         length = RANGES[self.values["range"]][1]
         # All changes of one request are found, whatever the time range.

@@ -46,8 +46,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-# The value of most calls, by column. It is left out of the index: any row matches, and an entry for each call would be
-# expensive. A search for it scans the rows (docs/decisions/0024).
+# The value of most calls, by column. It is left out of the index: almost every row matches, and an entry for each would
+# be expensive. A search for it scans the rows (docs/decisions/0024).
 COMMON = {"method": "tools/call", "outcome": Outcome.OK.value}
 
 

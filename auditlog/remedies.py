@@ -44,7 +44,7 @@ MODELS: dict[str, type[Model]] = {
 
 
 class CannotMend(Exception):
-    """The act does not end this any more; the message says why."""
+    """The action no longer resolves this; the message says why."""
 
 
 class Remedy(NamedTuple):
@@ -257,7 +257,7 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
         return Cause(reason, who=_owner_only(reason, subjects) if still else "")
     told = _history(reason, remedy, row, subjects, reader, before)
     act = _act(reason, remedy, row, subjects, reader) if still else {}
-    return Cause(reason, **told, **act)  # type: ignore[arg-type]  # The event is not of these.
+    return Cause(reason, **told, **act)  # type: ignore[arg-type]  # `act` never has the key `event`.
 
 
 def mend(reason: str, pk: Any, *, by: User) -> Model:

@@ -145,7 +145,7 @@ def _offers(reader: Reader, trail: Trail | None) -> dict[str, list[str]]:
 
 def _first(field: Subject, reader: Reader) -> list[str]:
     name = field.names[0]
-    rows = field.listed(reader)  # type: ignore[arg-type]  # It asks for no more than who reads.
+    rows = field.listed(reader)  # type: ignore[arg-type]  # It only uses the reader.
     return list(rows.order_by(name).values_list(name, flat=True).distinct()[:MOST_OFFERED])
 
 

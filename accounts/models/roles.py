@@ -65,7 +65,7 @@ class RoleManager(models.Manager["Role"]):
 
 
 class Role(Versioned, models.Model):
-    """A named bundle of capabilities; each user holds one."""
+    """A named bundle of capabilities; each user has one role."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)

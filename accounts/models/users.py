@@ -282,7 +282,8 @@ class User(Versioned, AbstractBaseUser):
             must_match(by, present.granted)
             if present.is_owner and getattr(by, "is_directory", False):
                 must_not_be_last_owner(present)
-            was_owner = present.is_owner and present.has_usable_password()  # must_keep_an_owner needs a password.
+            # must_keep_an_owner() counts only owners with a password.
+            was_owner = present.is_owner and present.has_usable_password()
             managed = present.has_perm(Capability.PEOPLE_MANAGE)
             yield present
             if was_owner:

@@ -24,7 +24,7 @@ AT = {"call": "created_at", "event": "time"}
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
-LATE = timedelta(minutes=30)  # By now a sink has received calls that took longer than NEAR.
+LATE = timedelta(minutes=30)  # After this long, a sink has also received calls longer than NEAR.
 
 
 class Line(NamedTuple):
@@ -110,7 +110,7 @@ class Received:
             uid = UUID(told["id"])
             before = self.rows[log].setdefault(uid, line)
             if before.fields == line.fields and before.digest != line.digest:
-                self.rows[log][uid] = line._replace(digest=b"")  # Received twice, differing: neither matches.
+                self.rows[log][uid] = line._replace(digest=b"")  # Received twice with different values: no match.
 
 
 def refused() -> set[str]:

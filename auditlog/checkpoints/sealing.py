@@ -148,7 +148,8 @@ def _newest() -> Body | None:
     if text is None:
         return None
     body: Body = orjson.loads(text)
-    if "events_to" not in body:  # By an earlier release; a newer one may have run before.
+    # Made by an earlier release, which sealed no events; a newer one, which does, may have run before.
+    if "events_to" not in body:
         known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
         body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
     return body | {"digest": sha256(text.encode()).hexdigest()}

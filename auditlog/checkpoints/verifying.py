@@ -348,7 +348,8 @@ class _Comparison:
     ) -> None:
         """Compare the rows of one log."""
         first_required_ids = self._received.first_required_ids(log)
-        outside: dict[bool, Span] = {}  # Rows without a checkpoint; True: after the last one.
+        # Periods of rows without a checkpoint: True for rows after the last one, False for others.
+        outside: dict[bool, Span] = {}
         for row in rows:
             place = places.of(row)
             self._judge(log, place, row)

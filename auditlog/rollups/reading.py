@@ -1,6 +1,6 @@
 """Answer from the roll-ups, and from the log where they do not reach, with the same numbers as counting the log.
 
-A period is cut into whole days, hours and minutes, as far as each is kept. The rest at both ends, and calls since the
+A period is cut into whole days, hours and minutes, where these are kept. The rest at both ends, and calls since the
 last count, are counted from the log. A period up to now is not cut at its end: the current day is read whole.
 Everything is read in one database snapshot.
 """
