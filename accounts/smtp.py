@@ -21,7 +21,7 @@ from django.core.mail.backends import smtp
 from wire.deadline import Deadline
 from wire.guard import Guard, open_for_tls, tls
 
-# Networks of an installation's own mail server, always allowed: the operator configured the server.
+# Networks of an installation's own mail server: allowed, since the operator named it, and reached without the proxy.
 INSIDE = tuple(
     map(
         ip_network,

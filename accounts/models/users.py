@@ -336,7 +336,7 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Set or clear break-glass: sign-in with password and second factor while the organisation's is enforced.
+        """Set or clear break-glass: sign-in with password and second factor although the provider is enforced.
 
         Clearing it ends sessions that began with a password where sign-in by the organisation is enforced. Raises
         NotOwner unless `by` is an owner, NotBreakGlass if the person lacks a requirement, LastBreakGlass, or Outranked.
@@ -430,7 +430,7 @@ class User(Versioned, AbstractBaseUser):
         return self._set_active(False, by)
 
     def reactivate(self, *, by: Grantor | None) -> bool:
-        """Reactivate this person, connections and tokens included. Return False if active already. Raises Outranked."""
+        """Reactivate this person; their tokens work again. Return False if active already. Raises Outranked."""
         return self._set_active(True, by)
 
     def _set_active(self, active: bool, by: Grantor | None) -> bool:

@@ -52,7 +52,7 @@ type Condition = tuple[str, list[Any]]
 
 
 def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
-    """Count new rows for about so many seconds, and return how many rows were counted.
+    """Count new rows for about `seconds`, and return how many rows were counted.
 
     Does nothing while another process counts, or shortly after it did unless `even_if_fresh`.
     """
