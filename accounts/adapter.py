@@ -1,4 +1,4 @@
-"""allauth's adapter: no public sign-up, and error messages that do not reveal why a sign-in was refused."""
+"""allauth's adapter: no public sign-up, and errors that do not reveal why a sign-in was refused."""
 
 import time
 from contextlib import nullcontext
@@ -31,11 +31,11 @@ from sso.enforcement import (
     sign_in_there,
 )
 
-SIGNED_IN_AT = "signed_in_at"  # In the session: when the password was typed to sign in.
+SIGNED_IN_AT = "signed_in_at"  # Session key: the time of the last sign-in with a password.
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
-    """People are invited; wrong e-mail, wrong password and deactivated read the same."""
+    """No sign-up; a wrong e-mail, a wrong password and a deactivated account give the same error."""
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultAccountAdapter.error_messages,
@@ -47,7 +47,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def is_safe_url(self, url: Any) -> bool:
         try:
             return bool(super().is_safe_url(url))
-        except ValueError:  # As of `//[`, which is no address.
+        except ValueError:  # E.g. for `//[`, which is no URL.
             return False
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
@@ -56,10 +56,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         person = context.get("user")
         if isinstance(person, User) and must_sign_in_there(person):
-            return  # There is no password for them to choose.
+            return  # They have no password to set.
         if isinstance(person, User) and not person.has_usable_password():
             if person.status != "invited":
-                return  # Their invitation expired; whoever invited them sends a new one.
+                return  # The invitation expired; only a manager of people can renew it.
             template_prefix = "account/email/invitation"
             context = {"person": person, "link": invitation_link(person), "by": None}
         with released_while_waiting():
@@ -72,12 +72,12 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return link_at(key)
 
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
-        """Who signs in with this e-mail and password, if they are right. Raises TooManyTries, or HashingBusy."""
+        """Return the person with this e-mail and password, or None. Raises TooManyTries or HashingBusy."""
         email = str(credentials.get("email", ""))
         tries = _try(request, email)
         with nullcontext() if tries.is_known else for_a_stranger():
             person: User | None = super().authenticate(request, **credentials)
-        # The password is checked all the same, and every refusal reads alike: nobody learns who breaks the glass.
+        # The password is checked anyway, and all refusals are alike: nobody can find out who is a break-glass owner.
         if sign_in_there(email) and not (person and person.break_glass and is_on(person)):
             raise self.validation_error("sign_in_there")
         if person:
@@ -86,11 +86,11 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
-        """Whether this is the password of the signed-in user; counted apart from attempts at sign-in."""
+        """True if this is the signed-in user's password; counted separately from sign-in attempts."""
         return user.check_password(password)
 
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
-        """Who has neither a password nor a code here confirms at the organisation that it is still them."""
+        """Return the ways to confirm; people with neither password nor code here confirm at the identity provider."""
         methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
         return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])
 
@@ -106,25 +106,25 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return response
 
     def respond_user_inactive(self, request: HttpRequest, user: User) -> HttpResponse:
-        """As everybody else who is refused: to the sign-in page, which does not say why."""
+        """Redirect to the sign-in page like any other refusal, without a reason."""
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
-        """Not within the first minutes after signing in: that was a confirmation too."""
+        """Not required in the first minutes after sign-in, which counts as a confirmation."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
 
 
 def confirms_there(user: User) -> bool:
-    """Whether only the organisation can be asked who this is: there is neither a password nor a code here."""
+    """True if only the identity provider can confirm this person, who has neither a password nor a code here."""
     return user.by_organisation and not user.has_usable_password() and not is_on(user)
 
 
 def store_password(user: User, encoded: str) -> None:
-    """Give `user` the password of this hash."""
+    """Set the user's password to this hash."""
     user.password, user.password_changed_at = encoded, timezone.now()
-    # Not the whole row: an administrator may be deactivating this person right now.
+    # Not the whole row: an administrator may be deactivating this person at the same time.
     user.save(update_fields=["password", "password_changed_at"])
 
 
@@ -137,7 +137,7 @@ def _try(request: HttpRequest, email: str) -> Tries:
 
 
 def _note_burst(request: HttpRequest, email: str) -> None:
-    """Record password guessing, once a minute for each sender's address."""
+    """Record password guessing, once a minute per client address."""
     if is_first_this_minute(request, "sign-in refused"):
         person = User.objects.filter(email=email.lower()).first()
         changes = {"email": email[:254]}

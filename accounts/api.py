@@ -95,7 +95,7 @@ class UserQuery(ListQuery):
 
 
 def existing_role(pk: UUID) -> Role:
-    """The role of this id. Raises ValidationError."""
+    """Return the role with this id. Raises ValidationError."""
     role = Role.objects.filter(pk=pk).first()
     if role is None:
         raise ValidationError("There is no such role.")
@@ -118,8 +118,8 @@ class UserChanges(Body):
 class NewUser(UserChanges):
     """A person to invite."""
 
-    is_staff = None  # type: ignore[assignment]  # Given to who is there already.
-    break_glass = None  # type: ignore[assignment]  # As that is.
+    is_staff = None  # type: ignore[assignment]  # Only for existing people.
+    break_glass = None  # type: ignore[assignment]  # Only for existing people.
     display_name = serializers.CharField(max_length=120, allow_blank=True, default="")
     team_ids = serializers.ListField(child=serializers.UUIDField(), default=list, help_text="Teams of the person.")
 
@@ -238,7 +238,7 @@ class UserResource(Resource):
         role, staff = changes.pop("role", None), changes.pop("is_staff", None)
         break_glass = changes.pop("break_glass", None)
         with transaction.atomic():
-            one_at_a_time()  # Before the row is locked, as the verbs below do.
+            one_at_a_time()  # Before the row's lock, in the same order as the verbs below.
             person.lock().must_be(self.seen)
             if changes:
                 person.edit(**{"email": person.email, "display_name": person.display_name} | changes, by=self.me)
@@ -283,7 +283,7 @@ class UserResource(Resource):
 
 
 def _with_role(body: dict[str, Any]) -> dict[str, Any]:
-    """The same with the role, found, under its own name."""
+    """Rename `role_id`, which is a Role after validation, to `role` (and likewise any other `_id` field)."""
     return {name.removesuffix("_id"): value for name, value in body.items()}
 
 

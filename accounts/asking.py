@@ -1,4 +1,4 @@
-"""Requests for capabilities: the events that are all that is stored of them, and the mail about one."""
+"""Requests for capabilities: stored as admin events only, and mailed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from capabilities import Capability
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN = timedelta(days=1)
-OPEN = timedelta(days=7)  # For so long a request stands on dashboards.
+OPEN = timedelta(days=7)  # How long dashboards show a request.
 
 TEXT = """{person} asks for the capability "{label}".
 
@@ -35,7 +35,7 @@ A person has the capabilities of their role. Give this person another role:
 
 
 def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -> None:
-    """Tell the people `to` that `person` asks for `capability`."""
+    """Mail the people in `to` that `person` asks for `capability`."""
     if not (to and settings.MAIL_SERVER):
         return
     link = f"{settings.PUBLIC_URL}{reverse('accounts:person', args=[pk])}"
@@ -43,33 +43,33 @@ def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -
     try:
         with released_while_waiting():
             EmailMessage(f"{person} asks for {capability.label}", text, bcc=to).send()
-    except OSError:  # What smtplib raises is one too.
+    except OSError:  # Also covers smtplib's errors.
         logger.exception("mail not sent")
 
 
 def requests(of: Any = None) -> QuerySet[Event]:
-    """The last week's events of people (or of one) asking for a capability or being declined one, newest first."""
+    """Return the last week's requests for capabilities and their refusals, of everyone or one person, newest first."""
     actions = (Action.USER_ASKED_FOR_CAPABILITY, Action.USER_REQUEST_DECLINED)
     events = Event.objects.filter(action__in=actions, created_at__gte=timezone.now() - OPEN).order_by("-id")
     return events.filter(target_type="user", target_id=str(of.pk)) if of else events
 
 
 def asked_lately(events: Iterable[Event]) -> set[str]:
-    """The capabilities asked for within a day, declined or not; takes `requests` of one person."""
+    """Return the capabilities requested within a day, declined or not, from one person's `requests`."""
     since = timezone.now() - ASK_AGAIN
     asked = (one for one in events if one.action == Action.USER_ASKED_FOR_CAPABILITY and one.created_at >= since)
     return {_slug(event) for event in asked}
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Whether it was asked for within a day; when its last request was declined, if it was. Takes `requests` of one."""
+    """Return if it was requested within a day, and when it was declined (or None), from one person's `requests`."""
     of_it = [event for event in events if _slug(event) == capability.slug]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
     return bool(asked_lately(of_it)), of_it[0].created_at if declined else None
 
 
 def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, datetime]]:
-    """Who asked for which capability, and when, unless it was declined since; takes `requests`."""
+    """Yield the open requests (person, capability, time) among `requests`; declined ones are left out."""
     met: set[tuple[str, str]] = set()
     for event in events:
         slug = _slug(event)
@@ -80,5 +80,5 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def _slug(event: Event) -> str:
-    """The capability it is about: what was asked for, or what was declined."""
+    """Return the slug of the requested or declined capability."""
     return str(next(filter(None, event.changes["capability"])))

@@ -9,7 +9,7 @@ from accounts.models import User
 
 
 class RoleBackend(BaseBackend):
-    """Signs active users in by e-mail, and reads their permissions from their role alone."""
+    """Authenticates active users by e-mail and password. Their permissions come only from their role."""
 
     def authenticate(
         self,
@@ -23,7 +23,7 @@ class RoleBackend(BaseBackend):
             return None
         user = User.objects.filter(email=email.strip().lower()).first()
         if user is None:
-            User().set_password(password)  # Takes as long as a real check, so a stranger learns nothing.
+            User().set_password(password)  # Takes as long as a real check, so that response times reveal nothing.
             return None
         return user if user.check_password(password) and user.is_active else None
 

@@ -1,4 +1,4 @@
-"""Capabilities in the groups in which pages list them, and which of them a person may grant."""
+"""Capabilities as grouped on pages, and which of them a person may grant."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the check-list: a capability, whether it is ticked, and why it cannot be changed, if so."""
+    """One line of the check-list: a capability, if it is ticked, and why it cannot be changed (or an empty text)."""
 
     capability: Capability
     ticked: bool
@@ -43,7 +43,7 @@ class Check:
 
 
 def check_list(editor: User, ticked: Collection[Capability], withheld: str = "") -> Iterator[tuple[str, list[Check]]]:
-    """The capabilities by area as `editor` may tick them; `withheld` says why none of them may change, if so."""
+    """Yield the check-list by area for `editor`; `withheld` is the reason if nothing may be changed."""
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,
@@ -59,7 +59,7 @@ def _withheld(editor: User, capability: Capability) -> str:
 
 
 class ChecksCapabilities(forms.Form):
-    """A form with the check-list. `at_first` is what it shows as ticked before it was posted."""
+    """A form with the check-list. `at_first` is ticked before the form is posted."""
 
     at_first: frozenset[Capability] = frozenset()
     capabilities = forms.MultipleChoiceField(
@@ -71,5 +71,5 @@ class ChecksCapabilities(forms.Form):
 
     @property
     def ticked(self) -> frozenset[Capability]:
-        """What the check-list shows as ticked."""
+        """Return the capabilities that are ticked."""
         return Capability.named(self["capabilities"].data or ()) if self.is_bound else self.at_first

@@ -112,7 +112,7 @@ class RoleResource(Resource):
         return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)
 
 
-MEMBERS = Prefetch("users", User.objects.only("email"))  # As far as a team tells of them.
+MEMBERS = Prefetch("users", User.objects.only("email"))  # The only field of members in answers.
 
 
 class Member(serializers.Serializer[User]):
@@ -122,7 +122,7 @@ class Member(serializers.Serializer[User]):
     email = serializers.EmailField(help_text="E-mail address of the person.")
 
     def to_representation(self, instance: User) -> dict[str, str]:
-        # There are thousands in one answer: asking the fields takes most of its time.
+        # An answer may have thousands of members, and the serializer's fields would take most of its time.
         return {"id": str(instance.pk), "email": instance.email}
 
 
@@ -284,5 +284,5 @@ class Workspace(Resource):
         If the mail server refuses it, the answer says so with status 200.
         """
         with self.unchanged(WorkspaceSettings.load()):
-            pass  # The mail server is asked without a lock.
+            pass  # No lock while the mail server is contacted.
         return Response(MailOutcomeSerializer(send_test_mail(by=self.me)).data)

@@ -1,4 +1,4 @@
-"""Password hashing: argon2id, one hash at a time in each process, never while a database connection is held.
+"""Password hashing: argon2id, one hash at a time per process, never while holding a database connection.
 
 One hash takes 100 MiB and as much CPU time as several pages, and any client can cause one. A request that waits for a
 hash therefore releases its database connection first, the hash runs at low priority, and when the short queue is full
@@ -20,9 +20,9 @@ from django.contrib.auth.hashers import Argon2PasswordHasher
 from accounts.strangers import released_while_waiting
 from ui.errors import TryLater
 
-CONCURRENT_HASHES = 1  # With a thread for each of its eight lanes one hash fills a small machine.
+CONCURRENT_HASHES = 1  # One hash has a thread for each of its eight lanes, which fills a small machine.
 WAITING = 16
-UNKNOWN_WAITING = 8  # How many of those places whoever is not signed in, and in no known browser, may take.
+UNKNOWN_WAITING = 8  # Queue slots for clients neither signed in nor in a known browser.
 LONGEST_WAIT_S = 5.0
 LOWER_PRIORITY = 10
 
@@ -39,7 +39,7 @@ class HashingBusy(TryLater):
 class Queue:
     """Admits `at_once` callers and lets a bounded number wait; part of the queue is reserved for known users.
 
-    Waits `seconds` at most. Raises HashingBusy.
+    Waits at most `seconds`. Raises HashingBusy.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:
@@ -74,7 +74,7 @@ _queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Hashes in this block are for an unknown sender, who may take only part of the queue."""
+    """Treat hashes in this block as an unknown client's, which may use only part of the queue."""
     before = _for_a_stranger.set(True)
     try:
         yield
@@ -83,18 +83,18 @@ def for_a_stranger() -> Iterator[None]:
 
 
 def apart[R](work: Callable[[], R]) -> R:
-    """The result of `work`, run in its turn at a lower priority, while this thread holds no database connection.
+    """Return the result of `work`, run in turn at low priority, without holding a database connection.
 
-    A transaction keeps its connection, so nothing is hashed inside one where pages are served. Raises HashingBusy.
+    A transaction keeps its connection, so requests must not hash inside one. Raises HashingBusy.
     """
     with released_while_waiting(), _queue.turn(), ThreadPoolExecutor(1, "password", initializer=_step_back) as thread:
         return thread.submit(work).result()
 
 
 def _step_back() -> None:
-    """Let other threads go first. On Linux alone a thread has a priority of its own; elsewhere nothing happens.
+    """Lower this thread's priority. Only Linux has priorities per thread; elsewhere this does nothing.
 
-    A service may run at a lower priority still, and only root may raise one; a sandbox may allow neither.
+    The service may run at a lower priority already, and only root may raise it; a sandbox may forbid both.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
@@ -103,7 +103,7 @@ def _step_back() -> None:
 
 
 class Hasher(Argon2PasswordHasher):
-    """Django's argon2id with Django's costs, in its turn."""
+    """Django's argon2id with Django's costs, run through the queue."""
 
     def encode(self, password: str, salt: str) -> str:
         return apart(lambda: super(Hasher, self).encode(password, salt))

@@ -1,10 +1,9 @@
-"""Forms that were sent when the password had to be asked for again: held until it is confirmed, and sent once more.
+"""Hold forms submitted when a password confirmation is required, and resubmit them after it.
 
-The session keeps what was sent, sealed, for the one person and the one address it was sent to. `next` is the page that
-it stood on, and its fragment names which form it is, so that of two tabs each finds its own. After the confirmation the
-browser sends the form again, to its own address and through every check, and names what is held instead of repeating
-it: no secret stands in a page, an address, a log or, in plain text, in the database. When nothing is held any more, the
-page is opened, or linked to.
+The session stores the submitted form, encrypted, for one person and one URL. `next` is the page with the form, and its
+fragment is the key of the stored form, so that two tabs do not mix up theirs. After the confirmation the browser
+submits the form again, to its own URL and through every check, with the key instead of the data: no secret appears in a
+page, a URL, a log or, in plain text, in the database. If the stored form is gone, the page is opened or linked instead.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from ui.pages import own_path, referring_page
 from ui.sealing import cipher
 
 SESSION_KEY = "held_forms"
-FIELD = "held_form"  # In a form that is sent again: which one it is.
-PAGE = "held_on"  # And on which page it stood.
-HELD_S = 30 * 60.0  # How long one is held.
-MOST_HELD = 3  # In one session; the oldest is given up for another.
-MOST_BYTES = 32 * 1024  # Of one, compressed: every request of the session reads them.
+FIELD = "held_form"  # In a resubmitted form: its key.
+PAGE = "held_on"  # And the page it was on.
+HELD_S = 30 * 60.0  # How long a form is held.
+MOST_HELD = 3  # Per session; the oldest is dropped for a new one.
+MOST_BYTES = 32 * 1024  # Per form, compressed: every request of the session reads them.
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Hold what is sent when a view raises ReauthenticationRequired, and put it back in place when it is sent again.
+    """Hold the form when a view raises ReauthenticationRequired, and restore its data when it is resubmitted.
 
-    Place it after AccountMiddleware, which would keep it in the session as it is; its process_view then comes after the
-    check of the form's CSRF token, and after sign-in.
+    Place this middleware after AccountMiddleware, which would store the data unencrypted; its process_view then runs
+    after the CSRF check and after sign-in.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -56,7 +55,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
         sent, page = _taken(request, request.POST[FIELD]), own_path(request.POST.get(PAGE, ""), request.get_full_path())
         if sent is None:
             return _answer(request, {"page": page}, status=410)
-        request.POST = sent  # type: ignore[assignment]  # As the browser sent it, unchangeable.
+        request.POST = sent  # type: ignore[assignment]  # As the browser sent it, immutable.
         request.held_on = page  # type: ignore[attr-defined]
         return None
 
@@ -73,7 +72,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
-    """A page that sends the form again for which the password was asked; None when there was only a page to open."""
+    """Return a page that resubmits the confirmed form, or None if there was only a page to open."""
     page, key = urldefrag(own_path(onward))
     sent = _sent(request, key)
     return _answer(request, {"address": sent["address"], "fields": {FIELD: key, PAGE: page}}) if sent else None
@@ -86,7 +85,7 @@ def _answer(request: HttpRequest, context: dict[str, Any], status: int = 200) ->
 
 
 def _onward(request: HttpRequest) -> str:
-    """Where to go on after the confirmation, with the key of what was sent, which is held from now on."""
+    """Hold the posted form, and return the page to open after the confirmation, with the form's key as fragment."""
     if request.method != "POST" or not request.user.is_authenticated:
         return request.get_full_path()
     page, address = getattr(request, "held_on", "") or referring_page(request), request.get_full_path()
@@ -103,14 +102,16 @@ def _onward(request: HttpRequest) -> str:
 
 
 def _held(request: HttpRequest) -> dict[str, Any]:
-    """What this session holds and may still be sent."""
+    """Return the session's held forms that have not expired."""
     held: dict[str, Any] = request.session.get(SESSION_KEY, {})
     return {key: [at, sealed] for key, (at, sealed) in held.items() if 0 <= time.time() - at < HELD_S}
 
 
 def _is_sent_again(request: HttpRequest, view: object) -> bool:
-    """Whether this names a held form. What programs post, without a CSRF token, is read where it is used, and what
-    strangers send by the view that counts it: they hold nothing.
+    """True if the request names a held form.
+
+    Only for signed-in people, since strangers hold nothing, and for views with a CSRF check, since programs post
+    without one.
     """
     if request.method != "POST" or getattr(view, "csrf_exempt", False):
         return False
@@ -118,13 +119,13 @@ def _is_sent_again(request: HttpRequest, view: object) -> bool:
 
 
 def _forget(request: HttpRequest) -> None:
-    """Give up what was held for as long as it may be."""
+    """Remove expired forms."""
     if len(held := _held(request)) < len(request.session.get(SESSION_KEY, {})):
         request.session[SESSION_KEY] = held
 
 
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
-    """What is held under `key`, once; None unless this person sent it to this address a short while ago."""
+    """Remove and return the form held under `key`; None unless this person sent it to this URL recently."""
     sent = _sent(request, key)
     if key in (held := _held(request)):
         del held[key]
@@ -135,11 +136,11 @@ def _taken(request: HttpRequest, key: str) -> QueryDict | None:
 
 
 def _sent(request: HttpRequest, key: str) -> dict[str, str] | None:
-    """What is held under `key` for this person."""
+    """Return the form held under `key`, or None if there is none for this person."""
     if key not in (held := _held(request)):
         return None
     try:
         sent: dict[str, str] = orjson.loads(zlib.decompress(b64decode(cipher().open(held[key][1].encode()))))
-    except ValueError:  # The key that sealed it is gone.
+    except ValueError:  # Its encryption key is gone.
         return None
     return sent if sent["person"] == str(request.user.pk) else None

@@ -1,5 +1,4 @@
-"""Accepting an invitation: its link leads here, and the person joins with a name and a password of their own, or at
-their organisation."""
+"""Accepting an invitation: the person sets a name and a password, or signs in at the identity provider."""
 
 from __future__ import annotations
 
@@ -22,14 +21,14 @@ from accounts.sign_in_limits import posts_from_one_address
 from sso.enforcement import must_sign_in_there
 from ui.pages import posted
 
-SESSION_KEY = "invitation"  # The key waits in the session, so that the page's own address does not hold it.
+SESSION_KEY = "invitation"  # The key is stored in the session, so that the URL of the page does not contain it.
 
 
 @never_cache
 @require_GET
 @login_not_required
 def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
-    """The link of an invitation; opening it uses nothing up, as mail programs open links too."""
+    """Open an invitation link. This does not use it up, because mail programs open links too."""
     if _invited(key) is None:
         return _no_longer(request)
     request.session[SESSION_KEY] = key
@@ -41,7 +40,7 @@ def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
 @login_not_required
 @posts_from_one_address("link, from one address")
 def join(request: HttpRequest) -> HttpResponse:
-    """Take a name and a password, and be signed in. Who has to sign in at the organisation is led there instead."""
+    """Set name and password and sign in; people who must sign in at the identity provider are sent there."""
     person = invited(request)
     if person is None:
         return _no_longer(request)
@@ -62,12 +61,12 @@ def join(request: HttpRequest) -> HttpResponse:
 
 
 def invited(request: HttpRequest) -> User | None:
-    """The person whose invitation was opened in this browser, while it works."""
+    """Return the person whose valid invitation was opened in this browser, or None."""
     return _invited(request.session.get(SESSION_KEY, ""))
 
 
 def _invited(key: str) -> User | None:
-    """The person whose invitation this key belongs to, while it works."""
+    """Return the person whose valid invitation this key belongs to, or None."""
     uid, _, token = key.partition("-")
     try:
         person = User.objects.select_related("role").filter(pk=UUID(uid)).first()

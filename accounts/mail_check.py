@@ -1,4 +1,4 @@
-"""Sends a test mail and reports whether the mail server accepted it, or why not."""
+"""Send a test mail, and report whether the mail server accepted it, or why not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TooManyTestMails(PeopleError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a mail server took the mail, who it was for, and what happened in words."""
+    """Result of a test mail: if it was sent, to whom, and what happened in words."""
 
     sent: bool
     to: str
@@ -54,7 +54,7 @@ def send_test_mail(*, by: User) -> Outcome:
     try:
         with released_while_waiting():
             send_mail(f"Test mail of {workspace.name}", text, None, [by.email])
-    except OSError as error:  # What smtplib raises is one too.
+    except OSError as error:  # Also covers smtplib's errors.
         outcome = Outcome(sent=False, to=by.email, detail=reason(error))
     else:
         outcome = Outcome(sent=True, to=by.email, detail=f"Sent to {by.email} through {settings.MAIL_SERVER}.")
@@ -70,7 +70,7 @@ def _count(by: User) -> None:
         raise TooManyTestMails(TooManyTestMails.__doc__)
 
 
-# Why a mail was not taken, by what was raised; the first that fits.
+# Why a mail was refused, by exception; the first match is used.
 REASONS: dict[type[OSError], str] = {
     smtplib.SMTPAuthenticationError: "{server} refused the user name or the password: {said}",
     smtplib.SMTPSenderRefused: "{server} does not send for {sender} (GATEWAY_EMAIL_FROM): {said}",
@@ -89,14 +89,14 @@ SCHEMES = "smtps:// is TLS from the start, smtp+tls:// is STARTTLS, smtp:// is n
 
 
 def reason(error: OSError) -> str:
-    """Why a mail was not accepted, as a sentence that includes the mail server's reply."""
+    """Return why a mail was refused, as a sentence that includes the mail server's reply."""
     words = next(words for kind, words in REASONS.items() if isinstance(error, kind))
     reply, sender = _server_reply(error), settings.DEFAULT_FROM_EMAIL
     return words.format(server=settings.MAIL_SERVER, sender=sender, said=reply, schemes=SCHEMES)
 
 
 def _server_reply(error: OSError) -> str:
-    """The reply of the mail server, or the system's error, on one line."""
+    """Return the mail server's reply, or the system's error, on one line."""
     match error:
         case smtplib.SMTPRecipientsRefused():
             words = " ".join(f"{code} {_text(text)}" for code, text in error.recipients.values())

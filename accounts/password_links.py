@@ -1,4 +1,4 @@
-"""Links with which a person chooses a password: of an invitation or a reset."""
+"""Links for setting a password, from an invitation or a reset."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django counts the seconds fr
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for a person who has a password.
 
-    Deactivating a person, or signing them out everywhere, ends their links for good. While people with their address
-    have to sign in at the organisation, no link works.
+    Deactivating a person, or signing them out everywhere, invalidates their links. While people with their address must
+    sign in at the organisation, no link works.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:
@@ -51,9 +51,10 @@ class LinkTokens(PasswordResetTokenGenerator):
 
 
 class JoinTokens(LinkTokens):
-    """Single-use tokens of invitations; how long they work is a fact about the person: `invitation_expires_at`.
+    """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    Who has to sign in at the organisation joins there: the link says whose invitation it is, and no password is taken.
+    A person who must sign in at the organisation joins there: the link only identifies the invitation, and no password
+    is set.
     """
 
     key_salt = "accounts.password_links.JoinTokens"
@@ -63,18 +64,18 @@ class JoinTokens(LinkTokens):
 
 
 def link_at(key: str, base: str = "") -> str:
-    """The URL of the page to choose a new password, by default under the public URL.
+    """Return the URL of the page for setting a new password, by default under the public URL.
 
-    `key` is their id and a token.
+    `key` is the person's id and a token.
     """
     path = reverse("account_reset_password_from_key", kwargs={"uidb36": "UID", "key": "KEY"})
     return f"{base or settings.PUBLIC_URL}{path.replace('UID-KEY', key)}"
 
 
 def password_link(person: User, base: str = "") -> str:
-    """The link with which a person chooses a password; it works once.
+    """Return a person's single-use link for setting a password.
 
-    For 72 hours when it is their first, which is an invitation; else for one hour.
+    It works for 72 hours if it is their first (an invitation), otherwise for one hour.
     """
     if not person.has_joined:
         return invitation_link(person, base)
@@ -82,18 +83,18 @@ def password_link(person: User, base: str = "") -> str:
 
 
 def invitation_link(person: User, base: str = "") -> str:
-    """The link with which an invited person joins; it works once, until the invitation expires."""
+    """Return an invited person's single-use link for joining; it works until the invitation expires."""
     path = reverse("accounts:invitation", args=[f"{person.pk.hex}-{JoinTokens().make_token(person)}"])
     return f"{base or settings.PUBLIC_URL}{path}"
 
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:
-    """Send the link to the person it is for; whether a mail server took it."""
+    """Mail the link to its person, and return whether a mail server accepted it."""
     context = {"person": person, "link": link, "by": by, "joins_there": must_sign_in_there(person)}
     subject = render_to_string("account/email/invitation_subject.txt", context).strip()
     try:
         send_mail(subject, render_to_string("account/email/invitation_message.txt", context), None, [person.email])
-    except OSError:  # What smtplib raises is one too.
+    except OSError:  # Also covers smtplib's errors.
         logger.exception("mail not sent")
         return False
     return bool(settings.MAIL_SERVER)

@@ -23,14 +23,14 @@ from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
 from ui.matching import holds
 
-MOST_INVITED = 50  # At once.
+MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120
 
 STATUSES = ("active", "invited", "expired", "revoked", "deactivated", "provisioned")
 
 
 def of_status(status: str) -> Q:
-    """The people of one of STATUSES at this moment, as `User.status` says it."""
+    """Return the condition for one of STATUSES, as defined by `User.status`."""
     unset = Q(password__startswith=UNUSABLE_PASSWORD_PREFIX, by_organisation=False)
     invited, provisioned = unset & Q(provisioned_at=None), unset & Q(provisioned_at__isnull=False)
     open_since = timezone.now() - INVITATION
@@ -47,7 +47,7 @@ def of_status(status: str) -> Q:
 
 
 def matching_words(words: str) -> Q:
-    """People whose e-mail or name contains these words."""
+    """Match people whose e-mail or name contains these words."""
     return holds("email", words) | holds("display_name", words)
 
 
@@ -64,7 +64,7 @@ class PeopleFilter(forms.Form):
         self.is_valid()
 
     def narrow(self, people: QuerySet[User]) -> QuerySet[User]:
-        """The people who match."""
+        """Return the people who match."""
         if words := self.cleaned_data.get("q"):
             people = people.filter(matching_words(words))
         if roles := self.cleaned_data.get("role"):
@@ -92,7 +92,7 @@ class RoleRadios(forms.RadioSelect):
 
 
 class RoleChoice(forms.Form):
-    """Which role a person holds. `grantor` hands out no more than they hold."""
+    """Choice of a person's role, limited to capabilities the `grantor` has."""
 
     role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
 
@@ -106,7 +106,7 @@ class RoleChoice(forms.Form):
 
 
 def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
-    """Why a role cannot be given, by its id."""
+    """Return why roles cannot be given, by role id."""
     return {
         str(role.pk): f"You lack: {', '.join(beyond)}."
         for role in roles
@@ -115,9 +115,9 @@ def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
 
 
 class AddressesField(forms.CharField):
-    """E-mail addresses, one on a line or between commas, each with or without a name: `Bo Berg <bo@example.com>`.
+    """E-mail addresses, one per line or separated by commas, with optional names: `Bo Berg <bo@example.com>`.
 
-    Its value is a list of (e-mail, name); what cannot be one is named, each with the reason.
+    The value is a list of (e-mail, name). Errors name each invalid entry with the reason.
     """
 
     widget = forms.Textarea(attrs={"rows": 3})
@@ -136,17 +136,17 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Name and address of each entry; an entry that is no address stands for itself, to be refused by its name."""
+    """Yield name and address of each entry. An invalid entry is yielded as an address, to be refused by its text."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], strict=False)
-        if ("", "") in found:  # Something there is none, and is not said to be which.
+        if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.
             found = [entry for text in line.split(",") if text.strip() for entry in _entries(text.split())]
         for name, address in found:
             yield (name, address) if address else ("", name)
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """What stands between two commas: one address, or several with blanks between them."""
+    """Parse the text between two commas: one address, or several separated by blanks."""
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)
@@ -189,7 +189,7 @@ class InviteForm(RoleChoice):
             del self.fields["teams"]
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Name each address that cannot be invited; what was typed stays."""
+        """Add an error naming each refused address; the input is kept."""
         told = " ".join(f"{email}: {reason}" for email, reason in reasons.items())
         self.add_error("emails", f"Nobody was invited yet. {told}")
 
@@ -216,13 +216,13 @@ class PersonForm(forms.Form):
 
 
 class AgainForm(forms.Form):
-    """Asks for a new invitation link; `epoch` says which one it replaces, so that a repeated form makes no second."""
+    """Confirms a new invitation link; `epoch` identifies the replaced one, so that a resubmit creates no second."""
 
     epoch = forms.IntegerField(widget=forms.HiddenInput)
 
 
 class RoleForm(ChecksCapabilities):
-    """Name and capabilities of a role; `before` are those it holds already."""
+    """Name and capabilities of a role; `before` are its current capabilities."""
 
     name = forms.CharField(max_length=80)
 
@@ -232,7 +232,7 @@ class RoleForm(ChecksCapabilities):
 
 
 def role_from(pk: str) -> Role | None:
-    """The role a query string names, if there is one."""
+    """Return the role with this id, or None."""
     try:
         return Role.objects.filter(pk=UUID(pk)).first()
     except ValueError:

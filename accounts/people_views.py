@@ -47,7 +47,7 @@ from ui.tables import show_list
 
 
 def find(pk: UUID) -> Any:
-    """The person with the number of their live connections, or 404."""
+    """Return the person with the number of their live connections, or 404."""
     people = User.objects.select_related("role").prefetch_related("teams")
     live = Count("connections", filter=Q(connections__revoked_at=None))
     return get_object_or_404(people.annotate(connection_count=live), pk=pk)
@@ -121,7 +121,7 @@ def invite(request: AppRequest) -> HttpResponse:
 
 
 class Invitation(NamedTuple):
-    """A person who was invited just now, and the link that makes its reader that person."""
+    """A person who was just invited, and the link that gives access as that person."""
 
     person: User
     link: str
@@ -129,7 +129,7 @@ class Invitation(NamedTuple):
 
 
 def _invited(request: AppRequest, *invited: User) -> HttpResponse:
-    """The links of the invitations, once: they are in the body of this answer to a POST and nowhere else."""
+    """Show the invitation links once: they appear only in this response to a POST."""
     links = [(person, password_links.invitation_link(person)) for person in invited]
     invitations = [
         Invitation(person, link, password_links.mail_invitation(person, link, by=request.user))
@@ -289,7 +289,7 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Deactivate a person and revoke all their connections; that takes both capabilities."""
+    """Deactivate a person and revoke all their connections; requires both capabilities."""
     person = find(pk)
     if request.method == "GET" or not was_typed(request, person.email):
         return confirm(
@@ -313,14 +313,14 @@ def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _ending_connections(person: User) -> str:
-    """The connections that end, the first of them by name."""
+    """Return which connections end, naming the first."""
     live = Connection.objects.live().own(person).select_related("host", "gateway").order_by("host__name", "pk")
     ending = [f"{connection.host.name} on {connection.gateway.name}" for connection in live]
     return f"Revoked: {first_names(ending)}." if ending else "There is no connection to revoke."
 
 
 def _ending_keys(person: User) -> str:
-    """That API keys end too, where there are any."""
+    """Return a sentence about API keys that end, or an empty string."""
     count = ApiKey.objects.filter(user=person).active().count()
     return (f"{count} API keys end too." if count > 1 else "An API key ends too.") if count else ""
 
@@ -354,7 +354,7 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
-    """Set or clear that an owner's password works although the organisation's sign-in is enforced."""
+    """Set or clear that an owner's password works while sign-in by the organisation is enforced."""
     person = find(pk)
     if request.method == "GET":
         return confirm(
@@ -394,7 +394,7 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _reset_sent(request: AppRequest, person: User) -> str:
-    """Mail the link to its owner only; returns the outcome as a sentence."""
+    """Mail the link to its owner only, and return the result as a sentence."""
     if not settings.MAIL_SERVER:
         return password_links.NO_MAIL
     form = ForgottenForm({"email": person.email})

@@ -20,14 +20,15 @@ type View = Callable[..., HttpResponse]
 
 
 def ask_again(view: View) -> View:
-    """Looking is free. A form that is sent is held until it is confirmed, and sent again then (accounts.held_forms)."""
+    """Require confirmation for submitted forms, which are held and resubmitted afterwards (accounts.held_forms)."""
     return _asking(view, free=("GET",))
 
 
 def ask_first(view: View) -> View:
-    """For forms with much to fill in, and nothing to look at: the password is asked for before they open.
+    """Require confirmation before a form opens; for long forms that show nothing to read.
 
-    Who took longer to fill one in than a confirmation lasts is asked again, as by `ask_again`, and loses nothing.
+    A person who takes longer to fill one in than a confirmation lasts is asked again, as in `ask_again`, and loses
+    nothing.
     """
     return _asking(view, free=())
 
@@ -43,7 +44,7 @@ def _asking(view: View, *, free: Sequence[str]) -> View:
 
 
 def must_ask_again(request: Any) -> bool:
-    """Whether the password was not typed just now, nor, by who has none here, at the organisation."""
+    """True if the person has not re-authenticated recently, here or at the identity provider."""
     if is_reauthentication_required(request, app=""):
         return True
     age = time.time() - request.session.get(SIGNED_IN_AT, 0)
@@ -51,15 +52,15 @@ def must_ask_again(request: Any) -> bool:
 
 
 def confirm_first(request: Request) -> None:
-    """Raise PermissionDenied unless the password was typed just now, or an API key acts, which has none."""
+    """Raise PermissionDenied unless the person confirmed recently, or an API key acts, which has no password."""
     if not getattr(request.auth, "is_api_key", False) and must_ask_again(request):
         raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
 
 
 class RecentPassword(BasePermission):
-    """Refuses the operations declared with `reauth=True` unless the password was typed again just now.
+    """Refuses operations declared with `reauth=True` unless the person confirmed recently.
 
-    An API key has no password to type: what it may do was chosen, and confirmed, when it was made.
+    API keys are exempt: their capabilities were chosen, and confirmed, when the key was created.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

@@ -24,7 +24,7 @@ OUTRANKED = "This role holds more than you do."
 
 
 def find(pk: UUID) -> Any:
-    """The role with the number of its people, or 404."""
+    """Return the role with the number of its people, or 404."""
     return get_object_or_404(Role.objects.with_capabilities().annotate(user_count=Count("users")), pk=pk)
 
 
@@ -40,7 +40,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_first
 def add(request: AppRequest) -> HttpResponse:
-    """A new role; `?from=` names the one it starts as a copy of, as far as the editor may hand its capabilities out."""
+    """Add a role; `?from=` copies another role's capabilities, limited to those the editor has."""
     initial = _copy_of(role_from(request.GET.get("from", "")), request)
     form = RoleForm(posted(request), initial=initial)
     context = {"form": form, "heading": "Add a role"}
@@ -130,7 +130,7 @@ def _held_by(count: int) -> str:
 @require_GET
 @own_resource("what the words on these pages mean")
 def reference(request: AppRequest) -> HttpResponse:
-    """Every capability: its names, what it allows, and which roles hold it."""
+    """List every capability: its names, what it allows, and which roles have it."""
     roles = [(role.name, role.capabilities) for role in Role.objects.with_capabilities()]
     areas = {
         area: [

@@ -17,9 +17,9 @@ from auditlog.models import Actor
 from capabilities import Capability
 from capabilities.catalogue import SUPER_ADMIN
 
-PEOPLE_LOCK = 0x6F65_6F70  # Any number of our own, for pg_advisory_xact_lock.
+PEOPLE_LOCK = 0x6F65_6F70  # An arbitrary key for pg_advisory_xact_lock.
 
-SECOND_FACTORS = ("totp", "webauthn")  # As allauth names them. Recovery codes only stand in for one of these.
+SECOND_FACTORS = ("totp", "webauthn")  # allauth's names. Recovery codes are only a substitute for these.
 
 
 class PeopleError(Exception):
@@ -120,7 +120,7 @@ class RoleGiven(RoleInUse):
 
 
 class Grantor(Actor, Protocol):
-    """Who changes people and roles: a person, or what has capabilities of its own and says them by `as_stored`."""
+    """An actor who changes people and roles: a person, or an actor with its own capabilities (`as_stored`)."""
 
     def has_perm(self, perm: str) -> bool: ...
 
@@ -128,17 +128,17 @@ class Grantor(Actor, Protocol):
 def one_at_a_time() -> None:
     """Serialise changes to people until this transaction ends.
 
-    The guard of the last manager looks at all people, so row locks would not do.
+    Row locks would not do: the checks for the last manager and owner read all people.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PEOPLE_LOCK])
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """The acting person as currently stored, restricted by the API key of the request, if any.
+    """Return the actor as currently stored, restricted by the API key of the request, if any.
 
-    A change that waited for another one to end may find its author with less than they began with; somebody who was
-    deactivated meanwhile holds nothing. None is the system.
+    While a change waits for another one, its actor may lose capabilities; a deactivated actor has none. None is the
+    system.
     """
     if by is None:
         return None
@@ -151,21 +151,21 @@ def acting_now(by: Grantor | None) -> Any:
 
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
-    """Raise Outranked unless `by` holds at least `capabilities`, those of a person or a role that they act against."""
+    """Raise Outranked unless `by` has at least `capabilities`, those of the person or role to be changed."""
     missing = lacking(acting_now(by), capabilities)
     if missing:
         raise Outranked(f"{Outranked.__doc__} You lack: {', '.join(missing)}.")
 
 
 def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
-    """Raise BeyondYours unless `by` holds all of `capabilities`; None is the system and holds all."""
+    """Raise BeyondYours unless `by` has all of `capabilities`; None is the system and has all."""
     missing = lacking(acting_now(by), capabilities)
     if missing:
         raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
 
 
 def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
-    """The labels of those of `capabilities` that `by` lacks, in the order of the catalogue."""
+    """Return the labels of `capabilities` that `by` lacks, in catalogue order."""
     required = frozenset(capabilities)
     return [
         capability.label
@@ -181,7 +181,7 @@ def must_keep_an_owner() -> None:
 
 
 def must_not_be_last_owner(person: Any) -> None:
-    """Raise NotByDirectory unless there is an owner besides this one."""
+    """Raise NotByDirectory unless there is another owner."""
     if not _owners().exclude(pk=person.pk).exists():
         raise NotByDirectory(NotByDirectory.__doc__)
 
@@ -192,7 +192,7 @@ def _owners() -> Any:
 
 
 def must_keep_a_manager() -> None:
-    """Raise LastManager unless an active person who can manage people is left."""
+    """Raise LastManager unless an active person who can manage people remains."""
     app_label, codename = Capability.PEOPLE_MANAGE.split(".")
     managing = Q(role__permissions__content_type__app_label=app_label, role__permissions__codename=codename)
     if not get_user_model().objects.filter(managing | Q(is_superuser=True), is_active=True).exists():
@@ -200,7 +200,7 @@ def must_keep_a_manager() -> None:
 
 
 def has_break_glass_owner() -> bool:
-    """Whether an owner could sign in while the organisation's provider is down: with a password and a second factor."""
+    """True if a break-glass owner with a password and a second factor can sign in while the provider is down."""
     owners = get_user_model().objects.filter(
         role__name=SUPER_ADMIN.name,
         role__locked=True,
@@ -212,7 +212,7 @@ def has_break_glass_owner() -> bool:
 
 
 def must_keep_break_glass() -> None:
-    """Raise LastBreakGlass unless such an owner remains, while sign-in by the organisation is enforced."""
+    """Raise LastBreakGlass unless a break-glass owner remains, while sign-in by the organisation is enforced."""
     model: Any = apps.get_model("sso", "Provider")
     provider = model.offered()
     if provider is not None and provider.is_enforced and not has_break_glass_owner():

@@ -26,12 +26,12 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from ui.sealing import Resealed, cipher
 
-SEALED = ("secret", "seed")  # What allauth stores of an app, and of recovery codes.
-CODE_LIVES_S = 90  # Its own half minute, and one before and after it.
+SEALED = ("secret", "seed")  # The secrets that allauth stores for an app and for recovery codes.
+CODE_LIVES_S = 90  # A code's own 30 seconds, and one interval before and after.
 
 
 class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
-    """Encrypts the second-factor data that allauth stores, and stores the id of the key with it."""
+    """Encrypts the second-factor data that allauth stores, together with the id of the encryption key."""
 
     error_messages: ClassVar[dict[str, Any]] = {
         **DefaultMFAAdapter.error_messages,
@@ -55,7 +55,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
         return security_keys.relying_party(WorkspaceSettings.load().name)
 
     def build_totp_svg(self, url: str) -> str:
-        """The QR code as markup for the page itself: the CSP lets no data: image in."""
+        """Return the QR code as inline markup: the CSP forbids data: images."""
         code = qrcode.QRCode(border=4)
         code.add_data(url)
         rows = code.get_matrix()
@@ -68,7 +68,7 @@ class Adapter(DefaultMFAAdapter):  # type: ignore[misc]
 
 
 class ActivateForm(ActivateTOTPForm):  # type: ignore[misc]
-    """Takes the first code of a new authenticator app; until then its secret is in the session, encrypted."""
+    """Takes the first code of a new authenticator app, whose encrypted secret is in the session until then."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.user = kwargs.pop("user")
@@ -91,10 +91,10 @@ def _style_code_field(form: forms.Form) -> None:
 
 
 class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
-    """Takes a code of the app, or a recovery code, once for as long as it is right."""
+    """Takes a code of the app or a recovery code; a code is accepted only once while it is valid."""
 
     def count(self) -> Tries:
-        """Count this try. Raises TooManyTries."""
+        """Count this attempt. Raises TooManyTries."""
         raise NotImplementedError
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +111,7 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
 
 
 class CodeForm(OnceForm, AuthenticateForm):  # type: ignore[misc]
-    """The code asked for when signing in."""
+    """The code at sign-in."""
 
     def count(self) -> Tries:
         return try_code(context.request, self.user)
@@ -125,13 +125,13 @@ class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
 
 
 def is_on(person: User) -> bool:
-    """Whether this person signs in with a code or a key too."""
+    """True if this person has a second factor: an app or a security key."""
     on: bool = Authenticator.objects.filter(user=person, type__in=SECOND_FACTORS).exists()
     return on
 
 
 def remove(person: User, *, by: Grantor | None) -> None:
-    """Remove the second factor of a person who lost app or keys, and recovery codes.
+    """Remove the second factor of a person who lost their app or keys, and recovery codes.
 
     Raises Outranked: it weakens the protection of their account.
     """
@@ -142,7 +142,7 @@ def remove(person: User, *, by: Grantor | None) -> None:
 
 
 def remove_key(person: User, pk: int, *, by: User) -> None:
-    """Remove a security key of this person; recovery codes go with the last thing they stand in for.
+    """Remove a security key of this person; recovery codes are removed with the last factor.
 
     Raises Authenticator.DoesNotExist, or LastBreakGlass.
     """
@@ -156,9 +156,9 @@ def remove_key(person: User, pk: int, *, by: User) -> None:
 
 
 def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
-    """Give a security key of this person another name. Raises Authenticator.DoesNotExist."""
+    """Rename a security key of this person. Raises Authenticator.DoesNotExist."""
     with person.changed_by(by):
-        # Signing in with it counts in the same column.
+        # Locked, because sign-in updates the signature count in the same column.
         key = Authenticator.objects.select_for_update().get(user=person, type=Authenticator.Type.WEBAUTHN, pk=pk)
         before = str(key)
         if name == before:
@@ -169,26 +169,26 @@ def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
 
 
 def key_uses() -> Counter[str]:
-    """How many secrets each encryption key holds, by the key's id."""
+    """Return the number of secrets by encryption key id."""
     rows = Authenticator.objects.values_list("data", flat=True)
     return Counter(data[name].partition(":")[0] for data in rows for name in SEALED if name in data)
 
 
 def reseal() -> Resealed:
-    """Seal with the newest key what an older one holds, one authenticator after the other."""
+    """Re-encrypt secrets of older keys with the newest, one authenticator at a time."""
     pks = list(Authenticator.objects.order_by("pk").values_list("pk", flat=True))
     results = [result for pk in pks for result in _moved(pk)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))
 
 
 def _moved(pk: int) -> list[bool]:
-    """Whether each secret of this authenticator that an older key holds could be moved."""
+    """Re-encrypt this authenticator's secrets with the newest key; return for each if it was readable."""
     newest = f"{cipher().key_id}:"
     results: list[bool] = []
     with transaction.atomic():
         authenticator = Authenticator.objects.select_for_update().filter(pk=pk).first()
         if authenticator is None:
-            return results  # Taken off since we looked.
+            return results  # Removed in the meantime.
         data = authenticator.data
         for name in (name for name in SEALED if name in data and not data[name].startswith(newest)):
             try:

@@ -38,7 +38,7 @@ OWN = "one's own second factor"
 @require_GET
 @own_resource(OWN)
 def index(request: AppRequest) -> HttpResponse:
-    """Whether it is on, and how many recovery codes are left."""
+    """Show the second factors, and how many recovery codes are left."""
     kinds = {authenticator.type: authenticator for authenticator in Authenticator.objects.filter(user=request.user)}
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
@@ -51,7 +51,7 @@ def index(request: AppRequest) -> HttpResponse:
 
 
 def _left(codes: Any) -> int:
-    """How many recovery codes still work; none whose key is gone."""
+    """Return the number of unused recovery codes; 0 if their encryption key is gone."""
     try:
         return len(codes.wrap().get_unused_codes()) if codes else 0
     except ValidationError:
@@ -59,24 +59,24 @@ def _left(codes: Any) -> int:
 
 
 def _codes(request: HttpRequest) -> HttpResponse:
-    """The recovery codes, once: they are in the body of this answer to a POST and nowhere else."""
+    """Show the recovery codes once: they appear only in this response to a POST."""
     authenticator = Authenticator.objects.get(user=request.user.pk, type=Authenticator.Type.RECOVERY_CODES)
     return render(request, "mfa/recovery_codes/index.html", {"codes": authenticator.wrap().get_unused_codes()})
 
 
 def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
-    user: Any = request.user  # Signed in: the URL says so.
+    user: Any = request.user  # Always signed in here.
     Event.objects.record(action, user, by=user, changes=changes)
 
 
 def _options(context: dict[str, Any]) -> dict[str, Any]:
-    """The context of allauth's pages, with what they would hand to script as text for an attribute."""
+    """Return the context of allauth's pages, with its data for scripts as JSON for an attribute."""
     asked = context.get("js_data") or {}
     return context | {"options": json.dumps(asked.get("creation_options") or asked.get("request_options"))}
 
 
 class Confirmed:
-    """Each of these is confirmed first, also by who has neither a password nor a code here to confirm it with."""
+    """Requires confirmation, also from people with neither a password nor a code here."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if must_ask_again(request):
@@ -87,7 +87,7 @@ class Confirmed:
 
 @method_decorator(never_cache, name="dispatch")
 class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
-    """Turns the second factor on; the answer shows the recovery codes."""
+    """Adds the app; the response shows the recovery codes."""
 
     def get_success_url(self) -> str:
         return reverse("mfa_index")
@@ -96,13 +96,13 @@ class Activate(Confirmed, ActivateTOTPView):  # type: ignore[misc]
         with transaction.atomic():
             response: HttpResponse = super().form_valid(form)
             _record(self.request, Action.SECOND_FACTOR_ADDED)
-        # Beside a security key there are codes already, which were shown.
+        # A person with a security key has seen their codes already.
         return _codes(self.request) if self.did_generate_recovery_codes else response
 
 
 @method_decorator(never_cache, name="dispatch")
 class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
-    """Makes new recovery codes; those there were stop working."""
+    """Creates new recovery codes; the previous ones stop working."""
 
     def get_success_url(self) -> str:
         return reverse("mfa_index")
@@ -115,14 +115,14 @@ class NewCodes(Confirmed, GenerateRecoveryCodesView):  # type: ignore[misc]
 
 
 class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
-    """Removes the app; without a security key the second factor is off then."""
+    """Removes the app; without a security key, the second factor is then off."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         return {**super().get_context_data(**kwargs), "keys": security_keys.of(self.request.user)}
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
-            with self.request.user.changed_by(self.request.user):  # The lock that removing a key takes.
+            with self.request.user.changed_by(self.request.user):  # The same lock as for removing a key.
                 response: HttpResponse = super().form_valid(form)
                 must_keep_break_glass()
                 _record(self.request, Action.SECOND_FACTOR_REMOVED)
@@ -133,7 +133,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
 
 @method_decorator(never_cache, name="dispatch")
 class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
-    """Adds a security key; the answer shows the recovery codes when it is the first thing of a second factor."""
+    """Adds a security key; the response shows the recovery codes if it is the first factor."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not security_keys.is_offered():
@@ -142,7 +142,7 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         form = kwargs.get("form") or self.get_form()
-        # allauth makes its form anew, which would check what was sent twice.
+        # allauth would create a second form and validate the input twice.
         return _options(super().get_context_data(**kwargs)) | {"form": form}
 
     def get_success_url(self) -> str:
@@ -171,7 +171,7 @@ def _own_key(request: AppRequest, pk: int) -> Authenticator:
 @own_resource(OWN, others=NOBODY)
 @ask_again
 def rename_key(request: AppRequest, pk: int) -> HttpResponse:
-    """Rename one of one's own security keys: by its name one knows which to remove."""
+    """Rename one of one's own security keys."""
     key, back = _own_key(request, pk), reverse("mfa_index")
     form = KeyNameForm(posted(request), initial={"name": str(key)})
     context = {"form": form, "heading": "Rename", "submit": "Rename", "back": back}
@@ -214,19 +214,19 @@ def remove_key(request: AppRequest, pk: int) -> HttpResponse:
 
 
 class Authenticate(AuthenticateView):  # type: ignore[misc]
-    """After the password: a code, or a security key."""
+    """The second step of sign-in: a code or a security key."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         person = self.stage.login.user
         has_app = Authenticator.objects.filter(user=person, type=Authenticator.Type.TOTP).exists()
         keys = security_keys.of(person)
         if not keys:
-            self.webauthn_form = None  # Nothing to ask a browser for, nor to remember for the answer.
+            self.webauthn_form = None  # Nothing to ask the browser for.
         return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}
 
 
 class SendsAgain:
-    """After the confirmation the browser sends again what waited for it."""
+    """Resubmits the held form after the confirmation."""
 
     def form_valid(self, form: Any) -> HttpResponse:
         response: HttpResponse = super().form_valid(form)  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""Security keys and passkeys as a second factor (WebAuthn), beside the authenticator app.
+"""Security keys and passkeys as a second factor (WebAuthn), besides the authenticator app.
 
-allauth keeps the rows and asks browsers for a signature. What browsers answer is judged here: only the very origin of
-the public URL will do, and a key that was copied is known by its count of signatures (WebAuthn section 6.1.1).
+allauth stores the rows and requests signatures from browsers. The responses are verified here: only the exact origin of
+the public URL is accepted, and a copied key is detected by its signature count (WebAuthn section 6.1.1).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from wire.resolver import is_address
 
-MOST_KEYS = 10  # Of one person.
+MOST_KEYS = 10  # Per person.
 LONGEST_CREDENTIAL = 16 * 1024
 NOT_READ = "Nothing was read from a security key. It takes a browser with script."
 REFUSED = "This security key is not known here, or it took too long. Try again."
-# What fido2 raises of bytes that are none of WebAuthn's: it takes them apart as they come.
+# What fido2 raises on malformed input, which it does not validate first.
 MALFORMED = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError),
     *(NotImplementedError, RecursionError, ArithmeticError, UnsupportedAlgorithm, struct.error),
@@ -43,32 +43,32 @@ MALFORMED = (
 
 
 def is_offered() -> bool:
-    """Whether browsers speak to security keys here: at a name, over TLS or on this machine."""
+    """True if browsers offer WebAuthn here: under a host name, over TLS or on localhost."""
     url = urlsplit(settings.PUBLIC_URL)
     host = url.hostname or ""
     return (url.scheme == "https" and not is_address(host)) or host == "localhost"
 
 
 def relying_party(name: str) -> dict[str, str]:
-    """Whose keys these are: the host of the public URL, whatever a request calls it."""
+    """Return the relying party: the host of the public URL, whatever the request's host."""
     return {"id": urlsplit(settings.PUBLIC_URL).hostname or "", "name": name}
 
 
 def _server() -> Fido2Server:
     url = urlsplit(settings.PUBLIC_URL)
     port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
-    origin = f"{url.scheme}://{url.hostname}{port}"  # As browsers write it.
-    # fido2 itself would take any name below ours as well.
+    origin = f"{url.scheme}://{url.hostname}{port}"  # As formatted by browsers.
+    # By default fido2 also accepts subdomains.
     return Fido2Server(PublicKeyCredentialRpEntity(**relying_party("")), verify_origin=lambda said: said == origin)
 
 
 def of(person: User) -> list[Any]:
-    """This person's keys, the oldest first."""
+    """Return this person's keys, oldest first."""
     return list(Authenticator.objects.filter(user=person, type=Authenticator.Type.WEBAUTHN).order_by("pk"))
 
 
 def registered(credential: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a new key, if it answers the challenge of this session. Raises ValidationError."""
+    """Return a new key's data to store if it answers the session's challenge. Raises ValidationError."""
     state = context.request.session.pop(STATE_SESSION_KEY, None)
     try:
         response = RegistrationResponse.from_dict(credential)
@@ -94,14 +94,16 @@ def registered(credential: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_taken(credential: dict[str, Any]) -> bool:
-    """Whether somebody has added this key already."""
+    """True if anybody has added this key already."""
     rows = Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN)
     return bool(rows.filter(data__credential__rawId=credential["rawId"]).exists())
 
 
 def checked(person: User, credential: dict[str, Any]) -> Authenticator:
-    """The key of this person that signed the challenge of this session. Raises ValidationError, also for one whose
-    count of signatures did not grow: there are two of it, and nobody can tell whose this is."""
+    """Return the person's key that signed the session's challenge. Raises ValidationError.
+
+    A key whose signature count did not grow is refused too: it was copied, and either copy may be the thief's.
+    """
     state = context.request.session.pop(STATE_SESSION_KEY, None)
     try:
         response = AuthenticationResponse.from_dict(credential)
@@ -120,7 +122,7 @@ def checked(person: User, credential: dict[str, Any]) -> Authenticator:
 
 
 def _takes(key: Any, count: int) -> bool:
-    """Take its count of signatures over, if that grew. A key that does not count says 0."""
+    """Store the new signature count; return False if it did not grow. Keys without a counter always send 0."""
     before = key.data.get("sign_count", key.wrap().authenticator_data.counter)
     if (before or count) and count <= before:
         return False
@@ -133,7 +135,7 @@ def _takes(key: Any, count: int) -> bool:
 
 
 class CredentialField(forms.CharField):
-    """What the browser says for a key, as JSON, in a field that script fills."""
+    """The browser's WebAuthn response as JSON, in a field filled by script."""
 
     widget = forms.HiddenInput
 
@@ -157,7 +159,7 @@ class KeyNameForm(forms.Form):
 
 
 class AddKeyForm(KeyNameForm):
-    """The name of a new key, and what it says."""
+    """The name of a new key, and its WebAuthn response."""
 
     credential = CredentialField()
 
@@ -170,12 +172,12 @@ class AddKeyForm(KeyNameForm):
 
 
 class KeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
-    """The key asked for when signing in."""
+    """The key at sign-in."""
 
     credential = CredentialField()
 
     def count(self) -> Tries:
-        """Count this try. Raises TooManyTries."""
+        """Count this attempt. Raises TooManyTries."""
         return try_code(context.request, self.user)
 
     def clean_credential(self) -> Authenticator:

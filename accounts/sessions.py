@@ -1,4 +1,4 @@
-"""Web sessions of a person: which are valid, how they are ended, and their time limits."""
+"""Web sessions of a person: validity, ending, and time limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 
-# The first that fits: Edge and Opera also say Chrome, Chrome also says Safari, Android also says Linux.
+# The first match is used: Edge and Opera also contain Chrome, Chrome contains Safari, Android contains Linux.
 BROWSERS = {
     "Edg": "Edge",
     "OPR": "Opera",
@@ -56,7 +56,7 @@ class WebSession:
 
 
 def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
-    """The browsers in which `person` is signed in, the latest used first; `this` is the key of the asker's own."""
+    """Return the person's open sessions, last used first; `this` is the key of the current one."""
     rows = list(UserSession.objects.filter(user=person).order_by("-last_seen_at"))
     good = _good_keys(person, [session.session_key for session in rows])
     return [
@@ -79,7 +79,7 @@ def _good_keys(person: User, keys: list[str]) -> set[str]:
 
 
 def _is_good(person: User, data: dict[str, Any]) -> bool:
-    """Whether what a session holds still signs `person` in."""
+    """True if this session data still signs `person` in."""
     same = constant_time_compare(data.get(HASH_SESSION_KEY, ""), person.get_session_auth_hash())
     return same and data.get(SESSION_KEY) == str(person.pk) and not is_over(data)
 
@@ -94,7 +94,7 @@ def end(person: User, pk: int, *, by: User) -> None:
 
 
 def browser_of(user_agent: str) -> str:
-    """A browser's name: "Firefox on Windows"; the raw user agent when it is unknown."""
+    """Return a browser's name such as "Firefox on Windows", or the raw user agent if it is unknown."""
     name = next((name for mark, name in BROWSERS.items() if re.search(rf"{mark}\w*/", user_agent)), "")
     system = next((name for mark, name in SYSTEMS.items() if mark in user_agent), "")
     return " on ".join(filter(None, (name, system))) or user_agent[:60] or "Unknown browser"
@@ -102,16 +102,16 @@ def browser_of(user_agent: str) -> str:
 
 IDLE_S = timedelta(hours=12).total_seconds()
 LONGEST_S = timedelta(days=7).total_seconds()
-SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Not on each request: that would be a write each.
+SEEN_INTERVAL_S = timedelta(minutes=5).total_seconds()  # Not on each request, which would need a write each time.
 
 BEGAN, SEEN = "began_at", "seen_at"
 
 
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """End sessions that are over, and note when the others were last used. Whoever ends their own by what they do goes
-    on signed out: what is to be kept of it would be an error otherwise.
+    """End expired sessions, and store when the others were last used.
 
-    Place it between AuthenticationMiddleware and SignInFirst.
+    A request that ends its own session continues signed out; saving the session would raise an error. Place this
+    middleware between AuthenticationMiddleware and SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -128,12 +128,12 @@ def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 
 def _was_ended(session: SessionBase) -> bool:
-    """Whether a session that is about to be stored once more is there no longer."""
+    """True if a session about to be saved was deleted in the meantime."""
     return session.modified and bool(session.session_key) and not session.exists(str(session.session_key))
 
 
 def is_over(session: Mapping[str, Any]) -> bool:
-    """Whether a session has been idle, or has lived, for too long."""
+    """True if a session has been idle or open for too long."""
     now = time.time()
     seen, began = float(session.get(SEEN, now)), float(session.get(BEGAN, now))
     return now - seen > IDLE_S or now - began > LONGEST_S
@@ -142,7 +142,7 @@ def is_over(session: Mapping[str, Any]) -> bool:
 def _note(request: HttpRequest) -> None:
     session, now = request.session, int(time.time())
     if BEGAN not in session:
-        if session.modified:  # As it is by signing in; then this costs no write of its own.
+        if session.modified:  # Only when saved anyway, as at sign-in.
             session[BEGAN] = session[SEEN] = now
     elif now - session[SEEN] > SEEN_INTERVAL_S:
         session[SEEN] = now

@@ -17,7 +17,7 @@ from accounts.sign_in_limits import Tries
 
 
 def relabel(form: Form, **labels: str) -> None:
-    """Give fields our labels, and take allauth's placeholders and help away."""
+    """Set field labels, and remove allauth's placeholders."""
     for name, label in labels.items():
         if name in form.fields:
             form.fields[name].label = label
@@ -43,7 +43,7 @@ class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
 
 
 class HashedInTime(Form):
-    """A new password, hashed with the form's checks: saving may be part of a transaction, and that must not wait."""
+    """A new password, hashed during validation: saving may run in a transaction, which must not wait for a hash."""
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data

@@ -1,7 +1,7 @@
 """Limits on attempts with passwords and codes, and known browsers (docs/explanation/security-model.md).
 
-An attempt is counted before anything is checked, and uncounted when it succeeds. Nothing is ever locked: an attacker
-uses up the attempts of their own address only, and a browser in which the user signed in before has its own count.
+An attempt is counted before anything is checked, and uncounted if it succeeds. Nothing is ever locked: an attacker uses
+up the attempts of their own address only, and a browser in which the user signed in before has its own count.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ MOST = {
     "password again": (10, MINUTE),
     "password change": (5, MINUTE),
     "code, from one address": (20, MINUTE),
-    "code, for one account": (5, MINUTE),  # From everywhere together: a code has six digits only.
+    "code, for one account": (5, MINUTE),  # From all addresses together: a code has only six digits.
     "code, in a known browser": (10, MINUTE),
     "code again": (5, MINUTE),
     "reset, from one address": (20, HOUR),
     "reset, for one account": (3, HOUR),
     "link, from one address": (20, MINUTE),
-    "organisation, from one address": (120, MINUTE),  # Under way at once, or given up: an office is behind one.
-    "organisation answer, from one address": (60, MINUTE),  # Refused ones; an office is behind one.
-    "organisation logout, from one address": (600, MINUTE),  # All of them come from the provider.
+    "organisation, from one address": (120, MINUTE),  # Unfinished ones; an office shares an address.
+    "organisation answer, from one address": (60, MINUTE),  # Refused ones; an office shares an address.
+    "organisation logout, from one address": (600, MINUTE),  # They all come from the provider.
 }
 
 
@@ -58,13 +58,13 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """What one try was counted under; take it back when it was right."""
+    """The counters of one attempt, which can be taken back if it succeeds."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)
 
     def count(self, action: str, of: str) -> None:
-        """Count it. Raises TooManyTries when that is one too many."""
+        """Count the attempt. Raises TooManyTries above the limit."""
         most, window = MOST[action]
         key = _key(action, of)
         if Attempt.objects.note(key, window=window) > most:
@@ -81,12 +81,12 @@ def _key(action: str, of: str) -> str:
 
 
 def sender_of(request: HttpRequest) -> str:
-    """Whom a request is counted as: an IPv4 address, or the /64 that one IPv6 host has to itself."""
+    """Return the sender to count: an IPv4 address, or the /64 network of an IPv6 host."""
     return address_group(request.META.get("REMOTE_ADDR", "")) or ""
 
 
 def try_password(request: HttpRequest, email: str) -> Tries:
-    """Count a try to sign in with a password. Raises TooManyTries."""
+    """Count an attempt to sign in with a password. Raises TooManyTries."""
     tries, account = Tries(), email.strip().lower()
     person = User.objects.filter(email=account).first() if COOKIE in request.COOKIES else None
     if person and (device := _device(request, person)):
@@ -117,7 +117,7 @@ def try_as(person: User, action: str) -> Tries:
 
 
 def is_first_this_minute(request: HttpRequest, what: str) -> bool:
-    """Whether this has not come from this address for a minute: then an event is made of what anybody can do."""
+    """True for the first time in a minute from this address; limits events that anybody can cause."""
     return Attempt.objects.note(_key(what, sender_of(request))) == 1
 
 
@@ -127,7 +127,7 @@ def posts_from_one_address(action: str) -> Callable[[View], View]:
 
 
 def take_back(request: HttpRequest, action: str) -> None:
-    """Do not count a form that was sent from this address: what it began was right."""
+    """Uncount a form sent from this address, because it succeeded."""
     Attempt.objects.take_back(_key(action, sender_of(request)))
 
 
@@ -153,12 +153,12 @@ def _posts(action: str, sender: Callable[[HttpRequest], str]) -> Callable[[View]
 
 
 def _signer(person: User) -> TimestampSigner:
-    """Its signatures die as sessions do: with the password, and when the person signs out everywhere."""
+    """Return a signer whose signatures end with the person's sessions: on a new password or sign-out everywhere."""
     return TimestampSigner(salt=f"accounts.known-browser {person.pk} {person.get_session_auth_hash()}")
 
 
 def _device(request: HttpRequest, person: User) -> str:
-    """The random name of this browser, when `person` signed in with it before; else empty."""
+    """Return this browser's random name if `person` signed in with it before, otherwise an empty string."""
     try:
         return _signer(person).unsign(request.COOKIES.get(COOKIE, ""), max_age=DEVICE_LIFETIME)
     except BadSignature:

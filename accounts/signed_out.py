@@ -1,4 +1,4 @@
-"""Who is not signed in is sent to sign-in, and back to the page they were on."""
+"""Redirect people who are not signed in to sign-in, and back to their page afterwards."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from django.shortcuts import resolve_url
 
 from ui.pages import referring_page
 
-NOT_DONE = "not_done"  # In the address of sign-in: what was sent was not done.
+NOT_DONE = "not_done"  # In the sign-in URL: the submitted form was not processed.
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """Django's, but a form of somebody who was signed out meanwhile leads back to its page: many addresses take nothing
-    but forms, and would be an error to open."""
+    """Django's, except that a form of a person signed out in the meantime leads back to its page.
+
+    Many URLs accept only POST, so that opening them would fail.
+    """
 
     def handle_no_permission(
         self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]

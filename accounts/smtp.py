@@ -1,6 +1,6 @@
 """Mail through the outbound proxy: SMTP in a tunnel, over TLS from the start or after STARTTLS.
 
-Without such a proxy, or without TLS, mail is sent as Django sends it: straight, wherever the server is.
+Without a proxy, or without TLS, mail is sent directly, as Django does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from django.core.mail.backends import smtp
 from wire.deadline import Deadline
 from wire.guard import Guard, open_for_tls, tls
 
-# Where an installation's own mail server is: a proxy leads out, and whoever runs the gateway named the server.
+# Networks of an installation's own mail server: allowed, since the operator named it, and reached without the proxy.
 INSIDE = tuple(
     map(
         ip_network,
@@ -34,22 +34,22 @@ INSIDE = tuple(
 
 
 class EmailBackend(smtp.EmailBackend):
-    """Sends mail to the server in GATEWAY_EMAIL_URL: over TLS to one outside, through the outbound proxy."""
+    """Sends mail to the server in GATEWAY_EMAIL_URL; with TLS, through the outbound proxy if there is one."""
 
     @property
     def connection_class(self) -> type[smtplib.SMTP]:
-        """Who talks to the mail server."""
+        """Return the SMTP class, tunnelled if there is an outbound proxy and TLS is used."""
         if settings.OUTBOUND_PROXY is None or not (self.use_ssl or self.use_tls):
             return super().connection_class
         return _TunnelledSmtp
 
     @property
     def ssl_context(self) -> ssl.SSLContext:
-        """What the mail server proves itself by."""
+        """Return the TLS context that verifies the mail server."""
         return tls()
 
     def open(self) -> bool | None:
-        """Whether a new connection was made. One whose server refused the rest of what it takes is not kept."""
+        """Open a connection if there is none, and return whether a new one was made; closes it if the setup fails."""
         try:
             return super().open()
         except OSError:
@@ -59,7 +59,7 @@ class EmailBackend(smtp.EmailBackend):
 
 
 class _TunnelledSmtp(smtplib.SMTP):
-    """SMTP to a server that the outbound proxy may lead to; with a `context` over TLS from the start."""
+    """SMTP through the outbound proxy; with a `context`, over TLS from the start."""
 
     def __init__(self, host: str, port: int, *, context: ssl.SSLContext | None = None, **options: Any) -> None:
         self._from_the_start = context
@@ -73,16 +73,16 @@ class _TunnelledSmtp(smtplib.SMTP):
             line = _Line(open_for_tls(guard, host, port, deadline), timeout)
             if self._from_the_start is not None:
                 line = line.secured(self._from_the_start, host)
-        deadline.set(math.inf)  # From here on each wait has its own.
+        deadline.set(math.inf)  # From here, each wait has its own timeout.
         return line
 
     def starttls(self, *, context: ssl.SSLContext) -> tuple[int, bytes]:  # type: ignore[override]
-        """TLS from here on, also inside of the TLS that a proxy is spoken to with."""
+        """Switch to TLS, possibly inside the TLS connection to the proxy."""
         return super().starttls(context=_Tls(context))  # type: ignore[arg-type]
 
 
 class _Tls:
-    """As much of a context of TLS as smtplib asks for."""
+    """The part of an SSL context that smtplib uses."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
@@ -92,7 +92,7 @@ class _Tls:
 
 
 class _Line:
-    """As much of a socket as smtplib asks for, over a stream of the guard."""
+    """The part of a socket that smtplib uses, over a stream of the guard."""
 
     def __init__(self, stream: httpcore.NetworkStream, seconds: float) -> None:
         self._stream = stream
@@ -110,7 +110,7 @@ class _Line:
         return io.BufferedReader(_Incoming(self))
 
     def secured(self, context: ssl.SSLContext, host: str) -> _Line:
-        """The same over TLS. Raises OSError, and is closed then."""
+        """Return this connection over TLS. Raises OSError, after closing it."""
         try:
             with _as_sockets_say_it():
                 return _Line(self._stream.start_tls(context, host, self._seconds), self._seconds)
@@ -137,7 +137,7 @@ class _Incoming(io.RawIOBase):
 
 @contextmanager
 def _as_sockets_say_it() -> Iterator[None]:
-    """Raises what a socket would: the first error of the system, or of TLS, behind one of httpcore."""
+    """Raise a socket's errors instead of httpcore's: the underlying OSError (system or TLS)."""
     try:
         yield
     except httpcore.TimeoutException:

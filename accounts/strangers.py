@@ -1,7 +1,7 @@
-"""Requests to the pages for signing in by people who are not signed in: one at a time in a process is worked on.
+"""Process sign-in pages for people who are not signed in one at a time per process.
 
-Threads share the interpreter evenly, so twenty tries at once would leave one part in twenty to the page of somebody who
-is signed in. Who waits for something else than the interpreter, as a password hash or a mail server, lets others go on.
+Threads share the interpreter evenly, so twenty concurrent attempts would leave one twentieth to a signed-in person's
+page. A request that waits for something else, such as a password hash or a mail server, releases its turn.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
 
 
 def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Let strangers' requests to PATH wait for each other; 429 after LONGEST_WAIT_S.
+    """Make strangers' requests to PATH wait for each other; 429 after LONGEST_WAIT_S.
 
-    Place it after the middleware that knows who is signed in, and before what takes time.
+    Place this middleware after authentication, and before slow middleware.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -65,7 +65,7 @@ def released_while_waiting() -> Iterator[None]:
 
 
 def _too_many() -> HttpResponse:
-    """Plain words: a page of ours takes the time that there is too little of."""
+    """Return 429 as plain text: rendering a page would take time that is scarce."""
     text = "Many people are signing in just now. Wait a few seconds, then try again.\n"
     response = HttpResponse(text, "text/plain; charset=utf-8", 429, headers={"Retry-After": "5"})
     add_never_cache_headers(response)

@@ -52,7 +52,7 @@ def profile(request: AppRequest) -> HttpResponse:
 @require_POST
 @own_resource("asks for oneself")
 def ask_for(request: AppRequest) -> HttpResponse:
-    """Ask for a capability, from a page that says that it is missing."""
+    """Ask for a capability, from a page that reports it missing."""
     request.user.ask_for(capability_or_404(request.POST.get("capability", "")))
     return leave(request, own_path(request.POST.get("next", "")), "Asked the people who manage this workspace")
 

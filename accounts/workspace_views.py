@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 class WorkspaceForm(forms.Form):
-    """Every setting that may be changed while running; what is empty among the limits is off."""
+    """Every setting that may be changed while running; an empty limit is off."""
 
     name = forms.CharField(max_length=80, help_text="Shown in authenticator apps.")
     new_app_policy = forms.ChoiceField(
@@ -96,7 +96,7 @@ class WorkspaceForm(forms.Form):
             self.fields["log_retention_days"].help_text += f" The oldest call there is came on {oldest:%Y-%m-%d}."
 
     def groups(self) -> dict[str, list[forms.BoundField]]:
-        """The fields under their headings."""
+        """Return the fields by heading."""
         return {heading: [self[name] for name in names] for heading, names in GROUPS.items()}
 
 
@@ -129,7 +129,7 @@ def keep_logs(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.WORKSPACE_MANAGE)
 def test_mail(request: AppRequest) -> HttpResponse:
-    """Send a test mail to the signed-in person, and show the outcome."""
+    """Send a test mail to the signed-in person, and show the result."""
     context = _context(WorkspaceForm(None, workspace=WorkspaceSettings.load()))
     try:
         outcome = send_test_mail(by=request.user)
@@ -141,7 +141,7 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 
 def _context(form: WorkspaceForm) -> dict[str, Any]:
-    """What the page shows: the form, and what is set where the gateway is started."""
+    """Return the context of the page: the form, and the settings fixed at startup."""
     return {
         "form": form,
         "dropping": WorkspaceSettings.load().dropping,

@@ -38,7 +38,7 @@ from connections.subjects import by_person
 from ui.operations import File, Query, operation
 from ui.rest import Cause, Id, Moment, Paging, Resource, link
 
-# The fields of a call that name a thing.
+# The fields of a call that name an object.
 SUBJECTS = {
     "host": subjects.by_host,
     "gateway": subjects.by_gateway,
@@ -47,7 +47,7 @@ SUBJECTS = {
     "token": subjects.by_token,
     "connection": subjects.by_connection,
 }
-# What the columns of a call mean, in answers and as filters.
+# Help texts of the columns of a call, in answers and as filters.
 CALL_COLUMNS = {
     "correlation_id": "Header `X-Request-Id` of the request.",
     "method": "MCP method.",
@@ -99,7 +99,7 @@ EVENT_COLUMNS = {
     "changes": "Values before and after, by field.",
     "correlation_id": "Header `X-Request-Id` of the request.",
 }
-# What each parameter of the events means; the rest are columns of the same name.
+# Lookups of the parameters of the events; the rest are columns of the same name.
 EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
     "from": lambda at: Q(created_at__gte=at),
     "to": lambda at: Q(created_at__lt=at),
@@ -320,13 +320,13 @@ PLACING = ("cursor", "page_size", "format")
 
 
 def call_search(query: Mapping[str, Any]) -> Search:
-    """The calls that match a query."""
+    """Return the search for a query's calls."""
     criteria = [parameter_criterion(PARAMETERS[name], value) for name, value in query.items() if name in PARAMETERS]
     return Search([*criteria, *query.get("q", ())], query.get("from"), query.get("to"))
 
 
 def matching_events(query: Mapping[str, Any]) -> QuerySet[Event]:
-    """The events that match a query."""
+    """Return the events that match a query."""
     rows = Event.objects.all()
     for name, value in query.items():
         if name not in PLACING:

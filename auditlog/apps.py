@@ -1,4 +1,4 @@
-"""Configuration of the app, with its verbose name."""
+"""Configure the app and its verbose name."""
 
 from django.apps import AppConfig
 

@@ -1,4 +1,4 @@
-"""The busiest tools, people and apps of all calls: panels that the dashboard asks for once it is there."""
+"""The dashboard's panels of the busiest tools, people and apps, loaded after the page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOLD = ("tool", "user", "host")
 
 
 def to_come(chosen: str) -> list[Top]:
-    """The panels over this range before they are read."""
+    """Return the panels of this range, without data."""
     return [Top.to_come(by, chosen) for by in TOLD]
 
 
 def read(chosen: str) -> list[Top]:
-    """The panels of which the roll-ups can tell."""
+    """Return the panels the roll-ups can answer."""
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
     with book() as opened:
@@ -33,7 +33,7 @@ def read(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """The panels, or without script a page of them."""
+    """Render the panels, or without script a page of them."""
     chosen = chosen_range(request.GET.get("range"))
     tops = replica.read(request, lambda: read(chosen))
     part = "#panels" if wants_fragment(request) else ""

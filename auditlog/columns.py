@@ -1,4 +1,4 @@
-"""The cells of a row of the log. Every name in here was chosen by somebody else."""
+"""The cells of a row of the log. The names in them come from outside, so they are escaped."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from auditlog.models import Call
 from auditlog.search.look import DEFAULT_COLUMNS, Look
 from auditlog.templatetags.calls import moment, ms, size
 
-LONGEST_ARGUMENTS = 160  # Characters of them in a row.
+LONGEST_ARGUMENTS = 160  # Characters of arguments shown in a row.
 LONGEST_ARGUMENT = 48
-READ_ARGUMENTS = 2000  # Characters that are fetched of them.
+READ_ARGUMENTS = 2000  # Characters of arguments fetched from the database.
 SLOW_MS = 2000
 LONGEST_MS = 30_000  # A full bar.
-LEAST = 4  # The priority of what steps back first.
+LEAST = 4  # The priority of columns hidden first.
 NOTHING = mark_safe('<span class="muted">none</span>')
 
 
 class Column(NamedTuple):
-    """One column: its head, how wide it is in rem, and its priority.
+    """A column: its heading, width (rem) and priority.
 
-    Of the usual columns those of the highest priority step back first, which the style sheet knows by their place; of
-    chosen ones a phone leaves those out.
+    Default columns with the highest number are hidden first; the style sheet finds them by position. Of chosen columns,
+    a phone hides those.
     """
 
     name: str
@@ -61,10 +61,10 @@ def _tool(call: Call, arguments: str) -> SafeString | str:
 
 
 def _in_words(arguments: str) -> SafeString:
-    """The arguments of a tool as a person would write them, cut to what fits into a row."""
+    """Format a tool's arguments for reading, cut to the width of a row."""
     try:
         members = json.loads(arguments)
-    except ValueError:  # Cut off somewhere.
+    except ValueError:  # Truncated JSON.
         return format_html("<i>({}…</i>", arguments[:LONGEST_ARGUMENTS].lstrip("{"))
     if not isinstance(members, dict):
         return format_html("<i>({})</i>", arguments[:LONGEST_ARGUMENTS])
@@ -90,7 +90,7 @@ def _outcome(call: Call, _: str) -> SafeString:
 
 
 def _tenths(call: Call) -> int:
-    """How long a call took, for the bar beside it: in tenths of LONGEST_MS by its logarithm."""
+    """Return the length of the duration bar: tenths of LONGEST_MS, logarithmic."""
     return min(round(10 * log10(1 + call.duration_ms) / log10(1 + LONGEST_MS)), 10)
 
 
@@ -115,7 +115,7 @@ COLUMNS = (
 
 
 def shown(look: Look) -> list[Column]:
-    """The columns that stand in the list, in their order."""
+    """Return the columns shown in the list, in order."""
     return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
 
 
@@ -128,7 +128,7 @@ class Row(NamedTuple):
 
 
 def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[Row]:
-    """The rows of a page; `with_arguments` for those who may see recorded payloads."""
+    """Return the rows of a page; `with_arguments` for people who may see recorded payloads."""
     columns, arguments = shown(look), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
     today = timezone.now().astimezone(zone).date()
@@ -150,12 +150,12 @@ def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_argum
 
 
 def are_usual(columns: Sequence[Column]) -> bool:
-    """Whether they are those of who has chosen none: of these the style sheet knows which step back, by their place."""
+    """True if these are the default columns; the style sheet hides some of them by position."""
     return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
 
 
 def _attributes(column: Column, call: Call, *, usual: bool) -> SafeString:
-    # Short, since there are five hundred cells.
+    # Kept short: a page has five hundred cells.
     text = f" data-p={LEAST}" if column.priority == LEAST and not usual else ""
     if column.is_number:
         text += " class=number"
@@ -165,12 +165,12 @@ def _attributes(column: Column, call: Call, *, usual: bool) -> SafeString:
 
 
 def _arguments(calls: Sequence[Call]) -> dict[int, str]:
-    """The beginning of the arguments with which tools and prompts were called, of those calls that have a payload."""
+    """Return the start of the arguments of tool and prompt calls that have a payload, by primary key."""
     named = {call.pk: call.created_at for call in calls if call.feature_name}
     if not named:
         return {}
     arguments = Cast(KeyTransform("arguments", KeyTransform("params", F("request_payload"))), TextField())
-    # By their moments, which the primary key begins with: what is rare is spread over the whole log.
+    # By time, the start of the primary key: rare values are spread over the whole log.
     rows = Call.objects.filter(created_at__in={*named.values()}, request_payload__isnull=False)
     found = rows.order_by().values_list("pk", Substr(arguments, 1, READ_ARGUMENTS))
     return {pk: text for pk, text in found if text and pk in named}

@@ -1,4 +1,4 @@
-"""The page of one call: timing, the check that decided it, payloads, and the call as a curl command."""
+"""The page of one call: timing, decision, payloads, and the call as a curl command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from auditlog.name_lookups import lookups
 from auditlog.reasons import Reason, Step, reason_of
 from proxy.store.call_writer import COMMIT_SECONDS
 
-# The checks as a trail names them.
+# The names of the checks on the page.
 NAMES = {
     Step.TOKEN: "Token",
     Step.USER: "User",
@@ -34,7 +34,7 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A stretch of the timing bar, in per cent of the whole."""
+    """A segment of the timing bar; `start` and `width` in per cent."""
 
     name: str
     label: str
@@ -44,7 +44,7 @@ class TimingPart(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One line of the decision: `result` is pass, stop or skip."""
+    """One line of the decision; `result` is pass, stop or skip."""
 
     name: str
     result: str
@@ -59,7 +59,7 @@ class Detail:
 
     @property
     def reason(self) -> Reason | None:
-        """What stopped it; None when nothing did."""
+        """Return why the call was stopped, or None if it was not."""
         entry = reason_of(self.call.outcome, self.call.deny_reason)
         if entry and not self.call.deny_reason and self.call.outcome == Outcome.RPC_ERROR and not self.call.upstream_ms:
             return Reason(Step.REQUEST, entry.sentence)
@@ -67,7 +67,7 @@ class Detail:
 
     @property
     def kind(self) -> str:
-        """How bad it ended, for the notice."""
+        """Return the notice's style: good, warn or bad."""
         if self.call.outcome == Outcome.OK:
             return "good"
         return (
@@ -78,7 +78,7 @@ class Detail:
 
     @property
     def timing(self) -> list[TimingPart]:
-        """Where the time went, in order."""
+        """Return the segments of the timing bar, in order."""
         call, record = self.call, self.record_ms
         measured_ms = (call.authorise_ms or 0) + (call.upstream_ms or 0)
         stretches = (
@@ -92,7 +92,7 @@ class Detail:
 
     @property
     def record_ms(self) -> float | None:
-        """How long its row waited for the database to take it; None when the clocks of the two cannot be compared."""
+        """Return how long the row waited to be written (ms), or None if the two clocks cannot be compared."""
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
@@ -100,7 +100,7 @@ class Detail:
 
     @property
     def checks(self) -> list[Check]:
-        """The decision, check by check, and where it stopped."""
+        """Return all checks in order, with the result of each."""
         stop = self.reason.step if self.reason else None
         lines = []
         for step, text in self._steps():
@@ -115,16 +115,16 @@ class Detail:
 
     @property
     def reached(self) -> list[Check]:
-        """The checks that were come to, and that it was recorded."""
+        """Return the checks that were reached, including the recording."""
         return [check for check in self.checks if check.text != NOT_REACHED]
 
     @property
     def not_reached(self) -> list[str]:
-        """The names of the others, in order."""
+        """Return the names of the checks that were not reached, in order."""
         return [check.name for check in self.checks if check.text == NOT_REACHED]
 
     def _steps(self) -> Iterator[tuple[Step, str]]:
-        """Each check with what it found; empty when this call did not need it."""
+        """Yield each check with its result; the text is empty if the call did not need it."""
         call = self.call
         yield Step.TOKEN, f"{call.token_prefix or 'The token'} is known, not revoked, not expired"
         yield Step.USER, f"{call.user_email} is active"
@@ -161,7 +161,7 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 
 
 def curl(call: Call, *, payload: bool) -> str:
-    """The command; with `payload`, what the call carried as far as it was recorded. Empty when it leads nowhere."""
+    """Return the curl command, with recorded params if `payload`. Empty without a gateway URL or a method."""
     url = lookups.url_of(call.gateway_id) if call.gateway_id else ""
     if not url or not call.method:
         return ""
@@ -177,7 +177,7 @@ def curl(call: Call, *, payload: bool) -> str:
 
 
 def payloads(call: Call) -> list[tuple[str, str]]:
-    """What was recorded of the call, under its names, for people to read."""
+    """Return the recorded payloads, pretty-printed, with their names."""
     recorded = (("Request", call.request_payload), ("Response", call.response_payload))
     return [(name, _pretty(value)) for name, value in recorded if value is not None]
 

@@ -1,4 +1,4 @@
-"""The context of the current change: set once per request, read by `Event.objects.record`."""
+"""The context of a change: set once per request, read by `Event.objects.record`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +23,9 @@ class Via(models.TextChoices):
 
 @dataclass(frozen=True, slots=True)
 class EventContext:
-    """The channel, the client address and the correlation id of the request that is being served.
+    """The channel, client address and correlation id of the current request.
 
-    `through` names the API key of the request, if it has one.
+    `through` names the API key of the request, if any.
     """
 
     via: Via = Via.SYSTEM
@@ -38,7 +38,7 @@ _context: ContextVar[EventContext | None] = ContextVar("event_context", default=
 
 
 def current_context() -> EventContext:
-    """The context of the request that is being served; the system itself outside of any request."""
+    """Return the context of the current request; outside of requests, the system's."""
     return _context.get() or EventContext()
 
 
@@ -53,5 +53,5 @@ def use_context(context: EventContext) -> Iterator[None]:
 
 
 def note_api_key(name: str) -> None:
-    """Record the changes of the rest of the request as made through this API key."""
+    """Attribute the remaining changes of the request to this API key."""
     _context.set(replace(current_context(), through=name))

@@ -37,26 +37,26 @@ class EventFilter(forms.Form):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The values that differ from the defaults."""
+        """Return the values that differ from the defaults."""
         return {
             name: value for name, value in self.values.items() if value and (name, value) != ("range", DEFAULT_RANGE)
         }
 
     @property
     def query(self) -> str:
-        """The query string that asks for the same again."""
+        """Return the query string of these filters."""
         return urlencode(self.asked, doseq=True)
 
     @property
     def span(self) -> str:
-        """The time range in words."""
+        """Return the time range in words."""
         return RANGES[self.values["range"]][0]
 
     def narrow(self) -> QuerySet[Event]:
-        """The events that match."""
+        """Return the events that match."""
         events = Event.objects.filter(self._subjects())
         length = RANGES[self.values["range"]][1]
-        # What one request did is found whenever it was.
+        # All changes of one request are found, whatever the time range.
         if length and not self.values["correlation"]:
             events = events.filter(created_at__gte=timezone.now() - length)
         for name in ("action", "via"):
@@ -76,7 +76,7 @@ class EventFilter(forms.Form):
         return condition
 
     def facets(self) -> list[Facet]:
-        """The filters that open on demand, each with what is chosen in it."""
+        """Return the filters that open on demand, with their current values."""
         cleaned = self.values
         vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]

@@ -31,7 +31,7 @@ from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
 ROWS_BESIDE = 25  # Rows beside an open event.
 IN_ROW = 3
 _ISO_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
-# What a file tells of an event: by which name, which column.
+# The column of each field in an export.
 COLUMNS = {
     "id": "uid",
     "time": "created_at",
@@ -48,7 +48,7 @@ COLUMNS = {
 
 
 class Change(NamedTuple):
-    """One field: from what to what. A mere fact has no `before`."""
+    """One changed field. A mere fact has no `before`."""
 
     field: str
     before: str | None
@@ -56,7 +56,7 @@ class Change(NamedTuple):
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[Change]:
-    """The changes of an event, field by field."""
+    """Return the changes of an event, one per field."""
     return [_change(name, value) for name, value in masked(changes).items()]  # Older ones were stored unmasked.
 
 
@@ -66,7 +66,7 @@ def _change(name: str, value: Any) -> Change:
         return Change(field, None, _in_words(value))
     before, after = value
     if isinstance(before, list) and isinstance(after, list):
-        # Of two long lists only the difference is news.
+        # Show only the difference between two lists.
         before, after = [item for item in before if item not in after], [item for item in after if item not in before]
     return Change(field, _in_words(before), _in_words(after))
 
@@ -89,7 +89,7 @@ def _in_words(value: Any) -> str:
 
 
 class Piece(NamedTuple):
-    """A stretch of a sentence as a page shows it: a name may lead to the page of its thing."""
+    """A part of a sentence, with the link if it is the name of an object."""
 
     text: str
     of: str
@@ -98,7 +98,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class EventRow:
-    """One event as somebody sees it; `places` are the pages that are open to them."""
+    """An event as the viewer sees it; `places` are the pages they may open."""
 
     event: Event
     places: Places
@@ -109,32 +109,32 @@ class EventRow:
 
     @property
     def first_changes(self) -> list[Change]:
-        """As many as a row has room for."""
+        """Return the changes that fit in a row."""
         return self.changes[:IN_ROW]
 
     @property
     def more(self) -> int:
-        """How many there are beyond these."""
+        """Return the number of further changes."""
         return max(len(self.changes) - IN_ROW, 0)
 
     @property
     def target_url(self) -> str:
-        """The page of what was changed; empty when it has none, is gone, or is not for the viewer."""
+        """Return the target's page; empty if it has none, is deleted, or is not visible to the viewer."""
         return self.places.of(self.event.target_type, self.event.target_id)
 
     @property
     def actor_url(self) -> str:
-        """The page of who did it, as `target_url`."""
+        """Return the actor's page, or an empty string as for `target_url`."""
         return self.places.of("user", str(self.event.actor_id))
 
     @property
     def kind(self) -> str:
-        """What kind of thing was changed, in words."""
+        """Return the kind of the changed object, in words."""
         return KINDS.get(self.event.target_type, self.event.target_type.capitalize())
 
     @cached_property
     def sentence(self) -> list[Piece]:
-        """Who did what to what, with the way to each."""
+        """Return the sentence about the event, with links to target and actor."""
         urls = {"target": self.target_url, "actor": self.actor_url}
         return [Piece(part.text, part.of, urls.get(part.of, "")) for part in parts(self.event)]
 
@@ -148,7 +148,7 @@ def listing(request: AppRequest) -> HttpResponse:
     context = _listed(request, EventFilter(request.GET))
     response = show(request, "auditlog/events.html#entries", context)
     if request.htmx:
-        # What htmx would push names every empty field of the form.
+        # htmx would push every empty field of the form.
         response["HX-Push-Url"] = with_query(request.path, context["query"])
     return response
 
@@ -156,7 +156,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.AUDIT_READ)
 def detail(request: AppRequest, uid: UUID) -> HttpResponse:
-    """One event, as a drawer beside the list it was opened from."""
+    """Show one event in a drawer beside the list it was opened from."""
     event_filter = EventFilter(request.GET)
     event = get_object_or_404(Event, uid=uid)
     same_request = Event.objects.filter(correlation_id=event.correlation_id).count()
@@ -189,7 +189,7 @@ def _listed(request: AppRequest, event_filter: EventFilter, size: int = PAGE_SIZ
 @require_GET
 @requires(Capability.AUDIT_READ)
 def export_events(request: AppRequest) -> HttpResponse:
-    """The events as the page narrows them, as a file; that they were taken away is recorded too."""
+    """Export the filtered events as a file, and record the export."""
     kind = request.GET.get("format", "")
     if kind not in TYPES:
         return HttpResponseBadRequest("format must be csv or jsonl.", content_type="text/plain")

@@ -1,6 +1,6 @@
-"""Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says whether the file is complete.
+"""Exports of the logs: CSV for spreadsheets, JSON lines for programs. The last line says if the file is complete.
 
-docs/reference/exports.md describes the format, and what a reader has to check.
+docs/reference/exports.md describes the format and what readers must check.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from ui.rest import ApiError, stamp
 logger = logging.getLogger(__name__)
 
 TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
-CHUNK = 2_000  # Rows that are in memory at once.
-MAX_EXPORTS = 2  # Of one person in one process.
-READERS = 4  # Exports of one process that ask the database at once, each over a connection of its own.
+CHUNK = 2_000  # Rows in memory at once.
+MAX_EXPORTS = 2  # Per person and process.
+READERS = 4  # Exports of one process that query the database at once, each over its own connection.
 
 _FORMULA = frozenset("=+-@")
 _AS_STAMP = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 
 _lock = threading.Lock()
-_running: dict[object, object] = {}  # The person of each export.
+_running: dict[object, object] = {}  # The person who runs each export.
 _reading = threading.BoundedSemaphore(READERS)
 
 
@@ -66,17 +66,17 @@ class IncompleteExport(Exception):
 
 
 class AsItIs(Loader):
-    """JSON as the database says it: what is not parsed here cannot be too large a number, or too deep."""
+    """Pass JSON from the database through unparsed, so that large numbers and deep nesting cannot fail."""
 
     def load(self, data: Buffer) -> orjson.Fragment:
         return orjson.Fragment(bytes(data))
 
 
 class Export:
-    """Rows as a file for one person, in pieces of some thousand rows; `columns` maps fields to column names.
+    """Rows as a file for one person, in pieces of a few thousand rows; `columns` maps fields to column names.
 
-    Each piece is a statement over a session of its own, without the time limit of pages, that ends before the piece is
-    sent: whoever does not read holds nothing of the database. `close` ends it at any moment, from any thread. Raises
+    Each piece is one statement over its own connection, without the pages' time limit, and ends before the piece is
+    sent: a slow reader holds no database resources. `close` ends the export at any time, from any thread. Raises
     TooManyExports, and IncompleteExport between two pieces.
     """
 
@@ -95,7 +95,7 @@ class Export:
         except BaseException:
             self._resources.close()
             raise
-        weakref.finalize(self, self._resources.close)  # An answer that nobody began to read.
+        weakref.finalize(self, self._resources.close)  # A response that nobody started to read.
         self._pieces = self._lines()
 
     def __iter__(self) -> Self:
@@ -112,11 +112,11 @@ class Export:
             try:
                 return next(self._pieces)
             except BaseException:
-                self._resources.close()  # At the end, of whichever kind, nobody has to ask for it.
+                self._resources.close()  # At the end or after an error, close() need not be called.
                 raise
 
     def close(self) -> None:
-        """End the statement that runs, if any, and give up the place."""
+        """Cancel the running statement, if any, and release the export's slot."""
         self._is_closed = True
         if (session := self._session) is not None:
             with suppress(psycopg.Error):
@@ -149,7 +149,7 @@ class Export:
                 rows = keyset.older_than(part, *some[-1][-2:])
 
     def _read(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
-        """The first of these rows, each with its place in the log behind what was asked for."""
+        """Return the first CHUNK rows, each with its position in the log (created_at, pk) appended."""
         columns = (*self._columns.values(), "created_at", "pk")
         statement, parameters = rows.values_list(*columns)[:CHUNK].query.sql_with_params()
         with _reading, self._reader() as session, session.cursor() as cursor:
@@ -162,7 +162,7 @@ class Export:
 
     @contextmanager
     def _reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """A session of its own, at the replica where this was begun there; in a transaction the one that sees it."""
+        """Yield the export's own connection, to the replica if it started there; in a transaction, the current one."""
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection
@@ -179,7 +179,7 @@ class Export:
 
 @contextmanager
 def _place_of(person: object) -> Iterator[None]:
-    """One of the MAX_EXPORTS places of this person. Raises TooManyExports."""
+    """Take one of this person's MAX_EXPORTS slots. Raises TooManyExports."""
     key = object()
     with _lock:
         if list(_running.values()).count(person) >= MAX_EXPORTS:
@@ -188,11 +188,11 @@ def _place_of(person: object) -> Iterator[None]:
     try:
         yield
     finally:
-        _running.pop(key, None)  # Without the lock, as this may come from the garbage collector at any point.
+        _running.pop(key, None)  # Without the lock: the garbage collector may run this at any time.
 
 
 def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) -> StreamingHttpResponse:
-    """The answer that is this file, called `name` and the time."""
+    """Return the export as a download, named `name` plus the time."""
     return StreamingHttpResponse(
         stream_export(pieces) if isinstance(request, ASGIRequest) else pieces,
         content_type=TYPES[kind],
@@ -204,13 +204,13 @@ def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) ->
 
 
 def too_many_response(refused: TooManyExports) -> HttpResponse:
-    """The page's answer to that: one sentence, and when to come again."""
+    """Return the 503 response of a page, with Retry-After."""
     headers = {"Retry-After": f"{refused.wait:.0f}"}
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 
 
 async def stream_export(pieces: Export) -> AsyncIterator[str]:
-    """The same pieces for an asynchronous response, read in a thread; stops when the client disconnects."""
+    """Stream the export asynchronously, read in a thread; stops when the client disconnects."""
 
     @sync_to_async
     def take() -> str | None:
@@ -224,7 +224,7 @@ async def stream_export(pieces: Export) -> AsyncIterator[str]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A few rows as a whole file, their names in its first line; cells are as safe as those of an export."""
+    """Return a few rows as a whole CSV file with a header line, with cells escaped as in exports."""
     return _csv([list(rows[0]), *(list(row.values()) for row in rows)]) if rows else ""
 
 
@@ -235,7 +235,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet runs as a formula: tool names and addresses are untrusted."""
+    """Escape formulas, so that spreadsheets do not run them: tool names and addresses are untrusted."""
     if isinstance(value, str):
         return f"'{value}" if _is_formula(value) else value
     if isinstance(value, datetime):
@@ -246,10 +246,9 @@ def _cell(value: Any) -> Any:
 
 
 def _is_formula(value: str) -> bool:
-    """Whether some spreadsheet might run this: after blanks, quotes and what is not seen, a sign that begins a formula.
+    """True if a spreadsheet might run this: a formula sign after optional blanks, quotes and invisible characters.
 
-    A sign of full width counts too. A cell that begins with a line's end or a tab counts whatever follows, since such
-    may begin a cell of its own.
+    Full-width signs count. A cell that starts with a line break or tab always counts, since these may start a new cell.
     """
     if not value or (value[0].isalnum() and value[0].isascii()):
         return False

@@ -1,4 +1,4 @@
-"""The page of grouped calls, and the same as a file."""
+"""The page of grouped calls, and its export."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS = (
 @requires(Capability.LOGS_READ)
 @replica.from_replica
 def grouped(request: AppRequest) -> HttpResponse:
-    """The calls as the page of calls narrows them, by what they are of."""
+    """Group the filtered calls."""
     call_filter, by, sort = _asked(request.GET)
     found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
     rows = found.sorted(sort) if found else []
@@ -67,7 +67,7 @@ def grouped(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def export_groups(request: AppRequest) -> HttpResponse:
-    """The same as a file; that it was taken away is recorded."""
+    """Export the groups as a file, and record the export."""
     call_filter, by, sort = _asked(request.GET)
     kind = request.GET.get("format", "")
     if kind not in FILES or call_filter.error:
@@ -92,7 +92,7 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
 
 
 def _query(call_filter: CallFilter, by: str, row: Group) -> str:
-    """The query string of a link to the calls of one group; empty when the search cannot be narrowed so in words."""
+    """Return the query string of one group's calls, or an empty string if the search cannot be narrowed in words."""
     if by != "reason":
         return call_filter.link_with(**{by: row.value, "live": ""})
     if any(isinstance(one, Either) for one in call_filter.conditions):
@@ -102,7 +102,7 @@ def _query(call_filter: CallFilter, by: str, row: Group) -> str:
 
 
 def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:
-    """The head of a column: its link sorts by it, or the other way round."""
+    """Return the heading of a column; its link sorts by the column or reverses the order."""
     other = name if first else f"-{name}"
     wanted = other if sort == f"{first}{name}" else f"{first}{name}"
     told = {name: "ascending", f"-{name}": "descending"}.get(sort, "")

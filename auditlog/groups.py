@@ -1,4 +1,4 @@
-"""Calls grouped by what they are of: how many, how many failed, how long they took, for any filter of the log."""
+"""Group calls by a column: number, failures and durations, for any filter of the log."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from auditlog.rollups.reading import Book, Numbers, Where, book
 from auditlog.search.criteria import AHEAD, SEARCH_LIMIT, Search, indexed, row_test
 from auditlog.search.keyset import EPOCH
 
-LISTED = 50  # Groups on a page: those with the most calls,
-MOST = 1_000  # and those that programs and files get.
+LISTED = 50  # Groups on a page,
+MOST = 1_000  # and in files and the API.
 PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 OF_ROWS = """
@@ -34,7 +34,7 @@ SELECT k.id, (
 
 
 class By(NamedTuple):
-    """What calls may be grouped by: the column that tells them apart, that of their name, and what people call it."""
+    """A grouping: the id column, the column of its name, and its label."""
 
     column: str
     name: str
@@ -42,7 +42,7 @@ class By(NamedTuple):
 
     @property
     def is_named(self) -> bool:
-        """Whether its values are ids of things with names."""
+        """True if the values are ids of objects with names."""
         return self.column != self.name
 
 
@@ -58,7 +58,7 @@ BY = {
 
 @dataclass(frozen=True)
 class Group:
-    """The calls of one value: durations in milliseconds, `error_rate` from 0 to 1. `value` is what filters take."""
+    """The calls of one value. Durations in milliseconds, `error_rate` from 0 to 1; `value` is the filter's value."""
 
     value: str
     name: str
@@ -75,20 +75,20 @@ class Group:
 
     @property
     def error_percent(self) -> str:
-        """The error rate for people."""
+        """Return the error rate as text."""
         return f"{100 * self.error_rate:.1f} %" if self.errors else "0 %"
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups with the most calls, `more` when there are others; `since` when only the calls from then on count."""
+    """The groups with the most calls. `more`: there are others; `since`: only calls from this time are counted."""
 
     rows: Sequence[Group]
     more: bool
     since: datetime | None = None
 
     def sorted(self, by: str) -> Sequence[Group]:
-        """The same by a number of theirs, `-` before it for the largest first; or by name."""
+        """Sort the groups by a number or by name; a `-` before the field reverses the order."""
         field = by.removeprefix("-")
         if field == "name":
             return sorted(self.rows, key=lambda row: row.name.lower(), reverse=by.startswith("-"))
@@ -99,9 +99,9 @@ SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
 
 
 def groups(search: Search, by: By, most: int = MOST) -> Groups:
-    """The calls of a search by what they are of, `most` groups.
+    """Group the calls of a search; return at most `most` groups.
 
-    All of them where the roll-ups can tell; else the newest SEARCH_LIMIT, as a search without an index looks at.
+    Counts all calls if the roll-ups can answer, otherwise the newest SEARCH_LIMIT, as in searches without an index.
     """
     where = search.equalities()
     found = None if where is None else _of_rollups(where, search, by, most)
@@ -164,7 +164,7 @@ def _of_rows(search: Search, by: By, most: int) -> Groups:
 
 
 def names_of(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
-    """What the newest call of each says it is called."""
+    """Return the name in the newest call of each key."""
     if not by.is_named or not keys:
         return {}
     with connection.cursor() as cursor:
@@ -173,7 +173,7 @@ def names_of(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> d
 
 
 def as_rows(found: Groups, sort: str) -> Iterator[dict[str, Any]]:
-    """The groups as programs and files get them."""
+    """Yield the groups as rows for files and the API."""
     for one in found.sorted(sort):
         yield {
             "value": one.value,

@@ -1,8 +1,7 @@
-"""Indexes of a partitioned log in use, made one partition at a time, under no lock that a call waits for.
+"""Create indexes of a partitioned log in use, one partition at a time, without locks that calls wait for.
 
-A migration declares an index, with `DeclareIndex`: partitions made from then on have it. Those that are there get it
-from `complete`, the newest first. What is still to be done stands in PostgreSQL's own catalogue and nowhere else, so
-whoever was killed is followed by whoever comes next (docs/decisions/0038-upgrades-without-an-outage.md).
+A migration declares an index with `DeclareIndex`; new partitions have it from the start. Existing partitions get it
+later, and an interrupted run is resumed by the next (docs/decisions/0038-upgrades-without-an-outage.md).
 """
 
 import logging
@@ -24,14 +23,14 @@ from auditlog.partitions import Partitions, limited_lock_wait
 
 logger = logging.getLogger(__name__)
 
-LOCK = 0x67776107  # Any number of our own, for pg_try_advisory_lock.
-ATTACH_TIMEOUT = "300ms"  # Calls wait behind us for so long at most, and are refused after a second.
-BUILD_TIMEOUT = "30s"  # A migration that indexes a table in use waits for each transaction for so long at most.
+LOCK = 0x67776107  # An arbitrary key for pg_try_advisory_lock.
+ATTACH_TIMEOUT = "300ms"  # Calls queue behind us for at most this long; they are refused after a second.
+BUILD_TIMEOUT = "30s"  # A migration that indexes a table in use waits at most this long for each transaction.
 ATTEMPTS = 5
-# What is said of a partition that retention has taken off, or dropped, meanwhile.
+# Raised for a partition that retention has detached or dropped in the meantime.
 DROPPED = (errors.UndefinedTable, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 
-# Each partition that has no index of its own under one of the table's: newest first, by the bounds it has.
+# Partitions without an index attached to one of the table's indexes, newest first by their bounds.
 _LACKING = """
 SELECT top.relname, part.relname, substr(pg_get_indexdef(top.oid), strpos(pg_get_indexdef(top.oid), ' USING '))
 FROM pg_index i
@@ -44,7 +43,7 @@ WHERE i.indrelid = %s::regclass AND NOT EXISTS (
 )
 ORDER BY top.relname, pg_get_expr(part.relpartbound, part.oid) DESC
 """
-# Whether an index of this name can be used as it is: it was made to its end, and of what it is to be now.
+# True if the index of this name is complete and has the current definition.
 _USABLE = """
 SELECT i.indisvalid AND right(pg_get_indexdef(i.indexrelid), length(%s)) = %s
 FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
@@ -53,7 +52,7 @@ FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An index was made of one partition; so many partitions are left that lack one."""
+    """One partition's index was created; `left` partitions still lack one."""
 
     index: str
     partition: str
@@ -76,14 +75,14 @@ class _Lacking:
     def statement(self, text: str) -> sql.Composed:
         names = {"index": self.index, "partition": self.partition, "name": self.name}
         identifiers = {key: sql.Identifier(value) for key, value in names.items()}
-        # The catalogue's own words, which PostgreSQL has quoted where they need it.
+        # The catalogue's own text, already quoted by PostgreSQL.
         return sql.SQL(text).format(definition=sql.SQL(self.definition), **identifiers)
 
 
 class DeclareIndex(AddIndex):
-    """An index of a partitioned table that takes no time: partitions to come have it, the others get it later.
+    """Declare an index of a partitioned table instantly: new partitions have it, existing ones get it later.
 
-    A migration uses it in place of `AddIndex`, which would keep every call waiting until it has read the whole log.
+    Use it in migrations instead of `AddIndex`, which would block all calls while it reads the whole log.
     """
 
     def database_forwards(
@@ -104,9 +103,9 @@ class DeclareIndex(AddIndex):
 
 
 class AddIndexInUse(AddIndexConcurrently):
-    """An index of any other table, which goes on being read and written while it is made. It takes `atomic = False`.
+    """Add an index to any other table without blocking reads and writes. Requires `atomic = False`.
 
-    One that was not made to its end, because somebody was killed or waited too long, is made anew; one that was stays.
+    An incomplete index left by an interrupted run is rebuilt; a complete one stays.
     """
 
     def database_forwards(
@@ -132,7 +131,7 @@ class AddIndexInUse(AddIndexConcurrently):
 
 
 class RemoveIndexInUse(RemoveIndexConcurrently):
-    """Remove such an index while its table goes on being read and written. It takes `atomic = False`."""
+    """Remove an index without blocking reads and writes. Requires `atomic = False`."""
 
     def database_forwards(
         self,
@@ -157,7 +156,7 @@ class RemoveIndexInUse(RemoveIndexConcurrently):
 
 
 def _is_lacking(schema_editor: BaseDatabaseSchemaEditor, index: str) -> bool:
-    """Whether there is no index of this name; one that was not made to its end is dropped."""
+    """Return True if there is no valid index of this name; drops an incomplete one."""
     with schema_editor.connection.cursor() as cursor:
         cursor.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
         found = cursor.fetchone()
@@ -168,7 +167,7 @@ def _is_lacking(schema_editor: BaseDatabaseSchemaEditor, index: str) -> bool:
 
 @contextmanager
 def _patient(schema_editor: BaseDatabaseSchemaEditor) -> Iterator[None]:
-    """Wait for the transactions there are longer than for other locks of a migration: nobody waits behind us then."""
+    """Allow a longer lock wait than in other migrations: no call queues behind a concurrent build."""
     with schema_editor.connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('lock_timeout')")
         (before,) = cursor.fetchone()
@@ -176,21 +175,20 @@ def _patient(schema_editor: BaseDatabaseSchemaEditor) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(DatabaseError):  # Lost, it has no setting left.
+            with suppress(DatabaseError):  # A lost connection has no setting to reset.
                 cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
 
 
 def left(partitions: Partitions) -> int:
-    """How many partitions lack an index that was declared."""
+    """Return how many partition indexes are missing."""
     return len(_lacking(partitions))
 
 
 def complete(partitions: Partitions, *, seconds: float = inf, told: Callable[[Made], object] = str) -> int:
-    """Make what partitions lack and say `told` of each; how many were made. One begins no later than after `seconds`.
+    """Create missing partition indexes, call `told` for each, and return how many. Starts none after `seconds`.
 
-    Calls go on meanwhile. One process at a time is at it: for others, and for a role that does not own the table, there
-    is nothing to do. A partition whose index cannot be put in its place, because somebody reads it all the time, is
-    left for the next time.
+    Calls are not blocked. One process does this at a time; for others, and for a role that does not own the table, this
+    does nothing. An index that cannot be attached because its partition is constantly read is left for the next run.
     """
     if not (_lacking(partitions) and partitions.is_owner()):
         return 0
@@ -214,29 +212,29 @@ def _lacking(partitions: Partitions) -> list[_Lacking]:
 
 @contextmanager
 def _alone(cursor: Any) -> Iterator[bool]:
-    """Whether nobody else is at it.
+    """Yield True if no other process creates indexes.
 
-    The lock is of the session that makes the indexes: PostgreSQL goes on with a statement whose client was killed, and
-    until it has ended nobody may take what it makes for a leftover. And it is only tried: who waited for it would have
-    a snapshot, for the end of which CREATE INDEX CONCURRENTLY waits.
+    The lock belongs to the session that creates the indexes: PostgreSQL continues a statement whose client was killed,
+    and until it ends nobody may mistake its index for a leftover. The lock is only tried: a process waiting for it
+    would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for snapshots to end.
     """
     cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
     alone = bool(cursor.fetchone()[0])
     try:
         if alone:
-            cursor.execute("SET max_parallel_maintenance_workers = 0")  # The other cores are for calls.
+            cursor.execute("SET max_parallel_maintenance_workers = 0")  # Leave the other cores to calls.
         yield alone
     finally:
-        with suppress(DatabaseError):  # Lost, it has neither a lock nor a setting left.
+        with suppress(DatabaseError):  # A lost connection has no lock and no setting.
             if alone:
                 cursor.execute("RESET max_parallel_maintenance_workers")
                 cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def _make(cursor: Any, lacking: _Lacking) -> bool:
-    """Make the index of one partition and put it in its place; False when that is not possible now."""
+    """Create and attach the index of one partition; return False if that is not possible now."""
     try:
-        with limited_lock_wait(cursor, "0"):  # It waits for transactions, and nobody for it.
+        with limited_lock_wait(cursor, "0"):  # This waits for transactions, but nothing waits for it.
             if not _has_usable(cursor, lacking):
                 cursor.execute(lacking.statement("CREATE INDEX CONCURRENTLY {name} ON {partition}{definition}"))
         return _attach(cursor, lacking)
@@ -248,10 +246,7 @@ def _make(cursor: Any, lacking: _Lacking) -> bool:
 
 
 def _has_usable(cursor: Any, lacking: _Lacking) -> bool:
-    """Whether its index is there already, made by somebody who was killed before it was in its place.
-
-    One that was not made to its end is dropped.
-    """
+    """True if the index exists but was not attached because the process was killed. Drops an incomplete one."""
     quoted = sql.Identifier(lacking.name).as_string(cursor.connection)
     cursor.execute(_USABLE, [lacking.definition, lacking.definition, quoted])
     row = cursor.fetchone()
@@ -261,7 +256,7 @@ def _has_usable(cursor: Any, lacking: _Lacking) -> bool:
 
 
 def _attach(cursor: Any, lacking: _Lacking) -> bool:
-    """Make it part of the table's index, which takes no time but excludes everybody from it for that moment."""
+    """Attach the index to the table's index: instant, but under an exclusive lock."""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
         try:

@@ -1,4 +1,4 @@
-"""The strip of plots of a page: calls, how long they took, errors and denials over one range of time, each a link."""
+"""A page's row of plots (calls, latency, errors, denials) over a time range, each linked to its calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LISTED = 5
 
 
 class Range(NamedTuple):
-    """A stretch of time up to now, in bars of some of a grain."""
+    """A time range up to now, shown as bars of `number` grains."""
 
     label: str
     words: str
@@ -44,12 +44,12 @@ DEFAULT = "24h"
 
 
 def chosen_range(asked: str | None, among: Collection[str] = RANGES, default: str = DEFAULT) -> str:
-    """The range that an address asks for; the usual one where it asks for none, or for one that there is not."""
+    """Return the range named in the URL, or the default if there is none or it is unknown."""
     return asked if asked is not None and asked in among else default
 
 
 class Line(NamedTuple):
-    """A line of a plot, as the points of an SVG polyline, and the path of the area under it."""
+    """A line of a plot: the points of an SVG polyline, and the path of the area under it."""
 
     series: str
     points: str
@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: a number, what it is beside the time before, and its course."""
+    """One plot: a number, its comparison with the period before, and its lines."""
 
     key: str
     label: str
@@ -80,11 +80,10 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Top:
-    """The groups with the most calls, each with the query string of its calls, and how it is beside the first in
-    per cent.
+    """The groups with the most calls, each with the query string of its calls and its size in per cent of the first.
 
-    Without rows before they are read: `is_read` tells that from no call. `chosen` is the range; `counted_from` is where
-    the calls that were counted begin, if there were too many to count them all.
+    `is_read` distinguishes unread groups from no calls. `chosen` is the range; `counted_from` is set if there were too
+    many calls to count them all.
     """
 
     by: str
@@ -96,14 +95,14 @@ class Top:
 
     @classmethod
     def to_come(cls, by: str, chosen: str) -> Self:
-        """Those of all calls before they are read."""
+        """Return the panel of all calls, before it is read."""
         return cls(by, chosen, urlencode({"range": chosen, "by": by}))
 
     @classmethod
     def read(
         cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
     ) -> Self | None:
-        """Those of calls between two moments; None where the roll-ups cannot tell."""
+        """Read the groups of calls between two times; None if the roll-ups cannot answer."""
         found = top(opened, where, BY[by], since, until, LISTED)
         if found is None:
             return None
@@ -120,10 +119,10 @@ class Top:
 
 
 class Instruments:
-    """The calls of one thing, or of all, over a range; false when the roll-ups cannot tell of it yet.
+    """The calls of one object, or of all, over a range; false if the roll-ups cannot answer yet or there were no calls.
 
-    `where` are columns of the log, `filters` the same as filters of the page of calls. `tops` are what the busiest are
-    told of. `named` are other names of plots, by their keys; these say the range too.
+    `where` are columns of the log, `filters` the same as filters of the Logs page, `tops` the groupings to list.
+    `named` overrides plot labels, by key; these include the range.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class Instruments:
 
     @classmethod
     def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:
-        """The same for a page, over the range that its address asks for."""
+        """Read the plots for a page, over the range in its URL."""
         return replica.read(request, lambda: cls(where, filters, request.GET.get("range"), **more))
 
     def __bool__(self) -> bool:
@@ -169,7 +168,7 @@ class Instruments:
 
     @cached_property
     def total(self) -> Numbers:
-        """All of the range together."""
+        """Sum the whole range."""
         total = Numbers()
         for numbers in (self._found or {}).values():
             total.add(numbers)
@@ -177,7 +176,7 @@ class Instruments:
 
     @cached_property
     def moments(self) -> list[Moment]:
-        """The bars, the oldest first."""
+        """Return the bars, oldest first."""
         number = -((self._bars.since - self._until) // self._bars.width)
         return [self._moment(n) for n in range(number)]
 
@@ -191,7 +190,7 @@ class Instruments:
 
     @property
     def plots(self) -> list[Plot]:
-        """The four that every page has."""
+        """Return the four plots shown on every page."""
         total, before, in_range = self.total, self._before, {"range": self.chosen}
         calls = [each.numbers.calls for each in self.moments]
         p50, p95 = ([each.numbers.quantile(part) or 0.0 for each in self.moments] for part in (0.5, 0.95))
@@ -247,7 +246,7 @@ class Instruments:
 
 
 def _change(now: int, before: float) -> str:
-    """What became of a number since the time before, in per cent."""
+    """Return the change since the period before, in per cent."""
     if not before:
         return ""
     change = round(100 * (now - before) / before)

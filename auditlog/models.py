@@ -1,6 +1,6 @@
 """The two logs: calls and admin events.
 
-Log rows are insert-only. They store ids and names as plain columns, so that the history stays readable after changes.
+Log rows are insert-only. They store ids and names as plain columns, so that history stays readable after changes.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ LAST_MOMENT = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Outcome(models.TextChoices):
-    """How a call ended."""
+    """Result of a call."""
 
     OK = "ok", "ok"
     TOOL_ERROR = "tool_error", "tool error"
@@ -36,9 +36,9 @@ class Outcome(models.TextChoices):
     NOT_OFFERED = "not_offered", "not offered"
 
 
-# How calls ended, by and large: the words of the search, the parts of the bars and what they count.
-# A cancelled call is no error: its caller left. Nor is a question for something that is not offered, such as a method
-# or a stream without a session: clients ask to find out.
+# Outcomes grouped as in the search, the bars and their counts.
+# A cancelled call is no error: its caller disconnected. Nor is a request for something not offered, such as a method or
+# a stream without a session: clients probe for these.
 ENDINGS: dict[str, tuple[str, ...]] = {
     "ok": (Outcome.OK, Outcome.NOT_OFFERED),
     "error": (Outcome.TOOL_ERROR, Outcome.RPC_ERROR, Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT, Outcome.BAD_REQUEST),
@@ -47,8 +47,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What most calls are, by column. No index holds it: all rows are as good a list of these, and to keep one for each
-# would cost every call. A search for it looks through the rows (docs/decisions/0024).
+# The value of most calls, by column. It is left out of the index: almost every row matches, and an entry for each would
+# be expensive. A search for it scans the rows (docs/decisions/0024).
 COMMON = {"method": "tools/call", "outcome": Outcome.OK.value}
 
 
@@ -62,16 +62,13 @@ class FeatureType(models.TextChoices):
 
 class CallManager(models.Manager["Call"]):
     def find(self, uid: UUID) -> "Call":
-        """The call with this uid; its time (UUIDv7) says in which partition to look.
-
-        Raises Call.DoesNotExist.
-        """
+        """Return the call with this uid; its time (UUIDv7) selects the partition. Raises Call.DoesNotExist."""
         return self.get(uid=uid, created_at__range=span_of_uid(uid))
 
     def oldest(self) -> datetime | None:
-        """When the oldest call arrived of which there is a row; None when there is none."""
+        """Return the arrival time of the oldest recorded call, or None if there is none."""
         moments = self.order_by("created_at").values_list("created_at", flat=True)
-        # The first partition has mostly some, and to think about all of them takes longer than to look there.
+        # The first partition usually has rows, and planning over all of them is slower than looking there.
         if first := Call.partitions.starts()[:1]:
             near = datetime.combine(first[0], datetime.min.time(), UTC) + timedelta(days=2)
             if (found := moments.filter(created_at__lt=near).first()) is not None:
@@ -80,9 +77,9 @@ class CallManager(models.Manager["Call"]):
 
 
 def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
-    """Around when the call with this uid was made; an id that names no call leads to a time without calls."""
+    """Return the period in which the call with this uid was made. Ids of other things map to a time without calls."""
     at = LAST_MOMENT
-    with suppress(ValueError, OverflowError):  # Ids of other things are any number, and so of any year.
+    with suppress(ValueError, OverflowError):  # Ids of other things may contain any time.
         at = min(datetime.fromtimestamp((uid.int >> 80) / 1000, tz=UTC), LAST_MOMENT)
     return at - timedelta(milliseconds=1), at + timedelta(milliseconds=2)
 
@@ -133,16 +130,16 @@ class Call(models.Model):
     client_version = models.CharField(max_length=60, blank=True)
     protocol_version = models.CharField(max_length=20, blank=True)
 
-    # What the error said, without secrets and cut; kept whether payloads are recorded or not.
+    # The error message, truncated and without secrets; stored whether payloads are recorded or not.
     error_text = models.CharField(max_length=300, blank=True, default="", db_default="")
 
-    # Of the trace it is part of (W3C Trace Context), 32 hexadecimal digits.
+    # The W3C Trace Context trace id, 32 hexadecimal digits.
     trace_id = models.CharField(max_length=32, blank=True, default="", db_default="")
 
     request_payload = models.JSONField(null=True)
     response_payload = models.JSONField(null=True)
     payload_truncated = models.BooleanField(default=False)
-    # Said by the database when it takes the row; NULL in rows of earlier versions.
+    # Set by the database when the row is inserted; NULL in rows of earlier versions.
     recorded_at = models.DateTimeField(
         null=True,
         editable=False,
@@ -157,7 +154,7 @@ class Call(models.Model):
         default_permissions = ("view",)
         permissions = (("view_payload", "See recorded payloads"),)
         indexes = (
-            # Ascending: a new row goes to the end of its group, which fills the pages. PostgreSQL reads them backwards.
+            # Ascending: new rows are appended to their group, which fills the pages. PostgreSQL scans them backwards.
             *(
                 models.Index(fields=(name, "created_at"), name=f"call_by_{name.removesuffix('_id')}")
                 for name in ("host_id", "gateway_id", "connection_id", "user_id", "server_id")
@@ -178,20 +175,20 @@ class Call(models.Model):
 
     @property
     def why(self) -> str:
-        """What stopped it, in a few words."""
+        """Return why the call was stopped, in a few words."""
         return self.deny_reason.replace("_", " ") or self.get_outcome_display()
 
     @property
     def is_recorded(self) -> bool:
-        """Whether something of what it carried was kept."""
+        """True if part of the payload was recorded."""
         return self.request_payload is not None or self.response_payload is not None
 
 
 class Rollup(models.Model):
-    """How many calls of one kind began within one stretch of time, how long they took in all and by class of duration.
+    """Number of calls of one kind that began in one period, and their durations in total and by class.
 
-    `cube` says which dimensions are told apart (auditlog.rollups.schema); the columns of the others are NULL. `last_at`
-    is when the newest of them began.
+    `cube` says which dimensions are set (auditlog.rollups.schema); the others are NULL. `last_at` is the start of the
+    newest call.
     """
 
     seconds = models.IntegerField()
@@ -226,10 +223,10 @@ for _name in CLASS_COLUMNS:
 
 
 class RollupState(models.Model):
-    """How far the log has been counted: the only row of its table, locked by whoever counts.
+    """Progress of counting the log: the table's only row, locked by the process that counts.
 
-    Of rows from `near_from` on, those with an id up to `counted_to` are in the roll-ups; of earlier ones those up to
-    `late_counted_to`. What was there when counting began, up to `began_at_id`, is in them from `counted_from` on.
+    Of rows from `near_from`, those with ids up to `counted_to` are counted; of earlier rows those up to
+    `late_counted_to`. Rows that existed when counting began (up to `began_at_id`) are counted from `counted_from`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -253,15 +250,15 @@ class RollupState(models.Model):
         return f"from {self.counted_from} to {self.counted_to}"
 
     def floor(self, grain: Grain) -> datetime:
-        """Return from when on there are roll-ups of this grain of all that is counted."""
+        """Return the start of the roll-ups of this grain."""
         moment: datetime = getattr(self, grain.floor)
         return moment
 
 
 class RollupWindow(models.Model):
-    """Of when the roll-ups of so many `seconds` are, where these are a window that moves (auditlog.rollups.windows).
+    """Period of the roll-ups of a moving window of this many `seconds` (auditlog.rollups.windows).
 
-    They hold the calls of that time as far as RollupState had counted them by then; else they are to be made anew.
+    They contain the calls of that period if the positions equal those of RollupState; otherwise they must be rebuilt.
     """
 
     seconds = models.IntegerField(primary_key=True)
@@ -278,9 +275,9 @@ class RollupWindow(models.Model):
 
 
 class Checkpoint(models.Model):
-    """A signed statement of which rows of the call log there were, and the digest of each (auditlog.checkpoints).
+    """A signed list of rows of the call log, with the digest of each (auditlog.checkpoints).
 
-    What it states is `body`, canonical JSON, and nothing else. `leaves` go when retention drops the rows they are of.
+    Only `body`, canonical JSON, is signed. `leaves` are deleted when retention drops their rows.
     """
 
     number = models.BigIntegerField(primary_key=True)
@@ -299,7 +296,7 @@ class Checkpoint(models.Model):
 
 
 class CheckpointKey(models.Model):
-    """The key that checkpoints are signed with, sealed; the only row of its table."""
+    """The encrypted key that signs checkpoints; the only row of its table."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     sealed = models.BinaryField()
@@ -320,7 +317,7 @@ class Actor(Protocol):
     email: str
 
 
-# Verbs record no secret. Should one ever forget, its value is not stored all the same.
+# Callers pass no secrets. Should one do so by mistake, it is not stored.
 SECRET_FIELDS = frozenset({"secret", "password", "token", "refresh", "authorization", "cookie", "api_key"})
 MASK = "***"
 
@@ -347,7 +344,7 @@ class EventManager(models.Manager["Event"]):
         """Record that `by` (None: the system) did `action` to `target`.
 
         Call it inside the transaction of the change. `changes` maps a field to [before, after]; values of fields named
-        as secrets are stored masked; `actor` names an actor who is not simply a person, such as a token itself.
+        like secrets are masked. `actor` names an actor other than a person, such as a token.
         """
         context = event_context.current_context()
         return self.create(
@@ -365,7 +362,7 @@ class EventManager(models.Manager["Event"]):
 
 
 class Event(models.Model):
-    """One administrator's act, written in the transaction of the change it tells of."""
+    """One administrative action, written in the transaction of its change."""
 
     id = models.BigAutoField(primary_key=True)
     uid = models.UUIDField(unique=True, default=uuid4, editable=False)

@@ -1,4 +1,4 @@
-"""One's own calls, without any capability: the list of them, and waiting for the first after a client was set up."""
+"""A person's own calls, visible without any capability: the list, and waiting for a new client's first call."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ from connections.models import Connection
 from gateways.models import Assignment, Gateway, ToolPolicy
 from ui.pages import PAGE_SIZE, AppRequest, moment_of, show, text_of
 
-PATIENCE = timedelta(minutes=5)  # For so long a page asks for itself; then somebody has to say that they still wait.
-LOOKED_AT = timedelta(hours=1)  # A page that is open longer looks back no further.
-# Why a switch or a policy refused a call, where it is known which of the two it was.
+PATIENCE = timedelta(minutes=5)  # How long a page polls; then the person must confirm that they still wait.
+LOOKED_AT = timedelta(hours=1)  # How far back an open page looks.
+# Why a call was refused, if it is known whether a switch or a policy did it.
 OF_POLICY = "The policy of this gateway blocks everything of this server."
 SWITCHED_OFF = {
     "tool_disabled": "This tool is switched off on this gateway.",
     "prompt_disabled": "This prompt is switched off on this gateway.",
     "resource_disabled": "This resource or its template is switched off on this gateway.",
 }
-# What clients send to introduce themselves, or to find out what is there: no call of anything yet.
+# Sent by clients to introduce themselves or to discover features; not calls of anything.
 HELLOS = ("initialize", "ping", "server/discover")
 
 
 def own_calls(user: User) -> QuerySet[Call]:
-    """The calls that were made as `user`."""
+    """Return the calls made as `user`."""
     return Call.objects.filter(user_id=user.pk)
 
 
 def listed_calls(user: User) -> QuerySet[Call]:
-    """Return a person's calls without those to what is not offered: clients try by themselves if there is a stream."""
+    """Return the person's calls, without requests for unsupported features: clients probe for streams by themselves."""
     return own_calls(user).exclude(outcome=Outcome.NOT_OFFERED)
 
 
 @dataclass(frozen=True)
 class OwnCall:
-    """One call as the person it was made as is told of it."""
+    """One call as shown to the person it was made as."""
 
     call: Call
-    policy: str = ""  # The policy of its server on its gateway, if that has not changed since the call.
+    policy: str = ""  # The server's policy on its gateway, if unchanged since the call.
 
     @property
     def what(self) -> str:
-        """The tool, prompt or resource, or else the method."""
+        """Return the tool, prompt or resource, otherwise the method."""
         return self.call.feature_name or self.call.method
 
     @property
@@ -72,7 +72,7 @@ class OwnCall:
 
     @property
     def cause(self) -> str:
-        """What stopped it, as a sentence; empty when nothing did."""
+        """Return why the call was stopped, as a sentence; empty if it was not."""
         reason = None if self.is_ok else reason_of(self.call.outcome, self.call.deny_reason)
         if reason and self.policy and self.call.deny_reason in SWITCHED_OFF:
             return OF_POLICY if self.policy == ToolPolicy.BLOCK_ALL else SWITCHED_OFF[self.call.deny_reason]
@@ -80,31 +80,31 @@ class OwnCall:
 
     @property
     def reason(self) -> str:
-        """The reason the log gives, in a few words; empty when it gives none."""
+        """Return the logged reason in a few words; empty if there is none."""
         return self.call.why if self.call.deny_reason else ""
 
     @property
     def is_hello(self) -> bool:
-        """Whether a client only introduced itself."""
+        """True if the client only introduced itself or probed for a feature."""
         if self.call.method in HELLOS or self.call.method.startswith("notifications/"):
             return not self.is_denied
         return self.call.outcome == Outcome.NOT_OFFERED
 
     @property
     def client(self) -> str:
-        """The program as it calls itself, or else the app or agent it is connected as."""
+        """Return the client's own name, otherwise the app or agent it is connected as."""
         return self.call.client_name or self.call.host_name or "an app or agent"
 
     @property
     def identity_url(self) -> str:
-        """Where the person can bring what the call lacked; empty when that is not what stopped it."""
+        """Return the page where the person can add the missing identity; empty if that did not stop the call."""
         if not self.call.deny_reason.startswith("identity_") or not self.call.connection_id:
             return ""
         return f"{reverse('connections:mine')}?connection={self.call.connection_id}"
 
 
 def as_own(rows: Sequence[Call]) -> list[OwnCall]:
-    """The calls as their person is told of them, each refused one with its one reason where that is known."""
+    """Return the calls as shown to their person, with the reason of each refusal if it is known."""
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(
         gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}
@@ -120,10 +120,10 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
 
 @dataclass(frozen=True)
 class Wait:
-    """Waiting for a call of one's own, on one gateway or connection or anywhere, since a moment.
+    """Waits for a call of one's own since a given time, on one gateway or connection or anywhere.
 
-    It is over when a call got as far as a server or a list, whatever came of it there. What was denied is told, and
-    the wait goes on, for the next attempt.
+    It ends when a call reached a server or a list, whatever its result. A denied call is shown while the wait
+    continues.
     """
 
     user: User
@@ -131,17 +131,17 @@ class Wait:
     until: datetime
     gateway: Gateway | None = None
     connection: Connection | None = None
-    apart: bool = False  # Whether its links lead to another tab, because something is shown here only once.
+    apart: bool = False  # True if links open another tab, because the page shows something only once.
 
     @classmethod
     def begin(cls, user: User, since: datetime | None = None, **where: Any) -> Wait:
-        """Wait from now on for as long as PATIENCE, for what came since `since`, or comes."""
+        """Start a wait of PATIENCE for calls since `since`."""
         now = timezone.now()
         return cls(user, min(max(since or now, now - LOOKED_AT), now), now + PATIENCE, **where)
 
     @classmethod
     def read(cls, request: AppRequest) -> Wait:
-        """The wait that a query string names; gateways and connections that are not one's own are not looked for."""
+        """Return the wait in the query string, limited to the person's own connections and reachable gateways."""
         query = request.GET
         connection = own_connection(request.user, query.get("connection", ""))
         gateway = Gateway.objects.reachable_by(request.user).filter(slug=text_of(query, "gateway")).first()
@@ -152,7 +152,7 @@ class Wait:
 
     @cached_property
     def found(self) -> OwnCall | None:
-        """The call to tell of: the first that got through, else the last that was denied, else the last hello."""
+        """Return the call to show: the first that got through, otherwise the last denied, otherwise the last hello."""
         rows = own_calls(self.user).filter(self._where, created_at__gte=self.since)
         came = [OwnCall(row) for row in rows.order_by("created_at")[:PAGE_SIZE]]
         arrived = [one for one in came if not one.is_hello]
@@ -168,7 +168,7 @@ class Wait:
 
     @property
     def state(self) -> str:
-        """`waiting`, `hello`, `denied`, `received` or `failed`: what is known of the call that is waited for."""
+        """Return `waiting`, `hello`, `denied`, `received` or `failed`."""
         if (one := self.found) is None:
             return "waiting"
         if one.is_hello:
@@ -181,22 +181,22 @@ class Wait:
 
     @property
     def is_asleep(self) -> bool:
-        """Whether nobody asks any more until somebody says so."""
+        """True if the page has stopped polling until the person resumes it."""
         return not self.is_over and timezone.now() >= self.until
 
     @property
     def mark(self) -> str:
-        """What tells one picture of the wait from another."""
+        """Return an identifier of the shown state, to detect changes."""
         return f"{self.found.call.uid if self.found else ''}{'z' if self.is_asleep else ''}"
 
     @property
     def url(self) -> str:
-        """Where the page asks again: without an answer when nothing has changed."""
+        """Return the URL to poll; it answers 204 if nothing has changed."""
         return self._url(until=self.until.isoformat(), seen=self.mark)
 
     @property
     def again_url(self) -> str:
-        """Where to say that one still waits."""
+        """Return the URL that resumes waiting."""
         return self._url()
 
     def _url(self, **more: str) -> str:
@@ -207,7 +207,7 @@ class Wait:
 
 
 def own_connection(user: User, pk: str) -> Connection | None:
-    """One's own live connection of this id, if there is one."""
+    """Return the person's own live connection with this id, or None."""
     try:
         rows = Connection.objects.own(user).live().filter(pk=UUID(pk))
     except ValueError:
@@ -219,7 +219,7 @@ def own_connection(user: User, pk: str) -> Connection | None:
 @require_GET
 @own_resource("one's own calls")
 def waiting(request: AppRequest) -> HttpResponse:
-    """What is known of the call that is waited for; 204 while that is what the page shows already."""
+    """Render the state of the wait; 204 if the page shows it already."""
     wait = Wait.read(request)
     if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
         return HttpResponse(status=204)
@@ -229,7 +229,7 @@ def waiting(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("one's own calls")
 def listing(request: AppRequest) -> HttpResponse:
-    """My calls: what was called as oneself, newest first, each denial with its cause."""
+    """List the person's own calls, newest first, with the reason of each refusal."""
     found = page([listed_calls(request.user)], Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
     return show(request, "auditlog/own.html", {"page": found, "rows": as_own(found.rows)})
 
@@ -237,7 +237,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("one's own calls", others=NOBODY)
 def one(request: AppRequest, uid: UUID) -> HttpResponse:
-    """One of the person's own calls: how it ended and when, without payloads."""
+    """Show one of the person's own calls, without payloads."""
     try:
         call = Call.objects.find(uid)
     except Call.DoesNotExist as missing:

@@ -1,7 +1,7 @@
 """Time partitions of a log table: created in advance, dropped by retention. Rows are removed only by dropping.
 
-The length of a partition depends on retention (docs/decisions/0006): days, as long as about a hundred are enough,
-because each partition adds planning time and locks to every statement over the whole log.
+The length of a partition depends on retention (docs/decisions/0006): days while about a hundred suffice, because each
+partition adds planning time and locks to every statement over the whole log.
 """
 
 import logging
@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 AHEAD = timedelta(days=10)
 DAY = timedelta(days=1)
 ATTEMPTS = 3
-MOST_COUNTED = 100_000  # Rows of one partition without statistics.
+MOST_COUNTED = 100_000  # Rows counted in a partition without statistics.
 LOCK_TIMEOUT = "900ms"
 
 DAYS, WEEKS, MONTHS = 1, 7, 31  # The longest partition of each kind, in days.
-# Up to how many days of retention which partitions serve; for longer ones months do.
+# Up to how many days of retention each length is used; beyond that, months.
 LENGTHS = ((100, DAYS), (730, WEEKS))
 
 _NAME = re.compile(r"_(?P<year>\d{4})_(?:w(?P<week>\d\d)|(?P<month>\d\d)(?:_(?P<day>\d\d))?)$")
 
 type Dropped = Callable[[str, Span, int], object]
 
-# How a partition is taken off, by what `_attached` says of it.
+# How a partition is detached, by the result of `_attached`.
 DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 
 
 def longest_partition(kept_days: int) -> int:
-    """How many days one partition holds at most where rows are kept for `kept_days`; so much longer may some stay."""
+    """Return the maximum days per partition if rows are kept for `kept_days`; rows may be kept that much longer."""
     return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
 
 
@@ -59,7 +59,7 @@ class Span:
 
     @classmethod
     def around(cls, day: date, longest: int) -> "Span":
-        """The day, the week from Monday or the month that holds `day`."""
+        """Return the day, the week from Monday, or the month that contains `day`."""
         if longest == DAYS:
             return cls(day, day + DAY)
         if longest == WEEKS:
@@ -70,7 +70,7 @@ class Span:
 
     @classmethod
     def named(cls, name: str) -> "Span | None":
-        """The span in the name of a partition; None for any other table."""
+        """Return the span in a partition's name, or None for any other table."""
         match = _NAME.search(name)
         if match is None:
             return None
@@ -85,23 +85,23 @@ class Span:
 class Partitions:
     """The partitions of one table: `<table>_2026_11_20` is a day, `<table>_2026_w47` a week, `<table>_2026_11` a month.
 
-    Made by the database function `<app>_make_partition`, which a role that does not own the table may call too;
-    taken away by the owner of the table only.
+    The database function `<app>_make_partition` creates them, also for a role that does not own the table; only the
+    owner can drop them.
     """
 
     table: str
     maker: str
 
     def make_ahead(self, today: date | None = None, *, kept_days: int = 90) -> list[str]:
-        """Make the partitions from yesterday until ten days on where missing; the names of those made.
+        """Create missing partitions from yesterday to ten days ahead, and return their names.
 
-        A row without a partition could not be recorded, and an unrecorded call is not answered. Empty partitions to
-        come that are longer than those for `kept_days` are replaced.
+        Without a partition a call cannot be recorded, and an unrecorded call is not answered. Empty future partitions
+        that are longer than those for `kept_days` are replaced.
         """
         today = today or datetime.now(UTC).date()
         longest = longest_partition(kept_days)
         self._drop_too_long(today, longest)
-        spans, created, day = list(self._attached_spans().values()), [], today - DAY  # Whoever's clock is behind.
+        spans, created, day = list(self._attached_spans().values()), [], today - DAY  # For hosts whose clock is behind.
         while day <= today + AHEAD:
             span = next((span for span in spans if span.start <= day < span.end), None)
             if span is None:
@@ -112,17 +112,17 @@ class Partitions:
         return created
 
     def make_for(self, day: date) -> None:
-        """Make a partition for this day unless there is one."""
+        """Create a partition for this day if there is none."""
         spans = list(self._attached_spans().values())
         if not any(span.start <= day < span.end for span in spans):
             self._make(Span.around(day, DAYS))
 
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
-        """Drop the partitions that hold nothing as new as `limit`; the names of those dropped.
+        """Drop the partitions with only rows older than `limit`, and return their names.
 
-        Calls go on meanwhile. One that somebody reads for too long stays, with those after it, until the next time.
-        Does nothing for a role that does not own the table: see `is_owner`. In the transaction that drops a partition,
-        `note` is called with its name, its span and the number of its rows.
+        Calls are not blocked. If a partition is read for too long, it and later ones stay until the next run. Does
+        nothing for a role that does not own the table: see `is_owner`. In the transaction that drops a partition,
+        `note` is called with its name, its span and its number of rows.
         """
         if not self.is_owner():
             return []
@@ -130,37 +130,37 @@ class Partitions:
         return [name for name, _ in dropped]
 
     def has_rows_since(self, name: str, moment: datetime) -> bool:
-        """Whether a partition holds rows that the database took since then, whatever they are dated."""
+        """True if the partition has rows recorded since `moment`, whatever their date."""
         with connection.cursor() as cursor:
             since = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE recorded_at >= %s)").format(sql.Identifier(name))
             cursor.execute(since, [moment])
             return bool(cursor.fetchone()[0])
 
     def expired(self, limit: date) -> list[tuple[str, Span]]:
-        """The partitions that hold nothing as new as `limit`, oldest first, and those that were taken off already."""
+        """Return the partitions with only rows older than `limit`, oldest first, including detached ones."""
         spans = self._spans(self._all_names())
         return [
             (name, span) for span, name in sorted((span, name) for name, span in spans.items()) if span.end <= limit
         ]
 
     def estimate_before(self, limit: date) -> int:
-        """Return about how many rows `drop_before(limit)` would drop, by the planner's statistics."""
+        """Return about how many rows `drop_before(limit)` would drop, from the planner's statistics."""
         names = [name for name, _ in self.expired(limit)]
         with connection.cursor() as cursor:
             cursor.execute("SELECT relname, reltuples FROM pg_class WHERE relname = ANY(%s)", [names])
             estimates = dict(cursor.fetchall())
-            for name in (name for name, rows in estimates.items() if rows < 0):  # Not analyzed yet: there are few.
+            for name in (name for name, rows in estimates.items() if rows < 0):  # Not analyzed yet: it has few rows.
                 few = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT %s) rows").format(sql.Identifier(name))
                 cursor.execute(few, [MOST_COUNTED])
                 estimates[name] = cursor.fetchone()[0]
         return int(sum(estimates.values()))
 
     def kept_from(self, limit: date) -> datetime:
-        """The moment from which there are rows once `drop_before(limit)` has dropped what it can."""
+        """Return the start of the remaining rows once `drop_before(limit)` has dropped what it can."""
         return midnight(min((span.start for span in self.spans() if span.end > limit), default=limit))
 
     def is_owner(self) -> bool:
-        """Whether the role we are connected as owns the table, as it must to take partitions away."""
+        """True if the current role owns the table, as required to drop partitions."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_has_role(current_user, relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass",
@@ -169,16 +169,16 @@ class Partitions:
             return bool(cursor.fetchone()[0])
 
     def names(self) -> list[str]:
-        """The partitions there are, oldest first."""
+        """Return the names of the partitions, oldest first."""
         spans = self._attached_spans()
         return sorted(spans, key=lambda name: spans[name])
 
     def spans(self) -> list[Span]:
-        """The days of each partition there is."""
+        """Return the days of each partition."""
         return list(self._attached_spans().values())
 
     def starts(self) -> list[date]:
-        """The first days of the partitions there are, oldest first."""
+        """Return the first day of each partition, oldest first."""
         return sorted(span.start for span in self._attached_spans().values())
 
     def _attached_spans(self) -> dict[str, Span]:
@@ -199,7 +199,7 @@ class Partitions:
             return str(cursor.fetchone()[0])
 
     def _drop_too_long(self, today: date, longest: int) -> None:
-        """Drop partitions from the day after tomorrow on that are empty and longer than they are to be."""
+        """Drop empty partitions from the day after tomorrow that are longer than wanted."""
         spans = self._attached_spans()
         ahead = [name for name, span in spans.items() if span.start > today + DAY and span.days > longest]
         if ahead and self.is_owner():
@@ -213,10 +213,10 @@ class Partitions:
             return bool(cursor.fetchone()[0])
 
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
-        """Take a partition off and drop it; False when it could not be had in time.
+        """Detach a partition and drop it; return False if it stayed in use.
 
-        Each step may have been the last of a process that was killed: off, half off, or only not dropped yet.
-        With `keep_rows` one that got a row at the last moment is put back.
+        A killed process may have left it detached, half detached, or detached but not dropped. With `keep_rows`, a
+        partition that received a row at the last moment is attached again.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):
@@ -224,8 +224,8 @@ class Partitions:
             try:
                 with connection.cursor() as cursor, limited_lock_wait(cursor, LOCK_TIMEOUT):
                     if statement := DETACHING[self._attached(name)]:
-                        # Outside of any transaction: CONCURRENTLY waits for those that read the table, and for
-                        # that time holds nothing that a COPY or a reader would wait for.
+                        # Outside of any transaction: CONCURRENTLY waits for readers of the table, and meanwhile
+                        # holds no lock that a COPY or a reader would wait for.
                         cursor.execute(
                             sql.SQL(f"ALTER TABLE {{table}} DETACH PARTITION {{name}} {statement}").format(**names)
                         )
@@ -244,7 +244,7 @@ class Partitions:
         return False
 
     def _attached(self, name: str) -> bool | None:
-        """Whether it is a partition: None when it is none any more, False when it was left half way off."""
+        """Return True if the table is a partition, False if it is half detached, None if it is detached."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT NOT inhdetachpending FROM pg_inherits"
@@ -255,7 +255,7 @@ class Partitions:
         return row[0] if row else None
 
     def _all_names(self) -> list[str]:
-        """The partitions there are and those that were taken off but not dropped."""
+        """Return the names of all partitions, including those detached but not dropped."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ %s"
@@ -266,14 +266,14 @@ class Partitions:
 
 
 def _longest_free(day: date, longest: int, existing: Sequence[Span]) -> Span:
-    """The longest span around a day that is at most so long and overlaps no other."""
+    """Return the longest span around a day, at most `longest` days, that overlaps no other."""
     candidates = [Span.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
     return next(span for span in candidates if not any(span.overlaps(other) for other in existing))
 
 
 @contextmanager
 def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
-    """Limit the wait for a lock: statements that arrive later would queue behind ours. "0" is no limit."""
+    """Limit the lock wait: later statements would queue behind ours. "0" means no limit."""
     cursor.execute(f"SET lock_timeout = '{longest}'")
     try:
         yield
@@ -282,5 +282,5 @@ def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
 
 
 def midnight(day: date) -> datetime:
-    """The moment at which this day begins (UTC)."""
+    """Return the start of this day (UTC)."""
     return datetime.combine(day, datetime.min.time(), UTC)

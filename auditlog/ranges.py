@@ -1,4 +1,4 @@
-"""The stretches of time up to now that pages offer, by their names in an address."""
+"""The time ranges that pages offer, by their names in URLs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from auditlog.rollups.schema import DAYS, HOURS
 
 
 class Stretch(NamedTuple):
-    """How long it is, in short, in words and in time."""
+    """A time range: short label, words, and length."""
 
     label: str
     words: str

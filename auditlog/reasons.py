@@ -1,10 +1,10 @@
-"""Words for how calls of the log ended, and for what blocks a thing before any call."""
+"""Texts for the outcomes of logged calls, and for obstacles before any call."""
 
 from proxy.reasons import REASONS, Reason, Step
 
 __all__ = ["LAYERS", "OUTCOMES", "REASONS", "Reason", "Step", "in_short", "reason_of"]
 
-# What stops a connection before any call of it, by what is not as it has to be; `blocked_by` names the layer.
+# Obstacles of a connection before any call, with their layer (`blocked_by`).
 LAYERS = {
     "connection_disabled": "connection",
     "host_disabled": "host",
@@ -16,7 +16,7 @@ LAYERS = {
 
 
 def in_short(reason: str) -> str:
-    """What stops a thing, for its row; empty when nothing does."""
+    """Return the short text of what blocks an object, for its row; empty if nothing does."""
     return REASONS[reason].short if reason else ""
 
 
@@ -40,5 +40,5 @@ OUTCOMES = {
 
 
 def reason_of(outcome: str, deny_reason: str) -> Reason | None:
-    """What stopped a call that ended like this; None when nothing did."""
+    """Return why a call with this outcome was stopped, or None if it was not."""
     return REASONS.get(deny_reason) or OUTCOMES.get(outcome)

@@ -1,4 +1,4 @@
-"""What brought a refusal about, how often it has refused since, and the one act that ends it."""
+"""The cause of a refusal, how often it has refused since, and the one action that resolves it."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ MODELS: dict[str, type[Model]] = {
 
 
 class CannotMend(Exception):
-    """The act does not end this any more; the message says why."""
+    """The action no longer resolves this; the message says why."""
 
 
 class Remedy(NamedTuple):
-    """What ends one kind of refusal: of which thing, by which act.
+    """The action that resolves one kind of refusal, and its object.
 
-    `began` are the events that bring it about, `needs` what the act takes. `verb` is the method of the model that ends
-    it; without one `page` leads to where a person decides. With neither only the person whose call it is can act.
+    `began` are the events that cause it, `needs` is the capability required. `verb` is the method of the model that
+    resolves it; without one, `page` is where a person decides. With neither, only the call's owner can act.
     """
 
     subject: str
@@ -137,7 +137,7 @@ REMEDIES = {
     ),
     "out_of_scope": Remedy("token"),
 }
-# What only the person whose call it is can do.
+# Actions only the owner of the call can take.
 OWNERS = {
     "identity_missing": _OWN_IDENTITY,
     "identity_sign_in": _OWN_IDENTITY,
@@ -155,7 +155,7 @@ OWN_PAGES = dict.fromkeys(
     ("identity_missing", "identity_sign_in", "identity_scope"), ("connections:mine", "My identities")
 )
 
-# How an event is told in a trail.
+# The words for an event in a trail.
 WORDS = {
     Action.HOST_ARCHIVED: "Archived",
     Action.HOST_APPEARED: "Appeared",
@@ -173,10 +173,10 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Cause:
-    """What is known of one obstacle, as far as `reader` may know it.
+    """The cause of one obstacle, limited to what the reader may see.
 
-    `event` brought it about; `count` calls of the log were refused so since, which `calls` leads to. `act` is the label
-    of what ends it: a verb to send with `subject`, or the page `link`. `who` says who can, where the reader cannot.
+    `event` caused it; `count` calls were refused since, linked by `calls`. `act` is the label of the action that
+    resolves it: a verb sent with `subject`, or the page `link`. `who` says who can act if the reader cannot.
     """
 
     reason: str
@@ -192,20 +192,20 @@ class Cause:
 
     @property
     def since(self) -> datetime | None:
-        """When it began."""
+        """Return when it began, or None if unknown."""
         return self.event.created_at if self.event else None
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """The things an obstacle can be about."""
+    """The objects an obstacle may concern."""
 
     ids: dict[str, Any]
     feature: Named | None
     owner: User | None
 
     def row(self, subject: str) -> Any:
-        """The thing; None when it is not there any more."""
+        """Return the object, or None if it is deleted."""
         if subject == "feature":
             return self._feature()
         if subject == "assignment" and not self.ids.get("assignment"):
@@ -224,14 +224,14 @@ class Subjects:
 
 
 def of_call(call: Call) -> Subjects:
-    """What a logged call was about."""
+    """Return the objects of a logged call."""
     names = ("host", "gateway", "connection", "user", "token", "server", "identity")
     ids = {name: getattr(call, f"{name}_id") for name in names}
     return Subjects(ids, feature_of(call), User.objects.filter(pk=call.user_id).first() if call.user_id else None)
 
 
 def of_answer(answer: Answer, obstacle: Obstacle) -> Subjects:
-    """What an obstacle of today is about."""
+    """Return the objects of a current obstacle."""
     question, at = answer.question, obstacle.assigned
     ids = {
         "host": question.host.pk,
@@ -247,9 +247,9 @@ def of_answer(answer: Answer, obstacle: Obstacle) -> Subjects:
 
 
 def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, still: bool = True) -> Cause:
-    """What `reader` may know of this obstacle, and do about it; of a call's, what was so `before` it.
+    """Return what `reader` may see of this obstacle, and can do about it; for a call, its state `before` the call.
 
-    Without `still` it is over, and no act is offered.
+    Without `still` the obstacle is over, and no action is offered.
     """
     remedy = REMEDIES.get(reason)
     row = subjects.row(remedy.subject) if remedy else None
@@ -257,13 +257,13 @@ def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, 
         return Cause(reason, who=_owner_only(reason, subjects) if still else "")
     told = _history(reason, remedy, row, subjects, reader, before)
     act = _act(reason, remedy, row, subjects, reader) if still else {}
-    return Cause(reason, **told, **act)  # type: ignore[arg-type]  # The event is not of these.
+    return Cause(reason, **told, **act)  # type: ignore[arg-type]  # `act` never has the key `event`.
 
 
 def mend(reason: str, pk: Any, *, by: User) -> Model:
-    """Do what ends it, by the verb of the thing itself; the thing.
+    """Resolve an obstacle with the object's own verb, and return the object.
 
-    Raises KeyError or Model.DoesNotExist for what is none, CapabilityRequired, or CannotMend.
+    Raises KeyError or Model.DoesNotExist for an unknown obstacle or object, CapabilityRequired, or CannotMend.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:
@@ -279,18 +279,18 @@ def mend(reason: str, pk: Any, *, by: User) -> Model:
 
 
 def is_a_switch(reason: str) -> bool:
-    """Whether an act ends this refusal for everybody it meets."""
+    """True if one action resolves this refusal for everyone affected."""
     return reason in REMEDIES and REMEDIES[reason].verb != ""
 
 
 def _rows(subject: str) -> Any:
-    """The things an act may be for: those that have not ended."""
+    """Return the objects an action may apply to: those not archived or revoked."""
     rows: Any = MODELS[subject]._default_manager
     return rows.filter(assignment__removed_at=None) if subject == "feature" else rows.live()
 
 
 def _missing(remedy: Remedy, row: Any, reader: User) -> Capability | None:
-    """The capability that `reader` lacks for the act; None when they may."""
+    """Return the capability that `reader` lacks for the action, or None if they may act."""
     if isinstance(row, Identity) and remedy.verb:
         return None if row.may_be_enabled_by(reader) else row.needed
     return None if remedy.needs is None or reader.has_perm(remedy.needs) else remedy.needs
@@ -328,7 +328,7 @@ def _owner_only(reason: str, subjects: Subjects) -> str:
 
 
 def _who(needs: Capability, reader: User) -> str:
-    """Who can, as a sentence: people for who sees people, else the roles that hold the capability."""
+    """Return who can act, as a sentence: people if the reader may see them, otherwise the roles with the capability."""
     granting = permissions_of([needs])
     if any(map(reader.has_perm, (Capability.PEOPLE_MANAGE, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))
@@ -339,7 +339,7 @@ def _who(needs: Capability, reader: User) -> str:
 
 
 def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User, before: Any) -> dict[str, Any]:
-    """The event that brought it about, by whom for who may read events, and the calls refused since."""
+    """Return the causing event and the calls refused since; the actor only if the reader may read events."""
     events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk), action__in=remedy.began)
     event = (events.filter(created_at__lte=before) if before else events).first() if remedy.began else None
     if event is None:
@@ -355,7 +355,7 @@ def _history(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: 
 
 
 def _narrowed(reason: str, subject: str, row: Any, subjects: Subjects) -> Iterator[tuple[str, str]]:
-    """The calls this refuses, as the filters of the Logs page."""
+    """Yield the filters of the Logs page that select the refused calls."""
     yield "q", f"reason is {reason}"
     match subject:
         case "host" | "gateway" | "server" | "user" | "connection":

@@ -1,8 +1,8 @@
-"""Reads of the logs from a replica of the database (DATABASE_READ_URL), as docs/how-to/scale-out.md describes.
+"""Read the logs from a replica of the database (DATABASE_READ_URL), as docs/how-to/scale-out.md describes.
 
-Only what tells of the past is read there: lists, exports, numbers. Nothing is decided by it, nothing is written after
-it, and whoever has just changed something reads the primary. Each process measures once a second how far the replica
-is behind, by positions in the write-ahead log: clocks do not matter, nor whether the replica still hears the primary.
+Only history is read there: lists, exports, numbers. No decision or write depends on it, and a person who has just
+changed something reads the primary. Each process measures the replica's lag once a second by positions in the
+write-ahead log, independent of clocks and of the replica's connection to the primary.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ logger = logging.getLogger(__name__)
 
 ALIAS = "replica"
 SAFE = {"GET", "HEAD", "OPTIONS"}
-WROTE = "gateway_wrote"  # The cookie of a browser that has just changed something.
-# A measurement counts for so long. Together with the limit it says how old the newest row may be that a replica lacks.
+WROTE = "gateway_wrote"  # Cookie of a browser that has just changed something.
+# How long a measurement is valid. With the limit, it bounds the age of the newest row a replica may lack.
 FRESH_S = 3.0
 MARGIN_S = 5
-TELLS_FROM_S = 3.0  # A replica so far behind is told of on the page.
+TELLS_FROM_S = 3.0  # The page shows a lag of this length or more.
 READ_ONLY, CANCELLED = "25006", "57014"
 FAULTS_OF_SERVERS = {"08", "40", "53", "55", "57", "58", "XX"}
-MOST_POSITIONS = 900  # A quarter of an hour; what is further behind is not told how far.
+MOST_POSITIONS = 900  # A quarter of an hour; a longer lag is not measured.
 
-# Which database of which cluster this is: a replica says the same as its primary.
+# Identifies the database and cluster: the same on a replica and its primary.
 IDENTITY = """
 (SELECT system_identifier FROM pg_control_system()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-# A replica that did not follow when another server was promoted stays on the timeline of before. Who may not see what
-# it receives (pg_read_all_stats) is told as of its last checkpoint: then none counts for a while after a promotion.
+# A replica that did not follow a promotion stays on the previous timeline. Without pg_read_all_stats, the timeline is
+# that of the last checkpoint: then no replica is used for a while after a promotion.
 _AT_REPLICA = f"""
 SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint,
     coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())),
@@ -61,7 +61,7 @@ SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint,
 
 
 class Standing(NamedTuple):
-    """Whether the replica may be read, as measured at a moment; `fault` says why not."""
+    """Status of the replica at the time of a measurement; `fault` is why it may not be read, or empty."""
 
     fault: str
     lag: float
@@ -69,37 +69,37 @@ class Standing(NamedTuple):
 
 
 class Gauging:
-    """Measures how far the replica is behind, over a connection of its own."""
+    """Measures the lag of the replica over its own connection."""
 
     def __init__(self) -> None:
         self._own: psycopg.Connection[Any] | None = None
         self._positions: deque[tuple[float, int]] = deque(maxlen=MOST_POSITIONS)
         self._standing = Standing("not asked yet", 0.0, float("-inf"))
-        self.reads = {"replica": 0, "primary": 0}  # Of this process, by where they went.
-        self.readers: set[BaseDatabaseWrapper] = set()  # The connections that pages read over just now.
+        self.reads = {"replica": 0, "primary": 0}  # Of this process, by database.
+        self.readers: set[BaseDatabaseWrapper] = set()  # Connections that pages are reading over.
         self._began: float | None = None
 
     @property
     def standing(self) -> Standing:
-        """As it was measured last; what was measured too long ago says nothing any more."""
+        """Return the last measurement; an outdated one counts as a fault."""
         if time.monotonic() - self._standing.at > FRESH_S:
             return self._standing._replace(fault=self._standing.fault or "the database did not say lately")
         return self._standing
 
     def measure(self) -> None:
-        """Measure once. Never raises an error of a database: what cannot be measured cannot be used."""
+        """Measure once. Never raises database errors: a replica that cannot be measured is not used."""
         self._began = time.monotonic()
         try:
             fault, lag = self._measured()
         except (DatabaseError, InterfaceError, psycopg.Error, OSError):
-            # What the server says names addresses, and /readyz is open to anybody.
+            # Not the server's own text: it contains addresses, and /readyz is public.
             self.close()
             fault, lag = "it cannot be reached", 0.0
         self._began = None
         self._standing = Standing(fault, lag, time.monotonic())
 
     def cut_if_stuck(self) -> None:
-        """Cut all connections to a replica that does not answer: who reads there would wait for as long as it hangs."""
+        """Close the sockets to a replica that does not answer, so that its readers do not hang."""
         if self._began is None or time.monotonic() - self._began < FRESH_S:
             return
         reading = [reader.connection for reader in tuple(self.readers)]
@@ -108,7 +108,7 @@ class Gauging:
                 cut.shutdown(SHUT_RDWR)
 
     def failed(self) -> None:
-        """It could not be read just now: not before it was measured again."""
+        """Mark the replica as unreadable until the next measurement."""
         self._standing = Standing("it could not be read", 0.0, time.monotonic())
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Gauging:
             own.close()
 
     def _measured(self) -> tuple[str, float]:
-        """Why it may not be used, and the seconds it is behind."""
+        """Return why the replica may not be used (or an empty text), and its lag in seconds."""
         asked_at = time.monotonic()
         with connection.cursor() as cursor:
             cursor.execute(_AT_PRIMARY)
@@ -127,7 +127,7 @@ class Gauging:
         elif position == self._positions[-1][1]:
             self._positions[-1] = (asked_at, position)
         else:
-            self._positions.clear()  # Another primary than before.
+            self._positions.clear()  # The primary has changed.
             self._positions.append((asked_at, position))
         self._own = self._own or _connect()
         row = self._own.execute(_AT_REPLICA).fetchone()
@@ -157,7 +157,7 @@ gauging = Gauging()
 
 
 def is_set() -> bool:
-    """Whether there is a replica to read from at all."""
+    """True if a replica is configured."""
     return settings.READ_DATABASE is not None
 
 
@@ -170,14 +170,14 @@ def _wrapper() -> Any:
 
 
 def connector() -> Callable[[], psycopg.Connection[Any]] | None:
-    """What opens a session of one's own at the replica; None in a thread that does not read from it."""
+    """Return a function that connects to the replica, or None if this thread does not read from it."""
     return _connect if connections[DEFAULT_DB_ALIAS].alias == ALIAS else None
 
 
 def read[T](request: Any, work: Callable[[], T]) -> T:
-    """What `work` returns, which reads and does not write: from the replica where this request may be answered from it.
+    """Return the result of `work`, which must not write, from the replica if this request may read there.
 
-    When the replica fails meanwhile, `work` is done again on the primary.
+    If the replica fails, `work` is repeated on the primary.
     """
     if not is_set() or connection.in_atomic_block or connections[DEFAULT_DB_ALIAS].alias == ALIAS:
         return work()
@@ -210,7 +210,7 @@ def _read[T](request: Any, work: Callable[[], T], standing: Standing) -> T:
 
 
 def _has_just_written(request: Any) -> bool:
-    """Whether this browser, or this person from anywhere, changed something that the replica may lack."""
+    """True if this browser, or this person anywhere, changed something the replica may lack."""
     if WROTE in request.COOKIES:
         return True
     if not hasattr(request, "wrote_lately"):
@@ -220,13 +220,13 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """Whether the primary would not have failed: the connection, a conflict with what is replayed, a write."""
+    """True if the primary would not have failed: connection errors, conflicts with replay, writes."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)
 
 
 def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let a view that writes nothing read from the replica, where the request may; below what checks capabilities."""
+    """Let a view without writes read from the replica. Apply it below the capability check."""
 
     @wraps(view)
     def reading(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -236,7 +236,7 @@ def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
 
 def note_writes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: whoever has changed something reads from the primary until a replica that is read must have it."""
+    """Middleware that makes a browser read the primary after a change, until the replica must have it."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -255,5 +255,5 @@ def note_writes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
 
 def lag(request: HttpRequest) -> dict[str, Any]:
-    """A context processor: how many seconds the replica that answers is behind, where that is to be told."""
+    """Add the replica's lag (seconds) to the template context if it is to be shown."""
     return {"replica_lag": getattr(request, "replica_lag", None)}

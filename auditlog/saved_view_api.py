@@ -20,7 +20,7 @@ from capabilities.rest import Own
 from ui.operations import Body, ListQuery, operation
 from ui.rest import Id, Moment, Problem, Resource
 
-# A view is changed by its owner.
+# Only the owner can change a view.
 OWN = Own(NOBODY, by_key=Capability.LOGS_READ)
 
 
@@ -43,7 +43,7 @@ class SavedViewBody(Body):
     is_shared = serializers.BooleanField(default=False)
 
     def validate_query(self, query: str) -> str:
-        written = canonical(query)  # Which may be longer than what was sent, as a space becomes %20.
+        written = canonical(query)  # May be longer than the input: a space becomes %20.
         if len(written) > LONGEST_QUERY:
             words = f"It has {len(written)} characters as the Logs page writes it, and may have {LONGEST_QUERY}."
             raise serializers.ValidationError(words, "max_length")

@@ -1,4 +1,4 @@
-"""Saved views on the Logs page: save, share, stop sharing, remove."""
+"""Saved views on the Logs page: save, share, unshare, remove."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LONGEST_QUERY = 2000
 
 
 def canonical(query: str) -> str:
-    """The query string of the Logs page as its links write it, without what it does not know."""
+    """Return the query string of the Logs page in canonical form, without unknown parameters."""
     return CallFilter(QueryDict(query.removeprefix("?"))).without("live")
 
 
 @require_POST
 @requires(Capability.LOGS_READ)
 def save(request: AppRequest) -> HttpResponse:
-    """Save what the list is narrowed to under a name."""
+    """Save the current filters under a name."""
     query = canonical(request.POST.get("query", ""))
     back = with_query(reverse("auditlog:calls"), query)
     name = request.POST.get("name", "").strip()
@@ -45,7 +45,7 @@ def save(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.LOGS_READ)
 def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Share a view, stop sharing it, or remove it."""
+    """Share a view, unshare it, or remove it."""
     view = get_object_or_404(SavedView.objects.seen_by(request.user), pk=pk)
     act, name = request.POST.get("act", ""), view.name
     said = {"share": "is shared", "keep": "is no longer shared", "remove": "removed"}.get(act, "")

@@ -1,6 +1,6 @@
-"""Admin events as sentences: who did what to what. This is the only place that words an event.
+"""Admin events as sentences. Events are worded only here.
 
-A sentence is made of what the event itself holds, so it reads the same after its thing was renamed or removed.
+A sentence uses only values stored in the event, so it stays the same after its object is renamed or removed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from auditlog.models import Event
 from capabilities import Capability
 
 MOST_NAMED = 3
-LONGEST_LABEL = 200  # A label as long as that may have been cut.
-ASIDE = frozenset({"through", "owner", "note"})  # Facts beside what was changed.
-# The values that sentences name, each with what it is, and those they only depend on: it takes no room in the text.
+LONGEST_LABEL = 200  # A label this long may be truncated.
+ASIDE = frozenset({"through", "owner", "note"})  # Facts besides the changed fields.
+# The values that sentences name, each with its kind, and those they only depend on, which add no text.
 STATED = {
     "role": "name",
     "security_key": "name",
@@ -31,7 +31,7 @@ STATED = {
     "to": "person",
     "email": "person",
 }
-# Labels that name several things: what joins them, and which they are.
+# Labels that name several objects: the separator, and their kinds.
 JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "assignment": (" on ", ("server", "gateway")),
     "connection": (" / ", ("host", "user", "gateway")),
@@ -39,10 +39,10 @@ JOINED: dict[str, tuple[str, tuple[str, ...]]] = {
 FACTS = ("is_staff", "sent", "break_glass")
 UNQUOTED = ("user", "address")
 MARKS = (("“", "”"), ("«", "»"))
-NO_ADDRESS = frozenset(' “”«»"')  # What no plain address of a person or a machine holds.
+NO_ADDRESS = frozenset(' “”«»"')  # Characters that no plain address contains.
 
-# Each event in the words to try in this order: the first whose every field the event has a value for. `self` is the
-# target where it is the actor, `fields` what was changed; the others are values of `_values`.
+# The templates of each event; the first whose fields all have values is used. `self` is the target if it is also the
+# actor, `fields` are the changed fields; the others are values of `_values`.
 SENTENCES: dict[str, tuple[str, ...]] = {
     Action.API_KEY_CREATED: ("{actor} created the API key {target}.",),
     Action.API_KEY_REVOKED: (
@@ -350,7 +350,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{actor} changed the settings of the workspace.",
     ),
 }
-# What older releases wrote and this one does not.
+# Actions that only older releases recorded.
 RETIRED: dict[str, tuple[str, ...]] = {
     "tool.disabled": ("{actor} disabled the tool {target}.",),
     "tool.enabled": ("{actor} enabled the tool {target}.",),
@@ -359,17 +359,17 @@ UNKNOWN = ("{actor} did something that this release has no words for, to {target
 
 
 class Part(NamedTuple):
-    """A stretch of a sentence: plain words, or a name, which somebody chose; `of` says whose it is."""
+    """A part of a sentence: text, or a name chosen by a user; `of` says whose."""
 
     text: str
-    of: str = ""  # "actor", "target", "name", "person", or "" for words of ours.
+    of: str = ""  # "actor", "target", "name", "person", or "" for our own words.
 
 
 def sentence(event: Event) -> str:
-    """The event in one sentence of plain text. Names are in quotation marks, except for people's e-mail addresses.
+    """Return the event as a sentence of plain text. Names are quoted, except people's e-mail addresses.
 
-    Which marks depends on what the name holds, so that no name can end before it ends: “…”, else «…», else "…" with
-    escapes as JSON has them.
+    The quotation marks depend on the name, so that no name can end its quotation early: “…”, else «…», else "…" with
+    JSON escapes.
     """
     plain = {"actor", "person"} | ({"target"} if event.target_type in UNQUOTED else set())
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))
@@ -388,7 +388,7 @@ def _quoted(name: str) -> str:
 
 
 def parts(event: Event) -> list[Part]:
-    """The same sentence, piece by piece, for a page that links and marks the names."""
+    """Return the sentence in parts, for a page that links and marks the names."""
     values = dict(_values(event))
     alternatives = SENTENCES.get(event.action) or RETIRED.get(event.action) or UNKNOWN
     found = next((words for words in alternatives if _fields(words) <= values.keys()), UNKNOWN[0])
@@ -408,7 +408,7 @@ def _fields(words: str) -> set[str]:
 
 
 def _values(event: Event) -> Iterator[tuple[str, Part]]:
-    """What sentences may name of this event; what it does not say is left out."""
+    """Yield the values that sentences may use; missing ones are left out."""
     target = Part(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
     yield "actor", Part("The system") if event.actor_email in ("", "system") else Part(event.actor_email, "actor")
@@ -420,7 +420,7 @@ def _values(event: Event) -> Iterator[tuple[str, Part]]:
 
 
 def _of_label(event: Event) -> Iterator[tuple[str, Part]]:
-    """The things that a label names; none where a name among them leaves it open where the next begins."""
+    """Yield the objects in a label; none if a name contains the separator."""
     if len(event.target_label) >= LONGEST_LABEL:
         return
     joint, kinds = JOINED.get(event.target_type, ("", ()))
@@ -435,11 +435,11 @@ def _of_changes(event: Event) -> Iterator[tuple[str, Part]]:
     changes = event.changes
     for name, of in STATED.items():
         value = _plain(_after(changes.get(name)))
-        # Whose it is goes without saying where it is one's own.
+        # The owner is left out if they are the actor.
         if value and not (name == "owner" and value == event.actor_email):
             yield name, Part(value, of)
     yield from ((name, Part("")) for name in FACTS if _after(changes.get(name)) is True)
-    asked = changes.get("capability")  # Of a request what was asked for, of one that was declined what it was.
+    asked = changes.get("capability")  # A request has the requested capability, a declined one the previous value.
     if slug := _plain(next(filter(None, asked), "") if isinstance(asked, list) else asked):
         yield "capability", Part(next((one.label for one in Capability if one.slug == slug), slug), "name")
     fields = [name for name in changes if name not in ASIDE]
@@ -474,7 +474,7 @@ def _plain(value: Any) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    """The first of them, as people list things."""
+    """List the first names, and how many more there are."""
     named, more = list(names[:MOST_NAMED]), len(names) - MOST_NAMED
     named += [f"{more} more"] if more > 0 else []
     return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))

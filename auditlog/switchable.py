@@ -1,4 +1,4 @@
-"""The base of models that can be disabled: the switch, its two verbs, and the event of each flip."""
+"""Base of models that can be disabled: the switch, its two verbs, and the event of each change."""
 
 from typing import Any, Self
 
@@ -17,14 +17,14 @@ class Switchable(models.Model):
         abstract = True
 
     def disable(self, *, by: Actor | None) -> bool:
-        """Disable; the next request that depends on this row is refused. It can be enabled again.
+        """Disable the row: the next request that depends on it is refused. It can be enabled again.
 
-        Whether that changed anything: it may have been off.
+        Returns False if it was disabled already.
         """
         return self._set_enabled(on=False, by=by)
 
     def enable(self, *, by: Actor | None) -> bool:
-        """Switch on again; everything works as before. Whether that changed anything: it may have been on."""
+        """Enable the row again. Returns False if it was enabled already."""
         return self._set_enabled(on=True, by=by)
 
     def _set_enabled(self, *, on: bool, by: Actor | None) -> bool:
@@ -39,9 +39,9 @@ class Switchable(models.Model):
         return changed
 
     def _further_columns(self, on: bool, by: Actor | None) -> dict[str, Any]:
-        """Further columns that a flip changes."""
+        """Return further columns to change with the switch."""
         return {}
 
     def lock(self) -> Self:
-        """This row as it is now, locked until the transaction ends."""
+        """Return the current row, locked until the transaction ends."""
         return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)

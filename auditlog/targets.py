@@ -1,4 +1,4 @@
-"""Where the things that admin events are about have their pages, for those to whom these are open."""
+"""Links to the pages of objects in admin events, for viewers who may open them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ KINDS = {
 
 
 class Kind(NamedTuple):
-    """One kind of thing: which have a page for a viewer, its name and its argument, and which capabilities open it.
+    """One kind of object: the rows with a page for a viewer, the page's name and argument, and its capabilities.
 
-    Anyone of the capabilities will do; none are needed where `rows` says what the viewer may see.
+    Any one of the capabilities suffices; none is needed if `rows` selects what the viewer may see.
     """
 
     rows: Callable[[User], QuerySet[Any]]
@@ -92,20 +92,20 @@ _PAGES = {
 
 
 class Places:
-    """The pages of some things, by kind and id."""
+    """The page URLs of some objects, by kind and id."""
 
     def __init__(self, urls: dict[tuple[str, str], str], viewer: User) -> None:
         self._urls, self._viewer = urls, viewer
 
     def of(self, kind: str, pk: str) -> str:
-        """The page of this thing; empty when it has none, is gone, or is not for the viewer."""
+        """Return the object's page; empty if it has none, is deleted, or is not visible to the viewer."""
         if kind == "workspacesettings":
             return reverse("accounts:workspace") if self._viewer.has_perm(Capability.WORKSPACE_MANAGE) else ""
         return self._urls.get((kind, pk), "")
 
 
 def places_of(events: Iterable[Event], viewer: User) -> Places:
-    """The pages of what these events are about and of who did it, found in one statement."""
+    """Return the pages of these events' targets and actors, found in one statement."""
     wanted: dict[str, set[UUID]] = defaultdict(set)
     for event in events:
         for kind, pk in ((event.target_type, uuid_of(event.target_id)), ("user", event.actor_id)):

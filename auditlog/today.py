@@ -1,4 +1,4 @@
-"""What the gateway would decide now: a host, a person, a gateway and a tool are asked about, and nothing is called."""
+"""The gateway's current decision for a host, person, gateway and tool, without calling anything."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
 from tokens.models import Token, TokenKind
 from ui.sealing import cipher
 
-MOST_TOKENS = 50  # Of one connection, the last used first.
+MOST_TOKENS = 50  # Per connection, last used first.
 MOST_NAMED = 3
-MOST_COMPARED = 2000  # Names of tools among which near ones are looked for.
-CUT_NAME = 300  # A name of this length may be the beginning of a longer one.
+MOST_COMPARED = 2000  # Tool names searched for similar ones.
+CUT_NAME = 300  # A name this long may be truncated.
 NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """What a request could come with: a token, of which the text is not needed, and as what the statement knows it."""
+    """A credential to test: the token (its secret is not needed), and its digests for the statement."""
 
     token: Token | None
     digests: TokenDigests
@@ -44,7 +44,7 @@ class Credential(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """Whether this person may do this with this host at this gateway; `token` is the one a call came with."""
+    """May this person do this with this host at this gateway? `token` is the one a call used."""
 
     host: Host
     user: User
@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What would be decided now, with the token that gets furthest; None when there is none to come with."""
+    """The current decision for the token that gets furthest; `token` is None if there is none."""
 
     question: Question
     verdict: Verdict
@@ -65,28 +65,28 @@ class Answer:
 
     @property
     def works(self) -> bool | None:
-        """Whether the call would go to its server; None when only the server knows whether there is such a tool."""
+        """Return whether the call would reach its server; None if only the server knows if the tool exists."""
         if self.verdict.obstacles:
             return False
         return None if self.verdict.unlisted else True
 
     @property
     def obstacles(self) -> list[tuple[Obstacle, Reason]]:
-        """Everything in the way, in the order of the checks, each with its words."""
+        """Return all obstacles in the order of the checks, with their texts."""
         return [(each, words_for(each.reason)) for each in self.verdict.obstacles]
 
     @property
     def is_unknown(self) -> bool:
-        """Whether no list of the gateway has had what was asked for."""
+        """True if the feature is in no list of the gateway."""
         return self.verdict.unlisted or any(each.reason == "unknown_tool" for each in self.verdict.obstacles)
 
     @property
     def stops_at(self) -> Step | None:
-        """The check that would stop it."""
+        """Return the check that would stop the call, or None."""
         return words_for(self.verdict.reason).step if self.verdict.obstacles else None
 
 
-# What stands in the way before there is a token to ask with.
+# Obstacles before there is a token to test.
 UNCONNECTED = {
     "not_connected": Reason(Step.TOKEN, "This person has not connected this app or agent to the gateway."),
     "no_token": Reason(Step.TOKEN, "The connection has no token that could be used."),
@@ -94,20 +94,20 @@ UNCONNECTED = {
 
 
 def words_for(reason: str) -> Reason:
-    """The check and the sentence of a reason."""
+    """Return the check and the sentence of a reason."""
     words = UNCONNECTED.get(reason) or reason_of("denied", reason)
-    assert words is not None  # Every reason of the proxy has its words.
+    assert words is not None  # Every reason of the proxy has a text.
     return words
 
 
 def ask(question: Question) -> Answer:
-    """What would be decided now, by the statement and the checks that decide requests."""
+    """Return the current decision, made by the same statement and checks as for requests."""
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:
-        return _without_token(question, live)  # Each run is lent one.
+        return _without_token(question, live)  # Each run gets a temporary token.
     answers = list(_with_tokens(question, live))
     if live is not None and _renews(live) and all(each.verdict.reason in ("expired", "") for each in answers):
-        # Its app fetches another access token by itself, before the next call.
+        # The app fetches a new access token by itself before the next call.
         answers = [each for each in answers if each.works] or [_without_token(question, live)]
     if not answers:
         missing = Obstacle("no_token" if live else "not_connected")
@@ -116,7 +116,7 @@ def ask(question: Question) -> Answer:
 
 
 def _reach(answer: Answer, preferred: Token | None) -> tuple[bool, int, bool]:
-    """How far a token gets; of those that get equally far, the one of the call counts."""
+    """Rank an answer by how far it gets; on a tie, the call's own token wins."""
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
 
@@ -129,7 +129,7 @@ def _with_tokens(question: Question, live: Connection | None) -> Iterator[Answer
 
 
 def verdicts(question: Question, tokens: Sequence[TokenDigests]) -> list[Verdict | None]:
-    """What each of these tokens would be told; None of one that the database does not know."""
+    """Return the verdict for each token; None for tokens unknown to the database."""
     if not tokens:
         return []
     wanted = wanted_for(question.feature)
@@ -158,19 +158,19 @@ def _credentials(question: Question, live: Connection | None) -> Iterator[Creden
 
 
 def digests_of(token: Token) -> TokenDigests:
-    """As what the statement knows an API access token."""
+    """Return the digests by which the statement finds an API access token."""
     return TokenDigests((bytes(token.digest or b""),), (None,))
 
 
 def _renews(live: Connection) -> bool:
-    """Whether the app of this connection holds what it gets another access token with."""
+    """True if the app of this connection has a valid refresh token."""
     idle = timedelta(days=WorkspaceSettings.load().oauth_refresh_idle_days)
     fresh = RefreshToken.objects.filter(revoked=None, created__gt=timezone.now() - idle)
     return bool(fresh.filter(binding__connection=live, binding__superseded_at=None).exists())
 
 
 def _without_token(question: Question, live: Connection | None, *missing: Obstacle) -> Answer:
-    """What a new token of theirs would be told."""
+    """Return the decision for a new token."""
     triple = [str(each.pk) for each in (question.host, question.gateway, question.user)]
     query = AccessQuery(NO_TOKEN, question.gateway.slug, wanted_for(question.feature))
     grant = _run(STATEMENT_OF_TRIPLE, parameters([query]), triple)[0]
@@ -183,7 +183,7 @@ def _judge(grant: Grant, question: Question) -> Verdict:
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
-    """The grants by the numbers of the queries, read over the connection of the page."""
+    """Return the grants by query number, read over the page's connection."""
     with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
         raw.execute(statement, [*(each.decode() for each in queried), *further])
         assert raw.pgresult is not None
@@ -191,7 +191,7 @@ def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> 
 
 
 def question_of(call: Call) -> Question | None:
-    """The same again: what this call asked for, from where, with its token. None where its host or person is gone."""
+    """Return the question of a logged call, with address and token; None if host, person or gateway is deleted."""
     if call.host_id is None or call.user_id is None or call.gateway_id is None:
         return None
     host = Host.objects.filter(pk=call.host_id).first()
@@ -204,14 +204,14 @@ def question_of(call: Call) -> Question | None:
 
 
 def feature_of(call: Call) -> Named | None:
-    """What a call was for; None when that is not known whole."""
+    """Return the feature of a call, or None if its name may be truncated."""
     if call.feature_type not in (TOOL, PROMPT, RESOURCE) or not 0 < len(call.feature_name) < CUT_NAME:
         return None
     return Named(call.feature_type, call.feature_name)
 
 
 def near_tools(reader: User, gateway: Gateway, name: str) -> list[str]:
-    """Tools of the gateway with nearly this name; none where `reader` may not see its tools."""
+    """Return tools of the gateway with a similar name; none if `reader` may not see its tools."""
     shown = Feature.objects.tools_seen_by(reader).filter(assignment__gateway=gateway)
     names = shown.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_COMPARED]
     known = {each.lower(): each for each in names}

@@ -1,4 +1,4 @@
-"""The trail of what would be decided now, in words for one reader: for pages and the API alike."""
+"""The trail of the current decision, worded for one reader; for pages and the API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokens.visibility import SEES as SEES_TOKENS
 
 
 class Line(NamedTuple):
-    """One check: `result` is pass, stop or open; what stops has its reason, and what is known of that."""
+    """One check: `result` is pass, stop or open; a stop has its cause."""
 
     name: str
     result: str
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Trail:
-    """An answer for `reader`."""
+    """An answer as shown to `reader`."""
 
     answer: Answer
     reader: User
@@ -40,12 +40,12 @@ class Trail:
 
     @property
     def stops(self) -> list[Line]:
-        """Everything in the way, in the order of the checks."""
+        """Return all obstacles in the order of the checks."""
         return [line for line in (*self.lines, *self.further) if line.cause is not None]
 
     @property
     def headline(self) -> str:
-        """The answer in a sentence."""
+        """Return the answer in a sentence."""
         question = self.answer.question
         match self.works:
             case True if question.feature is None:
@@ -58,7 +58,7 @@ class Trail:
 
     @property
     def not_reached(self) -> list[str]:
-        """The names of the checks behind the one that stops."""
+        """Return the names of the checks after the one that stops."""
         stop = self.answer.stops_at
         if stop is None:
             return []
@@ -66,12 +66,12 @@ class Trail:
 
     @property
     def notes(self) -> list[str]:
-        """What the answer depends on."""
+        """Return the conditions of the answer."""
         return list(_notes(self.answer))
 
 
 def trail_of(answer: Answer, reader: User) -> Trail:
-    """What `reader` is told of an answer."""
+    """Return the answer as shown to `reader`."""
     stopped = [
         Line(NAMES[words.step], "stop", words.sentence, cause(obstacle.reason, of_answer(answer, obstacle), reader))
         for obstacle, words in answer.obstacles
@@ -82,7 +82,7 @@ def trail_of(answer: Answer, reader: User) -> Trail:
 
 
 def _near(answer: Answer, reader: User) -> list[str]:
-    """Tools that may have been meant, where the gateway knows none of this name."""
+    """Return similar tool names if the gateway does not know the tool."""
     feature = answer.question.feature
     if feature is None or feature.kind != "tool" or not answer.is_unknown:
         return []
@@ -90,7 +90,7 @@ def _near(answer: Answer, reader: User) -> list[str]:
 
 
 def _texts(answer: Answer, reader: User) -> Iterator[tuple[Step, str]]:
-    """What each check finds that does not stop it."""
+    """Yield the text of each check when passed."""
     question, server = answer.question, answer.verdict.assigned
     person, gateway = question.user.email, question.gateway.name
     yield Step.TOKEN, _token_text(answer, reader)

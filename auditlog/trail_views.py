@@ -1,4 +1,4 @@
-"""What if: the trail of an app or agent, a person, a gateway and a tool now; and the act that ends an obstacle."""
+"""The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ui.operations import Query
 from ui.pages import AppRequest, leave, own_path, show
 from ui.subjects import Subject
 
-MOST_OFFERED = 100  # Names a picker suggests; any other can be typed.
+MOST_OFFERED = 100  # Names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
 THINGS = ("host", "user", "gateway")
 
@@ -56,7 +56,7 @@ def _several(pks: list[Any]) -> str:
 
 
 def asked(data: dict[str, Any]) -> Question:
-    """The question that a query is, with what it names."""
+    """Return the question of a query, with its objects."""
     host, user, gateway = (data[name][0] for name in THINGS)
     feature = Named(TOOL, data["tool"]) if data.get("tool") else None
     return Question(
@@ -69,7 +69,7 @@ def asked(data: dict[str, Any]) -> Question:
 
 
 class Picker(NamedTuple):
-    """One field of the question."""
+    """One field of the form."""
 
     name: str
     label: str
@@ -92,7 +92,7 @@ PICKERS = (
 @require_GET
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """The trail as it would be now; the question is in the address of the page."""
+    """Show the current trail; the question is in the page's URL."""
     values = {picker.name: text for picker in PICKERS if (text := request.GET.get(picker.name, "").strip())}
     query = WhatIfQuery(data=values, context={"view": Reader(request.user)})
     trail, errors = None, {}
@@ -117,7 +117,7 @@ def what_if(request: AppRequest) -> HttpResponse:
 
 
 def what_if_url(question: Question) -> str:
-    """The page with this question."""
+    """Return the URL of the page for this question."""
     values = {"host": question.host.pk, "user": question.user.pk, "gateway": question.gateway.pk}
     tool = {"tool": question.feature.name} if question.feature and question.feature.kind == TOOL else {}
     address = {"address": question.address} if question.address else {}
@@ -125,7 +125,7 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """The names of what was given by id, where a name alone says which it is."""
+    """Return names for objects given by id, where a name is unique."""
     if trail is None:
         return {}
     question = trail.answer.question
@@ -135,7 +135,7 @@ def _named(trail: Trail | None) -> dict[str, str]:
 
 
 def _offers(reader: Reader, trail: Trail | None) -> dict[str, list[str]]:
-    """What the pickers suggest: the first of what this reader sees in lists."""
+    """Return the pickers' suggestions: the first rows this reader sees in lists."""
     offers = {name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, Subject)}
     if trail is not None:
         tools = Feature.objects.tools_seen_by(reader.me).filter(assignment__gateway=trail.answer.question.gateway)
@@ -145,14 +145,14 @@ def _offers(reader: Reader, trail: Trail | None) -> dict[str, list[str]]:
 
 def _first(field: Subject, reader: Reader) -> list[str]:
     name = field.names[0]
-    rows = field.listed(reader)  # type: ignore[arg-type]  # It asks for no more than who reads.
+    rows = field.listed(reader)  # type: ignore[arg-type]  # It only uses the reader.
     return list(rows.order_by(name).values_list(name, flat=True).distinct()[:MOST_OFFERED])
 
 
 @require_POST
 @requires(Capability.LOGS_READ)
 def remedy(request: AppRequest) -> HttpResponse:
-    """End one obstacle by the verb of the thing it is about, and go back to the trail."""
+    """Resolve one obstacle with its object's verb, and return to the trail."""
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
     try:
         row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)

@@ -1,7 +1,7 @@
 """Optimistic locking of editable rows: a save based on an outdated version is refused, with the changes since then.
 
 A version is a digest of each editable value, in the order of `editable()`. Forms submit the version they were opened
-with, and the API returns it as the ETag of a resource (RFC 9110 section 8.8.3). The verb that writes compares it under
+with, and the API returns it as the ETag of a resource (RFC 9110, section 8.8.3). The verb that writes compares it under
 the lock of the row.
 """
 
@@ -22,14 +22,14 @@ class Versioned(HasVersion):
     """Base of editable models, whose verbs refuse a save based on an outdated version."""
 
     def lock(self) -> Any:
-        """This row as it is now, locked until the transaction ends."""
+        """Return the current row, locked until the transaction ends."""
         row: Any = self
         return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
 
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
-        """Raise ChangedMeanwhile if this row, read under its lock, is no longer what the writer has `seen`.
+        """Raise ChangedMeanwhile if this row, read under its lock, differs from the version the writer has `seen`.
 
-        `changed` are the fields that would be written with another value; a form minds no others.
+        `changed` are the fields that would be written with another value; a form ignores changes of others.
         """
         if seen is None:
             return

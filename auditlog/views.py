@@ -37,10 +37,10 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
 
-ROWS_BESIDE = 25  # Rows beside an open call: enough to see what came before.
-MOST_VIEWS = 50  # Saved views that stand above the list.
+ROWS_BESIDE = 25  # Rows beside an open call: enough for its context.
+MOST_VIEWS = 50  # Saved views shown above the list.
 NO_PAGE = SearchPage(Page([], None, None))
-MOST_NEW = 99  # New calls that are counted; then the list has to be loaded.
+MOST_NEW = 99  # New calls counted at most; then the list must be reloaded.
 RENEWED = 60  # Seconds after which a snapshot without new calls is renewed.
 
 
@@ -57,24 +57,24 @@ def calls(request: AppRequest) -> HttpResponse:
 
 
 def _filter(request: AppRequest, scope: dict[str, str] | None = None) -> CallFilter:
-    """What a request narrows the log by, on the page of a part of it within its `scope`."""
+    """Return the request's filters, within the `scope` of a tab."""
     return CallFilter(request.GET, scope, _usual(request))
 
 
 def _address(request: AppRequest, call_filter: CallFilter) -> str:
-    """The same page, at the address that says all the filters."""
+    """Return the current page's URL with all filters."""
     return with_query(request.path, call_filter.query)
 
 
 def _usual(request: AppRequest) -> Look:
-    """How the list looks for this person unless the address says something else."""
+    """Return the person's saved display options."""
     return Look.of(request.user.log_look)
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
-    """The call that a pasted id leads to; None when there are several, or none."""
+    """Return the only call a pasted id leads to, or None if there are several or none."""
     search = call_filter.search()
-    # Mostly it is that of a call, whose time says where to look; else it is counted, as its list does.
+    # Usually it is a call's id, whose time selects the partition; otherwise the matches are counted, as in the list.
     if not Call.objects.filter(uid=uid, created_at__range=span_of_uid(uid)).exists() and search.count().number != 1:
         return None
     rows = search.page(None, 2).page.rows
@@ -82,10 +82,10 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """The log on a page that includes auditlog/log.html; for htmx only its rows. `call_filter` may have a scope."""
-    context |= {"views": _views(request, call_filter)}  # Whom one is open to, no replica is asked.
+    """Render the log on a page that includes auditlog/log.html; for htmx, only its rows."""
+    context |= {"views": _views(request, call_filter)}  # Not from the replica: access must be current.
     if call_filter.is_live and not request.GET.get("cursor"):
-        return _listing(request, template, context, call_filter)  # What comes next is told apart by transactions.
+        return _listing(request, template, context, call_filter)  # Snapshots of the live log are of the primary.
     return replica.read(request, lambda: _listing(request, template, context, call_filter))
 
 
@@ -94,33 +94,33 @@ def _listing(request: AppRequest, template: str, context: dict[str, Any], call_f
     if not wants_fragment(request):
         return show(request, template, context)
     response = show(request, "auditlog/log.html#entries", context)
-    # What htmx would push names every empty field of the form.
+    # htmx would push every empty field of the form.
     response["HX-Push-Url"] = _address(request, call_filter)
     return response
 
 
 def log_tab(request: AppRequest, kind: str, target: Any) -> HttpResponse:
-    """The calls of one host, gateway or server (`kind`), as a tab of its page."""
+    """Render the calls of one host, gateway or server (`kind`) as a tab of its page."""
     call_filter = _filter(request, {kind: str(target.pk)})
     return listing(request, f"auditlog/of_{kind}.html", {kind: target, "tab": "logs"}, call_filter)
 
 
 def log_alone(kind: str, pk: UUID) -> HttpResponse:
-    """The Logs page filtered to one row, for users who may not open the page with the tab."""
+    """Redirect to the Logs page filtered to one row, for users who may not open the page with the tab."""
     return redirect(f"{reverse('auditlog:calls')}?{urlencode({kind: pk})}")
 
 
 @require_GET
 @requires(Capability.LOGS_READ)
 def call(request: AppRequest, uid: UUID) -> HttpResponse:
-    """One call, as a drawer beside the list it was opened from."""
+    """Show one call in a drawer beside the list it was opened from."""
     return _call(request, uid, asks=False)
 
 
 @require_GET
 @requires(Capability.LOGS_READ)
 def now(request: AppRequest, uid: UUID) -> HttpResponse:
-    """The same call, and what would become of it now."""
+    """Show a call, and the current decision for it."""
     return _call(request, uid, asks=True)
 
 
@@ -158,7 +158,7 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 @replica.from_replica
 def facet(request: AppRequest, name: str) -> HttpResponse:
-    """The values of one filter under all others, with their counts."""
+    """Render the values of one filter, counted under all other filters."""
     tab = request.GET.get("tab", "")
     scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
     call_filter = CallFilter(request.GET, scope, _usual(request))
@@ -176,7 +176,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
-    """The calls since the snapshot of the last request; nothing when there are none."""
+    """Render the number of calls since the last request's snapshot; 204 if there are none."""
     previous, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
     call_filter = CallFilter(request.GET, look=_usual(request))
     if previous is None or call_filter.error:
@@ -200,7 +200,7 @@ def live(request: AppRequest) -> HttpResponse:
 @require_POST
 @requires(Capability.LOGS_READ)
 def keep_look(request: AppRequest) -> HttpResponse:
-    """Keep how the list looks now as the usual for this person."""
+    """Save the list's current display options for this person."""
     call_filter = CallFilter(QueryDict(request.POST.get("query", "")), look=_usual(request))
     request.user.keep_log_look(call_filter.look.as_query())
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
@@ -211,7 +211,7 @@ def keep_look(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.LOGS_READ)
 def export_calls(request: AppRequest) -> HttpResponse:
-    """The calls as the page narrows them, as a file without payloads; that they were taken away is recorded."""
+    """Export the filtered calls as a file without payloads, and record the export."""
     kind = request.GET.get("format", "")
     call_filter = CallFilter(request.GET)
     if kind not in TYPES or call_filter.error:
@@ -237,7 +237,7 @@ def _listed(
     now = snapshot.current() if is_live else None
     count = None if call_filter.error else search.count()
     shown_in = search if now is None else snapshot.search_in(search, now)
-    # To find the first of what is nowhere, PostgreSQL would read the log from its end.
+    # Without a match, PostgreSQL would scan the log from its end.
     result = _page(call_filter, shown_in, cursor, size) if count and not count.is_none else NO_PAGE
     shown = call_filter.look
     sampled = count is not None and count.is_large
@@ -289,7 +289,7 @@ def _listed(
 
 
 class ListedView(NamedTuple):
-    """A saved view above the list: whether it is one's own, and whether one may remove it."""
+    """A saved view above the list, and whether the person owns it and may remove it."""
 
     view: SavedView
     link: str
@@ -298,7 +298,7 @@ class ListedView(NamedTuple):
 
 
 def _views(request: AppRequest, call_filter: CallFilter) -> list[ListedView]:
-    """The saved views this person may open. None of a part of the log."""
+    """Return the saved views this person may open; none on a tab."""
     if call_filter.scope:
         return []
     found = SavedView.objects.seen_by(request.user).select_related("owner")
@@ -318,7 +318,7 @@ def _page(call_filter: CallFilter, search: Search, cursor: Cursor | None, size: 
 
 
 def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
-    """What is known of the check that stopped a call, and what would be decided now: told only when it was asked."""
+    """Return the cause of a denied call, and if `asks` the current decision."""
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
     answer = ask(question) if question and (asks or is_judged) else None
@@ -341,7 +341,7 @@ def _is_recording() -> bool:
 
 
 def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
-    """The next call on one side, of those the list beside it holds."""
+    """Return the next call on one side in the list."""
     if call_filter.error:
         return None
     rows = call_filter.search().page(Cursor(way, row.created_at, row.pk), 1).page.rows
@@ -349,6 +349,6 @@ def _neighbour(row: Call, call_filter: CallFilter, way: str) -> Call | None:
 
 
 def _same_request(row: Call) -> int:
-    """How many calls carry the same correlation id; all of one request lie close together."""
+    """Count the calls with the same correlation id; all of one request are within a day."""
     time_range = (row.created_at - timedelta(days=1), row.created_at + timedelta(days=1))
     return Call.objects.filter(correlation_id=row.correlation_id, created_at__range=time_range).count()

@@ -1,4 +1,4 @@
-"""How many calls the things of a list had in the last seven days."""
+"""The number of calls of a list's objects in the last seven days."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS
 
 WEEK = timedelta(days=7)
-MOST = 1_000  # Of one thing, where the roll-ups do not tell it apart: so many rows of the log are read, and no more.
+MOST = 1_000  # Rows read per object if the roll-ups lack the column.
 
 OF_LOG = """
 SELECT k.id, (SELECT count(*) FROM (
@@ -25,7 +25,7 @@ SELECT k.id, (SELECT count(*) FROM (
 
 
 class Week(NamedTuple):
-    """A number of calls, at least; exact unless there are `more`."""
+    """A number of calls; a lower bound if `more`."""
 
     calls: int
     more: bool = False
@@ -35,9 +35,9 @@ class Week(NamedTuple):
 
 
 def weeks(column: str, keys: Sequence[UUID]) -> dict[Any, Week]:
-    """The calls of the last seven days by the values of a column of the log, for those who may read all of it.
+    """Return the calls of the last seven days by value of a column, for people who may read the whole log.
 
-    From the roll-ups where these know the column; else from the log, MOST of each.
+    From the roll-ups if they have the column, otherwise from the log, at most MOST per value.
     """
     now = timezone.now()
     since = range_start(now, WEEK)

@@ -1,4 +1,4 @@
-"""API keys of people for the REST API. The key texts are generated and parsed in tokens.api_keys, a layer above."""
+"""API keys of people for the REST API. Key texts are generated and parsed in tokens.api_keys, a layer above."""
 
 from typing import Any
 from uuid import uuid4
@@ -32,7 +32,7 @@ class AlreadyRevoked(Exception):
 
 
 def _with_status() -> dict[str, Q]:
-    """Which API keys have each status at this moment."""
+    """Return the condition for each status at this moment."""
     now = timezone.now()
     return {
         "active": Q(revoked_at=None, expires_at__gt=now),
@@ -43,34 +43,34 @@ def _with_status() -> dict[str, Q]:
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     def live(self) -> "ApiKeyQuerySet":
-        """Keys that have not been revoked; they may have expired."""
+        """Return keys that are not revoked; they may have expired."""
         return self.filter(revoked_at=None)
 
     def active(self) -> "ApiKeyQuerySet":
-        """Keys that are neither revoked nor expired."""
+        """Return keys that are neither revoked nor expired."""
         return self.of_status("active")
 
     def of_status(self, status: str) -> "ApiKeyQuerySet":
-        """Keys that are `active`, `expired` or `revoked` at this moment; any other word means all."""
+        """Return keys that are `active`, `expired` or `revoked` now; for any other word, all keys."""
         return self.filter(_with_status().get(status, Q()))
 
     def numbers(self) -> dict[str, int]:
-        """How many of these have each status, and of how many active ones the owner is deactivated."""
+        """Return the number of keys by status, and of active ones whose owner is deactivated (`blocked`)."""
         means = _with_status()
         means["blocked"] = means["active"] & Q(user__is_active=False)
         return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in means.items()})
 
     def matching(self, words: str, *, of_many: bool = False) -> "ApiKeyQuerySet":
-        """Keys with `words` in their name or as prefix; `of_many` people: in an owner's e-mail too.
+        """Return keys with `words` in their name or prefix, with `of_many` also in the owner's e-mail.
 
-        All of them without words.
+        Without words, all keys.
         """
         matches = Q(name__icontains=words) | Q(prefix__startswith=words)
         matches |= Q(user__email__icontains=words) if of_many else Q()
         return self.filter(matches) if words else self
 
     def within_reach(self, viewer: User, *, of_all: bool) -> "ApiKeyQuerySet":
-        """The viewer's own keys, or with `of_all` everybody's. Raises CapabilityRequired."""
+        """Return the viewer's own keys, or everyone's if `of_all`. Raises CapabilityRequired."""
         if not of_all:
             return self.filter(user=viewer)
         if not viewer.has_perm(Capability.PEOPLE_MANAGE):
@@ -78,7 +78,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self
 
     def revoke_all(self, *, by: Actor | None, reason: str = KeyEnd.MANUAL) -> int:
-        """End every live key of these, in one transaction; how many that were."""
+        """Revoke all these live keys in one transaction, and return how many there were."""
         with transaction.atomic():
             ending = list(self.live().select_for_update(of=("self",)).order_by("pk"))
             for key in ending:
@@ -87,9 +87,9 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(HoldsSecret, Versioned, models.Model):
-    """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, never used at /mcp.
+    """A person's key for the REST API (`gwp_`): a subset of its owner's capabilities, not valid at /mcp.
 
-    Only its prefix and its digest (HMAC-SHA-256) are kept.
+    Only the prefix and the digest (HMAC-SHA-256) are stored.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -130,42 +130,42 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def status(self) -> str:
-        """`revoked`, `expired` or `active`."""
+        """Return `revoked`, `expired` or `active`."""
         if self.revoked_at:
             return "revoked"
         return "expired" if self.expires_at <= timezone.now() else "active"
 
     @property
     def blocked_reason(self) -> str:
-        """What stops a key that is active itself, in the word of the log: its owner may not sign in either."""
+        """Return the log's reason why an active key is refused: its owner is deactivated. Otherwise empty."""
         return "user_inactive" if self.status == "active" and not self.user.is_active else ""
 
     @property
     def blocked_by(self) -> str:
-        """The layer that stops it: `user` or nothing."""
+        """Return the layer that blocks the key: `user` or an empty string."""
         return LAYERS.get(self.blocked_reason, "")
 
     @property
     def blocked(self) -> str:
-        """The same in words, for its row."""
+        """Return `blocked_reason` in words, for the key's row."""
         return in_short(self.blocked_reason)
 
     @property
     def granted_capabilities(self) -> list[Capability]:
-        """The capabilities it was made with; a name that no capability has any more opens nothing."""
+        """Return the capabilities the key was created with; unknown names are ignored."""
         return [capability for capability in Capability if capability.slug in self.capabilities]
 
     @property
     def acting(self) -> User:
-        """Its owner with no more rights than this key has: what it was made with, as far as they hold it now."""
+        """Return the owner with only those of the key's capabilities that they still have."""
         owner = self.user
         owner.narrowed_to = frozenset(self.granted_capabilities)
         return owner
 
     def revoke(self, *, by: Grantor | None) -> None:
-        """End this key for good; its next request is refused.
+        """Revoke this key; its next request is refused.
 
-        Raises AlreadyRevoked, or Outranked unless `by` holds at least what the key opens.
+        Raises AlreadyRevoked, or Outranked unless `by` has at least the capabilities of the key.
         """
         with transaction.atomic():
             must_match(by, self.user.granted.intersection(self.granted_capabilities))

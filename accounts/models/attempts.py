@@ -6,14 +6,14 @@ from django.db import connection, models
 from django.utils import timezone
 
 MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)  # The longest window there is: rows older than that count for nothing.
+HOUR = timedelta(hours=1)  # The longest window: older rows no longer count.
 
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
     def note(self, key: str, *, window: timedelta = MINUTE) -> int:
-        """Count one more attempt of `key`; how many that makes in this window, which begins by the clock.
+        """Count one more attempt of `key`, and return the number in this window (aligned to the clock).
 
-        One statement and no lock held beyond it: what counts strangers must not make them wait for each other.
+        A single statement that holds no lock beyond it: clients that are counted must not wait for each other.
         """
         statement = """
             INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)
@@ -27,18 +27,18 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             return int(cursor.fetchone()[0])
 
     def take_back(self, key: str) -> None:
-        """Do not count the last attempt of `key`: it was right."""
+        """Uncount the last attempt of `key`, because it succeeded."""
         self.filter(key=key, count__gt=0).update(count=models.F("count") - 1)
 
 
 def begin_of(window: timedelta) -> datetime:
-    """When the window of this length that we are in began."""
+    """Return the start of the current window of this length."""
     seconds = int(window.total_seconds())
     return datetime.fromtimestamp(timezone.now().timestamp() // seconds * seconds, UTC)
 
 
 def seconds_left(window: timedelta) -> int:
-    """How many seconds there are until the next window begins, one at least."""
+    """Return the seconds until the next window, at least 1."""
     return max(1, round((begin_of(window) + window - timezone.now()).total_seconds()))
 
 
@@ -52,7 +52,7 @@ class Attempt(models.Model):
     objects = AttemptQuerySet.as_manager()
 
     class Meta:
-        db_table = "oauth_attempt"  # OAuth clients were counted first.
+        db_table = "oauth_attempt"  # Named after its first use, for OAuth clients.
 
     def __str__(self) -> str:
         return f"{self.count} since {self.since}"

@@ -28,7 +28,7 @@ from capabilities.catalogue import BUILT_IN, SUPER_ADMIN
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
-    """The permission rows behind `capabilities`."""
+    """Return the permission rows of `capabilities`."""
     query = Q(pk=None)
     for capability in capabilities:
         app_label, codename = capability.split(".")
@@ -38,18 +38,18 @@ def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permis
 
 class RoleManager(models.Manager["Role"]):
     def make_built_in(self) -> None:
-        """Make the built-in roles that are missing, and give the locked one all capabilities again."""
+        """Create missing built-in roles, and reset the locked one to all capabilities."""
         for built_in in BUILT_IN:
             role, created = self.get_or_create(name=built_in.name, defaults={"locked": built_in.locked})
             if created or built_in.locked:
                 role.permissions.set(permissions_of(built_in.capabilities))
 
     def with_capabilities(self) -> models.QuerySet["Role"]:
-        """Roles whose `capabilities` are fetched with them."""
+        """Return roles with their `capabilities` prefetched."""
         return self.prefetch_related(models.Prefetch("permissions", Permission.objects.select_related("content_type")))
 
     def add(self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None) -> "Role":
-        """Make a role. Raises NameTaken, or BeyondYours for capabilities `by` lacks."""
+        """Create a role. Raises NameTaken, or BeyondYours for capabilities that `by` lacks."""
         capabilities = frozenset(capabilities)
         must_hold(by, capabilities)
         try:
@@ -65,7 +65,7 @@ class RoleManager(models.Manager["Role"]):
 
 
 class Role(Versioned, models.Model):
-    """A named bundle of capabilities; each user holds one."""
+    """A named bundle of capabilities; each user has one role."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
@@ -83,23 +83,23 @@ class Role(Versioned, models.Model):
 
     @property
     def is_owners(self) -> bool:
-        """Whether this is the built-in role whose active holders own the workspace."""
+        """True for the built-in role whose active members own the workspace."""
         return self.locked and self.name == SUPER_ADMIN.name
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """The capabilities this role bundles."""
+        """Return the capabilities of this role."""
         permissions = self._held()
         return frozenset(capability for capability in Capability if capability in permissions)
 
     def _held(self) -> frozenset[str]:
-        """The permissions as `app.codename`; of a role `with_capabilities`, without asking the database again."""
+        """Return the permissions as `app.codename`; no query after `with_capabilities`."""
         fetched = "permissions" in getattr(self, "_prefetched_objects_cache", {})
         rows = self.permissions.all() if fetched else self.permissions.select_related("content_type")
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """This row as it is now, locked until the transaction ends, and before it the changes to people."""
+        """Return the current row, locked until the transaction ends. Takes the lock on changes to people first."""
         one_at_a_time()
         return Role.objects.select_for_update().get(pk=self.pk)
 
@@ -109,10 +109,10 @@ class Role(Versioned, models.Model):
     def edit(
         self, *, name: str, capabilities: Iterable[Capability], by: Grantor | None, seen: Seen | None = None
     ) -> None:
-        """Rename the role and bundle other capabilities; acts on its people's next request.
+        """Rename the role and set its capabilities; takes effect on its people's next request.
 
-        Raises RoleLocked, NameTaken, BeyondYours for what is added, Outranked for a role that holds more than `by`
-        does, LastManager, or ChangedMeanwhile.
+        Raises RoleLocked, NameTaken, BeyondYours for added capabilities, Outranked for a role with more capabilities
+        than `by`, LastManager, or ChangedMeanwhile.
         """
         requested = frozenset(capabilities)
         try:
@@ -140,8 +140,8 @@ class Role(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
-        Raises RoleLocked, RoleInUse while people hold it or sign-in by the organisation gives it, or Outranked for a
-        role that holds more than `by` does.
+        Raises RoleLocked, RoleInUse while people have it or sign-in by the organisation assigns it, or Outranked for a
+        role with more capabilities than `by`.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -164,7 +164,7 @@ class Role(Versioned, models.Model):
 
 
 def _capability_changes(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
-    """The change of a bundle as an event tells it, in slugs; empty when nothing changed."""
+    """Return the change of capabilities for an event, as slugs; empty if nothing changed."""
     if before == after:
         return {}
     return {"capabilities": [sorted(c.slug for c in before), sorted(c.slug for c in after)]}

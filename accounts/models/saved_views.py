@@ -1,4 +1,4 @@
-"""Saved views of the log: a question to it, under a name, of one person's own or shared with all who read the log."""
+"""Saved views of the log: named queries, private or shared with everyone who may read the log."""
 
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -14,19 +14,19 @@ from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 
-MOST_VIEWS = 50  # Of one person.
+MOST_VIEWS = 50  # Per person.
 
 
 class SavedViewQuerySet(models.QuerySet["SavedView"]):
     def seen_by(self, viewer: User) -> "SavedViewQuerySet":
-        """The views that are there for this person: their own, and the shared ones for who may read the log."""
+        """Return this person's own views, and the shared ones if they may read the log."""
         shared = Q(is_shared=True) if viewer.has_perm(Capability.LOGS_READ) else Q(pk=None)
         return self.filter(Q(owner=viewer.pk) | shared)
 
 
 class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQuerySet)):  # type: ignore[misc]
     def add(self, *, name: str, query: str, is_shared: bool = False, by: User) -> "SavedView":
-        """Save a view of `by`. Raises NameTaken, TooManyViews."""
+        """Save a view of `by`. Raises NameTaken or TooManyViews."""
         try:
             with transaction.atomic():
                 if self.filter(owner=by).count() >= MOST_VIEWS:
@@ -40,10 +40,10 @@ class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQueryS
 
 
 class SavedView(Versioned, models.Model):
-    """The query string of the Logs page under a name.
+    """A named query string of the Logs page.
 
-    It holds a question and no answer: whoever opens it sees what they may see anyway. All who read the log may share
-    theirs; a shared view can be taken away by its owner, and by those who manage the workspace.
+    It stores a query, not results: readers see only what they may see anyway. Everyone who may read the log may share
+    their views; a shared view can be removed by its owner and by people who manage the workspace.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -66,11 +66,11 @@ class SavedView(Versioned, models.Model):
         return {"name": self.name, "query": self.query, "is_shared": self.is_shared}
 
     def may_remove(self, person: User) -> bool:
-        """Whether this person may take it away."""
+        """True if this person may remove the view."""
         return self.owner_id == person.pk or (self.is_shared and person.has_perm(Capability.WORKSPACE_MANAGE))
 
     def edit(self, *, name: str, query: str, is_shared: bool, by: User, seen: Seen | None = None) -> None:
-        """Rename it, ask something else, share it or no longer. Raises NotYours, NameTaken, ChangedMeanwhile."""
+        """Rename the view, change its query, share or unshare it. Raises NotYours, NameTaken or ChangedMeanwhile."""
         if self.owner_id != by.pk:
             raise NotYours(NotYours.__doc__)
         after: dict[str, Any] = {"name": name.strip(), "query": query, "is_shared": is_shared}
@@ -87,7 +87,7 @@ class SavedView(Versioned, models.Model):
         self.name, self.query, self.is_shared = after["name"], query, is_shared
 
     def remove(self, *, by: User) -> None:
-        """Delete it. Raises NotYours for somebody else's, unless it is shared and `by` manages the workspace."""
+        """Delete the view. Raises NotYours for another person's, unless it is shared and `by` manages the workspace."""
         with transaction.atomic():
             if not self.lock().may_remove(by):
                 raise NotYours(NotYours.__doc__)

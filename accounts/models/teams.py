@@ -13,12 +13,12 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 
-MOST_TOLD = 100  # The members of a larger team are not all told by an event that changes some.
+MOST_TOLD = 100  # For larger teams, events list only the members who changed.
 
 
 class TeamManager(models.Manager["Team"]):
     def add(self, *, name: str, users: Iterable[User], by: Grantor | None) -> "Team":
-        """Make a team of these people. Raises NameTaken, or Outranked for people who hold more than `by` does."""
+        """Create a team. Raises NameTaken, or Outranked for people with more capabilities than `by`."""
         users = list(users)
         try:
             with transaction.atomic():
@@ -52,19 +52,19 @@ class Team(Versioned, models.Model):
         return {"name": self.name, "users": self.emails()}
 
     def emails(self) -> list[str]:
-        """The members' e-mail addresses, as events record them."""
+        """Return the members' e-mail addresses, as recorded in events."""
         return list(self.users.order_by("email").values_list("email", flat=True))
 
     def edit(self, *, name: str, users: Iterable[User], by: Grantor | None, seen: Seen | None = None) -> bool:
-        """Rename the team and set its members, from their next request on; whether that changed anything.
+        """Rename the team and set its members from their next request; return whether anything changed.
 
-        Raises NameTaken, ChangedMeanwhile, or Outranked: a person gains or loses gateways with the team, so that who
-        adds or removes them holds at least what they do. Members who stay do not matter.
+        Raises NameTaken, ChangedMeanwhile, or Outranked: members gain or lose gateways, so `by` must have at least the
+        capabilities of everyone added or removed. Members who stay do not matter.
         """
         try:
             with transaction.atomic():
                 row = self.lock()
-                one_at_a_time()  # Whom somebody else takes out meanwhile is not put back as one who stays.
+                one_at_a_time()  # So that a member removed concurrently is not added back.
                 before, users = row.editable(), list(users)
                 _must_match_all(by, {*row.users.values_list("pk", flat=True)} ^ {person.pk for person in users})
                 new_values = {"name": name.strip(), "users": sorted(person.email for person in users)}
@@ -83,9 +83,9 @@ class Team(Versioned, models.Model):
         return bool(changes)
 
     def remove(self, *, by: Grantor | None) -> None:
-        """Delete the team; gateways open to it alone are out of its people's reach.
+        """Delete the team; its members lose gateways that are open to it only.
 
-        Raises Outranked when any of them holds more than `by` does.
+        Raises Outranked if any member has more capabilities than `by`.
         """
         with transaction.atomic():
             row = self.lock()
@@ -95,14 +95,14 @@ class Team(Versioned, models.Model):
 
 
 def _differences(before: list[str], after: list[str]) -> list[list[str]]:
-    """Who left and who joined: all of a large team, each time somebody does, would fill the log."""
+    """Return who left and who joined; complete lists of a large team would fill the log."""
     return [sorted({*before} - {*after}), sorted({*after} - {*before})]
 
 
 def _must_match_all(by: Grantor | None, pks: Collection[UUID]) -> None:
-    """Raise Outranked unless `by` holds at least what these people do, whose roles stay until the transaction ends.
+    """Raise Outranked unless `by` has at least these people's capabilities; their roles are locked in this transaction.
 
-    Everybody locks in this order: the row of a team, then the changes to people.
+    Lock order everywhere: first the team's row, then changes to people.
     """
     if not pks:
         return

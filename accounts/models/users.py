@@ -51,10 +51,10 @@ from sso.browser_sessions import end_where_enforced
 if TYPE_CHECKING:
     from accounts.models.teams import Team
 
-GRANTS = Capability.PEOPLE_MANAGE  # Who holds it gives roles, and is asked for capabilities.
+GRANTS = Capability.PEOPLE_MANAGE  # Grants people roles, and is asked for capabilities.
 MOST_ASKED = 20
-MOST_REQUESTS = 5  # For capabilities, of one person in a day.
-INVITATION = timedelta(hours=72)  # For so long the link of an invitation works.
+MOST_REQUESTS = 5  # Capabilities one person may request per day.
+INVITATION = timedelta(hours=72)  # How long the link of an invitation works.
 
 
 class UserManager(BaseUserManager["User"]):
@@ -67,10 +67,10 @@ class UserManager(BaseUserManager["User"]):
     def invite(
         self, *, email: str, role: Role, by: Grantor | None, display_name: str = "", teams: Iterable["Team"] = ()
     ) -> "User":
-        """Create a person without a password, in these teams; the link of the invitation lets them choose one.
+        """Create a person without a password, in these teams; the invitation link lets them set one.
 
-        Raises EmailTaken, AlreadyInvited, or BeyondYours for a role that holds more than `by` does, or
-        more than an API key may give.
+        Raises EmailTaken, AlreadyInvited, or BeyondYours for a role with more capabilities than `by`, or than an API
+        key may give.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -98,9 +98,9 @@ class UserManager(BaseUserManager["User"]):
     def provision(
         self, *, email: str, display_name: str, role: Role, by: Grantor | None, is_active: bool = True
     ) -> "User":
-        """Create a person as a directory says: without a password and without an invitation.
+        """Create a person for a directory, without a password and without an invitation.
 
-        Raises EmailTaken, or BeyondYours for a role that holds more than `by` does.
+        Raises EmailTaken, or BeyondYours for a role with more capabilities than `by`.
         """
         email = email.strip().lower()
         with transaction.atomic():
@@ -125,9 +125,9 @@ class UserManager(BaseUserManager["User"]):
     def invite_all(
         self, people: Iterable[tuple[str, str]], *, role: Role, by: Grantor | None, teams: Iterable["Team"] = ()
     ) -> "list[User]":
-        """Invite several people, each as e-mail and name, with the same role and teams: all of them or nobody.
+        """Invite several people (e-mail and name) with the same role and teams, all or none.
 
-        Raises InvitationsRefused, which names each address that cannot be invited, or BeyondYours.
+        Raises InvitationsRefused, with the reason for each refused address, or BeyondYours.
         """
         invited, reasons, teams = [], {}, list(teams)
         with transaction.atomic():
@@ -143,10 +143,10 @@ class UserManager(BaseUserManager["User"]):
         return invited
 
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
-        """Make the person with this e-mail an active Super admin; for operators with a shell on the machine.
+        """Make the person with this e-mail an active Super admin; for operators with shell access.
 
-        Yields them, and what they were in words. With `create` a new person is made when there is none. Links and
-        sessions of somebody who was deactivated stay dead. Raises User.DoesNotExist.
+        Returns the person, and their previous status in words. With `create`, a missing person is created. Links and
+        sessions of a deactivated person stay invalid. Raises User.DoesNotExist.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -176,7 +176,7 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(Versioned, AbstractBaseUser):
-    """A person who signs in with an e-mail; the one a connection acts as. Never deleted."""
+    """A person who signs in with an e-mail, and as whom connections act. Never deleted."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     email = models.EmailField(max_length=254, unique=True)
@@ -184,9 +184,9 @@ class User(Versioned, AbstractBaseUser):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     is_superuser = models.BooleanField(default=False)
-    # Signs in at the organisation's identity provider: joined, whether there is a password here or not.
+    # Signs in at the organisation's identity provider, and so has joined even without a password here.
     by_organisation = models.BooleanField(default=False, db_default=False)
-    # An owner whose password works although the organisation's sign-in is enforced (docs/decisions/0034).
+    # An owner whose password works even while sign-in by the organisation is enforced (docs/decisions/0034).
     break_glass = models.BooleanField(default=False, db_default=False)
     role = models.ForeignKey(Role, models.PROTECT, null=True, blank=True, related_name="users")
     password_changed_at = models.DateTimeField(null=True, blank=True)
@@ -195,14 +195,14 @@ class User(Versioned, AbstractBaseUser):
     log_look = models.JSONField(default=dict, db_default={}, blank=True, editable=False)
     date_joined = models.DateTimeField(default=timezone.now)
     invited_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # Since when a directory says who this is; None for people who were invited.
+    # Since when a directory manages this person; None if none does.
     provisioned_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     USERNAME_FIELD = "email"
     EMAIL_FIELD = "email"
     REQUIRED_FIELDS: ClassVar[list[str]] = []
 
-    # While an API key acts for this person: the permissions it has at most. None is no limit.
+    # The most permissions an API key grants while it acts for this person. None: no limit.
     narrowed_to: frozenset[str] | None = None
 
     objects: ClassVar[UserManager] = UserManager()
@@ -217,14 +217,15 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def name(self) -> str:
-        """The name to greet with."""
+        """Return the display name, otherwise the e-mail."""
         return self.display_name or self.email
 
     @property
     def status(self) -> str:
-        """`active`, `deactivated`, or before they joined: `invited`, `expired` or `revoked`.
+        """Return `active`, `deactivated`, or before they joined: `invited`, `expired` or `revoked`.
 
-        Whom a directory made is `provisioned` until invited, or signed in by the organisation: without a password.
+        People managed by a directory, who have no password, are `provisioned` until they are invited or first sign in
+        through the organisation.
         """
         if self.has_joined:
             return "active" if self.is_active else "deactivated"
@@ -242,17 +243,17 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def has_joined(self) -> bool:
-        """Whether they have a password here, or sign in at their organisation: an invitation is over."""
+        """True if they have a password here or sign in through the organisation; an invitation is then over."""
         return self.by_organisation or self.has_usable_password()
 
     @property
     def invitation_expires_at(self) -> datetime:
-        """Until when the link of the invitation works."""
+        """Return when the invitation link expires."""
         return (self.invited_at or self.date_joined) + INVITATION
 
     @cached_property
     def permissions(self) -> frozenset[str]:
-        """The Django permissions the role grants, as `app.codename`."""
+        """Return the Django permissions of the role, as `app.codename`."""
         if self.role_id is None:
             return frozenset()
         rows = Permission.objects.filter(roles=self.role_id).values_list("content_type__app_label", "codename")
@@ -263,17 +264,17 @@ class User(Versioned, AbstractBaseUser):
         self.password_changed_at = timezone.now()
 
     def _get_session_auth_hash(self, secret: str | bytes | None = None) -> str:
-        """What a session must match to stay signed in: it dies with the password and with the epoch."""
+        """Return the hash that sessions must match; it changes with the password and with the epoch."""
         session_state = f"{self.password}:{self.session_epoch}"
         return salted_hmac("accounts.User.session", session_state, secret=secret, algorithm="sha256").hexdigest()
 
     @contextmanager
     def changed_by(self, by: Grantor | None) -> Iterator["User"]:
-        """A change to this person: their row as it is now, locked, for the length of the block.
+        """Yield this person's current row, locked for a change in the block.
 
-        The one place that asks who may act against whom. Raises Outranked unless `by` holds at least what this person
-        does; one's own self always does. Raises LastOwner, LastManager or LastBreakGlass when the block takes
-        the last of them away, and NotByDirectory when a directory would change the last owner, if only their name.
+        All checks of who may change whom are here. Raises Outranked unless `by` has at least this person's capabilities
+        (people may always change themselves); LastOwner, LastManager or LastBreakGlass if the block removes the last of
+        these; and NotByDirectory if a directory would change the last owner, even just their name.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -281,7 +282,8 @@ class User(Versioned, AbstractBaseUser):
             must_match(by, present.granted)
             if present.is_owner and getattr(by, "is_directory", False):
                 must_not_be_last_owner(present)
-            was_owner = present.is_owner and present.has_usable_password()  # As those that must remain have one.
+            # must_keep_an_owner() counts only owners with a password.
+            was_owner = present.is_owner and present.has_usable_password()
             managed = present.has_perm(Capability.PEOPLE_MANAGE)
             yield present
             if was_owner:
@@ -293,21 +295,23 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def is_owner(self) -> bool:
-        """Whether this person is one of the owners: an active Super admin with a password."""
+        """True for an owner: an active person with the role Super admin."""
         return self.status == "active" and self.role is not None and self.role.is_owners
 
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Give this person `role` as their only role, from the next request on; who is no owner then breaks no glass.
-        Raises BeyondYours, Outranked, LastOwner, LastManager, LastBreakGlass or ChangedMeanwhile."""
+        """Give this person `role` as their only role from the next request; a person no longer owner loses break-glass.
+
+        Raises BeyondYours, Outranked, LastOwner, LastManager, LastBreakGlass or ChangedMeanwhile.
+        """
         with self.changed_by(by) as present:
             before = present.role
             present.must_be(seen, {"role"} if before != role else ())
             must_hold(by, role.capabilities)
             changes: dict[str, Any] = {"role": [before and before.name, role.name]} if before != role else {}
-            if present.is_superuser:  # Of accounts that Django's own command made: the role is to say all.
+            if present.is_superuser:  # Set by Django's createsuperuser; from now on the role alone counts.
                 changes["is_superuser"] = [True, False]
             breaks = present.break_glass and role.is_owners
-            if present.break_glass and not breaks:  # Else the next owner to make them one would give it back unasked.
+            if present.break_glass and not breaks:  # Otherwise it would return when they become an owner again.
                 changes["break_glass"] = [True, False]
             User.objects.filter(pk=self.pk).update(role=role, is_superuser=False, break_glass=breaks)
             if changes:
@@ -332,10 +336,10 @@ class User(Versioned, AbstractBaseUser):
         self.is_staff = staff
 
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
-        """Let this owner sign in with password and second factor although the organisation's sign-in is enforced, or no
-        longer: then sessions that began with the password end where it is.
+        """Set or clear break-glass: sign-in with password and second factor although the provider is enforced.
 
-        Raises NotOwner unless `by` is an owner, NotBreakGlass for who lacks one of these, LastBreakGlass, or Outranked.
+        Clearing it ends sessions that began with a password where sign-in by the organisation is enforced. Raises
+        NotOwner unless `by` is an owner, NotBreakGlass if the person lacks a requirement, LastBreakGlass, or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)
@@ -352,21 +356,21 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def can_break_glass(self) -> bool:
-        """Whether they are an owner with a password and a second factor."""
+        """True for an owner with a password and a second factor."""
         factors = User.objects.filter(pk=self.pk, authenticator__type__in=SECOND_FACTORS)
         return self.is_owner and self.has_usable_password() and factors.exists()
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """Invalidate the links of the invitation, so that a new one can be sent; also of one that was revoked.
+        """Invalidate the invitation's links, so that a new one can be sent; also after it was revoked.
 
-        Raises AlreadyJoined, or Outranked: the link makes one that person.
+        Raises AlreadyJoined, or Outranked: the link gives access as that person.
         """
         self._change_invitation(Action.USER_INVITATION_RENEWED, by, is_active=True, invited_at=timezone.now())
 
     def revoke_invitation(self, *, by: Grantor | None) -> None:
-        """Take the invitation back: its links end for good. A new invitation undoes it.
+        """Revoke the invitation: its links stop working. A new invitation can be sent later.
 
-        Whom a directory keeps stays active, and goes on without a link. Raises AlreadyJoined, LastManager or Outranked.
+        A person managed by a directory stays active, without a link. Raises AlreadyJoined, LastManager or Outranked.
         """
         ended: dict[str, Any] = {"invited_at": None} if self.provisioned_at else {"is_active": False}
         self._change_invitation(Action.USER_INVITATION_REVOKED, by, **ended)
@@ -382,9 +386,9 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(action, self, by=by)
 
     def join(self, *, display_name: str, encoded: str, epoch: int) -> None:
-        """Accept the invitation of this `epoch`: take a name and the password of the hash `encoded`.
+        """Accept the invitation of this `epoch`: set the name, and the password hash `encoded`.
 
-        Raises NotInvited when it expired, was renewed, revoked or accepted meanwhile.
+        Raises NotInvited if it has expired, or was renewed, revoked or accepted in the meantime.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -404,7 +408,7 @@ class User(Versioned, AbstractBaseUser):
                 raise NotActive(NotActive.__doc__)
 
     def note_password_link(self, *, by: Grantor | None) -> int:
-        """Record that a password link was made; returns for how many hours it works.
+        """Record that a password link was created, and return how many hours it works.
 
         Raises NotActive for a deactivated person, or Outranked: the link gives access as that person.
         """
@@ -419,14 +423,14 @@ class User(Versioned, AbstractBaseUser):
         return 1 if joined else 72
 
     def deactivate(self, *, by: Grantor | None) -> bool:
-        """Shut this person out until reactivated: sessions end, agents and apps get 401. Whether they were active.
+        """Deactivate this person: sessions end, agents and apps get 401. Return False if they were inactive already.
 
         Nothing is revoked. Raises Outranked, LastOwner or LastManager.
         """
         return self._set_active(False, by)
 
     def reactivate(self, *, by: Grantor | None) -> bool:
-        """Reactivate this person; connections and tokens work as before. Whether they were not. Raises Outranked."""
+        """Reactivate this person; their tokens work again. Return False if active already. Raises Outranked."""
         return self._set_active(True, by)
 
     def _set_active(self, active: bool, by: Grantor | None) -> bool:
@@ -437,16 +441,16 @@ class User(Versioned, AbstractBaseUser):
                 action = Action.USER_REACTIVATED if active else Action.USER_DEACTIVATED
                 Event.objects.record(action, self, by=by, changes={"is_active": [not active, active]})
             elif not active and not getattr(by, "is_directory", False):
-                # Said by an administrator of whom a directory had deactivated: that directory does not undo it.
+                # An administrator repeats a directory's deactivation: the directory can no longer undo it.
                 User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
         self.is_active = active
         return changed
 
     def end_access(self, *, by: Grantor | None) -> None:
-        """Deactivate this person and end what they got in with and to: password, invitation, sign-in by the
-        organisation, staff and break-glass flags, teams. Who is let in as them later begins anew.
+        """Deactivate this person, and remove password, invitation, link to the organisation, flags and teams.
 
-        Raises Outranked, LastOwner, LastManager or LastBreakGlass.
+        Flags are staff and break-glass. Anyone who later gets this account starts afresh. Raises Outranked, LastOwner,
+        LastManager or LastBreakGlass.
         """
         with self.changed_by(by) as present:
             self.deactivate(by=by)
@@ -470,14 +474,14 @@ class User(Versioned, AbstractBaseUser):
             self.refresh_from_db(fields=["password", "session_epoch", *ended])
 
     def end_sessions(self, *, by: Grantor | None) -> None:
-        """Sign this person out everywhere; every session made before now is dead. Raises Outranked."""
+        """Sign this person out everywhere by invalidating all sessions. Raises Outranked."""
         with self.changed_by(by):
             User.objects.filter(pk=self.pk).update(session_epoch=models.F("session_epoch") + 1)
             self.refresh_from_db(fields=["session_epoch"])
             Event.objects.record(Action.USER_SIGNED_OUT_EVERYWHERE, self, by=by)
 
     def keep_log_look(self, look: dict[str, Any]) -> None:
-        """Keep how this person's list of calls looks: the values of its query string that say so."""
+        """Save the display options of this person's list of calls, as query values."""
         self.log_look = look
         self.save(update_fields=["log_look"])
 
@@ -487,9 +491,9 @@ class User(Versioned, AbstractBaseUser):
         self.save(update_fields=["notices_read_at"])
 
     def ask_for(self, capability: Capability) -> bool:
-        """Ask those who manage people for a capability, by mail and on their dashboards.
+        """Ask the people who manage people for a capability, by mail and on their dashboards.
 
-        Return False if nothing was done: this person holds it, or asked for it or MOST_REQUESTS others within a day.
+        Return False if nothing was done: this person has it, or asked for it or MOST_REQUESTS others within a day.
         """
         with transaction.atomic():
             self.lock()
@@ -504,7 +508,7 @@ class User(Versioned, AbstractBaseUser):
         return True
 
     def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
-        """Decline what this person asks for. Return False if they do not ask for it, or no longer."""
+        """Decline this person's request. Return False if it is not open."""
         with transaction.atomic():
             self.lock()
             is_open = capability in dict(self.open_requests())
@@ -514,17 +518,17 @@ class User(Versioned, AbstractBaseUser):
         return is_open
 
     def open_requests(self) -> list[tuple[Capability, datetime]]:
-        """The capabilities that this person asked for in the last week and still lacks, and when."""
+        """Return the capabilities this person requested in the last week and still lacks, with times."""
         asked = still_open(requests(of=self))
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Whether they asked for it less than a day ago; when their last request in a week was declined, if it was."""
+        """Return if they requested it within a day, and when their last request in a week was declined (or None)."""
         return state_of(capability, requests(of=self))
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """What this person may do while active."""
+        """Return this person's capabilities while active."""
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 
     def editable(self) -> dict[str, Any]:
@@ -532,9 +536,9 @@ class User(Versioned, AbstractBaseUser):
         return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
 
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Change name and e-mail. Sessions that began with a password end where the new address may have none.
+        """Change name and e-mail. Ends sessions begun with a password if the new address may not use passwords.
 
-        Raises EmailTaken, ChangedMeanwhile, or Outranked: whoever reads the mail can reset the password.
+        Raises EmailTaken, ChangedMeanwhile, or Outranked: the owner of the mailbox can reset the password.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
         changes = {
@@ -553,7 +557,7 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=list(new_values))
 
     def lock(self) -> "User":
-        """This row as it is now, locked until the transaction ends, and before it the changes to people."""
+        """Return the current row, locked until the transaction ends. Takes the lock on changes to people first."""
         one_at_a_time()
         return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
 
@@ -567,7 +571,7 @@ class User(Versioned, AbstractBaseUser):
         return any(permission.startswith(f"{app_label}.") for permission in self.get_all_permissions())
 
     def get_all_permissions(self) -> frozenset[str]:
-        """Every permission this user holds now; a superuser holds all there are."""
+        """Return every permission this user has now; a superuser has all."""
         if not self.is_active:
             return frozenset()
         granted = self.permissions
@@ -578,7 +582,7 @@ class User(Versioned, AbstractBaseUser):
 
 
 def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
-    """Return who asked for which capability in the last week, and when: of each person the newest they still lack."""
+    """Return each person's newest request of the last week for a capability they still lack, with its time."""
     asked = list(still_open(requests()[:500]))
     people = User.objects.select_related("role").filter(is_active=True).in_bulk([pk for pk, _, _ in asked])
     found: dict[User, tuple[Capability, datetime]] = {}
@@ -590,7 +594,7 @@ def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
 
 
 def make_first_owner(email: str, password: str) -> User | None:
-    """Make the first owner, a Super admin and staff, when the workspace has no user yet; else None."""
+    """Create the first owner (Super admin and staff) if there is no user yet; otherwise return None."""
     with transaction.atomic():
         if User.objects.exists():
             return None

@@ -11,13 +11,13 @@ from auditlog.models import Actor, Call, Event
 from auditlog.versions import Seen, Versioned
 from ui import databases
 
-LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # Bytes of a message that may be recorded, at least and at most.
+LEAST_PAYLOAD, MOST_PAYLOAD = 256, 64 * 1024  # Limits of the recorded bytes per message.
 
-RETENTION_NOTICE = timedelta(days=1)  # After so long a shorter retention takes effect.
+RETENTION_NOTICE = timedelta(days=1)  # How long before a shorter retention takes effect.
 
 
 class Dropping(NamedTuple):
-    """A shorter retention, in days, and what it will drop: from `at` on the calls before `before`, about so many."""
+    """A pending shorter retention (days): from `at`, calls before `before` are dropped, about `calls` of them."""
 
     days: int
     at: datetime
@@ -31,7 +31,7 @@ class NewAppPolicy(models.TextChoices):
 
 
 class WorkspaceSettings(Versioned, models.Model):
-    """The one row of settings of this workspace."""
+    """The settings of the workspace, a single row."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
     name = models.CharField(max_length=80, default="Gateway Admin")
@@ -41,7 +41,7 @@ class WorkspaceSettings(Versioned, models.Model):
     record_payloads = models.BooleanField(default=False)
     payload_limit_bytes = models.PositiveIntegerField(default=16384)
     log_retention_days = models.PositiveIntegerField(default=90)
-    # A shorter retention that was asked for, and when it takes effect by the database's clock.
+    # A requested shorter retention, and when it takes effect by the database's clock.
     shorter_retention_days = models.PositiveIntegerField(null=True, blank=True)
     shorter_retention_at = models.DateTimeField(null=True, blank=True)
     oauth_access_token_seconds = models.PositiveIntegerField(default=3600)
@@ -70,14 +70,14 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def load(cls) -> Self:
-        """The settings as they are in the database now."""
+        """Return the current settings."""
         return cls.objects.get_or_create(pk=1)[0]
 
     @classmethod
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
-        """Change settings; they act on the next request. Records what changed. Raises ChangedMeanwhile.
+        """Change settings from the next request, and record the changes. Raises ChangedMeanwhile.
 
-        A shorter log retention takes effect a day later, and can be revoked until then; a longer one revokes it.
+        A shorter log retention takes effect a day later and can be revoked until then; a longer one revokes it.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
@@ -107,7 +107,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def keep_logs(cls, *, by: Actor | None, seen: Seen | None = None) -> bool:
-        """Revoke a shorter retention before it takes effect; whether there was one. Raises ChangedMeanwhile."""
+        """Revoke a pending shorter retention, and return whether there was one. Raises ChangedMeanwhile."""
         with transaction.atomic():
             settings = cls.load().lock()
             settings.must_be(seen)
@@ -115,7 +115,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @classmethod
     def shorten_due_retention(cls) -> bool:
-        """Let a shorter retention that was asked for a day ago take effect; whether there was one."""
+        """Apply a shorter retention that is due, and return whether there was one."""
         with transaction.atomic():
             settings = cls.load().lock()
             if settings.shorter_retention_at is None or settings.shorter_retention_at > databases.now():

@@ -1,5 +1,5 @@
-"""Checkpoints of the call log: signed statements by which a row that was removed, changed or added later is told.
+"""Signed checkpoints of the call log, which reveal rows that were removed, changed or added later.
 
-`sealing` makes them off the path of calls, `verifying` compares the log with them. What they promise, and what not, is
-in docs/decisions/0033-checkpoints-of-the-log.md.
+`sealing` makes them outside the request path, `verifying` compares the log with them. For what they prove and what they
+do not, see docs/decisions/0033-checkpoints-of-the-log.md.
 """

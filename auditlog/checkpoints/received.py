@@ -1,4 +1,4 @@
-"""What a sink stored of the logs: its checkpoints, and a digest of each row, to compare with the database."""
+"""Read a sink's copy of the logs (checkpoints and row digests), to compare it with the database."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from auditlog.models import Event
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from ui.rest import stamp
 
-# By log, which column of the database each field of a line is.
+# For each log, the database column of each field of a line.
 FIELDS = {"call": EXPORT_COLUMNS | dict(zip(PAYLOADS, PAYLOADS, strict=True)), "event": EVENT_COLUMNS}
 AT = {"call": "created_at", "event": "time"}
-# By log, the kinds of checkpoints that cover its new rows, and how these say up to which id.
+# For each log, the kinds of checkpoints that cover new rows, and the state field with the last id they cover.
 STATES = {"call": (("first", "near"), "near_to"), "event": (("events",), "events_to")}
 NESTED = {*PAYLOADS, "changes"}
 ADDRESSES = {"client_ip", "ip"}
-LATE = timedelta(minutes=30)  # By then a sink has the calls that took longer than NEAR.
+LATE = timedelta(minutes=30)  # After this long, a sink has also received calls longer than NEAR.
 
 
 class Line(NamedTuple):
-    """One row as the sink got it: when it was made and, for calls, ended, and the digest of these fields of it."""
+    """One row as a sink received it: its time, its end (calls), its fields, and their digest."""
 
     at: datetime
     ended: datetime
@@ -38,9 +38,9 @@ class Line(NamedTuple):
 
 @dataclass
 class Received:
-    """Lines of a sink: when each checkpoint was made, with its number and body, and the rows not compared yet.
+    """Lines received by a sink: the time of each checkpoint by number and body, and rows not compared yet.
 
-    `until` leaves out checkpoints that were made later.
+    Checkpoints made after `until` are left out.
     """
 
     until: datetime | None = None
@@ -50,7 +50,7 @@ class Received:
 
     @classmethod
     def read(cls, lines: Iterable[str], until: datetime | None = None) -> Received:
-        """Read JSON lines. Raises ValueError, KeyError, TypeError or AttributeError for lines that a sink never got."""
+        """Read JSON lines. Raises ValueError, KeyError, TypeError or AttributeError for lines no sink received."""
         received = cls(until)
         known: dict[tuple[str, ...], tuple[str, ...]] = {}
         for line in lines:
@@ -59,9 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by number of checkpoint, the id after which the file must have every row of `log` that it covers.
+        """Return, by checkpoint number, the id after which the file must contain every row of `log` it covers.
 
-        A file may begin, and go on after a gap, among the rows of a checkpoint: those are not asked for.
+        A file may start, or resume after a gap, between the rows of a checkpoint; earlier rows are not required.
         """
         kinds, state = STATES[log]
         first_required_ids: dict[int, int] = {}
@@ -78,16 +78,16 @@ class Received:
         return first_required_ids
 
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
-        """Whether the row is as it was received, once; None when it was not."""
+        """Remove the received row and return whether it equals this one; None if it was not received."""
         line = self.rows[log].pop(row["uid"], None)
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))
 
     def newest(self) -> datetime | None:
-        """When the last checkpoint of the file was made."""
+        """Return the time of the file's last checkpoint."""
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:
-        """Whether a sink gets this call after its checkpoint, because it took long, and that is not long ago."""
+        """True if the sink may receive this call after its checkpoint, because the call was long and ended recently."""
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:
             return False
@@ -110,11 +110,11 @@ class Received:
             uid = UUID(told["id"])
             before = self.rows[log].setdefault(uid, line)
             if before.fields == line.fields and before.digest != line.digest:
-                self.rows[log][uid] = line._replace(digest=b"")  # It came twice, as two: neither is the row here.
+                self.rows[log][uid] = line._replace(digest=b"")  # Received twice with different values: no match.
 
 
 def refused() -> set[str]:
-    """The uids of rows that some sink refused for good: an admin event names each."""
+    """Return the uids of rows that a sink refused permanently, from the admin events."""
     rows = Event.objects.filter(action=Action.SINK_ROW_REFUSED).values_list("changes__row", flat=True)
     return {str(row) for row in rows}
 
@@ -124,7 +124,7 @@ def _told(row: Mapping[str, Any], columns: Mapping[str, str], names: Iterable[st
 
 
 def _plain(column: str, value: Any) -> Any:
-    """A value of the database as lines of sinks have it."""
+    """Convert a database value to its form in sink lines."""
     if isinstance(value, datetime):
         return stamp(value)
     if isinstance(value, UUID):

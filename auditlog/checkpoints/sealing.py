@@ -1,9 +1,9 @@
-"""Makes checkpoints: one process states which rows the logs got since the last checkpoint, and signs that.
+"""Make signed checkpoints of the rows the logs received since the last checkpoint, in one process.
 
-A checkpoint covers rows of one kind, with ids after those covered before, up to one up to which the log is complete
-(auditlog.committed): `near` calls, `late` calls, which were older than NEAR when they came, as roll-ups and sinks find
-them too, and `events`. One of kind `dropped` covers no rows, and says which partitions retention drops. Each names the
-digest of the one before, so that none can be taken out or put in.
+A checkpoint covers rows of one kind, from the end of the one before to an id up to which the log is complete
+(auditlog.committed): `near` calls, `late` calls (older than NEAR when they arrived, as in roll-ups and sinks), and
+`events`. A checkpoint of kind `dropped` covers no rows; it names the partitions that retention drops. Each contains the
+digest of the one before, so that none can be removed or inserted.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from auditlog.partitions import Dropped, midnight
 from ui.sealing import cipher
 
 LOCK = 0x67776104
-MOST_ROWS = 20_000  # Of one checkpoint.
+MOST_ROWS = 20_000  # Per checkpoint.
 WRITERS_S = 1.0
 TABLE = Call._meta.db_table
 
 
 def _texts(model: type[Model]) -> set[str]:
-    """A UUID has one text, in JSON too: to make an object of each takes a sixth of the time."""
+    """Return the columns to select as text. UUIDs look the same in JSON; building objects takes a sixth of the time."""
     return AS_TEXT | {
         str(field.column)
         for field in model._meta.concrete_fields
@@ -62,14 +62,14 @@ SELECT {columns_of(NEWEST_OF_EVENTS, _texts(Event), EVENT_COLUMNS)} FROM auditlo
 WHERE id > %s AND id <= %s ORDER BY id LIMIT %s
 """  # noqa: S608  (constants)
 END = datetime(9999, 1, 1, tzinfo=UTC)
-# How far the logs are sealed, and from when on calls are kept: each checkpoint says so, changed or not.
+# The position in each log and the retention limit, repeated in each checkpoint.
 STATE = ("near_to", "near_at", "near_from", "late_to", "events_to", "kept_from")
 
 type Body = dict[str, Any]
 
 
 class _Leaves(NamedTuple):
-    """The packed leaves of some rows, and when the first and the last of these were made."""
+    """The packed leaves of some rows, and the times of the oldest and newest row."""
 
     packed: list[bytes]
     oldest: datetime | None
@@ -78,9 +78,9 @@ class _Leaves(NamedTuple):
 
 
 def keep_up(most: int = 100) -> int:
-    """Make the checkpoints that are due, so many at most; how many rows they cover.
+    """Make up to `most` checkpoints that are due, and return how many rows they cover.
 
-    Nothing while another process is at it, or somebody writes for too long.
+    Makes none while another process makes them, or while a writer takes too long.
     """
     covered = 0
     for _ in range(most):
@@ -89,15 +89,15 @@ def keep_up(most: int = 100) -> int:
             break
         covered += made["rows"]
         if made["kind"] == "near" and made["rows"] < MOST_ROWS:
-            break  # What came since is for the next time.
+            break  # The next run covers newer rows.
     return covered
 
 
 def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> int:
-    """Drop the partitions of calls that hold nothing as new as `limit`, each told to `note`; how many. For the owner.
+    """Drop partitions with only calls older than `limit`, pass each to `note`, and return how many.
 
-    A checkpoint says so first: a partition that is missing without one is a finding of `verify_log`. The digests of
-    the rows go with them. The checkpoints stay: each is needed to prove the next.
+    Requires the table's owner. A checkpoint records this first: `verify_log` reports a partition that is missing
+    without one. The digests of the rows are deleted too. The checkpoints stay: each is needed to prove the next.
     """
     kept_from = _seal_drop(limit)
     dropped = Call.partitions.drop_before(limit, note)
@@ -108,7 +108,7 @@ def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> i
 
 @transaction.atomic
 def _seal_drop(limit: date) -> datetime | None:
-    """Seal which partitions are dropped; from when on rows are kept then. None where nothing was ever sealed."""
+    """Seal which partitions are dropped. Return the start of the remaining rows, or None if nothing is sealed."""
     expired = Call.partitions.expired(limit)
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
@@ -124,7 +124,7 @@ def _seal_drop(limit: date) -> datetime | None:
 
 @transaction.atomic
 def _make_next() -> Body | None:
-    """Make one checkpoint and return what it states; None when none is due."""
+    """Make one checkpoint and return its body, or None if none is due."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
         if not cursor.fetchone()[0]:
@@ -142,36 +142,37 @@ def _make_next() -> Body | None:
 
 
 def _newest() -> Body | None:
-    """The newest checkpoint, with the digest of its text as `digest`; None when there is none."""
+    """Return the body of the newest checkpoint plus its SHA-256 as `digest`, or None if there is no checkpoint."""
     texts = Checkpoint.objects.order_by("-number").values_list("body", flat=True)
     text = texts.first()
     if text is None:
         return None
     body: Body = orjson.loads(text)
-    if "events_to" not in body:  # An earlier release made it, which sealed no events; perhaps after one that does.
+    # Made by an earlier release, which sealed no events; a newer one, which does, may have run before.
+    if "events_to" not in body:
         known: Body = orjson.loads(texts.filter(body__contains='"events_to":').first() or b"{}")
         body |= {"events_to": known.get("events_to", 0), "kept_from": known.get("kept_from") or _oldest_partition()}
     return body | {"digest": sha256(text.encode()).hexdigest()}
 
 
 def _oldest_partition() -> str:
-    """What was dropped before drops were sealed."""
+    """Return the start of the oldest partition: earlier releases did not seal drops."""
     starts = Call.partitions.starts()
     return (midnight(starts[0]) if starts else timezone.now()).isoformat()
 
 
 def _first(cursor: Any) -> Body:
-    """The beginning: calls that were there before are not covered; admin events are."""
+    """Return the first checkpoint. It covers no existing calls, but all admin events."""
     now, last = timezone.now(), newest_id(cursor, TABLE)
     covers = {"from": now - NEAR, "before": None, "after_id": last, "upto_id": last}
     state = {"near_to": last, "near_at": now, "near_from": now - NEAR, "late_to": last}
-    # Nothing sealed was dropped yet. A call that began before this day may still come, and makes its partition then.
+    # No sealed row was dropped yet. A call that began before today may still arrive and create its partition.
     state |= {"events_to": 0, "kept_from": min(_oldest_partition(), (now - LATEST).isoformat())}
     return {"number": 1, "kind": "first", "previous": "", **covers, **state}
 
 
 def _after(before: Body, kind: str) -> Body:
-    """The checkpoint after this one, which covers nothing yet."""
+    """Return the body of the next checkpoint, which covers no rows yet."""
     covers = {"from": None, "before": None, "after_id": before["near_to"], "upto_id": before["near_to"]}
     state = {name: before[name] for name in STATE}
     return {"number": before["number"] + 1, "kind": kind, "previous": before["digest"], **covers, **state}
@@ -185,7 +186,7 @@ def _near(cursor: Any, before: Body) -> Body | None:
     cursor.execute(NTH_ID, [since, after, last, MOST_ROWS - 1])
     row = cursor.fetchone()
     upto = row[0] if row else last
-    # When there are more, nothing is known of when the next one came but that it was after the one before.
+    # With more rows left, the next one's time is unknown, except that it is later than the previous checkpoint's.
     at = before["near_at"] if row else now
     covers = {"from": since, "after_id": after, "upto_id": upto}
     return _after(before, "near") | covers | {"near_to": upto, "near_at": at}
@@ -226,7 +227,7 @@ def _read(cursor: Any, statement: str, parameters: list[Any]) -> _Leaves:
 def _keep(body: Body, leaves: _Leaves) -> Body:
     packed = leaves.packed
     body = {"columns": NEWEST, "version": 1, "rows": len(packed), "root": root_of(packed).hex(), **body}
-    # When digests may go: a uid of a call begins with its time. Admin events are kept for good.
+    # When the digests may be deleted: a call's uid starts with its time. Those of admin events are never deleted.
     forget_at = span_of_uid(UUID(bytes=max(packed)[:UID]))[0] if packed and body["kind"] != "events" else None
     body |= {"sealed_at": timezone.now(), "oldest_at": leaves.oldest, "newest_at": forget_at or leaves.newest}
     key = signing_key()
@@ -243,7 +244,7 @@ def _keep(body: Body, leaves: _Leaves) -> Body:
 
 
 def signing_key() -> Ed25519PrivateKey:
-    """The key of GATEWAY_CHECKPOINT_KEY; else one that is made once and kept sealed in the database."""
+    """Return the key of GATEWAY_CHECKPOINT_KEY, or one generated once and stored encrypted in the database."""
     if settings.CHECKPOINT_KEY:
         return Ed25519PrivateKey.from_private_bytes(settings.CHECKPOINT_KEY)
     kept = CheckpointKey.objects.first()
@@ -257,5 +258,5 @@ def signing_key() -> Ed25519PrivateKey:
 
 
 def public_bytes(key: Ed25519PrivateKey) -> bytes:
-    """Its public key: 32 bytes."""
+    """Return the raw public key (32 bytes)."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

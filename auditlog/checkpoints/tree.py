@@ -1,4 +1,4 @@
-"""Merkle trees as RFC 9162 section 2.1 has them, and the leaf of a row of a log."""
+"""Merkle trees (RFC 9162, section 2.1), and the leaf of a log row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from uuid import UUID
 
 import orjson
 
-# What a leaf tells of a row, in the first version of this list: every column there was. A column that is added later
-# makes a second version, and the first stays as it is for the checkpoints that name it.
+# The columns in a leaf, by version. A column that is added later needs a new version; existing checkpoints name the
+# version they were made with.
 COLUMNS: dict[int, tuple[str, ...]] = {
     1: (
         "id",
@@ -57,7 +57,7 @@ COLUMNS: dict[int, tuple[str, ...]] = {
 }
 COLUMNS[2] = (*COLUMNS[1], "trace_id")
 NEWEST = max(COLUMNS)
-# The same of admin events.
+# The columns of admin events, by version.
 EVENT_COLUMNS: dict[int, tuple[str, ...]] = {
     1: (
         *("id", "uid", "created_at", "actor_id", "actor_email", "via", "ip", "action"),
@@ -65,13 +65,13 @@ EVENT_COLUMNS: dict[int, tuple[str, ...]] = {
     )
 }
 NEWEST_OF_EVENTS = max(EVENT_COLUMNS)
-AS_TEXT = {"client_ip", "request_payload", "response_payload", "ip", "changes"}  # As PostgreSQL writes them.
+AS_TEXT = {"client_ip", "request_payload", "response_payload", "ip", "changes"}  # As PostgreSQL formats them.
 UID, DIGEST = 16, 32
 CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 
 
 class Leaf(NamedTuple):
-    """A row by its uid, and the SHA-256 of its canonical JSON."""
+    """A row's uid, and the SHA-256 of its canonical JSON."""
 
     uid: UUID
     digest: bytes
@@ -84,27 +84,27 @@ class Leaf(NamedTuple):
 def columns_of(
     version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = COLUMNS
 ) -> str:
-    """These columns for a SELECT, those of `as_text` as PostgreSQL writes them."""
+    """Return a version's columns for a SELECT, those in `as_text` cast to text by PostgreSQL."""
     return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])
 
 
 def leaf_of(row: Mapping[str, Any]) -> Leaf:
-    """The leaf of a row that was read with `columns_of`: keys in order, times in UTC to the microsecond."""
+    """Return the leaf of a row read with `columns_of`: sorted keys, times in UTC with microseconds."""
     return Leaf(row["uid"], sha256(orjson.dumps(row, option=CANONICAL)).digest())
 
 
 def unpacked(leaves: bytes) -> list[Leaf]:
-    """The leaves that are kept one after the other."""
+    """Split concatenated packed leaves."""
     size = UID + DIGEST
     parts = (leaves[at : at + size] for at in range(0, len(leaves), size))
     return [Leaf(UUID(bytes=part[:UID]), part[UID:]) for part in parts]
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
-    """The Merkle tree hash of these entries: MTH of RFC 9162 section 2.1.1."""
+    """Return the Merkle tree hash of these entries: MTH of RFC 9162, section 2.1.1."""
     if not leaves:
         return sha256().digest()
-    # Subtrees from the left, each twice as large as the next at least; two of one size become one.
+    # Subtrees from left to right, each at least twice as large as the next; two of equal size are merged.
     stack: list[tuple[int, bytes]] = []
     for entry in leaves:
         size, node = 1, sha256(b"\x00" + entry).digest()

@@ -1,6 +1,6 @@
-"""Compares both logs with their checkpoints, and with what a sink received, and names what is not as it was sealed.
+"""Compare both logs with their checkpoints, and with a sink's copy, and report every difference.
 
-It needs a database to read and the public key, and nothing that runs.
+It needs only a database to read and the public key, not a running gateway.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from auditlog.partitions import midnight
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
-ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row are not the same to the millisecond.
-UNSEALED = timedelta(minutes=15)  # A gateway that runs seals within a minute.
-# The end of the ids that were sealed before, by kind of the checkpoint that goes on there.
+ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
+UNSEALED = timedelta(minutes=15)  # A running gateway seals within a minute.
+# By kind of checkpoint, the field of the previous one with the last id sealed before.
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
 
 class Span(NamedTuple):
-    """Some time."""
+    """A period of time."""
 
     since: datetime
     until: datetime
 
 
 class Finding(NamedTuple):
-    """Something that is not as it was sealed, and the time it leaves unproved; `uid` names the row, if it is one."""
+    """A difference from what was sealed, and the period it leaves unproved; `uid` is set if it concerns one row."""
 
     what: str
     uid: UUID | None
@@ -53,11 +53,11 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """What a comparison found.
+    """Result of a comparison.
 
-    `calls` and `events` were as they were sealed, `uncovered` are in no checkpoint yet or were before the first, and
-    `dropped` went with their partitions, from before `kept_from`. `unsealed` is when the uncovered ones were made, by
-    log, and `late` when rows waited long for a checkpoint.
+    `calls` and `events` match their checkpoints, `uncovered` are in no checkpoint yet or predate the first, and
+    `dropped` were removed with their partitions, from before `kept_from`. `unsealed` are the periods of the uncovered
+    rows, by log, `late` the periods in which rows waited long for a checkpoint.
     """
 
     checkpoints: int = 0
@@ -75,12 +75,12 @@ class Report:
         self.findings.append(Finding(what, uid, sentence, unproved))
 
     def unproved(self) -> list[Span]:
-        """The times that the findings leave unproved, in order; those that are hardly apart are one."""
+        """Return the periods that the findings leave unproved, sorted; those less than ROUGHLY apart are merged."""
         return merged(one.unproved for one in self.findings)
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """These in order; those that are hardly apart are one."""
+    """Sort the periods, and merge those less than ROUGHLY apart."""
     joined: list[Span] = []
     for span in sorted(spans):
         if joined and span.since - ROUGHLY <= joined[-1].until:
@@ -92,9 +92,9 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 @dataclass
 class Sealed:
-    """A checkpoint whose signature is right, and the digests of its rows that were not met yet, once it is opened.
+    """A checkpoint with a valid signature, and once opened, the digests of its rows not yet matched.
 
-    `after` is when the one before was made.
+    `after` is the time of the checkpoint before.
     """
 
     body: dict[str, Any]
@@ -118,18 +118,18 @@ class Sealed:
 
     @property
     def span(self) -> Span:
-        """When its rows were made."""
+        """Return the period in which its rows were made."""
         oldest = self.body.get("oldest_at")
         return Span(datetime.fromisoformat(oldest) if oldest else self.after, self.sealed_at)
 
     def covers(self, at: datetime) -> bool:
-        """Whether it is for calls dated like this."""
+        """True if the checkpoint covers calls of this date."""
         before = self.body["before"]
         since = datetime.fromisoformat(self.body["from"])
         return since <= at < (datetime.fromisoformat(before) if before else END)
 
     def open(self, report: Report) -> dict[UUID, bytes] | None:
-        """The digests of its rows, if they are those that were signed; None when they went with their rows."""
+        """Return the digests of its rows if they match the signature; None if they were deleted with their rows."""
         if not self.is_open:
             self.is_open = True
             kept = Checkpoint.objects.values_list("leaves", flat=True).get(pk=self.number)
@@ -140,7 +140,7 @@ class Sealed:
         return self.leaves
 
     def _must_have_leaves(self, kept_from: datetime) -> bool:
-        """Digests go with the last of their rows: what was sealed of rows that are kept must have them."""
+        """True if the checkpoint must still have its digests: they are deleted only with the last of their rows."""
         newest = self.body["newest_at"]
         return newest is not None and (self.kind == "events" or datetime.fromisoformat(newest) >= kept_from)
 
@@ -154,7 +154,7 @@ class Sealed:
 
 
 class Places:
-    """Which checkpoint has the row of an id; `newest` is the newest id that the log ever gave."""
+    """Finds the checkpoint of a row by its id; `newest` is the newest id the log assigned."""
 
     def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
         self._sealed = sealed
@@ -163,11 +163,11 @@ class Places:
 
     @property
     def last(self) -> int:
-        """The last id that is sealed."""
+        """Return the last sealed id."""
         return int(self._ends[-1]) if self._ends else 0
 
     def find(self, number: int) -> Sealed | None:
-        """The one whose ids these are; None for those before the first, after the last and in a gap."""
+        """Return the checkpoint that covers this id, or None if it is before the first, after the last or in a gap."""
         place = bisect_left(self._ends, number)
         return (
             self._sealed[place] if place < len(self._sealed) and number > self._sealed[place].body["after_id"] else None
@@ -175,7 +175,7 @@ class Places:
 
 
 class CallPlaces(Places):
-    """The same for calls: by id and date."""
+    """Finds the checkpoint of a call by its id and date."""
 
     def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
         super().__init__([one for one in sealed if one.kind in ("first", "near")], newest)
@@ -183,8 +183,10 @@ class CallPlaces(Places):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> Sealed | bool:
-        """The checkpoint; else whether the row may be in none: it was before the first, one may still come for it, or
-        was lost."""
+        """Return the row's checkpoint. Without one, return whether the row may be in none.
+
+        It may if it predates the first checkpoint, or if its checkpoint is still to be made or is missing.
+        """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
         if near is None:
@@ -197,10 +199,10 @@ class CallPlaces(Places):
         return bool(at >= self._oldest)
 
     def _may_stand_outside(self, number: int, at: datetime, recorded: datetime | None) -> bool:
-        """Whether a row with an id in no range may be there.
+        """True if a row whose id is in no range is legitimate.
 
-        Ids up to that of the first checkpoint are older than it. Those after the last are newer, and the next
-        checkpoint takes them: were they recorded before the last, or given by nobody, it never saw them.
+        Rows with ids up to that of the first checkpoint are older than it. Rows after the last are newer, and the next
+        checkpoint covers them; one recorded before the last checkpoint, or with an id never assigned, was added later.
         """
         if not self._sealed:
             return True
@@ -210,11 +212,11 @@ class CallPlaces(Places):
         if number > last["upto_id"]:
             sealed_to = datetime.fromisoformat(last["near_at"]) - ROUGHLY
             return number <= self.newest and at >= self._oldest and (recorded is None or recorded >= sealed_to)
-        return True  # That a checkpoint is missing is a finding of its own.
+        return True  # A missing checkpoint is reported separately.
 
 
 class EventPlaces(Places):
-    """The same for admin events, which are sealed from the first one on."""
+    """Finds the checkpoint of an admin event; all events are sealed, from the first."""
 
     def of(self, row: dict[str, Any]) -> Sealed | bool:
         return self.find(row["id"]) or 0 < row["id"] <= self.newest
@@ -226,11 +228,11 @@ def verify(
     until: datetime | None = None,
     received: Received | None = None,
 ) -> Report:
-    """Compare the calls dated from `since` to before `until`, and all admin events, with the checkpoints.
+    """Compare calls dated from `since` to before `until`, and all admin events, with the checkpoints, in one snapshot.
 
-    In one snapshot. `keys` are the public keys that are trusted, 32 bytes each; without them those that the checkpoints
-    name, which proves nothing against who can sign anew. What a sink `received` must be the same here, whoever signed
-    it, and must hold the rows of its checkpoints.
+    `keys` are the trusted public keys (32 bytes each). Without them the keys named in the checkpoints are used, which
+    does not protect against someone who can sign again. Rows that a sink `received` must be the same here, whichever
+    key signed them, and the sink must have the rows of its checkpoints.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
@@ -238,7 +240,7 @@ def verify(
 
 
 def compare(cursor: Any, keys: Sequence[bytes] | None, span: Span, received: Received | None) -> Report:
-    """The same as `verify`, in the transaction of the caller."""
+    """Run the comparison of `verify` in the caller's transaction."""
     report = Report()
     sealed = _chain(report, keys)
     report.sealed_to = sealed[-1].sealed_at if sealed else None
@@ -257,7 +259,7 @@ def compare(cursor: Any, keys: Sequence[bytes] | None, span: Span, received: Rec
 
 
 def _chain(report: Report, keys: Sequence[bytes] | None) -> list[Sealed]:
-    """The checkpoints that are as they were signed, in order; what is wrong with the others is reported."""
+    """Return the checkpoints with a valid signature, in order, and report what is wrong with the others."""
     sealed: list[Sealed] = []
     broken: list[str] = []
     previous, expected, after = "", 1, BEGINNING
@@ -278,7 +280,7 @@ def _chain(report: Report, keys: Sequence[bytes] | None) -> list[Sealed]:
 def _break(
     one: Checkpoint, body: dict[str, Any] | None, sealed: Sequence[Sealed], previous: str, expected: int
 ) -> str | None:
-    """What is wrong with this checkpoint, or between it and the one before."""
+    """Return what is wrong with this checkpoint, or with its link to the one before."""
     name = f"Checkpoint {one.number}"
     if body is None:
         return f"{name} was rewritten: its signature is not right, or of another key."
@@ -311,14 +313,14 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[Sealed]) -> datetime:
-    """From when on calls are kept: as the checkpoints say; earlier releases did not seal what retention dropped."""
+    """Return the start of retained calls, as sealed. Earlier releases did not seal what was dropped."""
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()
     return max(said) if said else midnight(starts[0]) if starts else BEGINNING
 
 
 class _Comparison:
-    """Rows of both logs against checkpoints and what a sink received."""
+    """Compares the rows of both logs with checkpoints and a sink's copy."""
 
     def __init__(self, report: Report, span: Span, received: Received | None) -> None:
         self._report, self._span = report, span
@@ -326,7 +328,7 @@ class _Comparison:
         self._refused = refused() if received else set()
 
     def checkpoints(self, sealed: Sequence[Sealed]) -> None:
-        """Compare the checkpoints that were received with those here."""
+        """Compare the received checkpoints with those in the database."""
         received = self._received.checkpoints
         numbers = {number for number, _ in received}
         bodies = dict(Checkpoint.objects.filter(number__in=numbers).values_list("number", "body"))
@@ -346,7 +348,8 @@ class _Comparison:
     ) -> None:
         """Compare the rows of one log."""
         first_required_ids = self._received.first_required_ids(log)
-        outside: dict[bool, Span] = {}  # Of rows that no checkpoint has: those after the last, and others.
+        # Periods of rows without a checkpoint: True for rows after the last one, False for others.
+        outside: dict[bool, Span] = {}
         for row in rows:
             place = places.of(row)
             self._judge(log, place, row)
@@ -367,7 +370,7 @@ class _Comparison:
             one.leaves = None
 
     def leftovers(self) -> None:
-        """Report the rows that were received and are not here."""
+        """Report rows that were received and are not in the database."""
         named = {one.uid for one in self._report.findings}
         last = self._span.until if self._span.until == END else self._span.until - ROUGHLY
         for log, lines in self._received.rows.items():
@@ -455,7 +458,7 @@ def _moved(at: datetime, by: timedelta) -> datetime:
 
 
 def _calls(cursor: Any, span: Span) -> Iterator[dict[str, Any]]:
-    """The calls in the order of the log's primary key, some at a time."""
+    """Yield the calls in primary-key order, fetched in chunks."""
     statement = f"""
         SELECT {columns_of(max(COLUMNS))} FROM {TABLE}
         WHERE (created_at, id) > (%s, %s) AND created_at < %s ORDER BY created_at, id LIMIT {CHUNK}
@@ -467,7 +470,7 @@ def _calls(cursor: Any, span: Span) -> Iterator[dict[str, Any]]:
 
 
 def _events(cursor: Any) -> Iterator[dict[str, Any]]:
-    """The admin events in the order they were recorded, some at a time."""
+    """Yield the admin events in the order they were recorded, fetched in chunks."""
     statement = f"""
         SELECT {columns_of(max(EVENT_COLUMNS), columns=EVENT_COLUMNS)} FROM auditlog_event
         WHERE id > %s ORDER BY id LIMIT {CHUNK}

@@ -1,5 +1,5 @@
-"""Roll-ups of the log: how many calls there were, how they ended and how long they took, by minute, hour and day.
+"""Roll-ups of the log: the number of calls, their outcomes and durations, by minute, hour and day.
 
-`keeping` adds to them what the log got, off the path of calls; `reading` answers from them and from the rows they do
-not hold yet. docs/explanation/roll-ups.md says what is exact.
+`keeping` updates them outside the request path; `reading` answers from them and from rows not counted yet.
+docs/explanation/roll-ups.md says which numbers are exact.
 """

@@ -1,9 +1,9 @@
-"""Adds to the roll-ups what the log got since, in small steps, off the path of calls.
+"""Update the roll-ups with new rows of the log, in small steps outside the request path.
 
-Each step is one transaction that holds the row of RollupState: of all processes one counts, and how far it came and
-what it counted are committed together. Rows are counted by their id, and may become visible in any order: an id is
-taken as the last one only when every transaction that was writing to the log at that moment has ended, so no row is
-missed or counted twice (docs/explanation/roll-ups.md).
+Each step is one transaction that locks the row of RollupState: only one process counts, and its progress and counts are
+committed together. Rows are counted by id and may become visible in any order: an id is used as the last one only when
+every transaction that was writing to the log at that time has ended, so no row is missed or counted twice
+(docs/explanation/roll-ups.md).
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from auditlog.rollups.schema import (
 )
 from ui import databases
 
-STEP = 20_000  # Rows of the log that one transaction counts, or a few more.
-OLD_STEP = 60_000  # The same for what was there before: days get whole in fewer steps.
-# How old a row may be when it is committed to be found at once, and within how long those older still are found.
+STEP = 20_000  # Rows of the log counted per transaction, or slightly more.
+OLD_STEP = 60_000  # For rows from before counting began: days are completed in fewer steps.
+# The age up to which committed rows are found at once, and the interval at which older ones are found.
 NEAR = timedelta(hours=1)
 LATE_EVERY = timedelta(minutes=15)
-WRITERS_S = 1.0  # How long a step waits for those who are writing.
-AGAIN_AFTER = timedelta(seconds=3)  # What another process counted a moment ago is not counted again.
+WRITERS_S = 1.0  # How long a step waits for writers.
+AGAIN_AFTER = timedelta(seconds=3)  # Skip if another process has just counted.
 
 NTH_OLDER = "SELECT created_at FROM auditlog_call WHERE created_at < %s ORDER BY created_at DESC OFFSET %s LIMIT 1"
 
-AN_AGE = timedelta(days=365_000) // timedelta(seconds=1)  # From BEGINNING on: all that a window holds.
+AN_AGE = timedelta(days=365_000) // timedelta(seconds=1)  # From BEGINNING: everything in a window.
 
 type Condition = tuple[str, list[Any]]
 
 
 def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
-    """Count what there is to count, for about so long; how many rows of the log were counted.
+    """Count new rows for about `seconds`, and return how many rows were counted.
 
-    Nothing when another process is at it, or was a moment ago and it need not be done `even_if_fresh`.
+    Does nothing while another process counts, or shortly after it did unless `even_if_fresh`.
     """
     end, counted = time.monotonic() + seconds, 0
     if not even_if_fresh and _is_fresh():
@@ -68,9 +68,9 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 
 
 def drop_before(limit: date) -> int:
-    """Forget the calls whose partitions are dropped when calls before `limit` are; how many roll-ups were deleted.
+    """Remove the calls that retention before `limit` will drop, and return how many roll-ups were deleted.
 
-    To be called before these partitions are dropped: until then they are counted from the log itself.
+    Call it before the partitions are dropped: until then these calls are counted from the log.
     """
     begin = Call.partitions.kept_from(limit)
     with transaction.atomic(), _state() as state:
@@ -88,7 +88,7 @@ def _delete_outdated(state: RollupState, grain: Grain) -> int:
 
 
 def days_left() -> int:
-    """How many days of the log are still to be counted, after an upgrade."""
+    """Return how many days of the log are still to be counted after an upgrade."""
     state = RollupState.objects.first()
     if state is None or state.counted_from <= BEGINNING:
         return 0
@@ -103,14 +103,14 @@ def _is_fresh() -> bool:
 
 @contextmanager
 def _state() -> Iterator[RollupState | None]:
-    """The state, locked until the transaction ends; None when another process has it, or it cannot begin yet."""
+    """Yield the state, locked until the transaction ends; None if another process holds it or counting cannot start."""
     if not RollupState.objects.exists():
         _begin()
     yield RollupState.objects.select_for_update(skip_locked=True).first()
 
 
 def _begin() -> None:
-    """From now on what comes is counted; what is there already will be, from the newest back."""
+    """Start counting: new rows from now, existing ones later, newest first."""
     last = _last_id()
     if last is None:
         return
@@ -131,19 +131,19 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return from when on there are roll-ups of each grain that is not kept for ever, by the names of the fields."""
+    """Return the start of each grain with limited retention, by field name."""
     return {grain.floor: (DAYS if grain is HOURS else HOURS).begin(now - grain.kept) for grain in GRAINS if grain.kept}
 
 
 def _last_id() -> int | None:
-    """An id up to which every row of the log is visible, or never will be; None while somebody writes for too long."""
+    """Return an id up to which every row is visible or never will be, or None if a writer takes too long."""
     with connection.cursor() as cursor:
         return last_id(cursor, Call._meta.db_table, wait=WRITERS_S)
 
 
 @transaction.atomic
 def _count_new() -> tuple[int, bool]:
-    """Count the newest rows: how many, and whether there are more."""
+    """Count the newest rows; return how many, and whether there are more."""
     with _state() as state:
         last = None if state is None else _last_id()
         if state is None or last is None or last <= state.counted_to:
@@ -162,7 +162,7 @@ def _count_new() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_late() -> tuple[int, bool]:
-    """When it is time for that, count the rows that were older than NEAR when they came, and begin a new stretch."""
+    """Count rows that were older than NEAR when they arrived, if it is time, and advance `near_from`."""
     with _state() as state:
         now = databases.now()
         if state is None or now - state.near_from < NEAR + LATE_EVERY:
@@ -175,14 +175,14 @@ def _count_late() -> tuple[int, bool]:
         for name, floor in _floors(now).items():
             setattr(state, name, max(getattr(state, name), floor))
         state.save()
-        for grain in (MINUTES, RECENT_HOURS):  # There would be many of a day.
+        for grain in (MINUTES, RECENT_HOURS):  # A whole day's would be many.
             _delete_outdated(state, grain)
         return counted, False
 
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Count some of what was there when counting began, the newest first: how many, and whether there are more."""
+    """Count some rows from before counting began, newest first; return how many, and whether there are more."""
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False
@@ -199,14 +199,14 @@ def _count_old() -> tuple[int, bool]:
 
 @transaction.atomic
 def _move_windows() -> tuple[int, bool]:
-    """Move the windows on to the last whole hour: no row, and whether there is more to do."""
+    """Move the windows to the last whole hour; return 0 rows, and whether there is more to do."""
     with _state() as state:
         return 0, state is not None and windows.move(state, databases.now())
 
 
 @contextmanager
 def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
-    """Add these rows of the log to the windows that hold their time, and note in these how far it is counted then."""
+    """Add these rows to the windows that contain them, and update the windows' positions."""
     held = windows.current(state)
     yield
     with connection.cursor() as cursor:
@@ -219,7 +219,7 @@ def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
 
 
 def _add(state: RollupState, rows: Condition) -> int:
-    """Add these rows of the log to the roll-ups of all lengths; how many they were."""
+    """Add these rows to the roll-ups of all grains, and return how many there were."""
     counted = 0
     with connection.cursor() as cursor:
         for grain, statement in _STATEMENTS:
@@ -232,7 +232,7 @@ def _statement(grain: Grain) -> str:
     known = [name for name in DIMENSIONS if any(name in cube for cube in grain.cubes)]
     keys = ", ".join((*ENDS, *known))
     sets = ", ".join(f"(at, {', '.join((*ENDS, *cube))})" for cube in grain.cubes)
-    # `grouping` is 1 for a column that is not told apart.
+    # `grouping` is 1 for a column outside the combination.
     cube = " + ".join(f"{cube_number([name])} * (1 - grouping({name}))" for name in known)
     numbers = ", ".join(f"nullif(sum(n) FILTER (WHERE class = {n}), 0)" for n in range(len(CLASS_COLUMNS)))
     added = ", ".join(

@@ -1,8 +1,8 @@
-"""Answers from the roll-ups, and from the log where they do not reach: the same numbers as a count of the log gives.
+"""Answer from the roll-ups, and from the log where they do not reach, with the same numbers as counting the log.
 
-A stretch of time is cut into whole days, hours and minutes, as far as each is kept; what is left at its ends, and the
-calls that came since the last count, are counted from the log. What ends now has no end to cut: the day that has begun
-is read whole. All of it is read in one snapshot of the database.
+A period is cut into whole days, hours and minutes, where these are kept. The rest at both ends, and calls since the
+last count, are counted from the log. A period up to now is not cut at its end: the current day is read whole.
+Everything is read in one database snapshot.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from auditlog.rollups.schema import (
     quantile,
 )
 
-# Rows of the log that an answer may count, of a stretch of at most so long; what needs more is not answered here.
+# Limits on the rows and the period an answer may count from the log; beyond them there is no answer.
 MOST_FROM_LOG = 60_000
-LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of what is kept by days only.
-A_MOMENT = timedelta(seconds=1)  # So long ago at most a caller took what it calls now.
-# Calls of one of these are found by an index, over any time.
+LONGEST_FROM_LOG = timedelta(hours=48)  # The ends of periods kept by day only.
+A_MOMENT = timedelta(seconds=1)  # The maximum age of what a caller passes as now.
+# An index finds the calls of one of these, over any period.
 FOUND_BY_INDEX = ("user_id", "host_id", "feature_name", "server_id", "gateway_id")
-MOST_ROWS = 20_000  # Of roll-ups that are told apart in one piece: clients choose the names they call.
+MOST_ROWS = 20_000  # Roll-ups by name in one piece: clients choose the names they call.
 ENDING_OF = {outcome: kind for kind, outcomes in ENDINGS.items() for outcome in outcomes}
 
-# Days are few among minutes and hours, which the planner does not know of a stretch of time: it would read them all.
+# The planner would scan the whole table: it does not know that few roll-ups are days.
 _BEGIN = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off"
 _OF_LOG = """
 SELECT outcome, {class_of} AS class, count(*), sum(duration_ms), {keys}
 FROM ({rows} LIMIT %s) c GROUP BY outcome, class{positions}
 """
 _ROWS_OF_LOG = "SELECT {columns} FROM auditlog_call WHERE {where}"
-# How calls ended stands beside each other: a row for each outcome would have all classes of durations, too.
+# Outcomes are columns: one row per outcome would repeat all duration classes.
 _OF_ROLLUPS = """
 SELECT {calls}, sum(duration_ms), {keys} FROM (
     SELECT *, outcome AS ended FROM auditlog_rollup WHERE cube = %s AND seconds = %s AND at >= %s AND at < %s{filters}
 ) c {groups} LIMIT %s
 """
-# How calls ended is told of the busiest alone.
+# Outcomes are summed for the busiest only.
 _BUSIEST = """
 WITH c AS MATERIALIZED (SELECT * FROM ({rows}) r WHERE {named}), best AS (
     SELECT {by}, sum(calls) AS most, count(*) OVER () AS number FROM c
@@ -67,7 +67,7 @@ WITH c AS MATERIALIZED (SELECT * FROM ({rows}) r WHERE {named}), best AS (
 SELECT b.{by}, {calls}, max(number) FROM best b JOIN c ON c.{by} = b.{by}
 GROUP BY b.{by}, most ORDER BY most DESC, b.{by} COLLATE "C"
 """
-# A name is of the collation of the database; an id has none.
+# Names have the database's collation; ids have none.
 _BUSIEST_BY = {
     True: _BUSIEST.replace(' COLLATE "C"', "").replace("{named}", "{by} IS NOT NULL"),
     False: _BUSIEST.replace("{named}", "{by} <> ''"),
@@ -91,7 +91,7 @@ type SQL = tuple[str, list[Any]]
 
 @dataclass
 class Numbers:
-    """Calls of one kind: how many ended how, and how long they took; `classes` is empty where that was not asked."""
+    """Numbers of some calls: outcomes and durations; `classes` is empty if durations were not requested."""
 
     endings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     classes: list[int] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Numbers:
 
     @classmethod
     def timed(cls) -> Numbers:
-        """Of no call yet, with room for durations."""
+        """Return zero calls, with room for durations."""
         return cls(classes=[0] * CLASSES)
 
     @property
@@ -116,7 +116,7 @@ class Numbers:
 
     @property
     def error_rate(self) -> float:
-        """The part of the calls that failed: 0 to 1."""
+        """Return the share of failed calls, 0 to 1."""
         return self.errors / self.calls if self.calls else 0.0
 
     @property
@@ -128,7 +128,7 @@ class Numbers:
         return self.quantile(0.95)
 
     def quantile(self, part: float) -> float | None:
-        """Within how many milliseconds this part of them ended, right to within a tenth."""
+        """Return the duration (ms) within which this share of calls ended, within ±10 %."""
         return quantile(self.classes, part)
 
     def add(self, other: Numbers) -> None:
@@ -141,7 +141,7 @@ class Numbers:
 
 
 class Piece(NamedTuple):
-    """A stretch of time that is read in one way: from the roll-ups of a grain, or from the log."""
+    """A period read from one source: the roll-ups of a grain, or the log."""
 
     since: datetime
     until: datetime
@@ -149,7 +149,7 @@ class Piece(NamedTuple):
 
     @property
     def rollups(self) -> list[Any]:
-        """What the roll-ups of this piece say of their time: their length, from when, and before when they begin."""
+        """Return the parameters that select this piece's roll-ups: length in seconds, start, and end (exclusive)."""
         assert self.grain is not None
         between = (BEGINNING, BEGINNING + self.grain.length) if self.grain in WINDOWS else (self.since, self.until)
         return [self.grain.seconds, *between]
@@ -157,14 +157,14 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Bars:
-    """Equal stretches of time from `since` on, of which each is told apart."""
+    """Equal periods from `since`, counted separately."""
 
     since: datetime
     width: timedelta
 
 
 class Book:
-    """The roll-ups and the log as they are at one moment."""
+    """The roll-ups and the log in one snapshot."""
 
     def __init__(self, state: RollupState | None) -> None:
         self._state = state
@@ -181,10 +181,10 @@ class Book:
         bars: Bars | None = None,
         timed: bool = True,
     ) -> dict[Key, Numbers] | None:
-        """The numbers of the calls between two moments, by the values of some columns and the number of the bar.
+        """Return the numbers of the calls between two times, by values of `by` and the number of the bar.
 
-        None when more would have to be read for it than a page may, and as long as nothing was counted.
-        Without `timed` it tells nothing of durations, which takes less.
+        None if that would read more than a page may, or if nothing is counted yet. Without `timed` durations are left
+        out, which is faster.
         """
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, bars)
         if not self._may_read(pieces, where):
@@ -201,9 +201,9 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """The values of a column with the most calls between two moments, in that order, and how these ended.
+        """Return the values of a column with the most calls between two times, in that order, with their outcomes.
 
-        Without the empty value; `named` leaves out calls of names that no server has. None as of `read`.
+        The empty value is left out; `named` also leaves out calls of unknown tools. None as in `read`.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -219,9 +219,9 @@ class Book:
     def query_of(
         self, where: Where, since: datetime, until: datetime, *, by: Sequence[str], named: bool = False
     ) -> SQL | None:
-        """A query of `calls` by some columns and how they `ended`, with several rows of the same; None as of `read`.
+        """Return a query for `calls` by columns and `ended`, with several rows per key; None as in `read`.
 
-        `last_at` is when the newest of a row began.
+        `last_at` is the start of a row's newest call.
         """
         pieces = self._pieces({*where, *by} & {*DIMENSIONS}, since, until, None)
         if not self._may_read(pieces, where):
@@ -241,7 +241,7 @@ class Book:
         return " UNION ALL ".join(parts or [_CALLS_OF_LOG.format(keys=keys, where="false")]), parameters
 
     def _rows_in_log(self, rows: Sequence[SQL]) -> int:
-        """How many rows of the log these are, or more than may be read; asked once."""
+        """Return how many rows of the log these are, up to one more than allowed; cached."""
         if not rows:
             return 0
         known = self._known_rows.get(repr(rows))
@@ -254,16 +254,16 @@ class Book:
         return known
 
     def knows_days_from(self, moment: datetime) -> bool:
-        """Whether all days from that of this moment on are counted, up to what came just now."""
+        """True if all days since this time are counted."""
         return self._state is not None and self._state.counted_from <= DAYS.begin(moment)
 
     def total(self, where: Where, since: datetime, until: datetime, *, timed: bool = True) -> Numbers | None:
-        """The numbers of all these calls; None as of `read`."""
+        """Return the sum of these calls; None as in `read`."""
         found = self.read(where, since, until, timed=timed)
         return None if found is None else found.get((), Numbers())
 
     def _may_read(self, pieces: Sequence[Piece], where: Where) -> bool:
-        """Whether something was counted, and no piece of the log is too long to look through."""
+        """True if counting has begun and no piece of the log is too long to read."""
         if self._state is None:
             return False
         long = [each for each in pieces if each.grain is None and each.until - each.since > LONGEST_FROM_LOG]
@@ -278,7 +278,7 @@ class Book:
         if since < self._state.days_from and (days := Call.partitions.starts()):
             since = max(since, datetime.combine(days[0], datetime.min.time(), UTC))
         if until > self._now - A_MOMENT:
-            # There are no calls of later: what is counted of today is all there is of it.
+            # There are no later calls: the count of today is complete.
             until = DAYS.next(self._now + A_MOMENT)
         grains = [
             grain
@@ -292,7 +292,7 @@ class Book:
         return [*self._cut(since, window.since, grains), window, *self._cut(window.until, until, grains)]
 
     def _window(self, dimensions: set[str], since: datetime, until: datetime) -> Piece | None:
-        """The longest of the windows that lie between two moments and know these dimensions."""
+        """Return the longest window between two times that has these dimensions."""
         if until - since < WINDOWS[0].length:
             return None
         grains = {grain.seconds: grain for grain in WINDOWS if grain.cube(dimensions) is not None}
@@ -324,12 +324,12 @@ class Book:
         yield from self._cut(last, until, finer)
 
     def _floor(self, grain: Grain) -> datetime:
-        """From when on there is all of this grain."""
+        """Return the start of the period that this grain covers completely."""
         assert self._state is not None
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _of_log(self, piece: Piece) -> tuple[str, list[Any]] | None:
-        """Which rows of the log a piece is read from: of one that is in the roll-ups those they do not hold yet."""
+        """Return the condition for a piece's rows in the log: all, or those not in its roll-ups yet."""
         condition = "created_at >= %s AND created_at < %s"
         if piece.grain is None:
             return condition, [piece.since, piece.until]
@@ -340,7 +340,7 @@ class Book:
         return condition + " AND id > %s", [since, piece.until, self._state.counted_to]
 
     def _rows_of_log(self, pieces: Sequence[Piece], filters: SQL) -> list[SQL]:
-        """Which rows of the log these pieces are read from, as far as there may be any."""
+        """Return the conditions for all rows to read from the log."""
         told = (self._of_log(piece) for piece in pieces)
         return [(condition + filters[0], [*bounds, *filters[1]]) for condition, bounds in filter(None, told)]
 
@@ -354,7 +354,7 @@ class Book:
         *,
         timed: bool,
     ) -> bool:
-        """Add what the log has to tell; whether that was all of it."""
+        """Add the numbers from the log; return False if there were too many rows."""
         rows = self._rows_of_log(pieces, filters)
         if not rows:
             return True
@@ -390,7 +390,7 @@ def _read_rollups(
     *,
     timed: bool,
 ) -> bool:
-    """Add what the roll-ups have to tell of a piece; whether that was all of it."""
+    """Add the numbers from a piece's roll-ups; return False if there were too many rows."""
     keys, at = _keys(by, bars, "at")
     classes = "".join(f", sum({name})" for name in CLASS_COLUMNS) if timed else ""
     took, begin = len(ENDINGS), len(ENDINGS) + 2
@@ -407,7 +407,7 @@ def _read_rollups(
         rows = cursor.fetchall()
     for row in rows[:MOST_ROWS]:
         numbers = found[tuple(row[begin:end])]
-        for kind, number in zip(ENDINGS, row, strict=False):  # They come first.
+        for kind, number in zip(ENDINGS, row, strict=False):  # The outcomes are the first columns.
             numbers.endings[kind] += number
         numbers.duration_ms += row[took]
         for n, number in enumerate(row[end:]):
@@ -417,22 +417,22 @@ def _read_rollups(
 
 
 def _filters(where: Where) -> tuple[str, list[Any]]:
-    """The conditions as SQL, for the log and the roll-ups alike."""
+    """Return the conditions as SQL, for both the log and the roll-ups."""
     types = {name: "uuid[]" if name.endswith("_id") else "text[]" for name in (*DIMENSIONS, *ENDS)}
     return "".join(f" AND {name} = ANY(%s::{types[name]})" for name in where), [array(one) for one in where.values()]
 
 
 def array(values: Iterable[Any]) -> str:
-    """These values as PostgreSQL writes an array: to hand over a text takes less than a list of hundreds.
+    """Return these values as a PostgreSQL array literal: faster to pass than a list of hundreds.
 
-    Arrays of arrays must all be equally long, too, and texts need not.
+    Also, nested arrays must have equal lengths, texts need not.
     """
     quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 
 
 def _keys(by: Sequence[str], bars: Bars | None, at: str) -> tuple[str, list[Any]]:
-    """What is told apart, after a column that stands for nothing when that is nothing."""
+    """Return the key columns, after a NULL in case there are none, and their parameters."""
     columns = ["NULL", *by]
     if bars is None:
         return ", ".join(columns), []
@@ -441,13 +441,13 @@ def _keys(by: Sequence[str], bars: Bars | None, at: str) -> tuple[str, list[Any]
 
 
 def _positions(first: int, by: Sequence[str], bars: Bars | None) -> range:
-    """Where among the columns is what is told apart, from this one on."""
+    """Return the positions of the key columns, starting at `first`."""
     return range(first, first + len(by) + (bars is not None))
 
 
 @contextmanager
 def book() -> Iterator[Book]:
-    """The roll-ups and the log in one snapshot; within a transaction, in that."""
+    """Yield the roll-ups and the log in one snapshot; inside a transaction, in that one."""
     if connection.in_atomic_block:
         yield Book(RollupState.objects.first())
         return
@@ -458,9 +458,9 @@ def book() -> Iterator[Book]:
 
 
 def known(criteria: Sequence[Sequence[Q]]) -> dict[str, list[Any]] | None:
-    """What criteria ask for, by column, when the roll-ups know all of it; else None.
+    """Return the values the criteria ask for, by column, or None if the roll-ups cannot answer all of them.
 
-    Each criterion is its alternatives.
+    Each criterion is a list of alternatives.
     """
     where: dict[str, list[Any]] = {}
     for alternatives in criteria:

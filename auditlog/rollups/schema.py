@@ -1,4 +1,4 @@
-"""What is counted apart, over which stretches of time, and how durations are kept."""
+"""The schema of the roll-ups: dimensions, periods and duration classes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from math import ceil, log
 
-# What calls are told apart by, besides outcome and reason, which every roll-up has. Named as the columns of the log.
+# Dimensions besides outcome and reason, which every roll-up has. Named like the columns of the log.
 DIMENSIONS = ("host_id", "user_id", "gateway_id", "server_id", "method", "feature_name")
 ENDS = ("outcome", "deny_reason")
 
-# Durations are counted in classes, each a tenth longer than the one before: a percentile is right to within a tenth,
-# half of that on average. The first holds all below 1.1 ms, the last all from three minutes on.
+# Durations are counted in classes, each a tenth longer than the one before: a percentile is within ±10 %, on average
+# half of that. The first contains all below 1.1 ms, the last all from three minutes.
 CLASSES = 128
 RATIO = 1.1
 CLASS_COLUMNS = tuple(f"ms_{n}" for n in range(CLASSES))
 CLASS_OF = f"least(floor(ln(greatest(duration_ms, 1)) / {log(RATIO)!r}), {CLASSES - 1})::int"
 
 _TOOL = ("gateway_id", "server_id", "method", "feature_name")
-# Of these there are few rows in any stretch of time; of the others, with thousands of people, nearly one for each call.
+# FEW have few rows in any period; MANY, with thousands of people, nearly one for each call.
 FEW: tuple[tuple[str, ...], ...] = ((), ("gateway_id",), ("method",), ("server_id",))
 MANY: tuple[tuple[str, ...], ...] = (("host_id",), ("user_id",), _TOOL)
 
 
 def cube_number(dimensions: Iterable[str]) -> int:
-    """The number of a combination of dimensions: a bit for each."""
+    """Return the number of a combination of dimensions, one bit each."""
     return sum(1 << DIMENSIONS.index(one) for one in dimensions)
 
 
 @dataclass(frozen=True)
 class Grain:
-    """A length of time that is counted as one: which combinations are, smallest first, and for how long they are kept.
+    """A period length, the combinations counted for it (smallest first), and how long these are kept.
 
-    `kept` None: as long as the log keeps the calls themselves. `floor` names the field of RollupState that says from
-    when on there are all of them.
+    `kept` None: as long as the calls themselves. `floor` names the field of RollupState with the start of complete
+    roll-ups.
     """
 
     seconds: int
@@ -49,15 +49,15 @@ class Grain:
         return timedelta(seconds=self.seconds)
 
     def begin(self, at: datetime) -> datetime:
-        """The beginning of the stretch that holds this moment."""
+        """Return the start of the period that contains this time."""
         return datetime.fromtimestamp(at.timestamp() // self.seconds * self.seconds, UTC)
 
     def next(self, at: datetime) -> datetime:
-        """The first beginning that is not before this moment."""
+        """Return the first start of a period at or after this time."""
         return datetime.fromtimestamp(ceil(at.timestamp() / self.seconds) * self.seconds, UTC)
 
     def cube(self, dimensions: set[str]) -> int | None:
-        """The smallest combination that knows all these."""
+        """Return the smallest combination with all these dimensions, or None."""
         return next((cube_number(one) for one in self.cubes if dimensions <= set(one)), None)
 
 
@@ -69,9 +69,9 @@ GRAINS = (DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the grain for bars of the last `length` of time: the shortest that is kept for so long.
+    """Return the grain for bars of the last `length` of time: the shortest that is kept that long.
 
-    Any grain will do for what no roll-up tells apart: that is counted in the log.
+    If no roll-up has the dimensions, any grain will do: the log is counted.
     """
     known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
     return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])
@@ -86,21 +86,21 @@ def _window(length: timedelta) -> Grain:
     return Grain(int(length.total_seconds()), _OF_WINDOWS, None, "days_from")
 
 
-# The ranges of pages in one piece: that of a day ends with a whole hour, some time before now; the others end with
-# yesterday. Its roll-ups say BEGINNING; of when they are, RollupWindow says.
+# The pages' ranges in one piece: that of a day ends with a whole hour some time ago, the others end with yesterday.
+# Their roll-ups are dated BEGINNING; RollupWindow has their period.
 DAY = _window(timedelta(hours=22))
 MONTH = _window(timedelta(days=30))
-EVER = _window(timedelta(days=24_000))  # All that the log holds: so long ago there was none.
+EVER = _window(timedelta(days=24_000))  # Longer than any log.
 WINDOWS = (DAY, _window(timedelta(days=7)), MONTH, EVER)
-# What lists of all tools ask for.
+# The dimensions used by lists of all tools.
 OF_TOOLS = ("gateway_id", "server_id", "feature_name")
 TOOL_CALLS = {"method": ["tools/call"]}
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:
-    """Within how many milliseconds this part of the calls ended; None of no calls.
+    """Return the duration (ms) within which this share of calls ended, or None without calls.
 
-    `classes` are the numbers of calls by class of duration. Right to within a tenth.
+    `classes` are the numbers of calls by duration class. The result is within ±10 %.
     """
     up_to = [*accumulate(classes)]
     if not up_to or not up_to[-1]:

@@ -1,9 +1,8 @@
-"""Roll-ups of whole ranges of time: what a page would add up of many hours and days each time it is asked for.
+"""Roll-ups of whole time ranges, so that a page need not add up many hours and days on each request.
 
-The window of a day is moved by whole hours, the others by whole days: what entered is added, what left is taken away,
-of the roll-ups that it is made of, and rows that come late are added to it as to those. Each step is one transaction
-that holds the row of RollupState, so the window is at any moment exactly the roll-ups of its time. Where that cannot
-be, it is made anew.
+The window of a day moves by whole hours, the others by whole days: new roll-ups are added, old ones subtracted, and
+late rows are added as in the source roll-ups. Each step is one transaction that locks the row of RollupState, so a
+window always equals the roll-ups of its period. Where that is not possible, the window is rebuilt.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from auditlog.rollups.schema import (
     cube_number,
 )
 
-MOST_TAKEN = timedelta(days=7)  # Of more than that taken away at once, a window is sooner made anew.
-# A window's calls of a class are counted in four bytes, and more may come before it is moved again.
+MOST_TAKEN = timedelta(days=7)  # To remove more than this, rebuilding the window is faster.
+# A window's calls per class are stored in four bytes, and more may arrive before the next move.
 MOST_CALLS = 1_500_000_000
 CUBES = [cube_number(cube) for cube in WINDOWS[0].cubes]
 
 _KEYS = ", ".join((*ENDS, *DIMENSIONS))
 _NAMES = ", ".join((*ENDS, *("feature_name" if name == "feature_name" else "NULL" for name in DIMENSIONS)))
 _SUMS = ("calls", "duration_ms", *CLASS_COLUMNS)
-# When the newest call was stays true as calls leave: the oldest leave first.
+# The newest call stays correct as calls are subtracted: the oldest leave first.
 _NUMBERS = ", ".join(("max(last_at)", *(f"sum({name}) * %(sign)s" for name in _SUMS)))
 _ADDED = ", ".join(
     f"{name} = nullif(coalesce(r.{name}, 0) + coalesce(excluded.{name}, 0), 0)" for name in CLASS_COLUMNS
 )
-# Names alone are told apart by no hour and no day: they are added up of the tools.
+# There are no roll-ups by name alone for hours and days: names are summed over the tools.
 MOVE = f"""
 INSERT INTO auditlog_rollup AS r (seconds, cube, at, {_KEYS}, last_at, {", ".join(_SUMS)})
 SELECT %(window)s, cube, %(at)s, {_KEYS}, {_NUMBERS} FROM auditlog_rollup
@@ -62,23 +61,23 @@ FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND
 
 
 def current(state: RollupState) -> list[RollupWindow]:
-    """The windows that hold what these roll-ups hold; those of a later release, if there are some, are its own."""
+    """Return the windows that are up to date with the roll-ups, without those of a later release."""
     known = RollupWindow.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS])
     return list(known.filter(counted_to=state.counted_to, late_counted_to=state.late_counted_to))
 
 
 def move(state: RollupState, now: datetime) -> bool:
-    """Bring a window a stretch nearer to where it should be then; whether there is more to do.
+    """Move a window one step towards its current position; return whether there is more to do.
 
-    To be called by whoever has `state` locked.
+    The caller must hold the lock of `state`.
     """
     return any(_move(grain, state, now) for grain in WINDOWS)
 
 
 def forget(state: RollupState, before: datetime) -> None:
-    """Have no window hold anything of before this moment, as whose roll-ups are about to be deleted.
+    """Remove everything before this time from all windows, since its roll-ups are about to be deleted.
 
-    To be called by whoever has `state` locked. What is taken away of EVER is days; the others are made anew.
+    The caller must hold the lock of `state`. From EVER days are subtracted; the other windows are rebuilt.
     """
     for window in RollupWindow.objects.filter(since__lt=before):
         if window.seconds == EVER.seconds and window in current(state) and _is_near(state, window, before):
@@ -90,7 +89,7 @@ def forget(state: RollupState, before: datetime) -> None:
 
 
 def _is_near(state: RollupState, window: RollupWindow, before: datetime) -> bool:
-    """Whether few of the days that a window holds are before this moment, and all of them are there."""
+    """True if only a few of the window's days are before this time, and all of them still have roll-ups."""
     first = _first(DAYS, window.since, before)
     return window.until >= before and (first is None or before - first <= MOST_TAKEN)
 
@@ -122,7 +121,7 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
 
 
 def _move_end(grain: Grain, source: Grain, at: datetime, to: datetime, sign: int) -> datetime:
-    """Add what begins at one end of a window, or take it away: a day at most; where that end is then."""
+    """Add or subtract the roll-ups at one end of a window, at most a day; return the new end."""
     first = _first(source, at, to)
     if first is None:
         return max(at, to)
@@ -142,7 +141,7 @@ def _calls_since(since: datetime) -> int:
 
 
 def _first(grain: Grain, since: datetime, until: datetime) -> datetime | None:
-    """When the first calls between two moments are, as far as roll-ups of this length tell."""
+    """Return the start of the first roll-up with calls between two times, or None."""
     with connection.cursor() as cursor:
         cursor.execute(FIRST, [grain.seconds, since, until])
         found: datetime | None = cursor.fetchone()[0]

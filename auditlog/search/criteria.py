@@ -1,7 +1,7 @@
-"""Searching the calls: conditions as SQL, with a cost that does not grow with the log.
+"""Search the calls: conditions as SQL, with a cost that does not grow with the log.
 
-Conditions with an index select rows. All others are tested row by row, SEARCH_LIMIT rows at a time: a page that finds
-too few says how far it searched, and the next page continues from there.
+Conditions with an index select rows. All others are tested row by row, SEARCH_LIMIT rows at a time: a page with too few
+results shows how far it searched, and the next page continues from there.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from auditlog.search.query_language import CONTAINS, IS, IS_NOT, Condition, Eith
 
 SEARCH_LIMIT = 10_000  # Rows that one page tests at most.
 RECENT = timedelta(days=7)
-MOST_PLANNED = 200  # Days of alternatives in one statement: some milliseconds and 25 MB.
+MOST_PLANNED = 200  # Days times alternatives in one statement: takes a few milliseconds and 25 MB to plan.
 LATEST = datetime.max.replace(tzinfo=UTC)
-DAYS_AT_ONCE = 8  # Partitions that one statement of an export reads: each costs it a dozen locks.
-AHEAD = timedelta(hours=1)  # Some clock may be.
-COUNT_LIMIT = 10_000  # More are "10,000+": nobody waits for an exact large number.
+DAYS_AT_ONCE = 8  # Partitions per statement of an export: each costs it a dozen locks.
+AHEAD = timedelta(hours=1)  # Allows for clocks that are ahead.
+COUNT_LIMIT = 10_000  # Above it "10,000+" is shown: an exact large number is not worth the wait.
 
 LOOKUPS = {"<": "__lt", "<=": "__lte", ">": "__gt", ">=": "__gte"}
 NOTHING = Q(pk=None)
 
 
 class Criterion(NamedTuple):
-    """A condition as the database takes it: alternatives of which each has an index, or else a test of each row."""
+    """A condition for the database: alternatives that each have an index, or else a test of each row."""
 
     alternatives: tuple[Q, ...]
     test: Q
@@ -52,7 +52,7 @@ class Criterion(NamedTuple):
 
 
 def criterion(condition: Condition | Either) -> Criterion:
-    """What a condition of the search language asks of a row."""
+    """Convert a condition of the search language."""
     if isinstance(condition, Either):
         return row_test(_any([_all(map(criterion, each)) for each in condition.alternatives]))
     match condition.field:
@@ -89,18 +89,18 @@ def _all(criteria: Iterable[Criterion]) -> Q:
 
 
 def _of_anything(pk: UUID) -> Criterion:
-    """The call with this id, those of its request, and those of the row it is the id of."""
+    """Match the call with this id, the calls of its request, and those of the object with this id."""
     columns = {field.id_column or field.column for field in FIELDS.values() if field.is_indexed}
     ids = {column for column in columns if column.endswith("_id")} - _never_called(pk)
-    # A call that came alone has the id of its request, and is found by that.
+    # A call that is alone in its request has the request's id, and is found by that.
     alone = Q(uid=pk, created_at__range=span_of_uid(pk)) & ~Q(correlation_id=pk)
     return indexed([alone, *(Q(**{column: pk.hex if column == "trace_id" else pk}) for column in sorted(ids))])
 
 
 def _never_called(pk: UUID) -> set[str]:
-    """The columns in which the roll-ups know that no call has this id: few calls have others, and an index finds them.
+    """Return the columns in which, by the roll-ups, no call has this id.
 
-    PostgreSQL takes a thing of few for one of many, and would look for its first call through the whole log.
+    PostgreSQL mistakes a rare id for a frequent one, and would scan the whole log for its first call.
     """
     with book() as opened:
         ids = [column for column in DIMENSIONS if column.endswith("_id")]
@@ -109,13 +109,13 @@ def _never_called(pk: UUID) -> set[str]:
 
 
 def _exposed(names: Sequence[str | float]) -> list[str | float]:
-    """These names, and those under which tools of these names are shown to clients: `docs__echo` for `echo`."""
+    """Return these names, plus the names under which such tools are exposed to clients: `docs__echo` for `echo`."""
     known = [exposed for name in names for exposed in lookups.exposed_names(str(name))]
     return list(dict.fromkeys([*names, *known]))
 
 
 def parameter_criterion(field: LogField, value: Any) -> Criterion:
-    """What a parameter of the API asks of a row: exactly this value, or one of these; things are given by their ids."""
+    """Convert a parameter of the API: exactly this value, or one of these; objects are given by id."""
     if field.comparison is Comparison.NAME:
         same = [Q(**{field.id_column: pk}) for pk in value]
         return indexed(same) if field.is_indexed else row_test(_any(same))
@@ -127,42 +127,42 @@ def parameter_criterion(field: LogField, value: Any) -> Criterion:
 
 
 def free_text_criterion(text: str) -> Criterion:
-    """Rows with this text in one of the free text fields."""
+    """Match rows with this text in one of the free-text fields."""
     columns = [column for field in FREE_TEXT for column in field.name_columns]
     return row_test(_any([Q(**{f"{column}__icontains": text}) for column in columns]))
 
 
 def indexed(alternatives: Iterable[Q]) -> Criterion:
-    """Alternatives of which each has an index, each once; without any, no row."""
+    """Match rows by alternatives that each have an index; duplicates are removed, and no alternative matches no row."""
     return Criterion(tuple(dict.fromkeys(alternatives)), NOTHING)
 
 
 def either(criteria: Sequence[Criterion]) -> Criterion:
-    """Rows that meet one of these or several; with an index where each of them has one."""
+    """Match rows that meet at least one of these, with indexes if all of them have one."""
     if all(each.is_indexed for each in criteria):
         return indexed(same for each in criteria for same in each.alternatives)
     return row_test(_any([_any(each.alternatives) if each.is_indexed else each.test for each in criteria]))
 
 
 def none_of(criteria: Sequence[Criterion]) -> Criterion:
-    """Rows that meet none of these."""
+    """Match rows that meet none of these."""
     return row_test(_all(row_test(~(_any(each.alternatives) if each.is_indexed else each.test)) for each in criteria))
 
 
 def row_test(test: Q) -> Criterion:
-    """A test of each row, for which there is no index."""
+    """Test each row, without an index."""
     return Criterion((), test)
 
 
 def one_of(column: str, values: Sequence[Any]) -> Criterion:
-    """Rows with one of these values in an indexed column; the most common value is not in the index."""
+    """Match rows with one of these values in an indexed column. The most common value is not in the index."""
     if COMMON.get(column) in values:
         return row_test(Q(**{f"{column}__in": values}))
     return indexed(Q(**{column: value}) for value in values)
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Rows of the things that have this name today, whatever it was then; else rows with this name at the time."""
+    """Match rows of objects that have this name today, or if there are none, rows recorded with this name."""
     pks = uuids([text]) or lookups.ids_named(field.name, text, part=part)
     if pks and len(pks) <= MAX_IDS:
         same = [Q(**{field.id_column: pk}) for pk in pks]
@@ -190,7 +190,7 @@ def _address(column: str, text: str, *, part: bool) -> Q:
 
 
 def uuid_of(text: str) -> UUID | None:
-    """The id that `text` is; None when it is something else, such as a name."""
+    """Return `text` as an id, or None if it is something else, such as a name."""
     try:
         return UUID(text)
     except ValueError:
@@ -198,7 +198,7 @@ def uuid_of(text: str) -> UUID | None:
 
 
 def uuids(values: Sequence[str | float]) -> list[UUID]:
-    """Those of the values that are ids."""
+    """Return the values that are ids."""
     return [pk for value in values if (pk := uuid_of(str(value)))]
 
 
@@ -210,24 +210,24 @@ def _any(alternatives: Sequence[Q]) -> Q:
 
 
 def without_payloads() -> QuerySet[Call]:
-    """Calls without their payloads, which may be large."""
+    """Return calls without their payloads, which may be large."""
     return Call.objects.defer(*PAYLOADS)
 
 
 class RowCount(NamedTuple):
-    """A number of rows; unless it `is_all`, there are or may be more."""
+    """A number of rows; there may be more unless `is_all`."""
 
     number: int
     is_all: bool
 
     @property
     def is_none(self) -> bool:
-        """Whether there is not one."""
+        """True if there are certainly no rows."""
         return self.is_all and not self.number
 
     @property
     def is_large(self) -> bool:
-        """Whether they are too many to read them all."""
+        """True if there are too many rows to read all of them."""
         return not self.is_all or self.number > COUNT_LIMIT
 
     def __str__(self) -> str:
@@ -235,14 +235,14 @@ class RowCount(NamedTuple):
 
 
 def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
-    """How many rows there are, up to COUNT_LIMIT."""
+    """Count the rows, up to COUNT_LIMIT."""
     number = rows[: COUNT_LIMIT + 1].count()
     return RowCount(min(number, COUNT_LIMIT), number <= COUNT_LIMIT)
 
 
 @dataclass(frozen=True)
 class SearchPage:
-    """One page, and how far back it was searched when that was not to the end."""
+    """A page, and how far back the search went if it did not reach the end."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -250,9 +250,9 @@ class SearchPage:
 
 @dataclass
 class Known:
-    """What searches of one request found out of the log: when that was, and where indexes end.
+    """Per-request cache of index end positions, shared by all searches of the request.
 
-    Searches that ask the same of an index share it, so that it is asked once.
+    Searches with the same condition on an index query it only once.
     """
 
     at: datetime = field(default_factory=timezone.now)
@@ -260,7 +260,7 @@ class Known:
 
 
 class Search:
-    """The calls between two moments that meet all conditions; `known` is what others of the same request found."""
+    """Calls between two times that meet all conditions; `known` is the cache shared by searches of the request."""
 
     def __init__(
         self,
@@ -282,28 +282,28 @@ class Search:
 
     @property
     def is_direct(self) -> bool:
-        """Whether an index alone finds the rows."""
+        """True if one index finds the rows, without row tests."""
         return not self._row_tests and len(self._indexed) <= 1
 
     def rows(self) -> QuerySet[Call]:
-        """All of them as one query, whatever that costs."""
+        """Return all matching rows as one query, whatever it costs."""
         rows = self._between()
         for alternatives in self._indexed:
             rows = rows.filter(_any(alternatives))
         return rows.filter(*self._row_tests)
 
     def equalities(self) -> dict[str, list[Any]] | None:
-        """Its conditions as values of columns, when the roll-ups can tell of it; else None."""
+        """Return the conditions as values of columns, or None if the roll-ups cannot answer them."""
         return known([*self._indexed, *([test] for test in self._row_tests)])
 
     def parts(self) -> list[QuerySet[Call]]:
-        """The same as several queries without a row in common, each with an index of its own. For a direct one."""
+        """Split a direct search into disjoint queries, each with its own index."""
         return [self._between().filter(condition) for condition in self._alternatives()]
 
     def recent(self, most: int) -> tuple[QuerySet[Call], datetime | None]:
-        """Those among the newest `most` rows of the best index, and the time where these end; None when it is all."""
+        """Return the matches among the newest `most` rows of the best index, and where these end (None: all rows)."""
         if self.is_direct and self._count and self._count.is_all and self._count.number <= most:
-            self._floors.setdefault(most, None)  # So many rows are in the index, too.
+            self._floors.setdefault(most, None)  # The index has as few rows.
         if most not in self._floors:
             floors = (near._reach(None, OLDER, most) for near in self._from_near(None))  # noqa: SLF001  (its own kind)
             self._floors[most] = next(filter(None, floors), None)
@@ -312,28 +312,28 @@ class Search:
 
     @property
     def is_small(self) -> bool:
-        """Whether all of them are among so few rows that these are counted, and roll-ups need not be asked."""
+        """True if the search covers so few rows that they are counted directly, without roll-ups."""
         return self.recent(COUNT_LIMIT)[1] is None
 
     def page(self, cursor: Cursor | None, size: int) -> SearchPage:
-        """The page a cursor names, the newest one without."""
+        """Return the cursor's page, or the newest page without a cursor."""
         way = cursor.way if cursor else OLDER
         result = SearchPage(Page([], None, None))
         for search in self._from_near(cursor):
             result = search._page(cursor, size)  # noqa: SLF001  (its own kind)
-            if result.page.older if way == OLDER else result.page.newer:  # All of it would not hold another page.
+            if result.page.older if way == OLDER else result.page.newer:  # The full search would not fill another page.
                 break
         return result
 
     def slowest(self, size: int) -> SearchPage:
-        """Those that took longest of the newest COUNT_LIMIT; there is no further page."""
+        """Return the slowest of the newest COUNT_LIMIT calls; there is no further page."""
         rows, floor = self.recent(COUNT_LIMIT)
         return SearchPage(Page(list(rows.order_by("-duration_ms", "-pk")[:size]), None, None), floor)
 
     def _from_near(self, cursor: Cursor | None) -> Iterator[Search]:
-        """The same in the week beside a place in the log, then all of it.
+        """Yield this search limited to the 7 days next to the cursor, then unlimited.
 
-        That week mostly holds what a page shows, and the database has few partitions to think about.
+        Most pages need only the former, for which the database plans few partitions.
         """
         near = copy(self)
         near._floors = {}  # noqa: SLF001  (its own kind)
@@ -363,7 +363,7 @@ class Search:
         return SearchPage(replace(page, newer=Cursor(way, reach, keyset.LAST)), reach)
 
     def by_time(self) -> Iterator[QuerySet[Call]]:
-        """All of them as queries of a few partitions each, the newest first."""
+        """Yield queries of a few partitions each, newest first."""
         rows, later = self.rows(), None
         for start in sorted(Call.partitions.starts(), reverse=True)[DAYS_AT_ONCE - 1 :: DAYS_AT_ONCE]:
             since = datetime.combine(start, time.min, UTC)
@@ -375,9 +375,10 @@ class Search:
         yield rows if later is None else rows.filter(created_at__lt=later)
 
     def count(self) -> RowCount:
-        """How many there are; up to COUNT_LIMIT where the roll-ups cannot tell. Counted once.
+        """Return the number of calls, cached; beyond COUNT_LIMIT only if the roll-ups can answer.
 
-        Few are counted in the log itself, which has rows that the roll-ups get a quarter of an hour later.
+        Small numbers are counted in the log itself: rows of long calls reach the roll-ups up to a quarter of an hour
+        later.
         """
         if self._count is None:
             self._count = self._counted()
@@ -396,7 +397,7 @@ class Search:
 
     @property
     def _at_once(self) -> int:
-        """Of how many alternatives one statement is made: PostgreSQL plans each for every day there is."""
+        """Return the number of alternatives per statement: PostgreSQL plans each of them for every day."""
         days = ((self.until or timezone.now()) - (self.since or EPOCH)).days + 1
         return max(MOST_PLANNED // max(days, 1), 1)
 
@@ -410,19 +411,19 @@ class Search:
         return self._indexed[0] if self._indexed else (Q(),)
 
     def _reach(self, cursor: Cursor | None, way: str, most: int) -> datetime | None:
-        """How far `most` rows of the index that reaches furthest go; None when one of them is at its end before."""
+        """Return how far `most` rows of the furthest-reaching index go, or None if an index ends before."""
         reaches = []
         for alternatives in self._indexed or [(Q(),)]:
             ends = self._ends(alternatives, cursor, way, most // len(alternatives))
             moments = [end for end in ends if end is not None]
             if not moments:
                 return None
-            # Each alternative is known as far as the nearest of these ends.
+            # All alternatives are known up to the nearest of their ends.
             reaches.append(max(moments) if way == OLDER else min(moments))
         return min(reaches) if way == OLDER else max(reaches)
 
     def _ends(self, alternatives: Sequence[Q], cursor: Cursor | None, way: str, number: int) -> list[datetime | None]:
-        """When the row of each index is that has so many before it; None where there is none."""
+        """Return, for each index, the time of the row with `number` rows before it, or None if there is none."""
         asked = [(str(alternative), self.since, self.until, cursor, way, number) for alternative in alternatives]
         unknown = {one: alternatives[n] for n, one in enumerate(asked) if one not in self.known.ends}
         rows = keyset.beyond(self._between(), cursor).order_by("-created_at" if way == OLDER else "created_at")
@@ -439,7 +440,7 @@ class Search:
         return [self.known.ends[one] for one in asked]
 
     def _within(self, asked: tuple[Any, ...], way: str) -> list[Q]:
-        """What is known of an end by that of more rows: PostgreSQL has fewer days to think about then."""
+        """Narrow the search for an end by the known end of more rows: PostgreSQL then plans fewer days."""
         *same, number = asked
         further = (end for (*one, most), end in self.known.ends.items() if one == same and most > number and end)
         end = next(further, None)

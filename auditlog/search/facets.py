@@ -1,6 +1,6 @@
-"""The values of the filters beside the list, with how many of the calls have each.
+"""The values of the filters beside the list, with the number of calls of each.
 
-`facet_values` is the one place that counts them.
+Only `facet_values` counts them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from auditlog.search.fields import FILTERS, LogField
 from auditlog.search.filters import FACETS, NOT, CallFilter
 from auditlog.search.keyset import EPOCH
 
-AT_FIRST = 4  # Values of a facet that are shown.
-AT_MOST = 20  # And of one that was asked for more.
-COUNTED = 5_000  # Of the newest calls: of a rare outcome each lies on a page of its own.
-# The facets that stand open.
+AT_FIRST = 4  # Values shown at first.
+AT_MOST = 20  # Values shown after “more”.
+COUNTED = 5_000  # Newest calls that are counted: calls of a rare outcome each lie on a page of their own.
+# The facets that are open by default.
 FIRST = ("outcome", "host", "user")
 
 
 class FacetValue(NamedTuple):
-    """One value of a filter, and how many calls it would leave."""
+    """One value of a filter, and the number of calls it would leave."""
 
     value: str
     label: str
@@ -33,7 +33,7 @@ class FacetValue(NamedTuple):
 
 
 class FacetValues(NamedTuple):
-    """The most frequent values, `distinct` how many there are; `partial` when only the newest calls were counted."""
+    """The most frequent values. `distinct` is their total number; `partial` if only the newest calls were counted."""
 
     values: Sequence[FacetValue]
     distinct: int
@@ -41,11 +41,11 @@ class FacetValues(NamedTuple):
 
 
 def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST) -> dict[str, FacetValues]:
-    """The values of some filters among the newest calls of a search, by the filter's name; all of one statement."""
+    """Return the values of several filters among the newest calls of a search, by filter name, in one statement."""
     if not fields:
         return {}
     rows, floor = search.recent(COUNTED)
-    rows = rows.filter(created_at__gte=EPOCH)  # An index holds the times: so no partition has to be read as a whole.
+    rows = rows.filter(created_at__gte=EPOCH)  # An index has the times: no partition is read as a whole.
     columns = {column for field in fields for column in (field.group_column, field.column)}
     inner, parameters = rows.order_by().values(*sorted(columns)).query.sql_with_params()
     counts = " UNION ALL ".join(f"({_counted(number, field)})" for number, field in enumerate(fields))
@@ -63,7 +63,7 @@ def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST
 
 
 def _counted(number: int, field: LogField) -> str:
-    # The columns are those of the table of fields; what comes from outside is a parameter.
+    # Columns come from the table of fields; outside values are parameters.
     value = f"{field.group_column}::text"
     known = f"{field.group_column} IS NOT NULL" if field.id_column else f"{field.column} <> ''"
     return (
@@ -73,9 +73,9 @@ def _counted(number: int, field: LogField) -> str:
 
 
 class Line(NamedTuple):
-    """One value beside the list, `share` in twentieths of the most frequent.
+    """One value beside the list; `share` in twentieths of the most frequent.
 
-    `calls` is empty for one that was chosen and has none among those counted.
+    `calls` is empty for a selected value without calls among those counted.
     """
 
     key: str
@@ -88,9 +88,9 @@ class Line(NamedTuple):
 
 
 class Facet(NamedTuple):
-    """One filter beside the list; `lines` is None while nobody has asked for its values, `why_none` why it has none.
+    """One filter beside the list. `lines` is None until its values are requested; `why_none` explains an empty list.
 
-    `opens` is the query string of the link to the list with more of its values.
+    `opens` is the query string that shows more of its values.
     """
 
     name: str
@@ -107,9 +107,9 @@ class Facet(NamedTuple):
 def facets(
     call_filter: CallFilter, search: Search, first: Sequence[str] = FIRST, *, any_call: bool = True
 ) -> list[Facet]:
-    """The filters beside the list of this search: with their values those that are set, were opened, or are `first`.
+    """Return the filters beside the list; those that are set, opened, or in `first` have values.
 
-    Not `any_call`: the search is known to have found none.
+    Without `any_call`, the search is known to have no results.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]
@@ -117,7 +117,7 @@ def facets(
     together = [FILTERS[name] for name in shown if name not in apart]
     nothing = {field.name: FacetValues([], 0, False) for field in together}
     found = facet_values(search, together) if any_call else nothing
-    for name in apart:  # What a value would leave, if it were chosen instead.
+    for name in apart:  # The values as if this filter were not set.
         found |= facet_values(call_filter.search(apart_from=name), [FILTERS[name]])
     given = [_facet(call_filter, name, found.get(name)) for name in names]
     if all(one.lines is None or one.lines for one in given):
@@ -126,7 +126,7 @@ def facets(
 
 
 def facet(call_filter: CallFilter, name: str) -> Facet:
-    """One of them, asked for."""
+    """Return one filter with its values, opened."""
     call_filter.values["open"] = [*call_filter.values["open"], name]
     given = _facet(call_filter, name, facet_values(call_filter.search(apart_from=name), [FILTERS[name]])[name])
     if given.lines:
@@ -135,7 +135,7 @@ def facet(call_filter: CallFilter, name: str) -> Facet:
 
 
 def _why_none(call_filter: CallFilter, *, any_call: bool) -> str:
-    """Why a filter has no value to choose."""
+    """Return why a filter has no values."""
     if any_call:
         return "None of these calls has one."
     if call_filter.narrowing - {"range", "from", "to"}:
@@ -148,7 +148,7 @@ def _is_open(call_filter: CallFilter, name: str) -> bool:
     return name in values["open"] or bool(values[name] or values[NOT + name])
 
 
-CLOSED = ("method", "reason")  # Their values are few and known: each is ticked, none typed.
+CLOSED = ("method", "reason")  # Filters with few, known values: selected, never typed.
 
 
 def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Facet:

@@ -18,18 +18,18 @@ from auditlog.models import Call, Outcome
 
 
 class Comparison(Enum):
-    """How a value is compared with the column of a field."""
+    """Type of comparison between a value and the field's column."""
 
     ENUM = auto()  # One of a fixed set of values.
-    TEXT = auto()  # Without regard to case, unless an index is to be used.
-    NAME = auto()  # A thing: by id, or by the name it had at the time of the call.
+    TEXT = auto()  # Case-insensitive, unless an index is used.
+    NAME = auto()  # An object: by id, or by its name at the time of the call.
     ID = auto()
     ADDRESS = auto()  # An IP address.
     NUMBER = auto()
 
 
 class Unit(NamedTuple):
-    """What a number may be followed by and multiplied with, and an example of such numbers."""
+    """The factors of the units a number may have, and an example."""
 
     factors: Mapping[str, float]
     example: str
@@ -42,7 +42,7 @@ BYTES = Unit({"": 1.0, "b": 1.0, "kb": 1000.0, "mb": 1_000_000.0}, "2 kB")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter of `GET /api/logs`; `condition` narrows what it finds further."""
+    """A query parameter of `GET /api/logs`; `condition` narrows its results further."""
 
     name: str
     max_length: int | None = None
@@ -54,47 +54,47 @@ class Parameter:
 class LogField:
     """One field: `name` is its word in the search language and its parameter on the Logs page.
 
-    `column` is what is compared; of a NAME it holds the name at the time, and `id_column` the id. `is_indexed` says
-    that an index finds the rows of one value: of the id where there is one, else of the column.
+    `column` is compared. For a NAME it has the name at the time, and `id_column` the id. `is_indexed`: an index finds
+    the rows of one value, by id if there is an id column, otherwise by the column.
     """
 
     name: str
     comparison: Comparison
     column: str
     id_column: str = ""
-    also: str = ""  # A second column that holds a name.
+    also: str = ""  # A second column with a name.
     is_indexed: bool = False
-    is_free_text: bool = False  # Text without a field is looked for in it, on the Logs page and by the API's `q`.
-    label: str = ""  # On the Logs page; empty: no filter there.
-    choices: Sequence[tuple[str, str]] = ()  # The filter takes these alone.
+    is_free_text: bool = False  # Included in searches for free text, on the Logs page and by the API's `q`.
+    label: str = ""  # On the Logs page; if empty, it has no filter there.
+    choices: Sequence[tuple[str, str]] = ()  # The only values of the filter.
     unit: Unit = NO_UNIT
     parameter: Parameter | None = None
 
     @property
     def name_columns(self) -> tuple[str, ...]:
-        """Where its names stand in a row."""
+        """Return the columns with its names."""
         return (self.column, self.also) if self.also else (self.column,)
 
     @property
     def group_column(self) -> str:
-        """The column that tells the values of its facet apart."""
+        """Return the column by which the values of its facet are grouped."""
         return self.id_column or self.column
 
     @property
     def max_length(self) -> int | None:
-        """The length of the longest text the column holds; None of other columns."""
+        """Return the maximum length of a text column, or None for other columns."""
         column = Call._meta.get_field(self.column)
         return column.max_length if isinstance(column, CharField) else None
 
     def label_of(self, value: str) -> str:
-        """How a value is shown to people."""
+        """Return a value's display text."""
         if self.name == "reason":
             return value.replace("_", " ")
         return str(dict(self.choices).get(value, value))
 
 
 def _thing(name: str, label: str, column: str, *, is_free_text: bool = False) -> LogField:
-    """A field for a row that calls refer to, such as a host, with an index on its id."""
+    """Return a field for an object that calls refer to, such as a host, with an index on its id."""
     return LogField(
         name,
         Comparison.NAME,
@@ -193,17 +193,17 @@ _ROWS = (
 
 # All fields by their word in the search language.
 FIELDS = {field.name: field for field in _ROWS}
-# Those that are filters of the Logs page.
+# The filters of the Logs page.
 FILTERS = {name: field for name, field in FIELDS.items() if field.label}
-# Those with a parameter of the API, by its name.
+# Fields with an API parameter, by parameter name.
 PARAMETERS = {field.parameter.name: field for field in _ROWS if field.parameter}
 FREE_TEXT = tuple(field for field in _ROWS if field.is_free_text)
 
-# What a call carried, which may be large and takes a capability of its own.
+# The payloads, which may be large and require their own capability.
 PAYLOADS = ("request_payload", "response_payload")
-# What no list and no file says of a call: its payloads, and when its row was committed.
+# Left out of lists and files: the payloads, and when the row was committed.
 UNLISTED = ("recorded_at", *PAYLOADS)
-# What an export says of a call: the column of each name. The names are those of the API.
+# The column of each field of an export. The names are those of the API.
 EXPORT_COLUMNS = {"id": "uid"} | {
     field.attname: field.attname for field in Call._meta.concrete_fields if field.name not in ("id", "uid", *UNLISTED)
 }

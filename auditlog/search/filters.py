@@ -1,4 +1,4 @@
-"""The filters of the Logs page: its query string as a form, and the values each filter offers with their counts."""
+"""The filters of the Logs page: its query string as a form."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ from auditlog.search.query_language import (
 )
 from ui.pages import YEARS
 
-MOST_VALUES = 20  # Of one filter.
+MOST_VALUES = 20  # Per filter.
 ID_LENGTH = 40
 SLOWEST = "slowest"
 NOT = "not_"
 _WALL = "%Y-%m-%dT%H:%M"
-# An index leads to the newest call with each id.
+# An index finds the newest call with each id.
 NEWEST_NAMES = """
 SELECT t.n, c.name FROM unnest(%s::uuid[]) WITH ORDINALITY AS t (value, n) CROSS JOIN LATERAL (
     SELECT {name} AS name FROM auditlog_call WHERE {id} = t.value AND created_at >= %s ORDER BY created_at DESC LIMIT 1
 ) c
 """
 
-# The filters that take several values and leave others out, in their order beside the list.
+# Filters with several values, which may also be excluded, in the order beside the list.
 FACETS = ("outcome", "reason", "host", "user", "server", "tool", "gateway", "method", "identity")
 RANGES: dict[str, tuple[str, timedelta | None]] = {
     **{name: (STRETCHES[name].words, STRETCHES[name].length) for name in ("15m", "1h", "24h", "7d", "30d")},
@@ -69,16 +69,16 @@ RANGES: dict[str, tuple[str, timedelta | None]] = {
 }
 DEFAULT_RANGE = "24h"
 
-SCOPES = ("host", "gateway", "server", "connection")  # What a tab of the log may be about.
+SCOPES = ("host", "gateway", "server", "connection")  # The possible subjects of a tab of the log.
 
 
 def first_of(values: Sequence[str]) -> str:
-    """The first of some values, and how many more."""
+    """Return the first value, and how many more there are."""
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
 class Facet(NamedTuple):
-    """One filter of the admin events: with `choices` a list to tick, without a text to type."""
+    """One filter of the admin events: a list to select from if it has `choices`, otherwise a text field."""
 
     name: str
     label: str
@@ -88,7 +88,7 @@ class Facet(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """One thing the list is narrowed by; `link` is the query string of the same list without it."""
+    """One active filter; `link` is the query string of the list without it."""
 
     name: str
     label: str
@@ -98,9 +98,9 @@ class Chip(NamedTuple):
 
 
 class Moment(forms.DateTimeField):
-    """A moment as bars and people write it, in `zone` unless it names its own; what is none narrows nothing.
+    """A time as written by users and chart links, in `zone` unless it has its own. Invalid values are ignored.
 
-    Nor do those of years in which nothing was called: an hour before the first, or after the last, there is none.
+    Times outside YEARS are ignored too: near the first and last year, adding an hour would overflow.
     """
 
     zone: tzinfo = UTC
@@ -115,9 +115,9 @@ class Moment(forms.DateTimeField):
 
 
 class Texts(forms.Field):
-    """Several short texts, each of them once; what is too long or cannot be stored is left out.
+    """Several short texts without duplicates; those too long or not storable are left out.
 
-    Where they may be ids (`are_ids`), an id is the same however it is written.
+    With `are_ids`, ids are normalised.
     """
 
     widget = forms.SelectMultiple
@@ -136,7 +136,7 @@ class Texts(forms.Field):
 
 
 class Zone(forms.CharField):
-    """The name of a time zone, as `Europe/Berlin`; what is none is left out."""
+    """The name of a time zone such as `Europe/Berlin`; unknown names are ignored."""
 
     def to_python(self, value: Any) -> str:
         text = super().to_python(value)
@@ -149,17 +149,16 @@ def _zones() -> frozenset[str]:
 
 
 def zone_of(name: str) -> tzinfo | None:
-    """The time zone of this name; None when this machine knows no such zone."""
+    """Return the time zone of this name, or None if this machine does not know it."""
     return UTC if name == "UTC" else ZoneInfo(name) if name in _zones() else None
 
 
 class CallFilter(forms.Form):
-    """The filters of the Logs page and how it looks; unknown values are ignored, and a search with a syntax error
-    finds nothing.
+    """The filters and display options of the Logs page. Unknown values are ignored.
 
-    Several values of one filter are alternatives; those of `not_host` and its like are left out. Host, gateway, server
-    and user are names or ids; ids outlive a rename. `scope` is what a tab is about, and no part of the query string;
-    nor is what `look` says anyway.
+    A search with a syntax error finds nothing. Several values of one filter are alternatives; those of `not_host` and
+    the like are excluded. Host, gateway, server and user are names or ids; ids survive a rename. `scope` is the subject
+    of a tab and not part of the query string; nor are values equal to those of `look`.
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
@@ -174,7 +173,7 @@ class CallFilter(forms.Form):
 
     def __init__(self, data: QueryDict, scope: dict[str, str] | None = None, look: Look = USUAL) -> None:
         super().__init__(data)
-        # "from" is no name Python knows.
+        # "from" is a keyword in Python.
         self.fields["from"] = Moment(required=False)
         self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
         self.fields |= {NOT + name: _form_field(FILTERS[name]) for name in FACETS}
@@ -195,7 +194,7 @@ class CallFilter(forms.Form):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The values that differ from the defaults."""
+        """Return the values that differ from the defaults."""
         texts = {name: stamp(value) if isinstance(value, datetime) else value for name, value in self.values.items()}
         texts["live"] = "1" if texts["live"] else ""
         if self.is_between:
@@ -209,7 +208,7 @@ class CallFilter(forms.Form):
 
     @property
     def look(self) -> Look:
-        """How the page shall look: as it was asked for, else as usual."""
+        """Return the requested display options, with the user's own as default."""
         chosen = self.values["columns"]
         return Look(
             tuple(name for name in COLUMNS if name in chosen) or self.usual.columns,
@@ -219,21 +218,21 @@ class CallFilter(forms.Form):
 
     @property
     def clock(self) -> tzinfo:
-        """The zone in which times are shown and read."""
+        """Return the zone for displaying and parsing times."""
         return zone_of(self.look.zone) or UTC
 
     @property
     def narrowing(self) -> set[str]:
-        """The names of the values that make calls drop out, and do not only change how they are shown."""
+        """Return the names of the values that exclude calls, rather than only change the display."""
         return self.asked.keys() - {"live", "order", "open", "zone", "chart", "columns"}
 
     def without(self, *names: str, **more: str) -> str:
-        """The query string without some filters, and with others."""
+        """Return the query string without some filters, and with others."""
         remaining = {name: value for name, value in self.asked.items() if name not in names}
         return urlencode(remaining | more, doseq=True)
 
     def link_with(self, **more: Any) -> str:
-        """The query string of a link to the same list with other values of some filters; an empty one takes it away."""
+        """Return the query string of this list with other values of some filters; an empty value removes a filter."""
         return urlencode({name: value for name, value in (self.asked | more).items() if value}, doseq=True)
 
     def link_elsewhere(self, **more: Any) -> str:
@@ -241,22 +240,22 @@ class CallFilter(forms.Form):
         return urlencode(self.scope | self.asked | more, doseq=True)
 
     def link_without(self, name: str, value: str) -> str:
-        """The query string of the link that takes one of the values of a filter away."""
+        """Return the query string without one value of a filter."""
         return urlencode(self.asked | {name: [one for one in self.values[name] if one != value]}, doseq=True)
 
     @property
     def query(self) -> str:
-        """The query string that asks for the same again."""
+        """Return the query string of these filters."""
         return self.without()
 
     @property
     def is_between(self) -> bool:
-        """Whether two moments were given instead of a range."""
+        """True if two times were given instead of a range."""
         return bool(self.values["from"] or self.values["to"])
 
     @property
     def span(self) -> str:
-        """The time range in words."""
+        """Return the time range in words."""
         if not self.is_between:
             return RANGES[self.values["range"]][0]
         moments = [at.astimezone(self.clock) if at else None for at in (self.values["from"], self.values["to"])]
@@ -265,17 +264,17 @@ class CallFilter(forms.Form):
 
     @property
     def fields_of_time(self) -> list[tuple[str, str, str]]:
-        """From and To: name, label, and the value as such a field of a browser takes it."""
+        """Return name, label and value (for a browser's date-time input) of From and To."""
         moments = [(name, label, self.values[name]) for name, label in (("from", "From"), ("to", "To"))]
         return [(name, label, at.astimezone(self.clock).strftime(_WALL) if at else "") for name, label, at in moments]
 
     @property
     def pasted_id(self) -> UUID | None:
-        """The id that the search consists of."""
+        """Return the id if the search is just an id, otherwise None."""
         return lone_id(self.values["q"])
 
     def unknown(self) -> list[str]:
-        """What the search names and nothing is called, for a search that found no call: never a silent nothing."""
+        """Return a sentence for each name in the search that matches no object; shown when there are no results."""
         asked = [item for item in self.conditions if isinstance(item, Condition)]
         asked += [
             one for item in self.conditions if isinstance(item, Either) for each in item.alternatives for one in each
@@ -283,17 +282,17 @@ class CallFilter(forms.Form):
         return [sentence for condition in asked if (sentence := _unknown(condition))]
 
     def has_calls(self) -> bool:
-        """Whether there is any call in the time range, of what the list is about, whatever else is asked."""
+        """True if there is any call in the time range and scope, whatever the other filters."""
         of_scope = [one for name in self.scope for one in self._of_filters[name]]
         return bool(Search(of_scope, *self._between, known=self._known).count().number)
 
     @property
     def is_live(self) -> bool:
-        """Whether new calls shall be told of by themselves; the past has none."""
+        """True if new calls are announced automatically; never for a past period."""
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:
-        """The calls that match; `apart_from` leaves one filter out. What one search found, it knows."""
+        """Return the search for these filters, without the filter `apart_from`; the searches share a cache."""
         return self._searched(apart_from) if apart_from else self._whole
 
     @cached_property
@@ -307,7 +306,7 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _between(self) -> tuple[datetime | None, datetime | None]:
-        # The calls of one request or one trace, and those of an id, are found whenever they were.
+        # Calls of one request, one trace or one id are found whatever the time range.
         if self.values["correlation"] or self.values["trace"] or self.pasted_id:
             return None, None
         if self.is_between:
@@ -325,7 +324,7 @@ class CallFilter(forms.Form):
 
     @cached_property
     def _of_filters(self) -> dict[str, list[Criterion]]:
-        """What each filter asks of a row."""
+        """Return the criteria of each filter."""
         return {name: list(self._of_filter(name)) for name in FILTERS}
 
     def _of_filter(self, name: str) -> Iterator[Criterion]:
@@ -339,7 +338,7 @@ class CallFilter(forms.Form):
             yield none_of(_criteria(field, self.values[NOT + name]))
 
     def chips(self) -> list[Chip]:
-        """All that narrows the list but the search, which stands in its field; ids under their newest names."""
+        """Return all active filters except the search text, with ids shown by their newest names."""
         chips = []
         if self.is_between:
             chips.append(Chip("time", "Time", "", self.span, self.link_with(**{"from": "", "to": ""})))
@@ -358,7 +357,7 @@ class CallFilter(forms.Form):
         return chips
 
     def shown(self, name: str, value: str) -> str:
-        """How one of the values of a filter is shown."""
+        """Return the display text of a filter's value."""
         return self._names[name][value]
 
     @cached_property
@@ -369,11 +368,11 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """The query string of the tab's scope."""
+        """Return the query string of the tab's scope."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:
-        """The words of the search language, for its help: those of texts, and those of numbers."""
+        """Return the words of the search language for its help: texts and numbers."""
         numbers = [name for name, field in FIELDS.items() if field.comparison is Comparison.NUMBER]
         return {"texts": [name for name in FIELDS if name not in numbers], "numbers": numbers}
 
@@ -416,14 +415,14 @@ def _form_field(field: LogField) -> forms.Field:
 
 
 def names_of(field: LogField, values: Sequence[str]) -> dict[str, str]:
-    """How chosen values are shown: of an id, the name in the newest call with it, or its first characters."""
+    """Return display texts: for an id, the name in its newest call, or its first characters."""
     names, ids = dict[str, str](), dict[str, UUID]()
     for value in values:
         if field.id_column and (pk := uuid_of(value)):
             ids[value] = pk
         else:
             names[value] = value[:8] if field.comparison is Comparison.ID else field.label_of(value)
-    # Of most there is one in the last week, and of that the database has few partitions to think about.
+    # Most have a call in the last week, for which the database plans few partitions.
     for since in (timezone.now() - RECENT, EPOCH):
         if left := [value for value in ids if value not in names]:
             with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Calls over time by outcome, as bars of a chart; each bar links to its time span."""
+"""A bar chart of calls over time by outcome; each bar links to its time span."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from auditlog.rollups.reading import Bars, Where, book
 from auditlog.rollups.schema import DIMENSIONS, MINUTES, finest
 from auditlog.search.criteria import SEARCH_LIMIT, Search
 
-BARS = 31  # At most: the last one begins before the end of what is searched.
+BARS = 31  # At most: the last one starts before the end of the search.
 WIDTHS = [timedelta(minutes=n) for n in (1, 2, 3, 5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720, 1440)]
-FEWEST = 6  # Bars that show a course.
-MARKS = 5  # Moments below the bars, and the end.
-SLICES = 4  # Of a bar; of each the first rows are counted, and their number scaled to its length.
+FEWEST = 6  # The fewest bars that show a trend.
+MARKS = 5  # Times below the bars, besides the end.
+SLICES = 4  # Per bar; the first rows of each slice are counted and extrapolated.
 SLICE_ROWS = 100
 
 HEIGHT, WIDTH, BODY = 64.0, 24, 18
@@ -51,7 +51,7 @@ CROSS JOIN LATERAL (
 
 
 class BarPath(NamedTuple):
-    """All that ended alike, as one path."""
+    """All bars of one outcome, as one SVG path."""
 
     kind: str
     path: str
@@ -59,7 +59,7 @@ class BarPath(NamedTuple):
 
 @dataclass(frozen=True)
 class Bar:
-    """One stretch of time."""
+    """One bar: the calls of a period, by outcome."""
 
     number: int
     since: datetime
@@ -76,7 +76,7 @@ class Bar:
         return sum(self.counts.values())
 
     def drawn(self) -> Iterator[BarPath]:
-        """Its parts from the ground up; what happened at all is seen."""
+        """Yield the bar's parts from the bottom; any non-zero part is visible."""
         y = HEIGHT
         for kind in ENDINGS:
             if count := self.counts.get(kind, 0):
@@ -86,13 +86,13 @@ class Bar:
 
     @property
     def query(self) -> str:
-        """The time range of this bar, for a query string."""
+        """Return the bar's time range as a query string."""
         return f"from={stamp(self.since)}&to={stamp(self.until)}"
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """All bars, `each` so long, but the last may be shorter; `sampled` when they are estimates."""
+    """All bars, of length `each` except perhaps the last; estimates if `sampled`."""
 
     bars: list[Bar]
     sampled: bool
@@ -101,65 +101,65 @@ class Histogram:
 
     @property
     def told(self) -> str:
-        """How the moments are written at which its bars begin: as a filter of dates takes it."""
+        """Return the Django date format of the bars' start times."""
         if self.each * len(self.bars) <= timedelta(days=1):
             return "H:i"
         return "M j" if self.each % timedelta(days=1) == timedelta(0) else "M j, H:i"
 
     @property
     def drawn(self) -> list[BarPath]:
-        """What is drawn, one path for each way to end."""
+        """Return one path per outcome."""
         parts = [part for bar in self.bars for part in bar.drawn()]
         paths = [BarPath(kind, "".join(part.path for part in parts if part.kind == kind)) for kind in ENDINGS]
         return [path for path in paths if path.path]
 
     @property
     def totals(self) -> dict[str, int]:
-        """How many ended how, over all."""
+        """Return the total number of calls per outcome."""
         return {kind: sum(bar.counts.get(kind, 0) for bar in self.bars) for kind in ENDINGS}
 
     @property
     def total_labels(self) -> dict[str, str]:
-        """The same for people; an estimate has no digits it does not know."""
+        """Return the totals as text; estimates are rounded."""
         return {kind: f"~{rounded(n):,}" if self.sampled and n else f"{n:,}" for kind, n in self.totals.items()}
 
     @property
     def width(self) -> int:
-        """How wide the drawing is."""
+        """Return the width of the drawing."""
         return len(self.bars) * WIDTH
 
     @property
     def since(self) -> datetime:
-        """Where the axis of time begins."""
+        """Return the start of the time axis."""
         return self.bars[0].since
 
     @property
     def seconds(self) -> int:
-        """How long that axis is."""
+        """Return the length of the time axis in seconds."""
         return round(self.each.total_seconds() * len(self.bars))
 
     @property
     def marks(self) -> list[datetime]:
-        """The moments written below the bars, as far apart as there; none is in the future."""
+        """Return evenly spaced times for the axis, and the end; none is in the future."""
         shown = self.each * len(self.bars) / MARKS
         return [*(self.bars[0].since + shown * n for n in range(MARKS)), self.until]
 
 
 def rounded(number: int) -> int:
-    """An estimate, to its first two digits."""
+    """Round an estimate to its first two digits."""
     return round(number, 2 - len(str(number)))
 
 
 def stamp(at: datetime) -> str:
-    """A time as text in a query string, with seconds if it has any."""
+    """Format a time for a query string, with seconds if it has any."""
     at = at.astimezone(UTC)
     return f"{at:%Y-%m-%dT%H:%M:%SZ}" if at.second else f"{at:%Y-%m-%dT%H:%MZ}"
 
 
 def histogram(search: Search, *, sampled: bool) -> Histogram:
-    """The bars of what was searched; `sampled` costs no more for many than for few.
+    """Return the bars of a search. With `sampled`, the cost does not depend on the number of calls.
 
-    Exact where there are few or the roll-ups can tell.
+    The counts are exact for small numbers and if the roll-ups can answer.
     """
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
@@ -167,24 +167,24 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
     if where is not None and (exact := _of_rollups(where, search, since, until)):
         return exact
     if not search.is_direct:
-        # What no index knows is drawn as far back as a page looks.
+        # Without an index, the chart reaches as far back as a page searches.
         rows, floor = search.recent(SEARCH_LIMIT)
         since, sampled = floor or since, False
     else:
         rows = search.rows()
     width, end = max(-((since - until) // BARS), timedelta(seconds=1)), until
     if until - since >= BARS * MINUTE:
-        # Bars begin at whole minutes: people read their times. The minute that has begun belongs to the last bar.
+        # Bars start at whole minutes, for readability. The current minute belongs to the last bar.
         since, end = since.replace(second=0, microsecond=0), until.replace(second=0, microsecond=0)
         width = bar_width(end - since)
-    # The last bar leads to calls that arrive in this minute, too.
+    # The link of the last bar includes calls that arrive in this minute.
     to = until if search.until and until == search.until else until.replace(second=0, microsecond=0) + MINUTE
     edges = [*(since + n * width for n in range(max(-((since - end) // width), 1))), to]
     parts = search.parts() if sampled else [rows]
     counted: dict[int, Counter[str]] = {}
     for part in parts:
         for number, kind, count in _sampled(part, edges) if sampled else _counted(part, since, width):
-            # Rows that arrived since belong to the last bar.
+            # Rows that arrived in the meantime belong to the last bar.
             counted.setdefault(min(max(number, 0), len(edges) - 2), Counter())[kind] += round(count)
     highest = max((sum(kinds.values()) for kinds in counted.values()), default=1)
     bars = [Bar(n, *span, counted.get(n, {}), highest) for n, span in enumerate(pairwise(edges))]
@@ -192,23 +192,23 @@ def histogram(search: Search, *, sampled: bool) -> Histogram:
 
 
 def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
-    """Return the shortest round width, of at least a minute, an hour or a day, of which BARS cover `length`."""
+    """Return the shortest round width, of at least `least`, of which BARS cover `length`."""
     day = WIDTHS[-1]
     widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
     return next(widths, -(-length // (BARS * day)) * day)
 
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime) -> Histogram | None:
-    """The same of the roll-ups: bars of whole hours or days where these alone are kept."""
+    """Return the histogram from the roll-ups, with bars of whole hours or days where only these are kept."""
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)
     width = bar_width(end - begin, grain.length)
     to = until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
     if to - begin < BARS * MINUTE:
-        return None  # So few may be counted one by one.
+        return None  # A span this short may be counted row by row.
     edges = [since if grain is not MINUTES else begin, *(begin + n * width for n in range(1, -((begin - to) // width)))]
     if len(edges) < FEWEST:
-        return None  # Of these calls so long ago only days are kept.
+        return None  # Only days are kept of calls this old.
     with book() as opened:
         found = opened.read(where, since, to, bars=Bars(begin, width), timed=False)
     if found is None:

@@ -22,7 +22,7 @@ class BadCursor(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in the log, and the direction to page from there."""
+    """A position in the log, and the paging direction."""
 
     way: str
     at: datetime
@@ -33,7 +33,7 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str) -> Cursor:
-        """The cursor parsed from `text`. Raises BadCursor."""
+        """Parse a cursor. Raises BadCursor."""
         way, (micros, _, pk) = text[:1], text[1:].partition("-")
         if way not in (OLDER, NEWER) or not (text.isascii() and micros.isdecimal() and pk.isdecimal()):
             raise BadCursor(BadCursor.__doc__)
@@ -44,7 +44,7 @@ class Cursor:
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
-        """The cursor of a query string; None, for the newest page, when it has none."""
+        """Return the cursor in a query string, or None (the newest page) if there is no valid one."""
         try:
             return cls.read(text)
         except BadCursor:
@@ -52,18 +52,18 @@ class Cursor:
 
 
 def older_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
-    """The rows before a place. The first condition is the one an index and the partitions know."""
+    """Return the rows before a position. `created_at__lte` lets PostgreSQL use the index and skip partitions."""
     return rows.filter(Q(created_at__lt=at) | Q(pk__lt=pk), created_at__lte=at).order_by("-created_at", "-pk")
 
 
 def newer_than[M: Any](rows: QuerySet[M], at: datetime, pk: int) -> QuerySet[M]:
-    """The rows after a place, the nearest first."""
+    """Return the rows after a position, nearest first."""
     return rows.filter(Q(created_at__gt=at) | Q(pk__gt=pk), created_at__gte=at).order_by("created_at", "pk")
 
 
 @dataclass(frozen=True, slots=True)
 class Page[M: Any]:
-    """Some rows, newest first, and the cursors of its neighbours; None where the log ends."""
+    """Rows, newest first, and the cursors of the neighbouring pages; None at an end of the log."""
 
     rows: Sequence[M]
     older: Cursor | None
@@ -71,23 +71,23 @@ class Page[M: Any]:
 
 
 def beyond[M: Any](rows: QuerySet[M], cursor: Cursor | None) -> QuerySet[M]:
-    """The rows on the side of a cursor to which it goes; all of them without one, the newest first."""
+    """Return the rows on the cursor's side; without a cursor all rows, newest first."""
     if cursor is None:
         return rows.order_by("-created_at", "-pk")
     return (newer_than if cursor.way == NEWER else older_than)(rows, cursor.at, cursor.pk)
 
 
 def together(parts: Sequence[Any]) -> Any:
-    """The rows of some queries, which have none in common and are in the same order, as one."""
+    """Combine the rows of disjoint queries with the same order into one query."""
     first, *others = parts
     return first.union(*others, all=True).order_by(*first.query.order_by) if others else first
 
 
 def page[M: Any](parts: Sequence[QuerySet[M]], cursor: Cursor | None, size: int, at_once: int = 1) -> Page[M]:
-    """The page a cursor names, the newest one without, of rows that may come from several queries.
+    """Return the cursor's page (the newest one without) of rows from one or more queries.
 
-    `parts` have no row in common. An index that leads to one value each gives its rows in their order. So many of them
-    as `at_once` says are asked in one statement.
+    `parts` are disjoint. Each uses an index with a single value, which returns rows in order. `at_once` parts are
+    queried in one statement.
     """
     found = [beyond(part, cursor)[: size + 1] for part in parts]
     rows = [row for few in batched(found, at_once) for row in together(few)[: size + 1]]

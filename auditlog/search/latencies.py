@@ -1,6 +1,6 @@
-"""How long the calls of each bar of the histogram took: the median, and what 95 of 100 stay below.
+"""Latency (p50 and p95) of the calls in each bar of the histogram.
 
-`latencies` is the one place that asks for it.
+Only `latencies` queries it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WITHIN = """(SELECT p.duration_ms FROM ({rows} AND "auditlog_call"."created_at" 
 
 @dataclass(frozen=True)
 class Latency:
-    """One bar: the bar of the histogram, and both figures in milliseconds; None where nothing was called."""
+    """A bar of the histogram with its p50 and p95 in milliseconds; None without calls."""
 
     bar: Bar
     p50: float | None
@@ -34,24 +34,24 @@ class Latency:
 
 @dataclass(frozen=True)
 class Latencies:
-    """All bars, drawn by the logarithm of the time over the axis of the histogram."""
+    """All bars, drawn on a logarithmic scale over the axis of the histogram."""
 
     histogram: Histogram
     bars: Sequence[Latency]
 
     @property
     def longest(self) -> float:
-        """The highest p95, in milliseconds."""
+        """Return the highest p95 in milliseconds."""
         return max((one.p95 for one in self.bars if one.p95 is not None), default=0.0)
 
     @property
     def median(self) -> str:
-        """The line of the medians, as a path."""
+        """Return the line of the medians, as an SVG path."""
         return self._line([one.p50 for one in self.bars])
 
     @property
     def high(self) -> str:
-        """The line of what 95 of 100 stay below."""
+        """Return the line of the 95th percentiles, as an SVG path."""
         return self._line([one.p95 for one in self.bars])
 
     def _line(self, values: Sequence[float | None]) -> str:
@@ -65,7 +65,7 @@ class Latencies:
 
 
 def latencies(search: Search, histogram: Histogram, *, sampled: bool) -> Latencies:
-    """The figures of the bars of a histogram of this search; `sampled` costs no more for many calls than for few."""
+    """Return the latencies of a histogram's bars. With `sampled`, the cost does not depend on the number of calls."""
     if search.is_direct:
         parts = search.parts()
     else:

@@ -1,10 +1,10 @@
-"""How a list of calls looks: its columns, the zone of its times, the chart above it."""
+"""Display options of a list of calls: columns, time zone, chart."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
-# The columns that can be chosen, in their order. The time and the tool always stand there.
+# The selectable columns, in order. Time and tool are always shown.
 COLUMNS = (
     *("host", "user", "gateway", "server", "method", "outcome", "status", "duration"),
     *("identity", "token", "client", "ip", "error", "size"),
@@ -15,7 +15,7 @@ CHARTS = ((CALLS, "Calls"), (LATENCY, "Latency"), (TABLE, "Table"), (NONE, "None
 
 
 class Look(NamedTuple):
-    """How the list looks."""
+    """Display options of the list."""
 
     columns: tuple[str, ...] = DEFAULT_COLUMNS
     zone: str = "UTC"
@@ -23,7 +23,7 @@ class Look(NamedTuple):
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Self:
-        """What was kept; of what is unknown by now, the usual."""
+        """Return the stored options; unknown values are replaced by defaults."""
         columns = tuple(name for name in COLUMNS if name in kept.get("columns", ()))
         chart = kept.get("chart", "")
         return cls(
@@ -31,7 +31,7 @@ class Look(NamedTuple):
         )
 
     def as_query(self) -> dict[str, Any]:
-        """The same as values of a query string."""
+        """Return the options as values of a query string."""
         return {"columns": list(self.columns), "zone": self.zone, "chart": self.chart}
 
 

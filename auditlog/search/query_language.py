@@ -1,8 +1,8 @@
-"""The parser of the search language of the log: `error and duration > 500 and host is ci-bot`.
+"""Parser of the log's search language: `error and duration > 500 and host is ci-bot`.
 
-A condition is a word on its own, or a field of auditlog.search.fields, an operator and a value; `and` or a comma joins
-conditions, `or` says that either side will do, and binds less. Any other text is looked for in all names; an id finds
-the calls that carry it.
+A condition is a word on its own, or a field of auditlog.search.fields, an operator and a value. `and` or a comma joins
+conditions; `or` separates alternatives and binds less. Any other text is searched in all names; an id finds the calls
+with it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from uuid import UUID
 from auditlog.models import ENDINGS, Outcome
 from auditlog.search.fields import FIELDS, Comparison, LogField
 
-MOST_CONDITIONS = 20  # Each is asked of up to ten thousand rows at a time.
+MOST_CONDITIONS = 20  # Each is tested on up to ten thousand rows at a time.
 MAX_LENGTH = 500
 
-# A word that is a condition by itself, and the outcomes it means: an ending, or else an outcome.
+# Words that are conditions by themselves, with the outcomes they mean.
 WORDS = {**ENDINGS, **{outcome.value: (outcome,) for outcome in Outcome if outcome not in ENDINGS}}
 
 IS, IS_NOT, CONTAINS = "is", "is not", "contains"
-# The fields of conditions without one: text anywhere, and an id of anything.
+# The fields of conditions without one: text anywhere, or any id.
 ANY_NAME, ANY_ID = "", "id"
 JOINTS = ("and", ",", "or")
 OPERATORS = {"is": IS, "=": IS, ":": IS, "!=": IS_NOT, "contains": CONTAINS, "~": CONTAINS}
@@ -50,7 +50,7 @@ class SearchSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition; several values are alternatives. Without a field, it is a text that one of FREE_TEXT contains."""
+    """One condition; several values are alternatives. Without a field, a text that one of FREE_TEXT contains."""
 
     field: str
     operator: str
@@ -59,7 +59,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """Alternatives, each of them conditions that must all hold."""
+    """Alternatives, each a list of conditions that must all be met."""
 
     alternatives: tuple[tuple[Condition, ...], ...]
 
@@ -71,7 +71,7 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The text as a word of the language; empty for a quoted text."""
+        """Return the text as a word of the language; empty for a quoted text."""
         return "" if self.quoted else self.text.lower()
 
 
@@ -80,7 +80,7 @@ _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]
 
 
 def parse(text: str) -> list[Condition | Either]:
-    """The conditions of a search, all of which must hold. Raises SearchSyntaxError."""
+    """Return the conditions of a search, all of which must be met. Raises SearchSyntaxError."""
     if len(text) > MAX_LENGTH:
         raise SearchSyntaxError(MAX_LENGTH + 1, f"A search has at most {MAX_LENGTH} characters.")
     reader = _Reader(list(_tokens(text)), len(text.rstrip()) + 1)
@@ -89,7 +89,7 @@ def parse(text: str) -> list[Condition | Either]:
 
 
 def lone_id(text: str) -> UUID | None:
-    """The id that a search consists of, pasted bare or in quotes; None when it is something else."""
+    """Return the id if the text is just an id, bare or in quotes, otherwise None."""
     try:
         return UUID(text.strip().strip('"'))
     except ValueError:
@@ -101,7 +101,7 @@ def _tokens(text: str) -> Iterator[Token]:
     at = 0
     while at < end:
         match = _TOKEN.match(text, at)
-        if match is None:  # Cannot be: the last alternative takes anything.
+        if match is None:  # Impossible: the last alternative matches anything.
             return
         quoted, operator, word, stray = match.groups()
         position = match.start(match.lastindex or 0) + 1
@@ -123,13 +123,13 @@ def _tokens(text: str) -> Iterator[Token]:
 
 
 def _begins(word: str) -> bool:
-    """Whether a condition begins with this word, but for parentheses."""
+    """True if a condition can start with this word, ignoring parentheses."""
     word = word.strip("()")
     return word in WORDS or word in FIELDS
 
 
 class _Reader:
-    """Reads conditions off a list of tokens."""
+    """Reads conditions from a list of tokens."""
 
     def __init__(self, tokens: list[Token], end: int) -> None:
         self._tokens = tokens
@@ -137,7 +137,7 @@ class _Reader:
         self._at = 0
 
     def alternatives(self) -> list[tuple[Condition, ...]]:
-        """The conditions between each `or`."""
+        """Return the conditions between the `or`s."""
         found: list[list[Condition]] = [[]]
         while self._at < len(self._tokens):
             if sum(map(len, found)) == MOST_CONDITIONS:
@@ -216,7 +216,7 @@ class _Reader:
         return text
 
     def _phrase(self, first: Token) -> Iterator[str]:
-        """A text without quotes may have several words, up to the next `and`."""
+        """Yield the words of a text; without quotes it extends to the next `and`, `or` or comma."""
         yield first.text
         while not first.quoted and self._at < len(self._tokens) and self._peek() not in JOINTS:
             if (token := self._next("")).quoted or token.text in OPERATORS or token.text in COMPARISONS:

@@ -1,7 +1,7 @@
-"""Database snapshots, with which the live log finds the calls committed since its last request.
+"""Database snapshots, used by the live log to find calls committed since its last request.
 
-Neither the time of a call nor its id would do: a long call is older than short ones that were written before it, and of
-two writers the one with the lower ids may commit last.
+Neither times nor ids would do: a long call is older than short ones written before it, and of two writers the one with
+lower ids may commit last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _snapshot = re.compile(r"([0-9]{1,18}):([0-9]{1,18}):((?:[0-9]{1,18},){0,400}[0-
 
 
 class Snapshot(NamedTuple):
-    """What the database had committed at a moment."""
+    """A database snapshot: the transactions committed at a point in time."""
 
     snapshot: str
     seconds: int
@@ -37,19 +37,19 @@ class Snapshot(NamedTuple):
 
     @property
     def age(self) -> int:
-        """How many seconds ago it was."""
+        """Return the age in seconds."""
         return int(timezone.now().timestamp()) - self.seconds
 
 
 def current() -> Snapshot:
-    """The snapshot of this moment."""
+    """Return the current snapshot."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_current_snapshot()::text")
         return Snapshot(cursor.fetchone()[0], int(timezone.now().timestamp()))
 
 
 def parse(text: str) -> Snapshot | None:
-    """The snapshot that `text` writes down; None for any other text."""
+    """Parse a snapshot; return None for any other text."""
     seconds, _, snapshot = text.partition("-")
     if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _is_snapshot(snapshot)):
         return None
@@ -57,7 +57,7 @@ def parse(text: str) -> Snapshot | None:
 
 
 def _is_snapshot(text: str) -> bool:
-    """Whether PostgreSQL accepts it: transaction ids in ascending order, and all between its bounds."""
+    """True if PostgreSQL accepts it: transaction ids ascending and within its bounds."""
     match = _snapshot(text)
     if match is None:
         return False
@@ -67,24 +67,24 @@ def _is_snapshot(text: str) -> bool:
 
 
 def visible_in(rows: QuerySet[Call], then: Snapshot) -> QuerySet[Call]:
-    """Those rows that were committed in a snapshot."""
+    """Return the rows that were committed in a snapshot."""
     return _where(rows, VISIBLE, then)
 
 
 def search_in(search: Search, then: Snapshot) -> Search:
-    """The same search of the calls that were committed in a snapshot."""
+    """Return the search, limited to calls committed in a snapshot."""
     same = copy(search)
     same.base, same.known = visible_in(search.base, then), Known(search.known.at)
     return same
 
 
 def number_between(search: Search, then: Snapshot, now: Snapshot, most: int) -> int:
-    """How many calls of a search were committed between two snapshots; counted up to `most`."""
+    """Count the calls of a search committed between two snapshots, up to `most`."""
     since = datetime.fromtimestamp(then.seconds, UTC) - LONGEST_CALL
     unseen = _where(search.rows().filter(created_at__gte=since), f"NOT {VISIBLE}", then)
     return visible_in(unseen, now).order_by()[:most].count()
 
 
 def _where(rows: QuerySet[Call], condition: str, then: Snapshot) -> QuerySet[Call]:
-    # Django has no name for a row's xmin. The conditions are constants; what comes from outside is a parameter.
+    # Django does not expose a row's xmin. The conditions are constants; outside values are parameters.
     return rows.extra(where=[condition], params=[then.snapshot] * 2)  # noqa: S610  (constants, as said above)

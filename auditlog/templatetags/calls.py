@@ -1,4 +1,4 @@
-"""Template filters for times and sizes in the log."""
+"""Template tags and filters of the log: times, sizes and counts."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ register = template.Library()
 
 @register.simple_tag
 def moment(at: datetime, full: bool = False, zone: tzinfo = UTC, today: date | None = None) -> SafeString:
-    """A time of day to the millisecond, with its date unless that is today."""
+    """Format a time of day with milliseconds, and its date unless it is today."""
     exact = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
     at = at.astimezone(zone)
     text = f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
     if today is not None and at.date() == today:
-        return format_html("<time>{}</time>", text)  # A time of day says itself what it is (HTML, the time element).
+        return format_html("<time>{}</time>", text)  # HTML: a plain time needs no datetime attribute.
     if full or today is not None or at.date() != timezone.now().astimezone(zone).date():
         text = f"{at:%b} {at.day}{f', {at.year}' if full else ''} {text}"
-    return format_html("<time datetime={}>{}</time>", exact, text)  # Without quotes: there is one in each row.
+    return format_html("<time datetime={}>{}</time>", exact, text)  # Unquoted: it occurs in each row.
 
 
 @register.simple_tag
 def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
-    """What the calls of a list may be grouped by: what people call it, and the query string of the page that does."""
+    """Return the groupings of a list's calls: label and query string of each."""
     return [(one.label, call_filter.link_elsewhere(by=name)) for name, one in BY.items()]
 
 
 @register.simple_tag(takes_context=True)
 def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
-    """The calls of the last seven days of a host, gateway, server or connection, leading to them.
+    """Link to the calls of the last seven days of a host, gateway, server or connection, showing their number.
 
-    For the rows of a list they are counted together, once a request. For who reads the log: its column says so.
+    The rows of a list are counted together, once per request. Only for people who may read logs: their lists have the
+    column.
     """
     known: dict[str, dict[Any, Week]] = context["request"].__dict__.setdefault("weeks", {})
     if pk not in known.get(kind, {}):
@@ -57,16 +58,16 @@ def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
 
 @register.filter
 def bare(query: str) -> SafeString:
-    """A query string as the value of an attribute that is there fifty times: its ampersands are not written out.
+    """Return a query string for an attribute without escaped ampersands: there are fifty per page.
 
-    HTML leaves them as they are, but where a name begins like that of a character.
+    HTML allows that, except where a name starts like a character reference.
     """
     return SafeString(conditional_escape(query).replace("&amp;", "&").replace("&not_", "&amp;not_"))
 
 
 @register.filter
 def ms(value: float | None) -> str:
-    """A duration: "212 ms", "0.4 ms"."""
+    """Format a duration: "212 ms", "0.4 ms"."""
     if value is None:
         return ""
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
@@ -74,11 +75,11 @@ def ms(value: float | None) -> str:
 
 @register.filter
 def size(value: int) -> str:
-    """A number of bytes: "812 B", "14.2 KB"."""
+    """Format a number of bytes: "812 B", "14.2 KB"."""
     return f"{value:,} B" if value < 1000 else f"{value / 1000:,.1f} KB"
 
 
 @register.filter
 def cut_at(value: int, most: int) -> str:
-    """A number, or that there are more than `most`."""
+    """Format a number; above `most` as "`most`+"."""
     return f"{most}+" if value > most else str(value)
