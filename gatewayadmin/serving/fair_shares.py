@@ -32,8 +32,8 @@ class Busy(Exception):
 class FairShares:
     """Lets `most` requests of each sender into `app` at a time, until their answers begin.
 
-    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted; of paths that
-    `heavy` matches, each sender has a single request inside.
+    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted; of paths
+    that `heavy` matches, each sender has a single request inside.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
