@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.mail import EmailMessage
 from django.db.models import QuerySet
 from django.urls import reverse
@@ -18,6 +19,9 @@ from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
+
+if TYPE_CHECKING:
+    from accounts.models import User
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,19 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
             for capability in Capability.named([slug]):
                 yield UUID(event.target_id), capability, event.created_at
         met.add((event.target_id, slug))
+
+
+def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
+    """Return each person's newest request of the last week for a capability they still lack, with its time."""
+    asked = list(still_open(requests()[:500]))
+    people = get_user_model().objects.select_related("role").filter(is_active=True)
+    by_id = people.in_bulk([pk for pk, _, _ in asked])
+    found: dict[User, tuple[Capability, datetime]] = {}
+    for pk, capability, at in asked:
+        person = by_id.get(pk)
+        if person and not person.has_perm(capability):
+            found.setdefault(person, (capability, at))
+    return [(person, capability, at) for person, (capability, at) in found.items()][:most]
 
 
 def _slug(event: Event) -> str:

@@ -12,7 +12,8 @@ from django.http import HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
-from accounts.models import User, open_requests
+from accounts.asking import open_requests
+from accounts.models import User
 from auditlog import busiest
 from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, as_own, listed_calls

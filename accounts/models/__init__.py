@@ -5,7 +5,7 @@ from accounts.models.attempts import Attempt
 from accounts.models.roles import Role, permissions_of
 from accounts.models.saved_views import SavedView
 from accounts.models.teams import Team
-from accounts.models.users import User, make_first_owner, open_requests
+from accounts.models.users import User, make_first_owner
 from accounts.models.workspace import NewAppPolicy, WorkspaceSettings
 
 __all__ = [
@@ -20,6 +20,5 @@ __all__ = [
     "User",
     "WorkspaceSettings",
     "make_first_owner",
-    "open_requests",
     "permissions_of",
 ]

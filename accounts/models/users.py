@@ -581,18 +581,6 @@ class User(Versioned, AbstractBaseUser):
         return granted if self.narrowed_to is None else granted & self.narrowed_to
 
 
-def open_requests(most: int) -> "list[tuple[User, Capability, datetime]]":
-    """Return each person's newest request of the last week for a capability they still lack, with its time."""
-    asked = list(still_open(requests()[:500]))
-    people = User.objects.select_related("role").filter(is_active=True).in_bulk([pk for pk, _, _ in asked])
-    found: dict[User, tuple[Capability, datetime]] = {}
-    for pk, capability, at in asked:
-        person = people.get(pk)
-        if person and not person.has_perm(capability):
-            found.setdefault(person, (capability, at))
-    return [(person, capability, at) for person, (capability, at) in found.items()][:most]
-
-
 def make_first_owner(email: str, password: str) -> User | None:
     """Create the first owner (Super admin and staff) if there is no user yet; otherwise return None."""
     with transaction.atomic():

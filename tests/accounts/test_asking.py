@@ -7,7 +7,8 @@ import pytest
 import time_machine
 from django.core import mail
 
-from accounts.models import User, open_requests
+from accounts.asking import open_requests
+from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.sentences import sentence
