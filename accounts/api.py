@@ -34,8 +34,8 @@ from accounts.rules import (
 from capabilities import Capability
 from connections.subjects import by_role, by_team
 from ui.idempotency import Afterwards
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Reference, Resource, secret_answer
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
@@ -66,8 +66,8 @@ class UserSerializer(serializers.Serializer[User]):
     is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
     by_organisation = serializers.BooleanField(help_text="Whether the person signs in through the organisation.")
     break_glass = serializers.BooleanField(help_text="Whether this owner's password works despite enforced sign-in.")
-    date_joined = Moment(help_text="When the person was invited.")
-    last_login = Moment(allow_null=True, help_text="When the person last signed in; null if never.")
+    date_joined = UtcDateTimeField(help_text="When the person was invited.")
+    last_login = UtcDateTimeField(allow_null=True, help_text="When the person last signed in; null if never.")
 
 
 class InvitationSerializer(serializers.Serializer[Any]):
@@ -75,7 +75,7 @@ class InvitationSerializer(serializers.Serializer[Any]):
 
     link = serializers.CharField(help_text="Address where the person chooses a password; works for 72 hours.")
     mailed = serializers.BooleanField(help_text="Whether a mail server accepted the invitation.")
-    expires_at = Moment(help_text="When the link expires.")
+    expires_at = UtcDateTimeField(help_text="When the link expires.")
 
 
 class InvitedSerializer(UserSerializer):
@@ -102,7 +102,7 @@ def existing_role(pk: UUID) -> Role:
     return role
 
 
-class UserChanges(Body):
+class UserChanges(RequestBody):
     """What may change of a person."""
 
     email = serializers.EmailField(max_length=254)
@@ -130,7 +130,7 @@ class NewUser(UserChanges):
         return teams
 
 
-class Asking(Body):
+class Asking(RequestBody):
     """A capability to ask for."""
 
     capability = serializers.ChoiceField([capability.slug for capability in Capability], help_text="Its slug.")

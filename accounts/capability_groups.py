@@ -34,7 +34,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class CapabilityCheckbox:
     """One line of the check-list: a capability, if it is ticked, and why it cannot be changed (or an empty text)."""
 
     capability: Capability
@@ -42,13 +42,15 @@ class Check:
     withheld: str
 
 
-def check_list(editor: User, ticked: Collection[Capability], withheld: str = "") -> Iterator[tuple[str, list[Check]]]:
+def check_list(
+    editor: User, ticked: Collection[Capability], withheld: str = ""
+) -> Iterator[tuple[str, list[CapabilityCheckbox]]]:
     """Yield the check-list by area for `editor`; `withheld` is the reason if nothing may be changed."""
     for area, capabilities in CAPABILITY_GROUPS.items():
         yield (
             area,
             [
-                Check(capability, capability in ticked, withheld or _withheld(editor, capability))
+                CapabilityCheckbox(capability, capability in ticked, withheld or _withheld(editor, capability))
                 for capability in capabilities
             ],
         )

@@ -11,14 +11,14 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.sign_in import AgainForm
+from accounts.sign_in import ConfirmPasswordForm
 from accounts.sign_in_limits import try_as
 from ui.errors import TryLater
-from ui.operations import Body, operation
+from ui.operations import RequestBody, operation
 from ui.rest import ApiError, Problem, Resource, checked
 
 
-class Confirmation(Body):
+class Confirmation(RequestBody):
     """Your password."""
 
     password = serializers.CharField(trim_whitespace=False, max_length=4096, help_text="Your password.")
@@ -38,6 +38,6 @@ class Confirm(Resource):
         typed = self.body()
         if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
             raise ApiError(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")
-        checked(AgainForm(typed, user=self.me))
+        checked(ConfirmPasswordForm(typed, user=self.me))
         reauthenticate_by_password(request)
         return Response(status=HTTPStatus.NO_CONTENT)

@@ -16,12 +16,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api import PROBLEMS
-from accounts.mail_check import NoMailServer, Outcome, TooManyTestMails, send_test_mail
+from accounts.mail_check import MailTestResult, NoMailServer, TooManyTestMails, send_test_mail
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
 from ui.limits import Limit
-from ui.operations import Body, ListQuery, operation
+from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
@@ -43,7 +43,7 @@ class RoleSerializer(serializers.Serializer[Role]):
         return [capability.slug for capability in Capability if capability in granted]
 
 
-class RoleBody(Body):
+class RoleBody(RequestBody):
     """A role to create or change."""
 
     name = serializers.CharField(max_length=80)
@@ -134,7 +134,7 @@ class TeamSerializer(serializers.Serializer[Team]):
     users = Member(many=True, help_text="Members of the team.")
 
 
-class TeamBody(Body):
+class TeamBody(RequestBody):
     """A team to create or change."""
 
     name = serializers.CharField(max_length=80)
@@ -195,7 +195,7 @@ class TeamResource(Resource):
         return self.answer(get_object_or_404(self.get_queryset(), pk=pk), status)
 
 
-class WorkspaceChanges(Body):
+class WorkspaceChanges(RequestBody):
     """The settings that may be changed here."""
 
     name = serializers.CharField(max_length=80, help_text="Name of the installation.")
@@ -243,7 +243,7 @@ class WorkspaceSerializer(WorkspaceChanges):
         return [str(network) for network in settings.PRIVATE_UPSTREAMS]
 
 
-class MailOutcomeSerializer(serializers.Serializer[Outcome]):
+class MailOutcomeSerializer(serializers.Serializer[MailTestResult]):
     """The result of a test mail."""
 
     sent = serializers.BooleanField(help_text="Whether a mail server accepted the mail.")

@@ -102,11 +102,11 @@ def _step_back() -> None:
             os.setpriority(os.PRIO_PROCESS, thread, max(LOWER_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-class Hasher(Argon2PasswordHasher):
+class QueuedArgon2Hasher(Argon2PasswordHasher):
     """Django's argon2id with Django's costs, run through the queue."""
 
     def encode(self, password: str, salt: str) -> str:
-        return apart(lambda: super(Hasher, self).encode(password, salt))
+        return apart(lambda: super(QueuedArgon2Hasher, self).encode(password, salt))
 
     def verify(self, password: str, encoded: str) -> bool:
-        return apart(lambda: super(Hasher, self).verify(password, encoded))
+        return apart(lambda: super(QueuedArgon2Hasher, self).verify(password, encoded))

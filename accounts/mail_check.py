@@ -36,7 +36,7 @@ class TooManyTestMails(PeopleError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MailTestResult:
     """Result of a test mail: if it was sent, to whom, and what happened in words."""
 
     sent: bool
@@ -44,7 +44,7 @@ class Outcome:
     detail: str
 
 
-def send_test_mail(*, by: User) -> Outcome:
+def send_test_mail(*, by: User) -> MailTestResult:
     """Send a test mail to `by` only. Raises NoMailServer, or TooManyTestMails."""
     if not settings.MAIL_SERVER:
         raise NoMailServer(NoMailServer.__doc__)
@@ -55,9 +55,9 @@ def send_test_mail(*, by: User) -> Outcome:
         with released_while_waiting():
             send_mail(f"Test mail of {workspace.name}", text, None, [by.email])
     except OSError as error:  # Also covers smtplib's errors.
-        outcome = Outcome(sent=False, to=by.email, detail=reason(error))
+        outcome = MailTestResult(sent=False, to=by.email, detail=reason(error))
     else:
-        outcome = Outcome(sent=True, to=by.email, detail=f"Sent to {by.email} through {settings.MAIL_SERVER}.")
+        outcome = MailTestResult(sent=True, to=by.email, detail=f"Sent to {by.email} through {settings.MAIL_SERVER}.")
     changes = {"to": by.email, "sent": outcome.sent, "detail": outcome.detail}
     Event.objects.record(Action.WORKSPACE_MAIL_TESTED, workspace, by=by, changes=changes)
     return outcome

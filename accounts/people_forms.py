@@ -215,7 +215,7 @@ class PersonForm(forms.Form):
     )
 
 
-class AgainForm(forms.Form):
+class ResendInvitationForm(forms.Form):
     """Confirms a new invitation link; `epoch` identifies the replaced one, so that a resubmit creates no second."""
 
     epoch = forms.IntegerField(widget=forms.HiddenInput)

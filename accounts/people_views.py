@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts import password_links, second_factor
 from accounts.lists import PEOPLE
 from accounts.models import ApiKey, Role, User
-from accounts.people_forms import STATUSES, AgainForm, InviteForm, PeopleFilter, PersonForm, RoleChoice
+from accounts.people_forms import STATUSES, InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
 from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, lacking
 from accounts.sessions import open_sessions
@@ -149,7 +149,7 @@ def _invited(request: AppRequest, *invited: User) -> HttpResponse:
 @ask_again
 def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
     invited = find(pk)
-    form = AgainForm(posted(request), initial={"epoch": invited.session_epoch})
+    form = ResendInvitationForm(posted(request), initial={"epoch": invited.session_epoch})
     context = {
         "form": form,
         "person": invited,

@@ -50,7 +50,7 @@ class NotInvited(PeopleError):
     """This invitation no longer works. Ask whoever invited you for a new one."""
 
 
-class NotYours(PeopleError):
+class NotYourView(PeopleError):
     """This saved view is somebody else's. Save one of your own."""
 
 

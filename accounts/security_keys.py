@@ -171,7 +171,7 @@ class AddKeyForm(KeyNameForm):
         return registered(self.cleaned_data["credential"])
 
 
-class KeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
+class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
     """The key at sign-in."""
 
     credential = CredentialField()
@@ -187,7 +187,7 @@ class KeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
         return key
 
 
-class KeyAgainForm(KeyForm):
+class KeyAgainForm(SecurityKeyForm):
     """The key as confirmation before a sensitive change."""
 
     reauthenticated = True

@@ -61,7 +61,7 @@ class NewPasswordForm(HashedInTime, ResetPasswordKeyForm):  # type: ignore[misc]
         relabel(self, password1="New password", password2="New password, again")
 
 
-class AgainForm(ReauthenticateForm):  # type: ignore[misc]
+class ConfirmPasswordForm(ReauthenticateForm):  # type: ignore[misc]
     """The password as confirmation before a sensitive change."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -25,7 +25,7 @@ from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.reasons import reason_of
 from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
-from auditlog.search.keyset import BadCursor, Cursor, Page, page
+from auditlog.search.keyset import BadLogCursor, Cursor, Page, page
 from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse
 from auditlog.sentences import sentence
 from auditlog.today import ask, question_of
@@ -36,7 +36,7 @@ from capabilities.rest import Own
 from connections import subjects
 from connections.subjects import by_person
 from ui.operations import File, Query, operation
-from ui.rest import Cause, Id, Moment, Paging, Resource, link
+from ui.rest import CauseField, Id, Paging, Resource, UtcDateTimeField, link
 
 # The fields of a call that name an object.
 SUBJECTS = {
@@ -117,7 +117,7 @@ class CallSerializer(serializers.ModelSerializer[Call]):
     """An MCP message and its outcome, without its payload."""
 
     id = Id(source="uid")
-    created_at = Moment(help_text="When the call was made.")
+    created_at = UtcDateTimeField(help_text="When the call was made.")
 
     class Meta:
         model = Call
@@ -203,7 +203,7 @@ class CursorQuery(Query):
     def validate_cursor(self, text: str) -> Cursor:
         try:
             return Cursor.read(text)
-        except BadCursor as bad:
+        except BadLogCursor as bad:
             raise ValidationError(str(bad)) from None
 
 
@@ -259,7 +259,9 @@ class CallGroupsSerializer(serializers.Serializer[Any]):
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")
-    counted_since = Moment(allow_null=True, help_text="Time of the oldest counted call; null if all were counted.")
+    counted_since = UtcDateTimeField(
+        allow_null=True, help_text="Time of the oldest counted call; null if all were counted."
+    )
     results = CallGroupSerializer(many=True, help_text="The groups.")
 
 
@@ -283,11 +285,13 @@ class StopSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
     sentence = serializers.CharField(source="text", help_text="Finding of the check.")
-    since = Moment(source="cause.since", allow_null=True, help_text="When it began; null if unknown.")
-    by = Cause(source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; else null.")
-    act = Cause(source="cause.act", help_text="Action that removes it, if you may do it; otherwise null.")
-    about = Cause(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
-    who = Cause(source="cause.who", help_text="Who can remove it, if you cannot; otherwise null.")
+    since = UtcDateTimeField(source="cause.since", allow_null=True, help_text="When it began; null if unknown.")
+    by = CauseField(
+        source="cause.by", help_text="E-mail address of the person who caused it, for `audit:read`; else null."
+    )
+    act = CauseField(source="cause.act", help_text="Action that removes it, if you may do it; otherwise null.")
+    about = CauseField(source="cause.subject", help_text="Id of the object of `act`; null if there is no `act`.")
+    who = CauseField(source="cause.who", help_text="Who can remove it, if you cannot; otherwise null.")
 
 
 class LineSerializer(serializers.Serializer[Any]):
@@ -308,7 +312,7 @@ class TrailSerializer(serializers.Serializer[Trail]):
         allow_null=True,
         help_text="Whether the call would be allowed; null if only the server knows whether the tool exists.",
     )
-    reason = Cause(source="answer.verdict.reason", help_text="Reason the call would be refused for; null if none.")
+    reason = CauseField(source="answer.verdict.reason", help_text="Reason the call would be refused for; null if none.")
     checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
     obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
     not_reached = serializers.ListField(child=serializers.CharField(), help_text="Checks after the one that stops it.")
@@ -447,7 +451,7 @@ class EventSerializer(serializers.ModelSerializer[Event]):
     """An admin event."""
 
     id = Id(source="uid")
-    created_at = Moment(help_text="When it happened.")
+    created_at = UtcDateTimeField(help_text="When it happened.")
     sentence = serializers.SerializerMethodField(help_text="The event in one English sentence.")
 
     class Meta:

@@ -28,7 +28,7 @@ LEAST = 4  # The priority of columns hidden first.
 NOTHING = mark_safe('<span class="muted">none</span>')
 
 
-class Column(NamedTuple):
+class LogColumn(NamedTuple):
     """A column: its heading, width (rem) and priority.
 
     Default columns with the highest number are hidden first; the style sheet finds them by position. Of chosen columns,
@@ -94,32 +94,32 @@ def _tenths(call: Call) -> int:
     return min(round(10 * log10(1 + call.duration_ms) / log10(1 + LONGEST_MS)), 10)
 
 
-TOOL = Column("tool", "Tool", "16", 0, _tool)
+TOOL = LogColumn("tool", "Tool", "16", 0, _tool)
 COLUMNS = (
-    Column("host", "Host", "6.5", 2, lambda call, _: call.host_name),
-    Column("user", "User email", "9", 3, lambda call, _: call.user_email),
-    Column("gateway", "Gateway", "7", 4, lambda call, _: call.gateway_name),
-    Column("server", "Server", "7", 4, _server),
-    Column("method", "Method", "6.5", 4, lambda call, _: call.method),
+    LogColumn("host", "Host", "6.5", 2, lambda call, _: call.host_name),
+    LogColumn("user", "User email", "9", 3, lambda call, _: call.user_email),
+    LogColumn("gateway", "Gateway", "7", 4, lambda call, _: call.gateway_name),
+    LogColumn("server", "Server", "7", 4, _server),
+    LogColumn("method", "Method", "6.5", 4, lambda call, _: call.method),
     TOOL,
-    Column("outcome", "Outcome", "16", 0, _outcome),
-    Column("status", "Status", "4", 4, lambda call, _: str(call.http_status), is_number=True),
-    Column("duration", "Duration", "6.5", 2, lambda call, _: ms(call.duration_ms), is_number=True),
-    Column("identity", "Identity", "7", 3, lambda call, _: call.identity_label),
-    Column("token", "Token", "7", 3, lambda call, _: call.token_name or call.token_prefix),
-    Column("client", "Client", "7", 3, lambda call, _: call.client_name),
-    Column("ip", "IP address", "8", 3, lambda call, _: call.client_ip or ""),
-    Column("error", "Message", "14", 3, lambda call, _: call.error_text),
-    Column("size", "Size", "9", 3, lambda call, _: f"{size(call.request_bytes)}, {size(call.response_bytes)}"),
+    LogColumn("outcome", "Outcome", "16", 0, _outcome),
+    LogColumn("status", "Status", "4", 4, lambda call, _: str(call.http_status), is_number=True),
+    LogColumn("duration", "Duration", "6.5", 2, lambda call, _: ms(call.duration_ms), is_number=True),
+    LogColumn("identity", "Identity", "7", 3, lambda call, _: call.identity_label),
+    LogColumn("token", "Token", "7", 3, lambda call, _: call.token_name or call.token_prefix),
+    LogColumn("client", "Client", "7", 3, lambda call, _: call.client_name),
+    LogColumn("ip", "IP address", "8", 3, lambda call, _: call.client_ip or ""),
+    LogColumn("error", "Message", "14", 3, lambda call, _: call.error_text),
+    LogColumn("size", "Size", "9", 3, lambda call, _: f"{size(call.request_bytes)}, {size(call.response_bytes)}"),
 )
 
 
-def shown(look: Look) -> list[Column]:
+def shown(look: Look) -> list[LogColumn]:
     """Return the columns shown in the list, in order."""
     return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
 
 
-class Row(NamedTuple):
+class LogRow(NamedTuple):
     """One row of the list."""
 
     call: Call
@@ -127,13 +127,13 @@ class Row(NamedTuple):
     cells: SafeString
 
 
-def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[Row]:
+def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
     """Return the rows of a page; `with_arguments` for people who may see recorded payloads."""
     columns, arguments = shown(look), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
     today = timezone.now().astimezone(zone).date()
     return [
-        Row(
+        LogRow(
             call,
             moment(call.created_at, zone=zone, today=today),
             format_html_join(
@@ -149,12 +149,12 @@ def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_argum
     ]
 
 
-def are_usual(columns: Sequence[Column]) -> bool:
+def are_usual(columns: Sequence[LogColumn]) -> bool:
     """True if these are the default columns; the style sheet hides some of them by position."""
     return [column.name for column in columns if column is not TOOL] == list(DEFAULT_COLUMNS)
 
 
-def _attributes(column: Column, call: Call, *, usual: bool) -> SafeString:
+def _attributes(column: LogColumn, call: Call, *, usual: bool) -> SafeString:
     # Kept short: a page has five hundred cells.
     text = f" data-p={LEAST}" if column.priority == LEAST and not usual else ""
     if column.is_number:

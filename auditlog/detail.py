@@ -43,7 +43,7 @@ class TimingPart(NamedTuple):
     width: float
 
 
-class Check(NamedTuple):
+class DecisionLine(NamedTuple):
     """One line of the decision; `result` is pass, stop or skip."""
 
     name: str
@@ -99,22 +99,22 @@ class Detail:
         return waited if 0 <= waited <= COMMIT_SECONDS * 1000 else None
 
     @property
-    def checks(self) -> list[Check]:
+    def checks(self) -> list[DecisionLine]:
         """Return all checks in order, with the result of each."""
         stop = self.reason.step if self.reason else None
         lines = []
         for step, text in self._steps():
             name = NAMES[step]
             if stop is None or step < stop:
-                lines.append(Check(name, "pass" if text else "skip", text or "Not needed"))
+                lines.append(DecisionLine(name, "pass" if text else "skip", text or "Not needed"))
             elif step == stop and self.reason:
-                lines.append(Check(name, "stop", self.reason.sentence))
+                lines.append(DecisionLine(name, "stop", self.reason.sentence))
             else:
-                lines.append(Check(name, "skip", NOT_REACHED))
-        return [*lines, Check("Recorded", "pass", "The row was committed before the answer left")]
+                lines.append(DecisionLine(name, "skip", NOT_REACHED))
+        return [*lines, DecisionLine("Recorded", "pass", "The row was committed before the answer left")]
 
     @property
-    def reached(self) -> list[Check]:
+    def reached(self) -> list[DecisionLine]:
         """Return the checks that were reached, including the recording."""
         return [check for check in self.checks if check.text != NOT_REACHED]
 

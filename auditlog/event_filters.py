@@ -13,7 +13,7 @@ from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.models import Event
 from auditlog.search.criteria import uuid_of
-from auditlog.search.filters import RANGES, Facet, first_of
+from auditlog.search.filters import RANGES, EventFacet, first_of
 
 DEFAULT_RANGE = "30d"
 TEXTS = {"actor": "Actor", "target": "Target", "correlation": "Correlation id"}
@@ -75,20 +75,20 @@ class EventFilter(forms.Form):
             condition &= Q(correlation_id=text) if uuid_of(text) else Q(pk=None)
         return condition
 
-    def facets(self) -> list[Facet]:
+    def facets(self) -> list[EventFacet]:
         """Return the filters that open on demand, with their current values."""
         cleaned = self.values
         vias = [str(Via(value).label) for value in cleaned["via"]]
         ranges = [(key, label) for key, (label, _) in RANGES.items()]
         return [
-            Facet("range", "Time range", cleaned["range"], self.span, ranges),
-            Facet(
+            EventFacet("range", "Time range", cleaned["range"], self.span, ranges),
+            EventFacet(
                 "action",
                 "Action",
                 cleaned["action"],
                 first_of(cleaned["action"]),
                 [(action, action) for action in sorted(Action)],
             ),
-            Facet("via", "Via", cleaned["via"], first_of(vias), Via.choices),
-            *(Facet(name, label, cleaned[name], cleaned[name][:24], []) for name, label in TEXTS.items()),
+            EventFacet("via", "Via", cleaned["via"], first_of(vias), Via.choices),
+            *(EventFacet(name, label, cleaned[name], cleaned[name][:24], []) for name, label in TEXTS.items()),
         ]

@@ -24,7 +24,7 @@ from auditlog.models import Event, masked
 from auditlog.search.criteria import count_rows
 from auditlog.search.keyset import Cursor, page
 from auditlog.sentences import parts
-from auditlog.targets import KINDS, Places, places_of
+from auditlog.targets import KINDS, TargetUrls, places_of
 from capabilities import Capability, requires
 from ui.pages import PAGE_SIZE, AppRequest, is_for, show, with_query
 
@@ -47,7 +47,7 @@ COLUMNS = {
 }
 
 
-class Change(NamedTuple):
+class ChangedField(NamedTuple):
     """One changed field. A mere fact has no `before`."""
 
     field: str
@@ -55,20 +55,20 @@ class Change(NamedTuple):
     after: str
 
 
-def changes_in_words(changes: Mapping[str, Any]) -> list[Change]:
+def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
     """Return the changes of an event, one per field."""
     return [_change(name, value) for name, value in masked(changes).items()]  # Older ones were stored unmasked.
 
 
-def _change(name: str, value: Any) -> Change:
+def _change(name: str, value: Any) -> ChangedField:
     field = name.replace("_", " ")
     if not (isinstance(value, list) and len(value) == 2):
-        return Change(field, None, _in_words(value))
+        return ChangedField(field, None, _in_words(value))
     before, after = value
     if isinstance(before, list) and isinstance(after, list):
         # Show only the difference between two lists.
         before, after = [item for item in before if item not in after], [item for item in after if item not in before]
-    return Change(field, _in_words(before), _in_words(after))
+    return ChangedField(field, _in_words(before), _in_words(after))
 
 
 def _in_words(value: Any) -> str:
@@ -88,7 +88,7 @@ def _in_words(value: Any) -> str:
             return str(value)
 
 
-class Piece(NamedTuple):
+class SentencePiece(NamedTuple):
     """A part of a sentence, with the link if it is the name of an object."""
 
     text: str
@@ -101,14 +101,14 @@ class EventRow:
     """An event as the viewer sees it; `places` are the pages they may open."""
 
     event: Event
-    places: Places
+    places: TargetUrls
 
     @cached_property
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[ChangedField]:
         return changes_in_words(self.event.changes)
 
     @property
-    def first_changes(self) -> list[Change]:
+    def first_changes(self) -> list[ChangedField]:
         """Return the changes that fit in a row."""
         return self.changes[:IN_ROW]
 
@@ -133,10 +133,10 @@ class EventRow:
         return KINDS.get(self.event.target_type, self.event.target_type.capitalize())
 
     @cached_property
-    def sentence(self) -> list[Piece]:
+    def sentence(self) -> list[SentencePiece]:
         """Return the sentence about the event, with links to target and actor."""
         urls = {"target": self.target_url, "actor": self.actor_url}
-        return [Piece(part.text, part.of, urls.get(part.of, "")) for part in parts(self.event)]
+        return [SentencePiece(part.text, part.of, urls.get(part.of, "")) for part in parts(self.event)]
 
 
 @require_GET

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 from auditlog import replica
 from auditlog.actions import Action
 from auditlog.export import TYPES, as_csv
-from auditlog.groups import BY, LISTED, SORTS, Group, as_rows, groups
+from auditlog.groups import BY, LISTED, SORTS, CallGroup, as_rows, groups
 from auditlog.models import Event
 from auditlog.search.filters import RANGES, CallFilter
 from auditlog.search.query_language import Either
@@ -91,7 +91,7 @@ def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
     return call_filter.without("live", *left_out, **more)
 
 
-def _query(call_filter: CallFilter, by: str, row: Group) -> str:
+def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
     """Return the query string of one group's calls, or an empty string if the search cannot be narrowed in words."""
     if by != "reason":
         return call_filter.link_with(**{by: row.value, "live": ""})

@@ -57,7 +57,7 @@ BY = {
 
 
 @dataclass(frozen=True)
-class Group:
+class CallGroup:
     """The calls of one value. Durations in milliseconds, `error_rate` from 0 to 1; `value` is the filter's value."""
 
     value: str
@@ -83,11 +83,11 @@ class Group:
 class Groups:
     """The groups with the most calls. `more`: there are others; `since`: only calls from this time are counted."""
 
-    rows: Sequence[Group]
+    rows: Sequence[CallGroup]
     more: bool
     since: datetime | None = None
 
-    def sorted(self, by: str) -> Sequence[Group]:
+    def sorted(self, by: str) -> Sequence[CallGroup]:
         """Sort the groups by a number or by name; a `-` before the field reverses the order."""
         field = by.removeprefix("-")
         if field == "name":
@@ -145,9 +145,9 @@ def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, mo
     return Groups([_group(key, names, numbers) for key, numbers in busiest.items()], False)
 
 
-def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> Group:
+def _group(key: Any, names: dict[Any, str], numbers: Numbers) -> CallGroup:
     percentiles = [numbers.quantile(part) for part in PARTS.values()]
-    return Group(str(key), names.get(key) or str(key), numbers.calls, numbers.errors, numbers.denied, *percentiles)
+    return CallGroup(str(key), names.get(key) or str(key), numbers.calls, numbers.errors, numbers.denied, *percentiles)
 
 
 def _of_rows(search: Search, by: By, most: int) -> Groups:
@@ -159,7 +159,7 @@ def _of_rows(search: Search, by: By, most: int) -> Groups:
         cursor.execute(statement, [list(ENDINGS["error"]), list(ENDINGS["denied"]), *parameters, most + 1])
         found = cursor.fetchall()
     names = names_of(by, [row[0] for row in found], *_between(search))
-    listed = [Group(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:most]]
+    listed = [CallGroup(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:most]]
     return Groups(listed, len(found) > most, floor)
 
 

@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from auditlog import replica
-from auditlog.groups import BY, Group, top
+from auditlog.groups import BY, CallGroup, top
 from auditlog.ranges import STRETCHES, range_start
 from auditlog.rollups.reading import Bars, Book, Numbers, Where, book
 from auditlog.rollups.schema import DAYS, DIMENSIONS, HOURS, MINUTES, Grain, finest
@@ -48,7 +48,7 @@ def chosen_range(asked: str | None, among: Collection[str] = RANGES, default: st
     return asked if asked is not None and asked in among else default
 
 
-class Line(NamedTuple):
+class PlotLine(NamedTuple):
     """A line of a plot: the points of an SVG polyline, and the path of the area under it."""
 
     series: str
@@ -66,11 +66,11 @@ class Plot:
     note: str
     is_bad: bool
     link: str
-    lines: Sequence[Line]
+    lines: Sequence[PlotLine]
     summary: str
 
 
-class Moment(NamedTuple):
+class PlotBar(NamedTuple):
     """One bar, for the table behind the plots."""
 
     at: datetime
@@ -89,7 +89,7 @@ class Top:
     by: str
     chosen: str
     link: str
-    rows: Sequence[tuple[Group, str, float]] = ()
+    rows: Sequence[tuple[CallGroup, str, float]] = ()
     is_read: bool = False
     counted_from: datetime | None = None
 
@@ -175,15 +175,15 @@ class Instruments:
         return total
 
     @cached_property
-    def moments(self) -> list[Moment]:
+    def moments(self) -> list[PlotBar]:
         """Return the bars, oldest first."""
         number = -((self._bars.since - self._until) // self._bars.width)
         return [self._moment(n) for n in range(number)]
 
-    def _moment(self, number: int) -> Moment:
+    def _moment(self, number: int) -> PlotBar:
         at = self._bars.since + number * self._bars.width
         between = {"from": stamp(at), "to": stamp(at + self._bars.width)}
-        return Moment(at, (self._found or {}).get(number, Numbers()), self._link(**between))
+        return PlotBar(at, (self._found or {}).get(number, Numbers()), self._link(**between))
 
     def _link(self, **more: str) -> str:
         return urlencode(self._filters | more)
@@ -253,15 +253,15 @@ def _change(now: int, before: float) -> str:
     return f"{change:+,} %" if change else "as before"
 
 
-def _lines(*series: tuple[str, Sequence[Any]]) -> list[Line]:
+def _lines(*series: tuple[str, Sequence[Any]]) -> list[PlotLine]:
     highest = max((value for _, values in series for value in values), default=0) or 1
     return [_line(name, values, highest) for name, values in series]
 
 
-def _line(name: str, values: Sequence[float], highest: float) -> Line:
+def _line(name: str, values: Sequence[float], highest: float) -> PlotLine:
     step = WIDTH / max(len(values) - 1, 1)
     scale = (HEIGHT - TOP) / highest
     points = [(round(n * step, 1), round(HEIGHT - scale * value, 1)) for n, value in enumerate(values)]
     drawn = " ".join(f"{x:g},{y:g}" for x, y in points)
     area = f"M 0,{HEIGHT:g}" + "".join(f" L{x:g},{y:g}" for x, y in points) + f" L{points[-1][0]:g},{HEIGHT:g} Z"
-    return Line(name, drawn, area)
+    return PlotLine(name, drawn, area)

@@ -32,7 +32,7 @@ LENGTHS = ((100, DAYS), (730, WEEKS))
 
 _NAME = re.compile(r"_(?P<year>\d{4})_(?:w(?P<week>\d\d)|(?P<month>\d\d)(?:_(?P<day>\d\d))?)$")
 
-type Dropped = Callable[[str, Span, int], object]
+type Dropped = Callable[[str, PartitionDays, int], object]
 
 # How a partition is detached, by the result of `_attached`.
 DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
@@ -44,7 +44,7 @@ def longest_partition(kept_days: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Span:
+class PartitionDays:
     """The days of one partition: from `start` to before `end`, UTC."""
 
     start: date
@@ -54,11 +54,11 @@ class Span:
     def days(self) -> int:
         return (self.end - self.start).days
 
-    def overlaps(self, other: "Span") -> bool:
+    def overlaps(self, other: "PartitionDays") -> bool:
         return self.start < other.end and other.start < self.end
 
     @classmethod
-    def around(cls, day: date, longest: int) -> "Span":
+    def around(cls, day: date, longest: int) -> "PartitionDays":
         """Return the day, the week from Monday, or the month that contains `day`."""
         if longest == DAYS:
             return cls(day, day + DAY)
@@ -69,7 +69,7 @@ class Span:
         return cls(first, (first + timedelta(days=32)).replace(day=1))
 
     @classmethod
-    def named(cls, name: str) -> "Span | None":
+    def named(cls, name: str) -> "PartitionDays | None":
         """Return the span in a partition's name, or None for any other table."""
         match = _NAME.search(name)
         if match is None:
@@ -115,7 +115,7 @@ class Partitions:
         """Create a partition for this day if there is none."""
         spans = list(self._attached_spans().values())
         if not any(span.start <= day < span.end for span in spans):
-            self._make(Span.around(day, DAYS))
+            self._make(PartitionDays.around(day, DAYS))
 
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions with only rows older than `limit`, and return their names.
@@ -136,7 +136,7 @@ class Partitions:
             cursor.execute(since, [moment])
             return bool(cursor.fetchone()[0])
 
-    def expired(self, limit: date) -> list[tuple[str, Span]]:
+    def expired(self, limit: date) -> list[tuple[str, PartitionDays]]:
         """Return the partitions with only rows older than `limit`, oldest first, including detached ones."""
         spans = self._spans(self._all_names())
         return [
@@ -173,7 +173,7 @@ class Partitions:
         spans = self._attached_spans()
         return sorted(spans, key=lambda name: spans[name])
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[PartitionDays]:
         """Return the days of each partition."""
         return list(self._attached_spans().values())
 
@@ -181,7 +181,7 @@ class Partitions:
         """Return the first day of each partition, oldest first."""
         return sorted(span.start for span in self._attached_spans().values())
 
-    def _attached_spans(self) -> dict[str, Span]:
+    def _attached_spans(self) -> dict[str, PartitionDays]:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
@@ -190,10 +190,12 @@ class Partitions:
             )
             return self._spans([name for (name,) in cursor.fetchall()])
 
-    def _spans(self, names: Sequence[str]) -> dict[str, Span]:
-        return {name: span for name in names if (span := Span.named(name.removeprefix(self.table))) is not None}
+    def _spans(self, names: Sequence[str]) -> dict[str, PartitionDays]:
+        return {
+            name: span for name in names if (span := PartitionDays.named(name.removeprefix(self.table))) is not None
+        }
 
-    def _make(self, span: Span) -> str:
+    def _make(self, span: PartitionDays) -> str:
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT {self.maker}(%s, %s)", [span.start, span.end])
             return str(cursor.fetchone()[0])
@@ -265,9 +267,9 @@ class Partitions:
             return [name for (name,) in cursor.fetchall()]
 
 
-def _longest_free(day: date, longest: int, existing: Sequence[Span]) -> Span:
+def _longest_free(day: date, longest: int, existing: Sequence[PartitionDays]) -> PartitionDays:
     """Return the longest span around a day, at most `longest` days, that overlaps no other."""
-    candidates = [Span.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
+    candidates = [PartitionDays.around(day, length) for length in (MONTHS, WEEKS, DAYS) if length <= longest]
     return next(span for span in candidates if not any(span.overlaps(other) for other in existing))
 
 

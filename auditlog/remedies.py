@@ -17,7 +17,7 @@ from auditlog.actions import Action
 from auditlog.models import Call, Event
 from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import stamp
-from auditlog.today import Answer, feature_of
+from auditlog.today import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway
@@ -230,7 +230,7 @@ def of_call(call: Call) -> Subjects:
     return Subjects(ids, feature_of(call), User.objects.filter(pk=call.user_id).first() if call.user_id else None)
 
 
-def of_answer(answer: Answer, obstacle: Obstacle) -> Subjects:
+def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
     """Return the objects of a current obstacle."""
     question, at = answer.question, obstacle.assigned
     ids = {

@@ -13,12 +13,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.models import SavedView
-from accounts.rules import NameTaken, NotYours, TooManyViews
+from accounts.rules import NameTaken, NotYourView, TooManyViews
 from auditlog.saved_view_views import LONGEST_NAME, LONGEST_QUERY, canonical
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Resource
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
 # Only the owner can change a view.
 OWN = Own(NOBODY, by_key=Capability.LOGS_READ)
@@ -32,10 +32,10 @@ class SavedViewSerializer(serializers.Serializer[SavedView]):
     query = serializers.CharField(help_text="Query string of the Logs page.")
     is_shared = serializers.BooleanField(help_text="Whether everyone who reads the log sees the view.")
     owner = serializers.EmailField(source="owner.email", help_text="E-mail address of its owner.")
-    created_at = Moment(help_text="When the view was saved.")
+    created_at = UtcDateTimeField(help_text="When the view was saved.")
 
 
-class SavedViewBody(Body):
+class SavedViewBody(RequestBody):
     """A view to save or change."""
 
     name = serializers.CharField(max_length=LONGEST_NAME)
@@ -61,7 +61,7 @@ class SavedViewResource(Resource):
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
-        NotYours: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
+        NotYourView: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
         TooManyViews: Problem(HTTPStatus.CONFLICT, "conflict"),
     }
     serializer_class = SavedViewSerializer

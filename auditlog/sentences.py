@@ -358,7 +358,7 @@ RETIRED: dict[str, tuple[str, ...]] = {
 UNKNOWN = ("{actor} did something that this release has no words for, to {target}.",)
 
 
-class Part(NamedTuple):
+class SentencePart(NamedTuple):
     """A part of a sentence: text, or a name chosen by a user; `of` says whose."""
 
     text: str
@@ -375,7 +375,7 @@ def sentence(event: Event) -> str:
     return "".join(_quoted(part.text) if _is_quoted(part, plain) else part.text for part in parts(event))
 
 
-def _is_quoted(part: Part, plain: set[str]) -> bool:
+def _is_quoted(part: SentencePart, plain: set[str]) -> bool:
     is_one_word = part.text.isprintable() and not NO_ADDRESS.intersection(part.text)
     return bool(part.of) and (part.of not in plain or not is_one_word)
 
@@ -387,15 +387,19 @@ def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
-def parts(event: Event) -> list[Part]:
+def parts(event: Event) -> list[SentencePart]:
     """Return the sentence in parts, for a page that links and marks the names."""
     values = dict(_values(event))
     alternatives = SENTENCES.get(event.action) or RETIRED.get(event.action) or UNKNOWN
     found = next((words for words in alternatives if _fields(words) <= values.keys()), UNKNOWN[0])
-    pieces = [piece for words, name in _split(found) for piece in (Part(words), values[name] if name else Part(""))]
+    pieces = [
+        piece
+        for words, name in _split(found)
+        for piece in (SentencePart(words), values[name] if name else SentencePart(""))
+    ]
     if through := _plain(event.changes.get("through")):
-        pieces[-2] = Part(pieces[-2].text.removesuffix("."))
-        pieces += [Part(" with the API key "), Part(through, "name"), Part(".")]
+        pieces[-2] = SentencePart(pieces[-2].text.removesuffix("."))
+        pieces += [SentencePart(" with the API key "), SentencePart(through, "name"), SentencePart(".")]
     return [piece for piece in pieces if piece.text]
 
 
@@ -407,11 +411,14 @@ def _fields(words: str) -> set[str]:
     return {name for _, name in _split(words) if name}
 
 
-def _values(event: Event) -> Iterator[tuple[str, Part]]:
+def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
     """Yield the values that sentences may use; missing ones are left out."""
-    target = Part(event.target_label or "something", "target")
+    target = SentencePart(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
-    yield "actor", Part("The system") if event.actor_email in ("", "system") else Part(event.actor_email, "actor")
+    yield (
+        "actor",
+        SentencePart("The system") if event.actor_email in ("", "system") else SentencePart(event.actor_email, "actor"),
+    )
     yield "target", target
     if by_itself or (event.actor_id is not None and str(event.actor_id) == event.target_id):
         yield "self", target
@@ -419,7 +426,7 @@ def _values(event: Event) -> Iterator[tuple[str, Part]]:
     yield from _of_changes(event)
 
 
-def _of_label(event: Event) -> Iterator[tuple[str, Part]]:
+def _of_label(event: Event) -> Iterator[tuple[str, SentencePart]]:
     """Yield the objects in a label; none if a name contains the separator."""
     if len(event.target_label) >= LONGEST_LABEL:
         return
@@ -427,38 +434,38 @@ def _of_label(event: Event) -> Iterator[tuple[str, Part]]:
     names = event.target_label.split(joint) if joint else []
     if names and len(names) == len(kinds):
         first, *others = zip(kinds, names, strict=True)
-        yield first[0], Part(first[1], "target")
-        yield from ((kind, Part(name, "person" if kind == "user" else "name")) for kind, name in others)
+        yield first[0], SentencePart(first[1], "target")
+        yield from ((kind, SentencePart(name, "person" if kind == "user" else "name")) for kind, name in others)
 
 
-def _of_changes(event: Event) -> Iterator[tuple[str, Part]]:
+def _of_changes(event: Event) -> Iterator[tuple[str, SentencePart]]:
     changes = event.changes
     for name, of in STATED.items():
         value = _plain(_after(changes.get(name)))
         # The owner is left out if they are the actor.
         if value and not (name == "owner" and value == event.actor_email):
-            yield name, Part(value, of)
-    yield from ((name, Part("")) for name in FACTS if _after(changes.get(name)) is True)
+            yield name, SentencePart(value, of)
+    yield from ((name, SentencePart("")) for name in FACTS if _after(changes.get(name)) is True)
     asked = changes.get("capability")  # A request has the requested capability, a declined one the previous value.
     if slug := _plain(next(filter(None, asked), "") if isinstance(asked, list) else asked):
-        yield "capability", Part(next((one.label for one in Capability if one.slug == slug), slug), "name")
+        yield "capability", SentencePart(next((one.label for one in Capability if one.slug == slug), slug), "name")
     fields = [name for name in changes if name not in ASIDE]
     if fields:
-        yield "fields", Part(_named([name.replace("_", " ") for name in fields]))
-        yield "first", Part(fields[0], "name")
+        yield "fields", SentencePart(_named([name.replace("_", " ") for name in fields]))
+        yield "first", SentencePart(fields[0], "name")
     if fields == ["name"] and (before := _before(changes["name"])):
-        yield "old_name", Part(str(before), "name")
+        yield "old_name", SentencePart(str(before), "name")
     if before := _before(changes.get("security_key")):
-        yield "old_key", Part(str(before), "name")
+        yield "old_key", SentencePart(str(before), "name")
     if fields == ["users"]:
         yield from _members(*([str(one) for one in side(changes["users"]) or ()] for side in (_before, _after)))
 
 
-def _members(before: list[str], after: list[str]) -> Iterator[tuple[str, Part]]:
+def _members(before: list[str], after: list[str]) -> Iterator[tuple[str, SentencePart]]:
     if joined := [one for one in after if one not in before]:
-        yield "joined", Part(_named(joined), "person")
+        yield "joined", SentencePart(_named(joined), "person")
     if left := [one for one in before if one not in after]:
-        yield "left", Part(_named(left), "person")
+        yield "left", SentencePart(_named(left), "person")
 
 
 def _before(value: Any) -> Any:

@@ -36,7 +36,7 @@ KINDS = {
 }
 
 
-class Kind(NamedTuple):
+class TargetKind(NamedTuple):
     """One kind of object: the rows with a page for a viewer, the page's name and argument, and its capabilities.
 
     Any one of the capabilities suffices; none is needed if `rows` selects what the viewer may see.
@@ -58,40 +58,40 @@ def _features(viewer: User) -> QuerySet[Any]:
 
 _PEOPLE = (Capability.PEOPLE_MANAGE,)
 _PAGES = {
-    "assignment": Kind(
+    "assignment": TargetKind(
         lambda viewer: Assignment.objects.live().filter(gateway__in=_gateways(viewer)),
         "gateways:servers",
         "gateway__slug",
     ),
-    "connection": Kind(
+    "connection": TargetKind(
         lambda viewer: Connection.objects.filter(host__archived_at=None), "connections:for_host", "host_id", SEES_HOSTS
     ),
-    "feature": Kind(_features, "gateways:feature"),
-    "gateway": Kind(_gateways, "gateways:detail", "slug"),
-    "host": Kind(lambda viewer: Host.objects.live(), "hosts:detail", needs=SEES_HOSTS),
-    "identity": Kind(
+    "feature": TargetKind(_features, "gateways:feature"),
+    "gateway": TargetKind(_gateways, "gateways:detail", "slug"),
+    "host": TargetKind(lambda viewer: Host.objects.live(), "hosts:detail", needs=SEES_HOSTS),
+    "identity": TargetKind(
         lambda viewer: Identity.objects.filter(server__archived_at=None),
         "servers:identities",
         "server__slug",
         SEES_SERVERS,
     ),
-    "provisioningkey": Kind(
+    "provisioningkey": TargetKind(
         lambda viewer: ProvisioningKey.objects.all(), "scim:key", needs=(Capability.PROVISIONING_MANAGE,)
     ),
-    "role": Kind(lambda viewer: Role.objects.all(), "accounts:role", needs=_PEOPLE),
-    "server": Kind(lambda viewer: Server.objects.live(), "servers:detail", "slug", SEES_SERVERS),
-    "team": Kind(lambda viewer: Team.objects.all(), "gateways:team", needs=_PEOPLE),
-    "token": Kind(
+    "role": TargetKind(lambda viewer: Role.objects.all(), "accounts:role", needs=_PEOPLE),
+    "server": TargetKind(lambda viewer: Server.objects.live(), "servers:detail", "slug", SEES_SERVERS),
+    "team": TargetKind(lambda viewer: Team.objects.all(), "gateways:team", needs=_PEOPLE),
+    "token": TargetKind(
         lambda viewer: Token.objects.filter(connection__host__archived_at=None),
         "connections:for_host",
         "connection__host_id",
         SEES_HOSTS,
     ),
-    "user": Kind(lambda viewer: User.objects.all(), "accounts:person", needs=_PEOPLE),
+    "user": TargetKind(lambda viewer: User.objects.all(), "accounts:person", needs=_PEOPLE),
 }
 
 
-class Places:
+class TargetUrls:
     """The page URLs of some objects, by kind and id."""
 
     def __init__(self, urls: dict[tuple[str, str], str], viewer: User) -> None:
@@ -104,7 +104,7 @@ class Places:
         return self._urls.get((kind, pk), "")
 
 
-def places_of(events: Iterable[Event], viewer: User) -> Places:
+def places_of(events: Iterable[Event], viewer: User) -> TargetUrls:
     """Return the pages of these events' targets and actors, found in one statement."""
     wanted: dict[str, set[UUID]] = defaultdict(set)
     for event in events:
@@ -113,12 +113,12 @@ def places_of(events: Iterable[Event], viewer: User) -> Places:
                 wanted[kind].add(pk)
     looks = [_look(kind, pks, viewer) for kind, pks in sorted(wanted.items())]
     if not looks:
-        return Places({}, viewer)
+        return TargetUrls({}, viewer)
     rows = looks[0].union(*looks[1:], all=True).order_by()
-    return Places({(kind, str(pk)): reverse(_PAGES[kind].page, args=[at]) for kind, pk, at in rows}, viewer)
+    return TargetUrls({(kind, str(pk)): reverse(_PAGES[kind].page, args=[at]) for kind, pk, at in rows}, viewer)
 
 
-def _may_open(kind: Kind, viewer: User) -> bool:
+def _may_open(kind: TargetKind, viewer: User) -> bool:
     return not kind.needs or any(map(viewer.has_perm, kind.needs))
 
 

@@ -21,7 +21,7 @@ from connections.models import Connection
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from oauth.models import Binding
-from proxy.access.decision import Grant
+from proxy.access.decision import AccessRow
 from proxy.access.features import PROMPT, RESOURCE, TOOL, Named
 from proxy.access.query import STATEMENT, STATEMENT_OF_TRIPLE, AccessQuery, TokenDigests, parameters, read_grants
 from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
@@ -55,7 +55,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CurrentDecision:
     """The current decision for the token that gets furthest; `token` is None if there is none."""
 
     question: Question
@@ -100,7 +100,7 @@ def words_for(reason: str) -> Reason:
     return words
 
 
-def ask(question: Question) -> Answer:
+def ask(question: Question) -> CurrentDecision:
     """Return the current decision, made by the same statement and checks as for requests."""
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:
@@ -115,17 +115,17 @@ def ask(question: Question) -> Answer:
     return max(answers, key=lambda answer: _reach(answer, question.token))
 
 
-def _reach(answer: Answer, preferred: Token | None) -> tuple[bool, int, bool]:
+def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
     """Rank an answer by how far it gets; on a tie, the call's own token wins."""
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
 
 
-def _with_tokens(question: Question, live: Connection | None) -> Iterator[Answer]:
+def _with_tokens(question: Question, live: Connection | None) -> Iterator[CurrentDecision]:
     credentials = list(_credentials(question, live))
     for credential, found in zip(credentials, verdicts(question, [each.digests for each in credentials]), strict=True):
         if found is not None:
-            yield Answer(question, found, credential.token, live)
+            yield CurrentDecision(question, found, credential.token, live)
 
 
 def verdicts(question: Question, tokens: Sequence[TokenDigests]) -> list[Verdict | None]:
@@ -169,16 +169,16 @@ def _renews(live: Connection) -> bool:
     return bool(fresh.filter(binding__connection=live, binding__superseded_at=None).exists())
 
 
-def _without_token(question: Question, live: Connection | None, *missing: Obstacle) -> Answer:
+def _without_token(question: Question, live: Connection | None, *missing: Obstacle) -> CurrentDecision:
     """Return the decision for a new token."""
     triple = [str(each.pk) for each in (question.host, question.gateway, question.user)]
     query = AccessQuery(NO_TOKEN, question.gateway.slug, wanted_for(question.feature))
     grant = _run(STATEMENT_OF_TRIPLE, parameters([query]), triple)[0]
     found = _judge(grant, question)
-    return Answer(question, found._replace(obstacles=(*missing, *found.obstacles)), None, live)
+    return CurrentDecision(question, found._replace(obstacles=(*missing, *found.obstacles)), None, live)
 
 
-def _judge(grant: Grant, question: Question) -> Verdict:
+def _judge(grant: AccessRow, question: Question) -> Verdict:
     return verdict(grant, question.feature, question.address, cipher())
 
 

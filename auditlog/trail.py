@@ -10,12 +10,12 @@ from accounts.models import User
 from auditlog.detail import NAMES
 from auditlog.reasons import Step
 from auditlog.remedies import Cause, cause, of_answer
-from auditlog.today import Answer, near_tools
+from auditlog.today import CurrentDecision, near_tools
 from tokens.models import Token, TokenKind
 from tokens.visibility import SEES as SEES_TOKENS
 
 
-class Line(NamedTuple):
+class TrailLine(NamedTuple):
     """One check: `result` is pass, stop or open; a stop has its cause."""
 
     name: str
@@ -28,10 +28,10 @@ class Line(NamedTuple):
 class Trail:
     """An answer as shown to `reader`."""
 
-    answer: Answer
+    answer: CurrentDecision
     reader: User
-    lines: list[Line]
-    further: list[Line]
+    lines: list[TrailLine]
+    further: list[TrailLine]
     near: list[str]
 
     @property
@@ -39,7 +39,7 @@ class Trail:
         return self.answer.works
 
     @property
-    def stops(self) -> list[Line]:
+    def stops(self) -> list[TrailLine]:
         """Return all obstacles in the order of the checks."""
         return [line for line in (*self.lines, *self.further) if line.cause is not None]
 
@@ -70,10 +70,12 @@ class Trail:
         return list(_notes(self.answer))
 
 
-def trail_of(answer: Answer, reader: User) -> Trail:
+def trail_of(answer: CurrentDecision, reader: User) -> Trail:
     """Return the answer as shown to `reader`."""
     stopped = [
-        Line(NAMES[words.step], "stop", words.sentence, cause(obstacle.reason, of_answer(answer, obstacle), reader))
+        TrailLine(
+            NAMES[words.step], "stop", words.sentence, cause(obstacle.reason, of_answer(answer, obstacle), reader)
+        )
         for obstacle, words in answer.obstacles
     ]
     stop = answer.stops_at
@@ -81,7 +83,7 @@ def trail_of(answer: Answer, reader: User) -> Trail:
     return Trail(answer, reader, [*passed, *stopped[:1]], stopped[1:], _near(answer, reader))
 
 
-def _near(answer: Answer, reader: User) -> list[str]:
+def _near(answer: CurrentDecision, reader: User) -> list[str]:
     """Return similar tool names if the gateway does not know the tool."""
     feature = answer.question.feature
     if feature is None or feature.kind != "tool" or not answer.is_unknown:
@@ -89,7 +91,7 @@ def _near(answer: Answer, reader: User) -> list[str]:
     return near_tools(reader, answer.question.gateway, feature.name)
 
 
-def _texts(answer: Answer, reader: User) -> Iterator[tuple[Step, str]]:
+def _texts(answer: CurrentDecision, reader: User) -> Iterator[tuple[Step, str]]:
     """Yield the text of each check when passed."""
     question, server = answer.question, answer.verdict.assigned
     person, gateway = question.user.email, question.gateway.name
@@ -107,15 +109,15 @@ def _texts(answer: Answer, reader: User) -> Iterator[tuple[Step, str]]:
         yield Step.IDENTITY, f"“{server.identity_label}” would be used" if server and is_used else "None is needed"
 
 
-def _line(answer: Answer, step: Step, text: str) -> Line:
+def _line(answer: CurrentDecision, step: Step, text: str) -> TrailLine:
     server, feature = answer.verdict.assigned, answer.question.feature
     if step != Step.TOOL or not answer.verdict.unlisted or server is None or feature is None:
-        return Line(NAMES[step], "pass", text)
+        return TrailLine(NAMES[step], "pass", text)
     asked = f"No list of {server.server_name} has had {feature.name} so far; a call would make the gateway ask again"
-    return Line(NAMES[step], "open", asked)
+    return TrailLine(NAMES[step], "open", asked)
 
 
-def _token_text(answer: Answer, reader: User) -> str:
+def _token_text(answer: CurrentDecision, reader: User) -> str:
     token = answer.token
     if token is None:
         return "The app has a token, or gets one by itself"
@@ -124,7 +126,7 @@ def _token_text(answer: Answer, reader: User) -> str:
     return "A token is known, not revoked, not expired"
 
 
-def _notes(answer: Answer) -> Iterator[str]:
+def _notes(answer: CurrentDecision) -> Iterator[str]:
     came_with: Token | None = answer.question.token
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
         yield "This is about the token that gets furthest; the one of the call gets less far."

@@ -18,13 +18,13 @@ from auditlog.remedies import CannotMend, mend
 from auditlog.today import Question, ask
 from auditlog.trail import Trail, trail_of
 from capabilities import Capability, requires
-from connections.subjects import Reader, listed_gateway, listed_host, listed_person
+from connections.subjects import FilterViewer, listed_gateway, listed_host, listed_person
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from proxy.access.features import TOOL, Named
 from ui.operations import Query
 from ui.pages import AppRequest, leave, own_path, show
-from ui.subjects import Subject
+from ui.subjects import SubjectField
 
 MOST_OFFERED = 100  # Names a picker suggests; others can be typed.
 LONGEST_TOOL = 500
@@ -94,13 +94,13 @@ PICKERS = (
 def what_if(request: AppRequest) -> HttpResponse:
     """Show the current trail; the question is in the page's URL."""
     values = {picker.name: text for picker in PICKERS if (text := request.GET.get(picker.name, "").strip())}
-    query = WhatIfQuery(data=values, context={"view": Reader(request.user)})
+    query = WhatIfQuery(data=values, context={"view": FilterViewer(request.user)})
     trail, errors = None, {}
     if values and query.is_valid():
         trail = trail_of(ask(asked(query.validated_data)), request.user)
     elif values:
         errors = {name: str(texts[0]) for name, texts in query.errors.items()}
-    shown, offers = values | _named(trail), _offers(Reader(request.user), trail)
+    shown, offers = values | _named(trail), _offers(FilterViewer(request.user), trail)
     context = {
         "trail": trail,
         "asked_wrongly": bool(errors),
@@ -134,16 +134,18 @@ def _named(trail: Trail | None) -> dict[str, str]:
     return named | {"host": question.host.name if is_alone else str(question.host.pk)}
 
 
-def _offers(reader: Reader, trail: Trail | None) -> dict[str, list[str]]:
+def _offers(reader: FilterViewer, trail: Trail | None) -> dict[str, list[str]]:
     """Return the pickers' suggestions: the first rows this reader sees in lists."""
-    offers = {name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, Subject)}
+    offers = {
+        name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, SubjectField)
+    }
     if trail is not None:
         tools = Feature.objects.tools_seen_by(reader.me).filter(assignment__gateway=trail.answer.question.gateway)
         offers["tool"] = list(tools.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_OFFERED])
     return offers
 
 
-def _first(field: Subject, reader: Reader) -> list[str]:
+def _first(field: SubjectField, reader: FilterViewer) -> list[str]:
     name = field.names[0]
     rows = field.listed(reader)  # type: ignore[arg-type]  # It only uses the reader.
     return list(rows.order_by(name).values_list(name, flat=True).distinct()[:MOST_OFFERED])

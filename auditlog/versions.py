@@ -13,9 +13,9 @@ from typing import Any
 from django.db.models import Model
 
 from auditlog.models import Event
-from ui.versions import Change, ChangedMeanwhile, FormSeen, HasVersion, Precondition, Seen, digest
+from ui.versions import ChangedMeanwhile, ConflictingChange, FormSeen, HasVersion, Precondition, Seen, digest
 
-__all__ = ["Change", "ChangedMeanwhile", "FormSeen", "Precondition", "Seen", "Versioned"]
+__all__ = ["ChangedMeanwhile", "ConflictingChange", "FormSeen", "Precondition", "Seen", "Versioned"]
 
 
 class Versioned(HasVersion):
@@ -46,7 +46,7 @@ class Versioned(HasVersion):
             raise ChangedMeanwhile(_changes_of(self, {field: values[field] for field in fields}), version)
 
 
-def _changes_of(thing: Any, values: Mapping[str, Any]) -> list[Change]:
+def _changes_of(thing: Any, values: Mapping[str, Any]) -> list[ConflictingChange]:
     row: Model = thing
     events = Event.objects.filter(target_type=row._meta.model_name, target_id=str(row.pk))
     latest: dict[str, Event] = {}
@@ -57,5 +57,9 @@ def _changes_of(thing: Any, values: Mapping[str, Any]) -> list[Change]:
     return [_change(field, value, latest.get(field)) for field, value in values.items()]
 
 
-def _change(field: str, value: Any, event: Event | None) -> Change:
-    return Change(field, value, event.actor_email, event.created_at) if event else Change(field, value, "", None)
+def _change(field: str, value: Any, event: Event | None) -> ConflictingChange:
+    return (
+        ConflictingChange(field, value, event.actor_email, event.created_at)
+        if event
+        else ConflictingChange(field, value, "", None)
+    )

@@ -19,7 +19,7 @@ from accounts.models import User
 from capabilities import Capability
 from capabilities.catalogue import SEES_CONNECTIONS
 from capabilities.rest import Own, capabilities_in
-from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet, StillEnabled
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet, StillEnabled
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from connections.subjects import by_gateway, by_host, by_person
 from gateways.api import WITHIN_REACH, GatewayReference
@@ -27,10 +27,10 @@ from gateways.views import find as find_gateway
 from hosts.models import HostKind
 from hosts.views import find as find_host
 from ui.operations import ListQuery, operation
-from ui.rest import Cause, Id, Moment, Problem, Reference, Resource
+from ui.rest import CauseField, Id, Problem, Reference, Resource, UtcDateTimeField
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
-    AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
+    ConnectionAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
     StillEnabled: Problem(HTTPStatus.CONFLICT, "still_enabled"),
 }
 
@@ -51,10 +51,10 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     enabled = serializers.BooleanField(
         source="connection.enabled", help_text="Whether it is enabled itself; see `blocked_by`."
     )
-    blocked_by = Cause(
+    blocked_by = CauseField(
         source="connection.blocked_by", help_text="What blocks it: `user`, `host`, `gateway` or `reach`; else null."
     )
-    blocked_reason = Cause(
+    blocked_reason = CauseField(
         source="connection.blocked_reason", help_text="Why its calls are refused, as in the log; else null."
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks an identity for a server.")
@@ -62,12 +62,14 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
     api_key_prefix = serializers.CharField(source="prefix", help_text="First characters of its newest credential.")
-    connected_at = Moment(source="connection.connected_at", help_text="When it was created.")
-    last_token_at = Moment(
+    connected_at = UtcDateTimeField(source="connection.connected_at", help_text="When it was created.")
+    last_token_at = UtcDateTimeField(
         source="connection.last_token_at", allow_null=True, help_text="When it last got an access token."
     )
-    last_used_at = Moment(source="connection.last_used_at", allow_null=True, help_text="When it was last used.")
-    revoked_at = Moment(source="connection.revoked_at", allow_null=True, help_text="When it was revoked.")
+    last_used_at = UtcDateTimeField(
+        source="connection.last_used_at", allow_null=True, help_text="When it was last used."
+    )
+    revoked_at = UtcDateTimeField(source="connection.revoked_at", allow_null=True, help_text="When it was revoked.")
     tokens_active = serializers.IntegerField(source="active", help_text="Number of its working credentials.")
 
 
@@ -158,7 +160,7 @@ class ConnectionResource(Connections):
     def _live(self, pk: UUID) -> Connection:
         connection = self._find(pk)
         if not connection.is_live:
-            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
         return connection
 
 

@@ -28,7 +28,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Person(ConnectionRow):
+class EnrolmentRow(ConnectionRow):
     """A person's connection; needs `_detailed`."""
 
     @cached_property
@@ -55,6 +55,6 @@ def listing(request: AppRequest, pk: UUID) -> HttpResponse:
         "host": host,
         "tab": "overview",
         "page": page,
-        "rows": [Person(connection, request.user) for connection in page],
+        "rows": [EnrolmentRow(connection, request.user) for connection in page],
     }
     return show(request, "connections/enrolled.html#enrolled", context)

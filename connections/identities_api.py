@@ -16,11 +16,11 @@ from rest_framework.response import Response
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from connections.carried_identities import CarriedIdentities, CarriedRow
-from connections.models import AlreadyRevoked, Connection, ConnectionRefused
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
 from gateways.models import Assignment
 from servers.api import ServerReference
 from servers.models import Identity
-from ui.operations import Body, operation
+from ui.operations import RequestBody, operation
 from ui.rest import Id, Problem, Resource
 
 OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
@@ -55,7 +55,7 @@ class CarriedAnswer(serializers.Serializer[Any]):
     identities = CarriedSerializer(many=True, help_text="One entry for each server that needs an identity.")
 
 
-class IdentityToCarry(Body):
+class IdentityToCarry(RequestBody):
     """An identity of the connection's owner."""
 
     identity_id = serializers.UUIDField(help_text="One of your own identities for this server.")
@@ -68,7 +68,7 @@ class ConnectionIdentities(Resource):
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
+        ConnectionAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "connection_revoked"),
         ConnectionRefused: Problem(HTTPStatus.BAD_REQUEST, "invalid", "identity_id"),
     }
     serializer_class = CarriedAnswer

@@ -50,7 +50,7 @@ class McpFilter(ConnectionFilter):
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class ConnectionCounts:
     """The number of connections in a list, and of active and blocked ones, as shown in its header."""
 
     rows: int
@@ -62,10 +62,10 @@ class Number:
         return f"{self.rows:,} connection{'' if self.rows == 1 else 's'}, {self.active:,} active{blocked}"
 
 
-def number(viewer: User, filters: McpFilter) -> Number:
+def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
     """Return the counts for the filtered list."""
     counts = numbers(filters.narrow(known_to(viewer)))
-    return Number(sum(counts.values()), counts["active"], counts["blocked"])
+    return ConnectionCounts(sum(counts.values()), counts["active"], counts["blocked"])
 
 
 @require_GET

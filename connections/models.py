@@ -29,7 +29,7 @@ class ConnectionRefused(ConnectionFault):
     """This connection cannot be opened at present."""
 
 
-class AlreadyRevoked(ConnectionFault):
+class ConnectionAlreadyRevoked(ConnectionFault):
     """This connection has been revoked before."""
 
 
@@ -370,11 +370,11 @@ class Connection(Versioned, Switchable):
     def use_identity(self, assignment: Assignment, identity: Identity, *, by: User) -> None:
         """Use this identity of the connection's user for a per-user server, from the next request on.
 
-        Raises AlreadyRevoked, or ConnectionRefused if the identity cannot be used there.
+        Raises ConnectionAlreadyRevoked, or ConnectionRefused if the identity cannot be used there.
         """
         with transaction.atomic():
             if self.lock().revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
             self.check_identity(assignment, identity)
             if assignment.removed_at or not identity.is_usable:
                 raise ConnectionRefused("This identity cannot be used for this server at present.")
@@ -385,10 +385,13 @@ class Connection(Versioned, Switchable):
             self._record_identity(assignment, before, identity, by=by)
 
     def drop_identity(self, assignment: Assignment, *, by: User) -> None:
-        """Stop using an identity for this server; the identity itself is not changed. Raises AlreadyRevoked."""
+        """Stop using an identity for this server; the identity itself is not changed.
+
+        Raises ConnectionAlreadyRevoked.
+        """
         with transaction.atomic():
             if self.lock().revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
             if before := self._carried(assignment):
                 ConnectionIdentity.objects.filter(connection=self, assignment=assignment).delete()
                 self._record_identity(assignment, before, None, by=by)
@@ -420,11 +423,11 @@ class Connection(Versioned, Switchable):
     def revoke(self, *, by: Actor | None, reason: str = RevokeReason.MANUAL) -> None:
         """Revoke this connection; its tokens stop working with the next request.
 
-        Raises AlreadyRevoked. Reconnecting creates a new row.
+        Raises ConnectionAlreadyRevoked. Reconnecting creates a new row.
         """
         with transaction.atomic():
             if self.lock().revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
             self.revoked_at, self.revoke_reason = timezone.now(), reason
             self.revoked_by_id = by.pk if by else None
             self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])

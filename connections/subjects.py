@@ -17,7 +17,7 @@ from hosts.models import Host
 from servers.models import Identity, Server
 from tokens.models import Token
 from tokens.visibility import SEES as SEES_TOKENS
-from ui.subjects import Subject
+from ui.subjects import SubjectField
 
 if TYPE_CHECKING:
     from ui.rest import Resource
@@ -101,60 +101,62 @@ def _known(
     return things
 
 
-class Reader(NamedTuple):
+class FilterViewer(NamedTuple):
     """The person who asks, for pages that use the filters of the API."""
 
     me: User
 
 
-def listed_host() -> Subject:
+def listed_host() -> SubjectField:
     """Return a required filter by an app or agent that the viewer sees in lists."""
-    return Subject("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
+    return SubjectField("app or agent", _listed_hosts, "name", **_needed("Choose an app or agent."))
 
 
-def listed_gateway() -> Subject:
-    return Subject("gateway", _listed_gateways, "slug", "name", **_needed("Choose a gateway."))
+def listed_gateway() -> SubjectField:
+    return SubjectField("gateway", _listed_gateways, "slug", "name", **_needed("Choose a gateway."))
 
 
-def listed_person() -> Subject:
-    return Subject("person", _listed_people, "email", "display_name", **_needed("Choose a person."))
+def listed_person() -> SubjectField:
+    return SubjectField("person", _listed_people, "email", "display_name", **_needed("Choose a person."))
 
 
 def _needed(words: str) -> dict[str, Any]:
     return {"required": True, "error_messages": {"required": words, "blank": words}}
 
 
-def by_host(**options: Any) -> Subject:
-    return Subject("host", _known(_listed_hosts, "host_id"), "name", listed=_listed_hosts, **options)
+def by_host(**options: Any) -> SubjectField:
+    return SubjectField("host", _known(_listed_hosts, "host_id"), "name", listed=_listed_hosts, **options)
 
 
-def by_gateway(**options: Any) -> Subject:
+def by_gateway(**options: Any) -> SubjectField:
     things = _known(_listed_gateways, "gateway_id")
-    return Subject("gateway", things, "slug", "name", listed=_listed_gateways, **options)
+    return SubjectField("gateway", things, "slug", "name", listed=_listed_gateways, **options)
 
 
-def by_server(**options: Any) -> Subject:
-    return Subject("server", _known(_listed_servers, "server_id"), "slug", "name", listed=_listed_servers, **options)
+def by_server(**options: Any) -> SubjectField:
+    return SubjectField(
+        "server", _known(_listed_servers, "server_id"), "slug", "name", listed=_listed_servers, **options
+    )
 
 
-def by_person(**options: Any) -> Subject:
+def by_person(**options: Any) -> SubjectField:
     things = _known(_listed_people, "user_id")
-    return Subject("person", things, "email", "display_name", listed=_listed_people, **options)
+    return SubjectField("person", things, "email", "display_name", listed=_listed_people, **options)
 
 
-def by_token(**options: Any) -> Subject:
+def by_token(**options: Any) -> SubjectField:
     # Calls are indexed by connection, not by token.
     things = _known(_listed_tokens, "token_id", "connection_id")
-    return Subject("token", things, "prefix", "previous_prefix", "name", listed=_listed_tokens, **options)
+    return SubjectField("token", things, "prefix", "previous_prefix", "name", listed=_listed_tokens, **options)
 
 
-def by_connection(**options: Any) -> Subject:
-    return Subject("connection", _known(_listed_connections, "connection_id"), **options)
+def by_connection(**options: Any) -> SubjectField:
+    return SubjectField("connection", _known(_listed_connections, "connection_id"), **options)
 
 
-def by_role(**options: Any) -> Subject:
-    return Subject("role", lambda view: Role.objects.all(), "name", **options)
+def by_role(**options: Any) -> SubjectField:
+    return SubjectField("role", lambda view: Role.objects.all(), "name", **options)
 
 
-def by_team(**options: Any) -> Subject:
-    return Subject("team", lambda view: Team.objects.all(), "name", **options)
+def by_team(**options: Any) -> SubjectField:
+    return SubjectField("team", lambda view: Team.objects.all(), "name", **options)

@@ -20,12 +20,12 @@ from connections.carried_identities import OwnConnection, with_carried
 from connections.impact import cut_together, cuts, ended_together
 from connections.lists import MCP, TABS
 from connections.mcp_connections_views import McpFilter, number
-from connections.models import AlreadyRevoked, Connection, ConnectionQuerySet
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from gateways.views import find as find_gateway
 from hosts.views import find as find_host
 from ui import bulk
-from ui.bulk import Ending, Switching
+from ui.bulk import BulkEnding, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -130,12 +130,12 @@ def switch(request: AppRequest) -> HttpResponse:
 @own_resource("own connections; each of others takes MCP_CONNECTIONS_REVOKE")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the connections selected in the list, and report those that the user may not revoke."""
-    way = Ending(
+    way = BulkEnding(
         *("connection", "connections", "Revoke", "revoked"),
         end=lambda connection: connection.revoke(by=request.user),
         ends=lambda rows: ended_together(Q(pk__in=[row.pk for row in rows])),
         refused=partial(_why_not_revoked, request.user),
-        faults=(AlreadyRevoked,),
+        faults=(ConnectionAlreadyRevoked,),
     )
     return bulk.end(
         request, visible(request.user, Capability.MCP_CONNECTIONS_REVOKE), way, back=reverse("connections:mcp")
@@ -172,7 +172,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         connection.revoke(by=request.user)
-    except AlreadyRevoked:
+    except ConnectionAlreadyRevoked:
         return changed(request, connection, "This connection had been revoked before")
     return changed(request, connection, "Connection revoked")
 

@@ -38,7 +38,7 @@ LONGEST = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PaletteEntry:
     """A page or an action; with `posts` the action is executed at once. `tile` is the name for a letter tile.
 
     `note` distinguishes entries of the same text; for actions it begins with the kind of the thing.
@@ -53,11 +53,11 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class PaletteGroup:
     """Entries under one heading."""
 
     title: str
-    entries: list[Entry]
+    entries: list[PaletteEntry]
 
 
 @require_GET
@@ -69,15 +69,15 @@ def palette(request: AppRequest) -> HttpResponse:
     return show(request, "ui/found.html#results", context)
 
 
-def found(user: User, words: str) -> list[Group]:
+def found(user: User, words: str) -> list[PaletteGroup]:
     """Return the entries that match; without words, the pages and the actions that need no name."""
     verb, name = _verb(words)
     things = _things(user, name)
     acts = [entry for thing in things for entry in thing.acts if not verb or entry.text.lower().startswith(verb)]
-    do = Group("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)])
-    named = [Group(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
+    do = PaletteGroup("Do", [*_matching(_to_do(user), words), *islice(acts, SHOWN if verb else 3)])
+    named = [PaletteGroup(kind, [one.entry for one in things if one.kind == kind]) for kind in KINDS if not verb]
     # Things come first, so that Enter opens a page and executes nothing.
-    return [*named, do, Group("Pages", list(_matching(_pages(user), words)))]
+    return [*named, do, PaletteGroup("Pages", list(_matching(_pages(user), words)))]
 
 
 def _verb(words: str) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def _verb(words: str) -> tuple[str, str]:
     return (verb, rest) if verb else ("", words)
 
 
-def _matching(entries: Iterable[Entry], words: str) -> Iterator[Entry]:
+def _matching(entries: Iterable[PaletteEntry], words: str) -> Iterator[PaletteEntry]:
     """Return the entries whose text contains all words."""
     wanted = words.lower().split()
     return (entry for entry in entries if all(word in entry.text.lower() for word in wanted))
@@ -136,20 +136,20 @@ PAGES: tuple[Offer, ...] = (
 )
 
 
-def _to_do(user: User) -> Iterator[Entry]:
+def _to_do(user: User) -> Iterator[PaletteEntry]:
     yield from _offered(TO_DO, user)
     if user.has_perm(Capability.LOGS_READ):
-        yield Entry("Show denied calls", f"{reverse('auditlog:calls')}?q=denied", "denied")
+        yield PaletteEntry("Show denied calls", f"{reverse('auditlog:calls')}?q=denied", "denied")
 
 
-def _pages(user: User) -> Iterator[Entry]:
+def _pages(user: User) -> Iterator[PaletteEntry]:
     return _offered(PAGES, user)
 
 
-def _offered(offers: Iterable[Offer], user: User) -> Iterator[Entry]:
+def _offered(offers: Iterable[Offer], user: User) -> Iterator[PaletteEntry]:
     for text, name, icon, capabilities in offers:
         if not capabilities or any(map(user.has_perm, capabilities)):
-            yield Entry(text, reverse(name), icon)
+            yield PaletteEntry(text, reverse(name), icon)
 
 
 # --- Things with a name --------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ class Thing:
     """A found thing: the entry of its page, and its actions."""
 
     kind: str
-    entry: Entry
-    acts: list[Entry]
+    entry: PaletteEntry
+    acts: list[PaletteEntry]
 
 
 KINDS = ("Apps & Agents", "Gateways", "Servers", "Tools", "Tokens", "People")
@@ -175,13 +175,15 @@ def _things(user: User, name: str) -> list[Thing]:
     return [thing for look in looks for thing in look(user, name)]
 
 
-def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> Entry:
+def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry to enable or disable a thing. Self-named apps are enabled on their page only."""
     if on:
-        return Entry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause", kind)
+        return PaletteEntry(f"Disable {name}", reverse(f"{room}:disable", args=[key]), "pause", kind)
     if not is_known:
-        return Entry(f"Enable {name}", reverse(f"{room}:detail", args=[key]), "play", f"{kind}, self-reported name")
-    return Entry(f"Enable {name}", reverse(f"{room}:enable", args=[key]), "play", kind, posts=True)
+        return PaletteEntry(
+            f"Enable {name}", reverse(f"{room}:detail", args=[key]), "play", f"{kind}, self-reported name"
+        )
+    return PaletteEntry(f"Enable {name}", reverse(f"{room}:enable", args=[key]), "play", kind, posts=True)
 
 
 def _hosts(user: User, name: str) -> Iterator[Thing]:
@@ -189,24 +191,26 @@ def _hosts(user: User, name: str) -> Iterator[Thing]:
         return
     for host in Host.objects.live().matching(name).order_by(Lower("name"), "pk")[:SHOWN]:
         kind = host.get_kind_display()
-        entry = Entry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=kind)
+        entry = PaletteEntry(host.name, reverse("hosts:detail", args=[host.pk]), tile=host.name, note=kind)
         acts = []
         if user.has_perm(Capability.HOSTS_TOGGLE) and not host.is_pending:
             acts.append(_switch("hosts", host.enabled, host.name, host.pk, kind, is_known=not host.names_itself))
         if user.has_perm(Capability.API_TOKENS_MANAGE):
-            acts.append(Entry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit", kind))
+            acts.append(PaletteEntry(f"Rename {host.name}", reverse("hosts:rename", args=[host.pk]), "edit", kind))
         yield Thing("Apps & Agents", entry, acts)
 
 
 def _gateways(user: User, name: str) -> Iterator[Thing]:
     for gateway in Gateway.objects.visible_to(user).matching(name).order_by("name", "pk")[:SHOWN]:
-        entry = Entry(gateway.name, reverse("gateways:detail", args=[gateway.slug]), "gateway", note=gateway.slug)
+        entry = PaletteEntry(
+            gateway.name, reverse("gateways:detail", args=[gateway.slug]), "gateway", note=gateway.slug
+        )
         acts = []
         if user.has_perm(Capability.GATEWAYS_TOGGLE):
             acts.append(_switch("gateways", gateway.enabled, gateway.name, gateway.slug, f"Gateway {gateway.slug}"))
         if user.has_perm(Capability.GATEWAYS_MANAGE):
             at = reverse("gateways:edit", args=[gateway.slug])
-            acts.append(Entry(f"Rename {gateway.name}", at, "edit", f"Gateway {gateway.slug}"))
+            acts.append(PaletteEntry(f"Rename {gateway.name}", at, "edit", f"Gateway {gateway.slug}"))
         yield Thing("Gateways", entry, acts)
 
 
@@ -215,7 +219,9 @@ def _servers(user: User, name: str) -> Iterator[Thing]:
         return
     named = Q(name__icontains=name) | Q(slug__icontains=name)
     for server in Server.objects.live().filter(named).order_by("name", "pk")[:SHOWN]:
-        entry = Entry(server.name, reverse("servers:detail", args=[server.slug]), tile=server.name, note=server.slug)
+        entry = PaletteEntry(
+            server.name, reverse("servers:detail", args=[server.slug]), tile=server.name, note=server.slug
+        )
         acts = []
         if user.has_perm(Capability.SERVERS_TOGGLE):
             acts.append(_switch("servers", server.enabled, server.name, server.slug, f"Server {server.slug}"))
@@ -226,7 +232,7 @@ def _tools(user: User, name: str) -> Iterator[Thing]:
     # By name only, which is indexed; the tools page searches descriptions too.
     for tool in Catalogue(user, {"name": name}, expected=slice(0, SHOWN), tells_use=False)[:SHOWN]:
         at = reverse("gateways:feature", args=[tool.feature.pk])
-        yield Thing("Tools", Entry(tool.feature.name, at, "tool", note=tool.server.name), [])
+        yield Thing("Tools", PaletteEntry(tool.feature.name, at, "tool", note=tool.server.name), [])
 
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
@@ -239,11 +245,11 @@ def _tokens(user: User, name: str) -> Iterator[Thing]:
         acts = []
         if is_own:
             at = reverse("tokens:regenerate", args=[token.pk])
-            acts.append(Entry(f"Regenerate {token.name}", at, "key", f"Token {token.prefix}"))
+            acts.append(PaletteEntry(f"Regenerate {token.name}", at, "key", f"Token {token.prefix}"))
         if is_own or may_end:
             at = reverse("tokens:revoke", args=[token.pk])
-            acts.append(Entry(f"Revoke {token.name}", at, "revoke", f"Token {token.prefix}"))
-        yield Thing("Tokens", Entry(token.name, _at(token, is_own), "key", note=token.prefix), acts)
+            acts.append(PaletteEntry(f"Revoke {token.name}", at, "revoke", f"Token {token.prefix}"))
+        yield Thing("Tokens", PaletteEntry(token.name, _at(token, is_own), "key", note=token.prefix), acts)
 
 
 def _at(token: Token, is_own: bool) -> str:
@@ -258,9 +264,11 @@ def _people(user: User, name: str) -> Iterator[Thing]:
         at = reverse("accounts:person", args=[person.pk])
         text, note = person.display_name or person.email, f"Person {person.email}"
         act = (
-            Entry(f"Deactivate {text}", reverse("accounts:deactivate", args=[person.pk]), "pause", note)
+            PaletteEntry(f"Deactivate {text}", reverse("accounts:deactivate", args=[person.pk]), "pause", note)
             if person.is_active
-            else Entry(f"Reactivate {text}", reverse("accounts:reactivate", args=[person.pk]), "play", note, posts=True)
+            else PaletteEntry(
+                f"Reactivate {text}", reverse("accounts:reactivate", args=[person.pk]), "play", note, posts=True
+            )
         )
         acts = [] if person.pk == user.pk else [act]
-        yield Thing("People", Entry(text, at, "user", note=person.email), acts)
+        yield Thing("People", PaletteEntry(text, at, "user", note=person.email), acts)

@@ -226,7 +226,7 @@ SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
-PASSWORD_HASHERS = ["accounts.hashing.Hasher", "oauth.client_secrets.Hasher"]
+PASSWORD_HASHERS = ["accounts.hashing.QueuedArgon2Hasher", "oauth.client_secrets.ClientSecretHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {
@@ -253,7 +253,7 @@ ACCOUNT_FORMS = {
     "reset_password": "accounts.sign_in.ForgottenForm",
     "reset_password_from_key": "accounts.sign_in.NewPasswordForm",
     "change_password": "accounts.sign_in.OtherPasswordForm",
-    "reauthenticate": "accounts.sign_in.AgainForm",
+    "reauthenticate": "accounts.sign_in.ConfirmPasswordForm",
 }
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
 ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.password_links.LinkTokens"
@@ -268,7 +268,7 @@ MFA_FORMS = {
     "authenticate": "accounts.second_factor.CodeForm",
     "reauthenticate": "accounts.second_factor.CodeAgainForm",
     "add_webauthn": "accounts.security_keys.AddKeyForm",
-    "authenticate_webauthn": "accounts.security_keys.KeyForm",
+    "authenticate_webauthn": "accounts.security_keys.SecurityKeyForm",
     "reauthenticate_webauthn": "accounts.security_keys.KeyAgainForm",
 }
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # An administrator invited the address; nobody types in their own.
@@ -318,7 +318,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.reauthentication.RecentPassword"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],
-    "DEFAULT_SCHEMA_CLASS": "gatewayadmin.rest.openapi.Described",
+    "DEFAULT_SCHEMA_CLASS": "gatewayadmin.rest.openapi.OperationSchema",
     "EXCEPTION_HANDLER": "ui.rest.problem",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
     "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter of our own.
@@ -346,7 +346,7 @@ OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL = "oauth2_provider.RefreshToken"
 OAUTH2_PROVIDER_ID_TOKEN_MODEL = "oauth2_provider.IDToken"
 OAUTH2_PROVIDER = {
     "OAUTH2_VALIDATOR_CLASS": "oauth.validator.Validator",
-    "OAUTH2_SERVER_CLASS": "oauth.server.Server",
+    "OAUTH2_SERVER_CLASS": "oauth.server.AuthorizationServer",
     "ACCESS_TOKEN_GENERATOR": "oauth.server.access_token",
     "REFRESH_TOKEN_GENERATOR": "oauth.server.refresh_token",
     "OIDC_ISS_ENDPOINT": PUBLIC_URL,

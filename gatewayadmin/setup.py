@@ -37,7 +37,7 @@ SETS_UP = (
 
 
 @dataclass(frozen=True)
-class Step:
+class SetupStep:
     """One step: its texts, whether it is done, and the page and capability to do it."""
 
     name: str
@@ -70,38 +70,38 @@ class Setup:
         return setup if setup and not all(step.done for step in setup.steps) else None
 
     @cached_property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[SetupStep]:
         """All steps in their recommended order."""
         facts: Any = self.facts
         mail = [] if _is_local() else [_mail_step()]
         return [
-            Step(
+            SetupStep(
                 "server", "Add a server", "GitHub, Notion, Linear, or any MCP server of your own.", facts.has_server,
                 reverse("servers:add"), "Add a server", Capability.SERVERS_MANAGE,
             ),
-            Step(
+            SetupStep(
                 "gateway", "Put it on a gateway",
                 "A gateway is one address for its servers, open to whom you say. Open one, or add one: its tab Servers "
                 "has “Assign a server”.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
-            Step(
+            SetupStep(
                 "connection", "Connect an app or agent", "Any MCP client, in the browser or with a token.",
                 facts.has_connection, reverse("oauth:client"), "Connect a client",
             ),
-            Step(
+            SetupStep(
                 "call", "Make the first call", "Ask the client something that needs a tool; the call appears here.",
                 facts.has_call, reverse("oauth:client"), "Wait for it",
             ),
             *mail,  # Before the invitations that it carries.
-            Step(
+            SetupStep(
                 "people", "Invite others", "With a role and a team, so that they can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
             ),
         ]  # fmt: skip
 
     @property
-    def rows(self) -> list[tuple[Step, bool, bool]]:
+    def rows(self) -> list[tuple[SetupStep, bool, bool]]:
         """Each step, whether it is the next one, and whether the viewer may do it."""
         following = next((step for step in self.steps if not step.done), None)
         return [
@@ -156,8 +156,8 @@ def _is_local() -> bool:
     return urlsplit(settings.PUBLIC_URL).hostname in LOOPBACK
 
 
-def _mail_step() -> Step:
-    return Step(
+def _mail_step() -> SetupStep:
+    return SetupStep(
         "mail", "Name a mail server", "Set GATEWAY_EMAIL_URL, so that invitations and password links are mailed.",
         bool(settings.MAIL_SERVER), reverse("accounts:workspace"), "Workspace settings", Capability.WORKSPACE_MANAGE,
     )  # fmt: skip

@@ -81,7 +81,7 @@ class Hour(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Health:
+class ServerTraffic:
     """A server and its last day."""
 
     server: Server
@@ -105,11 +105,11 @@ class Health:
         return [(state, path) for state, path in paths.items() if path]
 
 
-def health(servers: Sequence[Server]) -> list[Health]:
+def health(servers: Sequence[Server]) -> list[ServerTraffic]:
     """The servers with the last 24 hours of each."""
     since = (timezone.now() - timedelta(hours=HOURS - 1)).replace(minute=0, second=0, microsecond=0)
     hours = _hours([server.pk for server in servers], since) if servers else {}
-    return [Health(server, [hours[server.pk, n] for n in range(HOURS)]) for server in servers]
+    return [ServerTraffic(server, [hours[server.pk, n] for n in range(HOURS)]) for server in servers]
 
 
 def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:

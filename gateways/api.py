@@ -24,8 +24,8 @@ from gateways.models import Assignment, Gateway, GatewayQuerySet, OnArrival, OnC
 from gateways.views import counted, find
 from servers.views import find as find_server
 from ui.limits import Limit
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Reference, Resource, already_exists, checked
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
 
 NAME_TAKEN = "A gateway with this name or slug already exists."
 WITHIN_REACH = Own(SEES_GATEWAYS)
@@ -63,8 +63,8 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
         allow_null=True,
         help_text="E-mail address of its creator; null for the system.",
     )
-    created_at = Moment(help_text="When it was created.")
-    updated_at = Moment(help_text="When it was last changed.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
+    updated_at = UtcDateTimeField(help_text="When it was last changed.")
 
 
 class GatewayQuery(ListQuery):
@@ -79,7 +79,7 @@ class GatewayQuery(ListQuery):
 WITHOUT_FORM = ("calls_per_minute", "new_definitions", "changed_definitions")
 
 
-class GatewayChanges(Body):
+class GatewayChanges(RequestBody):
     """What may change of a gateway; its slug and so its URL never do."""
 
     name = serializers.CharField(max_length=80)

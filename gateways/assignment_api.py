@@ -26,8 +26,8 @@ from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
 from ui.idempotency import Afterwards
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Resource, already_exists, checked
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField, already_exists, checked
 
 ALIAS_TAKEN = "Another server of this gateway has this alias."
 CALLED = {"server": "server_id", "shared_identity": "shared_identity_id", "bare": "alias"}
@@ -54,10 +54,10 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
     health = serializers.CharField(source="server.health", help_text="`ok`, `down` or `unknown`, when last contacted.")
     tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
     tools_allowed = serializers.IntegerField(source="callable_count", help_text="Number of its callable tools.")
-    created_at = Moment(help_text="When it was assigned.")
+    created_at = UtcDateTimeField(help_text="When it was assigned.")
 
 
-class AssignmentChanges(Body):
+class AssignmentChanges(RequestBody):
     """How a server stands behind a gateway. An empty alias leaves the names of its tools as they are.
 
     Only the one server of a gateway may be without one.

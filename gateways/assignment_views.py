@@ -25,16 +25,16 @@ from gateways.models import (
     Assignment,
     AssignmentQuerySet,
     Feature,
+    FeatureKind,
     FeatureQuerySet,
     Gateway,
-    Kind,
     Listing,
     WrongIdentity,
 )
 from gateways.refresh import first_list
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
-from servers.discovery import Failed
+from servers.discovery import DiscoveryFailed
 from servers.models import Health, Server
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -52,7 +52,7 @@ from ui.pages import (
 )
 
 
-def counted(assignments: AssignmentQuerySet, kind: Kind | None = Kind.TOOL) -> AssignmentQuerySet:
+def counted(assignments: AssignmentQuerySet, kind: FeatureKind | None = FeatureKind.TOOL) -> AssignmentQuerySet:
     """Annotate live assignments with the number of tools they offer, and of those that can be called.
 
     `kind` counts another kind of features, None all kinds. `is_known` is False if the server has never answered, and
@@ -145,7 +145,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
     asked, name = first_list(assignment, by=by), assignment.server.name
     if asked is None:
         return f"{name} assigned. It is switched off, so it was not asked for its tools."
-    if isinstance(asked.outcome, Failed):
+    if isinstance(asked.outcome, DiscoveryFailed):
         return f"{name} assigned, but it {asked.outcome}. Its tools are not known yet."
     count = len(asked.outcome.tools)
     return f"{name} assigned, {count:,} tool{'' if count == 1 else 's'} known"

@@ -23,8 +23,8 @@ from auditlog.ranges import STRETCHES
 from auditlog.rollups.reading import Book, array, book
 from auditlog.rollups.schema import DAYS, OF_TOOLS, TOOL_CALLS
 from capabilities import Capability
-from gateways.models import Assignment, Feature, FeatureQuerySet, Gateway, State
-from gateways.tool_views import NEW_FOR, FeatureRow
+from gateways.models import Assignment, Feature, FeatureQuerySet, FeatureState, Gateway
+from gateways.tool_views import NEW_FOR, ToolRow
 from servers.models import Server, ServerQuerySet
 from ui.matching import holds
 
@@ -140,7 +140,7 @@ class Period(NamedTuple):
         return int(plan[0]["Plan"]["Plan Rows"]) <= MOST_CALLS
 
 
-class Row(NamedTuple):
+class CatalogueRow(NamedTuple):
     """An entry before its features are read: the tool, its use if that sorts, and the total number of entries."""
 
     server: UUID
@@ -150,7 +150,7 @@ class Row(NamedTuple):
     total: int
 
 
-class Use(NamedTuple):
+class LastUseJoin(NamedTuple):
     """The SQL join `u` of the last call, and maybe the number of calls, of each tool; with its parameters."""
 
     joined: str = ""
@@ -158,13 +158,13 @@ class Use(NamedTuple):
     tells_calls: bool = False
 
     @classmethod
-    def of(cls, rows: str, parameters: Sequence[Any]) -> Use:
+    def of(cls, rows: str, parameters: Sequence[Any]) -> LastUseJoin:
         """Return the join for `rows`, a query of calls or of roll-ups."""
         return cls(CALLED.format(of_places=OF_PLACES.format(rows=rows)), parameters, tells_calls=True)
 
 
 @dataclass
-class Entry:
+class CatalogueEntry:
     """One tool of a server. `feature` is the oldest of its features, `places` are those on all gateways.
 
     Its use is counted for `found`: the features that match the filters.
@@ -199,17 +199,17 @@ class Entry:
     @property
     def undecided(self) -> Feature | None:
         """A feature whose definition waits for a decision, or None."""
-        waiting = (place for place in self.places if place.offered_hash and place.state != State.QUARANTINED)
+        waiting = (place for place in self.places if place.offered_hash and place.state != FeatureState.QUARANTINED)
         return next(waiting, None)
 
     @property
     def is_new(self) -> bool:
         """True if the tool was first seen recently, and not with the first list of its server."""
-        return FeatureRow(self.feature).is_new
+        return ToolRow(self.feature).is_new
 
     @property
     def quarantined(self) -> Feature | None:
-        return next((place for place in self.places if place.state == State.QUARANTINED), None)
+        return next((place for place in self.places if place.state == FeatureState.QUARANTINED), None)
 
 
 def is_offered(place: Feature) -> bool:
@@ -250,8 +250,8 @@ class Catalogue:
         self.sort = sort if sort.removeprefix("-") in known else "tool"
         self.only_unused = self.tells_use and values.get("show") == "unused"
         self._read_rollups(wanted=(self.only_unused or self._by in BY_USE) and _are_days_counted())
-        self._expected, self._known = expected, list[Row]()
-        self._unused: list[Row] | None = None
+        self._expected, self._known = expected, list[CatalogueRow]()
+        self._unused: list[CatalogueRow] | None = None
         self._total: int | None = None
 
     @property
@@ -309,26 +309,26 @@ class Catalogue:
     def __len__(self) -> int:
         return self.count()
 
-    def __getitem__(self, asked: slice) -> list[Entry]:
+    def __getitem__(self, asked: slice) -> list[CatalogueEntry]:
         start, stop = asked.start or 0, self.count() if asked.stop is None else asked.stop
         if self.only_unused:
             return self._entries(self._all_unused[start:stop])
         is_known = self._known and start == self._expected.start and stop <= self._expected.stop
         return self._entries(self._known[: stop - start] if is_known else self._rows(start, stop - start))
 
-    def find(self, feature: Feature) -> Entry:
+    def find(self, feature: Feature) -> CatalogueEntry:
         """Return the entry of the tool of `feature`."""
         same = {"assignment__server": feature.assignment.server_id, "name": feature.name}
         self._chosen = self._chosen.filter(**same)
         return self._entries(self._rows(0, 1))[0]
 
     @property
-    def _all_unused(self) -> list[Row]:
+    def _all_unused(self) -> list[CatalogueRow]:
         if self._unused is None:
             self._unused = self._rows(0, None)
         return self._unused
 
-    def _rows(self, start: int, most: int | None) -> list[Row]:
+    def _rows(self, start: int, most: int | None) -> list[CatalogueRow]:
         """Return these entries, with their number of calls if that sorts them."""
         with book() as opened:
             rows = self._joined(self._use(opened), start, most)
@@ -336,17 +336,17 @@ class Catalogue:
             self._total = rows[0].total if rows else 0
         return rows
 
-    def _use(self, opened: Book) -> Use:
+    def _use(self, opened: Book) -> LastUseJoin:
         """Return the join needed to sort or filter by use, empty if there is none."""
         if self._is_counted:
             if query := opened.query_of(TOOL_CALLS, *_month(), by=OF_TOOLS):
-                return Use.of(*query)
+                return LastUseJoin.of(*query)
             self._read_rollups(wanted=False)
         if self.looked_up:
-            return Use(LAST, self.looked_up.bounds)
-        return Use.of(COUNTED, self.period.bounds) if self._by == "calls" and self.period else Use()
+            return LastUseJoin(LAST, self.looked_up.bounds)
+        return LastUseJoin.of(COUNTED, self.period.bounds) if self._by == "calls" and self.period else LastUseJoin()
 
-    def _joined(self, use: Use, start: int, most: int | None) -> list[Row]:
+    def _joined(self, use: LastUseJoin, start: int, most: int | None) -> list[CatalogueRow]:
         by = "tool" if self.only_unused and self._by in BY_USE else self._by
         names = ["assignment_id", "name"]
         names += ["effect"] if by == "effect" else []
@@ -377,9 +377,9 @@ class Catalogue:
         with connection.cursor() as cursor:
             cursor.execute(HASHED_ALL if self._is_narrowed else HASHED)
             cursor.execute(statement, [*of_assignments, *of_features, *use.parameters, start, most])
-            return [Row(*row) for row in cursor.fetchall()]
+            return [CatalogueRow(*row) for row in cursor.fetchall()]
 
-    def _entries(self, rows: list[Row]) -> list[Entry]:
+    def _entries(self, rows: list[CatalogueRow]) -> list[CatalogueEntry]:
         features = Feature.objects.select_related("assignment__server", "assignment__gateway")
         at = RawSQL(PLACES, [[row.server for row in rows], [row.name for row in rows]])  # noqa: S611  (a constant)
         places = self._places(at)
@@ -395,7 +395,7 @@ class Catalogue:
         firsts = {tool: min(each)[1] for tool, each in learnt.items()}
         known = features.in_bulk([firsts[row.server, row.name] for row in rows if (row.server, row.name) in firsts])
         by_tool = {
-            (row.server, row.name): Entry(known[pk], row.calls, last_used_at=row.used)
+            (row.server, row.name): CatalogueEntry(known[pk], row.calls, last_used_at=row.used)
             for row in rows
             if (pk := firsts.get((row.server, row.name))) in known
         }
@@ -427,12 +427,12 @@ class Catalogue:
             of_server.set_cached_value(one, servers[one.server_id])
         return places
 
-    def _tell_use(self, entries: list[Entry]) -> None:
+    def _tell_use(self, entries: list[CatalogueEntry]) -> None:
         """Set the number of calls and the last call of each entry."""
         if not self._is_counted and not self._tell_counted(entries):
             self._tell_looked_up(entries)
 
-    def _tell_counted(self, entries: list[Entry]) -> bool:
+    def _tell_counted(self, entries: list[CatalogueEntry]) -> bool:
         """Set the use of each entry from the roll-ups. Return False if they do not cover the period."""
         known = _by_place(entries)
         where: dict[str, Any] = {name: [*{place[n] for place in known}] for n, name in enumerate(OF_TOOLS)}
@@ -450,7 +450,7 @@ class Catalogue:
                 entry.last_used_at = max(entry.last_used_at or last, last)
         return True
 
-    def _tell_looked_up(self, entries: list[Entry]) -> None:
+    def _tell_looked_up(self, entries: list[CatalogueEntry]) -> None:
         """Set the use of each entry from the log, counting at most MOST_COUNTED calls."""
         most = 1 if self._sorts_calls else MOST_COUNTED + 1
         with connection.cursor() as cursor:
@@ -461,7 +461,7 @@ class Catalogue:
                     entries[n].calls, entries[n].are_more = min(calls, MOST_COUNTED), calls > MOST_COUNTED
 
 
-def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], list[Entry]]:
+def _by_place(entries: Sequence[CatalogueEntry]) -> dict[tuple[UUID, UUID, str], list[CatalogueEntry]]:
     """Return the entries by the columns of their calls in the log: gateway, server and name (300 characters)."""
     known = defaultdict(list)
     for entry in entries:
@@ -470,7 +470,7 @@ def _by_place(entries: Sequence[Entry]) -> dict[tuple[UUID, UUID, str], list[Ent
     return known
 
 
-def _by_name(entries: Sequence[Entry]) -> list[list[Any]]:
+def _by_name(entries: Sequence[CatalogueEntry]) -> list[list[Any]]:
     """Return columns to look calls up by: entry number, gateways that use one name for it, server, and that name.
 
     Gateways with the same name are searched together, which finds the newest call sooner.

@@ -13,13 +13,13 @@ from rest_framework.response import Response
 from capabilities import Capability
 from capabilities.rest import must_hold
 from gateways.api import WITHIN_REACH, GatewayReference
-from gateways.catalogue import BY_USE, PERIODS, SORTS, Catalogue, Entry, is_offered, servers_seen_by
+from gateways.catalogue import BY_USE, PERIODS, SORTS, Catalogue, CatalogueEntry, is_offered, servers_seen_by
 from gateways.forms import CatalogueFilter
-from gateways.models import Effect, Feature, State
+from gateways.models import Effect, Feature, FeatureState
 from servers.api import ServerReference
 from ui.operations import ListQuery, operation
-from ui.rest import Id, Moment, Resource
-from ui.subjects import Subject
+from ui.rest import Id, Resource, UtcDateTimeField
+from ui.subjects import SubjectField
 
 
 class PlaceSerializer(serializers.Serializer[Feature]):
@@ -28,7 +28,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
     id = Id()
     gateway = GatewayReference(source="assignment.gateway")
     exposed_name = serializers.CharField(help_text="Name for clients: alias of the server, `__`, name of the tool.")
-    state = serializers.ChoiceField(State.choices, help_text="Whether clients see it.")
+    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
     offered = serializers.SerializerMethodField(
         help_text="Whether nothing on the gateway keeps everybody from calling it."
     )
@@ -37,7 +37,7 @@ class PlaceSerializer(serializers.Serializer[Feature]):
         return is_offered(place)
 
 
-class CatalogueToolSerializer(serializers.Serializer[Entry]):
+class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     """A tool of a server, with the gateways that have it."""
 
     id = Id(source="feature.pk", help_text="The id of the feature on the first gateway that learnt of it.")
@@ -50,15 +50,17 @@ class CatalogueToolSerializer(serializers.Serializer[Entry]):
         help_text="How often it was called in the last `counted_seconds`, on the gateways where it is found; null for "
         "who may not read the log."
     )
-    last_used_at = Moment(allow_null=True, help_text="When it was last called in that time; null if it was not.")
+    last_used_at = UtcDateTimeField(
+        allow_null=True, help_text="When it was last called in that time; null if it was not."
+    )
     counted_seconds = serializers.SerializerMethodField(
         help_text="How long back calls are counted, 30 days at most, less in a busy log; null where none are."
     )
 
-    def get_calls(self, entry: Entry) -> int | None:
+    def get_calls(self, entry: CatalogueEntry) -> int | None:
         return entry.calls if self.context["catalogue"].period else None
 
-    def get_counted_seconds(self, entry: Entry) -> int | None:
+    def get_counted_seconds(self, entry: CatalogueEntry) -> int | None:
         period = self.context["catalogue"].period
         return int(PERIODS[period.label].total_seconds()) if period else None
 
@@ -73,7 +75,7 @@ class CatalogueToolDetailSerializer(CatalogueToolSerializer):
     annotations = serializers.JSONField(
         source="feature.annotations", help_text="Hints given by its server, such as `readOnlyHint`."
     )
-    first_seen_at = Moment(source="feature.first_seen_at", help_text="When it was first seen.")
+    first_seen_at = UtcDateTimeField(source="feature.first_seen_at", help_text="When it was first seen.")
 
 
 class CatalogueQuery(ListQuery):
@@ -90,7 +92,7 @@ class CatalogueQuery(ListQuery):
         required=False,
         help_text="Only tools that are new, changed and waiting for a decision, or unused.",
     )
-    server = Subject("server", lambda view: servers_seen_by(view.me), "slug", "name")
+    server = SubjectField("server", lambda view: servers_seen_by(view.me), "slug", "name")
 
 
 class CatalogueResource(Resource):

@@ -22,7 +22,7 @@ from gateways.views import WITHIN_REACH
 from ui.pages import PAGE_SIZE, AppRequest, is_for, show
 
 
-class Column(NamedTuple):
+class SortHeader(NamedTuple):
     """The head of a column: its sort link and current sort order."""
 
     label: str
@@ -65,7 +65,7 @@ def _page(request: AppRequest) -> int:
     return max(int(asked), 1) if asked.isascii() and asked.isdecimal() and len(asked) < 6 else 1
 
 
-def _columns(tools: Catalogue) -> list[Column]:
+def _columns(tools: Catalogue) -> list[SortHeader]:
     label = tools.period.label if tools.period else ""
     told: list[dict[str, Any]] = [
         {"name": "tool", "label": "Tool"},
@@ -82,12 +82,12 @@ def _columns(tools: Catalogue) -> list[Column]:
     return [_column(tools.sort, **one) for one in told]
 
 
-def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> Column:
+def _column(sort: str, *, name: str, most_first: bool = False, **told: Any) -> SortHeader:
     """Build a column head. Clicking the sorted column reverses its order."""
     first, other = (f"-{name}", name) if most_first else (name, f"-{name}")
     to = other if sort == first else first
     by = {name: "ascending", f"-{name}": "descending"}.get(sort, "") if name else ""
-    return Column(to=to if name else "", sorted=by, **told)
+    return SortHeader(to=to if name else "", sorted=by, **told)
 
 
 @require_GET

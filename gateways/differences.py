@@ -25,29 +25,29 @@ WORDS = re.compile(r"\w+|\W")
 type Mark = Literal["same", "old", "new", "gap"]
 
 
-class Part(NamedTuple):
+class DiffPart(NamedTuple):
     """A piece of a line, and whether it differs."""
 
     text: str
     differs: bool = False
 
 
-class Line(NamedTuple):
+class DiffLine(NamedTuple):
     """One line: in both versions, in the old one, in the new one, or the number of lines left out."""
 
     mark: Mark
-    parts: Sequence[Part]
+    parts: Sequence[DiffPart]
 
     @classmethod
-    def of(cls, mark: Mark, text: str) -> Line:
-        return cls(mark, (Part(text),))
+    def of(cls, mark: Mark, text: str) -> DiffLine:
+        return cls(mark, (DiffPart(text),))
 
 
 class Pairs(list[tuple[str, Any]]):
     """The members of an object in their original order, duplicates included."""
 
 
-class Number(str):
+class JsonNumber(str):
     """A number as it is spelled in the JSON text."""
 
     __slots__ = ()
@@ -55,7 +55,7 @@ class Number(str):
 
 def lines_of(text: str) -> list[str]:
     """Return the JSON text of a definition as lines, one per value, with the members of objects in a fixed order."""
-    value = json.loads(text, object_pairs_hook=Pairs, parse_float=Number, parse_int=Number)
+    value = json.loads(text, object_pairs_hook=Pairs, parse_float=JsonNumber, parse_int=JsonNumber)
     lines = _members(value, "", FIRST) if isinstance(value, Pairs) else _value("", value, "")
     # Lone surrogates cannot be encoded: show them as escapes.
     return [line.encode(errors="backslashreplace").decode() for line in lines]
@@ -72,7 +72,7 @@ def _members(pairs: Pairs, indent: str, first: Sequence[str] = ()) -> Iterator[s
 def _value(label: str, value: Any, indent: str) -> Iterator[str]:
     deeper = f"{indent}  "
     match value:
-        case Number():
+        case JsonNumber():
             yield f"{label} {value}"
         case str() if "\n" in value or len(value) > LONG:
             yield f"{label} |"
@@ -99,7 +99,7 @@ def _items(label: str, values: list[Any], deeper: str) -> Iterator[str]:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return f"[{', '.join(str(one) if isinstance(one, Number) else _quoted(one) for one in values)}]"
+    return f"[{', '.join(str(one) if isinstance(one, JsonNumber) else _quoted(one) for one in values)}]"
 
 
 def _quoted(value: Any) -> str:
@@ -115,10 +115,10 @@ def _pieces(line: str) -> Iterator[str]:
         yield from (sentence[at : at + LONGEST] for at in range(0, len(sentence), LONGEST))
 
 
-def difference(old: str, new: str) -> list[Line]:
+def difference(old: str, new: str) -> list[DiffLine]:
     """Return the lines that differ between two definitions (JSON text), with a few unchanged ones around each."""
     before, after = lines_of(old), lines_of(new)
-    found: list[Line] = []
+    found: list[DiffLine] = []
     blocks = [*_blocks(before, after)]
     marked = sum(map(len, before)) + sum(map(len, after)) <= MOST_MARKED
     for number, (tag, a, b, c, d) in enumerate(blocks):
@@ -129,14 +129,14 @@ def difference(old: str, new: str) -> list[Line]:
     return found
 
 
-def whole(text: str) -> list[Line]:
+def whole(text: str) -> list[DiffLine]:
     """Return all lines of a definition (JSON text)."""
-    return [Line.of("same", line) for line in lines_of(text)]
+    return [DiffLine.of("same", line) for line in lines_of(text)]
 
 
-def pages(lines: Iterable[Line]) -> list[list[Line]]:
+def pages(lines: Iterable[DiffLine]) -> list[list[DiffLine]]:
     """Split `lines` into pages of bounded size; at least one page."""
-    found: list[list[Line]] = [[]]
+    found: list[list[DiffLine]] = [[]]
     room = ROOM
     for line in lines:
         weight = 40 + sum(len(escape(part.text)) + 20 for part in line.parts)
@@ -160,32 +160,32 @@ def _blocks(before: list[str], after: list[str]) -> Iterator[tuple[str, int, int
     yield "equal", len(before) - tail, len(before), len(after) - tail, len(after)
 
 
-def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[Line]:
+def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[DiffLine]:
     before, after = (0 if is_first else AROUND), (0 if is_last else AROUND)
     left_out = len(lines) - before - after
     if left_out <= 1:
-        yield from (Line.of("same", line) for line in lines)
+        yield from (DiffLine.of("same", line) for line in lines)
         return
-    yield from (Line.of("same", line) for line in lines[:before])
-    yield Line.of("gap", f"{left_out:,} lines as before")
-    yield from (Line.of("same", line) for line in lines[len(lines) - after :])
+    yield from (DiffLine.of("same", line) for line in lines[:before])
+    yield DiffLine.of("gap", f"{left_out:,} lines as before")
+    yield from (DiffLine.of("same", line) for line in lines[len(lines) - after :])
 
 
-def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[Line]:
+def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[DiffLine]:
     """Yield the old lines, then the new ones. If they pair up, the words that differ are marked."""
     if not marked or len(old) != len(new):
-        yield from (Line.of("old", line) for line in old)
-        yield from (Line.of("new", line) for line in new)
+        yield from (DiffLine.of("old", line) for line in old)
+        yield from (DiffLine.of("new", line) for line in new)
         return
     compared = [_compared(*pair) for pair in zip(old, new, strict=True)]
-    yield from (Line("old", gone) for gone, _ in compared)
-    yield from (Line("new", come) for _, come in compared)
+    yield from (DiffLine("old", gone) for gone, _ in compared)
+    yield from (DiffLine("new", come) for _, come in compared)
 
 
-def _compared(old: str, new: str) -> tuple[list[Part], list[Part]]:
+def _compared(old: str, new: str) -> tuple[list[DiffPart], list[DiffPart]]:
     before, after = WORDS.findall(old), WORDS.findall(new)
-    gone, come = list[Part](), list[Part]()
+    gone, come = list[DiffPart](), list[DiffPart]()
     for tag, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        gone += [Part("".join(before[a:b]), tag != "equal")] if b > a else []
-        come += [Part("".join(after[c:d]), tag != "equal")] if d > c else []
+        gone += [DiffPart("".join(before[a:b]), tag != "equal")] if b > a else []
+        come += [DiffPart("".join(after[c:d]), tag != "equal")] if d > c else []
     return gone, come

@@ -24,21 +24,21 @@ from connections.impact import cuts
 from gateways.arguments import arguments
 from gateways.assignment_views import sees_servers
 from gateways.catalogue import Catalogue, is_offered
-from gateways.differences import Line, difference, pages, whole
+from gateways.differences import DiffLine, difference, pages, whole
 from gateways.models import (
     Assignment,
     Feature,
+    FeatureKind,
+    FeatureState,
     FeatureVersion,
     IdentityScheme,
-    Kind,
     NothingToAccept,
     OnArrival,
     OnChange,
-    State,
     ToolPolicy,
 )
-from gateways.tool_views import FeatureRow, find, page_url
-from gateways.use_of_tool import Use
+from gateways.tool_views import ToolRow, find, page_url
+from gateways.use_of_tool import UseOfTool
 from gateways.views import WITHIN_REACH
 from gateways.views import find as find_gateway
 from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show
@@ -54,14 +54,14 @@ HELD = {
 }
 
 
-class View(NamedTuple):
+class DefinitionView(NamedTuple):
     """A view of a feature's definitions."""
 
     value: str
     label: str
 
 
-class Caller(NamedTuple):
+class RecentCaller(NamedTuple):
     """An app or agent that used a feature recently."""
 
     name: str
@@ -85,9 +85,9 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     parts = pages(_lines(feature, shown, version, before))
     part = _part(request, len(parts))
     context = {
-        "row": FeatureRow(feature),
+        "row": ToolRow(feature),
         "gateway": gateway,
-        "rail_entry": "" if feature.kind == Kind.TOOL else "gateways:list",  # The first level of its breadcrumb.
+        "rail_entry": "" if feature.kind == FeatureKind.TOOL else "gateways:list",  # The first level of its breadcrumb.
         "why": _why(feature),
         "obstacles": _obstacles(feature),
         "views": views,
@@ -117,7 +117,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
     told: dict[str, Any] = {"places": places, "offered": [place for place in places if is_offered(place)]}
     if not request.user.has_perm(Capability.LOGS_READ):
         return told
-    told["use"] = Use.of(places)
+    told["use"] = UseOfTool.of(places)
     names, server = {place.exposed_name[:300] for place in places}, feature.assignment.server_id
     if len(names) == 1:  # The page of calls can filter by one name only.
         where: dict[str, list[Any]] = {"server_id": [server], "feature_name": [*names]}
@@ -126,17 +126,17 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
     return told
 
 
-def _views(feature: Feature) -> Iterator[View]:
+def _views(feature: Feature) -> Iterator[DefinitionView]:
     """Yield the views of `feature`; the first is the default: the one to decide on, or else the readable one."""
     if feature.approved and feature.offered:
-        yield View("difference", "Difference")
+        yield DefinitionView("difference", "Difference")
     if feature.offered:
-        yield View("offered", "Offered now")
+        yield DefinitionView("offered", "Offered now")
     # Readable text is shortened and shows the approved definition: not enough to decide about another one.
-    has_words = feature.kind == Kind.TOOL and not (feature.approved and feature.offered)
-    words = [View(WORDS, "In words")] if has_words else []
-    approved = [View("approved", "Approved")] if feature.approved else []
-    yield from approved + words if feature.state == State.QUARANTINED else words + approved
+    has_words = feature.kind == FeatureKind.TOOL and not (feature.approved and feature.offered)
+    words = [DefinitionView(WORDS, "In words")] if has_words else []
+    approved = [DefinitionView("approved", "Approved")] if feature.approved else []
+    yield from approved + words if feature.state == FeatureState.QUARANTINED else words + approved
 
 
 def _before(version: FeatureVersion, versions: list[FeatureVersion]) -> FeatureVersion | None:
@@ -145,7 +145,9 @@ def _before(version: FeatureVersion, versions: list[FeatureVersion]) -> FeatureV
     return next(earlier, None)
 
 
-def _lines(feature: Feature, shown: str, version: FeatureVersion | None, before: FeatureVersion | None) -> list[Line]:
+def _lines(
+    feature: Feature, shown: str, version: FeatureVersion | None, before: FeatureVersion | None
+) -> list[DiffLine]:
     if version:
         return difference(before.definition, version.definition) if before else whole(version.definition)
     match shown:
@@ -168,14 +170,14 @@ def _why(feature: Feature) -> str:
     gateway = feature.assignment.gateway
     hidden = feature.hidden_characters
     match feature.state:
-        case State.HELD:
+        case FeatureState.HELD:
             unseen = "It holds hidden characters, which are never taken over by themselves." if hidden else ""
             return sentences("Its server changed it.", HELD[OnChange(gateway.changed_definitions)], unseen)
-        case State.NEW:
+        case FeatureState.NEW:
             arrives = gateway.new_definitions == OnArrival.APPROVE
             because = "it holds hidden characters" if hidden and arrives else "nobody has accepted it yet"
             return f"Clients are not shown it, and calls of it are refused: {because}."
-        case State.QUARANTINED:
+        case FeatureState.QUARANTINED:
             return "Somebody put it in quarantine: shown to nobody, and calls of it are refused, until it is accepted."
     return "Its server offers another definition now." if feature.offered else ""
 
@@ -204,7 +206,7 @@ def _is_personal(feature: Feature) -> bool:
     return feature.assignment.identity_scheme == IdentityScheme.PER_USER
 
 
-def _callers(feature: Feature, viewer: User) -> list[Caller] | None:
+def _callers(feature: Feature, viewer: User) -> list[RecentCaller] | None:
     """Return the hosts of its last calls within a week, or None if `viewer` may not read the log."""
     if not viewer.has_perm(Capability.LOGS_READ):
         return None
@@ -215,9 +217,9 @@ def _callers(feature: Feature, viewer: User) -> list[Caller] | None:
         server_id=assignment.server_id,
         created_at__gte=timezone.now() - LATELY,
     )
-    found: dict[str, Caller] = {}
+    found: dict[str, RecentCaller] = {}
     for name, at in calls.order_by("-created_at").values_list("host_name", "created_at")[:LAST_CALLS]:
-        known = found.get(name, Caller(name or "Unknown host", 0, at))
+        known = found.get(name, RecentCaller(name or "Unknown host", 0, at))
         found[name] = known._replace(calls=known.calls + 1)
     return sorted(found.values(), key=lambda one: -one.calls)
 

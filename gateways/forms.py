@@ -14,15 +14,15 @@ from gateways.models import (
     AliasRequired,
     Assignment,
     Effect,
+    FeatureKind,
     FeatureQuerySet,
+    FeatureState,
     Gateway,
     GatewayQuerySet,
     IdentityScheme,
-    Kind,
     OnArrival,
     OnChange,
     Reach,
-    State,
     alias_validator,
 )
 from servers.forms import SlugField
@@ -238,20 +238,20 @@ class GatewayFilter(forms.Form):
         return gateways.matching(self.cleaned_data.get("q", ""))
 
 
-def listed_kind(asked: str) -> Kind | None:
+def listed_kind(asked: str) -> FeatureKind | None:
     """Return the requested kind of features, tools by default; None for all of them."""
     if asked == "all":
         return None
-    return Kind(asked) if asked in Kind.values else Kind.TOOL
+    return FeatureKind(asked) if asked in FeatureKind.values else FeatureKind.TOOL
 
 
 class FeatureFilter(forms.Form):
     """Filters of the list of features; invalid values are ignored."""
 
-    STATES = (("attention", "Needs a decision"), *((state.value, state.label) for state in State))
+    STATES = (("attention", "Needs a decision"), *((state.value, state.label) for state in FeatureState))
 
     q = forms.CharField(required=False)
-    kind = forms.ChoiceField(required=False, choices=[("all", "All"), *Kind.choices])
+    kind = forms.ChoiceField(required=False, choices=[("all", "All"), *FeatureKind.choices])
     state = forms.ChoiceField(required=False, choices=STATES)
     enabled = forms.ChoiceField(required=False, choices=[("on", "On"), ("off", "Off")])
     server = forms.MultipleChoiceField(required=False)

@@ -19,12 +19,12 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, IdentityGateways, allow_identity
 from servers.models import Identity
-from ui.operations import Body, operation
+from ui.operations import RequestBody, operation
 from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
 from ui.rest import Reference, Resource
 
 
-class GatewaysForm(forms.Form):
+class IdentityGatewaysForm(forms.Form):
     """The gateways that may use a shared identity."""
 
     gateways = forms.ModelMultipleChoiceField(
@@ -45,7 +45,7 @@ def _shared(pk: UUID) -> Identity:
 @requires(Capability.IDENTITIES_MANAGE)
 def choose(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = _shared(pk)
-    form = GatewaysForm(posted(request), identity=identity)
+    form = IdentityGatewaysForm(posted(request), identity=identity)
     back = reverse("servers:identities", args=[identity.server.slug])
     context = {"form": form, "heading": f"Gateways “{identity.label}” is for", "back": back}
     context["version"] = IdentityGateways(identity).version
@@ -66,7 +66,7 @@ class IdentityGatewaysSerializer(serializers.Serializer[Any]):
     gateways = Reference(many=True, source="live", help_text="Gateways that may use it.")
 
 
-class IdentityGatewaysBody(Body):
+class IdentityGatewaysBody(RequestBody):
     """The gateways that may use a shared identity."""
 
     gateway_ids = serializers.ListField(

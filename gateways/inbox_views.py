@@ -9,8 +9,8 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from capabilities import own_resource
-from gateways.differences import Line, difference, pages, whole
-from gateways.models import Feature, State
+from gateways.differences import DiffLine, difference, pages, whole
+from gateways.models import Feature, FeatureState
 from gateways.views import WITHIN_REACH
 from ui.pages import AppRequest, page_of, show
 
@@ -26,12 +26,12 @@ class Waiting:
     feature: Feature
 
     @property
-    def all_lines(self) -> list[Line]:
+    def all_lines(self) -> list[DiffLine]:
         offered, approved = self.feature.offered or "", self.feature.approved
         return pages(difference(approved, offered) if approved else whole(offered))[0]
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[DiffLine]:
         return self.all_lines[:MOST_LINES]
 
     @property
@@ -49,7 +49,7 @@ def listing(request: AppRequest) -> HttpResponse:
         SHOWN,
         detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
     )
-    quarantined = Feature.objects.seen_by(request.user).filter(state=State.QUARANTINED)
+    quarantined = Feature.objects.seen_by(request.user).filter(state=FeatureState.QUARANTINED)
     placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
     context = {
         "page": page,

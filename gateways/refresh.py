@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from accounts.models import User
-from gateways.models import Assignment, AssignmentQuerySet, Feature, Gateway, IdentityScheme, Kind
-from servers.discovery import Discovered, Failed, discover, identity_for, note
+from gateways.models import Assignment, AssignmentQuerySet, Feature, FeatureKind, Gateway, IdentityScheme
+from servers.discovery import Discovered, DiscoveryFailed, discover, identity_for, note
 from servers.models import Identity
 
 CONCURRENT_REFRESHES = 8
@@ -19,7 +19,7 @@ class Refreshed:
     """The outcome for one assigned server."""
 
     assignment: Assignment
-    outcome: Discovered | Failed
+    outcome: Discovered | DiscoveryFailed
     is_noted: bool  # Whether the outcome is stored for the tab; not if there was no identity to ask with.
 
     @property
@@ -30,7 +30,7 @@ class Refreshed:
     @property
     def cause(self) -> str:
         """The failure alone as a sentence, empty if there is none."""
-        return f"{self.assignment.server.name} {self.outcome}." if isinstance(self.outcome, Failed) else ""
+        return f"{self.assignment.server.name} {self.outcome}." if isinstance(self.outcome, DiscoveryFailed) else ""
 
 
 def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
@@ -46,7 +46,7 @@ def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
     targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
     for target, identity in targets:
         if _is_asked_as_somebody(target, identity):
-            for kind in Kind:
+            for kind in FeatureKind:
                 Feature.objects.note_asking(target, kind, identity)
     return next(iter(_refreshed(targets)), None)
 
@@ -81,15 +81,15 @@ def _identity(assignment: Assignment, user: User) -> Identity | None:
     return None
 
 
-def _ask(target: Target) -> Discovered | Failed:
+def _ask(target: Target) -> Discovered | DiscoveryFailed:
     assignment, identity = target
     try:
-        return discover(assignment.server, identity, tuple(Kind))
-    except Failed as failure:
+        return discover(assignment.server, identity, tuple(FeatureKind))
+    except DiscoveryFailed as failure:
         return failure
 
 
-def _learn(targets: Sequence[Target], outcomes: Sequence[Discovered | Failed]) -> list[Refreshed]:
+def _learn(targets: Sequence[Target], outcomes: Sequence[Discovered | DiscoveryFailed]) -> list[Refreshed]:
     refreshed = []
     for (assignment, identity), outcome in zip(targets, outcomes, strict=True):
         note(assignment.server, identity, outcome)
@@ -97,7 +97,7 @@ def _learn(targets: Sequence[Target], outcomes: Sequence[Discovered | Failed]) -
             for kind, definitions in outcome.features.items():
                 Feature.objects.learn(assignment, definitions, kind, identity)
         elif _is_asked_as_somebody(assignment, identity):
-            for kind in Kind:
+            for kind in FeatureKind:
                 Feature.objects.note_fault(assignment, outcome.reason, kind, identity)
         noted = isinstance(outcome, Discovered) or _is_asked_as_somebody(assignment, identity)
         refreshed.append(Refreshed(assignment, outcome, noted))

@@ -38,7 +38,7 @@ class PeopleForm(forms.Form):
         return list(people.values())
 
 
-class GatewaysForm(forms.Form):
+class TeamGatewaysForm(forms.Form):
     """The gateways open to `team`, of those whose reach is teams."""
 
     gateways = forms.ModelMultipleChoiceField(

@@ -17,7 +17,7 @@ from accounts.rules import NameTaken, Outranked
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
-from gateways.team_forms import GatewaysForm, PeopleForm, TeamForm
+from gateways.team_forms import PeopleForm, TeamForm, TeamGatewaysForm
 from ui.pages import AppRequest, Undo, clash_context, confirm, leave, own_path, page_of, posted, refuse, seen, show
 
 
@@ -159,7 +159,7 @@ def remove_person(request: AppRequest, pk: UUID, user_pk: UUID) -> HttpResponse:
 def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     """Choose the gateways open to a team. Needs gateway management too."""
     team = get_object_or_404(Team, pk=pk)
-    form = GatewaysForm(posted(request), team=team)
+    form = TeamGatewaysForm(posted(request), team=team)
     context = {"form": form, "heading": f"Gateways open to {team.name}", "back": page_url(team)}
     context["version"] = TeamGateways(team).version
     if request.method == "GET":

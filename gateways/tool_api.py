@@ -16,14 +16,14 @@ from rest_framework.response import Response
 from accounts.models import User
 from capabilities import Capability
 from gateways.api import WITHIN_REACH
-from gateways.models import Assignment, Feature, FeatureQuerySet, Kind, NothingToAccept, State
+from gateways.models import Assignment, Feature, FeatureKind, FeatureQuerySet, FeatureState, NothingToAccept
 from gateways.refresh import Refreshed, refresh
 from gateways.views import find as find_gateway
 from servers.api import ServerReference
 from servers.discovery import Discovered
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Resource
-from ui.subjects import Subject
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField
+from ui.subjects import SubjectField
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
@@ -44,17 +44,19 @@ class ToolSerializer(serializers.Serializer[Feature]):
     )
     input_schema = serializers.JSONField(help_text="JSON Schema of its arguments.")
     annotations = serializers.JSONField(help_text="Hints given by its server, such as `readOnlyHint`.")
-    first_seen_at = Moment(help_text="When it was first seen.")
-    last_seen_at = Moment(help_text="When it was last seen.")
-    changed_at = Moment(allow_null=True, help_text="When its definition last changed; null if never.")
-    missing_since = Moment(allow_null=True, help_text="When its server stopped listing it; null if it is listed.")
+    first_seen_at = UtcDateTimeField(help_text="When it was first seen.")
+    last_seen_at = UtcDateTimeField(help_text="When it was last seen.")
+    changed_at = UtcDateTimeField(allow_null=True, help_text="When its definition last changed; null if never.")
+    missing_since = UtcDateTimeField(
+        allow_null=True, help_text="When its server stopped listing it; null if it is listed."
+    )
 
 
 class FeatureSerializer(ToolSerializer):
     """A tool, prompt, resource or template: the definition clients see, and the one its server offers."""
 
-    kind = serializers.ChoiceField(Kind.choices, help_text="Kind of the feature.")
-    state = serializers.ChoiceField(State.choices, help_text="Whether clients see it.")
+    kind = serializers.ChoiceField(FeatureKind.choices, help_text="FeatureKind of the feature.")
+    state = serializers.ChoiceField(FeatureState.choices, help_text="Whether clients see it.")
     approved = serializers.CharField(help_text="The JSON text of the definition that clients are shown.")
     offered = serializers.CharField(
         allow_null=True, help_text="The JSON text of what the server says now; null when that is approved."
@@ -91,17 +93,17 @@ class ToolQuery(ListQuery):
 
     q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
-    server = Subject("server", _assignments, "alias", "server__slug", "server__name", ids=("pk", "server"))
+    server = SubjectField("server", _assignments, "alias", "server__slug", "server__name", ids=("pk", "server"))
 
 
 class FeatureQuery(ToolQuery):
     """How a list of features is narrowed."""
 
-    kind = serializers.ChoiceField(Kind.choices, required=False, help_text="Only this kind of feature.")
-    state = serializers.ChoiceField(State.choices, required=False, help_text="Only features in this state.")
+    kind = serializers.ChoiceField(FeatureKind.choices, required=False, help_text="Only this kind of feature.")
+    state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only features in this state.")
 
 
-class ToolChanges(Body):
+class ToolChanges(RequestBody):
     """The switch of a tool or another feature."""
 
     enabled = serializers.BooleanField()

@@ -24,7 +24,7 @@ from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
 from gateways.forms import FeatureFilter, listed_kind
-from gateways.models import Feature, Gateway, Kind, Listing, ToolPolicy
+from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
 from gateways.models.feature import FIRST_LIST
 from gateways.refresh import Refreshed, refresh
 from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
@@ -49,7 +49,7 @@ SAME_ATTEMPT = timedelta(seconds=10)  # One attempt records the server's health 
 
 
 @dataclass(frozen=True)
-class FeatureRow:
+class ToolRow:
     """A feature as a row of a table."""
 
     feature: Feature
@@ -67,7 +67,7 @@ class FeatureRow:
 
     @property
     def icon(self) -> str:
-        return "tool" if self.feature.kind == Kind.TOOL else self.feature.kind
+        return "tool" if self.feature.kind == FeatureKind.TOOL else self.feature.kind
 
 
 class Tab(NamedTuple):
@@ -79,7 +79,7 @@ class Tab(NamedTuple):
     is_chosen: bool
 
 
-class Said(NamedTuple):
+class RefreshSummary(NamedTuple):
     """The outcome of the last requests for a server's features, made with the identities of `people` people."""
 
     asked_at: datetime
@@ -98,7 +98,7 @@ class Said(NamedTuple):
         return self.is_awaited and timezone.now() - self.asked_at > MOST_AWAITED
 
     @classmethod
-    def of(cls, listings: list[Listing], server: Server, cause: str = "") -> Said | None:
+    def of(cls, listings: list[Listing], server: Server, cause: str = "") -> RefreshSummary | None:
         """Summarise `listings`, or return None if there are none. `cause` is the reason of a failure just now."""
         if not listings:
             return None
@@ -120,12 +120,12 @@ def _why(told: Listing, server: Server) -> str:
 
 
 @dataclass(frozen=True)
-class Group:
+class ServerGroup:
     """A server on the page, its features shown there, and the outcome of asking it."""
 
     assignment: Any
-    rows: list[FeatureRow]
-    said: Said | None
+    rows: list[ToolRow]
+    said: RefreshSummary | None
 
 
 def tab_url(gateway: Gateway) -> str:
@@ -175,7 +175,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
     }
 
 
-def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
+def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
     """Count the features of each kind that the gateway's servers offer."""
     numbers = offered_by_kind(gateway)
     tabs = [Tab(kind.value, label, numbers.get(kind, 0), kind == chosen) for kind, label in PLURALS.items()]
@@ -183,8 +183,13 @@ def _tabs(gateway: Any, chosen: Kind | None) -> list[Tab]:
 
 
 def _grouped(
-    assignments: list[Any], features: list[Feature], kind: Kind | None, causes: Mapping[UUID, str], *, with_empty: bool
-) -> list[Group]:
+    assignments: list[Any],
+    features: list[Feature],
+    kind: FeatureKind | None,
+    causes: Mapping[UUID, str],
+    *,
+    with_empty: bool,
+) -> list[ServerGroup]:
     """Group features by server; `with_empty` includes servers without any. `causes` are failures of this refresh."""
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)
@@ -194,10 +199,10 @@ def _grouped(
     for feature in features:
         feature.assignment = by_id.get(feature.assignment_id, feature.assignment)
     groups = [
-        Group(
+        ServerGroup(
             a,
-            [FeatureRow(one) for one in features if one.assignment_id == a.pk],
-            Said.of(said.get(a.pk, []), a.server, causes.get(a.pk, "")),
+            [ToolRow(one) for one in features if one.assignment_id == a.pk],
+            RefreshSummary.of(said.get(a.pk, []), a.server, causes.get(a.pk, "")),
         )
         for a in assignments
     ]
@@ -285,5 +290,5 @@ def is_open(request: AppRequest, feature: Feature) -> bool:
 def changed(request: AppRequest, feature: Feature, toast: str, undo: Undo | None) -> HttpResponse:
     """Render the part of the page with the switch: the head of the feature's page, or its row."""
     template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
-    context = {"row": FeatureRow(feature), "gateway": feature.assignment.gateway}
+    context = {"row": ToolRow(feature), "gateway": feature.assignment.gateway}
     return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast, undo=undo)

@@ -85,7 +85,7 @@ class ToolUse(NamedTuple):
     last_at: datetime | None
 
 
-class Caller(NamedTuple):
+class GatewayCaller(NamedTuple):
     """A caller of a gateway's tools: how many different tools, and how many calls."""
 
     host: str
@@ -153,14 +153,14 @@ def used_tools(assignment: Assignment) -> list[str]:
     return [tool.name for tool in uses([assignment], period_of([assignment]))[0].used]
 
 
-def callers(gateway: Gateway, period: Period) -> tuple[list[Caller], bool]:
+def callers(gateway: Gateway, period: Period) -> tuple[list[GatewayCaller], bool]:
     """Return the most frequent callers of the gateway's tools, and whether there were more calls than were read."""
     parameters: list[Any] = [gateway.pk, *period.bounds, list(ENDINGS["denied"]), MOST_READ, MOST_CALLERS]
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(IN_ORDER)
         cursor.execute(CALLERS, parameters)
         rows = cursor.fetchall()
-    return [Caller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
+    return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
 
 
 class TokenUse(NamedTuple):
@@ -191,7 +191,7 @@ class Cell(NamedTuple):
     link: str
 
 
-class Person(NamedTuple):
+class PersonUse(NamedTuple):
     """A person with their calls per tool and in total."""
 
     pk: UUID
@@ -231,7 +231,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         return Cell(f"{person}:{tool}", number, level, link)
 
     rows = [
-        Person(
+        PersonUse(
             person,
             names.get(person) or str(person),
             [cell(person, tool) for tool in shown],

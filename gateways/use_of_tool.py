@@ -34,7 +34,7 @@ FROM c GROUP BY GROUPING SETS ((), (user_email)) ORDER BY 1 DESC, 4 DESC, 2 LIMI
 """
 
 
-class Span(NamedTuple):
+class CallStats(NamedTuple):
     """The number of calls in a period, of failed ones, and the 95th percentile of their duration in ms."""
 
     calls: int = 0
@@ -42,7 +42,7 @@ class Span(NamedTuple):
     p95: float | None = None
 
 
-class Caller(NamedTuple):
+class ToolUser(NamedTuple):
     """A person who used a tool."""
 
     email: str
@@ -50,16 +50,16 @@ class Caller(NamedTuple):
     last: datetime
 
 
-class Use(NamedTuple):
+class UseOfTool(NamedTuple):
     """The use of a tool; `is_cut` if only its newest calls were read."""
 
-    day: Span
-    week: Span
-    people: Sequence[Caller]
+    day: CallStats
+    week: CallStats
+    people: Sequence[ToolUser]
     is_cut: bool
 
     @classmethod
-    def of(cls, places: Sequence[Feature]) -> Use:
+    def of(cls, places: Sequence[Feature]) -> UseOfTool:
         """Return the use of one tool, given as its features on several gateways."""
         now = timezone.now()
         told: dict[str, Any] = {
@@ -76,5 +76,5 @@ class Use(NamedTuple):
         with connection.cursor() as cursor:
             cursor.execute(STATEMENT, told)
             (_, _, _, *numbers), *people = cursor.fetchall()
-        callers = [Caller(email or "Nobody known", calls, last) for _, email, last, calls, *_ in people]
-        return cls(Span(*numbers[3:]), Span(*numbers[:3]), callers, numbers[0] >= MOST_READ)
+        callers = [ToolUser(email or "Nobody known", calls, last) for _, email, last, calls, *_ in people]
+        return cls(CallStats(*numbers[3:]), CallStats(*numbers[:3]), callers, numbers[0] >= MOST_READ)

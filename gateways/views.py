@@ -26,7 +26,7 @@ from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from gateways.forms import DefinitionsForm, GatewayFilter, GatewayForm, LimitForm, NameForm, ReachForm
 from gateways.lists import GATEWAYS
-from gateways.models import Feature, Gateway, GatewayQuerySet, Kind
+from gateways.models import Feature, FeatureKind, Gateway, GatewayQuerySet
 from servers.forms import suggest
 from ui import bulk
 from ui.bulk import Switching
@@ -48,14 +48,19 @@ from ui.pages import (
 )
 from ui.tables import show_list
 
-PLURALS = {Kind.TOOL: "Tools", Kind.PROMPT: "Prompts", Kind.RESOURCE: "Resources", Kind.TEMPLATE: "Templates"}
+PLURALS = {
+    FeatureKind.TOOL: "Tools",
+    FeatureKind.PROMPT: "Prompts",
+    FeatureKind.RESOURCE: "Resources",
+    FeatureKind.TEMPLATE: "Templates",
+}
 WITHIN_REACH = "lists only gateways within one's reach"
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
     """Annotate gateways with the number of servers, tools and live connections that `viewer` may see."""
     assigned = Q(assignments__removed_at=None, assignments__isnull=False)
-    tools = Q(assignments__features__kind=Kind.TOOL, assignments__features__missing_since=None)
+    tools = Q(assignments__features__kind=FeatureKind.TOOL, assignments__features__missing_since=None)
     return gateways.annotate(
         server_count=_number("assignments", assigned),
         tool_count=_number("assignments__features", assigned & tools),

@@ -18,13 +18,13 @@ from rest_framework.response import Response
 from capabilities import Capability
 from capabilities.catalogue import SEES_HOSTS
 from hosts.forms import STATUSES
-from hosts.models import Host, HostKind, NameTaken, NotPending
+from hosts.models import AgentNameTaken, Host, HostKind, NotPending
 from hosts.views import counted, find
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Resource
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
-    NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    AgentNameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     NotPending: Problem(HTTPStatus.CONFLICT, "not_pending"),
 }
 
@@ -48,9 +48,9 @@ class HostSerializer(serializers.Serializer[Host]):
         allow_null=True,
         help_text="E-mail address of its creator; null for the system.",
     )
-    created_at = Moment(help_text="When it was created.")
-    first_seen_at = Moment(allow_null=True, help_text="When it was first seen; null if never.")
-    last_seen_at = Moment(allow_null=True, help_text="When it was last seen; null if never.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
+    first_seen_at = UtcDateTimeField(allow_null=True, help_text="When it was first seen; null if never.")
+    last_seen_at = UtcDateTimeField(allow_null=True, help_text="When it was last seen; null if never.")
 
     def get_approved(self, host: Host) -> bool:
         return not host.is_pending
@@ -65,7 +65,7 @@ class HostQuery(ListQuery):
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
 
-class NewHost(Body):
+class NewHost(RequestBody):
     """An agent to create; apps appear by themselves."""
 
     name = serializers.CharField(max_length=120)
@@ -73,7 +73,7 @@ class NewHost(Body):
     allow_enrolment = serializers.BooleanField(default=False)
 
 
-class HostChanges(Body):
+class HostChanges(RequestBody):
     """What may change of a host."""
 
     name = serializers.CharField(max_length=120)

@@ -8,7 +8,7 @@ from django import forms
 from django.db.models import Q
 
 from accounts.models import User
-from hosts.models import PLAYGROUND, Host, HostKind, HostQuerySet, NameTaken
+from hosts.models import PLAYGROUND, AgentNameTaken, Host, HostKind, HostQuerySet
 
 TYPES = {"app": HostKind.HEADED, "agent": HostKind.TOKEN}
 PENDING = Q(needs_approval=True, approved_at=None)
@@ -44,7 +44,7 @@ class NewAgentForm(AgentForm):
             return None
         try:
             return Host.objects.add_agent(**self.cleaned_data, by=by)
-        except NameTaken:
+        except AgentNameTaken:
             self.refuse_name()
             return None
 

@@ -26,7 +26,7 @@ class NotPending(HostError):
     """This app is not waiting for approval."""
 
 
-class NameTaken(HostError):
+class AgentNameTaken(HostError):
     """An agent with this name already exists."""
 
 
@@ -47,7 +47,7 @@ class HostQuerySet(models.QuerySet["Host"]):
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
         """Create the token-based host of an agent, shared by all its connections.
 
-        With `allow_enrolment` everyone who reaches a gateway may create their own token for it. Raises NameTaken.
+        With `allow_enrolment` everyone who reaches a gateway may create their own token for it. Raises AgentNameTaken.
         """
         try:
             with transaction.atomic():
@@ -63,7 +63,7 @@ class HostQuerySet(models.QuerySet["Host"]):
                     changes["allow_enrolment"] = [False, True]
                 Event.objects.record(Action.HOST_CREATED, host, by=by, changes=changes)
         except IntegrityError:
-            raise NameTaken(NameTaken.__doc__) from None
+            raise AgentNameTaken(AgentNameTaken.__doc__) from None
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
@@ -172,7 +172,7 @@ class Host(Versioned, Switchable):
         self.allow_enrolment = allow
 
     def rename(self, *, name: str, description: str, by: User, seen: Seen | None = None) -> None:
-        """Change name and description. Raises NameTaken or ChangedMeanwhile."""
+        """Change name and description. Raises AgentNameTaken or ChangedMeanwhile."""
         before = {"name": self.name, "description": self.description}
         self.name, self.description = name.strip(), description.strip()
         try:
@@ -187,4 +187,4 @@ class Host(Versioned, Switchable):
                     Event.objects.record(Action.HOST_UPDATED, self, by=by, changes=changes)
         except IntegrityError:
             self.name, self.description = before["name"], before["description"]
-            raise NameTaken(NameTaken.__doc__) from None
+            raise AgentNameTaken(AgentNameTaken.__doc__) from None

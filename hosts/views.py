@@ -26,9 +26,9 @@ from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
 from hosts.lists import HOSTS
-from hosts.models import Host, HostKind, HostQuerySet, NameTaken, NotPending
+from hosts.models import AgentNameTaken, Host, HostKind, HostQuerySet, NotPending
 from ui import bulk
-from ui.bulk import Ending, Switching
+from ui.bulk import BulkEnding, Switching
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -141,7 +141,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
             host.rename(**form.cleaned_data, by=request.user, seen=seen(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
-        except NameTaken:
+        except AgentNameTaken:
             form.refuse_name()
         else:
             return leave(request, back, "Host renamed")
@@ -196,7 +196,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive_picked(request: AppRequest) -> HttpResponse:
     """Archive the selected hosts, except those still enabled."""
-    way = Ending(
+    way = BulkEnding(
         *("host", "hosts", "Archive", "archived"),
         end=lambda host: Connection.objects.archive_host(host, by=request.user),
         ends=lambda hosts: f"They leave the list for good. {ended_together(Q(host__in=hosts))}",

@@ -20,7 +20,7 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 
 from connections.models import Connection
 from oauth import flow as flows
-from oauth.client_document_fetch import Unreadable
+from oauth.client_document_fetch import UnreadableDocument
 from oauth.client_documents import learn, needs_sign_in
 from oauth.models import AuthorizeRequest
 from oauth.redirect_uris import APP_SCHEMES
@@ -59,7 +59,7 @@ def authorize(request: AppRequest) -> HttpResponse:
         if request.user.is_authenticated:
             learn(request, request.GET.get("client_id", ""))
         _, credentials = get_oauthlib_core().validate_authorization_request(request)
-    except Unreadable as reason:
+    except UnreadableDocument as reason:
         return _bad_request(request, str(reason))
     except OAuthToolkitError as error:
         return _refused(request, error)

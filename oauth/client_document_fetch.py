@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 
-from oauth.client_metadata import BadMetadata, read
+from oauth.client_metadata import BadClientMetadata, read
 from servers.upstream_guard import guard_for_strangers
 from wire.deadline import Deadline
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
-from wire.http1 import Body, BodyTooLarge
+from wire.http1 import BodyReader, BodyTooLarge
 from wire.product import NAME
 
 SECONDS = 5.0
@@ -44,11 +44,11 @@ _max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _readers = ThreadPoolExecutor(READERS, thread_name_prefix="client-document")
 
 
-class Unreadable(Exception):
+class UnreadableDocument(Exception):
     """The app's metadata document cannot be used; the message says why."""
 
 
-class TooSlow(Unreadable):
+class DocumentTooSlow(UnreadableDocument):
     """The metadata document took too long to arrive."""
 
     def __init__(self) -> None:
@@ -69,19 +69,22 @@ def is_address(client_id: str) -> bool:
 
 
 def check(client_id: str) -> None:
-    """Raise Unreadable unless this URL may be fetched. Does not resolve its host."""
+    """Raise UnreadableDocument unless this URL may be fetched. Does not resolve its host."""
     match = _address.fullmatch(client_id)
     path = match["path"] if match else ""
     if not match or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
-        raise Unreadable("The app's client_id is no address a description could be read from.")
+        raise UnreadableDocument("The app's client_id is no address a description could be read from.")
     try:
         PUBLIC.check_url(client_id)
     except UrlRefused:
-        raise Unreadable("The app's client_id leads to a private or reserved address.") from None
+        raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None
 
 
 def fetch(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
-    """Return the document at `url` within `seconds`, including waiting for a thread. Raises Unreadable or TooSlow."""
+    """Return the document at `url` within `seconds`, including waiting for a thread.
+
+    Raises UnreadableDocument or DocumentTooSlow.
+    """
     guard = guard or guard_for_strangers()
     deadline = Deadline()
     deadline.set(seconds)
@@ -90,7 +93,7 @@ def fetch(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> 
     try:
         return reading.result(seconds)
     except TimeoutError:
-        raise TooSlow from None
+        raise DocumentTooSlow from None
     finally:
         reading.cancel()
 
@@ -106,37 +109,37 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
             metadata = read(_body(response, deadline), biggest=BIGGEST)
             return Document(metadata, _fresh_for(response.headers.get("cache-control", "")))
     except AddressRefused:
-        raise Unreadable("The app's client_id leads to a private or reserved address.") from None
+        raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None
     except httpx.TimeoutException:
-        raise TooSlow from None
+        raise DocumentTooSlow from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError):
-        raise Unreadable("The app's description cannot be reached.") from None
-    except BadMetadata:
-        raise Unreadable("The app's description is no JSON object.") from None
+        raise UnreadableDocument("The app's description cannot be reached.") from None
+    except BadClientMetadata:
+        raise UnreadableDocument("The app's description is no JSON object.") from None
 
 
 def _refuse_others(response: httpx.Response) -> None:
     """Accept only a 200 with JSON. A redirect would let one URL speak for another."""
     if response.status_code != HTTPStatus.OK:
-        raise Unreadable(f"The app's description was asked for, and the answer was {response.status_code}.")
+        raise UnreadableDocument(f"The app's description was asked for, and the answer was {response.status_code}.")
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" and not (
         content_type.startswith("application/") and content_type.endswith("+json")
     ):
-        raise Unreadable("The app's description is not sent as JSON.")
+        raise UnreadableDocument("The app's description is not sent as JSON.")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise Unreadable("The app's description is packed.")
+        raise UnreadableDocument("The app's description is packed.")
 
 
 def _body(response: httpx.Response, deadline: Deadline) -> bytes:
-    body = Body(BIGGEST)
+    body = BodyReader(BIGGEST)
     parts: list[bytes] = []
     try:
         for chunk in response.iter_raw():
             deadline.check()  # One read of the socket can contain thousands of chunks.
             parts += body.feed(chunk)
     except BodyTooLarge:
-        raise Unreadable(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
+        raise UnreadableDocument(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
     return b"".join(parts)
 
 

@@ -15,8 +15,8 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from oauth import limits
-from oauth.client_document_fetch import Document, TooSlow, Unreadable, check, fetch, is_address
-from oauth.client_metadata import BadMetadata, accepted, details
+from oauth.client_document_fetch import Document, DocumentTooSlow, UnreadableDocument, check, fetch, is_address
+from oauth.client_metadata import BadClientMetadata, accepted, details
 from oauth.models import Registration
 from oauth.registration import fingerprint
 from ui import databases
@@ -33,7 +33,7 @@ type Fetch = Callable[[str], Document]
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
     """True if this app is unknown, so that the user must sign in before its document is fetched.
 
-    Anonymous requests cause no fetch. Raises Unreadable for a URL that is never fetched.
+    Anonymous requests cause no fetch. Raises UnreadableDocument for a URL that is never fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
@@ -42,7 +42,7 @@ def needs_sign_in(request: AppRequest, client_id: str) -> bool:
 
 
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
-    """Fetch the document of this client_id if needed, and store the application. Raises Unreadable.
+    """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument.
 
     It is cached for as long as it says, a day at most. If it cannot be fetched again, the stored one is used for
     another week, because the publisher may be down temporarily.
@@ -55,7 +55,7 @@ def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
     try:
         check(client_id)
         _keep(client_id, _fetched(request, client_id, fetch), request)
-    except Unreadable:
+    except UnreadableDocument:
         if application is None or application.cimd_expires_at + STALE_LIFETIME < timezone.now():
             raise
 
@@ -67,43 +67,43 @@ def _is_stale(application: Application) -> bool:
 def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
     """Fetch the document. A failure is cached for a minute.
 
-    Except TooSlow, which may be caused by other requests that occupy the threads.
+    Except DocumentTooSlow, which may be caused by other requests that occupy the threads.
     """
     if not settings.CLIENT_DOCUMENTS:
-        raise Unreadable("This gateway reads no descriptions of apps. Have the app register itself.")
+        raise UnreadableDocument("This gateway reads no descriptions of apps. Have the app register itself.")
     refused = f"client-document:{hashlib.sha256(client_id.encode()).hexdigest()}"
     if problem := cache.get(refused):
-        raise Unreadable(problem)
+        raise UnreadableDocument(problem)
     if not limits.allows_person(request.user, "document"):
-        raise Unreadable("You have connected too many new apps. Wait a minute.")
+        raise UnreadableDocument("You have connected too many new apps. Wait a minute.")
     if not limits.allows(request, "document"):
-        raise Unreadable("Too many new apps from your address. Wait a minute.")
+        raise UnreadableDocument("Too many new apps from your address. Wait a minute.")
     try:
         databases.give_back()
         document = fetch(client_id)
         _judge(client_id, document.metadata)
-    except TooSlow:
+    except DocumentTooSlow:
         raise
-    except Unreadable as unreadable:
+    except UnreadableDocument as unreadable:
         cache.set(refused, str(unreadable), AGAIN_AFTER_S)
         raise
     return document
 
 
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
-    """Apply the rules of registration to the document of an app without a secret. Raises Unreadable."""
+    """Apply the rules of registration to the document of an app without a secret. Raises UnreadableDocument."""
     if metadata.get("client_id") != client_id:
-        raise Unreadable("The app's description is of another client_id.")
+        raise UnreadableDocument("The app's description is of another client_id.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:
-        raise Unreadable("The app's description speaks of a secret; apps described by a document have none.")
+        raise UnreadableDocument("The app's description speaks of a secret; apps described by a document have none.")
     try:
         Application(**_fields(metadata), client_id=client_id).full_clean(
             exclude=["client_secret"], validate_unique=False
         )
-    except BadMetadata as bad:
-        raise Unreadable(f"The app's description cannot be accepted. {bad}") from None
+    except BadClientMetadata as bad:
+        raise UnreadableDocument(f"The app's description cannot be accepted. {bad}") from None
     except ValidationError:
-        raise Unreadable("The app's description cannot be accepted: a redirect address is none.") from None
+        raise UnreadableDocument("The app's description cannot be accepted: a redirect address is none.") from None
 
 
 def _fields(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from oauth import redirect_uris
 METHODS = ("none", "client_secret_post", "client_secret_basic")
 
 
-class BadMetadata(Exception):
+class BadClientMetadata(Exception):
     """The app's metadata are not acceptable."""
 
     def __init__(self, sentence: str, code: str = "invalid_client_metadata") -> None:
@@ -21,22 +21,22 @@ class BadMetadata(Exception):
 
 
 def read(body: bytes, *, biggest: int) -> dict[str, Any]:
-    """Parse the JSON object in `body`. Raises BadMetadata."""
+    """Parse the JSON object in `body`. Raises BadClientMetadata."""
     if len(body) > biggest:
-        raise BadMetadata("The registration is too large.")
+        raise BadClientMetadata("The registration is too large.")
     try:
         metadata = json.loads(body)
     except (ValueError, RecursionError):
-        raise BadMetadata("The registration must be JSON.") from None
+        raise BadClientMetadata("The registration must be JSON.") from None
     if not isinstance(metadata, dict):
-        raise BadMetadata("The registration must be a JSON object.")
+        raise BadClientMetadata("The registration must be a JSON object.")
     return metadata
 
 
 def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Validate the metadata, and return the part the toolkit uses. Only code and refresh grants are accepted.
 
-    Raises BadMetadata.
+    Raises BadClientMetadata.
     """
     uris = metadata.get("redirect_uris")
     if (
@@ -44,18 +44,18 @@ def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
         or not 0 < len(uris) <= redirect_uris.MOST
         or not all(isinstance(u, str) for u in uris)
     ):
-        raise BadMetadata(f"Give 1 to {redirect_uris.MOST} redirect_uris.", "invalid_redirect_uri")
+        raise BadClientMetadata(f"Give 1 to {redirect_uris.MOST} redirect_uris.", "invalid_redirect_uri")
     try:
         for uri in uris:
             redirect_uris.check(uri)
     except redirect_uris.BadRedirect as bad:
-        raise BadMetadata(str(bad), "invalid_redirect_uri") from None
+        raise BadClientMetadata(str(bad), "invalid_redirect_uri") from None
     grants = metadata.get("grant_types", ["authorization_code"])
     if not isinstance(grants, list) or "authorization_code" not in grants:
-        raise BadMetadata("The grant type authorization_code is needed.")
+        raise BadClientMetadata("The grant type authorization_code is needed.")
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     if method not in METHODS:
-        raise BadMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
+        raise BadClientMetadata(f"token_endpoint_auth_method must be one of {', '.join(METHODS)}.")
     return {
         "redirect_uris": uris,
         "client_name": words(metadata, "client_name", 120),

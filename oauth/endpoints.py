@@ -67,7 +67,7 @@ def _invalid(sentence: str) -> HttpResponse:
     return JsonResponse(body, status=400, headers={"Cache-Control": "no-store"})
 
 
-class Token(TokenView):  # type: ignore[misc]
+class TokenEndpoint(TokenView):  # type: ignore[misc]
     """POST /oauth/token, without the toolkit's device grant, which is not supported."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -76,7 +76,7 @@ class Token(TokenView):  # type: ignore[misc]
 
 
 register = csrf_exempt(login_not_required(Register.as_view()))
-token = csrf_exempt(login_not_required(cors(a_form(each_client(always_json(readable(Token.as_view())))))))
+token = csrf_exempt(login_not_required(cors(a_form(each_client(always_json(readable(TokenEndpoint.as_view())))))))
 revoke = csrf_exempt(login_not_required(cors(a_form(always_json(readable(RevokeTokenView.as_view()))))))
 
 urlpatterns = [

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from accounts.models import User
-from servers.discovery import TRIAL_SECONDS, AccessRefused, Failed, contact, refusal_of
+from servers.discovery import TRIAL_SECONDS, DiscoveryFailed, DiscoveryRefused, contact, refusal_of
 from servers.forms import Trial
 from servers.models import AnotherPlace, AuthType, Identity, Server
 
@@ -88,9 +88,9 @@ class IdentityForm(Trial):
         """Test the chosen identity again, which its server refused before, and return the current refusal."""
         try:
             contact(self.server, self.chosen, TRIAL_SECONDS)
-        except AccessRefused as refusal:
+        except DiscoveryRefused as refusal:
             return str(refusal)
-        except Failed:
+        except DiscoveryFailed:
             pass
         return ""
 

@@ -14,7 +14,7 @@ from accounts.models import User
 from connections.models import Connection
 from gateways.models import Gateway
 from hosts.models import Host
-from tokens.models import AlreadyRevoked, NotYours, Token
+from tokens.models import NotYourToken, Token, TokenAlreadyRevoked
 from wire import token_text
 
 
@@ -47,17 +47,17 @@ class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
         """Create an access token for an app's `connection`, and return its text; only a digest is stored.
 
-        Like an app's own tokens it is bound to the generation of the connection's key. Raises NotYours if the
-        connection does not act as `by`, and AlreadyRevoked.
+        Like an app's own tokens it is bound to the generation of the connection's key. Raises NotYourToken if the
+        connection does not act as `by`, and TokenAlreadyRevoked.
         """
         if by.pk != connection.user_id:
-            raise NotYours(NotYours.__doc__)
+            raise NotYourToken(NotYourToken.__doc__)
         secret = token_text.mint(token_text.OAUTH_ACCESS)
         with transaction.atomic():
             row: Connection = connection.lock()
             key = Token.objects.live_key(row)
             if row.revoked_at or key is None:
-                raise AlreadyRevoked("This connection has been revoked before.")
+                raise TokenAlreadyRevoked("This connection has been revoked before.")
             access = AccessToken(user=by, scope="mcp", expires=timezone.now() + timedelta(seconds=seconds))
             access.resource = [row.gateway.url]
             set_token_value(access, secret)

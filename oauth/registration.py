@@ -21,7 +21,7 @@ from auditlog.models import Event
 from connections.models import host_refusal
 from hosts.models import Host
 from oauth import limits, redirect_uris
-from oauth.client_metadata import BadMetadata, accepted, details, read
+from oauth.client_metadata import BadClientMetadata, accepted, details, read
 from oauth.cors import cross_origin
 from oauth.models import Registration
 
@@ -39,7 +39,7 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
         try:
             metadata = read(request.body, biggest=BIGGEST)
             request._body = json.dumps(accepted(metadata)).encode()  # noqa: SLF001  (what the toolkit reads)
-        except BadMetadata as bad:
+        except BadClientMetadata as bad:
             return _error_response(bad.code, str(bad))
         response: HttpResponse = super().post(request, *args, **kwargs)
         if response.status_code != 201:
@@ -94,7 +94,7 @@ def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> d
 def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple[Registration, str]:
     """Register an app by hand, and return it with its secret, empty for a public client.
 
-    Raises BadMetadata.
+    Raises BadClientMetadata.
     """
     method = "client_secret_basic" if confidential else "none"
     metadata = {"client_name": name, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}

@@ -16,7 +16,7 @@ GRANTS = ("authorization_code", "refresh_token")
 RESPONSES = ("code",)
 
 
-class Server(OAuthServer):  # type: ignore[misc]
+class AuthorizationServer(OAuthServer):  # type: ignore[misc]
     """Issues access tokens with the lifetime set for the workspace, an hour at most.
 
     Supports only the grants and responses in our metadata; others are refused (RFC 6749 sections 4.1.2.1 and 5.2).

@@ -31,7 +31,7 @@ from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Bell, PendingRequests
 from proxy.store.rate_limits import Limits
 from proxy.store.sessions import SessionKeeper, StoredSessions
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls
@@ -53,7 +53,7 @@ __all__ = ["PREFIX", "Config", "Traces", "runtime"]
 async def runtime(config: Config) -> AsyncIterator[Endpoint]:
     """Run the app that serves paths under PREFIX while the block runs."""
     access = Access(config.conninfo, config.token_keys, config.max_waiting)
-    state = State(config.conninfo)
+    state = StatePool(config.conninfo)
     bus = Bus(config.conninfo, state, SETUP_TO_FIND_AGAIN)
     writer = CallWriter(
         config.conninfo,

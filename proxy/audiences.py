@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy.access.decision import AssignedServer, Grant, decide
+from proxy.access.decision import AccessRow, AssignedServer, decide
 from proxy.access.features import (
     PROMPT,
     RESOURCE,
@@ -48,7 +48,7 @@ class Audience:
     """
 
     standing: list[StandingStream]
-    grant: Grant
+    grant: AccessRow
     heard: dict[str, dict[str, str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
 
@@ -82,7 +82,7 @@ class Source(NamedTuple):
 
 
 @dataclass
-class Held:
+class OpenServerStream:
     """One open stream from a server, read by this worker."""
 
     source: Source
@@ -134,7 +134,9 @@ class Audiences:
         found = await self._resolved(request.query, wanted[:MOST_SUBSCRIPTIONS])
         return [uri for uri, resolved in found.items() if resolved is not None and resolved.assigned.id in watched]
 
-    async def find(self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, Grant]) -> list[Audience]:
+    async def find(
+        self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, AccessRow]
+    ) -> list[Audience]:
         """Return the audiences of these streams, as the database grants them now. Raises DatabaseUnavailable."""
         by_query: dict[AccessQuery, list[StandingStream]] = {}
         for each in standing:
@@ -161,9 +163,11 @@ class Audiences:
             audience.refused = frozenset(refused)
         return [*found.values()]
 
-    async def _grants(self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, Grant]) -> list[Grant | None]:
+    async def _grants(
+        self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
+    ) -> list[AccessRow | None]:
         """Return the grants of these queries; those not in `granted` are queried. Raises DatabaseUnavailable."""
-        found: dict[AccessQuery, Grant | None] = dict(granted)
+        found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]
         for first in range(0, len(unknown), DECIDED_AT_ONCE):
             part = unknown[first : first + DECIDED_AT_ONCE]
@@ -210,7 +214,7 @@ def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) ->
     return member in capabilities.get(name, ())
 
 
-def assigned_of(grant: Grant, upstream: Target) -> AssignedServer | None:
+def assigned_of(grant: AccessRow, upstream: Target) -> AssignedServer | None:
     """Return the server of this session as currently granted; None if not usable, or only with another identity."""
     own = upstream.session_key.rpartition(" ")[0]
     return next(

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from proxy.audiences import UPDATED, Audience, Held, digest, params_of, update
+from proxy.audiences import UPDATED, Audience, OpenServerStream, digest, params_of, update
 from proxy.notifications import told_levels, under_alias
-from proxy.server_requests import NOT_SUPPORTED, Asking, ServerRequests, can_answer
+from proxy.server_requests import NOT_SUPPORTED, InteractiveCall, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable
@@ -72,7 +72,7 @@ class Carrier:
         self._handed_over: dict[str, int] = {}  # Running requests that other workers received, by session.
         bus.on(WAITING, self.give_waiting)
 
-    async def carry(self, held: Held, asked: Object, answer: Answer) -> None:
+    async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
         """Forward a server request to the client wherever it has a stream, or refuse it at once."""
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
@@ -99,10 +99,10 @@ class Carrier:
         grant = newest.request.grant if newest is not None else None
         if newest is None or grant is None or grant.session is None:
             return False
-        await self._requests.carry(Asking(newest.request, grant, upstream, newest), asked, answer)
+        await self._requests.carry(InteractiveCall(newest.request, grant, upstream, newest), asked, answer)
         return True
 
-    async def tell(self, held: Held, message: Object) -> None:
+    async def tell(self, held: OpenServerStream, message: Object) -> None:
         """Forward a notification: progress to its call, others to the only call or a standing stream."""
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
@@ -115,7 +115,7 @@ class Carrier:
         elif message["method"] != PROGRESS:
             await self._deliver(self._heard(held, [message]), to_call)
 
-    def _hand_over(self, held: Held, message: Object) -> "asyncio.Future[bool]":
+    def _hand_over(self, held: OpenServerStream, message: Object) -> "asyncio.Future[bool]":
         """Queue this message for other workers, in order; the future gets whether a request was taken."""
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))
@@ -128,7 +128,7 @@ class Carrier:
             held.handing_over = self._run(self._hand_over_all(held))
         return told
 
-    async def _hand_over_all(self, held: Held) -> None:
+    async def _hand_over_all(self, held: OpenServerStream) -> None:
         while held.waiting:
             waiting, held.waiting, held.waiting_bytes = held.waiting, [], 0
             heard = self._heard(held, [message for message, _ in waiting])
@@ -148,7 +148,7 @@ class Carrier:
                     if not told.done():
                         told.set_result(place is not None)
 
-    def _heard(self, held: Held, messages: list[Object]) -> Heard:
+    def _heard(self, held: OpenServerStream, messages: list[Object]) -> Heard:
         audience, assigned, _ = held.source
         use = self.calls.uses.get(held.row)
         grant = audience.grant if use is None else use.newest.grant  # The newest grant has the newest log level.
@@ -244,7 +244,7 @@ class Carrier:
             if not self._handed_over[heard.row]:
                 del self._handed_over[heard.row]
 
-    async def updated(self, held: Held, message: Object, uri: str) -> None:
+    async def updated(self, held: OpenServerStream, message: Object, uri: str) -> None:
         audience = held.source.audience
         if audience.grant.session is None or self._standing_of_session(audience.owner):
             await self.tell_updated_of(audience, uri)

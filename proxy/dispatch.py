@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy import reasons, tasks
-from proxy.access.decision import DENIALS, Grant
+from proxy.access.decision import DENIALS, AccessRow
 from proxy.access.features import (
     PROMPT,
     RESOURCE,
@@ -23,7 +23,7 @@ from proxy.access.features import (
 from proxy.access.query import NOTHING, ServersNeeded, Wanted
 from proxy.forward import CACHE_HINTS, Forwarder
 from proxy.handshake import Handshake
-from proxy.lists import BadCursor, Lists
+from proxy.lists import BadListCursor, Lists
 from proxy.notifications import LEVELS
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
@@ -34,7 +34,7 @@ from wire.errors import AnswersNotTaken, Busy, SessionEnded, TokenBusy, Upstream
 from wire.jsonrpc import Message, Object
 from wire.turns import QueueFull
 
-type Handler = Callable[[McpRequest, Grant, Message, Stream | None], Awaitable[Response]]
+type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitable[Response]]
 
 
 class Method(NamedTuple):
@@ -237,7 +237,7 @@ class Dispatcher:
         """Return whether this method is served to clients of this era."""
         return name in self._served[modern]
 
-    async def answer(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def answer(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
         """Return the response to one request. This is the only place where UpstreamError becomes a JSON-RPC error."""
         served = self._served[request.modern].get(message.method)
         if served is None:
@@ -260,7 +260,7 @@ class Dispatcher:
         except UpstreamError as error:
             return self._upstream_error_response(request, error)
 
-    async def end_session(self, grant: Grant) -> Response:
+    async def end_session(self, grant: AccessRow) -> Response:
         """End the session that the request names. Raises DatabaseUnavailable."""
         return await self._handshake.end(grant)
 
@@ -285,31 +285,39 @@ class Dispatcher:
         else:
             del calls_in_progress[token]
 
-    async def _subscribe(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def _subscribe(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
         response = await self._forwarder.forward(request, grant, message, stream)
         if response.outcome == "ok" and not await self._handshake.note_subscription(grant, message):
             text = "Invalid params: this session is subscribed to too many resources"
             return error_response(request, jsonrpc.INVALID_PARAMS, text)
         return response
 
-    async def _ping(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def _ping(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
         return _result_response(request, message, {})
 
-    async def _initialize(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def _initialize(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
         grant = await self._lists.introduced(request, grant)
         return await self._handshake.initialize(request, grant, message)
 
-    async def _discover(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def _discover(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
         grant = await self._lists.introduced(request, grant)
         return _result_response(request, message, self._handshake.discover(grant), cacheable=True)
 
-    async def _set_level(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def _set_level(
+        self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
+    ) -> Response:
         if message.params.get("level") not in LEVELS:
             text = f"Invalid params: a level is one of {', '.join(LEVELS)}"
             return error_response(request, jsonrpc.INVALID_PARAMS, text)
         return await self._handshake.set_level(request, grant, message)
 
-    async def _list(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def _list(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
         assignments = grant.assignments
         if len(assignments) == 1:
             request.set_server(assignments[0])
@@ -317,7 +325,7 @@ class Dispatcher:
         try:
             kind, cursor = METHODS[message.method].lists, message.params.get("cursor")
             listing = await self._lists.answer(request, grant, kind, cursor)
-        except BadCursor:
+        except BadListCursor:
             return error_response(request, jsonrpc.INVALID_PARAMS, "Invalid cursor")
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
@@ -328,7 +336,7 @@ class Dispatcher:
         """Return the response to a request that is refused with this error."""
         return self._upstream_error_response(request, error)
 
-    def refusal_now(self, request: McpRequest, grant: Grant) -> UpstreamError | None:
+    def refusal_now(self, request: McpRequest, grant: AccessRow) -> UpstreamError | None:
         """Return why a running call may not continue under its current grant, or None if it may."""
         if request.feature is None:
             return None

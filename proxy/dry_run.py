@@ -7,7 +7,7 @@ Used by pages and REST. The grant comes from the statement that decides requests
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from proxy.access.decision import AssignedServer, Grant, decide
+from proxy.access.decision import AccessRow, AssignedServer, decide
 from proxy.access.features import (
     TOOL,
     IdentityUnreadable,
@@ -58,7 +58,7 @@ def wanted_for(feature: Named | None) -> Wanted:
     return Wanted(ServersNeeded.OF_FEATURE, feature.kind, lookup_key(feature))
 
 
-def verdict(grant: Grant, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
+def verdict(grant: AccessRow, feature: Named | None, address: str | None, cipher: Cipher) -> Verdict:
     """Return what the gateway would decide now; `address` None stands for any address the token allows."""
     grant = grant if address is not None else grant._replace(allowed_ips=None)
     obstacles: list[Obstacle] = []
@@ -72,7 +72,7 @@ def verdict(grant: Grant, feature: Named | None, address: str | None, cipher: Ci
     return _of_feature(grant, feature, obstacles, cipher)
 
 
-def _of_feature(grant: Grant, feature: Named, obstacles: list[Obstacle], cipher: Cipher) -> Verdict:
+def _of_feature(grant: AccessRow, feature: Named, obstacles: list[Obstacle], cipher: Cipher) -> Verdict:
     if not is_nameable(feature):
         return Verdict((*obstacles, Obstacle("unknown_tool")))
     while True:

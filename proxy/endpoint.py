@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from proxy import metrics, open_files, reasons, response, tasks
-from proxy.access.decision import DENIALS, Denied, Grant, decide
+from proxy.access.decision import DENIALS, AccessRow, Denied, decide
 from proxy.access.query import Access, AccessQuery, TokenDigests, access_query
 from proxy.config import Config
 from proxy.dispatch import (
@@ -32,7 +32,7 @@ from proxy.store.call_writer import CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.rate_limits import Limits
 from proxy.store.usage import UsageTracker
-from proxy.streams import Ending, StandingStream, honoured
+from proxy.streams import StandingStream, StopReason, honoured
 from wire import jsonrpc, trace_context, versions
 from wire.background import spawn
 from wire.byte_budget import HeldBytes
@@ -138,7 +138,9 @@ class Endpoint:
             return None
         return self._unknown_token(request) if headers.origin_is_allowed else self._denied(request, DENIALS["origin"])
 
-    async def _authorize(self, request: McpRequest, refusal: Response | None) -> tuple[Grant | None, Response | None]:
+    async def _authorize(
+        self, request: McpRequest, refusal: Response | None
+    ) -> tuple[AccessRow | None, Response | None]:
         """Return the grant of a well-formed token, None if unknown, and the refusal of the request, if any."""
         token_digests = request.parsed_headers.token_digests
         assert token_digests is not None
@@ -163,7 +165,7 @@ class Endpoint:
 
     async def _authorize_large_body(
         self, request: McpRequest, token_digests: TokenDigests
-    ) -> tuple[Grant | None, Response | None]:
+    ) -> tuple[AccessRow | None, Response | None]:
         """Read a large body only for a token that may call; the caller decides again once the body is parsed."""
         request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
@@ -198,7 +200,7 @@ class Endpoint:
         body = denied.body(self._config.public_url)
         return Response(401, body, "unauthorized", denied.reason, jsonrpc.UNAUTHORIZED, (challenge,))
 
-    async def _rate_limited(self, grant: Grant) -> Response | None:
+    async def _rate_limited(self, grant: AccessRow) -> Response | None:
         """Return the refusal of a call above its rate limit (row 11 of the decision order), or None."""
         seconds = await self._limits.wait(grant)
         if not seconds:
@@ -215,7 +217,7 @@ class Endpoint:
 
     # Every request of a known token is a call: its row is committed before its response is sent
 
-    async def _serve_known(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
+    async def _serve_known(self, request: McpRequest, grant: AccessRow, refusal: Response | None) -> None:
         if not self._writer.may_begin():
             await _send_not_executed(request)
             return
@@ -244,7 +246,7 @@ class Endpoint:
                 stream.forget()
                 metrics.open_counts["streams"] -= 1
 
-    def _note_trace(self, request: McpRequest, grant: Grant, refusal: Response | None) -> None:
+    def _note_trace(self, request: McpRequest, grant: AccessRow, refusal: Response | None) -> None:
         """Note the call's trace id, and start its span if calls are traced."""
         told = request.callers_trace()
         if trace_context.PARENT in told:
@@ -252,7 +254,7 @@ class Endpoint:
         if self._tracer is not None:
             request.span = self._tracer.begin(request, grant, told, refusal)
 
-    async def _dispatch(self, request: McpRequest, grant: Grant, stream: Stream | None) -> Response:
+    async def _dispatch(self, request: McpRequest, grant: AccessRow, stream: Stream | None) -> Response:
         message = request.message
         if message is None or not message.is_request:
             return await self._take(request, grant)
@@ -281,7 +283,7 @@ class Endpoint:
                 self._timer.drop(stream)
                 stream.stop_pings()
 
-    async def _take(self, request: McpRequest, grant: Grant) -> Response:
+    async def _take(self, request: McpRequest, grant: AccessRow) -> Response:
         """Handle messages without a JSON-RPC response: client responses, notifications, and DELETE."""
         message = request.message
         if request.parsed_headers.http_method == "DELETE":
@@ -301,14 +303,14 @@ class Endpoint:
                     return _unavailable(request, ANSWER_NOT_TAKEN)
         return Response(202)
 
-    async def _end_session(self, request: McpRequest, grant: Grant) -> Response:
+    async def _end_session(self, request: McpRequest, grant: AccessRow) -> Response:
         try:
             return await self._dispatcher.end_session(grant)
         except DatabaseUnavailable:
             metrics.UNAVAILABLE.labels("sessions").inc()
             return _unavailable(request, NO_SESSION)
 
-    def _ended(self, request: McpRequest, ending: Ending, stream: Stream | None) -> Response:
+    def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:
         """Return the response to a running call that was cut off, or cancelled by its client."""
         request_id = request.message.id if request.message is not None else None
         if ending.refusal is not None:
@@ -323,7 +325,7 @@ class Endpoint:
 
     # Standing streams: a row when they begin, another when they end
 
-    def _standing_refusal(self, request: McpRequest, grant: Grant) -> Response | None:
+    def _standing_refusal(self, request: McpRequest, grant: AccessRow) -> Response | None:
         if not request.parsed_headers.accepted.stream:
             return _bad_request(406, "The Accept header must allow text/event-stream")
         if self._streams.of_token(grant.token_id) >= self._config.token_calls:
@@ -335,7 +337,7 @@ class Endpoint:
             return full._replace(deny_reason="open_files", headers=(open_files.RETRY_AFTER, response.CLOSE))
         return None
 
-    async def _stand(self, request: McpRequest, grant: Grant) -> None:
+    async def _stand(self, request: McpRequest, grant: AccessRow) -> None:
         try:
             standing = await self._standing_stream(request, grant)
         except DatabaseUnavailable:
@@ -367,7 +369,7 @@ class Endpoint:
         finally:
             await self._record_end(request, ending, standing.sent)
 
-    async def _standing_stream(self, request: McpRequest, grant: Grant) -> StandingStream:
+    async def _standing_stream(self, request: McpRequest, grant: AccessRow) -> StandingStream:
         if request.message is None:
             return await self._resumption.standing(request, grant)
         lists, uris = honoured(request.message.params.get("notifications"))
@@ -375,7 +377,7 @@ class Endpoint:
             uris = await self._server_streams.honoured(request, uris)
         return StandingStream(request, grant, subscription=request.message.id, lists=lists, uris=uris)
 
-    async def _record_end(self, request: McpRequest, ending: Ending | None, sent: int) -> None:
+    async def _record_end(self, request: McpRequest, ending: StopReason | None, sent: int) -> None:
         """Write the row of the end of a standing stream; its correlation id is the id of the first row."""
         now = time.time()
         denied = ending.denied if ending is not None else None

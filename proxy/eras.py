@@ -11,14 +11,14 @@ from contextlib import suppress
 
 from proxy.access.features import ALL_BRIDGED
 from proxy.store.database import DatabaseUnavailable
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from wire import product
 from wire.background import Background
 from wire.client import McpClient, Spoken
 from wire.errors import TimedOut, UpstreamError
 from wire.jsonrpc import storable
-from wire.rpc_messages import ServerInfo, Target
+from wire.rpc_messages import ServerDescription, Target
 
 CLAIM_SECONDS = 5.0  # A claim lasts this long beyond the server's time limit.
 DOUBT_SECONDS = 1.0  # Least time between two probes of a server whose answers contradict its row.
@@ -46,7 +46,7 @@ RELEASE = "UPDATE servers_server SET protocol_claimed_at = NULL WHERE id = %(ser
 class Eras:
     """Finds out which eras servers speak."""
 
-    def __init__(self, state: State, client: McpClient, usage: UsageTracker) -> None:
+    def __init__(self, state: StatePool, client: McpClient, usage: UsageTracker) -> None:
         self._state = state
         self._client = client
         self._usage = usage
@@ -67,7 +67,7 @@ class Eras:
                 return eras
         raise TimedOut(target.server_name, target.timeout_s)
 
-    async def introduce(self, target: Target) -> Sequence[ServerInfo]:
+    async def introduce(self, target: Target) -> Sequence[ServerDescription]:
         """Return the server's current introduction in each era. Raises an UpstreamError or DatabaseUnavailable."""
         spoken = await self._client.probe(_neutral(target))
         await self._learn(target, spoken)

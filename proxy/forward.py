@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from proxy import notifications, tasks
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import (
     PROMPT,
     TOOL,
@@ -32,7 +32,7 @@ from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
-from proxy.server_requests import Asking, InputRefused, ServerRequests, can_be_asked
+from proxy.server_requests import InputRefused, InteractiveCall, ServerRequests, can_be_asked
 from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
@@ -96,11 +96,11 @@ NO_COMPLETION: Object = {"completion": {"values": []}}
 CLIENTS_FAULTS = frozenset({jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS, jsonrpc.MISSING_CAPABILITY})
 
 
-def _ignore_change(_: AssignedServer, __: Grant, ___: str) -> None:
+def _ignore_change(_: AssignedServer, __: AccessRow, ___: str) -> None:
     pass
 
 
-async def _as_it_was(request: McpRequest) -> Grant | None:
+async def _as_it_was(request: McpRequest) -> AccessRow | None:
     return request.grant
 
 
@@ -125,11 +125,13 @@ class Forwarder:
         self._cipher = cipher
         self._usage = usage
         self._refresher = refresher
-        self.recheck: Callable[[McpRequest], Awaitable[Grant | None]] = _as_it_was  # Set by who composes the process.
+        self.recheck: Callable[[McpRequest], Awaitable[AccessRow | None]] = (
+            _as_it_was  # Set by who composes the process.
+        )
         self._session_calls = session_calls
-        self.list_changed: Callable[[AssignedServer, Grant, str], None] = _ignore_change  # Likewise.
+        self.list_changed: Callable[[AssignedServer, AccessRow, str], None] = _ignore_change  # Likewise.
 
-    async def forward(self, request: McpRequest, grant: Grant, message: Message, stream: Stream | None) -> Response:
+    async def forward(self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None) -> Response:
         """Send this request to its server and return the answer, rewritten for the client.
 
         Notifications go to `stream`, if there is one. Raises OutOfScope or UpstreamError.
@@ -159,7 +161,7 @@ class Forwarder:
             request.mcp_task = tasks.created(self._cipher, resolved.assigned, request, message, answer)
         return await _result_response(request, resolved, message, answer)
 
-    async def _resolved(self, request: McpRequest, grant: Grant, message: Message) -> tuple[Grant, Resolved]:
+    async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
         """Find the server and feature of this request, with a fresh credential, and return them with their grant.
 
         Raises OutOfScope or UpstreamError.
@@ -181,7 +183,7 @@ class Forwarder:
         return grant, resolved
 
     async def _after(
-        self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: Grant
+        self, refusal: AccessRefused, request: McpRequest, resolved: Resolved, grant: AccessRow
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused.
 
@@ -237,8 +239,8 @@ class Forwarder:
         return resolved._replace(assigned=assigned)
 
     async def _find(
-        self, request: McpRequest, grant: Grant, assigned: AssignedServer | None, feature: Named
-    ) -> tuple[Grant, Resolved]:
+        self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
+    ) -> tuple[AccessRow, Resolved]:
         """Find a feature without a row: in a fresh list of its server, or by its server's own name for it.
 
         Raises OutOfScope or UpstreamError.
@@ -252,7 +254,7 @@ class Forwarder:
         return await self._by_own_name(request, grant, feature)
 
     async def _look_again(
-        self, request: McpRequest, grant: Grant, assigned: AssignedServer, feature: Named
+        self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, feature: Named
     ) -> Resolved:
         """Find a name without a row: a fresh list stores one if the server has the feature."""
         request.set_server(assigned)
@@ -265,7 +267,7 @@ class Forwarder:
         schemas = (each.value.get("inputSchema") for each in listed if each.value["name"] == found.name)
         return found._replace(schema=found.schema or next(schemas, None))
 
-    async def _by_own_name(self, request: McpRequest, grant: Grant, feature: Named) -> tuple[Grant, Resolved]:
+    async def _by_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> tuple[AccessRow, Resolved]:
         """Find a tool or prompt called without its server's alias, and decide as if it had the alias.
 
         The log then has the server and the exposed name. Raises OutOfScope, Refusal or UnknownFeature.
@@ -279,7 +281,7 @@ class Forwarder:
         return grant, resolved
 
     async def _forward_traced(
-        self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
+        self, request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message, stream: Stream | None
     ) -> RpcResponse:
         """Forward within a new span, whose id is sent to the server."""
         assert request.span is not None
@@ -294,7 +296,7 @@ class Forwarder:
         return answer
 
     async def _forward(
-        self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
+        self, request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message, stream: Stream | None
     ) -> RpcResponse:
         """Return the server's answer, after forwarding any requests of the server to the client."""
         upstream = await self._target(request, resolved, grant, message, stream)
@@ -305,24 +307,24 @@ class Forwarder:
         if request.modern and upstream.era == SESSION:
             if "requestState" in message.params:
                 request.may_have_run = True
-                return await self._suspended.resume(Asking(request, grant, upstream, stream), message)
+                return await self._suspended.resume(InteractiveCall(request, grant, upstream, stream), message)
             if can_be_asked(upstream.capabilities):
-                return await self._suspended.call(Asking(request, grant, upstream, stream), message, ask)
+                return await self._suspended.call(InteractiveCall(request, grant, upstream, stream), message, ask)
 
         async def on_request(asked: Object, answer: Answer) -> None:
-            await self._requests.carry(Asking(request, grant, upstream, stream), asked, answer)
+            await self._requests.carry(InteractiveCall(request, grant, upstream, stream), asked, answer)
 
         answer = await ask(on_request)
         if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The tool's schema has changed since it was listed, and with it the headers that repeat arguments.
             self._lists.refresh(resolved.assigned, grant, TOOL)
         if not request.modern and _wants_input(answer):
-            asking = Asking(request, grant, upstream, stream)
+            asking = InteractiveCall(request, grant, upstream, stream)
             return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
         return answer
 
     async def _target(
-        self, request: McpRequest, resolved: Resolved, grant: Grant, message: Message, stream: Stream | None
+        self, request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message, stream: Stream | None
     ) -> Target:
         """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
         level = "" if stream is None else notifications.told_level(request, resolved, grant, message)
@@ -346,7 +348,7 @@ class Forwarder:
         self,
         request: McpRequest,
         resolved: Resolved,
-        grant: Grant,
+        grant: AccessRow,
         message: Message,
         stream: Stream | None,
         upstream: Target,
@@ -392,7 +394,9 @@ class Forwarder:
 
         return send
 
-    async def _hear(self, assigned: AssignedServer, grant: Grant, relay: OnNotification, notification: Object) -> None:
+    async def _hear(
+        self, assigned: AssignedServer, grant: AccessRow, relay: OnNotification, notification: Object
+    ) -> None:
         """Handle a notification of a call: list changes go to all clients, others to this one."""
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.list_changed(assigned, grant, changed)
@@ -400,7 +404,7 @@ class Forwarder:
             await relay(notification)
 
 
-def _resolve(request: McpRequest, grant: Grant, feature: Named) -> Resolved | AssignedServer | None:
+def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
     """Resolve like `resolve_call`, but return None for a name that may be a server's own."""
     try:
         return resolve_call(grant, feature)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from proxy import tasks
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import is_usable
 from proxy.request import McpRequest
 from proxy.response import Response
@@ -38,7 +38,7 @@ class Handshake:
         self._keeper = keeper
         self.methods: Collection[str] = ()
 
-    async def initialize(self, request: McpRequest, grant: Grant, message: Message) -> Response:
+    async def initialize(self, request: McpRequest, grant: AccessRow, message: Message) -> Response:
         """Agree on a version and open a session. Raises DatabaseUnavailable."""
         version = versions.negotiated(message.params.get("protocolVersion"))
         request.row.protocol_version = version
@@ -52,7 +52,7 @@ class Handshake:
         header = (b"mcp-session-id", session_id.encode())
         return Response(200, jsonrpc.result(message.id, result), headers=(header,))
 
-    def discover(self, grant: Grant) -> Object:
+    def discover(self, grant: AccessRow) -> Object:
         """Return the result of `server/discover`, without the members common to all results of 2026-07-28."""
         return {
             "supportedVersions": list(versions.SUPPORTED),
@@ -60,7 +60,7 @@ class Handshake:
             "_meta": {versions.SERVER_INFO_KEY: _server_info(grant)},
         }
 
-    async def set_level(self, request: McpRequest, grant: Grant, message: Message) -> Response:
+    async def set_level(self, request: McpRequest, grant: AccessRow, message: Message) -> Response:
         """Store the minimum log level of the client's session; without a session all messages are sent.
 
         Servers get the level with the next request. Raises DatabaseUnavailable.
@@ -69,7 +69,7 @@ class Handshake:
             await self._keeper.set_level(grant.session.id, message.params["level"])
         return Response(200, jsonrpc.result(message.id, {}))
 
-    async def note_subscription(self, grant: Grant, message: Message) -> bool:
+    async def note_subscription(self, grant: AccessRow, message: Message) -> bool:
         """Store or remove the session's subscription to a resource; False if there are too many.
 
         Raises DatabaseUnavailable.
@@ -81,13 +81,13 @@ class Handshake:
         await self._keeper.unsubscribe(grant.session.id, message.params["uri"])
         return True
 
-    async def end(self, grant: Grant) -> Response:
+    async def end(self, grant: AccessRow) -> Response:
         """End the session that the request names. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         await self._keeper.end(grant.session.id)
         return Response(200)
 
-    def _said(self, grant: Grant, *, modern: bool) -> Object:
+    def _said(self, grant: AccessRow, *, modern: bool) -> Object:
         usable = [assigned for assigned in grant.assignments if is_usable(assigned)]
         offered = [each.capabilities(modern=modern) or {} for each in usable]
         said: Object = {"capabilities": self._capabilities(offered, modern=modern)}
@@ -151,5 +151,5 @@ def _kept(capabilities: object) -> Object:
     return {name: {} for name in BRIDGED if isinstance(capabilities.get(name), dict)} | extensions_in(capabilities)
 
 
-def _server_info(grant: Grant) -> Object:
+def _server_info(grant: AccessRow) -> Object:
     return {**product.INFO, "title": grant.gateway_name}

@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target, target_for_lists
 from proxy.access.query import Access, ServersNeeded, Wanted
 from proxy.eras import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from wire import definitions, jsonrpc, uris, versions
 from wire.background import Background
@@ -33,7 +33,7 @@ from wire.client import Listed, McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
 from wire.errors import AccessRefused, Busy, TimedOut, UpstreamError
 from wire.jsonrpc import Id, Object
-from wire.rpc_messages import MODERN, SESSION, ServerInfo, era_for
+from wire.rpc_messages import MODERN, SESSION, ServerDescription, era_for
 from wire.tool_names import dotted_name
 from wire.trace_context import NONE, Trace
 
@@ -58,7 +58,7 @@ WHERE assignment_id = %s AND identity_id IS NOT DISTINCT FROM %s AND kind = %s A
 """
 MOST_TTL_MS = 60_000  # A list depends on switches, too, which may change at any moment.
 
-type Lookup = Callable[[], Awaitable[Grant | None]]
+type Lookup = Callable[[], Awaitable[AccessRow | None]]
 
 
 class Unavailable(NamedTuple):
@@ -68,7 +68,7 @@ class Unavailable(NamedTuple):
     reason: str
 
 
-class Listing(NamedTuple):
+class ListPage(NamedTuple):
     """A page of usable features, as JSON texts for clients."""
 
     member: str
@@ -93,7 +93,7 @@ class Listing(NamedTuple):
         return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (jsonrpc.dumps(request_id), result)
 
 
-class BadCursor(Exception):
+class BadListCursor(Exception):
     """The cursor was not issued for this list of this gateway."""
 
 
@@ -116,7 +116,7 @@ class NoServerAnswered(UpstreamError):
     sentence = "No server of this gateway answered: {server}."
 
 
-class Asked(NamedTuple):
+class ListKey(NamedTuple):
     """Key for de-duplicating concurrent list requests to a server."""
 
     assignment_id: str
@@ -132,7 +132,7 @@ class Lists:
         self,
         client: McpClient,
         access: Access,
-        state: State,
+        state: StatePool,
         cipher: Cipher,
         usage: UsageTracker,
         seconds: float,
@@ -147,20 +147,20 @@ class Lists:
         self._cipher = cipher
         self._usage = usage
         self._seconds = seconds
-        self._asking: dict[Asked, asyncio.Task[list[Definition]]] = {}
-        self._again: set[Asked] = set()
+        self._asking: dict[ListKey, asyncio.Task[list[Definition]]] = {}
+        self._again: set[ListKey] = set()
         # Time and task of the last introduction, by server and identity.
         self._background = Background(UpstreamError, DatabaseUnavailable)
-        self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerInfo] | None]]] = {}
+        self._introducing: dict[tuple[str, str], tuple[float, asyncio.Task[Sequence[ServerDescription] | None]]] = {}
 
     async def stop(self) -> None:
         """Stop the background requests."""
         await self._background.stop()
 
-    async def answer(self, request: McpRequest, grant: Grant, kind: str, cursor: object = None) -> Listing:
+    async def answer(self, request: McpRequest, grant: AccessRow, kind: str, cursor: object = None) -> ListPage:
         """Return a page of the features this connection may use; the first one if there is no cursor.
 
-        Raises BadCursor, and NoServerAnswered or the one server's error when nothing is known.
+        Raises BadListCursor, and NoServerAnswered or the one server's error when nothing is known.
         """
         after = self._position(cursor, grant, kind) if cursor is not None else None
         ready, unavailable = _split_by_readiness(grant.assignments)
@@ -190,46 +190,46 @@ class Lists:
         self,
         shown: dict[str, str],
         unavailable: Sequence[Unavailable],
-        grant: Grant,
+        grant: AccessRow,
         kind: str,
         after: Position | None,
-    ) -> Listing:
+    ) -> ListPage:
         member, keys = CATALOGUES[kind].member, [*shown]
         begin = after.next_in(keys) if after is not None else 0
         end = begin + PAGE
         if not begin and end >= len(keys):
-            return Listing(member, [*shown.values()], unavailable)
+            return ListPage(member, [*shown.values()], unavailable)
         cursor = self._cursor(grant, kind, Position(end - 1, _digest(keys[end - 1]))) if end < len(keys) else ""
-        return Listing(member, [shown[key] for key in keys[begin:end]], unavailable, cursor)
+        return ListPage(member, [shown[key] for key in keys[begin:end]], unavailable, cursor)
 
-    def _cursor(self, grant: Grant, kind: str, last: Position) -> str:
+    def _cursor(self, grant: AccessRow, kind: str, last: Position) -> str:
         return self._cipher.seal(json.dumps([CURSOR, grant.gateway_id, kind, *last])).decode()
 
-    def _position(self, cursor: object, grant: Grant, kind: str) -> Position:
-        """Return the position sealed in a cursor. Raises BadCursor."""
+    def _position(self, cursor: object, grant: AccessRow, kind: str) -> Position:
+        """Return the position sealed in a cursor. Raises BadListCursor."""
         try:
             facts = json.loads(self._cipher.open(cursor.encode("ascii") if isinstance(cursor, str) else b""))
         except ValueError:  # Unreadable is a ValueError too.
-            raise BadCursor from None
+            raise BadListCursor from None
         if not isinstance(facts, list) or facts[:3] != [CURSOR, grant.gateway_id, kind]:
-            raise BadCursor
+            raise BadListCursor
         return Position(*facts[3:])
 
     async def look_again(
-        self, request: McpRequest, grant: Grant, assigned: AssignedServer, wanted: Wanted
-    ) -> tuple[Grant, Sequence[Definition]]:
+        self, request: McpRequest, grant: AccessRow, assigned: AssignedServer, wanted: Wanted
+    ) -> tuple[AccessRow, Sequence[Definition]]:
         """Request this server's list, and return the new grant and the list. Raises an UpstreamError."""
         trace = request.trace
         listed = await self._ask(assigned, grant, wanted.kind, trace, self._seconds)
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
-    async def with_own_name(self, request: McpRequest, grant: Grant, feature: Named) -> Grant:
+    async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
         """Return the grant with every server's feature of which this is the own name."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
 
-    def refresh(self, assigned: AssignedServer, grant: Grant, kind: str) -> None:
+    def refresh(self, assigned: AssignedServer, grant: AccessRow, kind: str) -> None:
         """Request this server's list in the background, for the next list response. Returns at once.
 
         If a request is already running, another one follows it, so this can be called when a server reports a change.
@@ -240,7 +240,7 @@ class Lists:
         else:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
-    async def introduced(self, request: McpRequest, grant: Grant) -> Grant:
+    async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
         """Return the grant with introductions of servers that had none: a client asks only once.
 
         Waits as long as for lists; a server that did not answer is waited for again after RETRY_SECONDS.
@@ -258,7 +258,9 @@ class Lists:
 
         return grant._replace(assignments=await asyncio.gather(*map(introduce, grant.assignments)))
 
-    async def _introduction(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> Sequence[ServerInfo] | None:
+    async def _introduction(
+        self, assigned: AssignedServer, grant: AccessRow, trace: Trace
+    ) -> Sequence[ServerDescription] | None:
         key = assigned.server_id, assigned.identity_id or ""
         now = time.monotonic()
         asked_at, task = self._introducing.get(key, (now, None))
@@ -271,7 +273,9 @@ class Lists:
             return await asyncio.wait_for(asyncio.shield(task), max(asked_at + WAIT_SECONDS - now, 0))
         return None
 
-    async def _introduce(self, assigned: AssignedServer, grant: Grant, trace: Trace) -> Sequence[ServerInfo] | None:
+    async def _introduce(
+        self, assigned: AssignedServer, grant: AccessRow, trace: Trace
+    ) -> Sequence[ServerDescription] | None:
         try:
             upstream = target_for_lists(assigned, grant, self._cipher, trace)
             # Clients rely on these capabilities at once: the rows decide which servers are subscribed to.
@@ -286,7 +290,7 @@ class Lists:
     # Asking servers
 
     async def _wait_for(
-        self, assignments: Sequence[AssignedServer], grant: Grant, kind: str, request: McpRequest
+        self, assignments: Sequence[AssignedServer], grant: AccessRow, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
         """Return the lists of these servers, or their errors within the client's waiting time; requests continue."""
 
@@ -308,7 +312,7 @@ class Lists:
         return await asyncio.gather(*(ask(assigned) for assigned in assignments))
 
     async def _ask(
-        self, assigned: AssignedServer, grant: Grant, kind: str, trace: Trace, seconds: float
+        self, assigned: AssignedServer, grant: AccessRow, kind: str, trace: Trace, seconds: float
     ) -> list[Definition]:
         asked = _asked(assigned, grant, kind)
         task = self._asking.get(asked)
@@ -320,7 +324,7 @@ class Lists:
             raise TimedOut(assigned.server_name, seconds) from None
 
     def _start(
-        self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
+        self, asked: ListKey, assigned: AssignedServer, grant: AccessRow, trace: Trace, seconds: float
     ) -> asyncio.Task[list[Definition]]:
         work = self._ask_and_learn(asked, assigned, grant, trace, seconds)
         task = self._asking[asked] = self._background.spawn("list of a server", work)
@@ -336,7 +340,7 @@ class Lists:
         return task
 
     async def _ask_and_learn(
-        self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float
+        self, asked: ListKey, assigned: AssignedServer, grant: AccessRow, trace: Trace, seconds: float
     ) -> list[Definition]:
         try:
             assigned = await self.refresher.fresh(assigned)
@@ -361,12 +365,14 @@ class Lists:
         await self._keep_ttl(asked, min(listed.ttl_ms, MOST_TTL_MS))
         return listed.definitions
 
-    async def _keep_ttl(self, asked: Asked, ttl_ms: int) -> None:
+    async def _keep_ttl(self, asked: ListKey, ttl_ms: int) -> None:
         with suppress(DatabaseUnavailable):
             parameters = (ttl_ms, asked.assignment_id, asked.identity_id, asked.kind, ttl_ms)
             await self._state.fetch(KEEP_TTL, parameters)
 
-    async def _list(self, asked: Asked, assigned: AssignedServer, grant: Grant, trace: Trace, seconds: float) -> Listed:
+    async def _list(
+        self, asked: ListKey, assigned: AssignedServer, grant: AccessRow, trace: Trace, seconds: float
+    ) -> Listed:
         if assigned.lists_live:
             upstream = target(assigned, grant, self._cipher, trace)
         else:
@@ -378,13 +384,15 @@ class Lists:
             upstream = upstream._replace(era=era_for(eras, SESSION if assigned.lists_live else MODERN))
         return await self._client.list_features(upstream, asked.kind, seconds=seconds)
 
-    async def _write(self, asked: Asked, said: Jsonb | None, fault: str) -> None:
+    async def _write(self, asked: ListKey, said: Jsonb | None, fault: str) -> None:
         try:
             await self._state.fetch(LEARN, (asked.assignment_id, asked.identity_id, asked.kind, said, fault))
         except DatabaseUnavailable as error:
             logger.warning("what a server lists was not stored", extra={"error": str(error)})
 
-    async def _look_up(self, request: McpRequest, grant: Grant, kind: str, wanted: Wanted | None = None) -> Grant:
+    async def _look_up(
+        self, request: McpRequest, grant: AccessRow, kind: str, wanted: Wanted | None = None
+    ) -> AccessRow:
         """Return the grant as re-read from the database, or the old one if it is gone."""
         if request.query is None:
             return grant
@@ -393,9 +401,9 @@ class Lists:
         return grant if found is None else found
 
 
-def _asked(assigned: AssignedServer, grant: Grant, kind: str) -> Asked:
+def _asked(assigned: AssignedServer, grant: AccessRow, kind: str) -> ListKey:
     identity_id = assigned.identity_id if assigned.scheme == "per_user" else None
-    return Asked(assigned.id, identity_id, grant.owner_id if assigned.lists_live else None, kind)
+    return ListKey(assigned.id, identity_id, grant.owner_id if assigned.lists_live else None, kind)
 
 
 def _is_known(assigned: AssignedServer) -> bool:
@@ -404,7 +412,7 @@ def _is_known(assigned: AssignedServer) -> bool:
 
 def _shown(
     request: McpRequest,
-    grant: Grant,
+    grant: AccessRow,
     ready: Sequence[AssignedServer],
     kind: str,
     live: dict[str, list[Definition] | UpstreamError],

@@ -1,7 +1,7 @@
 """Notifications that a server sends during a call, rewritten for the client."""
 
 from proxy import tasks
-from proxy.access.decision import Grant
+from proxy.access.decision import AccessRow
 from proxy.access.features import Resolved
 from proxy.request import McpRequest
 from proxy.response import Stream
@@ -20,7 +20,7 @@ FROM_LEVEL = {level: frozenset(LEVELS[number:]) for number, level in enumerate(L
 async def relay(
     request: McpRequest,
     resolved: Resolved,
-    grant: Grant,
+    grant: AccessRow,
     message: Message,
     stream: Stream,
     progress_token: int | None,
@@ -55,7 +55,7 @@ def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
     return method in PASSED_ON
 
 
-def _level(request: McpRequest, grant: Grant, message: Message) -> str:
+def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
     """Return the minimum level of log messages for this client; empty if it set none."""
     if not request.modern:
         return grant.session.log_level if grant.session is not None else ""
@@ -63,12 +63,12 @@ def _level(request: McpRequest, grant: Grant, message: Message) -> str:
     return level if isinstance(level, str) and level in FROM_LEVEL else ""
 
 
-def told_level(request: McpRequest, resolved: Resolved, grant: Grant, message: Message) -> str:
+def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
     """Return the log level to send to the server; empty if it cannot log, or no level is needed."""
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
 
-def _levels(request: McpRequest, grant: Grant, message: Message) -> frozenset[str]:
+def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
     """Return the log levels sent to this client: in 2026-07-28 none unless the request sets a level."""
     level = _level(request, grant, message)
     return NO_LEVELS if request.modern and not level else told_levels(level)

@@ -9,7 +9,7 @@ from proxy.access.decision import AssignedServer
 from proxy.access.features import Refusal
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.refresh import STATEMENTS, NotRenewed, Renewal, Statement, renewal
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from wire.background import Background
 from wire.cipher import Cipher
 from wire.errors import AccessRefused, UpstreamError
@@ -36,7 +36,7 @@ class MoreRights(Refusal):
 class Refresher:
     """Renews identities from sign-ins. Concurrent calls with the same identity share one renewal."""
 
-    def __init__(self, state: State, entered: Transport, named: Transport, cipher: Cipher) -> None:
+    def __init__(self, state: StatePool, entered: Transport, named: Transport, cipher: Cipher) -> None:
         self._state = state
         self._transports = {True: entered, False: named}  # Whether an administrator entered the issuer's URL.
         self._cipher = cipher

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import Named, lookup_key, named
 from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, Wanted
 from proxy.config import Config
@@ -16,7 +16,7 @@ from proxy.tasks import Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.byte_budget import HeldBytes
 from wire.http1 import SAME_HEAD
-from wire.jsonrpc import LARGE, MOST_VALUES, Malformed, Message, Object
+from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
 from wire.rpc_messages import extensions_in
 from wire.task_ids import TaskIds
 from wire.trace_context import Trace
@@ -233,11 +233,11 @@ class McpRequest:
         self.mcp_task: Task | None = None  # The task the message is about.
         # The client's protocol version; that of the session, once it is known.
         self.version = request_headers.protocol_version
-        self.malformed: Malformed | None = None
+        self.malformed: MalformedMessage | None = None
         self.modern = False
         # The browser's origin, once it has been admitted.
         self.origin: str | None = None
-        self.grant: Grant | None = None
+        self.grant: AccessRow | None = None
         # Whether token, layers and rate limit allowed the call, even if a later check refuses it.
         self.admitted = False
         # False only while it is certain that no server has executed the call.
@@ -308,11 +308,13 @@ class McpRequest:
     def parse(self) -> None:
         """Parse the body; errors are kept in `malformed` and reported after authentication."""
         if len(self.body) > LARGE and jsonrpc.has_more_values(self.body, MOST_VALUES):
-            self.malformed = Malformed(jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values")
+            self.malformed = MalformedMessage(
+                jsonrpc.INVALID_REQUEST, f"The body holds more than {MOST_VALUES:,} values"
+            )
             return
         try:
             self.message = message = jsonrpc.parse(self.body)
-        except Malformed as error:
+        except MalformedMessage as error:
             self.malformed = error
         else:
             self.feature = named(message)
@@ -322,7 +324,7 @@ class McpRequest:
         if task is not None:
             self.mcp_task, self.feature = task, task.feature
 
-    def set_grant(self, grant: Grant) -> None:
+    def set_grant(self, grant: AccessRow) -> None:
         """Set the grant of the known token: from here on the request is a call and gets a row."""
         row, task = self.row, self.mcp_task
         if task is not None and (task.connection_id, task.is_modern) != (grant.connection_id, self.modern):
@@ -343,7 +345,7 @@ class McpRequest:
         else:
             row.method = jsonrpc.method_in(self.body)
 
-    def rename(self, feature: Named, grant: Grant) -> None:
+    def rename(self, feature: Named, grant: AccessRow) -> None:
         """Continue as a request of `feature` under `grant`, in the log and when access is re-checked.
 
         The credentials of the grant's servers are redacted from recorded payloads.

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from proxy import metrics
 from proxy.request import MCP_TOKEN_KINDS, McpRequest, Pair
-from proxy.store.events import History, StreamEvents
+from proxy.store.events import StreamEvents, StreamHistory
 from wire import jsonrpc, sse, token_text, versions
 from wire.background import spawn
 
@@ -183,7 +183,7 @@ class Stream:
         self._request = request
         self._ping_seconds = ping_seconds
         self._events = events
-        self._history: History | None = None
+        self._history: StreamHistory | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._ended = False
         self._headers: tuple[Pair, ...] = ()
@@ -257,7 +257,7 @@ class Stream:
         if is_primed(session.version):
             await request.send({"type": "http.response.body", "body": history.beginning(), "more_body": True})
 
-    async def _watch(self, history: History) -> None:
+    async def _watch(self, history: StreamHistory) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         history.leave()

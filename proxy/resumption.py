@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from proxy.access.decision import Grant
+from proxy.access.decision import AccessRow
 from proxy.audiences import UPDATED
 from proxy.request import McpRequest
 from proxy.response import is_primed
@@ -35,7 +35,7 @@ class Resumption:
         self._keeper = keeper
         self._repeats: Repeats = {}
 
-    async def standing(self, request: McpRequest, grant: Grant) -> StandingStream:
+    async def standing(self, request: McpRequest, grant: AccessRow) -> StandingStream:
         """Return the stream for this GET in a session. Raises DatabaseUnavailable."""
         assert grant.session is not None, "refused before"
         name = EventId.read(request.header(b"last-event-id")) if b"last-event-id" in request.headers else None
@@ -50,7 +50,9 @@ class Resumption:
         standing.feed = partial(self._begin_to_tell, lists=lists, subscribed=subscribed)
         return standing
 
-    def _begun(self, request: McpRequest, grant: Grant, name: EventId | None, missed: Sequence[Kept]) -> StandingStream:
+    def _begun(
+        self, request: McpRequest, grant: AccessRow, name: EventId | None, missed: Sequence[Kept]
+    ) -> StandingStream:
         session = grant.session
         assert session is not None
         if name is None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
-from proxy.access.decision import Grant
+from proxy.access.decision import AccessRow
 from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target
 from proxy.request import McpRequest
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
@@ -60,11 +60,11 @@ class StreamOver(Exception):
     """The client's stream ended before it could be asked on it."""
 
 
-class Asking(NamedTuple):
+class InteractiveCall(NamedTuple):
     """A call during which the server may ask the client: its target, and the client's stream, if any."""
 
     request: McpRequest
-    grant: Grant
+    grant: AccessRow
     target: Target
     stream: ClientStream | None
 
@@ -126,7 +126,7 @@ class ServerRequests:
 
     # From a session server to a session client
 
-    async def carry(self, asking: Asking, asked: Object, answer: Answer) -> None:
+    async def carry(self, asking: InteractiveCall, asked: Object, answer: Answer) -> None:
         """Forward the request to the client, and its answer to the server.
 
         If cancelled because the call is over, the server gets an error.
@@ -142,7 +142,7 @@ class ServerRequests:
             raise
         await answer(answered)
 
-    async def ask_client(self, asking: Asking, asked: Object) -> Object:
+    async def ask_client(self, asking: InteractiveCall, asked: Object) -> Object:
         """Return the client's answer, `{"result": ...}` or `{"error": ...}`; an error too if none came in time."""
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
@@ -161,7 +161,7 @@ class ServerRequests:
         return answered
 
     async def wait(
-        self, asking: Asking, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
+        self, asking: InteractiveCall, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
     ) -> Object:
         """Send the request by `send` and wait for `owner` to answer; return the answer once its row is written."""
         row = _row(asking, asked)
@@ -186,7 +186,9 @@ class ServerRequests:
                 self.in_background(self._end(asking, asked, uid, row, None))
         return await self._end(asking, asked, uid, row, answered)
 
-    async def _end(self, asking: Asking, asked: Object, uid: str, row: CallRow, answered: Object | None) -> Object:
+    async def _end(
+        self, asking: InteractiveCall, asked: Object, uid: str, row: CallRow, answered: Object | None
+    ) -> Object:
         """Drop the request, write its row, and return the answer, or an error if the row cannot be written."""
         if answered is TIMED_OUT:
             row.outcome = "timeout"
@@ -208,7 +210,7 @@ class ServerRequests:
             return _error("The gateway could not record the answer")
         return answered or {}
 
-    async def take_answer(self, request: McpRequest, grant: Grant) -> None:
+    async def take_answer(self, request: McpRequest, grant: AccessRow) -> None:
         """Store a response that a client posted for the worker that waits for it; drop it if none does.
 
         Raises DatabaseUnavailable.
@@ -218,7 +220,7 @@ class ServerRequests:
         if uid is not None and grant.session is not None:
             await self._pending.answer(uid, Owner(grant.connection_id, grant.session.id), request.body)
 
-    def roots_changed(self, grant: Grant) -> None:
+    def roots_changed(self, grant: AccessRow) -> None:
         """Notify the servers of this session that the client's roots have changed."""
         for assigned in grant.assignments:
             if assigned.upstream_session is None or not assigned.in_scope or server_refusal(assigned):
@@ -233,7 +235,7 @@ class ServerRequests:
     # From a server of 2026-07-28 to a session client
 
     async def give_input(
-        self, asking: Asking, answer: RpcResponse, again: Callable[[Object], Awaitable[RpcResponse]]
+        self, asking: InteractiveCall, answer: RpcResponse, again: Callable[[Object], Awaitable[RpcResponse]]
     ) -> RpcResponse:
         """Ask the client for the input the server wants, and send the call again until it returns a final answer.
 
@@ -254,7 +256,7 @@ class ServerRequests:
             answer = await again(wanted)
         raise BadAnswer(server, f"it wanted input more than {MOST_ROUNDS} times")
 
-    async def _ask_all(self, asking: Asking, requests: Any) -> Object:
+    async def _ask_all(self, asking: InteractiveCall, requests: Any) -> Object:
         server = asking.target.server_name
         if not isinstance(requests, dict) or len(requests) > MOST_ASKED:
             raise BadAnswer(server, "what it wants as input cannot be read")
@@ -289,14 +291,14 @@ CALL_OVER = _error("The call is over")
 TIMED_OUT = _error("The client did not answer in time")
 
 
-def _for_client(asking: Asking, asked: Object) -> Object:
+def _for_client(asking: InteractiveCall, asked: Object) -> Object:
     params = asked.get("params")
     return (
         {**asked, "params": task_ids.for_client(params, asking.request.task_ids)} if isinstance(params, dict) else asked
     )
 
 
-def _checked(asking: Asking, answer: Object) -> Object:
+def _checked(asking: InteractiveCall, answer: Object) -> Object:
     """Return the result or the error of a client's answer, for the server."""
     if isinstance(answer.get("error"), dict):
         return {"error": answer["error"]}
@@ -313,7 +315,7 @@ def as_uuid(text: object) -> str | None:
         return None
 
 
-def _row(asking: Asking, asked: Object) -> CallRow:
+def _row(asking: InteractiveCall, asked: Object) -> CallRow:
     """Return the log row of a server's request, with the people and objects of its call."""
     at = time.time()
     call = asking.request.row

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from uuid import uuid4
 
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import (
     IdentityUnreadable,
     Refusal,
@@ -27,7 +27,7 @@ from proxy.audiences import (
     UPDATED,
     Audience,
     Audiences,
-    Held,
+    OpenServerStream,
     Source,
     assigned_of,
     digest,
@@ -40,7 +40,7 @@ from proxy.audiences import (
 from proxy.carrier import COMPLETED, LOGGED, Carriage, Carrier
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable
-from proxy.session_calls import PROGRESS, Use
+from proxy.session_calls import PROGRESS, SessionUse
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.sessions import SessionKeeper
@@ -94,7 +94,7 @@ class ServerStreams:
         self._lists = lists
         self._cipher = cipher
         self._name = str(uuid4())
-        self._held: dict[str, Held] = {}  # By row.
+        self._held: dict[str, OpenServerStream] = {}  # By row.
         # The sessions opened for client streams, by owner and assignment: the row, and the subscribed URIs.
         self._sessions: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
         self._background = Background(UpstreamError, DatabaseUnavailable)
@@ -157,7 +157,7 @@ class ServerStreams:
             self._look_again(None)  # The news are consumed, so the next round checks everything.
             raise
 
-    async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, Grant]) -> None:
+    async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
         """Open the streams needed for owners that changed or were re-checked, and close those no longer needed."""
         began = time.monotonic()
         standing = self.streams.standing()
@@ -203,7 +203,9 @@ class ServerStreams:
         if gone:
             await self._keeper.release(self._name, gone)
 
-    def _due(self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, Grant], now: float) -> set[str]:
+    def _due(
+        self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, AccessRow], now: float
+    ) -> set[str]:
         """Return the owners with new grants, and those not checked for LOOK_AGAIN_SECONDS."""
         looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
         due = {
@@ -308,15 +310,17 @@ class ServerStreams:
                 wanted[row] = Source(audience, assigned, upstream)
         return wanted
 
-    def _hold(self, row: str, source: Source) -> Held:
+    def _hold(self, row: str, source: Source) -> OpenServerStream:
         if row not in self._held:
-            held = self._held[row] = Held(source, self._background.spawn("stream of a server", self._listen(row)))
+            held = self._held[row] = OpenServerStream(
+                source, self._background.spawn("stream of a server", self._listen(row))
+            )
             held.task.add_done_callback(lambda _: held.has_begun())  # Wake waiters even if it was cancelled.
         return self._held[row]
 
     # For calls
 
-    async def _listen_for_calls(self, row: str, use: Use) -> None:
+    async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
         """Wait until the server's stream is open, or will not be opened, for at most READY_SECONDS."""
         if not use.beginning:
             use.beginning = True
@@ -325,7 +329,7 @@ class ServerStreams:
             async with asyncio.timeout(READY_SECONDS):
                 await use.settled.wait()
 
-    async def _begin_for_calls(self, row: str, use: Use) -> None:
+    async def _begin_for_calls(self, row: str, use: SessionUse) -> None:
         try:
             if row not in self._held and not self._is_silent(use) and self._make_room(1):
                 self._beginning.add(row)
@@ -344,7 +348,7 @@ class ServerStreams:
             use.beginning = False
             use.settled.set()
 
-    def _is_silent(self, use: Use) -> bool:
+    def _is_silent(self, use: SessionUse) -> bool:
         """Return whether this server recently had no stream."""
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
@@ -440,7 +444,7 @@ class ServerStreams:
             pause = min(2 * pause, MOST_AGAIN_SECONDS)
             await self._renew(held)
 
-    async def _renew(self, held: Held) -> None:
+    async def _renew(self, held: OpenServerStream) -> None:
         """Reload the session's target, with its current credential, before its stream is opened again."""
         if held.source.target.session is None:
             return
@@ -448,7 +452,7 @@ class ServerStreams:
             if (upstream := await self._keeper.target_of(held.row)) is not None:
                 held.source = held.source._replace(target=upstream)
 
-    async def _listen_once(self, held: Held) -> bool:
+    async def _listen_once(self, held: OpenServerStream) -> bool:
         """Forward the server's messages until its stream ends; False if it has none. Raises an UpstreamError."""
         source = held.source
 
@@ -473,7 +477,7 @@ class ServerStreams:
                 raise
             return not await self._is_alive(source)  # Some servers answer like this if they have no stream.
 
-    def _opened(self, held: Held) -> None:
+    def _opened(self, held: OpenServerStream) -> None:
         self._begin(held)
         if held.was_open and not held.place.last_event_id:
             self._tell_what_may_be(held.source)
@@ -500,7 +504,7 @@ class ServerStreams:
 
         self._run(tell())
 
-    def _begin(self, held: Held) -> None:
+    def _begin(self, held: OpenServerStream) -> None:
         held.has_begun()
         self._tell_begun(held.source.audience)
 
@@ -513,7 +517,7 @@ class ServerStreams:
 
     # Notifications
 
-    async def _pass_on(self, held: Held, message: Object) -> None:
+    async def _pass_on(self, held: OpenServerStream, message: Object) -> None:
         method, (audience, assigned, _) = message["method"], held.source
         with suppress(DatabaseUnavailable):
             if (name := LIST_OF.get(method)) is not None:
@@ -526,11 +530,11 @@ class ServerStreams:
             elif method in (PROGRESS, LOGGED, COMPLETED):
                 await self._carrier.tell(held, message)
 
-    def list_changed(self, assigned: AssignedServer, grant: Grant, name: str) -> None:
+    def list_changed(self, assigned: AssignedServer, grant: AccessRow, name: str) -> None:
         """Refresh this list of the server, and notify the clients of the gateway."""
         self._run(self._list_changed(assigned, grant, name))
 
-    async def _list_changed(self, assigned: AssignedServer, grant: Grant, name: str) -> None:
+    async def _list_changed(self, assigned: AssignedServer, grant: AccessRow, name: str) -> None:
         for kind in KINDS[name]:
             self._lists.refresh(assigned, grant, kind)
         await self._bus.publish("lists", f"{grant.gateway_id} {name} said")
@@ -556,7 +560,7 @@ def _let_know(audience: Audience) -> None:
         standing.heard.set()
 
 
-def _for_calls(use: Use) -> Source:
+def _for_calls(use: SessionUse) -> Source:
     """Return the source for a stream that only calls need."""
     call = use.newest
     return Source(Audience([], call.grant), call.assigned, call.target)

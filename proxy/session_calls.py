@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
 
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.pending import Owner, PendingRequests
 from wire import jsonrpc
 from wire.jsonrpc import Object
-from wire.rpc_messages import OnNotification, OnRequest, Session, Target, ignore
+from wire.rpc_messages import OnNotification, OnRequest, SessionHandle, Target, ignore
 
 IDLE_SECONDS = 30.0  # The stream of a session is read for this long after its last call.
 INTERESTED_SECONDS = 25.0  # How long another worker's interest in a session is valid.
@@ -36,7 +36,7 @@ class SessionCall:
     """A running call; `row` is the session at the server in which it was sent."""
 
     calls: "SessionCalls"
-    grant: Grant
+    grant: AccessRow
     assigned: AssignedServer
     target: Target
     token: int | None
@@ -45,7 +45,9 @@ class SessionCall:
     on_notification: OnNotification = ignore
     on_request: OnRequest | None = None
 
-    async def begin(self, session: Session, on_notification: OnNotification, on_request: OnRequest | None) -> None:
+    async def begin(
+        self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
+    ) -> None:
         """Return when the call may be sent in this session: once the server's stream is open, if it has one."""
         self.end()
         if not session.id or not session.row:
@@ -64,7 +66,7 @@ class SessionCall:
 
 
 @dataclass(eq=False, slots=True)
-class Use:
+class SessionUse:
     """A session at a server with running or recent calls of this worker; `newest` is the last of them."""
 
     newest: SessionCall
@@ -79,14 +81,14 @@ class SessionCalls:
     """The sessions at servers that calls of this worker use, by row."""
 
     def __init__(self) -> None:
-        self.uses: dict[str, Use] = {}
-        self.listen: Callable[[str, Use], Awaitable[None]] | None = None
+        self.uses: dict[str, SessionUse] = {}
+        self.listen: Callable[[str, SessionUse], Awaitable[None]] | None = None
         self._interested: dict[str, dict[str, float]] = {}
 
     async def begin(self, call: SessionCall) -> None:
         use = self.uses.get(call.row)
         if use is None:
-            use = self.uses[call.row] = Use(call)
+            use = self.uses[call.row] = SessionUse(call)
         use.calls.append(call)
         use.newest, use.in_doubt = call, False
         if not use.settled.is_set() and self.listen is not None:
@@ -161,7 +163,7 @@ class Bid(NamedTuple):
     has_standing: bool
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """The destination of a message: a worker's only call, or its standing stream."""
 
     worker: str
@@ -205,7 +207,7 @@ class Courier:
         for first in range(0, len(rows), 100):
             await self._bus.publish("interest", " ".join([self.name, *rows[first : first + 100]]))
 
-    async def offer(self, heard: Heard, owner: Owner) -> Place | None:
+    async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
         """Choose the destination, and hand over if it is another worker; None if no worker has a stream for it."""
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
@@ -278,11 +280,11 @@ class Courier:
             await self._deliver(heard._replace(messages=rest), to_call == "1")
 
 
-def choose(bids: dict[str, Bid], own: str) -> Place | None:
+def choose(bids: dict[str, Bid], own: str) -> Destination | None:
     """Choose the only call of all workers, if it has a stream; otherwise a standing stream, preferably our own."""
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
         if bids[worker].has_stream:
-            return Place(worker, to_call=True)
+            return Destination(worker, to_call=True)
     standing = [worker for worker, bid in bids.items() if bid.has_standing]
-    return Place(own if own in standing else standing[0], to_call=False) if standing else None
+    return Destination(own if own in standing else standing[0], to_call=False) if standing else None

@@ -14,12 +14,12 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from proxy import metrics, response
-from proxy.access.decision import DENIALS, Denied, Grant, decide
+from proxy.access.decision import DENIALS, AccessRow, Denied, decide
 from proxy.access.query import AccessQuery, ServersNeeded, Wanted, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
 from proxy.store.database import DatabaseUnavailable, StatementRejected
-from proxy.store.events import MOST_BYTES, History
+from proxy.store.events import MOST_BYTES, StreamHistory
 from wire import jsonrpc, sse
 from wire.background import Background, spawn
 from wire.errors import UpstreamError
@@ -70,17 +70,17 @@ INSERT INTO proxy_cancellation (key, at) VALUES (%(key)s, now()) ON CONFLICT (ke
 INTRODUCED = Wanted(ServersNeeded.INTRODUCED)
 
 type Feed = Callable[[StandingStream], Coroutine[None, None, None]]
-type Refusals = Callable[[McpRequest, Grant], UpstreamError | None]
+type Refusals = Callable[[McpRequest, AccessRow], UpstreamError | None]
 
 
-class Ending(NamedTuple):
+class StopReason(NamedTuple):
     """The reason to end a call or stream early: denied, its server or feature refused, or, with neither, cancelled."""
 
     denied: Denied | None = None
     refusal: UpstreamError | None = None
 
 
-CANCELLED = Ending()
+CANCELLED = StopReason()
 
 
 class StandingStream:
@@ -94,12 +94,12 @@ class StandingStream:
     def __init__(
         self,
         request: McpRequest,
-        grant: Grant,
+        grant: AccessRow,
         *,
         subscription: jsonrpc.Id | None = None,
         lists: Iterable[str] = LISTS,
         uris: Iterable[str] = (),
-        history: History | None = None,
+        history: StreamHistory | None = None,
         feed: Feed | None = None,
         repeats: bool = False,
     ) -> None:
@@ -263,7 +263,7 @@ class Streams:
         self._background = Background(DatabaseUnavailable, StatementRejected)
         self.changed = asyncio.Event()  # Set when there is news about standing streams.
         self._changed: set[str] = set()
-        self._granted: dict[AccessQuery, Grant] = {}
+        self._granted: dict[AccessQuery, AccessRow] = {}
         _open.append(self)
         bus.on("cut", self._access_was_cut)
         bus.on("ended", self._session_ended)
@@ -283,7 +283,7 @@ class Streams:
 
     # What is under way
 
-    async def serve(self, standing: StandingStream, ping_seconds: float) -> Ending | None:
+    async def serve(self, standing: StandingStream, ping_seconds: float) -> StopReason | None:
         """Serve this stream until it ends; return the reason if it was ended early."""
         request = standing.request
         self.calls[request.uid] = request
@@ -301,7 +301,7 @@ class Streams:
             metrics.open_counts["streams"] -= 1
             del self._standing[request.uid], self.calls[request.uid]
             self.note(standing.owner)
-        ending: Ending | None = request.ending
+        ending: StopReason | None = request.ending
         return ending
 
     def note(self, owner: str) -> None:
@@ -309,7 +309,7 @@ class Streams:
         self._changed.add(owner)
         self.changed.set()
 
-    def news(self) -> tuple[set[str], dict[AccessQuery, Grant]]:
+    def news(self) -> tuple[set[str], dict[AccessQuery, AccessRow]]:
         """Return the owners noted and the grants of standing streams re-read since the last call."""
         self.changed.clear()
         news = self._changed, self._granted
@@ -394,7 +394,7 @@ class Streams:
         parts = max(1, -(-len(self.calls) // DECIDED_AT_ONCE))
         return [(part, parts) for part in range(parts)]
 
-    async def recheck(self, request: McpRequest) -> Grant | None:
+    async def recheck(self, request: McpRequest) -> AccessRow | None:
         """Re-check a call that has waited: return its current grant, or None if it may not continue.
 
         The reason is then in its `ending`, and becomes its response. Raises DatabaseUnavailable.
@@ -435,7 +435,7 @@ class Streams:
         if failures:
             raise failures[0]
 
-    def _apply(self, request: McpRequest, grant: Grant | DatabaseUnavailable | None) -> None:
+    def _apply(self, request: McpRequest, grant: AccessRow | DatabaseUnavailable | None) -> None:
         """End this call or stream if it lost access; note the new grant of a standing stream."""
         if isinstance(grant, DatabaseUnavailable) or request.uid not in self.calls:
             return
@@ -448,23 +448,23 @@ class Streams:
         assert request.query is not None, "what is under way was authorized"
         return request.query._replace(wanted=INTRODUCED) if request.uid in self._standing else request.query
 
-    def _verdict(self, request: McpRequest, grant: Grant | None) -> Ending | None:
+    def _verdict(self, request: McpRequest, grant: AccessRow | None) -> StopReason | None:
         if grant is None:
-            return Ending(denied=DENIALS["unknown"])
+            return StopReason(denied=DENIALS["unknown"])
         is_standing = request.uid in self._standing
         if grant.by_oauth and not is_standing:
             # Apps get a new token every few minutes; a call that began with the previous one continues.
             grant = grant._replace(token_expired=False)
         if (denied := decide(grant, request.parsed_headers.client_ip)) is not None:
-            return Ending(denied=denied)
+            return StopReason(denied=denied)
         if request.grant is not None and grant.owner_id != request.grant.owner_id:
             return CANCELLED  # Its session has ended.
         if is_standing and grant.session is not None and grant.session.is_lost:
             return CANCELLED  # The client should reconnect and get the 404.
         refusal = None if is_standing else self._refusal(request, grant)
-        return None if refusal is None else Ending(refusal=refusal)
+        return None if refusal is None else StopReason(refusal=refusal)
 
-    def _end(self, request: McpRequest, ending: Ending) -> None:
+    def _end(self, request: McpRequest, ending: StopReason) -> None:
         if request.ending is not None:
             return
         request.ending = ending
@@ -555,7 +555,7 @@ def end_standing() -> None:
         streams.end_standing()
 
 
-def _last_message(standing: StandingStream, ending: Ending, public_url: str) -> bytes:
+def _last_message(standing: StandingStream, ending: StopReason, public_url: str) -> bytes:
     """Return the last message of a standing stream: the result of a listen, or the error of a denied GET, if any."""
     if standing.subscription is not None:
         return _result(standing)

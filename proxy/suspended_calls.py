@@ -18,12 +18,13 @@ from typing import NoReturn
 from uuid import uuid4
 
 from proxy.request import McpRequest
-from proxy.server_requests import CALL_OVER, NOT_SUPPORTED, Asking, ServerRequests, as_uuid, can_answer
+from proxy.server_requests import CALL_OVER, NOT_SUPPORTED, InteractiveCall, ServerRequests, as_uuid, can_answer
+from proxy.store.bus import Statements
 from proxy.store.database import DatabaseUnavailable
-from proxy.store.pending import Bell, Owner, PendingRequests, Statements
+from proxy.store.pending import Bell, Owner, PendingRequests
 from wire import jsonrpc
 from wire.background import Background, every, spawn
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import MODERN, SESSION, Answer, OnRequest, RpcResponse
@@ -101,7 +102,7 @@ class Ended(UpstreamError):
         return self._data
 
 
-class Failed(Exception):
+class SuspendedCallFailed(Exception):
     """The call failed inside the gateway while it was held."""
 
 
@@ -109,7 +110,7 @@ class Failed(Exception):
 class _Call:
     """A call that may be suspended, in the worker that holds it."""
 
-    asking: Asking
+    asking: InteractiveCall
     uid: str = field(default_factory=lambda: str(uuid4()))
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     held: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -148,7 +149,7 @@ class SuspendedCalls:
                 await self._state.fetch(END, (uid,))
 
     async def call(
-        self, asking: Asking, message: Message, ask: Callable[[OnRequest], Awaitable[RpcResponse]]
+        self, asking: InteractiveCall, message: Message, ask: Callable[[OnRequest], Awaitable[RpcResponse]]
     ) -> RpcResponse:
         """Return the answer of `ask`, or `input_required` once the server asks something. Raises what `ask` does."""
         call = _Call(asking)
@@ -181,7 +182,7 @@ class SuspendedCalls:
         self._hold(call, task)
         return self._input_required(asking.request, message, call.uid, 0, asked)
 
-    async def resume(self, asking: Asking, message: Message) -> RpcResponse:
+    async def resume(self, asking: InteractiveCall, message: Message) -> RpcResponse:
         """Return the outcome of the call that this request retries, or `input_required` again.
 
         Raises BadState, CallLost, or the error of the call.
@@ -305,7 +306,7 @@ class SuspendedCalls:
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))
             kind, uid, turn, connection, digest, ends = facts
-        except (Unreadable, ValueError, TypeError):
+        except (Undecryptable, ValueError, TypeError):
             _refuse("this requestState was not given by this gateway")
         if kind != KIND or connection != connection_id or digest != _digest(message):
             _refuse("this requestState was given for another request")
@@ -360,11 +361,14 @@ def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
 
 
 def _opened_outcome(text: bytes, server: str) -> RpcResponse:
-    """Return the answer stored by `_sealable`. Raises Ended, DatabaseUnavailable or Failed if the call failed."""
+    """Return the answer stored by `_sealable`.
+
+    Raises Ended, DatabaseUnavailable or SuspendedCallFailed if the call failed.
+    """
     if text == UNAVAILABLE:
         raise DatabaseUnavailable("the database did not answer while the call was held")
     if text == FAILED:
-        raise Failed(Failed.__doc__)
+        raise SuspendedCallFailed(SuspendedCallFailed.__doc__)
     kind, _, kept = text.partition(b" ")
     if kind == b"error":
         raise Ended(server, *jsonrpc.loads(kept))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.access.decision import AssignedServer
 from proxy.access.features import TOOL, Named
 from wire import jsonrpc
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 from wire.errors import BadAnswer, UpstreamError
 from wire.jsonrpc import Message, Object
 from wire.rpc_messages import MODERN, RpcResponse, Target
@@ -95,7 +95,7 @@ def opened(cipher: Cipher, message: Message) -> Task | None:
         return None
     try:
         kind, own_id, *facts = json.loads(cipher.open(sealed.encode()))
-    except (Unreadable, ValueError, TypeError):
+    except (Undecryptable, ValueError, TypeError):
         return None
     return Task(own_id, sealed, *facts) if kind == KIND else None
 

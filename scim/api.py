@@ -20,19 +20,19 @@ from accounts.models import Role
 from accounts.rules import BeyondYours
 from capabilities import Capability
 from scim.models import (
-    AlreadyRevoked,
-    BadOverlap,
-    IssuedKey,
+    BadKeyOverlap,
+    IssuedProvisioningKey,
     MakesOwners,
-    NameTaken,
-    NoPrevious,
+    NoPreviousKey,
     ProvisioningKey,
+    ProvisioningKeyAlreadyRevoked,
+    ProvisioningKeyNameTaken,
     RoleBeyond,
-    TooManyKeys,
+    TooManyProvisioningKeys,
 )
 from tokens.serializers import PreviousSecret, Rotation
 from ui.operations import ListQuery, operation
-from ui.rest import Id, Moment, Problem, Reference, Resource, secret_answer
+from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, secret_answer
 
 # Somebody who has the secret can do what the key may.
 ISSUING = frozenset({Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE})
@@ -49,11 +49,11 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
         child=serializers.CharField(), help_text="Slugs of capabilities; it changes only people who hold no others."
     )
     status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
-    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
-    rolled_at = Moment(allow_null=True, help_text="When its secret was last replaced; null if never.")
+    last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
+    rolled_at = UtcDateTimeField(allow_null=True, help_text="When its secret was last replaced; null if never.")
     previous_secret = serializers.SerializerMethodField(help_text="Previous secret, while it still works.")
-    created_at = Moment(help_text="When it was created.")
-    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
+    revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
 
     @extend_schema_field(PreviousSecret(allow_null=True))
     def get_previous_secret(self, key: ProvisioningKey) -> dict[str, Any] | None:
@@ -89,13 +89,13 @@ class ProvisioningKeyResource(Resource):
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
-        TooManyKeys: Problem(HTTPStatus.CONFLICT, "too_many_keys"),
-        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "provisioning_key_revoked"),
-        NoPrevious: Problem(HTTPStatus.CONFLICT, "no_previous_secret"),
+        ProvisioningKeyNameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+        TooManyProvisioningKeys: Problem(HTTPStatus.CONFLICT, "too_many_keys"),
+        ProvisioningKeyAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "provisioning_key_revoked"),
+        NoPreviousKey: Problem(HTTPStatus.CONFLICT, "no_previous_secret"),
         MakesOwners: Problem(HTTPStatus.BAD_REQUEST, "invalid", "role_id"),
         RoleBeyond: Problem(HTTPStatus.BAD_REQUEST, "invalid", "capabilities"),
-        BadOverlap: Problem(HTTPStatus.BAD_REQUEST, "invalid", "overlap_hours"),
+        BadKeyOverlap: Problem(HTTPStatus.BAD_REQUEST, "invalid", "overlap_hours"),
         BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
     }
     serializer_class = ProvisioningKeySerializer
@@ -175,7 +175,7 @@ class ProvisioningKeyResource(Resource):
             key.revoke(by=self.me)
         return self.answer(self._find(pk))
 
-    def _told(self, new: IssuedKey, status: int = HTTPStatus.OK) -> Response:
+    def _told(self, new: IssuedProvisioningKey, status: int = HTTPStatus.OK) -> Response:
         """Return the key with its secret, which is only in this response."""
         return secret_answer(self.serialize(self._find(new.key.pk)) | {"secret": new.secret}, status)
 

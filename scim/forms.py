@@ -13,7 +13,7 @@ from capabilities.catalogue import MEMBER, SUPER_ADMIN
 from scim.models import ProvisioningError
 
 
-class KeyForm(ChecksCapabilities):
+class ProvisioningKeyForm(ChecksCapabilities):
     """A new provisioning key. The form contains its id, so that submitting it again creates no second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)

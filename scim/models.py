@@ -36,13 +36,13 @@ class ProvisioningError(Exception):
     field = ""
 
 
-class NameTaken(ProvisioningError):
+class ProvisioningKeyNameTaken(ProvisioningError):
     """A provisioning key with this name exists already."""
 
     field = "name"
 
 
-class TooManyKeys(ProvisioningError):
+class TooManyProvisioningKeys(ProvisioningError):
     """A workspace has 10 provisioning keys at most. Revoke one first."""
 
 
@@ -58,17 +58,17 @@ class RoleBeyond(ProvisioningError):
     field = "capabilities"
 
 
-class BadOverlap(ProvisioningError):
+class BadKeyOverlap(ProvisioningError):
     """Must be 0, 1, 24 or 168 hours."""
 
     field = "overlap_hours"
 
 
-class AlreadyRevoked(ProvisioningError):
+class ProvisioningKeyAlreadyRevoked(ProvisioningError):
     """This provisioning key has been revoked before."""
 
 
-class NoPrevious(ProvisioningError):
+class NoPreviousKey(ProvisioningError):
     """This provisioning key has no previous secret that still works."""
 
 
@@ -115,7 +115,7 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 
     def issue(
         self, *, name: str, role: Role, capabilities: Collection[Capability], by: User, pk: UUID | None = None
-    ) -> IssuedKey:
+    ) -> IssuedProvisioningKey:
         """Create a key: people it creates get `role`, and it can change only people without further `capabilities`.
 
         Raises ProvisioningError, or BeyondYours for capabilities `by` does not have. The secret is not stored.
@@ -135,13 +135,13 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
                 one_at_a_time()  # Nobody loses a capability or creates another key meanwhile.
                 must_hold(by, capabilities)
                 if self.live().count() >= MOST_KEYS:
-                    raise TooManyKeys(TooManyKeys.__doc__)
+                    raise TooManyProvisioningKeys(TooManyProvisioningKeys.__doc__)
                 key.save(force_insert=True)
                 changes = {"prefix": [None, key.prefix], "role": [None, role.name], "capabilities": [[], slugs]}
                 Event.objects.record(Action.PROVISIONING_KEY_CREATED, key, by=by, changes=changes)
         except IntegrityError:
-            raise NameTaken(NameTaken.__doc__) from None
-        return IssuedKey(key, secret)
+            raise ProvisioningKeyNameTaken(ProvisioningKeyNameTaken.__doc__) from None
+        return IssuedProvisioningKey(key, secret)
 
 
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
@@ -225,20 +225,20 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return self.previous_digest is not None and bytes(self.previous_digest) in digests
 
     def _locked(self) -> ProvisioningKey:
-        """Return this row, locked and live. Raises AlreadyRevoked."""
+        """Return this row, locked and live. Raises ProvisioningKeyAlreadyRevoked."""
         row = type(self).objects.select_for_update(of=("self",)).select_related("role").get(pk=self.pk)
         if row.revoked_at:
-            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            raise ProvisioningKeyAlreadyRevoked(ProvisioningKeyAlreadyRevoked.__doc__)
         return row
 
-    def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedKey:
+    def roll(self, *, by: User, overlap_hours: int = 0) -> IssuedProvisioningKey:
         """Replace the secret; the old one works for another `overlap_hours`, one of OVERLAP_HOURS.
 
-        Raises BadOverlap, AlreadyRevoked, or BeyondYours, because somebody who reads the secret can do what the key
-        may.
+        Raises BadKeyOverlap, ProvisioningKeyAlreadyRevoked, or BeyondYours, because somebody who reads the secret can
+        do what the key may.
         """
         if overlap_hours not in OVERLAP_HOURS:
-            raise BadOverlap(BadOverlap.__doc__)
+            raise BadKeyOverlap(BadKeyOverlap.__doc__)
         secret = token_text.mint(token_text.DIRECTORY)
         with transaction.atomic():
             row = self._locked()
@@ -253,14 +253,17 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
                 changes["overlap_hours"] = [None, overlap_hours]
             Event.objects.record(Action.PROVISIONING_KEY_ROLLED, row, by=by, changes=changes)
         self.refresh_from_db()
-        return IssuedKey(self, secret)
+        return IssuedProvisioningKey(self, secret)
 
     def end_previous(self, *, by: User) -> None:
-        """End the previous secret early; the current one is not changed. Raises NoPrevious or AlreadyRevoked."""
+        """End the previous secret early; the current one is not changed.
+
+        Raises NoPreviousKey or ProvisioningKeyAlreadyRevoked.
+        """
         with transaction.atomic():
             row = self._locked()
             if row.previous_works_until is None:
-                raise NoPrevious(NoPrevious.__doc__)
+                raise NoPreviousKey(NoPreviousKey.__doc__)
             before = row.previous_prefix
             row.forget_previous()
             row.save(update_fields=PREVIOUS)
@@ -268,7 +271,10 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         self.refresh_from_db()
 
     def revoke(self, *, by: User) -> None:
-        """Revoke this key with both secrets. The people it created are not changed. Raises AlreadyRevoked."""
+        """Revoke this key with both secrets. The people it created are not changed.
+
+        Raises ProvisioningKeyAlreadyRevoked.
+        """
         with transaction.atomic():
             row = self._locked()
             row.forget_previous()
@@ -282,7 +288,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         self.note_use("previous_last_used_at" if self.is_previous(secret) else "last_used_at")
 
 
-class IssuedKey(NamedTuple):
+class IssuedProvisioningKey(NamedTuple):
     """A key with its new secret, which is not stored."""
 
     key: ProvisioningKey

@@ -20,9 +20,15 @@ from accounts.capability_groups import check_list
 from accounts.reauthentication import ask_again, ask_first
 from accounts.rules import BeyondYours
 from capabilities import Capability, requires
-from scim.forms import KeyForm
+from scim.forms import ProvisioningKeyForm
 from scim.lists import KEYS
-from scim.models import AlreadyRevoked, IssuedKey, NoPrevious, ProvisioningError, ProvisioningKey
+from scim.models import (
+    IssuedProvisioningKey,
+    NoPreviousKey,
+    ProvisioningError,
+    ProvisioningKey,
+    ProvisioningKeyAlreadyRevoked,
+)
 from tokens.forms import OverlapForm
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
 from ui.tables import show_list
@@ -60,7 +66,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
     return show(request, "scim/key.html", _context(get_object_or_404(ProvisioningKey, pk=pk)))
 
 
-def _context(key: ProvisioningKey, new: IssuedKey | None = None) -> dict[str, Any]:
+def _context(key: ProvisioningKey, new: IssuedProvisioningKey | None = None) -> dict[str, Any]:
     return {
         "key": key,
         "secret": new.secret if new else "",
@@ -76,7 +82,7 @@ def _context(key: ProvisioningKey, new: IssuedKey | None = None) -> dict[str, An
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
     """Create a key, whose secret is only in the response to this POST."""
-    form = KeyForm(posted(request))
+    form = ProvisioningKeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         data = dict(form.cleaned_data)
         existing = ProvisioningKey.objects.filter(pk=data["id"], created_by=request.user).first()
@@ -93,7 +99,7 @@ def create(request: AppRequest) -> HttpResponse:
     return (show if request.method == "GET" else refuse)(request, "scim/form.html", context)
 
 
-def _shown(request: AppRequest, new: IssuedKey) -> HttpResponse:
+def _shown(request: AppRequest, new: IssuedProvisioningKey) -> HttpResponse:
     """Show the key's page with its new secret, once."""
     response = show(request, "scim/key.html", _context(new.key, new))
     response["Referrer-Policy"] = "no-referrer"
@@ -131,7 +137,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             back=page_url(key),
         )
-    with suppress(NoPrevious, AlreadyRevoked):  # Already ended.
+    with suppress(NoPreviousKey, ProvisioningKeyAlreadyRevoked):  # Already ended.
         key.end_previous(by=request.user)
     return leave(request, page_url(key), "Old secret ended")
 
@@ -149,6 +155,6 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             icon="revoke",
             back=page_url(key),
         )
-    with suppress(AlreadyRevoked):
+    with suppress(ProvisioningKeyAlreadyRevoked):
         key.revoke(by=request.user)
     return leave(request, reverse("scim:list"), "Provisioning key revoked")

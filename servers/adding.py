@@ -18,14 +18,14 @@ from gateways.models import (
     Assignment,
     Effect,
     Feature,
+    FeatureKind,
     Gateway,
     IdentityScheme,
-    Kind,
     Reach,
     ToolPolicy,
     allow_identity,
 )
-from servers.discovery import AccessRefused, Discovered, Failed, NoEndpoint, discover, note, refusal_of
+from servers.discovery import Discovered, DiscoveryFailed, DiscoveryRefused, NoEndpoint, discover, note, refusal_of
 from servers.forms import SecretForm, ServerForm, Trial, suggest
 from servers.models import AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs, needs_of
@@ -142,11 +142,11 @@ class NewServerForm(Trial, ServerForm):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ServerTrial:
     """The outcome of asking a server that is not stored yet."""
 
     url: str
-    outcome: Discovered | Failed
+    outcome: Discovered | DiscoveryFailed
     with_credential: bool
     needs: Needs | None = None
 
@@ -169,7 +169,7 @@ class Asked:
     @property
     def kind(self) -> str:
         """The severity of the outcome; a server that asks for a credential is up."""
-        return "good" if self.found else "warn" if isinstance(self.outcome, AccessRefused) else "bad"
+        return "good" if self.found else "warn" if isinstance(self.outcome, DiscoveryRefused) else "bad"
 
     @property
     def wants(self) -> str:
@@ -178,7 +178,7 @@ class Asked:
             if self.with_credential:
                 return "It takes this credential."
             return "It answers without a credential."
-        if not isinstance(self.outcome, AccessRefused):
+        if not isinstance(self.outcome, DiscoveryRefused):
             return "Nobody can tell before it answers."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
@@ -214,10 +214,11 @@ def _line(text: Any) -> str:
     return text.strip().partition("\n")[0][:120] if isinstance(text, str) else ""
 
 
-def ask(values: dict[str, Any], secret: str) -> Asked:
+def ask(values: dict[str, Any], secret: str) -> ServerTrial:
     """Ask the server described by `values`, with `secret` if given. Nothing is stored.
 
-    If there is no MCP endpoint at the root of a host, the usual paths are tried; `Asked.url` is the URL that worked.
+    If there is no MCP endpoint at the root of a host, the usual paths are tried; `ServerTrial.url` is the URL that
+    worked.
     """
     asked, parts = _ask(values, secret), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -228,19 +229,19 @@ def ask(values: dict[str, Any], secret: str) -> Asked:
     return asked
 
 
-def _ask(values: dict[str, Any], secret: str) -> Asked:
+def _ask(values: dict[str, Any], secret: str) -> ServerTrial:
     server = Server(**values)
     identity = None
     if secret and server.needs_credential:
         identity = Identity(server=server, label="what was pasted", kind=server.auth_type)
         identity.seal(secret)
     try:
-        return Asked(server.url, discover(server, identity), identity is not None)
-    except AccessRefused as refusal:
+        return ServerTrial(server.url, discover(server, identity), identity is not None)
+    except DiscoveryRefused as refusal:
         needs = needs_of(server) if identity is None and not is_own(server.url) else None
-        return Asked(server.url, refusal, identity is not None, needs)
-    except Failed as failure:
-        return Asked(server.url, failure, identity is not None)
+        return ServerTrial(server.url, refusal, identity is not None, needs)
+    except DiscoveryFailed as failure:
+        return ServerTrial(server.url, failure, identity is not None)
 
 
 def is_own(url: str) -> bool:
@@ -252,7 +253,7 @@ def add(form: NewServerForm, *, by: User, tested: dict[str, str] | None = None, 
     """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
 
     If it has gateways or a credential, it is asked for its tools immediately, so that gateways show them and the
-    credential is tested. Otherwise its health is taken from `tested`, the `Asked.health` of an earlier test.
+    credential is tested. Otherwise its health is taken from `tested`, the `ServerTrial.health` of an earlier test.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -310,8 +311,8 @@ def _assign(server: Server, gateway: Gateway, form: NewServerForm, identity: Ide
 def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | None, tools: str, by: User) -> None:
     """List the server's tools. If that fails, they are listed when the server is first used."""
     try:
-        discovered = discover(server, identity, tuple(Kind))
-    except Failed as failure:
+        discovered = discover(server, identity, tuple(FeatureKind))
+    except DiscoveryFailed as failure:
         note(server, identity, failure)
         return
     note(server, identity, discovered)
@@ -319,5 +320,5 @@ def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | N
         for kind, definitions in discovered.features.items():
             Feature.objects.learn(assignment, definitions, kind, identity)
         if tools == READ_ONLY:
-            for feature in assignment.features.filter(kind=Kind.TOOL, effect=Effect.READ_ONLY, enabled=False):
+            for feature in assignment.features.filter(kind=FeatureKind.TOOL, effect=Effect.READ_ONLY, enabled=False):
                 feature.enable(by=by)

@@ -14,10 +14,10 @@ from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment, IdentityScheme
 from servers import well_known
-from servers.adding import ALL, OWN, Asked, NewServerForm
+from servers.adding import ALL, OWN, NewServerForm, ServerTrial
 from servers.adding import add as store
 from servers.adding import ask as ask_server
-from servers.discovery import AccessRefused
+from servers.discovery import DiscoveryRefused
 from servers.forms import suggest
 from servers.models import BUILT_IN_URL, ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Server
 from servers.oauth_client.registration import redirect_uri
@@ -105,7 +105,7 @@ def _tested(request: AppRequest, values: dict[str, Any]) -> dict[str, str] | Non
     return tested if tested and tested["url"] == values["url"] else None
 
 
-def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dict[str, Any]:
+def _suggested(request: AppRequest, posted: dict[str, str], asked: ServerTrial) -> dict[str, Any]:
     """Return the initial values of the form: those entered, then those of the server or its tile."""
     values: dict[str, Any] = {
         "timeout_seconds": 30,
@@ -123,7 +123,7 @@ def _suggested(request: AppRequest, posted: dict[str, str], asked: Asked) -> dic
     values.setdefault("name", values["suggested"])
     if asked.signs_in and "test" not in request.POST:
         values["auth_type"] = AuthType.OAUTH
-    elif isinstance(asked.outcome, AccessRefused) and values.get("auth_type", AuthType.NONE) == AuthType.NONE:
+    elif isinstance(asked.outcome, DiscoveryRefused) and values.get("auth_type", AuthType.NONE) == AuthType.NONE:
         values["auth_type"] = AuthType.BEARER
     elif found and not asked.with_credential and "test" not in request.POST:
         values["auth_type"] = AuthType.NONE

@@ -17,12 +17,12 @@ from rest_framework.response import Response
 from accounts.reauthentication import confirm_first
 from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
-from servers.discovery import AccessRefused, Failed, probe
+from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
 from servers.views import counted, find
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Reference, Resource, already_exists, checked
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
 
 NAME_TAKEN = "A server with this name or slug already exists."
 
@@ -65,9 +65,9 @@ class ServerSerializer(serializers.Serializer[Server]):
     )
     health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
     health_error = serializers.CharField(help_text="Why it is down, in words; otherwise empty.")
-    health_checked_at = Moment(allow_null=True, help_text="Time of the last contact; null if never.")
+    health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
     protocol_era = serializers.CharField(help_text="`session`, `modern` (2026-07-28), `both`, or empty if unknown.")
-    protocol_probed_at = Moment(allow_null=True, help_text="When the era was detected; null if not yet.")
+    protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
     protocol_evidence = serializers.CharField(help_text="Its answers to `server/discover` and `initialize`.")
     gateways_count = serializers.IntegerField(source="gateway_count", help_text="Number of gateways it is assigned to.")
     created_by = serializers.EmailField(
@@ -76,8 +76,8 @@ class ServerSerializer(serializers.Serializer[Server]):
         allow_null=True,
         help_text="E-mail address of its creator; null for the system.",
     )
-    created_at = Moment(help_text="When it was registered.")
-    updated_at = Moment(help_text="When it was last changed.")
+    created_at = UtcDateTimeField(help_text="When it was registered.")
+    updated_at = UtcDateTimeField(help_text="When it was last changed.")
 
 
 class ProbeSerializer(serializers.Serializer[Any]):
@@ -101,7 +101,7 @@ class ServerQuery(ListQuery):
     auth_type = serializers.ChoiceField(AuthType.choices, required=False, help_text="Kind of credential.")
 
 
-class ServerChanges(Body):
+class ServerChanges(RequestBody):
     """What may change of a server; its slug never does."""
 
     name = serializers.CharField(max_length=80)
@@ -240,8 +240,8 @@ class ServerResource(Resource):
             pass  # Checks the version; the server is asked without a lock.
         try:
             discovered = probe(server, by=self.me)
-        except Failed as failure:
-            wants = isinstance(failure, AccessRefused)
+        except DiscoveryFailed as failure:
+            wants = isinstance(failure, DiscoveryRefused)
             return Response({"ok": False, "detail": f"The server {failure}.", "wants_credential": wants, "tools": []})
         tools = [tool.get("name") for tool in discovered.tools]
         protocol = {"era": discovered.era, "version": discovered.version, "took_ms": discovered.took_ms}

@@ -21,19 +21,19 @@ from servers.upstream_guard import upstream_guard
 from ui.sealing import cipher
 from wire import blocking, builtin, errors
 from wire.causes import in_words
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 from wire.client import MOST_BYTES, Spoken
 from wire.credential import Unsendable, header_of
 from wire.definitions import TOOL, Definition
 from wire.guard import Guard, UrlRefused
 from wire.jsonrpc import storable
 from wire.pool import Transport
-from wire.rpc_messages import MODERN, ServerInfo, Target
+from wire.rpc_messages import MODERN, ServerDescription, Target
 
 __all__ = [
-    "AccessRefused",
     "Discovered",
-    "Failed",
+    "DiscoveryFailed",
+    "DiscoveryRefused",
     "NoEndpoint",
     "contact",
     "discover",
@@ -49,7 +49,7 @@ MOST_TRIALS = 20  # New credentials tested per server and minute.
 MAX_SENTENCE = 300
 
 
-class Failed(Exception):
+class DiscoveryFailed(Exception):
     """The server gave no usable answer; the message continues "The server".
 
     The message may quote the server, but is safe to store and show. `reason` is the error code for the log.
@@ -60,11 +60,11 @@ class Failed(Exception):
         self.reason = reason
 
 
-class AccessRefused(Failed):
+class DiscoveryRefused(DiscoveryFailed):
     """The server responds but refuses access."""
 
 
-class NoEndpoint(Failed):
+class NoEndpoint(DiscoveryFailed):
     """A web server answers, but there is no MCP endpoint at this URL (404 or 405)."""
 
 
@@ -81,7 +81,7 @@ class Discovered:
         return Era(self.spoken.eras)
 
     @property
-    def info(self) -> ServerInfo:
+    def info(self) -> ServerDescription:
         """The server's `initialize` or discovery result in the newest era it speaks."""
         return self.spoken.infos[-1]
 
@@ -128,30 +128,30 @@ def refusal_of(server: Server, secret: str) -> str:
     identity.seal(secret)
     try:
         discover(server, identity, seconds=TRIAL_SECONDS)
-    except Failed as failure:
+    except DiscoveryFailed as failure:
         return str(failure) if failure.reason == errors.AccessRefused.reason else ""
     return ""
 
 
 def probe(server: Server, *, by: User) -> Discovered:
-    """Contact `server` now and record the outcome. Raises Failed."""
+    """Contact `server` now and record the outcome. Raises DiscoveryFailed."""
     return contact(server, identity_for(server, by))
 
 
 def contact(server: Server, identity: Identity | None, seconds: float = DISCOVERY_SECONDS) -> Discovered:
-    """Contact `server` with this identity and record the outcome on both. Raises Failed."""
+    """Contact `server` with this identity and record the outcome on both. Raises DiscoveryFailed."""
     if identity is not None:
         keep_fresh(identity)
     try:
         discovered = discover(server, identity, seconds=seconds)
-    except Failed as failure:
+    except DiscoveryFailed as failure:
         note(server, identity, failure)
         raise
     note(server, identity, discovered)
     return discovered
 
 
-def note(server: Server, identity: Identity | None, outcome: Discovered | Failed) -> None:
+def note(server: Server, identity: Identity | None, outcome: Discovered | DiscoveryFailed) -> None:
     """Record the outcome of a contact on the server and the identity."""
     match outcome:
         case Discovered():
@@ -159,16 +159,16 @@ def note(server: Server, identity: Identity | None, outcome: Discovered | Failed
             server.take_name(outcome.info.name)
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)
-        case AccessRefused():  # A server that asks for a credential is up.
+        case DiscoveryRefused():  # A server that asks for a credential is up.
             server.note_health(Health.OK)
-        case Failed():
+        case DiscoveryFailed():
             server.note_health(Health.DOWN, str(outcome))
     if identity:
-        error = str(outcome)[:300] if isinstance(outcome, AccessRefused) else ""
+        error = str(outcome)[:300] if isinstance(outcome, DiscoveryRefused) else ""
         Identity.objects.filter(pk=identity.pk).update(last_used_at=timezone.now(), last_error=error)
 
 
-def _note_info(server: Server, identity: Identity | None, info: ServerInfo) -> None:
+def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
     """Store what the server says about itself to this identity; clients are shown it."""
     said = {
         "version": info.version,
@@ -188,16 +188,16 @@ def discover(
     *,
     seconds: float = DISCOVERY_SECONDS,
 ) -> Discovered:
-    """Ask `server` for all features of these kinds, in whichever era it speaks. Raises Failed."""
+    """Ask `server` for all features of these kinds, in whichever era it speaks. Raises DiscoveryFailed."""
     started = time.monotonic()
     try:
         found = _ask(server, identity, kinds, seconds)
     except errors.AccessRefused as error:
         reason = "it refused the credential" if identity else "it wants a credential"
-        raise AccessRefused(f"answered {error.status}: {reason}", error.reason) from None
+        raise DiscoveryRefused(f"answered {error.status}: {reason}", error.reason) from None
     except errors.UpstreamError as error:
         elsewhere = type(error) is errors.BadAnswer and error.status in (404, 405) and not error.error
-        raise (NoEndpoint if elsewhere else Failed)(in_words(error, server.url), error.reason) from None
+        raise (NoEndpoint if elsewhere else DiscoveryFailed)(in_words(error, server.url), error.reason) from None
     return Discovered(found.spoken, found.features, round((time.monotonic() - started) * 1000))
 
 
@@ -205,16 +205,16 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
     if server.is_built_in:
         listener = builtin.listener()
         if listener is None:
-            raise Failed("is part of the running gateway, which this command is not")
+            raise DiscoveryFailed("is part of the running gateway, which this command is not")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
         return _asked(_target(server, None), transport, kinds, seconds)
     guard = upstream_guard() if server.private is not False else upstream_guard().outside()
     if guard.own.has(server.url):
-        raise AccessRefused("was not asked: its URL is an address of this gateway itself", "loop")
+        raise DiscoveryRefused("was not asked: its URL is an address of this gateway itself", "loop")
     try:
         guard.check_url(server.url)
     except UrlRefused as refusal:
-        raise Failed(f"cannot be called: {refusal}", "address_blocked") from None
+        raise DiscoveryFailed(f"cannot be called: {refusal}", "address_blocked") from None
     return _asked(_target(server, identity), Transport(guard, limit=MOST_BYTES), kinds, seconds)
 
 
@@ -246,11 +246,11 @@ def _credential(server: Server, identity: Identity | None) -> tuple[str, str] | 
         return None
     try:
         secret = cipher().open(bytes(identity.secret_ciphertext))
-    except Unreadable:
+    except Undecryptable:
         reason = f"was not asked: no encryption key opens the identity “{identity.label}”"
-        raise AccessRefused(reason, "identity_unreadable") from None
+        raise DiscoveryRefused(reason, "identity_unreadable") from None
     try:
         return header_of(server.auth_type, server.header_name, secret)
     except Unsendable as error:
         reason = f"was not asked: the identity “{identity.label}” cannot be sent, {error}"
-        raise AccessRefused(reason, "identity_unreadable") from None
+        raise DiscoveryRefused(reason, "identity_unreadable") from None

@@ -350,7 +350,7 @@ def _is_command(text: str) -> bool:
 def _usable(check: Callable[..., str], text: str, **context: Any) -> str:
     try:
         return check(text, **context)
-    except sign_in_settings.Unusable as refusal:
+    except sign_in_settings.BadSetting as refusal:
         raise ValidationError(str(refusal)) from None
 
 

@@ -23,17 +23,17 @@ from connections.subjects import by_person, by_server
 from servers.api import ServerReference
 from servers.forms import TriedSecretForm
 from servers.models import (
-    AlreadyRevoked,
     AnotherPlace,
     AuthType,
     HeldDisabled,
     Identity,
+    IdentityAlreadyRevoked,
     IdentityQuerySet,
     LabelTaken,
     Server,
 )
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Resource, already_exists, checked
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField, already_exists, checked
 
 OTHERS = Own((Capability.IDENTITIES_MANAGE, Capability.SERVERS_MANAGE))
 SHARED = Own(Capability.SERVERS_MANAGE)
@@ -57,15 +57,17 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     secret_hint = serializers.CharField(help_text="Last four characters of the secret, if it is long enough.")
     account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
     issuer = serializers.CharField(help_text="Issuer the person signed in at; empty for an entered credential.")
-    expires_at = Moment(allow_null=True, help_text="When its token expires; it is renewed before. Null if unknown.")
+    expires_at = UtcDateTimeField(
+        allow_null=True, help_text="When its token expires; it is renewed before. Null if unknown."
+    )
     sign_in_needed = serializers.CharField(source="sign_in_words", help_text="Why its owner must sign in again.")
-    unconfirmed_since = Moment(
+    unconfirmed_since = UtcDateTimeField(
         allow_null=True, help_text="Since when its owner must confirm it because the server moved."
     )
-    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
+    last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Last refusal by the server; otherwise empty.")
-    created_at = Moment(help_text="When it was created.")
-    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
+    revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
 
 
 class IdentityQuery(ListQuery):
@@ -79,7 +81,7 @@ class IdentityQuery(ListQuery):
     q = serializers.CharField(required=False, help_text="Text contained in the label.")
 
 
-class NewIdentity(Body):
+class NewIdentity(RequestBody):
     """A credential for a server, your own or shared."""
 
     server_id = serializers.UUIDField(help_text="Server that the credential is for.")
@@ -106,13 +108,13 @@ class NewIdentity(Body):
         return server
 
 
-class Label(Body):
+class Label(RequestBody):
     """Another label for an identity."""
 
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF takes it out of the class
 
 
-class Secret(Body):
+class Secret(RequestBody):
     """A new secret for an identity."""
 
     secret = serializers.CharField(
@@ -125,7 +127,7 @@ class IdentityResource(Resource):
     """Your own identities; shared ones and those of other people by capability."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
+        IdentityAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),
         AnotherPlace: Problem(HTTPStatus.CONFLICT, "superseded"),
         HeldDisabled: Problem(HTTPStatus.FORBIDDEN, "disabled_by_administrator"),
         LabelTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
@@ -277,5 +279,5 @@ class IdentityResource(Resource):
 
 def _live(identity: Identity) -> Identity:
     if identity.revoked_at:
-        raise AlreadyRevoked(AlreadyRevoked.__doc__)
+        raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
     return identity

@@ -21,11 +21,11 @@ from connections.impact import cuts
 from connections.models import ConnectionIdentity
 from servers.forms import SharedIdentityForm, SharedSignInForm, TriedSecretForm
 from servers.models import (
-    AlreadyRevoked,
     AnotherPlace,
     AuthType,
     HeldDisabled,
     Identity,
+    IdentityAlreadyRevoked,
     IdentityQuerySet,
     Server,
     ServerError,
@@ -303,7 +303,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         identity.confirm(by=request.user)
-    except AlreadyRevoked as ended:
+    except IdentityAlreadyRevoked as ended:
         return _changed(request, identity, str(ended))
     return _changed(request, identity, "Identity confirmed")
 
@@ -326,7 +326,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         identity.revoke(by=request.user)
-    except AlreadyRevoked:
+    except IdentityAlreadyRevoked:
         return _changed(request, identity, "This identity had been revoked before")
     return _changed(request, identity, "Identity revoked")
 

@@ -13,7 +13,7 @@ from servers.oauth_client.models import ClientRegistration, Grant
 from sinks.models import Sink
 from sso.models import DecryptionKey, Provider
 from ui.sealing import Resealed, cipher
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 
 # The encrypted columns, by name.
 SEALED: dict[str, tuple[type[Any], str]] = {
@@ -44,7 +44,7 @@ def _reseal_sessions() -> None:
         unchanged = UpstreamSession.objects.filter(pk=pk, sealed_id=sealed_id)
         try:
             unchanged.update(sealed_id=cipher().reseal(bytes(sealed_id)))
-        except Unreadable:
+        except Undecryptable:
             unchanged.delete()
 
 
@@ -65,7 +65,7 @@ def _moved(model: type[Any], field: str, pk: object) -> bool | None:
             return None  # Replaced or revoked meanwhile.
         try:
             secret = cipher().reseal(bytes(sealed))
-        except Unreadable:
+        except Undecryptable:
             return False
         model.objects.filter(pk=pk).update(**{field: secret, "key_id": cipher().key_id})
     return True

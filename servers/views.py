@@ -23,7 +23,7 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
-from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
+from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
 from servers.lists import SERVERS
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
@@ -180,7 +180,7 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
     server = find(slug)
     try:
         text, kind = str(probe(server, by=request.user)), "good"
-    except Failed as failure:
+    except DiscoveryFailed as failure:
         text, kind = _failure_text(failure)
     if not wants_fragment(request):
         return leave(request, page_url(server), text)
@@ -202,15 +202,15 @@ def _test_result(values: dict[str, Any], identity: Identity | None = None) -> di
     """Test the server described by `values`, and describe the outcome. Nothing is saved."""
     try:
         discovered = discover(Server(**values), identity)
-    except Failed as failure:
+    except DiscoveryFailed as failure:
         text, kind = _failure_text(failure)
         return {"text": text, "kind": kind, "reason": failure.reason, "why": str(failure), "era": ""}
     return {"text": str(discovered), "kind": "good", "era": discovered.era.value}
 
 
-def _failure_text(failure: Failed) -> tuple[str, str]:
+def _failure_text(failure: DiscoveryFailed) -> tuple[str, str]:
     """Return a failure as a sentence, and its severity; a server that asks for a credential is up."""
-    return f"The server {failure}.", "warn" if isinstance(failure, AccessRefused) else "bad"
+    return f"The server {failure}.", "warn" if isinstance(failure, DiscoveryRefused) else "bad"
 
 
 @require_POST

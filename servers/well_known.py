@@ -21,7 +21,7 @@ from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
-from wire.http1 import Body, BodyTooLarge
+from wire.http1 import BodyReader, BodyTooLarge
 from wire.product import NAME
 
 BUILT_IN = Path(__file__).with_name("well_known.json")
@@ -126,7 +126,7 @@ HEADERS = {"User-Agent": NAME, "Accept": "application/json", "Accept-Encoding": 
 
 
 def _body(chunks: Iterable[bytes], deadline: Deadline) -> bytes:
-    body = Body(BIGGEST)
+    body = BodyReader(BIGGEST)
     parts: list[bytes] = []
     for chunk in chunks:
         deadline.check()

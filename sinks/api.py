@@ -14,10 +14,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capabilities import Capability
-from sinks.models import TONES, BadAddress, BadSecret, Kind, NameTaken, SendsNothing, Sink
-from sinks.trial import Outcome, send_test_line
-from ui.operations import Body, ListQuery, operation
-from ui.rest import Id, Moment, Problem, Resource
+from sinks.models import TONES, BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkKind, SinkNameTaken
+from sinks.trial import SinkTestResult, send_test_line
+from ui.operations import ListQuery, RequestBody, operation
+from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
 # Sending the logs elsewhere needs the capabilities to see them; payloads need their own too.
 SENDING = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
@@ -28,7 +28,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    kind = serializers.ChoiceField(Kind.choices, help_text="Kind of receiver.")
+    kind = serializers.ChoiceField(SinkKind.choices, help_text="SinkKind of receiver.")
     address = serializers.CharField(
         source="place", help_text="`https://logs.example.com/in`, or `tls://` or `tcp://`; empty for standard output."
     )
@@ -44,18 +44,18 @@ class SinkSerializer(serializers.Serializer[Sink]):
     lag_seconds = serializers.SerializerMethodField(help_text="Age of the oldest undelivered row.")
     delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
     refused = serializers.IntegerField(help_text="Number of rows refused for good; each is an admin event.")
-    last_delivered_at = Moment(allow_null=True, help_text="When it last acknowledged rows; null if never.")
+    last_delivered_at = UtcDateTimeField(allow_null=True, help_text="When it last acknowledged rows; null if never.")
     last_error = serializers.CharField(help_text="Last error in words; otherwise empty.")
-    last_error_at = Moment(allow_null=True, help_text="Time of the last error; null if none.")
-    retry_at = Moment(allow_null=True, help_text="Time of the next retry; null if it works.")
-    dropped_before = Moment(allow_null=True, help_text="Calls before this time were deleted before delivery.")
-    created_at = Moment(help_text="When it was created.")
+    last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
+    retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if it works.")
+    dropped_before = UtcDateTimeField(allow_null=True, help_text="Calls before this time were deleted before delivery.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
 
     def get_lag_seconds(self, sink: Sink) -> float | None:
         return round(sink.lag.total_seconds(), 3) if sink.lag is not None else None
 
 
-class SinkChanges(Body):
+class SinkChanges(RequestBody):
     """What may change of a sink; its kind never does."""
 
     name = serializers.CharField(max_length=80)
@@ -71,7 +71,7 @@ class SinkChanges(Body):
 class NewSink(SinkChanges):
     """A sink to create."""
 
-    kind = serializers.ChoiceField(Kind.choices)
+    kind = serializers.ChoiceField(SinkKind.choices)
     address = serializers.CharField(max_length=500, allow_blank=True, default="")
     secret = serializers.CharField(
         max_length=500,
@@ -93,7 +93,7 @@ class SinkQuery(ListQuery):
     enabled = serializers.BooleanField(required=False, help_text="Only enabled sinks, or only paused ones.")
 
 
-class DeliverySerializer(serializers.Serializer[Outcome]):
+class DeliverySerializer(serializers.Serializer[SinkTestResult]):
     """The result of a test line."""
 
     delivered = serializers.BooleanField(help_text="Whether the line was acknowledged.")
@@ -104,10 +104,10 @@ class SinkResource(Resource):
     """Receivers of the logs: webhooks, buckets, collectors, topics, syslog. You can send only what you may see."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),
-        BadSecret: Problem(HTTPStatus.BAD_REQUEST, "invalid", "secret"),
+        BadSinkAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),
+        BadSinkSecret: Problem(HTTPStatus.BAD_REQUEST, "invalid", "secret"),
         SendsNothing: Problem(HTTPStatus.BAD_REQUEST, "invalid", "sends_calls"),
-        NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+        SinkNameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     }
     serializer_class = SinkSerializer
     versioned = True

@@ -29,7 +29,7 @@ from psycopg import sql
 
 from auditlog.checkpoints.tree import CANONICAL, NEWEST, columns_of, leaf_of
 from auditlog.models import Call
-from auditlog.partitions import DAY, Span, midnight
+from auditlog.partitions import DAY, PartitionDays, midnight
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
 from sinks.objects import S3, Folder, NotKept, Objects
@@ -51,12 +51,12 @@ class NotArchived(Exception):
     """Rows could not be archived; the message says why."""
 
 
-class Unreadable(Exception):
+class UnreadableArchive(Exception):
     """The archive cannot be read; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ArchiveFile:
     """One file of a day: its name in the archive, its number of rows, and the SHA-256 of its bytes."""
 
     name: str
@@ -76,16 +76,16 @@ class Manifest:
     columns: int
     rows: int
     digest: str
-    parts: tuple[Part, ...]
+    parts: tuple[ArchiveFile, ...]
 
     @classmethod
     def read(cls, text: bytes) -> Manifest:
-        """Parse a manifest. Raises Unreadable."""
+        """Parse a manifest. Raises UnreadableArchive."""
         try:
             told = orjson.loads(text)
-            return cls(**told | {"parts": tuple(Part(**one) for one in told["parts"])})
+            return cls(**told | {"parts": tuple(ArchiveFile(**one) for one in told["parts"])})
         except (ValueError, TypeError, KeyError):
-            raise Unreadable("A manifest of the archive is none.") from None
+            raise UnreadableArchive("A manifest of the archive is none.") from None
 
     def written(self) -> bytes:
         return orjson.dumps(self, option=CANONICAL)
@@ -146,7 +146,7 @@ def waiting() -> Any:
     return ArchivedPartition.objects.filter(archived_at=None).exclude(failed_at=None)
 
 
-def archive(name: str, span: Span) -> bool:
+def archive(name: str, span: PartitionDays) -> bool:
     """Archive the current rows of a partition. Returns False if that was already done.
 
     Raises NotArchived.
@@ -185,7 +185,7 @@ def _in_words(error: Exception) -> str:
     return f"The archive cannot be reached ({type(error).__name__})."
 
 
-def _note(name: str, span: Span, **fields: Any) -> None:
+def _note(name: str, span: PartitionDays, **fields: Any) -> None:
     told = {"begin": span.start, "end": span.end, **fields}
     ArchivedPartition.objects.update_or_create(pk=name, defaults=told)
 
@@ -223,13 +223,13 @@ def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
 def _read(store: Objects, name: str) -> Manifest:
     try:
         return Manifest.read(store.get(name) or b"")
-    except Unreadable as reason:
+    except UnreadableArchive as reason:
         raise NotArchived(str(reason)) from reason
 
 
 def _written(store: Objects, partition: str, day: date) -> Manifest:
     parquet = import_module("sinks.parquet")
-    parts: list[Part] = []
+    parts: list[ArchiveFile] = []
     schema, digest = parquet.schema_of(NEWEST), sha256()
     rows = _rows(partition, day)
     row = next(rows, None)
@@ -243,7 +243,7 @@ def _written(store: Objects, partition: str, day: date) -> Manifest:
         fingerprint = sha256(data).hexdigest()
         name = f"{_folder(day)}/{len(parts) + 1:05}-{fingerprint[:16]}.parquet"
         store.put(name, data)
-        parts.append(Part(name, writer.rows, fingerprint))
+        parts.append(ArchiveFile(name, writer.rows, fingerprint))
     total = sum(part.rows for part in parts)
     return Manifest(day.isoformat(), NEWEST, total, digest.hexdigest(), tuple(parts))
 
@@ -277,7 +277,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
         for row in rows_of(store, manifest):
             digest.update(leaf_of(row | {"uid": UUID(row["uid"])}).packed)
             rows += 1
-    except Unreadable as reason:
+    except UnreadableArchive as reason:
         raise NotArchived(str(reason)) from reason
     if (rows, digest.hexdigest()) != (manifest.rows, manifest.digest):
         raise NotArchived(f"What was written of {manifest.day} does not read as the rows it was written from.")
@@ -286,25 +286,25 @@ def _compare(store: Objects, manifest: Manifest) -> None:
 def rows_of(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the archived rows of a day whose columns equal `equal`.
 
-    Raises Unreadable if a file is missing or was changed.
+    Raises UnreadableArchive if a file is missing or was changed.
     """
     parquet = import_module("sinks.parquet")
     for part in manifest.parts:
         data = store.get(part.name)
         if data is None:
-            raise Unreadable(f"{part.name} is missing in the archive.")
+            raise UnreadableArchive(f"{part.name} is missing in the archive.")
         if sha256(data).hexdigest() != part.sha256:
-            raise Unreadable(f"{part.name} was changed in the archive.")
+            raise UnreadableArchive(f"{part.name} was changed in the archive.")
         yield from parquet.rows_of(data, equal)
 
 
 def search(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the archived calls from `since` to before `until` whose columns equal `equal`, day by day.
 
-    Raises Unreadable.
+    Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
-        raise Unreadable(NEEDS_EXTRA)
+        raise UnreadableArchive(NEEDS_EXTRA)
     with opened() as store:
         day = since.date()
         while day < until.date() + DAY:

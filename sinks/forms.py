@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 
 from accounts.models import User
-from sinks.models import Kind, Sink, SinkError
+from sinks.models import Sink, SinkError, SinkKind
 from sinks.receivers import ADDRESSED, KEYED, OBJECTS
 from sinks.signing import LEAST_SECRET
 
@@ -88,4 +88,4 @@ class SinkForm(forms.Form):
 
 def kind_of(name: str) -> str:
     """Return the kind of this name; a webhook for invalid names."""
-    return name if name in Kind.values else Kind.WEBHOOK.value
+    return name if name in SinkKind.values else SinkKind.WEBHOOK.value

@@ -28,7 +28,7 @@ from sinks.receivers import (
     ADDRESSED,
     KEYED,
     SHOWN,
-    Line,
+    LogLine,
     Receiver,
     Undelivered,
     checked_address,
@@ -62,19 +62,19 @@ class SinkError(Exception):
     field = ""
 
 
-class NameTaken(SinkError):
+class SinkNameTaken(SinkError):
     """A sink with this name already exists."""
 
     field = "name"
 
 
-class BadAddress(SinkError):
+class BadSinkAddress(SinkError):
     """The sink's address is not allowed."""
 
     field = "address"
 
 
-class BadSecret(SinkError):
+class BadSinkSecret(SinkError):
     """The secret does not fit this kind of sink."""
 
     field = "secret"
@@ -86,7 +86,7 @@ class SendsNothing(SinkError):
     field = "sends_calls"
 
 
-class Kind(models.TextChoices):
+class SinkKind(models.TextChoices):
     """The kind of receiver."""
 
     WEBHOOK = "webhook", "Webhook"
@@ -125,7 +125,7 @@ class SinkManager(models.Manager["Sink"]):
                 told = {name: [None, value] for name, value in sink.told().items() if value not in ("", False)}
                 Event.objects.record(Action.SINK_CREATED, sink, by=by, changes=told)
         except IntegrityError:
-            raise NameTaken(NameTaken.__doc__) from None
+            raise SinkNameTaken(SinkNameTaken.__doc__) from None
         return sink
 
 
@@ -140,7 +140,7 @@ class Sink(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
-    kind = models.CharField(max_length=10, choices=Kind)
+    kind = models.CharField(max_length=10, choices=SinkKind)
     address = models.CharField(max_length=500, blank=True)
     # Whether its host resolved to a private address when it was set up; the guard allows private addresses only then.
     private = models.BooleanField(default=False)
@@ -265,7 +265,7 @@ class Sink(Versioned, Switchable):
         return self.address
 
     def secret(self) -> str:
-        """Return the decrypted secret, empty if there is none. Raises wire.cipher.Unreadable."""
+        """Return the decrypted secret, empty if there is none. Raises wire.cipher.Undecryptable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
 
     def receiver(self) -> Receiver:
@@ -293,23 +293,23 @@ class Sink(Versioned, Switchable):
         self._take_secret(secret, moved=origin_of(address) != origin_of(self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
-        """Encrypt a new secret, or keep the current one. Raises BadSecret."""
+        """Encrypt a new secret, or keep the current one. Raises BadSinkSecret."""
         if self.kind not in KEYED or (self.kind in SHOWN and not secret and not self.has_secret):
             self.secret_ciphertext, self.key_id = None, ""
         elif secret or not self.has_secret:
             try:
                 checked_secret(self.kind, secret)
             except ValueError as refusal:
-                raise BadSecret(str(refusal)) from None
+                raise BadSinkSecret(str(refusal)) from None
             self.secret_ciphertext, self.key_id = cipher().seal(secret), cipher().key_id
         elif self.kind in SHOWN and moved:
-            raise BadSecret("Enter it again: it would be shown to another place than the one it was entered for.")
+            raise BadSinkSecret("Enter it again: it would be shown to another place than the one it was entered for.")
 
     def _must_be_an_address(self) -> None:
         try:
             self.private = checked_address(self.kind, self.address)
         except ValueError as refusal:
-            raise BadAddress(str(refusal)) from None
+            raise BadSinkAddress(str(refusal)) from None
 
     def begin(self, *, from_beginning: bool = False) -> None:
         """Set the position to now, or to the oldest row."""
@@ -356,7 +356,7 @@ class Sink(Versioned, Switchable):
                 if changes:
                     Event.objects.record(Action.SINK_UPDATED, row, by=by, changes=changes)
         except IntegrityError:
-            raise NameTaken(NameTaken.__doc__) from None
+            raise SinkNameTaken(SinkNameTaken.__doc__) from None
         self.refresh_from_db()
 
     def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
@@ -379,7 +379,7 @@ class Sink(Versioned, Switchable):
         if receiver := row._receiver_if_any():
             send_notice(receiver, row._notice(action, by, words), NOTICE_S)
 
-    def _notice(self, action: Action, by: Actor | None, words: str) -> Line:
+    def _notice(self, action: Action, by: Actor | None, words: str) -> LogLine:
         actor = by.email if by else "the system"
         return notice(self, action, actor, words.format(actor))
 
@@ -432,7 +432,7 @@ class Sink(Versioned, Switchable):
             Event.objects.record(Action.SINK_REMOVED, self, by=by, changes={"address": [origin_of(row.address), None]})
             self.delete()
 
-    def note_refused(self, line: Line, answer: str) -> None:
+    def note_refused(self, line: LogLine, answer: str) -> None:
         """Record that a row was left out because it is refused permanently, unless it is such a record itself."""
         said = orjson.loads(line.text)
         if said.get("action") != Action.SINK_ROW_REFUSED or said.get("target_id") != str(self.pk):

@@ -14,7 +14,7 @@ from wire import product
 from wire.otlp import Attributes, Value, any_value, field, key_value, request, varint
 
 if TYPE_CHECKING:
-    from sinks.receivers import Line
+    from sinks.receivers import LogLine
 
 SCOPE = "gateway_admin", product.VERSION
 PATH = "/v1/logs"
@@ -56,12 +56,12 @@ def headers_of(secret: str) -> dict[str, str]:
     return headers
 
 
-def of_lines(lines: Sequence[Line], resource: Attributes) -> bytes:
+def of_lines(lines: Sequence[LogLine], resource: Attributes) -> bytes:
     """Return an `ExportLogsServiceRequest` with a record for each line."""
     return request(resource, SCOPE, [record(line) for line in lines])
 
 
-def record(line: Line) -> bytes:
+def record(line: LogLine) -> bytes:
     """Return a `LogRecord` as a field of `ScopeLogs`. All fields of the row become attributes, except the trace id."""
     told = dict(fields_of(line.text))
     trace_id = str(told.pop("trace_id", None) or "")
@@ -108,7 +108,7 @@ def _end_of(text: bytes, begin: int) -> int:
     raise ValueError("a line without an end")
 
 
-def _sentence(line: Line, told: Mapping[str, Any]) -> str:
+def _sentence(line: LogLine, told: Mapping[str, Any]) -> str:
     """Return the body of the record, which lists of log records show."""
     match line.log:
         case "call":

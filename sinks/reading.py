@@ -32,7 +32,7 @@ from auditlog.export import AsItIs
 from auditlog.models import ENDINGS, Call, Event
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from sinks.models import Sink
-from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, Line
+from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, LogLine
 from ui import databases
 from ui.rest import stamp
 
@@ -77,11 +77,11 @@ POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "chec
 class Batch(NamedTuple):
     """Lines to deliver, and the position after their acknowledgement."""
 
-    lines: list[Line]
+    lines: list[LogLine]
     then: dict[str, Any]
 
 
-class Reader:
+class SinkReader:
     """Reads the rows one sink lacks, over a connection that has its lock. `most` limits the rows of a batch."""
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
@@ -205,17 +205,21 @@ class Reader:
         done = {"late_calls_to": sink.calls_to, "near_from": sink.calls_at - NEAR}
         return Batch(lines, done | dict.fromkeys(ROUND))
 
-    def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[Line], datetime | None, int | None]:
+    def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
         """Return the next calls, and the key of the last one if there may be more."""
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
         return lines, last["created_at"] if last else None, last["row_id"] if last else None
 
     def _lines(
-        self, statement: sql.SQL, columns: sql.Composed, asked: dict[str, Any], line: Callable[[dict[str, Any]], Line]
-    ) -> tuple[list[Line], dict[str, Any] | None]:
+        self,
+        statement: sql.SQL,
+        columns: sql.Composed,
+        asked: dict[str, Any],
+        line: Callable[[dict[str, Any]], LogLine],
+    ) -> tuple[list[LogLine], dict[str, Any] | None]:
         """Return the lines of one delivery, and its last row if there may be more."""
-        lines: list[Line] = []
+        lines: list[LogLine] = []
         size, last, number = 0, None, 4
         with self._own.transaction(), self._own.cursor("sink", row_factory=dict_row) as cursor:
             cursor.execute(statement.format(columns=columns), asked)
@@ -236,7 +240,7 @@ class Reader:
 
 
 @contextmanager
-def held(pk: UUID, claim: UUID | None = None) -> Iterator[Reader | None]:
+def held(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
     """Lock a sink and yield its reader, or None if another process has the lock or the lease.
 
     `claim` is this process's lease, if it has one. If a process is killed, its lock ends immediately and its lease
@@ -246,7 +250,7 @@ def held(pk: UUID, claim: UUID | None = None) -> Iterator[Reader | None]:
         own.adapters.register_loader("jsonb", AsItIs)
         own.execute("SET application_name = 'gateway sink'")
         own.execute("SET statement_timeout = 0")
-        reader = Reader(own, pk, claim or uuid4())
+        reader = SinkReader(own, pk, claim or uuid4())
         yield reader if _is_locked(own, pk, LOCK_S if claim else 0.0) and reader.is_free() else None
 
 
@@ -270,15 +274,15 @@ def _columns(named: dict[str, str]) -> sql.Composed:
     return sql.SQL(", ").join(parts)
 
 
-def _call_line(row: dict[str, Any]) -> Line:
+def _call_line(row: dict[str, Any]) -> LogLine:
     return _line("call", row, row["created_at"], SEVERITIES.get(row["outcome"], NOTICE))
 
 
-def _event_line(row: dict[str, Any]) -> Line:
+def _event_line(row: dict[str, Any]) -> LogLine:
     return _line("event", row, row["time"], NOTICE)
 
 
-def _checkpoint_line(sends: list[str], row: dict[str, Any]) -> Line:
+def _checkpoint_line(sends: list[str], row: dict[str, Any]) -> LogLine:
     at = datetime.fromisoformat(orjson.loads(row["body"])["sealed_at"])
     told = {
         "row_id": row["number"],
@@ -293,16 +297,16 @@ def _checkpoint_line(sends: list[str], row: dict[str, Any]) -> Line:
     return _line("checkpoint", told, at, INFORMATIONAL)
 
 
-def _line(log: str, row: dict[str, Any], at: datetime, severity: int) -> Line:
+def _line(log: str, row: dict[str, Any], at: datetime, severity: int) -> LogLine:
     told = {"log": log} | {name: value for name, value in row.items() if name != "row_id"}
     text = orjson.dumps(told, _plain, orjson.OPT_PASSTHROUGH_DATETIME)
-    return Line(log, at, severity, text, str(row["id"]), row["row_id"])
+    return LogLine(log, at, severity, text, str(row["id"]), row["row_id"])
 
 
 def _plain(value: Any) -> Any:
     return stamp(value) if isinstance(value, datetime) else str(value)
 
 
-def oldest(lines: Sequence[Line]) -> datetime | None:
+def oldest(lines: Sequence[LogLine]) -> datetime | None:
     """Return the date of the oldest line."""
     return min((line.at for line in lines), default=None)

@@ -1,7 +1,7 @@
 """Receivers of log lines: one interface, and an implementation for each kind.
 
 A receiver gets lines of JSON and returns when all are acknowledged. Otherwise it raises Undelivered, and they are sent
-again. To add a kind, add a class with `deliver` here, and its name to `sinks.models.Kind`.
+again. To add a kind, add a class with `deliver` here, and its name to `sinks.models.SinkKind`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sinks.objects import S3, NotKept
 from sinks.signing import LEAST_SECRET, signature, signing_key, weakness
 from ui.rest import stamp
 from wire import product
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
@@ -72,7 +72,7 @@ AUDIT = 13 * 8
 ERROR, WARNING, NOTICE, INFORMATIONAL = 3, 4, 5, 6
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """One row as JSON, without line end; `log` is "call", "event", "checkpoint", "notice" or "test".
 
     `uid` identifies a row that is sent twice, `row` is its number in the log.
@@ -108,7 +108,7 @@ class Receiver(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def deliver(self, lines: Sequence[Line]) -> None:
+    def deliver(self, lines: Sequence[LogLine]) -> None:
         """Return when all lines are acknowledged. Raises Undelivered."""
 
 
@@ -123,24 +123,24 @@ def missing_extra(kind: str) -> str:
     return sentence if package and find_spec(package) is None else ""
 
 
-def trial() -> Line:
+def trial() -> LogLine:
     """Return a test line."""
     return _line_of_ours("test", INFORMATIONAL, {"message": f"A test of {settings.PUBLIC_URL}."})
 
 
-def notice(sink: Sink, action: str, actor: str, message: str) -> Line:
+def notice(sink: Sink, action: str, actor: str, message: str) -> LogLine:
     """Return a line that announces a change to the sink it is sent to."""
     told = {"sink": sink.name, "action": action, "actor": actor, "gateway": settings.PUBLIC_URL, "message": message}
     return _line_of_ours("notice", WARNING, told)
 
 
-def _line_of_ours(log: str, severity: int, told: dict[str, str]) -> Line:
+def _line_of_ours(log: str, severity: int, told: dict[str, str]) -> LogLine:
     now, uid = timezone.now(), str(uuid4())
     said = {"log": log, "id": uid, "created_at": stamp(now)} | told
-    return Line(log, now, severity, orjson.dumps(said), uid)
+    return LogLine(log, now, severity, orjson.dumps(said), uid)
 
 
-def send_notice(receiver: Receiver, line: Line, seconds: float) -> None:
+def send_notice(receiver: Receiver, line: LogLine, seconds: float) -> None:
     """Best-effort delivery of a final line; gives up after `seconds`."""
 
     def send() -> None:
@@ -254,7 +254,7 @@ class Webhook(_Posts):
         super().__init__(sink, sink.address)
         self._key = signing_key(_secret(sink))
 
-    def deliver(self, lines: Sequence[Line]) -> None:
+    def deliver(self, lines: Sequence[LogLine]) -> None:
         body = compressed(lines)
         self.post(body, self._headers(body))
 
@@ -278,14 +278,14 @@ class Collector(_Posts):
         except ValueError:
             raise Undelivered("has headers that cannot be sent.") from None
 
-    def deliver(self, lines: Sequence[Line]) -> None:
+    def deliver(self, lines: Sequence[LogLine]) -> None:
         body = gzip.compress(otlp.of_lines(lines, settings.OTEL_RESOURCE), compresslevel=5, mtime=0)
         number = otlp.rejected(*self.post(body, {**self._headers, "Content-Type": "application/x-protobuf"}))
         if number:  # The response does not tell which.
             raise Undelivered(f"rejected {number} of {len(lines)} log records.", for_good=True)
 
 
-def compressed(lines: Sequence[Line]) -> bytes:
+def compressed(lines: Sequence[LogLine]) -> bytes:
     """Return the compressed lines, deterministically."""
     return gzip.compress(b"".join(line.text + b"\n" for line in lines), compresslevel=5, mtime=0)
 
@@ -325,7 +325,7 @@ class Bucket:
     def __exit__(self, *_: object) -> None:
         self._objects.__exit__(None, None, None)
 
-    def deliver(self, lines: Sequence[Line]) -> None:
+    def deliver(self, lines: Sequence[LogLine]) -> None:
         first, last = lines[0], lines[-1]
         digest = hashlib.sha256(b"\n".join(line.text for line in lines)).hexdigest()[:16]
         name = f"{first.log}/{first.at.astimezone(UTC):%Y/%m/%d}/{first.row:019}-{last.row:019}-{digest}.{self._suffix}"
@@ -336,7 +336,7 @@ class Bucket:
                 raise Undelivered(str(refusal), wait=_seconds(refusal.retry_after)) from None
 
 
-def _as_parquet(lines: Sequence[Line]) -> bytes:
+def _as_parquet(lines: Sequence[LogLine]) -> bytes:
     try:
         parquet = import_module("sinks.parquet")
     except ImportError:
@@ -419,7 +419,7 @@ class Syslog:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def deliver(self, lines: Sequence[Line]) -> None:
+    def deliver(self, lines: Sequence[LogLine]) -> None:
         deadline = Deadline()
         deadline.set(SECONDS)
         messages = b"".join(map(self.message, lines))
@@ -439,7 +439,7 @@ class Syslog:
         except (httpcore.NetworkError, OSError) as error:
             raise Undelivered(_unreachable(error, self._address)) from None
 
-    def message(self, line: Line) -> bytes:
+    def message(self, line: LogLine) -> bytes:
         """Return a line as a frame: length, PRI, version, time, host, program, process, kind, no structured data."""
         head = f"<{AUDIT + line.severity}>1 {stamp(line.at)} {self._name} gateway-admin - {line.log} - "
         message = head.encode() + line.text
@@ -501,7 +501,7 @@ class Stdout:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def deliver(self, lines: Sequence[Line]) -> None:
+    def deliver(self, lines: Sequence[LogLine]) -> None:
         left = memoryview(b"".join(line.text + b"\n" for line in lines))
         try:
             while left:
@@ -513,7 +513,7 @@ class Stdout:
 def _secret(sink: Sink) -> str:
     try:
         return sink.secret()
-    except Unreadable:
+    except Undecryptable:
         raise Undelivered("has a secret that no configured encryption key opens.") from None
 
 

@@ -25,7 +25,7 @@ from auditlog.models import Call
 from auditlog.partitions import midnight
 from sinks import reading, receivers
 from sinks.models import LONGEST_ERROR, Sink
-from sinks.reading import Batch, Reader, held, oldest
+from sinks.reading import Batch, SinkReader, held, oldest
 from sinks.receivers import OBJECTS, Receiver, Undelivered, backoff, trial
 from ui import databases
 
@@ -38,7 +38,7 @@ MOST_THREADS = 4
 MOST_REFUSED = 20  # Rows left out in one pass; a receiver that refuses more has another problem.
 
 # Records the outcome of a delivery under the lock; returns whether to continue with the sink.
-type Note = Callable[[Sink, Reader], bool]
+type Note = Callable[[Sink, SinkReader], bool]
 
 _threads: dict[UUID, threading.Thread] = {}
 
@@ -127,7 +127,7 @@ class _Service:
                 said = "could not be served: the log of this process says why."
                 _note_failure(sink, reader, Undelivered(said), None)
 
-    def _next(self, reader: Reader) -> tuple[Sink | None, Batch | None]:
+    def _next(self, reader: SinkReader) -> tuple[Sink | None, Batch | None]:
         """Return the current sink and the batch to deliver."""
         sink = _loaded(self._pk)
         while sink is not None and not self._is_over(sink):
@@ -188,7 +188,7 @@ class _Service:
             return False
         return True
 
-    def _note_delivered(self, batch: Batch, sink: Sink, reader: Reader) -> bool:
+    def _note_delivered(self, batch: Batch, sink: Sink, reader: SinkReader) -> bool:
         noted: dict[str, Any] = {
             "looked_at": timezone.now(),
             "last_delivered_at": timezone.now(),
@@ -204,7 +204,7 @@ _HEALTHY: dict[str, Any] = {"failures": 0, "retry_at": None}
 _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
-def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: Reader) -> bool:
+def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
     """Leave out a row that the sink refuses permanently, and record it."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
@@ -213,12 +213,12 @@ def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: Reader
     return reader.move(sink, batch.then, **noted, **_HEALTHY)
 
 
-def _note_delivery_failed(batch: Batch, refusal: Undelivered, sink: Sink, reader: Reader) -> bool:
+def _note_delivery_failed(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
     _note_failure(sink, reader, refusal, oldest(batch.lines))
     return False
 
 
-def _note_failure(sink: Sink, reader: Reader, refusal: Undelivered, since: datetime | None) -> None:
+def _note_failure(sink: Sink, reader: SinkReader, refusal: Undelivered, since: datetime | None) -> None:
     failures, now = sink.failures + 1, timezone.now()
     wait = max(refusal.wait or 0.0, backoff(failures, random.random()))  # noqa: S311  no secret
     if failures == 1:

@@ -18,7 +18,7 @@ from capabilities import Capability, CapabilityRequired, requires
 from sinks.api import SENDING
 from sinks.forms import SinkForm, kind_of
 from sinks.lists import SINKS
-from sinks.models import Kind, Sink, SinkError
+from sinks.models import Sink, SinkError, SinkKind
 from sinks.receivers import missing_extra
 from sinks.trial import send_test_line
 from ui.pages import (
@@ -62,7 +62,7 @@ def add(request: AppRequest) -> HttpResponse:
     kind = kind_of(request.GET.get("kind", ""))
     form = SinkForm(posted(request), kind=kind)
     missing = missing_extra(kind)
-    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": Kind.choices, "missing": missing}
+    context = {"form": form, "heading": "Add a log sink", "kind": kind, "kinds": SinkKind.choices, "missing": missing}
     if request.method == "GET":
         return show(request, "sinks/form.html", context)
     if form.is_valid():

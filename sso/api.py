@@ -16,24 +16,24 @@ from accounts.models import Role, Team
 from accounts.rules import BeyondYours
 from capabilities import Capability
 from sso import discovery, flow
-from sso.discovery import Outcome
+from sso.discovery import ProviderTestResult
 from sso.errors import (
     BadDomain,
-    BadIssuer,
-    BadMetadata,
     BadPasted,
+    BadProviderUrl,
     BadRules,
+    BadSamlMetadata,
     BadScopes,
-    BadSecret,
     ChangedThere,
     Incomplete,
     NeedsExtra,
     NoBreakGlass,
+    SamlHasNoSecret,
 )
 from sso.models import GroupRule, Mode, Provider
 from sso.saml.requests import consumer_url, entity_id
 from sso.saml.terms import LONGEST_ATTRIBUTE, Certificate, NameIdFormat, Protocol
-from ui.operations import Body, operation
+from ui.operations import RequestBody, operation
 from ui.rest import Problem, Reference, Resource
 from wire.oauth_client import MOST_BYTES
 
@@ -55,7 +55,7 @@ class GroupRuleSerializer(serializers.Serializer[GroupRule]):
     team = Reference(allow_null=True, help_text="Team it adds people to; null if none.")
 
 
-class GroupRuleBody(Body):
+class GroupRuleBody(RequestBody):
     """A rule for a group at the organisation."""
 
     group = serializers.CharField(max_length=200, help_text="Group at the organisation, as the provider names it.")
@@ -128,7 +128,7 @@ class OrganisationSerializer(serializers.Serializer[Provider]):
         return flow.signed_out_url()
 
 
-class OrganisationChanges(Body):
+class OrganisationChanges(RequestBody):
     """What may change of it."""
 
     mode = serializers.ChoiceField(Mode.choices)
@@ -170,7 +170,7 @@ class OrganisationChanges(Body):
         return [GroupRule(rule["group"], rule.get("role_id"), rule.get("team_id")) for rule in rules]
 
 
-class ProviderTestSerializer(serializers.Serializer[Outcome]):
+class ProviderTestSerializer(serializers.Serializer[ProviderTestResult]):
     """The result of a test of the provider."""
 
     works = serializers.BooleanField(help_text="Whether people could sign in there.")
@@ -181,15 +181,15 @@ class OrganisationResource(Resource):
     """Sign-in by the organisation: its identity provider, and rules for its groups."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        BadIssuer: Problem(HTTPStatus.BAD_REQUEST, "invalid", "issuer"),
+        BadProviderUrl: Problem(HTTPStatus.BAD_REQUEST, "invalid", "issuer"),
         BadDomain: Problem(HTTPStatus.BAD_REQUEST, "invalid", "domains"),
         BadRules: Problem(HTTPStatus.BAD_REQUEST, "invalid", "rules"),
         BadScopes: Problem(HTTPStatus.BAD_REQUEST, "invalid", "scopes"),
         Incomplete: Problem(HTTPStatus.BAD_REQUEST, "invalid", "mode"),
         NoBreakGlass: Problem(HTTPStatus.CONFLICT, "no_break_glass_owner"),
         BadPasted: Problem(HTTPStatus.BAD_REQUEST, "invalid", "metadata_xml"),
-        BadMetadata: Problem(HTTPStatus.BAD_REQUEST, "invalid", "metadata_url"),
-        BadSecret: Problem(HTTPStatus.BAD_REQUEST, "invalid", "secret"),
+        BadSamlMetadata: Problem(HTTPStatus.BAD_REQUEST, "invalid", "metadata_url"),
+        SamlHasNoSecret: Problem(HTTPStatus.BAD_REQUEST, "invalid", "secret"),
         NeedsExtra: Problem(HTTPStatus.CONFLICT, "needs_extra"),
         ChangedThere: Problem(HTTPStatus.CONFLICT, "provider_changed"),
         BeyondYours: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),

@@ -15,8 +15,8 @@ from django.core.cache import cache
 from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Event
-from servers.oauth_client.http import Http, Unreachable
-from sso.errors import BadIssuer, ProviderError
+from servers.oauth_client.http import Http, NoAnswer
+from sso.errors import BadProviderUrl, ProviderError
 from sso.models import Provider
 from sso.saml import trial
 from wire.oauth_client import as_list, auth_method, is_https, printable
@@ -31,7 +31,7 @@ class ProviderDown(ProviderError):
     """The identity provider does not answer, or not validly; the message says what is wrong."""
 
 
-class Metadata(NamedTuple):
+class OpenIdMetadata(NamedTuple):
     """Metadata of an OpenID provider."""
 
     issuer: str
@@ -48,21 +48,21 @@ class Metadata(NamedTuple):
         return auth_method(self.auth_methods, secret=secret)
 
 
-class Outcome(NamedTuple):
+class ProviderTestResult(NamedTuple):
     """The result of a test of the provider, with an explanation."""
 
     works: bool
     detail: str
 
 
-def metadata(provider: Provider) -> Metadata:
+def metadata(provider: Provider) -> OpenIdMetadata:
     """Return the provider's metadata, cached. Raises ProviderDown."""
     name = _name("metadata", provider.issuer)
     kept = cache.get(name)
     if kept is None:
         kept = _unless_failed(name, lambda: ask(provider))
         cache.set(name, tuple(kept), KEPT_S)
-    return Metadata(*kept)
+    return OpenIdMetadata(*kept)
 
 
 def keys(provider: Provider, *, anew: bool = False) -> list[dict[str, Any]]:
@@ -93,13 +93,13 @@ def forget(provider: Provider) -> None:
     cache.delete_many([*names, *(f"{name}:failed" for name in names)])
 
 
-def test(provider: Provider, *, by: Grantor | None) -> Outcome:
+def test(provider: Provider, *, by: Grantor | None) -> ProviderTestResult:
     """Test the provider, explain what is wrong or missing, and record the test."""
     try:
         detail = trial.found(provider, by=by) if provider.speaks_saml else _found(provider)
-        outcome = Outcome(works=True, detail=detail)
+        outcome = ProviderTestResult(works=True, detail=detail)
     except ProviderError as fault:
-        outcome = Outcome(works=False, detail=str(fault))
+        outcome = ProviderTestResult(works=False, detail=str(fault))
     told = {"works": outcome.works} | ({} if outcome.works else {"detail": outcome.detail})
     Event.objects.record(Action.ORGANISATION_TESTED, provider, by=by, changes=told)
     return outcome
@@ -120,7 +120,7 @@ def _found(provider: Provider) -> str:
     )
 
 
-def ask(provider: Provider) -> Metadata:
+def ask(provider: Provider) -> OpenIdMetadata:
     """Read the provider's metadata. Raises ProviderDown."""
     if not provider.issuer:
         raise ProviderDown("No issuer is named yet.")
@@ -132,7 +132,7 @@ def ask(provider: Provider) -> Metadata:
     methods = document.get("code_challenge_methods_supported")
     if methods is not None and "S256" not in as_list(methods):
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256.")
-    return Metadata(
+    return OpenIdMetadata(
         issuer=provider.issuer,
         authorization_endpoint=_endpoint(provider, document, "authorization_endpoint"),
         token_endpoint=_endpoint(provider, document, "token_endpoint"),
@@ -148,7 +148,7 @@ def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None
     """Return the JSON object at a URL of the provider. Raises ProviderDown."""
     try:
         answered = Http(private=provider.private, entered=[provider.issuer]).get(url, headers)
-    except Unreachable as error:
+    except NoAnswer as error:
         raise ProviderDown(f"{url} {error}.") from None
     if answered.status != 200:
         raise ProviderDown(f"{url} answered {answered.status}.")
@@ -184,4 +184,14 @@ def _name(what: str, issuer: str) -> str:
     return f"organisation-{what}:{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
 
 
-__all__ = ["BadIssuer", "Metadata", "Outcome", "ProviderDown", "fetch", "forget", "keys", "metadata", "test"]
+__all__ = [
+    "BadProviderUrl",
+    "OpenIdMetadata",
+    "ProviderDown",
+    "ProviderTestResult",
+    "fetch",
+    "forget",
+    "keys",
+    "metadata",
+    "test",
+]

@@ -14,7 +14,7 @@ class ProviderError(Exception):
     field = ""
 
 
-class BadIssuer(ProviderError):
+class BadProviderUrl(ProviderError):
     """The identity provider may not have this URL."""
 
     field = "issuer"
@@ -51,13 +51,13 @@ class BadRules(ProviderError):
     field = "rules"
 
 
-class BadMetadata(ProviderError):
+class BadSamlMetadata(ProviderError):
     """The provider's SAML metadata cannot be used; the message says why."""
 
     field = "metadata_url"
 
 
-class BadPasted(BadMetadata):
+class BadPasted(BadSamlMetadata):
     """The pasted metadata cannot be used; the message says why."""
 
     field = "metadata_xml"
@@ -69,7 +69,7 @@ class NeedsExtra(ProviderError):
     field = "protocol"
 
 
-class BadSecret(ProviderError):
+class SamlHasNoSecret(ProviderError):
     """SAML has no client secret."""
 
     field = "secret"

@@ -11,17 +11,17 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.http import Http, NoAnswer
 from sso.claims import email_of, groups_of, is_true, line_of
-from sso.discovery import Metadata, ProviderDown, fetch, keys, metadata
+from sso.discovery import OpenIdMetadata, ProviderDown, fetch, keys, metadata
 from sso.models import Claims, Provider
 from sso.saml.refusals import AGAIN, THERE
 from sso.signed_tokens import TokenInvalid, UnknownKey, id_token
 from ui.pages import lead_on
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 from wire.oauth_client import (
-    Client,
     Mismatch,
+    RegisteredClient,
     TokenRefused,
     Tokens,
     TokenUnavailable,
@@ -55,7 +55,7 @@ class SignInFailed(Exception):
         self.advice = advice
 
 
-class Begun(NamedTuple):
+class PendingSignIn(NamedTuple):
     """A sign-in started in this browser: its purpose, the page to return to, and the values that tie the answer to it.
 
     `is_unasked` if the person started at the provider. Then nothing proves that the answer belongs to this browser.
@@ -97,7 +97,7 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
     """Start a sign-in and return a page that forwards to the provider. Raises ProviderDown."""
     said = metadata(provider)
     state, nonce, (verifier, challenge) = secrets.token_urlsafe(32), secrets.token_urlsafe(32), pkce()
-    note(request, state, Begun(act, onward, nonce, verifier, provider.known_as, time.time()))
+    note(request, state, PendingSignIn(act, onward, nonce, verifier, provider.known_as, time.time()))
     parameters = {
         "response_type": "code",
         "client_id": provider.client_id,
@@ -121,23 +121,23 @@ def _open(request: HttpRequest) -> dict[str, list[Any]]:
     return found
 
 
-def note(request: HttpRequest, state: str, begun: Begun) -> None:
+def note(request: HttpRequest, state: str, begun: PendingSignIn) -> None:
     """Store a started sign-in in the session."""
     others = sorted(_open(request).items(), key=lambda item: item[1][-1])[1 - MOST_OPEN :]
     request.session[SESSION_KEY] = dict(others) | {state: [*begun]}
 
 
-def taken(request: HttpRequest, state: str) -> Begun | None:
+def taken(request: HttpRequest, state: str) -> PendingSignIn | None:
     """Remove and return the sign-in started in this browser with this state, or None."""
     still_open = _open(request)
     found = still_open.pop(state, None)
     if found is None:
         return None
     request.session[SESSION_KEY] = still_open
-    return Begun(*found)
+    return PendingSignIn(*found)
 
 
-def find(request: HttpRequest) -> Begun:
+def find(request: HttpRequest) -> PendingSignIn:
     """Remove and return the sign-in of this callback. Raises SignInFailed."""
     begun = taken(request, request.GET.get("state", ""))
     if begun is None:
@@ -147,7 +147,7 @@ def find(request: HttpRequest) -> Begun:
     return begun
 
 
-def finish(request: HttpRequest, provider: Provider, begun: Begun) -> Claims:
+def finish(request: HttpRequest, provider: Provider, begun: PendingSignIn) -> Claims:
     """Return the claims of the person who signed in at the provider. Raises SignInFailed or ProviderDown."""
     given = request.GET
     if begun.issuer != provider.known_as:
@@ -186,12 +186,12 @@ def _must_be_granted(asked: str, granted: str) -> None:
         raise SignInFailed(f"The provider did not grant the scopes that are asked for: {' '.join(sorted(missing))}.")
 
 
-def _exchange(provider: Provider, said: Metadata, code: str, verifier: str) -> Tokens:
+def _exchange(provider: Provider, said: OpenIdMetadata, code: str, verifier: str) -> Tokens:
     try:
         secret = provider.secret
-    except Unreadable:
+    except Undecryptable:
         raise SignInFailed("No configured encryption key opens the client's secret.") from None
-    client = Client(provider.client_id, secret, said.auth_method(secret=bool(secret)))
+    client = RegisteredClient(provider.client_id, secret, said.auth_method(secret=bool(secret)))
     parameters = {
         "grant_type": "authorization_code",
         "code": code,
@@ -205,7 +205,7 @@ def _exchange(provider: Provider, said: Metadata, code: str, verifier: str) -> T
         return read_tokens(answered.status, answered.body)
     except TokenRefused as refusal:
         raise SignInFailed(f"The provider does not accept the client or its code: {refusal}") from None
-    except (TokenUnavailable, Unreachable) as error:
+    except (TokenUnavailable, NoAnswer) as error:
         raise ProviderDown(f"{asked.url} {error}.") from None
 
 

@@ -28,8 +28,8 @@ from sso.browser_sessions import end_password_sessions
 from sso.errors import (
     AlreadyLinked,
     BadDomain,
-    BadMetadata,
     BadRules,
+    BadSamlMetadata,
     BadScopes,
     ChangedThere,
     Incomplete,
@@ -162,7 +162,7 @@ class Provider(SamlTerms, Versioned, models.Model):
 
     @property
     def secret(self) -> str:
-        """The client secret, or the key that signs requests; empty if none. Raises wire.cipher.Unreadable."""
+        """The client secret, or the key that signs requests; empty if none. Raises wire.cipher.Undecryptable."""
         return cipher().open(bytes(self.secret_ciphertext)) if self.secret_ciphertext else ""
 
     @property
@@ -326,14 +326,14 @@ class Provider(SamlTerms, Versioned, models.Model):
     def take_over(self, said: dict[str, Any], *, by: Grantor | None) -> None:
         """Apply the provider's current SAML metadata (certificates, sign-in URL), and record what changed.
 
-        Raises BadMetadata if they are of another provider; only `edit` can change that.
+        Raises BadSamlMetadata if they are of another provider; only `edit` can change that.
         """
         with transaction.atomic():
             row: Self = self.lock()
             if (row.protocol, row.metadata_url) != (Protocol.SAML, self.metadata_url):
                 return
             if row.issuer != said["issuer"]:
-                raise BadMetadata(f"{row.metadata_url} describes another provider by now. Enter its metadata anew.")
+                raise BadSamlMetadata(f"{row.metadata_url} describes another provider by now. Enter its metadata anew.")
             before = row.editable()
             row.take(said, "")
             after = row.editable()

@@ -35,7 +35,7 @@ from capabilities import Capability, own_resource, requires
 from sso import discovery, flow
 from sso.enforcement import end_sessions, is_signed_in_there, remember
 from sso.errors import NeedsExtra, NoEntry, ProviderError
-from sso.flow import Begun, SignInFailed
+from sso.flow import PendingSignIn, SignInFailed
 from sso.forms import ProviderForm
 from sso.models import Account, Claims, DecryptionKey, Provider
 from sso.saml import flow as saml_flow
@@ -95,13 +95,13 @@ def callback(request: HttpRequest) -> HttpResponse:
         return refused(request, HTTPStatus.BAD_GATEWAY, provider)
 
 
-def go_on(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+def go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     """Complete what the sign-in was started for. Raises SignInFailed."""
     act = {flow.LOGIN: _let_in, flow.LINK: _linked, flow.CONFIRM: _confirmed}[begun.act]
     return act(request, provider, begun, who)
 
 
-def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     # An unsolicited answer may be anybody's, so an invitation opened in this browser is not used for it.
     invited = None if begun.is_unasked else joining.invited(request)
     try:
@@ -122,7 +122,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
     return response
 
 
-def _linked(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     """Link the account, for the person who started it in this session."""
     if not isinstance(request.user, User):
         raise SignInFailed("Whoever wanted to link their account is not signed in any more.")
@@ -133,7 +133,7 @@ def _linked(request: HttpRequest, provider: Provider, begun: Begun, who: Claims)
     return leave(request, reverse("accounts:profile"), f"Linked to {provider.name}")
 
 
-def _confirmed(request: HttpRequest, provider: Provider, begun: Begun, who: Claims) -> HttpResponse:
+def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
     """Continue what waited for confirmation, if the same person has authenticated again."""
     account = Account.objects.filter(issuer=who.issuer, subject=who.subject).first()
     if not isinstance(request.user, User) or account is None or account.user_id != request.user.pk:

@@ -20,7 +20,7 @@ from proxy.models import ServerInfo
 from proxy.store.call_writer import new_uid
 from servers.models import AuthType, Identity, Server
 from tokens import api_keys
-from tokens.api_keys import IssuedKey
+from tokens.api_keys import IssuedApiKey
 from tokens.models import Issued, Token
 
 PASSWORD = "correct horse battery staple"
@@ -143,7 +143,7 @@ def token(connection: Connection, *, name: str = "", **fields: Any) -> Issued:
     return Token.objects.issue(connection, name=name or unique("token"), by=connection.user, **fields)
 
 
-def api_key(owner: User, *capabilities: Capability, name: str = "", days: int = 30) -> IssuedKey:
+def api_key(owner: User, *capabilities: Capability, name: str = "", days: int = 30) -> IssuedApiKey:
     """A key that acts as `owner` with `capabilities`."""
     return api_keys.issue(name=name or unique("key"), capabilities=capabilities, days=days, by=owner)
 

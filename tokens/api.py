@@ -23,20 +23,20 @@ from capabilities.rest import Own, must_hold
 from connections.models import Connection, ConnectionRefused
 from tokens.authentication import Presented
 from tokens.models import (
-    AlreadyRevoked,
     AskedForNew,
-    BadAddress,
+    BadAllowlistEntry,
     BadLifetime,
-    BadOverlap,
+    BadTokenOverlap,
     Expired,
     Issued,
-    NameTaken,
-    NoPrevious,
+    NoPreviousToken,
     NothingToCollect,
-    NotYours,
+    NotYourToken,
     Superseded,
     Token,
+    TokenAlreadyRevoked,
     TokenError,
+    TokenNameTaken,
     TokenQuerySet,
     TooMany,
 )
@@ -57,18 +57,18 @@ from ui.operations import operation
 from ui.rest import ApiError, Problem, RateLimit, Resource, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
-    AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
+    TokenAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
     Expired: Problem(HTTPStatus.CONFLICT, "token_expired"),
     Superseded: Problem(HTTPStatus.CONFLICT, "superseded"),
-    NameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
+    TokenNameTaken: Problem(HTTPStatus.CONFLICT, "already_exists"),
     TooMany: Problem(HTTPStatus.CONFLICT, "too_many_tokens"),
-    NotYours: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
+    NotYourToken: Problem(HTTPStatus.FORBIDDEN, "not_yours"),
     AskedForNew: Problem(HTTPStatus.CONFLICT, "asked_for_new"),
     NothingToCollect: Problem(HTTPStatus.CONFLICT, "nothing_to_collect"),
-    NoPrevious: Problem(HTTPStatus.CONFLICT, "no_previous_secret"),
-    BadOverlap: Problem(HTTPStatus.BAD_REQUEST, "invalid", "overlap_hours"),
+    NoPreviousToken: Problem(HTTPStatus.CONFLICT, "no_previous_secret"),
+    BadTokenOverlap: Problem(HTTPStatus.BAD_REQUEST, "invalid", "overlap_hours"),
     BadLifetime: Problem(HTTPStatus.BAD_REQUEST, "invalid", "expires_in_days"),
-    BadAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "allowed_ips"),
+    BadAllowlistEntry: Problem(HTTPStatus.BAD_REQUEST, "invalid", "allowed_ips"),
     TokenError: Problem(HTTPStatus.CONFLICT, "conflict"),
     ConnectionRefused: Problem(HTTPStatus.CONFLICT, "refused"),
 }
@@ -220,7 +220,7 @@ class TokenResource(Resource):
             try:
                 with self.unchanged(token):
                     return token.rotate(by=None, presented=presented.secret, overlap_hours=overlap_hours)
-            except (AlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.
+            except (TokenAlreadyRevoked, AskedForNew, Expired, Superseded):  # Since it was presented a moment ago.
                 raise AuthenticationFailed(code="unauthorized") from None
 
     def _by_person(self, pk: UUID, overlap_hours: int) -> Issued:

@@ -14,14 +14,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.models import ApiKey
-from accounts.models.api_keys import AlreadyRevoked
+from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.rules import Outranked
 from capabilities import Capability
 from capabilities.rest import Own
 from connections.subjects import by_person
 from tokens.api_key_rows import STATUSES, keys_known_to
 from ui.operations import ListQuery, operation
-from ui.rest import Cause, Id, Moment, Problem, Resource
+from ui.rest import CauseField, Id, Problem, Resource, UtcDateTimeField
 
 OTHERS = Own(Capability.PEOPLE_MANAGE)
 
@@ -37,13 +37,13 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
         help_text="Slugs of its capabilities; those its owner no longer holds do not work.",
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
-    blocked_by = Cause(help_text="What blocks it: `user`; else null.")
-    blocked_reason = Cause(help_text="Reason its requests are refused for; null if they are not.")
+    blocked_by = CauseField(help_text="What blocks it: `user`; else null.")
+    blocked_reason = CauseField(help_text="Reason its requests are refused for; null if they are not.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
-    expires_at = Moment(help_text="When it expires.")
-    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
-    created_at = Moment(help_text="When it was created.")
-    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
+    expires_at = UtcDateTimeField(help_text="When it expires.")
+    last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
+    revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
 
 
 class ApiKeyQuery(ListQuery):
@@ -62,7 +62,7 @@ class ApiKeyResource(Resource):
     """API keys of people. Creating, changing or revoking one takes a person's session."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
-        AlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
+        ApiKeyAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
         Outranked: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
     }
     serializer_class = ApiKeySerializer

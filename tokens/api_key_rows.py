@@ -44,7 +44,7 @@ class KeyFilter(forms.Form):
         return keys.order_by("-revoked_at" if self.values["status"] == "revoked" else "expires_at", "pk")
 
 
-class KeyForm(ChecksCapabilities):
+class ApiKeyForm(ChecksCapabilities):
     """Form for a new API key. It contains the id, so that submitting it twice does not create a second key."""
 
     id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)

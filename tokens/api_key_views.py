@@ -14,12 +14,12 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts.capability_groups import check_list
 from accounts.models import ApiKey
-from accounts.models.api_keys import AlreadyRevoked
+from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.reauthentication import ask_first
 from accounts.rules import BeyondYours, Outranked
 from capabilities import Capability, own_resource
-from tokens.api_key_rows import KeyFilter, KeyForm, keys_known_to
-from tokens.api_keys import IssuedKey, KeyNameTaken, KeyRefused, issue
+from tokens.api_key_rows import ApiKeyForm, KeyFilter, keys_known_to
+from tokens.api_keys import IssuedApiKey, KeyNameTaken, KeyRefused, issue
 from tokens.lists import API_KEYS
 from ui.pages import AppRequest, answer, confirm, leave, open_query, page_of, posted, refuse, show
 from ui.tables import show_list
@@ -43,7 +43,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
     """Create a key; its secret is shown only in the response to this POST."""
-    form = KeyForm(posted(request))
+    form = ApiKeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         existing = ApiKey.objects.filter(pk=form.cleaned_data["id"], user=request.user).first()
         if existing:
@@ -56,7 +56,7 @@ def create(request: AppRequest) -> HttpResponse:
     return refuse(request, "tokens/api_key_form.html", context)
 
 
-def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
+def _issued(form: ApiKeyForm, request: AppRequest) -> IssuedApiKey | None:
     """Return the new key, or None if it was refused, with the reason as a form error."""
     data = dict(form.cleaned_data)
     data["pk"] = data.pop("id")
@@ -69,7 +69,7 @@ def _issued(form: KeyForm, request: AppRequest) -> IssuedKey | None:
     return None
 
 
-def _shown(request: AppRequest, key: ApiKey, new: IssuedKey | None = None) -> HttpResponse:
+def _shown(request: AppRequest, key: ApiKey, new: IssuedApiKey | None = None) -> HttpResponse:
     """Show the new secret, or without one, a message that it is no longer shown."""
     context: dict[str, Any] = {"key": key, "secret": new.secret if new else "", "url": f"{settings.PUBLIC_URL}/api"}
     response = show(request, "tokens/api_key_issued.html", context)
@@ -94,7 +94,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         key.revoke(by=request.user)
-    except AlreadyRevoked:
+    except ApiKeyAlreadyRevoked:
         key.refresh_from_db()  # It has already ended, as requested.
     except Outranked as error:
         return leave(request, back, str(error))

@@ -31,7 +31,7 @@ class KeyNameTaken(KeyRefused):
     """You have an API key of that name already."""
 
 
-class TooManyKeys(KeyRefused):
+class TooManyApiKeys(KeyRefused):
     """A person has 20 active API keys at most. Revoke one first."""
 
 
@@ -43,17 +43,19 @@ class NoCapability(KeyRefused):
     """Choose at least one capability."""
 
 
-class IssuedKey(NamedTuple):
+class IssuedApiKey(NamedTuple):
     """A new API key and its secret, which is not stored: it can be shown only now."""
 
     key: ApiKey
     secret: str
 
 
-def issue(*, name: str, capabilities: Collection[Capability], days: int, by: User, pk: UUID | None = None) -> IssuedKey:
+def issue(
+    *, name: str, capabilities: Collection[Capability], days: int, by: User, pk: UUID | None = None
+) -> IssuedApiKey:
     """Create an API key that acts as `by` with at most `capabilities`, for `days` from now.
 
-    Raises KeyNameTaken, TooManyKeys, BadDays, NoCapability, or BeyondYours for what `by` does not hold.
+    Raises KeyNameTaken, TooManyApiKeys, BadDays, NoCapability, or BeyondYours for what `by` does not hold.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise BadDays(BadDays.__doc__)
@@ -74,13 +76,13 @@ def issue(*, name: str, capabilities: Collection[Capability], days: int, by: Use
         key.save(force_insert=True)
         changes = {"prefix": [None, key.prefix], "capabilities": [[], key.capabilities]}
         Event.objects.record(Action.API_KEY_CREATED, key, by=by, changes=changes)
-    return IssuedKey(key, secret)
+    return IssuedApiKey(key, secret)
 
 
 def _must_have_room(owner: User, name: str) -> None:
     owner.lock()
     if ApiKey.objects.filter(user=owner).active().count() >= MOST_PER_PERSON:
-        raise TooManyKeys(TooManyKeys.__doc__)
+        raise TooManyApiKeys(TooManyApiKeys.__doc__)
     if ApiKey.objects.filter(user=owner).live().filter(name__iexact=name.strip()).exists():
         raise KeyNameTaken(KeyNameTaken.__doc__)
 

@@ -16,7 +16,7 @@ from capabilities import Capability
 from capabilities.rest import Own, must_hold
 from connections.api import PROBLEMS as CONNECTION_PROBLEMS
 from connections.api import Connections, ConnectionSerializer
-from connections.models import AlreadyRevoked, Connection
+from connections.models import Connection, ConnectionAlreadyRevoked
 from tokens.api import PROBLEMS, must_be_on
 from tokens.models import Token, TokenKind
 from tokens.serializers import RotatedTokenSerializer, rotated
@@ -83,5 +83,5 @@ class Regenerate(Connections):
 def _must_regenerate(connection: Connection) -> None:
     """Refuse for what has ended or is switched off."""
     if not connection.is_live:
-        raise AlreadyRevoked(AlreadyRevoked.__doc__)
+        raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
     must_be_on(connection)

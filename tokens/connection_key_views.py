@@ -14,7 +14,7 @@ from capabilities import Capability, CapabilityRequired, own_resource
 from connections.models import Connection
 from connections.rows import visible
 from connections.views import back_url, changed
-from tokens.models import AlreadyRevoked, Token, TokenKind
+from tokens.models import Token, TokenAlreadyRevoked, TokenKind
 from tokens.views import OFF, asked, regenerated
 from tokens.visibility import with_scope
 from ui.pages import AppRequest, confirm, show
@@ -38,7 +38,7 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.is_live:
-        return changed(request, connection, AlreadyRevoked.__doc__ or "")
+        return changed(request, connection, TokenAlreadyRevoked.__doc__ or "")
     if not connection.is_on:
         raise PermissionDenied(OFF)
     if request.method == "GET":
@@ -55,7 +55,7 @@ def _key(request: AppRequest, connection: Connection) -> HttpResponse:
         )
     try:
         Token.objects.renew_key(connection, by=request.user)
-    except AlreadyRevoked as error:
+    except TokenAlreadyRevoked as error:
         return changed(request, connection, str(error))
     return changed(request, connection, RENEWED, stays=True)
 

@@ -13,7 +13,15 @@ from accounts.models import WorkspaceSettings
 from connections.models import Connection
 from gateways.models import Assignment, Gateway
 from hosts.models import Host
-from tokens.models import DEFAULT_LIFETIME, LIFETIMES, OVERLAP_HOURS, BadAddress, NameTaken, Token, canonical
+from tokens.models import (
+    DEFAULT_LIFETIME,
+    LIFETIMES,
+    OVERLAP_HOURS,
+    BadAllowlistEntry,
+    Token,
+    TokenNameTaken,
+    canonical,
+)
 from ui.limits import LimitField
 
 NEVER = "never"
@@ -54,7 +62,7 @@ class AllowlistField(forms.CharField):
     def clean(self, value: Any) -> list[str] | None:
         try:
             return canonical(super().clean(value).replace(",", "\n").splitlines())
-        except BadAddress as error:
+        except BadAllowlistEntry as error:
             raise ValidationError(str(error)) from error
 
 
@@ -202,7 +210,7 @@ class EditForm(forms.Form):
         name: str = self.cleaned_data["name"].strip()
         try:
             self.token.must_be_free(name)
-        except NameTaken as error:
+        except TokenNameTaken as error:
             raise ValidationError(str(error)) from error
         return name
 

@@ -30,18 +30,18 @@ from tokens.validation import (
     DEFAULT_LIFETIME,
     LIFETIMES,
     MOST_PER_CONNECTION,
-    AlreadyRevoked,
     AskedForNew,
-    BadAddress,
+    BadAllowlistEntry,
     BadLifetime,
-    BadOverlap,
+    BadTokenOverlap,
     Expired,
-    NameTaken,
-    NoPrevious,
+    NoPreviousToken,
     NothingToCollect,
-    NotYours,
+    NotYourToken,
     Superseded,
+    TokenAlreadyRevoked,
     TokenError,
+    TokenNameTaken,
     TooMany,
     canonical,
     expiry,
@@ -54,21 +54,21 @@ __all__ = [
     "DEFAULT_LIFETIME",
     "LIFETIMES",
     "OVERLAP_HOURS",
-    "AlreadyRevoked",
     "AskedForNew",
-    "BadAddress",
+    "BadAllowlistEntry",
     "BadLifetime",
-    "BadOverlap",
+    "BadTokenOverlap",
     "Expired",
     "Issued",
-    "NameTaken",
-    "NoPrevious",
-    "NotYours",
+    "NoPreviousToken",
+    "NotYourToken",
     "NothingToCollect",
     "Superseded",
     "Token",
+    "TokenAlreadyRevoked",
     "TokenError",
     "TokenKind",
+    "TokenNameTaken",
     "TokenScope",
     "TooMany",
     "canonical",
@@ -157,10 +157,10 @@ class TokenQuerySet(models.QuerySet["Token"]):
     ) -> Issued:
         """Create an API access token of `connection`; `servers` None reaches all, including those added later.
 
-        The secret is not stored. Raises NotYours, TooMany, NameTaken, BadLifetime or BadAddress.
+        The secret is not stored. Raises NotYourToken, TooMany, TokenNameTaken, BadLifetime or BadAllowlistEntry.
         """
         if by.pk != connection.user_id:
-            raise NotYours(NotYours.__doc__)
+            raise NotYourToken(NotYourToken.__doc__)
         secret = token_text.mint(token_text.ACCESS)
         with transaction.atomic():
             _must_have_room(connection, name)
@@ -198,13 +198,13 @@ class TokenQuerySet(models.QuerySet["Token"]):
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
         """Regenerate the key of an app's connection: its OAuth access tokens become invalid at commit.
 
-        The refresh token stays valid, so the app gets a new access token by itself. Raises AlreadyRevoked.
+        The refresh token stays valid, so the app gets a new access token by itself. Raises TokenAlreadyRevoked.
         """
         with transaction.atomic():
             connection.lock()
             key = self.live_key(connection)
             if key is None:
-                raise AlreadyRevoked("This connection has been revoked before.")
+                raise TokenAlreadyRevoked("This connection has been revoked before.")
             before, key.generation, key.rotated_at = key.prefix, key.generation + 1, timezone.now()
             key.set_secret(token_text.mint(token_text.KEY))
             key.save(update_fields=[*PRESENT, "generation", "rotated_at"])
@@ -219,7 +219,7 @@ def _must_have_room(connection: Connection, name: str) -> None:
     if lasting.count() >= MOST_PER_CONNECTION:
         raise TooMany(TooMany.__doc__)
     if Token.objects.live().filter(connection=connection, name__iexact=name.strip()).exists():
-        raise NameTaken(NameTaken.__doc__)
+        raise TokenNameTaken(TokenNameTaken.__doc__)
 
 
 class Token(HoldsPrevious, Versioned, models.Model):
@@ -347,11 +347,11 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
         The old secret ends at commit, or stays valid for `overlap_hours`, one of OVERLAP_HOURS; the one before it ends
         at once. `presented` is the secret with which a token rotates itself. Of two concurrent rotations one wins, the
-        other gets Superseded. Raises NotYours, BadOverlap, AlreadyRevoked, Expired or AskedForNew.
+        other gets Superseded. Raises NotYourToken, BadTokenOverlap, TokenAlreadyRevoked, Expired or AskedForNew.
         """
         lasting = overlap(overlap_hours)
         if presented is None and (by is None or by.pk != self.connection.user_id):
-            raise NotYours("Only its owner may be shown a token's secret. Ask for a new one instead.")
+            raise NotYourToken("Only its owner may be shown a token's secret. Ask for a new one instead.")
         with self._locked() as row:
             if row.generation != self.generation or (presented is not None and not row.is_held_by(presented)):
                 raise Superseded(Superseded.__doc__)
@@ -365,7 +365,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User) -> None:
         """End this token's secrets now; its owner gets a new one on collecting it.
 
-        Asking again changes nothing. Raises AlreadyRevoked or Expired, and TokenError for the key of an app.
+        Asking again changes nothing. Raises TokenAlreadyRevoked or Expired, and TokenError for the key of an app.
         """
         with self._locked() as row:
             if row.kind != TokenKind.ACCESS:
@@ -385,10 +385,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def collect(self, *, by: User) -> Issued:
         """Create the requested secret for the token's owner; of two concurrent requests one gets it.
 
-        Raises NotYours for anyone except an active owner, AlreadyRevoked, Expired or NothingToCollect.
+        Raises NotYourToken for anyone except an active owner, TokenAlreadyRevoked, Expired or NothingToCollect.
         """
         if by.pk != self.connection.user_id or not User.objects.filter(pk=by.pk, is_active=True).exists():
-            raise NotYours("Only its owner collects the new secret of a token.")
+            raise NotYourToken("Only its owner collects the new secret of a token.")
         with self._locked() as row:
             if row.digest is not None:
                 raise NothingToCollect(NothingToCollect.__doc__)
@@ -397,11 +397,11 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def end_previous(self, *, by: User) -> None:
         """End the previous secret early; the present one stays valid.
 
-        Raises NoPrevious if none is valid any more, AlreadyRevoked or Expired.
+        Raises NoPreviousToken if none is valid any more, TokenAlreadyRevoked or Expired.
         """
         with self._locked() as row:
             if row.previous_works_until is None:
-                raise NoPrevious(NoPrevious.__doc__)
+                raise NoPreviousToken(NoPreviousToken.__doc__)
             self.forget_previous()
             self.save(update_fields=PREVIOUS)
             changes: dict[str, Any] = {"prefix": [row.previous_prefix, None]} | self._owner_for(by)
@@ -409,7 +409,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @contextmanager
     def _locked(self) -> Iterator["Token"]:
-        """Lock the row and check that it is active. Raises AlreadyRevoked or Expired."""
+        """Lock the row and check that it is active. Raises TokenAlreadyRevoked or Expired."""
         with transaction.atomic():
             self.connection.lock()  # First, in the order of the connection's revocation, to avoid a deadlock.
             row = self.lock()
@@ -442,8 +442,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change any of `name`, `expires_in_days` (from now), `allowed_ips` and `calls_per_minute`.
 
-        Raises AlreadyRevoked, Expired, NameTaken, BadLifetime or BadAddress, and CapabilityRequired if an owner without
-        `api-tokens:manage` loosens the limit.
+        Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime or BadAllowlistEntry, and CapabilityRequired if
+        an owner without `api-tokens:manage` loosens the limit.
         """
         new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}
         if "expires_in_days" in fields:
@@ -467,10 +467,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
                 Event.objects.record(Action.TOKEN_UPDATED, self, by=by, changes=changes)
 
     def revoke(self, *, by: User | None, reason: str = RevokeReason.MANUAL) -> None:
-        """End this token for good; its next request is refused. Raises AlreadyRevoked."""
+        """End this token for good; its next request is refused. Raises TokenAlreadyRevoked."""
         with transaction.atomic():
             if self.lock().revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise TokenAlreadyRevoked(TokenAlreadyRevoked.__doc__)
             self.revoked_at, self.revoked_by, self.revoke_reason = timezone.now(), by, reason
             self.save(update_fields=["revoked_at", "revoked_by", "revoke_reason"])
             Event.objects.record(Action.TOKEN_REVOKED, self, by=by, changes={"reason": [None, reason]})
@@ -483,7 +483,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def revoke_with_connection(self, *, by: User) -> None:
         """Revoke the connection with its last token; only the token if there is another by now.
 
-        Raises AlreadyRevoked, or CapabilityRequired: revoking a connection takes a capability of its own.
+        Raises TokenAlreadyRevoked, or CapabilityRequired: revoking a connection takes a capability of its own.
         """
         with transaction.atomic():
             connection = self.connection.lock()  # Tokens are created under this lock, so the last one stays the last.
@@ -512,9 +512,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
         )
 
     def must_be_active(self) -> None:
-        """Raise AlreadyRevoked or Expired when this token has ended."""
+        """Raise TokenAlreadyRevoked or Expired when this token has ended."""
         if self.revoked_at:
-            raise AlreadyRevoked(AlreadyRevoked.__doc__)
+            raise TokenAlreadyRevoked(TokenAlreadyRevoked.__doc__)
         if self.status == "expired":
             raise Expired(Expired.__doc__)
 
@@ -525,10 +525,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return calls_per_minute is None or calls_per_minute > self.calls_per_minute
 
     def must_be_free(self, name: str) -> None:
-        """Raise NameTaken when a sibling has this name."""
+        """Raise TokenNameTaken when a sibling has this name."""
         siblings = Token.objects.live().filter(connection=self.connection_id, name__iexact=name).exclude(pk=self.pk)
         if siblings.exists():
-            raise NameTaken(NameTaken.__doc__)
+            raise TokenNameTaken(TokenNameTaken.__doc__)
 
 
 def _plain(value: Any) -> Any:

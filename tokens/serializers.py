@@ -17,8 +17,8 @@ from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of
 from ui.limits import Limit
-from ui.operations import Body, ListQuery
-from ui.rest import Cause, Id, Moment, Reference
+from ui.operations import ListQuery, RequestBody
+from ui.rest import CauseField, Id, Reference, UtcDateTimeField
 
 SHOWN_ONCE = ("token", "id", "name", "prefix", "expires_at", "allowed_ips", "scopes", "created_at")
 
@@ -35,8 +35,8 @@ class PreviousSecret(serializers.Serializer[Token]):
     """The previous secret, which works until `ends_at`."""
 
     prefix = serializers.CharField(source="previous_prefix", help_text="First characters of the previous secret.")
-    ends_at = Moment(source="previous_works_until", help_text="When the previous secret stops working.")
-    last_used_at = Moment(source="previous_last_used_at", allow_null=True, help_text="When it was last used.")
+    ends_at = UtcDateTimeField(source="previous_works_until", help_text="When the previous secret stops working.")
+    last_used_at = UtcDateTimeField(source="previous_last_used_at", allow_null=True, help_text="When it was last used.")
 
 
 class TokenSerializer(serializers.Serializer[Token]):
@@ -45,26 +45,30 @@ class TokenSerializer(serializers.Serializer[Token]):
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
-    expires_at = Moment(allow_null=True, help_text="When it expires; null if never.")
+    expires_at = UtcDateTimeField(allow_null=True, help_text="When it expires; null if never.")
     allowed_ips = serializers.ListField(
         child=serializers.CharField(), allow_null=True, help_text="Networks it may be used from; null means any."
     )
     scopes = serializers.SerializerMethodField(help_text="Servers it reaches.")
-    created_at = Moment(help_text="When it was created.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
     status = serializers.CharField(help_text="`active`, `waiting` (to be collected), `expired` or `revoked`.")
-    blocked_by = Cause(help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; else null.")
-    blocked_reason = Cause(help_text="Reason its calls are refused for, as in the log; null if they are not.")
-    last_used_at = Moment(allow_null=True, help_text="When it was last used; null if never.")
+    blocked_by = CauseField(help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; else null.")
+    blocked_reason = CauseField(help_text="Reason its calls are refused for, as in the log; null if they are not.")
+    last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
     connection_id = serializers.UUIDField(help_text="Its connection.")
     user_email = serializers.CharField(source="connection.user.email", help_text="E-mail address of its owner.")
-    rotated_at = Moment(allow_null=True, help_text="When its secret was last replaced; null if never.")
-    revoked_at = Moment(allow_null=True, help_text="When it was revoked; null if it was not.")
+    rotated_at = UtcDateTimeField(allow_null=True, help_text="When its secret was last replaced; null if never.")
+    revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
     calls_per_minute = Limit()
-    secret_last_used_at = Moment(allow_null=True, help_text="When the current secret was last used; null if never.")
+    secret_last_used_at = UtcDateTimeField(
+        allow_null=True, help_text="When the current secret was last used; null if never."
+    )
     previous_secret = serializers.SerializerMethodField(help_text="Previous secret, while it still works.")
-    asked_at = Moment(allow_null=True, help_text="When its owner was asked to collect a new secret; null if not.")
+    asked_at = UtcDateTimeField(
+        allow_null=True, help_text="When its owner was asked to collect a new secret; null if not."
+    )
 
     @extend_schema_field(PreviousSecret(allow_null=True))
     def get_previous_secret(self, token: Token) -> dict[str, Any] | None:
@@ -91,12 +95,12 @@ class RotatedTokenSerializer(serializers.Serializer[Any]):
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the live tokens of its owner.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
-    expires_at = Moment(allow_null=True, help_text="When it expires; null if never.")
+    expires_at = UtcDateTimeField(allow_null=True, help_text="When it expires; null if never.")
     allowed_ips = serializers.ListField(
         child=serializers.CharField(), allow_null=True, help_text="Networks it may be used from; null means any."
     )
     scopes = Scope(many=True, help_text="Servers it reaches.")
-    created_at = Moment(help_text="When it was created.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
 
 
 def issued(new: Issued) -> dict[str, Any]:
@@ -122,7 +126,7 @@ class TokenQuery(ListQuery):
     expires_before = serializers.DateTimeField(required=False, help_text="Only tokens that expire before this time.")
 
 
-class TokenChanges(Body):
+class TokenChanges(RequestBody):
     """What of a token may change; its servers never do."""
 
     name = serializers.CharField(max_length=100)
@@ -134,13 +138,13 @@ class TokenChanges(Body):
     calls_per_minute = Limit()
 
 
-class Rotation(Body):
+class Rotation(RequestBody):
     """How to replace a secret; everything is optional."""
 
     overlap_hours = serializers.IntegerField(default=0, help_text="Hours the old secret works on: 0, 1, 24 or 168.")
 
 
-class NewToken(Body):
+class NewToken(RequestBody):
     """A token for yourself."""
 
     host_id = serializers.UUIDField(help_text="Agent that uses the token.")

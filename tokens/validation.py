@@ -19,7 +19,7 @@ class TokenError(Exception):
     """A token cannot be made or changed like that; the message says why."""
 
 
-class NameTaken(TokenError):
+class TokenNameTaken(TokenError):
     """This connection has an active token of that name already."""
 
 
@@ -27,11 +27,11 @@ class TooMany(TokenError):
     """A connection holds 20 active tokens at most. Revoke one first."""
 
 
-class NotYours(TokenError):
+class NotYourToken(TokenError):
     """A token always acts as the person who made it."""
 
 
-class AlreadyRevoked(TokenError):
+class TokenAlreadyRevoked(TokenError):
     """This token has been revoked before."""
 
 
@@ -39,7 +39,7 @@ class BadLifetime(TokenError):
     """Must be 7, 30 or 90."""
 
 
-class BadAddress(TokenError):
+class BadAllowlistEntry(TokenError):
     """An entry of the IP allowlist is no address and no CIDR range."""
 
 
@@ -51,7 +51,7 @@ class Superseded(TokenError):
     """This token was rotated a moment ago by somebody else."""
 
 
-class BadOverlap(TokenError):
+class BadTokenOverlap(TokenError):
     """Must be 0, 1, 24 or 168 hours."""
 
 
@@ -63,7 +63,7 @@ class NothingToCollect(TokenError):
     """No new token is waiting in place of this one: it was collected before, or nobody asked for one."""
 
 
-class NoPrevious(TokenError):
+class NoPreviousToken(TokenError):
     """There is no old token that still works."""
 
 
@@ -79,20 +79,20 @@ def expiry(days: int | None) -> datetime | None:
 
 
 def overlap(hours: int) -> timedelta:
-    """Return how long a replaced secret stays valid. Raises BadOverlap."""
+    """Return how long a replaced secret stays valid. Raises BadTokenOverlap."""
     if hours not in OVERLAP_HOURS:
-        raise BadOverlap(BadOverlap.__doc__)
+        raise BadTokenOverlap(BadTokenOverlap.__doc__)
     return timedelta(hours=hours)
 
 
 def canonical(entries: Sequence[str] | None) -> list[str] | None:
     """Return the allowlist as canonical CIDR ranges without duplicates, or None if it is empty.
 
-    Raises BadAddress naming the entry.
+    Raises BadAllowlistEntry naming the entry.
     """
     ranges = dict.fromkeys(_network(entry) for entry in entries or () if entry.strip())
     if len(ranges) > MOST_ADDRESSES:
-        raise BadAddress(f"At most {MOST_ADDRESSES} addresses or ranges are possible.")
+        raise BadAllowlistEntry(f"At most {MOST_ADDRESSES} addresses or ranges are possible.")
     return list(ranges) or None
 
 
@@ -100,7 +100,7 @@ def _network(entry: str) -> str:
     try:
         return str(ip_network(entry.strip(), strict=False))
     except ValueError:
-        raise BadAddress(f"“{entry.strip()}” is neither an IP address nor a CIDR range.") from None
+        raise BadAllowlistEntry(f"“{entry.strip()}” is neither an IP address nor a CIDR range.") from None
 
 
 def admits(ranges: Sequence[str] | None, address: str | None) -> bool:

@@ -26,16 +26,16 @@ from hosts.forms import NameAgentForm
 from tokens.forms import EditForm, OverlapForm
 from tokens.lists import TOKENS
 from tokens.models import (
-    AlreadyRevoked,
     AskedForNew,
     BadLifetime,
     Expired,
     Issued,
-    NameTaken,
-    NoPrevious,
+    NoPreviousToken,
     NothingToCollect,
     Superseded,
     Token,
+    TokenAlreadyRevoked,
+    TokenNameTaken,
 )
 from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
@@ -43,7 +43,7 @@ from tokens.rows import CARES, TokenFilter, TokenRow, listed, owner_of_listed
 from tokens.snippets import once
 from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, may_create, servers_of, with_scope
 from ui import bulk
-from ui.bulk import Ending
+from ui.bulk import BulkEnding
 from ui.pages import (
     AppRequest,
     clash_context,
@@ -197,13 +197,13 @@ def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
     """Save the form; return False if that failed, with the reason as a form error."""
     try:
         form.token.edit(**form.changes(), by=by, seen=known)
-    except NameTaken as error:
+    except TokenNameTaken as error:
         form.add_error("name", str(error))
     except CapabilityRequired as error:
         form.add_error("calls_per_minute", f"Only who holds “{error.capability.label}” raises or lifts a limit.")
     except BadLifetime as error:
         form.add_error("expires_in_days", str(error))
-    except (AlreadyRevoked, Expired) as error:
+    except (TokenAlreadyRevoked, Expired) as error:
         form.add_error(None, str(error))
     return not form.errors
 
@@ -211,7 +211,7 @@ def _edited(form: EditForm, by: User, known: FormSeen | None) -> bool:
 def _ended_reason(token: Token) -> str:
     try:
         token.must_be_active()
-    except (AlreadyRevoked, Expired) as error:
+    except (TokenAlreadyRevoked, Expired) as error:
         return str(error)
     return ""
 
@@ -242,7 +242,7 @@ def _regenerate(request: AppRequest, token: Token, form: OverlapForm) -> HttpRes
         return _ask(request, token, form)
     try:
         return _shown(request, token, token.rotate(by=request.user, overlap_hours=form.cleaned_data["overlap_hours"]))
-    except (AskedForNew, AlreadyRevoked, Expired) as error:
+    except (AskedForNew, TokenAlreadyRevoked, Expired) as error:
         return changed(request, token, str(error))
     except Superseded:
         return _shown(request, _find(request, token.pk))
@@ -272,7 +272,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
         )
     try:
         response = _shown(request, token, token.collect(by=request.user))
-    except (NothingToCollect, AlreadyRevoked, Expired) as error:
+    except (NothingToCollect, TokenAlreadyRevoked, Expired) as error:
         return changed(request, token, str(error))
     if wants_fragment(request):
         response.write(without_notice(request, token))
@@ -301,7 +301,7 @@ def asked(request: AppRequest, token: Token) -> HttpResponse:
         )
     try:
         token.ask_for_new(by=request.user)
-    except (AlreadyRevoked, Expired) as error:
+    except (TokenAlreadyRevoked, Expired) as error:
         return changed(request, token, str(error))
     return changed(request, token, f"{owner} can collect the new token")
 
@@ -321,7 +321,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             back=back_url(request, token),
             hidden=list(hidden(request).items()),
         )
-    with suppress(NoPrevious, AlreadyRevoked, Expired):  # It has already ended, as requested.
+    with suppress(NoPreviousToken, TokenAlreadyRevoked, Expired):  # It has already ended, as requested.
         token.end_previous(by=request.user)
     return changed(request, token, "Old token ended")
 
@@ -380,7 +380,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             hidden=list(hidden(request).items()),
         )
     verb = token.revoke_with_connection if "connection" in request.POST else token.revoke
-    with suppress(AlreadyRevoked):  # It has already ended, as requested.
+    with suppress(TokenAlreadyRevoked):  # It has already ended, as requested.
         verb(by=request.user)
     return changed(request, token, "Token revoked")
 
@@ -389,12 +389,12 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
 @own_resource("one's own tokens; each of others takes one of ENDING")
 def revoke_picked(request: AppRequest) -> HttpResponse:
     """Revoke the selected tokens; those the viewer may not revoke stay, with the reason shown."""
-    way = Ending(
+    way = BulkEnding(
         *("token", "tokens", "Revoke", "revoked"),
         end=lambda token: token.revoke(by=request.user),
         ends=_ended_with,
         refused=partial(_why_not_revoked, request.user),
-        faults=(AlreadyRevoked,),
+        faults=(TokenAlreadyRevoked,),
     )
     return bulk.end(request, with_scope(known_to(request.user)), way, back=reverse("tokens:list"))
 

@@ -28,7 +28,7 @@ from ui.pages import (
 MOST = 100  # More rows than a page can have.
 
 
-class Switchable(Protocol):
+class SwitchableRow(Protocol):
     """Protocol for models that can be enabled and disabled."""
 
     pk: Any
@@ -52,7 +52,7 @@ class Switching:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class BulkEnding:
     """Configuration for ending several rows of a list for good: `act` and `done` are the verb, `icon` its icon.
 
     `end` is the verb of the model, which raises one of `faults` to refuse a row; `refused` returns such a reason in
@@ -94,7 +94,7 @@ def switch(request: AppRequest, rows: QuerySet[Any], way: Switching, *, back: st
     return leave(request, back, ". ".join(filter(None, (done, _apart_text(apart)))), Undo(request.path, fields))
 
 
-def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> HttpResponse:
+def end(request: AppRequest, rows: QuerySet[Any], way: BulkEnding, *, back: str) -> HttpResponse:
     """End the selected rows after their count was typed. Rows that cannot be ended are named and skipped."""
     back = own_path(request.POST.get("back", ""), back)
     picked: list[Any] = list(rows.filter(pk__in=_keys(request))[:MOST])
@@ -120,12 +120,12 @@ def end(request: AppRequest, rows: QuerySet[Any], way: Ending, *, back: str) -> 
     return leave(request, back, ". ".join(filter(None, (f"{_number(ended, way)} {way.done}", _apart_text(apart)))))
 
 
-def _apart(picked: list[Any], way: Switching | Ending) -> list[tuple[Any, str]]:
+def _apart(picked: list[Any], way: Switching | BulkEnding) -> list[tuple[Any, str]]:
     """Return the rows to skip, each with the reason."""
     return [(row, reason) for row in picked if (reason := way.refused(row))]
 
 
-def _refuses(row: Any, way: Ending, apart: list[tuple[Any, str]]) -> bool:
+def _refuses(row: Any, way: BulkEnding, apart: list[tuple[Any, str]]) -> bool:
     """End a row. Return whether it was refused, and then add the reason to `apart`."""
     try:
         way.end(row)
@@ -163,7 +163,7 @@ def _picks(rows: list[Any]) -> list[tuple[str, str]]:
     return [("pick", str(row.pk)) for row in rows]
 
 
-def _number(rows: list[Any], way: Switching | Ending) -> str:
+def _number(rows: list[Any], way: Switching | BulkEnding) -> str:
     return f"{len(rows)} {way.noun if len(rows) == 1 else way.nouns}"
 
 

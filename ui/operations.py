@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ui.rest import Resource
 
 
-class Body(serializers.Serializer[Any]):
+class RequestBody(serializers.Serializer[Any]):
     """What may be sent, and nothing else: a key it does not name is refused, not ignored."""
 
     def to_internal_value(self, data: Any) -> Any:
@@ -59,7 +59,7 @@ class Operation:
     needs: Rule
     query: type[Query]
     orderings: frozenset[str]
-    body: type[Body] | None
+    body: type[RequestBody] | None
     answer: Answer | None
     reauth: bool
     api_keys: bool
@@ -79,7 +79,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     needs: Rule,
     query: type[Query] = Query,
     orderings: Collection[str] = (),
-    body: type[Body] | None = None,
+    body: type[RequestBody] | None = None,
     answer: Answer | None = None,
     reauth: bool = False,
     api_keys: bool = True,

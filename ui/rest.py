@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from accounts.models import User
     from capabilities.rest import Own
-    from ui.operations import Body, Operation
+    from ui.operations import Operation, RequestBody
 
 
 # An entity tag, and one that is strong: RFC 9110 section 8.8.3.
@@ -61,14 +61,14 @@ class Id(serializers.UUIDField):
         super().__init__(**{"help_text": "Unique id; never changes."} | options)
 
 
-class Moment(serializers.DateTimeField):
+class UtcDateTimeField(serializers.DateTimeField):
     """A time in UTC with milliseconds and `Z`."""
 
     def to_representation(self, value: Any) -> Any:
         return stamp(value)
 
 
-class Cause(serializers.CharField):
+class CauseField(serializers.CharField):
     """A word for what stops a thing; null when nothing does."""
 
     def __init__(self, **options: Any) -> None:
@@ -209,7 +209,7 @@ class Resource(GenericViewSet[Any]):
 
     def body(self) -> dict[str, Any]:
         """The body of this request as the operation's `body` lets it through. Raises ValidationError."""
-        kind, partial = cast("type[Body]", self.operation.body), self.request.method == "PATCH"
+        kind, partial = cast("type[RequestBody]", self.operation.body), self.request.method == "PATCH"
         body = kind(data=self.request.data, partial=partial, context=self.get_serializer_context())
         body.is_valid(raise_exception=True)
         data: dict[str, Any] = body.validated_data

@@ -14,7 +14,7 @@ from rest_framework.parsers import JSONParser
 MOST_BYTES = 1024 * 1024
 
 
-class TooLarge(APIException):
+class RequestTooLarge(APIException):
     """The body is larger than 1 MiB."""
 
     status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
@@ -58,7 +58,7 @@ class _Bounded:
     def read(self, size: int = -1) -> bytes:
         data: bytes = self._stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise TooLarge
+            raise RequestTooLarge
         return data
 
 

@@ -17,7 +17,7 @@ MOST_COMPARED = 500  # Names searched for a suggestion.
 MOST_NAMED = 3
 
 
-class Subject(serializers.CharField):
+class SubjectField(serializers.CharField):
     """A filter by a thing; its value is the ids of the things it means, archived ones included.
 
     `things` are those the person who asks may know of: nothing is told of others, not even that they exist. `names` are

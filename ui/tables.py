@@ -1,8 +1,9 @@
 """Lists as tables: columns, widths, sorting, and the user's choice of columns.
 
-A `Table` describes a list. A `View` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the columns
-(`?columns=type&columns=users`), which are stored in a cookie. Templates take the head from `ui/table_head.html`,
-each cell from `{% cell "name" %}`, and both choices from `ui/columns.html` inside the form of the filters.
+A `Table` describes a list. A `TableView` is a table as requested: the order (`?sort=name`, `?sort=-name`) and the
+columns (`?columns=type&columns=users`), which are stored in a cookie. Templates take the head from
+`ui/table_head.html`, each cell from `{% cell "name" %}`, and both choices from `ui/columns.html` inside the form of the
+filters.
 """
 
 from __future__ import annotations
@@ -98,14 +99,14 @@ class Table:
     def __post_init__(self) -> None:
         _TABLES[self.key] = self
 
-    def seen(self, request: HttpRequest) -> View:
+    def seen(self, request: HttpRequest) -> TableView:
         """Return the view for a request: order and columns."""
         user = getattr(request, "user", None)
         columns = tuple(one for one in self.columns if not one.needs or (user and one.is_for(user)))
         asked = _asked(request)
         sort = asked.get("sort", "")
         known = {column.name for column in columns if column.sorts}
-        return View(
+        return TableView(
             self,
             columns,
             sort if sort.removeprefix("-") in known else self.order,
@@ -130,7 +131,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TableView:
     """A table as requested."""
 
     table: Table
@@ -238,17 +239,17 @@ def _asked(request: HttpRequest) -> QueryDict:
     return QueryDict((htmx.current_url_abs_path or "").partition("?")[2])
 
 
-def seen(request: HttpRequest, key: str) -> View:
+def seen(request: HttpRequest, key: str) -> TableView:
     """Return the view of the table `key`, cached per request."""
-    known: dict[str, View] = request.__dict__.setdefault("lists", {})
+    known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
     if key not in known:
         known[key] = _TABLES[key].seen(request)
     return known[key]
 
 
 def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    """Render a list whose `View` is `context["table"]`, store its columns and shorten its URL."""
-    view: View = context["table"]
+    """Render a list whose `TableView` is `context["table"]`, store its columns and shorten its URL."""
+    view: TableView = context["table"]
     short = _short(request.GET, view)
     is_long = short != request.GET.urlencode()
     request.GET = QueryDict(short)
@@ -259,7 +260,7 @@ def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> Ht
     return response
 
 
-def _short(query: QueryDict, view: View) -> str:
+def _short(query: QueryDict, view: TableView) -> str:
     """Remove empty fields, the default order and the default columns from the query."""
     kept = query.copy()
     for name, values in query.lists():

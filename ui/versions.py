@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 DIGITS = 12  # Of each digest: two values of one field agree by chance once in 10^14.
 
 
-class Change(NamedTuple):
+class ConflictingChange(NamedTuple):
     """A field changed after the writer's version: its present value, and by whom and when if known."""
 
     field: str
@@ -28,7 +28,7 @@ class Change(NamedTuple):
 class ChangedMeanwhile(Exception):
     """Somebody changed this after you opened it."""
 
-    def __init__(self, changes: list[Change], version: str) -> None:
+    def __init__(self, changes: list[ConflictingChange], version: str) -> None:
         super().__init__(ChangedMeanwhile.__doc__)
         self.changes, self.version = changes, version
 

@@ -16,7 +16,7 @@ RETRY_SECONDS = 0.25  # Between a failed round of a loop and the next.
 STOP_SECONDS = 1.0  # How long stop() waits for cancelled tasks.
 
 
-class Fault(NamedTuple):
+class LoopFault(NamedTuple):
     """A loop whose last round failed, and the type of the error; its message is for the log."""
 
     task: str
@@ -24,10 +24,10 @@ class Fault(NamedTuple):
     guards_access: bool
 
 
-_faults: dict[object, Fault] = {}
+_faults: dict[object, LoopFault] = {}
 
 
-def faults() -> list[Fault]:
+def faults() -> list[LoopFault]:
     """Return the loops of this process that have not completed a round since one failed."""
     return [*_faults.values()]
 
@@ -116,7 +116,7 @@ class Background:
                 except (Exception, asyncio.CancelledError) as error:
                     if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                         raise
-                    _faults[key] = Fault(name, type(error).__name__, guards_access)
+                    _faults[key] = LoopFault(name, type(error).__name__, guards_access)
                     _count(name)
                     if type(error) not in logged:
                         logged.add(type(error))

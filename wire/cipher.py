@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 
-class Unreadable(ValueError):
+class Undecryptable(ValueError):
     """No configured encryption key decrypts this credential."""
 
 
@@ -24,18 +24,18 @@ class Cipher:
         return self._fernet.encrypt(secret.encode())
 
     def open(self, ciphertext: bytes) -> str:
-        """Decrypt `ciphertext`. Raises Unreadable when no key fits."""
+        """Decrypt `ciphertext`. Raises Undecryptable when no key fits."""
         try:
             return self._fernet.decrypt(ciphertext).decode()
         except InvalidToken:
-            raise Unreadable from None
+            raise Undecryptable from None
 
     def reseal(self, ciphertext: bytes) -> bytes:
-        """Re-encrypt `ciphertext` with the newest key. Raises Unreadable when no key fits."""
+        """Re-encrypt `ciphertext` with the newest key. Raises Undecryptable when no key fits."""
         try:
             return self._fernet.rotate(ciphertext)
         except InvalidToken:
-            raise Unreadable from None
+            raise Undecryptable from None
 
 
 def key_id(key: bytes) -> str:

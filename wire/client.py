@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, Self
 
 from wire import jsonrpc, sse, stateless, versions
 from wire.background import Background, every
-from wire.definitions import CATALOGUES, Catalogue, Definition, read_items, usable
+from wire.definitions import CATALOGUES, Definition, ListMethod, read_items, usable
 from wire.errors import (
     BadAnswer,
     Busy,
@@ -30,8 +30,8 @@ from wire.rpc_messages import (
     OnNotification,
     OnRequest,
     RpcResponse,
-    ServerInfo,
-    Session,
+    ServerDescription,
+    SessionHandle,
     StreamPlace,
     Target,
     ignore,
@@ -57,7 +57,7 @@ LARGEST_FIRST_EVENT = 64 << 10
 NEUTRAL_STATUSES = frozenset({401, 403, 408, 413, 429})
 
 type Contradicted = Callable[[Target], None]
-type Introduced = Callable[[Target, ServerInfo], None]
+type Introduced = Callable[[Target, ServerDescription], None]
 
 
 class Listed(NamedTuple):
@@ -68,24 +68,26 @@ class Listed(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """The eras a server speaks, its ServerInfo in each, and a readable text of how that was determined."""
+    """The eras a server speaks, its ServerDescription in each, and a readable text of how that was determined."""
 
     eras: str
     evidence: str
-    infos: Sequence[ServerInfo]
+    infos: Sequence[ServerDescription]
 
 
 class Beside(Protocol):
     """Observer of the session a request uses: the server may send messages about it on another stream."""
 
-    async def begin(self, session: Session, on_notification: OnNotification, on_request: OnRequest | None) -> None:
+    async def begin(
+        self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
+    ) -> None:
         """Called before the request is sent; the callbacks handle its messages that arrive on other streams."""
 
     def end(self) -> None:
         """Called when the request is over, even if begin() was not called."""
 
 
-class Place:
+class QueueSlot:
     """A concurrency slot and its time limit. As a context, both pause while the server waits for client input."""
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")
@@ -122,9 +124,9 @@ class Place:
 class McpClient:
     """Calls servers, each request once and in the era of its target.
 
-    Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the ServerInfo
-    of a server, `contradicted` with the target of a request whose answer shows that the server may no longer speak its
-    era.
+    Sessions are stored in `store`, or in memory until the client is closed. `introduced` is called with the
+    ServerDescription of a server, `contradicted` with the target of a request whose answer shows that the server may no
+    longer speak its era.
 
     `workers` processes divide the concurrency limit of a server, with at least one slot each. A call waits at most
     `queue_seconds` for a slot. While `may_begin()` is false no request is sent, because it could not be logged.
@@ -185,13 +187,13 @@ class McpClient:
         if not queue.enter_now(person, connection):
             await self._wait_for_turn(queue, target, person, seconds)
         limit = self._time_limit(target, ends)
-        place: Place | None = None
+        place: QueueSlot | None = None
         is_over = False
 
         async def ask_somebody(message: Object, answer: Answer) -> None:
             nonlocal place
             assert on_request is not None
-            place = place or Place(queue, person, connection, limit, is_over=is_over)
+            place = place or QueueSlot(queue, person, connection, limit, is_over=is_over)
             with place:
                 await on_request(message, answer)
 
@@ -311,7 +313,7 @@ class McpClient:
 
     async def _probe(self, target: Target) -> Spoken:
         modern = await stateless.discover(self._transport, target)
-        if isinstance(modern, ServerInfo):
+        if isinstance(modern, ServerDescription):
             said = f"server/discover: {versions.MODERN}"
             try:
                 async with asyncio.timeout(INITIALIZE_SECONDS):
@@ -415,14 +417,14 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
 
 
 async def _names_an_endpoint(response: HttpResponse) -> bool:
-    reader = sse.Reader(LARGEST_FIRST_EVENT)
+    reader = sse.EventParser(LARGEST_FIRST_EVENT)
     async for chunk in response.chunks():
         if events := reader.feed(chunk):
             return events[0].name == "endpoint"
     return False
 
 
-def _page(answer: RpcResponse, target: Target, catalogue: Catalogue) -> Object:
+def _page(answer: RpcResponse, target: Target, catalogue: ListMethod) -> Object:
     """Return the result of a list request. Raises BadAnswer when it has no list."""
     page: Object = answer.whole.get("result", {})
     if not isinstance(page.get(catalogue.member), list):

@@ -25,7 +25,7 @@ from wire.tool_names import (
 TOOL, PROMPT, RESOURCE, TEMPLATE = "tool", "prompt", "resource", "template"
 
 
-class Catalogue(NamedTuple):
+class ListMethod(NamedTuple):
     """The list method of a kind of feature, the member of its result, and the key that names one feature."""
 
     method: str
@@ -34,10 +34,10 @@ class Catalogue(NamedTuple):
 
 
 CATALOGUES = {
-    TOOL: Catalogue("tools/list", "tools", "name"),
-    PROMPT: Catalogue("prompts/list", "prompts", "name"),
-    RESOURCE: Catalogue("resources/list", "resources", "uri"),
-    TEMPLATE: Catalogue("resources/templates/list", "resourceTemplates", "uriTemplate"),
+    TOOL: ListMethod("tools/list", "tools", "name"),
+    PROMPT: ListMethod("prompts/list", "prompts", "name"),
+    RESOURCE: ListMethod("resources/list", "resources", "uri"),
+    TEMPLATE: ListMethod("resources/templates/list", "resourceTemplates", "uriTemplate"),
 }
 
 

@@ -40,7 +40,7 @@ class ProxyFailed(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class HostSet:
     """A set of host names, including their subdomains if `below`, and of networks."""
 
     names: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Places:
         return self.has_name(host) or (at is not None and any(at in network for network in self.networks))
 
 
-NO_PLACES = Places()
+NO_PLACES = HostSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class OutboundProxy:
     encrypted: bool = False  # Whether the connection to the proxy itself uses TLS.
     authorization: str = field(default="", repr=False)  # The value of Proxy-Authorization; empty for none.
     url: str = field(default="", repr=False)  # The complete URL, for other HTTP clients.
-    direct: Places = NO_PLACES
-    resolved: Places = NO_PLACES
+    direct: HostSet = NO_PLACES
+    resolved: HostSet = NO_PLACES
 
     @property
     def place(self) -> str:
@@ -204,7 +204,7 @@ def place(text: str) -> Place:
         return name
 
 
-def places(found: Sequence[Place]) -> Places:
+def places(found: Sequence[Place]) -> HostSet:
     """Split a mixed list into names and networks."""
     names = tuple(each for each in found if isinstance(each, str))
-    return Places(names, tuple(each for each in found if not isinstance(each, str)))
+    return HostSet(names, tuple(each for each in found if not isinstance(each, str)))

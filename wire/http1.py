@@ -1,7 +1,7 @@
 """HTTP/1.1: a client connection parsed by llhttp, a bounded body reader, and a cache of repeated headers.
 
 The connection implements only what a proxied call needs: there are no cookies, redirects, proxies or stored
-credentials that could be mixed up or leak. Other HTTP clients of the gateway use `Body` too.
+credentials that could be mixed up or leak. Other HTTP clients of the gateway use `BodyReader` too.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class BodyBroken(Exception):
     """The body has an unexpected encoding, or cannot be decompressed."""
 
 
-class Body:
+class BodyReader:
     """Reads one body of at most `limit` decompressed bytes (inclusive).
 
     `encoding` is the Content-Encoding header. Raises BodyBroken for one that is neither gzip, deflate nor identity.
@@ -253,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
         self._arrived_size = self._parsed = 0
         self._raw: list[bytes] = []
         self._parts: list[bytes] = []
-        self._body: Body | None = None
+        self._body: BodyReader | None = None
         self._wire_size = self._wire_limit = self._head_size = self._framing_size = self._trailer_size = 0
         self._slice_ends = 0.0
         self._slice_size = SLICE
@@ -572,7 +572,7 @@ class HttpConnection(asyncio.Protocol):
         limit = STREAM_SHARE * self._limit if self.streams else self._limit
         self._wire_limit = WIRE_SHARE * limit + 2 * HEAD_LIMIT
         try:
-            self._body = Body(limit, self.headers.get(b"content-encoding", b""))
+            self._body = BodyReader(limit, self.headers.get(b"content-encoding", b""))
         except BodyBroken as error:
             raise ConnectionBroken(str(error)) from None
 

@@ -40,7 +40,7 @@ type Id = int | str
 type Object = dict[str, Any]
 
 
-class Malformed(Exception):
+class MalformedMessage(Exception):
     """The body is not one JSON-RPC message. `code` is the error code to answer with."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -70,11 +70,11 @@ NO_MESSAGE = "Invalid Request: the body must be a JSON-RPC 2.0 message, with jso
 
 
 def parse(body: bytes) -> Message:
-    """Parse the one message in `body`. Raises Malformed."""
+    """Parse the one message in `body`. Raises MalformedMessage."""
     try:
         document = loads(body)
     except ValueError:
-        raise Malformed(PARSE_ERROR, "Parse error: the body is not JSON, or is nested too deeply") from None
+        raise MalformedMessage(PARSE_ERROR, "Parse error: the body is not JSON, or is nested too deeply") from None
     return _message(document)
 
 
@@ -91,8 +91,8 @@ def _message(document: Any) -> Message:
                 meta = params.get("_meta")
                 return Message(method, _id(document), params, meta if isinstance(meta, dict) else {})
     elif isinstance(document, list):
-        raise Malformed(INVALID_REQUEST, "Batches are not supported: send one message at a time")
-    raise Malformed(INVALID_REQUEST, NO_MESSAGE)
+        raise MalformedMessage(INVALID_REQUEST, "Batches are not supported: send one message at a time")
+    raise MalformedMessage(INVALID_REQUEST, NO_MESSAGE)
 
 
 _NONE: Object = {}
@@ -104,7 +104,7 @@ def _id(document: Object) -> Id | None:
         return known
     if "id" not in document:
         return None
-    raise Malformed(INVALID_REQUEST, NO_MESSAGE)
+    raise MalformedMessage(INVALID_REQUEST, NO_MESSAGE)
 
 
 def method_in(body: bytes) -> str:

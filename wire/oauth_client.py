@@ -149,7 +149,7 @@ def as_list(value: object) -> tuple[str, ...]:
     return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 
 
-class Client(NamedTuple):
+class RegisteredClient(NamedTuple):
     """Our client registration at an issuer."""
 
     client_id: str
@@ -206,7 +206,7 @@ def _is_tenant(given: str, issuer: str) -> bool:
 
 def token_request(
     endpoint: str,
-    client: Client,
+    client: RegisteredClient,
     parameters: Mapping[str, str],
     *,
     private: bool = False,
@@ -228,7 +228,13 @@ def token_request(
 
 
 def revocations(
-    endpoint: str, client: Client, *, refresh: str, access: str, private: bool = False, entered: Iterable[str] = ()
+    endpoint: str,
+    client: RegisteredClient,
+    *,
+    refresh: str,
+    access: str,
+    private: bool = False,
+    entered: Iterable[str] = (),
 ) -> list[TokenRequest]:
     """Build revocation requests (RFC 7009), the refresh token first, since that may revoke the access token too.
 

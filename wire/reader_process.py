@@ -43,7 +43,7 @@ MOST_MEMBERS = 1_000  # Of a result, not counting nested ones.
 LONGEST_OUTLINED = 1_000  # Characters.
 
 
-class Unreadable(Exception):
+class UnreadableAnswer(Exception):
     """The process could not read this answer; the message says why."""
 
 
@@ -65,8 +65,8 @@ class ReaderProcess:
     async def outline(self, text: bytes, person: str = "") -> Object | None:
         """Return a result with truncated strings and empty lists and objects.
 
-        None for messages other than complete results, which must be parsed whole. Raises Unreadable, or ValueError if
-        the text is not JSON.
+        None for messages other than complete results, which must be parsed whole. Raises UnreadableAnswer, or
+        ValueError if the text is not JSON.
         """
         told, _ = await self._order({"work": "outline"}, text, person)
         document: Object | None = told["document"]
@@ -75,13 +75,13 @@ class ReaderProcess:
     async def changed(
         self, text: bytes, own_id: Id, request_id: Id | None, changes: Changes, person: str = ""
     ) -> bytes:
-        """Run `wire.answers.changed` in the process, for an answer with the id `own_id`. Raises Unreadable."""
+        """Run `wire.answers.changed` in the process, for an answer with the id `own_id`. Raises UnreadableAnswer."""
         spelled = changes._asdict() | {"drop": list(changes.drop), "add": dict(changes.add)}
         order = {"work": "changed", "own_id": own_id, "request_id": request_id, "changes": spelled}
         return (await self._order(order, text, person))[1]
 
     async def run(self, work: str, text: bytes, person: str, **given: Any) -> tuple[Object, bytes]:
-        """Run the function `work` ("module:name") on this text in the process. Raises Unreadable."""
+        """Run the function `work` ("module:name") on this text in the process. Raises UnreadableAnswer."""
         return await self._order({"work": work, **given}, text, person)
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class ReaderProcess:
             try:
                 await self._lane.enter(person, person)
             except QueueFull:
-                raise Unreadable("more large answers than may wait") from None
+                raise UnreadableAnswer("more large answers than may wait") from None
         loop, leave = asyncio.get_running_loop(), partial(self._lane.leave, person, person)
         try:
             carried_out = self._thread.submit(self._carry_out, order, text)
@@ -108,7 +108,7 @@ class ReaderProcess:
         carried_out.add_done_callback(partial(_call_soon, loop, leave))
         told, body = await asyncio.wrap_future(carried_out)
         if fault := told.get("fault"):
-            raise ValueError(fault) if told.get("malformed") else Unreadable(fault)
+            raise ValueError(fault) if told.get("malformed") else UnreadableAnswer(fault)
         return told, body
 
     def _carry_out(self, order: Object, text: bytes) -> tuple[Object, bytes]:

@@ -15,7 +15,7 @@ from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge,
 from wire.http1 import more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, storable
 from wire.pool import HttpResponse
-from wire.reader_process import ReaderProcess, Unreadable, is_large
+from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
 from wire.tool_names import is_shallow
 from wire.trace_context import NONE, Trace
 
@@ -62,7 +62,7 @@ type OnRequest = Callable[[Object, Answer], Awaitable[None]]
 NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
-class Session(NamedTuple):
+class SessionHandle(NamedTuple):
     """A session at a server. `id` is empty if the server is stateless; `row` is its key in the store.
 
     `log_level` is the level set by `logging/setLevel`; empty when none was set.
@@ -113,7 +113,7 @@ def tasks_in(capabilities: Object) -> Object:
     return {"tasks": {**cancel, "requests": {"tools": {"call": {}}}}}
 
 
-class ServerInfo(NamedTuple):
+class ServerDescription(NamedTuple):
     """A server's self-description: protocol version, capabilities, instructions and name."""
 
     version: str
@@ -169,7 +169,7 @@ class Target(NamedTuple):
     capabilities: Mapping[str, object] = NOTHING
     owner_id: str = ""
     session_key: str = ""
-    session: Session | None = None
+    session: SessionHandle | None = None
     # Minimum level of log messages; empty when the client set none.
     log_level: str = ""
     # Limit for the whole call; `timeout_s` limits how long the server may be silent.
@@ -210,7 +210,7 @@ class RpcResponse(NamedTuple):
             return answers.changed(self.text, self.document, request_id, changes)
         try:
             return await self.reader.changed(self.text, self.document["id"], request_id, changes, person)
-        except Unreadable as error:
+        except UnreadableAnswer as error:
             raise TooLarge(server, str(error)) from None
 
     @property
@@ -241,7 +241,7 @@ class StreamPlace:
     last_event_id: str = ""
     retry_ms: int | None = None
 
-    def note(self, reader: sse.Reader) -> None:
+    def note(self, reader: sse.EventParser) -> None:
         """Update the position from `reader`."""
         if reader.event_id and fits_a_header(reader.event_id):
             self.last_event_id = reader.event_id
@@ -300,7 +300,7 @@ def _check_status(response: HttpResponse, target: Target) -> None:
 async def _read_stream(
     response: HttpResponse, target: Target, request_id: int, era: str, on_notification: OnNotification
 ) -> RpcResponse:
-    reader, detail = sse.Reader(response.limit), "the stream ended before the answer"
+    reader, detail = sse.EventParser(response.limit), "the stream ended before the answer"
     try:
         if (answer := await _read_until_answer(response, reader, target, request_id, on_notification)) is not None:
             document, text, outlined_by = answer
@@ -319,7 +319,7 @@ async def _read_stream(
 
 
 async def _read_until_answer(
-    response: HttpResponse, reader: sse.Reader, target: Target, request_id: int, on_notification: OnNotification
+    response: HttpResponse, reader: sse.EventParser, target: Target, request_id: int, on_notification: OnNotification
 ) -> tuple[Object, bytes, ReaderProcess | None] | None:
     async for chunk in response.chunks():
         for event in reader.feed(chunk):
@@ -343,7 +343,7 @@ async def read_messages(response: HttpResponse, target: Target, on_message: OnNo
 
     Raises an UpstreamError.
     """
-    reader = sse.Reader(response.limit)
+    reader = sse.EventParser(response.limit)
     try:
         async for chunk in response.chunks():
             for event in reader.feed(chunk):
@@ -389,7 +389,7 @@ async def _read_large(
     """Return the outline of a large result and its reader; for other messages the whole message and None."""
     try:
         outlined = await response.reader.outline(text, target.person_id)
-    except Unreadable as error:
+    except UnreadableAnswer as error:
         raise TooLarge(target.server_name, str(error)) from None
     except ValueError:
         raise BadAnswer(target.server_name, f"HTTP {status}: not JSON", status=status) from None

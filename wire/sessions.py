@@ -28,8 +28,8 @@ from wire.rpc_messages import (
     OnNotification,
     OnRequest,
     RpcResponse,
-    ServerInfo,
-    Session,
+    ServerDescription,
+    SessionHandle,
     StreamBroke,
     StreamPlace,
     Target,
@@ -58,7 +58,7 @@ FRUITLESS_TIMES = 3
 BRIDGED = {"elicitation": ("form", "url"), "roots": (), "sampling": ("context", "tools")}
 
 type Key = tuple[str, ...]
-type OnSession = Callable[[Session], Awaitable[None]]
+type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
@@ -91,11 +91,11 @@ def capabilities_of(text: str) -> Object:
     return capabilities
 
 
-def opened(row: Any, cipher: Cipher) -> Session:
+def opened(row: Any, cipher: Cipher) -> SessionHandle:
     """Return the session stored in `row` (uid, sealed id, version, log level). Raises Unreadable."""
     uid, sealed_id, version, log_level = row
     sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
-    return Session(cipher.open(sealed) if sealed else "", version, uid, log_level)
+    return SessionHandle(cipher.open(sealed) if sealed else "", version, uid, log_level)
 
 
 class SessionLost(Exception):
@@ -108,19 +108,19 @@ class SessionLost(Exception):
 class SessionStore(Protocol):
     """Storage of sessions between requests."""
 
-    async def find(self, target: Target) -> Session | None:
+    async def find(self, target: Target) -> SessionHandle | None:
         """Return the session for this target, if any."""
 
-    async def keep(self, target: Target, session: Session) -> Session:
+    async def keep(self, target: Target, session: SessionHandle) -> SessionHandle:
         """Store a new session. Return the stored one, which is another worker's if that was first."""
 
-    async def note_level(self, target: Target, session: Session) -> None:
+    async def note_level(self, target: Target, session: SessionHandle) -> None:
         """Store the log level that was set in this session."""
 
-    async def forget(self, target: Target, session: Session) -> None:
+    async def forget(self, target: Target, session: SessionHandle) -> None:
         """Delete this session if it is still the stored one. The client's own session ends with it."""
 
-    def take_all(self) -> list[tuple[Target, Session]]:
+    def take_all(self) -> list[tuple[Target, SessionHandle]]:
         """Remove and return the sessions that end with this process."""
 
 
@@ -128,38 +128,38 @@ class SessionsInMemory:
     """Keeps sessions in memory, for the lifetime of one client."""
 
     def __init__(self) -> None:
-        self._sessions: dict[Key, tuple[Target, Session]] = {}
+        self._sessions: dict[Key, tuple[Target, SessionHandle]] = {}
 
-    async def find(self, target: Target) -> Session | None:
+    async def find(self, target: Target) -> SessionHandle | None:
         kept = self._sessions.get(_key(target))
         return kept[1] if kept else None
 
-    async def keep(self, target: Target, session: Session) -> Session:
+    async def keep(self, target: Target, session: SessionHandle) -> SessionHandle:
         return self._sessions.setdefault(_key(target), (target, session))[1]
 
-    async def note_level(self, target: Target, session: Session) -> None:
+    async def note_level(self, target: Target, session: SessionHandle) -> None:
         if _key(target) in self._sessions:
             self._sessions[_key(target)] = (target, session)
 
-    async def forget(self, target: Target, session: Session) -> None:
+    async def forget(self, target: Target, session: SessionHandle) -> None:
         if (kept := self._sessions.get(_key(target))) is not None and kept[1] == session:
             del self._sessions[_key(target)]
 
-    def take_all(self) -> list[tuple[Target, Session]]:
+    def take_all(self) -> list[tuple[Target, SessionHandle]]:
         sessions, self._sessions = self._sessions, {}
         return [*sessions.values()]
 
 
 class SessionWire:
-    """Sends requests in sessions stored in `store`. `introduced` is called with each server's ServerInfo."""
+    """Sends requests in sessions stored in `store`. `introduced` is called with each server's ServerDescription."""
 
     def __init__(
-        self, transport: Transport, store: SessionStore, introduced: Callable[[Target, ServerInfo], None]
+        self, transport: Transport, store: SessionStore, introduced: Callable[[Target, ServerDescription], None]
     ) -> None:
         self._transport = transport
         self._store = store
         self._introduced = introduced
-        self._opening: dict[Key, asyncio.Future[Session | None]] = {}
+        self._opening: dict[Key, asyncio.Future[SessionHandle | None]] = {}
         self._doubted: set[Key] = set()  # Sessions being checked by a ping.
         self._background = Background(UpstreamError, TimeoutError)
 
@@ -199,7 +199,7 @@ class SessionWire:
 
     async def _ask(
         self,
-        session: Session,
+        session: SessionHandle,
         target: Target,
         method: str,
         params: Object,
@@ -208,7 +208,7 @@ class SessionWire:
     ) -> RpcResponse:
         if target.log_level and session.log_level != target.log_level:
             await self._set_level(session, target)
-        request_id, asking = next_request_id(), ServerRequests(self, session, target, on_request)
+        request_id, asking = next_request_id(), IncomingRequests(self, session, target, on_request)
 
         async def on_message(message: Object) -> None:
             if "id" in message:
@@ -235,18 +235,18 @@ class SessionWire:
         self._doubt(session, target, answer.status)
         return answer
 
-    def _doubt(self, session: Session, target: Target, status: int) -> None:
+    def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
         """After a 400 or 404, check by a ping whether the session still exists: not all servers conform."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))
 
-    async def _is_lost(self, session: Session, target: Target) -> bool:
+    async def _is_lost(self, session: SessionHandle, target: Target) -> bool:
         """Return whether the server has lost this session, checked by a ping."""
         with await self._send("POST", session, target, _request(next_request_id(), "ping", {})) as response:
             return response.status in (400, 404) and not await _knows_no_ping(response)
 
-    async def _check(self, session: Session, target: Target, key: Key) -> None:
+    async def _check(self, session: SessionHandle, target: Target, key: Key) -> None:
         try:
             if await self._is_lost(session, target):
                 await self._store.forget(target, session)
@@ -254,7 +254,7 @@ class SessionWire:
             self._doubted.discard(key)
 
     async def _go_on(
-        self, session: Session, target: Target, request_id: int, broke: StreamBroke, on_message: OnNotification
+        self, session: SessionHandle, target: Target, request_id: int, broke: StreamBroke, on_message: OnNotification
     ) -> RpcResponse:
         """Resume a broken stream from its last event and return the answer. The request is not sent again.
 
@@ -278,7 +278,7 @@ class SessionWire:
                 break
         raise broke
 
-    async def _set_level(self, session: Session, target: Target) -> None:
+    async def _set_level(self, session: SessionHandle, target: Target) -> None:
         """Set the log level at the server. An error answer is ignored."""
         told = session._replace(log_level=target.log_level)
         params = {"level": target.log_level}
@@ -287,7 +287,7 @@ class SessionWire:
 
     # Sessions
 
-    async def _session(self, target: Target) -> Session:
+    async def _session(self, target: Target) -> SessionHandle:
         """Return the session of this target. Without one, a single request of this process opens it."""
         key = _key(target)
         while (opening := self._opening.get(key)) is not None:
@@ -302,7 +302,7 @@ class SessionWire:
             del self._opening[key]
             opening.set_result(session)
 
-    async def _open(self, target: Target) -> Session:
+    async def _open(self, target: Target) -> SessionHandle:
         session, info = await self._initialize(target)
         self._introduced(target, info)
         try:
@@ -315,8 +315,8 @@ class SessionWire:
             self.start_background(self._end(target, session))
         return kept
 
-    async def introduce(self, target: Target) -> ServerInfo:
-        """Return the ServerInfo from `initialize`, and end the session at once.
+    async def introduce(self, target: Target) -> ServerDescription:
+        """Return the ServerDescription from `initialize`, and end the session at once.
 
         Raises an UpstreamError.
         """
@@ -324,7 +324,9 @@ class SessionWire:
         self.start_background(self._end(target, session))
         return info
 
-    async def _initialize(self, target: Target, proposed: str = versions.NEWEST_SESSION) -> tuple[Session, ServerInfo]:
+    async def _initialize(
+        self, target: Target, proposed: str = versions.NEWEST_SESSION
+    ) -> tuple[SessionHandle, ServerDescription]:
         """Open a session in the version `proposed`, or in the newest common one that the server lists."""
         request_id = next_request_id()
         params = {
@@ -332,7 +334,9 @@ class SessionWire:
             "capabilities": dict(target.capabilities),
             "clientInfo": target.client_info,
         }
-        with await self._send("POST", Session("", ""), target, _request(request_id, "initialize", params)) as response:
+        with await self._send(
+            "POST", SessionHandle("", ""), target, _request(request_id, "initialize", params)
+        ) as response:
             answer = await read_response(response, target, request_id, SESSION, ignore)
             session_id = response.header("mcp-session-id")
         if answer.error_code == jsonrpc.UNSUPPORTED_VERSION:
@@ -351,7 +355,7 @@ class SessionWire:
             raise UnknownVersion(target.server_name, f"speaks MCP {named}")
         if session_id and not fits_a_header(session_id):
             raise BadSessionId(target.server_name)
-        return Session(session_id, version), ServerInfo.of(result, version)
+        return SessionHandle(session_id, version), ServerDescription.of(result, version)
 
     async def close(self) -> None:
         """End the sessions that end with this process, within CLOSE_SECONDS."""
@@ -361,11 +365,11 @@ class SessionWire:
 
     # Messages beside the request
 
-    async def _cancel(self, session: Session, target: Target, request_id: int) -> None:
+    async def _cancel(self, session: SessionHandle, target: Target, request_id: int) -> None:
         params = {"requestId": request_id, "reason": "The client left."}
         await self._post(session, target, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
-    async def _end(self, target: Target, session: Session) -> None:
+    async def _end(self, target: Target, session: SessionHandle) -> None:
         if session.id:
             # The session outlives the request that opened it, so the trace of that request does not apply.
             with await self._send("DELETE", session, target._replace(trace=trace_context.NONE)) as response:
@@ -395,7 +399,7 @@ class SessionWire:
         place = place if place is not None else StreamPlace()
         session = target.session
         assert session is not None, "only where a session is known"
-        server_requests = ServerRequests(self, session, target, on_request)
+        server_requests = IncomingRequests(self, session, target, on_request)
 
         async def on_message(message: Object) -> None:
             if "id" in message:
@@ -422,14 +426,14 @@ class SessionWire:
         assert target.session is not None, "only where a session is known"
         await self._post(target.session, target, message)
 
-    async def _post(self, session: Session, target: Target, message: Object) -> None:
+    async def _post(self, session: SessionHandle, target: Target, message: Object) -> None:
         with await self._send("POST", session, target, jsonrpc.dumps(message)) as response:
             await response.read()
 
     async def _send(
         self,
         verb: str,
-        session: Session,
+        session: SessionHandle,
         target: Target,
         body: bytes = b"",
         *,
@@ -459,10 +463,10 @@ class SessionWire:
         self._background.spawn("message to a server", _in_time(work))
 
 
-class ServerRequests:
+class IncomingRequests:
     """Requests a server sends during one of ours. Each is answered by `on_request` in a task of its own."""
 
-    def __init__(self, wire: SessionWire, session: Session, target: Target, on_request: OnRequest | None) -> None:
+    def __init__(self, wire: SessionWire, session: SessionHandle, target: Target, on_request: OnRequest | None) -> None:
         self._wire = wire
         self._session = session
         self._target = target

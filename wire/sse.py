@@ -24,7 +24,7 @@ class TooManyEvents(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ServerSentEvent:
     """One event. `name` is `message` by default."""
 
     data: bytes
@@ -41,7 +41,7 @@ def event(data: bytes, event_id: bytes = b"") -> bytes:
     return b"event: message\r\ndata: %b\r\n\r\n" % data
 
 
-class Reader:
+class EventParser:
     """Parses a stream into events. Lines end in LF, CR or CRLF, and chunks may break anywhere.
 
     An event has at most `limit` bytes. The number of events is limited by the constants above.
@@ -88,10 +88,10 @@ class Reader:
         """Bytes in memory of the incomplete event."""
         return self._size
 
-    def feed(self, chunk: bytes) -> list[Event]:
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Return the events that `chunk` completes. Raises EventTooLarge or TooManyEvents."""
         self._size += len(chunk)
-        events: list[Event] = []
+        events: list[ServerSentEvent] = []
         data: list[bytes] = []
         others = 0
         for line in self._lines(chunk):
@@ -159,11 +159,11 @@ class Reader:
         elif field == b"retry" and value.isdigit() and len(value) < LONGEST_RETRY:
             self.retry_ms = int(value)
 
-    def _dispatch(self, last: list[bytes]) -> Event | None:
+    def _dispatch(self, last: list[bytes]) -> ServerSentEvent | None:
         data, name = self._data, self._name
         data += last
         self._data, self._name = [], ""
         self._size = sum(map(len, self._open))
         if not data:
             return None
-        return Event(b"\n".join(data), name or "message", self._event_id)
+        return ServerSentEvent(b"\n".join(data), name or "message", self._event_id)

@@ -18,7 +18,7 @@ from wire.rpc_messages import (
     MODERN,
     OnNotification,
     RpcResponse,
-    ServerInfo,
+    ServerDescription,
     Target,
     ignore,
     next_request_id,
@@ -86,8 +86,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
     return routing
 
 
-async def discover(transport: Transport, target: Target) -> ServerInfo | str:
-    """Return the server's ServerInfo, or a text that says why it does not speak this version.
+async def discover(transport: Transport, target: Target) -> ServerDescription | str:
+    """Return the server's ServerDescription, or a text that says why it does not speak this version.
 
     Raises UnknownVersion when it speaks no version we know, another UpstreamError when this cannot be determined.
     """
@@ -104,7 +104,7 @@ async def discover(transport: Transport, target: Target) -> ServerInfo | str:
     supported = result.get("supportedVersions")
     if not isinstance(supported, list) or versions.MODERN not in supported:
         return "it does not list this version"
-    return ServerInfo.of(result, versions.MODERN)
+    return ServerDescription.of(result, versions.MODERN)
 
 
 def _check_versions(target: Target, error: Object | None) -> None:

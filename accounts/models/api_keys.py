@@ -27,7 +27,7 @@ class KeyEnd(models.TextChoices):
     USER_DEACTIVATED = "user_deactivated", "Owner cut off"
 
 
-class AlreadyRevoked(Exception):
+class ApiKeyAlreadyRevoked(Exception):
     """This API key has been revoked before."""
 
 
@@ -165,12 +165,12 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
     def revoke(self, *, by: Grantor | None) -> None:
         """Revoke this key; its next request is refused.
 
-        Raises AlreadyRevoked, or Outranked unless `by` has at least the capabilities of the key.
+        Raises ApiKeyAlreadyRevoked, or Outranked unless `by` has at least the capabilities of the key.
         """
         with transaction.atomic():
             must_match(by, self.user.granted.intersection(self.granted_capabilities))
             if self.lock().revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise ApiKeyAlreadyRevoked(ApiKeyAlreadyRevoked.__doc__)
             self.end(by=by, reason=KeyEnd.MANUAL)
 
     def end(self, *, by: Actor | None, reason: str) -> None:

@@ -8,7 +8,7 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 
 from accounts.models.users import User
-from accounts.rules import NameTaken, NotYours, TooManyViews
+from accounts.rules import NameTaken, NotYourView, TooManyViews
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
@@ -70,9 +70,9 @@ class SavedView(Versioned, models.Model):
         return self.owner_id == person.pk or (self.is_shared and person.has_perm(Capability.WORKSPACE_MANAGE))
 
     def edit(self, *, name: str, query: str, is_shared: bool, by: User, seen: Seen | None = None) -> None:
-        """Rename the view, change its query, share or unshare it. Raises NotYours, NameTaken or ChangedMeanwhile."""
+        """Rename the view, change its query, share or unshare it. Raises NotYourView, NameTaken or ChangedMeanwhile."""
         if self.owner_id != by.pk:
-            raise NotYours(NotYours.__doc__)
+            raise NotYourView(NotYourView.__doc__)
         after: dict[str, Any] = {"name": name.strip(), "query": query, "is_shared": is_shared}
         try:
             with transaction.atomic():
@@ -87,9 +87,12 @@ class SavedView(Versioned, models.Model):
         self.name, self.query, self.is_shared = after["name"], query, is_shared
 
     def remove(self, *, by: User) -> None:
-        """Delete the view. Raises NotYours for another person's, unless it is shared and `by` manages the workspace."""
+        """Delete the view.
+
+        Raises NotYourView for another person's, unless it is shared and `by` manages the workspace.
+        """
         with transaction.atomic():
             if not self.lock().may_remove(by):
-                raise NotYours(NotYours.__doc__)
+                raise NotYourView(NotYourView.__doc__)
             Event.objects.record(Action.SAVED_VIEW_REMOVED, self, by=by, changes={"owner": [self.owner.email, None]})
             self.delete()

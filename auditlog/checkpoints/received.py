@@ -27,7 +27,7 @@ ADDRESSES = {"client_ip", "ip"}
 LATE = timedelta(minutes=30)  # After this long, a sink has also received calls longer than NEAR.
 
 
-class Line(NamedTuple):
+class ReceivedRow(NamedTuple):
     """One row as a sink received it: its time, its end (calls), its fields, and their digest."""
 
     at: datetime
@@ -46,7 +46,7 @@ class Received:
     until: datetime | None = None
     checkpoints: dict[tuple[int, str], datetime] = field(default_factory=dict)
     sends: dict[int, frozenset[str]] = field(default_factory=dict)
-    rows: dict[str, dict[UUID, Line]] = field(default_factory=lambda: {log: {} for log in FIELDS})
+    rows: dict[str, dict[UUID, ReceivedRow]] = field(default_factory=lambda: {log: {} for log in FIELDS})
 
     @classmethod
     def read(cls, lines: Iterable[str], until: datetime | None = None) -> Received:
@@ -106,7 +106,7 @@ class Received:
             names = tuple(sorted(told.keys() & FIELDS[log].keys()))
             at = datetime.fromisoformat(told[AT[log]])
             ended = at + timedelta(milliseconds=told.get("duration_ms") or 0)
-            line = Line(at, ended, known.setdefault(names, names), _digest({name: told[name] for name in names}))
+            line = ReceivedRow(at, ended, known.setdefault(names, names), _digest({name: told[name] for name in names}))
             uid = UUID(told["id"])
             before = self.rows[log].setdefault(uid, line)
             if before.fields == line.fields and before.digest != line.digest:

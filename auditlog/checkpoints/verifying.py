@@ -35,7 +35,7 @@ ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 
 
-class Span(NamedTuple):
+class LogPeriod(NamedTuple):
     """A period of time."""
 
     since: datetime
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
     what: str
     uid: UUID | None
     sentence: str
-    unproved: Span
+    unproved: LogPeriod
 
 
 @dataclass
@@ -68,30 +68,30 @@ class Report:
     kept_from: datetime = BEGINNING
     sealed_to: datetime | None = None
     findings: list[Finding] = field(default_factory=list)
-    unsealed: list[tuple[str, Span]] = field(default_factory=list)
-    late: list[Span] = field(default_factory=list)
+    unsealed: list[tuple[str, LogPeriod]] = field(default_factory=list)
+    late: list[LogPeriod] = field(default_factory=list)
 
-    def add(self, what: str, sentence: str, unproved: Span, uid: UUID | None = None) -> None:
+    def add(self, what: str, sentence: str, unproved: LogPeriod, uid: UUID | None = None) -> None:
         self.findings.append(Finding(what, uid, sentence, unproved))
 
-    def unproved(self) -> list[Span]:
+    def unproved(self) -> list[LogPeriod]:
         """Return the periods that the findings leave unproved, sorted; those less than ROUGHLY apart are merged."""
         return merged(one.unproved for one in self.findings)
 
 
-def merged(spans: Iterable[Span]) -> list[Span]:
+def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
     """Sort the periods, and merge those less than ROUGHLY apart."""
-    joined: list[Span] = []
+    joined: list[LogPeriod] = []
     for span in sorted(spans):
         if joined and span.since - ROUGHLY <= joined[-1].until:
-            joined[-1] = Span(joined[-1].since, max(joined[-1].until, span.until))
+            joined[-1] = LogPeriod(joined[-1].since, max(joined[-1].until, span.until))
         else:
             joined.append(span)
     return joined
 
 
 @dataclass
-class Sealed:
+class SignedCheckpoint:
     """A checkpoint with a valid signature, and once opened, the digests of its rows not yet matched.
 
     `after` is the time of the checkpoint before.
@@ -117,10 +117,10 @@ class Sealed:
         return datetime.fromisoformat(self.body["sealed_at"])
 
     @property
-    def span(self) -> Span:
+    def span(self) -> LogPeriod:
         """Return the period in which its rows were made."""
         oldest = self.body.get("oldest_at")
-        return Span(datetime.fromisoformat(oldest) if oldest else self.after, self.sealed_at)
+        return LogPeriod(datetime.fromisoformat(oldest) if oldest else self.after, self.sealed_at)
 
     def covers(self, at: datetime) -> bool:
         """True if the checkpoint covers calls of this date."""
@@ -153,10 +153,10 @@ class Sealed:
         return dict(leaves)
 
 
-class Places:
+class CheckpointIndex:
     """Finds the checkpoint of a row by its id; `newest` is the newest id the log assigned."""
 
-    def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
+    def __init__(self, sealed: Sequence[SignedCheckpoint], newest: int) -> None:
         self._sealed = sealed
         self._ends = [one.body["upto_id"] for one in sealed]
         self.newest = newest
@@ -166,7 +166,7 @@ class Places:
         """Return the last sealed id."""
         return int(self._ends[-1]) if self._ends else 0
 
-    def find(self, number: int) -> Sealed | None:
+    def find(self, number: int) -> SignedCheckpoint | None:
         """Return the checkpoint that covers this id, or None if it is before the first, after the last or in a gap."""
         place = bisect_left(self._ends, number)
         return (
@@ -174,15 +174,15 @@ class Places:
         )
 
 
-class CallPlaces(Places):
+class CallPlaces(CheckpointIndex):
     """Finds the checkpoint of a call by its id and date."""
 
-    def __init__(self, sealed: Sequence[Sealed], newest: int) -> None:
+    def __init__(self, sealed: Sequence[SignedCheckpoint], newest: int) -> None:
         super().__init__([one for one in sealed if one.kind in ("first", "near")], newest)
-        self._late = Places([one for one in sealed if one.kind == "late"], newest)
+        self._late = CheckpointIndex([one for one in sealed if one.kind == "late"], newest)
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
-    def of(self, row: dict[str, Any]) -> Sealed | bool:
+    def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the row's checkpoint. Without one, return whether the row may be in none.
 
         It may if it predates the first checkpoint, or if its checkpoint is still to be made or is missing.
@@ -215,10 +215,10 @@ class CallPlaces(Places):
         return True  # A missing checkpoint is reported separately.
 
 
-class EventPlaces(Places):
+class EventPlaces(CheckpointIndex):
     """Finds the checkpoint of an admin event; all events are sealed, from the first."""
 
-    def of(self, row: dict[str, Any]) -> Sealed | bool:
+    def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         return self.find(row["id"]) or 0 < row["id"] <= self.newest
 
 
@@ -236,10 +236,10 @@ def verify(
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")
-        return compare(cursor, keys, Span(since or BEGINNING, until or END), received)
+        return compare(cursor, keys, LogPeriod(since or BEGINNING, until or END), received)
 
 
-def compare(cursor: Any, keys: Sequence[bytes] | None, span: Span, received: Received | None) -> Report:
+def compare(cursor: Any, keys: Sequence[bytes] | None, span: LogPeriod, received: Received | None) -> Report:
     """Run the comparison of `verify` in the caller's transaction."""
     report = Report()
     sealed = _chain(report, keys)
@@ -247,7 +247,7 @@ def compare(cursor: Any, keys: Sequence[bytes] | None, span: Span, received: Rec
     report.kept_from = _kept_from(sealed)
     if not report.checkpoints:
         said = "There is no checkpoint: the log is not sealed, or they were all taken away."
-        report.add("checkpoint", said, Span(BEGINNING, timezone.now()))
+        report.add("checkpoint", said, LogPeriod(BEGINNING, timezone.now()))
     comparison = _Comparison(report, span, received)
     comparison.checkpoints(sealed)
     calls = [one for one in sealed if one.kind != "events"]
@@ -258,9 +258,9 @@ def compare(cursor: Any, keys: Sequence[bytes] | None, span: Span, received: Rec
     return report
 
 
-def _chain(report: Report, keys: Sequence[bytes] | None) -> list[Sealed]:
+def _chain(report: Report, keys: Sequence[bytes] | None) -> list[SignedCheckpoint]:
     """Return the checkpoints with a valid signature, in order, and report what is wrong with the others."""
-    sealed: list[Sealed] = []
+    sealed: list[SignedCheckpoint] = []
     broken: list[str] = []
     previous, expected, after = "", 1, BEGINNING
     for one in Checkpoint.objects.order_by("number").defer("leaves").iterator(chunk_size=100):
@@ -270,15 +270,15 @@ def _chain(report: Report, keys: Sequence[bytes] | None) -> list[Sealed]:
             broken.append(said)
         previous, expected = sha256(one.body.encode()).hexdigest(), one.number + 1
         if body is not None:
-            sealed.append(Sealed(body, after))
-            _report_broken(report, broken, Span(after, sealed[-1].sealed_at))
+            sealed.append(SignedCheckpoint(body, after))
+            _report_broken(report, broken, LogPeriod(after, sealed[-1].sealed_at))
             broken, after = [], sealed[-1].sealed_at
-    _report_broken(report, broken, Span(after, timezone.now()))
+    _report_broken(report, broken, LogPeriod(after, timezone.now()))
     return sealed
 
 
 def _break(
-    one: Checkpoint, body: dict[str, Any] | None, sealed: Sequence[Sealed], previous: str, expected: int
+    one: Checkpoint, body: dict[str, Any] | None, sealed: Sequence[SignedCheckpoint], previous: str, expected: int
 ) -> str | None:
     """Return what is wrong with this checkpoint, or with its link to the one before."""
     name = f"Checkpoint {one.number}"
@@ -295,7 +295,7 @@ def _break(
     return None
 
 
-def _report_broken(report: Report, sentences: Iterable[str], unproved: Span) -> None:
+def _report_broken(report: Report, sentences: Iterable[str], unproved: LogPeriod) -> None:
     for said in sentences:
         report.add("checkpoint", said, unproved)
 
@@ -312,7 +312,7 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
     return body
 
 
-def _kept_from(sealed: Sequence[Sealed]) -> datetime:
+def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
     """Return the start of retained calls, as sealed. Earlier releases did not seal what was dropped."""
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()
@@ -322,12 +322,12 @@ def _kept_from(sealed: Sequence[Sealed]) -> datetime:
 class _Comparison:
     """Compares the rows of both logs with checkpoints and a sink's copy."""
 
-    def __init__(self, report: Report, span: Span, received: Received | None) -> None:
+    def __init__(self, report: Report, span: LogPeriod, received: Received | None) -> None:
         self._report, self._span = report, span
         self._received = received or Received()
         self._refused = refused() if received else set()
 
-    def checkpoints(self, sealed: Sequence[Sealed]) -> None:
+    def checkpoints(self, sealed: Sequence[SignedCheckpoint]) -> None:
         """Compare the received checkpoints with those in the database."""
         received = self._received.checkpoints
         numbers = {number for number, _ in received}
@@ -335,7 +335,7 @@ class _Comparison:
         afters = {one.number: one.after for one in sealed}
         last = sealed[-1].sealed_at if sealed else BEGINNING
         for (number, body), at in sorted(received.items()):
-            unproved = Span(min(afters.get(number, last), at), at)
+            unproved = LogPeriod(min(afters.get(number, last), at), at)
             if number not in bodies:
                 said = f"Checkpoint {number} was received elsewhere, and is not here."
                 self._report.add("checkpoint", said, unproved)
@@ -344,12 +344,16 @@ class _Comparison:
                 self._report.add("checkpoint", said, unproved)
 
     def rows(
-        self, log: str, places: CallPlaces | EventPlaces, sealed: Sequence[Sealed], rows: Iterable[dict[str, Any]]
+        self,
+        log: str,
+        places: CallPlaces | EventPlaces,
+        sealed: Sequence[SignedCheckpoint],
+        rows: Iterable[dict[str, Any]],
     ) -> None:
         """Compare the rows of one log."""
         first_required_ids = self._received.first_required_ids(log)
         # Periods of rows without a checkpoint: True for rows after the last one, False for others.
-        outside: dict[bool, Span] = {}
+        outside: dict[bool, LogPeriod] = {}
         for row in rows:
             place = places.of(row)
             self._judge(log, place, row)
@@ -357,7 +361,7 @@ class _Comparison:
             if place is True:
                 at, is_new = _recorded(row), places.last < row["id"]
                 since, until = outside.get(is_new, (at, at))
-                outside[is_new] = Span(min(since, at), max(until, at))
+                outside[is_new] = LogPeriod(min(since, at), max(until, at))
         self._report.unsealed += [(log, span) for span in outside.values()]
         if sealed and (waiting := outside.get(True)) and waiting.until - waiting.since > UNSEALED:
             said = f"{NOUNS[log]}s went unsealed: checkpoints were cut off, or none was made."
@@ -366,7 +370,7 @@ class _Comparison:
             one.open(self._report)
             self._report_removed(log, one)
             if one.waited_since:
-                self._report.late.append(Span(one.waited_since, one.sealed_at))
+                self._report.late.append(LogPeriod(one.waited_since, one.sealed_at))
             one.leaves = None
 
     def leftovers(self) -> None:
@@ -378,13 +382,13 @@ class _Comparison:
                 is_dropped = log == "call" and line.at < self._report.kept_from
                 if not is_dropped and uid not in named and self._span.since <= line.at and line.ended < last:
                     said = f"{_name(log, uid, line.at)} was received elsewhere, and is not here."
-                    self._report.add("removed", said, Span(line.at, line.at), uid)
+                    self._report.add("removed", said, LogPeriod(line.at, line.at), uid)
 
-    def _judge(self, log: str, place: Sealed | bool, row: dict[str, Any]) -> None:
+    def _judge(self, log: str, place: SignedCheckpoint | bool, row: dict[str, Any]) -> None:
         uid, at, name = row["uid"], row["created_at"], _name(log, row["uid"], row["created_at"])
         if place is False:
             said = f"{name} was added: no checkpoint has it, though one would have to."
-            self._report.add("added", said, Span(at, at), uid)
+            self._report.add("added", said, LogPeriod(at, at), uid)
             return
         leaves = None if place is True else place.open(self._report)
         if leaves is None or place is True:
@@ -395,10 +399,10 @@ class _Comparison:
         columns = (COLUMNS if log == "call" else EVENT_COLUMNS)[place.body["columns"]]
         if digest is None:
             said = f"{name} was added: checkpoint {place.number}, which covers its id, has it not."
-            self._report.add("added", said, Span(at, at), uid)
+            self._report.add("added", said, LogPeriod(at, at), uid)
         elif digest != leaf_of({column: row[column] for column in columns}).digest:
             said = f"{name} was changed since checkpoint {place.number}."
-            self._report.add("changed", said, Span(min(at, place.span.since), max(at, place.span.since)), uid)
+            self._report.add("changed", said, LogPeriod(min(at, place.span.since), max(at, place.span.since)), uid)
         elif log == "call":
             self._report.calls += 1
         else:
@@ -408,19 +412,21 @@ class _Comparison:
             place.waited_since = min(recorded, place.waited_since or recorded)
 
     def _compare_received(
-        self, log: str, place: Sealed | bool, row: dict[str, Any], first_required_ids: dict[int, int]
+        self, log: str, place: SignedCheckpoint | bool, row: dict[str, Any], first_required_ids: dict[int, int]
     ) -> None:
         name, at, uid = _name(log, row["uid"], row["created_at"]), row["created_at"], row["uid"]
         is_same = self._received.is_same(log, row)
         if is_same is False:
-            self._report.add("changed", f"{name} is not as it was received elsewhere.", Span(at, at), uid)
-        must_be_there = isinstance(place, Sealed) and row["id"] > first_required_ids.get(place.number, row["id"])
+            self._report.add("changed", f"{name} is not as it was received elsewhere.", LogPeriod(at, at), uid)
+        must_be_there = isinstance(place, SignedCheckpoint) and row["id"] > first_required_ids.get(
+            place.number, row["id"]
+        )
         if is_same is None and must_be_there and str(uid) not in self._refused and not self._received.may_come(row):
             said = f"{name} was not received elsewhere, where its checkpoint was."
-            self._report.add("missing", said, Span(at, at), uid)
+            self._report.add("missing", said, LogPeriod(at, at), uid)
 
-    def _report_removed(self, log: str, one: Sealed) -> None:
-        missing: list[tuple[UUID, Span]] = []
+    def _report_removed(self, log: str, one: SignedCheckpoint) -> None:
+        missing: list[tuple[UUID, LogPeriod]] = []
         for uid in one.leaves or ():
             at = span_of_uid(uid)[0]
             if log == "event":
@@ -428,10 +434,10 @@ class _Comparison:
             elif at < self._report.kept_from:
                 self._report.dropped += self._span.since <= at
             elif self._span.since <= at < self._span.until:
-                missing.append((uid, Span(at, at)))
+                missing.append((uid, LogPeriod(at, at)))
         if len(missing) > 1 and not one.met:
             said = f"All {len(missing)} rows of checkpoint {one.number} were removed: {NOUNS[log].lower()}s."
-            self._report.add("removed", said, Span(*_ends(span for _, span in missing)))
+            self._report.add("removed", said, LogPeriod(*_ends(span for _, span in missing)))
             return
         for uid, span in missing:
             digest = (one.leaves or {})[uid].hex()[:16]
@@ -439,7 +445,7 @@ class _Comparison:
             self._report.add("removed", said, span, uid)
 
 
-def _ends(spans: Iterable[Span]) -> tuple[datetime, datetime]:
+def _ends(spans: Iterable[LogPeriod]) -> tuple[datetime, datetime]:
     moments = list(spans)
     return min(span.since for span in moments), max(span.until for span in moments)
 
@@ -457,7 +463,7 @@ def _moved(at: datetime, by: timedelta) -> datetime:
     return at if at in (BEGINNING, END) else at + by
 
 
-def _calls(cursor: Any, span: Span) -> Iterator[dict[str, Any]]:
+def _calls(cursor: Any, span: LogPeriod) -> Iterator[dict[str, Any]]:
     """Yield the calls in primary-key order, fetched in chunks."""
     statement = f"""
         SELECT {columns_of(max(COLUMNS))} FROM {TABLE}

@@ -140,7 +140,7 @@ class Numbers:
         self.duration_ms += other.duration_ms
 
 
-class Piece(NamedTuple):
+class SourcePeriod(NamedTuple):
     """A period read from one source: the roll-ups of a grain, or the log."""
 
     since: datetime
@@ -262,7 +262,7 @@ class Book:
         found = self.read(where, since, until, timed=timed)
         return None if found is None else found.get((), Numbers())
 
-    def _may_read(self, pieces: Sequence[Piece], where: Where) -> bool:
+    def _may_read(self, pieces: Sequence[SourcePeriod], where: Where) -> bool:
         """True if counting has begun and no piece of the log is too long to read."""
         if self._state is None:
             return False
@@ -272,7 +272,7 @@ class Book:
         found = (self._rows_of_log(long, _filters({name: where[name]})) for name in indexed)
         return not long or any(self._rows_in_log(rows) <= MOST_FROM_LOG for rows in found)
 
-    def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[Piece]:
+    def _pieces(self, dimensions: set[str], since: datetime, until: datetime, bars: Bars | None) -> list[SourcePeriod]:
         if self._state is None:
             return []
         if since < self._state.days_from and (days := Call.partitions.starts()):
@@ -291,14 +291,14 @@ class Book:
             return list(self._cut(since, until, grains))
         return [*self._cut(since, window.since, grains), window, *self._cut(window.until, until, grains)]
 
-    def _window(self, dimensions: set[str], since: datetime, until: datetime) -> Piece | None:
+    def _window(self, dimensions: set[str], since: datetime, until: datetime) -> SourcePeriod | None:
         """Return the longest window between two times that has these dimensions."""
         if until - since < WINDOWS[0].length:
             return None
         grains = {grain.seconds: grain for grain in WINDOWS if grain.cube(dimensions) is not None}
         floor = self._floor(DAYS)
         known = (each for each in self._windows if each.seconds in grains and each.since >= floor)
-        pieces = (Piece(each.since, each.until, grains[each.seconds]) for each in known)
+        pieces = (SourcePeriod(each.since, each.until, grains[each.seconds]) for each in known)
         within = [piece for piece in pieces if since <= piece.since < piece.until <= until]
         return max(within, key=lambda piece: piece.until - piece.since, default=None)
 
@@ -307,11 +307,11 @@ class Book:
         assert self._state is not None
         return windows.current(self._state)
 
-    def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[Piece]:
+    def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[SourcePeriod]:
         if since >= until:
             return
         if not grains:
-            yield Piece(since, until)
+            yield SourcePeriod(since, until)
             return
         grain, *finer = grains
         first = max(grain.next(since), grain.next(self._floor(grain)))
@@ -320,7 +320,7 @@ class Book:
             yield from self._cut(since, until, finer)
             return
         yield from self._cut(since, first, finer)
-        yield Piece(first, last, grain)
+        yield SourcePeriod(first, last, grain)
         yield from self._cut(last, until, finer)
 
     def _floor(self, grain: Grain) -> datetime:
@@ -328,7 +328,7 @@ class Book:
         assert self._state is not None
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
-    def _of_log(self, piece: Piece) -> tuple[str, list[Any]] | None:
+    def _of_log(self, piece: SourcePeriod) -> tuple[str, list[Any]] | None:
         """Return the condition for a piece's rows in the log: all, or those not in its roll-ups yet."""
         condition = "created_at >= %s AND created_at < %s"
         if piece.grain is None:
@@ -339,7 +339,7 @@ class Book:
         since = max(piece.since, self._state.near_from)
         return condition + " AND id > %s", [since, piece.until, self._state.counted_to]
 
-    def _rows_of_log(self, pieces: Sequence[Piece], filters: SQL) -> list[SQL]:
+    def _rows_of_log(self, pieces: Sequence[SourcePeriod], filters: SQL) -> list[SQL]:
         """Return the conditions for all rows to read from the log."""
         told = (self._of_log(piece) for piece in pieces)
         return [(condition + filters[0], [*bounds, *filters[1]]) for condition, bounds in filter(None, told)]
@@ -347,7 +347,7 @@ class Book:
     def _read_log(
         self,
         found: dict[Key, Numbers],
-        pieces: Sequence[Piece],
+        pieces: Sequence[SourcePeriod],
         filters: SQL,
         by: Sequence[str],
         bars: Bars | None,
@@ -382,7 +382,7 @@ class Book:
 
 def _read_rollups(
     found: dict[Key, Numbers],
-    piece: Piece,
+    piece: SourcePeriod,
     cube: int | None,
     filters: SQL,
     by: Sequence[str],

@@ -72,7 +72,7 @@ def _counted(number: int, field: LogField) -> str:
     )
 
 
-class Line(NamedTuple):
+class FacetLine(NamedTuple):
     """One value beside the list; `share` in twentieths of the most frequent.
 
     `calls` is empty for a selected value without calls among those counted.
@@ -95,7 +95,7 @@ class Facet(NamedTuple):
 
     name: str
     label: str
-    lines: Sequence[Line] | None
+    lines: Sequence[FacetLine] | None
     more: int
     partial: bool
     is_asked: bool
@@ -164,7 +164,7 @@ def _facet(call_filter: CallFilter, name: str, found: FacetValues | None) -> Fac
     added = [known.get(value) or FacetValue(value, call_filter.shown(name, value), -1) for value in missing]
     most = max((one.calls for one in found.values), default=1)
     lines = [
-        Line(
+        FacetLine(
             f"{crc32(f'{name}:{one.value}'.encode()):x}",
             one.value,
             one.label or "unnamed",

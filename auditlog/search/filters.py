@@ -77,7 +77,7 @@ def first_of(values: Sequence[str]) -> str:
     return "" if not values else values[0] if len(values) == 1 else f"{values[0]} +{len(values) - 1}"
 
 
-class Facet(NamedTuple):
+class EventFacet(NamedTuple):
     """One filter of the admin events: a list to select from if it has `choices`, otherwise a text field."""
 
     name: str
@@ -97,7 +97,7 @@ class Chip(NamedTuple):
     link: str
 
 
-class Moment(forms.DateTimeField):
+class TimeField(forms.DateTimeField):
     """A time as written by users and chart links, in `zone` unless it has its own. Invalid values are ignored.
 
     Times outside YEARS are ignored too: near the first and last year, adding an hour would overflow.
@@ -162,7 +162,7 @@ class CallFilter(forms.Form):
     """
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
-    to = Moment(required=False)
+    to = TimeField(required=False)
     q = forms.CharField(required=False, max_length=MAX_LENGTH)
     live = forms.BooleanField(required=False)
     order = forms.ChoiceField(required=False, choices=[(SLOWEST, "Slowest first")])
@@ -174,11 +174,11 @@ class CallFilter(forms.Form):
     def __init__(self, data: QueryDict, scope: dict[str, str] | None = None, look: Look = USUAL) -> None:
         super().__init__(data)
         # "from" is a keyword in Python.
-        self.fields["from"] = Moment(required=False)
+        self.fields["from"] = TimeField(required=False)
         self.fields |= {name: _form_field(field) for name, field in FILTERS.items()}
         self.fields |= {NOT + name: _form_field(FILTERS[name]) for name in FACETS}
         for field in (self.fields["from"], self.fields["to"]):
-            assert isinstance(field, Moment)
+            assert isinstance(field, TimeField)
             field.zone = zone_of(data.get("zone", "")) or zone_of(look.zone) or UTC
         self.is_valid()
         self.values: dict[str, Any] = {name: self.cleaned_data.get(name) or "" for name in self.fields}

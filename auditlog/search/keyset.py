@@ -16,7 +16,7 @@ OLDER, NEWER = "o", "n"
 LAST = 2**63 - 1
 
 
-class BadCursor(ValueError):
+class BadLogCursor(ValueError):
     """This cursor was not made here."""
 
 
@@ -33,21 +33,21 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str) -> Cursor:
-        """Parse a cursor. Raises BadCursor."""
+        """Parse a cursor. Raises BadLogCursor."""
         way, (micros, _, pk) = text[:1], text[1:].partition("-")
         if way not in (OLDER, NEWER) or not (text.isascii() and micros.isdecimal() and pk.isdecimal()):
-            raise BadCursor(BadCursor.__doc__)
+            raise BadLogCursor(BadLogCursor.__doc__)
         try:
             return cls(way, EPOCH + int(micros[:20]) * MICROSECOND, min(int(pk[:20]), LAST))
         except OverflowError:
-            raise BadCursor(BadCursor.__doc__) from None
+            raise BadLogCursor(BadLogCursor.__doc__) from None
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
         """Return the cursor in a query string, or None (the newest page) if there is no valid one."""
         try:
             return cls.read(text)
-        except BadCursor:
+        except BadLogCursor:
             return None
 
 

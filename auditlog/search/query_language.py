@@ -64,7 +64,7 @@ class Either:
     alternatives: tuple[tuple[Condition, ...], ...]
 
 
-class Token(NamedTuple):
+class QueryToken(NamedTuple):
     text: str
     position: int
     quoted: bool = False
@@ -96,7 +96,7 @@ def lone_id(text: str) -> UUID | None:
         return None
 
 
-def _tokens(text: str) -> Iterator[Token]:
+def _tokens(text: str) -> Iterator[QueryToken]:
     end = len(text.rstrip())
     at = 0
     while at < end:
@@ -110,15 +110,15 @@ def _tokens(text: str) -> Iterator[Token]:
                 position, "This quote is never closed." if stray == '"' else f"“{stray}” is not expected."
             )
         if quoted is not None:
-            yield Token(re.sub(r"\\(.)", r"\1", quoted), position - 1, quoted=True)
+            yield QueryToken(re.sub(r"\\(.)", r"\1", quoted), position - 1, quoted=True)
         elif word is not None and word.count(":") == 1 and word.partition(":")[0].lower() in FIELDS:
             field, _, value = word.partition(":")
-            yield Token(field, position)
-            yield Token(":", position + len(field))
+            yield QueryToken(field, position)
+            yield QueryToken(":", position + len(field))
             if value:
-                yield Token(value, position + len(field) + 1)
+                yield QueryToken(value, position + len(field) + 1)
         else:
-            yield Token(operator or word or "", position)
+            yield QueryToken(operator or word or "", position)
         at = match.end()
 
 
@@ -131,7 +131,7 @@ def _begins(word: str) -> bool:
 class _Reader:
     """Reads conditions from a list of tokens."""
 
-    def __init__(self, tokens: list[Token], end: int) -> None:
+    def __init__(self, tokens: list[QueryToken], end: int) -> None:
         self._tokens = tokens
         self._end = end
         self._at = 0
@@ -157,7 +157,7 @@ class _Reader:
                 found.append([])
         return [tuple(conditions) for conditions in found]
 
-    def _next(self, missing: str) -> Token:
+    def _next(self, missing: str) -> QueryToken:
         if self._at == len(self._tokens):
             raise SearchSyntaxError(self._end, missing)
         self._at += 1
@@ -186,7 +186,7 @@ class _Reader:
             return Condition(ANY_ID, IS, (str(pk),))
         return Condition(ANY_NAME, CONTAINS, (text,))
 
-    def _field_condition(self, name: Token) -> Condition:
+    def _field_condition(self, name: QueryToken) -> Condition:
         field = FIELDS[name.word]
         allowed = ALLOWED[field.comparison]
         sign = self._next(f"An operator is missing after “{name.text}”: {', '.join(allowed)}.")
@@ -201,7 +201,7 @@ class _Reader:
         value = self._next(f"A value is missing after “{sign.text}”.")
         return Condition(field.name, operator, tuple(self._values(field, value)))
 
-    def _values(self, field: LogField, first: Token) -> Iterator[str | float]:
+    def _values(self, field: LogField, first: QueryToken) -> Iterator[str | float]:
         if field.comparison is Comparison.NUMBER:
             yield self._number(field, first)
         elif field.comparison is Comparison.ENUM:
@@ -209,13 +209,13 @@ class _Reader:
         else:
             yield self._text(first)
 
-    def _text(self, first: Token) -> str:
+    def _text(self, first: QueryToken) -> str:
         text = " ".join(self._phrase(first))
         if not first.quoted and text.count("(") != text.count(")") and any(one.word in JOINTS for one in self._tokens):
             raise SearchSyntaxError(first.position, NO_GROUPS)
         return text
 
-    def _phrase(self, first: Token) -> Iterator[str]:
+    def _phrase(self, first: QueryToken) -> Iterator[str]:
         """Yield the words of a text; without quotes it extends to the next `and`, `or` or comma."""
         yield first.text
         while not first.quoted and self._at < len(self._tokens) and self._peek() not in JOINTS:
@@ -225,7 +225,7 @@ class _Reader:
                 )
             yield token.text
 
-    def _number(self, field: LogField, token: Token) -> float:
+    def _number(self, field: LogField, token: QueryToken) -> float:
         match = re.fullmatch(r"(-?\d{1,12}(?:\.\d{1,6})?)([a-z]*)", token.word)
         units = field.unit.factors
         unit = match[2] if match else ""
@@ -238,7 +238,7 @@ class _Reader:
             )
         return float(match[1]) * units[unit]
 
-    def _outcomes(self, first: Token) -> tuple[str, ...]:
+    def _outcomes(self, first: QueryToken) -> tuple[str, ...]:
         word = "_".join(self._phrase(first)).lower().replace(" ", "_")
         if word == "protocol_error":
             word = "rpc_error"

@@ -16,7 +16,7 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 
-from accounts.models.api_keys import AlreadyRevoked
+from accounts.models.api_keys import ApiKeyAlreadyRevoked
 from accounts.reauthentication import must_ask_again
 from accounts.rules import PeopleError
 from capabilities import Capability, CapabilityRequired
@@ -32,7 +32,7 @@ from tokens.models import TokenError
 
 # What a verb says no with, in words for the person.
 REFUSALS = (
-    AlreadyRevoked,
+    ApiKeyAlreadyRevoked,
     CapabilityRequired,
     ConnectionFault,
     GatewayError,

@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 
-from auditlog.versions import Change, ChangedMeanwhile, FormSeen, Versioned
+from auditlog.versions import ChangedMeanwhile, ConflictingChange, FormSeen, Versioned
 from capabilities import Capability
 from gatewayadmin.admin.actions import REFUSALS, CapabilityAction
 
@@ -58,7 +58,7 @@ class VersionedForm(AnyForm):
         return values
 
 
-def _in_words(change: Change) -> str:
+def _in_words(change: ConflictingChange) -> str:
     by = f", set by {change.by} at {change.at:%Y-%m-%d %H:%M} UTC" if change.at else ""
     return f"{change.name.capitalize()} is now “{change.now}”{by}. Save once more to keep what is typed."
 

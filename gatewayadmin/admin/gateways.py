@@ -14,7 +14,7 @@ from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of, switches
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
-from gateways.models import Assignment, Feature, Gateway, State
+from gateways.models import Assignment, Feature, FeatureState, Gateway
 
 LIVE = Q(archived_at=None)
 PLACED = Q(removed_at=None)
@@ -116,7 +116,7 @@ class FeaturePages(CapabilityAdmin):
             "Accept selected",
             lambda feature, by: feature.accept(by=by),
             any_of(Capability.GATEWAYS_MANAGE),
-            Q(assignment__removed_at=None) & (Q(offered__isnull=False) | Q(state=State.QUARANTINED)),
+            Q(assignment__removed_at=None) & (Q(offered__isnull=False) | Q(state=FeatureState.QUARANTINED)),
             "Clients are shown what the server offers now.",
         ),
         CapabilityAction(
@@ -124,7 +124,7 @@ class FeaturePages(CapabilityAdmin):
             "Quarantine selected",
             lambda feature, by: feature.quarantine(by=by),
             any_of(Capability.GATEWAYS_MANAGE),
-            Q(assignment__removed_at=None) & ~Q(state=State.QUARANTINED),
+            Q(assignment__removed_at=None) & ~Q(state=FeatureState.QUARANTINED),
             "It is shown to nobody, and its calls are refused, until somebody accepts it.",
         ),
     )

@@ -58,12 +58,12 @@ def the_database_urls_lead_where_they_should(
         return []
     # Imported late: modules with metrics must not be loaded before `serve` has set their directory.
     from gatewayadmin.config import ways  # noqa: PLC0415
-    from gatewayadmin.config.database import Unusable  # noqa: PLC0415
+    from gatewayadmin.config.database import UnusableDatabase  # noqa: PLC0415
     from gatewayadmin.serving.server import default_workers  # noqa: PLC0415
 
     try:
         found = ways.survey(settings.WORKERS or default_workers())
-    except Unusable as error:
+    except UnusableDatabase as error:
         return [checks.Error(str(error), id="gatewayadmin.E002")]
     uses: list[CheckMessage] = [checks.Info(line, id="gatewayadmin.I001") for line in found.uses]
     return uses + [checks.Warning(line, id="gatewayadmin.W003") for line in found.warnings]

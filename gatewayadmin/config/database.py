@@ -71,7 +71,7 @@ class PageConnection(psycopg.Connection[Any]):
         connection.longest_wait = SILENCE_S
 
 
-class Unusable(Exception):
+class UnusableDatabase(Exception):
     """The database cannot be used; the message is one line."""
 
 
@@ -180,16 +180,16 @@ def is_embedded() -> bool:
 
 
 def ensure() -> None:
-    """Start the embedded server if it does not run. Does nothing for other servers. Raises Unusable."""
+    """Start the embedded server if it does not run. Does nothing for other servers. Raises UnusableDatabase."""
     if is_embedded():
         try:
             cluster(settings.DATA_DIR).ensure()
         except ClusterError as error:
-            raise Unusable(f"{error}.") from error
+            raise UnusableDatabase(f"{error}.") from error
 
 
 def require(*, tables: bool = True) -> None:
-    """Check that the database answers, is new enough and, with `tables`, is set up. Raises Unusable."""
+    """Check that the database answers, is new enough and, with `tables`, is set up. Raises UnusableDatabase."""
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
@@ -197,13 +197,13 @@ def require(*, tables: bool = True) -> None:
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.Error as error:
-        raise Unusable(pooling.words_for(error, way())) from error
+        raise UnusableDatabase(pooling.words_for(error, way())) from error
     if fault:
-        raise Unusable(fault)
+        raise UnusableDatabase(fault)
     if version < OLDEST:
-        raise Unusable(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
+        raise UnusableDatabase(f"The database is PostgreSQL {version // 10000}; 15 is the oldest that works.")
     if tables and (row is None or row[0] is None):
-        raise Unusable("The database is empty: start `manage.py serve` once, it makes the tables.")
+        raise UnusableDatabase("The database is empty: start `manage.py serve` once, it makes the tables.")
 
 
 def way() -> str:

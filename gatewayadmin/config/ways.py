@@ -13,7 +13,7 @@ from django.conf import settings
 from auditlog.export import READERS
 from auditlog.replica import IDENTITY
 from gatewayadmin.config import database, pooling
-from gatewayadmin.config.database import READ, Unusable
+from gatewayadmin.config.database import READ, UnusableDatabase
 from gatewayadmin.config.pooling import DIRECT, Pooling
 from ui import databases
 
@@ -73,19 +73,19 @@ def budget(workers: int, *, pooled: bool) -> Budget:
 
 
 def survey(workers: int) -> Ways:
-    """Check the database URLs for a `serve` with `workers`. Raises Unusable if it must not start."""
+    """Check the database URLs for a `serve` with `workers`. Raises UnusableDatabase if it must not start."""
     ways = Ways()
     database.ensure()
     try:
         with closing(psycopg.connect(database.conninfo(), connect_timeout=5, autocommit=True)) as direct:
             if fault := pooling.fault(direct, database.way()):
-                raise Unusable(fault)
+                raise UnusableDatabase(fault)
             pooled = _look_at_pages(ways, direct)
             _look_at_replica(ways, direct)
             look_at_distance(ways, direct)
             _look_at_budget(ways, direct, budget(workers, pooled=pooled))
     except psycopg.Error as error:
-        raise Unusable(pooling.words_for(error, database.way())) from error
+        raise UnusableDatabase(pooling.words_for(error, database.way())) from error
     return ways
 
 
@@ -98,11 +98,15 @@ def _look_at_pages(ways: Ways, direct: psycopg.Connection[Any]) -> bool:
     try:
         with closing(psycopg.connect(conninfo, connect_timeout=5, autocommit=True)) as pages:
             if not pooling.same_database(direct, pages):
-                raise Unusable(f"{DIRECT} leads to another database than DATABASE_URL; both must lead to the same one.")
+                raise UnusableDatabase(
+                    f"{DIRECT} leads to another database than DATABASE_URL; both must lead to the same one."
+                )
             row = pages.execute(_TIME_LIMIT, prepare=False).fetchone()
             found = pooling.pooling_of(pages)
     except psycopg.Error as error:
-        raise Unusable(f"DATABASE_URL: the database cannot be reached: {' '.join(str(error).split())}") from error
+        raise UnusableDatabase(
+            f"DATABASE_URL: the database cannot be reached: {' '.join(str(error).split())}"
+        ) from error
     ways.uses.append(f"Pages use DATABASE_URL ({found}); calls and chores use {DIRECT}.")
     if row and not row[0]:
         ways.warnings.append(
@@ -126,7 +130,9 @@ def _look_at_replica(ways: Ways, direct: psycopg.Connection[Any]) -> None:
     assert here
     assert found
     if found[1:] != here[1:]:
-        raise Unusable(f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of that.")
+        raise UnusableDatabase(
+            f"{READ} leads to another database than DATABASE_URL; it must lead to a replica of that."
+        )
     if not found[0]:
         ways.warnings.append(f"{READ} does not lead to a replica; logs are read from the primary.")
         return

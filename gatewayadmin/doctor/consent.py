@@ -12,8 +12,8 @@ from django.http import HttpRequest
 from oauth2_provider.models import Application
 
 from accounts.models import User
-from connections.models import AlreadyRevoked, Connection, ConnectionRefused
-from gatewayadmin.doctor.report import Fault
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
+from gatewayadmin.doctor.report import StepFailed
 from gateways.models import Gateway
 from oauth import flow as flows
 from oauth.authorize import grant
@@ -44,19 +44,19 @@ def registered(client_id: str, *, name: str, redirect: str, after: int) -> Appli
 
 
 def allow(user: User, gateway: Gateway, application: Application, parameters: dict[str, str]) -> Allowed:
-    """Start the flow and allow it as `user`, as the pages do. Raises Fault if they would refuse."""
+    """Start the flow and allow it as `user`, as the pages do. Raises StepFailed if they would refuse."""
     request = _request(user)
     flow = flows.begin_app(request, application, gateway, {**parameters})
     try:
         if not flows.refusal(flow, user) and flows.needs_approval(flow):
             flows.ask_approval(flow, by=user)
         if reason := flows.refusal(flow, user):
-            raise Fault(reason, _what_to_do(reason))
+            raise StepFailed(reason, _what_to_do(reason))
         with transaction.atomic():
             connection = connect(request, flow)
             url = grant(request, flow, connection)
     except ConnectionRefused as refused:
-        raise Fault(str(refused), _what_to_do(str(refused))) from None
+        raise StepFailed(str(refused), _what_to_do(str(refused))) from None
     finally:
         flow.delete()
     return Allowed(parse_qs(urlsplit(url).query)["code"][0], connection)
@@ -83,7 +83,7 @@ def _what_to_do(reason: str) -> str:
 def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:
     """Revoke the connection and delete the registration of the check."""
     if connection is not None:
-        with suppress(AlreadyRevoked):
+        with suppress(ConnectionAlreadyRevoked):
             connection.revoke(by=by)
     if application is not None:
         application.delete()

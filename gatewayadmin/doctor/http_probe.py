@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 
 from accounts.strangers import released_while_waiting
-from gatewayadmin.doctor.report import Fault
+from gatewayadmin.doctor.report import StepFailed
 from wire import product
 from wire.deadline import Deadline
 from wire.guard import Guard, GuardedTransport
-from wire.http1 import Body, BodyBroken, BodyTooLarge
+from wire.http1 import BodyBroken, BodyReader, BodyTooLarge
 
 SECONDS = 10.0
 LARGEST = 5 * 1024 * 1024
@@ -28,7 +28,7 @@ ANYWHERE = Guard((ip_network("0.0.0.0/0"), ip_network("::/0")))
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResponse:
     """A response."""
 
     url: str
@@ -38,7 +38,7 @@ class Answer:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The JSON object in the body or in its last event. Raises Fault if there is none."""
+        """The JSON object in the body or in its last event. Raises StepFailed if there is none."""
         lines = [line.removeprefix("data:") for line in self.text.splitlines() if line.startswith("data:")]
         try:
             value = json.loads(lines[-1] if lines else self.text)
@@ -46,7 +46,7 @@ class Answer:
             value = None
         if not isinstance(value, dict):
             content_type = self.headers.get("content-type", "no content type")
-            raise Fault(
+            raise StepFailed(
                 f"{self.status} with {content_type} where JSON was expected.",
                 f"Something in front answers {self.url} itself. Let it pass this address on, and its answer back.",
             )
@@ -81,18 +81,18 @@ class HttpProbe:
     def note(self, asked: str, answered: str = "") -> None:
         self.asked, self.answered = HIDDEN.sub("…", asked), HIDDEN.sub("…", answered)
 
-    def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> Answer:
-        """Send a request; the report quotes `telling` of it. Raises Fault when there is no response."""
+    def ask(self, method: str, url: str, *, telling: str = "", **options: Any) -> ProbeResponse:
+        """Send a request; the report quotes `telling` of it. Raises StepFailed when there is no response."""
         self.note(f"{method} {url}" + (f"\n{telling}" if telling else ""))
         if not url.startswith(("https://", "http://")):
-            raise Fault("No answer: an address begins with https:// or http://.", _unreachable(url))
+            raise StepFailed("No answer: an address begins with https:// or http://.", _unreachable(url))
         try:
             with released_while_waiting(), self._http.stream(method, url, **options) as response:
-                answer = Answer(url, response.status_code, response.headers, _text(response, self._deadline))
+                answer = ProbeResponse(url, response.status_code, response.headers, _text(response, self._deadline))
         except httpx.TimeoutException:
-            raise Fault(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
+            raise StepFailed(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-            raise Fault(f"No answer: {error}", _unreachable(url)) from None
+            raise StepFailed(f"No answer: {error}", _unreachable(url)) from None
         finally:
             self._http.cookies.clear()
         self.note(self.asked, _response_text(answer.status, answer.headers))
@@ -104,14 +104,14 @@ def _text(response: httpx.Response, deadline: Deadline) -> str:
     parts: list[bytes] = []
     try:
         # Decompressed here: httpx would decompress without a size limit.
-        body = Body(LARGEST, response.headers.get("content-encoding", "").encode())
+        body = BodyReader(LARGEST, response.headers.get("content-encoding", "").encode())
         for chunk in response.iter_raw():
             deadline.check()
             parts += body.feed(chunk)
     except BodyTooLarge:
-        raise Fault("The answer is larger than 5 MiB.", advice) from None
+        raise StepFailed("The answer is larger than 5 MiB.", advice) from None
     except BodyBroken as error:
-        raise Fault(f"The answer has {error}.", advice) from None
+        raise StepFailed(f"The answer has {error}.", advice) from None
     return b"".join(parts).decode(errors="replace")
 
 

@@ -18,8 +18,8 @@ from connections.models import Connection
 from gatewayadmin.config.public_url import public_url
 from gatewayadmin.doctor import consent
 from gatewayadmin.doctor.diagnoses import belongs, said, unexpected
-from gatewayadmin.doctor.http_probe import SECONDS, Answer, HttpProbe
-from gatewayadmin.doctor.report import Fault, State, Step
+from gatewayadmin.doctor.http_probe import SECONDS, HttpProbe, ProbeResponse
+from gatewayadmin.doctor.report import CheckStep, StepFailed, StepState
 from gateways.models import Gateway
 
 APP = "OAuth doctor"
@@ -49,7 +49,7 @@ class OAuthCheck:
         self.application: Application | None = None
         self.connection: Connection | None = None
 
-    def run(self) -> list[Step]:
+    def run(self) -> list[CheckStep]:
         checks: list[tuple[str, Callable[[], str]]] = [
             ("Refusal without a token", self.refusal),
             ("Protected resource metadata", self.resource_metadata),
@@ -60,23 +60,23 @@ class OAuthCheck:
             ("Token", self.token),
             ("Call: tools/list", self.call),
         ]
-        steps: list[Step] = []
+        steps: list[CheckStep] = []
         try:
             for title, check in checks:
-                may_continue = all(step.state == State.OK for step in steps)
-                steps.append(self._step(title, check) if may_continue else Step(title, State.NOT_REACHED))
+                may_continue = all(step.state == StepState.OK for step in steps)
+                steps.append(self._step(title, check) if may_continue else CheckStep(title, StepState.NOT_REACHED))
         finally:
             self.wire.close()
             consent.tidy(self.application, self.connection, by=self.person)
         return steps
 
-    def _step(self, title: str, check: Callable[[], str]) -> Step:
+    def _step(self, title: str, check: Callable[[], str]) -> CheckStep:
         self.wire.begin()
         try:
             finding = check()
-        except Fault as fault:
-            return Step(title, State.FAILED, self.wire.asked, self.wire.answered, fault.reason, fault.advice)
-        return Step(title, State.OK, self.wire.asked, self.wire.answered, finding)
+        except StepFailed as fault:
+            return CheckStep(title, StepState.FAILED, self.wire.asked, self.wire.answered, fault.reason, fault.advice)
+        return CheckStep(title, StepState.OK, self.wire.asked, self.wire.answered, finding)
 
     def refusal(self) -> str:
         """A request without a token gets the URL of the resource metadata (RFC 9728 section 5.1)."""
@@ -85,13 +85,13 @@ class OAuthCheck:
             raise unexpected(answer, 401)
         challenge = answer.headers.get("www-authenticate")
         if challenge is None:
-            raise Fault(
+            raise StepFailed(
                 "401 without the header WWW-Authenticate: a client does not learn that it can sign in.",
                 "Something in front takes the header out. Let it pass (nginx: no proxy_hide_header).",
             )
         match = METADATA.search(challenge)
         if match is None:
-            raise Fault(
+            raise StepFailed(
                 f"The header WWW-Authenticate names no resource_metadata: {challenge}",
                 "This 401 is not the gateway's: something in front asks for a sign-in of its own. Exempt /mcp/, "
                 "/oauth/ and /.well-known/oauth-* from it.",
@@ -104,11 +104,11 @@ class OAuthCheck:
         document = self._document(self.metadata_url)
         if document.get("resource") != self.url:
             belongs(str(document.get("resource")), self.base, "The field resource")
-            raise Fault(f"The field resource is {document.get('resource')}, not {self.url}.", FILTERED)
+            raise StepFailed(f"The field resource is {document.get('resource')}, not {self.url}.", FILTERED)
         [issuer, *_] = _list(document.get("authorization_servers")) or [""]
         if issuer != self.base:
             belongs(str(issuer), self.base, "The field authorization_servers")
-            raise Fault(f"The field authorization_servers begins with {issuer}, not {self.base}.", FILTERED)
+            raise StepFailed(f"The field authorization_servers begins with {issuer}, not {self.base}.", FILTERED)
         return f"The gateway is {self.url}, authorized by {issuer}."
 
     def server_metadata(self) -> str:
@@ -116,12 +116,12 @@ class OAuthCheck:
         self.server = self._document(f"{self.base}/.well-known/oauth-authorization-server")
         if self.server.get("issuer") != self.base:
             belongs(str(self.server.get("issuer")), self.base, "The field issuer")
-            raise Fault(f"The field issuer is {self.server.get('issuer')}, not {self.base}.", FILTERED)
+            raise StepFailed(f"The field issuer is {self.server.get('issuer')}, not {self.base}.", FILTERED)
         for name in ("authorization_endpoint", "token_endpoint", "registration_endpoint"):
             belongs(str(self.server.get(name)), self.base, f"The field {name}")
         for name, value in (("code_challenge_methods_supported", "S256"), ("grant_types_supported", "refresh_token")):
             if value not in _list(self.server.get(name)):
-                raise Fault(f"The field {name} lacks {value}.", FILTERED)
+                raise StepFailed(f"The field {name} lacks {value}.", FILTERED)
         return "Issuer, endpoints and PKCE with S256 are as they should be."
 
     def _document(self, url: str) -> dict[str, Any]:
@@ -150,16 +150,16 @@ class OAuthCheck:
             raise unexpected(answer, 201)
         client_id = str(answer.document.get("client_id", ""))
         if not client_id:
-            raise Fault("The answer has no client_id.", FILTERED)
+            raise StepFailed("The answer has no client_id.", FILTERED)
         self.application = consent.registered(client_id, name=APP, redirect=REDIRECT, after=newest)
         if self.application is None:
-            raise Fault("The client_id of the answer was not registered here.", ELSEWHERE)
+            raise StepFailed("The client_id of the answer was not registered here.", ELSEWHERE)
         return "Registered, and forgotten again after this walk."
 
     def _must_be_here(self) -> None:
         ours = public_url()
         if ours != self.base:
-            raise Fault(
+            raise StepFailed(
                 f"All of this was answered in the name of {self.base}, but the address of this installation is {ours}.",
                 ELSEWHERE,
             )
@@ -191,20 +191,20 @@ class OAuthCheck:
         if answer.status != 302:
             raise unexpected(answer, 302)
         if to.startswith(REDIRECT):
-            raise Fault(f"The app is sent back at once: {to}", "This is what every app would be told.")
+            raise StepFailed(f"The app is sent back at once: {to}", "This is what every app would be told.")
         belongs(to, self.base, "The header Location")
         if urlsplit(to).path != reverse("account_login"):
-            raise Fault(f"The header Location leads to {to} instead of the sign-in page.", FILTERED)
+            raise StepFailed(f"The header Location leads to {to} instead of the sign-in page.", FILTERED)
         sent_there = self.wire.asked, self.wire.answered
         self._sign_in_page(self.wire.ask("GET", to))
         self.wire.note(*sent_there)
         return "The browser is sent to the sign-in page. What follows there needs a human."
 
-    def _sign_in_page(self, answer: Answer) -> None:
+    def _sign_in_page(self, answer: ProbeResponse) -> None:
         if answer.status != 200:
             raise unexpected(answer, 200)
         if "csrfmiddlewaretoken" not in answer.text:
-            raise Fault("This is not the sign-in page of the gateway.", FILTERED)
+            raise StepFailed("This is not the sign-in page of the gateway.", FILTERED)
 
     def consent(self) -> str:
         """Call the functions behind the Allow button, since no person presses it."""
@@ -230,7 +230,7 @@ class OAuthCheck:
             raise unexpected(answer, 200)
         self.access_token = str(answer.document.get("access_token", ""))
         if not self.access_token:
-            raise Fault("The answer has no access_token.", FILTERED)
+            raise StepFailed("The answer has no access_token.", FILTERED)
         return "An access token and a refresh token for this gateway."
 
     def call(self) -> str:
@@ -245,13 +245,13 @@ class OAuthCheck:
         result = answer.document.get("result")
         tools = result.get("tools") if isinstance(result, dict) else None
         if not isinstance(tools, list):
-            raise Fault(f"No list{said(answer)}", "Look at this call in the Logs.")
+            raise StepFailed(f"No list{said(answer)}", "Look at this call in the Logs.")
         return f"{len(tools)} tool{'' if len(tools) == 1 else 's'}."
 
-    def _refused(self, answer: Answer) -> Fault:
+    def _refused(self, answer: ProbeResponse) -> StepFailed:
         if "invalid_token" in answer.headers.get("www-authenticate", ""):
-            return Fault("401: the token arrived, and was refused.", "The Logs have this call, with the reason.")
-        return Fault(
+            return StepFailed("401: the token arrived, and was refused.", "The Logs have this call, with the reason.")
+        return StepFailed(
             "401: the header Authorization does not arrive at the gateway.",
             "Let the proxy pass it on for /mcp/ (Apache: CGIPassAuth On). A sign-in of the proxy's own takes this "
             "header for itself: exempt /mcp/ from it.",

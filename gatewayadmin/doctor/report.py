@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class State(StrEnum):
+class StepState(StrEnum):
     OK = "ok"
     FAILED = "failed"
     NOT_REACHED = "not reached"
 
 
-class Fault(Exception):
+class StepFailed(Exception):
     """The reason a step failed, and advice on what to change."""
 
     def __init__(self, reason: str, advice: str) -> None:
@@ -22,16 +22,16 @@ class Fault(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CheckStep:
     """One step of the check: request, response, and finding."""
 
     title: str
-    state: State
+    state: StepState
     asked: str = ""
     answered: str = ""
     reason: str = ""
     advice: str = ""
 
 
-def passed(steps: Sequence[Step]) -> bool:
-    return all(step.state == State.OK for step in steps)
+def passed(steps: Sequence[CheckStep]) -> bool:
+    return all(step.state == StepState.OK for step in steps)

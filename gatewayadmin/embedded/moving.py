@@ -13,7 +13,7 @@ import psycopg
 from psycopg import Connection, IsolationLevel, sql
 
 from auditlog.models import Call
-from auditlog.partitions import Span
+from auditlog.partitions import PartitionDays
 from gatewayadmin.config import database
 from gatewayadmin.embedded.cluster import DATABASE, OWNER, cluster, socket_folder
 
@@ -124,7 +124,7 @@ def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[N
     for name in _names(new, _PARTITIONS, LOG):
         new.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
     for name in _names(old, _PARTITIONS, LOG):
-        span = Span.named(name.removeprefix(LOG))
+        span = PartitionDays.named(name.removeprefix(LOG))
         if span is None:
             raise Immovable(f"{name} is no partition this version knows.")
         new.execute("SELECT auditlog_make_partition(%s, %s)", [span.start, span.end])

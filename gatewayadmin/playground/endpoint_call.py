@@ -15,7 +15,7 @@ from django.conf import settings
 from proxy.request import PREFIX, App, Event, Scope
 from wire import jsonrpc, product, sse, stateless, versions
 from wire.background import spawn
-from wire.jsonrpc import Malformed, Object
+from wire.jsonrpc import MalformedMessage, Object
 
 RUN_SECONDS = 120  # Time limit of a run; then it is cancelled at its server.
 LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept; an agent gets more.
@@ -42,28 +42,28 @@ def is_served() -> bool:
     return _endpoint is not None
 
 
-class Busy(Exception):
+class TooManyRuns(Exception):
     """No slot is free for another run. The message says whether the user or everybody has too many."""
 
 
-class Place:
+class RunSlot:
     """One of MOST_RUNS slots, taken before anything is sent and released when the run has ended.
 
     If the run never begins, the caller releases it, or the garbage collector does.
     """
 
     def __init__(self, person: object) -> None:
-        """Take a slot for this person. Raises Busy."""
+        """Take a slot for this person. Raises TooManyRuns."""
         self._key = object()
         with _taking:
             holders = list(_taken.values())
             if holders.count(person) >= MOST_RUNS_OF_ONE:
-                raise Busy(
+                raise TooManyRuns(
                     f"{MOST_RUNS_OF_ONE} runs of yours are under way here. Nothing was sent: stop one, or run it again "
                     "when one has ended."
                 )
             if len(holders) >= MOST_RUNS:
-                raise Busy(
+                raise TooManyRuns(
                     "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
                 )
             _taken[self._key] = person
@@ -74,7 +74,7 @@ class Place:
     __del__ = give_back
 
 
-class Asked(NamedTuple):
+class AgentRequest(NamedTuple):
     """A request as an agent would send it: kind of feature, name or URI, and arguments."""
 
     kind: str
@@ -88,7 +88,7 @@ class Asked(NamedTuple):
         return {"name": self.name, "arguments": self.arguments}
 
 
-class Answer(NamedTuple):
+class AgentResponse(NamedTuple):
     """The answer an agent would get. `message` is None if it is not JSON-RPC or too large to keep."""
 
     status: int
@@ -108,18 +108,18 @@ class Exchange:
     """A running request. `steps` yields its progress; then `answer` is set."""
 
     slug: str
-    asked: Asked
+    asked: AgentRequest
     secret: str = field(repr=False)
     address: str
-    place: Place
-    answer: Answer | None = None
+    place: RunSlot
+    answer: AgentResponse | None = None
 
     def __post_init__(self) -> None:
         self._steps: asyncio.Queue[Object | None] = asyncio.Queue(MOST_STEPS + 1)
         self._gone = asyncio.Event()
         self._sent = False
         self._status, self._headers = 0, dict[bytes, bytes]()
-        self._reader = sse.Reader(64 << 20)
+        self._reader = sse.EventParser(64 << 20)
         self._body, self._size = bytearray(), 0
         self._task: asyncio.Task[None] | None = None
 
@@ -212,16 +212,16 @@ class Exchange:
         self._size += len(data)
         self._body += data[: max(LONGEST_ANSWER - len(self._body), 0)]
 
-    def _answered(self) -> Answer:
+    def _answered(self) -> AgentResponse:
         uid = self._headers.get(b"x-request-id", b"").decode()
         body = bytes(self._body)
         message = _parsed(body) if self._size <= LONGEST_ANSWER else None
-        return Answer(self._status, uid, body, self._size, message, self._gone.is_set() and not self._status)
+        return AgentResponse(self._status, uid, body, self._size, message, self._gone.is_set() and not self._status)
 
 
 def _parsed(data: bytes) -> Object | None:
     try:
         value = jsonrpc.loads(data)
-    except (Malformed, ValueError, RecursionError):
+    except (MalformedMessage, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -19,8 +19,8 @@ from connections.models import Connection
 from gatewayadmin.playground import arguments_form
 from gatewayadmin.playground.arguments_form import ArgumentsForm
 from gatewayadmin.playground.connecting import live_connection
-from gatewayadmin.playground.endpoint_call import Asked
-from gateways.models import Effect, Feature, Gateway, Kind
+from gatewayadmin.playground.endpoint_call import AgentRequest
+from gateways.models import Effect, Feature, FeatureKind, Gateway
 from hosts.models import PLAYGROUND, Host
 from wire import definitions
 from wire.uris import alias_and_uri, exposed_template, exposed_uri
@@ -30,7 +30,11 @@ MOST_CHARACTERS = 12_000  # and their total length; beyond either, users type a 
 RUNS = 8
 LONGEST_NAME = 4096
 KINDS = {"tool": "Tool", "prompt": "Prompt", "resource": "Resource"}
-OF_KIND = {"tool": (Kind.TOOL,), "prompt": (Kind.PROMPT,), "resource": (Kind.RESOURCE, Kind.TEMPLATE)}
+OF_KIND = {
+    "tool": (FeatureKind.TOOL,),
+    "prompt": (FeatureKind.PROMPT,),
+    "resource": (FeatureKind.RESOURCE, FeatureKind.TEMPLATE),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Chosen:
 
     @property
     def is_template(self) -> bool:
-        return self.feature is not None and self.feature.kind == Kind.TEMPLATE
+        return self.feature is not None and self.feature.kind == FeatureKind.TEMPLATE
 
     @property
     def schema(self) -> Any:
@@ -110,17 +114,17 @@ class Chosen:
         """True if the server marks the feature as destructive; a run must then be confirmed."""
         return self.feature is not None and self.feature.effect == Effect.DESTRUCTIVE
 
-    def asked(self, form: ArgumentsForm) -> Asked:
+    def asked(self, form: ArgumentsForm) -> AgentRequest:
         """Return the request for the selected feature with the arguments of the form."""
-        return Asked(self.kind, self.name, form.arguments)
+        return AgentRequest(self.kind, self.name, form.arguments)
 
 
 def called(feature: Feature) -> str:
     """Return the name or URI clients use for a feature."""
     match feature.kind:
-        case Kind.RESOURCE:
+        case FeatureKind.RESOURCE:
             return exposed_uri(feature.assignment.alias, feature.name)
-        case Kind.TEMPLATE:
+        case FeatureKind.TEMPLATE:
             return exposed_template(feature.assignment.alias, feature.name)
     return feature.exposed_name
 
@@ -158,13 +162,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class History:
+class RunHistory:
     """The last runs of a person, from the log."""
 
     runs: list[Run] = field(default_factory=list)
 
     @classmethod
-    def of(cls, user: User) -> History:
+    def of(cls, user: User) -> RunHistory:
         app = Host.objects.filter(dedupe_key=PLAYGROUND).first()
         if app is None:
             return cls()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gatewayadmin.playground.endpoint_call import Answer
+from gatewayadmin.playground.endpoint_call import AgentResponse
 from ui.templatetags.ui import visible
 from wire.jsonrpc import Object
 
@@ -49,7 +49,7 @@ class _Room:
         return text[:longest]
 
 
-class Part(NamedTuple):
+class ResultPart(NamedTuple):
     """One part of a result. `kind` is text, picture, link or other; `text` is its content or description."""
 
     kind: str
@@ -60,7 +60,7 @@ class Part(NamedTuple):
     is_cut: bool = False
 
 
-class Table(NamedTuple):
+class ResultTable(NamedTuple):
     """A table of similar objects. Cells have the name of their column; `left_out` rows are not shown."""
 
     columns: list[str]
@@ -72,9 +72,9 @@ class Table(NamedTuple):
 class Result:
     """An answer, prepared for the page."""
 
-    answer: Answer
-    parts: list[Part]
-    table: Table | None
+    answer: AgentResponse
+    parts: list[ResultPart]
+    table: ResultTable | None
     structured: str
     error: str
     raw: str
@@ -91,7 +91,7 @@ class Result:
         return not (self.parts or self.table or self.structured or self.error)
 
 
-def result_of(answer: Answer) -> Result:
+def result_of(answer: AgentResponse) -> Result:
     """Prepare an answer for the page."""
     said = _result(answer)
     room = _Room()
@@ -115,19 +115,19 @@ def result_of(answer: Answer) -> Result:
     )
 
 
-def _result(answer: Answer) -> Object:
+def _result(answer: AgentResponse) -> Object:
     said = (answer.message or {}).get("result")
     return said if isinstance(said, dict) else {}
 
 
-def _error(answer: Answer) -> str:
+def _error(answer: AgentResponse) -> str:
     """Return the message of a JSON-RPC error; empty if there is none."""
     error = (answer.message or {}).get("error")
     text = error.get("message") if isinstance(error, dict) else None
     return _text(text) if isinstance(text, str) else ""
 
 
-def _raw(answer: Answer, longest: int) -> str:
+def _raw(answer: AgentResponse, longest: int) -> str:
     """Return the raw answer, up to slightly more than `longest` characters."""
     if answer.message is not None and _is_shallow(answer.message):
         return _written(answer.message, longest)
@@ -135,7 +135,7 @@ def _raw(answer: Answer, longest: int) -> str:
     return answer.body[: 4 * longest + 4].decode(errors="replace")
 
 
-def _shown_parts(said: Object, room: _Room) -> Iterator[Part]:
+def _shown_parts(said: Object, room: _Room) -> Iterator[ResultPart]:
     """Yield the parts within the size limit."""
     for count, part in enumerate(_parts(said)):
         if count == MOST_PARTS or not room.left:
@@ -145,7 +145,7 @@ def _shown_parts(said: Object, room: _Room) -> Iterator[Part]:
         yield part._replace(title=title, uri=uri, text=text, is_cut=len(text) < len(part.text))
 
 
-def _parts(said: Object) -> Iterator[Part]:
+def _parts(said: Object) -> Iterator[ResultPart]:
     """Yield the parts of the result of a tool, a prompt or a resource."""
     for block in _objects(said.get("content")):
         yield _block(block)
@@ -162,7 +162,7 @@ def _objects(values: Any) -> Iterator[Object]:
         yield from (value for value in values if isinstance(value, dict))
 
 
-def _block(block: Object) -> Part:
+def _block(block: Object) -> ResultPart:
     match block.get("type"):
         case "text":
             return _of_text(block.get("text"))
@@ -170,17 +170,19 @@ def _block(block: Object) -> Part:
             return _picture(block)
         case "resource_link":
             uri = _short(block.get("uri"), 2000)
-            return Part("link", _text(block.get("description")), _short(block.get("title") or block.get("name")), uri)
+            return ResultPart(
+                "link", _text(block.get("description")), _short(block.get("title") or block.get("name")), uri
+            )
         case "resource":
             resource = block.get("resource")
             return _contents(resource if isinstance(resource, dict) else {})
         case "audio":
-            return Part("other", f"Sound of type {_short(block.get('mimeType'))}, {_bytes(block.get('data'))}")
+            return ResultPart("other", f"Sound of type {_short(block.get('mimeType'))}, {_bytes(block.get('data'))}")
         case other:
-            return Part("other", f"Content of a kind that is not shown here: {_short(other)}")
+            return ResultPart("other", f"Content of a kind that is not shown here: {_short(other)}")
 
 
-def _contents(contents: Object) -> Part:
+def _contents(contents: Object) -> ResultPart:
     """The contents of a resource."""
     uri = _short(contents.get("uri"), 2000)
     if isinstance(contents.get("text"), str):
@@ -188,29 +190,29 @@ def _contents(contents: Object) -> Part:
     kind = _short(contents.get("mimeType"))
     if kind in PICTURES:
         return _picture({"mimeType": kind, "data": contents.get("blob")})._replace(uri=uri)
-    return Part("other", f"Data of type {kind}, {_bytes(contents.get('blob'))}", uri=uri)
+    return ResultPart("other", f"Data of type {kind}, {_bytes(contents.get('blob'))}", uri=uri)
 
 
-def _of_text(value: Any) -> Part:
-    return Part("text", _text(value))
+def _of_text(value: Any) -> ResultPart:
+    return ResultPart("text", _text(value))
 
 
-def _picture(block: Object) -> Part:
+def _picture(block: Object) -> ResultPart:
     """Return a picture if its type is safe to show, otherwise a description."""
     kind, data = _short(block.get("mimeType")), block.get("data")
     told = f"Picture of type {kind}, {_bytes(data)}"
     if kind not in PICTURES or not isinstance(data, str) or len(data) > LARGEST_PICTURE * 4 // 3 + 4:
-        return Part("other", f"{told}; it is not shown")
+        return ResultPart("other", f"{told}; it is not shown")
     try:
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
-        return Part("other", f"{told}; it cannot be read")
+        return ResultPart("other", f"{told}; it cannot be read")
     if not content.startswith(PICTURES[kind]):
-        return Part("other", f"{told}; it is none of that type")
-    return Part("picture", told, picture=f"data:{kind};base64,{base64.b64encode(content).decode()}")
+        return ResultPart("other", f"{told}; it is none of that type")
+    return ResultPart("picture", told, picture=f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
 
-def _table(value: Any, room: _Room) -> Table | None:
+def _table(value: Any, room: _Room) -> ResultTable | None:
     """Return a table if a structured result is a list of similar objects, or has one as its only list."""
     rows = value
     if isinstance(value, dict):
@@ -231,7 +233,7 @@ def _table(value: Any, room: _Room) -> Table | None:
             [(room.take(name), room.take(_cell(row.get(key)))) for key, name in zip(columns, names, strict=True)]
         )
     room.is_short = room.is_short or len(shown) < len(rows)
-    return Table(names, shown, len(rows) - len(shown))
+    return ResultTable(names, shown, len(rows) - len(shown))
 
 
 def _cell(value: Any) -> str:

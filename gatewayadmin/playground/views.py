@@ -32,13 +32,13 @@ from connections.models import Connection, ConnectionRefused
 from gatewayadmin.playground import arguments_form, endpoint_call
 from gatewayadmin.playground.arguments_form import ArgumentsForm
 from gatewayadmin.playground.connecting import connect
-from gatewayadmin.playground.endpoint_call import RUN_SECONDS, Answer, Busy, Exchange, Place
-from gatewayadmin.playground.page import KINDS, Chosen, History, form_again, others, own
+from gatewayadmin.playground.endpoint_call import RUN_SECONDS, AgentResponse, Exchange, RunSlot, TooManyRuns
+from gatewayadmin.playground.page import KINDS, Chosen, RunHistory, form_again, others, own
 from gatewayadmin.playground.results import result_of
 from gateways.models import Gateway
 from oauth.models import Binding
 from proxy.access.features import Named
-from tokens.models import AlreadyRevoked
+from tokens.models import TokenAlreadyRevoked
 from ui import databases
 from ui.clients import call_texts
 from ui.pages import AppRequest
@@ -127,7 +127,7 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
         "others": others(user, gateway),
         "connection": own(user, gateway),
         "checks_as": request.POST.get("through", ""),
-        "history": History.of(user),
+        "history": RunHistory.of(user),
         "back": chosen.url,
         "seconds": RUN_SECONDS,
         **more,
@@ -178,11 +178,11 @@ def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsF
         return _refused(request, chosen, form, UNSERVED)
     with ExitStack() as unless_begun:
         try:
-            place = Place(request.user.pk)  # First, to limit concurrent runs.
+            place = RunSlot(request.user.pk)  # First, to limit concurrent runs.
             unless_begun.callback(place.give_back)
             live = connect(request.user, gateway)
             secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
-        except (Busy, ConnectionRefused, AlreadyRevoked) as refused:
+        except (TooManyRuns, ConnectionRefused, TokenAlreadyRevoked) as refused:
             return _refused(request, chosen, form, str(refused))
         asking = Exchange(gateway.slug, chosen.asked(form), secret, _address(request), place)
         begun = _page(request, chosen, form, {"running": True})
@@ -203,8 +203,8 @@ class _Stream:
         return self._pieces
 
 
-def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[[Answer | None], str]:
-    def rest(answer: Answer | None) -> str:
+def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[[AgentResponse | None], str]:
+    def rest(answer: AgentResponse | None) -> str:
         try:
             more = _outcome(request.user, answer)
             return _page(request, chosen, form, {"running": True, **more}).partition(CUT)[2]
@@ -214,7 +214,7 @@ def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[
     return rest
 
 
-async def _pieces(asking: Exchange, begun: str, rest: Callable[[Answer | None], str]) -> AsyncIterator[str]:
+async def _pieces(asking: Exchange, begun: str, rest: Callable[[AgentResponse | None], str]) -> AsyncIterator[str]:
     yield begun
     steps = asking.steps()
     try:
@@ -235,7 +235,7 @@ def _step(params: dict[str, Any]) -> str:
     return format_html("<li>{}{} {}</li>\n", done, of, visible(text))
 
 
-def _outcome(user: User, answer: Answer | None) -> dict[str, Any]:
+def _outcome(user: User, answer: AgentResponse | None) -> dict[str, Any]:
     """Return the context of a finished run: its result, and its row in the log with the decision."""
     if answer is None:
         return {"refusal": "No answer came."}

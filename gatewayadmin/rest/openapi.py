@@ -23,7 +23,7 @@ from capabilities.rest import Own, Rule, capabilities_in
 from gatewayadmin.rest.examples import MOMENT
 from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
-from ui.rest import NO_CREDENTIAL, Moment, Resource
+from ui.rest import NO_CREDENTIAL, Resource, UtcDateTimeField
 
 UNSAFE = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -60,7 +60,7 @@ class ChangeSerializer(serializers.Serializer[Any]):
     field = serializers.CharField(help_text="Name of the field.")
     value = serializers.JSONField(allow_null=True, help_text="Current value of the field.")
     by = serializers.CharField(allow_null=True, help_text="E-mail address of the person who changed it.")
-    at = Moment(allow_null=True, help_text="When it was changed.")
+    at = UtcDateTimeField(allow_null=True, help_text="When it was changed.")
 
 
 class ChangedSerializer(ProblemSerializer):
@@ -134,7 +134,7 @@ ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
 }
 
 
-class Described(AutoSchema):
+class OperationSchema(AutoSchema):
     """One operation, as its view declares it."""
 
     view: Resource  # type: ignore[override]  # No other view is described.
@@ -344,7 +344,7 @@ class Described(AutoSchema):
         return [parameter | {"description": PATH[parameter["name"]]} for parameter in parameters]
 
 
-class Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     """A person's session."""
 
     target_class = "ui.rest_requests.SessionCookie"

@@ -25,7 +25,7 @@ MOST_REMEMBERED = 10_000  # Sessions and tokens with known people; the least rec
 PERSON = "person"  # Scope key of the person, set by gatewayadmin.middleware.note_person.
 
 
-class Busy(Exception):
+class SenderBusy(Exception):
     """Too many requests of this sender wait already, or this one has waited for too long."""
 
 
@@ -58,7 +58,7 @@ class FairShares:
                     if self._heavy.fullmatch(scope["path"]):
                         await places.enter_async_context(self._place(f"{sender} heavy", 1))
                     await places.enter_async_context(self._place(sender, self._most))
-            except Busy:
+            except SenderBusy:
                 await busy(scope, RETRY_S)(scope, receive, send)
                 return
 
@@ -91,17 +91,17 @@ class FairShares:
 
     @asynccontextmanager
     async def _place(self, sender: str, most: int) -> AsyncIterator[None]:
-        """Hold one of the `most` slots of this sender. Raises Busy."""
+        """Hold one of the `most` slots of this sender. Raises SenderBusy."""
         share = self._shares.setdefault(sender, _Share(most))
         if share.requests >= most + MOST_WAITING:
-            raise Busy
+            raise SenderBusy
         share.requests += 1
         try:
             try:
                 async with asyncio.timeout(LONGEST_WAIT_S):
                     await share.places.acquire()
             except TimeoutError:
-                raise Busy from None
+                raise SenderBusy from None
             try:
                 yield
             finally:

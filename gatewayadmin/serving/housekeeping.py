@@ -22,7 +22,7 @@ from auditlog import indexes
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing
 from auditlog.models import Call, Event
-from auditlog.partitions import Span
+from auditlog.partitions import PartitionDays
 from auditlog.rollups import keeping
 from gatewayadmin.config import database, environment, locks
 from gatewayadmin.config.locks import Lock
@@ -31,7 +31,7 @@ from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter
 from servers import discovery
-from servers.discovery import Discovered, Failed
+from servers.discovery import Discovered, DiscoveryFailed
 from servers.models import BUILT_IN_URL, Identity, Server
 from servers.oauth_client.models import SignIn
 from servers.oauth_client.refreshing import keep_fresh
@@ -196,7 +196,7 @@ def _drop_limit(now: datetime) -> date:
     return limit
 
 
-def _note_dropped(name: str, span: Span, rows: int) -> None:
+def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
     """Record that retention drops a partition of the log, in the transaction that drops it."""
     told = {"partition": name, "from": span.start.isoformat(), "before": span.end.isoformat(), "calls": rows}
     Event.objects.record(Action.CALLS_DROPPED, WorkspaceSettings.load(), by=None, changes=told)
@@ -250,14 +250,14 @@ def _is_reachable(server: Server) -> bool:
     return not server.is_built_in or builtin.listener() is not None
 
 
-def _ask(server: Server, identity: Identity | None) -> Discovered | Failed:
+def _ask(server: Server, identity: Identity | None) -> Discovered | DiscoveryFailed:
     try:
         return discovery.discover(server, identity)
-    except Failed as failure:
+    except DiscoveryFailed as failure:
         return failure
     except Exception as error:
         logger.exception("asking a server failed", extra={"server": server.name})
-        return Failed(f"answered in a way that cannot be read ({type(error).__name__}).")
+        return DiscoveryFailed(f"answered in a way that cannot be read ({type(error).__name__}).")
 
 
 def _sweep_browsers() -> int:

@@ -58,7 +58,7 @@ def app(secret: str) -> App:
 async def _post(body: bytes, send: Send) -> None:
     try:
         message = jsonrpc.parse(body)
-    except jsonrpc.Malformed as fault:
+    except jsonrpc.MalformedMessage as fault:
         await _answer(send, 400, jsonrpc.error(None, fault.code, fault.message))
         return
     if not message.is_request:

@@ -193,7 +193,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
         self.error_log.setLevel(logging.ERROR)  # It logs a warning for every Ctrl-C.
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class GunicornServer(BaseApplication):  # type: ignore[misc]
     """gunicorn on a socket that is bound already; `say_hello` is called when it listens.
 
     One process more than `workers` does the chores.

@@ -37,14 +37,14 @@ class NothingToAccept(GatewayError):
     """Its server offers nothing that is not approved."""
 
 
-class Kind(models.TextChoices):
+class FeatureKind(models.TextChoices):
     TOOL = definitions.TOOL, "Tool"
     PROMPT = definitions.PROMPT, "Prompt"
     RESOURCE = definitions.RESOURCE, "Resource"
     TEMPLATE = definitions.TEMPLATE, "Resource template"
 
 
-class State(models.TextChoices):
+class FeatureState(models.TextChoices):
     """The approval of a feature: what clients see of it, and whether the server still offers that."""
 
     APPROVED = "approved", "Approved"
@@ -79,7 +79,7 @@ class Effect(models.TextChoices):
 
 class FeatureQuerySet(models.QuerySet["Feature"]):
     def tools(self) -> "FeatureQuerySet":
-        return self.filter(kind=Kind.TOOL)
+        return self.filter(kind=FeatureKind.TOOL)
 
     def offered(self) -> "FeatureQuerySet":
         """Return features the server still offers."""
@@ -92,7 +92,9 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     def callable(self) -> "FeatureQuerySet":
         """Return features that clients can call: offered, approved, allowed by the policy and enabled."""
         on = {"assignment__enabled": True, "assignment__server__enabled": True}
-        usable = self.offered().placed().filter(enabled=True, state__in=(State.APPROVED, State.HELD), **on)
+        usable = (
+            self.offered().placed().filter(enabled=True, state__in=(FeatureState.APPROVED, FeatureState.HELD), **on)
+        )
         return usable.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
 
     def new_since(self, moment: datetime) -> "FeatureQuerySet":
@@ -102,7 +104,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 
     def needing_attention(self) -> "FeatureQuerySet":
         """Return features with an offered definition that waits for a decision."""
-        return self.offered().exclude(offered=None).exclude(state=State.QUARANTINED)
+        return self.offered().exclude(offered=None).exclude(state=FeatureState.QUARANTINED)
 
     def placed(self) -> "FeatureQuerySet":
         """Return features of assigned servers that are not archived."""
@@ -133,7 +135,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         self,
         assignment: Assignment,
         listed: Iterable[Definition | Mapping[str, Any]],
-        kind: str = Kind.TOOL,
+        kind: str = FeatureKind.TOOL,
         identity: Identity | None = None,
     ) -> None:
         """Apply the complete list a server gave to `identity`: new, changed and missing features.
@@ -175,7 +177,7 @@ class Feature(Versioned, Switchable):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="features")
-    kind = models.CharField(max_length=10, choices=Kind, default=Kind.TOOL)
+    kind = models.CharField(max_length=10, choices=FeatureKind, default=FeatureKind.TOOL)
     name = models.CharField(max_length=LONGEST_URI)
     exposed_name = models.CharField(max_length=LONGEST_URI)
     title = models.CharField(max_length=200, blank=True)
@@ -185,7 +187,7 @@ class Feature(Versioned, Switchable):
     effect = models.CharField(
         max_length=12, choices=Effect, default=Effect.UNKNOWN, db_default=Effect.UNKNOWN, editable=False
     )
-    state = models.CharField(max_length=12, choices=State, default=State.APPROVED)
+    state = models.CharField(max_length=12, choices=FeatureState, default=FeatureState.APPROVED)
     approved = models.TextField(blank=True, default="")
     shown = models.TextField(null=True, editable=False)  # noqa: DJ001 - NULL is "as approved"
     offered = models.TextField(null=True, editable=False)  # noqa: DJ001 - and so here
@@ -247,9 +249,9 @@ class Feature(Versioned, Switchable):
             return in_short("assignment_disabled")
         if assignment.blocks_all:
             return "blocked by the policy"
-        if self.state == State.QUARANTINED:
+        if self.state == FeatureState.QUARANTINED:
             return in_short("definition_quarantined")
-        if self.state == State.NEW:
+        if self.state == FeatureState.NEW:
             return in_short("definition_held")
         return "no longer offered by its server" if self.missing_since else ""
 
@@ -271,12 +273,12 @@ class Feature(Versioned, Switchable):
         """
         with transaction.atomic():
             row = self.lock()
-            if row.offered is None and row.state != State.QUARANTINED:
+            if row.offered is None and row.state != FeatureState.QUARANTINED:
                 raise NothingToAccept(NothingToAccept.__doc__)
             before = {"definition": row.definition_hash[:12] or None, "state": row.state}
             if row.offered is not None:
                 row.take_over(row.offered)
-            row.state = State.APPROVED
+            row.state = FeatureState.APPROVED
             row.save()
             version, _ = row.versions.get_or_create(hash=row.definition_hash, defaults={"definition": row.approved})
             version.approved_at, version.approved_by = timezone.now(), by
@@ -292,11 +294,11 @@ class Feature(Versioned, Switchable):
         """Hide it from clients and refuse its calls from the next request on, until somebody accepts it."""
         with transaction.atomic():
             row = self.lock()
-            if row.state != State.QUARANTINED:
-                changes = {"state": [row.state, State.QUARANTINED.value]}
-                type(self).objects.filter(pk=self.pk).update(state=State.QUARANTINED)
+            if row.state != FeatureState.QUARANTINED:
+                changes = {"state": [row.state, FeatureState.QUARANTINED.value]}
+                type(self).objects.filter(pk=self.pk).update(state=FeatureState.QUARANTINED)
                 Event.objects.record(Action.FEATURE_QUARANTINED, row, by=by, changes=changes)
-        self.state = State.QUARANTINED
+        self.state = FeatureState.QUARANTINED
 
     def take_over(self, text: str) -> None:
         """Make `text` the approved definition, without saving."""
@@ -344,7 +346,7 @@ class Listing(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="listings")
     identity = models.ForeignKey(Identity, models.CASCADE, null=True, related_name="+")
-    kind = models.CharField(max_length=10, choices=Kind)
+    kind = models.CharField(max_length=10, choices=FeatureKind)
     asked_at = models.DateTimeField()
     learnt_at = models.DateTimeField(null=True)
     error = models.CharField(max_length=40, blank=True)

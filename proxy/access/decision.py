@@ -92,7 +92,7 @@ class SessionGrant(NamedTuple):
     is_lost: bool = False
 
 
-class Grant(NamedTuple):
+class AccessRow(NamedTuple):
     """The row that `query.sql` returns for the token of one request; the fields are its columns, in order."""
 
     token_id: str
@@ -189,7 +189,7 @@ DENIALS: dict[str, Denied] = {
 WRONG_AUDIENCE = Denied("wrong_gateway", 401, UNAUTHORIZED)
 
 
-def decide(grant: Grant, client_ip: str) -> Denied | None:
+def decide(grant: AccessRow, client_ip: str) -> Denied | None:
     """Return why the token may not be used here (rows 4 to 10 of the decision order), or None if it may."""
     if grant.token_revoked:
         reason = "revoked"
@@ -210,7 +210,7 @@ def decide(grant: Grant, client_ip: str) -> Denied | None:
     return DENIALS[reason]
 
 
-def _disabled_layer(grant: Grant) -> Denied | None:
+def _disabled_layer(grant: AccessRow) -> Denied | None:
     if not grant.host_enabled:
         reason = "host_disabled"
     elif grant.host_pending:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from proxy.access.decision import AssignedServer, Grant, SessionGrant
+from proxy.access.decision import AccessRow, AssignedServer, SessionGrant
 from proxy.reasons import REASONS
 from wire import credential, jsonrpc, product, stateless
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
-from wire.rpc_messages import MODERN, NOTHING, SESSION, Session, Target, era_for, extensions_in
+from wire.rpc_messages import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
 from wire.sessions import BRIDGED, capabilities_of, declared, opened
 from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
@@ -222,7 +222,7 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
     return _without_alias(assignments)
 
 
-def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
+def resolve(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
     """Return the named feature and its server; the server alone if only a fresh list of its features can tell.
 
     Raises OutOfScope, Refusal or UnknownFeature.
@@ -235,7 +235,7 @@ def resolve(grant: Grant, feature: Named) -> Resolved | AssignedServer:
     return resolved
 
 
-def resolve_call(grant: Grant, feature: Named) -> Resolved | AssignedServer:
+def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
     """Resolve as `resolve` does, but treat a tool with unsound x-mcp-header annotations as unknown.
 
     Raises OutOfScope, Refusal or UnknownFeature.
@@ -395,7 +395,7 @@ def _rows(assigned: AssignedServer) -> list[FeatureRow]:
 
 def target(
     assigned: AssignedServer,
-    grant: Grant,
+    grant: AccessRow,
     cipher: Cipher,
     trace: Trace = NONE,
     log_level: str = "",
@@ -446,7 +446,7 @@ def _client_info(session: SessionGrant) -> Object:
     return {"name": session.client_name, "version": session.client_version}
 
 
-def target_for_lists(assigned: AssignedServer, grant: Grant, cipher: Cipher, trace: Trace = NONE) -> Target:
+def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher, trace: Trace = NONE) -> Target:
     """Return the target for requesting this server's lists, the same for all clients. Raises IdentityUnreadable.
 
     Some servers list certain tools only to clients with elicitation or sampling, so every capability that can be
@@ -463,10 +463,10 @@ def target_for_lists(assigned: AssignedServer, grant: Grant, cipher: Cipher, tra
     )
 
 
-def _session(stored: Sequence[str], cipher: Cipher) -> Session | None:
+def _session(stored: Sequence[str], cipher: Cipher) -> SessionHandle | None:
     try:
         return opened(stored, cipher)
-    except Unreadable:
+    except Undecryptable:
         return None
 
 
@@ -476,7 +476,7 @@ def credential_of(assigned: AssignedServer, cipher: Cipher) -> tuple[str, str] |
     try:
         secret = cipher.open(assigned.ciphertext.encode())
         return credential.header_of(assigned.auth_type, assigned.header_name, secret)
-    except Unreadable:
+    except Undecryptable:
         raise IdentityUnreadable(assigned.server_name) from None
     except credential.Unsendable as error:
         raise IdentityUnreadable(assigned.server_name, str(error)) from None

@@ -5,7 +5,7 @@ Pages of MCP Apps call tools like this, because they do not know that there is a
 
 from collections.abc import Sequence
 
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import (
     MAX_NAME,
     PROMPT,
@@ -33,7 +33,7 @@ class AmbiguousName(UnknownFeature):
         self.args = (f"{self}; several servers have it, call one of: {shown}" if exposed else str(self),)
 
 
-def may_be_own_name(grant: Grant, feature: Named) -> bool:
+def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
     """Return whether an unknown name may be a server's own name for a tool or prompt.
 
     A name with an alias belongs to the server of that alias. A name without one belongs to the server without an alias
@@ -45,7 +45,7 @@ def may_be_own_name(grant: Grant, feature: Named) -> bool:
     return owner is None or (not owner.alias and not owner.features and can_be_listed(owner))
 
 
-def exposed_feature(grant: Grant, feature: Named) -> Named:
+def exposed_feature(grant: AccessRow, feature: Named) -> Named:
     """Return the feature by its exposed name, from a grant queried with BY_OWN_NAME.
 
     A feature that is disabled or held counts, and so does one of a disabled server: disabling one must never send its

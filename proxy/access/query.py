@@ -17,7 +17,7 @@ import orjson
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from proxy.access.decision import AssignedServer, Grant, SessionGrant
+from proxy.access.decision import AccessRow, AssignedServer, SessionGrant
 from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, fail, resolve
 from wire import token_text
 
@@ -116,7 +116,7 @@ def access_query(
     return AccessQuery(token, slug if _is_slug(slug) else "", wanted, session, declared)
 
 
-class Access(GroupCommit[AccessQuery, Grant | None]):
+class Access(GroupCommit[AccessQuery, AccessRow | None]):
     """Finds the grants of requests, in batches."""
 
     def __init__(self, conninfo: str, token_keys: Sequence[bytes], max_waiting: int = 2000) -> None:
@@ -143,7 +143,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
         wanted: Wanted = NOTHING,
         session: bytes | None = None,
         declared: str = "",
-    ) -> Grant | None:
+    ) -> AccessRow | None:
         """Return the current grant of this token, or None if it is unknown. Raises DatabaseUnavailable.
 
         `session` is the digest of the session id in the request; `declared` are the client capabilities that servers
@@ -151,7 +151,7 @@ class Access(GroupCommit[AccessQuery, Grant | None]):
         """
         return await self.put(access_query(token, slug, wanted, session, declared))
 
-    async def _handle(self, batch: list[Waiting[AccessQuery, Grant | None]]) -> None:
+    async def _handle(self, batch: list[Waiting[AccessQuery, AccessRow | None]]) -> None:
         # Concurrent calls of one client often have equal queries: each is sent once.
         numbers = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in batch))}
         grants = read_grants(await self._connection.query_with_retry(statement_for(numbers), parameters([*numbers])))
@@ -175,7 +175,7 @@ def statement_for(queries: Iterable[AccessQuery]) -> bytes:
 
 async def find_again(
     query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
-) -> list[Grant | DatabaseUnavailable | None]:
+) -> list[AccessRow | DatabaseUnavailable | None]:
     """Return the current grants of these queries, by one statement that `query` runs over its own connection.
 
     None for an unknown token, DatabaseUnavailable for a row that cannot be read. Raises DatabaseUnavailable or
@@ -186,24 +186,24 @@ async def find_again(
     return [grants.get(numbers[each]) for each in queries]
 
 
-def read_grants(result: PGresult) -> dict[int, Grant | DatabaseUnavailable]:
+def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
     """Return the grants by query number. A row that cannot be read fails its own query only."""
     transformer = Transformer()
     transformer.set_pgresult(result)
-    grants: dict[int, Grant | DatabaseUnavailable] = {}
+    grants: dict[int, AccessRow | DatabaseUnavailable] = {}
     for number, *values in transformer.load_rows(0, result.ntuples, list):
         try:
             values[_ASSIGNMENTS] = _assigned_servers(values[_ASSIGNMENTS])
             if values[_SESSION] is not None:
                 values[_SESSION] = SessionGrant._make(orjson.loads(values[_SESSION]))
-            grants[number] = Grant._make(values)
+            grants[number] = AccessRow._make(values)
         except (ValueError, RecursionError) as error:
             grants[number] = DatabaseUnavailable(str(error))
     return grants
 
 
-_ASSIGNMENTS = Grant._fields.index("assignments")
-_SESSION = Grant._fields.index("session")
+_ASSIGNMENTS = AccessRow._fields.index("assignments")
+_SESSION = AccessRow._fields.index("session")
 
 
 def _assigned_servers(text: str | None) -> tuple[AssignedServer, ...]:

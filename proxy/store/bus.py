@@ -35,7 +35,7 @@ class Statements(Protocol):
     async def fetch(self, sql: str, params: Any = ..., /) -> list[tuple[Any, ...]]: ...
 
 
-class Listener(PgConnection):
+class ListeningConnection(PgConnection):
     """The listening connection; `hear` gets the payload of each notification."""
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], hear: Callable[[str], None]) -> None:
@@ -57,7 +57,7 @@ class Bus:
     """
 
     def __init__(self, conninfo: str, statements: Statements, setup: Sequence[bytes] = ()) -> None:
-        self._listener = Listener(conninfo, setup, self._hear)
+        self._listener = ListeningConnection(conninfo, setup, self._hear)
         self._one = asyncio.Lock()
         self._listener.on_lost = self._lost
         self._statements = statements

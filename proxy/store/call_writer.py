@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 
-from proxy.access.decision import Grant
+from proxy.access.decision import AccessRow
 from proxy.store.bus import Bus
 from proxy.store.database import GroupCommit, PgConnection, StatementRejected, Waiting, fail, resolve
 
@@ -57,7 +57,7 @@ class NotRecorded(Exception):
 
 
 # The grant of a row without a caller.
-NOBODY = Grant._make([""] * len(Grant._fields))
+NOBODY = AccessRow._make([""] * len(AccessRow._fields))
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class CallRow:
 
     uid: str
     created_at: float
-    grant: Grant = NOBODY
+    grant: AccessRow = NOBODY
     method: str = ""
     feature_type: str = ""
     feature_name: str = ""

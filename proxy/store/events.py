@@ -17,11 +17,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
+from proxy.store.bus import Statements
 from proxy.store.database import DatabaseUnavailable
-from proxy.store.pending import Statements, Told
+from proxy.store.pending import Subscribable
 from wire import jsonrpc, sse
 from wire.background import Background
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Kept(NamedTuple):
     is_last: bool
 
 
-class History:
+class StreamHistory:
     """The event ids of one stream, and the events that its client may not have received.
 
     `taken` is called when the client has resumed the stream elsewhere.
@@ -227,7 +228,7 @@ class History:
                 return
 
 
-class Bus(Told, Protocol):
+class PublishingBus(Subscribable, Protocol):
     """Protocol for a bus that can also publish."""
 
     async def publish(self, topic: str, told: str, /) -> None: ...
@@ -236,16 +237,16 @@ class Bus(Told, Protocol):
 class StreamEvents:
     """The resumable streams of this worker, and the stored events of all workers."""
 
-    def __init__(self, state: Statements, bus: Bus, cipher: Cipher) -> None:
+    def __init__(self, state: Statements, bus: PublishingBus, cipher: Cipher) -> None:
         self._state = state
         self._bus = bus
         self._cipher = cipher
         # By session and stream, so that a client cannot reach the stream of another session.
-        self._histories: dict[tuple[str, str], History] = {}
-        self._finished: OrderedDict[tuple[str, str], tuple[float, History]] = OrderedDict()
+        self._histories: dict[tuple[str, str], StreamHistory] = {}
+        self._finished: OrderedDict[tuple[str, str], tuple[float, StreamHistory]] = OrderedDict()
         self._finished_bytes = 0
         self._news: dict[str, set[asyncio.Event]] = {}
-        self._waiting: OrderedDict[str, History] = OrderedDict()
+        self._waiting: OrderedDict[str, StreamHistory] = OrderedDict()
         self._background = Background()
         bus.on("resume", self._wanted)
         bus.on("events", self._ring)
@@ -256,16 +257,16 @@ class StreamEvents:
 
     # The streams of this worker
 
-    def begin(self, session_id: str, name: EventId) -> History:
+    def begin(self, session_id: str, name: EventId) -> StreamHistory:
         """Create the history of a stream, starting after the event `name`."""
-        history = self._histories[session_id, name.stream] = History(self, session_id, name)
+        history = self._histories[session_id, name.stream] = StreamHistory(self, session_id, name)
         return history
 
-    def begin_call(self, session_id: str, request_id: jsonrpc.Id | None) -> History:
+    def begin_call(self, session_id: str, request_id: jsonrpc.Id | None) -> StreamHistory:
         """Create the history of a new stream for the call with this id."""
         return self.begin(session_id, EventId(CALL, str(uuid4()), 0, request_id))
 
-    def begin_standing(self, session_id: str) -> History:
+    def begin_standing(self, session_id: str) -> StreamHistory:
         """Create the history of a new standing stream."""
         return self.begin(session_id, EventId(STANDING, str(uuid4()), 0))
 
@@ -274,7 +275,7 @@ class StreamEvents:
         history = self._waiting.pop(session_id, None)
         if history is None:
             first = random.randrange(1 << 30)  # noqa: S311 - only to differ from other workers
-            history = History(self, session_id, EventId(STANDING, session_id, first))
+            history = StreamHistory(self, session_id, EventId(STANDING, session_id, first))
             history.away = True
         self._waiting[session_id] = history
         history.add(data)
@@ -287,12 +288,12 @@ class StreamEvents:
         kept = self._open([(0, bytes(data), False) for (data,) in rows])
         return [each.data for each in kept if each.data]
 
-    def drop(self, history: History) -> None:
+    def drop(self, history: StreamHistory) -> None:
         """Forget this stream."""
         if self._histories.get(history.key) is history:
             del self._histories[history.key]
 
-    def retire(self, history: History) -> None:
+    def retire(self, history: StreamHistory) -> None:
         """Keep an ended stream for a while, because its client may not have received the end."""
         self.drop(history)
         now = time.monotonic()
@@ -306,7 +307,7 @@ class StreamEvents:
                 break
             self._forget_finished(oldest)
 
-    def _forget_finished(self, history: History) -> None:
+    def _forget_finished(self, history: StreamHistory) -> None:
         if self._finished.pop(history.key, None) is not None:
             self._finished_bytes -= history.size
 
@@ -327,7 +328,7 @@ class StreamEvents:
 
     # The rows of all
 
-    async def keep(self, history: History, kept: list[Kept]) -> None:
+    async def keep(self, history: StreamHistory, kept: list[Kept]) -> None:
         """Write these events, and notify workers that wait for them; events that cannot be written are lost."""
         sealed = self._seal(kept) if sum(len(each.data) for each in kept) < LARGE else None
         given = {
@@ -367,7 +368,7 @@ class StreamEvents:
         for number, data, is_last in rows:
             try:
                 kept.append(Kept(number, self._cipher.open(data).encode() if data else b"", is_last))
-            except Unreadable:  # The operator has removed the key.
+            except Undecryptable:  # The operator has removed the key.
                 kept.append(Kept(number, b"", is_last))
         return kept
 

@@ -8,9 +8,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
+from proxy.store.bus import Statements
 from proxy.store.database import DatabaseUnavailable
 from wire import jsonrpc
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 from wire.jsonrpc import Object
 
 TOPIC = "answer"
@@ -50,13 +51,7 @@ DELETE FROM proxy_pendingrequest WHERE expires_at < statement_timestamp()
 """
 
 
-class Statements(Protocol):
-    """Protocol for running one statement in a transaction of its own."""
-
-    async def fetch(self, sql: str, params: Any = (), /) -> list[tuple[Any, ...]]: ...
-
-
-class Told(Protocol):
+class Subscribable(Protocol):
     """Protocol for subscribing to a topic; handlers get None when messages may have been missed."""
 
     def on(self, topic: str, handler: Callable[[str | None], Coroutine[Any, Any, None] | None], /) -> None: ...
@@ -73,7 +68,7 @@ class Owner(NamedTuple):
 class Bell:
     """Wakes the tasks of this worker that wait for news of an id."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Subscribable) -> None:
         self._waiting: dict[str, asyncio.Event] = {}
         told.on(TOPIC, self._ring)
 
@@ -169,5 +164,5 @@ class PendingRequests:
         """Decrypt a sealed value. Raises DatabaseUnavailable if its key is gone."""
         try:
             return self._cipher.open(bytes(sealed)).encode()
-        except Unreadable as error:
+        except Undecryptable as error:
             raise DatabaseUnavailable("sealed with a key that this worker does not know") from error

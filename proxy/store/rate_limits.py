@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from proxy.access.decision import Grant
+from proxy.access.decision import AccessRow
 from proxy.store.database import DatabaseUnavailable, GroupCommit, PgConnection, Waiting, resolve
 
 STATEMENT = Path(__file__).with_name("rate_limits.sql").read_bytes()
@@ -27,7 +27,7 @@ SETUP = (
 PREFETCH = 100  # A lease takes a hundredth of the limit ahead of need.
 
 
-class Subject(NamedTuple):
+class RateLimited(NamedTuple):
     """A token, gateway or the workspace whose calls are counted, and its limit per minute."""
 
     kind: str
@@ -44,26 +44,26 @@ class Lease:
         self.left, self.until, self.last = left, until, last
 
 
-type WaitingCall = Waiting[list[Subject], None]
+type WaitingCall = Waiting[list[RateLimited], None]
 
 
-def subjects(grant: Grant) -> list[Subject]:
+def subjects(grant: AccessRow) -> list[RateLimited]:
     """Return the subjects whose limits apply to a call of this token, the narrowest first."""
     limits = (
         ("token", grant.token_id, grant.token_limit),
         ("gateway", grant.gateway_id, grant.gateway_limit),
         ("workspace", None, grant.workspace_limit),
     )
-    return [Subject(kind, pk, limit) for kind, pk, limit in limits if limit is not None]
+    return [RateLimited(kind, pk, limit) for kind, pk, limit in limits if limit is not None]
 
 
-class Limits(GroupCommit[list[Subject], None]):
+class Limits(GroupCommit[list[RateLimited], None]):
     """Enforces the limits per period of `seconds`."""
 
     def __init__(self, conninfo: str, seconds: float, max_waiting: int = 2000) -> None:
         self._connection = PgConnection(conninfo, SETUP)
         self._seconds = seconds
-        self._leases: dict[Subject, Lease] = {}
+        self._leases: dict[RateLimited, Lease] = {}
         self._swept_at = 0.0
         super().__init__(
             "limits",
@@ -73,7 +73,7 @@ class Limits(GroupCommit[list[Subject], None]):
             max_waiting=max_waiting,
         )
 
-    async def wait(self, grant: Grant) -> float:
+    async def wait(self, grant: AccessRow) -> float:
         """Return the seconds until a retry may succeed; 0 if this call is allowed. Raises DatabaseUnavailable."""
         limited = subjects(grant)
         while True:
@@ -110,7 +110,7 @@ class Limits(GroupCommit[list[Subject], None]):
             self._leases = {subject: lease for subject, lease in self._leases.items() if lease.until > now}
 
 
-def demand(batch: Iterable[WaitingCall]) -> dict[Subject, int]:
+def demand(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
     """Return the number of calls to lease for each subject: for the waiting requests, and some ahead.
 
     Each subject appears once: if its limit has just changed, the other version is leased in the next batch.
@@ -120,13 +120,13 @@ def demand(batch: Iterable[WaitingCall]) -> dict[Subject, int]:
     return {subject: max(waiting[subject], subject.limit // PREFETCH) for subject in once.values()}
 
 
-def parameters(wanted: Iterable[tuple[Subject, int]], seconds: float) -> list[bytes]:
+def parameters(wanted: Iterable[tuple[RateLimited, int]], seconds: float) -> list[bytes]:
     """Return the parameters of the statement, with arrays as PostgreSQL text."""
     columns = zip(*((s.kind, s.id or "NULL", str(s.limit), str(count)) for s, count in wanted), strict=True)
     return [*(("{" + ",".join(column) + "}").encode() for column in columns), str(seconds).encode()]
 
 
-def rows(result: PGresult, wanted: Iterable[Subject]) -> list[tuple[Subject, int, float]]:
+def rows(result: PGresult, wanted: Iterable[RateLimited]) -> list[tuple[RateLimited, int, float]]:
     """Return the calls leased for each subject, and the seconds until its period ends."""
     future = {(subject.kind, subject.id): subject for subject in wanted}
     taken_rows = []

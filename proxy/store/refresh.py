@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from proxy.store.usage import load_statements
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 from wire.jsonrpc import storable
 from wire.oauth_client import (
     CLIENT_GONE,
-    Client,
+    RegisteredClient,
     TokenRefused,
     TokenRequest,
     Tokens,
@@ -57,7 +57,7 @@ class NotRenewed(Exception):
         self.revocations = revocations
 
 
-class Held(NamedTuple):
+class RenewalData(NamedTuple):
     """The data the lease holder needs for a renewal."""
 
     endpoint: str
@@ -85,7 +85,7 @@ def renewal(identity: str, ciphertext: str, cipher: Cipher) -> Renewal:
         parameters = {"identity": identity, "ciphertext": ciphertext, "lease": lease}
         rows = yield Statement(STATEMENTS["take"], parameters)
         if rows:
-            return (yield from _renew(Held._make(rows[0]), parameters, cipher))
+            return (yield from _renew(RenewalData._make(rows[0]), parameters, cipher))
         now = _now((yield Statement(STATEMENTS["look"], {"identity": identity})))
         if now.refusal:
             raise NotRenewed(now.refusal)
@@ -115,10 +115,10 @@ def _now(rows: list[tuple[Any, ...]]) -> Now:
     return Now._make(rows[0])
 
 
-def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
+def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
     try:
         tokens, taken = yield from _ask_in_either_way(held, cipher)
-    except (TokenRefused, Unreadable) as refusal:
+    except (TokenRefused, Undecryptable) as refusal:
         return (yield from _after_refusal(refusal, parameters))
     except TokenUnavailable as fault:
         yield Statement(STATEMENTS["wait"], parameters)
@@ -136,7 +136,7 @@ def _renew(held: Held, parameters: dict[str, Any], cipher: Cipher) -> Renewal:
     return now.ciphertext  # Not this one if the person has signed in again meanwhile.
 
 
-def _after_refusal(refusal: TokenRefused | Unreadable, parameters: dict[str, Any]) -> Renewal:
+def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Note that a person has to sign in again, unless the token was renewed in the meantime: then return that one.
 
     A process that was late loses its lease: then another one has renewed the token, or is about to, and its result
@@ -153,13 +153,13 @@ def _after_refusal(refusal: TokenRefused | Unreadable, parameters: dict[str, Any
     raise NotRenewed("identity_unavailable" if is_renewed_elsewhere else "identity_sign_in", str(refusal)) from None
 
 
-def _revocations(held: Held, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
-    client = Client(held.client_id, _secret(held, cipher), held.auth_method)
+def _revocations(held: RenewalData, tokens: Tokens, cipher: Cipher) -> list[TokenRequest]:
+    client = RegisteredClient(held.client_id, _secret(held, cipher), held.auth_method)
     told = {"refresh": tokens.refresh, "access": tokens.access}
     return revocations(held.revocation_endpoint, client, **told, private=held.private, entered=held.entered)
 
 
-def _secret(held: Held, cipher: Cipher) -> str:
+def _secret(held: RenewalData, cipher: Cipher) -> str:
     return cipher.open(held.client_secret.encode()) if held.client_secret else ""
 
 
@@ -174,7 +174,7 @@ def _columns(tokens: Tokens, access: bytes, cipher: Cipher) -> dict[str, Any]:
     }
 
 
-def _request(held: Held, cipher: Cipher) -> TokenRequest:
+def _request(held: RenewalData, cipher: Cipher) -> TokenRequest:
     form = {
         "grant_type": "refresh_token",
         "refresh_token": cipher.open(held.refresh.encode()),
@@ -182,11 +182,11 @@ def _request(held: Held, cipher: Cipher) -> TokenRequest:
         # Without a resource the issuer may need the scope again.
         "scope": "" if held.resource else held.scope,
     }
-    client = Client(held.client_id, _secret(held, cipher), held.auth_method)
+    client = RegisteredClient(held.client_id, _secret(held, cipher), held.auth_method)
     return token_request(held.endpoint, client, form, private=held.private, entered=held.entered)
 
 
-def _ask_in_either_way(held: Held, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:
+def _ask_in_either_way(held: RenewalData, cipher: Cipher) -> Generator[Step, Any, tuple[Tokens, str]]:
     """Return the tokens and the accepted auth method; if the issuer refuses one method, try the other once."""
     try:
         return (yield from _ask(_request(held, cipher))), held.auth_method

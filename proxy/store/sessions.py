@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from psycopg.types.json import Jsonb
 
 from proxy.store.database import DatabaseUnavailable
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from wire import credential, token_text, versions
 from wire.background import Background
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
 from wire.jsonrpc import Object
-from wire.rpc_messages import SESSION, Session, Target
+from wire.rpc_messages import SESSION, SessionHandle, Target
 from wire.sessions import capabilities_of, declared, opened
 
 FIND = """
@@ -244,20 +244,20 @@ def digest(session_id: str) -> bytes:
 class StoredSessions:
     """Session store of McpClient: sessions outlive the worker that opened them."""
 
-    def __init__(self, state: State, cipher: Cipher) -> None:
+    def __init__(self, state: StatePool, cipher: Cipher) -> None:
         self._state = state
         self._cipher = cipher
 
-    async def find(self, target: Target) -> Session | None:
+    async def find(self, target: Target) -> SessionHandle | None:
         """Return the stored session for this target, if any. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(FIND, _identity(target))
         try:
             return opened(rows[0], self._cipher) if rows else None
-        except Unreadable:  # The operator lost a key, so the session cannot be used.
+        except Undecryptable:  # The operator lost a key, so the session cannot be used.
             await self._state.fetch(FORGET, {"row": rows[0][0]})
             return None
 
-    async def keep(self, target: Target, session: Session) -> Session:
+    async def keep(self, target: Target, session: SessionHandle) -> SessionHandle:
         """Store this session unless another worker was first; return the stored one. Raises DatabaseUnavailable."""
         sealed_id = self._cipher.seal(session.id) if session.id else b""
         given = {
@@ -269,15 +269,15 @@ class StoredSessions:
         (row,) = await self._state.fetch(KEEP, given)
         try:
             return opened(row[:4], self._cipher)
-        except Unreadable as error:
+        except Undecryptable as error:
             raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
 
-    async def note_level(self, target: Target, session: Session) -> None:
+    async def note_level(self, target: Target, session: SessionHandle) -> None:
         """Store the log level that was sent to the server in this session. Raises DatabaseUnavailable."""
         if session.row:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
-    async def forget(self, target: Target, session: Session) -> None:
+    async def forget(self, target: Target, session: SessionHandle) -> None:
         """Delete this session, but not a newer one. The client's own session is lost with it.
 
         Raises DatabaseUnavailable.
@@ -285,7 +285,7 @@ class StoredSessions:
         if session.row:
             await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
 
-    def take_all(self) -> list[tuple[Target, Session]]:
+    def take_all(self) -> list[tuple[Target, SessionHandle]]:
         """Return nothing: stored sessions do not end with this process."""
         return []
 
@@ -305,7 +305,7 @@ def _identity(target: Target) -> dict[str, str]:
 class SessionKeeper:
     """Opens and ends the sessions of clients, and ends those unused for `hours`."""
 
-    def __init__(self, state: State, cipher: Cipher, client: McpClient, hours: float) -> None:
+    def __init__(self, state: StatePool, cipher: Cipher, client: McpClient, hours: float) -> None:
         self._state = state
         self._cipher = cipher
         self._client = client
@@ -463,7 +463,7 @@ class SessionKeeper:
         for row in rows:
             try:
                 targets.append(self._target(Taken._make(row)))
-            except (Unreadable, credential.Unsendable):  # The server cannot be called; the session expires there.
+            except (Undecryptable, credential.Unsendable):  # The server cannot be called; the session expires there.
                 continue
         return targets
 

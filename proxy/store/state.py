@@ -20,7 +20,7 @@ SETUP = b"SET application_name = 'gateway state'; SET statement_timeout = '5s'; 
 type Parameters = Sequence[Any] | Mapping[str, Any]
 
 
-class State:
+class StatePool:
     """A small pool of connections; each statement is a transaction of its own."""
 
     def __init__(self, conninfo: str) -> None:

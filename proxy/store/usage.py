@@ -19,11 +19,11 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from proxy import metrics
-from proxy.access.decision import AssignedServer, Grant
+from proxy.access.decision import AccessRow, AssignedServer
 from wire.address_group import address_group
 from wire.background import Background
 from wire.jsonrpc import storable
-from wire.rpc_messages import MODERN, SESSION, ServerInfo, Target
+from wire.rpc_messages import MODERN, SESSION, ServerDescription, Target
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ MAX_EVENTS = 20  # the busiest ones get an event each, the rest share one.
 SESSION_SECONDS = 60.0  # Least time between two writes of a session's use.
 
 type RowUpdates = dict[str, dict[str, Any]]
-type Infos = dict[tuple[str, str], dict[str, ServerInfo]]  # By server and identity, then by era.
+type Infos = dict[tuple[str, str], dict[str, ServerDescription]]  # By server and identity, then by era.
 
 
 class Contact(NamedTuple):
@@ -62,7 +62,7 @@ class UsageTracker:
         self._conninfo = conninfo
         self._unknown_token_seconds = unknown_token_seconds
         self._connection: psycopg.AsyncConnection | None = None
-        self._tokens_used: dict[tuple[str, str], tuple[Grant, str, float]] = {}
+        self._tokens_used: dict[tuple[str, str], tuple[AccessRow, str, float]] = {}
         self._contacts: dict[tuple[str, str | None], Contact] = {}
         self._sessions_used: dict[tuple[str, str], float] = {}
         self._sessions_noted: dict[tuple[str, str], float] = {}  # Of the last minute or two.
@@ -96,7 +96,7 @@ class UsageTracker:
 
     # Called during calls
 
-    def token_used(self, grant: Grant, ip: str, at: float) -> None:
+    def token_used(self, grant: AccessRow, ip: str, at: float) -> None:
         """Note the use of this token, its connection and host, and the session of the request."""
         self._tokens_used[grant.token_id, grant.token_prefix] = grant, ip, at
         if grant.session is not None:
@@ -117,12 +117,12 @@ class UsageTracker:
             self._sessions_used["sessions", session] = now
         self._exactly.set()
 
-    def introduced(self, target: Target, info: ServerInfo) -> None:
+    def introduced(self, target: Target, info: ServerDescription) -> None:
         """Store the server's introduction to this identity within a second."""
         self._infos.setdefault((target.server_id, target.identity_id or target.server_id), {})[info.era] = info
 
     @staticmethod
-    def write_infos(target: Target, infos: Iterable[ServerInfo]) -> tuple[str, dict[str, list[Any]]]:
+    def write_infos(target: Target, infos: Iterable[ServerDescription]) -> tuple[str, dict[str, list[Any]]]:
         """Return the statement and parameters to store at once what `introduced` stores within a second."""
         by_era = {info.era: info for info in infos}
         return STATEMENTS["server_infos"], _info_columns(
@@ -138,7 +138,7 @@ class UsageTracker:
     def _set(self, kind: str, key: str, **values: Any) -> None:
         self._pending.setdefault(kind, {})[key] = values
 
-    def _set_token(self, grant: Grant, at: datetime, ip: str | None) -> None:
+    def _set_token(self, grant: AccessRow, at: datetime, ip: str | None) -> None:
         """Set the update of a token; if both its secrets were used, `other` is the one used earlier."""
         use = {"at": at, "ip": ip, "prefix": grant.token_prefix, "other": None, "other_at": None}
         if before := self._pending.get("tokens", {}).get(grant.token_id):

@@ -28,7 +28,7 @@ from wire.errors import UpstreamError
 from wire.trace_context import Trace
 
 if TYPE_CHECKING:
-    from proxy.access.decision import AssignedServer, Grant
+    from proxy.access.decision import AccessRow, AssignedServer
     from proxy.access.features import Named
     from proxy.config import Traces
     from proxy.request import McpRequest
@@ -72,7 +72,7 @@ class Tracer:
         """Post what waits, within seconds."""
         self._sender.stop()
 
-    def begin(self, request: McpRequest, grant: Grant, told: Trace, refusal: Response | None) -> CallSpan | None:
+    def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
         """Return the span of a call after its decision, or None if not sampled. `told` is the caller's trace."""
         parent = told.get(trace_context.PARENT, "")
         if self._trusts_callers and parent:
@@ -91,7 +91,7 @@ class CallSpan:
     )
 
     def __init__(
-        self, tracer: Tracer, request: McpRequest, grant: Grant, told: Trace, refusal: Response | None
+        self, tracer: Tracer, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None
     ) -> None:
         self.put = tracer.put
         self._request = request

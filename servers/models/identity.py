@@ -16,10 +16,10 @@ from capabilities import Capability, CapabilityRequired
 from servers.models.server import (
     CREDENTIAL_TARGET,
     HIDDEN,
-    AlreadyRevoked,
     AnotherPlace,
     AuthType,
     HeldDisabled,
+    IdentityAlreadyRevoked,
     LabelTaken,
     Server,
     SignInNeeded,
@@ -216,13 +216,16 @@ class Identity(Versioned, Switchable):
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:
-        """Agree to send the secret to the server's current address. Raises CapabilityRequired or AlreadyRevoked."""
+        """Agree to send the secret to the server's current address.
+
+        Raises CapabilityRequired or IdentityAlreadyRevoked.
+        """
         if not self.may_be_confirmed_by(by):
             raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
         with transaction.atomic():
             row = self.lock()
             if row.revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             if row.unconfirmed_since:
                 self.unconfirmed_since = None
                 self.save(update_fields=["unconfirmed_since", "updated_at"])
@@ -246,7 +249,7 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret; sessions opened with the old one are not used again.
 
-        `refusal` is as in `bring`. Raises AlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
+        `refusal` is as in `bring`. Raises IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
         """
         with transaction.atomic():
             now = Server.objects.select_for_update().get(pk=self.server_id)
@@ -254,7 +257,7 @@ class Identity(Versioned, Switchable):
                 raise AnotherPlace("This server was changed just now. Look again.")
             row = self.lock()
             if row.revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             self.generation = row.generation + 1
             self.unconfirmed_since = None  # The new secret is meant for the server's current address.
             self.last_error = refusal[:300]
@@ -264,11 +267,11 @@ class Identity(Versioned, Switchable):
             Event.objects.record(Action.IDENTITY_REPLACED, self, by=by, changes={"secret": [HIDDEN, HIDDEN]})
 
     def revoke(self, *, by: Actor | None) -> None:
-        """Revoke this identity and wipe its secret; cannot be undone. Raises AlreadyRevoked."""
+        """Revoke this identity and wipe its secret; cannot be undone. Raises IdentityAlreadyRevoked."""
         with transaction.atomic():
             row = self.lock()
             if row.revoked_at:
-                raise AlreadyRevoked(AlreadyRevoked.__doc__)
+                raise IdentityAlreadyRevoked(IdentityAlreadyRevoked.__doc__)
             row.end_grant()
             self.revoked_at, self.revoked_by_id = timezone.now(), by.pk if by else None
             self.secret_ciphertext, self.expires_at, self.renew_at = None, None, None

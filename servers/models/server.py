@@ -41,7 +41,7 @@ class ServerError(Exception):
     """The change of a server or identity is not allowed; the message says why."""
 
 
-class AlreadyRevoked(ServerError):
+class IdentityAlreadyRevoked(ServerError):
     """This identity has been revoked before."""
 
 

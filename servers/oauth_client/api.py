@@ -20,11 +20,11 @@ from servers.api import ServerReference
 from servers.models import Identity, Server
 from servers.oauth_client.flow import SignInRefused, authorization, open_to
 from servers.oauth_client.models import unfinished_sign_ins
-from ui.operations import Body, operation
-from ui.rest import Moment, Problem, Resource
+from ui.operations import RequestBody, operation
+from ui.rest import Problem, Resource, UtcDateTimeField
 
 
-class Begun(NamedTuple):
+class StartedSignIn(NamedTuple):
     """The response to a started sign-in."""
 
     server: Server
@@ -34,19 +34,19 @@ class Begun(NamedTuple):
     unfinished: int
 
 
-class SignInSerializer(serializers.Serializer[Begun]):
+class SignInSerializer(serializers.Serializer[StartedSignIn]):
     """A started sign-in: the person continues at `authorization_url` and returns to the pages."""
 
     server = ServerReference()
     issuer = serializers.CharField(help_text="Issuer where the person signs in.")
-    expires_at = Moment(help_text="When it must be finished.")
+    expires_at = UtcDateTimeField(help_text="When it must be finished.")
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text="Unfinished sign-ins in a row at this server; from 3 on, its issuer may have forgotten this gateway."
     )
 
 
-class NewSignIn(Body):
+class NewSignIn(RequestBody):
     """A sign-in to start, for a new identity or to replace one."""
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
@@ -82,7 +82,7 @@ class SignIns(Resource):
             return_to="/settings/identities",
         )
         return self.answer(
-            Begun(server, sign_in.registration.issuer, sign_in.expires_at, url, unfinished_sign_ins(server)),
+            StartedSignIn(server, sign_in.registration.issuer, sign_in.expires_at, url, unfinished_sign_ins(server)),
             HTTPStatus.CREATED,
         )
 

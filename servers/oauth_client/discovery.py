@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 
 from servers.models import AuthType, Server
-from servers.oauth_client.http import Answer, Http, Unreachable
+from servers.oauth_client.http import Http, NoAnswer, OAuthResponse
 from wire.jsonrpc import dumps
 from wire.oauth_client import (
     Challenge,
@@ -27,7 +27,15 @@ from wire.product import NAME
 from wire.stateless import ENVELOPE
 from wire.versions import MODERN, NEWEST_SESSION
 
-__all__ = ["BadIssuer", "Metadata", "Needs", "Resource", "discover", "issuer_metadata", "needs_of"]
+__all__ = [
+    "AuthorizationServerMetadata",
+    "Needs",
+    "ProtectedResource",
+    "UnusableIssuer",
+    "discover",
+    "issuer_metadata",
+    "needs_of",
+]
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 LIST = dumps({"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {"_meta": ENVELOPE}})
@@ -45,12 +53,12 @@ HELLO = dumps(
 )
 
 
-class BadIssuer(Exception):
+class UnusableIssuer(Exception):
     """The issuer or its metadata cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
+class AuthorizationServerMetadata:
     """Authorization server metadata.
 
     `issuer` is the URL under which they were found; grants and clients belong to it. `name` is the issuer's name for
@@ -86,7 +94,7 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
+class ProtectedResource:
     """Protected resource metadata: the issuers of tokens for it, its name, and its scopes."""
 
     issuers: tuple[str, ...] = ()
@@ -103,8 +111,8 @@ class Needs:
     scopes: tuple[str, ...] = ()
     registrations: tuple[str, ...] = ()
     problem: str = ""
-    resource: Resource = field(default_factory=Resource)
-    metadata: Metadata | None = None
+    resource: ProtectedResource = field(default_factory=ProtectedResource)
+    metadata: AuthorizationServerMetadata | None = None
 
 
 def needs_of(server: Server) -> Needs:
@@ -139,7 +147,7 @@ def discover(
     http = Http(private=private, entered=entered)
     try:
         answer = _unknown(http, url)
-    except Unreachable as error:
+    except NoAnswer as error:
         return Needs(problem=f"The server {error}.")
     http.private = answer.inside
     challenge = read_challenge(answer.challenges)
@@ -156,12 +164,12 @@ def discover(
         if needs.metadata:
             needs = replace(needs, metadata=replace(needs.metadata, entered=entered))
         return replace(needs, scopes=scopes_of(fixed_scopes)) if fixed_scopes and needs.metadata else needs
-    except (BadIssuer, Unreachable) as error:
+    except (UnusableIssuer, NoAnswer) as error:
         return Needs(problem=str(error))
 
 
-def _unknown(http: Http, url: str) -> Answer:
-    """Send an unauthenticated request, in either era of MCP, and return the answer. Raises Unreachable.
+def _unknown(http: Http, url: str) -> OAuthResponse:
+    """Send an unauthenticated request, in either era of MCP, and return the answer. Raises NoAnswer.
 
     Some servers accept `initialize` from everybody and require authentication only for `tools/list`.
     """
@@ -177,7 +185,7 @@ def _unknown(http: Http, url: str) -> Answer:
             listed = http.post(url, HEADERS | {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/list"}, LIST)
         if session:
             http.delete(url, session)
-    except Unreachable:
+    except NoAnswer:
         return hello
     return listed if listed.status in (401, 403) else hello
 
@@ -188,9 +196,9 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
     The authorization endpoint serves as the issuer's name. It is unique, so the redirect URI made from it is too.
     """
     authorization, token, revocation = endpoints
-    resource = _resource(http, url, challenge, issuers_needed=False) or Resource()
+    resource = _resource(http, url, challenge, issuers_needed=False) or ProtectedResource()
     named = all(origin_of(each) in settings.PRIVATE_ISSUERS for each in (token, revocation) if each)
-    metadata = Metadata(
+    metadata = AuthorizationServerMetadata(
         issuer=authorization,
         authorization_endpoint=authorization,
         token_endpoint=token,
@@ -212,11 +220,11 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_
         metadata = _legacy(http, url, expected)
         if metadata is None:
             return Needs(AuthType.BEARER)
-        resource = Resource((metadata.issuer,))
+        resource = ProtectedResource((metadata.issuer,))
     else:
         metadata = issuer_metadata(http, resource.issuers[0], like=url, expected=expected)
     if not (metadata.says_pkce or assume_pkce):
-        raise BadIssuer(
+        raise UnusableIssuer(
             f"The issuer {metadata.issuer} does not say that it supports PKCE with S256 "
             "(code_challenge_methods_supported). An administrator who knows that it does can assume it in the settings "
             "of the server."
@@ -227,8 +235,8 @@ def _needs(http: Http, url: str, challenge: Challenge, expected: str, *, assume_
     return Needs(AuthType.OAUTH, metadata.issuer, scopes, metadata.registrations, "", resource, metadata)
 
 
-def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: bool = True) -> Resource | None:
-    """Return the protected resource metadata (RFC 9728), or None if there are none. Raises BadIssuer."""
+def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: bool = True) -> ProtectedResource | None:
+    """Return the protected resource metadata (RFC 9728), or None if there are none. Raises UnusableIssuer."""
     for address in resource_metadata_urls(url, challenge):
         if not is_https(address, like=url):
             continue
@@ -237,42 +245,42 @@ def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: boo
             continue
         name, issuers = document.get("resource"), as_list(document.get("authorization_servers"))
         if not isinstance(name, str) or not covers(name, url):
-            raise BadIssuer("The server's description of itself is for another address, so it is not trusted.")
+            raise UnusableIssuer("The server's description of itself is for another address, so it is not trusted.")
         if not issuers and issuers_needed:
             continue
-        return Resource(issuers, name, scopes_of(document.get("scopes_supported")))
+        return ProtectedResource(issuers, name, scopes_of(document.get("scopes_supported")))
     return None
 
 
-def _legacy(http: Http, url: str, expected: str) -> Metadata | None:
+def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata | None:
     """Return the metadata of a server that is its own issuer (MCP 2025-03-26, before RFC 9728), or None."""
     origin = origin_of(url)
     for issuer in (origin, f"{origin}/"):  # Either may be its name for itself.
         try:
             return issuer_metadata(http, issuer, like=url, expected=expected)
-        except BadIssuer:
+        except UnusableIssuer:
             continue
     return None
 
 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
-    """Return the JSON object at `address`, or None if it is refused. Raises BadIssuer for temporary failures."""
+    """Return the JSON object at `address`, or None if it is refused. Raises UnusableIssuer for temporary failures."""
     try:
-        answer: Answer = http.get(address)
-    except Unreachable as error:
-        raise BadIssuer(f"{address} {error}.") from None
+        answer: OAuthResponse = http.get(address)
+    except NoAnswer as error:
+        raise UnusableIssuer(f"{address} {error}.") from None
     if answer.status >= 500 and answer.status != 502:
-        raise BadIssuer(f"{address} answered {answer.status}. Try again later.")
+        raise UnusableIssuer(f"{address} answered {answer.status}. Try again later.")
     return answer.document if answer.status == 200 else None
 
 
-def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> Metadata:
-    """Return the issuer's metadata from the first well-known URL that has them. Raises BadIssuer.
+def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = "") -> AuthorizationServerMetadata:
+    """Return the issuer's metadata from the first well-known URL that has them. Raises UnusableIssuer.
 
     They have to name the issuer as `expected`, or by its URL (RFC 8414 section 3.3).
     """
     if not is_https(issuer, like=like):
-        raise BadIssuer("The server names an issuer that is no https:// address.")
+        raise UnusableIssuer("The server names an issuer that is no https:// address.")
     http.private = http.private or origin_of(issuer) in settings.PRIVATE_ISSUERS
     fault = f"The issuer {issuer} does not describe itself."
     for address in issuer_metadata_urls(issuer):
@@ -287,22 +295,22 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
             )
             continue
         return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)
-    raise BadIssuer(fault)
+    raise UnusableIssuer(fault)
 
 
-def _metadata(document: Mapping[str, Any], issuer: str, like: str) -> Metadata:
+def _metadata(document: Mapping[str, Any], issuer: str, like: str) -> AuthorizationServerMetadata:
     def endpoint(name: str, *, needed: bool = False) -> str:
         value = document.get(f"{name}_endpoint")
         if value is None and not needed:
             return ""
         if not isinstance(value, str) or not is_https(value, like=like or issuer):
-            raise BadIssuer(f"The issuer {issuer} names no usable {name} endpoint.")
+            raise UnusableIssuer(f"The issuer {issuer} names no usable {name} endpoint.")
         return value
 
     methods = document.get("code_challenge_methods_supported")
     if methods is not None and "S256" not in as_list(methods):
-        raise BadIssuer(f"The issuer {issuer} does not support PKCE with S256.")
-    return Metadata(
+        raise UnusableIssuer(f"The issuer {issuer} does not support PKCE with S256.")
+    return AuthorizationServerMetadata(
         issuer=issuer,
         authorization_endpoint=endpoint("authorization", needed=True),
         token_endpoint=endpoint("token", needed=True),

@@ -23,8 +23,8 @@ from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway
 from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded
-from servers.oauth_client.discovery import Metadata, Needs, needs_of
-from servers.oauth_client.http import Http, Unreachable, send_soon
+from servers.oauth_client.discovery import AuthorizationServerMetadata, Needs, needs_of
+from servers.oauth_client.http import Http, NoAnswer, send_soon
 from servers.oauth_client.models import (
     MANY_UNFINISHED,
     ClientRegistration,
@@ -37,13 +37,13 @@ from servers.oauth_client.models import (
 from servers.oauth_client.registration import NotRegistered, registered
 from ui.pages import AppRequest, lead_on, own_path
 from ui.sealing import cipher
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 from wire.oauth_client import (
     CLIENT_GONE,
     SECONDS,
     WITHOUT_RESOURCE,
-    Client,
     Mismatch,
+    RegisteredClient,
     TokenRefused,
     Tokens,
     TokenUnavailable,
@@ -138,7 +138,7 @@ def authorization(
         client = registration.client
     except NotRegistered as refusal:
         raise SignInRefused(str(refusal)) from None
-    except Unreadable:
+    except Undecryptable:
         raise SignInRefused("No encryption key opens the client's secret. Enter the client again.") from None
     _end_others(server, needs.issuer, by=request.user)
     state, (verifier, challenge) = secrets.token_urlsafe(32), pkce()
@@ -256,7 +256,7 @@ def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
     return union(" ".join(needs.scopes), *before)
 
 
-def _endpoints(metadata: Metadata) -> dict[str, str | bool]:
+def _endpoints(metadata: AuthorizationServerMetadata) -> dict[str, str | bool]:
     return {
         "token_endpoint": metadata.token_endpoint,
         "revocation_endpoint": metadata.revocation_endpoint,
@@ -382,7 +382,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
 def _give_back(sign_in: SignIn, tokens: Tokens) -> None:
     """Revoke tokens that are not stored, in the background, unless that would end the stored ones."""
     grant = Grant.objects.filter(identity=sign_in.identity_id).first() if sign_in.identity_id else None
-    with suppress(Unreadable):
+    with suppress(Undecryptable):
         held = cipher().open(bytes(grant.refresh_ciphertext)) if grant and grant.refresh_ciphertext else ""
         if held and tokens.refresh in ("", held):
             return
@@ -423,14 +423,14 @@ def _exchange(sign_in: SignIn, code: str) -> Tokens:
         if refusal.error in CLIENT_GONE and registration.server_id is None:
             registration.end()  # The next sign-in registers a new client.
         raise SignInRefused(_in_words(sign_in, refusal.error, str(refusal))) from None
-    except (TokenUnavailable, Unreachable) as fault:
+    except (TokenUnavailable, NoAnswer) as fault:
         raise SignInRefused(f"The issuer of {sign_in.server} gave no token: {fault}. Begin again.") from None
-    except Unreadable:
+    except Undecryptable:
         raise SignInRefused("The encryption key was changed meanwhile. Begin again.") from None
 
 
-def _tokens(sign_in: SignIn, client: Client, form: Mapping[str, str]) -> Tokens:
-    """Request tokens for this client. Raises TokenRefused, TokenUnavailable or Unreachable."""
+def _tokens(sign_in: SignIn, client: RegisteredClient, form: Mapping[str, str]) -> Tokens:
+    """Request tokens for this client. Raises TokenRefused, TokenUnavailable or NoAnswer."""
     request = token_request(sign_in.endpoints["token_endpoint"], client, form)
     answer = _http(sign_in).post(request.url, request.headers, request.body)
     return read_tokens(answer.status, answer.body)
@@ -450,7 +450,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
         return claims
     try:
         answer = _http(sign_in, 5).post(endpoint, {"Authorization": f"Bearer {tokens.access}"}, b"")
-    except Unreachable:
+    except NoAnswer:
         return claims
     return {**(answer.document or {}), **claims} if answer.status == 200 else claims
 

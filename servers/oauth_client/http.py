@@ -18,7 +18,7 @@ from servers.upstream_guard import upstream_guard
 from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed, is_at_host_of
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
-from wire.http1 import Body, BodyTooLarge
+from wire.http1 import BodyReader, BodyTooLarge
 from wire.oauth_client import MOST_BYTES, SECONDS, TokenRequest
 from wire.product import NAME
 
@@ -29,11 +29,11 @@ REVOCATION_SECONDS = 5.0
 _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 
 
-class Unreachable(Exception):
+class NoAnswer(Exception):
     """There was no readable answer; the message continues the URL and says why."""
 
 
-class Answer(NamedTuple):
+class OAuthResponse(NamedTuple):
     """An HTTP response: status, WWW-Authenticate headers, body, and MCP session id."""
 
     status: int
@@ -67,19 +67,19 @@ class Http:
         self._entered = tuple(entered)
         self.private = private
 
-    def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """Raises Unreachable."""
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> OAuthResponse:
+        """Raises NoAnswer."""
         return self._send("GET", url, {"Accept": "application/json", **(headers or {})})
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Raises Unreachable."""
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> OAuthResponse:
+        """Raises NoAnswer."""
         return self._send("POST", url, headers, body)
 
-    def delete(self, url: str, headers: Mapping[str, str]) -> Answer:
-        """Raises Unreachable."""
+    def delete(self, url: str, headers: Mapping[str, str]) -> OAuthResponse:
+        """Raises NoAnswer."""
         return self._send("DELETE", url, headers)
 
-    def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+    def _send(self, verb: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> OAuthResponse:
         own = {"User-Agent": NAME, "Accept-Encoding": "identity", **headers}
         guard = self._guard if self.private else self._guard.outside()
         try:
@@ -96,27 +96,27 @@ class Http:
                 session = response.headers.get("mcp-session-id", "")
                 address = response.extensions["network_stream"].get_extra_info("server_addr")[0]
                 inside = self._guard.is_inside(address)
-                return Answer(response.status_code, challenges, self._body(response), session, inside)
+                return OAuthResponse(response.status_code, challenges, self._body(response), session, inside)
         except (AddressRefused, UrlRefused) as refusal:
-            raise Unreachable(f"may not be called: {refusal}") from None
+            raise NoAnswer(f"may not be called: {refusal}") from None
         except ProxyFailed as failure:
-            raise Unreachable(f"cannot be reached: {failure}") from None
+            raise NoAnswer(f"cannot be reached: {failure}") from None
         except httpx.TimeoutException:
-            raise Unreachable("did not answer in time") from None
+            raise NoAnswer("did not answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError):
-            raise Unreachable("cannot be reached") from None
+            raise NoAnswer("cannot be reached") from None
 
     def _body(self, response: httpx.Response) -> bytes:
         if response.headers.get("content-type", "").startswith("text/event-stream"):
             return b""  # An event stream may never end.
-        body = Body(MOST_BYTES)
+        body = BodyReader(MOST_BYTES)
         parts: list[bytes] = []
         try:
             for chunk in response.iter_raw():
                 self._deadline.check()
                 parts += body.feed(chunk)
         except BodyTooLarge:
-            raise Unreachable(f"answered with more than {MOST_BYTES >> 10} KiB") from None
+            raise NoAnswer(f"answered with more than {MOST_BYTES >> 10} KiB") from None
         return b"".join(parts)
 
 
@@ -134,5 +134,5 @@ def _send_all(requests: Sequence[TokenRequest]) -> None:
     for request in requests:
         try:
             for_request(request, REVOCATION_SECONDS).post(request.url, request.headers, request.body)
-        except Unreachable as error:
+        except NoAnswer as error:
             logger.warning("an issuer was not told of an ended grant", extra={"error": str(error)})

@@ -15,10 +15,10 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from servers.models import (
-    AlreadyRevoked,
     AnotherPlace,
     AuthType,
     Identity,
+    IdentityAlreadyRevoked,
     IdentityKind,
     Server,
     ServerError,
@@ -26,15 +26,15 @@ from servers.models import (
 )
 from servers.oauth_client.http import send_soon
 from ui.sealing import cipher
-from wire.cipher import Unreadable
-from wire.oauth_client import AUTH_METHODS, Client, TokenRequest, Tokens, replaces, revocations
+from wire.cipher import Undecryptable
+from wire.oauth_client import AUTH_METHODS, RegisteredClient, TokenRequest, Tokens, replaces, revocations
 
 
 class NoSignIn(ServerError):
     """The result of a sign-in cannot be stored; the message says why and what to do."""
 
 
-class Kind(models.TextChoices):
+class RegistrationMethod(models.TextChoices):
     """The method by which this gateway became a client of an issuer."""
 
     MANUAL = "manual", "Entered by an administrator"
@@ -52,7 +52,7 @@ class ClientRegistration(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     issuer = models.CharField(max_length=500)
     server = models.ForeignKey(Server, models.PROTECT, null=True, blank=True, related_name="client_registrations")
-    kind = models.CharField(max_length=10, choices=Kind)
+    kind = models.CharField(max_length=10, choices=RegistrationMethod)
     # Endpoints entered by an administrator (`issuer` is the authorization endpoint then); empty if the issuer has
     # metadata.
     token_endpoint = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
@@ -85,10 +85,10 @@ class ClientRegistration(models.Model):
         return f"{self.client_id} at {self.issuer}"
 
     @property
-    def client(self) -> Client:
-        """The client credentials. Raises wire.cipher.Unreadable."""
+    def client(self) -> RegisteredClient:
+        """The client credentials. Raises wire.cipher.Undecryptable."""
         sealed = self.secret_ciphertext
-        return Client(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
+        return RegisteredClient(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
 
     def use_other_auth_method(self) -> None:
         """Switch to the other auth method, which the issuer accepted after refusing the current one."""
@@ -195,7 +195,10 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Raise AlreadyRevoked or NoSignIn unless the server uses sign-in, and `identity`, if given, can be used for it."""
+    """Refuse servers without sign-in, and an `identity` that cannot be used for it.
+
+    Raises IdentityAlreadyRevoked or NoSignIn.
+    """
     if server.archived_at:
         raise NoSignIn(f"{server} has been archived.")
     if server.auth_type != AuthType.OAUTH:
@@ -203,7 +206,7 @@ def must_take_sign_ins(server: Server, identity: Identity | None, user: User) ->
     if identity is None:
         return
     if identity.revoked_at:
-        raise AlreadyRevoked("This identity has been revoked. Add a new one.")
+        raise IdentityAlreadyRevoked("This identity has been revoked. Add a new one.")
     if not identity.enabled:
         by_oneself = identity.may_be_enabled_by(user)
         what_to_do = "Enable it first, then sign in." if by_oneself else "Ask an administrator to enable it first."
@@ -215,7 +218,7 @@ class GrantManager(models.Manager["Grant"]):
         """Store the tokens of a sign-in in the identity it was started for, or in a new one.
 
         Former tokens are revoked at their issuer after the transaction, unless that would end the new ones. Raises
-        AnotherPlace if the server was moved meanwhile, AlreadyRevoked, and NoSignIn.
+        AnotherPlace if the server was moved meanwhile, IdentityAlreadyRevoked, and NoSignIn.
         """
         with transaction.atomic():
             user = sign_in.lock()
@@ -349,5 +352,5 @@ class Grant(models.Model):
             client, told = self.registration.client, {"refresh": refresh, "access": access}
             entered = identity.server.entered
             return revocations(self.revocation_endpoint, client, **told, private=self.private, entered=entered)
-        except Unreadable:
+        except Undecryptable:
             return []

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity
-from servers.oauth_client.http import Unreachable, for_request, send_soon
+from servers.oauth_client.http import NoAnswer, for_request, send_soon
 from ui.sealing import cipher
 from wire.oauth_client import TokenRequest
 
@@ -68,6 +68,6 @@ def _run(statement: Statement) -> list[tuple[Any, ...]]:
 def _post(request: TokenRequest) -> tuple[int, bytes] | None:
     try:
         answer = for_request(request).post(request.url, request.headers, request.body)
-    except Unreachable:
+    except NoAnswer:
         return None
     return answer.status, answer.body

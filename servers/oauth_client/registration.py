@@ -17,9 +17,9 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
 from servers.models import Server
-from servers.oauth_client.discovery import Metadata
-from servers.oauth_client.http import Http, Unreachable
-from servers.oauth_client.models import ClientRegistration, Grant, Kind, live_registrations
+from servers.oauth_client.discovery import AuthorizationServerMetadata
+from servers.oauth_client.http import Http, NoAnswer
+from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, live_registrations
 from wire.credential import place_in_words, place_of
 from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, other_auth_method, union
 
@@ -75,7 +75,7 @@ def _described(method: str, redirect_uri: str) -> dict[str, Any]:
     }
 
 
-def registered(server: Server, metadata: Metadata, scope: str, *, by: User) -> ClientRegistration:
+def registered(server: Server, metadata: AuthorizationServerMetadata, scope: str, *, by: User) -> ClientRegistration:
     """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered.
 
     Some issuers limit a client to the scopes it named when it registered. For further scopes the gateway registers
@@ -116,12 +116,12 @@ def _addresses(client: ClientRegistration) -> tuple[str, ...]:
     return own, redirect_uri(client.issuer), common_redirect_uri()
 
 
-def _usable(metadata: Metadata) -> Q:
+def _usable(metadata: AuthorizationServerMetadata) -> Q:
     """Match registrations usable for a new sign-in; with a shared redirect URI only the document's, if that is safe."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
     if "document" in metadata.registrations:
-        usable |= Q(kind=Kind.DOCUMENT, redirect_uri=common_redirect_uri())
+        usable |= Q(kind=RegistrationMethod.DOCUMENT, redirect_uri=common_redirect_uri())
     return fresh & usable
 
 
@@ -135,7 +135,7 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
     return registration
 
 
-def _must_ask_at_home(server: Server, metadata: Metadata) -> None:
+def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
     """Raise NotRegistered if the issuer has some, but not all, endpoints at another issuer (RFC 9700 section 4.4).
 
     Codes or tokens of the one issuer would be sent to the other.
@@ -173,11 +173,11 @@ def _told(registration: ClientRegistration) -> dict[str, Any]:
     }
 
 
-def _made(metadata: Metadata, scope: str, address: str) -> ClientRegistration:
+def _made(metadata: AuthorizationServerMetadata, scope: str, address: str) -> ClientRegistration:
     ways = metadata.registrations
     row = ClientRegistration(issuer=metadata.issuer, redirect_uri=address)
     if "document" in ways:
-        row.kind, row.client_id, row.auth_method = Kind.DOCUMENT, document_url(), "none"
+        row.kind, row.client_id, row.auth_method = RegistrationMethod.DOCUMENT, document_url(), "none"
         row.redirect_uri = common_redirect_uri()
         return row
     if "dynamic" in ways:
@@ -188,7 +188,7 @@ def _made(metadata: Metadata, scope: str, address: str) -> ClientRegistration:
     )
 
 
-def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> ClientRegistration:
+def _register(row: ClientRegistration, metadata: AuthorizationServerMetadata, scope: str) -> ClientRegistration:
     methods = metadata.auth_methods
     wanted = "none" if "none" in methods else auth_method(methods, secret=True)
     described = _described(wanted, row.redirect_uri)
@@ -208,7 +208,7 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
     method = document.get("token_endpoint_auth_method") or (DEFAULT_AUTH_METHOD if secret else wanted)
     if method not in AUTH_METHODS or (method != "none" and not secret):
         raise NotRegistered(f"{metadata.issuer} registered this gateway in a way it cannot use ({str(method)[:40]}).")
-    row.kind, row.client_id, row.auth_method = Kind.DYNAMIC, client_id[:1000], method
+    row.kind, row.client_id, row.auth_method = RegistrationMethod.DYNAMIC, client_id[:1000], method
     row.other_auth_method = other_auth_method(method, methods)
     row.seal(secret if isinstance(secret, str) else "")
     if isinstance(expires, int) and expires > 0:
@@ -216,16 +216,18 @@ def _register(row: ClientRegistration, metadata: Metadata, scope: str) -> Client
     return row
 
 
-def _post(metadata: Metadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     try:
         http = Http(private=metadata.private, entered=metadata.entered)
         answer = http.post(metadata.registration_endpoint, {"Content-Type": "application/json"}, orjson.dumps(body))
-    except Unreachable as error:
+    except NoAnswer as error:
         raise NotRegistered(f"{metadata.registration_endpoint} {error}.") from None
     return answer.status, answer.document or {}
 
 
-def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by: User) -> ClientRegistration:
+def enter(
+    server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
+) -> ClientRegistration:
     """Use a client that an administrator registered for this server, while it has the endpoints of `server`."""
     with transaction.atomic():
         server.lock()
@@ -233,7 +235,7 @@ def enter(server: Server, metadata: Metadata, client_id: str, secret: str, *, by
         row = ClientRegistration(
             issuer=metadata.issuer,
             server=server,
-            kind=Kind.MANUAL,
+            kind=RegistrationMethod.MANUAL,
             token_endpoint=server.token_endpoint,
             revocation_endpoint=server.revocation_endpoint,
             redirect_uri=redirect_uri(metadata.issuer, *server.endpoints[1:]),

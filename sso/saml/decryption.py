@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sso.saml.parsing import ASSERTION, SIGNATURE, Element, Malformed, parse, tag
+from sso.saml.parsing import ASSERTION, SIGNATURE, Element, MalformedXml, parse, tag
 from sso.saml.refusals import ResponseRefused
 
 ENCRYPTION = "http://www.w3.org/2001/04/xmlenc#"
@@ -44,7 +44,7 @@ NONCE, CHECK = 12, 16  # Bytes of the nonce before, and the tag after, the ciphe
 FAILED = "None of our keys opens the assertion, or what is in it is none. Have the provider read our metadata again."
 
 
-class Sealed(NamedTuple):
+class EncryptedAssertion(NamedTuple):
     """An encrypted assertion; `length` is that of the key in `wrapped`."""
 
     nonce: bytes
@@ -54,7 +54,7 @@ class Sealed(NamedTuple):
     wrapping: padding.OAEP
 
 
-def read(encrypted: Element) -> Sealed:
+def read(encrypted: Element) -> EncryptedAssertion:
     """Parse an EncryptedAssertion. Raises ResponseRefused for errors that are visible without decrypting."""
     datas, keys = (list(encrypted.iter(tag(ENCRYPTION, name))) for name in ("EncryptedData", "EncryptedKey"))
     if len(datas) != 1 or len(keys) != 1 or datas[0].getparent() is not encrypted:
@@ -65,22 +65,22 @@ def read(encrypted: Element) -> Sealed:
     content = _value(datas[0])
     if len(content) < NONCE + CHECK:
         raise ResponseRefused("malformed", "The encrypted assertion is too short to be one.")
-    return Sealed(content[:NONCE], content[NONCE:], CIPHERS[cipher], _value(keys[0]), _wrapping(method))
+    return EncryptedAssertion(content[:NONCE], content[NONCE:], CIPHERS[cipher], _value(keys[0]), _wrapping(method))
 
 
-def opened(sealed: Sealed, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
+def opened(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
     """Decrypt the assertion. Raises ResponseRefused with the same message for every error."""
     found = [each for key in keys if (each := _decrypted(sealed, key)) is not None]
     try:
         assertion = parse(found[0])
-    except (IndexError, Malformed):
+    except (IndexError, MalformedXml):
         raise ResponseRefused("not_decrypted", FAILED) from None
     if assertion.tag != tag(ASSERTION, "Assertion"):
         raise ResponseRefused("not_decrypted", FAILED)
     return assertion
 
 
-def _decrypted(sealed: Sealed, key: rsa.RSAPrivateKey) -> bytes | None:
+def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | None:
     """Decrypt with this key. If unwrapping fails, a random key is used, so that it takes as long."""
     unwrapped = another = os.urandom(sealed.length)
     with suppress(ValueError, UnsupportedAlgorithm):

@@ -12,7 +12,7 @@ from django.db import models
 from sso.saml import own_key
 from sso.saml.terms import fingerprint
 from ui.sealing import cipher
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 
 KEPT = 2
 
@@ -59,5 +59,5 @@ class DecryptionKey(models.Model):
         """Return the private key, or None if no configured encryption key decrypts it."""
         try:
             return own_key.load(cipher().open(bytes(self.sealed)))
-        except (Unreadable, ValueError, TypeError):
+        except (Undecryptable, ValueError, TypeError):
             return None

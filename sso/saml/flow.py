@@ -18,14 +18,14 @@ from django.urls import reverse
 
 from sso.claims import email_of, groups_of, is_true, line_of
 from sso.errors import ProviderError
-from sso.flow import CONFIRM, LIVES_S, LOGIN, Begun, leads_on, note, taken
+from sso.flow import CONFIRM, LIVES_S, LOGIN, PendingSignIn, leads_on, note, taken
 from sso.models import Claims, DecryptionKey, Provider, ReceivedAssertion
 from sso.saml.refusals import ResponseRefused
 from sso.saml.requests import NAME_ID_FORMATS, consumer_url, entity_id, sign_in_url
 from sso.saml.rereading import READ_AGAIN, UNKNOWN_SIGNATURE, not_older
 from sso.saml.terms import NameIdFormat, is_installed, must_be_installed
 from ui.pages import own_path
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
     request_id = f"_{secrets.token_hex(20)}"
     try:
         url = sign_in_url(provider, request_id, anew=act == CONFIRM)
-    except Unreadable:
+    except Undecryptable:
         raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
     except (TypeError, ValueError):
         raise ProviderError("There is no usable key that requests are signed with. Save the settings anew.") from None
-    note(request, request_id, Begun(act, onward, "", "", provider.known_as, time.time()))
+    note(request, request_id, PendingSignIn(act, onward, "", "", provider.known_as, time.time()))
     return leads_on(request, provider, url)
 
 
@@ -102,7 +102,7 @@ def _claims_of(kept: Any) -> Claims:
     return Claims(**kept["claims"] | {"groups": None if groups is None else frozenset(groups)})
 
 
-def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[Begun, Claims]:
+def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[PendingSignIn, Claims]:
     """Return the started sign-in and the claims. Raises ResponseRefused."""
     kept: Any = ReceivedAssertion.take(ticket)
     if kept is None:
@@ -116,7 +116,7 @@ def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[Begun
             raise ResponseRefused("took_too_long", "It took longer than ten minutes.")
     elif provider.takes_unsolicited and request.method == "POST":  # A link must not be able to replace a session.
         onward = own_path(kept["onward"], reverse("overview"))
-        begun = Begun(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
+        begun = PendingSignIn(LOGIN, onward, "", "", provider.known_as, time.time(), is_unasked=True)
     else:
         raise ResponseRefused("not_asked_for", "Nobody began it here, which is not taken any more.")
     if not begun.issuer == who.issuer == provider.known_as or kept.get("terms") != provider.terms_digest:

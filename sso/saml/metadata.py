@@ -9,8 +9,8 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from sso.errors import BadMetadata
-from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.errors import BadSamlMetadata
+from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, MalformedXml, parse, tag, text_of
 from sso.saml.terms import shown
 
 REDIRECT = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
@@ -20,7 +20,7 @@ LEAST_RSA_BITS = 2048
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
-class Described(NamedTuple):
+class SamlMetadata(NamedTuple):
     """The metadata in use. With two certificates, as during a rollover, either may sign."""
 
     entity_id: str
@@ -29,21 +29,21 @@ class Described(NamedTuple):
     valid_until: datetime | None
 
 
-def read(document: bytes) -> Described:
-    """Parse the metadata of one identity provider. Raises BadMetadata."""
+def read(document: bytes) -> SamlMetadata:
+    """Parse the metadata of one identity provider. Raises BadSamlMetadata."""
     try:
         root = parse(document, comments=True)
-    except Malformed as fault:
-        raise BadMetadata(f"The metadata cannot be read. {fault}") from None
+    except MalformedXml as fault:
+        raise BadSamlMetadata(f"The metadata cannot be read. {fault}") from None
     entity, role = _provider(root)
     ends = [_must_be_valid(until) for each in (root, entity, role) if (until := each.get("validUntil")) is not None]
     entity_id = entity.get("entityID") or ""
     if not 0 < len(entity_id) <= LONGEST_ENTITY_ID or not entity_id.isprintable():
-        raise BadMetadata(f"The entity ID of the provider has to have {LONGEST_ENTITY_ID} characters at most.")
+        raise BadSamlMetadata(f"The entity ID of the provider has to have {LONGEST_ENTITY_ID} characters at most.")
     places = [each for each in role.findall(tag(METADATA, "SingleSignOnService")) if each.get("Binding") == REDIRECT]
     if not places:
-        raise BadMetadata("The metadata name no SingleSignOnService with the HTTP-Redirect binding.")
-    return Described(entity_id, places[0].get("Location") or "", _certificates(role), min(ends, default=None))
+        raise BadSamlMetadata("The metadata name no SingleSignOnService with the HTTP-Redirect binding.")
+    return SamlMetadata(entity_id, places[0].get("Location") or "", _certificates(role), min(ends, default=None))
 
 
 def _provider(root: Element) -> tuple[Element, Element]:
@@ -54,19 +54,21 @@ def _provider(root: Element) -> tuple[Element, Element]:
         if PROTOCOL in (role.get("protocolSupportEnumeration") or "").split()
     ]
     if len(found) != 1 or found[0][0] is None or found[0][0].tag != tag(METADATA, "EntityDescriptor"):
-        raise BadMetadata(f"These are not the metadata of one identity provider of SAML 2.0, but of {len(found)}.")
+        raise BadSamlMetadata(f"These are not the metadata of one identity provider of SAML 2.0, but of {len(found)}.")
     return found[0]
 
 
 def _must_be_valid(until: str) -> datetime:
-    """Parse a validUntil, which must be in the future. Raises BadMetadata."""
+    """Parse a validUntil, which must be in the future. Raises BadSamlMetadata."""
     try:
         said = datetime.fromisoformat(until)
         moment = said.replace(tzinfo=said.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise BadMetadata("The metadata do not say in a readable way until when they are valid (validUntil).") from None
+        raise BadSamlMetadata(
+            "The metadata do not say in a readable way until when they are valid (validUntil)."
+        ) from None
     if moment < datetime.now(UTC):
-        raise BadMetadata(f"The metadata were valid until {until} only (validUntil).")
+        raise BadSamlMetadata(f"The metadata were valid until {until} only (validUntil).")
     return moment
 
 
@@ -76,12 +78,12 @@ def _certificates(role: Element) -> tuple[str, ...]:
     found = [each for key in keys for each in key.iter(tag(SIGNATURE, "X509Certificate"))]
     certificates = tuple(dict.fromkeys(_certificate("".join(text_of(each).split())) for each in found))
     if not 0 < len(certificates) <= MOST_CERTIFICATES:
-        raise BadMetadata(f"The metadata have {len(certificates)} certificates that the provider signs with.")
+        raise BadSamlMetadata(f"The metadata have {len(certificates)} certificates that the provider signs with.")
     return certificates
 
 
 def _certificate(encoded: str) -> str:
-    """Normalise a certificate. Raises BadMetadata if its key is too weak."""
+    """Normalise a certificate. Raises BadSamlMetadata if its key is too weak."""
     try:
         der = base64.b64decode(encoded, validate=True)
         certificate = x509.load_der_x509_certificate(der)
@@ -89,12 +91,12 @@ def _certificate(encoded: str) -> str:
         shown(certificate, der)  # Parsing is lazy, so some errors only appear when a part is read.
         certificate.not_valid_before_utc  # noqa: B018  (used as verification time)
     except Exception:  # noqa: BLE001  (parsers raise their own exceptions, for versions, encodings and keys)
-        raise BadMetadata("A certificate in the metadata cannot be read.") from None
+        raise BadSamlMetadata("A certificate in the metadata cannot be read.") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
         return base64.b64encode(der).decode()
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES):
         return base64.b64encode(der).decode()
-    raise BadMetadata(
+    raise BadSamlMetadata(
         "A certificate in the metadata has a key that is neither EC on P-256, P-384 or P-521 nor RSA of"
         f" {LEAST_RSA_BITS} bits."
     )

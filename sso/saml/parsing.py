@@ -23,12 +23,12 @@ MOST_NAMESPACES = 60  # In scope of an element; redeclarations count again.
 _declaration = re.compile(r"\s*<\?xml\s[^<>]*\?>")
 
 
-class Malformed(Exception):
+class MalformedXml(Exception):
     """The document cannot be parsed safely; the message says why."""
 
 
 def parse(document: bytes, *, comments: bool = False) -> Element:
-    """Return the root element of `document`. Raises Malformed.
+    """Return the root element of `document`. Raises MalformedXml.
 
     Whatever a document type could do (entities, files, defaults) is refused before parsing. `comments` removes
     comments, which edited metadata contain. Responses with comments are refused, because a comment inside a name has
@@ -37,13 +37,13 @@ def parse(document: bytes, *, comments: bool = False) -> Element:
     try:
         text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Malformed("It is not written in UTF-8.") from None
+        raise MalformedXml("It is not written in UTF-8.") from None
     if "\0" in text:  # UTF-16 or UTF-32 that decodes as UTF-8.
-        raise Malformed("It is not written in UTF-8.")
+        raise MalformedXml("It is not written in UTF-8.")
     text = _declaration.sub("", text, count=1) if _declaration.match(text) else text
     forbidden = ("<!DOCTYPE", "<![", "<?") if comments else ("<!", "<?")
     if any(each in text for each in forbidden):
-        raise Malformed("It has a document type, a comment or an instruction in it.")
+        raise MalformedXml("It has a document type, a comment or an instruction in it.")
     parser = etree.XMLParser(
         resolve_entities=False,
         no_network=True,
@@ -55,20 +55,20 @@ def parse(document: bytes, *, comments: bool = False) -> Element:
     try:
         root = etree.fromstring(text.encode(), parser)
     except (etree.LxmlError, ValueError):
-        raise Malformed("It is no XML.") from None
+        raise MalformedXml("It is no XML.") from None
     _must_be_small(root)
     return root
 
 
 def _must_be_small(root: Element) -> None:
-    """Raise Malformed unless the tree consists of elements only and has the size of a provider's document."""
+    """Raise MalformedXml unless the tree consists of elements only and has the size of a provider's document."""
     if root.getroottree().docinfo.doctype:
-        raise Malformed("It has a document type.")
+        raise MalformedXml("It has a document type.")
     for count, node in enumerate(root.iter(), 1):
         if not isinstance(node.tag, str):
-            raise Malformed("It has more in it than elements.")
+            raise MalformedXml("It has more in it than elements.")
         if count > MOST_ELEMENTS or len(node.attrib) > MOST_ATTRIBUTES:
-            raise Malformed(f"It has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes.")
+            raise MalformedXml(f"It has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes.")
     _must_be_shallow(root)
 
 
@@ -78,7 +78,9 @@ def _must_be_shallow(root: Element) -> None:
         depth += {"start": 1, "end": -1}.get(event, 0)
         declared += {"start-ns": 1, "end-ns": -1}.get(event, 0)
         if depth > DEEPEST or declared > MOST_NAMESPACES:
-            raise Malformed(f"It is nested too deep, or over {MOST_NAMESPACES} namespaces are declared around a part.")
+            raise MalformedXml(
+                f"It is nested too deep, or over {MOST_NAMESPACES} namespaces are declared around a part."
+            )
 
 
 def tag(namespace: str, name: str) -> str:

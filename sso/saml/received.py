@@ -12,7 +12,7 @@ from django.db import models, transaction
 from django.utils import timezone
 
 from ui.sealing import cipher
-from wire.cipher import Unreadable
+from wire.cipher import Undecryptable
 
 # Replay protection: longer than an assertion can be accepted (responses.OLDEST_S plus clock difference).
 KEPT = timedelta(minutes=15)
@@ -74,7 +74,7 @@ class ReceivedAssertion(models.Model):
 def _opened(sealed: bytes) -> dict[str, object] | None:
     try:
         what: dict[str, object] = orjson.loads(cipher().open(sealed))
-    except Unreadable:
+    except Undecryptable:
         return None
     return what
 

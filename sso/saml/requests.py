@@ -75,7 +75,7 @@ def _key(use: str, certificate: str, methods: str = "") -> str:
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
     """Return the URL at the provider that signs somebody in and answers this request.
 
-    `anew` requires a credential, even if a session is open there. Raises wire.cipher.Unreadable.
+    `anew` requires a credential, even if a session is open there. Raises wire.cipher.Undecryptable.
     """
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     request = (

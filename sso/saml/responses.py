@@ -21,7 +21,7 @@ from signxml.exceptions import SignXMLException
 from signxml.verifier import SignatureConfiguration, VerifyResult, XMLVerifier
 
 from sso.saml import decryption
-from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, Malformed, parse, tag, text_of
+from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, MalformedXml, parse, tag, text_of
 from sso.saml.refusals import ResponseRefused
 
 LONGEST = 256 * 1024  # Of an encoded answer.
@@ -110,7 +110,7 @@ class Expected(NamedTuple):
     keys: Callable[[], Sequence[rsa.RSAPrivateKey]] | None = None  # None if encrypted assertions are refused.
 
 
-class Said(NamedTuple):
+class Assertion(NamedTuple):
     """The verified content of an assertion. `in_response_to` is empty if it was not requested."""
 
     assertion_id: str
@@ -122,7 +122,7 @@ class Said(NamedTuple):
     authenticated_at: float | None
 
 
-def read(encoded: str, expected: Expected) -> Said:
+def read(encoded: str, expected: Expected) -> Assertion:
     """Verify a response (base64, as posted) and return its content. Raises ResponseRefused."""
     root = _parsed(encoded)
     _must_be_about_us(root, expected)
@@ -152,7 +152,7 @@ def _parsed(encoded: str) -> Element:
         root = parse(base64.b64decode("".join(encoded.split()), validate=True))
     except (binascii.Error, ValueError):
         raise ResponseRefused("malformed", "The response is not written in base64.") from None
-    except Malformed as fault:
+    except MalformedXml as fault:
         raise ResponseRefused("malformed", f"The response cannot be read. {fault}") from None
     if root.tag != tag(PROTOCOL, "Response") or root.get("Version") != "2.0":
         raise ResponseRefused("malformed", "It is no response of SAML 2.0.")
@@ -319,7 +319,7 @@ def _confirmed(signed: Element, expected: Expected, now: float) -> str:
     raise fault
 
 
-def _said(signed: Element, expected: Expected, answers: str, now: float) -> Said:
+def _said(signed: Element, expected: Expected, answers: str, now: float) -> Assertion:
     name = signed.find(f"{tag(ASSERTION, 'Subject')}/{tag(ASSERTION, 'NameID')}")
     if name is not None:
         _must_be_a_name_for_us(name, expected)
@@ -332,7 +332,7 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Said
     ends, at = statement.get("SessionNotOnOrAfter"), statement.get("AuthnInstant")
     if ends is not None and _moment(ends, "SessionNotOnOrAfter") <= now - CLOCKS_DIFFER_S:
         raise ResponseRefused("expired", "The session at the provider has ended.")
-    return Said(
+    return Assertion(
         assertion_id=signed.get("ID"),
         in_response_to=answers,
         name=subject,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
 
-from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.http import Http, NoAnswer
 from servers.upstream_guard import upstream_guard
-from sso.errors import BadIssuer, BadMetadata, BadPasted, BadSecret
+from sso.errors import BadPasted, BadProviderUrl, BadSamlMetadata, SamlHasNoSecret
 from sso.saml import own_key
 from sso.saml.decryption_keys import DecryptionKey
 from sso.saml.requests import entity_id
@@ -19,7 +19,7 @@ from wire.oauth_client import MOST_BYTES, is_https
 
 if TYPE_CHECKING:
     from sso.models import Provider
-    from sso.saml.metadata import Described
+    from sso.saml.metadata import SamlMetadata
 
 NOTHING_READ: dict[str, Any] = {"sso_url": "", "certificates": "", "metadata_read_at": None, "metadata_end_at": None}
 ACCEPT = {"Accept": "application/samlmetadata+xml, application/xml, text/xml"}
@@ -37,7 +37,7 @@ def prepared(present: Provider, fields: dict[str, Any], secret: str) -> tuple[di
     if fields.get("protocol", present.protocol) == Protocol.SAML:
         return _for_saml(present, fields, secret, pasted)
     if pasted or fields.get("metadata_url"):
-        raise BadMetadata("Metadata belong to SAML. Choose it as the protocol.")
+        raise BadSamlMetadata("Metadata belong to SAML. Choose it as the protocol.")
     del fields["new_decryption_key"]
     if present.speaks_saml:
         ends = NOTHING_READ | {"metadata_url": "", "signs_requests": False, "own_certificate": ""}
@@ -48,28 +48,28 @@ def prepared(present: Provider, fields: dict[str, Any], secret: str) -> tuple[di
 
 
 def _issuer_is_private(issuer: str) -> bool:
-    """True if the issuer's host resolves to a private address. Raises BadIssuer."""
+    """True if the issuer's host resolves to a private address. Raises BadProviderUrl."""
     try:
         private = upstream_guard().check_now(issuer)
     except UrlRefused as refusal:
-        raise BadIssuer(str(refusal)) from None
+        raise BadProviderUrl(str(refusal)) from None
     if "?" in issuer or "#" in issuer:
-        raise BadIssuer("An issuer has no query and no fragment.")
+        raise BadProviderUrl("An issuer has no query and no fragment.")
     return private
 
 
 def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: str) -> tuple[dict[str, Any], str]:
     if secret:
-        raise BadSecret(BadSecret.__doc__)
+        raise SamlHasNoSecret(SamlHasNoSecret.__doc__)
     if fields.get("issuer", present.issuer) != present.issuer:
-        raise BadIssuer("With SAML the issuer is the entity ID that the metadata name.")
+        raise BadProviderUrl("With SAML the issuer is the entity ID that the metadata name.")
     if not present.speaks_saml:
         must_be_installed()
         fields |= NOTHING_READ | {"issuer": "", "signs_out_there": False}
     url = str(fields.get("metadata_url", present.metadata_url)).strip()
     is_new = not (present.speaks_saml and present.certificates)
     if pasted and url:
-        raise BadMetadata("Enter the address of the metadata or paste them, not both.")
+        raise BadSamlMetadata("Enter the address of the metadata or paste them, not both.")
     if pasted:
         fields |= _pasted(pasted)
     elif url and (is_new or url != present.metadata_url):
@@ -90,7 +90,7 @@ def _decryption_pair(present: Provider, fields: dict[str, Any]) -> tuple[str, st
 def _pasted(text: str) -> dict[str, Any]:
     try:
         return read(text.encode())
-    except BadMetadata as fault:
+    except BadSamlMetadata as fault:
         raise BadPasted(str(fault)) from None
 
 
@@ -105,32 +105,32 @@ def _with_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any]
 
 
 def may_be_at(url: str) -> bool:
-    """True if this metadata URL resolves to a private address. Raises BadMetadata."""
+    """True if this metadata URL resolves to a private address. Raises BadSamlMetadata."""
     try:
         return upstream_guard().check_now(url)
     except UrlRefused as refusal:
-        raise BadMetadata(str(refusal)) from None
+        raise BadSamlMetadata(str(refusal)) from None
 
 
 def fetch(url: str, *, private: bool) -> dict[str, Any]:
-    """Fetch metadata, and return them as fields of the row. Raises BadMetadata."""
+    """Fetch metadata, and return them as fields of the row. Raises BadSamlMetadata."""
     try:
         answered = Http(private=private, entered=[url]).get(url, ACCEPT)
-    except Unreachable as error:
-        raise BadMetadata(f"{url} {error}.") from None
+    except NoAnswer as error:
+        raise BadSamlMetadata(f"{url} {error}.") from None
     if answered.status != 200:
-        raise BadMetadata(f"{url} answered {answered.status}.")
+        raise BadSamlMetadata(f"{url} answered {answered.status}.")
     return read(answered.body)
 
 
 def read(document: bytes) -> dict[str, Any]:
-    """Parse metadata, and return them as fields of the row. Raises BadMetadata."""
+    """Parse metadata, and return them as fields of the row. Raises BadSamlMetadata."""
     must_be_installed()
     if len(document) > MOST_BYTES:
-        raise BadMetadata(f"The metadata are larger than {MOST_BYTES >> 10} KiB.")
+        raise BadSamlMetadata(f"The metadata are larger than {MOST_BYTES >> 10} KiB.")
     from sso.saml import metadata  # noqa: PLC0415  (the optional packages)
 
-    said: Described = metadata.read(document)
+    said: SamlMetadata = metadata.read(document)
     _must_lead_somewhere(said.sso_url)
     return {
         "issuer": said.entity_id,
@@ -145,6 +145,6 @@ def _must_lead_somewhere(url: str) -> None:
     """Check the sign-in URL. It need not be reachable from here, only from browsers; without TLS it must be private."""
     plain = url.startswith("http://")
     if len(url) > 1000 or "#" in url or not is_https(url, like="http://" if plain else ""):
-        raise BadMetadata("The metadata name no usable address where people sign in (SingleSignOnService).")
+        raise BadSamlMetadata("The metadata name no usable address where people sign in (SingleSignOnService).")
     if plain and not may_be_at(url):
-        raise BadMetadata(f"People would sign in without TLS at {url}.")
+        raise BadSamlMetadata(f"People would sign in without TLS at {url}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.utils import timezone
 
 from accounts.rules import Grantor
-from sso.errors import BadMetadata
+from sso.errors import BadSamlMetadata
 from sso.models import Provider
 from sso.saml.rereading import reread
 from sso.saml.terms import must_be_installed
@@ -15,7 +15,7 @@ def found(provider: Provider, *, by: Grantor | None) -> str:
     """Describe the provider's metadata, re-read if they have a URL. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:
-        raise BadMetadata("No metadata of the provider are known yet.")
+        raise BadSamlMetadata("No metadata of the provider are known yet.")
     if provider.metadata_url:
         reread(provider, by=by)
         provider = Provider.load()

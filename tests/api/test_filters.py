@@ -11,7 +11,7 @@ from tests import make
 from tests.api.test_matrix import DOORS
 from tests.calls import call
 from tests.rest import Rest, errors, results
-from ui.subjects import Subject
+from ui.subjects import SubjectField
 
 pytestmark = pytest.mark.django_db
 
@@ -28,7 +28,7 @@ def test_every_parameter_that_names_a_thing_takes_it_alike() -> None:
         f"{door.name} {name}"
         for door in DOORS
         for name, field in door.operation.query().fields.items()
-        if name in THINGS and not isinstance(field, Subject)
+        if name in THINGS and not isinstance(field, SubjectField)
     }
 
     assert otherwise == set()
@@ -39,7 +39,7 @@ def test_a_name_that_means_nothing_is_refused_by_every_list(boss: User) -> None:
     rest = Rest.of(boss)
     for door in DOORS:
         for name, field in door.operation.query().fields.items():
-            if isinstance(field, Subject):
+            if isinstance(field, SubjectField):
                 path = f"/{door.route}".replace("<slug:slug>", "work")
                 told = errors(rest.get(path, **{name: "no such thing"}))
                 needed = {each for each, one in door.operation.query().fields.items() if one.required} - {name}

@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 from accounts.models import Role, Team, User, WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.event_context import EventContext, Via, use_context
-from auditlog.event_views import Change, changes_in_words
+from auditlog.event_views import ChangedField, changes_in_words
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -89,21 +89,21 @@ def test_the_page_says_who_did_what_to_what_and_how_it_changed(chief: User, audi
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"enabled": [True, False]}, Change("enabled", "yes", "no")),
-        ({"display_name": ["", "Bo"]}, Change("display name", "none", "Bo")),
-        ({"role": [None, "Member"]}, Change("role", "none", "Member")),
-        ({"users": [["a", "b"], ["b", "c"]]}, Change("users", "a", "c")),
-        ({"users": [[], ["a", "b"]]}, Change("users", "none", "a, b")),
-        ({"log_retention_days": [90, 0]}, Change("log retention days", "90", "0")),
-        ({"email": "x@example.com"}, Change("email", None, "x@example.com")),
-        ({"parts": [{"a": 1}, {"a": 2}]}, Change("parts", '{"a": 1}', '{"a": 2}')),
+        ({"enabled": [True, False]}, ChangedField("enabled", "yes", "no")),
+        ({"display_name": ["", "Bo"]}, ChangedField("display name", "none", "Bo")),
+        ({"role": [None, "Member"]}, ChangedField("role", "none", "Member")),
+        ({"users": [["a", "b"], ["b", "c"]]}, ChangedField("users", "a", "c")),
+        ({"users": [[], ["a", "b"]]}, ChangedField("users", "none", "a, b")),
+        ({"log_retention_days": [90, 0]}, ChangedField("log retention days", "90", "0")),
+        ({"email": "x@example.com"}, ChangedField("email", None, "x@example.com")),
+        ({"parts": [{"a": 1}, {"a": 2}]}, ChangedField("parts", '{"a": 1}', '{"a": 2}')),
         (
             {"expires_at": [None, "2026-11-24T09:05:00.123+00:00"]},
-            Change("expires at", "none", "Nov 24, 2026, 09:05 UTC"),
+            ChangedField("expires at", "none", "Nov 24, 2026, 09:05 UTC"),
         ),
     ],
 )
-def test_a_change_is_told_in_words(changes: dict[str, Any], said: Change) -> None:
+def test_a_change_is_told_in_words(changes: dict[str, Any], said: ChangedField) -> None:
     assert changes_in_words(changes) == [said]
 
 

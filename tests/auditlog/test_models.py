@@ -12,7 +12,7 @@ from auditlog import partitions
 from auditlog.actions import Action
 from auditlog.event_context import EventContext, Via, use_context
 from auditlog.models import Call, Event
-from auditlog.partitions import Span, longest_partition
+from auditlog.partitions import PartitionDays, longest_partition
 from gatewayadmin.config import database
 from tests import make
 
@@ -35,7 +35,7 @@ def call(at: datetime) -> Call:
 
 def old_month(year: int, month: int) -> None:
     """A partition as versions before made them."""
-    span = Span.around(date(year, month, 1), 31)
+    span = PartitionDays.around(date(year, month, 1), 31)
     with connection.cursor() as cursor:
         cursor.execute("SELECT auditlog_make_partition(%s, %s)", [span.start, span.end])
 
@@ -54,7 +54,9 @@ def test_partitions_are_made_ahead_and_once() -> None:
 def test_calls_stay_no_longer_than_a_partition_beyond_their_retention(kept_days: int, longest: int) -> None:
     Call.partitions.make_ahead(date(2031, 11, 12), kept_days=kept_days)
 
-    spans = [span for name in Call.partitions.names() if (span := Span.named(name)) and span.start.year == 2031]
+    spans = [
+        span for name in Call.partitions.names() if (span := PartitionDays.named(name)) and span.start.year == 2031
+    ]
     assert max(span.days for span in spans) <= longest == longest_partition(kept_days)
     # However long it is kept, a year's log has not so many partitions that a statement over all of it suffers.
     assert kept_days / longest <= 122
@@ -66,7 +68,9 @@ def test_every_day_has_one_partition_whatever_retention_was_before() -> None:
         Call.partitions.make_ahead(today, kept_days=kept_days)
         today += timedelta(days=9)
 
-    spans = [span for name in Call.partitions.names() if (span := Span.named(name)) and span.start.year == 2031]
+    spans = [
+        span for name in Call.partitions.names() if (span := PartitionDays.named(name)) and span.start.year == 2031
+    ]
     assert all(one.end == other.start for one, other in itertools.pairwise(spans))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from accounts.models import SavedView, User
-from accounts.rules import NameTaken, NotYours, TooManyViews
+from accounts.rules import NameTaken, NotYourView, TooManyViews
 from auditlog.models import Event
 from capabilities import Capability
 from tests import make
@@ -51,12 +51,12 @@ def test_a_shared_view_is_changed_by_its_owner_and_removed_by_who_manages_the_wo
     manager = make.user(Capability.LOGS_READ, Capability.WORKSPACE_MANAGE)
 
     for other in (viv, manager):
-        with pytest.raises(NotYours):
+        with pytest.raises(NotYourView):
             view.edit(name="Mine", query="", is_shared=True, by=other)
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourView):
         view.remove(by=viv)
     own = SavedView.objects.add(name="Own", query="", by=ana)
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourView):
         own.remove(by=manager)
     view.remove(by=manager)
 

@@ -9,7 +9,7 @@ from django.test.utils import CaptureQueriesContext
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
-from connections.models import AlreadyRevoked, Connection, ConnectionRefused
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
 from gateways.models import Assignment, Gateway
 from servers.models import Identity, Server
 from tests import make
@@ -202,9 +202,9 @@ def test_a_revoked_connection_carries_nothing_new(ann: User, link: Connection, p
     own = make.identity(place.server, ann)
     link.revoke(by=ann)
 
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(ConnectionAlreadyRevoked):
         link.use_identity(place, own, by=ann)
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(ConnectionAlreadyRevoked):
         link.drop_identity(place, by=ann)
     assert Connection.objects.carry(own, by=ann) == 0
 

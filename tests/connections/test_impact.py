@@ -10,7 +10,7 @@ from accounts.models import User
 from auditlog.models import Call
 from capabilities import Capability
 from connections.impact import NothingGoesThrough, impact_of
-from connections.models import AlreadyRevoked, Connection, StillEnabled
+from connections.models import Connection, ConnectionAlreadyRevoked, StillEnabled
 from gateways.models import Assignment, Feature, IdentityScheme, ServerStillEnabled
 from servers.models import Server
 from tests import make
@@ -152,5 +152,5 @@ def test_cutting_a_person_off_deactivates_and_revokes_everything(link: Connectio
     link.refresh_from_db()
     assert link.revoke_reason == "user_deactivated"
     assert not User.objects.get(pk=link.user_id).is_active
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(ConnectionAlreadyRevoked):
         link.revoke(by=chief)

@@ -8,8 +8,8 @@ from auditlog.models import Event
 from capabilities import Capability
 from connections.models import (
     UNBLOCKED,
-    AlreadyRevoked,
     Connection,
+    ConnectionAlreadyRevoked,
     ConnectionIdentity,
     ConnectionRefused,
     stopped_above,
@@ -67,7 +67,7 @@ def test_revoking_twice_is_refused() -> None:
     connection = make.connection(make.agent(by=ana), make.gateway(), ana)
     connection.revoke(by=ana)
 
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(ConnectionAlreadyRevoked):
         connection.revoke(by=ana)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from accounts.models import User
-from gatewayadmin.doctor import OAuthCheck, Step
+from gatewayadmin.doctor import CheckStep, OAuthCheck
 from gateways.models import Gateway
 from tests import asgi_server, workspace
 from tests.clients.person import Person
@@ -289,7 +289,7 @@ def test_names_an_address_where_nothing_answers(url: str) -> None:
     assert "lead to this installation" in failed.advice
 
 
-def first_failure(url: str) -> Step:
+def first_failure(url: str) -> CheckStep:
     """Of a walk that does not come as far as the database."""
     steps = OAuthCheck(url, Gateway(slug="quickstart"), User()).run()
     assert [step.state for step in steps] == ["failed"] + ["not reached"] * (STEPS - 1)

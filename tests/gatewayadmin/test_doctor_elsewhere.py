@@ -12,7 +12,7 @@ from oauth2_provider.models import AccessToken, Application, Grant
 from pytest_django import Settings
 
 from connections.models import Connection
-from gatewayadmin.doctor import OAuthCheck, Step
+from gatewayadmin.doctor import CheckStep, OAuthCheck
 from gatewayadmin.doctor.oauth_check import APP, REDIRECT
 from tests import asgi_server, make
 from tests.asgi_server import Receive, Scope, Send, answer, live
@@ -67,7 +67,7 @@ def stranger() -> Iterator[Stranger]:
         yield host
 
 
-def walk(stranger: Stranger, seconds: float = 10) -> Step:
+def walk(stranger: Stranger, seconds: float = 10) -> CheckStep:
     """The step at which the doctor stops."""
     person = make.user()
     steps = OAuthCheck(stranger.base, make.gateway(by=person, slug="work"), person, seconds=seconds).run()

@@ -16,12 +16,12 @@ from capabilities import Capability
 from gatewayadmin.config import outbound_proxy as configured
 from gatewayadmin.config.environment import Refused
 from oauth import client_document_fetch
-from oauth.client_document_fetch import Unreadable as NoDocument
+from oauth.client_document_fetch import UnreadableDocument as NoDocument
 from proxy.tracing import spans
 from servers import well_known
-from servers.discovery import Failed, probe
+from servers.discovery import DiscoveryFailed, probe
 from servers.models import Health, Server
-from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.http import Http, NoAnswer
 from servers.upstream_guard import guard_for_strangers, upstream_guard
 from sinks import archive
 from sinks.models import Sink
@@ -148,7 +148,7 @@ def test_a_proxy_that_wants_another_password_is_named_wherever_an_administrator_
         use(settings, proxy)
         try:
             said = str(ask_for(what, settings))
-        except (Unreachable, ProviderDown, NoDocument, well_known.NoRegistry, Failed, OSError) as error:
+        except (NoAnswer, ProviderDown, NoDocument, well_known.NoRegistry, DiscoveryFailed, OSError) as error:
             said = str(error)
 
     words = "wants a user and a password that it knows (407)"
@@ -166,7 +166,7 @@ def test_the_health_of_a_server_and_the_state_of_a_sink_say_that_it_is_the_proxy
     with forward_proxy(far, says=b"HTTP/1.1 403 No\r\n\r\n") as proxy:
         use(settings, proxy)
         one = server()
-        with pytest.raises(Failed, match="the outbound proxy"):
+        with pytest.raises(DiscoveryFailed, match="the outbound proxy"):
             probe(one, by=make.user())
         outcome = send_test_line(sink("webhook"), by=None)
 

@@ -24,7 +24,7 @@ from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.playground import arguments_form, endpoint_call, results
-from gatewayadmin.playground.endpoint_call import Asked, Exchange
+from gatewayadmin.playground.endpoint_call import AgentRequest, Exchange
 from gateways.models import Assignment, Feature, Gateway, Reach
 from hosts.models import Host
 from oauth.models import Binding
@@ -33,7 +33,7 @@ from tests import make
 from tests.conftest import Run, SignIn
 from tests.proxy.conftest import config
 from tests.proxy.scripted import Request, Script
-from tokens.models import AlreadyRevoked, NotYours, Token
+from tokens.models import NotYourToken, Token, TokenAlreadyRevoked
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -134,7 +134,7 @@ def test_a_token_is_lent_to_nobody_but_the_person_of_the_connection(member: User
     gateway = make.gateway()
     other = make.app_connection(make.user(), gateway)
 
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourToken):
         Binding.objects.lend(other, by=member, seconds=60)
     assert not AccessToken.objects.exists()
 
@@ -143,7 +143,7 @@ def test_nothing_is_lent_for_a_connection_that_has_ended(member: User) -> None:
     connection = make.app_connection(member, make.gateway())
     connection.revoke(by=member)
 
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(TokenAlreadyRevoked):
         Binding.objects.lend(connection, by=member, seconds=60)
     assert not AccessToken.objects.exists()
 
@@ -163,8 +163,8 @@ def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> No
     async def main() -> None:
         async with runtime(config()) as endpoint:
             endpoint_call.serve_by(endpoint)
-            place = endpoint_call.Place(member.pk)
-            asking = Exchange("work", Asked("tool", "s__say", {"text": "x"}), secret, "127.0.0.1", place)
+            place = endpoint_call.RunSlot(member.pk)
+            asking = Exchange("work", AgentRequest("tool", "s__say", {"text": "x"}), secret, "127.0.0.1", place)
             steps = asking.steps()
             waiting = asyncio.ensure_future(anext(steps, None))
             await asyncio.to_thread(begun.wait)
@@ -496,18 +496,18 @@ def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: Use
     assert Call.objects.get().outcome == "ok"
 
 
-def answer_of(structured: str, *texts: str) -> endpoint_call.Answer:
+def answer_of(structured: str, *texts: str) -> endpoint_call.AgentResponse:
     """The answer of a tool with this structured content, and with these texts."""
     content = json.dumps([{"type": "text", "text": text} for text in texts])
     body = f'{{"jsonrpc":"2.0","id":1,"result":{{"content":{content},"structuredContent":{structured}}}}}'.encode()
-    return endpoint_call.Answer(200, "", body, len(body), json.loads(body), left=False)
+    return endpoint_call.AgentResponse(200, "", body, len(body), json.loads(body), left=False)
 
 
-def shown(answer: endpoint_call.Answer) -> str:
+def shown(answer: endpoint_call.AgentResponse) -> str:
     return render_to_string("playground/result.html", {"result": results.result_of(answer)})
 
 
-def shown_and_peak(answer: endpoint_call.Answer) -> tuple[str, int]:
+def shown_and_peak(answer: endpoint_call.AgentResponse) -> tuple[str, int]:
     """How this answer is shown, and the most memory that it took."""
     tracemalloc.start()
     try:
@@ -547,7 +547,7 @@ def test_a_large_answer_is_indented_no_further_than_it_is_shown() -> None:
     ],
     ids=["texts", "invisible texts", "invisible cells", "an invisible value"],
 )
-def test_all_that_is_shown_of_one_answer_shares_one_room(answer: endpoint_call.Answer) -> None:
+def test_all_that_is_shown_of_one_answer_shares_one_room(answer: endpoint_call.AgentResponse) -> None:
     page = shown(answer)
 
     assert len(page) < 250_000

@@ -63,9 +63,9 @@ def listed(client: Client, query: str = "") -> list[str]:
     return [entry.feature.name for entry in page.context["page"]]
 
 
-def entry(client: Client, name: str, query: str = "") -> catalogue.Entry:
+def entry(client: Client, name: str, query: str = "") -> catalogue.CatalogueEntry:
     (found,) = (one for one in client.get(f"/tools/{query}").context["page"] if one.feature.name == name)
-    assert isinstance(found, catalogue.Entry)
+    assert isinstance(found, catalogue.CatalogueEntry)
     return found
 
 

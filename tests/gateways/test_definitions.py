@@ -15,8 +15,18 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.reasons import REASONS
 from capabilities import Capability
-from gateways.differences import Line, difference, lines_of, pages, whole
-from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Kind, Listing, OnArrival, OnChange, State
+from gateways.differences import DiffLine, difference, lines_of, pages, whole
+from gateways.models import (
+    Assignment,
+    Feature,
+    FeatureKind,
+    FeatureState,
+    Gateway,
+    IdentityScheme,
+    Listing,
+    OnArrival,
+    OnChange,
+)
 from servers.models import AuthType, Identity
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, wire_size
@@ -61,9 +71,9 @@ def text(response: Any) -> str:
 def learn_all(assignment: Assignment) -> None:
     """One feature of each kind."""
     Feature.objects.learn(assignment, [{"name": "find"}])
-    Feature.objects.learn(assignment, [{"name": "summarise", "description": "In ten words."}], Kind.PROMPT)
-    Feature.objects.learn(assignment, [{"uri": "docs://handbook", "name": "Handbook"}], Kind.RESOURCE)
-    Feature.objects.learn(assignment, [{"uriTemplate": "docs://{page}", "name": "Page"}], Kind.TEMPLATE)
+    Feature.objects.learn(assignment, [{"name": "summarise", "description": "In ten words."}], FeatureKind.PROMPT)
+    Feature.objects.learn(assignment, [{"uri": "docs://handbook", "name": "Handbook"}], FeatureKind.RESOURCE)
+    Feature.objects.learn(assignment, [{"uriTemplate": "docs://{page}", "name": "Page"}], FeatureKind.TEMPLATE)
 
 
 # --- The tab, by kind ---------------------------------------------------------------------------------------------
@@ -106,12 +116,12 @@ def test_the_overview_counts_each_kind(docs: Assignment, client: Client) -> None
 
     page = text(client.get("/gateways/work/"))
 
-    for kind in Kind:
+    for kind in FeatureKind:
         assert f'<a href="/gateways/work/tools/?kind={kind.value}">1 known</a>' in page
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_has_the_same_switch(kind: Kind, docs: Assignment, client: Client) -> None:
+@pytest.mark.parametrize("kind", FeatureKind)
+def test_every_kind_has_the_same_switch(kind: FeatureKind, docs: Assignment, client: Client) -> None:
     learn_all(docs)
     feature = docs.features.get(kind=kind)
 
@@ -127,7 +137,7 @@ def test_every_kind_has_the_same_switch(kind: Kind, docs: Assignment, client: Cl
 def test_only_what_waits_for_a_decision_is_listed_where_that_is_asked(
     held: Feature, docs: Assignment, client: Client
 ) -> None:
-    Feature.objects.learn(docs, [{"name": "summarise"}], Kind.PROMPT)
+    Feature.objects.learn(docs, [{"name": "summarise"}], FeatureKind.PROMPT)
 
     response = client.get("/gateways/work/tools/?kind=all&state=attention")
 
@@ -142,7 +152,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
     assert "Asked <time" in page
     assert "It offers no tools." in page
 
-    Feature.objects.note_fault(docs, "timeout", Kind.TOOL)
+    Feature.objects.note_fault(docs, "timeout", FeatureKind.TOOL)
     page = text(client.get("/gateways/work/tools/"))
     assert ">unavailable<" in page
     assert "The server did not answer in its time." in page
@@ -156,7 +166,7 @@ def test_a_refresh_that_fails_is_told_on_the_tab_of_every_kind(work: Gateway, cl
 
     client.post("/gateways/work/tools/refresh/")
 
-    for kind in Kind:
+    for kind in FeatureKind:
         page = text(client.get(f"/gateways/work/tools/?kind={kind.value}"))
         assert f"</time>: {REFUSED}" in page.split("Asked <time")[1].split("</p>")[0]
 
@@ -193,7 +203,7 @@ def test_what_nobody_s_asking_came_to_is_not_the_cause_of_what_somebody_s_did(
 ) -> None:
     server = make.server(url=run(upstreams.github()).url, auth_type=AuthType.BEARER, name="GitHub")
     github = make.assignment(work, server, identity_scheme=IdentityScheme.PER_USER)
-    Feature.objects.note_fault(github, "timeout", Kind.TOOL, make.identity(server, ben))
+    Feature.objects.note_fault(github, "timeout", FeatureKind.TOOL, make.identity(server, ben))
 
     page = text(client.post("/gateways/work/tools/refresh/", headers={"HX-Request": "true"}))
 
@@ -257,7 +267,7 @@ def test_who_comes_back_while_a_new_assignment_is_asked_is_told_so(run: Run, wor
 
 def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client: Client) -> None:
     """The process ended while it asked."""
-    Feature.objects.note_asking(docs, Kind.TOOL)
+    Feature.objects.note_asking(docs, FeatureKind.TOOL)
     Listing.objects.update(asked_at=timezone.now() - timedelta(minutes=5))
 
     page = text(client.get("/gateways/work/tools/"))
@@ -271,8 +281,8 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
 ) -> None:
     server = make.server(auth_type=AuthType.BEARER)
     github = make.assignment(work, server, identity_scheme=IdentityScheme.PER_USER)
-    Feature.objects.learn(github, [{"name": "whoami"}], Kind.TOOL, make.identity(server, ana))
-    Feature.objects.note_fault(github, "credential_refused", Kind.TOOL, make.identity(server, ben))
+    Feature.objects.learn(github, [{"name": "whoami"}], FeatureKind.TOOL, make.identity(server, ana))
+    Feature.objects.note_fault(github, "credential_refused", FeatureKind.TOOL, make.identity(server, ben))
 
     page = text(client.get("/gateways/work/tools/"))
 
@@ -340,7 +350,7 @@ def test_who_may_not_decide_is_shown_the_difference_and_no_button(held: Feature,
         for method in (reader.get, reader.post):
             assert method(f"/features/{held.pk}/{act}/").status_code == 403
     held.refresh_from_db()
-    assert held.state == State.HELD
+    assert held.state == FeatureState.HELD
 
 
 def test_a_feature_out_of_sight_is_not_there(held: Feature, sign_in: SignIn, client: Client) -> None:
@@ -367,7 +377,9 @@ def test_the_page_shows_what_differs_and_no_character_stays_unseen(held: Feature
 
 def test_no_page_of_a_gateway_holds_an_unseen_character(docs: Assignment, client: Client) -> None:
     Feature.objects.learn(
-        docs, [{"uri": f"docs://a{OVERRIDE}b", "name": f"a{OVERRIDE}b", "description": f"a{OVERRIDE}b"}], Kind.RESOURCE
+        docs,
+        [{"uri": f"docs://a{OVERRIDE}b", "name": f"a{OVERRIDE}b", "description": f"a{OVERRIDE}b"}],
+        FeatureKind.RESOURCE,
     )
     feature = docs.features.get()
 
@@ -385,7 +397,7 @@ def test_the_rail_marks_where_the_breadcrumb_of_a_feature_begins(docs: Assignmen
         rail, crumbs = (page.split(begin)[1].split("</nav>")[0] for begin in ('id="rail"', 'class="breadcrumb"'))
         marked = re.findall(r'<a href="([^"]*)" aria-current', rail)
         assert marked == re.findall(r'<a href="([^"]*)"', crumbs)[:1], feature.kind
-        assert marked == ["/tools/" if feature.kind == Kind.TOOL else "/gateways/"]
+        assert marked == ["/tools/" if feature.kind == FeatureKind.TOOL else "/gateways/"]
 
 
 def test_approved_offered_and_each_version_can_be_read_whole(held: Feature, client: Client) -> None:
@@ -462,7 +474,7 @@ def test_accept_asks_and_shows_clients_what_is_offered(held: Feature, ana: User,
     held.refresh_from_db()
     assert "It holds hidden characters: U+202E RIGHT-TO-LEFT OVERRIDE." in asked
     assert "Nobody used it in the last 7 days." in asked
-    assert (held.state, held.offered) == (State.APPROVED, None)
+    assert (held.state, held.offered) == (FeatureState.APPROVED, None)
     assert "docs__search accepted" in text(done)
     assert held.versions.get(hash=held.definition_hash).approved_by == ana
 
@@ -474,7 +486,7 @@ def test_only_what_the_person_was_shown_is_accepted(held: Feature, client: Clien
     done = client.post(f"/features/{held.pk}/accept/", {"definition": seen}, follow=True)
 
     held.refresh_from_db()
-    assert held.state == State.HELD
+    assert held.state == FeatureState.HELD
     assert "Nothing was accepted: Docs offers another definition since." in text(done)
 
 
@@ -502,12 +514,12 @@ def test_quarantine_names_who_is_cut_and_accept_lifts_it(docs: Assignment, ana: 
     feature.refresh_from_db()
     assert "Used in the last 7 days by Nightly report." in asked
     assert "1 call in 24 h" in asked
-    assert feature.state == State.QUARANTINED
+    assert feature.state == FeatureState.QUARANTINED
     assert "shown to nobody" in page
     assert "/quarantine/" not in page
     client.post(f"/features/{feature.pk}/accept/", {"definition": ""})
     feature.refresh_from_db()
-    assert feature.state == State.APPROVED
+    assert feature.state == FeatureState.APPROVED
 
 
 # --- What the gateway does by itself ------------------------------------------------------------------------------
@@ -546,7 +558,7 @@ def test_a_definition_that_waits_from_the_start_says_so(docs: Assignment, client
 # --- Lines --------------------------------------------------------------------------------------------------------
 
 
-def told(lines: list[Line]) -> list[tuple[str, str]]:
+def told(lines: list[DiffLine]) -> list[tuple[str, str]]:
     return [(line.mark, "".join(part.text for part in line.parts)) for line in lines]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from accounts.models import User
 from capabilities import Capability
-from gateways.models import Assignment, Feature, Gateway, Reach, State
+from gateways.models import Assignment, Feature, FeatureState, Gateway, Reach
 from tests import make
 from tests.conftest import SignIn
 
@@ -50,7 +50,7 @@ def test_a_decision_leads_back_to_the_list_and_quarantine_stands_below(ana: User
     page = client.get(PATH).content.decode()
     assert "Nothing waits for a decision." in page
     assert "In quarantine" in page
-    assert set(Feature.objects.values_list("state", flat=True)) == {State.APPROVED, State.QUARANTINED}
+    assert set(Feature.objects.values_list("state", flat=True)) == {FeatureState.APPROVED, FeatureState.QUARANTINED}
 
 
 @pytest.mark.parametrize("back", ["https://evil.example.com/", "//evil.example.com", "javascript:alert(1)"])

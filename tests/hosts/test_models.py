@@ -4,7 +4,7 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from auditlog.models import Event
-from hosts.models import Host, NameTaken
+from hosts.models import AgentNameTaken, Host
 from tests import make
 
 pytestmark = pytest.mark.django_db
@@ -23,7 +23,7 @@ def test_two_agents_have_two_names_also_in_case() -> None:
     ana = make.user()
     Host.objects.add_agent(name="CI bot", by=ana)
 
-    with pytest.raises(NameTaken, match="already exists"):
+    with pytest.raises(AgentNameTaken, match="already exists"):
         Host.objects.add_agent(name="ci BOT", by=ana)
 
 
@@ -31,7 +31,7 @@ def test_renaming_to_a_taken_name_changes_nothing() -> None:
     ana = make.user()
     one, other = make.agent(by=ana, name="one"), make.agent(by=ana, name="other")
 
-    with pytest.raises(NameTaken):
+    with pytest.raises(AgentNameTaken):
         other.rename(name="One", description="", by=ana)
 
     other.refresh_from_db()

@@ -21,7 +21,7 @@ from auditlog.event_context import EventContext, use_context
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
-from gateways.models import Assignment, Feature, Gateway, Kind, Listing, Reach, State, ToolPolicy
+from gateways.models import Assignment, Feature, FeatureKind, FeatureState, Gateway, Listing, Reach, ToolPolicy
 from hosts.models import Host
 from oauth.models import Registration
 from scim.models import ProvisioningKey
@@ -183,7 +183,7 @@ def _features(world: World) -> None:
         row: Any = None
         for _ in range(number):
             name = next(WORDS) if number > 1 or not name else name
-            held = {"offered": "{}", "offered_hash": "none"} if state in (State.HELD, State.NEW) else {}
+            held = {"offered": "{}", "offered_hash": "none"} if state in (FeatureState.HELD, FeatureState.NEW) else {}
             row = Feature.objects.create(
                 assignment=world.assignments[where], kind=kind, name=name, exposed_name=name, state=state,
                 approved='{"name": "x"}', **(held | fields),
@@ -191,28 +191,28 @@ def _features(world: World) -> None:
             world.put(row, "missing" if fields.get("missing_since") else state)
         return row
 
-    world.searched = features("wide/docs", Kind.TOOL, State.APPROVED, 1, "search")
-    features("wide/docs", Kind.TOOL, State.APPROVED, 4)
-    features("wide/docs", Kind.TOOL, State.APPROVED, 2, enabled=False)
-    features("wide/docs", Kind.TOOL, State.HELD, 3)
-    features("wide/docs", Kind.TOOL, State.NEW, 1)
-    features("wide/docs", Kind.TOOL, State.QUARANTINED, 2)
-    features("wide/docs", Kind.TOOL, State.APPROVED, 4, missing_since=timezone.now())
-    features("wide/docs", Kind.PROMPT, State.APPROVED, 2)
-    features("wide/docs", Kind.RESOURCE, State.APPROVED, 1)
-    features("wide/old", Kind.TOOL, State.APPROVED, 1)
-    features("wide/mail", Kind.TOOL, State.APPROVED, 2)
-    features("wide/unseen", Kind.TOOL, State.HELD, 1)
-    features("closed/docs", Kind.TOOL, State.APPROVED, 3)
-    features("off/docs", Kind.TOOL, State.APPROVED, 1)
-    features("asking/crm", Kind.TOOL, State.APPROVED, 2)
-    world.own = features("asking/mail", Kind.TOOL, State.APPROVED, 1)
+    world.searched = features("wide/docs", FeatureKind.TOOL, FeatureState.APPROVED, 1, "search")
+    features("wide/docs", FeatureKind.TOOL, FeatureState.APPROVED, 4)
+    features("wide/docs", FeatureKind.TOOL, FeatureState.APPROVED, 2, enabled=False)
+    features("wide/docs", FeatureKind.TOOL, FeatureState.HELD, 3)
+    features("wide/docs", FeatureKind.TOOL, FeatureState.NEW, 1)
+    features("wide/docs", FeatureKind.TOOL, FeatureState.QUARANTINED, 2)
+    features("wide/docs", FeatureKind.TOOL, FeatureState.APPROVED, 4, missing_since=timezone.now())
+    features("wide/docs", FeatureKind.PROMPT, FeatureState.APPROVED, 2)
+    features("wide/docs", FeatureKind.RESOURCE, FeatureState.APPROVED, 1)
+    features("wide/old", FeatureKind.TOOL, FeatureState.APPROVED, 1)
+    features("wide/mail", FeatureKind.TOOL, FeatureState.APPROVED, 2)
+    features("wide/unseen", FeatureKind.TOOL, FeatureState.HELD, 1)
+    features("closed/docs", FeatureKind.TOOL, FeatureState.APPROVED, 3)
+    features("off/docs", FeatureKind.TOOL, FeatureState.APPROVED, 1)
+    features("asking/crm", FeatureKind.TOOL, FeatureState.APPROVED, 2)
+    world.own = features("asking/mail", FeatureKind.TOOL, FeatureState.APPROVED, 1)
     for definition in ("a", "b", "c"):
         world.searched.versions.create(hash=definition, definition="{}")
     Assignment.objects.filter(pk=world.assignments["closed/docs"].pk).update(tool_policy=ToolPolicy.BLOCK_ALL)
     now = timezone.now()
     Listing.objects.create(
-        assignment=world.assignments["wide/docs"], kind=Kind.TOOL, asked_at=now, learnt_at=now, error=""
+        assignment=world.assignments["wide/docs"], kind=FeatureKind.TOOL, asked_at=now, learnt_at=now, error=""
     )
 
 

@@ -24,7 +24,7 @@ from capabilities import Capability
 from connections.models import Connection
 from hosts.models import Host
 from oauth import client_document_fetch
-from oauth.client_document_fetch import Document, TooSlow, Unreadable
+from oauth.client_document_fetch import Document, DocumentTooSlow, UnreadableDocument
 from oauth.client_documents import learn
 from oauth.models import Registration
 from tests import make
@@ -126,7 +126,7 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
     ],
 )
 def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
-    with pytest.raises(Unreadable, match=why):
+    with pytest.raises(UnreadableDocument, match=why):
         client_document_fetch.fetch(near(web, name), guard=NEAR)
 
 
@@ -134,7 +134,7 @@ def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
     """The whole of it has one end, however often a byte comes."""
     began = time.monotonic()
 
-    with pytest.raises(Unreadable, match="too long"):
+    with pytest.raises(UnreadableDocument, match="too long"):
         client_document_fetch.fetch(dripping, guard=NEAR, seconds=0.3)
 
     assert time.monotonic() - began < PROMPT
@@ -146,7 +146,7 @@ def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstre
     try:
         for _ in range(client_document_fetch.READERS):
             client_document_fetch._readers.submit(free.wait)  # As one that looks up a name for ever.
-        with pytest.raises(Unreadable, match="too long"):
+        with pytest.raises(UnreadableDocument, match="too long"):
             client_document_fetch.fetch(near(web, "good"), guard=NEAR, seconds=0.2)
     finally:
         free.set()
@@ -159,7 +159,7 @@ def test_a_private_address_is_never_called(web: Upstream) -> None:
     before = len(web.seen)
 
     for host in ("127.0.0.1", "localhost"):
-        with pytest.raises(Unreadable, match="private"):
+        with pytest.raises(UnreadableDocument, match="private"):
             client_document_fetch.fetch(f"https://{host}:{web.port}/good")
 
     assert len(web.seen) == before
@@ -195,7 +195,7 @@ def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: tim
     ],
 )
 def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
-    with pytest.raises(Unreadable, match="private"):
+    with pytest.raises(UnreadableDocument, match="private"):
         client_document_fetch.check(client_id)
 
 
@@ -218,7 +218,7 @@ def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
     ],
 )
 def test_ambiguous_addresses_are_refused(client_id: str) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableDocument):
         client_document_fetch.check(client_id)
 
 
@@ -242,11 +242,11 @@ def telling(**changes: Any) -> Any:
 
 
 def failing(_: str) -> Document:
-    raise Unreadable("out of order")
+    raise UnreadableDocument("out of order")
 
 
 def slow(_: str) -> Document:
-    raise TooSlow
+    raise DocumentTooSlow
 
 
 def test_a_good_document_makes_an_app_under_the_rules_of_registration(somebody: Any) -> None:
@@ -278,16 +278,16 @@ def test_a_good_document_makes_an_app_under_the_rules_of_registration(somebody: 
     ],
 )
 def test_a_document_that_breaks_a_rule_makes_no_app(somebody: Any, changes: dict[str, Any]) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableDocument):
         learn(somebody, ID, fetch=telling(**changes))
 
     assert not Application.objects.exists()
 
 
 def test_after_a_failure_nobody_is_asked_for_a_minute(somebody: Any) -> None:
-    with pytest.raises(Unreadable, match="out of order"):
+    with pytest.raises(UnreadableDocument, match="out of order"):
         learn(somebody, ID, fetch=failing)
-    with pytest.raises(Unreadable, match="out of order"):
+    with pytest.raises(UnreadableDocument, match="out of order"):
         learn(somebody, ID, fetch=telling())
 
     cache.clear()
@@ -296,7 +296,7 @@ def test_after_a_failure_nobody_is_asked_for_a_minute(somebody: Any) -> None:
 
 def test_a_document_that_took_too_long_keeps_nobody_else_from_it(somebody: Any) -> None:
     """It may be slow because somebody keeps the readers busy: not the app's fault, and none of the others' doing."""
-    with pytest.raises(Unreadable, match="took too long"):
+    with pytest.raises(UnreadableDocument, match="took too long"):
         learn(somebody, ID, fetch=slow)
 
     learn(request_of(make.user(Capability.OAUTH_CONNECT)), ID, fetch=telling())
@@ -313,10 +313,10 @@ def test_one_address_has_ten_new_documents_a_minute_and_one_person_five(somebody
     other, third = (request_of(make.user(Capability.OAUTH_CONNECT)) for _ in range(2))
     with time_machine.travel(datetime(2026, 3, 2, 12, 0, 15, tzinfo=UTC), tick=False):
         learn_new(somebody, 5)
-        with pytest.raises(Unreadable, match="You have connected too many new apps"):
+        with pytest.raises(UnreadableDocument, match="You have connected too many new apps"):
             learn(request_of(somebody.user, "203.0.113.8"), ID, fetch=telling())
         learn_new(other, 5)
-        with pytest.raises(Unreadable, match="Too many new apps from your address"):
+        with pytest.raises(UnreadableDocument, match="Too many new apps from your address"):
             learn(third, ID, fetch=telling())
 
     learn(somebody, ID, fetch=telling())
@@ -338,7 +338,7 @@ def test_a_document_that_cannot_be_read_anew_is_believed_for_a_week(somebody: An
     learn(somebody, ID, fetch=failing)
 
     Application.objects.update(cimd_expires_at=timezone.now() - timedelta(days=8))
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableDocument):
         learn(somebody, ID, fetch=failing)
 
 
@@ -370,7 +370,7 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
     """Apps that are told so register themselves instead."""
     settings.CLIENT_DOCUMENTS = False
 
-    with pytest.raises(Unreadable, match="register itself"):
+    with pytest.raises(UnreadableDocument, match="register itself"):
         learn(somebody, ID, fetch=telling())
     told = Client().get("/.well-known/oauth-authorization-server").json()
     assert told["client_id_metadata_document_supported"] is False

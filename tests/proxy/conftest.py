@@ -21,7 +21,7 @@ from proxy.app import Config, runtime
 from proxy.models import UpstreamSession
 from proxy.reasons import CALLS
 from proxy.store.bus import Bus
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, Upstream, running
 from tests.eventually import eventually
@@ -146,9 +146,9 @@ def served(**changes: Any) -> Iterator[Proxy]:
 
 
 @asynccontextmanager
-async def hearing[T](begin: Callable[[State, Bus], T]) -> AsyncIterator[T]:
+async def hearing[T](begin: Callable[[StatePool, Bus], T]) -> AsyncIterator[T]:
     """What `begin` makes of the state and the bus of a worker, which are connected then."""
-    state = State(database.conninfo())
+    state = StatePool(database.conninfo())
     bus = Bus(database.conninfo(), state)
     begun = begin(state, bus)
     await state.start()

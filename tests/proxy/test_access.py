@@ -22,7 +22,7 @@ from gatewayadmin.config import database
 from gateways.models import Feature, Gateway, Reach
 from hosts.models import Host, HostKind
 from oauth.models import Binding
-from proxy.access.decision import DENIALS, Grant, decide
+from proxy.access.decision import DENIALS, AccessRow, decide
 from proxy.access.query import (
     Access,
     AccessQuery,
@@ -41,7 +41,7 @@ from tests.proxy.conftest import PUBLIC_URL, sql
 from tokens.models import Token
 from wire import jsonrpc, token_text
 
-GOOD = Grant(
+GOOD = AccessRow(
     token_id="t",
     token_name="ci",
     token_prefix="gwa_Ab3dE5gH",
@@ -166,7 +166,7 @@ class Known:
     token_id: object
     secret: str
 
-    def grant(self, slug: str = "", servers: ServersNeeded = ServersNeeded.NONE, tool: str = "") -> Grant | None:
+    def grant(self, slug: str = "", servers: ServersNeeded = ServersNeeded.NONE, tool: str = "") -> AccessRow | None:
         return ask([(self.secret, slug or self.connection.gateway.slug, servers, tool)])[0]
 
     def reason(self, slug: str = "") -> str | None:
@@ -179,19 +179,19 @@ class Known:
 type Asked = list[tuple[str, str, ServersNeeded, str]]
 
 
-def ask(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | None]:
+def ask(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | None]:
     """Put questions to the statement, all at once."""
-    grants: list[Grant | None] = []
+    grants: list[AccessRow | None] = []
     for told in put(questions, keys):
         assert not isinstance(told, BaseException), told
         grants.append(told)
     return grants
 
 
-def put(questions: Asked, keys: list[bytes] | None = None) -> list[Grant | BaseException | None]:
+def put(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | BaseException | None]:
     """The same, with the errors of single ones. The statement for calls says just what the whole statement says."""
 
-    async def main() -> list[Grant | BaseException | None]:
+    async def main() -> list[AccessRow | BaseException | None]:
         access = Access(database.conninfo(), keys or settings.TOKEN_KEYS)
         access.start()
         queries = [
@@ -407,19 +407,19 @@ def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: p
     sql("UPDATE gateways_assignment SET alias = 'b'")
     sql("UPDATE servers_server SET protocol_era = 'modern'")
 
-    def told(digits: int) -> list[Grant | BaseException | None]:
+    def told(digits: int) -> list[AccessRow | BaseException | None]:
         sql("UPDATE gateways_feature SET input_schema = %s::jsonb", f'{{"x-mcp-header": 1{"0" * digits}}}')
         return put(questions)
 
     first, second = told(400)
-    assert isinstance(first, Grant)
-    assert isinstance(second, Grant)
+    assert isinstance(first, AccessRow)
+    assert isinstance(second, AccessRow)
     assert second.assignments[0].features == [
         ["bomb", "b__bomb", True, {"x-mcp-header": 10**400}, "approved", None, None, "tool"]
     ]
 
     first, second = told(5000)
-    assert isinstance(first, Grant)
+    assert isinstance(first, AccessRow)
     assert isinstance(second, DatabaseUnavailable)
     assert [record.getMessage() for record in caplog.records] == ["what the database says of a token cannot be read"]
 

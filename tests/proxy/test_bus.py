@@ -13,7 +13,7 @@ from accounts.models import Role, User
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature, Gateway
 from proxy.store.bus import Bus
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from tests import make
 from tests.eventually import PROMPT, eventually, until
 from tests.proxy.conftest import hearing
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 async def bus_of(**handlers: Any) -> AsyncIterator[Bus]:
     """A bus with these handlers that is connected."""
 
-    def with_handlers(_: State, bus: Bus) -> Bus:
+    def with_handlers(_: StatePool, bus: Bus) -> Bus:
         for topic, handler in handlers.items():
             bus.on(topic, handler)
         return bus
@@ -95,7 +95,7 @@ def test_a_statement_whose_caller_leaves_keeps_the_connection_of_all(monkeypatch
     heard: list[str | None] = []
 
     async def work() -> None:
-        state = State(database.conninfo())
+        state = StatePool(database.conninfo())
         bus = Bus(database.conninfo(), state, (b"PREPARE waits AS SELECT pg_advisory_xact_lock(5150)",))
         bus.on("answer", heard.append)
         await state.start()

@@ -11,7 +11,7 @@ from proxy.store.call_writer import NotRecorded
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.events import EventId
 from proxy.store.sessions import SessionKeeper
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from proxy.streams import honoured
 from proxy.suspended_calls import _answers
 from tests import upstreams
@@ -34,14 +34,14 @@ def failing(error: Exception) -> Any:
 
 def fail_statements(monkeypatch: pytest.MonkeyPatch, *failed: str) -> None:
     """Let the database not answer to these statements, and to all others as before."""
-    fetch = State.fetch
+    fetch = StatePool.fetch
 
-    async def fails(state: State, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+    async def fails(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
         if sql in failed:
             raise UNAVAILABLE
         return await fetch(state, sql, params)
 
-    monkeypatch.setattr(State, "fetch", fails)
+    monkeypatch.setattr(StatePool, "fetch", fails)
 
 
 @pytest.fixture

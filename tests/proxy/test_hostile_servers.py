@@ -368,7 +368,7 @@ async def test_a_stream_as_fast_as_the_budget_fills_is_read_and_a_faster_one_is_
 ) -> None:
     now = 0.0
     monkeypatch.setattr("wire.sse.time.monotonic", lambda: now)
-    steady, hasty = sse.Reader(LIMIT), sse.Reader(LIMIT)
+    steady, hasty = sse.EventParser(LIMIT), sse.EventParser(LIMIT)
     for _ in range(20):
         now += 1
         assert len(steady.feed(PROGRESS * sse.PER_SECOND)) == sse.PER_SECOND
@@ -383,7 +383,7 @@ async def test_a_stream_as_fast_as_the_budget_fills_is_read_and_a_faster_one_is_
 def test_a_stream_ends_at_so_many_events_however_slow_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("wire.sse.time.monotonic", lambda: now)
-    reader = sse.Reader(LIMIT)
+    reader = sse.EventParser(LIMIT)
     for _ in range(sse.MOST_EVENTS // 1_000):
         now += 10
         reader.feed(b"data:\n\n" * 1_000)

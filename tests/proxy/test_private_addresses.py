@@ -20,7 +20,7 @@ from gatewayadmin.serving.housekeeping import CHORES
 from gateways.models import Gateway, IdentityScheme
 from servers import discovery
 from servers.models import AuthType, Server
-from servers.oauth_client.discovery import Metadata, needs_of
+from servers.oauth_client.discovery import AuthorizationServerMetadata, needs_of
 from servers.oauth_client.models import ClientRegistration, SignIn
 from servers.oauth_client.registration import NotRegistered, registered
 from tests import make, upstreams
@@ -135,7 +135,7 @@ def test_a_connection_of_a_private_server_serves_no_public_one(docs: Upstream) -
 def test_a_test_of_the_connection_is_refused_too_and_says_what_to_do(docs: Upstream) -> None:
     server = make.server(slug="docs", url=named(docs), private=False)
 
-    with pytest.raises(discovery.Failed) as refused:
+    with pytest.raises(discovery.DiscoveryFailed) as refused:
         discovery.discover(server, None)
     assert refused.value.reason == "address_blocked"
     assert docs.seen == []
@@ -176,7 +176,9 @@ def test_no_endpoint_that_a_public_server_led_to_is_called_inside(
     origin = github.url.removesuffix("/mcp")
     client = browser(ana)
     if name == "registration":
-        metadata = Metadata(origin, f"{origin}/authorize", f"{origin}/token", f"{origin}/register", private=False)
+        metadata = AuthorizationServerMetadata(
+            origin, f"{origin}/authorize", f"{origin}/token", f"{origin}/register", private=False
+        )
         with pytest.raises(NotRegistered, match="may not be called"):
             registered(github, metadata, "", by=ana)
         assert not ClientRegistration.objects.exists()

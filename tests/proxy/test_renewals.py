@@ -14,7 +14,7 @@ from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from proxy.store.database import StatementRejected
 from proxy.store.refresh import STATEMENTS
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from servers.models import Identity
 from tests import make
 from tests.asgi_server import Scope, Send, answer
@@ -156,9 +156,9 @@ def test_a_token_that_cannot_be_renewed_for_lack_of_the_database_ends_no_sign_in
 def test_a_token_that_was_given_once_is_stored_although_the_database_was_away_for_a_moment(
     agent: Agent, identity: Identity, monkeypatch: pytest.MonkeyPatch, times: int, reason: str
 ) -> None:
-    fetch, failed = State.fetch, [0]
+    fetch, failed = StatePool.fetch, [0]
 
-    async def fails(state: State, statement: str, params: Any = ()) -> list[tuple[Any, ...]]:
+    async def fails(state: StatePool, statement: str, params: Any = ()) -> list[tuple[Any, ...]]:
         if statement == STATEMENTS["store"] and failed[0] < times:
             failed[0] += 1
             raise UNAVAILABLE
@@ -167,7 +167,7 @@ def test_a_token_that_was_given_once_is_stored_although_the_database_was_away_fo
     monkeypatch.setattr("proxy.refresh.STORE_PAUSE", 0.01)
     expire(identity)
     before = access_of(identity)
-    monkeypatch.setattr(State, "fetch", fails)
+    monkeypatch.setattr(StatePool, "fetch", fails)
 
     response = agent.call("github__whoami")
 

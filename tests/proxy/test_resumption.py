@@ -17,7 +17,7 @@ from gateways.models import Feature
 from proxy.models import StreamEvent
 from proxy.store import events
 from proxy.store.events import MOST_BYTES, EventId, StreamEvents
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from proxy.streams import MOST_PENDING_BYTES, StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, headers_of, live, parsed, read
@@ -378,9 +378,9 @@ def test_events_whose_key_is_gone_are_left_out(work: Work) -> None:
 def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_and_logged(
     work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
 ) -> None:
-    fetch, failed = State.fetch, [0]
+    fetch, failed = StatePool.fetch, [0]
 
-    async def fails(state: State, statement: str, params: Any = ()) -> list[tuple[Any, ...]]:
+    async def fails(state: StatePool, statement: str, params: Any = ()) -> list[tuple[Any, ...]]:
         if statement == events.KEEP and True in params["is_last"] and failed[0] < times:
             failed[0] += 1
             raise UNAVAILABLE
@@ -392,7 +392,7 @@ def test_what_a_client_missed_is_written_once_the_database_answers_or_is_lost_an
     with listening(agent, "POST", call()) as stream:
         stream.wait_for(1)
     eventually(StreamEvent.objects.exists)
-    monkeypatch.setattr(State, "fetch", fails)
+    monkeypatch.setattr(StatePool, "fetch", fails)
     work.slow.go_on.set()
     eventually(lambda: failed == [times])
     is_lost = times == events.ATTEMPTS

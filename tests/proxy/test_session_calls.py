@@ -20,7 +20,7 @@ from proxy.models import PendingRequest, StreamEvent, UpstreamSession
 from proxy.store.bus import Bus
 from proxy.store.pending import PendingRequests
 from proxy.store.sessions import SessionKeeper, digest
-from proxy.store.state import State
+from proxy.store.state import StatePool
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
@@ -531,13 +531,13 @@ def test_calls_in_a_session_that_is_listened_to_run_no_statements_for_it(
     assert "result" in person.call("docs__quick")
     eventually(lambda: work.server.open)
     run: list[str] = []
-    fetch = State.fetch
+    fetch = StatePool.fetch
 
-    async def noted(state: State, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+    async def noted(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
         run.append(sql)
         return await fetch(state, sql, params)
 
-    monkeypatch.setattr(State, "fetch", noted)
+    monkeypatch.setattr(StatePool, "fetch", noted)
     assert all("result" in person.call("docs__quick") for _ in range(5))
 
     # All sessions are looked at beside the calls, once in LEASE_AGAIN_SECONDS.

@@ -12,7 +12,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from gatewayadmin.config import database
-from proxy.store.events import FINISHED_SECONDS, MOST_EVENTS, EventId, History, Kept, StreamEvents
+from proxy.store.events import FINISHED_SECONDS, MOST_EVENTS, EventId, Kept, StreamEvents, StreamHistory
 from tests.eventually import PATIENCE, PROMPT, until
 from tests.proxy.conftest import hearing
 from wire.cipher import Cipher
@@ -30,7 +30,7 @@ async def worker(key: bytes = b"") -> AsyncIterator[StreamEvents]:
             await events.stop()
 
 
-async def come_back(events: StreamEvents, history: History) -> list[Kept]:
+async def come_back(events: StreamEvents, history: StreamHistory) -> list[Kept]:
     """What a client gets that comes back for this stream, from its beginning."""
     name = EventId("c", history.stream, 0)
     written = events.listen(history.stream)
@@ -109,7 +109,7 @@ async def test_what_is_said_in_sessions_without_streams_is_all_written_and_held_
         await events.stop()
 
         gc.collect()  # What another test left lazy reads the database when isinstance asks what it is.
-        held = [each for each in gc.get_objects() if type(each) is History and each.session_id in sessions]
+        held = [each for each in gc.get_objects() if type(each) is StreamHistory and each.session_id in sessions]
         assert len(held) == 2
         for session in sessions:
             assert await events.take_waiting(session) == [b"first", b"second"]

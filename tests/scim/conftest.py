@@ -12,7 +12,7 @@ from django.test import Client
 from accounts.models import Role
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from scim.models import IssuedKey, ProvisioningKey
+from scim.models import IssuedProvisioningKey, ProvisioningKey
 from tests import make
 
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
@@ -78,7 +78,7 @@ class InProcess(httpx2.BaseTransport):
         return httpx2.Response(response.status_code, headers=dict(response.items()), content=response.content)
 
 
-def key_for(role: Role, *capabilities: Capability, name: str = "") -> IssuedKey:
+def key_for(role: Role, *capabilities: Capability, name: str = "") -> IssuedProvisioningKey:
     """A provisioning key, made by somebody who holds everything."""
     maker = make.user(*Capability)
     held = capabilities or tuple(role.capabilities)
@@ -95,11 +95,11 @@ def member(db: None) -> Role:
 
 
 @pytest.fixture
-def issued(member: Role) -> IssuedKey:
+def issued(member: Role) -> IssuedProvisioningKey:
     """A key that acts on members alone, and makes members."""
     return key_for(member)
 
 
 @pytest.fixture
-def directory(issued: IssuedKey) -> Directory:
+def directory(issued: IssuedProvisioningKey) -> Directory:
     return Directory(issued.secret)

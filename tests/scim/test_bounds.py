@@ -12,7 +12,7 @@ from accounts.rules import BeyondYours
 from auditlog.models import Event
 from capabilities import Capability
 from capabilities.catalogue import SUPER_ADMIN
-from scim.models import IssuedKey, MakesOwners, ProvisioningKey, RoleBeyond
+from scim.models import IssuedProvisioningKey, MakesOwners, ProvisioningKey, RoleBeyond
 from tests import make
 from tests.scim.conftest import USER, Directory, key_for
 
@@ -66,7 +66,7 @@ def state(person: User) -> Any:
 @pytest.mark.parametrize("beyond", [one for one in Capability if one != Capability.PEOPLE_MANAGE], ids=str)
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
 def test_nobody_who_holds_more_than_the_key_may_act_on_is_touched(
-    act: Act, beyond: Capability, directory: Directory, issued: IssuedKey
+    act: Act, beyond: Capability, directory: Directory, issued: IssuedProvisioningKey
 ) -> None:
     person = make.user(*(issued.key.granted | {beyond}))
     before, is_beyond = state(person), beyond not in issued.key.granted
@@ -96,7 +96,7 @@ def test_of_two_owners_one_may_be_deactivated_and_not_the_other(member: Role) ->
     assert directory.deactivate(two.pk).status_code == 403
 
 
-def test_a_refusal_is_in_the_form_of_scim_and_an_event(directory: Directory, issued: IssuedKey) -> None:
+def test_a_refusal_is_in_the_form_of_scim_and_an_event(directory: Directory, issued: IssuedProvisioningKey) -> None:
     refused = directory.deactivate(make.user(Capability.WORKSPACE_MANAGE).pk)
 
     body = refused.json()

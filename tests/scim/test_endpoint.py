@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import User
 from capabilities import Capability
 from scim import endpoint, views
-from scim.models import IssuedKey, ProvisioningKey
+from scim.models import IssuedProvisioningKey, ProvisioningKey
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
@@ -37,7 +37,7 @@ def is_error(response: Any, status: int) -> bool:
     )
 
 
-def test_there_is_nothing_while_no_key_exists(issued: IssuedKey, directory: Directory) -> None:
+def test_there_is_nothing_while_no_key_exists(issued: IssuedProvisioningKey, directory: Directory) -> None:
     assert directory.get("/Users").status_code == 200
     issued.key.revoke(by=make.user(*Capability))
     for path in ("/Users", "/ServiceProviderConfig", ""):
@@ -69,7 +69,7 @@ def test_an_installation_without_the_package_starts_and_has_the_pages() -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "gwd_", "x", "well formed"])
-def test_an_unknown_key_is_401_everywhere(secret: str, issued: IssuedKey) -> None:
+def test_an_unknown_key_is_401_everywhere(secret: str, issued: IssuedProvisioningKey) -> None:
     if secret == "well formed":
         secret = token_text.mint(token_text.DIRECTORY)
     for path in ("/Users", "/ServiceProviderConfig", "/Schemas", "/nothing"):
@@ -78,7 +78,9 @@ def test_an_unknown_key_is_401_everywhere(secret: str, issued: IssuedKey) -> Non
         assert refused["WWW-Authenticate"].startswith("Bearer")
 
 
-def test_no_other_credential_opens_it_and_the_key_opens_nothing_else(issued: IssuedKey, sign_in: SignIn) -> None:
+def test_no_other_credential_opens_it_and_the_key_opens_nothing_else(
+    issued: IssuedProvisioningKey, sign_in: SignIn
+) -> None:
     boss = make.user(*Capability)
     token = make.token(make.connection(make.agent(by=boss), make.gateway(), boss))
     for secret in (make.api_key(boss, *Capability).secret, token.secret):
@@ -87,7 +89,7 @@ def test_no_other_credential_opens_it_and_the_key_opens_nothing_else(issued: Iss
     assert Rest.bearing(issued.secret).get("/me").status_code == 401
 
 
-def test_a_rolled_key_works_on_for_the_overlap_and_its_use_is_told_apart(issued: IssuedKey) -> None:
+def test_a_rolled_key_works_on_for_the_overlap_and_its_use_is_told_apart(issued: IssuedProvisioningKey) -> None:
     key, boss = issued.key, make.user(*Capability)
     new = key.roll(by=boss, overlap_hours=24).secret
 
@@ -103,12 +105,12 @@ def test_a_rolled_key_works_on_for_the_overlap_and_its_use_is_told_apart(issued:
     assert [Directory(secret).get("/Users").status_code for secret in (new, newest)] == [401, 200]
 
 
-def test_a_secret_under_an_older_signing_key_is_found(issued: IssuedKey, settings: Any) -> None:
+def test_a_secret_under_an_older_signing_key_is_found(issued: IssuedProvisioningKey, settings: Any) -> None:
     settings.TOKEN_KEYS = [b"n" * 32, *settings.TOKEN_KEYS]
     assert Directory(issued.secret).get("/Users").status_code == 200
 
 
-def test_the_secret_is_stored_nowhere(issued: IssuedKey) -> None:
+def test_the_secret_is_stored_nowhere(issued: IssuedProvisioningKey) -> None:
     row = ProvisioningKey.objects.filter(pk=issued.key.pk).values().get()
     assert issued.secret not in str(row)
     assert bytes(row["digest"]) == token_text.digest(issued.secret, settings.TOKEN_KEYS[0])
@@ -159,7 +161,7 @@ def test_errors_are_in_the_form_of_scim(method: str, path: str, body: Any, statu
     assert method == "HEAD" or is_error(answered, status)
 
 
-def test_what_is_no_json_is_415(issued: IssuedKey) -> None:
+def test_what_is_no_json_is_415(issued: IssuedProvisioningKey) -> None:
     client = Client(headers={"Authorization": f"Bearer {issued.secret}"})
     assert client.post("/scim/v2/Users", {"userName": "x"}).status_code == 415
 
@@ -168,7 +170,7 @@ def test_answers_are_not_stored_by_caches(directory: Directory) -> None:
     assert directory.get("/Users")["Cache-Control"] == "no-store"
 
 
-def test_a_browser_of_somebody_signed_in_changes_nothing(issued: IssuedKey, sign_in: SignIn) -> None:
+def test_a_browser_of_somebody_signed_in_changes_nothing(issued: IssuedProvisioningKey, sign_in: SignIn) -> None:
     boss = sign_in(make.user(*Capability))
     boss.post("/scim/v2/Users", {"userName": "ana@example.com"}, content_type="application/scim+json")
     assert not User.objects.filter(email="ana@example.com").exists()

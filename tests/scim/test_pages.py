@@ -13,7 +13,13 @@ from accounts.rules import RoleInUse
 from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.config.key_uses import key_uses
-from scim.models import AlreadyRevoked, IssuedKey, NameTaken, ProvisioningKey, TooManyKeys
+from scim.models import (
+    IssuedProvisioningKey,
+    ProvisioningKey,
+    ProvisioningKeyAlreadyRevoked,
+    ProvisioningKeyNameTaken,
+    TooManyProvisioningKeys,
+)
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn
@@ -84,7 +90,9 @@ def test_a_key_that_cannot_be_is_refused_in_words(
     assert not ProvisioningKey.objects.exists()
 
 
-def test_rolling_shows_the_new_secret_once_and_a_reload_makes_no_other(browser: Client, issued: IssuedKey) -> None:
+def test_rolling_shows_the_new_secret_once_and_a_reload_makes_no_other(
+    browser: Client, issued: IssuedProvisioningKey
+) -> None:
     form = {"prefix": issued.key.prefix, "overlap_hours": "24"}
 
     rolled = browser.post(f"/settings/provisioning/{issued.key.pk}/roll/", form)
@@ -99,7 +107,7 @@ def test_rolling_shows_the_new_secret_once_and_a_reload_makes_no_other(browser: 
 
 
 def test_a_revoked_key_lets_nobody_in_and_gives_its_role_and_name_back(
-    browser: Client, issued: IssuedKey, member: Role, boss: User
+    browser: Client, issued: IssuedProvisioningKey, member: Role, boss: User
 ) -> None:
     other = key_for(member, name="Other")
     with pytest.raises(RoleInUse):
@@ -110,7 +118,7 @@ def test_a_revoked_key_lets_nobody_in_and_gives_its_role_and_name_back(
 
     assert Directory(issued.secret).get("/Users").status_code == 404
     member.remove(by=None)
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(ProvisioningKeyAlreadyRevoked):
         issued.key.roll(by=boss)
     assert key_for(make.role(), name="Other").key.name == "Other"
     assert "revoked" in text(browser.get("/settings/provisioning/"))
@@ -118,23 +126,27 @@ def test_a_revoked_key_lets_nobody_in_and_gives_its_role_and_name_back(
 
 def test_names_are_unique_and_keys_are_few(member: Role) -> None:
     key_for(member, name="Okta")
-    with pytest.raises(NameTaken):
+    with pytest.raises(ProvisioningKeyNameTaken):
         key_for(member, name="OKTA")
     for number in range(9):
         key_for(member, name=f"key {number}")
-    with pytest.raises(TooManyKeys):
+    with pytest.raises(TooManyProvisioningKeys):
         key_for(member, name="one more")
 
 
 @pytest.mark.parametrize("page", ["", "{pk}/", "{pk}/revoke/", "{pk}/end-previous/"])
-def test_who_manages_provisioning_alone_sees_and_ends_keys(page: str, sign_in: SignIn, issued: IssuedKey) -> None:
+def test_who_manages_provisioning_alone_sees_and_ends_keys(
+    page: str, sign_in: SignIn, issued: IssuedProvisioningKey
+) -> None:
     address = f"/settings/provisioning/{page.format(pk=issued.key.pk)}"
     assert sign_in(make.user(Capability.PROVISIONING_MANAGE)).get(address).status_code == 200
     assert sign_in(make.user(*(set(Capability) - {Capability.PROVISIONING_MANAGE}))).get(address).status_code == 403
 
 
 @pytest.mark.parametrize("page", ["add/", "{pk}/roll/"])
-def test_making_and_rolling_takes_managing_people_too(page: str, sign_in: SignIn, issued: IssuedKey) -> None:
+def test_making_and_rolling_takes_managing_people_too(
+    page: str, sign_in: SignIn, issued: IssuedProvisioningKey
+) -> None:
     address = f"/settings/provisioning/{page.format(pk=issued.key.pk)}"
     both = (Capability.PROVISIONING_MANAGE, Capability.PEOPLE_MANAGE)
     assert confirmed(sign_in(make.user(*both))).get(address).status_code == 200
@@ -142,7 +154,7 @@ def test_making_and_rolling_takes_managing_people_too(page: str, sign_in: SignIn
         assert sign_in(make.user(*(set(Capability) - {missing}))).get(address).status_code == 403
 
 
-def test_the_signing_keys_that_provisioning_needs_are_told(issued: IssuedKey, boss: User) -> None:
+def test_the_signing_keys_that_provisioning_needs_are_told(issued: IssuedProvisioningKey, boss: User) -> None:
     issued.key.roll(by=boss, overlap_hours=24)
     ProvisioningKey.objects.update(previous_key_id="0ld0ld0l")
     tokens = next(one for one in key_uses() if one.variable == "GATEWAY_TOKEN_KEYS")

@@ -11,7 +11,7 @@ from accounts.models import Role, User
 from accounts.people_forms import of_status
 from auditlog.models import Event
 from capabilities import Capability
-from scim.models import DirectoryPerson, IssuedKey
+from scim.models import DirectoryPerson, IssuedProvisioningKey
 from tests import make
 from tests.conftest import SignIn
 from tests.rest import Rest
@@ -156,7 +156,9 @@ def test_a_new_user_name_is_a_new_e_mail(directory: Directory) -> None:
     assert directory.found('userName eq "ana.ruiz@example.com"') == [pk]
 
 
-def test_every_change_is_an_event_with_the_key_as_its_actor(directory: Directory, issued: IssuedKey) -> None:
+def test_every_change_is_an_event_with_the_key_as_its_actor(
+    directory: Directory, issued: IssuedProvisioningKey
+) -> None:
     pk = directory.make("ana@example.com", externalId="00u1")["id"]
     directory.patch(f"/Users/{pk}", {"op": "replace", "value": {"displayName": "Ana", "externalId": "00u2"}})
     directory.deactivate(pk)

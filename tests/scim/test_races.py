@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from accounts.models import Team, User
 from auditlog.versions import ChangedMeanwhile, FormSeen
 from scim.directory_resources import KINDS
-from scim.models import IssuedKey
+from scim.models import IssuedProvisioningKey
 from tests.eventually import eventually
 from tests.scim.conftest import GROUP, Directory
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.turns(3)]
 WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
-def while_deleted(person: User, issued: IssuedKey, act: Callable[[], Any]) -> Any:
+def while_deleted(person: User, issued: IssuedProvisioningKey, act: Callable[[], Any]) -> Any:
     """What became of `act`, which another one begins before the deletion of this person is committed."""
     outcome: list[Any] = []
 
@@ -56,7 +56,7 @@ def team(directory: Directory) -> Team:
     return Team.objects.get(pk=directory.make_group("Finance", *members)["id"])
 
 
-def test_a_page_that_still_names_the_member_is_out_of_date(team: Team, issued: IssuedKey) -> None:
+def test_a_page_that_still_names_the_member_is_out_of_date(team: Team, issued: IssuedProvisioningKey) -> None:
     members, seen = list(team.users.order_by("email")), FormSeen(team.version)
 
     def save() -> str:
@@ -68,7 +68,7 @@ def test_a_page_that_still_names_the_member_is_out_of_date(team: Team, issued: I
 
 
 def test_a_directory_that_still_names_the_member_is_told_that_there_is_none(
-    team: Team, issued: IssuedKey, directory: Directory
+    team: Team, issued: IssuedProvisioningKey, directory: Directory
 ) -> None:
     ana = User.objects.get(email="ana@example.com")
     body = {"schemas": [GROUP], "displayName": "Finance", "members": [{"value": str(ana.pk)}]}

@@ -9,14 +9,14 @@ import pytest
 from scim2_client.engines.httpx2 import SyncSCIMClient
 from scim2_tester import Status, check_server
 
-from scim.models import IssuedKey
+from scim.models import IssuedProvisioningKey
 from tests.scim.conftest import ROOT, InProcess
 
 pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
 
 @pytest.mark.drill
-def test_every_check_of_the_tester_succeeds(issued: IssuedKey) -> None:
+def test_every_check_of_the_tester_succeeds(issued: IssuedProvisioningKey) -> None:
     http = httpx2.Client(
         transport=InProcess(),
         base_url=f"http://testserver{ROOT}",

@@ -9,7 +9,7 @@ from pytest_django import Settings
 
 from accounts.models import User
 from gatewayadmin.serving import quickstart
-from servers.discovery import AccessRefused, Failed, discover, identity_for, probe
+from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover, identity_for, probe
 from servers.models import BUILT_IN_URL, AuthType, Era, Health, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
@@ -87,7 +87,7 @@ def test_a_header_credential_is_sent_under_its_own_name(run: Run) -> None:
 def test_a_server_that_wants_a_credential_says_so_and_counts_as_up(run: Run, ana: User) -> None:
     server = at(run(upstreams.github()).url, auth_type=AuthType.BEARER)
 
-    with pytest.raises(AccessRefused, match="answered 401: it wants a credential"):
+    with pytest.raises(DiscoveryRefused, match="answered 401: it wants a credential"):
         probe(server, by=ana)
 
     server.refresh_from_db()
@@ -99,7 +99,7 @@ def test_a_refused_credential_is_noted_on_the_identity(run: Run, ana: User) -> N
     server = at(run(denied).url, auth_type=AuthType.BEARER)
     identity = make.identity(server, ana)
 
-    with pytest.raises(AccessRefused, match="answered 401: it refused the credential"):
+    with pytest.raises(DiscoveryRefused, match="answered 401: it refused the credential"):
         probe(server, by=ana)
 
     identity.refresh_from_db()
@@ -137,7 +137,7 @@ def test_a_contact_is_remembered_on_the_row(run: Run, ana: User) -> None:
 def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: User) -> None:
     server = at(run(upstreams.silent()).url, timeout_seconds=1)
 
-    with pytest.raises(Failed, match="did not answer within 1 s"):
+    with pytest.raises(DiscoveryFailed, match="did not answer within 1 s"):
         probe(server, by=ana)
 
     server.refresh_from_db()
@@ -159,21 +159,21 @@ def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: Us
     ids=["html", "404", "405", "502", "nested", "endless", "redirect", "cut off"],
 )
 def test_every_misbehaviour_has_a_plain_sentence(run: Run, app: upstreams.App, why: str) -> None:
-    with pytest.raises(Failed, match=why):
+    with pytest.raises(DiscoveryFailed, match=why):
         discover(at(run(app).url, timeout_seconds=5), None)
 
 
 def test_a_redirect_is_not_followed(run: Run) -> None:
     elsewhere = run(upstreams.docs())
 
-    with pytest.raises(Failed, match="redirects are not followed"):
+    with pytest.raises(DiscoveryFailed, match="redirects are not followed"):
         discover(at(run(upstreams.redirecting(elsewhere.url)).url), None)
 
     assert elsewhere.seen == []
 
 
 def test_a_server_that_is_not_there_refused_the_connection() -> None:
-    with pytest.raises(Failed, match="refused the connection"):
+    with pytest.raises(DiscoveryFailed, match="refused the connection"):
         discover(at(f"http://127.0.0.1:{free_port()}/mcp"), None)
 
 
@@ -181,7 +181,7 @@ def test_an_address_outside_the_allowed_ranges_is_never_contacted(run: Run, sett
     upstream = run(upstreams.docs())
     settings.PRIVATE_UPSTREAMS = [ip_network("10.0.0.0/8")]
 
-    with pytest.raises(Failed, match="GATEWAY_PRIVATE_UPSTREAMS"):
+    with pytest.raises(DiscoveryFailed, match="GATEWAY_PRIVATE_UPSTREAMS"):
         discover(at(f"http://localhost:{upstream.port}/mcp"), None)
 
     assert upstream.seen == []
@@ -190,25 +190,27 @@ def test_an_address_outside_the_allowed_ranges_is_never_contacted(run: Run, sett
 def test_a_private_address_behind_tls_is_refused_at_connect(settings: Settings) -> None:
     settings.PRIVATE_UPSTREAMS = []
 
-    with pytest.raises(Failed, match="has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"):
+    with pytest.raises(DiscoveryFailed, match="has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"):
         discover(at("https://localhost/mcp"), None)
 
 
 def test_https_to_a_server_without_tls_is_told_apart_from_a_bad_certificate(run: Run) -> None:
     port = run(upstreams.docs()).port
 
-    with pytest.raises(Failed, match="does not speak TLS at this port; if it is inside your network, its URL begins"):
+    with pytest.raises(
+        DiscoveryFailed, match="does not speak TLS at this port; if it is inside your network, its URL begins"
+    ):
         discover(at(f"https://127.0.0.1:{port}/mcp"), None)
 
 
 @pytest.mark.parametrize("host", ["no-such-name.invalid", f"{'a' * 70}.example.com"], ids=["unknown", "no name"])
 def test_a_name_without_an_address_is_told_apart(host: str) -> None:
-    with pytest.raises(Failed, match="has a name for which there is no address; check the spelling"):
+    with pytest.raises(DiscoveryFailed, match="has a name for which there is no address; check the spelling"):
         discover(at(f"https://{host}/mcp"), None)
 
 
 def test_a_server_that_hangs_up_is_told_from_one_that_is_not_there(run: Run) -> None:
-    with pytest.raises(Failed, match="closed the connection without an answer"):
+    with pytest.raises(DiscoveryFailed, match="closed the connection without an answer"):
         discover(at(run(upstreams.cut_off()).url), None)
 
 
@@ -222,7 +224,7 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
 
     server = at(BUILT_IN_URL)
     monkeypatch.setattr(builtin, "_listener", None)
-    with pytest.raises(Failed, match="is part of the running gateway, which this command is not"):
+    with pytest.raises(DiscoveryFailed, match="is part of the running gateway, which this command is not"):
         discover(server, None)
     builtin.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
 
@@ -248,7 +250,7 @@ def test_a_server_without_tools_has_none(run: Run) -> None:
 
 
 def test_an_error_answer_is_quoted(run: Run) -> None:
-    with pytest.raises(Failed, match=r"answered with an error: paper jam \(-32000\)"):
+    with pytest.raises(DiscoveryFailed, match=r"answered with an error: paper jam \(-32000\)"):
         discover(at(run(paged(0, error=-32000)).url), None)
 
 
@@ -258,7 +260,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
     Identity.objects.filter(pk=identity.pk).update(secret_ciphertext=b"sealed under a lost key")
     identity.refresh_from_db()
 
-    with pytest.raises(AccessRefused, match="no encryption key opens the identity “my key”"):
+    with pytest.raises(DiscoveryRefused, match="no encryption key opens the identity “my key”"):
         discover(server, identity)
 
 

@@ -6,7 +6,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from auditlog.models import Event
-from servers.models import AlreadyRevoked, AnotherPlace, Era, Health, Identity, Server
+from servers.models import AnotherPlace, Era, Health, Identity, IdentityAlreadyRevoked, Server
 from tests import make
 from ui.sealing import cipher
 
@@ -46,9 +46,9 @@ def test_revoking_wipes_the_secret_for_good() -> None:
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
     assert identity.status == "revoked"
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(IdentityAlreadyRevoked):
         identity.revoke(by=ana)
-    with pytest.raises(AlreadyRevoked):
+    with pytest.raises(IdentityAlreadyRevoked):
         identity.replace("again", by=ana)
 
 

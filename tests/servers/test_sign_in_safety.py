@@ -20,10 +20,10 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server
-from servers.oauth_client.discovery import BadIssuer, issuer_metadata
+from servers.oauth_client.discovery import UnusableIssuer, issuer_metadata
 from servers.oauth_client.flow import MOST_OPEN
 from servers.oauth_client.http import Http
-from servers.oauth_client.models import ClientRegistration, Grant, Kind, SignIn
+from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, SignIn
 from servers.oauth_client.registration import common_redirect_uri, redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
@@ -419,7 +419,7 @@ def test_a_client_entered_before_each_issuer_had_its_address_is_answered_at_the_
     ClientRegistration.objects.create(
         issuer=origin(github),
         server=github.server,
-        kind=Kind.MANUAL,
+        kind=RegistrationMethod.MANUAL,
         redirect_uri=common,
         client_id="entered",
         auth_method="none",
@@ -545,7 +545,7 @@ def test_what_a_public_server_names_is_not_called_at_a_private_address(github: G
 def test_an_issuer_that_the_operator_names_may_be_private_although_the_server_is_public(
     github: Github, settings: Settings
 ) -> None:
-    with pytest.raises(BadIssuer, match="may not be called"):
+    with pytest.raises(UnusableIssuer, match="may not be called"):
         issuer_metadata(Http(private=False, entered=()), origin(github), like="http://")
 
     settings.PRIVATE_ISSUERS = [origin(github)]

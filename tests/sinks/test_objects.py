@@ -15,7 +15,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from sinks import reading, receivers, sending
-from sinks.models import BadAddress, BadSecret, Sink
+from sinks.models import BadSinkAddress, BadSinkSecret, Sink
 from sinks.objects import S3, Folder, NotKept, region_of, sign
 from sinks.trial import send_test_line
 from tests.calls import call
@@ -108,13 +108,13 @@ def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_
     ],
 )
 def test_what_is_no_bucket_is_refused_in_words(fields: dict[str, str], words: str, bucket: Bucket) -> None:
-    with pytest.raises((BadAddress, BadSecret), match=words):
+    with pytest.raises((BadSinkAddress, BadSinkSecret), match=words):
         to(bucket, **fields)
 
 
 def test_parquet_without_its_extra_is_refused_in_words(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receivers, "find_spec", lambda name: None)
-    with pytest.raises(BadAddress, match=r"gateway-admin\[archive\]"):
+    with pytest.raises(BadSinkAddress, match=r"gateway-admin\[archive\]"):
         to(bucket, "s3_parquet")
 
 

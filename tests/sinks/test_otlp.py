@@ -16,8 +16,8 @@ from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.config import tracing
 from sinks import otlp, reading, sending
-from sinks.models import BadAddress, BadSecret, Sink
-from sinks.receivers import Line, checked_address
+from sinks.models import BadSinkAddress, BadSinkSecret, Sink
+from sinks.receivers import LogLine, checked_address
 from sinks.trial import send_test_line
 from tests import make
 from tests.calls import call
@@ -212,7 +212,7 @@ def test_a_line_is_read_as_it_was_written(told: dict[str, Any]) -> None:
     for name, value in told.items():
         assert (json.loads(str(found[name])) if isinstance(value, dict | list) else found[name]) == value
     posted = ExportLogsServiceRequest()
-    posted.ParseFromString(otlp.of_lines([Line("call", datetime.now(UTC), 6, text)], {}))
+    posted.ParseFromString(otlp.of_lines([LogLine("call", datetime.now(UTC), 6, text)], {}))
     [record] = posted.resource_logs[0].scope_logs[0].log_records
     assert {pair.key for pair in record.attributes} == {
         name for name, value in told.items() if value is not None and (name != "trace_id" or value)
@@ -257,21 +257,21 @@ def test_logs_are_posted_at_the_usual_path_unless_the_address_has_one(address: s
     "secret", ["of-secrecy", "a b=of-secrecy", "X=a%0d%0aB: of-secrecy", "Host=of-secrecy", "Content-Type=of-secrecy"]
 )
 def test_headers_that_cannot_be_sent_are_refused_without_a_word_of_them(collector: Collector, secret: str) -> None:
-    with pytest.raises(BadSecret, match="Headers look like") as caught:
+    with pytest.raises(BadSinkSecret, match="Headers look like") as caught:
         to(collector, secret=secret)
     assert "of-secrecy" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["http://93.184.216.34:4318", "https://127.0.0.1", "grpc://c.example.com", ""])
 def test_a_collector_is_where_servers_may_be(address: str) -> None:
-    with pytest.raises(BadAddress):
+    with pytest.raises(BadSinkAddress):
         Sink.objects.add(name="Out", kind="otlp", address=address, by=None)
 
 
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
     """Who may set a sink up may not read its secret."""
     sink = to(collector, secret=HEADERS)
-    with pytest.raises(BadSecret, match="Enter it again"):
+    with pytest.raises(BadSinkSecret, match="Enter it again"):
         sink.edit(address="http://127.0.0.1:9/v1/logs", by=None)
     sink.refresh_from_db()
     sink.edit(address=f"{collector.url}/v1/logs", by=None)

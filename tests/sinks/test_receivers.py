@@ -21,7 +21,7 @@ from auditlog.models import Event
 from capabilities import Capability, CapabilityRequired
 from sinks import models as sink_models
 from sinks import receivers, sending
-from sinks.models import BadAddress, BadSecret, NameTaken, SendsNothing, Sink
+from sinks.models import BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkNameTaken
 from sinks.receivers import Syslog as SyslogReceiver
 from sinks.receivers import backoff, checked_address
 from sinks.signing import signing_key, weakness
@@ -157,7 +157,7 @@ def test_standard_output_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_address_that_may_not_be_called_is_refused_in_words(kind: str, address: str, words: str) -> None:
-    with pytest.raises(BadAddress, match=words):
+    with pytest.raises(BadSinkAddress, match=words):
         Sink.objects.add(name="Out", kind=kind, address=address, secret=SECRET, by=None)
 
 
@@ -174,14 +174,14 @@ def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhoo
 
 def test_sink_says_what_is_wrong_with_it(loopback_is_allowed: None) -> None:
     told: dict[str, Any] = {"kind": "webhook", "address": "http://127.0.0.1:9/", "by": None}
-    with pytest.raises(BadSecret):
+    with pytest.raises(BadSinkSecret):
         Sink.objects.add(name="Short", secret="too short", **told)
     with pytest.raises(SendsNothing):
         Sink.objects.add(name="Idle", secret=SECRET, sends_calls=False, sends_events=False, **told)
     with pytest.raises(SendsNothing):
         Sink.objects.add(name="Odd", secret=SECRET, sends_calls=False, sends_payloads=True, **told)
     Sink.objects.add(name="Taken", secret=SECRET, **told)
-    with pytest.raises(NameTaken):
+    with pytest.raises(SinkNameTaken):
         Sink.objects.add(name="taken", secret=SECRET, **told)
 
 
@@ -384,7 +384,7 @@ def test_sink_hears_beforehand_what_becomes_of_it(to_hook: MakeSink, hook: Webho
 def test_change_that_is_refused_is_not_told_to_the_sink(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook()
     rest = Rest.of(make.user(*ALL))
-    with pytest.raises(BadAddress):
+    with pytest.raises(BadSinkAddress):
         sink.edit(address="http://10.0.0.1/", by=None)
     stale = rest.send("delete", f"/sinks/{sink.pk}", None, {"If-Match": '"000000000000"'})
 
@@ -435,7 +435,7 @@ def test_message_is_what_the_standard_says(loopback_is_allowed: None) -> None:
     sink = Sink(kind="syslog", address="tls://logs.example.com:6514", private=False)
     at = datetime(2026, 11, 21, 9, 0, 0, 123456, tzinfo=UTC)
 
-    framed = SyslogReceiver(sink).message(receivers.Line("call", at, receivers.WARNING, b'{"a":1}'))
+    framed = SyslogReceiver(sink).message(receivers.LogLine("call", at, receivers.WARNING, b'{"a":1}'))
 
     assert framed == b"72 <108>1 2026-11-21T09:00:00.123Z localhost gateway-admin - call - " + b'{"a":1}'
     assert checked_address("syslog", "tcp://127.0.0.1:514") is True

@@ -25,7 +25,7 @@ from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing, tree, verifying
 from auditlog.checkpoints.received import Received
-from auditlog.checkpoints.verifying import BEGINNING, Report, Span
+from auditlog.checkpoints.verifying import BEGINNING, LogPeriod, Report
 from auditlog.models import Call, Checkpoint, Event
 from auditlog.partitions import DAY, midnight
 from sinks import sending
@@ -37,7 +37,7 @@ from tests.sinks.receiver import Webhook
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DAYS = (2, 1, 0)  # Ago.
-ALL_TIME = Span(BEGINNING, sealing.END)
+ALL_TIME = LogPeriod(BEGINNING, sealing.END)
 MINUTE = timedelta(minutes=1)
 
 

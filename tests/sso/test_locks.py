@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, transaction
 
 from accounts.rules import one_at_a_time
-from sso.errors import BadIssuer
+from sso.errors import BadProviderUrl
 from sso.models import Provider
 from tests.eventually import PROMPT
 
@@ -20,7 +20,7 @@ def test_the_name_of_an_issuer_is_looked_up_without_the_lock_of_people() -> None
     def edit() -> None:
         try:
             Provider.edit(by=None, issuer="https://10.0.0.1")
-        except BadIssuer:
+        except BadProviderUrl:
             outcome.append("refused")
         finally:
             connection.close()

@@ -21,7 +21,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.serving import housekeeping
 from sso import discovery
-from sso.errors import BadMetadata, Incomplete, ProviderError
+from sso.errors import BadSamlMetadata, Incomplete, ProviderError
 from sso.models import Provider, ReceivedAssertion
 from sso.saml.requests import consumer_url, entity_id
 from tests import make
@@ -328,7 +328,7 @@ def test_changing_the_protocol_takes_nothing_of_the_other_along(pasted: Provider
 
 
 def test_metadata_belong_to_saml(db: None) -> None:
-    with pytest.raises(BadMetadata, match="belong to SAML"):
+    with pytest.raises(BadSamlMetadata, match="belong to SAML"):
         Provider.edit(by=None, metadata_xml=PASTED)
 
 

@@ -16,7 +16,7 @@ from accounts.models.attempts import MINUTE
 from accounts.sign_in_limits import MOST
 from auditlog.models import Event
 from capabilities import Capability
-from servers.oauth_client.http import Http, Unreachable
+from servers.oauth_client.http import Http, NoAnswer
 from sso import discovery
 from sso.discovery import fetch
 from sso.models import Provider
@@ -256,7 +256,7 @@ def test_signing_out_works_while_the_provider_is_down(
     discovery.forget(provider)
 
     def down(*_: object) -> NoReturn:
-        raise Unreachable("cannot be reached")
+        raise NoAnswer("cannot be reached")
 
     monkeypatch.setattr(Http, "get", down)
 
@@ -284,7 +284,7 @@ def asked(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def down(self: Http, url: str, headers: object = None) -> NoReturn:
         asked.append(url)
-        raise Unreachable("cannot be reached")
+        raise NoAnswer("cannot be reached")
 
     monkeypatch.setattr(Http, "get", down)
     return asked

@@ -11,7 +11,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from sso import flow
 from sso.errors import NoEntry
-from sso.flow import Begun, SignInFailed, _must_be_granted, read
+from sso.flow import PendingSignIn, SignInFailed, _must_be_granted, read
 from sso.models import Account, Claims, GroupRule, Provider
 from tests import make
 from tests.clients.issuers import Visitor
@@ -321,7 +321,7 @@ def test_a_verified_address_is_the_one_that_is_said_beside_it(
 ) -> None:
     """Not the one of the other document, as when people may write what one of them says."""
     request = rf.get(BACK, {"code": "x", "iss": provider.issuer})
-    begun = Begun("login", "/", "nonce", "verifier", provider.issuer, 0)
+    begun = PendingSignIn("login", "/", "nonce", "verifier", provider.issuer, 0)
     monkeypatch.setattr(flow, "_exchange", lambda *_: Tokens("access", "", None, "", "id"))
     monkeypatch.setattr(flow, "_userinfo", lambda *_: {"email": "eve@example.com", "email_verified": True})
     monkeypatch.setattr(flow, "_claims", lambda *_: {"sub": "mia", "email": email})

@@ -17,7 +17,7 @@ from tests import make
 from tests.accounts.again import confirmed
 from tests.rest import Rest, problem, results
 from tokens import api_keys
-from tokens.api_keys import BadDays, KeyNameTaken, NoCapability, TooManyKeys
+from tokens.api_keys import BadDays, KeyNameTaken, NoCapability, TooManyApiKeys
 from tokens.models import Token
 
 pytestmark = pytest.mark.django_db
@@ -273,7 +273,7 @@ def test_a_person_holds_twenty_at_most(eve: User, monkeypatch: pytest.MonkeyPatc
     make.api_key(eve, *READER).key.revoke(by=eve)
     make.api_key(eve, *READER)
 
-    with pytest.raises(TooManyKeys):
+    with pytest.raises(TooManyApiKeys):
         make.api_key(eve, *READER)
 
 

@@ -28,7 +28,7 @@ from tests.rest import Rest, problem
 from tests.sampling import DRILLS, some
 from tests.tokens.rows import HTMX, ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
-from tokens.models import AskedForNew, Issued, NothingToCollect, NotYours, Superseded, Token, TokenError
+from tokens.models import AskedForNew, Issued, NothingToCollect, NotYourToken, Superseded, Token, TokenError
 from wire import token_text
 
 pytestmark = pytest.mark.django_db
@@ -99,19 +99,19 @@ def test_the_secret_does_not_exist_before_it_is_collected(waiting: Token, ann: U
 
 
 def test_only_its_owner_collects_while_active(waiting: Token, ann: User, boss: User) -> None:
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourToken):
         waiting.collect(by=boss)
     User.objects.filter(pk=ann.pk).update(is_active=False)
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourToken):
         waiting.collect(by=ann)
 
     assert Token.objects.get().status == "waiting"
 
 
 def test_only_its_owner_rotates(issued: Issued, boss: User) -> None:
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourToken):
         issued.token.rotate(by=boss)
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourToken):
         issued.token.rotate(by=None)
 
 

@@ -12,15 +12,15 @@ from auditlog.models import Event
 from connections.models import Connection
 from tests import make
 from tokens.models import (
-    AlreadyRevoked,
-    BadAddress,
+    BadAllowlistEntry,
     BadLifetime,
     Expired,
-    NameTaken,
-    NotYours,
+    NotYourToken,
     Superseded,
     Token,
+    TokenAlreadyRevoked,
     TokenError,
+    TokenNameTaken,
     TokenScope,
     TooMany,
 )
@@ -80,25 +80,25 @@ def test_an_empty_allowlist_is_none(link: Connection) -> None:
 
 @pytest.mark.parametrize("entry", ["300.1.1.1", "10.0.0.0/33", "example.com", "1.2.3.4:80", "::/129"])
 def test_a_bad_address_is_named(link: Connection, entry: str) -> None:
-    with pytest.raises(BadAddress) as refusal:
+    with pytest.raises(BadAllowlistEntry) as refusal:
         make.token(link, allowed_ips=["10.0.0.1", entry])
     assert entry in str(refusal.value)
 
 
 def test_51_addresses_are_too_many(link: Connection) -> None:
-    with pytest.raises(BadAddress, match="At most 50"):
+    with pytest.raises(BadAllowlistEntry, match="At most 50"):
         make.token(link, allowed_ips=[f"10.0.0.{n}" for n in range(51)])
 
 
 def test_a_token_acts_only_as_the_person_who_makes_it(link: Connection) -> None:
-    with pytest.raises(NotYours):
+    with pytest.raises(NotYourToken):
         Token.objects.issue(link, name="sly", by=make.user())
 
 
 def test_two_live_tokens_of_a_connection_have_two_names(link: Connection) -> None:
     make.token(link, name="CI")
 
-    with pytest.raises(NameTaken):
+    with pytest.raises(TokenNameTaken):
         make.token(link, name="ci ")
 
 
@@ -191,7 +191,7 @@ def test_ended_tokens_are_neither_edited_nor_rotated(link: Connection) -> None:
     revoked.revoke(by=link.user)
     Token.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
 
-    for token, error in ((revoked, AlreadyRevoked), (expired, Expired)):
+    for token, error in ((revoked, TokenAlreadyRevoked), (expired, Expired)):
         with pytest.raises(error):
             token.rotate(by=link.user)
         with pytest.raises(error):
@@ -221,5 +221,5 @@ def test_an_edit_that_changes_nothing_leaves_no_event(link: Connection) -> None:
 def test_a_token_cannot_take_the_name_of_its_sibling(link: Connection) -> None:
     make.token(link, name="one")
 
-    with pytest.raises(NameTaken):
+    with pytest.raises(TokenNameTaken):
         make.token(link, name="other").token.edit(by=link.user, name="ONE")

@@ -21,7 +21,7 @@ from tests.proxy.test_access import ask
 from tests.rest import Rest, errors, problem
 from tests.tokens.rows import ON_LIST, a_connection, row, secret_in, text
 from tests.tokens.test_rotation import EIGHT
-from tokens.models import BadOverlap, Issued, NoPrevious, Token
+from tokens.models import BadTokenOverlap, Issued, NoPreviousToken, Token
 from wire import token_text
 
 pytestmark = pytest.mark.django_db
@@ -135,7 +135,7 @@ def test_other_overlaps_are_refused_and_nothing_changes(hours: int, ana: User, f
     answer = Rest.of(ana).post(f"/tokens/{first.token.pk}/rotate", {"overlap_hours": hours})
 
     assert errors(answer) == {"overlap_hours": ["Must be 0, 1, 24 or 168 hours."]}
-    with pytest.raises(BadOverlap):
+    with pytest.raises(BadTokenOverlap):
         roll(first, hours)
     assert Token.objects.get().generation == 1
 
@@ -165,7 +165,7 @@ def test_the_api_tells_of_both_and_ends_the_old_one_early(ana: User, first: Issu
     assert problem(rest.post(f"{path}/end-previous")) == (409, "no_previous_secret")
     event = Event.objects.get(action="token.previous_ended")
     assert event.changes["prefix"] == [first.secret[:12], None]
-    with pytest.raises(NoPrevious):
+    with pytest.raises(NoPreviousToken):
         Token.objects.get().end_previous(by=ana)
 
 

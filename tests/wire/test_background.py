@@ -8,7 +8,7 @@ import pytest
 
 from tests.eventually import until
 from wire import background
-from wire.background import Background, Fault, every
+from wire.background import Background, LoopFault, every
 
 
 class Expected(Exception):
@@ -42,7 +42,7 @@ class Rounds:
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = [*errors]
-        self.faults: list[list[Fault]] = []
+        self.faults: list[list[LoopFault]] = []
 
     async def work(self) -> None:
         self.faults.append(background.faults())
@@ -64,7 +64,7 @@ async def test_a_loop_that_fails_is_logged_once_counted_shown_and_tried_again(
     loops.forever("one", rounds.work, wait, guards_access=True)
     await until(lambda: len(waits) == 2)
 
-    shown = [Fault("one", error, guards_access=True) for error in ("TypeError", "TypeError", "KeyError")]
+    shown = [LoopFault("one", error, guards_access=True) for error in ("TypeError", "TypeError", "KeyError")]
     assert rounds.faults == [[], *([each] for each in shown)]
     assert background.faults() == []
     assert waits == [0, 4]  # A failed round is repeated without it.

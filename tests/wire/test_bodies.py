@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sampling import some
-from wire.http1 import PIECE, Body, BodyBroken, BodyTooLarge
+from wire.http1 import PIECE, BodyBroken, BodyReader, BodyTooLarge
 from wire.jsonrpc import has_more_values
 
 LIMIT = 3 * PIECE
@@ -24,7 +24,7 @@ PACKINGS = [
 
 
 def read(packed: bytes, encoding: bytes, cuts: list[int], limit: int = LIMIT) -> bytes:
-    body = Body(limit, encoding)
+    body = BodyReader(limit, encoding)
     edges = sorted({0, len(packed), *cuts})
     return b"".join(piece for start, end in pairwise(edges) for piece in body.feed(packed[start:end]))
 
@@ -56,7 +56,7 @@ def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> Non
     packer = zlib.compressobj(wbits=31)
     first = packer.compress(bytes(LIMIT + over)) + packer.flush(zlib.Z_SYNC_FLUSH)
     second = packer.compress(bytes(1000 * LIMIT)) + packer.flush()
-    body, seen = Body(LIMIT, b"gzip"), []
+    body, seen = BodyReader(LIMIT, b"gzip"), []
 
     def unpack() -> None:
         for chunk in (first, second):
@@ -72,7 +72,7 @@ def test_a_bomb_after_a_first_chunk_at_the_limit_never_unpacks(over: int) -> Non
 
 def test_what_unpacks_to_nothing_ends_too() -> None:
     empty = zlib.compressobj(wbits=-15).flush(zlib.Z_SYNC_FLUSH)
-    body = Body(LIMIT, b"deflate")
+    body = BodyReader(LIMIT, b"deflate")
 
     def unpack() -> None:
         for _ in range(LIMIT):
@@ -90,7 +90,7 @@ def test_what_does_not_unpack_is_broken(packed: bytes) -> None:
 
 def test_an_encoding_nobody_asked_for_is_broken() -> None:
     with pytest.raises(BodyBroken):
-        Body(LIMIT, b"br")
+        BodyReader(LIMIT, b"br")
 
 
 value = st.recursive(

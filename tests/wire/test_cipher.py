@@ -5,7 +5,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.cipher import Cipher, Unreadable
+from wire.cipher import Cipher, Undecryptable
 
 OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
 
@@ -28,7 +28,7 @@ def test_an_older_key_still_opens() -> None:
 
 
 def test_a_lost_key_is_said_plainly() -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(Undecryptable):
         Cipher([NEW]).open(Cipher([OLD]).seal("lost"))
 
 
@@ -42,7 +42,7 @@ def test_a_changed_ciphertext_is_refused() -> None:
     sealed = bytearray(Cipher([NEW]).seal("whole"))
     sealed[20] ^= 1
 
-    with pytest.raises(Unreadable):
+    with pytest.raises(Undecryptable):
         Cipher([NEW]).open(bytes(sealed))
 
 

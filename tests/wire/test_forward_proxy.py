@@ -19,7 +19,7 @@ from tests.forward_proxy import SECRET, USER_AND_SECRET, ForwardProxy, forward_p
 from wire import forward_proxy as ways_out
 from wire.deadline import Deadline
 from wire.errors import AddressBlocked, AddressInside, CertificateRefused, NoWayOut, UpstreamError
-from wire.forward_proxy import OutboundProxy, Places, ProxyFailed, places
+from wire.forward_proxy import HostSet, OutboundProxy, ProxyFailed, places
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream, tls
 from wire.pool import Transport
 
@@ -404,4 +404,4 @@ def test_without_a_proxy_there_is_no_place_for_one() -> None:
 
     assert guard.way("docs.example.com", PUBLIC) is None
     assert guard.way_by_name("docs.example.com") is None
-    assert Places().has("docs.example.com", PUBLIC) is False
+    assert HostSet().has("docs.example.com", PUBLIC) is False

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire import jsonrpc
-from wire.jsonrpc import Malformed, Message
+from wire.jsonrpc import MalformedMessage, Message
 
 ids = st.integers(-(1 << 63), (1 << 64) - 1) | st.text(st.characters(codec="utf-8"))
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -71,7 +71,7 @@ def test_a_response_has_no_method(outcome: str) -> None:
     ],
 )
 def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedMessage) as caught:
         jsonrpc.parse(body)
 
     assert caught.value.code == jsonrpc.PARSE_ERROR
@@ -100,7 +100,7 @@ def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
     ],
 )
 def test_json_that_is_not_one_message_is_an_invalid_request(body: bytes) -> None:
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedMessage) as caught:
         jsonrpc.parse(body)
 
     assert caught.value.code == jsonrpc.INVALID_REQUEST
@@ -108,7 +108,7 @@ def test_json_that_is_not_one_message_is_an_invalid_request(body: bytes) -> None
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_anything_but_parse_or_be_malformed(body: bytes) -> None:
-    with suppress(Malformed):
+    with suppress(MalformedMessage):
         assert jsonrpc.parse(body) is not None
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from wire.oauth_client import (
-    Client,
     Mismatch,
+    RegisteredClient,
     TokenRefused,
     TokenUnavailable,
     authorize_url,
@@ -95,8 +95,8 @@ def test_an_issuer_is_compared_letter_by_letter() -> None:
 
 
 def test_a_client_names_itself_in_one_way_with_its_parts_encoded() -> None:
-    basic = token_request("https://a/token", Client("id:1", "s/2", "client_secret_basic"), {"code": "c"})
-    post = token_request("https://a/token", Client("id:1", "s/2", "client_secret_post"), {"code": "c"})
+    basic = token_request("https://a/token", RegisteredClient("id:1", "s/2", "client_secret_basic"), {"code": "c"})
+    post = token_request("https://a/token", RegisteredClient("id:1", "s/2", "client_secret_post"), {"code": "c"})
 
     assert basic.headers["Authorization"] == "Basic aWQlM0ExOnMlMkYy"
     assert b"client_secret" not in basic.body

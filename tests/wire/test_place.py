@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from wire.client import Place
+from wire.client import QueueSlot
 from wire.turns import FairQueue, SharedTimer, TimeLimit
 
 
@@ -14,7 +14,7 @@ def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
         queue = FairQueue(1)
         assert queue.enter_now("ana", "c1")
         with TimeLimit(0.05, 5, timer=SharedTimer()) as limit:
-            place = Place(queue, "ana", "c1", limit)
+            place = QueueSlot(queue, "ana", "c1", limit)
 
             with place:
                 assert queue.enter_now("bob", "c2")
@@ -30,7 +30,7 @@ def test_while_somebody_is_asked_another_call_may_have_the_place() -> None:
 def test_somebody_who_is_asked_when_the_call_is_over_has_no_place_to_give_back() -> None:
     async def work() -> None:
         queue = FairQueue(1)
-        with TimeLimit(1, 5, timer=SharedTimer()) as limit, Place(queue, "ana", "c1", limit, is_over=True):
+        with TimeLimit(1, 5, timer=SharedTimer()) as limit, QueueSlot(queue, "ana", "c1", limit, is_over=True):
             assert queue.is_idle
         assert queue.is_idle
 
@@ -42,7 +42,7 @@ def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() ->
         queue = FairQueue(1)
         assert queue.enter_now("ana", "c1")
         with TimeLimit(1, 5, timer=SharedTimer()) as limit:
-            place = Place(queue, "ana", "c1", limit)
+            place = QueueSlot(queue, "ana", "c1", limit)
             asked = asyncio.Event()
 
             async def ask() -> None:

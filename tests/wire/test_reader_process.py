@@ -12,7 +12,7 @@ import pytest
 from wire import jsonrpc
 from wire.answers import Changes, changed
 from wire.jsonrpc import LARGE, MOST_VALUES
-from wire.reader_process import MEDIUM, MEDIUM_VALUES, ReaderProcess, Unreadable, is_large
+from wire.reader_process import MEDIUM, MEDIUM_VALUES, ReaderProcess, UnreadableAnswer, is_large
 
 LINK = {"type": "resource_link", "uri": "docs://a/\u00e9?x=%20", "name": "\ud83d"}  # Names half a pair.
 RESULT = {"content": [LINK] * 3, "structuredContent": {"big": 2**70}, "isError": True, "_meta": {"x": "y" * 2_000}}
@@ -75,8 +75,8 @@ async def test_what_is_no_complete_result_has_no_outline(reader: ReaderProcess, 
     [
         (b'{"jsonrpc": "2.0", ', ValueError),
         (b"[" * 100_000, ValueError),
-        (b'{"result":[' + b"1," * MOST_VALUES + b"1]}", Unreadable),
-        (text_of({str(number): 0 for number in range(1_001)}), Unreadable),
+        (b'{"result":[' + b"1," * MOST_VALUES + b"1]}", UnreadableAnswer),
+        (text_of({str(number): 0 for number in range(1_001)}), UnreadableAnswer),
     ],
 )
 async def test_what_cannot_be_read_is_an_error_and_the_next_one_is_read(

@@ -5,16 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire import sse
-from wire.sse import Event, EventTooLarge, Reader
+from wire.sse import EventParser, EventTooLarge, ServerSentEvent
 
 LIMIT = 1 << 16
 
 line = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0")).map(str.encode)
 
 
-def read(stream: bytes, cuts: list[int] | None = None) -> list[Event]:
+def read(stream: bytes, cuts: list[int] | None = None) -> list[ServerSentEvent]:
     """The events of a stream that arrives in pieces."""
-    reader, events, start = Reader(LIMIT), [], 0
+    reader, events, start = EventParser(LIMIT), [], 0
     for cut in [*sorted(cuts or []), len(stream)]:
         events += reader.feed(stream[start:cut])
         start = max(cut, start)
@@ -25,7 +25,7 @@ def read(stream: bytes, cuts: list[int] | None = None) -> list[Event]:
 @pytest.mark.parametrize("event_id", [b"", b"s-1"])
 def test_what_is_sent_as_one_event_is_read_as_one_whatever_lines_it_has(data: bytes, event_id: bytes) -> None:
     (event,) = read(sse.event(data, event_id))
-    assert event == Event(b"\n".join(data.splitlines()), "message", event_id.decode())
+    assert event == ServerSentEvent(b"\n".join(data.splitlines()), "message", event_id.decode())
 
 
 @given(st.lists(st.lists(line, min_size=1)), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
@@ -47,24 +47,24 @@ def test_a_cut_never_changes_what_is_read(stream: bytes, data: st.DataObject) ->
 
 @given(line.filter(bool))
 def test_what_is_written_is_read_back(text: bytes) -> None:
-    assert read(sse.event(text) + sse.PING) == [Event(text)]
+    assert read(sse.event(text) + sse.PING) == [ServerSentEvent(text)]
 
 
 @pytest.mark.parametrize(
     ("stream", "events"),
     [
-        (b"\xef\xbb\xbfdata: a\n\n", [Event(b"a")]),
-        (b": a comment\n\ndata:a\n\n", [Event(b"a")]),
-        (b"event: note\nid: 7\ndata: a\n\n", [Event(b"a", "note", "7")]),
-        (b"id: 7\n\ndata: a\n\n", [Event(b"a", "message", "7")]),
-        (b"id: 7\0\ndata: a\n\n", [Event(b"a")]),
-        (b"retry: 5\nother: x\ndata\n\n", [Event(b"")]),
-        (b"data:  two\n\n", [Event(b" two")]),
-        (b"event: a\n\ndata: b\n\n", [Event(b"b")]),
+        (b"\xef\xbb\xbfdata: a\n\n", [ServerSentEvent(b"a")]),
+        (b": a comment\n\ndata:a\n\n", [ServerSentEvent(b"a")]),
+        (b"event: note\nid: 7\ndata: a\n\n", [ServerSentEvent(b"a", "note", "7")]),
+        (b"id: 7\n\ndata: a\n\n", [ServerSentEvent(b"a", "message", "7")]),
+        (b"id: 7\0\ndata: a\n\n", [ServerSentEvent(b"a")]),
+        (b"retry: 5\nother: x\ndata\n\n", [ServerSentEvent(b"")]),
+        (b"data:  two\n\n", [ServerSentEvent(b" two")]),
+        (b"event: a\n\ndata: b\n\n", [ServerSentEvent(b"b")]),
         (b"data: unfinished\n", []),
     ],
 )
-def test_fields_mean_what_the_standard_says(stream: bytes, events: list[Event]) -> None:
+def test_fields_mean_what_the_standard_says(stream: bytes, events: list[ServerSentEvent]) -> None:
     assert read(stream) == events
 
 
@@ -75,15 +75,15 @@ def test_an_event_cannot_grow_without_end(stream: bytes) -> None:
 
 
 def test_many_events_may_be_larger_than_one() -> None:
-    reader = Reader(LIMIT)
+    reader = EventParser(LIMIT)
 
     assert sum(len(reader.feed(b"data: " + b"x" * 1000 + b"\n\n")) for _ in range(1000)) == 1000
 
 
 def test_an_event_may_have_an_id_and_a_stream_says_how_long_to_wait_before_it_is_opened_again() -> None:
-    reader = Reader(1000)
-    assert reader.feed(sse.event(b"{}", b"7")) == [Event(b"{}", id="7")]
+    reader = EventParser(1000)
+    assert reader.feed(sse.event(b"{}", b"7")) == [ServerSentEvent(b"{}", id="7")]
     assert (reader.event_id, reader.retry_ms) == ("7", None)
     begins = b"id: 8\nretry: 250\ndata: \n\nretry: soon\nretry: 99999999999\n\n"
-    assert reader.feed(begins) == [Event(b"", id="8")]
+    assert reader.feed(begins) == [ServerSentEvent(b"", id="8")]
     assert (reader.event_id, reader.retry_ms) == ("8", 250)

@@ -86,7 +86,7 @@ class Link(NamedTuple):
     current: str
 
 
-class Group(NamedTuple):
+class SettingsGroup(NamedTuple):
     """Pages of the settings under one heading."""
 
     title: str
@@ -94,18 +94,18 @@ class Group(NamedTuple):
 
 
 @register.simple_tag(takes_context=True)
-def settings_groups(context: RequestContext) -> list[Group]:
+def settings_groups(context: RequestContext) -> list[SettingsGroup]:
     """Return the groups with the pages the user may open, without empty groups."""
     request: HttpRequest = context["request"]
     groups = [
-        Group(title, [_link(one, request.path) for one in settings if _may_open(one, request)])
+        SettingsGroup(title, [_link(one, request.path) for one in settings if _may_open(one, request)])
         for title, settings in GROUPS.items()
     ]
     return [group for group in groups if group.links]
 
 
 @register.simple_tag(takes_context=True)
-def groups_below(context: RequestContext) -> list[Group]:
+def groups_below(context: RequestContext) -> list[SettingsGroup]:
     """Return the groups for the rail on pages of the settings (except admin events); empty elsewhere."""
     path: str = context["request"].path
     is_setting = path.startswith(reverse("accounts:settings")) and not path.startswith(reverse("auditlog:events"))

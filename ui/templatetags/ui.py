@@ -26,7 +26,7 @@ from capabilities import Capability
 from ui.addresses import parts
 from ui.pages import Undo
 from ui.states import in_words
-from ui.tables import Column, View, seen
+from ui.tables import Column, TableView, seen
 from wire.definitions import hidden_places
 
 register = template.Library()
@@ -62,7 +62,7 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 MOST_MARKS = 500  # In one text, since a mark is much longer than its character.
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A piece of a text: plain, or of `kind` "char" or "more", the replacement of invisible characters."""
 
     kind: str
@@ -76,19 +76,19 @@ _MARKS = {
 }
 
 
-def _pieces(text: str) -> Iterator[Piece]:
+def _pieces(text: str) -> Iterator[TextPiece]:
     at = left_out = 0
     for count, place in enumerate(hidden_places(text)):
-        yield Piece("", (text[at:place],))
+        yield TextPiece("", (text[at:place],))
         code = f"U+{ord(text[place]):04X}"
         if count < MOST_MARKS:
-            yield Piece("char", (unicodedata.name(text[place], code), code))
+            yield TextPiece("char", (unicodedata.name(text[place], code), code))
         else:
             left_out += 1
         at = place + 1
-    yield Piece("", (text[at:],))
+    yield TextPiece("", (text[at:],))
     if left_out:
-        yield Piece("more", (f"and {left_out:,} more",))
+        yield TextPiece("more", (f"and {left_out:,} more",))
 
 
 @register.filter
@@ -312,7 +312,7 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
 @register.simple_block_tag(takes_context=True)
 def cell(context: RequestContext, content: str, name: str) -> SafeString:
     """A cell of the column `name` of the list `table`; nothing where the reader has no such column."""
-    view: View = context["table"]
+    view: TableView = context["table"]
     column = view.column(name)
     if column is None or not view.shows(name):
         return SafeString("")
@@ -321,7 +321,7 @@ def cell(context: RequestContext, content: str, name: str) -> SafeString:
 
 
 @register.filter
-def shows(view: View, name: str) -> bool:
+def shows(view: TableView, name: str) -> bool:
     """Return whether the list shows this column, to skip queries for hidden ones."""
     return view.shows(name)
 
@@ -334,7 +334,7 @@ def undo(message: Message) -> Undo | None:
 
 
 @register.simple_tag(takes_context=True)
-def list_of(context: RequestContext, key: str, kind: str = "") -> View:
+def list_of(context: RequestContext, key: str, kind: str = "") -> TableView:
     """Return the view of the table `key`; cells and heads use it as `table`."""
     return seen(context["request"], key + kind)
 

@@ -8,10 +8,10 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts.models import User
 from gatewayadmin.config import database, ways
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
-from gatewayadmin.doctor import OAuthCheck, Step, passed
-from gatewayadmin.doctor.report import State
+from gatewayadmin.doctor import CheckStep, OAuthCheck, passed
+from gatewayadmin.doctor.report import StepState
 from gatewayadmin.serving.server import default_workers
 from gateways.models import Gateway
 
@@ -29,7 +29,7 @@ class Command(BaseCommand):
         try:
             database.require()
             in_use = ways.survey(settings.WORKERS or default_workers())
-        except Unusable as error:
+        except UnusableDatabase as error:
             raise CommandError(str(error)) from error
         for line in (*in_use.uses, *(f"Warning: {warning}" for warning in in_use.warnings)):
             self.stdout.write(f"{'database':<12}{line}")
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         for number, step in enumerate(steps, 1):
             self.stdout.write(_lines(number, step))
         if not passed(steps):
-            failed = next(step for step in steps if step.state == State.FAILED)
+            failed = next(step for step in steps if step.state == StepState.FAILED)
             raise CommandError(f"{failed.title}: {failed.reason}")
         self.stdout.write("A client can connect, sign in and call.")
 
@@ -57,7 +57,7 @@ def _user(email: str | None) -> User:
     return user
 
 
-def _lines(number: int, step: Step) -> str:
+def _lines(number: int, step: CheckStep) -> str:
     """One step, with the exchange indented below it."""
     details = {"asked": step.asked, "answered": step.answered, "found": step.reason, "change": step.advice}
     lines = [f"{step.state:<12}{number}. {step.title}"]

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin import grants
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.grants import Ungrantable
 
 
@@ -29,5 +29,5 @@ class Command(BaseCommand):
             else:
                 grants.apply(role)
                 self.stdout.write(f"{role} may serve: run it with `serve --no-migrate`.")
-        except (Unusable, Ungrantable) as error:
+        except (UnusableDatabase, Ungrantable) as error:
             raise CommandError(str(error)) from error

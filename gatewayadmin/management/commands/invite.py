@@ -11,7 +11,7 @@ from accounts.models import Role, Team, User
 from accounts.people_forms import AddressesField
 from accounts.rules import PeopleError
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
 
 
@@ -30,7 +30,7 @@ class Command(BaseCommand):
             people = AddressesField().clean("\n".join(emails))
             teams = [_named(Team, name) for name in team]
             invited = User.objects.invite_all(people, role=_named(Role, role), teams=teams, by=None)
-        except (Unusable, PeopleError) as error:
+        except (UnusableDatabase, PeopleError) as error:
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error

@@ -12,7 +12,7 @@ from django.db import transaction
 from accounts.models import User
 from connections.models import Connection, ConnectionFault
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
 from gateways.models import Gateway
 from hosts.models import Host, HostError, HostKind
@@ -38,7 +38,7 @@ class Command(BaseCommand):
             database.require()
             with transaction.atomic():
                 issued = _issue(_user(user), host, _gateway(gateway), options["name"], options["expires_in_days"])
-        except (Unusable, HostError, ConnectionFault, TokenError) as error:
+        except (UnusableDatabase, HostError, ConnectionFault, TokenError) as error:
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error

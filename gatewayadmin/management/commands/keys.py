@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import KeyUses, key_uses
 
 
@@ -16,7 +16,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             database.require()
-        except Unusable as error:
+        except UnusableDatabase as error:
             raise CommandError(str(error)) from error
         for keys in key_uses():
             self._list(keys)

@@ -14,7 +14,7 @@ from auditlog import indexes
 from auditlog.models import Call
 from gatewayadmin import grants
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.serving.first_start import make_partitions
 
 # Statements that need a table after us wait behind us, so we wait only briefly for locks. A statement of a second is
@@ -49,7 +49,7 @@ class Command(migrate.Command):
         connection = connections[options["database"]]
         try:
             database.require(tables=False)
-        except Unusable as error:
+        except UnusableDatabase as error:
             raise CommandError(str(error)) from error
         try:
             for attempt in range(1, TRIES + 1):

@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin.config import database, keys, locks
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.environment import Refused
 from gatewayadmin.config.locks import Lock
 from gatewayadmin.embedded import moving
@@ -41,7 +41,7 @@ class Command(BaseCommand):
                 call_command("migrate", verbosity=0, interactive=False)
                 rows = moving.move(settings.DATA_DIR, self._say)
             make_partitions()
-        except (Unusable, Immovable, Refused, ClusterError) as error:
+        except (UnusableDatabase, Immovable, Refused, ClusterError) as error:
             raise CommandError(str(error)) from error
         except psycopg.Error as error:
             # The whole text may hold addresses, rows and what is in a connection string.

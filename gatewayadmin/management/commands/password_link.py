@@ -9,7 +9,7 @@ from accounts import password_links
 from accounts.models import User
 from accounts.rules import PeopleError
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
 
 
@@ -25,7 +25,7 @@ class Command(BaseCommand):
             database.require()
             person = User.objects.get_by_natural_key(email.strip())
             hours = person.note_password_link(by=None)
-        except (Unusable, PeopleError) as error:
+        except (UnusableDatabase, PeopleError) as error:
             raise CommandError(str(error)) from error
         except User.DoesNotExist as error:
             raise CommandError(f"There is no person {email}.") from error

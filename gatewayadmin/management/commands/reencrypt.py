@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts import second_factor
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from servers import resealing
 
 
@@ -17,7 +17,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             database.require()
-        except Unusable as error:
+        except UnusableDatabase as error:
             raise CommandError(str(error)) from error
         resealed = resealing.reseal() | {"second factors": second_factor.reseal()}
         for what, (moved, unreadable) in resealed.items():

@@ -7,10 +7,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
 from oauth import registration
-from oauth.client_metadata import BadMetadata
+from oauth.client_metadata import BadClientMetadata
 
 
 class Command(BaseCommand):
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         try:
             database.require()
             application, secret = registration.by_hand(name=name, redirect_uris=redirect_uri, confidential=confidential)
-        except (Unusable, BadMetadata) as error:
+        except (UnusableDatabase, BadClientMetadata) as error:
             raise CommandError(str(error)) from error
         line = {"client_id": application.application.client_id, "client_secret": secret, "issuer": public_url()}
         self.stdout.write(json.dumps({key: value for key, value in line.items() if value}))

@@ -12,7 +12,7 @@ from accounts import password_links, second_factor
 from accounts.models import User
 from accounts.rules import PeopleError
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
 from sso.enforcement import must_sign_in_there
 from sso.models import Mode, Provider
@@ -40,7 +40,7 @@ class Command(BaseCommand):
                 person, previous = User.objects.rescue(email, create=options["create"])
                 lines = [f"{person.email} is an active Super admin now (before: {previous})."]
                 lines += _further(person, options)
-        except (Unusable, User.DoesNotExist) as error:
+        except (UnusableDatabase, User.DoesNotExist) as error:
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError(f"{email} is no e-mail address.") from error

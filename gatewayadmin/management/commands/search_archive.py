@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from auditlog.partitions import DAY
 from gatewayadmin.management.options import moment
 from sinks import archive
-from sinks.archive import Unreadable
+from sinks.archive import UnreadableArchive
 from sinks.objects import NotKept
 
 # What is compared, by the name of its option.
@@ -53,7 +53,7 @@ class Command(BaseCommand):
                     break
                 self.stdout.write(orjson.dumps(row, option=orjson.OPT_UTC_Z).decode())
                 found += 1
-        except Unreadable as reason:
+        except UnreadableArchive as reason:
             raise CommandError(str(reason)) from reason
         except NotKept as answer:
             raise CommandError(f"The archive {answer}") from answer

@@ -8,13 +8,13 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from gatewayadmin.config import database, environment, ways
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
 from gatewayadmin.config.ways import Ways
 from gatewayadmin.serving import first_start
 from gatewayadmin.serving.first_start import Welcome
 from gatewayadmin.serving.port import PortTaken, reserve
-from gatewayadmin.serving.server import Server, default_workers, metrics_folder
+from gatewayadmin.serving.server import GunicornServer, default_workers, metrics_folder
 
 
 class Command(BaseCommand):
@@ -44,7 +44,7 @@ class Command(BaseCommand):
             metrics = metrics_folder(settings.DATA_DIR)
             database.require(tables=not migrate)
             in_use = ways.survey(workers or default_workers())
-        except (PortTaken, Unusable) as error:
+        except (PortTaken, UnusableDatabase) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
             raise CommandError(f"GATEWAY_DATA_DIR: cannot write to {settings.DATA_DIR} ({error.strerror}).") from error
@@ -65,7 +65,7 @@ class Command(BaseCommand):
             self.stderr.write(f"Warning: {warning}")
         processes = workers or default_workers()
         environment.set_for_children("GATEWAY_WORKERS", str(processes))  # They share what servers may have under way.
-        Server(
+        GunicornServer(
             listener, workers=processes, metrics=metrics, say_hello=lambda: self._greet(welcome, host, port, in_use)
         ).run()
 

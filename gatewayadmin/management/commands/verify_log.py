@@ -14,9 +14,9 @@ from django.template.defaultfilters import pluralize
 
 from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
-from auditlog.checkpoints.verifying import BEGINNING, NOUNS, Report, Span, merged
+from auditlog.checkpoints.verifying import BEGINNING, NOUNS, LogPeriod, Report, merged
 from gatewayadmin.config import database
-from gatewayadmin.config.database import Unusable
+from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.management.options import moment
 
 
@@ -38,7 +38,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             database.require()
-        except Unusable as error:
+        except UnusableDatabase as error:
             raise CommandError(str(error)) from error
         if options["print_key"]:
             with transaction.atomic():
@@ -82,7 +82,7 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
         yield f"Unproved: from {_between(span)}."
 
 
-def _between(span: Span) -> str:
+def _between(span: LogPeriod) -> str:
     since = "the beginning" if span.since == BEGINNING else _in_words(span.since)
     return f"{since} to {_in_words(span.until)}"
 
