@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts.hashing import for_a_stranger
 from accounts.models import User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
-from accounts.second_factor import is_on
+from accounts.second_factor import has_second_factor
 from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
 from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
@@ -25,7 +25,7 @@ from auditlog.models import Event
 from sso.enforcement import (
     SIGN_IN_THERE,
     came_too_late,
-    forget,
+    forget_organisation,
     must_sign_in_there,
     note_sign_in,
     sign_in_there,
@@ -78,11 +78,11 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         with nullcontext() if tries.is_known else for_a_stranger():
             person: User | None = super().authenticate(request, **credentials)
         # The password is checked anyway, and all refusals are alike: nobody can find out who is a break-glass owner.
-        if sign_in_there(email) and not (person and person.break_glass and is_on(person)):
+        if sign_in_there(email) and not (person and person.break_glass and has_second_factor(person)):
             raise self.validation_error("sign_in_there")
         if person:
             tries.take_back()
-            forget(request)
+            forget_organisation(request)
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
@@ -118,7 +118,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
 
 def confirms_there(user: User) -> bool:
     """True if only the identity provider can confirm this person, who has neither a password nor a code here."""
-    return user.by_organisation and not user.has_usable_password() and not is_on(user)
+    return user.by_organisation and not user.has_usable_password() and not has_second_factor(user)
 
 
 def store_password(user: User, encoded: str) -> None:

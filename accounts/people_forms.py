@@ -18,7 +18,7 @@ from django.utils import timezone
 from accounts.capability_groups import ChecksCapabilities
 from accounts.models import Role, Team, User
 from accounts.models.users import INVITATION
-from accounts.rules import lacking
+from accounts.rules import missing_capabilities
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
 from ui.matching import holds
@@ -110,7 +110,7 @@ def _withheld(roles: list[Role], grantor: User) -> dict[str, str]:
     return {
         str(role.pk): f"You lack: {', '.join(beyond)}."
         for role in roles
-        if (beyond := lacking(grantor, role.capabilities))
+        if (beyond := missing_capabilities(grantor, role.capabilities))
     }
 
 

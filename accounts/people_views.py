@@ -18,7 +18,7 @@ from accounts.lists import PEOPLE
 from accounts.models import ApiKey, Role, User
 from accounts.people_forms import STATUSES, InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
 from accounts.reauthentication import ask_again
-from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, lacking
+from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
 from accounts.sign_in import ForgottenForm
 from auditlog.actions import Action
@@ -38,7 +38,7 @@ from ui.pages import (
     page_of,
     posted,
     refuse,
-    seen,
+    seen_version,
     sentences,
     show,
     was_typed,
@@ -46,7 +46,7 @@ from ui.pages import (
 from ui.tables import show_list
 
 
-def find(pk: UUID) -> Any:
+def person_or_404(pk: UUID) -> Any:
     """Return the person with the number of their live connections, or 404."""
     people = User.objects.select_related("role").prefetch_related("teams")
     live = Count("connections", filter=Q(connections__revoked_at=None))
@@ -78,12 +78,12 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.PEOPLE_MANAGE)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     context: dict[str, Any] = {
         "person": person,
-        "second_factor": second_factor.is_on(person),
+        "second_factor": second_factor.has_second_factor(person),
         "sessions": len(open_sessions(person)),
-        "lacking": lacking(request.user, person.granted),
+        "lacking": missing_capabilities(request.user, person.granted),
         "gives_staff": request.user.is_staff or request.user.is_owner,
         "mails": bool(settings.MAIL_SERVER),
         "requests": person.open_requests(),
@@ -148,7 +148,7 @@ def _invited(request: AppRequest, *invited: User) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
-    invited = find(pk)
+    invited = person_or_404(pk)
     form = ResendInvitationForm(posted(request), initial={"epoch": invited.session_epoch})
     context = {
         "form": form,
@@ -171,7 +171,7 @@ def invite_again(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def revoke_invitation(request: AppRequest, pk: UUID) -> HttpResponse:
-    invited = find(pk)
+    invited = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -192,14 +192,14 @@ def revoke_invitation(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     form = PersonForm(posted(request), initial={"display_name": person.display_name, "email": person.email})
     context = {"form": form, "heading": "Edit", "back": page_url(person), "version": person.version}
     if request.method == "GET":
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            person.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+            person.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except EmailTaken as error:
@@ -215,7 +215,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     form = RoleChoice(posted(request), grantor=request.user, initial={"role": person.role_id})
     context = {"form": form, "person": person, "heading": "Change role", "back": page_url(person)}
     context["requests"] = person.open_requests()
@@ -224,7 +224,7 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "accounts/person_form.html", context)
     if form.is_valid():
         try:
-            person.give_role(form.cleaned_data["role"], by=request.user, seen=seen(request))
+            person.give_role(form.cleaned_data["role"], by=request.user, seen=seen_version(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except PeopleError as error:
@@ -237,7 +237,7 @@ def change_role(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
-    person, fields = find(pk), request.GET if request.method == "GET" else request.POST
+    person, fields = person_or_404(pk), request.GET if request.method == "GET" else request.POST
     capability = capability_or_404(fields.get("capability", ""))
     if request.method == "GET":
         return confirm(
@@ -256,7 +256,7 @@ def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -277,7 +277,7 @@ def deactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.PEOPLE_MANAGE)
 def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     try:
         person.reactivate(by=request.user)
     except PeopleError as error:
@@ -290,7 +290,7 @@ def reactivate(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def cut_off(request: AppRequest, pk: UUID) -> HttpResponse:
     """Deactivate a person and revoke all their connections; requires both capabilities."""
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET" or not was_typed(request, person.email):
         return confirm(
             request,
@@ -330,7 +330,7 @@ def _ending_keys(person: User) -> str:
 @ask_again
 def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
     """Set or clear the staff flag."""
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -355,7 +355,7 @@ def staff(request: AppRequest, pk: UUID, staff: bool) -> HttpResponse:
 @ask_again
 def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
     """Set or clear that an owner's password works while sign-in by the organisation is enforced."""
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -379,7 +379,7 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -414,7 +414,7 @@ def _reset_sent(request: AppRequest, person: User) -> str:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.PEOPLE_MANAGE)
 def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -435,7 +435,7 @@ def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def remove_second_factor(request: AppRequest, pk: UUID) -> HttpResponse:
-    person = find(pk)
+    person = person_or_404(pk)
     if request.method == "GET":
         return confirm(
             request,

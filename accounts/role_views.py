@@ -15,15 +15,15 @@ from accounts.capability_groups import CAPABILITY_GROUPS, check_list
 from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
 from accounts.reauthentication import ask_again, ask_first
-from accounts.rules import BeyondYours, NameTaken, PeopleError, lacking
+from accounts.rules import BeyondYours, NameTaken, PeopleError, missing_capabilities
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
-from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen, show
+from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen_version, show
 
 OUTRANKED = "This role holds more than you do."
 
 
-def find(pk: UUID) -> Any:
+def role_or_404(pk: UUID) -> Any:
     """Return the role with the number of its people, or 404."""
     return get_object_or_404(Role.objects.with_capabilities().annotate(user_count=Count("users")), pk=pk)
 
@@ -67,18 +67,18 @@ def _copy_of(role: Role | None, request: AppRequest) -> dict[str, Any]:
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    role = find(pk)
+    role = role_or_404(pk)
     form = RoleForm(posted(request), before=role.capabilities, initial={"name": role.name})
     context = {
         "form": form,
         "role": role,
         "heading": role.name,
         "version": role.version,
-        "lacking": lacking(request.user, role.capabilities) if not role.locked else [],
+        "lacking": missing_capabilities(request.user, role.capabilities) if not role.locked else [],
     }
     if request.method == "POST" and form.is_valid():
         try:
-            role.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+            role.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except NameTaken as error:
@@ -103,7 +103,7 @@ def _shown(request: AppRequest, form: RoleForm, context: dict[str, Any]) -> Http
 @requires(Capability.PEOPLE_MANAGE)
 @ask_again
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
-    role = find(pk)
+    role = role_or_404(pk)
     back = reverse("accounts:roles")
     if request.method == "GET":
         return confirm(

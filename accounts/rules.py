@@ -152,19 +152,19 @@ def acting_now(by: Grantor | None) -> Any:
 
 def must_match(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
     """Raise Outranked unless `by` has at least `capabilities`, those of the person or role to be changed."""
-    missing = lacking(acting_now(by), capabilities)
+    missing = missing_capabilities(acting_now(by), capabilities)
     if missing:
         raise Outranked(f"{Outranked.__doc__} You lack: {', '.join(missing)}.")
 
 
 def must_hold(by: Grantor | None, capabilities: Iterable[Capability]) -> None:
     """Raise BeyondYours unless `by` has all of `capabilities`; None is the system and has all."""
-    missing = lacking(acting_now(by), capabilities)
+    missing = missing_capabilities(acting_now(by), capabilities)
     if missing:
         raise BeyondYours(f"{BeyondYours.__doc__} You lack: {', '.join(missing)}.")
 
 
-def lacking(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
+def missing_capabilities(by: Grantor | None, capabilities: Iterable[Capability]) -> list[str]:
     """Return the labels of `capabilities` that `by` lacks, in catalogue order."""
     required = frozenset(capabilities)
     return [

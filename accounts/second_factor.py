@@ -124,7 +124,7 @@ class CodeAgainForm(OnceForm, ReauthenticateForm):  # type: ignore[misc]
         return try_as(self.user, "code again")
 
 
-def is_on(person: User) -> bool:
+def has_second_factor(person: User) -> bool:
     """True if this person has a second factor: an app or a security key."""
     on: bool = Authenticator.objects.filter(user=person, type__in=SECOND_FACTORS).exists()
     return on
@@ -168,13 +168,13 @@ def rename_key(person: User, pk: int, name: str, *, by: User) -> None:
         Event.objects.record(Action.SECURITY_KEY_RENAMED, person, by=by, changes={"security_key": [before, name]})
 
 
-def key_uses() -> Counter[str]:
+def second_factor_key_uses() -> Counter[str]:
     """Return the number of secrets by encryption key id."""
     rows = Authenticator.objects.values_list("data", flat=True)
     return Counter(data[name].partition(":")[0] for data in rows for name in SEALED if name in data)
 
 
-def reseal() -> Resealed:
+def reseal_second_factors() -> Resealed:
     """Re-encrypt secrets of older keys with the newest, one authenticator at a time."""
     pks = list(Authenticator.objects.order_by("pk").values_list("pk", flat=True))
     results = [result for pk in pks for result in _moved(pk)]

@@ -43,7 +43,7 @@ def index(request: AppRequest) -> HttpResponse:
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
     context = {
         "app": kinds.get(Authenticator.Type.TOTP),
-        "keys": security_keys.of(request.user),
+        "keys": security_keys.keys_of(request.user),
         "takes_keys": security_keys.is_offered(),
         "left": _left(codes),
     }
@@ -118,7 +118,7 @@ class Deactivate(Confirmed, DeactivateTOTPView):  # type: ignore[misc]
     """Removes the app; without a security key, the second factor is then off."""
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_context_data(**kwargs), "keys": security_keys.of(self.request.user)}
+        return {**super().get_context_data(**kwargs), "keys": security_keys.keys_of(self.request.user)}
 
     def form_valid(self, form: Any) -> HttpResponse:
         try:
@@ -151,7 +151,7 @@ class AddKey(Confirmed, AddWebAuthnView):  # type: ignore[misc]
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
             person = self.request.user.lock()
-            if len(security_keys.of(person)) >= security_keys.MOST_KEYS:
+            if len(security_keys.keys_of(person)) >= security_keys.MOST_KEYS:
                 form.add_error(None, f"{security_keys.MOST_KEYS} security keys at most. Remove one first.")
             elif security_keys.is_taken(form.cleaned_data["credential"]):
                 form.add_error(None, "This security key was added already.")
@@ -219,7 +219,7 @@ class Authenticate(AuthenticateView):  # type: ignore[misc]
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         person = self.stage.login.user
         has_app = Authenticator.objects.filter(user=person, type=Authenticator.Type.TOTP).exists()
-        keys = security_keys.of(person)
+        keys = security_keys.keys_of(person)
         if not keys:
             self.webauthn_form = None  # Nothing to ask the browser for.
         return _options(super().get_context_data(**kwargs)) | {"app": has_app, "keys": keys}

@@ -62,12 +62,12 @@ def _server() -> Fido2Server:
     return Fido2Server(PublicKeyCredentialRpEntity(**relying_party("")), verify_origin=lambda said: said == origin)
 
 
-def of(person: User) -> list[Any]:
+def keys_of(person: User) -> list[Any]:
     """Return this person's keys, oldest first."""
     return list(Authenticator.objects.filter(user=person, type=Authenticator.Type.WEBAUTHN).order_by("pk"))
 
 
-def registered(credential: dict[str, Any]) -> dict[str, Any]:
+def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
     """Return a new key's data to store if it answers the session's challenge. Raises ValidationError."""
     state = context.request.session.pop(STATE_SESSION_KEY, None)
     try:
@@ -99,7 +99,7 @@ def is_taken(credential: dict[str, Any]) -> bool:
     return bool(rows.filter(data__credential__rawId=credential["rawId"]).exists())
 
 
-def checked(person: User, credential: dict[str, Any]) -> Authenticator:
+def verified_key(person: User, credential: dict[str, Any]) -> Authenticator:
     """Return the person's key that signed the session's challenge. Raises ValidationError.
 
     A key whose signature count did not grow is refused too: it was copied, and either copy may be the thief's.
@@ -168,7 +168,7 @@ class AddKeyForm(KeyNameForm):
         super().__init__(*args, **kwargs)
 
     def clean_credential(self) -> dict[str, Any]:
-        return registered(self.cleaned_data["credential"])
+        return new_key_data(self.cleaned_data["credential"])
 
 
 class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
@@ -182,7 +182,7 @@ class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
 
     def clean_credential(self) -> Authenticator:
         tries = self.count()
-        key = checked(self.user, self.cleaned_data["credential"])
+        key = verified_key(self.user, self.cleaned_data["credential"])
         tries.take_back()
         return key
 

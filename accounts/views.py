@@ -38,7 +38,7 @@ def profile(request: AppRequest) -> HttpResponse:
     user, theme = request.user, request.COOKIES.get("theme", "")
     initial = {"display_name": user.display_name, "theme": theme if theme in dict(THEMES) else "system"}
     form = ProfileForm(posted(request), initial=initial)
-    context = {"form": form, "second_factor": second_factor.is_on(user)}
+    context = {"form": form, "second_factor": second_factor.has_second_factor(user)}
     if request.method == "GET":
         return show(request, "accounts/profile.html", context)
     if not form.is_valid():

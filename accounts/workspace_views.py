@@ -19,7 +19,7 @@ from auditlog.models import Call
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from ui.limits import LimitField
-from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
+from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen_version, show
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Workspace": ("name", "new_app_policy", "setup_steps"),
@@ -112,7 +112,7 @@ def workspace(request: AppRequest) -> HttpResponse:
     if not form.is_valid():
         return refuse(request, "accounts/workspace.html", context)
     try:
-        WorkspaceSettings.edit(by=request.user, seen=seen(request), **form.cleaned_data)
+        WorkspaceSettings.edit(by=request.user, seen=seen_version(request), **form.cleaned_data)
     except ChangedMeanwhile as clash:
         return refuse(request, "accounts/workspace.html", context | clash_context(clash))
     return leave(request, reverse("accounts:workspace"), "Settings saved")

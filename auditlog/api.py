@@ -19,16 +19,16 @@ from auditlog import replica
 from auditlog.actions import Action
 from auditlog.event_context import Via
 from auditlog.export import TYPES, Export, file_response
-from auditlog.groups import BY, SORTS, as_rows, groups
+from auditlog.groups import BY, SORTS, as_rows, group_calls
 from auditlog.models import Call, Event
 from auditlog.own_calls import OwnCall, listed_calls
 from auditlog.reasons import reason_of
 from auditlog.search.criteria import Search, parameter_criterion
 from auditlog.search.fields import EXPORT_COLUMNS, PARAMETERS, UNLISTED, Comparison, LogField, Parameter
 from auditlog.search.keyset import BadLogCursor, Cursor, Page, page
-from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse
+from auditlog.search.query_language import MAX_LENGTH, Condition, Either, SearchSyntaxError, parse_search
 from auditlog.sentences import sentence
-from auditlog.today import ask, question_of
+from auditlog.today import current_decision, question_of
 from auditlog.trail import Trail, trail_of
 from auditlog.trail_views import WhatIfQuery, asked
 from capabilities import NOBODY, Capability
@@ -183,7 +183,7 @@ class CallFilters(TimeRangeQuery):
 
     def validate_q(self, text: str) -> list[Condition | Either]:
         try:
-            return parse(text)
+            return parse_search(text)
         except SearchSyntaxError as error:
             raise ValidationError(str(error)) from None
 
@@ -366,7 +366,9 @@ class CallResource(Log):
     @operation(needs=Capability.LOGS_READ, query=CallQuery)
     def list(self, request: Request) -> Response:
         """List calls."""
-        return replica.read(request, lambda: self.listed(call_search(self.query_data).page(*self.place).page))
+        return replica.read_from_replica(
+            request, lambda: self.listed(call_search(self.query_data).page(*self.place).page)
+        )
 
     @operation(needs=Capability.LOGS_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -386,19 +388,21 @@ class CallResource(Log):
             raise Http404 from missing
         if question is None:
             raise NotFound("The app, the person or the gateway of this call is gone.")
-        return Response(TrailSerializer(trail_of(ask(question), self.me)).data)
+        return Response(TrailSerializer(trail_of(current_decision(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")
     @operation(needs=Capability.LOGS_READ, query=WhatIfQuery, answer=TrailSerializer)
     def what_if(self, request: Request) -> Response:
         """Check whether a person could call a tool now."""
-        return Response(TrailSerializer(trail_of(ask(asked(self.query_data)), self.me)).data)
+        return Response(TrailSerializer(trail_of(current_decision(asked(self.query_data)), self.me)).data)
 
     @action(detail=False)
     @operation(needs=Capability.LOGS_READ, query=GroupQuery, answer=CallGroupsSerializer)
     def groups(self, request: Request) -> Response:
         """Count calls by group."""
-        found = replica.read(request, lambda: groups(call_search(self.query_data), BY[self.query_data["by"]]))
+        found = replica.read_from_replica(
+            request, lambda: group_calls(call_search(self.query_data), BY[self.query_data["by"]])
+        )
         told = {"more": found.more, "counted_since": found.since}
         rows = list(as_rows(found, self.query_data["sort"]))
         return Response(CallGroupsSerializer({**told, "results": rows}).data)
@@ -413,7 +417,9 @@ class CallResource(Log):
         """Export calls as a file."""
         kind = self.query_data["format"]
         changes = {name: [None, request.query_params.getlist(name)] for name in request.query_params}
-        pieces = replica.read(request, lambda: Export(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me))
+        pieces = replica.read_from_replica(
+            request, lambda: Export(call_search(self.query_data), kind, EXPORT_COLUMNS, by=self.me)
+        )
         Event.objects.record(Action.LOGS_EXPORTED, self.me, by=self.me, changes=changes)
         return file_response(request._request, "logs", kind, pieces)  # noqa: SLF001  (the download answers in Django's way)
 
@@ -471,7 +477,9 @@ class EventResource(Log):
     @operation(needs=Capability.AUDIT_READ, query=EventQuery)
     def list(self, request: Request) -> Response:
         """List admin events."""
-        return replica.read(request, lambda: self.listed(page([matching_events(self.query_data)], *self.place)))
+        return replica.read_from_replica(
+            request, lambda: self.listed(page([matching_events(self.query_data)], *self.place))
+        )
 
     @operation(needs=Capability.AUDIT_READ)
     def retrieve(self, request: Request, pk: UUID) -> Response:

@@ -21,7 +21,7 @@ def to_come(chosen: str) -> list[Top]:
     return [Top.to_come(by, chosen) for by in TOLD]
 
 
-def read(chosen: str) -> list[Top]:
+def busiest_panels(chosen: str) -> list[Top]:
     """Return the panels the roll-ups can answer."""
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)
@@ -35,6 +35,6 @@ def read(chosen: str) -> list[Top]:
 def busiest(request: AppRequest) -> HttpResponse:
     """Render the panels, or without script a page of them."""
     chosen = chosen_range(request.GET.get("range"))
-    tops = replica.read(request, lambda: read(chosen))
+    tops = replica.read_from_replica(request, lambda: busiest_panels(chosen))
     part = "#panels" if wants_fragment(request) else ""
     return show(request, f"auditlog/busiest.html{part}", {"tops": tops, "range": RANGES[chosen]})

@@ -114,7 +114,7 @@ COLUMNS = (
 )
 
 
-def shown(look: Look) -> list[LogColumn]:
+def shown_columns(look: Look) -> list[LogColumn]:
     """Return the columns shown in the list, in order."""
     return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
 
@@ -127,9 +127,9 @@ class LogRow(NamedTuple):
     cells: SafeString
 
 
-def rows_of(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
+def log_rows(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
     """Return the rows of a page; `with_arguments` for people who may see recorded payloads."""
-    columns, arguments = shown(look), _arguments(calls) if with_arguments else {}
+    columns, arguments = shown_columns(look), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
     today = timezone.now().astimezone(zone).date()
     return [

@@ -196,7 +196,9 @@ def export_events(request: AppRequest) -> HttpResponse:
     event_filter = EventFilter(request.GET)
     changes = {name: [None, value] for name, value in event_filter.asked.items()}
     try:
-        pieces = replica.read(request, lambda: Export(event_filter.narrow(), kind, COLUMNS, by=request.user))
+        pieces = replica.read_from_replica(
+            request, lambda: Export(event_filter.narrow(), kind, COLUMNS, by=request.user)
+        )
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.EVENTS_EXPORTED, request.user, by=request.user, changes=changes)

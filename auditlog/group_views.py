@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 from auditlog import replica
 from auditlog.actions import Action
 from auditlog.export import TYPES, as_csv
-from auditlog.groups import BY, LISTED, SORTS, CallGroup, as_rows, groups
+from auditlog.groups import BY, LISTED, SORTS, CallGroup, as_rows, group_calls
 from auditlog.models import Event
 from auditlog.search.filters import RANGES, CallFilter
 from auditlog.search.query_language import Either
@@ -38,7 +38,7 @@ COLUMNS = (
 def grouped(request: AppRequest) -> HttpResponse:
     """Group the filtered calls."""
     call_filter, by, sort = _asked(request.GET)
-    found = None if call_filter.error else groups(call_filter.search(), BY[by], LISTED)
+    found = None if call_filter.error else group_calls(call_filter.search(), BY[by], LISTED)
     rows = found.sorted(sort) if found else []
     highest = max((row.calls for row in rows), default=1)
     context: dict[str, Any] = {
@@ -72,7 +72,7 @@ def export_groups(request: AppRequest) -> HttpResponse:
     kind = request.GET.get("format", "")
     if kind not in FILES or call_filter.error:
         return HttpResponseBadRequest(call_filter.error or "format must be csv or json.", content_type="text/plain")
-    found = replica.read(request, lambda: groups(call_filter.search(), BY[by]))
+    found = replica.read_from_replica(request, lambda: group_calls(call_filter.search(), BY[by]))
     rows = list(as_rows(found, sort))
     told = {name: [None, value] for name, value in call_filter.asked.items()} | {"group_by": [None, by]}
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=told)

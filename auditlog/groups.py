@@ -98,7 +98,7 @@ class Groups:
 SORTS = ("name", "calls", "errors", "error_rate", "denied", *PARTS)
 
 
-def groups(search: Search, by: By, most: int = MOST) -> Groups:
+def group_calls(search: Search, by: By, most: int = MOST) -> Groups:
     """Group the calls of a search; return at most `most` groups.
 
     Counts all calls if the roll-ups can answer, otherwise the newest SEARCH_LIMIT, as in searches without an index.
@@ -122,13 +122,13 @@ def _of_rollups(where: Where, search: Search, by: By, most: int) -> Groups | Non
         found = opened.read({**where, by.column: listed}, since, until, by=(by.column,)) if listed else {}
     if found is None:
         return None
-    names = names_of(by, listed, since, until)
+    names = newest_names(by, listed, since, until)
     rows = [_group(key, names, found[key,]) for key in listed if (key,) in found]
     return Groups(rows, len(busiest) > most)
 
 
 def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, most: int) -> Groups | None:
-    """Return the groups with the most calls, as `groups` does; None while the roll-ups are counted.
+    """Return the groups with the most calls, as `group_calls` does; None while the roll-ups are counted.
 
     Of tools, names that no server has are left out: they are typing errors.
     """
@@ -141,7 +141,7 @@ def top(opened: Book, where: Where, by: By, since: datetime, until: datetime, mo
         if of_tools:
             criteria.append(row_test(~Q(deny_reason="unknown_tool")))
         return _of_rows(Search(criteria, since, until), by, most)
-    names = names_of(by, [*busiest], since, until)
+    names = newest_names(by, [*busiest], since, until)
     return Groups([_group(key, names, numbers) for key, numbers in busiest.items()], False)
 
 
@@ -158,12 +158,12 @@ def _of_rows(search: Search, by: By, most: int) -> Groups:
         statement = OF_ROWS.format(column=by.column, rows=inner)
         cursor.execute(statement, [list(ENDINGS["error"]), list(ENDINGS["denied"]), *parameters, most + 1])
         found = cursor.fetchall()
-    names = names_of(by, [row[0] for row in found], *_between(search))
+    names = newest_names(by, [row[0] for row in found], *_between(search))
     listed = [CallGroup(str(key), names.get(key) or str(key), *told, *parts) for key, *told, parts in found[:most]]
     return Groups(listed, len(found) > most, floor)
 
 
-def names_of(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
+def newest_names(by: By, keys: Sequence[Any], since: datetime, until: datetime) -> dict[Any, str]:
     """Return the name in the newest call of each key."""
     if not by.is_named or not keys:
         return {}

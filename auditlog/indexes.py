@@ -52,7 +52,7 @@ FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One partition's index was created; `left` partitions still lack one."""
+    """One partition's index was created; `missing_indexes` partitions still lack one."""
 
     index: str
     partition: str
@@ -179,7 +179,7 @@ def _patient(schema_editor: BaseDatabaseSchemaEditor) -> Iterator[None]:
                 cursor.execute("SELECT set_config('lock_timeout', %s, false)", [before])
 
 
-def left(partitions: Partitions) -> int:
+def missing_indexes(partitions: Partitions) -> int:
     """Return how many partition indexes are missing."""
     return len(_lacking(partitions))
 

@@ -157,7 +157,7 @@ class Instruments:
     @classmethod
     def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:
         """Read the plots for a page, over the range in its URL."""
-        return replica.read(request, lambda: cls(where, filters, request.GET.get("range"), **more))
+        return replica.read_from_replica(request, lambda: cls(where, filters, request.GET.get("range"), **more))
 
     def __bool__(self) -> bool:
         return self._found is not None and bool(self.total.calls or self._before)

@@ -174,7 +174,7 @@ def connector() -> Callable[[], psycopg.Connection[Any]] | None:
     return _connect if connections[DEFAULT_DB_ALIAS].alias == ALIAS else None
 
 
-def read[T](request: Any, work: Callable[[], T]) -> T:
+def read_from_replica[T](request: Any, work: Callable[[], T]) -> T:
     """Return the result of `work`, which must not write, from the replica if this request may read there.
 
     If the replica fails, `work` is repeated on the primary.
@@ -230,7 +230,7 @@ def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
     @wraps(view)
     def reading(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return read(request, lambda: view(request, *args, **kwargs))
+        return read_from_replica(request, lambda: view(request, *args, **kwargs))
 
     return reading
 

@@ -14,7 +14,7 @@ from rest_framework.response import Response
 
 from accounts.models import SavedView
 from accounts.rules import NameTaken, NotYourView, TooManyViews
-from auditlog.saved_view_views import LONGEST_NAME, LONGEST_QUERY, canonical
+from auditlog.saved_view_views import LONGEST_NAME, LONGEST_QUERY, canonical_query
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own
 from ui.operations import ListQuery, RequestBody, operation
@@ -43,7 +43,7 @@ class SavedViewBody(RequestBody):
     is_shared = serializers.BooleanField(default=False)
 
     def validate_query(self, query: str) -> str:
-        written = canonical(query)  # May be longer than the input: a space becomes %20.
+        written = canonical_query(query)  # May be longer than the input: a space becomes %20.
         if len(written) > LONGEST_QUERY:
             words = f"It has {len(written)} characters as the Logs page writes it, and may have {LONGEST_QUERY}."
             raise serializers.ValidationError(words, "max_length")

@@ -19,7 +19,7 @@ LONGEST_NAME = 80
 LONGEST_QUERY = 2000
 
 
-def canonical(query: str) -> str:
+def canonical_query(query: str) -> str:
     """Return the query string of the Logs page in canonical form, without unknown parameters."""
     return CallFilter(QueryDict(query.removeprefix("?"))).without("live")
 
@@ -28,7 +28,7 @@ def canonical(query: str) -> str:
 @requires(Capability.LOGS_READ)
 def save(request: AppRequest) -> HttpResponse:
     """Save the current filters under a name."""
-    query = canonical(request.POST.get("query", ""))
+    query = canonical_query(request.POST.get("query", ""))
     back = with_query(reverse("auditlog:calls"), query)
     name = request.POST.get("name", "").strip()
     if not name or len(name) > LONGEST_NAME or "\0" in name:

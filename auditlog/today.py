@@ -73,7 +73,7 @@ class CurrentDecision:
     @property
     def obstacles(self) -> list[tuple[Obstacle, Reason]]:
         """Return all obstacles in the order of the checks, with their texts."""
-        return [(each, words_for(each.reason)) for each in self.verdict.obstacles]
+        return [(each, reason_text(each.reason)) for each in self.verdict.obstacles]
 
     @property
     def is_unknown(self) -> bool:
@@ -83,7 +83,7 @@ class CurrentDecision:
     @property
     def stops_at(self) -> Step | None:
         """Return the check that would stop the call, or None."""
-        return words_for(self.verdict.reason).step if self.verdict.obstacles else None
+        return reason_text(self.verdict.reason).step if self.verdict.obstacles else None
 
 
 # Obstacles before there is a token to test.
@@ -93,14 +93,14 @@ UNCONNECTED = {
 }
 
 
-def words_for(reason: str) -> Reason:
+def reason_text(reason: str) -> Reason:
     """Return the check and the sentence of a reason."""
     words = UNCONNECTED.get(reason) or reason_of("denied", reason)
     assert words is not None  # Every reason of the proxy has a text.
     return words
 
 
-def ask(question: Question) -> CurrentDecision:
+def current_decision(question: Question) -> CurrentDecision:
     """Return the current decision, made by the same statement and checks as for requests."""
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:

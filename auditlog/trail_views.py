@@ -15,7 +15,7 @@ from rest_framework import serializers
 
 from accounts.models import User
 from auditlog.remedies import CannotMend, mend
-from auditlog.today import Question, ask
+from auditlog.today import Question, current_decision
 from auditlog.trail import Trail, trail_of
 from capabilities import Capability, requires
 from connections.subjects import FilterViewer, listed_gateway, listed_host, listed_person
@@ -97,7 +97,7 @@ def what_if(request: AppRequest) -> HttpResponse:
     query = WhatIfQuery(data=values, context={"view": FilterViewer(request.user)})
     trail, errors = None, {}
     if values and query.is_valid():
-        trail = trail_of(ask(asked(query.validated_data)), request.user)
+        trail = trail_of(current_decision(asked(query.validated_data)), request.user)
     elif values:
         errors = {name: str(texts[0]) for name, texts in query.errors.items()}
     shown, offers = values | _named(trail), _offers(FilterViewer(request.user), trail)

@@ -13,7 +13,7 @@ from typing import Any
 from django.db.models import Model
 
 from auditlog.models import Event
-from ui.versions import ChangedMeanwhile, ConflictingChange, FormSeen, HasVersion, Precondition, Seen, digest
+from ui.versions import ChangedMeanwhile, ConflictingChange, FormSeen, HasVersion, Precondition, Seen, version_digest
 
 __all__ = ["ChangedMeanwhile", "ConflictingChange", "FormSeen", "Precondition", "Seen", "Versioned"]
 
@@ -34,7 +34,7 @@ class Versioned(HasVersion):
         if seen is None:
             return
         values = self.editable()
-        version = digest(values)
+        version = version_digest(values)
         stale = seen.stale(version)
         if stale is False or stale == []:
             return

@@ -30,7 +30,7 @@ from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from auditlog.search.latencies import latencies
 from auditlog.search.look import Look
-from auditlog.today import ask, near_tools, question_of
+from auditlog.today import current_decision, near_tools, question_of
 from auditlog.trail import trail_of
 from auditlog.trail_views import what_if_url
 from capabilities import Capability, requires
@@ -86,7 +86,7 @@ def listing(request: AppRequest, template: str, context: dict[str, Any], call_fi
     context |= {"views": _views(request, call_filter)}  # Not from the replica: access must be current.
     if call_filter.is_live and not request.GET.get("cursor"):
         return _listing(request, template, context, call_filter)  # Snapshots of the live log are of the primary.
-    return replica.read(request, lambda: _listing(request, template, context, call_filter))
+    return replica.read_from_replica(request, lambda: _listing(request, template, context, call_filter))
 
 
 def _listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
@@ -177,7 +177,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def live(request: AppRequest) -> HttpResponse:
     """Render the number of calls since the last request's snapshot; 204 if there are none."""
-    previous, now = snapshot.parse(request.GET.get("seen", "")), snapshot.current()
+    previous, now = snapshot.parse_snapshot(request.GET.get("seen", "")), snapshot.current_snapshot()
     call_filter = CallFilter(request.GET, look=_usual(request))
     if previous is None or call_filter.error:
         return HttpResponseBadRequest("seen is missing.", content_type="text/plain")
@@ -218,7 +218,9 @@ def export_calls(request: AppRequest) -> HttpResponse:
         return HttpResponseBadRequest(call_filter.error or "format must be csv or jsonl.", content_type="text/plain")
     narrowed_by = {name: [None, value] for name, value in call_filter.asked.items()}
     try:
-        pieces = replica.read(request, lambda: Export(call_filter.search(), kind, EXPORT_COLUMNS, by=request.user))
+        pieces = replica.read_from_replica(
+            request, lambda: Export(call_filter.search(), kind, EXPORT_COLUMNS, by=request.user)
+        )
     except TooManyExports as refused:
         return too_many_response(refused)
     Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=narrowed_by)
@@ -234,7 +236,7 @@ def _listed(
     cursor = Cursor.named(request.GET.get("cursor", ""))
     search = call_filter.search()
     is_live = call_filter.is_live and cursor is None
-    now = snapshot.current() if is_live else None
+    now = snapshot.current_snapshot() if is_live else None
     count = None if call_filter.error else search.count()
     shown_in = search if now is None else snapshot.search_in(search, now)
     # Without a match, PostgreSQL would scan the log from its end.
@@ -245,14 +247,14 @@ def _listed(
     timed = latencies(search, bars, sampled=sampled) if bars and shown.chart != look.CALLS else None
     return {
         "page": result.page,
-        "rows": columns.rows_of(
+        "rows": columns.log_rows(
             result.page.rows,
             shown,
             call_filter.clock,
             with_arguments=request.user.has_perm(Capability.LOGS_PAYLOADS),
         ),
-        "columns": columns.shown(shown),
-        "are_usual": columns.are_usual(columns.shown(shown)),
+        "columns": columns.shown_columns(shown),
+        "are_usual": columns.are_usual(columns.shown_columns(shown)),
         "choices": [
             (column.name, column.label, column.name in shown.columns)
             for column in columns.COLUMNS
@@ -321,7 +323,7 @@ def _trail(request: AppRequest, row: Call, *, asks: bool) -> dict[str, Any]:
     """Return the cause of a denied call, and if `asks` the current decision."""
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"
-    answer = ask(question) if question and (asks or is_judged) else None
+    answer = current_decision(question) if question and (asks or is_judged) else None
     context: dict[str, Any] = {"can_ask": question is not None}
     if is_judged and reason:
         still = answer is not None and reason in [each.reason for each in answer.verdict.obstacles]

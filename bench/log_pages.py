@@ -144,7 +144,7 @@ def behind() -> bool:
     from auditlog.rollups.schema import DAYS, WINDOWS  # noqa: PLC0415
 
     state, today = RollupState.objects.first(), DAYS.begin(timezone.now())
-    return state is not None and sum(one.until >= today for one in windows.current(state)) < len(WINDOWS)
+    return state is not None and sum(one.until >= today for one in windows.current_windows(state)) < len(WINDOWS)
 
 
 def fill(rows: int) -> None:

@@ -23,9 +23,9 @@ from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQ
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
 from connections.subjects import by_gateway, by_host, by_person
 from gateways.api import WITHIN_REACH, GatewayReference
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from hosts.models import HostKind
-from hosts.views import find as find_host
+from hosts.views import host_or_404 as find_host
 from ui.operations import ListQuery, operation
 from ui.rest import CauseField, Id, Problem, Reference, Resource, UtcDateTimeField
 
@@ -119,7 +119,7 @@ class ConnectionResource(Connections):
     @operation(needs=Own(SEES_CONNECTIONS), query=ConnectionQuery, orderings=ORDERINGS)
     def list(self, request: Request) -> Response:
         """List connections."""
-        return self.page(narrowed(self.get_queryset(), self.query_data), _detailed)
+        return self.page(filter_connections(self.get_queryset(), self.query_data), _detailed)
 
     @operation(needs=Own(SEES_CONNECTIONS))
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -171,7 +171,7 @@ class GatewayConnections(Connections):
     def list(self, request: Request, slug: str) -> Response:
         """List the connections of a gateway."""
         gateway = find_gateway(self.me, slug)
-        return self.page(narrowed(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
+        return self.page(filter_connections(visible(self.me).filter(gateway=gateway.pk), self.query_data), _detailed)
 
 
 class CutOffSerializer(serializers.Serializer[Any]):
@@ -229,7 +229,7 @@ def _detailed(rows: ConnectionQuerySet) -> ConnectionQuerySet:
     return rows.with_details()
 
 
-def narrowed(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQuerySet:
+def filter_connections(rows: ConnectionQuerySet, query: Mapping[str, Any]) -> ConnectionQuerySet:
     """Filter connections by the query, live ones first, then the newest."""
     statuses = [query["status"]] if "status" in query else []
     rows = ConnectionFilter({"q": query.get("q", ""), "status": statuses}).narrow(rows)

@@ -193,7 +193,7 @@ class CarriedIdentities(Versioned):
         return {str(row.assignment_id): str(row.identity_id) for row in rows.order_by("assignment_id")}
 
 
-def lacking(user: User, most: int = 3) -> list[OwnConnection]:
+def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
     """Return the newest of the person's connections that lack an identity for a server of their gateway."""
     live = Connection.objects.with_details().own(user).live().filter(Q(needs_identity=True))
     on = live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")[:most]

@@ -16,7 +16,7 @@ from capabilities.catalogue import SEES_HOSTS
 from connections.carried_identities import with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow, visible
-from hosts.views import find
+from hosts.views import host_or_404
 from ui.pages import AppRequest, page_of, show
 
 
@@ -48,7 +48,7 @@ def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
 @require_GET
 @requires(*SEES_HOSTS)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
     page = page_of(request, live, detail=_detailed)
     context = {

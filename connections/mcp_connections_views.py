@@ -14,7 +14,14 @@ from capabilities import requires
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.lists import MCP
 from connections.models import ConnectionQuerySet
-from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, known_to, numbers, visible
+from connections.rows import (
+    STATUSES,
+    ConnectionFilter,
+    ConnectionRow,
+    connection_counts,
+    connections_visible_to,
+    visible,
+)
 from gateways.models import Gateway
 from ui.pages import AppRequest, page_of
 from ui.tables import show_list
@@ -64,7 +71,7 @@ class ConnectionCounts:
 
 def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
     """Return the counts for the filtered list."""
-    counts = numbers(filters.narrow(known_to(viewer)))
+    counts = connection_counts(filters.narrow(connections_visible_to(viewer)))
     return ConnectionCounts(sum(counts.values()), counts["active"], counts["blocked"])
 
 

@@ -37,7 +37,7 @@ STATUSES = ("active", "blocked", "disabled", "expired", "revoked")
 NUMBERS = "SELECT c.told, count(*) FROM ({rows} OFFSET 0) c (told) GROUP BY 1"
 
 
-def known_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
+def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
     """Return the connections `viewer` may see: all with one of SEES_CONNECTIONS or `opening`, otherwise their own."""
     rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (*SEES_CONNECTIONS, *opening))) else rows.own(viewer)
@@ -45,7 +45,7 @@ def known_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
     """Return the connections `viewer` may see, with everything a row shows."""
-    return known_to(viewer, *opening).with_details()
+    return connections_visible_to(viewer, *opening).with_details()
 
 
 def counted_for(viewer: User, prefix: str = "connections__") -> Q:
@@ -213,7 +213,7 @@ class ConnectionFilter(forms.Form):
         return rows
 
 
-def numbers(rows: ConnectionQuerySet) -> dict[str, int]:
+def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
     """Count `rows` by status, as a dict with the keys STATUSES."""
     # In order of precedence.
     in_use = _tokens_in_use().order_by("connection").values("connection").distinct()

@@ -22,8 +22,8 @@ from connections.lists import MCP, TABS
 from connections.mcp_connections_views import McpFilter, number
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
 from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
-from gateways.views import find as find_gateway
-from hosts.views import find as find_host
+from gateways.views import gateway_or_404 as find_gateway
+from hosts.views import host_or_404 as find_host
 from ui import bulk
 from ui.bulk import BulkEnding, Switching
 from ui.pages import (

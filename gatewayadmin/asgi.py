@@ -126,7 +126,7 @@ def start_loops(background: Background, *, has_replica: bool, does_chores: bool)
 
 async def _watch() -> None:
     """Restart a killed embedded PostgreSQL, and sample the connection pool."""
-    health.sample()
+    health.update_connection_gauges()
     await asyncio.to_thread(database.ensure)
 
 

@@ -57,7 +57,7 @@ def apply(role: str) -> None:
             cursor.execute(statement)
 
 
-def renew() -> None:
+def renew_grants() -> None:
     """Extend earlier grants to tables created since."""
     with connection.cursor() as cursor:
         cursor.execute(_GRANTED, [MAKER])

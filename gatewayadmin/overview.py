@@ -20,10 +20,10 @@ from auditlog.own_calls import OwnCall, as_own, listed_calls
 from auditlog.search.criteria import RowCount
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_CONNECTIONS
-from connections.carried_identities import CarriedRow, OwnConnection, lacking, with_carried
+from connections.carried_identities import CarriedRow, OwnConnection, newest_lacking_identity, with_carried
 from connections.models import Connection
 from connections.rows import ConnectionRow
-from connections.rows import numbers as connection_numbers
+from connections.rows import connection_counts as connection_numbers
 from gatewayadmin.setup import Setup
 from gatewayadmin.traffic import Traffic, health
 from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
@@ -62,7 +62,7 @@ def overview(request: AppRequest) -> HttpResponse:
     context: dict[str, Any] = {
         "notices": partial(notices, user),
         "waiting": partial(foremost_waiting, user),
-        "lacking": partial(lacking, user) if links else (),
+        "lacking": partial(newest_lacking_identity, user) if links else (),
         "refused": _refused(user),
         "to_try": partial(_gateway_to_try, user),
         "usable": [] if user.has_perm(Capability.GATEWAYS_READ) else _listed(usable, user),
@@ -167,7 +167,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
         numbers["traffic"] = Traffic(request)
     if user.has_perm(Capability.SINKS_MANAGE):
         numbers["failing_sinks"] = [sink for sink in Sink.objects.filter(enabled=True) if sink.status == "failing"]
-        numbers["not_archived"] = archive.waiting().first() if archive.is_on() else None
+        numbers["not_archived"] = archive.waiting().first() if archive.archive_enabled() else None
     if user.has_perm(Capability.SERVERS_MANAGE) or user.has_perm(Capability.SERVERS_TOGGLE):
         numbers["servers"] = health(_servers())
         numbers["no_server"] = _no_server

@@ -29,7 +29,7 @@ from gateways.models import Gateway
 from hosts.models import Host
 from servers.models import Server
 from tokens.models import Token, called
-from tokens.visibility import ENDING, known_to, of_status
+from tokens.visibility import ENDING, of_status, tokens_visible_to
 from ui.pages import AppRequest, show, text_of
 
 SHOWN = 5  # Of each kind; a longer search text finds the others.
@@ -65,11 +65,11 @@ class PaletteGroup:
 def palette(request: AppRequest) -> HttpResponse:
     # Without NUL, which the database refuses.
     words = " ".join(text_of(request.GET, "q").split())[:LONGEST]
-    context = {"groups": [group for group in found(request.user, words) if group.entries], "words": words}
+    context = {"groups": [group for group in matching_entries(request.user, words) if group.entries], "words": words}
     return show(request, "ui/found.html#results", context)
 
 
-def found(user: User, words: str) -> list[PaletteGroup]:
+def matching_entries(user: User, words: str) -> list[PaletteGroup]:
     """Return the entries that match; without words, the pages and the actions that need no name."""
     verb, name = _verb(words)
     things = _things(user, name)
@@ -236,7 +236,7 @@ def _tools(user: User, name: str) -> Iterator[Thing]:
 
 
 def _tokens(user: User, name: str) -> Iterator[Thing]:
-    usable = known_to(user).filter(of_status("active")).filter(called(name)).order_by(Lower("name"), "pk")
+    usable = tokens_visible_to(user).filter(of_status("active")).filter(called(name)).order_by(Lower("name"), "pk")
     # By key, in index order: with the join, all rows would be sorted.
     keys = list(usable.values_list("pk", flat=True)[:SHOWN])
     may_end = any(map(user.has_perm, ENDING))

@@ -15,7 +15,7 @@ from gatewayadmin.config.environment import (
     number,
     origins,
     secret,
-    switch,
+    switch_value,
     text,
     web_address,
 )
@@ -53,8 +53,8 @@ PUBLIC_URL = web_address("GATEWAY_PUBLIC_URL", f"http://localhost:{PORT}")
 
 ADMIN_EMAIL = environment.email("GATEWAY_ADMIN_EMAIL", "admin@localhost")
 ADMIN_PASSWORD = environment.password("GATEWAY_ADMIN_PASSWORD")
-QUICKSTART = switch("GATEWAY_QUICKSTART", default=True)
-CLIENT_DOCUMENTS = switch("GATEWAY_CLIENT_DOCUMENTS", default=True)
+QUICKSTART = switch_value("GATEWAY_QUICKSTART", default=True)
+CLIENT_DOCUMENTS = switch_value("GATEWAY_CLIENT_DOCUMENTS", default=True)
 METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys; serve starts without them.
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
@@ -62,12 +62,12 @@ METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
 OUTBOUND_PROXY = outbound_proxy.from_environment()
 TRACES = tracing.from_environment(OUTBOUND_PROXY)
 OTEL_RESOURCE = tracing.resource()
-ARCHIVE = environment.place("GATEWAY_ARCHIVE")
+ARCHIVE = environment.path_or_url("GATEWAY_ARCHIVE")
 ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
 SERVER_REGISTRY = web_address("GATEWAY_SERVER_REGISTRY", "")
-FAST_HTTP = switch("GATEWAY_FAST_HTTP", default=True)
-LOG_REQUESTS = switch("GATEWAY_LOG_REQUESTS", default=False)
+FAST_HTTP = switch_value("GATEWAY_FAST_HTTP", default=True)
+LOG_REQUESTS = switch_value("GATEWAY_LOG_REQUESTS", default=False)
 PRIVATE_UPSTREAMS = networks("GATEWAY_PRIVATE_UPSTREAMS")
 PRIVATE_ISSUERS = origins("GATEWAY_PRIVATE_ISSUERS")
 TRUSTED_PROXIES = networks("GATEWAY_TRUSTED_PROXIES")
@@ -97,7 +97,7 @@ READ_DATABASE = database.replica(READ_DATABASE_URL, web_connections=WEB_CONNECTI
 _public = urlsplit(PUBLIC_URL)
 _is_https = _public.scheme == "https"
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "[::1]"]
-_host = hosts.canonical(str(_public.hostname))
+_host = hosts.canonical_host(str(_public.hostname))
 ALLOWED_HOSTS = LOOPBACK_NAMES if _host in LOOPBACK_NAMES else [_host]
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 

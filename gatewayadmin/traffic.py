@@ -18,7 +18,7 @@ from auditlog import replica
 from auditlog.models import Call
 from auditlog.rollups.reading import Bars, book
 from auditlog.search.criteria import RowCount, Search
-from auditlog.search.query_language import parse
+from auditlog.search.query_language import parse_search
 from servers.models import Server
 
 DAY = timedelta(hours=24)
@@ -52,25 +52,25 @@ class Traffic:
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         since = timezone.now() - DAY
-        self._all, self._refused = Search([], since), Search(parse("denied"), since)
+        self._all, self._refused = Search([], since), Search(parse_search("denied"), since)
 
     @cached_property
     def total(self) -> RowCount:
-        return replica.read(self._request, self._all.count)
+        return replica.read_from_replica(self._request, self._all.count)
 
     @cached_property
     def denied(self) -> RowCount:
-        return replica.read(self._request, self._refused.count)
+        return replica.read_from_replica(self._request, self._refused.count)
 
     @cached_property
     def recent(self) -> Sequence[Call]:
         """The newest calls."""
-        return replica.read(self._request, lambda: self._all.page(None, LISTED).page.rows)
+        return replica.read_from_replica(self._request, lambda: self._all.page(None, LISTED).page.rows)
 
     @cached_property
     def denials(self) -> Sequence[Call]:
         """The newest denied calls."""
-        return replica.read(self._request, lambda: self._refused.page(None, LISTED).page.rows)
+        return replica.read_from_replica(self._request, lambda: self._refused.page(None, LISTED).page.rows)
 
 
 class Hour(NamedTuple):

@@ -21,8 +21,8 @@ from capabilities.catalogue import SEES_GATEWAYS
 from capabilities.rest import Own
 from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, OnArrival, OnChange, Reach, ServerStillEnabled
-from gateways.views import counted, find
-from servers.views import find as find_server
+from gateways.views import counted, gateway_or_404
+from servers.views import server_or_404 as find_server
 from ui.limits import Limit
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
@@ -132,7 +132,7 @@ class GatewayResource(Resource):
     @operation(needs=WITHIN_REACH)
     def retrieve(self, request: Request, slug: str) -> Response:
         """Get a gateway."""
-        return self.answer(find(self.me, slug))
+        return self.answer(gateway_or_404(self.me, slug))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=NewGateway, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
@@ -151,7 +151,7 @@ class GatewayResource(Resource):
     @operation(needs=Capability.GATEWAYS_MANAGE, body=GatewayChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
         """Change a gateway."""
-        gateway = find(self.me, slug)
+        gateway = gateway_or_404(self.me, slug)
         changes = self.body()
         if "name" in changes and _named(changes["name"]).exclude(pk=gateway.pk).exists():
             raise already_exists(NAME_TAKEN)
@@ -172,7 +172,7 @@ class GatewayResource(Resource):
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
         """Disable a gateway."""
-        gateway = find(self.me, slug)
+        gateway = gateway_or_404(self.me, slug)
         with self.unchanged(gateway):
             gateway.disable(by=self.me)
         return self._now(gateway)
@@ -181,7 +181,7 @@ class GatewayResource(Resource):
     @operation(needs=Capability.GATEWAYS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
         """Enable a gateway."""
-        gateway = find(self.me, slug)
+        gateway = gateway_or_404(self.me, slug)
         with self.unchanged(gateway):
             gateway.enable(by=self.me)
         return self._now(gateway)
@@ -191,7 +191,7 @@ class GatewayResource(Resource):
 
     def _now(self, gateway: Any, status: int = HTTPStatus.OK) -> Response:
         """The gateway as it is now."""
-        return self.answer(find(self.me, gateway.slug), status)
+        return self.answer(gateway_or_404(self.me, gateway.slug), status)
 
 
 def _named(name: str) -> Any:

@@ -22,7 +22,7 @@ from gateways.forms import AssignmentForm
 from gateways.models import AliasRequired, Assignment, Gateway, IdentityScheme, ToolPolicy, WrongIdentity
 from gateways.refresh import first_list
 from gateways.use_of_gateway import used_tools
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from servers.api import ServerReference
 from servers.models import Server
 from ui.idempotency import Afterwards

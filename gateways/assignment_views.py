@@ -33,7 +33,7 @@ from gateways.models import (
 )
 from gateways.refresh import first_list
 from gateways.views import WITHIN_REACH
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from servers.discovery import DiscoveryFailed
 from servers.models import Health, Server
 from ui.pages import (
@@ -45,7 +45,7 @@ from ui.pages import (
     confirm,
     leave,
     refuse,
-    seen,
+    seen_version,
     sentences,
     show,
     text_of,
@@ -78,7 +78,7 @@ def _number(features: FeatureQuerySet) -> Coalesce:
     return Coalesce(Subquery(own.values("number")), 0)
 
 
-def find(viewer: User, pk: UUID) -> Any:
+def assignment_or_404(viewer: User, pk: UUID) -> Any:
     """Return the live assignment with its counts, or 404 if `viewer` may not see its gateway."""
     rows = counted(Assignment.objects.filter(gateway__in=Gateway.objects.visible_to(viewer)))
     return get_object_or_404(rows, pk=pk)
@@ -172,7 +172,7 @@ def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def edit(request: AppRequest, pk: UUID) -> HttpResponse:
-    assignment = find(request.user, pk)
+    assignment = assignment_or_404(request.user, pk)
     form = AssignmentForm(
         request.POST or None, gateway=assignment.gateway, server=assignment.server, assignment=assignment
     )
@@ -188,7 +188,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "gateways/assign.html", context)
     if form.is_valid():
         try:
-            assignment.edit(by=request.user, seen=seen(request), **form.cleaned_data)
+            assignment.edit(by=request.user, seen=seen_version(request), **form.cleaned_data)
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except WrongIdentity as refusal:
@@ -205,7 +205,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def remove(request: AppRequest, pk: UUID) -> HttpResponse:
-    assignment = find(request.user, pk)
+    assignment = assignment_or_404(request.user, pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -234,7 +234,7 @@ def _stopping_tools(assignment: Any) -> str:
 @require_POST
 @requires(Capability.GATEWAYS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    assignment = find(request.user, pk)
+    assignment = assignment_or_404(request.user, pk)
     back = reverse("gateways:disable_assignment", args=[assignment.pk])
     undo = Undo.if_changed(assignment.enable(by=request.user), back)
     return changed(request, assignment, "Server enabled on this gateway", undo)
@@ -243,7 +243,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    assignment = find(request.user, pk)
+    assignment = assignment_or_404(request.user, pk)
     if request.method == "GET":
         return confirm(
             request,

@@ -37,10 +37,10 @@ from gateways.models import (
     OnChange,
     ToolPolicy,
 )
-from gateways.tool_views import ToolRow, find, page_url
+from gateways.tool_views import ToolRow, feature_or_404, page_url
 from gateways.use_of_tool import UseOfTool
 from gateways.views import WITHIN_REACH
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show
 
 LATELY = timedelta(days=7)
@@ -72,7 +72,7 @@ class RecentCaller(NamedTuple):
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    feature = find(request, pk)
+    feature = feature_or_404(request, pk)
     gateway = find_gateway(request.user, feature.assignment.gateway.slug)
     feature.assignment.gateway = gateway
     versions = list(feature.versions.select_related("approved_by"))
@@ -228,7 +228,7 @@ def _callers(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 @requires(Capability.GATEWAYS_MANAGE)
 def accept(request: AppRequest, pk: UUID) -> HttpResponse:
     """Confirm, then approve the server's current definition; only the version that was confirmed is accepted."""
-    feature = find(request, pk)
+    feature = feature_or_404(request, pk)
     back = _back(request, feature)
     if request.method == "GET":
         hidden = feature.hidden_characters
@@ -261,7 +261,7 @@ def accept(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
-    feature = find(request, pk)
+    feature = feature_or_404(request, pk)
     back = _back(request, feature)
     if request.method == "GET":
         return confirm(

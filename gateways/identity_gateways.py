@@ -20,7 +20,7 @@ from capabilities import Capability, requires
 from gateways.models import Gateway, IdentityGateways, allow_identity
 from servers.models import Identity
 from ui.operations import RequestBody, operation
-from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen, show
+from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen_version, show
 from ui.rest import Reference, Resource
 
 
@@ -54,7 +54,7 @@ def choose(request: AppRequest, pk: UUID) -> HttpResponse:
     if not form.is_valid():
         return refuse(request, "gateways/identity_form.html", context)
     try:
-        allow_identity(identity, form.cleaned_data["gateways"], by=request.user, seen=seen(request))
+        allow_identity(identity, form.cleaned_data["gateways"], by=request.user, seen=seen_version(request))
     except ChangedMeanwhile as clash:
         return refuse(request, "gateways/identity_form.html", context | clash_context(clash))
     return leave(request, back, "Gateways saved")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from accounts.models import User
 from gateways.models import Assignment, AssignmentQuerySet, Feature, FeatureKind, Gateway, IdentityScheme
-from servers.discovery import Discovered, DiscoveryFailed, discover, identity_for, note
+from servers.discovery import Discovered, DiscoveryFailed, discover_features, identity_for, record_contact
 from servers.models import Identity
 
 CONCURRENT_REFRESHES = 8
@@ -84,7 +84,7 @@ def _identity(assignment: Assignment, user: User) -> Identity | None:
 def _ask(target: Target) -> Discovered | DiscoveryFailed:
     assignment, identity = target
     try:
-        return discover(assignment.server, identity, tuple(FeatureKind))
+        return discover_features(assignment.server, identity, tuple(FeatureKind))
     except DiscoveryFailed as failure:
         return failure
 
@@ -92,7 +92,7 @@ def _ask(target: Target) -> Discovered | DiscoveryFailed:
 def _learn(targets: Sequence[Target], outcomes: Sequence[Discovered | DiscoveryFailed]) -> list[Refreshed]:
     refreshed = []
     for (assignment, identity), outcome in zip(targets, outcomes, strict=True):
-        note(assignment.server, identity, outcome)
+        record_contact(assignment.server, identity, outcome)
         if isinstance(outcome, Discovered):
             for kind, definitions in outcome.features.items():
                 Feature.objects.learn(assignment, definitions, kind, identity)

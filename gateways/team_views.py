@@ -18,7 +18,19 @@ from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
 from gateways.models import Gateway, Reach, TeamGateways
 from gateways.team_forms import PeopleForm, TeamForm, TeamGatewaysForm
-from ui.pages import AppRequest, Undo, clash_context, confirm, leave, own_path, page_of, posted, refuse, seen, show
+from ui.pages import (
+    AppRequest,
+    Undo,
+    clash_context,
+    confirm,
+    leave,
+    own_path,
+    page_of,
+    posted,
+    refuse,
+    seen_version,
+    show,
+)
 
 
 def page_url(team: Team) -> str:
@@ -85,7 +97,10 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
             with transaction.atomic():
                 team = _locked(pk)
                 team.edit(
-                    name=form.cleaned_data["name"], users=list(team.users.all()), by=request.user, seen=seen(request)
+                    name=form.cleaned_data["name"],
+                    users=list(team.users.all()),
+                    by=request.user,
+                    seen=seen_version(request),
                 )
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
@@ -167,7 +182,7 @@ def choose_gateways(request: AppRequest, pk: UUID) -> HttpResponse:
     if not form.is_valid():
         return refuse(request, "gateways/team_form.html", context)
     try:
-        Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user, seen=seen(request))
+        Gateway.objects.open_to(team, form.cleaned_data["gateways"], by=request.user, seen=seen_version(request))
     except ChangedMeanwhile as clash:
         return refuse(request, "gateways/team_form.html", context | clash_context(clash))
     return leave(request, page_url(team), "Gateways saved")

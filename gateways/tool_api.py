@@ -18,7 +18,7 @@ from capabilities import Capability
 from gateways.api import WITHIN_REACH
 from gateways.models import Assignment, Feature, FeatureKind, FeatureQuerySet, FeatureState, NothingToAccept
 from gateways.refresh import Refreshed, refresh
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from servers.api import ServerReference
 from servers.discovery import Discovered
 from ui.operations import ListQuery, RequestBody, operation

@@ -28,7 +28,7 @@ from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
 from gateways.models.feature import FIRST_LIST
 from gateways.refresh import Refreshed, refresh
 from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from servers.models import Server
 from ui.pages import (
     NOTHING_IS_DELETED,
@@ -38,7 +38,7 @@ from ui.pages import (
     confirm,
     open_page,
     page_of,
-    seen,
+    seen_version,
     show,
     wants_fragment,
 )
@@ -227,12 +227,12 @@ def refresh_features(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def policy(request: AppRequest, pk: UUID) -> HttpResponse:
     """Change the tool policy of an assigned server."""
-    assignment = assignment_views.find(request.user, pk)
+    assignment = assignment_views.assignment_or_404(request.user, pk)
     name = request.POST.get("policy", "")
     if name not in ToolPolicy.values:
         raise BadRequest("There is no such policy.")
     try:
-        assignment.edit(tool_policy=name, by=request.user, seen=seen(request))
+        assignment.edit(tool_policy=name, by=request.user, seen=seen_version(request))
         toast = f"{assignment.server.name}: {ToolPolicy(name).label}"
     except ChangedMeanwhile as clash:
         current = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
@@ -245,7 +245,7 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    feature = find(request, pk)
+    feature = feature_or_404(request, pk)
     undo = Undo.if_changed(feature.enable(by=request.user), reverse("gateways:disable_tool", args=[feature.pk]))
     return changed(request, feature, f"{feature.exposed_name} enabled", undo)
 
@@ -253,7 +253,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    feature = find(request, pk)
+    feature = feature_or_404(request, pk)
     gateway, what = feature.assignment.gateway, feature.get_kind_display().lower()
     if request.method == "GET":
         return confirm(
@@ -270,7 +270,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     return changed(request, feature, f"{feature.exposed_name} disabled", undo)
 
 
-def find(request: AppRequest, pk: UUID) -> Feature:
+def feature_or_404(request: AppRequest, pk: UUID) -> Feature:
     """Return the feature, or 404 if the user may not see its gateway."""
     rows = Feature.objects.select_related("assignment__gateway", "assignment__server").filter(
         assignment__removed_at=None, assignment__gateway__in=Gateway.objects.visible_to(request.user)

@@ -18,7 +18,7 @@ from connections.models import Connection
 from gateways import assignment_views
 from gateways.models import Assignment, Gateway
 from gateways.use_of_gateway import DEFAULT, RANGES, called_tools, callers, matrix, period_of, used_tools, uses
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from ui.pages import AppRequest, Undo, confirm, first_names, leave, sentences, show
 
 
@@ -34,7 +34,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
     gateway = find_gateway(request.user, slug)
     assignments = list(gateway.assignments.live().select_related("server", "gateway").order_by("alias", "pk"))
     period = period_of(assignments)
-    by_whom, are_more = replica.read(request, lambda: callers(gateway, period))
+    by_whom, are_more = replica.read_from_replica(request, lambda: callers(gateway, period))
     chosen = chosen_range(request.GET.get("range"), RANGES, DEFAULT)
     context = {
         "gateway": gateway,
@@ -42,7 +42,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
         "ranges": [(name, each.label) for name, each in RANGES.items()],
         "chosen": chosen,
         "label": RANGES[chosen].label,
-        **replica.read(request, lambda: matrix(gateway, chosen)),
+        **replica.read_from_replica(request, lambda: matrix(gateway, chosen)),
         "period": period,
         "servers": uses(assignments, period, called_tools(gateway, period)),
         "callers": by_whom,
@@ -56,7 +56,7 @@ def usage(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
     """Confirm, then disable the tools that were not used. Use is looked up again on POST."""
-    assignment = assignment_views.find(request.user, pk)
+    assignment = assignment_views.assignment_or_404(request.user, pk)
     back = tab_url(assignment.gateway)
     if request.method == "GET":
         period = period_of([assignment])
@@ -97,7 +97,7 @@ def _young(assignment: Assignment, since: datetime) -> str:
 @require_POST
 @requires(Capability.GATEWAYS_MANAGE)
 def widen(request: AppRequest, pk: UUID) -> HttpResponse:
-    assignment = assignment_views.find(request.user, pk)
+    assignment = assignment_views.assignment_or_404(request.user, pk)
     on = assignment.widen(by=request.user)
     back = (
         tab_url(assignment.gateway)

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import connection, transaction
 from django.utils import timezone
 
-from auditlog.groups import BY, names_of
+from auditlog.groups import BY, newest_names
 from auditlog.models import ENDINGS, Event
 from auditlog.ranges import STRETCHES, range_start
 from auditlog.rollups.reading import book
@@ -220,7 +220,7 @@ def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
         people[person] += number
         tools[tool] += number
     shown = [tool for tool, _ in tools.most_common(TOOLS)]
-    names = names_of(BY["user"], [person for person, _ in people.most_common(PEOPLE)], since, until)
+    names = newest_names(BY["user"], [person for person, _ in people.most_common(PEOPLE)], since, until)
     highest = max(calls.values(), default=1)
     narrowed = {"gateway": str(gateway.pk), "range": chosen, "method": "tools/call"}
 

@@ -41,7 +41,7 @@ from ui.pages import (
     leave,
     page_of,
     refuse,
-    seen,
+    seen_version,
     show,
     switch_target,
     was_typed,
@@ -74,7 +74,7 @@ def _number(of: str, condition: Q) -> Subquery:
     return Subquery(rows.order_by().values("number"), output_field=IntegerField())
 
 
-def find(viewer: User, slug: str) -> Any:
+def gateway_or_404(viewer: User, slug: str) -> Any:
     """Return the live gateway with its counts, or 404 if `viewer` may not see it.
 
     `row_count` includes ended connections, as their tab does. `waiting_count` counts definitions that wait for a
@@ -149,7 +149,7 @@ def slug(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(WITHIN_REACH, others=SEES_GATEWAYS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     numbers = offered_by_kind(gateway)
     kinds = [(kind.value, label, numbers[kind]) for kind, label in PLURALS.items() if numbers.get(kind)]
     context: dict[str, Any] = {"gateway": gateway, "tab": "overview", "kinds": kinds}
@@ -169,13 +169,13 @@ def logs(request: AppRequest, slug: str) -> HttpResponse:
     """Show the calls through one gateway."""
     if not Gateway.objects.visible_to(request.user).filter(slug=slug).exists():
         return log_alone("gateway", get_object_or_404(Gateway, slug=slug).pk)
-    return log_tab(request, "gateway", find(request.user, slug))
+    return log_tab(request, "gateway", gateway_or_404(request.user, slug))
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def rename(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     initial = {"name": gateway.name, "description": gateway.description}
     form = NameForm(request.POST or None, gateway=gateway, initial=initial)
     context = {"form": form, "gateway": gateway, "heading": "Rename", "submit": "Rename", "back": page_url(gateway)}
@@ -184,7 +184,7 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
         return show(request, "gateways/form.html", context)
     if form.is_valid():
         try:
-            gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+            gateway.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except IntegrityError:
@@ -197,7 +197,7 @@ def rename(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def reach(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     form = ReachForm(request.POST or None, initial={"reach": gateway.reach, "teams": gateway.teams.all()})
     return _edited(request, gateway, form, "Reach")
 
@@ -205,7 +205,7 @@ def reach(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def limit(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     form = LimitForm(request.POST or None, initial={"calls_per_minute": gateway.calls_per_minute})
     return _edited(request, gateway, form, "Limit")
 
@@ -214,7 +214,7 @@ def limit(request: AppRequest, slug: str) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 def definitions(request: AppRequest, slug: str) -> HttpResponse:
     """Change how new and changed definitions are treated."""
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     names = ("new_definitions", "changed_definitions")
     form = DefinitionsForm(request.POST or None, initial={name: getattr(gateway, name) for name in names})
     return _edited(request, gateway, form, "Definitions", heading="Change what is approved")
@@ -230,7 +230,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, headin
     if not form.is_valid():
         return refuse(request, "gateways/form.html", context)
     try:
-        gateway.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+        gateway.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
     except ChangedMeanwhile as clash:
         return refuse(request, "gateways/form.html", context | clash_context(clash))
     return leave(request, page_url(gateway), f"{what} changed")
@@ -239,7 +239,7 @@ def _edited(request: AppRequest, gateway: Gateway, form: Form, what: str, headin
 @require_POST
 @requires(Capability.GATEWAYS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     undo = Undo.if_changed(gateway.enable(by=request.user), reverse("gateways:disable", args=[gateway.slug]))
     return switched(request, gateway, "Gateway enabled", undo)
 
@@ -247,7 +247,7 @@ def enable(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_TOGGLE)
 def disable(request: AppRequest, slug: str) -> HttpResponse:
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     if request.method == "GET":
         return confirm(
             request,
@@ -287,7 +287,7 @@ def _stopping_connections(gateway: Any, viewer: User) -> str:
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """Archive the gateway. Needs both capabilities, because it ends its connections."""
-    gateway = find(request.user, slug)
+    gateway = gateway_or_404(request.user, slug)
     if request.method == "GET" or not (gateway.enabled or was_typed(request, str(gateway))):
         more = f"{archived_with(gateway)} Its URL is never used again."
         return confirm_archiving(request, gateway, more=more, back=page_url(gateway))

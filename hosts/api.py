@@ -19,7 +19,7 @@ from capabilities import Capability
 from capabilities.catalogue import SEES_HOSTS
 from hosts.forms import STATUSES
 from hosts.models import AgentNameTaken, Host, HostKind, NotPending
-from hosts.views import counted, find
+from hosts.views import counted, host_or_404
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
@@ -104,7 +104,7 @@ class HostResource(Resource):
     @operation(needs=SEES_HOSTS)
     def retrieve(self, request: Request, pk: UUID) -> Response:
         """Get an app or agent."""
-        return self.answer(find(self.me, pk))
+        return self.answer(host_or_404(self.me, pk))
 
     @operation(needs=Capability.API_TOKENS_MANAGE, body=NewHost, makes=True)
     def create(self, request: Request) -> Response:
@@ -115,7 +115,7 @@ class HostResource(Resource):
     @operation(needs=Capability.API_TOKENS_MANAGE, body=HostChanges, if_match=True)
     def partial_update(self, request: Request, pk: UUID) -> Response:
         """Change an app or agent."""
-        host = find(self.me, pk)
+        host = host_or_404(self.me, pk)
         changes = self.body()
         allow = changes.pop("allow_enrolment", None)
         if allow and not host.is_agent:
@@ -132,7 +132,7 @@ class HostResource(Resource):
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def disable(self, request: Request, pk: UUID) -> Response:
         """Disable an app or agent."""
-        host = find(self.me, pk)
+        host = host_or_404(self.me, pk)
         with self.unchanged(host):
             host.disable(by=self.me)
         return self._now(host)
@@ -141,7 +141,7 @@ class HostResource(Resource):
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def enable(self, request: Request, pk: UUID) -> Response:
         """Enable an app or agent."""
-        host = find(self.me, pk)
+        host = host_or_404(self.me, pk)
         with self.unchanged(host):
             host.enable(by=self.me)
         return self._now(host)
@@ -150,11 +150,11 @@ class HostResource(Resource):
     @operation(needs=Capability.HOSTS_TOGGLE, if_match=True)
     def approve(self, request: Request, pk: UUID) -> Response:
         """Approve an app."""
-        host = find(self.me, pk)
+        host = host_or_404(self.me, pk)
         with self.unchanged(host):
             host.approve(by=self.me)
         return self._now(host)
 
     def _now(self, host: Any, status: int = HTTPStatus.OK) -> Response:
         """The host as it is now."""
-        return self.answer(find(self.me, host.pk), status)
+        return self.answer(host_or_404(self.me, host.pk), status)

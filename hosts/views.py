@@ -41,7 +41,7 @@ from ui.pages import (
     page_of,
     posted,
     refuse,
-    seen,
+    seen_version,
     sentences,
     show,
     switch_target,
@@ -59,7 +59,7 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
     )
 
 
-def find(viewer: User, pk: UUID) -> Host:
+def host_or_404(viewer: User, pk: UUID) -> Host:
     """Return the live host with its counts, or 404; `row_count` includes ended connections."""
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
@@ -106,7 +106,7 @@ def add(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_HOSTS)
 def detail(request: AppRequest, pk: UUID) -> HttpResponse:
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     context: dict[str, Any] = {"host": host, "tab": "overview", "link": enrolment_url(host)}
     if request.user.has_perm(Capability.LOGS_READ):
         context["instruments"] = Instruments.of(request, {"host_id": [host.pk]}, {"host": str(host.pk)})
@@ -124,7 +124,7 @@ def logs(request: AppRequest, pk: UUID) -> HttpResponse:
     """The calls of one host."""
     if not any(map(request.user.has_perm, SEES_HOSTS)):
         return log_alone("host", pk)
-    return log_tab(request, "host", find(request.user, pk))
+    return log_tab(request, "host", host_or_404(request.user, pk))
 
 
 @require_http_methods(["GET", "POST"])
@@ -138,7 +138,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "hosts/form.html", context)
     if form.is_valid():
         try:
-            host.rename(**form.cleaned_data, by=request.user, seen=seen(request))
+            host.rename(**form.cleaned_data, by=request.user, seen=seen_version(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except AgentNameTaken:
@@ -151,7 +151,7 @@ def rename(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     undo = Undo.if_changed(host.enable(by=request.user), reverse("hosts:disable", args=[host.pk]))
     return switched(request, host, "Host enabled", undo)
 
@@ -160,7 +160,7 @@ def enable(request: AppRequest, pk: UUID) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
     """Disable a host; `?revoke=1` also revokes its connections, which takes `api-keys:revoke`."""
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     may_revoke = request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
     if "revoke" in request.GET or "revoke" in request.POST:
         return _disable_and_revoke(request, host)
@@ -231,7 +231,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
         host.disable(by=request.user)
         revoked = Connection.objects.filter(host=host).revoke_all(by=request.user)
     toast = f"Host disabled, {revoked} connection{'' if revoked == 1 else 's'} revoked"
-    return switched(request, find(request.user, host.pk), toast)
+    return switched(request, host_or_404(request.user, host.pk), toast)
 
 
 @require_http_methods(["GET", "POST"])
@@ -239,7 +239,7 @@ def _disable_and_revoke(request: AppRequest, host: Host) -> HttpResponse:
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
     """Archive a host. This also ends its connections, so it takes both capabilities."""
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     page = _way_back(host)
     if request.method == "GET" or not (host.enabled or was_typed(request, str(host))):
         return confirm_archiving(request, host, more=archived_with(host), back=page)
@@ -253,7 +253,7 @@ def archive(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.HOSTS_TOGGLE)
 def approve(request: AppRequest, pk: UUID) -> HttpResponse:
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     try:
         host.approve(by=request.user)
     except NotPending as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from oauth.client_metadata import BadClientMetadata, read
+from oauth.client_metadata import BadClientMetadata, parse_client_metadata
 from servers.upstream_guard import guard_for_strangers
 from wire.deadline import Deadline
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
@@ -68,7 +68,7 @@ def is_address(client_id: str) -> bool:
     return client_id[:8].lower() == "https://" and client_id.isprintable()
 
 
-def check(client_id: str) -> None:
+def check_document_url(client_id: str) -> None:
     """Raise UnreadableDocument unless this URL may be fetched. Does not resolve its host."""
     match = _address.fullmatch(client_id)
     path = match["path"] if match else ""
@@ -80,7 +80,7 @@ def check(client_id: str) -> None:
         raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None
 
 
-def fetch(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
+def fetch_client_document(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
     """Return the document at `url` within `seconds`, including waiting for a thread.
 
     Raises UnreadableDocument or DocumentTooSlow.
@@ -106,7 +106,7 @@ def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
             client.stream("GET", url) as response,
         ):
             _refuse_others(response)
-            metadata = read(_body(response, deadline), biggest=BIGGEST)
+            metadata = parse_client_metadata(_body(response, deadline), biggest=BIGGEST)
             return Document(metadata, _fresh_for(response.headers.get("cache-control", "")))
     except AddressRefused:
         raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None

@@ -15,10 +15,17 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from oauth import limits
-from oauth.client_document_fetch import Document, DocumentTooSlow, UnreadableDocument, check, fetch, is_address
-from oauth.client_metadata import BadClientMetadata, accepted, details
+from oauth.client_document_fetch import (
+    Document,
+    DocumentTooSlow,
+    UnreadableDocument,
+    check_document_url,
+    fetch_client_document,
+    is_address,
+)
+from oauth.client_metadata import BadClientMetadata, details, validated_metadata
 from oauth.models import Registration
-from oauth.registration import fingerprint
+from oauth.registration import app_fingerprint
 from ui import databases
 from ui.pages import AppRequest
 
@@ -37,11 +44,11 @@ def needs_sign_in(request: AppRequest, client_id: str) -> bool:
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
-    check(client_id)
+    check_document_url(client_id)
     return not request.user.is_authenticated
 
 
-def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
+def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch_client_document) -> None:
     """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument.
 
     It is cached for as long as it says, a day at most. If it cannot be fetched again, the stored one is used for
@@ -53,7 +60,7 @@ def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch) -> None:
     if application and not _is_stale(application):
         return
     try:
-        check(client_id)
+        check_document_url(client_id)
         _keep(client_id, _fetched(request, client_id, fetch), request)
     except UnreadableDocument:
         if application is None or application.cimd_expires_at + STALE_LIFETIME < timezone.now():
@@ -107,7 +114,7 @@ def _judge(client_id: str, metadata: dict[str, Any]) -> None:
 
 
 def _fields(metadata: dict[str, Any]) -> dict[str, Any]:
-    ours = accepted({**metadata, "token_endpoint_auth_method": "none"})
+    ours = validated_metadata({**metadata, "token_endpoint_auth_method": "none"})
     return {
         "name": ours["client_name"],
         "redirect_uris": " ".join(ours["redirect_uris"]),
@@ -123,7 +130,7 @@ def _keep(client_id: str, document: Document, request: AppRequest) -> None:
         application, _ = Application.objects.update_or_create(client_id=client_id, defaults=fields)
         values = {
             "client_name": application.name,
-            "fingerprint": fingerprint(application),
+            "fingerprint": app_fingerprint(application),
             **details(document.metadata),
         }
         first = values | {"registration_ip": request.META.get("REMOTE_ADDR") or None}

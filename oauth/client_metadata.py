@@ -20,7 +20,7 @@ class BadClientMetadata(Exception):
         self.code = code
 
 
-def read(body: bytes, *, biggest: int) -> dict[str, Any]:
+def parse_client_metadata(body: bytes, *, biggest: int) -> dict[str, Any]:
     """Parse the JSON object in `body`. Raises BadClientMetadata."""
     if len(body) > biggest:
         raise BadClientMetadata("The registration is too large.")
@@ -33,7 +33,7 @@ def read(body: bytes, *, biggest: int) -> dict[str, Any]:
     return metadata
 
 
-def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Validate the metadata, and return the part the toolkit uses. Only code and refresh grants are accepted.
 
     Raises BadClientMetadata.
@@ -47,7 +47,7 @@ def accepted(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise BadClientMetadata(f"Give 1 to {redirect_uris.MOST} redirect_uris.", "invalid_redirect_uri")
     try:
         for uri in uris:
-            redirect_uris.check(uri)
+            redirect_uris.check_redirect_uri(uri)
     except redirect_uris.BadRedirect as bad:
         raise BadClientMetadata(str(bad), "invalid_redirect_uri") from None
     grants = metadata.get("grant_types", ["authorization_code"])

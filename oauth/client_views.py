@@ -17,7 +17,7 @@ from gateways.models import Gateway
 from hosts.models import HostKind
 from tokens.snippets import example_call
 from tokens.visibility import may_create
-from ui.clients import client_of, clients, shown
+from ui.clients import client_block, client_of, clients
 from ui.pages import AppRequest, moment_of, show
 
 WAYS = ("browser", "token")
@@ -37,7 +37,10 @@ def how_to_connect(request: AppRequest) -> HttpResponse:
     if gateway:
         client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
         context |= {"clients": clients(), "client": client}
-        context |= {"browser": shown(client, "browser", **place), "token": shown(client, "token", **place)}
+        context |= {
+            "browser": client_block(client, "browser", **place),
+            "token": client_block(client, "token", **place),
+        }
         context["wait"] = Wait.begin(request.user, moment_of(request.GET, "since"), gateway=gateway)
     return show(request, "oauth/how_to_connect.html", context)
 
@@ -80,7 +83,7 @@ def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, 
         "client": chosen,
         "ways": ways,
         "how": how,
-        "snippet": shown(chosen, how, url=gateway.url, name=gateway.slug),
+        "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
         "call": example_call(gateway),
         "may_make_token": may["token"],
     }

@@ -17,8 +17,8 @@ from oauth import flow as flows
 from oauth.authorize import answer_url, grant
 from oauth.models import AuthorizeRequest, Ending
 from oauth.redirect_uris import only_loopback
-from oauth.registration import host_of
-from oauth.views import refused, step
+from oauth.registration import host_of_app
+from oauth.views import forbidden, step
 from servers.models import Identity
 from tokens.models import Token
 from ui.pages import AppRequest
@@ -33,9 +33,9 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
         return render(request, "oauth/consent.html", _summary(flow))
     try:
         with transaction.atomic():
-            url = _decide(request, flows.find(request, flow.pk, lock=True))
+            url = _decide(request, flows.flow_or_404(request, flow.pk, lock=True))
     except ConnectionRefused as reason:
-        return refused(request, flow, str(reason))
+        return forbidden(request, flow, str(reason))
     return _send(request, flow, url)
 
 
@@ -57,7 +57,7 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
     """Open the connection this flow was allowed, with its key. Call it inside a transaction."""
     assert flow.application
     assert flow.gateway
-    flow.host = host_of(flow.application, by=request.user)
+    flow.host = host_of_app(flow.application, by=request.user)
     connection = Connection.objects.open(
         host=flow.host,
         gateway=flow.gateway,

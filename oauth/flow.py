@@ -19,7 +19,7 @@ from connections.models import Connection, ConnectionIdentity, gateway_refusal, 
 from gateways.models import Assignment, Gateway, GatewayQuerySet
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
-from oauth.registration import host_of, known_host
+from oauth.registration import host_of_app, known_host
 from servers.models import Identity
 from ui.clients import clients
 from ui.pages import AppRequest
@@ -28,7 +28,7 @@ LIFETIME = timedelta(minutes=15)
 BROWSER = "authorize_browser"
 
 
-def browser_digest(request: AppRequest) -> bytes:
+def flow_browser_digest(request: AppRequest) -> bytes:
     """Return the digest that ties a flow to this browser, of a random value in its session (survives sign-in)."""
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)
@@ -46,7 +46,7 @@ def draft(request: AppRequest, host: Host, gateway: Gateway | None, *, client: s
         gateway=gateway,
         user=request.user,
         parameters={"client": client} if any(client == known.slug for known in clients()) else {},
-        browser_digest=browser_digest(request),
+        browser_digest=flow_browser_digest(request),
         expires_at=timezone.now() + LIFETIME,
     )
 
@@ -65,17 +65,17 @@ def begin_app(
         gateway=gateway,
         user=request.user,
         parameters=parameters | {"locked": gateway is not None},
-        browser_digest=browser_digest(request),
+        browser_digest=flow_browser_digest(request),
         expires_at=timezone.now() + LIFETIME,
     )
 
 
-def find(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeRequest:
+def flow_or_404(request: AppRequest, pk: UUID, *, lock: bool = False) -> AuthorizeRequest:
     """Return the flow, or 404 if it belongs to another browser or person."""
     flows = AuthorizeRequest.objects.select_related("host", "gateway", "application")
     if lock:
         flows = flows.select_for_update(of=("self",))
-    flow = flows.filter(pk=pk, user=request.user, browser_digest=browser_digest(request)).first()
+    flow = flows.filter(pk=pk, user=request.user, browser_digest=flow_browser_digest(request)).first()
     if flow is None:
         raise Http404
     return flow
@@ -88,7 +88,7 @@ def refusal(flow: AuthorizeRequest, user: User) -> str:
     return _capability_refusal(flow, user) or _host_refusal(flow.host) or _gateway_refusal(flow, user)
 
 
-def lacking(flow: AuthorizeRequest, user: User) -> Capability | None:
+def missing_capability(flow: AuthorizeRequest, user: User) -> Capability | None:
     """Return the capability this flow needs, if `user` lacks it."""
     needed = Capability.OAUTH_CONNECT if flow.kind == Ending.OAUTH else Capability.API_TOKENS_MANAGE
     enrolling = flow.kind == Ending.TOKEN and flow.host is not None and flow.host.allow_enrolment
@@ -96,7 +96,7 @@ def lacking(flow: AuthorizeRequest, user: User) -> Capability | None:
 
 
 def _capability_refusal(flow: AuthorizeRequest, user: User) -> str:
-    needed = lacking(flow, user)
+    needed = missing_capability(flow, user)
     if needed is None:
         return ""
     closed = " Enrolment with this agent is off." if flow.kind == Ending.TOKEN else ""
@@ -112,7 +112,7 @@ def needs_approval(flow: AuthorizeRequest) -> bool:
 def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
     """Create the app's host, so that administrators see it and can approve it."""
     assert flow.application
-    flow.host = host_of(flow.application, by=by)
+    flow.host = host_of_app(flow.application, by=by)
     flow.save(update_fields=["host"])
 
 

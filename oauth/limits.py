@@ -35,7 +35,7 @@ def _count(name: str) -> int:
     return Attempt.objects.note(hashlib.sha256(name.encode()).hexdigest())
 
 
-def too_many(sentence: str) -> HttpResponse:
+def limit_exceeded(sentence: str) -> HttpResponse:
     """Return a 429 response; limits reset at the next full minute."""
     body = {"error": "temporarily_unavailable", "error_description": f"{sentence} Wait a minute."}
     wait = str(60 - timezone.now().second)
@@ -51,9 +51,9 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
     @wraps(view)
     def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not allows(request, "tokens"):
-            return too_many("Too many token requests from your address.")
+            return limit_exceeded("Too many token requests from your address.")
         if not allows(request, "token", of=_client(request)):
-            return too_many("Too many token requests of this client from your address.")
+            return limit_exceeded("Too many token requests of this client from your address.")
         return view(request, *args, **kwargs)
 
     return limited

@@ -15,7 +15,7 @@ class BadRedirect(Exception):
     """The redirect URI is not allowed; the message says why."""
 
 
-def check(uri: str) -> None:
+def check_redirect_uri(uri: str) -> None:
     """Raise BadRedirect, with the URI and the rule, unless `uri` may be registered."""
     parts = _split(uri)
     if parts.fragment or "#" in uri:

@@ -21,7 +21,7 @@ from auditlog.models import Event
 from connections.models import host_refusal
 from hosts.models import Host
 from oauth import limits, redirect_uris
-from oauth.client_metadata import BadClientMetadata, accepted, details, read
+from oauth.client_metadata import BadClientMetadata, details, parse_client_metadata, validated_metadata
 from oauth.cors import cross_origin
 from oauth.models import Registration
 
@@ -35,10 +35,10 @@ class Register(DynamicClientRegistrationView):  # type: ignore[misc]
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not limits.allows(request, "register"):
-            return limits.too_many("Too many registrations from your address.")
+            return limits.limit_exceeded("Too many registrations from your address.")
         try:
-            metadata = read(request.body, biggest=BIGGEST)
-            request._body = json.dumps(accepted(metadata)).encode()  # noqa: SLF001  (what the toolkit reads)
+            metadata = parse_client_metadata(request.body, biggest=BIGGEST)
+            request._body = json.dumps(validated_metadata(metadata)).encode()  # noqa: SLF001  (what the toolkit reads)
         except BadClientMetadata as bad:
             return _error_response(bad.code, str(bad))
         response: HttpResponse = super().post(request, *args, **kwargs)
@@ -65,7 +65,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
     application = Application.objects.get(client_id=client_id)
     Registration.objects.create(
         application=application,
-        fingerprint=fingerprint(application),
+        fingerprint=app_fingerprint(application),
         client_name=application.name,
         registration_ip=request.META.get("REMOTE_ADDR") or None,
         **details(metadata),
@@ -98,7 +98,7 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
     """
     method = "client_secret_basic" if confidential else "none"
     metadata = {"client_name": name, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
-    ours = accepted(metadata)
+    ours = validated_metadata(metadata)
     secret = generate_client_secret()
     with transaction.atomic():
         application = Application.objects.create(
@@ -113,7 +113,7 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
     return registration, secret if confidential else ""
 
 
-def fingerprint(application: Application) -> str:
+def app_fingerprint(application: Application) -> str:
     """Return a digest that all registrations of one app share: of its name and redirect origins, or its document URL.
 
     The prefix separates self-asserted names from documents, which have a publisher, and from apps registered by hand.
@@ -131,7 +131,7 @@ def registration_of(application: Application) -> Registration:
     """Return the registration row of a toolkit application, created for one that came by document or by hand."""
     registration, _ = Registration.objects.get_or_create(
         application=application,
-        defaults={"fingerprint": fingerprint(application), "client_name": application.name[:120]},
+        defaults={"fingerprint": app_fingerprint(application), "client_name": application.name[:120]},
     )
     return registration
 
@@ -149,14 +149,14 @@ def is_approved(application: Application) -> bool:
 
 def known_host(application: Application) -> Host | None:
     """Return the host this app belongs to, if any of its registrations was connected before."""
-    return Host.objects.filter(dedupe_key=fingerprint(application)).first()
+    return Host.objects.filter(dedupe_key=app_fingerprint(application)).first()
 
 
-def host_of(application: Application, *, by: User) -> Host:
+def host_of_app(application: Application, *, by: User) -> Host:
     """Return the host of this app; it is created when somebody first connects the app."""
     waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
     host = Host.objects.appear(
-        name=application.name[:120] or NAMELESS, dedupe_key=fingerprint(application), needs_approval=waits, by=by
+        name=application.name[:120] or NAMELESS, dedupe_key=app_fingerprint(application), needs_approval=waits, by=by
     )
     registration = registration_of(application)
     if registration.host_id != host.pk:

@@ -13,7 +13,7 @@ from oauth2_provider.models import Application
 
 from capabilities import requires
 from capabilities.catalogue import SEES_HOSTS
-from hosts.views import find
+from hosts.views import host_or_404
 from oauth import redirect_uris
 from oauth.models import Registration
 from ui.pages import AppRequest, page_of, show
@@ -61,7 +61,7 @@ class RegistrationRow:
 @requires(*SEES_HOSTS)
 def listing(request: AppRequest, pk: UUID) -> HttpResponse:
     """List the registrations of a headed host, newest first."""
-    host = find(request.user, pk)
+    host = host_or_404(request.user, pk)
     if host.is_agent:
         raise Http404
     page = page_of(request, Registration.objects.filter(host=host).select_related("application"))

@@ -26,7 +26,7 @@ from oauth.models import AuthorizeRequest, Ending
 from oauth.registration import is_approved
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
-from tokens.snippets import once
+from tokens.snippets import new_secret_context
 from ui.pages import AppRequest, posted, text_of
 
 type Step = Callable[..., HttpResponse]
@@ -53,7 +53,7 @@ def connect(request: AppRequest) -> HttpResponse:
     gateway = flows.choices(request.user).filter(slug=text_of(request.GET, "gateway")).first()
     flow = flows.draft(request, host, gateway, client=text_of(request.GET, "client"))
     if reason := flows.refusal(flow, request.user):
-        return refused(request, flow, reason)
+        return forbidden(request, flow, reason)
     flow.save(force_insert=True)
     return _choose(flow, gateway) if gateway else redirect("oauth:gateway", flow.pk)
 
@@ -73,13 +73,13 @@ def step(view: Step) -> Step:
     @OWN
     @wraps(view)
     def guarded(request: AppRequest, pk: UUID, **kwargs: Any) -> HttpResponse:
-        flow = flows.find(request, pk)
+        flow = flows.flow_or_404(request, pk)
         if flow.completed_at and flow.kind == Ending.TOKEN:
             return _finished(request, flow)
         if flow.is_over:
             return render(request, "oauth/expired.html", {"flow": flow}, status=410)
         if reason := flows.refusal(flow, request.user):
-            return refused(request, flow, reason)
+            return forbidden(request, flow, reason)
         if flows.needs_approval(flow):
             return _approval(request, flow)
         return view(request, flow, **kwargs)
@@ -179,9 +179,9 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
         return _options(request, flow, _form(flow, None))
     try:
         with transaction.atomic():
-            return _generate(request, flows.find(request, flow.pk, lock=True))
+            return _generate(request, flows.flow_or_404(request, flow.pk, lock=True))
     except ConnectionRefused as reason:
-        return refused(request, flow, str(reason))
+        return forbidden(request, flow, str(reason))
 
 
 def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
@@ -240,16 +240,16 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
         "token": token,
         "servers": [scope.assignment.server.name for scope in token.scopes.select_related("assignment__server")],
         "client": flow.parameters.get("client"),
-        **(once(issued) if issued else {}),
+        **(new_secret_context(issued) if issued else {}),
     }
     response = render(request, "oauth/issued.html", context)
     response["Referrer-Policy"] = "no-referrer"
     return response
 
 
-def refused(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
+def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     """Return 403 with the reason. Approved apps get `access_denied`; for others the person has to follow a link."""
-    context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.lacking(flow, request.user)}
+    context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0

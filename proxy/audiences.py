@@ -247,10 +247,10 @@ def wishes(source: Source) -> Object:
 def listen_key(source: Source) -> str:
     """Return the key of a `subscriptions/listen` at a server: identity, owner, assignment and wishes."""
     named = " ".join((source.audience.owner, source.assigned.id, *sorted(map(str, wishes(source).items()))))
-    return f"{source.assigned.upstream_key} listen {digest(named)}"
+    return f"{source.assigned.upstream_key} listen {grants_digest(named)}"
 
 
-def digest(text: str) -> str:
+def grants_digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 

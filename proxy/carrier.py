@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from proxy.audiences import UPDATED, Audience, OpenServerStream, digest, params_of, update
+from proxy.audiences import UPDATED, Audience, OpenServerStream, grants_digest, params_of, update
 from proxy.notifications import told_levels, under_alias
 from proxy.server_requests import NOT_SUPPORTED, InteractiveCall, ServerRequests, can_answer
 from proxy.session_calls import PROGRESS, Bid, Courier, Heard, SessionCalls
@@ -256,7 +256,7 @@ class Carrier:
             return
         if audience.grant.session is None:
             # Other workers may have streams of this connection too.
-            await self._bus.publish("resource", f"{audience.owner} {digest(uri)}")
+            await self._bus.publish("resource", f"{audience.owner} {grants_digest(uri)}")
         elif streams := self._standing_of_session(audience.owner):
             # MCP: each message is sent on only one stream of a session.
             streams[0].put(update(uri))

@@ -151,7 +151,7 @@ class Endpoint:
         if request.parsed_headers.http_method == "POST":
             request.parse()
             if request.message is not None and request.message.method in tasks.METHODS:
-                request.set_task(tasks.opened(self._cipher, request.message))
+                request.set_task(tasks.open_task(self._cipher, request.message))
         request.asked_at = began = time.perf_counter()
         grant = await self._access.put(_query(request, token_digests))
         request.row.authorise_ms = (request.row.authorise_ms or 0) + (time.perf_counter() - began) * 1000
@@ -332,7 +332,7 @@ class Endpoint:
             error = TokenBusy(str(self._config.token_calls), seconds=1)
             return self._dispatcher.refused(request, error)
         if not request.may_stream:
-            open_files.refused("stream")
+            open_files.count_refused("stream")
             full = _unavailable(request, TOO_MANY_FILES, {"reason": "open_files"})
             return full._replace(deny_reason="open_files", headers=(open_files.RETRY_AFTER, response.CLOSE))
         return None

@@ -23,7 +23,7 @@ from proxy.access.features import (
     check_held,
     resolve,
     resolve_call,
-    target,
+    target_of,
 )
 from proxy.access.own_names import exposed_feature, may_be_own_name
 from proxy.access.query import ServersNeeded, Wanted
@@ -39,7 +39,7 @@ from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
 from wire import jsonrpc, task_ids, trace_context, uris, versions
 from wire.answers import NO_MEMBERS, Changes
-from wire.causes import in_words
+from wire.causes import failure_text
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.errors import AccessRefused, BadAnswer, Busy, CredentialRenewed, NotRecordable, UpstreamError
@@ -148,7 +148,7 @@ class Forwarder:
         except AccessRefused as refusal:
             raise await self._after(refusal, request, resolved, grant) from None
         except UpstreamError as error:
-            self._usage.server_contacted(resolved.assigned, in_words(error, resolved.assigned.url))
+            self._usage.server_contacted(resolved.assigned, failure_text(error, resolved.assigned.url))
             raise
         finally:
             request.row.upstream_ms = (time.perf_counter() - began) * 1000
@@ -196,11 +196,11 @@ class Forwarder:
         except IdentityUnavailable:
             renewed = None
         if renewed is None:
-            self._usage.server_contacted(assigned, in_words(refusal, assigned.url), credential_refused=True)
+            self._usage.server_contacted(assigned, failure_text(refusal, assigned.url), credential_refused=True)
             return refusal
         self._with(request, resolved, renewed)
         try:
-            await self._client.probe(target(renewed, grant, self._cipher, request.trace))
+            await self._client.probe(target_of(renewed, grant, self._cipher, request.trace))
         except AccessRefused as again:
             if again.status == UNAUTHORIZED:
                 return await self._refresher.give_up(renewed)
@@ -328,7 +328,7 @@ class Forwarder:
     ) -> Target:
         """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
         level = "" if stream is None else notifications.told_level(request, resolved, grant, message)
-        upstream = target(
+        upstream = target_of(
             resolved.assigned,
             grant,
             self._cipher,
@@ -426,7 +426,9 @@ async def _with_own_uris(request: McpRequest, resolved: Resolved, message: Messa
     """Replace this server's exposed URIs in the arguments by the server's own."""
     alias, body = resolved.alias, request.body
     given = {name: message.params[name] for name in ARGUMENTS if name in message.params}
-    own = uris.own(given, alias) if len(body) <= INLINE_BYTES else await asyncio.to_thread(uris.own, given, alias)
+    own = (
+        uris.own_uri(given, alias) if len(body) <= INLINE_BYTES else await asyncio.to_thread(uris.own_uri, given, alias)
+    )
     return replace(message, params=message.params | own)
 
 

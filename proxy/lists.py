@@ -17,7 +17,7 @@ from typing import NamedTuple
 from psycopg.types.json import Jsonb
 
 from proxy.access.decision import AccessRow, AssignedServer
-from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target, target_for_lists
+from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target_for_lists, target_of
 from proxy.access.query import Access, ServersNeeded, Wanted
 from proxy.eras import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -27,7 +27,7 @@ from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from wire import definitions, jsonrpc, uris, versions
 from wire.background import Background
-from wire.causes import in_words
+from wire.causes import failure_text
 from wire.cipher import Cipher
 from wire.client import Listed, McpClient
 from wire.definitions import CATALOGUES, PROMPT, RESOURCE, TEMPLATE, TOOL, Definition
@@ -355,7 +355,7 @@ class Lists:
             raise
         except UpstreamError as error:
             self._usage.server_contacted(
-                assigned, in_words(error, assigned.url), credential_refused=error.reason == "credential_refused"
+                assigned, failure_text(error, assigned.url), credential_refused=error.reason == "credential_refused"
             )
             await self._write(asked, None, error.reason)
             raise
@@ -374,7 +374,7 @@ class Lists:
         self, asked: ListKey, assigned: AssignedServer, grant: AccessRow, trace: Trace, seconds: float
     ) -> Listed:
         if assigned.lists_live:
-            upstream = target(assigned, grant, self._cipher, trace)
+            upstream = target_of(assigned, grant, self._cipher, trace)
         else:
             upstream = target_for_lists(assigned, grant, self._cipher, trace)
         if upstream.era:

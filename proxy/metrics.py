@@ -165,7 +165,7 @@ def _flush_gauges() -> None:
         IDLE.set(idle())
     STREAMS.set(open_counts["streams"])
     OPEN_FILES.set(open_files.used())
-    OPEN_FILES_LIMIT.set(open_files.limit())
+    OPEN_FILES_LIMIT.set(open_files.open_files_limit())
     for what in list(open_files.refusals):
         OPEN_FILES_REFUSED.labels(what).inc(open_files.refusals.pop(what))
     for at_servers in _at_servers:

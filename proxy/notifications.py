@@ -44,7 +44,7 @@ async def relay(
     elif method == tasks.STATUS and request.mcp_task is not None:
         own = {**own, "taskId": request.mcp_task.client_id}
     else:
-        own = uris.exposed(own, resolved.alias)
+        own = uris.with_exposed_uris(own, resolved.alias)
     await stream.notify({**notification, "params": own})
 
 

@@ -36,7 +36,7 @@ def raise_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def limit() -> int:
+def open_files_limit() -> int:
     """Return how many files this process may open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST if soft == resource.RLIM_INFINITY else soft
@@ -50,15 +50,15 @@ def used() -> int:
     try:
         lowest_free = os.open(os.devnull, os.O_RDONLY)
     except OSError:
-        return limit()
+        return open_files_limit()
     os.close(lowest_free)
     return lowest_free
 
 
-def refused(what: str) -> None:
+def count_refused(what: str) -> None:
     """Count a refused `stream` or `connection`, and log it at most every 10 seconds."""
     global _logged_at  # noqa: PLW0603
     refusals[what] += 1
     if time.monotonic() - _logged_at >= LOG_SECONDS:
         _logged_at = time.monotonic()
-        logger.error("too many open files: a %s was refused", what, extra={"open": used(), "limit": limit()})
+        logger.error("too many open files: a %s was refused", what, extra={"open": used(), "limit": open_files_limit()})

@@ -104,11 +104,11 @@ class HeaderReader:
             token_digests=None if token is None else self._access.digests(token),
             client_ip=self._config.client_address(peer, hops),
             is_json=headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json",
-            accepted=accepted(headers.get(b"accept")),
+            accepted=accepted_formats(headers.get(b"accept")),
             user_agent=_text(headers, b"user-agent"),
             protocol_version=_text(headers, b"mcp-protocol-version"),
             session_digest=_session_digest(header_pairs) if SESSION_ID in headers else None,
-            trace=trace_context.of(headers) if headers.keys() & TRACED_BY else trace_context.NONE,
+            trace=trace_context.forwarded_headers(headers) if headers.keys() & TRACED_BY else trace_context.NONE,
         )
 
 
@@ -128,7 +128,7 @@ class Origins:
             return False
 
 
-def accepted(value: bytes | None) -> Accepted:
+def accepted_formats(value: bytes | None) -> Accepted:
     """Return the formats an Accept header allows, possibly none; without a header, JSON."""
     if value is None or value == b"*/*":
         return Accepted(json=True, stream=False)
@@ -154,7 +154,9 @@ def _token(header_pairs: Iterable[Pair]) -> str | None:
 
 def _session_digest(header_pairs: Iterable[Pair]) -> bytes:
     """Return the digest of the session id; several headers give a digest that matches no session."""
-    return sessions.digest("".join(value.decode("latin-1") for name, value in header_pairs if name == SESSION_ID))
+    return sessions.session_digest(
+        "".join(value.decode("latin-1") for name, value in header_pairs if name == SESSION_ID)
+    )
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
@@ -313,7 +315,7 @@ class McpRequest:
             )
             return
         try:
-            self.message = message = jsonrpc.parse(self.body)
+            self.message = message = jsonrpc.parse_message(self.body)
         except MalformedMessage as error:
             self.malformed = error
         else:

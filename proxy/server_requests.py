@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 from proxy.access.decision import AccessRow
-from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target
+from proxy.access.features import IdentityUnreadable, identity_refusal, server_refusal, target_of
 from proxy.request import McpRequest
 from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
@@ -228,7 +228,7 @@ class ServerRequests:
             if identity_refusal(assigned):
                 continue
             with suppress(IdentityUnreadable):
-                upstream = target(assigned, grant, self._cipher)
+                upstream = target_of(assigned, grant, self._cipher)
                 if upstream.session is not None and "roots" in upstream.capabilities:
                     self.in_background(self._client.post(upstream, {"jsonrpc": "2.0", "method": ROOTS_CHANGED}))
 

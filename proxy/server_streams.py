@@ -18,7 +18,7 @@ from proxy.access.decision import AccessRow, AssignedServer
 from proxy.access.features import (
     IdentityUnreadable,
     Refusal,
-    target,
+    target_of,
 )
 from proxy.access.query import Access, AccessQuery
 from proxy.audiences import (
@@ -30,7 +30,7 @@ from proxy.audiences import (
     OpenServerStream,
     Source,
     assigned_of,
-    digest,
+    grants_digest,
     heeded,
     listen_key,
     params_of,
@@ -220,7 +220,7 @@ class ServerStreams:
         with suppress(IdentityUnreadable, IdentityUnavailable, Refusal):
             assigned = await self._lists.refresher.fresh(assigned)
             extensions = audience.standing[0].request.extensions if audience.standing else {}
-            upstream = target(assigned, audience.grant, self._cipher, modern=audience.modern, extensions=extensions)
+            upstream = target_of(assigned, audience.grant, self._cipher, modern=audience.modern, extensions=extensions)
             return Source(audience, assigned, upstream)
         return None
 
@@ -544,7 +544,7 @@ class ServerStreams:
         for standing in self.streams.standing():
             if standing.owner == owner:
                 for uri in standing.uris:
-                    if digest(uri) == told_digest:
+                    if grants_digest(uri) == told_digest:
                         standing.put(update(uri))
 
     def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

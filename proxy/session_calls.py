@@ -217,12 +217,12 @@ class Courier:
             await self._pending.leave(uid, owner, jsonrpc.dumps([*heard[2:]]))
             await self._bus.publish("said", f"{uid} {heard.row} {heard.owner} {self.name}")
             await self._gather(bids, news, others)
-            place = choose({self.name: self._own(heard.row, heard.owner), **bids}, self.name)
+            place = choose_destination({self.name: self._own(heard.row, heard.owner), **bids}, self.name)
             if place is not None and place.worker != self.name:
                 await self._bus.publish("carry", f"{uid} {place.worker} {int(place.to_call)}")
             await self._pending.drop(uid)
         except DatabaseUnavailable:
-            return choose({self.name: self._own(heard.row, heard.owner)}, self.name)
+            return choose_destination({self.name: self._own(heard.row, heard.owner)}, self.name)
         finally:
             del self._bids[uid]
         return place
@@ -280,7 +280,7 @@ class Courier:
             await self._deliver(heard._replace(messages=rest), to_call == "1")
 
 
-def choose(bids: dict[str, Bid], own: str) -> Destination | None:
+def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
     """Choose the only call of all workers, if it has a stream; otherwise a standing stream, preferably our own."""
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)

@@ -88,7 +88,7 @@ def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
     return target._replace(capabilities={**target.capabilities, "extensions": rest})
 
 
-def opened(cipher: Cipher, message: Message) -> Task | None:
+def open_task(cipher: Cipher, message: Message) -> Task | None:
     """Return the task that a request of METHODS names; None for an id that was not sealed here."""
     sealed = message.params.get("taskId")
     if not isinstance(sealed, str) or len(sealed) > LONGEST_SEALED:

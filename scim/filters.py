@@ -18,7 +18,7 @@ ALL = Q()
 type Narrowed = tuple[Q, bool]
 
 
-def narrowed(node: FilterNode, kind: str) -> Narrowed:
+def filter_condition(node: FilterNode, kind: str) -> Narrowed:
     """Return a condition that all matching rows fulfil, and whether it is exact."""
     match node:
         case Comparison() if node.op == CompareOperator.eq:
@@ -31,7 +31,7 @@ def narrowed(node: FilterNode, kind: str) -> Narrowed:
 
 
 def _joined(node: LogicalExpr, kind: str) -> Narrowed:
-    terms = [narrowed(term, kind) for term in node.terms]
+    terms = [filter_condition(term, kind) for term in node.terms]
     is_exact = all(exact for _, exact in terms)
     condition = ALL
     if node.op == LogicalOperator.and_:

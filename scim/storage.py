@@ -28,7 +28,7 @@ from scim2_server.storage import ScimStorage, SearchPage
 
 from accounts.rules import BeyondYours, EmailTaken, LastBreakGlass, LastManager, LastOwner, NameTaken, NotByDirectory
 from scim.directory_resources import KINDS
-from scim.filters import narrowed
+from scim.filters import filter_condition
 from scim.models import DeactivatedByOthers, ProvisioningKey
 from scim.schemas import provider
 
@@ -106,7 +106,7 @@ class Storage(ScimStorage):
         rows = kind.rows()
         if search_request.filter is None:
             return _Matching(rows, build)
-        condition, is_exact = narrowed(search_request.filter.ast, str(resource_type.name))
+        condition, is_exact = filter_condition(search_request.filter.ast, str(resource_type.name))
         rows = rows.filter(condition)
         if is_exact:
             return _Matching(rows, build)

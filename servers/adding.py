@@ -25,7 +25,15 @@ from gateways.models import (
     ToolPolicy,
     allow_identity,
 )
-from servers.discovery import Discovered, DiscoveryFailed, DiscoveryRefused, NoEndpoint, discover, note, refusal_of
+from servers.discovery import (
+    Discovered,
+    DiscoveryFailed,
+    DiscoveryRefused,
+    NoEndpoint,
+    discover_features,
+    record_contact,
+    refusal_of,
+)
 from servers.forms import SecretForm, ServerForm, Trial, suggest
 from servers.models import AuthType, Era, Health, Identity, Server
 from servers.oauth_client.discovery import Needs, needs_of
@@ -214,7 +222,7 @@ def _line(text: Any) -> str:
     return text.strip().partition("\n")[0][:120] if isinstance(text, str) else ""
 
 
-def ask(values: dict[str, Any], secret: str) -> ServerTrial:
+def try_server(values: dict[str, Any], secret: str) -> ServerTrial:
     """Ask the server described by `values`, with `secret` if given. Nothing is stored.
 
     If there is no MCP endpoint at the root of a host, the usual paths are tried; `ServerTrial.url` is the URL that
@@ -236,7 +244,7 @@ def _ask(values: dict[str, Any], secret: str) -> ServerTrial:
         identity = Identity(server=server, label="what was pasted", kind=server.auth_type)
         identity.seal(secret)
     try:
-        return ServerTrial(server.url, discover(server, identity), identity is not None)
+        return ServerTrial(server.url, discover_features(server, identity), identity is not None)
     except DiscoveryRefused as refusal:
         needs = needs_of(server) if identity is None and not is_own(server.url) else None
         return ServerTrial(server.url, refusal, identity is not None, needs)
@@ -311,11 +319,11 @@ def _assign(server: Server, gateway: Gateway, form: NewServerForm, identity: Ide
 def _list(server: Server, assigned: Sequence[Assignment], identity: Identity | None, tools: str, by: User) -> None:
     """List the server's tools. If that fails, they are listed when the server is first used."""
     try:
-        discovered = discover(server, identity, tuple(FeatureKind))
+        discovered = discover_features(server, identity, tuple(FeatureKind))
     except DiscoveryFailed as failure:
-        note(server, identity, failure)
+        record_contact(server, identity, failure)
         return
-    note(server, identity, discovered)
+    record_contact(server, identity, discovered)
     for assignment in assigned:
         for kind, definitions in discovered.features.items():
             Feature.objects.learn(assignment, definitions, kind, identity)

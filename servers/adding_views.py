@@ -16,7 +16,7 @@ from gateways.models import Assignment, IdentityScheme
 from servers import well_known
 from servers.adding import ALL, OWN, NewServerForm, ServerTrial
 from servers.adding import add as store
-from servers.adding import ask as ask_server
+from servers.adding import try_server as ask_server
 from servers.discovery import DiscoveryRefused
 from servers.forms import suggest
 from servers.models import BUILT_IN_URL, ENDPOINTS, SIGN_IN_SETTINGS, AuthType, Server
@@ -55,12 +55,12 @@ def _choice(request: AppRequest) -> dict[str, Any]:
     words, kind = request.GET.get("q", ""), request.GET.get("kind", "")
     context: dict[str, Any] = {"q": words, "kind": kind, "kinds": well_known.KINDS, "url": request.GET.get("url", "")}
     try:
-        context["tiles"] = well_known.narrowed(words, kind)
+        context["tiles"] = well_known.filter_known_servers(words, kind)
     except well_known.BadTiles as fault:
         context |= {"tiles": [], "tiles_fault": str(fault)}
     if words:
         try:
-            context["registered"] = well_known.search(words)
+            context["registered"] = well_known.search_registry(words)
         except well_known.NoRegistry as fault:
             context["registry_fault"] = str(fault)
     return context
@@ -69,7 +69,7 @@ def _choice(request: AppRequest) -> dict[str, Any]:
 def _asked(request: AppRequest) -> HttpResponse:
     """Ask the server, and show the second step with the answer and everything entered so far."""
     posted = {name: request.POST[name] for name in request.POST if name not in ("csrfmiddlewaretoken", "gateways")}
-    tile = well_known.find(request.POST.get("tile", ""))
+    tile = well_known.find_known_server(request.POST.get("tile", ""))
     if tile:
         posted |= {"url": tile.url, "name": tile.name, "auth_type": tile.takes, "header_name": tile.header}
     checked = NewServerForm(posted | {"name": "-", "slug": "x-check"}, user=request.user)

@@ -20,7 +20,7 @@ from capabilities.catalogue import SEES_SERVERS
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
-from servers.views import counted, find
+from servers.views import counted, server_or_404
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
 
@@ -174,7 +174,7 @@ class ServerResource(Resource):
     @operation(needs=SEES_SERVERS)
     def retrieve(self, request: Request, slug: str) -> Response:
         """Get a server."""
-        return self.answer(find(slug))
+        return self.answer(server_or_404(slug))
 
     @operation(needs=Capability.SERVERS_MANAGE, body=NewServer, conflicts=True, makes=True)
     def create(self, request: Request) -> Response:
@@ -193,7 +193,7 @@ class ServerResource(Resource):
     @operation(needs=Capability.SERVERS_MANAGE, body=ServerChanges, conflicts=True, if_match=True)
     def partial_update(self, request: Request, slug: str) -> Response:
         """Change a server."""
-        server = find(slug)
+        server = server_or_404(slug)
         changes = self.body()
         form = ServerForm(server=server)
         if fixed := sorted(set(changes) - set(form.fields)):
@@ -214,7 +214,7 @@ class ServerResource(Resource):
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def disable(self, request: Request, slug: str) -> Response:
         """Disable a server."""
-        server = find(slug)
+        server = server_or_404(slug)
         with self.unchanged(server):
             server.disable(by=self.me)
         return self._now(server)
@@ -223,7 +223,7 @@ class ServerResource(Resource):
     @operation(needs=Capability.SERVERS_TOGGLE, if_match=True)
     def enable(self, request: Request, slug: str) -> Response:
         """Enable a server."""
-        server = find(slug)
+        server = server_or_404(slug)
         with self.unchanged(server):
             server.enable(by=self.me)
         return self._now(server)
@@ -235,7 +235,7 @@ class ServerResource(Resource):
 
         If the server does not answer, the result says so with status 200.
         """
-        server = find(slug)
+        server = server_or_404(slug)
         with self.unchanged(server):
             pass  # Checks the version; the server is asked without a lock.
         try:
@@ -249,4 +249,4 @@ class ServerResource(Resource):
 
     def _now(self, server: Any, status: int = HTTPStatus.OK) -> Response:
         """Return the current server."""
-        return self.answer(find(server.slug), status)
+        return self.answer(server_or_404(server.slug), status)

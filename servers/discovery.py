@@ -1,6 +1,6 @@
 """*Test connection* and *Refresh tools*: list a server's tools, store its health, and explain failures.
 
-`discover` does not touch the database, so several servers can be asked concurrently.
+`discover_features` does not touch the database, so several servers can be asked concurrently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import upstream_guard
 from ui.sealing import cipher
 from wire import blocking, builtin, errors
-from wire.causes import in_words
+from wire.causes import failure_text
 from wire.cipher import Undecryptable
 from wire.client import MOST_BYTES, Spoken
 from wire.credential import Unsendable, header_of
@@ -36,10 +36,10 @@ __all__ = [
     "DiscoveryRefused",
     "NoEndpoint",
     "contact",
-    "discover",
+    "discover_features",
     "identity_for",
-    "note",
     "probe",
+    "record_contact",
     "refusal_of",
 ]
 
@@ -127,7 +127,7 @@ def refusal_of(server: Server, secret: str) -> str:
     identity = Identity(server=server, label="new", kind=server.auth_type)
     identity.seal(secret)
     try:
-        discover(server, identity, seconds=TRIAL_SECONDS)
+        discover_features(server, identity, seconds=TRIAL_SECONDS)
     except DiscoveryFailed as failure:
         return str(failure) if failure.reason == errors.AccessRefused.reason else ""
     return ""
@@ -143,15 +143,15 @@ def contact(server: Server, identity: Identity | None, seconds: float = DISCOVER
     if identity is not None:
         keep_fresh(identity)
     try:
-        discovered = discover(server, identity, seconds=seconds)
+        discovered = discover_features(server, identity, seconds=seconds)
     except DiscoveryFailed as failure:
-        note(server, identity, failure)
+        record_contact(server, identity, failure)
         raise
-    note(server, identity, discovered)
+    record_contact(server, identity, discovered)
     return discovered
 
 
-def note(server: Server, identity: Identity | None, outcome: Discovered | DiscoveryFailed) -> None:
+def record_contact(server: Server, identity: Identity | None, outcome: Discovered | DiscoveryFailed) -> None:
     """Record the outcome of a contact on the server and the identity."""
     match outcome:
         case Discovered():
@@ -181,7 +181,7 @@ def _note_info(server: Server, identity: Identity | None, info: ServerDescriptio
     )
 
 
-def discover(
+def discover_features(
     server: Server,
     identity: Identity | None,
     kinds: Sequence[str] = (TOOL,),
@@ -197,7 +197,7 @@ def discover(
         raise DiscoveryRefused(f"answered {error.status}: {reason}", error.reason) from None
     except errors.UpstreamError as error:
         elsewhere = type(error) is errors.BadAnswer and error.status in (404, 405) and not error.error
-        raise (NoEndpoint if elsewhere else DiscoveryFailed)(in_words(error, server.url), error.reason) from None
+        raise (NoEndpoint if elsewhere else DiscoveryFailed)(failure_text(error, server.url), error.reason) from None
     return Discovered(found.spoken, found.features, round((time.monotonic() - started) * 1000))
 
 
@@ -220,7 +220,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
 
 def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
     with released_while_waiting():
-        return blocking.discover(target, transport, seconds=seconds, kinds=kinds)
+        return blocking.discover_blocking(target, transport, seconds=seconds, kinds=kinds)
 
 
 def _target(server: Server, identity: Identity | None) -> Target:

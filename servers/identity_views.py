@@ -30,8 +30,8 @@ from servers.models import (
     Server,
     ServerError,
 )
-from servers.oauth_client.flow import SignInRefused, begin
-from servers.views import find as find_server
+from servers.oauth_client.flow import SignInRefused, begin_server_sign_in
+from servers.views import server_or_404 as find_server
 from ui.pages import (
     NOTHING_IS_DELETED,
     AppRequest,
@@ -150,7 +150,7 @@ def own_identities(user: User) -> IdentityQuerySet:
     )
 
 
-def find(request: AppRequest, pk: UUID) -> Identity:
+def identity_to_change(request: AppRequest, pk: UUID) -> Identity:
     """Return the identity. Raises CapabilityRequired if the viewer may not change it."""
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     identity.must_be_open_to(request.user)
@@ -218,7 +218,9 @@ def _add_by_sign_in(request: AppRequest, server: Server) -> HttpResponse:
         return show(request, "servers/shared_sign_in.html", context)
     if form.is_valid():
         try:
-            return begin(request, server, shared=True, label=form.cleaned_data["label"], return_to=tab_url(server))
+            return begin_server_sign_in(
+                request, server, shared=True, label=form.cleaned_data["label"], return_to=tab_url(server)
+            )
         except SignInRefused as refusal:
             form.add_error(None, str(refusal))
     return refuse(request, "servers/shared_sign_in.html", context)
@@ -227,7 +229,7 @@ def _add_by_sign_in(request: AppRequest, server: Server) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource(RULE, others=NOBODY)
 def replace(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
+    identity = identity_to_change(request, pk)
     if not IdentityRow(identity, request.user).may_replace:
         raise CapabilityRequired(Capability.SERVERS_MANAGE)
     back = page_url(request.user, identity)
@@ -255,7 +257,7 @@ def replace(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def disable(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
+    identity = identity_to_change(request, pk)
     if request.method == "GET":
         return confirm(
             request,
@@ -273,7 +275,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def enable(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
+    identity = identity_to_change(request, pk)
     try:
         undo = Undo.if_changed(
             identity.enable(by=request.user), reverse("servers:disable_identity", args=[identity.pk])
@@ -311,7 +313,7 @@ def confirm_server(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource(RULE, others=Capability.IDENTITIES_MANAGE)
 def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
-    identity = find(request, pk)
+    identity = identity_to_change(request, pk)
     typed = identity.label if identity.is_shared else ""  # Revoking it affects everyone on its gateways.
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         return confirm(

@@ -27,7 +27,7 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 }
 
 
-def reseal() -> dict[str, Resealed]:
+def reseal_servers() -> dict[str, Resealed]:
     """Re-encrypt everything that an older key encrypted, and return the numbers by the names of SEALED.
 
     Each row has its own transaction, so calls, replacements and revocations continue meanwhile, and an interrupted run

@@ -23,11 +23,11 @@ from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
-from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover, identity_for, probe
+from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
 from servers.lists import SERVERS
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
-from servers.oauth_client.models import MANY_UNFINISHED, registration_of, unfinished_sign_ins
+from servers.oauth_client.models import MANY_UNFINISHED, live_registration_of, unfinished_sign_ins
 from ui import bulk
 from ui.bulk import Switching
 from ui.pages import (
@@ -42,7 +42,7 @@ from ui.pages import (
     leave,
     page_of,
     refuse,
-    seen,
+    seen_version,
     show,
     switch_target,
     wants_fragment,
@@ -59,7 +59,7 @@ def counted(servers: ServerQuerySet) -> ServerQuerySet:
     return counts.order_by(Lower("name"))
 
 
-def find(slug: str) -> Server:
+def server_or_404(slug: str) -> Server:
     """Return the live server with its counts, or 404."""
     return get_object_or_404(counted(Server.objects.live().select_related("created_by")), slug=slug)
 
@@ -103,10 +103,10 @@ def slug(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_SERVERS)
 def detail(request: AppRequest, slug: str) -> HttpResponse:
-    server = find(slug)
+    server = server_or_404(slug)
     context: dict[str, Any] = {"server": server, "tab": "overview"}
     if unfinished_sign_ins(server) >= MANY_UNFINISHED:
-        context |= {"unfinished": True, "registration": registration_of(server)}
+        context |= {"unfinished": True, "registration": live_registration_of(server)}
     if request.user.has_perm(Capability.LOGS_READ):
         context["instruments"] = Instruments.of(
             request,
@@ -120,7 +120,7 @@ def detail(request: AppRequest, slug: str) -> HttpResponse:
 @require_GET
 @requires(*SEES_SERVERS)
 def gateways(request: AppRequest, slug: str) -> HttpResponse:
-    server = find(slug)
+    server = server_or_404(slug)
     rows = (
         server.assignments.filter(removed_at=None, gateway__archived_at=None)
         .select_related("gateway", "shared_identity")
@@ -135,13 +135,13 @@ def logs(request: AppRequest, slug: str) -> HttpResponse:
     """Show the calls to one server."""
     if not any(request.user.has_perm(capability) for capability in SEES_SERVERS):
         return log_alone("server", get_object_or_404(Server, slug=slug).pk)
-    return log_tab(request, "server", find(slug))
+    return log_tab(request, "server", server_or_404(slug))
 
 
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def edit(request: AppRequest, slug: str) -> HttpResponse:
-    server = find(slug)
+    server = server_or_404(slug)
     form = ServerForm(request.POST or None, server=server)
     context = {"form": form, "heading": f"Edit {server.name}", "submit": "Save", "back": page_url(server)}
     context["version"] = request.POST.get("version") or server.version
@@ -161,7 +161,7 @@ def edit(request: AppRequest, slug: str) -> HttpResponse:
 def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: AppRequest) -> bool:
     """Save the server. Returns False if that failed; the form or the context says why."""
     try:
-        server.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+        server.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
     except ChangedMeanwhile as clash:
         context |= clash_context(clash)
         return False
@@ -177,7 +177,7 @@ def _saved(server: Server, form: ServerForm, context: dict[str, Any], request: A
 @require_POST
 @requires(Capability.SERVERS_MANAGE)
 def test(request: AppRequest, slug: str) -> HttpResponse:
-    server = find(slug)
+    server = server_or_404(slug)
     try:
         text, kind = str(probe(server, by=request.user)), "good"
     except DiscoveryFailed as failure:
@@ -201,7 +201,7 @@ def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[
 def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
     """Test the server described by `values`, and describe the outcome. Nothing is saved."""
     try:
-        discovered = discover(Server(**values), identity)
+        discovered = discover_features(Server(**values), identity)
     except DiscoveryFailed as failure:
         text, kind = _failure_text(failure)
         return {"text": text, "kind": kind, "reason": failure.reason, "why": str(failure), "era": ""}
@@ -216,7 +216,7 @@ def _failure_text(failure: DiscoveryFailed) -> tuple[str, str]:
 @require_POST
 @requires(Capability.SERVERS_TOGGLE)
 def enable(request: AppRequest, slug: str) -> HttpResponse:
-    server = find(slug)
+    server = server_or_404(slug)
     undo = Undo.if_changed(server.enable(by=request.user), reverse("servers:disable", args=[server.slug]))
     return switched(request, server, "Server enabled", undo)
 
@@ -224,7 +224,7 @@ def enable(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_TOGGLE)
 def disable(request: AppRequest, slug: str) -> HttpResponse:
-    server: Any = find(slug)
+    server: Any = server_or_404(slug)
     if request.method == "GET":
         number = server.gateway_count
         stops = f"stops on {number} gateway{'' if number == 1 else 's'} on the next request"
@@ -254,7 +254,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.SERVERS_MANAGE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
     """Archive the server and remove it from all gateways. Connections are not changed."""
-    server = find(slug)
+    server = server_or_404(slug)
     if request.method == "GET" or not (server.enabled or was_typed(request, str(server))):
         return confirm_archiving(request, server, more=_removed_from(server), back=page_url(server))
     try:

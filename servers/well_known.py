@@ -79,11 +79,11 @@ def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
         raise BadTiles(f"{path} is no file of well-known servers: {error}") from None
 
 
-def find(key: str) -> Tile | None:
+def find_known_server(key: str) -> Tile | None:
     return next((tile for tile in tiles() if tile.key == key), None)
 
 
-def narrowed(words: str, kind: str) -> list[Tile]:
+def filter_known_servers(words: str, kind: str) -> list[Tile]:
     """Return the tiles that match `words` and `kind`."""
     words = words.casefold()
     return [
@@ -93,7 +93,7 @@ def narrowed(words: str, kind: str) -> list[Tile]:
     ]
 
 
-def search(words: str) -> list[Tile]:
+def search_registry(words: str) -> list[Tile]:
     """Search the registry for servers with `words` in their name, through the address guard. Raises NoRegistry."""
     if not settings.SERVER_REGISTRY:
         return []

@@ -91,12 +91,12 @@ class Manifest:
         return orjson.dumps(self, option=CANONICAL)
 
 
-def is_on() -> bool:
+def archive_enabled() -> bool:
     """True if calls are archived before they are dropped."""
     return bool(settings.ARCHIVE)
 
 
-def opened() -> Objects:
+def open_archive() -> Objects:
     """Return the archive from the settings."""
     place: str = settings.ARCHIVE
     if place.startswith("/"):
@@ -110,7 +110,7 @@ def archive_before(limit: date) -> int:
     Does nothing if the archive is off. Raises NotArchived at the first that fails, and records the failure.
     """
     number = 0
-    if not is_on():
+    if not archive_enabled():
         ArchivedPartition.objects.filter(archived_at=None).delete()  # They are dropped without being archived.
     else:
         for name, span in Call.partitions.expired(limit):
@@ -128,7 +128,7 @@ def keep_from(limit: date) -> date:
 
     With the archive on this is the start of the oldest partition that is not archived.
     """
-    if not is_on():
+    if not archive_enabled():
         return limit
     archived = set(ArchivedPartition.objects.exclude(archived_at=None).values_list("pk", flat=True))
     return min((span.start for name, span in Call.partitions.expired(limit) if name not in archived), default=limit)
@@ -158,7 +158,7 @@ def archive(name: str, span: PartitionDays) -> bool:
         return False
     try:
         manifests = []
-        with opened() as store:
+        with open_archive() as store:
             day = span.start
             while day < span.end:
                 manifests.append(_archive_day(store, name, day))
@@ -274,7 +274,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
     """Read back the archived rows. Raises NotArchived unless they equal those of the partition, row by row."""
     digest, rows = sha256(), 0
     try:
-        for row in rows_of(store, manifest):
+        for row in archived_rows(store, manifest):
             digest.update(leaf_of(row | {"uid": UUID(row["uid"])}).packed)
             rows += 1
     except UnreadableArchive as reason:
@@ -283,7 +283,7 @@ def _compare(store: Objects, manifest: Manifest) -> None:
         raise NotArchived(f"What was written of {manifest.day} does not read as the rows it was written from.")
 
 
-def rows_of(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the archived rows of a day whose columns equal `equal`.
 
     Raises UnreadableArchive if a file is missing or was changed.
@@ -295,22 +295,22 @@ def rows_of(store: Objects, manifest: Manifest, equal: dict[str, Any] | None = N
             raise UnreadableArchive(f"{part.name} is missing in the archive.")
         if sha256(data).hexdigest() != part.sha256:
             raise UnreadableArchive(f"{part.name} was changed in the archive.")
-        yield from parquet.rows_of(data, equal)
+        yield from parquet.parquet_rows(data, equal)
 
 
-def search(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def search_archive(since: datetime, until: datetime, equal: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the archived calls from `since` to before `until` whose columns equal `equal`, day by day.
 
     Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
         raise UnreadableArchive(NEEDS_EXTRA)
-    with opened() as store:
+    with open_archive() as store:
         day = since.date()
         while day < until.date() + DAY:
             seen: set[str] = set()
             for manifest in _manifests(store, day):
-                for row in rows_of(store, manifest, equal):
+                for row in archived_rows(store, manifest, equal):
                     if since <= row["created_at"] < until and row["uid"] not in seen:
                         seen.add(row["uid"])
                         yield row

@@ -34,12 +34,12 @@ from sinks.receivers import (
     checked_address,
     checked_secret,
     notice,
-    origin_of,
     receiver_for,
     send_notice,
+    shown_origin,
 )
 from ui.sealing import cipher
-from ui.states import in_words
+from ui.states import state_label
 
 LONGEST_ERROR = 300
 NOTICE_S = 3.0  # Timeout for the notice sent before a sink is changed, paused or removed.
@@ -209,7 +209,7 @@ class Sink(Versioned, Switchable):
     @property
     def words(self) -> str:
         """The status as text for pages."""
-        return in_words(self.status, "sink").capitalize()
+        return state_label(self.status, "sink").capitalize()
 
     @property
     def tone(self) -> str:
@@ -248,12 +248,12 @@ class Sink(Versioned, Switchable):
 
     def told(self) -> dict[str, Any]:
         """Return its editable values as events store them."""
-        return self.editable() | {"address": origin_of(self.address)}
+        return self.editable() | {"address": shown_origin(self.address)}
 
     @property
     def place(self) -> str:
         """The address as lists and the API show it: without the path, which may contain a token."""
-        origin = origin_of(self.address)
+        origin = shown_origin(self.address)
         return origin if self.address.rstrip("/") == origin or not origin else f"{origin}/..."
 
     def place_for(self, person: User) -> str:
@@ -290,7 +290,7 @@ class Sink(Versioned, Switchable):
             self.address, self.private = "", False
         elif self.address != address or not address:
             self._must_be_an_address()
-        self._take_secret(secret, moved=origin_of(address) != origin_of(self.address))
+        self._take_secret(secret, moved=shown_origin(address) != shown_origin(self.address))
 
     def _take_secret(self, secret: str, *, moved: bool) -> None:
         """Encrypt a new secret, or keep the current one. Raises BadSinkSecret."""
@@ -352,7 +352,7 @@ class Sink(Versioned, Switchable):
                 if secret:
                     changes["secret_replaced"] = True
                 if "address" in changes:
-                    changes["address"] = [origin_of(before["address"]), origin_of(row.address)]
+                    changes["address"] = [shown_origin(before["address"]), shown_origin(row.address)]
                 if changes:
                     Event.objects.record(Action.SINK_UPDATED, row, by=by, changes=changes)
         except IntegrityError:
@@ -429,7 +429,9 @@ class Sink(Versioned, Switchable):
         with transaction.atomic():
             row: Sink = self.lock()
             row.must_be(seen)
-            Event.objects.record(Action.SINK_REMOVED, self, by=by, changes={"address": [origin_of(row.address), None]})
+            Event.objects.record(
+                Action.SINK_REMOVED, self, by=by, changes={"address": [shown_origin(row.address), None]}
+            )
             self.delete()
 
     def note_refused(self, line: LogLine, answer: str) -> None:

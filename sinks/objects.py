@@ -150,7 +150,9 @@ class S3:
     def _ask(self, method: str, name: str, data: bytes, headers: dict[str, str]) -> httpx.Response:
         self._deadline.set(self._seconds)
         url = self._base + quote(f"{self._prefix}/{name}", safe="/-_.~")
-        signed = sign(method, url, headers, data, (self._id, self._secret), self._region, datetime.now(UTC))
+        signed = s3_signature_headers(
+            method, url, headers, data, (self._id, self._secret), self._region, datetime.now(UTC)
+        )
         return self._client.request(method, url, content=data, headers=signed)
 
 
@@ -163,7 +165,7 @@ def region_of(address: str) -> str:
     return found[1] if found else ANY_REGION
 
 
-def sign(
+def s3_signature_headers(
     method: str, url: str, headers: Mapping[str, str], data: bytes, keys: tuple[str, str], region: str, now: datetime
 ) -> dict[str, str]:
     """Return the headers of an S3 request with its signature (AWS Signature Version 4, "Authenticating Requests")."""

@@ -78,7 +78,7 @@ class Writer:
         self._group, self._group_bytes = [], 0
 
 
-def rows_of(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+def parquet_rows(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file whose columns equal `equal`, in chunks."""
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(batch_size=500):

@@ -240,7 +240,7 @@ class SinkReader:
 
 
 @contextmanager
-def held(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
+def locked_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
     """Lock a sink and yield its reader, or None if another process has the lock or the lease.
 
     `claim` is this process's lease, if it has one. If a process is killed, its lock ends immediately and its lease

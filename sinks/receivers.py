@@ -206,7 +206,7 @@ def _checked_url(url: str, address: str) -> bool:
         raise
 
 
-def origin_of(address: str) -> str:
+def shown_origin(address: str) -> str:
     """Return scheme, host and port, which may be shown anywhere. Path and query may contain a token."""
     try:
         parts = urlsplit(address)

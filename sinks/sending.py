@@ -25,7 +25,7 @@ from auditlog.models import Call
 from auditlog.partitions import midnight
 from sinks import reading, receivers
 from sinks.models import LONGEST_ERROR, Sink
-from sinks.reading import Batch, SinkReader, held, oldest
+from sinks.reading import Batch, SinkReader, locked_reader, oldest
 from sinks.receivers import OBJECTS, Receiver, Undelivered, backoff, trial
 from ui import databases
 
@@ -68,14 +68,14 @@ def due() -> list[UUID]:
 def _serve_logged(pk: UUID) -> None:
     try:
         with databases.direct():
-            serve(pk)
+            send_undelivered(pk)
     except Exception:
         logger.exception("serving a sink failed", extra={"sink": str(pk)})
     finally:
         connection.close()
 
 
-def serve(pk: UUID, seconds: float = PASS_S) -> int:
+def send_undelivered(pk: UUID, seconds: float = PASS_S) -> int:
     """Send undelivered rows of this sink for about `seconds`, and return how many were acknowledged.
 
     Does nothing if another process serves it. Failures are stored on its row and retried later.
@@ -111,7 +111,7 @@ class _Service:
         note: Note | None = lambda sink, reader: True  # noqa: E731  (nothing was delivered yet)
         sink: Sink | None = None
         while note is not None:
-            with held(self._pk, self._claim) as reader:
+            with locked_reader(self._pk, self._claim) as reader:
                 if reader is None or (sink is not None and not note(sink, reader)):
                     return
                 sink, batch = self._next(reader)
@@ -121,7 +121,7 @@ class _Service:
             note = self._deliver(sink, batch)
 
     def note_broken(self) -> None:
-        with held(self._pk, self._claim) as reader:
+        with locked_reader(self._pk, self._claim) as reader:
             sink = _loaded(self._pk) if reader else None
             if reader and sink:
                 said = "could not be served: the log of this process says why."

@@ -33,7 +33,7 @@ from ui.pages import (
     page_of,
     posted,
     refuse,
-    seen,
+    seen_version,
     show,
 )
 from ui.tables import show_list
@@ -93,7 +93,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
         return show(request, "sinks/form.html#state" if is_for(request, "state-card") else "sinks/form.html", context)
     if form.is_valid():
         try:
-            sink.edit(**form.cleaned_data, by=request.user, seen=seen(request))
+            sink.edit(**form.cleaned_data, by=request.user, seen=seen_version(request))
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except SinkError as error:

@@ -219,4 +219,4 @@ class OrganisationResource(Resource):
         provider = Provider.load()
         with self.unchanged(provider):
             pass  # Checks the version; the provider is asked without a lock.
-        return Response(ProviderTestSerializer(discovery.test(provider, by=self.me)).data)
+        return Response(ProviderTestSerializer(discovery.test_provider(provider, by=self.me)).data)

@@ -60,7 +60,7 @@ def metadata(provider: Provider) -> OpenIdMetadata:
     name = _name("metadata", provider.issuer)
     kept = cache.get(name)
     if kept is None:
-        kept = _unless_failed(name, lambda: ask(provider))
+        kept = _unless_failed(name, lambda: read_provider_metadata(provider))
         cache.set(name, tuple(kept), KEPT_S)
     return OpenIdMetadata(*kept)
 
@@ -76,7 +76,7 @@ def keys(provider: Provider, *, anew: bool = False) -> list[dict[str, Any]]:
 
 
 def _unless_failed[Found](name: str, ask: Callable[[], Found]) -> Found:
-    """Call `ask`, unless it failed within FAILURE_KEPT_S. Raises ProviderDown."""
+    """Call `read_provider_metadata`, unless it failed within FAILURE_KEPT_S. Raises ProviderDown."""
     failure = cache.get(f"{name}:failed")
     if failure is not None:
         raise ProviderDown(failure)
@@ -87,16 +87,16 @@ def _unless_failed[Found](name: str, ask: Callable[[], Found]) -> Found:
         raise
 
 
-def forget(provider: Provider) -> None:
+def forget_metadata(provider: Provider) -> None:
     """Clear the cached metadata and keys of the provider."""
     names = [_name(what, provider.issuer) for what in ("metadata", "keys")]
     cache.delete_many([*names, *(f"{name}:failed" for name in names)])
 
 
-def test(provider: Provider, *, by: Grantor | None) -> ProviderTestResult:
+def test_provider(provider: Provider, *, by: Grantor | None) -> ProviderTestResult:
     """Test the provider, explain what is wrong or missing, and record the test."""
     try:
-        detail = trial.found(provider, by=by) if provider.speaks_saml else _found(provider)
+        detail = trial.metadata_summary(provider, by=by) if provider.speaks_saml else _found(provider)
         outcome = ProviderTestResult(works=True, detail=detail)
     except ProviderError as fault:
         outcome = ProviderTestResult(works=False, detail=str(fault))
@@ -107,9 +107,9 @@ def test(provider: Provider, *, by: Grantor | None) -> ProviderTestResult:
 
 def _found(provider: Provider) -> str:
     """Read metadata and keys, and describe them. Raises ProviderError."""
-    said = ask(provider)
+    said = read_provider_metadata(provider)
     found = _keys(provider, said.jwks_uri)
-    forget(provider)
+    forget_metadata(provider)
     way = "" if provider.has_secret else " It has to take clients without a secret."
     tells = not provider.signs_out_there or said.end_session_endpoint
     out = "" if tells else " It publishes no place to sign out there (end_session_endpoint)."
@@ -120,12 +120,12 @@ def _found(provider: Provider) -> str:
     )
 
 
-def ask(provider: Provider) -> OpenIdMetadata:
+def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
     """Read the provider's metadata. Raises ProviderDown."""
     if not provider.issuer:
         raise ProviderDown("No issuer is named yet.")
     url = provider.issuer.rstrip("/") + DISCOVERY
-    document = fetch(provider, url)
+    document = fetch_provider_json(provider, url)
     if document.get("issuer") != provider.issuer:
         said = printable(str(document.get("issuer")))[:200]
         raise ProviderDown(f"{url} describes another issuer than {provider.issuer}: {said}. Enter exactly that.")
@@ -144,7 +144,7 @@ def ask(provider: Provider) -> OpenIdMetadata:
     )
 
 
-def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+def fetch_provider_json(provider: Provider, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the JSON object at a URL of the provider. Raises ProviderDown."""
     try:
         answered = Http(private=provider.private, entered=[provider.issuer]).get(url, headers)
@@ -158,7 +158,7 @@ def fetch(provider: Provider, url: str, headers: Mapping[str, str] | None = None
 
 
 def _keys(provider: Provider, url: str) -> list[dict[str, Any]]:
-    found = fetch(provider, url).get("keys")
+    found = fetch_provider_json(provider, url).get("keys")
     keys = [key for key in found if isinstance(key, dict)] if isinstance(found, list) else []
     if not keys:
         raise ProviderDown(f"{url} holds no keys.")
@@ -189,9 +189,9 @@ __all__ = [
     "OpenIdMetadata",
     "ProviderDown",
     "ProviderTestResult",
-    "fetch",
-    "forget",
+    "fetch_provider_json",
+    "forget_metadata",
     "keys",
     "metadata",
-    "test",
+    "test_provider",
 ]

@@ -37,7 +37,7 @@ def remember(request: HttpRequest, who: Claims) -> None:
     request.session[BROWSER] = {"issuer": who.issuer, "sub": who.subject, "sid": who.session}
 
 
-def forget(request: HttpRequest) -> None:
+def forget_organisation(request: HttpRequest) -> None:
     """Remove the organisation's account from the session, because a password is used."""
     request.session.pop(BROWSER, None)
 

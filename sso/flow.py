@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from servers.oauth_client.http import Http, NoAnswer
 from sso.claims import email_of, groups_of, is_true, line_of
-from sso.discovery import OpenIdMetadata, ProviderDown, fetch, keys, metadata
+from sso.discovery import OpenIdMetadata, ProviderDown, fetch_provider_json, keys, metadata
 from sso.models import Claims, Provider
 from sso.saml.refusals import AGAIN, THERE
 from sso.signed_tokens import TokenInvalid, UnknownKey, id_token
@@ -93,11 +93,11 @@ def sign_out_there(request: HttpRequest, provider: Provider) -> HttpResponse | N
     return leads_on(request, provider, authorize_url(place, parameters), "sso/leads_out.html")
 
 
-def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
+def begin_oidc(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
     """Start a sign-in and return a page that forwards to the provider. Raises ProviderDown."""
     said = metadata(provider)
     state, nonce, (verifier, challenge) = secrets.token_urlsafe(32), secrets.token_urlsafe(32), pkce()
-    note(request, state, PendingSignIn(act, onward, nonce, verifier, provider.known_as, time.time()))
+    store_pending_sign_in(request, state, PendingSignIn(act, onward, nonce, verifier, provider.known_as, time.time()))
     parameters = {
         "response_type": "code",
         "client_id": provider.client_id,
@@ -121,7 +121,7 @@ def _open(request: HttpRequest) -> dict[str, list[Any]]:
     return found
 
 
-def note(request: HttpRequest, state: str, begun: PendingSignIn) -> None:
+def store_pending_sign_in(request: HttpRequest, state: str, begun: PendingSignIn) -> None:
     """Store a started sign-in in the session."""
     others = sorted(_open(request).items(), key=lambda item: item[1][-1])[1 - MOST_OPEN :]
     request.session[SESSION_KEY] = dict(others) | {state: [*begun]}
@@ -137,7 +137,7 @@ def taken(request: HttpRequest, state: str) -> PendingSignIn | None:
     return PendingSignIn(*found)
 
 
-def find(request: HttpRequest) -> PendingSignIn:
+def take_pending_sign_in(request: HttpRequest) -> PendingSignIn:
     """Remove and return the sign-in of this callback. Raises SignInFailed."""
     begun = taken(request, request.GET.get("state", ""))
     if begun is None:
@@ -147,7 +147,7 @@ def find(request: HttpRequest) -> PendingSignIn:
     return begun
 
 
-def finish(request: HttpRequest, provider: Provider, begun: PendingSignIn) -> Claims:
+def finish_oidc(request: HttpRequest, provider: Provider, begun: PendingSignIn) -> Claims:
     """Return the claims of the person who signed in at the provider. Raises SignInFailed or ProviderDown."""
     given = request.GET
     if begun.issuer != provider.known_as:
@@ -172,7 +172,7 @@ def finish(request: HttpRequest, provider: Provider, begun: PendingSignIn) -> Cl
         elif "email" in beside:
             claims.pop("email_verified", None)
         claims = beside | claims
-    return read(claims, provider)
+    return extract_claims(claims, provider)
 
 
 def _must_be_granted(asked: str, granted: str) -> None:
@@ -222,13 +222,13 @@ def _claims(provider: Provider, tokens: Tokens, nonce: str) -> dict[str, Any]:
 
 def _userinfo(provider: Provider, url: str, access: str, subject: str) -> dict[str, Any]:
     """Return the userinfo claims, which must be of the same subject (OpenID Connect Core 5.3.2)."""
-    found = fetch(provider, url, {"Authorization": f"Bearer {access}"})
+    found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != subject:
         raise SignInFailed("The provider spoke of another person (userinfo).")
     return found
 
 
-def read(claims: Mapping[str, Any], provider: Provider) -> Claims:
+def extract_claims(claims: Mapping[str, Any], provider: Provider) -> Claims:
     """Extract the claims in use; the others are not stored."""
 
     return Claims(

@@ -26,7 +26,7 @@ from accounts.adapter import SIGNED_IN_AT, confirms_there
 from accounts.held_forms import send_again
 from accounts.models import User
 from accounts.reauthentication import ask_again
-from accounts.rules import PeopleError, lacking
+from accounts.rules import PeopleError, missing_capabilities
 from accounts.sign_in_limits import posts_from_one_address, take_back
 from auditlog.actions import Action
 from auditlog.models import Event
@@ -42,7 +42,7 @@ from sso.saml import flow as saml_flow
 from sso.saml.requests import consumer_url, entity_id
 from sso.saml.terms import is_installed
 from sso.signed_tokens import CLOCKS_DIFFER_S, LOGOUT_LIVES_S, TokenInvalid, UnknownKey, header_of, logout_token
-from ui.pages import AppRequest, clash_context, leave, own_path, posted, refuse, seen, show
+from ui.pages import AppRequest, clash_context, leave, own_path, posted, refuse, seen_version, show
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,13 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
     if provider is None and act != flow.LOGIN:
         return leave(request, reverse("accounts:profile"), "Signing in at the organisation is switched off here.")
     if provider is None:
-        return refused(request, HTTPStatus.NOT_FOUND)
+        return sign_in_refused(request, HTTPStatus.NOT_FOUND)
     try:
-        leads_there = saml_flow.begin if provider.speaks_saml else flow.begin
+        leads_there = saml_flow.begin_saml if provider.speaks_saml else flow.begin_oidc
         return leads_there(request, provider, act=act, onward=onward)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-        return refused(request, HTTPStatus.BAD_GATEWAY, provider)
+        return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, provider)
 
 
 @never_cache
@@ -83,16 +83,16 @@ def callback(request: HttpRequest) -> HttpResponse:
     """Handle the provider's redirect."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
-        return refused(request, HTTPStatus.NOT_FOUND)
+        return sign_in_refused(request, HTTPStatus.NOT_FOUND)
     try:
-        begun = flow.find(request)
-        return go_on(request, provider, begun, flow.finish(request, provider, begun))
+        begun = flow.take_pending_sign_in(request)
+        return go_on(request, provider, begun, flow.finish_oidc(request, provider, begun))
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
+        return sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
-        return refused(request, HTTPStatus.BAD_GATEWAY, provider)
+        return sign_in_refused(request, HTTPStatus.BAD_GATEWAY, provider)
 
 
 def go_on(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
@@ -109,7 +109,7 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
     except NoEntry as refusal:
         changes = {"reason": refusal.reason, "email": who.email, "groups": sorted(who.groups or ())[:20]}
         Event.objects.record(Action.SIGN_IN_REFUSED, refusal.person or provider, by=None, changes=changes)
-        return refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice)
+        return sign_in_refused(request, HTTPStatus.FORBIDDEN, provider, refusal.advice)
     if request.user.is_authenticated:
         logout(request)  # Also if it is the same person: the session starts anew.
     request.session.pop(joining.SESSION_KEY, None)
@@ -151,7 +151,7 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
     return send_again(request, begun.onward) or redirect(begun.onward)
 
 
-def refused(
+def sign_in_refused(
     request: HttpRequest, status: HTTPStatus, provider: Provider | None = None, advice: str = ""
 ) -> HttpResponse:
     """Show that the person is not signed in, and what to do."""
@@ -254,7 +254,7 @@ def settings_page(request: AppRequest) -> HttpResponse:
         return show(request, "sso/settings.html", context)
     if form.is_valid():
         try:
-            Provider.edit(by=request.user, seen=seen(request), **form.values())
+            Provider.edit(by=request.user, seen=seen_version(request), **form.values())
         except ChangedMeanwhile as clash:
             context |= clash_context(clash)
         except ProviderError as error:
@@ -272,7 +272,7 @@ def settings_page(request: AppRequest) -> HttpResponse:
 def test_provider(request: AppRequest) -> HttpResponse:
     """Test the provider, and show what is wrong."""
     provider = Provider.load()
-    outcome = discovery.test(provider, by=request.user)
+    outcome = discovery.test_provider(provider, by=request.user)
     context = _context(request, provider, ProviderForm(None, provider=provider)) | {"outcome": outcome}
     return show(request, "sso/settings.html", context)
 
@@ -280,7 +280,7 @@ def test_provider(request: AppRequest) -> HttpResponse:
 def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dict[str, Any]:
     return {
         "form": form,
-        "lacking": ", ".join(lacking(request.user, Capability)),
+        "lacking": ", ".join(missing_capabilities(request.user, Capability)),
         "provider": provider,
         "version": provider.version,
         "callback_url": flow.callback_url(),

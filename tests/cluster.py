@@ -31,7 +31,7 @@ from psycopg import sql
 from gatewayadmin.config.keys import kept_in
 from gatewayadmin.embedded.cluster import OWNER, Cluster
 from gatewayadmin.embedded.cluster import cluster as cluster_of
-from gatewayadmin.embedded.programs import demand, run
+from gatewayadmin.embedded.programs import run, run_program
 from tests import reaper, sampling
 
 HOME = reaper.MARK
@@ -183,7 +183,7 @@ def make_tables(address: str) -> None:
     of_ours = "TEST_DATABASE_URL" not in os.environ  # Others may be older than our pg_dump.
     kept = KEPT / f"{state_of_the_code()}.sql"
     if of_ours and kept.exists():
-        demand("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", address, text=kept.read_text())
+        run_program("psql", "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", address, text=kept.read_text())
         return
     settings = {"DATABASE_URL": address, **keys()}
     command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]

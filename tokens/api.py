@@ -52,7 +52,7 @@ from tokens.serializers import (
     rotated,
 )
 from tokens.validation import admits
-from tokens.visibility import ENDING, known_to, of_status, with_reach
+from tokens.visibility import ENDING, of_status, tokens_visible_to, with_reach
 from ui.operations import operation
 from ui.rest import ApiError, Problem, RateLimit, Resource, secret_answer
 
@@ -93,7 +93,7 @@ class TokenResource(Resource):
 
     def get_queryset(self) -> TokenQuerySet:
         """The tokens this person may know of; keys of apps are none."""
-        return with_reach(known_to(self.me))
+        return with_reach(tokens_visible_to(self.me))
 
     @operation(
         needs=Own(Capability.API_TOKENS_MANAGE),
@@ -102,12 +102,12 @@ class TokenResource(Resource):
     )
     def list(self, request: Request) -> Response:
         """List API access tokens."""
-        tokens = known_to(self.me)
+        tokens = tokens_visible_to(self.me)
         if self.query_data["scope"] == "all":
             must_hold(self.me, Capability.API_TOKENS_MANAGE)
         else:
             tokens = tokens.filter(connection__user=self.me)
-        return self.page(narrowed(tokens, self.query_data).order_by("-created_at", "pk"), with_reach)
+        return self.page(filter_tokens(tokens, self.query_data).order_by("-created_at", "pk"), with_reach)
 
     @operation(needs=Own(Capability.API_TOKENS_MANAGE))
     def retrieve(self, request: Request, pk: UUID) -> Response:
@@ -256,7 +256,7 @@ def must_be_on(connection: Connection) -> None:
         raise ApiError(HTTPStatus.FORBIDDEN, "disabled", "The host, the gateway or the connection is disabled.")
 
 
-def narrowed(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:
+def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuerySet:
     """The tokens that match the query."""
     tokens = tokens.filter(of_status(query["status"]))
     if host := query.get("host"):

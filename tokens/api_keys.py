@@ -87,7 +87,7 @@ def _must_have_room(owner: User, name: str) -> None:
         raise KeyNameTaken(KeyNameTaken.__doc__)
 
 
-def find(secret: str) -> ApiKey | None:
+def find_api_key(secret: str) -> ApiKey | None:
     """Return the API key with this secret, if it is active and so is its owner."""
     if not token_text.well_formed(secret, {token_text.PERSONAL}):
         return None

@@ -53,11 +53,11 @@ class BearerAuthentication(BaseAuthentication):
         if scheme.lower() != "bearer":
             return None
         secret = secret.strip()
-        if key := api_keys.find(secret):
+        if key := api_keys.find_api_key(secret):
             key.note_use()
             event_context.note_api_key(f"API key {key}")
             return key.acting, ByKey(key)
-        token = find(secret)
+        token = find_token(secret)
         if token is None and secret.lower().startswith("bearer"):
             raise AuthenticationFailed("Write the word Bearer once, then the API key.", code="unauthorized")
         if token is None:
@@ -68,7 +68,7 @@ class BearerAuthentication(BaseAuthentication):
         return "Bearer"
 
 
-def find(secret: str) -> Token | None:
+def find_token(secret: str) -> Token | None:
     """Return the API access token with this secret, if it is active and so is its user."""
     if not token_text.well_formed(secret, {token_text.ACCESS}):
         return None

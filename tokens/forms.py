@@ -20,7 +20,7 @@ from tokens.models import (
     BadAllowlistEntry,
     Token,
     TokenNameTaken,
-    canonical,
+    canonical_allowlist,
 )
 from ui.limits import LimitField
 
@@ -61,7 +61,7 @@ class AllowlistField(forms.CharField):
 
     def clean(self, value: Any) -> list[str] | None:
         try:
-            return canonical(super().clean(value).replace(",", "\n").splitlines())
+            return canonical_allowlist(super().clean(value).replace(",", "\n").splitlines())
         except BadAllowlistEntry as error:
             raise ValidationError(str(error)) from error
 

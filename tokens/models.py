@@ -43,7 +43,7 @@ from tokens.validation import (
     TokenError,
     TokenNameTaken,
     TooMany,
-    canonical,
+    canonical_allowlist,
     expiry,
     overlap,
 )
@@ -71,7 +71,7 @@ __all__ = [
     "TokenNameTaken",
     "TokenScope",
     "TooMany",
-    "canonical",
+    "canonical_allowlist",
 ]
 
 
@@ -169,7 +169,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
                 kind=TokenKind.ACCESS,
                 name=name.strip(),
                 expires_at=expiry(expires_in_days),
-                allowed_ips=canonical(allowed_ips),
+                allowed_ips=canonical_allowlist(allowed_ips),
                 calls_per_minute=calls_per_minute,
                 scope_all=servers is None,
                 created_by=by,
@@ -449,7 +449,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         if "expires_in_days" in fields:
             new_values["expires_at"] = expiry(fields["expires_in_days"])
         if "allowed_ips" in fields:
-            new_values["allowed_ips"] = canonical(fields["allowed_ips"])
+            new_values["allowed_ips"] = canonical_allowlist(fields["allowed_ips"])
         if "calls_per_minute" in fields:
             new_values["calls_per_minute"] = fields["calls_per_minute"]
         with self._locked() as row:  # Locks the connection too, so that no other of its tokens takes the name.

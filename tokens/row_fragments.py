@@ -14,8 +14,8 @@ from capabilities import Capability
 from connections import views as connection_views
 from gateways.models import Gateway
 from tokens.models import Token
-from tokens.rows import TokenFilter, TokenRow, listed, numbers, owner_of_listed
-from tokens.visibility import known_to, may_create, with_scope
+from tokens.rows import TokenFilter, TokenRow, listed, owner_of_listed, token_counts
+from tokens.visibility import may_create, tokens_visible_to, with_scope
 from ui.pages import AppRequest, Fragment, answer, leave, open_page, open_query, wants_fragment
 
 IN_DIALOG = {"in": "gateway"}
@@ -40,11 +40,13 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
             "tokens/for_gateway.html", of_gateway(request.user, token.connection.gateway) | {"fragment": True}
         )
     if _on_list(request):
-        row = TokenRow(get_object_or_404(with_scope(known_to(request.user)), pk=token.pk), request.user)
+        row = TokenRow(get_object_or_404(with_scope(tokens_visible_to(request.user)), pk=token.pk), request.user)
         viewer, query = request.user, open_query(request)
         # Counts are not shown with a search.
         counts = (
-            {} if "q" in TokenFilter(query).values else numbers(listed(viewer, query), owner_of_listed(viewer, query))
+            {}
+            if "q" in TokenFilter(query).values
+            else token_counts(listed(viewer, query), owner_of_listed(viewer, query))
         )
         return Fragment("tokens/list.html#row", {"row": row, "counts": counts})
     return connection_views.row_fragment(request, token.connection)
@@ -52,7 +54,9 @@ def token_fragment(request: AppRequest, token: Token) -> Fragment:
 
 def of_gateway(viewer: User, gateway: Gateway) -> dict[str, Any]:
     """Return the context of a gateway's API Tokens dialog: the viewer's own unrevoked tokens."""
-    own_tokens = with_scope(known_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
+    own_tokens = (
+        with_scope(tokens_visible_to(viewer)).live().filter(connection__user=viewer, connection__gateway=gateway)
+    )
     return {
         "gateway": gateway,
         "rows": [TokenRow(token, viewer) for token in own_tokens],

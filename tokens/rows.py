@@ -173,18 +173,18 @@ class TokenFilter(forms.Form):
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """Return `numbers` of `tokens`, and the number of matches; for a search only the latter.
+        """Return `token_counts` of `tokens`, and the number of matches; for a search only the latter.
 
         A search uses other indexes, and scanning all tokens for both would take twice as long.
         """
         if "q" in self.values:
             return {}, self.narrow(tokens).count()
-        counted = numbers(tokens, owner)
+        counted = token_counts(tokens, owner)
         of_all = sum(counted[name] for name in TOLD)
         return counted, counted.get(self.values.get("care", self.values["status"]), of_all)
 
 
-def numbers(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
+def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
     """Count `tokens` by status, and the active ones by card and whether they are blocked, in one scan.
 
     If all are one person's, `owner` limits the scan of connections to theirs.

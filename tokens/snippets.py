@@ -11,12 +11,12 @@ from django.urls import reverse
 from auditlog.own_calls import Wait
 from gateways.models import Effect, Feature, Gateway
 from tokens.models import Issued
-from ui.clients import clients, shown
+from ui.clients import client_block, clients
 
 EXAMPLES: dict[str, Any] = {"string": "hello", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
 
 
-def once(new: Issued) -> dict[str, Any]:
+def new_secret_context(new: Issued) -> dict[str, Any]:
     """Return the context of tokens/once.html, only for the response to the request that made the secret."""
     gateway = new.token.connection.gateway
     return {
@@ -28,7 +28,7 @@ def once(new: Issued) -> dict[str, Any]:
         "clients": [
             block
             for client in clients()
-            if (block := shown(client, "token", url=gateway.url, name=gateway.slug, token=new.secret))
+            if (block := client_block(client, "token", url=gateway.url, name=gateway.slug, token=new.secret))
         ],
         "wait": Wait.begin(new.token.connection.user, connection=new.token.connection, apart=True),
         "rotate_url": settings.PUBLIC_URL + reverse("api:token-rotate", args=[new.token.pk]),

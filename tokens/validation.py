@@ -85,7 +85,7 @@ def overlap(hours: int) -> timedelta:
     return timedelta(hours=hours)
 
 
-def canonical(entries: Sequence[str] | None) -> list[str] | None:
+def canonical_allowlist(entries: Sequence[str] | None) -> list[str] | None:
     """Return the allowlist as canonical CIDR ranges without duplicates, or None if it is empty.
 
     Raises BadAllowlistEntry naming the entry.

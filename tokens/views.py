@@ -21,7 +21,7 @@ from auditlog.versions import ChangedMeanwhile, FormSeen
 from capabilities import NOBODY, Capability, CapabilityRequired, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from gateways.use_of_gateway import TokenUse
-from gateways.views import find as find_gateway
+from gateways.views import gateway_or_404 as find_gateway
 from hosts.forms import NameAgentForm
 from tokens.forms import EditForm, OverlapForm
 from tokens.lists import TOKENS
@@ -40,8 +40,17 @@ from tokens.models import (
 from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
 from tokens.rows import CARES, TokenFilter, TokenRow, listed, owner_of_listed
-from tokens.snippets import once
-from tokens.visibility import EDITING, ENDING, foremost_waiting, hosts_for, known_to, may_create, servers_of, with_scope
+from tokens.snippets import new_secret_context
+from tokens.visibility import (
+    EDITING,
+    ENDING,
+    foremost_waiting,
+    hosts_for,
+    may_create,
+    servers_of,
+    tokens_visible_to,
+    with_scope,
+)
 from ui import bulk
 from ui.bulk import BulkEnding
 from ui.pages import (
@@ -53,7 +62,7 @@ from ui.pages import (
     page_of,
     posted,
     refuse,
-    seen,
+    seen_version,
     show,
     text_of,
     wants_fragment,
@@ -178,7 +187,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
     if request.method == "GET":
         return show(request, "tokens/edit.html", context)
     try:
-        if form.is_valid() and _edited(form, request.user, seen(request)):
+        if form.is_valid() and _edited(form, request.user, seen_version(request)):
             return changed(request, token, "Token saved")
     except ChangedMeanwhile as clash:
         context |= clash_context(clash)
@@ -354,7 +363,7 @@ def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> Http
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. The new one is no longer shown.")
     context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
-    response = show(request, "tokens/issued.html#once", context | (once(new) if new else {}))
+    response = show(request, "tokens/issued.html#once", context | (new_secret_context(new) if new else {}))
     response["Referrer-Policy"] = "no-referrer"
     if wants_fragment(request):
         response["HX-Reswap"] = "innerHTML"
@@ -396,7 +405,7 @@ def revoke_picked(request: AppRequest) -> HttpResponse:
         refused=partial(_why_not_revoked, request.user),
         faults=(TokenAlreadyRevoked,),
     )
-    return bulk.end(request, with_scope(known_to(request.user)), way, back=reverse("tokens:list"))
+    return bulk.end(request, with_scope(tokens_visible_to(request.user)), way, back=reverse("tokens:list"))
 
 
 def _ended_with(tokens: list[Token]) -> str:
@@ -412,7 +421,7 @@ def _why_not_revoked(viewer: User, token: Token) -> str:
 
 def _find(request: AppRequest, pk: UUID) -> Token:
     """Return the token, or 404 if the viewer may not see it."""
-    return get_object_or_404(with_scope(known_to(request.user)), pk=pk)
+    return get_object_or_404(with_scope(tokens_visible_to(request.user)), pk=pk)
 
 
 def _own(request: AppRequest, pk: UUID) -> Token:

@@ -22,7 +22,7 @@ NOTICES = 3  # Waiting tokens shown, as in the template, before "more".
 STATUSES = ("active", "waiting", "expired", "revoked", "all")
 
 
-def known_to(viewer: User) -> TokenQuerySet:
+def tokens_visible_to(viewer: User) -> TokenQuerySet:
     """Return the tokens `viewer` may see, without the keys of apps."""
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     return tokens if any(map(viewer.has_perm, SEES)) else tokens.filter(connection__user=viewer)

@@ -69,7 +69,7 @@ def registered_domain(host: str) -> str:
 
 def _ascii_host(split: SplitResult) -> str:
     """Return the host in punycode, IPv6 in brackets; empty if it is not a plain host."""
-    host = hosts.canonical(split.hostname or "")
+    host = hosts.canonical_host(split.hostname or "")
     return host if host.startswith("[") or _plain_host.fullmatch(host) else ""
 
 

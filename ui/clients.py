@@ -92,7 +92,7 @@ def client_of(slug: str) -> Client:
     return next((client for client in clients() if client.slug == slug), clients()[0])
 
 
-def shown(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
+def client_block(client: Client, way: str, *, url: str, name: str, token: str = "") -> Shown | None:
     """Return the block of a client for this gateway, if the client supports `way`."""
     if (block := client.by(way)) is None:
         return None

@@ -58,7 +58,7 @@ def wrapper(settings: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> BaseData
     return made
 
 
-def now() -> datetime:
+def database_now() -> datetime:
     """Return the time of the database's clock."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
@@ -68,7 +68,7 @@ def now() -> datetime:
 
 def clock_difference() -> timedelta:
     """Return the difference between our clock and the database's."""
-    return abs(timezone.now() - now())
+    return abs(timezone.now() - database_now())
 
 
 def give_back() -> None:

@@ -71,7 +71,7 @@ class Afterwards(Response):
         self.made, self.done = made, done
 
 
-def once(request: Request, make: Callable[[], Response]) -> Response:
+def stored_answer(request: Request, make: Callable[[], Response]) -> Response:
     """Return the answer of `make`, or the stored one for the same credential, key and request.
 
     Errors are not stored: a corrected request may use the same key. Raises InProgress, KeyReused, AnswerLost, or

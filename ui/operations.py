@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
-from ui.idempotency import once
+from ui.idempotency import stored_answer
 
 if TYPE_CHECKING:
     from drf_spectacular.utils import PolymorphicProxySerializer
@@ -125,7 +125,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
 def _once(method: Callable[..., Response]) -> Callable[..., Response]:
     @wraps(method)
     def answering(self: Resource, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return once(request, lambda: method(self, request, *args, **kwargs))
+        return stored_answer(request, lambda: method(self, request, *args, **kwargs))
 
     return answering
 

@@ -81,7 +81,7 @@ def posted(request: HttpRequest) -> QueryDict | None:
     return request.POST if request.method == "POST" else None
 
 
-def seen(request: HttpRequest) -> FormSeen | None:
+def seen_version(request: HttpRequest) -> FormSeen | None:
     """Return the version of the object when the form was opened; None if the form has none."""
     version = request.POST.get("version", "")
     return FormSeen(version) if version else None

@@ -9,6 +9,6 @@ WORDS = {
 }
 
 
-def in_words(state: str, kind: str) -> str:
+def state_label(state: str, kind: str) -> str:
     """The words for a state of a `host`, `identity`, `sink`, `token` or `user`."""
     return WORDS[kind].get(state, state)

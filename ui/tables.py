@@ -239,7 +239,7 @@ def _asked(request: HttpRequest) -> QueryDict:
     return QueryDict((htmx.current_url_abs_path or "").partition("?")[2])
 
 
-def seen(request: HttpRequest, key: str) -> TableView:
+def table_view(request: HttpRequest, key: str) -> TableView:
     """Return the view of the table `key`, cached per request."""
     known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
     if key not in known:

@@ -68,7 +68,7 @@ class Precondition(NamedTuple):
         return seen[0] if len(seen) == 1 else True
 
 
-def digest(values: Mapping[str, Any]) -> str:
+def version_digest(values: Mapping[str, Any]) -> str:
     """The version of a thing with these values."""
     return "".join(_digest(value) for value in values.values())
 
@@ -87,4 +87,4 @@ class HasVersion:
     @property
     def version(self) -> str:
         """The version of the editable values, as an opaque text."""
-        return digest(self.editable())
+        return version_digest(self.editable())

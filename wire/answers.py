@@ -38,7 +38,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
     Unchanged parts keep their exact spelling, including numbers.
     """
     result: Object = document["result"]
-    shown = uris.exposed(result, changes.alias) if changes.alias else result
+    shown = uris.with_exposed_uris(result, changes.alias) if changes.alias else result
     if changes.asked_uri:
         shown = _as_asked(shown, result, changes)
     if changes.task is not None or task_ids.RELATED in (result.get("_meta") or ()):

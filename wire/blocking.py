@@ -18,7 +18,9 @@ class Discovery(NamedTuple):
     features: dict[str, list[Definition]]
 
 
-def discover(target: Target, transport: Transport, *, seconds: float, kinds: Sequence[str] = (TOOL,)) -> Discovery:
+def discover_blocking(
+    target: Target, transport: Transport, *, seconds: float, kinds: Sequence[str] = (TOOL,)
+) -> Discovery:
     """Find out which eras a server speaks and which features it lists, within `seconds`.
 
     Runs its own event loop and closes `transport`, so it must be called in a thread without a running loop, such as

@@ -44,7 +44,7 @@ SENTENCES: dict[type[errors.UpstreamError], str] = {
 }
 
 
-def in_words(error: errors.UpstreamError, url: str) -> str:
+def failure_text(error: errors.UpstreamError, url: str) -> str:
     """Return why a call of the server at `url` failed and what to do, as a predicate for "The server"."""
     return str(storable(_in_words(error, url)))
 

@@ -17,7 +17,7 @@ class Cipher:
         if not keys:
             raise ValueError("At least one encryption key is needed.")
         self._fernet = MultiFernet([Fernet(key) for key in keys])
-        self.key_id = key_id(keys[0])
+        self.key_id = encryption_key_id(keys[0])
 
     def seal(self, secret: str) -> bytes:
         """Encrypt `secret` with the newest key."""
@@ -38,6 +38,6 @@ class Cipher:
             raise Undecryptable from None
 
 
-def key_id(key: bytes) -> str:
+def encryption_key_id(key: bytes) -> str:
     """Return the short public id of an encryption key, stored with each ciphertext."""
     return hashlib.sha256(b"gateway-admin encryption key id:" + key).hexdigest()[:8]

@@ -288,7 +288,9 @@ class McpClient:
         """
         try:
             params: Object = {"notifications": wishes}
-            answer = await stateless.ask(self._transport, target, "subscriptions/listen", params, on_notification)
+            answer = await stateless.send_request(
+                self._transport, target, "subscriptions/listen", params, on_notification
+            )
         except BadAnswer as error:
             if 400 <= error.status < 500:
                 return False
@@ -312,7 +314,7 @@ class McpClient:
             raise TimedOut(target.server_name, target.timeout_s) from None
 
     async def _probe(self, target: Target) -> Spoken:
-        modern = await stateless.discover(self._transport, target)
+        modern = await stateless.discover_server(self._transport, target)
         if isinstance(modern, ServerDescription):
             said = f"server/discover: {versions.MODERN}"
             try:
@@ -353,7 +355,9 @@ class McpClient:
     ) -> RpcResponse:
         try:
             if target.era == MODERN:
-                answer = await stateless.ask(self._transport, target, method, params, on_notification, schema=schema)
+                answer = await stateless.send_request(
+                    self._transport, target, method, params, on_notification, schema=schema
+                )
             else:
                 answer = await self._sessions.ask(target, method, params, on_notification, on_request, on_session)
         except BadAnswer as error:

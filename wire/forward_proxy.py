@@ -150,10 +150,10 @@ class OutboundProxy:
         except (TimeoutError, httpcore.TimeoutException):
             raise self.failure("did not answer in time") from None
         except (OSError, httpcore.NetworkError) as error:
-            raise self.failure(in_words(error)) from None
+            raise self.failure(connect_failure_text(error)) from None
 
 
-def in_words(error: Exception) -> str:
+def connect_failure_text(error: Exception) -> str:
     """Return why a connection failed, by the first telling cause of `error`, as a predicate for "it"."""
     cause: BaseException | None = error
     while cause is not None:
@@ -172,7 +172,7 @@ def in_words(error: Exception) -> str:
 
 def spelled(host: str) -> str:
     """Return the canonical host name; empty for anything that is not a name, such as an address."""
-    name = hosts.canonical(host)
+    name = hosts.canonical_host(host)
     return name if len(name) <= 253 and _name(name) else ""
 
 
@@ -193,7 +193,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def place(text: str) -> Place:
+def parse_host_or_network(text: str) -> Place:
     """Parse a host name or a network. Raises ValueError if `text` is neither."""
     try:
         return ip_network(text.strip("[]"))

@@ -24,7 +24,7 @@ import psutil
 
 from wire.deadline import Deadline, TimedStream
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
-from wire.hosts import canonical
+from wire.hosts import canonical_host
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
@@ -102,7 +102,7 @@ class OwnEndpoints:
     def has(self, url: str) -> bool:
         """Return whether this is the URL of one of our own gateways, in any spelling."""
         parts = urlsplit(url)
-        host, port = canonical(parts.hostname or "").strip("[]"), _port(parts)
+        host, port = canonical_host(parts.hostname or "").strip("[]"), _port(parts)
         if port in self.ports and (host == "localhost" or (_is_literal(host) and self._is_here(_literal(host)))):
             return True
         return (host, port) in self.places and _is_gateway(parts.path)

@@ -12,7 +12,7 @@ _PORTS = {"http": 80, "https": 443}
 _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
 
 
-def canonical(host: str) -> str:
+def canonical_host(host: str) -> str:
     """Return the canonical spelling of a host without port.
 
     That is lower case and ASCII, without percent-encoding and final dot, IPv6 in brackets. Invalid names are only
@@ -34,10 +34,10 @@ def canonical(host: str) -> str:
 def origin_of(url: str) -> tuple[str, str, int]:
     """Return scheme, canonical host and port of a URL. Raises ValueError."""
     parts = urlsplit(url.strip().replace("\\", "/"))  # Browsers read backslashes in http URLs as slashes.
-    return parts.scheme, canonical(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme, 443)
+    return parts.scheme, canonical_host(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme, 443)
 
 
 def of_header(value: str) -> str:
     """Return the canonical host of a Host header; empty if the header is invalid."""
     match = _authority(value)
-    return canonical(match[1]) if match else ""
+    return canonical_host(match[1]) if match else ""

@@ -69,7 +69,7 @@ class Message:
 NO_MESSAGE = "Invalid Request: the body must be a JSON-RPC 2.0 message, with jsonrpc, id and method"
 
 
-def parse(body: bytes) -> Message:
+def parse_message(body: bytes) -> Message:
     """Parse the one message in `body`. Raises MalformedMessage."""
     try:
         document = loads(body)

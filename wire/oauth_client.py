@@ -96,13 +96,13 @@ def _unique(urls: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, urls)))
 
 
-def origin_of(url: str) -> str:
+def default_issuer(url: str) -> str:
     """Return the origin of a URL: the default issuer when no metadata names one."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def host_of(issuer: str) -> str:
+def issuer_host(issuer: str) -> str:
     """Return host and port, if any, of an issuer."""
     return issuer.partition("://")[2].partition("/")[0]
 

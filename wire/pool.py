@@ -331,7 +331,7 @@ class Transport:
 
     async def _open_through(self, proxy: OutboundProxy, origin: Origin, target: str, seconds: float) -> HttpConnection:
         """Open a TLS connection through the proxy. Raises OSError."""
-        sock, transport = await tunnel.opened(proxy, self._resolver, target, origin.port, seconds)
+        sock, transport = await tunnel.open_tunnel(proxy, self._resolver, target, origin.port, seconds)
         connection = self._connection(origin, sock)
         await tunnel.secured(transport, connection, self._tls, origin.host)
         return connection

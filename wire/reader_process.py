@@ -183,7 +183,7 @@ def _read(pipe: IO[bytes]) -> tuple[Object, bytes]:
 # The process's side
 
 
-def serve() -> None:
+def run_reader() -> None:
     """Main loop of the process: carry out orders until idle for IDLE_SECONDS."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # On Ctrl-C, the worker closes the pipe.
     os.nice(NICE)
@@ -241,4 +241,4 @@ def _changed(text: bytes, own_id: Id, request_id: Id | None, changes: Object) ->
 
 
 if __name__ == "__main__":
-    serve()
+    run_reader()

@@ -367,7 +367,7 @@ async def ignore(_: Object) -> None:
     """Ignore a notification."""
 
 
-async def refuse(message: Object, answer: Answer) -> None:
+async def refuse_server_request(message: Object, answer: Answer) -> None:
     """Answer a server's request as a client without capabilities: pings succeed, all else is an error."""
     if message.get("method") == "ping":
         await answer({"result": {}})

@@ -39,7 +39,7 @@ from wire.rpc_messages import (
     next_request_id,
     read_messages,
     read_response,
-    refuse,
+    refuse_server_request,
     versions_in,
 )
 
@@ -91,7 +91,7 @@ def capabilities_of(text: str) -> Object:
     return capabilities
 
 
-def opened(row: Any, cipher: Cipher) -> SessionHandle:
+def open_session(row: Any, cipher: Cipher) -> SessionHandle:
     """Return the session stored in `row` (uid, sealed id, version, log level). Raises Unreadable."""
     uid, sealed_id, version, log_level = row
     sealed = sealed_id.encode() if isinstance(sealed_id, str) else bytes(sealed_id)
@@ -495,7 +495,7 @@ class IncomingRequests:
 
     async def _refuse(self, message: Object, answer: Answer) -> None:
         try:
-            await refuse(message, answer)
+            await refuse_server_request(message, answer)
         finally:
             self._answering -= 1
 

@@ -45,7 +45,7 @@ _SENTINEL = re.compile(r"=\?base64\?(.*)\?=").fullmatch
 _TYPES = frozenset({"string", "integer", "boolean"})
 
 
-async def ask(
+async def send_request(
     transport: Transport,
     target: Target,
     method: str,
@@ -86,15 +86,15 @@ def _routing(method: str, params: Object) -> dict[str, str]:
     return routing
 
 
-async def discover(transport: Transport, target: Target) -> ServerDescription | str:
+async def discover_server(transport: Transport, target: Target) -> ServerDescription | str:
     """Return the server's ServerDescription, or a text that says why it does not speak this version.
 
     Raises UnknownVersion when it speaks no version we know, another UpstreamError when this cannot be determined.
     """
     try:
-        answer = await ask(transport, target, "server/discover", {}, ignore)
+        answer = await send_request(transport, target, "server/discover", {}, ignore)
         if versions.MODERN in versions_in(answer.error):  # A server being upgraded may refuse a version it lists.
-            answer = await ask(transport, target, "server/discover", {}, ignore)
+            answer = await send_request(transport, target, "server/discover", {}, ignore)
     except BadAnswer as error:
         return error.detail
     _check_versions(target, answer.error)

@@ -29,7 +29,7 @@ def result_for_client(method: str, result: Object, task: TaskIds | None, alias: 
     if method != "tasks/result" and "taskId" in shown:
         shown = {**shown, "taskId": task.client_id}
         if isinstance(inner := shown.get("result"), dict) and method == "tasks/get":
-            shown["result"] = uris.exposed(for_client(inner, task), alias)
+            shown["result"] = uris.with_exposed_uris(for_client(inner, task), alias)
     return shown
 
 

@@ -60,7 +60,7 @@ def prefix_of(secret: str) -> str:
     return secret[:SHOWN]
 
 
-def key_id(key: bytes) -> str:
+def token_key_id(key: bytes) -> str:
     """Return the short public id of a token key, stored with each digest."""
     return hashlib.sha256(b"gateway-admin key id:" + key).hexdigest()[:8]
 

@@ -62,7 +62,7 @@ def _hops_sent_on(headers: Mapping[bytes, bytes]) -> dict[str, str]:
 NONE: Trace = MappingProxyType(_hops_sent_on({}))
 
 
-def of(headers: Mapping[bytes, bytes]) -> Trace:
+def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
     """Return the headers to forward for a request with these headers: trace context and hops.
 
     With an invalid traceparent the others are dropped too (W3C Trace Context 3.2.2.5.1). The context is passed with
@@ -85,7 +85,9 @@ def of(headers: Mapping[bytes, bytes]) -> Trace:
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
     """Return the headers to forward, with the trace context from the `_meta` of a message."""
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
-    return of({name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers))
+    return forwarded_headers(
+        {name.encode(): value.encode(errors="replace") for name, value in told.items()} | _hops_in(headers)
+    )
 
 
 def _hops_in(headers: Mapping[bytes, bytes]) -> dict[bytes, bytes]:

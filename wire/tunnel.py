@@ -31,7 +31,7 @@ class _Answer(asyncio.Protocol):
             self.head.set_result(self._data)
 
 
-async def opened(
+async def open_tunnel(
     proxy: OutboundProxy, resolver: Resolver, target: str, port: int, seconds: float
 ) -> tuple[socket.socket, asyncio.Transport]:
     """Open a tunnel to an address or a name the proxy resolves, within `seconds`. Raises ProxyFailed."""

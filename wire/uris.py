@@ -58,7 +58,7 @@ _UI, _UI_FLAT = "ui", "ui/resourceUri"
 _is_web = re.compile(r"https?://", re.IGNORECASE).match
 
 
-def exposed(value: Any, alias: str, level: int = 0) -> Any:
+def with_exposed_uris(value: Any, alias: str, level: int = 0) -> Any:
     """Return a result, or a part of one, with all URIs mapped for clients; `value` itself if it has none.
 
     URIs are in links, embedded resources, contents of resources, and the page of a tool (`_meta.ui.resourceUri`). Links
@@ -67,7 +67,7 @@ def exposed(value: Any, alias: str, level: int = 0) -> Any:
     if level > DEEPEST or not alias:
         return value
     if isinstance(value, list):
-        items = [exposed(item, alias, level + 1) for item in value]
+        items = [with_exposed_uris(item, alias, level + 1) for item in value]
         return items if any(map(is_not, items, value)) else value
     if not isinstance(value, dict):
         return value
@@ -76,14 +76,14 @@ def exposed(value: Any, alias: str, level: int = 0) -> Any:
     if isinstance(uri, str) and not (value.get("type") == "resource_link" and _is_web(uri)):
         changed["uri"] = exposed_uri(alias, uri)
     for key in _CONTAINERS:
-        if (inner := value.get(key)) is not None and (new := exposed(inner, alias, level + 1)) is not inner:
+        if (inner := value.get(key)) is not None and (new := with_exposed_uris(inner, alias, level + 1)) is not inner:
             changed[key] = new
     if isinstance(meta := value.get("_meta"), dict) and (new := exposed_meta(meta, alias)) is not meta:
         changed["_meta"] = new
     return {**value, **changed} if changed else value
 
 
-def own(value: Any, alias: str, level: int = 0) -> Any:
+def own_uri(value: Any, alias: str, level: int = 0) -> Any:
     """Return an argument with each exposed URI of the server `alias` mapped back to the server's own URI.
 
     Strings that merely contain such a URI, and URIs of other servers, are not changed.
@@ -94,9 +94,9 @@ def own(value: Any, alias: str, level: int = 0) -> Any:
         named, uri = alias_and_uri(value)
         return uri if named == alias else value
     if isinstance(value, list):
-        return [own(item, alias, level + 1) for item in value]
+        return [own_uri(item, alias, level + 1) for item in value]
     if isinstance(value, dict):
-        return {key: own(item, alias, level + 1) for key, item in value.items()}
+        return {key: own_uri(item, alias, level + 1) for key, item in value.items()}
     return value
 
 

@@ -27,7 +27,7 @@ class HoldsSecret:
     def set_secret(self, secret: str) -> None:
         """Store the prefix and digest of `secret` in this row."""
         signer = settings.TOKEN_KEYS[0]
-        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.key_id(signer)
+        self.prefix, self.key_id = token_text.prefix_of(secret), token_text.token_key_id(signer)
         self.digest = token_text.digest(secret, signer)
 
     def note_use(self, column: str = "last_used_at") -> None:

@@ -118,7 +118,7 @@ class WorkspaceSettings(Versioned, models.Model):
         """Apply a shorter retention that is due, and return whether there was one."""
         with transaction.atomic():
             settings = cls.load().lock()
-            if settings.shorter_retention_at is None or settings.shorter_retention_at > databases.now():
+            if settings.shorter_retention_at is None or settings.shorter_retention_at > databases.database_now():
                 return False
             changes = {"log_retention_days": [settings.log_retention_days, settings.shorter_retention_days]}
             settings.log_retention_days = settings.shorter_retention_days
@@ -128,7 +128,7 @@ class WorkspaceSettings(Versioned, models.Model):
 
     def _shorten_retention(self, days: int, by: Actor | None) -> None:
         if days != self.shorter_retention_days:
-            self._await_retention(days, databases.now() + RETENTION_NOTICE)
+            self._await_retention(days, databases.database_now() + RETENTION_NOTICE)
             told: dict[str, Any] = {"log_retention_days": [self.log_retention_days, days]}
             if dropping := self.dropping:
                 told |= {"at": dropping.at.isoformat(), "before": dropping.before.isoformat(), "calls": dropping.calls}

@@ -113,7 +113,7 @@ class Received:
                 self.rows[log][uid] = line._replace(digest=b"")  # Received twice with different values: no match.
 
 
-def refused() -> set[str]:
+def refused_rows() -> set[str]:
     """Return the uids of rows that a sink refused permanently, from the admin events."""
     rows = Event.objects.filter(action=Action.SINK_ROW_REFUSED).values_list("changes__row", flat=True)
     return {str(row) for row in rows}

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.db import connection, transaction
 from django.utils import timezone
 
-from auditlog.checkpoints.received import Received, refused
+from auditlog.checkpoints.received import Received, refused_rows
 from auditlog.checkpoints.sealing import END, TABLE
 from auditlog.checkpoints.tree import COLUMNS, EVENT_COLUMNS, columns_of, leaf_of, root_of, unpacked
 from auditlog.committed import LATEST, newest_id
@@ -325,7 +325,7 @@ class _Comparison:
     def __init__(self, report: Report, span: LogPeriod, received: Received | None) -> None:
         self._report, self._span = report, span
         self._received = received or Received()
-        self._refused = refused() if received else set()
+        self._refused = refused_rows() if received else set()
 
     def checkpoints(self, sealed: Sequence[SignedCheckpoint]) -> None:
         """Compare the received checkpoints with those in the database."""

@@ -78,7 +78,7 @@ def drop_before(limit: date) -> int:
             return 0
         state.days_from = max(state.days_from, begin)
         state.save(update_fields=["days_from"])
-        windows.forget(state, begin)
+        windows.drop_from_windows(state, begin)
     return sum(_delete_outdated(state, grain) for grain in GRAINS)
 
 
@@ -98,7 +98,11 @@ def days_left() -> int:
 
 def _is_fresh() -> bool:
     state = RollupState.objects.first()
-    return state is not None and state.counted_from <= BEGINNING and databases.now() - state.counted_at < AGAIN_AFTER
+    return (
+        state is not None
+        and state.counted_from <= BEGINNING
+        and databases.database_now() - state.counted_at < AGAIN_AFTER
+    )
 
 
 @contextmanager
@@ -114,7 +118,7 @@ def _begin() -> None:
     last = _last_id()
     if last is None:
         return
-    now = databases.now()
+    now = databases.database_now()
     newest = Call.objects.order_by("-created_at").values_list("created_at", flat=True).first()
     after = MINUTES.next(max(now, newest or now)) + MINUTES.length
     state = RollupState(
@@ -155,7 +159,7 @@ def _count_new() -> tuple[int, bool]:
         rows = ("created_at >= %s AND id > %s AND id <= %s", [state.near_from, state.counted_to, to])
         with _in_windows(state, rows):
             counted = _add(state, rows)
-            state.counted_to, state.counted_at = to, databases.now()
+            state.counted_to, state.counted_at = to, databases.database_now()
         state.save(update_fields=["counted_to", "counted_at"])
         return counted, row is not None
 
@@ -164,7 +168,7 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count rows that were older than NEAR when they arrived, if it is time, and advance `near_from`."""
     with _state() as state:
-        now = databases.now()
+        now = databases.database_now()
         if state is None or now - state.near_from < NEAR + LATE_EVERY:
             return 0, False
         near, low, high = state.near_from, state.late_counted_to, state.counted_to
@@ -201,13 +205,13 @@ def _count_old() -> tuple[int, bool]:
 def _move_windows() -> tuple[int, bool]:
     """Move the windows to the last whole hour; return 0 rows, and whether there is more to do."""
     with _state() as state:
-        return 0, state is not None and windows.move(state, databases.now())
+        return 0, state is not None and windows.move_window(state, databases.database_now())
 
 
 @contextmanager
 def _in_windows(state: RollupState, rows: Condition) -> Iterator[None]:
     """Add these rows to the windows that contain them, and update the windows' positions."""
-    held = windows.current(state)
+    held = windows.current_windows(state)
     yield
     with connection.cursor() as cursor:
         for window in held:

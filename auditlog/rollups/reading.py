@@ -305,7 +305,7 @@ class Book:
     @cached_property
     def _windows(self) -> list[RollupWindow]:
         assert self._state is not None
-        return windows.current(self._state)
+        return windows.current_windows(self._state)
 
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[SourcePeriod]:
         if since >= until:

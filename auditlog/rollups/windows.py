@@ -60,13 +60,13 @@ EMPTIED = "DELETE FROM auditlog_rollup WHERE cube = ANY(%s) AND seconds = %s AND
 FIRST = "SELECT min(at) FROM auditlog_rollup WHERE cube = 0 AND seconds = %s AND at >= %s AND at < %s"
 
 
-def current(state: RollupState) -> list[RollupWindow]:
+def current_windows(state: RollupState) -> list[RollupWindow]:
     """Return the windows that are up to date with the roll-ups, without those of a later release."""
     known = RollupWindow.objects.filter(seconds__in=[grain.seconds for grain in WINDOWS])
     return list(known.filter(counted_to=state.counted_to, late_counted_to=state.late_counted_to))
 
 
-def move(state: RollupState, now: datetime) -> bool:
+def move_window(state: RollupState, now: datetime) -> bool:
     """Move a window one step towards its current position; return whether there is more to do.
 
     The caller must hold the lock of `state`.
@@ -74,13 +74,13 @@ def move(state: RollupState, now: datetime) -> bool:
     return any(_move(grain, state, now) for grain in WINDOWS)
 
 
-def forget(state: RollupState, before: datetime) -> None:
+def drop_from_windows(state: RollupState, before: datetime) -> None:
     """Remove everything before this time from all windows, since its roll-ups are about to be deleted.
 
     The caller must hold the lock of `state`. From EVER days are subtracted; the other windows are rebuilt.
     """
     for window in RollupWindow.objects.filter(since__lt=before):
-        if window.seconds == EVER.seconds and window in current(state) and _is_near(state, window, before):
+        if window.seconds == EVER.seconds and window in current_windows(state) and _is_near(state, window, before):
             while window.since < before:
                 window.since = _move_end(EVER, DAYS, window.since, before, -1)
             window.save(update_fields=["since"])
@@ -101,7 +101,7 @@ def _move(grain: Grain, state: RollupState, now: datetime) -> bool:
     since = max(until - grain.length, source.next(floor))
     if state.counted_from > max(BEGINNING, since) or since >= until:
         return False
-    window = next((each for each in current(state) if each.seconds == grain.seconds), None)
+    window = next((each for each in current_windows(state) if each.seconds == grain.seconds), None)
     if window is not None and (window.since < floor or window.until <= since):
         window = None
     if window is not None and (window.since, window.until) == (since, max(until, window.until)):

@@ -45,7 +45,7 @@ from auditlog.search.query_language import (
     Either,
     SearchSyntaxError,
     lone_id,
-    parse,
+    parse_search,
 )
 from ui.pages import YEARS
 
@@ -188,7 +188,7 @@ class CallFilter(forms.Form):
         self.scope = scope or {}
         self.error = ""
         try:
-            self.conditions = parse(self.values["q"])
+            self.conditions = parse_search(self.values["q"])
         except SearchSyntaxError as error:
             self.conditions, self.error = [], str(error)
 
@@ -364,7 +364,7 @@ class CallFilter(forms.Form):
     def _names(self) -> dict[str, dict[str, str]]:
         chosen = {name: [self.values[name]] if self.values[name] else [] for name in FILTERS if name not in FACETS}
         chosen |= {name: [*self.values[name], *self.values[NOT + name]] for name in FACETS}
-        return {name: names_of(FILTERS[name], values) for name, values in chosen.items() if values}
+        return {name: display_names(FILTERS[name], values) for name, values in chosen.items() if values}
 
     @property
     def tab(self) -> str:
@@ -414,7 +414,7 @@ def _form_field(field: LogField) -> forms.Field:
     return Texts(longest=field.max_length or ID_LENGTH, are_ids=bool(field.id_column))
 
 
-def names_of(field: LogField, values: Sequence[str]) -> dict[str, str]:
+def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
     """Return display texts: for an id, the name in its newest call, or its first characters."""
     names, ids = dict[str, str](), dict[str, UUID]()
     for value in values:

@@ -79,7 +79,7 @@ NO_GROUPS = "Parentheses do not group: “and” binds more than “or”. Put a
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]+)|(\S))')
 
 
-def parse(text: str) -> list[Condition | Either]:
+def parse_search(text: str) -> list[Condition | Either]:
     """Return the conditions of a search, all of which must be met. Raises SearchSyntaxError."""
     if len(text) > MAX_LENGTH:
         raise SearchSyntaxError(MAX_LENGTH + 1, f"A search has at most {MAX_LENGTH} characters.")

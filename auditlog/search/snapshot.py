@@ -41,14 +41,14 @@ class Snapshot(NamedTuple):
         return int(timezone.now().timestamp()) - self.seconds
 
 
-def current() -> Snapshot:
+def current_snapshot() -> Snapshot:
     """Return the current snapshot."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_current_snapshot()::text")
         return Snapshot(cursor.fetchone()[0], int(timezone.now().timestamp()))
 
 
-def parse(text: str) -> Snapshot | None:
+def parse_snapshot(text: str) -> Snapshot | None:
     """Parse a snapshot; return None for any other text."""
     seconds, _, snapshot = text.partition("-")
     if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and _is_snapshot(snapshot)):

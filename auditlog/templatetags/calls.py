@@ -51,7 +51,7 @@ def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
     if pk not in known.get(kind, {}):
         keys = [row.pk for row in context.get("page") or ()]
         asked = keys if pk in keys else [pk]
-        counted = replica.read(context["request"], lambda: weeks(f"{kind}_id", asked))
+        counted = replica.read_from_replica(context["request"], lambda: weeks(f"{kind}_id", asked))
         known[kind] = dict.fromkeys([*keys, pk], Week(0)) | counted
     return format_html('<a href="{}?range=7d&amp;{}={}">{}</a>', reverse("auditlog:calls"), kind, pk, known[kind][pk])
 

@@ -18,7 +18,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from oauth.models import AuthorizeRequest, Binding
 from tokens.models import Token, TokenKind
-from ui.states import in_words
+from ui.states import state_label
 
 LIVE = Q(revoked_at=None)
 ENDING = (Capability.API_TOKENS_MANAGE, Capability.MCP_CONNECTIONS_REVOKE)
@@ -159,7 +159,7 @@ class TokenPages(CapabilityAdmin):
 
     def status(self, obj: Token) -> str:
         """The state its row has on the product's own pages, and what blocks it."""
-        return f"blocked: {in_short(obj.blocked_reason)}" if obj.blocked_reason else in_words(obj.status, "token")
+        return f"blocked: {in_short(obj.blocked_reason)}" if obj.blocked_reason else state_label(obj.status, "token")
 
     def reaches(self, obj: Token) -> str:
         """List the servers the token is limited to."""

@@ -16,7 +16,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from hosts.models import Host
 from oauth.models import Registration
-from ui.states import in_words
+from ui.states import state_label
 
 LIVE = Q(archived_at=None)
 
@@ -69,7 +69,7 @@ class HostPages(CapabilityAdmin):
 
     def status(self, obj: Host) -> str:
         """The state its row has on the product's own pages."""
-        return "archived" if obj.archived_at else in_words(obj.status, "host")
+        return "archived" if obj.archived_at else state_label(obj.status, "host")
 
     def get_fields(self, request: Any, obj: Host | None = None) -> Any:
         return self.fields if obj else ("name", "description")

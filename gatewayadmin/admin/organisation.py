@@ -15,7 +15,7 @@ from capabilities import Capability
 from gatewayadmin.admin.actions import CapabilityAction, all_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
-from sso.discovery import test
+from sso.discovery import test_provider
 from sso.models import SETS_UP, Account, Provider
 
 BOTH = all_of(*SETS_UP)
@@ -26,7 +26,7 @@ class ProviderPages(CapabilityAdmin):
     """The group rules, the secret and pasted metadata are set on the product's page only."""
 
     acts = (
-        CapabilityAction("test", "Test selected", lambda row, by: test(row, by=by), BOTH, Q(), asks=False),
+        CapabilityAction("test", "Test selected", lambda row, by: test_provider(row, by=by), BOTH, Q(), asks=False),
         CapabilityAction(
             "switch_off",
             "Switch selected off",

@@ -18,7 +18,7 @@ from connections.models import Connection
 from gatewayadmin.admin.actions import FINAL, REFUSALS, CapabilityAction, all_of, any_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
-from ui.states import in_words
+from ui.states import state_label
 
 MANAGES = (Capability.PEOPLE_MANAGE,)
 
@@ -130,7 +130,7 @@ class UserPages(CapabilityAdmin):
 
     def status(self, obj: User) -> str:
         """The state their row has on the product's own pages."""
-        return in_words(obj.status, "user")
+        return state_label(obj.status, "user")
 
     def view_on_site(self, obj: User) -> str:
         return reverse("accounts:person", args=[obj.pk])

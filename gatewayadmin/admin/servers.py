@@ -22,7 +22,7 @@ from gateways.models import Assignment
 from servers.forms import ServerForm, SignInSettings
 from servers.models import SIGN_IN_SETTINGS, Identity, Server, WouldEndSignIns
 from servers.oauth_client.models import ClientRegistration, SignIn
-from ui.states import in_words
+from ui.states import state_label
 
 LIVE = Q(archived_at=None)
 USABLE = Q(revoked_at=None)
@@ -197,7 +197,7 @@ class IdentityPages(CapabilityAdmin):
 
     def status(self, obj: Identity) -> str:
         """The state its row has on the product's own pages."""
-        return in_words(obj.status, "identity")
+        return state_label(obj.status, "identity")
 
     def edit(self, row: Identity, values: dict[str, Any], by: Any) -> None:
         if "label" in values:

@@ -11,7 +11,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from sinks.models import ArchivedPartition, Sink
 from sinks.trial import send_test_line
-from ui.states import in_words
+from ui.states import state_label
 
 MANAGE = any_of(Capability.SINKS_MANAGE)
 SEND = all_of(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ)
@@ -82,7 +82,7 @@ class SinkPages(CapabilityAdmin):
     @display(description="Status")
     def status(self, obj: Sink) -> str:
         """The state it has on the product's own pages."""
-        return in_words(obj.status, "sink")
+        return state_label(obj.status, "sink")
 
 
 @register(ArchivedPartition, site=site)

@@ -197,7 +197,7 @@ def require(*, tables: bool = True) -> None:
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.Error as error:
-        raise UnusableDatabase(pooling.words_for(error, way())) from error
+        raise UnusableDatabase(pooling.unreachable_text(error, way())) from error
     if fault:
         raise UnusableDatabase(fault)
     if version < OLDEST:

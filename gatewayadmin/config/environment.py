@@ -46,7 +46,7 @@ def secret(name: str) -> str:
     return _secret_of_file(f"{name}{FROM_FILE}", path) if path else value
 
 
-def switch(name: str, *, default: bool) -> bool:
+def switch_value(name: str, *, default: bool) -> bool:
     match text(name).lower():
         case "":
             return default
@@ -124,7 +124,7 @@ def origins(name: str) -> list[str]:
     return many(name, origin, "an origin such as http://localhost:6274")
 
 
-def place(name: str) -> str:
+def path_or_url(name: str) -> str:
     """Return an absolute path, or an http or https URL with any path; empty if the variable is unset."""
     value = text(name).rstrip("/")
     if value and not value.startswith("/"):

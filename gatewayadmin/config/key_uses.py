@@ -36,12 +36,12 @@ def key_uses() -> list[KeyUses]:
     tokens = _uses(Token.objects.live().exclude(digest=None)) + _uses(Token.objects.overlapping(), "previous_key_id")
     tokens += _uses(ApiKey.objects.filter(revoked_at=None)) + _uses(ProvisioningKey.objects.live())
     tokens += _uses(ProvisioningKey.objects.overlapping(), "previous_key_id")
-    sealed = second_factor.key_uses()
+    sealed = second_factor.second_factor_key_uses()
     for model, field in SEALED.values():
         sealed += _uses(model.objects.exclude(**{field: None}))
     return [
-        KeyUses("GATEWAY_TOKEN_KEYS", [token_text.key_id(key) for key in settings.TOKEN_KEYS], tokens),
-        KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),
+        KeyUses("GATEWAY_TOKEN_KEYS", [token_text.token_key_id(key) for key in settings.TOKEN_KEYS], tokens),
+        KeyUses("GATEWAY_ENCRYPTION_KEYS", [cipher.encryption_key_id(key) for key in settings.ENCRYPTION_KEYS], sealed),
     ]
 
 

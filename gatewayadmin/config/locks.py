@@ -20,7 +20,7 @@ class Lock(IntEnum):
 
 
 @contextmanager
-def held(lock: Lock) -> Iterator[None]:
+def advisory_lock(lock: Lock) -> Iterator[None]:
     """Wait for the lock and hold it for the block. PostgreSQL releases it if the process is killed.
 
     The lock is polled: a waiting statement would have a snapshot, and the holder of the lock would wait for that

@@ -4,7 +4,7 @@ from base64 import b64encode
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from gatewayadmin.config.environment import many, refuse, secret
-from wire.forward_proxy import OutboundProxy, Place, place, places
+from wire.forward_proxy import OutboundProxy, Place, parse_host_or_network, places
 
 PROXY = "GATEWAY_OUTBOUND_PROXY"
 RESOLVES = "GATEWAY_PROXY_RESOLVES"
@@ -13,8 +13,10 @@ RESOLVES = "GATEWAY_PROXY_RESOLVES"
 def from_environment() -> OutboundProxy | None:
     """Read the outbound proxy from the environment; None if there is none. Raises Refused."""
     value = secret(PROXY)
-    direct = many("GATEWAY_NO_PROXY", place, "names such as example.com and networks such as 192.0.2.0/24")
-    resolved = many(RESOLVES, place, "names such as example.com")
+    direct = many(
+        "GATEWAY_NO_PROXY", parse_host_or_network, "names such as example.com and networks such as 192.0.2.0/24"
+    )
+    resolved = many(RESOLVES, parse_host_or_network, "names such as example.com")
     if places(resolved).networks:
         refuse(RESOLVES, "must be names such as example.com: addresses are not resolved.")
     return _proxy(value, direct, resolved) if value else None

@@ -37,7 +37,7 @@ def fault(connection: psycopg.Connection[Any], name: str) -> str:
     return _needs_direct(name) if pooling_of(connection) is Pooling.TRANSACTION else ""
 
 
-def words_for(error: psycopg.Error, name: str) -> str:
+def unreachable_text(error: psycopg.Error, name: str) -> str:
     """Return why the database of the variable `name` cannot be reached, in one line."""
     if REFUSED_OPTIONS in str(error):
         return _needs_direct(name)

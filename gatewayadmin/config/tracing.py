@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
 
-from gatewayadmin.config.environment import Refused, refuse, secret, share, switch, text
+from gatewayadmin.config.environment import Refused, refuse, secret, share, switch_value, text
 from proxy.config import Traces
 from wire import product
 from wire.forward_proxy import OutboundProxy
@@ -18,9 +18,9 @@ def from_environment(proxy: OutboundProxy | None) -> Traces | None:
     Collectors with https URLs are reached through the outbound proxy, unless excluded from it.
     """
     endpoint, headers = text(ENDPOINT), secret("OTEL_EXPORTER_OTLP_HEADERS")
-    is_off = switch("OTEL_SDK_DISABLED", default=False)
+    is_off = switch_value("OTEL_SDK_DISABLED", default=False)
     ratio = share("OTEL_TRACES_SAMPLER_ARG", 1.0)
-    trusts_callers = switch("GATEWAY_TRUST_CALLERS_SAMPLING", default=False)
+    trusts_callers = switch_value("GATEWAY_TRUST_CALLERS_SAMPLING", default=False)
     if not endpoint or is_off:
         return None
     parts = urlsplit(endpoint)

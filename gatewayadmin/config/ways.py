@@ -85,7 +85,7 @@ def survey(workers: int) -> Ways:
             look_at_distance(ways, direct)
             _look_at_budget(ways, direct, budget(workers, pooled=pooled))
     except psycopg.Error as error:
-        raise UnusableDatabase(pooling.words_for(error, database.way())) from error
+        raise UnusableDatabase(pooling.unreachable_text(error, database.way())) from error
     return ways
 
 

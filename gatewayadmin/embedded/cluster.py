@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from gatewayadmin.embedded.programs import MAJOR, ClusterError, account, binaries, demand, make_traversable, run
+from gatewayadmin.embedded.programs import MAJOR, ClusterError, account, binaries, make_traversable, run, run_program
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +180,11 @@ class Cluster:
         if os.geteuid() == 0:
             shutil.chown(draft, account().pw_uid, account().pw_gid)
         self._open_path()
-        demand(
+        run_program(
             "initdb", "-D", str(draft), "-U", OWNER, "--auth-local=trust", "--auth-host=reject",
             "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
         )  # fmt: skip
-        demand("postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
+        run_program("postgres", "--single", "-D", str(draft), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
         draft.rename(self.folder)
 
     def _check_version(self) -> None:

@@ -18,7 +18,7 @@ class ClusterError(Exception):
     """The embedded PostgreSQL cannot be used; the message is one line."""
 
 
-def demand(program: str, *arguments: str, text: str = "") -> None:
+def run_program(program: str, *arguments: str, text: str = "") -> None:
     """Run a program that must succeed. Raises ClusterError with its last words."""
     result = run(program, *arguments, text=text)
     if result.returncode:

@@ -25,7 +25,7 @@ from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call
 from auditlog.own_calls import OwnCall
 from auditlog.remedies import Cause, cause, of_call
-from auditlog.today import Question, ask
+from auditlog.today import Question, current_decision
 from auditlog.trail import Trail, trail_of
 from capabilities import Capability, own_resource
 from connections.models import Connection, ConnectionRefused
@@ -147,7 +147,7 @@ def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: Argume
     except ConnectionRefused as refused:
         return _refused(request, chosen, form, str(refused))
     question = Question(live.host, request.user, gateway, Named(chosen.kind, chosen.name), _address(request) or None)
-    trail = _told(trail_of(ask(question), request.user))
+    trail = _told(trail_of(current_decision(question), request.user))
     return _shown(request, chosen, form, {"trail": trail, "near": [(name, "") for name in trail.near]})
 
 

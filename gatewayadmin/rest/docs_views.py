@@ -29,20 +29,24 @@ BOUNDS = {"minimum": "At least", "maximum": "At most", "maxLength": "Characters 
 @own_resource(WHY)
 def docs(request: AppRequest) -> HttpResponse:
     """List every operation by group."""
-    return show(request, "api/docs.html", {"groups": groups()})
+    return show(request, "api/docs.html", {"groups": operations_by_tag()})
 
 
 @require_GET
 @own_resource(WHY)
 def docs_of(request: AppRequest, group: str) -> HttpResponse:
     """Show the operations of one group, and the objects they send and answer."""
-    if group not in groups():
+    if group not in operations_by_tag():
         raise Http404
-    return show(request, "api/group.html", {"group": groups()[group], "objects": _objects(groups()[group])})
+    return show(
+        request,
+        "api/group.html",
+        {"group": operations_by_tag()[group], "objects": _objects(operations_by_tag()[group])},
+    )
 
 
 @cache
-def groups() -> dict[str, dict[str, Any]]:
+def operations_by_tag() -> dict[str, dict[str, Any]]:
     """Return the operations by tag, prepared for the templates."""
     found: dict[str, dict[str, Any]] = {}
     for path, item in description()["paths"].items():

@@ -99,29 +99,29 @@ def illustrated(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     schemas = result["components"]["schemas"]
     for schema in schemas.values():
         for name, member in schema.get("properties", {}).items():
-            member["examples"] = [sample(member, schemas, name)]
+            member["examples"] = [example_value(member, schemas, name)]
     for operation in (operation for item in result["paths"].values() for operation in item.values()):
         for parameter in operation.get("parameters", ()):
-            parameter["example"] = sample(parameter["schema"], schemas, parameter["name"])
+            parameter["example"] = example_value(parameter["schema"], schemas, parameter["name"])
         bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
         for content in (body.get("content", {}).get(JSON) for body in bodies):
             if content and "examples" not in content:
-                content["example"] = sample(content["schema"], schemas)
+                content["example"] = example_value(content["schema"], schemas)
     return result
 
 
-def sample(schema: dict[str, Any], schemas: dict[str, Any], name: str = "") -> Any:
+def example_value(schema: dict[str, Any], schemas: dict[str, Any], name: str = "") -> Any:
     """Return a value as the schema describes it."""
     if name in NOTHING:
         return None
     if choices := next((schema[several] for several in ("oneOf", "anyOf", "allOf") if several in schema), None):
-        return sample(next(one for one in choices if one.get("type") != "null"), schemas, name)
+        return example_value(next(one for one in choices if one.get("type") != "null"), schemas, name)
     if "$ref" in schema:
-        return sample(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+        return example_value(schemas[schema["$ref"].rpartition("/")[2]], schemas)
     if "properties" in schema:
-        return {key: sample(member, schemas, key) for key, member in schema["properties"].items()}
+        return {key: example_value(member, schemas, key) for key, member in schema["properties"].items()}
     if schema.get("items"):
-        return [sample(schema["items"], schemas, name)]
+        return [example_value(schema["items"], schemas, name)]
     return _single(schema, name)
 
 

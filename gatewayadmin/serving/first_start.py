@@ -33,7 +33,7 @@ def prepare(*, migrate: bool = True) -> Welcome:
     Without `migrate`, the tables must already be those of this version. New indexes of the log are created later, while
     serving.
     """
-    with locks.held(Lock.FIRST_START):
+    with locks.advisory_lock(Lock.FIRST_START):
         if migrate:
             # Others that start wait for this; indexes of the log may take an hour.
             call_command("migrate", verbosity=0, interactive=False, log_indexes=False)

@@ -118,10 +118,10 @@ class HeadLimits(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        number, limit = _file_number(transport), open_files.limit()
+        number, limit = _file_number(transport), open_files.open_files_limit()
         self._may_stream = number < limit * open_files.FOR_STREAMS
         if number >= limit * open_files.FOR_CONNECTIONS:
-            open_files.refused("connection")
+            open_files.count_refused("connection")
             transport.write(TOO_MANY)  # At once: silent connections would use up the remaining file numbers.
             transport.close()
             return

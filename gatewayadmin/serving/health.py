@@ -89,7 +89,7 @@ def _details() -> str:
     return "".join([*lines, f"logs: {used}\n"] if replica.is_set() else lines)
 
 
-def sample() -> None:
+def update_connection_gauges() -> None:
     """Update the gauges of database connections of this process."""
     pool = getattr(connections["default"], "pool", None)
     if pool is not None:

@@ -66,10 +66,10 @@ DONE_AT = Gauge(
 )
 
 
-def once() -> dict[str, int] | None:
+def do_chores() -> dict[str, int] | None:
     """Do all chores and return their counts; None if another process is doing them."""
     with databases.direct(), database.without_time_limit(), locks.held_if_free(Lock.HOUSEKEEPING) as free:
-        counts = _chores(now := databases.now()) if free else None
+        counts = _chores(now := databases.database_now()) if free else None
     # Outside the lock: servers may be slow.
     return counts if counts is None else counts | {"servers_asked": _ask_servers(now)}
 
@@ -134,7 +134,7 @@ STEADY: dict[str, tuple[tuple[float, float], str, Callable[[], object]]] = {
 
 def _once_logged() -> None:
     try:
-        counts = once()
+        counts = do_chores()
     except Exception:
         logger.exception("housekeeping failed")
     else:
@@ -242,7 +242,7 @@ def _ask_servers(now: datetime) -> int:
     with ThreadPoolExecutor(max_workers=CONCURRENT_CHECKS) as pool:
         outcomes = list(pool.map(_ask, servers, identities))
     for server, identity, outcome in zip(servers, identities, outcomes, strict=True):
-        discovery.note(server, identity, outcome)
+        discovery.record_contact(server, identity, outcome)
     return len(servers)
 
 
@@ -252,7 +252,7 @@ def _is_reachable(server: Server) -> bool:
 
 def _ask(server: Server, identity: Identity | None) -> Discovered | DiscoveryFailed:
     try:
-        return discovery.discover(server, identity)
+        return discovery.discover_features(server, identity)
     except DiscoveryFailed as failure:
         return failure
     except Exception as error:
@@ -303,7 +303,7 @@ CHORES: dict[str, Callable[[datetime], int]] = {
     "calls_sealed": lambda now: sealing.keep_up(),
     "days_to_roll_up": lambda now: keeping.days_left(),
     "log_indexes_made": _make_indexes,
-    "log_indexes_to_make": lambda now: indexes.left(Call.partitions),
+    "log_indexes_to_make": lambda now: indexes.missing_indexes(Call.partitions),
 }
 
 # Done while the clocks differ too: these delete nothing, and store no time of ours.

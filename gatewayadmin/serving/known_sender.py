@@ -42,7 +42,11 @@ async def _look_up(secret: str, session: str) -> bool:
 def _is_known(secret: str, session: str) -> bool:
     try:
         if secret:
-            found = api_keys.find(secret) or authentication.find(secret) or ProvisioningKey.objects.find(secret)
+            found = (
+                api_keys.find_api_key(secret)
+                or authentication.find_token(secret)
+                or ProvisioningKey.objects.find(secret)
+            )
             return found is not None
         return SESSION_KEY in import_module(settings.SESSION_ENGINE).SessionStore(session)
     finally:

@@ -57,7 +57,7 @@ def app(secret: str) -> App:
 
 async def _post(body: bytes, send: Send) -> None:
     try:
-        message = jsonrpc.parse(body)
+        message = jsonrpc.parse_message(body)
     except jsonrpc.MalformedMessage as fault:
         await _answer(send, 400, jsonrpc.error(None, fault.code, fault.message))
         return

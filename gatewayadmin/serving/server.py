@@ -205,7 +205,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         open_files.raise_limit()
         self._options = {
             "bind": [f"fd://{listener.detach()}"],
-            "backlog": min(BACKLOG, open_files.limit() // 10),
+            "backlog": min(BACKLOG, open_files.open_files_limit() // 10),
             "workers": workers + 1,
             "worker_class": Worker,
             "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108  only for heartbeats

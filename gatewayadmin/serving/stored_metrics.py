@@ -60,7 +60,9 @@ def _read() -> list[Metric]:
         return []
     try:
         sinks = list(Sink.objects.order_by("created_at")[:MOST_SINKS])
-        return families(sinks, unsealed(), indexes.left(Call.partitions), databases.clock_difference().total_seconds())
+        return families(
+            sinks, unsealed(), indexes.missing_indexes(Call.partitions), databases.clock_difference().total_seconds()
+        )
     except Exception:  # A scrape still gets the other metrics.
         logger.exception("numbers in the database could not be read")
         return []

@@ -16,7 +16,7 @@ from wire.cipher import Cipher, Undecryptable
 from wire.errors import UpstreamError
 from wire.jsonrpc import Message, Object, is_storable
 from wire.rpc_messages import MODERN, NOTHING, SESSION, SessionHandle, Target, era_for, extensions_in
-from wire.sessions import BRIDGED, capabilities_of, declared, opened
+from wire.sessions import BRIDGED, capabilities_of, declared, open_session
 from wire.tool_names import LONGEST_URI, SEPARATOR
 from wire.trace_context import NONE, Trace
 from wire.uris import MatchBudget, alias_and_uri, exposed_uri, literal_length, template_matches
@@ -393,7 +393,7 @@ def _rows(assigned: AssignedServer) -> list[FeatureRow]:
     return [FeatureRow._make(each) for each in assigned.features or () if not isinstance(each, str)]
 
 
-def target(
+def target_of(
     assigned: AssignedServer,
     grant: AccessRow,
     cipher: Cipher,
@@ -452,7 +452,7 @@ def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher,
     Some servers list certain tools only to clients with elicitation or sampling, so every capability that can be
     bridged is declared. Its session belongs to the assignment.
     """
-    upstream = target(assigned, grant, cipher, trace, modern=True)
+    upstream = target_of(assigned, grant, cipher, trace, modern=True)
     return upstream._replace(
         capabilities=ALL_BRIDGED,
         owner_id=assigned.id,
@@ -465,7 +465,7 @@ def target_for_lists(assigned: AssignedServer, grant: AccessRow, cipher: Cipher,
 
 def _session(stored: Sequence[str], cipher: Cipher) -> SessionHandle | None:
     try:
-        return opened(stored, cipher)
+        return open_session(stored, cipher)
     except Undecryptable:
         return None
 

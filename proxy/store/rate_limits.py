@@ -93,7 +93,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
 
     async def _handle(self, batch: list[WaitingCall]) -> None:
         """Lease calls for all waiting requests; each then checks the leases again."""
-        wanted = demand(batch)
+        wanted = calls_to_lease(batch)
         result = await self._connection.query_with_retry(b"take", parameters(wanted.items(), self._seconds))
         now = time.monotonic()
         self._sweep(now)
@@ -110,7 +110,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
             self._leases = {subject: lease for subject, lease in self._leases.items() if lease.until > now}
 
 
-def demand(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
+def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
     """Return the number of calls to lease for each subject: for the waiting requests, and some ahead.
 
     Each subject appears once: if its limit has just changed, the other version is leased in the next batch.

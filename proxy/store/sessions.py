@@ -20,7 +20,7 @@ from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
 from wire.jsonrpc import Object
 from wire.rpc_messages import SESSION, SessionHandle, Target
-from wire.sessions import capabilities_of, declared, opened
+from wire.sessions import capabilities_of, declared, open_session
 
 FIND = """
 SELECT id::text, sealed_id, version, log_level FROM proxy_upstreamsession
@@ -236,7 +236,7 @@ AT_ONCE = 8
 logger = logging.getLogger(__name__)
 
 
-def digest(session_id: str) -> bytes:
+def session_digest(session_id: str) -> bytes:
     """Return the digest under which a client's session id is stored."""
     return hashlib.sha256(session_id.encode("latin-1", "replace")).digest()
 
@@ -252,7 +252,7 @@ class StoredSessions:
         """Return the stored session for this target, if any. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(FIND, _identity(target))
         try:
-            return opened(rows[0], self._cipher) if rows else None
+            return open_session(rows[0], self._cipher) if rows else None
         except Undecryptable:  # The operator lost a key, so the session cannot be used.
             await self._state.fetch(FORGET, {"row": rows[0][0]})
             return None
@@ -268,7 +268,7 @@ class StoredSessions:
         }
         (row,) = await self._state.fetch(KEEP, given)
         try:
-            return opened(row[:4], self._cipher)
+            return open_session(row[:4], self._cipher)
         except Undecryptable as error:
             raise DatabaseUnavailable("a session is sealed with a key that this worker does not know") from error
 
@@ -324,7 +324,7 @@ class SessionKeeper:
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
         given = {
-            "digest": digest(session_id),
+            "digest": session_digest(session_id),
             "connection": connection_id,
             "version": version,
             "capabilities": Jsonb(capabilities),
@@ -482,6 +482,6 @@ class SessionKeeper:
             connection_id=taken.connection_id,
             credential=header,
             generation="",
-            session=opened((taken.row, taken.sealed_id, taken.version, ""), self._cipher),
+            session=open_session((taken.row, taken.sealed_id, taken.version, ""), self._cipher),
             private=taken.private,
         )

@@ -270,7 +270,7 @@ def _context_of(parent: str) -> Context:
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
     """Return a link to the HTTP request's trace, if the message belongs to a different one."""
-    over_http = trace_context.of(request.headers).get(trace_context.PARENT, parent)
+    over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 
 

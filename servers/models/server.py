@@ -19,7 +19,7 @@ from auditlog.versions import Seen, Versioned
 from wire import versions
 from wire.credential import place_in_words, place_of
 from wire.jsonrpc import storable
-from wire.oauth_client import WITHOUT_RESOURCE, covers, host_of, printable
+from wire.oauth_client import WITHOUT_RESOURCE, covers, issuer_host, printable
 
 if TYPE_CHECKING:
     from servers.models.identity import IdentityQuerySet
@@ -284,7 +284,7 @@ class Server(Versioned, Switchable):
         if self.moves_issuer(then):
             return False
         if (self.resource_sent, self.fixed_resource) != (then["resource_sent"], then["fixed_resource"]):
-            named = covers(resource, self.url) if resource else host_of(issuer) in WITHOUT_RESOURCE
+            named = covers(resource, self.url) if resource else issuer_host(issuer) in WITHOUT_RESOURCE
             means = {ResourceSent.OMIT: resource == "", ResourceSent.FIXED: resource == then["fixed_resource"]}
             if not means.get(then["resource_sent"], named):
                 return False

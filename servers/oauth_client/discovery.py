@@ -15,9 +15,9 @@ from wire.oauth_client import (
     Challenge,
     as_list,
     covers,
+    default_issuer,
     is_https,
     issuer_metadata_urls,
-    origin_of,
     printable,
     read_challenge,
     resource_metadata_urls,
@@ -32,7 +32,7 @@ __all__ = [
     "Needs",
     "ProtectedResource",
     "UnusableIssuer",
-    "discover",
+    "discover_sign_in",
     "issuer_metadata",
     "needs_of",
 ]
@@ -116,8 +116,8 @@ class Needs:
 
 
 def needs_of(server: Server) -> Needs:
-    """Call `discover` for this server, with its sign-in settings."""
-    return discover(
+    """Call `discover_sign_in` for this server, with its sign-in settings."""
+    return discover_sign_in(
         server.url,
         expected_issuer=server.expected_issuer,
         fixed_scopes=server.fixed_scopes,
@@ -127,7 +127,7 @@ def needs_of(server: Server) -> Needs:
     )
 
 
-def discover(
+def discover_sign_in(
     url: str,
     *,
     expected_issuer: str = "",
@@ -197,7 +197,7 @@ def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, s
     """
     authorization, token, revocation = endpoints
     resource = _resource(http, url, challenge, issuers_needed=False) or ProtectedResource()
-    named = all(origin_of(each) in settings.PRIVATE_ISSUERS for each in (token, revocation) if each)
+    named = all(default_issuer(each) in settings.PRIVATE_ISSUERS for each in (token, revocation) if each)
     metadata = AuthorizationServerMetadata(
         issuer=authorization,
         authorization_endpoint=authorization,
@@ -254,7 +254,7 @@ def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: boo
 
 def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata | None:
     """Return the metadata of a server that is its own issuer (MCP 2025-03-26, before RFC 9728), or None."""
-    origin = origin_of(url)
+    origin = default_issuer(url)
     for issuer in (origin, f"{origin}/"):  # Either may be its name for itself.
         try:
             return issuer_metadata(http, issuer, like=url, expected=expected)
@@ -281,7 +281,7 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
     """
     if not is_https(issuer, like=like):
         raise UnusableIssuer("The server names an issuer that is no https:// address.")
-    http.private = http.private or origin_of(issuer) in settings.PRIVATE_ISSUERS
+    http.private = http.private or default_issuer(issuer) in settings.PRIVATE_ISSUERS
     fault = f"The issuer {issuer} does not describe itself."
     for address in issuer_metadata_urls(issuer):
         document = _document(http, address)

@@ -34,7 +34,7 @@ from servers.oauth_client.models import (
     must_take_sign_ins,
     unfinished_sign_ins,
 )
-from servers.oauth_client.registration import NotRegistered, registered
+from servers.oauth_client.registration import NotRegistered, registration_for
 from ui.pages import AppRequest, lead_on, own_path
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
@@ -51,7 +51,7 @@ from wire.oauth_client import (
     authorize_url,
     check_iss,
     claims_of,
-    host_of,
+    issuer_host,
     pkce,
     printable,
     read_tokens,
@@ -60,7 +60,16 @@ from wire.oauth_client import (
     union,
 )
 
-__all__ = ["LastingRefused", "SignInRefused", "authorization", "begin", "begin_again", "find", "finish", "open_to"]
+__all__ = [
+    "LastingRefused",
+    "SignInRefused",
+    "authorization",
+    "begin_again",
+    "begin_server_sign_in",
+    "finish_server_sign_in",
+    "open_to",
+    "take_sign_in",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +92,7 @@ class LastingRefused(Exception):
     """The issuer refused the requested scopes; `offline_access`, which is optional, was one of them."""
 
 
-def browser_digest(request: AppRequest) -> bytes:
+def sign_in_browser_digest(request: AppRequest) -> bytes:
     """Return the digest that ties a sign-in to this browser, of a random value in its session (survives key rotation).
 
     An API key has no browser. Its holder may store any credential for its owner anyway.
@@ -95,7 +104,7 @@ def browser_digest(request: AppRequest) -> bytes:
     return hashlib.sha256(request.session[BROWSER].encode()).digest()
 
 
-def begin(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
+def begin_server_sign_in(request: AppRequest, server: Server, **chosen: Any) -> HttpResponse:
     """Start a sign-in, and return a page that forwards the browser to the issuer. Options are those of `authorization`.
 
     Raises SignInRefused or CapabilityRequired.
@@ -134,7 +143,7 @@ def authorization(
         _must_be_known(request, server, needs.issuer)
     scope = " ".join(each for each in _scope(server, needs, identity).split() if each != refused_scope)
     try:
-        registration = registered(server, needs.metadata, scope, by=request.user)
+        registration = registration_for(server, needs.metadata, scope, by=request.user)
         client = registration.client
     except NotRegistered as refusal:
         raise SignInRefused(str(refusal)) from None
@@ -144,7 +153,7 @@ def authorization(
     state, (verifier, challenge) = secrets.token_urlsafe(32), pkce()
     sign_in = SignIn.objects.create(
         state_digest=hashlib.sha256(state.encode()).digest(),
-        browser_digest=browser_digest(request),
+        browser_digest=sign_in_browser_digest(request),
         user=request.user,
         server=server,
         identity=identity,
@@ -235,7 +244,7 @@ def _resource(server: Server, needs: Needs) -> str:
             return server.fixed_resource
         case ResourceSent.OMIT:
             return ""
-    return "" if host_of(needs.issuer) in WITHOUT_RESOURCE else needs.resource.name or server.url
+    return "" if issuer_host(needs.issuer) in WITHOUT_RESOURCE else needs.resource.name or server.url
 
 
 def _scope(server: Server, needs: Needs, identity: Identity | None) -> str:
@@ -277,7 +286,7 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
     return lead_on(request, "servers/sign_in_leads_on.html", context, url, at_once=not waits)
 
 
-def find(request: AppRequest) -> SignIn:
+def take_sign_in(request: AppRequest) -> SignIn:
     """Return the sign-in of this callback, and delete it: it works once, for this person in this browser.
 
     Raises SignInRefused.
@@ -285,7 +294,7 @@ def find(request: AppRequest) -> SignIn:
     digest = hashlib.sha256(request.GET.get("state", "").encode()).digest()
     with transaction.atomic():
         mine = SignIn.objects.select_for_update(of=("self",)).filter(
-            state_digest=digest, user=request.user, browser_digest__in=(browser_digest(request), ANY_BROWSER)
+            state_digest=digest, user=request.user, browser_digest__in=(sign_in_browser_digest(request), ANY_BROWSER)
         )
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:
@@ -302,7 +311,7 @@ def find(request: AppRequest) -> SignIn:
     return sign_in
 
 
-def finish(request: AppRequest, sign_in: SignIn) -> Identity:
+def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
     """Complete the sign-in and return its identity. Raises SignInRefused, or LastingRefused (see `begin_again`)."""
     given, issuer = request.GET, str(sign_in.endpoints.get("iss") or sign_in.registration.issuer)
     try:
@@ -340,7 +349,7 @@ def begin_again(request: AppRequest, sign_in: SignIn) -> HttpResponse:
     told = {"server": str(sign_in.server), "issuer": sign_in.registration.issuer, "scope": LASTING}
     logger.info("an issuer refused a scope, and is asked without it", extra=told)
     chosen: Any = sign_in.connection_id
-    return begin(
+    return begin_server_sign_in(
         request,
         sign_in.server,
         connection=Connection.objects.live().own(sign_in.user).filter(pk=chosen).first(),

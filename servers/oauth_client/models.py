@@ -162,7 +162,7 @@ class SignIn(models.Model):
         return user
 
 
-def registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
+def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration | None:
     """Return the live registration for this server: the client entered for it, or the one its issuer knows.
 
     Without `issuer`, registrations are found by grants and current sign-ins.

@@ -14,7 +14,7 @@ from servers.oauth_client.http import NoAnswer, for_request, send_soon
 from ui.sealing import cipher
 from wire.oauth_client import TokenRequest
 
-__all__ = ["NotRenewed", "keep_fresh", "renew"]
+__all__ = ["NotRenewed", "keep_fresh", "refresh_identity"]
 
 
 def keep_fresh(identity: Identity) -> None:
@@ -22,12 +22,12 @@ def keep_fresh(identity: Identity) -> None:
     if identity.expires_at is None or identity.expires_at > timezone.now():
         return
     try:
-        renew(identity)
+        refresh_identity(identity)
     except NotRenewed:
         return
 
 
-def renew(identity: Identity) -> None:
+def refresh_identity(identity: Identity) -> None:
     """Refresh the identity now. Raises NotRenewed.
 
     Do not call it in a transaction: other processes have to see the lease.

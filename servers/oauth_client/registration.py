@@ -23,7 +23,15 @@ from servers.oauth_client.models import ClientRegistration, Grant, RegistrationM
 from wire.credential import place_in_words, place_of
 from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, other_auth_method, union
 
-__all__ = ["NotRegistered", "client_document", "common_redirect_uri", "enter", "redirect_uri", "registered", "reset"]
+__all__ = [
+    "NotRegistered",
+    "client_document",
+    "common_redirect_uri",
+    "enter",
+    "redirect_uri",
+    "registration_for",
+    "reset",
+]
 
 CLIENT_NAME = "Gateway Admin"
 
@@ -75,7 +83,9 @@ def _described(method: str, redirect_uri: str) -> dict[str, Any]:
     }
 
 
-def registered(server: Server, metadata: AuthorizationServerMetadata, scope: str, *, by: User) -> ClientRegistration:
+def registration_for(
+    server: Server, metadata: AuthorizationServerMetadata, scope: str, *, by: User
+) -> ClientRegistration:
     """Return the registration for a sign-in with this scope, creating it if necessary. Raises NotRegistered.
 
     Some issuers limit a client to the scopes it named when it registered. For further scopes the gateway registers

@@ -18,12 +18,20 @@ from capabilities import NOBODY, Capability, own_resource, requires
 from connections.models import Connection
 from servers.models import AuthType, Identity
 from servers.oauth_client.discovery import needs_of
-from servers.oauth_client.flow import LastingRefused, SignInRefused, begin, begin_again, find, finish, open_to
-from servers.oauth_client.models import registration_of
+from servers.oauth_client.flow import (
+    LastingRefused,
+    SignInRefused,
+    begin_again,
+    begin_server_sign_in,
+    finish_server_sign_in,
+    open_to,
+    take_sign_in,
+)
+from servers.oauth_client.models import live_registration_of
 from servers.oauth_client.registration import client_document as document
 from servers.oauth_client.registration import enter, redirect_uri, reset
-from servers.views import find as find_server
 from servers.views import page_url
+from servers.views import server_or_404 as find_server
 from ui.pages import AppRequest, leave, refuse, show
 
 logger = logging.getLogger(__name__)
@@ -51,7 +59,7 @@ def authenticate(request: AppRequest, slug: str) -> HttpResponse:
         connection = get_object_or_404(Connection.objects.live().own(request.user), pk=_uuid(given))
     back = request.POST.get("next") or reverse("connections:mine")
     try:
-        return begin(request, server, connection=connection, return_to=back)
+        return begin_server_sign_in(request, server, connection=connection, return_to=back)
     except SignInRefused as refusal:
         return _failed(request, str(refusal), back)
 
@@ -63,7 +71,7 @@ def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
     identity = get_object_or_404(Identity.objects.select_related("server", "owner"), pk=pk)
     back = request.POST.get("next") or reverse("connections:mine")
     try:
-        return begin(request, identity.server, identity=identity, return_to=back)
+        return begin_server_sign_in(request, identity.server, identity=identity, return_to=back)
     except SignInRefused as refusal:
         return _failed(request, str(refusal), back)
 
@@ -75,10 +83,10 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
     """Handle the issuer's redirect, at the URI that belongs to this issuer only."""
     back = reverse("connections:mine")
     try:
-        sign_in = find(request)
+        sign_in = take_sign_in(request)
         back = sign_in.return_to
         try:
-            identity = finish(request, sign_in)
+            identity = finish_server_sign_in(request, sign_in)
         except LastingRefused:
             return begin_again(request, sign_in)
     except SignInRefused as refusal:
@@ -122,7 +130,7 @@ def client(request: AppRequest, slug: str) -> HttpResponse:
     context = {
         "form": form,
         "server": server,
-        "registration": registration_of(server, needs.issuer),
+        "registration": live_registration_of(server, needs.issuer),
         "issuer": needs.issuer,
         "problem": "" if needs.metadata else needs.problem or "The server names no issuer.",
         "redirect_uri": redirect_uri(needs.issuer, *server.endpoints[1:]),

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sso.saml.parsing import ASSERTION, SIGNATURE, Element, MalformedXml, parse, tag
+from sso.saml.parsing import ASSERTION, SIGNATURE, Element, MalformedXml, parse_xml, tag
 from sso.saml.refusals import ResponseRefused
 
 ENCRYPTION = "http://www.w3.org/2001/04/xmlenc#"
@@ -54,7 +54,7 @@ class EncryptedAssertion(NamedTuple):
     wrapping: padding.OAEP
 
 
-def read(encrypted: Element) -> EncryptedAssertion:
+def parse_encrypted(encrypted: Element) -> EncryptedAssertion:
     """Parse an EncryptedAssertion. Raises ResponseRefused for errors that are visible without decrypting."""
     datas, keys = (list(encrypted.iter(tag(ENCRYPTION, name))) for name in ("EncryptedData", "EncryptedKey"))
     if len(datas) != 1 or len(keys) != 1 or datas[0].getparent() is not encrypted:
@@ -68,11 +68,11 @@ def read(encrypted: Element) -> EncryptedAssertion:
     return EncryptedAssertion(content[:NONCE], content[NONCE:], CIPHERS[cipher], _value(keys[0]), _wrapping(method))
 
 
-def opened(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
+def decrypt_assertion(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateKey]) -> Element:
     """Decrypt the assertion. Raises ResponseRefused with the same message for every error."""
     found = [each for key in keys if (each := _decrypted(sealed, key)) is not None]
     try:
-        assertion = parse(found[0])
+        assertion = parse_xml(found[0])
     except (IndexError, MalformedXml):
         raise ResponseRefused("not_decrypted", FAILED) from None
     if assertion.tag != tag(ASSERTION, "Assertion"):

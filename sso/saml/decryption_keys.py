@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from django.db import models
 
 from sso.saml import own_key
-from sso.saml.terms import fingerprint
+from sso.saml.terms import certificate_fingerprint
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
 
@@ -37,7 +37,7 @@ class DecryptionKey(models.Model):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(base64.b64decode(self.certificate))
+        return certificate_fingerprint(base64.b64decode(self.certificate))
 
     @classmethod
     def newest(cls) -> DecryptionKey | None:

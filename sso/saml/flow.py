@@ -18,7 +18,7 @@ from django.urls import reverse
 
 from sso.claims import email_of, groups_of, is_true, line_of
 from sso.errors import ProviderError
-from sso.flow import CONFIRM, LIVES_S, LOGIN, PendingSignIn, leads_on, note, taken
+from sso.flow import CONFIRM, LIVES_S, LOGIN, PendingSignIn, leads_on, store_pending_sign_in, taken
 from sso.models import Claims, DecryptionKey, Provider, ReceivedAssertion
 from sso.saml.refusals import ResponseRefused
 from sso.saml.requests import NAME_ID_FORMATS, consumer_url, entity_id, sign_in_url
@@ -33,7 +33,7 @@ VERIFIED = "email_verified"  # An attribute named like the OpenID Connect claim;
 TOO_MANY = "http://schemas.microsoft.com/claims/groups.link"  # Microsoft Entra, for people in more than 150 groups.
 
 
-def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
+def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: str) -> HttpResponse:
     """Start a sign-in and return a page that forwards to the provider. Raises ProviderError."""
     must_be_installed()
     provider = not_older(provider, READ_AGAIN)
@@ -44,7 +44,7 @@ def begin(request: HttpRequest, provider: Provider, *, act: str, onward: str) ->
         raise ProviderError("No configured encryption key opens the key that requests are signed with.") from None
     except (TypeError, ValueError):
         raise ProviderError("There is no usable key that requests are signed with. Save the settings anew.") from None
-    note(request, request_id, PendingSignIn(act, onward, "", "", provider.known_as, time.time()))
+    store_pending_sign_in(request, request_id, PendingSignIn(act, onward, "", "", provider.known_as, time.time()))
     return leads_on(request, provider, url)
 
 
@@ -70,24 +70,24 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
     Metadata are read again here, because nobody has read them if the person started at the provider.
     """
-    from sso.saml.responses import Expected, read  # noqa: PLC0415  (the optional packages)
+    from sso.saml.responses import Expected, verify_response  # noqa: PLC0415  (the optional packages)
 
     def expected(by: Provider) -> Expected:
         keys = DecryptionKey.opening if by.takes_encrypted else None
         return Expected(by.issuer, entity_id(), consumer_url(), by.certificates.split(), keys)
 
     try:
-        said = read(encoded, expected(provider))
+        said = verify_response(encoded, expected(provider))
     except ResponseRefused as fault:
         if fault.reason != "wrong_signature":
             raise
         fresh = not_older(provider, UNKNOWN_SIGNATURE)
         if fresh.certificates == provider.certificates:
             raise
-        return read(encoded, expected(fresh)), fresh
+        return verify_response(encoded, expected(fresh)), fresh
     fresh = not_older(provider, READ_AGAIN)
     if fresh.certificates != provider.certificates:
-        said = read(encoded, expected(fresh))
+        said = verify_response(encoded, expected(fresh))
     return said, fresh
 
 
@@ -102,7 +102,7 @@ def _claims_of(kept: Any) -> Claims:
     return Claims(**kept["claims"] | {"groups": None if groups is None else frozenset(groups)})
 
 
-def finish(request: HttpRequest, provider: Provider, ticket: str) -> tuple[PendingSignIn, Claims]:
+def finish_saml(request: HttpRequest, provider: Provider, ticket: str) -> tuple[PendingSignIn, Claims]:
     """Return the started sign-in and the claims. Raises ResponseRefused."""
     kept: Any = ReceivedAssertion.take(ticket)
     if kept is None:

@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sso.errors import BadSamlMetadata
-from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, MalformedXml, parse, tag, text_of
-from sso.saml.terms import shown
+from sso.saml.parsing import METADATA, PROTOCOL, SIGNATURE, Element, MalformedXml, element_text, parse_xml, tag
+from sso.saml.terms import certificate_properties
 
 REDIRECT = "urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
 LONGEST_ENTITY_ID = 450
@@ -29,10 +29,10 @@ class SamlMetadata(NamedTuple):
     valid_until: datetime | None
 
 
-def read(document: bytes) -> SamlMetadata:
+def parse_saml_metadata(document: bytes) -> SamlMetadata:
     """Parse the metadata of one identity provider. Raises BadSamlMetadata."""
     try:
-        root = parse(document, comments=True)
+        root = parse_xml(document, comments=True)
     except MalformedXml as fault:
         raise BadSamlMetadata(f"The metadata cannot be read. {fault}") from None
     entity, role = _provider(root)
@@ -76,7 +76,7 @@ def _certificates(role: Element) -> tuple[str, ...]:
     """Return the signing certificates, without duplicates."""
     keys = [key for key in role.findall(tag(METADATA, "KeyDescriptor")) if key.get("use", "signing") == "signing"]
     found = [each for key in keys for each in key.iter(tag(SIGNATURE, "X509Certificate"))]
-    certificates = tuple(dict.fromkeys(_certificate("".join(text_of(each).split())) for each in found))
+    certificates = tuple(dict.fromkeys(_certificate("".join(element_text(each).split())) for each in found))
     if not 0 < len(certificates) <= MOST_CERTIFICATES:
         raise BadSamlMetadata(f"The metadata have {len(certificates)} certificates that the provider signs with.")
     return certificates
@@ -88,7 +88,7 @@ def _certificate(encoded: str) -> str:
         der = base64.b64decode(encoded, validate=True)
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
-        shown(certificate, der)  # Parsing is lazy, so some errors only appear when a part is read.
+        certificate_properties(certificate, der)  # Parsing is lazy, so some errors only appear when a part is read.
         certificate.not_valid_before_utc  # noqa: B018  (used as verification time)
     except Exception:  # noqa: BLE001  (parsers raise their own exceptions, for versions, encodings and keys)
         raise BadSamlMetadata("A certificate in the metadata cannot be read.") from None

@@ -48,7 +48,7 @@ def load(pem: str) -> rsa.RSAPrivateKey:
     return key
 
 
-def sign(pem: str, what: str) -> str:
+def sign_request(pem: str, what: str) -> str:
     """Return the signature (base64) of `what`, with ALGORITHM."""
     key = load(pem)
     return base64.b64encode(key.sign(what.encode(), padding.PKCS1v15(), hashes.SHA256())).decode()

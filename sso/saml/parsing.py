@@ -27,7 +27,7 @@ class MalformedXml(Exception):
     """The document cannot be parsed safely; the message says why."""
 
 
-def parse(document: bytes, *, comments: bool = False) -> Element:
+def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
     Whatever a document type could do (entities, files, defaults) is refused before parsing. `comments` removes
@@ -88,6 +88,6 @@ def tag(namespace: str, name: str) -> str:
     return f"{{{namespace}}}{name}"
 
 
-def text_of(element: Element | None) -> str:
+def element_text(element: Element | None) -> str:
     """Return the stripped text of `element` and its descendants; empty for None."""
     return "".join(element.itertext()).strip() if element is not None else ""

@@ -93,5 +93,5 @@ def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
     query = urlencode({"SAMLRequest": base64.b64encode(packed).decode()})
     if provider.signs_requests:
         query += "&" + urlencode({"SigAlg": own_key.ALGORITHM})
-        query += "&" + urlencode({"Signature": own_key.sign(provider.secret, query)})
+        query += "&" + urlencode({"Signature": own_key.sign_request(provider.secret, query)})
     return f"{provider.sso_url}{'&' if '?' in provider.sso_url else '?'}{query}"

@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.rules import Grantor
 from sso.errors import ProviderError
 from sso.models import Provider
-from sso.saml.setting_up import fetch
+from sso.saml.setting_up import fetch_provider
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ ASKED_AGAIN_S = 30
 
 def reread(provider: Provider, *, by: Grantor | None) -> None:
     """Apply the provider's current metadata. Raises ProviderError, and changes nothing then."""
-    provider.take_over(fetch(provider.metadata_url, private=provider.private), by=by)
+    provider.take_over(fetch_provider(provider.metadata_url, private=provider.private), by=by)
 
 
 def not_older(provider: Provider, age: timedelta) -> Provider:

@@ -21,7 +21,7 @@ from signxml.exceptions import SignXMLException
 from signxml.verifier import SignatureConfiguration, VerifyResult, XMLVerifier
 
 from sso.saml import decryption
-from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, MalformedXml, parse, tag, text_of
+from sso.saml.parsing import ASSERTION, PROTOCOL, SIGNATURE, Element, MalformedXml, element_text, parse_xml, tag
 from sso.saml.refusals import ResponseRefused
 
 LONGEST = 256 * 1024  # Of an encoded answer.
@@ -122,7 +122,7 @@ class Assertion(NamedTuple):
     authenticated_at: float | None
 
 
-def read(encoded: str, expected: Expected) -> Assertion:
+def verify_response(encoded: str, expected: Expected) -> Assertion:
     """Verify a response (base64, as posted) and return its content. Raises ResponseRefused."""
     root = _parsed(encoded)
     _must_be_about_us(root, expected)
@@ -135,7 +135,7 @@ def read(encoded: str, expected: Expected) -> Assertion:
     location = "./" if encrypted else f"./{tag(ASSERTION, 'Assertion')}/"
     signed = _signed(document, location, assertion, expected.certificates)
     now = datetime.now(UTC).timestamp()
-    if text_of(signed.find(tag(ASSERTION, "Issuer"))) != expected.issuer:
+    if element_text(signed.find(tag(ASSERTION, "Issuer"))) != expected.issuer:
         raise ResponseRefused("other_issuer", f"The assertion is not of {expected.issuer}.")
     _must_be_fresh(signed, now)
     _must_hold(signed, expected, now)
@@ -149,7 +149,7 @@ def _parsed(encoded: str) -> Element:
     if len(encoded) > LONGEST:
         raise ResponseRefused("too_large", f"The response is larger than {LONGEST >> 10} KiB.")
     try:
-        root = parse(base64.b64decode("".join(encoded.split()), validate=True))
+        root = parse_xml(base64.b64decode("".join(encoded.split()), validate=True))
     except (binascii.Error, ValueError):
         raise ResponseRefused("malformed", "The response is not written in base64.") from None
     except MalformedXml as fault:
@@ -162,7 +162,7 @@ def _parsed(encoded: str) -> Element:
 def _must_be_about_us(root: Element, expected: Expected) -> None:
     """Refuse a response that is not for us. Its envelope may be unsigned, so it cannot make anything valid."""
     issuer = root.find(tag(ASSERTION, "Issuer"))
-    if issuer is not None and text_of(issuer) != expected.issuer:
+    if issuer is not None and element_text(issuer) != expected.issuer:
         raise ResponseRefused("other_issuer", f"The response is not of {expected.issuer}.")
     if root.get("Destination", expected.recipient) != expected.recipient:
         raise ResponseRefused("other_recipient", f"The response is not for {expected.recipient} (Destination).")
@@ -183,9 +183,9 @@ def _opened(root: Element, encrypted: Sequence[Element], expected: Expected) -> 
     if root.find(f".//{tag(ASSERTION, 'Assertion')}") is not None:
         raise ResponseRefused("wrapped", "There is an assertion beside the encrypted one.")
     _must_be_one(root, encrypted)
-    sealed = decryption.read(encrypted[0])
+    sealed = decryption.parse_encrypted(encrypted[0])
     _must_be_signed_as_a_whole(root, expected)
-    return decryption.opened(sealed, expected.keys())
+    return decryption.decrypt_assertion(sealed, expected.keys())
 
 
 def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
@@ -288,7 +288,7 @@ def _must_hold(signed: Element, expected: Expected, now: float) -> None:
     """Check the conditions, which must name us as the audience."""
     conditions = signed.find(tag(ASSERTION, "Conditions"))
     restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
-    named = [{text_of(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
+    named = [{element_text(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
     if not named or not all(expected.audience in audiences for audiences in named):
         raise ResponseRefused("other_audience", f"The assertion is not for {expected.audience} (Audience).")
     _must_be_now(conditions, now)
@@ -355,7 +355,7 @@ def _attributes(signed: Element) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     friendly: dict[str, list[str]] = {}
     for each in signed.iterfind(f"{tag(ASSERTION, 'AttributeStatement')}/{tag(ASSERTION, 'Attribute')}"):
-        values = [text_of(value) for value in each.findall(tag(ASSERTION, "AttributeValue"))]
+        values = [element_text(value) for value in each.findall(tag(ASSERTION, "AttributeValue"))]
         found.setdefault(each.get("Name") or "", []).extend(values)
         if each.get("FriendlyName"):
             friendly.setdefault(each.get("FriendlyName"), []).extend(values)

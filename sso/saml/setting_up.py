@@ -74,7 +74,7 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
         fields |= _pasted(pasted)
     elif url and (is_new or url != present.metadata_url):
         private = may_be_at(url)
-        fields |= {"private": private} | fetch(url, private=private)
+        fields |= {"private": private} | fetch_provider(url, private=private)
     fields |= {"decryption_pair": _decryption_pair(present, fields)}
     return _with_key(present, fields | {"client_id": entity_id()})
 
@@ -89,7 +89,7 @@ def _decryption_pair(present: Provider, fields: dict[str, Any]) -> tuple[str, st
 
 def _pasted(text: str) -> dict[str, Any]:
     try:
-        return read(text.encode())
+        return parse_provider(text.encode())
     except BadSamlMetadata as fault:
         raise BadPasted(str(fault)) from None
 
@@ -112,7 +112,7 @@ def may_be_at(url: str) -> bool:
         raise BadSamlMetadata(str(refusal)) from None
 
 
-def fetch(url: str, *, private: bool) -> dict[str, Any]:
+def fetch_provider(url: str, *, private: bool) -> dict[str, Any]:
     """Fetch metadata, and return them as fields of the row. Raises BadSamlMetadata."""
     try:
         answered = Http(private=private, entered=[url]).get(url, ACCEPT)
@@ -120,17 +120,17 @@ def fetch(url: str, *, private: bool) -> dict[str, Any]:
         raise BadSamlMetadata(f"{url} {error}.") from None
     if answered.status != 200:
         raise BadSamlMetadata(f"{url} answered {answered.status}.")
-    return read(answered.body)
+    return parse_provider(answered.body)
 
 
-def read(document: bytes) -> dict[str, Any]:
+def parse_provider(document: bytes) -> dict[str, Any]:
     """Parse metadata, and return them as fields of the row. Raises BadSamlMetadata."""
     must_be_installed()
     if len(document) > MOST_BYTES:
         raise BadSamlMetadata(f"The metadata are larger than {MOST_BYTES >> 10} KiB.")
     from sso.saml import metadata  # noqa: PLC0415  (the optional packages)
 
-    said: SamlMetadata = metadata.read(document)
+    said: SamlMetadata = metadata.parse_saml_metadata(document)
     _must_lead_somewhere(said.sso_url)
     return {
         "issuer": said.entity_id,

@@ -75,7 +75,8 @@ class SamlTerms(models.Model):
     def signing(self) -> list[Certificate]:
         """The provider's signing certificates, for people to compare."""
         return [
-            shown(x509.load_der_x509_certificate(der), der) for der in map(base64.b64decode, self.certificates.split())
+            certificate_properties(x509.load_der_x509_certificate(der), der)
+            for der in map(base64.b64decode, self.certificates.split())
         ]
 
     @property
@@ -95,7 +96,7 @@ class SamlTerms(models.Model):
     @property
     def own_fingerprint(self) -> str:
         """The fingerprint of the certificate that signs our requests; empty if they are not signed."""
-        return fingerprint(base64.b64decode(self.own_certificate)) if self.own_certificate else ""
+        return certificate_fingerprint(base64.b64decode(self.own_certificate)) if self.own_certificate else ""
 
     def saml_terms(self) -> dict[str, Any]:
         """Return the editable settings, for versions and events."""
@@ -105,14 +106,16 @@ class SamlTerms(models.Model):
         return {name: getattr(self, name) for name in names} | {"certificates": fingerprints}
 
 
-def fingerprint(der: bytes) -> str:
+def certificate_fingerprint(der: bytes) -> str:
     """Return the SHA-256 fingerprint, as browsers and openssl print it."""
     return hashlib.sha256(der).digest().hex(":").upper()
 
 
-def shown(certificate: x509.Certificate, der: bytes) -> Certificate:
+def certificate_properties(certificate: x509.Certificate, der: bytes) -> Certificate:
     """Return the displayed properties of a certificate."""
-    return Certificate(fingerprint(der), certificate.subject.rfc4514_string(), certificate.not_valid_after_utc)
+    return Certificate(
+        certificate_fingerprint(der), certificate.subject.rfc4514_string(), certificate.not_valid_after_utc
+    )
 
 
 def is_installed() -> bool:

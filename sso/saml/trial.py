@@ -11,7 +11,7 @@ from sso.saml.rereading import reread
 from sso.saml.terms import must_be_installed
 
 
-def found(provider: Provider, *, by: Grantor | None) -> str:
+def metadata_summary(provider: Provider, *, by: Grantor | None) -> str:
     """Describe the provider's metadata, re-read if they have a URL. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:

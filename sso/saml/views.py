@@ -73,7 +73,7 @@ def answered(request: HttpRequest) -> HttpResponse:
     """
     provider = _offered()
     if provider is None:
-        return views.refused(request, HTTPStatus.NOT_FOUND)
+        return views.sign_in_refused(request, HTTPStatus.NOT_FOUND)
     if request.GET.get("refused") in ADVICE:
         return _advised(request, provider, request.GET["refused"])
     ticket = request.POST.get("ticket") or request.GET.get("ticket", "")
@@ -82,7 +82,7 @@ def answered(request: HttpRequest) -> HttpResponse:
     tries = Tries()
     tries.count(ANSWERED, sender_of(request))
     try:
-        begun, who = flow.finish(request, provider, ticket)
+        begun, who = flow.finish_saml(request, provider, ticket)
         tries.take_back()
         return views.go_on(request, provider, begun, who)
     except ResponseRefused as fault:
@@ -90,7 +90,7 @@ def answered(request: HttpRequest) -> HttpResponse:
         return _advised(request, provider, fault.reason)
     except SignInFailed as fault:
         logger.warning("a sign-in at the organisation failed", extra={"error": str(fault)})
-        return views.refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
+        return views.sign_in_refused(request, HTTPStatus.BAD_REQUEST, provider, fault.advice)
 
 
 def _asked(request: HttpRequest, provider: Provider, who: Claims, ticket: str) -> HttpResponse:

@@ -274,15 +274,15 @@ def test_a_rotated_key_may_go_once_its_secrets_are_sealed_again(sign_in: SignIn,
     person = make.user()
     secret, codes = turn_on(sign_in(person))
     old = cipher().key_id
-    assert second_factor.key_uses() == {old: 2}
+    assert second_factor.second_factor_key_uses() == {old: 2}
 
     rotated(keep=True)
-    moved = second_factor.reseal()
+    moved = second_factor.reseal_second_factors()
     settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[:1]
     cipher.cache_clear()
 
-    assert (moved, second_factor.reseal()) == ((2, 0), (0, 0))
-    assert second_factor.key_uses() == {cipher().key_id: 2}
+    assert (moved, second_factor.reseal_second_factors()) == ((2, 0), (0, 0))
+    assert second_factor.second_factor_key_uses() == {cipher().key_id: 2}
     for code in (code_of(secret, 1), codes[0]):
         assert sign_in_by_page(person).post("/accounts/second-factor/", {"code": code}).status_code == 302
 
@@ -295,7 +295,7 @@ def test_a_second_factor_that_no_key_opens_stays_and_stops_no_other(sign_in: Sig
     rotated(keep=True)
     before = list(Authenticator.objects.filter(user=lost).order_by("pk").values_list("data", flat=True))
 
-    assert second_factor.reseal() == (2, 2)
+    assert second_factor.reseal_second_factors() == (2, 2)
     assert list(Authenticator.objects.filter(user=lost).order_by("pk").values_list("data", flat=True)) == before
     assert sign_in_by_page(found).post("/accounts/second-factor/", {"code": code_of(secret, 1)}).status_code == 302
 
@@ -321,4 +321,4 @@ def test_who_may_do_less_takes_no_second_factor_off(sign_in: SignIn) -> None:
         second_factor.remove(person, by=clerk)
     second_factor.remove(person, by=make.user(Capability.LOGS_READ))
 
-    assert not second_factor.is_on(person)
+    assert not second_factor.has_second_factor(person)

@@ -367,7 +367,7 @@ def test_an_answer_confirms_once_also_of_a_key_that_does_not_count(
 def test_an_administrator_takes_keys_off_with_the_rest(person: User, key: SoftKey) -> None:
     second_factor.remove(person, by=None)
 
-    assert not second_factor.is_on(person)
+    assert not second_factor.has_second_factor(person)
 
 
 def test_a_key_makes_a_break_glass_owner_and_the_last_ones_stays(sign_in: SignIn) -> None:

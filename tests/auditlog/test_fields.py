@@ -9,7 +9,7 @@ from auditlog.api import CallFilters
 from auditlog.models import Call
 from auditlog.search.fields import EXPORT_COLUMNS, FIELDS, FILTERS, PARAMETERS, UNLISTED, Comparison, LogField
 from auditlog.search.filters import FACETS, CallFilter
-from auditlog.search.query_language import ALLOWED, Condition, parse
+from auditlog.search.query_language import ALLOWED, Condition, parse_search
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/read-the-log.md"
 
@@ -34,7 +34,7 @@ def test_a_field_can_be_asked_for_with_each_of_its_operators_and_is_in_the_guide
     value = "ok" if field.comparison is Comparison.ENUM else "1"
 
     for operator in ALLOWED[field.comparison]:
-        (condition,) = parse(f"{field.name} {operator} {value}")
+        (condition,) = parse_search(f"{field.name} {operator} {value}")
         assert isinstance(condition, Condition)
         assert (condition.field, condition.operator) == (field.name, operator)
     assert f"`{field.name}" in GUIDE.read_text()

@@ -10,7 +10,7 @@ from django.db import connection, models
 from django.db.migrations.loader import MigrationLoader
 
 from auditlog import indexes
-from auditlog.indexes import DeclareIndex, Made, complete, left
+from auditlog.indexes import DeclareIndex, Made, complete, missing_indexes
 from auditlog.models import Call
 from gatewayadmin.config import database
 from tests.calls import call
@@ -59,7 +59,7 @@ def run(statement: str) -> None:
 
 def test_each_partition_gets_it_the_newest_first_and_then_the_whole_is_valid() -> None:
     told: list[Made] = []
-    assert left(Call.partitions) == len(Call.partitions.names())
+    assert missing_indexes(Call.partitions) == len(Call.partitions.names())
     assert not is_valid("call_by_trial")
 
     made = complete(Call.partitions, told=told.append)
@@ -68,7 +68,7 @@ def test_each_partition_gets_it_the_newest_first_and_then_the_whole_is_valid() -
     assert [one.left for one in told] == [*range(made)][::-1]
     assert str(told[-1]) == f"call_by_trial: {Call.partitions.names()[0]} is indexed, 0 left"
     assert is_valid("call_by_trial")
-    assert (left(Call.partitions), complete(Call.partitions)) == (0, 0)
+    assert (missing_indexes(Call.partitions), complete(Call.partitions)) == (0, 0)
 
 
 def test_a_search_uses_it_where_it_is_already() -> None:
@@ -84,11 +84,11 @@ def test_a_search_uses_it_where_it_is_already() -> None:
 
 
 def test_a_partition_made_meanwhile_has_it_from_the_beginning() -> None:
-    before = left(Call.partitions)
+    before = missing_indexes(Call.partitions)
 
     Call.partitions.make_for(datetime(2032, 1, 5, tzinfo=UTC).date())
 
-    assert left(Call.partitions) == before
+    assert missing_indexes(Call.partitions) == before
     run("DROP TABLE auditlog_call_2032_01_05")
 
 
@@ -103,7 +103,7 @@ def test_what_was_not_made_to_its_end_is_made_anew() -> None:
 
     assert oid_of(OF_TODAY) != leftover
     assert is_valid(OF_TODAY)
-    assert left(Call.partitions) == 0
+    assert missing_indexes(Call.partitions) == 0
 
 
 def test_what_was_made_and_not_put_in_its_place_is_not_made_twice() -> None:
@@ -113,7 +113,7 @@ def test_what_was_made_and_not_put_in_its_place_is_not_made_twice() -> None:
     complete(Call.partitions)
 
     assert oid_of(OF_TODAY) == before
-    assert left(Call.partitions) == 0
+    assert missing_indexes(Call.partitions) == 0
 
 
 def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
@@ -123,15 +123,15 @@ def test_an_index_of_that_name_and_of_something_else_is_made_anew() -> None:
     complete(Call.partitions)
 
     assert oid_of(OF_TODAY) != before
-    assert left(Call.partitions) == 0
+    assert missing_indexes(Call.partitions) == 0
 
 
 def test_who_comes_while_another_is_at_it_leaves_it_to_them() -> None:
-    before = left(Call.partitions)
+    before = missing_indexes(Call.partitions)
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [indexes.LOCK])
         assert complete(Call.partitions) == 0
-    assert left(Call.partitions) == before
+    assert missing_indexes(Call.partitions) == before
 
 
 def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeyp
     with psycopg.connect(database.conninfo()) as reader:
         reader.execute(f"SELECT count(*) FROM {TODAY}".encode())
         complete(Call.partitions)
-        assert left(Call.partitions) == 1
+        assert missing_indexes(Call.partitions) == 1
         assert is_valid(OF_TODAY)
 
     assert complete(Call.partitions) == 1
@@ -150,11 +150,11 @@ def test_a_partition_that_is_read_all_the_time_is_left_for_the_next_time(monkeyp
 
 def test_after_its_time_the_rest_waits_for_the_next_turn() -> None:
     run("SET lock_timeout = '400ms'")
-    before = left(Call.partitions)
+    before = missing_indexes(Call.partitions)
 
     assert complete(Call.partitions, seconds=-1) == 0
 
-    assert left(Call.partitions) == before
+    assert missing_indexes(Call.partitions) == before
     with connection.cursor() as cursor:
         cursor.execute("SHOW lock_timeout")
         assert cursor.fetchone() == ("400ms",)

@@ -14,7 +14,7 @@ from auditlog.columns import COLUMNS, LEAST, TOOL, are_usual
 from auditlog.models import Call
 from auditlog.search.criteria import Search
 from auditlog.search.look import DEFAULT_COLUMNS
-from auditlog.search.query_language import parse
+from auditlog.search.query_language import parse_search
 from auditlog.templatetags.calls import bare
 from tests import make
 from tests.conftest import SignIn
@@ -42,8 +42,8 @@ def test_a_search_of_two_filters_reads_no_more_than_one_of_them_holds_however_fe
         make.call(host_id=host)
         make.call(outcome="denied")
     make.call(host_id=host, outcome="denied")
-    both = Search(parse(f"host is {host} and outcome is denied"))
-    one = Search(parse(f"correlation is {make.call().correlation_id}"))
+    both = Search(parse_search(f"host is {host} and outcome is denied"))
+    one = Search(parse_search(f"correlation is {make.call().correlation_id}"))
 
     assert (both.count().number, one.count().number) == (1, 1)
     assert both.recent(3)[1] is not None

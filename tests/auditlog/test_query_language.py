@@ -4,7 +4,7 @@ import pytest
 
 from auditlog.models import ENDINGS, Outcome
 from auditlog.search.fields import FIELDS
-from auditlog.search.query_language import MAX_LENGTH, WORDS, Condition, Either, SearchSyntaxError, parse
+from auditlog.search.query_language import MAX_LENGTH, WORDS, Condition, Either, SearchSyntaxError, parse_search
 
 ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
 
@@ -54,7 +54,7 @@ ERRORS = ("tool_error", "rpc_error", "upstream_error", "timeout", "bad_request")
     ],
 )
 def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[str, str, tuple[object, ...]]]) -> None:
-    assert parse(text) == [Condition(field, operator, values) for field, operator, values in conditions]  # type: ignore[arg-type]
+    assert parse_search(text) == [Condition(field, operator, values) for field, operator, values in conditions]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,19 +68,24 @@ def test_a_search_is_conditions_joined_by_and(text: str, conditions: list[tuple[
     ],
 )
 def test_text_without_a_field_is_looked_for_in_every_name(text: str, said: str) -> None:
-    assert parse(text) == [Condition("", "contains", (said,))]
+    assert parse_search(text) == [Condition("", "contains", (said,))]
 
 
 def test_an_id_is_taken_for_an_id_however_it_is_written() -> None:
     pk = "019362f0-0000-7000-8000-000000000001"
 
-    assert parse(pk) == parse(f" {pk.upper()} ") == parse(pk.replace("-", "")) == [Condition("id", "is", (pk,))]
+    assert (
+        parse_search(pk)
+        == parse_search(f" {pk.upper()} ")
+        == parse_search(pk.replace("-", ""))
+        == [Condition("id", "is", (pk,))]
+    )
 
 
 def test_or_binds_less_than_and() -> None:
     tool, error = Condition("tool", "is", ("x",)), Condition("outcome", "is", ERRORS)
 
-    assert parse("tool is x and error or tool is x") == [Either(((tool, error), (tool,)))]
+    assert parse_search("tool is x and error or tool is x") == [Either(((tool, error), (tool,)))]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_or_binds_less_than_and() -> None:
 )
 def test_what_does_not_parse_says_where_and_why(text: str, position: int, words: str) -> None:
     with pytest.raises(SearchSyntaxError) as wrong:
-        parse(text)
+        parse_search(text)
 
     assert wrong.value.position == position
     assert words in str(wrong.value)
@@ -128,6 +133,6 @@ def test_what_does_not_parse_says_where_and_why(text: str, position: int, words:
 
 def test_every_outcome_can_be_asked_for_and_belongs_to_one_word() -> None:
     assert sorted(outcome for outcomes in ENDINGS.values() for outcome in outcomes) == sorted(Outcome.values)
-    asked = [parse(f"outcome is {outcome}")[0] for outcome in Outcome.values]
+    asked = [parse_search(f"outcome is {outcome}")[0] for outcome in Outcome.values]
     assert [one.values for one in asked if isinstance(one, Condition)] == [(outcome,) for outcome in Outcome.values]
     assert not set(WORDS) & set(FIELDS)

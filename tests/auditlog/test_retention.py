@@ -26,7 +26,7 @@ def _no_partitions_of_other_modules() -> None:
 
 def drop() -> int:
     """Run all chores as `serve` does; how many partitions they dropped."""
-    counts = housekeeping._chores(databases.now())
+    counts = housekeeping._chores(databases.database_now())
     return counts.get("partitions_dropped", 0)
 
 
@@ -46,7 +46,7 @@ def test_nothing_is_dropped_while_the_clocks_differ(
     if whose == "gateway":
         monkeypatch.setattr("django.utils.timezone.now", lambda: now + shift)
     else:
-        monkeypatch.setattr(databases, "now", lambda: now + shift)
+        monkeypatch.setattr(databases, "database_now", lambda: now + shift)
 
     assert drop() == 0
     assert Call.objects.count() == 5
@@ -97,7 +97,7 @@ def test_shorter_retention_drops_calls_a_day_after_it_was_asked_for() -> None:
     assert drop() == 0
     assert WorkspaceSettings.load().log_retention_days == KEPT
 
-    WorkspaceSettings.objects.update(shorter_retention_at=databases.now())
+    WorkspaceSettings.objects.update(shorter_retention_at=databases.database_now())
     assert drop() == 1
     assert (WorkspaceSettings.load().log_retention_days, WorkspaceSettings.load().dropping) == (30, None)
     event = Event.objects.get(action="workspace.retention_shortened")

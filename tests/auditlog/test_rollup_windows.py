@@ -46,7 +46,7 @@ def move(now: datetime) -> None:
     more = True
     while more:
         with transaction.atomic():
-            more = windows.move(RollupState.objects.select_for_update().get(), now)
+            more = windows.move_window(RollupState.objects.select_for_update().get(), now)
 
 
 def kept(grain: Grain) -> dict[Any, tuple[int, datetime | None, dict[int, int]]]:

@@ -24,7 +24,7 @@ from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
 from auditlog.search.facets import facet_values
 from auditlog.search.fields import FILTERS
 from auditlog.search.histogram import BARS, histogram
-from auditlog.search.query_language import parse
+from auditlog.search.query_language import parse_search
 from gatewayadmin.config import database
 from tests import sampling
 from tests.calls import call, uid_at
@@ -321,7 +321,7 @@ def test_what_no_roll_up_tells_is_counted_as_far_as_a_page_looks(db: None, monke
         call(now - n * HOUR, duration_ms=100)
     keeping.keep_up(5)
 
-    assert Search(parse("duration > 50"), now - DAY).count() == RowCount(5, is_all=False)
+    assert Search(parse_search("duration > 50"), now - DAY).count() == RowCount(5, is_all=False)
 
 
 def test_counting_an_old_log_goes_on_where_it_was_stopped(
@@ -436,11 +436,11 @@ def test_percentiles_are_right_to_within_a_tenth(db: None, chance: random.Random
     ],
 )
 def test_roll_ups_know_what_asks_for_equal_values(db: None, text: str, where: dict[str, list[Any]] | None) -> None:
-    assert Search(parse(text)).equalities() == where
+    assert Search(parse_search(text)).equalities() == where
 
 
 def test_two_conditions_on_one_column_leave_what_both_allow() -> None:
-    search = Search(parse("error and timeout"))
+    search = Search(parse_search("error and timeout"))
     assert search.equalities() == {"outcome": ["timeout"]}
     assert known([]) == {}
     assert isinstance(IDS["host_id"][0], UUID)

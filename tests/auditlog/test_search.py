@@ -18,7 +18,7 @@ from auditlog.rollups import keeping
 from auditlog.search import criteria, snapshot
 from auditlog.search.criteria import MOST_PLANNED, Search
 from auditlog.search.histogram import BARS, histogram
-from auditlog.search.query_language import parse
+from auditlog.search.query_language import parse_search
 from capabilities import Capability
 from gateways.models import Assignment, Feature
 from proxy.store.call_writer import new_uid
@@ -43,7 +43,7 @@ def ago(**span: float) -> datetime:
 
 def found(query: str) -> set[str]:
     """The tools of the calls a search in words finds."""
-    return {call.feature_name for call in Search(parse(query)).page(None, 50).page.rows}
+    return {call.feature_name for call in Search(parse_search(query)).page(None, 50).page.rows}
 
 
 @pytest.fixture
@@ -517,7 +517,7 @@ def test_bars_count_what_the_words_of_the_search_find(sampled: bool) -> None:
 
     drawn = histogram(Search([], ago(hours=24)), sampled=sampled)
 
-    assert drawn.totals == {word: Search(parse(word)).count().number for word in drawn.totals}
+    assert drawn.totals == {word: Search(parse_search(word)).count().number for word in drawn.totals}
     assert drawn.totals["cancelled"] == 1
     assert sum(drawn.totals.values()) == len(Outcome.values)
 
@@ -574,15 +574,15 @@ def test_new_calls_are_told_apart_by_what_was_committed(sign_in: SignIn) -> None
     client = sign_in(make.user(Capability.LOGS_READ))
     Call.partitions.make_ahead()
     make.call(feature_name="before")
-    then = snapshot.current()
+    then = snapshot.current_snapshot()
     make.call(at=ago(minutes=2), feature_name="a long one, written late")
     make.call(feature_name="short")
-    now = snapshot.current()
+    now = snapshot.current_snapshot()
     make.call(feature_name="after")
 
     assert snapshot.number_between(Search([]), then, now, 10) == 2
-    assert snapshot.number_between(Search([]), now, snapshot.current(), 10) == 1
-    assert snapshot.number_between(Search([]), then, snapshot.current(), 2) == 2
+    assert snapshot.number_between(Search([]), now, snapshot.current_snapshot(), 10) == 1
+    assert snapshot.number_between(Search([]), then, snapshot.current_snapshot(), 2) == 2
     told = text(client.get("/logs/live/", {"seen": str(then), "new": "34", "outcome": "ok"}))
     assert told.lstrip().startswith('<div class="newer" id="tail" role="status" data-tail hx-get="/logs/live/?')
     assert "37 new</span>" in told
@@ -606,7 +606,7 @@ def test_a_look_at_any_time_is_none_that_fails(seen: str, ana: User, sign_in: Si
 
 
 def test_nothing_new_is_no_content(ana: User, sign_in: SignIn) -> None:
-    assert sign_in(ana).get("/logs/live/", {"seen": str(snapshot.current())}).status_code == 204
+    assert sign_in(ana).get("/logs/live/", {"seen": str(snapshot.current_snapshot())}).status_code == 204
 
 
 # --- The call again -----------------------------------------------------------------------------------------------
@@ -664,7 +664,7 @@ def test_pages_hold_every_row_once_however_far_apart_they_are(db: None, words: s
         for n, days in enumerate(SPREAD)
     ]
     wanted = [one.pk for one in made if _meets(one, words)]
-    criteria, cursor = Search(parse(words)), None
+    criteria, cursor = Search(parse_search(words)), None
     found: list[int] = []
     back: list[int] = []
     while True:
@@ -747,8 +747,10 @@ def test_two_names_of_one_host_list_its_calls_once(ana: User) -> None:
     agent = make.agent(by=ana, name="nightly builder")
     make.call(host_id=agent.pk, host_name=agent.name, feature_name="mine")
 
-    assert Search(parse("host contains night or host contains builder")).count().number == 1
-    both = criteria.either([criteria.criterion(parse(f"host contains {part}")[0]) for part in ("night", "builder")])
+    assert Search(parse_search("host contains night or host contains builder")).count().number == 1
+    both = criteria.either(
+        [criteria.criterion(parse_search(f"host contains {part}")[0]) for part in ("night", "builder")]
+    )
     assert Search([both]).count().number == len(Search([both]).page(None, 50).page.rows) == 1
 
 
@@ -760,7 +762,9 @@ def test_the_id_of_a_call_that_came_alone_opens_it(ana: User, sign_in: SignIn) -
     assert client.get(f"/logs/?q={call.uid}")["Location"] == f"/logs/{call.uid}/"
     assert found(str(call.uid)) == {"alone"}
     assert (
-        Search(parse(str(call.uid))).count().number == len(Search(parse(str(call.uid))).page(None, 50).page.rows) == 1
+        Search(parse_search(str(call.uid))).count().number
+        == len(Search(parse_search(str(call.uid))).page(None, 50).page.rows)
+        == 1
     )
 
 

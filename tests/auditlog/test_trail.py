@@ -16,7 +16,7 @@ from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Call, Event
 from auditlog.remedies import OWNERS, REMEDIES
-from auditlog.today import Question, ask, near_tools
+from auditlog.today import Question, current_decision, near_tools
 from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Reach, ToolPolicy
@@ -501,7 +501,7 @@ def test_who_has_no_token_is_told_so_and_what_would_follow(ana: User) -> None:
     Feature.objects.create(assignment=gateway.assignments.get(), name="echo", exposed_name=TOOL)
 
     def reasons() -> list[str]:
-        return [obstacle.reason for obstacle in ask(question).verdict.obstacles]
+        return [obstacle.reason for obstacle in current_decision(question).verdict.obstacles]
 
     assert reasons() == ["not_connected"]
     link = make.connection(host, gateway, ana)
@@ -526,10 +526,10 @@ def app_question(ana: User) -> Question:
 
 
 def test_an_app_whose_access_token_ended_has_to_connect_again(app_question: Question) -> None:
-    assert ask(app_question).verdict.reason == "expired"
+    assert current_decision(app_question).verdict.reason == "expired"
 
     AccessToken.objects.update(expires=timezone.now() + timedelta(hours=1))
-    assert ask(app_question).works is True
+    assert current_decision(app_question).works is True
 
 
 def test_an_app_that_gets_another_access_token_by_itself_is_let_in(app_question: Question) -> None:
@@ -537,8 +537,8 @@ def test_an_app_that_gets_another_access_token_by_itself_is_let_in(app_question:
     told = {"user": access.user, "application": access.application, "token": token_text.mint(token_text.OAUTH_REFRESH)}
     Binding.objects.create(connection=link, refresh_token=RefreshToken.objects.create(**told))
 
-    assert ask(app_question).works is True
+    assert current_decision(app_question).works is True
     link.disable(by=None)
-    assert ask(app_question).verdict.reason == "connection_disabled"
+    assert current_decision(app_question).verdict.reason == "connection_disabled"
     RefreshToken.objects.update(revoked=timezone.now())
-    assert ask(app_question).verdict.reason == "expired"
+    assert current_decision(app_question).verdict.reason == "expired"

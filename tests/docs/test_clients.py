@@ -19,7 +19,7 @@ from tests.clients.person import Person
 from tests.conftest import SignIn
 from tests.docs.client_section import README, written
 from tests.workspace import Serve
-from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, Block, Client, call_texts, clients, shown
+from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, Block, Client, call_texts, client_block, clients
 
 pytestmark = pytest.mark.xdist_group("clients")
 
@@ -216,7 +216,7 @@ def test_how_to_connect_shows_each_client_for_the_chosen_gateway(client: Client,
 
     assert f'<option value="{client.slug}" selected>' in page
     for block in client.blocks:
-        code = shown(client, block.way, url=gateway.url, name="mine")
+        code = client_block(client, block.way, url=gateway.url, name="mine")
         assert code
         assert code.code in page
         assert strip_tags(code.code.replace("&lt;", "<<")).count(gateway.url) == block.text.count(EXAMPLE_URL)

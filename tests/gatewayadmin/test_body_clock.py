@@ -168,7 +168,7 @@ def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
 def test_who_connects_when_nearly_all_files_are_open_is_told_so(
     http_protocol: type[HeadLimits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.open_files.limit", lambda: 5)
+    monkeypatch.setattr("proxy.open_files.open_files_limit", lambda: 5)
 
     async def conversation(connect: Any) -> bytes:
         return bytes(await (await connect()).rest())

@@ -115,15 +115,15 @@ def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
         case "issuer":
             return Http(private=False, entered=()).get(f"https://{PUBLIC}/").document
         case "provider":
-            return sso_discovery.ask(provider())
+            return sso_discovery.read_provider_metadata(provider())
         case "document":
-            return client_document_fetch.fetch(f"https://{PUBLIC}/client.json")
+            return client_document_fetch.fetch_client_document(f"https://{PUBLIC}/client.json")
         case "registry":
             settings.SERVER_REGISTRY = f"https://{PUBLIC}"
-            return well_known.search("docs")
+            return well_known.search_registry("docs")
         case "archive":
             settings.ARCHIVE, settings.ARCHIVE_KEYS = f"https://{PUBLIC}/logs", "id:key"
-            with archive.opened() as store:
+            with archive.open_archive() as store:
                 return store.put("it", b"data")
         case _:
             return send_test_line(sink(what), by=None).detail
@@ -183,7 +183,7 @@ def test_a_stranger_cannot_have_the_proxy_look_a_name_up(
     with forward_proxy(far) as proxy:
         use(settings, proxy, resolved=ways_out.places(["example.invalid"]))
         with pytest.raises(NoDocument):
-            client_document_fetch.fetch("https://app.example.invalid/client.json")
+            client_document_fetch.fetch_client_document("https://app.example.invalid/client.json")
         assert proxy.asked == []
         assert upstream_guard().way_by_name("app.example.invalid")
         assert guard_for_strangers().way_by_name("app.example.invalid") is None

@@ -10,7 +10,7 @@ from capabilities import Capability
 from gateways.models import Reach
 from tests import make
 from tests.conftest import SignIn
-from ui.clients import clients, shown
+from ui.clients import client_block, clients
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +30,7 @@ def test_every_client_is_there_with_the_tested_text_for_the_chosen_gateway(max: 
     for one in clients():
         for block in one.blocks:
             page = text(client.get(PAGE, {"gateway": "work", "client": one.slug, "how": block.way}))
-            code = shown(one, block.way, url=gateway.url, name="work")
+            code = client_block(one, block.way, url=gateway.url, name="work")
             assert code
             assert code.code in page
             assert not re.search(r"[*`]", code.where) or code.where not in page, "its marks are for the README"

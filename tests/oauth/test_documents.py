@@ -103,7 +103,7 @@ def near(web: Upstream, name: str) -> str:
 
 
 def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web: Upstream) -> None:
-    document = client_document_fetch.fetch(near(web, "good"), guard=NEAR)
+    document = client_document_fetch.fetch_client_document(near(web, "good"), guard=NEAR)
 
     assert document.metadata == SAID
     assert document.fresh_for == timedelta(minutes=10)
@@ -127,7 +127,7 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
 )
 def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
     with pytest.raises(UnreadableDocument, match=why):
-        client_document_fetch.fetch(near(web, name), guard=NEAR)
+        client_document_fetch.fetch_client_document(near(web, name), guard=NEAR)
 
 
 def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
@@ -135,7 +135,7 @@ def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
     began = time.monotonic()
 
     with pytest.raises(UnreadableDocument, match="too long"):
-        client_document_fetch.fetch(dripping, guard=NEAR, seconds=0.3)
+        client_document_fetch.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
 
     assert time.monotonic() - began < PROMPT
 
@@ -147,11 +147,11 @@ def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstre
         for _ in range(client_document_fetch.READERS):
             client_document_fetch._readers.submit(free.wait)  # As one that looks up a name for ever.
         with pytest.raises(UnreadableDocument, match="too long"):
-            client_document_fetch.fetch(near(web, "good"), guard=NEAR, seconds=0.2)
+            client_document_fetch.fetch_client_document(near(web, "good"), guard=NEAR, seconds=0.2)
     finally:
         free.set()
 
-    assert client_document_fetch.fetch(near(web, "good"), guard=NEAR).metadata == SAID
+    assert client_document_fetch.fetch_client_document(near(web, "good"), guard=NEAR).metadata == SAID
 
 
 def test_a_private_address_is_never_called(web: Upstream) -> None:
@@ -160,7 +160,7 @@ def test_a_private_address_is_never_called(web: Upstream) -> None:
 
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(UnreadableDocument, match="private"):
-            client_document_fetch.fetch(f"https://{host}:{web.port}/good")
+            client_document_fetch.fetch_client_document(f"https://{host}:{web.port}/good")
 
     assert len(web.seen) == before
 
@@ -196,7 +196,7 @@ def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: tim
 )
 def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
     with pytest.raises(UnreadableDocument, match="private"):
-        client_document_fetch.check(client_id)
+        client_document_fetch.check_document_url(client_id)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
 )
 def test_ambiguous_addresses_are_refused(client_id: str) -> None:
     with pytest.raises(UnreadableDocument):
-        client_document_fetch.check(client_id)
+        client_document_fetch.check_document_url(client_id)
 
 
 # Judging and remembering

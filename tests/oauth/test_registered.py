@@ -11,7 +11,7 @@ from accounts.models import User, WorkspaceSettings
 from capabilities import Capability
 from hosts.models import Host
 from oauth.models import Registration
-from oauth.registration import host_of
+from oauth.registration import host_of_app
 from tests import make
 from tests.conftest import SignIn
 from tests.oauth.apps import App, connect, register
@@ -37,7 +37,7 @@ def published(address: str = "https://app.example.com/client.json") -> Applicati
         registration_source="cimd",
         cimd_expires_at=timezone.now(),
     )
-    host_of(made, by=make.user())
+    host_of_app(made, by=make.user())
     return made
 
 

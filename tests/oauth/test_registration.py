@@ -11,7 +11,7 @@ from oauth2_provider.models import AccessToken, Application
 
 from accounts.models import Attempt
 from oauth.models import Registration
-from oauth.redirect_uris import BadRedirect, check, origins
+from oauth.redirect_uris import BadRedirect, check_redirect_uri, origins
 
 pytestmark = pytest.mark.django_db
 
@@ -200,9 +200,9 @@ def test_ports_of_the_loopback_address_are_no_part_of_an_origin() -> None:
 
 @pytest.mark.parametrize("uri", ["http://[::1]:8080/cb", "http://localhost/", "https://a.example/", "vscode://x/y"])
 def test_safe_addresses_pass(uri: str) -> None:
-    check(uri)
+    check_redirect_uri(uri)
 
 
 def test_a_refusal_names_the_address() -> None:
     with pytest.raises(BadRedirect, match=r"http://evil\.example/cb"):
-        check("http://evil.example/cb")
+        check_redirect_uri("http://evil.example/cb")

@@ -19,8 +19,8 @@ from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import ClientRegistration, Grant
-from servers.oauth_client.refreshing import NotRenewed, renew
-from servers.oauth_client.registration import NotRegistered, redirect_uri, registered
+from servers.oauth_client.refreshing import NotRenewed, refresh_identity
+from servers.oauth_client.registration import NotRegistered, redirect_uri, registration_for
 from sso import discovery as sso_discovery
 from sso.discovery import ProviderDown
 from sso.models import Provider
@@ -164,7 +164,7 @@ def test_an_issuer_at_the_host_of_its_server_or_at_one_that_is_listed_itself_is_
 
     grant = Grant.objects.get()
     assert grant.token_endpoint == f"https://{issuer}/token"
-    renew(grant.identity)
+    refresh_identity(grant.identity)
     grant.identity.revoke(by=ana)
     assert eventually(lambda: f"{issuer}/revocation" in elsewhere.asked)
     assert set(way.asked) == {f"{OURS}:443", f"{issuer}:443"}
@@ -178,7 +178,7 @@ def test_no_endpoint_that_an_issuer_names_at_another_host_is_told_by_name(
 
     if name == "registration":
         with pytest.raises(NotRegistered, match="may not be called"):
-            registered(server, needs_of(server).metadata, "", by=ana)  # type: ignore[arg-type]
+            registration_for(server, needs_of(server).metadata, "", by=ana)  # type: ignore[arg-type]
     elif name == "token":
         assert "may not be called" in sign_in(ana).content.decode()
     else:
@@ -207,7 +207,7 @@ def test_endpoints_that_an_administrator_entered_are_told_by_name(
     )
 
     assert sign_in(ana).status_code == 302
-    renew(Grant.objects.get().identity)
+    refresh_identity(Grant.objects.get().identity)
 
     assert elsewhere.asked.count(f"{INSIDE}/token") == 2
     assert f"{INSIDE}:443" in way.asked
@@ -238,7 +238,7 @@ def test_a_token_is_renewed_for_a_call_at_a_name_that_was_entered_and_at_no_othe
     assert f"{INSIDE}:443" not in way.asked
     if not renewed:
         with pytest.raises(NotRenewed):
-            renew(Grant.objects.get().identity)
+            refresh_identity(Grant.objects.get().identity)
         assert f"{INSIDE}:443" not in way.asked
 
 
@@ -247,8 +247,8 @@ def test_what_an_identity_provider_names_elsewhere_is_looked_up_and_checked(
 ) -> None:
     provider, elsewhere.at = Provider(issuer=f"https://{OURS}", private=False), {"keys": INSIDE}
 
-    said = sso_discovery.ask(provider)
+    said = sso_discovery.read_provider_metadata(provider)
     with pytest.raises(ProviderDown, match="may not be called"):
-        sso_discovery.fetch(provider, said.jwks_uri)
+        sso_discovery.fetch_provider_json(provider, said.jwks_uri)
 
     assert set(way.asked) == {f"{OURS}:443"}

@@ -29,7 +29,7 @@ from gateways.models import Gateway, IdentityScheme
 from servers.models import ENDPOINTS, AuthType, Identity, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import MANY_UNFINISHED, ClientRegistration, Grant, unfinished_sign_ins
-from servers.oauth_client.refreshing import keep_fresh, renew
+from servers.oauth_client.refreshing import keep_fresh, refresh_identity
 from servers.oauth_client.registration import redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
@@ -646,7 +646,7 @@ def test_an_issuer_that_takes_another_way_later_is_renewed_with_it(
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(one)}"
     assert len(github.issuer.forms) == 4, "once in either way"
     assert ClientRegistration.objects.get().auth_method == "client_secret_post"
-    renew(Identity.objects.get(pk=two.pk))
+    refresh_identity(Identity.objects.get(pk=two.pk))
     assert len(github.issuer.forms) == 5
 
 
@@ -676,7 +676,7 @@ def test_a_renewal_without_a_resource_says_again_which_scopes_it_is_for(
     named = github.sign_in(ben, f"/identities/{named.pk}/authenticate/")
 
     for identity in (unnamed, named):
-        renew(identity)
+        refresh_identity(identity)
 
     renewals = [form for form in github.issuer.forms if form["grant_type"] == "refresh_token"]
     assert [(form.get("resource"), form.get("scope")) for form in renewals] == [(None, "read write")] * 2
@@ -861,7 +861,7 @@ def test_one_that_is_late_and_refused_leaves_what_the_other_stored_and_calls_wit
 
     def other_process_renews() -> None:
         sql("UPDATE upstream_oauth_grant SET leased_until = now() - interval '1 s'")
-        renew(Identity.objects.get(pk=identity.pk))
+        refresh_identity(Identity.objects.get(pk=identity.pk))
 
     during_renewal(github.issuer, other_process_renews)
 

@@ -22,7 +22,7 @@ from servers import discovery
 from servers.models import AuthType, Server
 from servers.oauth_client.discovery import AuthorizationServerMetadata, needs_of
 from servers.oauth_client.models import ClientRegistration, SignIn
-from servers.oauth_client.registration import NotRegistered, registered
+from servers.oauth_client.registration import NotRegistered, registration_for
 from tests import make, upstreams
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -136,12 +136,12 @@ def test_a_test_of_the_connection_is_refused_too_and_says_what_to_do(docs: Upstr
     server = make.server(slug="docs", url=named(docs), private=False)
 
     with pytest.raises(discovery.DiscoveryFailed) as refused:
-        discovery.discover(server, None)
+        discovery.discover_features(server, None)
     assert refused.value.reason == "address_blocked"
     assert docs.seen == []
 
     server.private = True
-    assert discovery.discover(server, None).tools
+    assert discovery.discover_features(server, None).tools
 
 
 # --- Signing in -------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_no_endpoint_that_a_public_server_led_to_is_called_inside(
             origin, f"{origin}/authorize", f"{origin}/token", f"{origin}/register", private=False
         )
         with pytest.raises(NotRegistered, match="may not be called"):
-            registered(github, metadata, "", by=ana)
+            registration_for(github, metadata, "", by=ana)
         assert not ClientRegistration.objects.exists()
         return
     back = consent(destination(begin(client)))
@@ -232,7 +232,7 @@ def test_a_server_that_was_moved_inside_is_called_there_when_an_administrator_sa
 
     server.refresh_from_db()
     assert Event.objects.filter(action="server.updated").latest("pk").changes == {"private": [False, True]}
-    assert discovery.discover(server, None).tools
+    assert discovery.discover_features(server, None).tools
 
 
 @pytest.mark.django_db
@@ -240,7 +240,7 @@ def test_of_servers_from_before_it_is_found_out_and_they_work_until_then(docs: U
     inside = make.server(slug="inside", url=named(docs))
     outside = make.server(slug="outside", url="https://93.184.216.34/mcp")
     nowhere = make.server(slug="nowhere", url="https://nowhere.invalid/mcp")
-    assert discovery.discover(inside, None).tools
+    assert discovery.discover_features(inside, None).tools
 
     CHORES["server_addresses"](inside.created_at)
 

@@ -19,7 +19,7 @@ from auditlog.models import Call
 from proxy.models import PendingRequest, StreamEvent, UpstreamSession
 from proxy.store.bus import Bus
 from proxy.store.pending import PendingRequests
-from proxy.store.sessions import SessionKeeper, digest
+from proxy.store.sessions import SessionKeeper, session_digest
 from proxy.store.state import StatePool
 from tests import make
 from tests.conformance import fixtures
@@ -586,7 +586,7 @@ def test_the_end_of_a_session_decides_anew_about_nobody_else(
     monkeypatch.setattr(Bus, "query", noted)
     person = work.person()
     other = Person(person.agent, person.capabilities).initialize()
-    own = digest(person.session).hex().encode()
+    own = session_digest(person.session).hex().encode()
     with (
         listening(person.agent, "GET", **_headers(person)) as stays,
         listening(person.agent, "GET", **_headers(other)) as ends,

@@ -18,9 +18,9 @@ from connections.models import Connection
 from gateways.models import IdentityScheme
 from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
 from proxy.models import ServerInfo, Session
-from proxy.store.sessions import digest
+from proxy.store.sessions import session_digest
 from servers.models import AuthType
-from servers.resealing import reseal
+from servers.resealing import reseal_servers
 from tests import make
 from tests.conformance.counter import Counter
 from tests.conftest import Run
@@ -470,7 +470,7 @@ def test_sessions_are_found_by_their_indexes_alone(work: Work) -> None:
         digests,
         work.connection.gateway.slug,
         Wanted(ServersNeeded.OF_FEATURE, "tool", "docs__count"),
-        digest(client.session),
+        session_digest(client.session),
     )
     given = ", ".join(f"'{parameter.decode()}'" for parameter in parameters([asked]))
     with psycopg.connect(config().conninfo, autocommit=True) as own:
@@ -509,7 +509,7 @@ def test_a_session_outlasts_the_key_its_id_was_sealed_with(work: Work, keys: Set
 
     keys.ENCRYPTION_KEYS = [newer, older]
     cipher.cache_clear()
-    reseal()
+    reseal_servers()
     again = Agent(work.start(encryption_keys=[newer]).url(work.connection.gateway.slug), client.agent.secret)
 
     assert client.count(again)[0] == 2

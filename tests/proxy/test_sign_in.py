@@ -22,7 +22,7 @@ from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server
 from servers.oauth_client.models import ClientRegistration, Grant, SignIn
-from servers.oauth_client.refreshing import NotRenewed, keep_fresh, renew
+from servers.oauth_client.refreshing import NotRenewed, keep_fresh, refresh_identity
 from servers.oauth_client.registration import redirect_uri
 from tests import make
 from tests.asgi_server import Upstream
@@ -431,7 +431,7 @@ def test_tokens_of_an_identity_revoked_while_a_page_renewed_it_are_revoked_too(g
     given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).revoke(by=ann))
 
     with pytest.raises(NotRenewed) as refused:
-        renew(identity)
+        refresh_identity(identity)
 
     assert refused.value.reason == "identity_missing"
     eventually(lambda: {given[0].access_token, given[0].refresh_token} <= set(github.issuer.revoked))
@@ -442,7 +442,7 @@ def test_what_its_owner_switched_off_during_a_renewal_keeps_the_new_tokens(githu
     given = while_renewing(github.issuer, lambda: Identity.objects.get(pk=identity.pk).disable(by=ann))
 
     with pytest.raises(NotRenewed) as refused:
-        renew(identity)
+        refresh_identity(identity)
 
     assert refused.value.reason == "identity_off"
     assert access_of(identity) == given[0].access_token

@@ -20,7 +20,7 @@ from proxy.models import Session
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable, StatementRejected
-from proxy.store.sessions import digest
+from proxy.store.sessions import session_digest
 from proxy.streams import StandingStream, Streams, end_standing
 from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA
@@ -331,7 +331,7 @@ def test_the_end_of_a_session_that_nobody_was_told_of_ends_what_is_under_way_in_
         call.wait_for(1)
         sql("ALTER TABLE proxy_session DISABLE TRIGGER tell_ended")
         try:
-            Session.objects.filter(digest=digest(agent.headers["Mcp-Session-Id"])).delete()
+            Session.objects.filter(digest=session_digest(agent.headers["Mcp-Session-Id"])).delete()
         finally:
             sql("ALTER TABLE proxy_session ENABLE TRIGGER tell_ended")
         assert stream.over.wait(PATIENCE)

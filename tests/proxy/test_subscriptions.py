@@ -13,7 +13,7 @@ import pytest
 
 from gateways.models import Feature
 from proxy.models import Session, UpstreamSession
-from proxy.store.sessions import digest
+from proxy.store.sessions import session_digest
 from proxy.streams import StandingStream
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
@@ -279,7 +279,7 @@ def test_a_session_is_subscribed_to_a_bounded_number_of_resources(
     refused = subscribe(agent, f"{MAPPED}-too")["error"]
 
     assert (refused["code"], "too many resources" in refused["message"]) == (-32602, True)
-    assert Session.objects.get(digest=digest(agent.headers["Mcp-Session-Id"])).subscriptions == [MAPPED]
+    assert Session.objects.get(digest=session_digest(agent.headers["Mcp-Session-Id"])).subscriptions == [MAPPED]
 
 
 @pytest.mark.drill

@@ -8,7 +8,7 @@ import pytest
 
 from accounts.models import User
 from auditlog.models import Call
-from auditlog.today import ask, question_of
+from auditlog.today import current_decision, question_of
 from gateways.models import Feature, IdentityScheme
 from servers.models import AuthType
 from tests import make, upstreams
@@ -156,4 +156,4 @@ def test_what_would_be_decided_now_is_what_the_next_call_is_told(world: World) -
         assert question is not None
 
         assert call.deny_reason == reason
-        assert [obstacle.reason for obstacle in ask(question).verdict.obstacles] == told
+        assert [obstacle.reason for obstacle in current_decision(question).verdict.obstacles] == told

@@ -145,7 +145,7 @@ def test_a_chore_that_fails_is_told_and_stops_no_other(monkeypatch: pytest.Monke
 
 @pytest.mark.django_db(transaction=True)
 def test_housekeeping_keeps_partitions_ten_days_ahead() -> None:
-    housekeeping.once()
+    housekeeping.do_chores()
 
     today = datetime.now(UTC).date()
     wanted = {f"auditlog_call_{today + timedelta(days=days):%Y_%m_%d}" for days in range(11)}
@@ -162,19 +162,19 @@ def test_keys_tells_which_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     lines = printed("keys").splitlines()
 
-    assert lines[1].split() == [token_text.key_id(new), "0", "newest,", "in", "use"]
-    assert lines[2].split() == [token_text.key_id(old), "1", "still", "needed"]
-    assert lines[3].split() == [token_text.key_id(unused), "0", "may", "be", "removed"]
+    assert lines[1].split() == [token_text.token_key_id(new), "0", "newest,", "in", "use"]
+    assert lines[2].split() == [token_text.token_key_id(old), "1", "still", "needed"]
+    assert lines[3].split() == [token_text.token_key_id(unused), "0", "may", "be", "removed"]
 
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new])
-    assert f"{token_text.key_id(old)}       1  MISSING" in printed("keys")
+    assert f"{token_text.token_key_id(old)}       1  MISSING" in printed("keys")
     with pytest.raises(CommandError) as refused:
         started(monkeypatch)
     assert "\n" not in str(refused.value)
-    assert f"GATEWAY_TOKEN_KEYS lacks keys that stored data needs: {token_text.key_id(old)} (1 stored)" in str(
+    assert f"GATEWAY_TOKEN_KEYS lacks keys that stored data needs: {token_text.token_key_id(old)} (1 stored)" in str(
         refused.value
     )
-    monkeypatch.setattr(settings, "LOST_KEYS", [token_text.key_id(old)])
+    monkeypatch.setattr(settings, "LOST_KEYS", [token_text.token_key_id(old)])
     assert started(monkeypatch)[1] == ""
     monkeypatch.setattr(settings, "LOST_KEYS", [])
     monkeypatch.setattr(settings, "TOKEN_KEYS", [new, old])

@@ -74,7 +74,7 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
         (first, secret), (_, other) = govern(serve, upstream)
         [sealed_before] = ours.keys("encryption_keys")
         [digested_before] = ours.keys("token_keys")
-        old, old_tokens = cipher.key_id(sealed_before), token_text.key_id(digested_before)
+        old, old_tokens = cipher.encryption_key_id(sealed_before), token_text.token_key_id(digested_before)
         with Load(f"{ours.both.url}/mcp/sealed", secret, 3, 0.01) as load:
             load.wait_for(50)
             ours.run("add")
@@ -85,7 +85,7 @@ def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: 
             assert f"{old}       0  may be removed" in listed
             assert f"{old_tokens}       2  still needed" in listed
             ours.run("remove")
-            assert old not in [cipher.key_id(key) for key in ours.keys("encryption_keys")]
+            assert old not in [cipher.encryption_key_id(key) for key in ours.keys("encryption_keys")]
             ours.restart(load)
         assert load.refused == 0
         logged = {row["correlation_id"] for row in serve.rows("SELECT correlation_id FROM auditlog_call")}

@@ -17,11 +17,11 @@ from gatewayadmin.config.key_uses import key_uses
 from proxy.models import UpstreamSession
 from servers.models import Identity
 from servers.oauth_client.models import ClientRegistration
-from servers.resealing import reseal
+from servers.resealing import reseal_servers
 from tests import make
 from tests.meanwhile import just_before
 from ui.sealing import cipher
-from wire.cipher import key_id
+from wire.cipher import encryption_key_id
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,7 +79,7 @@ def test_every_secret_moves_and_the_old_key_may_go(keys: Keys) -> None:
     told = printed("reencrypt")
 
     assert "identities 2 resealed" in told
-    assert f"{key_id(OLD)} 0 may be removed" in printed("keys")
+    assert f"{encryption_key_id(OLD)} 0 may be removed" in printed("keys")
     keys(NEW)
     assert [opened(one) for one in (first, second, third)] == [SECRET] * 3
 
@@ -101,9 +101,9 @@ def test_the_key_of_a_client_at_an_issuer_is_needed_until_it_is_sealed_anew(keys
     registration = a_client("https://id.example.com")
     keys(NEW, OLD)
 
-    assert f"{key_id(OLD)} 1 still needed" in printed("keys")
+    assert f"{encryption_key_id(OLD)} 1 still needed" in printed("keys")
     printed("reencrypt")
-    assert f"{key_id(OLD)} 0 may be removed" in printed("keys")
+    assert f"{encryption_key_id(OLD)} 0 may be removed" in printed("keys")
     keys(NEW)
     registration.refresh_from_db()
     assert registration.client.secret == SECRET
@@ -146,7 +146,7 @@ def test_what_no_key_opens_is_told_and_stops_nothing_else(keys: Keys) -> None:
     assert "UNREADABLE" in out.getvalue()
     assert opened(found) == SECRET
     lost.refresh_from_db()
-    assert lost.key_id not in (key_id(NEW), key_id(OLD))
+    assert lost.key_id not in (encryption_key_id(NEW), encryption_key_id(OLD))
 
 
 def test_a_client_that_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys: Keys) -> None:
@@ -166,8 +166,8 @@ def test_a_client_that_no_key_opens_stays_as_it_was_and_stops_nothing_else(keys:
     lost.refresh_from_db()
     found.refresh_from_db()
     assert bytes(lost.secret_ciphertext or b"") == before
-    assert lost.key_id not in (key_id(NEW), key_id(OLD))
-    assert (found.key_id, found.client.secret) == (key_id(NEW), SECRET)
+    assert lost.key_id not in (encryption_key_id(NEW), encryption_key_id(OLD))
+    assert (found.key_id, found.client.secret) == (encryption_key_id(NEW), SECRET)
     assert f"{lost.key_id} 1 MISSING" in printed("keys")
 
 
@@ -196,7 +196,7 @@ def test_a_client_that_is_removed_meanwhile_stops_nothing_else(keys: Keys) -> No
 
     assert "upstream clients 1 resealed" in told
     other.refresh_from_db()
-    assert other.key_id == key_id(NEW)
+    assert other.key_id == encryption_key_id(NEW)
 
 
 @pytest.mark.parametrize("secret", ["entered-meanwhile", ""], ids=["another", "none"])
@@ -223,7 +223,7 @@ def test_a_revoked_identity_stays_wiped(keys: Keys) -> None:
     identity.revoke(by=identity.owner)
     keys(NEW, OLD)
 
-    assert reseal()["identities"] == (0, 0)
+    assert reseal_servers()["identities"] == (0, 0)
     identity.refresh_from_db()
     assert identity.secret_ciphertext is None
 
@@ -243,7 +243,7 @@ def test_replacing_meanwhile_loses_nothing(keys: Keys) -> None:
 
     with ThreadPoolExecutor(2) as others:
         done = others.map(replace, identities)
-        reseal()
+        reseal_servers()
         list(done)
 
     keys(NEW)

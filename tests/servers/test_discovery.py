@@ -9,7 +9,7 @@ from pytest_django import Settings
 
 from accounts.models import User
 from gatewayadmin.serving import quickstart
-from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover, identity_for, probe
+from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
 from servers.models import BUILT_IN_URL, AuthType, Era, Health, Identity, Server
 from tests import make, upstreams
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
@@ -35,7 +35,7 @@ def names(tools: list[dict[str, Any]]) -> set[str]:
 def test_a_server_of_both_eras_is_asked_in_the_newer_one(run: Run, json_response: bool) -> None:
     upstream = run(upstreams.docs(json_response=json_response))
 
-    found = discover(at(upstream.url), None)
+    found = discover_features(at(upstream.url), None)
 
     assert found.era == Era.BOTH
     assert names(found.tools) == DOCS_TOOLS
@@ -46,7 +46,7 @@ def test_a_server_of_both_eras_is_asked_in_the_newer_one(run: Run, json_response
 def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run: Run, json_response: bool) -> None:
     upstream = run(upstreams.session_era(upstreams.docs(json_response=json_response)))
 
-    found = discover(at(upstream.url), None)
+    found = discover_features(at(upstream.url), None)
 
     assert (found.era, found.version) == (Era.SESSION, "2025-11-25")
     assert names(found.tools) == DOCS_TOOLS
@@ -59,7 +59,7 @@ def test_a_server_of_the_session_era_is_asked_within_a_session_that_is_ended(run
 
 
 def test_a_server_that_knows_only_the_newer_era_needs_no_session(run: Run) -> None:
-    found = discover(at(run(upstreams.modern_era(upstreams.docs())).url), None)
+    found = discover_features(at(run(upstreams.modern_era(upstreams.docs())).url), None)
 
     assert found.era == Era.MODERN
     assert names(found.tools) == DOCS_TOOLS
@@ -69,7 +69,7 @@ def test_a_bearer_credential_is_sent_and_no_other_header_of_ours(run: Run) -> No
     upstream = run(upstreams.github())
     server = at(upstream.url, auth_type=AuthType.BEARER)
 
-    found = discover(server, make.identity(server, secret="gh-secret"))
+    found = discover_features(server, make.identity(server, secret="gh-secret"))
 
     assert names(found.tools) == {"whoami", "create_issue"}
     assert {seen.headers["authorization"] for seen in upstream.seen} == {"Bearer gh-secret"}
@@ -79,7 +79,7 @@ def test_a_header_credential_is_sent_under_its_own_name(run: Run) -> None:
     upstream = run(upstreams.crm())
     server = at(upstream.url, auth_type=AuthType.HEADER, header_name="X-Api-Key")
 
-    discover(server, make.identity(server, secret="crm-key"))
+    discover_features(server, make.identity(server, secret="crm-key"))
 
     assert {seen.headers["x-api-key"] for seen in upstream.seen} == {"crm-key"}
 
@@ -160,21 +160,21 @@ def test_a_server_that_does_not_answer_is_down_with_its_reason(run: Run, ana: Us
 )
 def test_every_misbehaviour_has_a_plain_sentence(run: Run, app: upstreams.App, why: str) -> None:
     with pytest.raises(DiscoveryFailed, match=why):
-        discover(at(run(app).url, timeout_seconds=5), None)
+        discover_features(at(run(app).url, timeout_seconds=5), None)
 
 
 def test_a_redirect_is_not_followed(run: Run) -> None:
     elsewhere = run(upstreams.docs())
 
     with pytest.raises(DiscoveryFailed, match="redirects are not followed"):
-        discover(at(run(upstreams.redirecting(elsewhere.url)).url), None)
+        discover_features(at(run(upstreams.redirecting(elsewhere.url)).url), None)
 
     assert elsewhere.seen == []
 
 
 def test_a_server_that_is_not_there_refused_the_connection() -> None:
     with pytest.raises(DiscoveryFailed, match="refused the connection"):
-        discover(at(f"http://127.0.0.1:{free_port()}/mcp"), None)
+        discover_features(at(f"http://127.0.0.1:{free_port()}/mcp"), None)
 
 
 def test_an_address_outside_the_allowed_ranges_is_never_contacted(run: Run, settings: Settings) -> None:
@@ -182,7 +182,7 @@ def test_an_address_outside_the_allowed_ranges_is_never_contacted(run: Run, sett
     settings.PRIVATE_UPSTREAMS = [ip_network("10.0.0.0/8")]
 
     with pytest.raises(DiscoveryFailed, match="GATEWAY_PRIVATE_UPSTREAMS"):
-        discover(at(f"http://localhost:{upstream.port}/mcp"), None)
+        discover_features(at(f"http://localhost:{upstream.port}/mcp"), None)
 
     assert upstream.seen == []
 
@@ -191,7 +191,7 @@ def test_a_private_address_behind_tls_is_refused_at_connect(settings: Settings) 
     settings.PRIVATE_UPSTREAMS = []
 
     with pytest.raises(DiscoveryFailed, match="has a private address; GATEWAY_PRIVATE_UPSTREAMS does not allow it"):
-        discover(at("https://localhost/mcp"), None)
+        discover_features(at("https://localhost/mcp"), None)
 
 
 def test_https_to_a_server_without_tls_is_told_apart_from_a_bad_certificate(run: Run) -> None:
@@ -200,18 +200,18 @@ def test_https_to_a_server_without_tls_is_told_apart_from_a_bad_certificate(run:
     with pytest.raises(
         DiscoveryFailed, match="does not speak TLS at this port; if it is inside your network, its URL begins"
     ):
-        discover(at(f"https://127.0.0.1:{port}/mcp"), None)
+        discover_features(at(f"https://127.0.0.1:{port}/mcp"), None)
 
 
 @pytest.mark.parametrize("host", ["no-such-name.invalid", f"{'a' * 70}.example.com"], ids=["unknown", "no name"])
 def test_a_name_without_an_address_is_told_apart(host: str) -> None:
     with pytest.raises(DiscoveryFailed, match="has a name for which there is no address; check the spelling"):
-        discover(at(f"https://{host}/mcp"), None)
+        discover_features(at(f"https://{host}/mcp"), None)
 
 
 def test_a_server_that_hangs_up_is_told_from_one_that_is_not_there(run: Run) -> None:
     with pytest.raises(DiscoveryFailed, match="closed the connection without an answer"):
-        discover(at(run(upstreams.cut_off()).url), None)
+        discover_features(at(run(upstreams.cut_off()).url), None)
 
 
 def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
@@ -225,33 +225,33 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
     server = at(BUILT_IN_URL)
     monkeypatch.setattr(builtin, "_listener", None)
     with pytest.raises(DiscoveryFailed, match="is part of the running gateway, which this command is not"):
-        discover(server, None)
+        discover_features(server, None)
     builtin.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
 
-    found = discover(server, None)
+    found = discover_features(server, None)
 
     assert (found.era, names(found.tools)) == (Era.BOTH, {"echo", "add", "current_time", "slow", "fail"})
 
 
 def test_a_list_in_pages_is_followed_to_its_end(run: Run) -> None:
-    found = discover(at(run(paged(7)).url), None)
+    found = discover_features(at(run(paged(7)).url), None)
 
     assert names(found.tools) == {f"tool_{number}" for number in range(7)}
 
 
 def test_a_list_that_repeats_its_cursor_ends(run: Run) -> None:
-    found = discover(at(run(paged(2, stuck=True)).url), None)
+    found = discover_features(at(run(paged(2, stuck=True)).url), None)
 
     assert names(found.tools) == {"tool_0", "tool_1"}
 
 
 def test_a_server_without_tools_has_none(run: Run) -> None:
-    assert discover(at(run(paged(0, error=-32601)).url), None).tools == []
+    assert discover_features(at(run(paged(0, error=-32601)).url), None).tools == []
 
 
 def test_an_error_answer_is_quoted(run: Run) -> None:
     with pytest.raises(DiscoveryFailed, match=r"answered with an error: paper jam \(-32000\)"):
-        discover(at(run(paged(0, error=-32000)).url), None)
+        discover_features(at(run(paged(0, error=-32000)).url), None)
 
 
 def test_an_identity_no_key_opens_is_named(ana: User) -> None:
@@ -261,7 +261,7 @@ def test_an_identity_no_key_opens_is_named(ana: User) -> None:
     identity.refresh_from_db()
 
     with pytest.raises(DiscoveryRefused, match="no encryption key opens the identity “my key”"):
-        discover(server, identity)
+        discover_features(server, identity)
 
 
 def paged(count: int, *, stuck: bool = False, error: int = 0) -> upstreams.App:

@@ -6,7 +6,7 @@ import pytest
 from pytest_django import Settings
 
 from servers.models import AuthType
-from servers.oauth_client.discovery import discover
+from servers.oauth_client.discovery import discover_sign_in
 from tests import upstreams
 from tests.conftest import Run
 from tests.issuers import PRM, Issuer
@@ -30,7 +30,7 @@ INSERTED = "/.well-known/oauth-authorization-server"
 def test_the_issuer_is_found_wherever_the_server_says_it(issuer: Issuer, run: Run) -> None:
     upstream = run(issuer.app())
 
-    needs = discover(upstream.url)
+    needs = discover_sign_in(upstream.url)
 
     assert (needs.auth_type, needs.problem) == (AuthType.OAUTH, "")
     assert needs.issuer == upstream.url.removesuffix("/mcp")
@@ -47,7 +47,7 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str
     issuer.prm = {"authorization_servers": [name]}
     issuer.metadata = {"issuer": name}
 
-    assert discover(upstream.url).issuer == name
+    assert discover_sign_in(upstream.url).issuer == name
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,21 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(path: str
 def test_what_does_not_fit_together_is_not_trusted(
     prm: dict[str, Any], metadata: dict[str, Any], problem: str, run: Run
 ) -> None:
-    needs = discover(run(Issuer(prm=prm, metadata=metadata).app()).url)
+    needs = discover_sign_in(run(Issuer(prm=prm, metadata=metadata).app()).url)
 
     assert needs.metadata is None
     assert problem in needs.problem
 
 
 def test_a_server_that_wants_a_key_and_names_no_issuer_needs_a_key(run: Run) -> None:
-    assert discover(run(upstreams.github()).url).auth_type == AuthType.BEARER
+    assert discover_sign_in(run(upstreams.github()).url).auth_type == AuthType.BEARER
 
 
 def test_an_open_server_needs_nothing(run: Run) -> None:
-    assert discover(run(upstreams.docs()).url).auth_type == AuthType.NONE
+    assert discover_sign_in(run(upstreams.docs()).url).auth_type == AuthType.NONE
 
 
 def test_a_metadata_address_that_may_not_be_called_is_not_called(settings: Settings, run: Run) -> None:
     settings.PRIVATE_UPSTREAMS = []
 
-    assert "may not be called" in discover(run(Issuer().app()).url).problem
+    assert "may not be called" in discover_sign_in(run(Issuer().app()).url).problem

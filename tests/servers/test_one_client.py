@@ -10,7 +10,7 @@ from django.test import Client
 from accounts.models import User
 from auditlog.models import Call
 from gateways.models import Feature, Gateway
-from servers.discovery import discover
+from servers.discovery import discover_features
 from servers.models import Health, Server
 from tests import make, upstreams
 from tests.conftest import Run, SignIn
@@ -128,7 +128,7 @@ def test_a_server_can_be_asked_in_a_thread_beside_a_running_event_loop(run: Run)
     server = make.server(url=run(Script([[tool("it")]], sessions=True).app()).url)
 
     async def view() -> list[str]:
-        found = await asyncio.gather(*(asyncio.to_thread(discover, server, None) for _ in range(3)))
+        found = await asyncio.gather(*(asyncio.to_thread(discover_features, server, None) for _ in range(3)))
         return [each["name"] for discovered in found for each in discovered.tools]
 
     assert asyncio.run(view()) == ["it", "it", "it"]

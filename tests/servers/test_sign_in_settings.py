@@ -17,9 +17,9 @@ from auditlog.models import Event
 from capabilities import Capability
 from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server, WouldEndSignIns
-from servers.oauth_client.discovery import discover
+from servers.oauth_client.discovery import discover_sign_in
 from servers.oauth_client.models import Grant, SignIn
-from servers.oauth_client.refreshing import renew
+from servers.oauth_client.refreshing import refresh_identity
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
@@ -146,11 +146,11 @@ def test_an_issuer_of_an_expected_name_does_not_share_the_address_of_our_documen
     settings.PUBLIC_URL = "https://gateway.example.com"
     says = {"client_id_metadata_document_supported": True, "authorization_response_iss_parameter_supported": True}
     github.issuer.metadata = says
-    assert "document" in discover(github.upstream.url).registrations
+    assert "document" in discover_sign_in(github.upstream.url).registrations
 
     github.issuer.metadata = says | {"issuer": KNOWN_AS}
 
-    assert discover(github.upstream.url, expected_issuer=KNOWN_AS).registrations == ("dynamic", "manual")
+    assert discover_sign_in(github.upstream.url, expected_issuer=KNOWN_AS).registrations == ("dynamic", "manual")
 
 
 # --- The resource -----------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_the_resource_is_the_same_when_one_is_asked_when_a_token_is_taken_and_wh
     url = destination(github.begin(client))
     assert client.get(consent(url)).status_code == 302
 
-    renew(Identity.objects.get())
+    refresh_identity(Identity.objects.get())
 
     expected = github.upstream.url if sent == "the server's own" else sent
     taken, renewed = github.issuer.forms

@@ -12,7 +12,7 @@ import pytest
 
 from accounts.models import User
 from gateways.models import Feature
-from servers.discovery import DiscoveryFailed, discover
+from servers.discovery import DiscoveryFailed, discover_features
 from servers.models import Health
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
@@ -65,7 +65,7 @@ def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None
         began = time.monotonic()
 
         with pytest.raises(DiscoveryFailed, match="did not answer within 1 s"):
-            discover(server, None)
+            discover_features(server, None)
 
     assert time.monotonic() - began < 1 + PROMPT
 
@@ -113,7 +113,7 @@ def test_a_flood_is_given_up_in_time(head: bytes, more: bytes, why: str) -> None
         began = time.monotonic()
 
         with pytest.raises(DiscoveryFailed, match=why):
-            discover(make.server(url=url, timeout_seconds=1 if "within" in why else 10), None)
+            discover_features(make.server(url=url, timeout_seconds=1 if "within" in why else 10), None)
 
     assert time.monotonic() - began < 3 * PROMPT
 
@@ -123,14 +123,14 @@ def test_an_answer_of_too_many_values_is_not_read(run: Run) -> None:
     app = garbage(b'{"jsonrpc":"2.0","id":1,"result":{"x":[' + values + b"]}}", kind="application/json")
 
     with pytest.raises(DiscoveryFailed, match="more than 500,000 JSON values"):
-        discover(make.server(url=run(app).url), None)
+        discover_features(make.server(url=run(app).url), None)
 
 
 def test_a_list_without_end_is_given_up(run: Run) -> None:
     tools = {"result": {"tools": [{"name": f"t{n}", "inputSchema": {}} for n in range(5_001)]}}
 
     with pytest.raises(DiscoveryFailed, match="lists more than 5,000 tools"):
-        discover(make.server(url=run(scripted({"initialize": GREETING, "tools/list": tools})).url), None)
+        discover_features(make.server(url=run(scripted({"initialize": GREETING, "tools/list": tools})).url), None)
 
 
 # Words that no row and no header can hold
@@ -221,4 +221,4 @@ def test_a_number_that_json_does_not_know_is_no_answer(number: str, run: Run) ->
             await answer(send, 200, f'{{"jsonrpc":"2.0","id":1,"result":{{"n":{number}}}}}'.encode())
 
     with pytest.raises(DiscoveryFailed, match="answered, but not in MCP"):
-        discover(make.server(url=run(app).url), None)
+        discover_features(make.server(url=run(app).url), None)

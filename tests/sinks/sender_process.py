@@ -25,7 +25,7 @@ def run() -> None:
     reading.LOAN_S = float(os.environ.get("SENDER_LOAN_S", reading.LOAN_S))
     while True:
         for pk in sending.due():
-            sending.serve(pk)
+            sending.send_undelivered(pk)
         time.sleep(0.01)
 
 

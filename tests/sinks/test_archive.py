@@ -127,9 +127,9 @@ def test_rows_read_from_the_archive_have_the_digests_that_were_sealed(folder: Pa
     [name] = [name for name, one in Call.partitions.expired(span.end) if one == span]
     archive.archive(name, span)
 
-    with archive.opened() as store:
+    with archive.open_archive() as store:
         [manifest] = archive._manifests(store, span.start)
-        leaves = {leaf_of(row | {"uid": UUID(row["uid"])}) for row in archive.rows_of(store, manifest)}
+        leaves = {leaf_of(row | {"uid": UUID(row["uid"])}) for row in archive.archived_rows(store, manifest)}
     sealed = {leaf for one in Checkpoint.objects.exclude(leaves=b"") for leaf in unpacked(bytes(one.leaves or b""))}
     assert leaves == sealed
     assert len(leaves) == 4

@@ -16,7 +16,7 @@ from botocore.credentials import Credentials
 
 from sinks import reading, receivers, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, Sink
-from sinks.objects import S3, Folder, NotKept, region_of, sign
+from sinks.objects import S3, Folder, NotKept, region_of, s3_signature_headers
 from sinks.trial import send_test_line
 from tests.calls import call
 from tests.sinks.conftest import KEYS, Bucket
@@ -34,20 +34,20 @@ def test_rows_are_kept_as_json_lines(bucket: Bucket) -> None:
     sink = to(bucket)
     made = [str(call(feature_name=f"tool {n}").uid) for n in range(5)]
 
-    assert sending.serve(sink.pk) == 6
+    assert sending.send_undelivered(sink.pk) == 6
 
     assert [row["id"] for row in bucket.rows()] == made
     assert [row["action"] for row in bucket.rows("event")] == ["sink.created"]
     [name] = [name for name in bucket.names() if "/call/" in name]
     assert name.startswith(f"gateway/call/{datetime.now(UTC):%Y/%m/%d}/")
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
 
 
 def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
     sink = to(bucket, "s3_parquet", sends_payloads=True)
     made = [call(request_payload={"n": n}, duration_ms=n + 0.5) for n in range(3)]
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     [name] = [name for name in bucket.names() if "/call/" in name]
     table = pq.read_table(pa.BufferReader(bucket.read(name)))
@@ -63,23 +63,23 @@ def test_delivery_that_is_repeated_makes_no_other_object(bucket: Bucket) -> None
     sink = to(bucket, sends_events=False)
     made = {str(call().uid) for _ in range(4)}
     before = {name: getattr(sink, name) for name in reading.POSITION}
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     names = bucket.names()
     Sink.objects.filter(pk=sink.pk).update(**before)
 
-    assert sending.serve(sink.pk) == 4
+    assert sending.send_undelivered(sink.pk) == 4
     assert bucket.names() == names
 
     Sink.objects.filter(pk=sink.pk).update(**before)
     made.add(str(call().uid))  # More than there was: another object, and some rows twice.
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     assert {row["id"] for row in bucket.rows()} == made
     assert len(bucket.rows()) == 4 + 5
 
 
 def test_objects_are_made_once_a_minute_at_most(bucket: Bucket) -> None:
     sink = to(bucket)
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert sending.due() == []
     Sink.objects.update(looked_at=datetime.now(UTC) - sending.OBJECTS_EVERY)
@@ -90,11 +90,11 @@ def test_store_that_refuses_is_tried_later_and_loses_nothing(bucket: Bucket, s3_
     sink = to(bucket, address=f"{s3_server}/another/place", sends_events=False)
     call()
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     state = Sink.objects.get(pk=sink.pk)
     assert (state.status, state.last_error) == ("failing", "It answered 404 (NoSuchBucket).")
     state.edit(address=bucket.url, by=None)
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
     assert send_test_line(state, by=None).delivered
 
 
@@ -133,7 +133,7 @@ def test_requests_are_signed_as_amazons_own_client_signs_them(
     theirs.context["payload_signing_enabled"] = True
     S3SigV4Auth(Credentials("AKIDEXAMPLE", "a secret key"), "s3", region).add_auth(theirs)
 
-    ours = sign("PUT", url, {"if-none-match": "*"}, data, ("AKIDEXAMPLE", "a secret key"), region, now)
+    ours = s3_signature_headers("PUT", url, {"if-none-match": "*"}, data, ("AKIDEXAMPLE", "a secret key"), region, now)
 
     assert ours["authorization"] == theirs.headers["Authorization"]
     assert ours["host"] == urlsplit(url).netloc

@@ -56,7 +56,7 @@ def test_rows_are_log_records_with_our_names_and_the_trace_in_its_place(collecto
     made = call(feature_name="echo", trace_id=TRACE, rpc_error_code=-32602, outcome="rpc_error", duration_ms=1.5)
     without = call(outcome="denied")
 
-    assert sending.serve(sink.pk) == 3
+    assert sending.send_undelivered(sink.pk) == 3
 
     first, second = (
         next(one for one in collector.logs if one.attributes["id"] == str(row.uid)) for row in (made, without)
@@ -101,7 +101,7 @@ def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:
     settings.OTEL_RESOURCE = {"service.name": "ours", "a": "b"}
     sink = to(collector)
     call()
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert collector.logs[0].resource == {"service.name": "ours", "a": "b"}
 
@@ -113,7 +113,7 @@ def test_a_record_that_is_rejected_is_found_left_out_and_named(collector: Collec
     bad = str(made[4].uid)
     collector.rejects = lambda record: record.attributes["id"] == bad
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     kept = {one.attributes["id"] for one in collector.logs if one.event == "gateway_admin.call"}
     assert kept == {str(one.uid) for one in made} - {bad}
@@ -128,14 +128,14 @@ def test_a_collector_that_rejects_everything_is_failing_and_nothing_is_left_out(
     sink = to(collector)
     made = [str(call().uid) for _ in range(3)]
     collector.rejects = lambda record: True
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     row = Sink.objects.get(pk=sink.pk)
     assert (row.status, row.refused) == ("failing", 0)
     assert "rejected 1 of 1 log records" in row.last_error
 
     collector.rejects = lambda record: False
     Sink.objects.update(retry_at=None)
-    assert sending.serve(sink.pk) == 3
+    assert sending.send_undelivered(sink.pk) == 3
     assert [one.attributes["id"] for one in collector.logs if one.event == "gateway_admin.call"] == made
 
 
@@ -146,14 +146,14 @@ def test_a_collector_that_is_busy_is_asked_again_when_it_says(collector: Collect
     collector.script = [answering(status, **({"Retry_After": asked} if asked else {}))]
     began = datetime.now(UTC)
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
 
     row = Sink.objects.get(pk=sink.pk)
     assert (row.last_error, row.refused) == (f"It answered {status}.", 0)
     assert row.retry_at is not None
     assert row.retry_at - began > timedelta(seconds=39 if asked else 0)
     Sink.objects.update(retry_at=None)
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
 
 
 def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) -> None:
@@ -161,7 +161,7 @@ def test_a_delivery_that_is_too_large_is_sent_in_halves(collector: Collector) ->
     made = [str(call().uid) for _ in range(8)]
     collector.script = [answering(413), answering(413)]
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert [one.attributes["id"] for one in collector.logs] == made
     assert [len(records) for records in collector.tried][:3] == [8, 4, 2]

@@ -65,7 +65,7 @@ def test_syslog_gets_a_counted_message_for_each_row(syslog: tuple[str, Syslog]) 
     sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
     made = [call(feature_name="echo \n “quoted”"), call(outcome="denied"), call(outcome="timeout")]
 
-    assert sending.serve(sink.pk) == 3
+    assert sending.send_undelivered(sink.pk) == 3
 
     assert len(received.messages) == 3
     heads, texts = zip(*(message.split(b"{", 1) for message in received.messages), strict=True)
@@ -91,7 +91,7 @@ def test_syslog_that_ends_tls_without_a_goodbye_has_acknowledged(
     sink = Sink.objects.add(name="Syslog", kind="syslog", address=address, sends_events=False, by=None)
     call()
 
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
     received.close()
 
 
@@ -103,7 +103,7 @@ def test_syslog_that_hangs_up_has_not_acknowledged(loopback_is_allowed: None, mo
     for _ in range(20):
         call(request_payload="x" * 50_000)
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert Sink.objects.get(pk=sink.pk).status == "failing"
     received.close()
 
@@ -124,7 +124,7 @@ def test_syslog_that_resets_the_connection_is_not_waited_for(
     for _ in range(10):
         call(request_payload="x" * 50_000)
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert "closed the connection" in Sink.objects.get(pk=sink.pk).last_error
     received.close()
 
@@ -135,7 +135,7 @@ def test_standard_output_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     reads, writes = os.pipe()
     with monkeypatch.context() as patched, os.fdopen(reads, "rb") as lines:
         patched.setattr(sys, "__stdout__", os.fdopen(writes, "w"))
-        assert sending.serve(sink.pk) == 1
+        assert sending.send_undelivered(sink.pk) == 1
         assert sys.__stdout__ is not None
         sys.__stdout__.close()
         assert [json.loads(line)["id"] for line in lines] == [str(made.uid)]
@@ -167,7 +167,7 @@ def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhoo
     Sink.objects.update(private=False)
     call()
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert "an address that may not be called" in Sink.objects.get(pk=sink.pk).last_error
     assert not hook.requests
 
@@ -224,7 +224,7 @@ def test_edit_acts_on_the_next_delivery_and_is_told(to_hook: MakeSink, hook: Web
     sink = to_hook(sends_events=False)
     hook.script = [lambda request: request.say(500)]
     call()
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     sink.edit(secret=OTHER_SECRET, sends_events=True, by=None)
 
@@ -281,7 +281,7 @@ def test_state_of_a_sink_updates_by_itself_until_it_is_settled(to_hook: MakeSink
     due = browser.get(url, headers=poll).content.decode()
     late = browser.get(f"{url}?until=2026-01-01T00:00Z", headers=poll).content.decode()
     call()
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     settled = browser.get(url, headers=poll).content.decode()
 
     assert "<dt>Next try</dt>" in waiting
@@ -447,7 +447,7 @@ def test_documented_check_of_a_signature_takes_what_is_sent_and_nothing_else(to_
     exec(page.partition("```python\n")[2].partition("```")[0], printed)
     sink = to_hook(sends_events=False)
     made = call()
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     request = hook.requests[0]
     headers = {name.lower(): value for name, value in request.headers.items()}
 

@@ -77,7 +77,7 @@ def log(to_hook: MakeSink, hook: Webhook) -> list[str]:
             with clock(at + MINUTE / 2):
                 sealing.keep_up()
     sink = to_hook(from_beginning=True)
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     Sink.objects.all().delete()
     with clock(now):
         sealing.keep_up()

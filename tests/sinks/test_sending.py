@@ -55,7 +55,7 @@ def test_rows_come_signed_as_an_export_tells_them(to_hook: MakeSink, hook: Webho
     sink = to_hook()
     made = call(feature_name="echo", request_payload={"secret": "no"})
 
-    assert sending.serve(sink.pk) >= 1
+    assert sending.send_undelivered(sink.pk) >= 1
 
     row, *others = hook.of("call")
     assert not others
@@ -65,14 +65,14 @@ def test_rows_come_signed_as_an_export_tells_them(to_hook: MakeSink, hook: Webho
     assert all(request.is_signed() for request in hook.requests)
     assert {event["action"] for event in hook.of("event")} == {"sink.created"}
     assert now(sink).status == "current"
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
 
 
 def test_payloads_come_to_who_asks_for_them(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_payloads=True, sends_events=False)
     call(request_payload={"a": 1})
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert [row["request_payload"] for row in hook.rows] == [{"a": 1}]
 
@@ -81,7 +81,7 @@ def test_number_of_any_size_is_sent_as_it_was_written(to_hook: MakeSink, hook: W
     sink = to_hook(sends_payloads=True, sends_events=False)
     call(request_payload={"a": 10**30})
 
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
 
     assert [row["request_payload"] for row in hook.rows] == [{"a": 10**30}]
 
@@ -94,7 +94,7 @@ def test_what_nobody_foresaw_is_told_and_tried_later(to_hook: MakeSink, monkeypa
         raise RuntimeError
 
     monkeypatch.setattr(receivers.Webhook, "_headers", broken)
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
 
     assert (now(sink).status, now(sink).failures) == ("failing", 1)
     assert now(sink).retry_at is not None
@@ -111,10 +111,10 @@ def test_row_that_commits_after_later_ones_is_sent(
         second = write(quick)
         quick.commit()
 
-        assert sending.serve(sink.pk) == 0  # Whoever has a lower id may still come.
+        assert sending.send_undelivered(sink.pk) == 0  # Whoever has a lower id may still come.
         slow.commit()
 
-    assert sending.serve(sink.pk) == 2
+    assert sending.send_undelivered(sink.pk) == 2
     assert set(hook.acknowledged) == {first, second}
 
 
@@ -122,12 +122,12 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
     sink = to_hook(sends_events=False)
     late = call(timezone.now() - NEAR - 5 * HOUR)
     call()
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     assert str(late.uid) not in hook.acknowledged
 
     Sink.objects.update(near_from=timezone.now() - NEAR - HOUR)  # Time goes by.
     call()
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert hook.acknowledged == {str(uid): 1 for uid in Call.objects.values_list("uid", flat=True)}
 
@@ -144,7 +144,7 @@ def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) 
     assert sending.due() == []
 
     now(sink).enable(by=None)
-    while sending.serve(sink.pk):
+    while sending.send_undelivered(sink.pk):
         pass
 
     assert hook.acknowledged == {str(uid): 1 for uid in Call.objects.values_list("uid", flat=True)}
@@ -159,7 +159,7 @@ def test_batches_are_cut_by_number_and_by_size(
     at = timezone.now()
     made = {str(call(at).uid) for _ in range(11)}
 
-    assert sending.serve(sink.pk) == 11
+    assert sending.send_undelivered(sink.pk) == 11
     assert set(hook.acknowledged) == made
     assert max(len(request.rows) for request in hook.requests) <= 3
 
@@ -168,7 +168,7 @@ def test_sink_of_the_whole_log_begins_with_the_oldest_row(to_hook: MakeSink, hoo
     old = call(timezone.now() - 9 * DAY)
     sink = to_hook(from_beginning=True)
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert str(old.uid) in hook.acknowledged
 
@@ -179,14 +179,14 @@ def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> No
     call()
     sealing.keep_up()
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     kept = {one.number: one.body for one in Checkpoint.objects.all()}
     assert {line["number"]: line["body"] for line in hook.of("checkpoint")} == kept
     assert {orjson.loads(body)["kind"] for body in kept.values()} == {"first", "events", "near"}
     came = [orjson.dumps(row).decode() for row in hook.rows]
     assert verify(received=Received.read([*came, *came])).findings == []
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
 
 
 def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last(db: None) -> None:
@@ -228,17 +228,17 @@ def test_refused_rows_are_kept_and_sent_again(name: str, to_hook: MakeSink, hook
     made = call()
     hook.script = [answer, answer]
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     refused = now(sink)
     assert words in refused.last_error
     assert refused.status == "failing"
     assert refused.retry_at is not None
     assert refused.waiting_since == made.created_at
     assert sink.pk not in sending.due()
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert now(sink).failures == 2
 
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
     assert list(hook.acknowledged) == [str(made.uid)]
     assert now(sink).status == "current"
     assert [request.body for request in hook.requests[1:]] == [hook.requests[0].body] * 2
@@ -249,7 +249,7 @@ def test_retry_after_is_waited_for(to_hook: MakeSink, hook: Webhook) -> None:
     call()
     hook.script = [says(429, Retry_After="1200")]
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     retry_at = now(sink).retry_at
     assert retry_at is not None
@@ -260,13 +260,13 @@ def test_a_sink_is_tried_at_once_when_told_to(to_hook: MakeSink, hook: Webhook) 
     sink = to_hook(sends_events=False)
     made = call()
     hook.script = [says(429, Retry_After="1200")]
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     assert sink.pk not in sending.due()
 
     assert now(sink).send_now(by=None)
 
     assert sink.pk in sending.due()
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
     assert list(hook.acknowledged) == [str(made.uid)]
     assert not now(sink).send_now(by=None), "nothing waited any more"
     assert Event.objects.filter(action="sink.sent_now").count() == 1
@@ -277,7 +277,7 @@ def test_retry_after_that_is_no_time_counts_as_none(to_hook: MakeSink, hook: Web
     call()
     hook.script = [says(503, Retry_After="Mon, 01 Jan 99999999999 00:00:00 GMT")]
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert now(sink).last_error == "It answered 503."
 
@@ -288,7 +288,7 @@ def test_what_is_too_large_is_sent_in_halves(to_hook: MakeSink, hook: Webhook) -
         call()
     hook.script = [says(413), says(413)]
 
-    assert sending.serve(sink.pk) == 8
+    assert sending.send_undelivered(sink.pk) == 8
     assert [len(request.rows) for request in hook.requests] == [8, 4, 2, 2, 2, 2]
 
 
@@ -302,7 +302,7 @@ def test_row_that_is_refused_for_good_keeps_no_other_waiting(to_hook: MakeSink, 
     made = {name: str(call(feature_name=name).uid) for name in names}
     hook.refuses = refuse_marked
 
-    assert sending.serve(sink.pk) == 5
+    assert sending.send_undelivered(sink.pk) == 5
 
     assert set(hook.acknowledged) == {uid for name, uid in made.items() if "bad" not in name}
     told = Event.objects.filter(action="sink.row_refused").order_by("pk")
@@ -320,11 +320,11 @@ def test_receiver_that_refuses_everything_loses_no_row(status: int, to_hook: Mak
     made = {str(call().uid) for _ in range(5)}
     hook.refuses = lambda rows: status
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert (now(sink).status, now(sink).refused) == ("failing", 0)
 
     hook.refuses = lambda rows: None
-    assert sending.serve(sink.pk) == 5
+    assert sending.send_undelivered(sink.pk) == 5
     assert set(hook.acknowledged) == made
 
 
@@ -334,7 +334,7 @@ def test_refusals_that_are_none_of_the_rows_are_tried_again(status: int, to_hook
     call(feature_name="bad")
     hook.refuses = lambda rows: status if rows[0].get("feature_name") else None
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert (now(sink).status, len(hook.requests)) == ("failing", 1)
 
 
@@ -345,7 +345,7 @@ def test_who_refuses_very_many_rows_fails(to_hook: MakeSink, hook: Webhook, monk
     for _ in range(4):
         call()
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert (now(sink).refused, now(sink).status) == (2, "failing")
 
@@ -354,7 +354,7 @@ def test_event_that_a_row_was_refused_makes_no_further_one(to_hook: MakeSink, ho
     sink = to_hook(sends_calls=False)
     hook.refuses = lambda rows: 400 if rows[0]["log"] == "event" else None
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert Event.objects.filter(action="sink.row_refused").count() == 1  # Of the event that the sink was made.
     assert now(sink).refused == 2
@@ -378,7 +378,7 @@ def test_no_more_than_a_delivery_is_read(to_hook: MakeSink, hook: Webhook, monke
     sink = to_hook(sends_events=False, sends_payloads=True)
     for _ in range(40):
         call(request_payload="x" * 50_000)
-    with reading.held(sink.pk) as reader:
+    with reading.locked_reader(sink.pk) as reader:
         assert reader is not None
         batch = reader.next(now(sink))
 
@@ -400,7 +400,7 @@ def test_who_waits_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: W
     call()
     hook.script = [look]
 
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
     assert held == [0]
 
 
@@ -410,16 +410,16 @@ def test_what_was_lent_is_nobody_elses_until_the_loan_ends(
     """A process that was killed while it waited for the receiver."""
     sink = to_hook(sends_events=False)
     call()
-    with reading.held(sink.pk) as reader:
+    with reading.locked_reader(sink.pk) as reader:
         assert reader is not None
         reader.lend()
     Sink.objects.update(looked_at=None)
     assert sending.due() == []
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
 
     Sink.objects.update(claimed_until=timezone.now())
     assert sending.due() == [sink.pk]
-    assert sending.serve(sink.pk) == 1
+    assert sending.send_undelivered(sink.pk) == 1
 
 
 def test_few_sinks_are_served_at_once(to_hook: MakeSink, hook: Webhook, eventually_sent: Any) -> None:
@@ -457,7 +457,7 @@ def test_slow_receiver_is_not_waited_for_longer_than_a_delivery_may_take(
             request.handler.wfile.flush()
 
     hook.script = [drip]
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     over.set()
     assert "did not answer within" in now(sink).last_error
 
@@ -467,7 +467,7 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
     call()
     hook.close()
 
-    assert sending.serve(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 0
     assert now(sink).last_error == f"It refused the connection: nothing listens at {urlsplit(hook.url).netloc}."
 
 
@@ -475,24 +475,24 @@ def test_receiver_that_is_down_is_tried_later(to_hook: MakeSink, hook: Webhook) 
 def test_who_has_not_the_lock_sends_nothing(to_hook: MakeSink, hook: Webhook) -> None:
     sink = to_hook(sends_events=False)
     call()
-    with reading.held(sink.pk) as reader:
+    with reading.locked_reader(sink.pk) as reader:
         assert reader is not None
-        assert sending.serve(sink.pk) == 0
-    assert sending.serve(sink.pk) == 1
+        assert sending.send_undelivered(sink.pk) == 0
+    assert sending.send_undelivered(sink.pk) == 1
 
 
 def test_who_comes_late_does_not_move_the_sink_back(to_hook: MakeSink, hook: Webhook) -> None:
     """The lock is lost with its connection; what is left of that process moves nothing."""
     sink = to_hook(sends_events=False)
     call()
-    with reading.held(sink.pk) as reader:
+    with reading.locked_reader(sink.pk) as reader:
         assert reader is not None
         stale = now(sink)
         batch = reader.next(stale)
         assert batch is not None
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
     moved = now(sink).calls_to
-    with reading.held(sink.pk) as reader:
+    with reading.locked_reader(sink.pk) as reader:
         assert reader is not None
         assert not reader.move(stale, batch.then)
     assert now(sink).calls_to == moved
@@ -510,7 +510,7 @@ def test_dropped_rows_are_told_by_number_and_the_sink_goes_on(to_hook: MakeSink,
     assert sending.drop_before(limit) == 2
     Call.partitions.drop_before(limit)
     now(sink).enable(by=None)
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     told = Event.objects.get(action="sink.rows_dropped")
     assert told.changes["calls"] == 2
@@ -529,7 +529,7 @@ def test_partitions_that_somebody_else_dropped_are_told_of(to_hook: MakeSink, ho
     call()
     Call.partitions.drop_before((timezone.now() - 5 * DAY).date())
 
-    sending.serve(sink.pk)
+    sending.send_undelivered(sink.pk)
 
     assert Event.objects.get(action="sink.rows_dropped").changes["calls"] == "unknown"
     assert len(hook.acknowledged) == 1

@@ -21,7 +21,7 @@ from accounts.adapter import SIGNED_IN_AT
 from accounts.models import Role, User
 from capabilities.catalogue import MEMBER
 from gatewayadmin.config.key_uses import key_uses
-from servers.resealing import reseal
+from servers.resealing import reseal_servers
 from sso.flow import callback_url
 from sso.models import Provider
 from sso.saml.requests import consumer_url, entity_id
@@ -35,7 +35,7 @@ from tests.issuers import destination
 from tests.sso.saml_provider import SamlOrganisation, saml_provider_of
 from tests.workspace import free_port
 from ui.sealing import cipher
-from wire.cipher import key_id
+from wire.cipher import encryption_key_id
 
 SECRET = "the-client-secret-of-this-workspace"
 BACK = "/accounts/organisation/back/"
@@ -111,11 +111,11 @@ def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
     settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
     cipher.cache_clear()
     try:
-        reseal()
+        reseal_servers()
 
         moved = Provider.load()
-        assert (moved.key_id, moved.secret) == (key_id(newest), secret)
-        assert key_uses()[1].uses[key_id(newest)] == 1
+        assert (moved.key_id, moved.secret) == (encryption_key_id(newest), secret)
+        assert key_uses()[1].uses[encryption_key_id(newest)] == 1
     finally:
         settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
         cipher.cache_clear()

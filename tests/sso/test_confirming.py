@@ -78,9 +78,9 @@ def test_who_has_just_signed_in_is_not_asked_where_the_provider_says_that_it_ask
     """An open session at the provider leads straight back: that is no confirmation."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
-    finish = flow.finish
+    finish = flow.finish_oidc
     when = time.time() if says_when else None
-    monkeypatch.setattr(flow, "finish", lambda *given: finish(*given)._replace(authenticated_at=when))
+    monkeypatch.setattr(flow, "finish_oidc", lambda *given: finish(*given)._replace(authenticated_at=when))
 
     answer = rename(sign_in("mia"))["Location"]
 

@@ -16,7 +16,7 @@ from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.config.key_uses import key_uses
-from servers.resealing import reseal
+from servers.resealing import reseal_servers
 from sso.models import Account, DecryptionKey, Provider
 from sso.saml import own_key
 from sso.saml.decryption import FAILED
@@ -30,7 +30,7 @@ from tests.sso.test_saml_responses import reason, signed_by, tried
 from tests.sso.test_saml_settings import FORM, PAGE, PASTED
 from tests.sso.test_saml_signing_in import query_id
 from ui.sealing import cipher
-from wire.cipher import key_id
+from wire.cipher import encryption_key_id
 
 pytestmark = [pytest.mark.django_db, pytest.mark.turns(3)]
 
@@ -404,12 +404,12 @@ def test_the_keys_are_sealed_and_move_to_the_newest_encryption_key(taking: Provi
     try:
         (row,) = DecryptionKey.objects.all()
         assert b"PRIVATE KEY" not in bytes(row.sealed)
-        reseal()
+        reseal_servers()
 
         (row,) = DecryptionKey.objects.all()
-        assert row.key_id == key_id(newest)
+        assert row.key_id == encryption_key_id(newest)
         assert len(DecryptionKey.opening()) == 1
-        assert key_uses()[1].uses[key_id(newest)] == 1
+        assert key_uses()[1].uses[encryption_key_id(newest)] == 1
     finally:
         settings.ENCRYPTION_KEYS = settings.ENCRYPTION_KEYS[1:]
         cipher.cache_clear()

@@ -201,7 +201,7 @@ def test_without_the_packages_page_and_rest_say_what_installs_them(
     assert words in boss.get(PAGE).content.decode()
     assert Client().post("/accounts/organisation/").status_code == 502
     assert "refused=not_installed" in Client().post(ACS, fields)["Location"]
-    assert "gateway-admin[saml]" in discovery.test(saml, by=None).detail
+    assert "gateway-admin[saml]" in discovery.test_provider(saml, by=None).detail
     assert boss.post(PAGE, FORM | {"mode": "off"}).status_code == 302  # Switching it off works all the same.
     Provider.edit(by=None, protocol="oidc")
     assert words in boss.post(PAGE, FORM).content.decode()
@@ -301,7 +301,9 @@ def test_metadata_past_their_end_are_said_to_be_on_the_page_and_by_test(boss: Cl
     Provider.objects.update(metadata_end_at="2026-01-01T00:00:00Z")
 
     assert "which has passed: bring in new ones" in boss.get(PAGE).content.decode()
-    assert "The metadata were valid until 2026-01-01 00:00 UTC" in discovery.test(Provider.load(), by=None).detail
+    assert (
+        "The metadata were valid until 2026-01-01 00:00 UTC" in discovery.test_provider(Provider.load(), by=None).detail
+    )
 
 
 def test_the_key_moves_to_the_newest_encryption_key_and_is_counted(pasted: Provider, settings: Settings) -> None:
@@ -354,7 +356,7 @@ def test_a_certificate_past_its_end_is_accepted_while_the_metadata_name_it_and_t
     old = Pair.make("old", until=timedelta(days=-1))
     provider = Provider.edit(by=None, metadata_xml=metadata_of(ENTITY, SSO, old), domains=["example.com"])
 
-    assert "1 of them past its end" in discovery.test(provider, by=None).detail
+    assert "1 of them past its end" in discovery.test_provider(provider, by=None).detail
     client = Client()
 
     assert brings(client, Answer(ENTITY, old, query_id(asks(client))).fields()).person is not None

@@ -11,7 +11,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from sso import flow
 from sso.errors import NoEntry
-from sso.flow import PendingSignIn, SignInFailed, _must_be_granted, read
+from sso.flow import PendingSignIn, SignInFailed, _must_be_granted, extract_claims
 from sso.models import Account, Claims, GroupRule, Provider
 from tests import make
 from tests.clients.issuers import Visitor
@@ -304,7 +304,7 @@ def test_a_new_person_is_made_with_an_address_that_is_verified_or_of_the_organis
 
 def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
     def said(**claims: object) -> Claims:
-        return read({"sub": "mia", "email": "mia@example.com"} | claims, provider)
+        return extract_claims({"sub": "mia", "email": "mia@example.com"} | claims, provider)
 
     assert said(sub=" mia").subject == " mia"
     assert said(email="\u212amia@example.com").email == ""  # KELVIN SIGN is k in lower case.
@@ -326,6 +326,6 @@ def test_a_verified_address_is_the_one_that_is_said_beside_it(
     monkeypatch.setattr(flow, "_userinfo", lambda *_: {"email": "eve@example.com", "email_verified": True})
     monkeypatch.setattr(flow, "_claims", lambda *_: {"sub": "mia", "email": email})
 
-    who = flow.finish(request, provider, begun)
+    who = flow.finish_oidc(request, provider, begun)
 
     assert (who.email, who.email_verified) == (email, None)

@@ -15,7 +15,7 @@ from tests import make
 from tests.conftest import SignIn, wire_size
 from tests.tokens.rows import HTMX, a_connection, names, row, text
 from tokens.models import Token, TokenKind
-from tokens.rows import CARES, TokenFilter, numbers
+from tokens.rows import CARES, TokenFilter, token_counts
 from tokens.visibility import STATUSES
 
 pytestmark = pytest.mark.django_db
@@ -304,7 +304,7 @@ def test_as_many_are_told_as_are_found_by_every_filter(words: str, found_of: int
             filters = TokenFilter({"q": words, "owner": "" if of else "all", **narrowing})
             counts, found = filters.counted(tokens, of)
             assert found == filters.narrow(tokens).count(), (of, narrowing)
-            assert counts == ({} if words else numbers(tokens, of))
+            assert counts == ({} if words else token_counts(tokens, of))
         everything = TokenFilter({"q": words, "owner": "" if of else "all", "status": "all"})
         assert of or everything.counted(tokens, of)[1] == found_of
 

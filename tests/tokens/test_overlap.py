@@ -115,9 +115,9 @@ def test_a_replaced_secret_is_found_under_every_key_and_its_key_is_still_needed(
 
     assert says(first.secret, second.secret, keys=[new, old]) == [WORKS, WORKS]
     assert says(first.secret, second.secret, keys=[new]) == [UNKNOWN, WORKS]
-    assert {key: key_uses()[0].uses[token_text.key_id(key)] for key in (new, old)} == {new: 1, old: 1}
+    assert {key: key_uses()[0].uses[token_text.token_key_id(key)] for key in (new, old)} == {new: 1, old: 1}
     sql("UPDATE tokens_token SET previous_ends_at = now()")
-    assert key_uses()[0].uses[token_text.key_id(old)] == 0
+    assert key_uses()[0].uses[token_text.token_key_id(old)] == 0
 
 
 def test_the_lookup_of_a_replaced_secret_is_an_index_read(first: Issued) -> None:

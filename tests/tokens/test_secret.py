@@ -94,7 +94,7 @@ def test_a_text_is_found_under_every_key_while_keys_are_rotated(rotation: list[b
 
 @given(keys)
 def test_the_id_of_a_key_tells_nothing_of_the_key(key: bytes) -> None:
-    name = token_text.key_id(key)
+    name = token_text.token_key_id(key)
 
     assert re.fullmatch(r"[0-9a-f]{8}", name)
     assert name not in key.hex()

@@ -261,7 +261,7 @@ def test_a_name_is_told_from_what_only_looks_like_it(host: str, is_in: bool) -> 
 )
 def test_what_is_neither_a_name_nor_a_network_is_no_place(text: str) -> None:
     with pytest.raises(ValueError, match=r"appear to be|host bits set"):
-        ways_out.place(text)
+        ways_out.parse_host_or_network(text)
 
 
 @ways

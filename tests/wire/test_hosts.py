@@ -45,7 +45,7 @@ def test_other_origins_are_other_places(url: str) -> None:
     ],
 )
 def test_names_and_addresses_have_one_spelling(host: str, canonical: str) -> None:
-    assert hosts.canonical(host) == canonical
+    assert hosts.canonical_host(host) == canonical
 
 
 @pytest.mark.parametrize("spelling", ["https://app.example./cb", "https://APP.example/cb"])
@@ -80,7 +80,7 @@ def test_a_resource_is_found_however_its_host_is_spelled(spelling: str) -> None:
 
 @pytest.mark.parametrize("host", ["stra\u00dfe.example", "xn--strae-oqa.example", "STRA\u00dfE.example."])
 def test_an_outbound_proxy_is_asked_for_the_host_that_is_compared(host: str) -> None:
-    assert spelled(host) == hosts.canonical(host) == "xn--strae-oqa.example"
+    assert spelled(host) == hosts.canonical_host(host) == "xn--strae-oqa.example"
 
 
 @pytest.mark.parametrize("resource", ["http://[", "https://gw.example:x/mcp/work", "https://me@gw.example/mcp/work"])

@@ -26,7 +26,7 @@ def text_of(value: Any) -> bytes:
 def test_a_request_is_read_whole(request_id: int | str, method: str, params: dict[str, Any]) -> None:
     body = text_of({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
 
-    message = jsonrpc.parse(body)
+    message = jsonrpc.parse_message(body)
 
     assert message == Message(method, request_id, params)
     assert type(message.id) is type(request_id)
@@ -38,19 +38,19 @@ def test_the_meta_of_its_params_is_at_hand_and_empty_without(params: dict[str, A
     body = text_of({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": params | {"_meta": meta}})
     bare = {name: value for name, value in params.items() if name != "_meta"}
 
-    assert jsonrpc.parse(body).meta == meta
-    assert jsonrpc.parse(text_of({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": bare})).meta == {}
+    assert jsonrpc.parse_message(body).meta == meta
+    assert jsonrpc.parse_message(text_of({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": bare})).meta == {}
 
 
 def test_a_message_without_id_is_a_notification() -> None:
-    message = jsonrpc.parse(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    message = jsonrpc.parse_message(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
 
     assert (message.id, message.is_request) == (None, False)
 
 
 @pytest.mark.parametrize("outcome", ['"result":{}', '"error":{"code":1,"message":"no"}'])
 def test_a_response_has_no_method(outcome: str) -> None:
-    message = jsonrpc.parse(f'{{"jsonrpc":"2.0","id":7,{outcome}}}'.encode())
+    message = jsonrpc.parse_message(f'{{"jsonrpc":"2.0","id":7,{outcome}}}'.encode())
 
     assert (message.method, message.is_request) == ("", False)
 
@@ -72,7 +72,7 @@ def test_a_response_has_no_method(outcome: str) -> None:
 )
 def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
     with pytest.raises(MalformedMessage) as caught:
-        jsonrpc.parse(body)
+        jsonrpc.parse_message(body)
 
     assert caught.value.code == jsonrpc.PARSE_ERROR
 
@@ -101,7 +101,7 @@ def test_what_is_no_json_is_a_parse_error(body: bytes) -> None:
 )
 def test_json_that_is_not_one_message_is_an_invalid_request(body: bytes) -> None:
     with pytest.raises(MalformedMessage) as caught:
-        jsonrpc.parse(body)
+        jsonrpc.parse_message(body)
 
     assert caught.value.code == jsonrpc.INVALID_REQUEST
 
@@ -109,7 +109,7 @@ def test_json_that_is_not_one_message_is_an_invalid_request(body: bytes) -> None
 @given(st.binary(max_size=200))
 def test_no_bytes_do_anything_but_parse_or_be_malformed(body: bytes) -> None:
     with suppress(MalformedMessage):
-        assert jsonrpc.parse(body) is not None
+        assert jsonrpc.parse_message(body) is not None
 
 
 @given(values)

@@ -8,12 +8,12 @@ import pytest
 from wire.uris import (
     MatchBudget,
     alias_and_uri,
-    exposed,
     exposed_template,
     exposed_uri,
     may_hold_exposed,
-    own,
+    own_uri,
     template_matches,
+    with_exposed_uris,
 )
 
 URIS = (
@@ -109,7 +109,7 @@ def test_every_place_a_uri_is_given_out_in_is_mapped_and_nothing_else() -> None:
         "_meta": {"ui": {"resourceUri": "ui://page", "x": 1}, "ui/resourceUri": "ui://page"},
     }
 
-    shown = exposed(given, "docs")
+    shown = with_exposed_uris(given, "docs")
 
     assert [item.get("uri") for item in shown["content"]] == ["gateway://docs/docs%3A%2F%2Fa", None, None]
     assert shown["content"][1]["resource"]["uri"] == "gateway://docs/docs%3A%2F%2Fb"
@@ -120,9 +120,9 @@ def test_every_place_a_uri_is_given_out_in_is_mapped_and_nothing_else() -> None:
         "ui/resourceUri": "ui://gateway/docs/ui%3A%2F%2Fpage",
     }
     assert str(shown).count("docs://kept") == 4
-    assert exposed(given, "") is given
+    assert with_exposed_uris(given, "") is given
     plain = {"content": [{"type": "text", "text": ""}]}
-    assert exposed(plain, "docs") is plain
+    assert with_exposed_uris(plain, "docs") is plain
 
 
 def test_a_link_to_the_web_stays_as_it_is_and_a_resource_at_the_web_does_not() -> None:
@@ -135,7 +135,7 @@ def test_a_link_to_the_web_stays_as_it_is_and_a_resource_at_the_web_does_not() -
         ]
     }
 
-    shown = exposed(given, "docs")["content"]
+    shown = with_exposed_uris(given, "docs")["content"]
 
     assert shown[:2] == given["content"][:2]
     assert shown[2]["resource"]["uri"] == exposed_uri("docs", web)
@@ -145,7 +145,7 @@ def test_an_argument_that_is_a_uri_of_the_server_becomes_its_own_wherever_it_sta
     mine, page, theirs = exposed_uri("docs", "docs://a?b"), exposed_uri("docs", "ui://a"), exposed_uri("other", "x://a")
     given = {"uri": mine, "all": [[page, theirs, 1, None]], mine: f"see {mine}"}
 
-    assert own(given, "docs") == {"uri": "docs://a?b", "all": [["ui://a", theirs, 1, None]], mine: f"see {mine}"}
+    assert own_uri(given, "docs") == {"uri": "docs://a?b", "all": [["ui://a", theirs, 1, None]], mine: f"see {mine}"}
 
 
 @pytest.mark.parametrize("spell", [str, lambda text: text.replace("/", "\\/")])
@@ -165,8 +165,8 @@ def test_what_is_nested_deeper_than_a_result_can_be_passes_as_it_is() -> None:
     for _ in range(900):
         deep = {"resource": deep}
 
-    assert exposed(deep, "docs") is deep
-    assert own({"arguments": deep}, "docs") == {"arguments": deep}
+    assert with_exposed_uris(deep, "docs") is deep
+    assert own_uri({"arguments": deep}, "docs") == {"arguments": deep}
 
 
 def test_templates_for_which_no_steps_are_left_match_nothing_narrowly_and_anything_else() -> None:

@@ -25,8 +25,8 @@ from django.utils.safestring import SafeString
 from capabilities import Capability
 from ui.addresses import parts
 from ui.pages import Undo
-from ui.states import in_words
-from ui.tables import Column, TableView, seen
+from ui.states import state_label
+from ui.tables import Column, TableView, table_view
 from wire.definitions import hidden_places
 
 register = template.Library()
@@ -119,7 +119,7 @@ def inline(text: str) -> SafeString:
 @register.filter
 def state_words(state: str, kind: str) -> str:
     """Return the text for a state of this kind of object."""
-    return in_words(state, kind)
+    return state_label(state, kind)
 
 
 @register.simple_tag
@@ -336,7 +336,7 @@ def undo(message: Message) -> Undo | None:
 @register.simple_tag(takes_context=True)
 def list_of(context: RequestContext, key: str, kind: str = "") -> TableView:
     """Return the view of the table `key`; cells and heads use it as `table`."""
-    return seen(context["request"], key + kind)
+    return table_view(context["request"], key + kind)
 
 
 @cache

@@ -18,7 +18,7 @@ class Command(BaseCommand):
             database.require()
         except UnusableDatabase as error:
             raise CommandError(str(error)) from error
-        counts = housekeeping.once()
+        counts = housekeeping.do_chores()
         if counts is None:
             self.stdout.write("Another process is at it already.")
         else:

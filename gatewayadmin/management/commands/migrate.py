@@ -92,11 +92,11 @@ class Command(migrate.Command):
         """The cache's table, the partitions of the coming days, and what serving roles may do with new tables."""
         call_command("createcachetable", verbosity=0)
         make_partitions()
-        grants.renew()
+        grants.renew_grants()
 
     def _index_the_log(self, verbosity: int) -> None:
         """Make the indexes of the log that were declared, with a line for each partition."""
-        if not (todo := indexes.left(Call.partitions)):
+        if not (todo := indexes.missing_indexes(Call.partitions)):
             return
         if verbosity:
             self.stdout.write(
@@ -106,7 +106,7 @@ class Command(migrate.Command):
             indexes.complete(Call.partitions, told=self._tell if verbosity else str)
         except DatabaseError as error:
             raise CommandError(f"{_first_line(error)}. {NOT_INDEXED}") from error
-        if todo := indexes.left(Call.partitions):
+        if todo := indexes.missing_indexes(Call.partitions):
             self.stderr.write(f"{todo} partitions of the log still lack an index. {NOT_INDEXED}")
 
     def _tell(self, made: indexes.Made) -> None:

@@ -37,7 +37,7 @@ class Command(BaseCommand):
             if check:
                 self.stdout.write("It can be moved.")
                 return
-            with locks.held(Lock.FIRST_START):
+            with locks.advisory_lock(Lock.FIRST_START):
                 call_command("migrate", verbosity=0, interactive=False)
                 rows = moving.move(settings.DATA_DIR, self._say)
             make_partitions()

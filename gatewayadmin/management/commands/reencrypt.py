@@ -19,7 +19,7 @@ class Command(BaseCommand):
             database.require()
         except UnusableDatabase as error:
             raise CommandError(str(error)) from error
-        resealed = resealing.reseal() | {"second factors": second_factor.reseal()}
+        resealed = resealing.reseal_servers() | {"second factors": second_factor.reseal_second_factors()}
         for what, (moved, unreadable) in resealed.items():
             self.stdout.write(f"{what:<20}  {moved:>6}  resealed")
             if unreadable:

@@ -63,7 +63,7 @@ def _further(person: User, options: dict[str, Any]) -> list[str]:
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
         lines.append("They may use the Django admin.")
-    if options["without_second_factor"] and second_factor.is_on(person):
+    if options["without_second_factor"] and second_factor.has_second_factor(person):
         second_factor.remove(person, by=None)
         lines.append("Their second factor is taken off: they sign in with the password alone.")
     return lines

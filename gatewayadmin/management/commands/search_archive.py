@@ -40,14 +40,14 @@ class Command(BaseCommand):
         parser.add_argument("--most", type=int, default=1000, help="how many at most (1000)")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not archive.is_on():
+        if not archive.archive_enabled():
             raise CommandError("Set GATEWAY_ARCHIVE to where the archive is.")
         since: datetime = options["since"]
         until: datetime = options["until"] or since + DAY
         equal = {column: options[name] for name, column in COLUMNS.items() if options[name] is not None}
         found = 0
         try:
-            for row in archive.search(since, until, equal):
+            for row in archive.search_archive(since, until, equal):
                 if found == options["most"]:
                     self.stderr.write(f"There are more than {found}: narrow it down, or give --most.")
                     break
