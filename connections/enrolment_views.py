@@ -47,7 +47,7 @@ def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
 
 @require_GET
 @requires(*SEES_HOSTS)
-def listing(request: AppRequest, pk: UUID) -> HttpResponse:
+def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
     live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
     page = page_of(request, live, detail=_detailed)

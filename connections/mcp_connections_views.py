@@ -77,7 +77,7 @@ def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
 
 @require_GET
 @requires(*SEES_CONNECTIONS)
-def listing(request: AppRequest) -> HttpResponse:
+def mcp_connections(request: AppRequest) -> HttpResponse:
     filters = McpFilter(request.GET)
     count = number(request.user, filters)
     table = MCP.seen(request)

@@ -42,7 +42,7 @@ class Waiting:
 
 @require_GET
 @own_resource(WITHIN_REACH)
-def listing(request: AppRequest) -> HttpResponse:
+def inbox(request: AppRequest) -> HttpResponse:
     page = page_of(
         request,
         Feature.objects.waiting_for(request.user),

@@ -83,7 +83,7 @@ def _summary(flow: AuthorizeRequest) -> dict[str, Any]:
     """Return what the consent page shows: the app's access, the servers, and the redirect URI."""
     assert flow.gateway
     assert flow.application
-    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    questions = flows.connect_questions(flow, [flow.gateway])[flow.gateway.pk]
     identities = flows.chosen_identities(flow)
     assignments = flow.gateway.assignments.on().select_related("server")
     document = flow.application.registration_source == Application.RegistrationSource.CIMD

@@ -141,7 +141,7 @@ def choices(user: User) -> GatewayQuerySet:
     return Gateway.objects.filter(pk__in=reachable.values("pk")).annotate(server_count=on)
 
 
-def questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
+def connect_questions(flow: AuthorizeRequest, gateways: Iterable[Gateway]) -> dict[UUID, list[Assignment]]:
     """Return, for each gateway, the servers for which the person still has to choose an identity.
 
     Not those for which the live connection has a usable identity.

@@ -100,7 +100,7 @@ def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     offered = list(flows.choices(request.user))
     if flow.is_locked:
         offered = [gateway for gateway in offered if gateway.pk == flow.gateway_id]
-    questions = flows.questions(flow, offered)
+    questions = flows.connect_questions(flow, offered)
     error = ""
     if request.method == "POST":
         gateway = next((candidate for candidate in offered if candidate.slug == request.POST.get("gateway")), None)
@@ -122,7 +122,7 @@ def _choose(flow: AuthorizeRequest, gateway: Gateway) -> HttpResponse:
         flow.identities = {}
     flow.gateway = gateway
     flow.save(update_fields=["gateway", "identities"])
-    return _next(flow, flows.questions(flow, [gateway])[gateway.pk])
+    return _next(flow, flows.connect_questions(flow, [gateway])[gateway.pk])
 
 
 def _next(flow: AuthorizeRequest, questions: list[Assignment]) -> HttpResponse:
@@ -136,7 +136,7 @@ def _next(flow: AuthorizeRequest, questions: list[Assignment]) -> HttpResponse:
 def identity(request: AppRequest, flow: AuthorizeRequest, assignment: UUID) -> HttpResponse:
     if flow.gateway is None:
         return redirect("oauth:gateway", flow.pk)
-    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    questions = flows.connect_questions(flow, [flow.gateway])[flow.gateway.pk]
     at = next((index for index, question in enumerate(questions) if question.pk == assignment), None)
     if at is None:
         raise Http404
@@ -220,7 +220,7 @@ def _form(flow: AuthorizeRequest, data: Any) -> TokenForm:
 
 def _options(request: AppRequest, flow: AuthorizeRequest, form: TokenForm) -> HttpResponse:
     assert flow.gateway
-    questions = flows.questions(flow, [flow.gateway])[flow.gateway.pk]
+    questions = flows.connect_questions(flow, [flow.gateway])[flow.gateway.pk]
     last = (
         reverse("oauth:identity", args=[flow.pk, questions[-1].pk])
         if questions

@@ -50,7 +50,7 @@ def _validator(schema: Any) -> Any:
 
     bounded = {name: counted(rule) for name, rule in Draft202012Validator.VALIDATORS.items()}
     bounded |= dict.fromkeys(("pattern", "patternProperties"), _refuse)
-    bounded["uniqueItems"] = counted(_unique)
+    bounded["uniqueItems"] = counted(_bounded_unique)
     # An empty registry: nothing is fetched.
     kind: Any = validators.extend(Draft202012Validator, bounded)
     return kind(schema, registry=Registry())
@@ -60,7 +60,7 @@ def _refuse(validator: Any, value: Any, instance: Any, schema: Any) -> None:
     raise _CannotTell
 
 
-def _unique(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
+def _bounded_unique(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
     if isinstance(instance, list) and len(instance) > LONGEST_UNIQUE:
         raise _CannotTell
     rule: Rule = Draft202012Validator.VALIDATORS["uniqueItems"]

@@ -193,7 +193,7 @@ def require(*, tables: bool = True) -> None:
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
-            fault = pooling.fault(probe, way())
+            fault = pooling.pooling_fault(probe, way())
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.Error as error:

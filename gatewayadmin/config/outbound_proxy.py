@@ -10,7 +10,7 @@ PROXY = "GATEWAY_OUTBOUND_PROXY"
 RESOLVES = "GATEWAY_PROXY_RESOLVES"
 
 
-def from_environment() -> OutboundProxy | None:
+def outbound_proxy_settings() -> OutboundProxy | None:
     """Read the outbound proxy from the environment; None if there is none. Raises Refused."""
     value = secret(PROXY)
     direct = many(

@@ -32,7 +32,7 @@ class Pooling(StrEnum):
     TRANSACTION = "through a pooler in transaction mode"
 
 
-def fault(connection: psycopg.Connection[Any], name: str) -> str:
+def pooling_fault(connection: psycopg.Connection[Any], name: str) -> str:
     """Return why this connection (of the variable `name`) has no lasting session; empty if it has one."""
     return _needs_direct(name) if pooling_of(connection) is Pooling.TRANSACTION else ""
 

@@ -12,7 +12,7 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 
 
-def from_environment(proxy: OutboundProxy | None) -> Traces | None:
+def tracing_settings(proxy: OutboundProxy | None) -> Traces | None:
     """Return the tracing configuration; None if calls are not traced. Raises Refused.
 
     Collectors with https URLs are reached through the outbound proxy, unless excluded from it.

@@ -78,7 +78,7 @@ def survey(workers: int) -> Ways:
     database.ensure()
     try:
         with closing(psycopg.connect(database.conninfo(), connect_timeout=5, autocommit=True)) as direct:
-            if fault := pooling.fault(direct, database.way()):
+            if fault := pooling.pooling_fault(direct, database.way()):
                 raise UnusableDatabase(fault)
             pooled = _look_at_pages(ways, direct)
             _look_at_replica(ways, direct)

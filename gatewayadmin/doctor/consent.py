@@ -29,7 +29,7 @@ class Allowed:
     connection: Connection
 
 
-def newest() -> int:
+def newest_registration() -> int:
     """Return the key of the newest application; those registered later have higher ones."""
     return Application.objects.aggregate(newest=Max("pk"))["newest"] or 0
 

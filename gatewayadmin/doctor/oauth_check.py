@@ -144,7 +144,7 @@ class OAuthCheck:
             "response_types": ["code"],
             "token_endpoint_auth_method": "none",
         }
-        newest = consent.newest()
+        newest = consent.newest_registration()
         answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=payload)
         if answer.status != 201:
             raise unexpected(answer, 201)

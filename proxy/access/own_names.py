@@ -53,7 +53,7 @@ def exposed_feature(grant: AccessRow, feature: Named) -> Named:
 
     Raises UnknownFeature.
     """
-    known = [(assigned, row) for assigned in grant.assignments for row in _rows(assigned, feature.name)]
+    known = [(assigned, row) for assigned in grant.assignments for row in _own_name_rows(assigned, feature.name)]
     candidates = [each for each in known if each[0].in_scope] or known
     if len(candidates) == 1:
         return Named(feature.kind, candidates[0][1].exposed_name)
@@ -63,7 +63,7 @@ def exposed_feature(grant: AccessRow, feature: Named) -> Named:
     raise AmbiguousName(feature.kind, feature.name, usable)
 
 
-def _rows(assigned: AssignedServer, name: str) -> list[FeatureRow]:
+def _own_name_rows(assigned: AssignedServer, name: str) -> list[FeatureRow]:
     return [row for row in map(FeatureRow._make, assigned.features or ()) if row.name == name][:1]
 
 

@@ -15,7 +15,7 @@ from wire.otlp import field, key_value
 INTERNAL, SERVER, CLIENT = 1, 2, 3  # Span.SpanKind.
 ERROR = b"\x7a\x02\x18\x02"  # Span.status with Status.code = STATUS_CODE_ERROR.
 
-type Attributes = Mapping[str, str | int]
+type SpanAttributes = Mapping[str, str | int]
 
 
 class Context(NamedTuple):
@@ -32,7 +32,7 @@ def span(  # noqa: PLR0913  (what a span is)
     kind: int,
     began: int,
     ended: int,
-    attributes: Attributes,
+    attributes: SpanAttributes,
     *,
     is_error: bool = False,
     links: Sequence[Context] = (),

@@ -52,7 +52,7 @@ def _drive(steps: Renewal) -> str:
             if isinstance(step, Statement):
                 answer = _run(step)
             elif isinstance(step, TokenRequest):
-                answer = _post(step)
+                answer = _post_form(step)
             else:
                 time.sleep(step)
     except StopIteration as end:
@@ -65,7 +65,7 @@ def _run(statement: Statement) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def _post(request: TokenRequest) -> tuple[int, bytes] | None:
+def _post_form(request: TokenRequest) -> tuple[int, bytes] | None:
     try:
         answer = for_request(request).post(request.url, request.headers, request.body)
     except NoAnswer:

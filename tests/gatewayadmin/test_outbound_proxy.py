@@ -230,7 +230,7 @@ def test_the_proxy_is_read_from_the_environment(
     value: str, place: str, encrypted: bool, has_secret: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(configured.PROXY, value)
-    proxy = configured.from_environment()
+    proxy = configured.outbound_proxy_settings()
 
     assert proxy is not None
     assert (proxy.place, proxy.encrypted) == (place, encrypted)
@@ -258,7 +258,7 @@ def test_a_url_that_is_none_is_refused_without_a_word_of_it(value: str, monkeypa
     monkeypatch.setenv(configured.PROXY, value)
 
     with pytest.raises(Refused, match=configured.PROXY) as caught:
-        configured.from_environment()
+        configured.outbound_proxy_settings()
     assert "secrecy" not in str(caught.value)
 
 
@@ -266,4 +266,4 @@ def test_without_the_variable_there_is_no_proxy(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(configured.PROXY, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
 
-    assert configured.from_environment() is None
+    assert configured.outbound_proxy_settings() is None
