@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from uuid import UUID
 
 MAX_IDS = 8  # If more objects share a name, the search uses the name in the row instead of ids.
 
 
-@dataclass
+@dataclasses.dataclass
 class NameLookups:
     """Finds the ids of objects by name; finds none before functions are registered."""
 
-    finders: dict[str, Callable[[str, bool], list[UUID]]] = field(default_factory=dict)
-    finders_in_calls: dict[str, Callable[[str, bool], list[UUID]]] = field(default_factory=dict)
+    finders: dict[str, Callable[[str, bool], list[UUID]]] = dataclasses.field(default_factory=dict)
+    finders_in_calls: dict[str, Callable[[str, bool], list[UUID]]] = dataclasses.field(default_factory=dict)
     exposed_names: Callable[[str], list[str]] = lambda name: []
     gateway_url: Callable[[UUID], str] = lambda gateway_id: ""
 

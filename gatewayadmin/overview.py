@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 
 from accounts.asking import open_requests
 from accounts.models import User
-from auditlog import busiest
+from auditlog.busiest import to_come
 from auditlog.instruments import Instruments
 from auditlog.own_calls import OwnCall, as_own, listed_calls
 from auditlog.search.criteria import RowCount
@@ -79,7 +79,7 @@ def overview(request: AppRequest) -> HttpResponse:
     }
     if user.has_perm(Capability.LOGS_READ):
         context["instruments"] = instruments = Instruments.of(request, {}, {}, named=NAMED)
-        context["tops"] = busiest.to_come(instruments.chosen)
+        context["tops"] = to_come(instruments.chosen)
     return show(request, "overview.html", context | _numbers(request))
 
 

@@ -19,7 +19,8 @@ from servers.models import Era, Health, Identity, Server
 from servers.oauth_client.refreshing import keep_fresh
 from servers.upstream_guard import upstream_guard
 from ui.sealing import cipher
-from wire import blocking, builtin, errors
+from wire import blocking, errors
+from wire.builtin import listener as local_listener
 from wire.causes import failure_text
 from wire.cipher import Undecryptable
 from wire.client import MOST_BYTES, Spoken
@@ -203,19 +204,19 @@ def discover_features(
 
 def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
     if server.is_built_in:
-        listener = builtin.listener()
+        listener = local_listener()
         if listener is None:
             raise DiscoveryFailed("is part of the running gateway, which this command is not")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
         return _asked(_target(server, None), transport, kinds, seconds)
-    guard = upstream_guard() if server.private is not False else upstream_guard().outside()
-    if guard.own.has(server.url):
+    own_guard = upstream_guard() if server.private is not False else upstream_guard().outside()
+    if own_guard.own.has(server.url):
         raise DiscoveryRefused("was not asked: its URL is an address of this gateway itself", "loop")
     try:
-        guard.check_url(server.url)
+        own_guard.check_url(server.url)
     except UrlRefused as refusal:
         raise DiscoveryFailed(f"cannot be called: {refusal}", "address_blocked") from None
-    return _asked(_target(server, identity), Transport(guard, limit=MOST_BYTES), kinds, seconds)
+    return _asked(_target(server, identity), Transport(own_guard, limit=MOST_BYTES), kinds, seconds)
 
 
 def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: float) -> blocking.Discovery:

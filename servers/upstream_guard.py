@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from django.conf import settings
 
-from wire import builtin
+from wire.builtin import listener as local_listener
 from wire.forward_proxy import NO_PLACES
 from wire.guard import Guard, OwnEndpoints, UrlRefused
 
 
 def own_endpoints() -> OwnEndpoints:
     """Return the addresses of this installation: its public URL, and the port this process listens on."""
-    listener = builtin.listener()
+    listener = local_listener()
     origins = (settings.PUBLIC_URL, listener.origin if listener else f"http://localhost:{settings.PORT}")
     return OwnEndpoints.of(*origins, hosts=settings.ALLOWED_HOSTS)
 

@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
-from wire import builtin, product, tunnel
+from wire import product, tunnel
 from wire.background import Background, every
+from wire.builtin import PATH, SECRET_HEADER
 from wire.byte_budget import ByteBudget, HeldBytes
 from wire.errors import (
     AddressBlocked,
@@ -358,7 +359,7 @@ class Transport:
 
     def _parse_url(self, server: str, url: str, private: bool) -> ParsedUrl:
         own = url.startswith(f"{OWN}:")
-        parts = urlsplit(self._listener + builtin.PATH if own else url)
+        parts = urlsplit(self._listener + PATH if own else url)
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:
@@ -368,7 +369,7 @@ class Transport:
         if not own and self._guard.own.has(url):
             raise Loop(server, "the URL is one of this gateway's own")
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
-        secret = f"{builtin.SECRET_HEADER}: {self._secret}\r\n" if own else ""
+        secret = f"{SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]
         head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {product.NAME}\r\n{secret}"
         known = self._parsed_urls[private]
