@@ -16,7 +16,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from auditlog.models import Call
-from auditlog.search.look import DEFAULT_COLUMNS, Look
+from auditlog.search.look import DEFAULT_COLUMNS, LogView
 from auditlog.templatetags.calls import moment, ms, size
 
 LONGEST_ARGUMENTS = 160  # Characters of arguments shown in a row.
@@ -114,7 +114,7 @@ COLUMNS = (
 )
 
 
-def shown_columns(look: Look) -> list[LogColumn]:
+def shown_columns(look: LogView) -> list[LogColumn]:
     """Return the columns shown in the list, in order."""
     return [column for column in COLUMNS if column is TOOL or column.name in look.columns]
 
@@ -127,7 +127,7 @@ class LogRow(NamedTuple):
     cells: SafeString
 
 
-def log_rows(calls: Sequence[Call], look: Look, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
+def log_rows(calls: Sequence[Call], look: LogView, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
     """Return the rows of a page; `with_arguments` for people who may see recorded payloads."""
     columns, arguments = shown_columns(look), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)

@@ -29,7 +29,7 @@ from auditlog.search.filters import CallFilter
 from auditlog.search.histogram import histogram
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
 from auditlog.search.latencies import latencies
-from auditlog.search.look import Look
+from auditlog.search.look import LogView
 from auditlog.today import current_decision, near_tools, question_of
 from auditlog.trail import trail_of
 from auditlog.trail_views import what_if_url
@@ -66,9 +66,9 @@ def _address(request: AppRequest, call_filter: CallFilter) -> str:
     return with_query(request.path, call_filter.query)
 
 
-def _usual(request: AppRequest) -> Look:
+def _usual(request: AppRequest) -> LogView:
     """Return the person's saved display options."""
-    return Look.of(request.user.log_look)
+    return LogView.of(request.user.log_look)
 
 
 def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:

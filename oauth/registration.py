@@ -20,10 +20,11 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import host_refusal
 from hosts.models import Host
-from oauth import limits, redirect_uris
+from oauth import limits
 from oauth.client_metadata import BadClientMetadata, details, parse_client_metadata, validated_metadata
 from oauth.cors import cross_origin
 from oauth.models import Registration
+from oauth.redirect_uris import origins
 
 NAMELESS = "MCP Client"
 BIGGEST = 16 * 1024
@@ -123,7 +124,7 @@ def app_fingerprint(application: Application) -> str:
         text = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"
     else:
         name = application.name.casefold().strip() or NAMELESS.casefold()
-        text = f"name {name} {' '.join(redirect_uris.origins(application.redirect_uris.split()))}"
+        text = f"name {name} {' '.join(origins(application.redirect_uris.split()))}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -265,11 +265,11 @@ class ServerRequests:
                 raise BadAnswer(server, "it wants input, which this client cannot give")
             if not can_answer(asking.target.capabilities, asked):
                 raise BadAnswer(server, f"it wants {str(asked.get('method'))[:60]}, which this client cannot give")
-        answers = await asyncio.gather(*(self.ask_client(asking, asked) for asked in requests.values()))
-        for answered in answers:
+        replies = await asyncio.gather(*(self.ask_client(asking, asked) for asked in requests.values()))
+        for answered in replies:
             if "error" in answered:
                 raise InputRefused(server, str(answered["error"].get("message"))[:200])
-        return {key: answered["result"] for key, answered in zip(requests, answers, strict=True)}
+        return {key: answered["result"] for key, answered in zip(requests, replies, strict=True)}
 
     # Beside the calls
 

@@ -33,7 +33,7 @@ from auditlog.search.criteria import (
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
 from auditlog.search.histogram import stamp
 from auditlog.search.keyset import EPOCH
-from auditlog.search.look import CHARTS, COLUMNS, USUAL, Look
+from auditlog.search.look import CHARTS, COLUMNS, USUAL, LogView
 from auditlog.search.query_language import (
     ANY_ID,
     ANY_NAME,
@@ -171,7 +171,7 @@ class CallFilter(forms.Form):
     chart = forms.ChoiceField(required=False, choices=CHARTS)
     columns = forms.MultipleChoiceField(required=False, choices=[(name, name) for name in COLUMNS])
 
-    def __init__(self, data: QueryDict, scope: dict[str, str] | None = None, look: Look = USUAL) -> None:
+    def __init__(self, data: QueryDict, scope: dict[str, str] | None = None, look: LogView = USUAL) -> None:
         super().__init__(data)
         # "from" is a keyword in Python.
         self.fields["from"] = TimeField(required=False)
@@ -207,10 +207,10 @@ class CallFilter(forms.Form):
         }
 
     @property
-    def look(self) -> Look:
+    def look(self) -> LogView:
         """Return the requested display options, with the user's own as default."""
         chosen = self.values["columns"]
-        return Look(
+        return LogView(
             tuple(name for name in COLUMNS if name in chosen) or self.usual.columns,
             self.values["zone"] or self.usual.zone,
             self.values["chart"] or self.usual.chart,

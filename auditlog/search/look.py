@@ -14,7 +14,7 @@ CALLS, LATENCY, TABLE, NONE = "calls", "latency", "table", "none"
 CHARTS = ((CALLS, "Calls"), (LATENCY, "Latency"), (TABLE, "Table"), (NONE, "None"))
 
 
-class Look(NamedTuple):
+class LogView(NamedTuple):
     """Display options of the list."""
 
     columns: tuple[str, ...] = DEFAULT_COLUMNS
@@ -35,4 +35,4 @@ class Look(NamedTuple):
         return {"columns": list(self.columns), "zone": self.zone, "chart": self.chart}
 
 
-USUAL = Look()
+USUAL = LogView()

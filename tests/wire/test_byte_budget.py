@@ -5,7 +5,6 @@ from contextlib import suppress
 
 import pytest
 
-from wire import byte_budget
 from wire.byte_budget import SHARES, ByteBudget, HeldBytes
 from wire.turns import MOST_WAITING_OF_ONE, QueueFull, SharedTimer, TimeLimit, Turns
 
@@ -145,7 +144,7 @@ async def test_one_person_cannot_fill_the_queue_for_others() -> None:
 
 
 async def test_an_answer_does_not_wait_for_ever_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_budget, "HOLD_SECONDS", 0.0)
+    monkeypatch.setattr("wire.byte_budget.HOLD_SECONDS", 0.0)
     budget = budget_of()
     held = await budget.hold("ana", SHARE)
 
