@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
+from allauth.account.internal.flows.reauthentication import reauthenticate_by_password
 from django.db import transaction
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers
@@ -31,11 +32,14 @@ from accounts.rules import (
     RoleLocked,
     one_at_a_time,
 )
+from accounts.sign_in import ConfirmPasswordForm
+from accounts.sign_in_limits import try_as
 from capabilities import Capability
 from connections.subjects import by_role, by_team
+from ui.errors import TryLater
 from ui.idempotency import Afterwards
 from ui.operations import ListQuery, RequestBody, operation
-from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, secret_answer
+from ui.rest import ApiError, Id, Problem, Reference, Resource, UtcDateTimeField, checked, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     AlreadyJoined: Problem(HTTPStatus.CONFLICT, "already_joined"),
@@ -337,4 +341,32 @@ class Me(Resource):
         """
         [capability] = Capability.named([self.body()["capability"]])
         self.me.ask_for(capability)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+
+# POST /api/me/confirm: confirms the password before sensitive operations.
+
+
+class Confirmation(RequestBody):
+    """Your password."""
+
+    password = serializers.CharField(trim_whitespace=False, max_length=4096, help_text="Your password.")
+
+
+class Confirm(Resource):
+    """For 15 minutes, this session may do what takes a confirmed password."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        TryLater: Problem(HTTPStatus.TOO_MANY_REQUESTS, "throttled"),
+    }
+
+    @operation(needs=None, body=Confirmation, answer=HTTPStatus.NO_CONTENT, conflicts=True)
+    def confirm(self, request: Request) -> Response:
+        """Confirm your password."""
+        try_as(self.me, "password again")  # Shares its limit with the page.
+        typed = self.body()
+        if getattr(request.auth, "is_api_key", False) or not self.me.has_usable_password():
+            raise ApiError(HTTPStatus.CONFLICT, "no_password", "There is no password to confirm.")
+        checked(ConfirmPasswordForm(typed, user=self.me))
+        reauthenticate_by_password(request)
         return Response(status=HTTPStatus.NO_CONTENT)

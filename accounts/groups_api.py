@@ -16,11 +16,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api import PROBLEMS
-from accounts.mail_check import MailTestResult, NoMailServer, TooManyTestMails, send_test_mail
+from accounts.mail import MailTestResult, NoMailServer, TooManyTestMails, send_test_mail
 from accounts.models import NewAppPolicy, Role, Team, User, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
 from capabilities import Capability
-from ui.limits import Limit
+from ui.forms import Limit
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
 

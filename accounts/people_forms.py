@@ -21,7 +21,7 @@ from accounts.models.users import INVITATION
 from accounts.rules import missing_capabilities
 from accounts.sign_in import HashedInTime, relabel
 from capabilities import Capability
-from ui.matching import holds
+from ui.forms import holds
 
 MOST_INVITED = 50  # Per form.
 EMAIL_LENGTH, NAME_LENGTH = 254, 120

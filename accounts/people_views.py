@@ -17,10 +17,9 @@ from accounts import password_links, second_factor
 from accounts.lists import PEOPLE
 from accounts.models import ApiKey, Role, User
 from accounts.people_forms import STATUSES, InviteForm, PeopleFilter, PersonForm, ResendInvitationForm, RoleChoice
-from accounts.reauthentication import ask_again
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
-from accounts.sign_in import ForgottenForm
+from accounts.sign_in import ForgottenForm, ask_again
 from auditlog.actions import Action
 from auditlog.instruments import Instruments
 from auditlog.models import Event

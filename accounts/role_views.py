@@ -14,8 +14,8 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.capability_groups import CAPABILITY_GROUPS, check_list
 from accounts.models import Role
 from accounts.people_forms import RoleForm, role_from
-from accounts.reauthentication import ask_again, ask_first
 from accounts.rules import BeyondYours, NameTaken, PeopleError, missing_capabilities
+from accounts.sign_in import ask_again, ask_first
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, own_resource, requires
 from ui.pages import AppRequest, clash_context, confirm, leave, page_of, posted, refuse, seen_version, show

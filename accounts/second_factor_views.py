@@ -24,9 +24,9 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from accounts import second_factor, security_keys
 from accounts.held_forms import send_again
-from accounts.reauthentication import ask_again, must_ask_again
 from accounts.rules import LastBreakGlass, must_keep_break_glass
 from accounts.security_keys import KeyNameForm
+from accounts.sign_in import ask_again, must_ask_again
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import NOBODY, own_resource

@@ -29,7 +29,7 @@ from accounts.models import User
 from accounts.sign_in_limits import Tries, try_as, try_code
 from auditlog.actions import Action
 from auditlog.models import Event
-from wire.resolver import is_address
+from wire.hosts import is_address
 
 MOST_KEYS = 10  # Per person.
 LONGEST_CREDENTIAL = 16 * 1024

@@ -21,7 +21,7 @@ from django.http import HttpRequest, HttpResponse
 from accounts.models import Attempt, User
 from accounts.models.attempts import HOUR, MINUTE, seconds_left
 from ui.errors import TryLater
-from wire.address_group import address_group
+from wire.hosts import address_group
 
 type View = Callable[..., HttpResponse]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from urllib.parse import urlencode
+
 from allauth.usersessions.models import UserSession
 from django import forms
 from django.contrib.auth import logout
-from django.http import Http404, HttpResponse
+from django.contrib.auth.middleware import LoginRequiredMiddleware
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.shortcuts import resolve_url
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts import second_factor, sessions
 from capabilities import NOBODY, capability_or_404, own_resource
-from ui.pages import AppRequest, confirm, leave, own_path, posted, show
+from ui.pages import AppRequest, confirm, leave, own_path, posted, referring_page, show
 
 YEAR_S = 365 * 24 * 3600
 OWN_SESSIONS = "one's own sessions"
@@ -89,3 +94,23 @@ def sign_out_everywhere(request: AppRequest) -> HttpResponse:
     request.user.end_sessions(by=request.user)
     logout(request)
     return leave(request, reverse("account_login"), "You are signed out everywhere")
+
+
+# Redirect people who are not signed in to sign-in, and back to their page afterwards.
+
+NOT_DONE = "not_done"  # In the sign-in URL: the submitted form was not processed.
+
+
+class SignInFirst(LoginRequiredMiddleware):
+    """Django's, except that a form of a person signed out in the meantime leads back to its page.
+
+    Many URLs accept only POST, so that opening them would fail.
+    """
+
+    def handle_no_permission(
+        self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]
+    ) -> HttpResponseRedirect:
+        if request.method != "POST":
+            return super().handle_no_permission(request, view_func)
+        told = {self.get_redirect_field_name(view_func): referring_page(request), NOT_DONE: 1}
+        return HttpResponseRedirect(f"{resolve_url(self.get_login_url(view_func))}?{urlencode(told, safe='/')}")

@@ -10,15 +10,15 @@ from django.http import HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
-from accounts.mail_check import send_test_mail
+from accounts.mail import send_test_mail
 from accounts.models import NewAppPolicy, WorkspaceSettings
 from accounts.models.workspace import LEAST_PAYLOAD, MOST_PAYLOAD
-from accounts.reauthentication import ask_again
 from accounts.rules import PeopleError
+from accounts.sign_in import ask_again
 from auditlog.models import Call
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, requires
-from ui.limits import LimitField
+from ui.forms import LimitField
 from ui.pages import AppRequest, clash_context, leave, posted, refuse, seen_version, show
 
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -256,7 +256,7 @@ class RollupState(models.Model):
 
 
 class RollupWindow(models.Model):
-    """Period of the roll-ups of a moving window of this many `seconds` (auditlog.rollups.windows).
+    """Period of the roll-ups of a moving window of this many `seconds` (auditlog.rollups.keeping).
 
     They contain the calls of that period if the positions equal those of RollupState; otherwise they must be rebuilt.
     """

@@ -15,8 +15,8 @@ from django.urls import reverse
 from accounts.models import Role, User, permissions_of
 from auditlog.actions import Action
 from auditlog.models import Call, Event
+from auditlog.search.charts import stamp
 from auditlog.search.filters import CallFilter
-from auditlog.search.histogram import stamp
 from auditlog.today import CurrentDecision, feature_of
 from capabilities import Capability, CapabilityRequired
 from connections.models import Connection

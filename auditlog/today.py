@@ -21,9 +21,16 @@ from connections.models import Connection
 from gateways.models import Feature, Gateway
 from hosts.models import Host
 from oauth.models import Binding
-from proxy.access.decision import AccessRow
+from proxy.access.decision import (
+    STATEMENT,
+    STATEMENT_OF_TRIPLE,
+    AccessQuery,
+    AccessRow,
+    TokenDigests,
+    parameters,
+    read_grants,
+)
 from proxy.access.features import PROMPT, RESOURCE, TOOL, Named
-from proxy.access.query import STATEMENT, STATEMENT_OF_TRIPLE, AccessQuery, TokenDigests, parameters, read_grants
 from proxy.dry_run import Obstacle, Verdict, verdict, wanted_for
 from tokens.models import Token, TokenKind
 from ui.sealing import cipher

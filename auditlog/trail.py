@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.http import HttpResponse
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_POST
+from rest_framework import serializers
 
 from accounts.models import User
 from auditlog.detail import NAMES
 from auditlog.reasons import Step
-from auditlog.remedies import Cause, cause, of_answer
-from auditlog.today import CurrentDecision, near_tools
+from auditlog.remedies import CannotMend, Cause, cause, mend, of_answer
+from auditlog.today import CurrentDecision, Question, current_decision, near_tools
+from capabilities import Capability, requires
+from connections.subjects import FilterViewer, listed_gateway, listed_host, listed_person
+from gateways.models import Feature, Gateway
+from hosts.models import Host
+from proxy.access.features import TOOL, Named
 from tokens.models import Token, TokenKind
 from tokens.visibility import SEES as SEES_TOKENS
+from ui.operations import Query
+from ui.pages import AppRequest, leave, own_path, show
+from ui.subjects import SubjectField
 
 
 class TrailLine(NamedTuple):
@@ -132,3 +148,144 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
         yield "This is about the token that gets furthest; the one of the call gets less far."
     if answer.verdict.by_arguments:
         yield "Its server changed the definition; until that is accepted, the arguments have to fit both."
+
+
+# The What-if page: the current decision for an app, person, gateway and tool, and actions that resolve obstacles.
+
+MOST_OFFERED = 100  # Names a picker suggests; others can be typed.
+LONGEST_TOOL = 500
+THINGS = ("host", "user", "gateway")
+
+
+class WhatIfQuery(Query):
+    """A question: who would do what, with what, where. Without a tool it is whether they are let in at all."""
+
+    host = listed_host()
+    user = listed_person()
+    gateway = listed_gateway()
+    tool = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=LONGEST_TOOL,
+        help_text="Tool, by its name for clients; without one, only the access is checked.",
+    )
+    address = serializers.IPAddressField(required=False, help_text="Address of the client; by default an allowed one.")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
+            raise serializers.ValidationError(several)
+        return attrs
+
+
+def _several(pks: list[Any]) -> str:
+    return f"{len(pks)} have this name. Give the id of one."
+
+
+def asked(data: dict[str, Any]) -> Question:
+    """Return the question of a query, with its objects."""
+    host, user, gateway = (data[name][0] for name in THINGS)
+    feature = Named(TOOL, data["tool"]) if data.get("tool") else None
+    return Question(
+        Host.objects.get(pk=host),
+        User.objects.get(pk=user),
+        Gateway.objects.get(pk=gateway),
+        feature,
+        data.get("address"),
+    )
+
+
+class Picker(NamedTuple):
+    """One field of the form."""
+
+    name: str
+    label: str
+    help: str = ""
+    optional: bool = False
+    value: str = ""
+    error: str = ""
+    offers: Sequence[str] = ()
+
+
+PICKERS = (
+    Picker("host", "App or agent"),
+    Picker("user", "Person"),
+    Picker("gateway", "Gateway"),
+    Picker("tool", "Tool", "As clients call it. Without one: whether they are let in.", optional=True),
+    Picker("address", "From address", "For tokens that may be used from some addresses only.", optional=True),
+)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def what_if(request: AppRequest) -> HttpResponse:
+    """Show the current trail; the question is in the page's URL."""
+    values = {picker.name: text for picker in PICKERS if (text := request.GET.get(picker.name, "").strip())}
+    query = WhatIfQuery(data=values, context={"view": FilterViewer(request.user)})
+    trail, errors = None, {}
+    if values and query.is_valid():
+        trail = trail_of(current_decision(asked(query.validated_data)), request.user)
+    elif values:
+        errors = {name: str(texts[0]) for name, texts in query.errors.items()}
+    shown, offers = values | _named(trail), _offers(FilterViewer(request.user), trail)
+    context = {
+        "trail": trail,
+        "asked_wrongly": bool(errors),
+        "pickers": [
+            each._replace(
+                value=shown.get(each.name, ""), error=errors.get(each.name, ""), offers=offers.get(each.name, ())
+            )
+            for each in PICKERS
+        ],
+        "back": request.get_full_path(),
+        "near": [(name, f"?{urlencode(values | {'tool': name})}") for name in trail.near] if trail else [],
+    }
+    return show(request, "auditlog/what_if.html", context, status=HTTPStatus.UNPROCESSABLE_ENTITY if errors else 200)
+
+
+def what_if_url(question: Question) -> str:
+    """Return the URL of the page for this question."""
+    values = {"host": question.host.pk, "user": question.user.pk, "gateway": question.gateway.pk}
+    tool = {"tool": question.feature.name} if question.feature and question.feature.kind == TOOL else {}
+    address = {"address": question.address} if question.address else {}
+    return f"{reverse('auditlog:what_if')}?{urlencode(values | tool | address)}"
+
+
+def _named(trail: Trail | None) -> dict[str, str]:
+    """Return names for objects given by id, where a name is unique."""
+    if trail is None:
+        return {}
+    question = trail.answer.question
+    named = {"user": question.user.email, "gateway": question.gateway.slug}
+    is_alone = not Host.objects.filter(name__iexact=question.host.name).exclude(pk=question.host.pk).exists()
+    return named | {"host": question.host.name if is_alone else str(question.host.pk)}
+
+
+def _offers(reader: FilterViewer, trail: Trail | None) -> dict[str, list[str]]:
+    """Return the pickers' suggestions: the first rows this reader sees in lists."""
+    offers = {
+        name: _first(field, reader) for name, field in WhatIfQuery().fields.items() if isinstance(field, SubjectField)
+    }
+    if trail is not None:
+        tools = Feature.objects.tools_seen_by(reader.me).filter(assignment__gateway=trail.answer.question.gateway)
+        offers["tool"] = list(tools.order_by("exposed_name").values_list("exposed_name", flat=True)[:MOST_OFFERED])
+    return offers
+
+
+def _first(field: SubjectField, reader: FilterViewer) -> list[str]:
+    name = field.names[0]
+    rows = field.listed(reader)  # type: ignore[arg-type]  # It only uses the reader.
+    return list(rows.order_by(name).values_list(name, flat=True).distinct()[:MOST_OFFERED])
+
+
+@require_POST
+@requires(Capability.LOGS_READ)
+def remedy(request: AppRequest) -> HttpResponse:
+    """Resolve one obstacle with its object's verb, and return to the trail."""
+    back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
+    try:
+        row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)
+    except CannotMend as refused:
+        return leave(request, back, str(refused))
+    except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
+        return leave(request, back, "There is nothing like this to switch on")
+    return leave(request, back, f"{str(row._meta.verbose_name).capitalize()} switched on")

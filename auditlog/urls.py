@@ -1,6 +1,6 @@
 from django.urls import path
 
-from auditlog import busiest, event_views, group_views, own_calls, saved_view_views, trail_views, views
+from auditlog import event_views, instruments, own_calls, trail, views
 
 app_name = "auditlog"
 
@@ -9,14 +9,14 @@ urlpatterns = [
     path("logs/export/", views.export_calls, name="export_calls"),
     path("logs/live/", views.live, name="live"),
     path("logs/values/<slug:name>/", views.facet, name="facet"),
-    path("logs/groups/", group_views.grouped, name="groups"),
-    path("logs/groups/export/", group_views.export_groups, name="export_groups"),
-    path("logs/busiest/", busiest.busiest, name="busiest"),
+    path("logs/groups/", views.grouped, name="groups"),
+    path("logs/groups/export/", views.export_groups, name="export_groups"),
+    path("logs/busiest/", instruments.busiest, name="busiest"),
     path("logs/look/", views.keep_look, name="keep_look"),
-    path("logs/views/", saved_view_views.save, name="save_view"),
-    path("logs/views/<uuid:pk>/", saved_view_views.saved_view, name="view"),
-    path("logs/what-if/", trail_views.what_if, name="what_if"),
-    path("logs/remedy/", trail_views.remedy, name="remedy"),
+    path("logs/views/", views.save, name="save_view"),
+    path("logs/views/<uuid:pk>/", views.saved_view, name="view"),
+    path("logs/what-if/", trail.what_if, name="what_if"),
+    path("logs/remedy/", trail.remedy, name="remedy"),
     path("logs/<uuid:uid>/", views.call, name="call"),
     path("logs/<uuid:uid>/now/", views.now, name="now"),
     path("settings/calls", own_calls.listing, name="own"),

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from django.conf import settings
 from django.http import Http404, HttpResponse, HttpResponseBadRequest, QueryDict
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
 from accounts.models import SavedView, WorkspaceSettings
+from accounts.rules import PeopleError
 from auditlog import columns, replica
 from auditlog.actions import Action
 from auditlog.detail import Detail, curl, payloads
-from auditlog.export import TYPES, Export, TooManyExports, file_response, too_many_response
+from auditlog.export import TYPES, Export, TooManyExports, as_csv, file_response, too_many_response
+from auditlog.groups import BY, LISTED, SORTS, CallGroup, as_rows, group_calls
 from auditlog.models import ENDINGS, Call, Event, span_of_uid
 from auditlog.remedies import cause, is_a_switch, of_call
 from auditlog.search import facets, filters, look, snapshot
+from auditlog.search.charts import histogram, latencies
 from auditlog.search.criteria import Search, SearchPage
 from auditlog.search.fields import EXPORT_COLUMNS
-from auditlog.search.filters import CallFilter
-from auditlog.search.histogram import histogram
+from auditlog.search.filters import RANGES, CallFilter
 from auditlog.search.keyset import NEWER, OLDER, Cursor, Page
-from auditlog.search.latencies import latencies
 from auditlog.search.look import LogView
+from auditlog.search.query_language import Either
 from auditlog.today import current_decision, near_tools, question_of
-from auditlog.trail import trail_of
-from auditlog.trail_views import what_if_url
+from auditlog.trail import trail_of, what_if_url
 from capabilities import Capability, requires
 from capabilities.catalogue import SEES_SERVERS
 from ui.pages import PAGE_SIZE, AppRequest, is_for, leave, own_path, show, wants_fragment, with_query
@@ -354,3 +357,145 @@ def _same_request(row: Call) -> int:
     """Count the calls with the same correlation id; all of one request are within a day."""
     time_range = (row.created_at - timedelta(days=1), row.created_at + timedelta(days=1))
     return Call.objects.filter(correlation_id=row.correlation_id, created_at__range=time_range).count()
+
+
+# The page of grouped calls, and its export.
+
+FILES = {"csv": TYPES["csv"], "json": "application/json"}
+COLUMNS = (
+    ("name", "", ""),
+    ("calls", "Calls", "-"),
+    ("error_rate", "Error rate", "-"),
+    ("denied", "Denied", "-"),
+    ("p50", "p50", "-"),
+    ("p95", "p95", "-"),
+    ("p99", "p99", "-"),
+)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+@replica.from_replica
+def grouped(request: AppRequest) -> HttpResponse:
+    """Group the filtered calls."""
+    call_filter, by, sort = _asked(request.GET)
+    found = None if call_filter.error else group_calls(call_filter.search(), BY[by], LISTED)
+    rows = found.sorted(sort) if found else []
+    highest = max((row.calls for row in rows), default=1)
+    context: dict[str, Any] = {
+        "filters": call_filter,
+        "by": by,
+        "label": BY[by].label,
+        "sort": sort,
+        "found": found,
+        "most": LISTED,
+        "rows": [(row, _query(call_filter, by, row), round(100 * row.calls / highest, 1)) for row in rows],
+        "query": call_filter.query,
+        "chips": call_filter.chips(),
+        "own_query": urlencode({"by": by, "sort": sort}),
+        "choices": [(name, one.label, _with(call_filter, by=name)) for name, one in BY.items()],
+        "ranges": [
+            (key, label, _with(call_filter, "from", "to", by=by, range=key)) for key, (label, _) in RANGES.items()
+        ],
+        "columns": [_column(call_filter, by, sort, *one) for one in COLUMNS],
+        "kept": [(name, value) for name, value in parse_qsl(_with(call_filter, "q", by=by, sort=sort))],
+        "files": list(FILES),
+        "files_query": _with(call_filter, by=by, sort=sort),
+    }
+    return show(request, "auditlog/groups.html", context)
+
+
+@require_GET
+@requires(Capability.LOGS_READ)
+def export_groups(request: AppRequest) -> HttpResponse:
+    """Export the groups as a file, and record the export."""
+    call_filter, by, sort = _asked(request.GET)
+    kind = request.GET.get("format", "")
+    if kind not in FILES or call_filter.error:
+        return HttpResponseBadRequest(call_filter.error or "format must be csv or json.", content_type="text/plain")
+    found = replica.read_from_replica(request, lambda: group_calls(call_filter.search(), BY[by]))
+    rows = list(as_rows(found, sort))
+    told = {name: [None, value] for name, value in call_filter.asked.items()} | {"group_by": [None, by]}
+    Event.objects.record(Action.LOGS_EXPORTED, request.user, by=request.user, changes=told)
+    text = as_csv(rows) if kind == "csv" else json.dumps({"by": by, "complete": found.since is None, "groups": rows})
+    name = f"calls-by-{by}-{timezone.now():%Y-%m-%d-%H%M%S}.{kind}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return HttpResponse(text, content_type=FILES[kind], headers=headers)
+
+
+def _asked(query: QueryDict) -> tuple[CallFilter, str, str]:
+    by, sort = query.get("by", ""), query.get("sort", "")
+    return CallFilter(query), by if by in BY else "host", sort if sort.removeprefix("-") in SORTS else "-calls"
+
+
+def _with(call_filter: CallFilter, *left_out: str, **more: str) -> str:
+    return call_filter.without("live", *left_out, **more)
+
+
+def _query(call_filter: CallFilter, by: str, row: CallGroup) -> str:
+    """Return the query string of one group's calls, or an empty string if the search cannot be narrowed in words."""
+    if by != "reason":
+        return call_filter.link_with(**{by: row.value, "live": ""})
+    if any(isinstance(one, Either) for one in call_filter.conditions):
+        return ""
+    text = call_filter.values["q"]
+    return call_filter.link_with(live="", q=f"{text} and reason is {row.value}" if text else f"reason is {row.value}")
+
+
+def _column(call_filter: CallFilter, by: str, sort: str, name: str, label: str, first: str) -> dict[str, str]:
+    """Return the heading of a column; its link sorts by the column or reverses the order."""
+    other = name if first else f"-{name}"
+    wanted = other if sort == f"{first}{name}" else f"{first}{name}"
+    told = {name: "ascending", f"-{name}": "descending"}.get(sort, "")
+    return {
+        "label": label or BY[by].label,
+        "to": _with(call_filter, by=by, sort=wanted),
+        "sorted": told,
+        "kind": "number" if label else "",
+    }
+
+
+# Saved views on the Logs page: save, share, unshare, remove.
+
+LONGEST_NAME = 80
+LONGEST_QUERY = 2000
+
+
+def canonical_query(query: str) -> str:
+    """Return the query string of the Logs page in canonical form, without unknown parameters."""
+    return CallFilter(QueryDict(query.removeprefix("?"))).without("live")
+
+
+@require_POST
+@requires(Capability.LOGS_READ)
+def save(request: AppRequest) -> HttpResponse:
+    """Save the current filters under a name."""
+    query = canonical_query(request.POST.get("query", ""))
+    back = with_query(reverse("auditlog:calls"), query)
+    name = request.POST.get("name", "").strip()
+    if not name or len(name) > LONGEST_NAME or "\0" in name:
+        return leave(request, back, f"Not saved: a view needs a name of at most {LONGEST_NAME} characters.")
+    if len(query) > LONGEST_QUERY:
+        return leave(request, back, "Not saved: this is narrowed by too much for one view.")
+    try:
+        SavedView.objects.add(name=name, query=query, is_shared="is_shared" in request.POST, by=request.user)
+    except PeopleError as refusal:
+        return leave(request, back, f"Not saved. {refusal}")
+    return leave(request, back, f"{name} saved")
+
+
+@require_POST
+@requires(Capability.LOGS_READ)
+def saved_view(request: AppRequest, pk: UUID) -> HttpResponse:
+    """Share a view, unshare it, or remove it."""
+    view = get_object_or_404(SavedView.objects.seen_by(request.user), pk=pk)
+    act, name = request.POST.get("act", ""), view.name
+    said = {"share": "is shared", "keep": "is no longer shared", "remove": "removed"}.get(act, "")
+    try:
+        if act == "remove":
+            view.remove(by=request.user)
+        elif said:
+            view.edit(name=name, query=view.query, is_shared=act == "share", by=request.user)
+    except PeopleError as refusal:
+        return leave(request, reverse("auditlog:calls"), str(refusal))
+    return leave(request, reverse("auditlog:calls"), f"{name} {said}" if said else "")

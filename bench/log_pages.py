@@ -140,11 +140,11 @@ def behind() -> bool:
     from django.utils import timezone  # noqa: PLC0415
 
     from auditlog.models import RollupState  # noqa: PLC0415
-    from auditlog.rollups import windows  # noqa: PLC0415
+    from auditlog.rollups import keeping  # noqa: PLC0415
     from auditlog.rollups.schema import DAYS, WINDOWS  # noqa: PLC0415
 
     state, today = RollupState.objects.first(), DAYS.begin(timezone.now())
-    return state is not None and sum(one.until >= today for one in windows.current_windows(state)) < len(WINDOWS)
+    return state is not None and sum(one.until >= today for one in keeping.current_windows(state)) < len(WINDOWS)
 
 
 def fill(rows: int) -> None:

@@ -83,7 +83,7 @@ def tell_tables(rows: int) -> None:
 def dumped() -> int:
     """How large the dump of the log is that docs/how-to/back-up.md makes."""
     from gatewayadmin.config import database  # noqa: PLC0415
-    from gatewayadmin.embedded.programs import binaries  # noqa: PLC0415
+    from gatewayadmin.embedded.cluster import binaries  # noqa: PLC0415
 
     command = [str(binaries() / "pg_dump"), "--format=custom", "--table=auditlog_call*", database.conninfo()]
     return len(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -24,7 +24,7 @@ from connections.models import UNBLOCKED, Connection, ConnectionQuerySet, stoppe
 from gateways.models import Reach
 from hosts.models import HostKind
 from tokens.models import Token, prefixed
-from ui.matching import holds
+from ui.forms import holds
 
 if TYPE_CHECKING:
     from django.db.models import Manager

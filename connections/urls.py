@@ -1,14 +1,14 @@
 from django.urls import path
 
-from connections import carried_identity_views, enrolment_views, mcp_connections_views, views
+from connections import carried_identity_views, views
 
 app_name = "connections"
 
 urlpatterns = [
-    path("settings/mcp-connections", mcp_connections_views.mcp_connections, name="mcp"),
+    path("settings/mcp-connections", views.mcp_connections, name="mcp"),
     path("settings/identities", carried_identity_views.own, name="mine"),
     path("hosts/<uuid:pk>/connections/", views.for_host, name="for_host"),
-    path("hosts/<uuid:pk>/enrolled/", enrolment_views.enrolments, name="enrolled"),
+    path("hosts/<uuid:pk>/enrolled/", views.enrolments, name="enrolled"),
     path("gateways/<slug:slug>/connections/", views.for_gateway, name="for_gateway"),
     path("switch/connections/", views.switch, name="switch"),
     path("revoke/connections/", views.revoke_picked, name="revoke_picked"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db.models import Q
-from django.http import HttpResponse
+from django import forms
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Lower
+from django.http import HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -15,14 +18,21 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.models import User
 from capabilities import Capability, CapabilityRequired, own_resource, requires
-from capabilities.catalogue import SEES_GATEWAYS, SEES_HOSTS
+from capabilities.catalogue import SEES_CONNECTIONS, SEES_GATEWAYS, SEES_HOSTS
 from connections.carried_identities import OwnConnection, with_carried
 from connections.impact import cut_together, cuts, ended_together
-from connections.lists import MCP, TABS
-from connections.mcp_connections_views import McpFilter, number
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionQuerySet
-from connections.rows import STATUSES, ConnectionFilter, ConnectionRow, visible
+from connections.rows import (
+    STATUSES,
+    ConnectionFilter,
+    ConnectionRow,
+    connection_counts,
+    connections_visible_to,
+    visible,
+)
+from gateways.models import Gateway
 from gateways.views import gateway_or_404 as find_gateway
+from hosts.views import host_or_404
 from hosts.views import host_or_404 as find_host
 from ui import bulk
 from ui.bulk import BulkEnding, Switching
@@ -38,9 +48,70 @@ from ui.pages import (
     open_query,
     page_of,
     sentences,
+    show,
     wants_fragment,
 )
-from ui.tables import show_list
+from ui.tables import WEEK, Column, Table, show_list
+
+# The columns of the lists of connections.
+
+LAST_TOKEN = "Apps: when the last access token was refreshed. Agents: when an API token was last regenerated."  # noqa: S105
+PICK = Column("pick", "Pick", 2, kind="pick", needs=(Capability.CONNECTIONS_TOGGLE, Capability.MCP_CONNECTIONS_REVOKE))
+
+MCP = Table(
+    "connections",
+    "MCP connections",
+    (
+        PICK,
+        Column("name", "Client name"),
+        Column("status", "Status", 11, on_phone=True),
+        Column("user", "User email", 9, priority=2, on_phone=True),
+        Column("gateway", "Gateway", 8, priority=4, on_phone=True),
+        Column("prefix", "API key prefix", 8, priority=3),
+        Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
+        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
+        Column("token", "Last token", 6.5, priority=3, hint=LAST_TOKEN),
+        Column("acts", "Actions", 11, kind="acts", said=False),
+    ),
+)
+
+
+def _tab(key: str, name: str, *by: str) -> Table:
+    return Table(
+        key,
+        "Connections",
+        (
+            PICK,
+            Column("name", name, sorts=(Lower(by[0]),)),
+            Column("user", "User email", 9, priority=2, sorts=("user__email",), on_phone=True),
+            Column("status", "Status", 10, on_phone=True),
+            Column("prefix", "API key prefix", 7.5, priority=3),
+            Column("connected", "Connected date", 7, priority=3, sorts=("connected_at",), most_first=True),
+            Column("token", "Last token", 6.5, priority=4, hint=LAST_TOKEN),
+            Column("used", "Last used", 6.5, priority=3, kind="moment", on_phone=True),
+            Column("enabled", "Enabled", 5, kind="switch"),
+            Column("acts", "Actions", 7.5, kind="acts", said=False),
+        ),
+        fit="spanned",
+    )
+
+
+TABS = {"host": _tab("of-host", "Gateway", "gateway__name"), "gateway": _tab("of-gateway", "Client name", "host__name")}
+OWN_IDENTITIES = Table(
+    "own-identities",
+    "Stored identities",
+    (
+        Column("name", "Label"),
+        Column("server", "Server", 9, priority=2, on_phone=True),
+        Column("hint", "Hint", 5, priority=4),
+        Column("uses", "Used by", 12, priority=3),
+        Column("used", "Last used", 7, priority=3),
+        Column("status", "Status", 11, on_phone=True),
+        Column("enabled", "Enabled", 5, kind="switch"),
+        Column("acts", "Actions", 7.5, kind="acts", said=False),
+    ),
+)
+
 
 REVOKE_TEXT = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
@@ -220,3 +291,118 @@ def back_url(request: AppRequest, connection: Connection) -> str:
     if any(map(request.user.has_perm, SEES_HOSTS)):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")
+
+
+# The people who use an agent: the tokens of each, and the identities their connections use.
+
+
+class Carried(NamedTuple):
+    """A server that needs a person's own identity, and its state."""
+
+    server: str
+    state: str
+
+
+@dataclass(frozen=True)
+class EnrolmentRow(ConnectionRow):
+    """A person's connection; needs `_detailed`."""
+
+    @cached_property
+    def carried(self) -> list[Carried]:
+        """The status of the identity for each server, or `missing`."""
+        statuses = {row.assignment_id: row.identity.status for row in self.connection.identities.all()}
+        assigned: Any = self.connection.gateway
+        return [
+            Carried(assignment.server.name, statuses.get(assignment.pk, "missing")) for assignment in assigned.asking
+        ]
+
+
+def _detailed(rows: QuerySet[Connection]) -> QuerySet[Connection]:
+    return with_carried(rows.select_related("host", "gateway", "user").prefetch_related("tokens"))
+
+
+@require_GET
+@requires(*SEES_HOSTS)
+def enrolments(request: AppRequest, pk: UUID) -> HttpResponse:
+    host = host_or_404(request.user, pk)
+    live = visible(request.user).live().filter(host=host).order_by("user__email", "gateway__name", "pk")
+    page = page_of(request, live, detail=_detailed)
+    context = {
+        "host": host,
+        "tab": "overview",
+        "page": page,
+        "rows": [EnrolmentRow(connection, request.user) for connection in page],
+    }
+    return show(request, "connections/enrolled.html#enrolled", context)
+
+
+# The MCP Connections page: all connections with host, gateway and user, with filters and counts.
+
+GATEWAYS = 40  # Choices of the filter; more would make the page too heavy. The search finds the others.
+KINDS = ("app", "agent", "all")
+
+
+class McpFilter(ConnectionFilter):
+    """The filters of the page, by default apps only; invalid values are ignored."""
+
+    gateway = forms.MultipleChoiceField(required=False)
+
+    def __init__(self, query: QueryDict) -> None:
+        parameters = query.copy()
+        if parameters.get("type") not in KINDS:
+            parameters["type"] = "app"
+        super().__init__(parameters)
+        self.fields["type"].choices = [(name, name) for name in KINDS]  # type: ignore[attr-defined]
+        live = Gateway.objects.live().order_by(Lower("name"))
+        self.gateways = list(live.values_list("slug", "name")[:GATEWAYS])
+        self.fields["gateway"].choices = self.gateways  # type: ignore[attr-defined]
+
+    @property
+    def narrowed(self) -> bool:
+        """True if a filter other than the type is set."""
+        return any(value for name, value in self.cleaned_data.items() if name != "type")
+
+    def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
+        rows = super().narrow(rows)
+        slugs = self.cleaned_data.get("gateway")
+        return rows.filter(gateway__slug__in=slugs) if slugs else rows
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCounts:
+    """The number of connections in a list, and of active and blocked ones, as shown in its header."""
+
+    rows: int
+    active: int
+    blocked: int
+
+    def __str__(self) -> str:
+        blocked = f", {self.blocked:,} blocked" if self.blocked else ""
+        return f"{self.rows:,} connection{'' if self.rows == 1 else 's'}, {self.active:,} active{blocked}"
+
+
+def number(viewer: User, filters: McpFilter) -> ConnectionCounts:
+    """Return the counts for the filtered list."""
+    counts = connection_counts(filters.narrow(connections_visible_to(viewer)))
+    return ConnectionCounts(sum(counts.values()), counts["active"], counts["blocked"])
+
+
+@require_GET
+@requires(*SEES_CONNECTIONS)
+def mcp_connections(request: AppRequest) -> HttpResponse:
+    filters = McpFilter(request.GET)
+    count = number(request.user, filters)
+    table = MCP.seen(request)
+    matching = table.ordered(filters.narrow(visible(request.user)))
+    page = page_of(request, matching, detail=ConnectionQuerySet.with_details, count=count.rows)
+    context = {
+        "page": page,
+        "table": table,
+        "rows": [ConnectionRow(connection, request.user) for connection in page],
+        "number": count,
+        "filters": filters.cleaned_data,
+        "statuses": STATUSES,
+        "gateways": filters.gateways,
+        "narrowed": filters.narrowed,
+    }
+    return show_list(request, "connections/mcp.html#results", context)

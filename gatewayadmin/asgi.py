@@ -27,15 +27,14 @@ from auditlog import replica
 from gatewayadmin.config import database, environment
 from gatewayadmin.playground import endpoint_call
 from gatewayadmin.serving import health, housekeeping, quickstart
-from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.serving.client_address import client_address, is_known
 from gatewayadmin.serving.fair_shares import FairShares
-from gatewayadmin.serving.known_sender import is_known
+from gatewayadmin.serving.health import busiest
 from gatewayadmin.serving.outer_middleware import OuterMiddleware
-from gatewayadmin.serving.stored_metrics import busiest
 from proxy import app as proxy
 from proxy import metrics
 from servers.upstream_guard import own_endpoints
-from wire import builtin
+from wire import guard
 from wire.background import Background, every
 
 # Searches of the log, each of which may keep a processor busy for seconds.
@@ -62,7 +61,7 @@ _mcp = Raw()
 _listener = environment.text("GATEWAY_BUILTIN_URL")
 _secret = environment.text("GATEWAY_BUILTIN_SECRET")
 _metrics_folder = Path(path) if (path := environment.text("GATEWAY_BUILTIN_METRICS")) else None
-builtin.listen_at(_listener, _secret)
+guard.listen_at(_listener, _secret)
 
 
 def proxy_config() -> proxy.Config:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from functools import partial
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
+from uuid import UUID
 
-from django.db.models import Case, Count, Exists, OuterRef, Prefetch, Value, When
+from django.db import connection
+from django.db.models import Case, CharField, Count, Exists, OuterRef, Prefetch, QuerySet, Value, When
 from django.db.models.functions import Lower
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_GET
 
 from accounts.asking import open_requests
 from accounts.models import User
-from auditlog.busiest import to_come
-from auditlog.instruments import Instruments
+from auditlog import replica
+from auditlog.instruments import Instruments, to_come
+from auditlog.models import Call
 from auditlog.own_calls import OwnCall, as_own, listed_calls
-from auditlog.search.criteria import RowCount
+from auditlog.rollups.reading import Bars, book
+from auditlog.search.criteria import RowCount, Search
+from auditlog.search.query_language import parse_search
 from capabilities import Capability, own_resource
 from capabilities.catalogue import SEES_CONNECTIONS
 from connections.carried_identities import CarriedRow, OwnConnection, newest_lacking_identity, with_carried
@@ -25,9 +34,8 @@ from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import connection_counts as connection_numbers
 from gatewayadmin.setup import Setup
-from gatewayadmin.traffic import Traffic, health
 from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
-from hosts.forms import OURS
+from hosts.forms import OURS, PENDING
 from hosts.forms import STATUSES as HOST_STATES
 from hosts.models import Host, HostKind
 from servers.models import Health, Identity, Server
@@ -38,6 +46,172 @@ from tokens.notices import notices
 from tokens.rows import EXPIRES_SOON, TokenRow, needing
 from tokens.visibility import foremost_waiting
 from ui.pages import AppRequest, show
+
+# Counts in the rail: apps, definitions and servers that need the user's attention.
+#
+# Read in one statement for every page with a rail. Fragments have no rail and run no query.
+
+
+def attention(request: HttpRequest) -> dict[str, Any]:
+    """Context processor. `attention` is queried when a template first uses it."""
+    return {"attention": SimpleLazyObject(lambda: _counts(getattr(request, "user", None)))}
+
+
+def _counts(reader: Any) -> dict[str, int]:
+    """Return the non-zero counts by kind, of things `reader` may see."""
+    kinds = tuple(_kinds(reader)) if isinstance(reader, User) else ()
+    if not kinds:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(*_statement(kinds))
+        return {kind: number for kind, number in cursor.fetchall() if number}
+
+
+@cache
+def _statement(kinds: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
+    """Return the cached SQL that counts these kinds: compiling it takes longer than running it."""
+    looks = [_number(kind, _waiting(kind)) for kind in kinds]
+    return looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
+
+
+def _kinds(reader: User) -> Iterator[str]:
+    """Yield the kinds the reader can see and act on."""
+    if reader.has_perm(Capability.HOSTS_TOGGLE):
+        yield "hosts"
+    if reader.has_perm(Capability.GATEWAYS_MANAGE):
+        yield "definitions"
+    if reader.has_perm(Capability.SERVERS_MANAGE) or reader.has_perm(Capability.SERVERS_TOGGLE):
+        yield "servers"
+
+
+def _waiting(kind: str) -> QuerySet[Any]:
+    """Return the rows that need attention, the same for everybody who can act on them."""
+    if kind == "hosts":
+        return Host.objects.live().filter(PENDING)
+    if kind == "definitions":
+        return Feature.objects.needing_attention().placed().filter(assignment__gateway__in=Gateway.objects.live())
+    return Server.objects.live().filter(enabled=True, health=Health.DOWN)
+
+
+def _number(kind: str, rows: QuerySet[Any]) -> QuerySet[Any, Any]:
+    kinds: QuerySet[Any, Any] = rows.order_by().annotate(waiting_kind=Value(kind, CharField())).values("waiting_kind")
+    numbers: QuerySet[Any, Any] = kinds.annotate(number=Count("pk")).values_list("waiting_kind", "number")
+    return numbers
+
+
+# Statistics of the last day's calls: counts, outcomes, and each server's results by hour.
+
+DAY = timedelta(hours=24)
+HOURS = 24
+LISTED = 8
+GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet like the bars: three wide, two apart.
+
+SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of the tool.
+# Used where roll-ups are incomplete.
+# Failures are first found by their outcome, then only whether there was any call: both look at few rows.
+HOURLY = """
+SELECT s.id, h.n,
+    EXISTS (SELECT FROM auditlog_call c WHERE c.server_id = s.id AND c.created_at >= h.at
+        AND c.created_at < h.at + interval '1 hour'),
+    (s.id, h.n) IN (
+        SELECT f.server_id, floor(extract(epoch FROM f.created_at - %(since)s) / 3600)::int
+        FROM unnest(%(failed)s::text[]) AS o (outcome) CROSS JOIN LATERAL (
+            SELECT server_id, created_at FROM auditlog_call c
+            WHERE c.outcome = o.outcome AND c.outcome <> 'ok' AND c.created_at >= %(since)s
+            ORDER BY c.created_at DESC LIMIT 2000
+        ) f WHERE f.server_id IS NOT NULL
+    )
+FROM unnest(%(servers)s::uuid[]) AS s (id)
+CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_series(0, 23) n) h
+"""
+
+
+class Traffic:
+    """The calls of the last day. Parts are read on access; the cost is independent of their number."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+        since = timezone.now() - DAY
+        self._all, self._refused = Search([], since), Search(parse_search("denied"), since)
+
+    @cached_property
+    def total(self) -> RowCount:
+        return replica.read_from_replica(self._request, self._all.count)
+
+    @cached_property
+    def denied(self) -> RowCount:
+        return replica.read_from_replica(self._request, self._refused.count)
+
+    @cached_property
+    def recent(self) -> Sequence[Call]:
+        """The newest calls."""
+        return replica.read_from_replica(self._request, lambda: self._all.page(None, LISTED).page.rows)
+
+    @cached_property
+    def denials(self) -> Sequence[Call]:
+        """The newest denied calls."""
+        return replica.read_from_replica(self._request, lambda: self._refused.page(None, LISTED).page.rows)
+
+
+class Hour(NamedTuple):
+    """One hour of a server."""
+
+    called: bool
+    failed: bool
+
+
+@dataclass(frozen=True)
+class ServerTraffic:
+    """A server and its last day."""
+
+    server: Server
+    hours: Sequence[Hour]
+
+    @property
+    def failed(self) -> int:
+        return sum(hour.failed for hour in self.hours)
+
+    @property
+    def answered(self) -> int:
+        return sum(hour.called and not hour.failed for hour in self.hours)
+
+    @property
+    def drawn(self) -> list[tuple[str, str]]:
+        """SVG paths by state. Dashes of quiet hours come first and are covered by the bars of other hours."""
+        paths = {"none": GROUND, "ok": "", "down": ""}
+        for n, hour in enumerate(self.hours):
+            if hour.called or hour.failed:
+                paths["down" if hour.failed else "ok"] += f"M{5 * n} 0h3v18h-3z"
+        return [(state, path) for state, path in paths.items() if path]
+
+
+def health(servers: Sequence[Server]) -> list[ServerTraffic]:
+    """The servers with the last 24 hours of each."""
+    since = (timezone.now() - timedelta(hours=HOURS - 1)).replace(minute=0, second=0, microsecond=0)
+    hours = _hours([server.pk for server in servers], since) if servers else {}
+    return [ServerTraffic(server, [hours[server.pk, n] for n in range(HOURS)]) for server in servers]
+
+
+def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
+    where, until = {"server_id": list(servers)}, since + timedelta(hours=HOURS)
+    with book() as opened:
+        bars = Bars(since, timedelta(hours=1))
+        found = opened.read(where, since, until, by=("server_id", "outcome"), bars=bars, timed=False)
+    if found is None:
+        return _hours_of_log(servers, since)
+    outcomes: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+    for (server, outcome, n), numbers in found.items():
+        if numbers.calls:
+            outcomes[server, n].add(outcome)
+    places = ((server, n) for server in servers for n in range(HOURS))
+    return {place: Hour(bool(outcomes[place]), not outcomes[place].isdisjoint(SERVER_FAILED)) for place in places}
+
+
+def _hours_of_log(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
+    with connection.cursor() as cursor:
+        cursor.execute(HOURLY, {"servers": list(servers), "since": since, "failed": list(SERVER_FAILED)})
+        return {(server, n): Hour(called, failed) for server, n, called, failed in cursor.fetchall()}
+
 
 SHOWN = 8
 LATELY = timedelta(days=14)

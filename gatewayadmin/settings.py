@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from django.utils.csp import CSP
 
-from gatewayadmin.config import database, environment, keys, mail, outbound_proxy, tracing
+from gatewayadmin.config import database, environment, keys, outbound
 from gatewayadmin.config.environment import (
     SHORTEST_PASSWORD,
     Refused,
@@ -59,9 +59,9 @@ METRICS_TOKEN = secret("GATEWAY_METRICS_TOKEN")
 LOST_KEYS = text("GATEWAY_LOST_KEYS").replace(",", " ").split()  # Ids of keys; serve starts without them.
 CHECKPOINT_KEY = keys.signing_key("GATEWAY_CHECKPOINT_KEY")
 METRICS_NAMES = number("GATEWAY_METRICS_NAMES", 50, low=0, high=1000)
-OUTBOUND_PROXY = outbound_proxy.outbound_proxy_settings()
-TRACES = tracing.tracing_settings(OUTBOUND_PROXY)
-OTEL_RESOURCE = tracing.resource()
+OUTBOUND_PROXY = outbound.outbound_proxy_settings()
+TRACES = outbound.tracing_settings(OUTBOUND_PROXY)
+OTEL_RESOURCE = outbound.resource()
 ARCHIVE = environment.path_or_url("GATEWAY_ARCHIVE")
 ARCHIVE_KEYS = secret("GATEWAY_ARCHIVE_KEYS")
 WELL_KNOWN_SERVERS = environment.file("GATEWAY_WELL_KNOWN_SERVERS")
@@ -103,10 +103,10 @@ CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
 # --- Mail ---------------------------------------------------------------------------------------------------------
 
-MAILERS = mail.mailers(secret("GATEWAY_EMAIL_URL"))
-MAIL_SERVER = mail.server_of(MAILERS)  # Without one, no page says that a link is mailed.
+MAILERS = outbound.mailers(secret("GATEWAY_EMAIL_URL"))
+MAIL_SERVER = outbound.server_of(MAILERS)  # Without one, no page says that a link is mailed.
 EMAIL_FROM_IS_SET = bool(text("GATEWAY_EMAIL_FROM"))
-DEFAULT_FROM_EMAIL = SERVER_EMAIL = mail.sender(text("GATEWAY_EMAIL_FROM"), str(_public.hostname))
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = outbound.sender(text("GATEWAY_EMAIL_FROM"), str(_public.hostname))
 
 if (_sentence := environment.misspelled()) is not None:
     raise Refused(_sentence)
@@ -170,7 +170,7 @@ MIDDLEWARE = [
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
     "ui.middleware.try_later",
-    "accounts.signed_out.SignInFirst",
+    "accounts.views.SignInFirst",
     "gatewayadmin.middleware.note_origin",
     "gatewayadmin.middleware.note_refusals",
     "auditlog.replica.note_writes",
@@ -192,7 +192,7 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "capabilities.can",
-                "gatewayadmin.attention.attention",
+                "gatewayadmin.overview.attention",
                 "auditlog.replica.lag",
             ],
         },
@@ -225,8 +225,8 @@ SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 # --- Signing in ---------------------------------------------------------------------------------------------------
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["accounts.backend.RoleBackend"]
-PASSWORD_HASHERS = ["accounts.hashing.QueuedArgon2Hasher", "oauth.client_secrets.ClientSecretHasher"]
+AUTHENTICATION_BACKENDS = ["accounts.adapter.RoleBackend"]
+PASSWORD_HASHERS = ["accounts.hashing.QueuedArgon2Hasher", "oauth.client_metadata.ClientSecretHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {
@@ -315,7 +315,7 @@ REST_FRAMEWORK = {
         "tokens.authentication.BearerAuthentication",
         "ui.rest_requests.SessionCookie",
     ],
-    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.reauthentication.RecentPassword"],
+    "DEFAULT_PERMISSION_CLASSES": ["capabilities.rest.HasCapability", "accounts.sign_in.RecentPassword"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["ui.rest_requests.Json"],
     "DEFAULT_SCHEMA_CLASS": "gatewayadmin.rest.openapi.OperationSchema",
@@ -346,9 +346,9 @@ OAUTH2_PROVIDER_REFRESH_TOKEN_MODEL = "oauth2_provider.RefreshToken"
 OAUTH2_PROVIDER_ID_TOKEN_MODEL = "oauth2_provider.IDToken"
 OAUTH2_PROVIDER = {
     "OAUTH2_VALIDATOR_CLASS": "oauth.validator.Validator",
-    "OAUTH2_SERVER_CLASS": "oauth.server.AuthorizationServer",
-    "ACCESS_TOKEN_GENERATOR": "oauth.server.access_token",
-    "REFRESH_TOKEN_GENERATOR": "oauth.server.refresh_token",
+    "OAUTH2_SERVER_CLASS": "oauth.validator.AuthorizationServer",
+    "ACCESS_TOKEN_GENERATOR": "oauth.validator.access_token",
+    "REFRESH_TOKEN_GENERATOR": "oauth.validator.refresh_token",
     "OIDC_ISS_ENDPOINT": PUBLIC_URL,
     "SCOPES": {"mcp": "Use the tools of the gateway you choose"},
     "DEFAULT_SCOPES": ["mcp"],

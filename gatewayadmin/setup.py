@@ -23,7 +23,7 @@ from auditlog.search.criteria import RECENT
 from capabilities import Capability, requires
 from connections.models import Connection
 from gateways.models import Assignment
-from oauth.redirect_uris import LOOPBACK
+from oauth.client_metadata import LOOPBACK
 from servers.models import BUILT_IN_URL, Server
 from ui.pages import AppRequest, answer, moment_of, show
 

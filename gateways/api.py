@@ -23,7 +23,7 @@ from gateways.forms import GatewayForm, NameForm, ReachForm
 from gateways.models import Assignment, Gateway, GatewayQuerySet, OnArrival, OnChange, Reach, ServerStillEnabled
 from gateways.views import counted, gateway_or_404
 from servers.views import server_or_404 as find_server
-from ui.limits import Limit
+from ui.forms import Limit
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked
 

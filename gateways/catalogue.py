@@ -26,7 +26,7 @@ from capabilities import Capability
 from gateways.models import Assignment, Feature, FeatureQuerySet, FeatureState, Gateway
 from gateways.tool_views import NEW_FOR, ToolRow
 from servers.models import Server, ServerQuerySet
-from ui.matching import holds
+from ui.forms import holds
 
 SPAN = STRETCHES["30d"].label  # The period searched for calls, unless that takes too long.
 PERIODS = {STRETCHES[name].label: STRETCHES[name].length for name in ("30d", "7d", "24h", "1h", "5m")}

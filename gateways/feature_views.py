@@ -38,7 +38,7 @@ from gateways.models import (
     ToolPolicy,
 )
 from gateways.tool_views import ToolRow, feature_or_404, page_url
-from gateways.use_of_tool import UseOfTool
+from gateways.usage_views import UseOfTool
 from gateways.views import WITHIN_REACH
 from gateways.views import gateway_or_404 as find_gateway
 from ui.pages import AppRequest, confirm, first_names, leave, own_path, sentences, show

@@ -27,8 +27,7 @@ from gateways.models import (
 )
 from servers.forms import SlugField
 from servers.models import Identity, Server
-from ui.limits import LimitField
-from ui.widgets import ExplainedChoice
+from ui.forms import ExplainedChoice, LimitField
 
 NEW = {
     OnArrival.APPROVE: "What a server offers for the first time is shown to clients at once.",

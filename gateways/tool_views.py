@@ -23,8 +23,9 @@ from capabilities import Capability, own_resource, requires
 from capabilities.catalogue import SEES_GATEWAYS
 from connections.impact import cuts
 from gateways import assignment_views
+from gateways.differences import DiffLine, difference, pages, whole
 from gateways.forms import FeatureFilter, listed_kind
-from gateways.models import Feature, FeatureKind, Gateway, Listing, ToolPolicy
+from gateways.models import Feature, FeatureKind, FeatureState, Gateway, Listing, ToolPolicy
 from gateways.models.feature import FIRST_LIST
 from gateways.refresh import Refreshed, refresh
 from gateways.views import PLURALS, WITHIN_REACH, offered_by_kind
@@ -292,3 +293,51 @@ def changed(request: AppRequest, feature: Feature, toast: str, undo: Undo | None
     template = "gateways/feature.html#head" if is_open(request, feature) else "gateways/tools.html#row"
     context = {"row": ToolRow(feature), "gateway": feature.assignment.gateway}
     return answer(request, template, context, to=tab_url(feature.assignment.gateway), toast=toast, undo=undo)
+
+
+# The list of changed definitions of all gateways, each with its difference and the two decisions.
+
+SHOWN = 8  # Definitions a page; each is shown with what differs.
+MOST_LINES = 40
+MOST_QUARANTINED = 30
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A definition that waits for a decision, and how it differs from the approved one."""
+
+    feature: Feature
+
+    @property
+    def all_lines(self) -> list[DiffLine]:
+        offered, approved = self.feature.offered or "", self.feature.approved
+        return pages(difference(approved, offered) if approved else whole(offered))[0]
+
+    @property
+    def lines(self) -> list[DiffLine]:
+        return self.all_lines[:MOST_LINES]
+
+    @property
+    def is_cut(self) -> bool:
+        """True if there are more lines than the list shows; the feature's page shows them all."""
+        return len(self.all_lines) > MOST_LINES
+
+
+@require_GET
+@own_resource(WITHIN_REACH)
+def inbox(request: AppRequest) -> HttpResponse:
+    page = page_of(
+        request,
+        Feature.objects.waiting_for(request.user),
+        SHOWN,
+        detail=lambda rows: rows.select_related("assignment__gateway", "assignment__server"),
+    )
+    quarantined = Feature.objects.seen_by(request.user).filter(state=FeatureState.QUARANTINED)
+    placed = quarantined.select_related("assignment__gateway", "assignment__server").order_by("exposed_name", "pk")
+    context = {
+        "page": page,
+        "rows": [Waiting(feature) for feature in page.object_list],
+        "quarantined": list(placed[:MOST_QUARANTINED]),
+        "here": reverse("gateways:changed"),
+    }
+    return show(request, "gateways/changed.html", context)

@@ -13,7 +13,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
-from ui.matching import holds
+from ui.forms import holds
 
 PLAYGROUND = "playground"  # dedupe_key of the app that runs tools from the pages; no registration can have it.
 

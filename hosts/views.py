@@ -10,6 +10,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Count, Q
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -25,7 +26,6 @@ from connections.impact import archived_with, cut_together, cuts, ended_together
 from connections.models import Connection, StillEnabled
 from connections.rows import counted_for
 from hosts.forms import STATUSES, AgentForm, HostFilter, NewAgentForm
-from hosts.lists import HOSTS
 from hosts.models import AgentNameTaken, Host, HostKind, HostQuerySet, NotPending
 from ui import bulk
 from ui.bulk import BulkEnding, Switching
@@ -47,7 +47,29 @@ from ui.pages import (
     switch_target,
     was_typed,
 )
-from ui.tables import show_list
+from ui.tables import WEEK, Column, Table, show_list
+
+# The columns of the lists of hosts.
+
+HOSTS = Table(
+    "hosts",
+    "Apps and agents",
+    (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.HOSTS_TOGGLE),
+        Column("name", "Name", sorts=(Lower("name"),)),
+        Column("type", "Type", 8, priority=3, sorts=("kind", Lower("name")), on_phone=True),
+        Column("connections", "Connections", 7, priority=2, kind="number"),
+        Column("users", "Users", 5, priority=3, kind="number"),
+        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
+        Column(
+            "seen", "Last seen", 7, priority=2, kind="moment", sorts=("last_seen_at",), most_first=True, on_phone=True
+        ),
+        Column("added", "Added", 7, priority=4, sorts=("created_at",), most_first=True, is_extra=True),
+        Column("status", "Status", 11, on_phone=True),
+        Column("acts", "Enabled", 7, kind="acts"),
+    ),
+    order="name",
+)
 
 
 def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:

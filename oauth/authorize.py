@@ -20,14 +20,11 @@ from oauth2_provider.oauth2_backends import get_oauthlib_core
 
 from connections.models import Connection
 from oauth import flow as flows
-from oauth.client_document_fetch import UnreadableDocument
-from oauth.client_documents import learn, needs_sign_in
+from oauth.client_documents import UnreadableDocument, learn, needs_sign_in
+from oauth.client_metadata import APP_SCHEMES, UnknownResource, gateway_of
 from oauth.models import AuthorizeRequest
-from oauth.redirect_uris import APP_SCHEMES
 from oauth.registration import is_approved
-from oauth.resource_indicators import UnknownResource, gateway_of
-from oauth.server import has_readable_query
-from oauth.validator import SCOPES
+from oauth.validator import SCOPES, has_readable_query
 from ui.pages import AppRequest
 
 KEPT = ("client_id", "redirect_uri", "response_type", "state", "code_challenge", "code_challenge_method")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 
+import httpx
 from django.conf import settings
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
@@ -15,19 +20,152 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from oauth import limits
-from oauth.client_document_fetch import (
-    Document,
-    DocumentTooSlow,
-    UnreadableDocument,
-    check_document_url,
-    fetch_client_document,
-    is_address,
-)
-from oauth.client_metadata import BadClientMetadata, details, validated_metadata
+from oauth.client_metadata import BadClientMetadata, details, parse_client_metadata, validated_metadata
 from oauth.models import Registration
 from oauth.registration import app_fingerprint
+from servers.upstream_guard import guard_for_strangers
 from ui import databases
 from ui.pages import AppRequest
+from wire.background import Deadline
+from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused
+from wire.http1 import BodyReader, BodyTooLarge
+from wire.versions import NAME
+
+# Fetch a client metadata document from an untrusted URL.
+#
+# Does not touch the database. The address must be public, even if GATEWAY_PRIVATE_UPSTREAMS allows private servers:
+# administrators choose those, but anybody can send a client_id.
+
+SECONDS = 5.0
+READERS = 2  # Per process, so that many slow documents cannot fill it with waiting threads.
+BIGGEST = 16 * 1024
+LONGEST_ADDRESS = 255
+FRESH_AT_LEAST, FRESH_AT_MOST = timedelta(minutes=5), timedelta(days=1)
+
+PUBLIC = Guard()
+
+HEADERS = {
+    "User-Agent": NAME,
+    "Accept": "application/json, application/*+json",
+    "Accept-Encoding": "identity",  # Against decompression bombs.
+}
+
+# Stricter than the URL syntax: nothing that two parsers could read as different hosts.
+_address = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?(?P<path>/[!-~]*)", re.ASCII)
+_dots = re.compile(r"/(?:\.|%2e){1,2}(?:[/?]|\Z)", re.IGNORECASE)
+_max_age = re.compile(r"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+_readers = ThreadPoolExecutor(READERS, thread_name_prefix="client-document")
+
+
+class UnreadableDocument(Exception):
+    """The app's metadata document cannot be used; the message says why."""
+
+
+class DocumentTooSlow(UnreadableDocument):
+    """The metadata document took too long to arrive."""
+
+    def __init__(self) -> None:
+        super().__init__("The app's description took too long to arrive.")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A client metadata document, and how long it may be cached."""
+
+    metadata: dict[str, Any]
+    fresh_for: timedelta
+
+
+def is_address(client_id: str) -> bool:
+    """True if this client_id has the form of a document URL."""
+    return client_id[:8].lower() == "https://" and client_id.isprintable()
+
+
+def check_document_url(client_id: str) -> None:
+    """Raise UnreadableDocument unless this URL may be fetched. Does not resolve its host."""
+    match = _address.fullmatch(client_id)
+    path = match["path"] if match else ""
+    if not match or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
+        raise UnreadableDocument("The app's client_id is no address a description could be read from.")
+    try:
+        PUBLIC.check_url(client_id)
+    except UrlRefused:
+        raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None
+
+
+def fetch_client_document(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
+    """Return the document at `url` within `seconds`, including waiting for a thread.
+
+    Raises UnreadableDocument or DocumentTooSlow.
+    """
+    guard = guard or guard_for_strangers()
+    deadline = Deadline()
+    deadline.set(seconds)
+    # In a thread, because name resolution cannot be interrupted; in a pool, to limit their number.
+    reading = _readers.submit(_read, url, guard, deadline)
+    try:
+        return reading.result(seconds)
+    except TimeoutError:
+        raise DocumentTooSlow from None
+    finally:
+        reading.cancel()
+
+
+def _read(url: str, guard: Guard, deadline: Deadline) -> Document:
+    transport = GuardedTransport(guard, deadline)
+    try:
+        with (
+            httpx.Client(transport=transport, trust_env=False, timeout=SECONDS, headers=HEADERS) as client,
+            client.stream("GET", url) as response,
+        ):
+            _refuse_others(response)
+            metadata = parse_client_metadata(_body(response, deadline), biggest=BIGGEST)
+            return Document(metadata, _fresh_for(response.headers.get("cache-control", "")))
+    except AddressRefused:
+        raise UnreadableDocument("The app's client_id leads to a private or reserved address.") from None
+    except httpx.TimeoutException:
+        raise DocumentTooSlow from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError):
+        raise UnreadableDocument("The app's description cannot be reached.") from None
+    except BadClientMetadata:
+        raise UnreadableDocument("The app's description is no JSON object.") from None
+
+
+def _refuse_others(response: httpx.Response) -> None:
+    """Accept only a 200 with JSON. A redirect would let one URL speak for another."""
+    if response.status_code != HTTPStatus.OK:
+        raise UnreadableDocument(f"The app's description was asked for, and the answer was {response.status_code}.")
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not (
+        content_type.startswith("application/") and content_type.endswith("+json")
+    ):
+        raise UnreadableDocument("The app's description is not sent as JSON.")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise UnreadableDocument("The app's description is packed.")
+
+
+def _body(response: httpx.Response, deadline: Deadline) -> bytes:
+    body = BodyReader(BIGGEST)
+    parts: list[bytes] = []
+    try:
+        for chunk in response.iter_raw():
+            deadline.check()  # One read of the socket can contain thousands of chunks.
+            parts += body.feed(chunk)
+    except BodyTooLarge:
+        raise UnreadableDocument(f"The app's description is larger than {BIGGEST // 1024} KiB.") from None
+    return b"".join(parts)
+
+
+def _fresh_for(cache_control: str) -> timedelta:
+    """Return the cache lifetime of the document (RFC 9111), limited on both sides; a day if not stated."""
+    rules = cache_control.lower()
+    if "no-store" in rules or "no-cache" in rules:
+        return FRESH_AT_LEAST
+    match = _max_age.search(rules)
+    age = timedelta(seconds=int(match[1])) if match else FRESH_AT_MOST
+    return max(FRESH_AT_LEAST, min(age, FRESH_AT_MOST))
+
 
 AGAIN_AFTER_S = 60
 STALE_LIFETIME = timedelta(days=7)

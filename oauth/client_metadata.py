@@ -4,10 +4,128 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
-from oauth import redirect_uris
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+
+from gateways.models import Gateway
+from ui import addresses
+from wire import hosts
+
+# The rules for redirect URIs.
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+APP_SCHEMES = frozenset({"cursor", "vscode", "vscode-insiders"})
+MOST = 20
+LONGEST = 2000
+
+
+class BadRedirect(Exception):
+    """The redirect URI is not allowed; the message says why."""
+
+
+def check_redirect_uri(uri: str) -> None:
+    """Raise BadRedirect, with the URI and the rule, unless `uri` may be registered."""
+    parts = _split(uri)
+    if parts.fragment or "#" in uri:
+        raise BadRedirect(f"{uri}: a redirect address has no fragment.")
+    if "@" in parts.netloc:
+        raise BadRedirect(f"{uri}: a redirect address holds no user name.")
+    if parts.scheme in APP_SCHEMES:
+        return
+    if not addresses.parts(uri).domain:  # Otherwise no page could show reliably where people are sent.
+        raise BadRedirect(f"{uri}: a redirect address names a plain host.")
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        return
+    raise BadRedirect(f"{uri}: use https, http on the loopback address, or one of {', '.join(sorted(APP_SCHEMES))}.")
+
+
+def _split(uri: str) -> SplitResult:
+    if len(uri) > LONGEST or any(character.isspace() or not character.isprintable() for character in uri):
+        raise BadRedirect("A redirect address is at most 2,000 characters long and has no blanks.")
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise BadRedirect(f"{uri}: this is no address.") from None
+    return parts
+
+
+def origin(uri: str) -> str:
+    """Return scheme and host of a redirect URI, and the port unless it is loopback, where it changes each time.
+
+    For display only: redirect URIs are compared as strings (RFC 6749 section 3.1.2.3).
+    """
+    parts = urlsplit(uri)
+    if parts.scheme in APP_SCHEMES:
+        return f"{parts.scheme}://"
+    if parts.hostname in LOOPBACK:
+        return f"{parts.scheme}://{parts.hostname}"
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def origins(uris: Iterable[str]) -> list[str]:
+    return sorted({origin(uri) for uri in uris})
+
+
+def only_loopback(uris: Iterable[str]) -> bool:
+    """True if all URIs are loopback, so that any program on the person's machine could receive the code."""
+    return all(urlsplit(uri).hostname in LOOPBACK for uri in uris)
+
+
+# Hashing of client secrets.
+
+
+class ClientSecretHasher(PBKDF2PasswordHasher):
+    """One round of PBKDF2, because 128 random characters cannot be guessed.
+
+    With a slow hash at each token request, anybody who knows a client_id could exhaust our CPUs.
+    """
+
+    algorithm = "client_secret"
+    iterations = 1
+
+
+# Resource indicators (RFC 8707): find the gateway a client requests.
+
+
+class UnknownResource(Exception):
+    """The resource is not the address of a gateway here."""
+
+
+def same_resource(first: str, second: str) -> bool:
+    """Return whether both URLs name the same resource, ignoring the host's spelling and one final slash.
+
+    URLs with a user name or control characters match no gateway.
+    """
+    try:
+        if "@" in urlsplit(first).netloc or not first.isprintable():
+            return False
+        return hosts.origin_of(first) == hosts.origin_of(second) and _path(first) == _path(second)
+    except ValueError:
+        return False
+
+
+def _path(uri: str) -> tuple[str, str, str]:
+    parts = urlsplit(uri.replace("\\", "/"))
+    return parts.path.removesuffix("/"), parts.query, parts.fragment
+
+
+def gateway_of(resources: Sequence[str]) -> Gateway | None:
+    """Return the gateway that the resource indicators name, or None if there are none.
+
+    Raises UnknownResource unless they name exactly one gateway of this installation.
+    """
+    if not resources:
+        return None
+    slug = resources[0].rstrip("/").rpartition("/")[2]
+    gateway = Gateway.objects.live().filter(slug=slug).first()
+    if len(resources) != 1 or gateway is None or not same_resource(resources[0], gateway.url):
+        raise UnknownResource(UnknownResource.__doc__)
+    return gateway
+
 
 METHODS = ("none", "client_secret_post", "client_secret_basic")
 
@@ -39,16 +157,12 @@ def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises BadClientMetadata.
     """
     uris = metadata.get("redirect_uris")
-    if (
-        not isinstance(uris, list)
-        or not 0 < len(uris) <= redirect_uris.MOST
-        or not all(isinstance(u, str) for u in uris)
-    ):
-        raise BadClientMetadata(f"Give 1 to {redirect_uris.MOST} redirect_uris.", "invalid_redirect_uri")
+    if not isinstance(uris, list) or not 0 < len(uris) <= MOST or not all(isinstance(u, str) for u in uris):
+        raise BadClientMetadata(f"Give 1 to {MOST} redirect_uris.", "invalid_redirect_uri")
     try:
         for uri in uris:
-            redirect_uris.check_redirect_uri(uri)
-    except redirect_uris.BadRedirect as bad:
+            check_redirect_uri(uri)
+    except BadRedirect as bad:
         raise BadClientMetadata(str(bad), "invalid_redirect_uri") from None
     grants = metadata.get("grant_types", ["authorization_code"])
     if not isinstance(grants, list) or "authorization_code" not in grants:

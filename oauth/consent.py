@@ -15,8 +15,8 @@ from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Feature
 from oauth import flow as flows
 from oauth.authorize import answer_url, grant
+from oauth.client_metadata import only_loopback
 from oauth.models import AuthorizeRequest, Ending
-from oauth.redirect_uris import only_loopback
 from oauth.registration import host_of_app
 from oauth.views import forbidden, step
 from servers.models import Identity

@@ -1,22 +1,81 @@
 """The OAuth endpoints, without trailing slashes, and the URL names the toolkit reverses."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import BadRequest, SuspiciousOperation
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.multipartparser import MultiPartParserError
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
 from oauth2_provider.views import RevokeTokenView, TokenView
 
-from oauth import authorize, metadata
+from gateways.models import Gateway
+from oauth import authorize
 from oauth.cors import cors
 from oauth.limits import each_client
 from oauth.registration import Manage, Register
-from oauth.server import has_readable_query
+from oauth.validator import SCOPES, has_readable_query
+
+# The OAuth metadata documents; all URLs are built from the public URL (RFC 8414, RFC 9728).
+
+AUTH_METHODS = ["none", "client_secret_post", "client_secret_basic"]
+
+
+def _public(document: dict[str, object]) -> HttpResponse:
+    """Return a document that any web page may read."""
+    return JsonResponse(document, headers={"Access-Control-Allow-Origin": "*", "Cache-Control": "max-age=60"})
+
+
+@login_not_required
+@require_safe
+def authorization_server(request: HttpRequest) -> HttpResponse:
+    """Serve authorization server metadata; the issuer is the public URL without a path."""
+    issuer = settings.PUBLIC_URL
+    return _public(
+        {
+            "issuer": issuer,
+            "authorization_endpoint": f"{issuer}/oauth/authorize",
+            "token_endpoint": f"{issuer}/oauth/token",
+            "registration_endpoint": f"{issuer}/oauth/register",
+            "revocation_endpoint": f"{issuer}/oauth/revoke",
+            "scopes_supported": SCOPES,
+            "response_types_supported": ["code"],
+            "response_modes_supported": ["query"],
+            "grant_types_supported": ["authorization_code", "refresh_token"],
+            "token_endpoint_auth_methods_supported": AUTH_METHODS,
+            "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": True,
+            "client_id_metadata_document_supported": settings.CLIENT_DOCUMENTS,
+            "service_documentation": f"{issuer}/",
+        }
+    )
+
+
+@login_not_required
+@require_safe
+def protected_resource(request: HttpRequest, slug: str) -> HttpResponse:
+    """Serve protected resource metadata of one gateway; 404 if it does not exist."""
+    gateway = Gateway.objects.live().filter(slug=slug).first()
+    if gateway is None:
+        raise Http404
+    return _public(
+        {
+            "resource": gateway.url,
+            "authorization_servers": [settings.PUBLIC_URL],
+            "scopes_supported": SCOPES,
+            "bearer_methods_supported": ["header"],
+            "resource_name": gateway.name,
+        }
+    )
+
 
 app_name = "oauth2_provider"
 
@@ -80,10 +139,10 @@ token = csrf_exempt(login_not_required(cors(a_form(each_client(always_json(reada
 revoke = csrf_exempt(login_not_required(cors(a_form(always_json(readable(RevokeTokenView.as_view()))))))
 
 urlpatterns = [
-    path(".well-known/oauth-authorization-server", cors(metadata.authorization_server), name="server-metadata"),
+    path(".well-known/oauth-authorization-server", cors(authorization_server), name="server-metadata"),
     path(
         ".well-known/oauth-protected-resource/mcp/<slug:slug>",
-        cors(metadata.protected_resource),
+        cors(protected_resource),
         name="resource-metadata",
     ),
     path("oauth/authorize", authorize.authorize, name="authorize"),

@@ -14,7 +14,7 @@ from django.utils import timezone
 from oauth2_provider.models import Application
 
 from accounts.models import Attempt, User
-from wire.address_group import address_group
+from wire.hosts import address_group
 
 A_MINUTE = {"register": 60, "document": 10, "token": 30, "tokens": 300}
 OF_ONE_PERSON = {"document": 5}

@@ -21,10 +21,9 @@ from auditlog.models import Event
 from connections.models import host_refusal
 from hosts.models import Host
 from oauth import limits
-from oauth.client_metadata import BadClientMetadata, details, parse_client_metadata, validated_metadata
+from oauth.client_metadata import BadClientMetadata, details, origins, parse_client_metadata, validated_metadata
 from oauth.cors import cross_origin
 from oauth.models import Registration
-from oauth.redirect_uris import origins
 
 NAMELESS = "MCP Client"
 BIGGEST = 16 * 1024

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.db import transaction
+from django.db.models import Q
 from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
+from oauth2_provider.models import Application
 
-from capabilities import NOBODY, own_resource
+from auditlog.own_calls import Wait, own_connection
+from capabilities import NOBODY, Capability, own_resource, requires
+from capabilities.catalogue import SEES_HOSTS
+from connections.carried_identities import OwnConnection, with_carried
 from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Gateway
 from hosts.models import Host, HostKind
+from hosts.views import host_or_404
+from oauth import client_metadata
 from oauth import flow as flows
 from oauth.authorize import answer_url
 from oauth.forms import IdentityForm
-from oauth.models import AuthorizeRequest, Ending
+from oauth.models import AuthorizeRequest, Ending, Registration
 from oauth.registration import is_approved
 from tokens.forms import TokenForm
 from tokens.models import Issued, Token, TokenError
-from tokens.snippets import new_secret_context
-from ui.pages import AppRequest, posted, text_of
+from tokens.snippets import example_call, new_secret_context
+from tokens.visibility import may_create
+from ui.clients import client_block, client_of, clients
+from ui.pages import AppRequest, moment_of, page_of, posted, show, text_of
 
 type Step = Callable[..., HttpResponse]
 
@@ -258,3 +269,141 @@ def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpR
     if context.get("seconds"):
         response["Refresh"] = f"{READING_SECONDS}; url={context['url']}"
     return response
+
+
+# Instructions to connect a client: the dialog, and the page of all clients. Both wait for the first call.
+
+WAYS = ("browser", "token")
+
+
+@require_GET
+@own_resource("it names only gateways within reach")
+def how_to_connect(request: AppRequest) -> HttpResponse:
+    """Show how to connect to the gateway in `?gateway=`, or to the first enabled one the user may use."""
+    gateways = list(Gateway.objects.reachable_by(request.user))
+    slug = request.GET.get("gateway")
+    open_ones = (one for one in gateways if one.enabled)
+    gateway = next((one for one in gateways if one.slug == slug), None) or next(open_ones, next(iter(gateways), None))
+    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway}
+    if slug and not (gateway and gateway.slug == slug):
+        context["out_of_reach"] = Gateway.objects.visible_to(request.user).filter(slug=slug).first()
+    if gateway:
+        client, place = client_of(request.GET.get("client", "")), {"url": gateway.url, "name": gateway.slug}
+        context |= {"clients": clients(), "client": client}
+        context |= {
+            "browser": client_block(client, "browser", **place),
+            "token": client_block(client, "token", **place),
+        }
+        context["wait"] = Wait.begin(request.user, moment_of(request.GET, "since"), gateway=gateway)
+    return show(request, "oauth/how_to_connect.html", context)
+
+
+@never_cache
+@require_GET
+@own_resource("it names only gateways within reach, and one's own connections")
+def client(request: AppRequest) -> HttpResponse:
+    """Show how to connect a client, in the browser or with a token, and whether its first call arrived.
+
+    `?connection=` limits the page to one of one's own connections.
+    """
+    asked = request.GET
+    connection = own_connection(request.user, asked.get("connection", ""))
+    gateways = [connection.gateway] if connection else _usable(request)
+    gateway = next((one for one in gateways if one.slug == asked.get("gateway")), next(iter(gateways), None))
+    context: dict[str, Any] = {"gateways": gateways, "gateway": gateway, "connection": connection}
+    if gateway:
+        agent = connection is not None and connection.host.kind == HostKind.TOKEN
+        context |= _instructions(request, gateway, asked.get("how", "") or ("token" if agent else ""))
+        context["lacks"] = _lacks(request, gateway, connection)
+        since = moment_of(asked, "since")
+        context["wait"] = Wait.begin(request.user, since, gateway=gateway, connection=connection)
+    return show(request, "oauth/client.html", context)
+
+
+def _usable(request: AppRequest) -> list[Gateway]:
+    """Return the enabled gateways the person may use, by name."""
+    return list(Gateway.objects.usable_by(request.user).order_by("name"))
+
+
+def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:
+    """Return the instructions for the chosen client, by a method it supports."""
+    chosen = client_of(request.GET.get("client", ""))
+    ways = [way for way in WAYS if chosen.by(way)]
+    may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
+    how = how if how in ways else next((way for way in ways if may[way]), ways[0])
+    return {
+        "clients": clients(),
+        "client": chosen,
+        "ways": ways,
+        "how": how,
+        "snippet": client_block(chosen, how, url=gateway.url, name=gateway.slug),
+        "call": example_call(gateway),
+        "may_make_token": may["token"],
+    }
+
+
+def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
+    """Return the servers of this gateway for which the person's connections lack an identity."""
+    own = Connection.objects.own(request.user).live().filter(gateway=gateway)
+    if connection:
+        own = own.filter(pk=connection.pk)
+    rows = with_carried(own.with_details().filter(Q(needs_identity=True)))[:1]
+    return next((OwnConnection(row, request.user).servers_without for row in rows), "")
+
+
+# The registrations of an app, on the page of its host.
+
+
+@dataclass(frozen=True)
+class RegistrationRow:
+    """A registration as the page shows it."""
+
+    registration: Registration
+
+    @cached_property
+    def application(self) -> Application:
+        return self.registration.application
+
+    @property
+    def published_by(self) -> str:
+        """The host name of the app's document; empty if it has none."""
+        if self.application.registration_source != Application.RegistrationSource.CIMD:
+            return ""
+        return urlsplit(self.application.client_id).hostname or ""
+
+    @property
+    def is_by_hand(self) -> bool:
+        """True if an operator registered it."""
+        return bool(self.application.registration_source == Application.RegistrationSource.MANUAL)
+
+    @property
+    def way(self) -> str:
+        """The method by which it was registered."""
+        match self.application.registration_source:
+            case Application.RegistrationSource.CIMD:
+                return "by document"
+            case Application.RegistrationSource.DCR:
+                return "by itself"
+        return "by hand"
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of its redirect URIs, without loopback ports."""
+        return client_metadata.origins(self.application.redirect_uris.split())
+
+
+@require_GET
+@requires(*SEES_HOSTS)
+def listing(request: AppRequest, pk: UUID) -> HttpResponse:
+    """List the registrations of a headed host, newest first."""
+    host = host_or_404(request.user, pk)
+    if host.is_agent:
+        raise Http404
+    page = page_of(request, Registration.objects.filter(host=host).select_related("application"))
+    context = {
+        "host": host,
+        "tab": "overview",
+        "page": page,
+        "rows": [RegistrationRow(registration) for registration in page],
+    }
+    return show(request, "oauth/registered.html#registered", context)

@@ -9,14 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy import metrics
-from proxy.access.query import SETUP_TO_FIND_AGAIN, Access
+from proxy.access.decision import SETUP_TO_FIND_AGAIN, Access
 from proxy.carrier import Carriage
 from proxy.config import Config, Traces
 from proxy.dispatch import Dispatcher
 from proxy.endpoint import Endpoint
-from proxy.eras import Eras
 from proxy.forward import Forwarder
-from proxy.handshake import Handshake
+from proxy.handshake import Eras, Handshake
 from proxy.lists import Lists
 from proxy.refresh import Refresher
 from proxy.request import PREFIX
@@ -35,16 +34,16 @@ from proxy.store.state import StatePool
 from proxy.store.usage import UsageTracker
 from proxy.streams import Streams
 from proxy.suspended_calls import SuspendedCalls
-from wire.byte_budget import ByteBudget
 from wire.cipher import Cipher
 from wire.client import McpClient
 from wire.guard import Guard
 from wire.oauth_client import MOST_BYTES
 from wire.pool import Transport
 from wire.reader_process import ReaderProcess
+from wire.turns import ByteBudget
 
 if TYPE_CHECKING:
-    from proxy.tracing.spans import Tracer
+    from proxy.tracing import Tracer
 
 __all__ = ["PREFIX", "Config", "Traces", "runtime"]
 
@@ -142,7 +141,7 @@ async def _tracer(config: Traces | None) -> AsyncIterator[Tracer | None]:
     if config is None:
         yield None
         return
-    from proxy.tracing.spans import Tracer  # noqa: PLC0415
+    from proxy.tracing import Tracer  # noqa: PLC0415
 
     tracer = Tracer(config)
     metrics.watch_spans(tracer.counts)

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy.access.decision import AccessRow, AssignedServer, decide
+from proxy.access.decision import (
+    Access,
+    AccessQuery,
+    AccessRow,
+    AssignedServer,
+    ServersNeeded,
+    Wanted,
+    decide,
+    find_again,
+)
 from proxy.access.features import (
     PROMPT,
     RESOURCE,
@@ -22,7 +31,6 @@ from proxy.access.features import (
     lookup_key,
     resolve,
 )
-from proxy.access.query import Access, AccessQuery, ServersNeeded, Wanted, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
 from proxy.store.database import DatabaseUnavailable, StatementRejected

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxy import reasons, tasks
-from proxy.access.decision import DENIALS, AccessRow
+from proxy.access.decision import DENIALS, NOTHING, AccessRow, ServersNeeded, Wanted
 from proxy.access.features import (
     PROMPT,
     RESOURCE,
@@ -20,19 +20,17 @@ from proxy.access.features import (
     lookup_key,
     resolve,
 )
-from proxy.access.query import NOTHING, ServersNeeded, Wanted
+from proxy.carrier import LEVELS
 from proxy.forward import CACHE_HINTS, Forwarder
 from proxy.handshake import Handshake
 from proxy.lists import BadListCursor, Lists
-from proxy.notifications import LEVELS
 from proxy.request import McpRequest
 from proxy.response import MODERN_STATUS, Response, Stream
 from proxy.server_requests import ROOTS_CHANGED
 from wire import jsonrpc, stateless, trace_context, versions
-from wire.byte_budget import ByteBudget
 from wire.errors import AnswersNotTaken, Busy, SessionEnded, TokenBusy, UpstreamError
 from wire.jsonrpc import Message, Object
-from wire.turns import QueueFull
+from wire.turns import ByteBudget, QueueFull
 
 type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitable[Response]]
 

@@ -7,7 +7,7 @@ Used by pages and REST. The grant comes from the statement that decides requests
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from proxy.access.decision import AccessRow, AssignedServer, decide
+from proxy.access.decision import NOTHING, AccessRow, AssignedServer, ServersNeeded, Wanted, decide
 from proxy.access.features import (
     TOOL,
     IdentityUnreadable,
@@ -21,7 +21,6 @@ from proxy.access.features import (
     lookup_key,
     resolve_call,
 )
-from proxy.access.query import NOTHING, ServersNeeded, Wanted
 from wire.cipher import Cipher
 
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from proxy import metrics, open_files, reasons, response, tasks
-from proxy.access.decision import DENIALS, AccessRow, Denied, decide
-from proxy.access.query import Access, AccessQuery, TokenDigests, access_query
+from proxy.access.decision import DENIALS, Access, AccessQuery, AccessRow, Denied, TokenDigests, access_query, decide
 from proxy.config import Config
 from proxy.dispatch import (
     Dispatcher,
@@ -35,15 +34,14 @@ from proxy.store.usage import UsageTracker
 from proxy.streams import StandingStream, StopReason, honoured
 from wire import jsonrpc, trace_context, versions
 from wire.background import spawn
-from wire.byte_budget import HeldBytes
 from wire.cipher import Cipher
 from wire.errors import NotRecordable, SessionEnded, TokenBusy
 from wire.jsonrpc import Message
 from wire.sessions import declared
-from wire.turns import SharedTimer
+from wire.turns import HeldBytes, SharedTimer
 
 if TYPE_CHECKING:
-    from proxy.tracing.spans import Tracer
+    from proxy.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from proxy import notifications, tasks
-from proxy.access.decision import AccessRow, AssignedServer
+from proxy import carrier, tasks
+from proxy.access.decision import AccessRow, AssignedServer, ServersNeeded, Wanted
 from proxy.access.features import (
     PROMPT,
     TOOL,
@@ -21,12 +21,12 @@ from proxy.access.features import (
     Resolved,
     UnknownFeature,
     check_held,
+    exposed_feature,
+    may_be_own_name,
     resolve,
     resolve_call,
     target_of,
 )
-from proxy.access.own_names import exposed_feature, may_be_own_name
-from proxy.access.query import ServersNeeded, Wanted
 from proxy.audiences import LIST_OF
 from proxy.lists import Lists
 from proxy.refresh import IdentityUnavailable, Refresher
@@ -37,7 +37,7 @@ from proxy.session_calls import SessionCall, SessionCalls
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.usage import UsageTracker
 from proxy.suspended_calls import BadState, CallLost, Ended, SuspendedCalls
-from wire import jsonrpc, task_ids, trace_context, uris, versions
+from wire import answers, jsonrpc, trace_context, uris, versions
 from wire.answers import NO_MEMBERS, Changes
 from wire.causes import failure_text
 from wire.cipher import Cipher
@@ -327,7 +327,7 @@ class Forwarder:
         self, request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message, stream: Stream | None
     ) -> Target:
         """Return the request's target, in the client's era if the server supports it. Raises an UpstreamError."""
-        level = "" if stream is None else notifications.told_level(request, resolved, grant, message)
+        level = "" if stream is None else carrier.told_level(request, resolved, grant, message)
         upstream = target_of(
             resolved.assigned,
             grant,
@@ -362,7 +362,7 @@ class Forwarder:
             params = _with_trace(params, upstream.trace, is_modern=is_modern)
         relay: OnNotification = ignore
         if stream is not None:
-            relay = partial(notifications.relay, request, resolved, grant, message, stream, progress_token)
+            relay = partial(carrier.relay, request, resolved, grant, message, stream, progress_token)
         on_notification = partial(self._hear, resolved.assigned, grant, relay)
         is_in_session = grant.session is not None or (request.modern and can_be_asked(upstream.capabilities))
 
@@ -450,7 +450,7 @@ def _params(request: McpRequest, message: Message, name: str, progress_token: in
             params = {**message.params, "uri": name}
     if "_meta" not in params:
         return params
-    own = task_ids.meta_for_server(message.meta, request.task_ids)
+    own = answers.meta_for_server(message.meta, request.task_ids)
     meta = {key: value for key, value in own.items() if key not in GATEWAY_META}
     if not is_modern:  # A session got the client's info when it was opened.
         meta.pop(versions.CLIENT_INFO_KEY, None)

@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from proxy.access.decision import AccessRow, AssignedServer
+from proxy.access.decision import Access, AccessRow, AssignedServer, ServersNeeded, Wanted
 from proxy.access.features import Named, Refusal, identity_refusal, is_usable, server_of, target_for_lists, target_of
-from proxy.access.query import Access, ServersNeeded, Wanted
-from proxy.eras import Eras
+from proxy.handshake import Eras
 from proxy.refresh import IdentityUnavailable, Refresher
 from proxy.request import McpRequest
 from proxy.store.database import DatabaseUnavailable

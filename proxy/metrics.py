@@ -5,6 +5,8 @@ has a dozen. Durations of calls with the same outcome, gateway and server are co
 their metrics are computed. Gauges are read at the same time.
 """
 
+import fcntl
+import json
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections import defaultdict
@@ -16,7 +18,56 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from proxy import open_files
 from proxy.store.call_writer import CallRow
-from proxy.told_apart import Names
+
+# Caps the number of distinct values per metric label, shared by all workers of one `serve`.
+
+OTHER = "other"
+
+
+class Names:
+    """The names of one kind that have their own label; all others are counted as `other`.
+
+    At the start the most used names are admitted (see `admit`), then each name that is called while there is room. No
+    name is removed before `serve` restarts, because counters never decrease. Workers share the names in a file in
+    `folder`; a process without a folder does not share them.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._most = 50
+        self._path: Path | None = None
+        self._known: dict[str, None] = {}
+
+    def set_up(self, most: int, folder: Path | None) -> None:
+        """Set the maximum number of names and the folder in which workers share them."""
+        self._most, self._path = most, folder / f"{self._kind}.names" if folder else None
+        self._known.clear()
+
+    def label(self, name: str) -> str:
+        """Return the label for this name: the name itself, or `other`."""
+        if name not in self._known and len(self._known) < self._most:
+            self.admit([name])
+        return name if name in self._known else OTHER
+
+    def admit(self, names: Iterable[str]) -> None:
+        """Give these names labels of their own, in this order, while there is room."""
+        if self._path is None:
+            self._add(names)
+            return
+        with self._path.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            self._known.clear()
+            self._add(json.loads(line) for line in file)
+            before = len(self._known)
+            self._add(names)
+            file.writelines(f"{json.dumps(name)}\n" for name in list(self._known)[before:])
+
+    def _add(self, names: Iterable[str]) -> None:
+        for name in names:
+            if len(self._known) < self._most and name != OTHER:
+                self._known[name] = None
+
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 NAME_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)  # Fewer: there is a set of them for each name.

@@ -5,24 +5,23 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.access.decision import AccessRow, AssignedServer
+from proxy.access.decision import Access, AccessQuery, AccessRow, AssignedServer, ServersNeeded, TokenDigests, Wanted
 from proxy.access.features import Named, lookup_key, named
-from proxy.access.query import Access, AccessQuery, ServersNeeded, TokenDigests, Wanted
 from proxy.config import Config
 from proxy.open_files import NO_STREAM
 from proxy.store import sessions
 from proxy.store.call_writer import CallRow, new_uid
 from proxy.tasks import Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
-from wire.byte_budget import HeldBytes
+from wire.answers import TaskIds
 from wire.http1 import SAME_HEAD
 from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
 from wire.rpc_messages import extensions_in
-from wire.task_ids import TaskIds
 from wire.trace_context import Trace
+from wire.turns import HeldBytes
 
 if TYPE_CHECKING:
-    from proxy.tracing.spans import CallSpan
+    from proxy.tracing import CallSpan
 
 type Scope = MutableMapping[str, Any]
 type Pair = tuple[bytes, bytes]

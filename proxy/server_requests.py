@@ -21,7 +21,7 @@ from proxy.store.call_writer import CallRow, CallWriter, NotRecorded, new_uid
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.payloads import PayloadRecorder
 from proxy.store.pending import Owner, PendingRequests
-from wire import jsonrpc, task_ids
+from wire import answers, jsonrpc
 from wire.background import Background, every
 from wire.cipher import Cipher
 from wire.client import McpClient
@@ -294,7 +294,7 @@ TIMED_OUT = _error("The client did not answer in time")
 def _for_client(asking: InteractiveCall, asked: Object) -> Object:
     params = asked.get("params")
     return (
-        {**asked, "params": task_ids.for_client(params, asking.request.task_ids)} if isinstance(params, dict) else asked
+        {**asked, "params": answers.for_client(params, asking.request.task_ids)} if isinstance(params, dict) else asked
     )
 
 
@@ -303,7 +303,7 @@ def _checked(asking: InteractiveCall, answer: Object) -> Object:
     if isinstance(answer.get("error"), dict):
         return {"error": answer["error"]}
     if isinstance(answer.get("result"), dict):
-        return {"result": task_ids.for_server(answer["result"], asking.request.task_ids)}
+        return {"result": answers.for_server(answer["result"], asking.request.task_ids)}
     return _error("The client's answer is no result")
 
 

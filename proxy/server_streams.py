@@ -14,13 +14,12 @@ from contextlib import suppress
 from functools import partial
 from uuid import uuid4
 
-from proxy.access.decision import AccessRow, AssignedServer
+from proxy.access.decision import Access, AccessQuery, AccessRow, AssignedServer
 from proxy.access.features import (
     IdentityUnreadable,
     Refusal,
     target_of,
 )
-from proxy.access.query import Access, AccessQuery
 from proxy.audiences import (
     KINDS,
     LIST_OF,

@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from proxy import metrics, response
-from proxy.access.decision import DENIALS, AccessRow, Denied, decide
-from proxy.access.query import AccessQuery, ServersNeeded, Wanted, find_again
+from proxy.access.decision import DENIALS, AccessQuery, AccessRow, Denied, ServersNeeded, Wanted, decide, find_again
 from proxy.request import McpRequest
 from proxy.store.bus import Bus, Statements
 from proxy.store.database import DatabaseUnavailable, StatementRejected

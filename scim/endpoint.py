@@ -32,8 +32,7 @@ from auditlog.actions import Action
 from auditlog.models import Event
 from scim.models import ProvisioningKey
 from scim.schemas import provider
-from scim.service import Service
-from scim.storage import Storage
+from scim.storage import Service, Storage
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from django import forms
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
+from django.db.models.functions import Lower
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -16,12 +18,12 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods
 
-from accounts.capability_groups import check_list
-from accounts.reauthentication import ask_again, ask_first
+from accounts.capability_groups import ChecksCapabilities, check_list
+from accounts.models import Role
 from accounts.rules import BeyondYours
+from accounts.sign_in import ask_again, ask_first
 from capabilities import Capability, requires
-from scim.forms import ProvisioningKeyForm
-from scim.lists import KEYS
+from capabilities.catalogue import MEMBER, SUPER_ADMIN
 from scim.models import (
     IssuedProvisioningKey,
     NoPreviousKey,
@@ -31,7 +33,61 @@ from scim.models import (
 )
 from tokens.forms import OverlapForm
 from ui.pages import AppRequest, confirm, leave, page_of, posted, refuse, show
-from ui.tables import show_list
+from ui.tables import Column, Table, show_list
+
+# The columns of the list of provisioning keys.
+
+KEYS = Table(
+    "provisioning",
+    "Provisioning keys",
+    (
+        Column("name", "Name", sorts=(Lower("name"),)),
+        Column("prefix", "Prefix", 8, priority=2),
+        Column("role", "Role of new people", 11, priority=3),
+        Column("acts_on", "Acts on", 14, priority=4),
+        Column(
+            "used",
+            "Last used",
+            7,
+            priority=2,
+            kind="moment",
+            sorts=("last_used_at",),
+            most_first=True,
+            on_phone=True,
+        ),
+        Column("status", "Status", 7, on_phone=True),
+    ),
+    order="name",
+)
+
+
+# The form of a provisioning key.
+
+
+class ProvisioningKeyForm(ChecksCapabilities):
+    """A new provisioning key. The form contains its id, so that submitting it again creates no second key."""
+
+    id = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    name = forms.CharField(max_length=80, help_text="What provisions people, as admin events name it.")
+    role = forms.ModelChoiceField(
+        Role.objects.none(),
+        label="Role of new people",
+        empty_label=None,
+        help_text="What a directory says of roles is not heard.",
+    )
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        roles = Role.objects.exclude(locked=True, name=SUPER_ADMIN.name)
+        self.fields["role"].queryset = roles  # type: ignore[attr-defined]
+        usual = roles.filter(name=MEMBER.name).first() or roles.first()
+        if usual:
+            self.fields["role"].initial, self.at_first = usual.pk, usual.capabilities
+
+    def refuse(self, error: ProvisioningError) -> None:
+        """Show the error next to its field."""
+        self.add_error(error.field or None, str(error))
+
 
 IS_INSTALLED = find_spec("scim2_server") is not None  # The extra `scim`.
 

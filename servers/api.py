@@ -14,7 +14,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.reauthentication import confirm_first
+from accounts.sign_in import confirm_first
 from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, probe

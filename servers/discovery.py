@@ -16,18 +16,18 @@ from accounts.models import Attempt, User
 from accounts.strangers import released_while_waiting
 from proxy.models import ServerInfo as StoredInfo
 from servers.models import Era, Health, Identity, Server
-from servers.oauth_client.refreshing import keep_fresh
+from servers.oauth_client.registration import keep_fresh
 from servers.upstream_guard import upstream_guard
 from ui.sealing import cipher
-from wire import blocking, errors
-from wire.builtin import listener as local_listener
+from wire import client, errors
 from wire.causes import failure_text
 from wire.cipher import Undecryptable
 from wire.client import MOST_BYTES, Spoken
-from wire.credential import Unsendable, header_of
 from wire.definitions import TOOL, Definition
 from wire.guard import Guard, UrlRefused
+from wire.guard import listener as local_listener
 from wire.jsonrpc import storable
+from wire.oauth_client import Unsendable, header_of
 from wire.pool import Transport
 from wire.rpc_messages import MODERN, ServerDescription, Target
 
@@ -202,7 +202,7 @@ def discover_features(
     return Discovered(found.spoken, found.features, round((time.monotonic() - started) * 1000))
 
 
-def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
+def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], seconds: float) -> client.Discovery:
     if server.is_built_in:
         listener = local_listener()
         if listener is None:
@@ -219,9 +219,9 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
     return _asked(_target(server, identity), Transport(own_guard, limit=MOST_BYTES), kinds, seconds)
 
 
-def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: float) -> blocking.Discovery:
+def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: float) -> client.Discovery:
     with released_while_waiting():
-        return blocking.discover_blocking(target, transport, seconds=seconds, kinds=kinds)
+        return client.discover_blocking(target, transport, seconds=seconds, kinds=kinds)
 
 
 def _target(server: Server, identity: Identity | None) -> Target:

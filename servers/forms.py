@@ -12,7 +12,6 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.text import slugify
 
-from servers import sign_in_settings
 from servers.models import (
     SIGN_IN_SETTINGS,
     AuthType,
@@ -26,8 +25,44 @@ from servers.models import (
     slug_validator,
 )
 from servers.upstream_guard import leads_inside, upstream_guard
-from wire.credential import fits_a_header, is_header_name, may_carry
 from wire.guard import UrlRefused
+from wire.oauth_client import fits_a_header, is_header_name, is_https, may_carry, scopes_of
+
+# Validate the sign-in settings of a server; without Django.
+
+
+class BadSetting(ValueError):
+    """A setting is invalid; the message says why."""
+
+
+def issuer(text: str, *, url: str) -> str:
+    """Validate an issuer, which must match its metadata byte for byte. Raises BadSetting."""
+    if text and not is_https(text, like=url):
+        raise BadSetting("An issuer is an address that begins with https://, exactly as its metadata name it.")
+    return text
+
+
+def resource(text: str) -> str:
+    """Validate a `resource`: an http or https URI without a fragment (RFC 8707 section 2). Raises BadSetting."""
+    if text and (not is_https(text, like="http://") or "#" in text):
+        raise BadSetting("Give an address that begins with https:// or http://, without # and what follows it.")
+    return text
+
+
+def scopes(text: str) -> str:
+    """Normalise scopes: each once, separated by spaces (RFC 6749 section 3.3). Raises BadSetting."""
+    found = scopes_of(text)
+    if unusable := [each for each in text.split() if each not in found]:
+        raise BadSetting(f"“{unusable[0][:80]}” is no scope. Write scopes with spaces between them.")
+    return " ".join(found)
+
+
+def endpoint(text: str, *, url: str) -> str:
+    """Validate an issuer's endpoint: a URI without a fragment (RFC 6749 sections 3.1, 3.2). Raises BadSetting."""
+    if text and (not is_https(text, like=url) or "#" in text):
+        raise BadSetting("An endpoint is an address that begins with https://, without # and what follows it.")
+    return text
+
 
 RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
 
@@ -82,7 +117,7 @@ class SignInSettings:
         return str(self.cleaned_data.get("url", ""))
 
     def clean_expected_issuer(self) -> str:
-        return _usable(sign_in_settings.issuer, self.cleaned_data["expected_issuer"], url=self.server_url)
+        return _usable(issuer, self.cleaned_data["expected_issuer"], url=self.server_url)
 
     def clean_resource_sent(self) -> str:
         return str(self.cleaned_data["resource_sent"] or ResourceSent.SERVER)
@@ -92,10 +127,10 @@ class SignInSettings:
             return ""
         if not self.cleaned_data["fixed_resource"]:
             raise ValidationError("Name the value that is sent, such as https://mcp.example.com/mcp.")
-        return _usable(sign_in_settings.resource, self.cleaned_data["fixed_resource"])
+        return _usable(resource, self.cleaned_data["fixed_resource"])
 
     def clean_fixed_scopes(self) -> str:
-        return _usable(sign_in_settings.scopes, self.cleaned_data["fixed_scopes"])
+        return _usable(scopes, self.cleaned_data["fixed_scopes"])
 
     def clean_authorization_endpoint(self) -> str:
         return self._endpoint("authorization_endpoint")
@@ -113,7 +148,7 @@ class SignInSettings:
         return revocation
 
     def _endpoint(self, name: str) -> str:
-        url = _usable(sign_in_settings.endpoint, self.cleaned_data[name], url=self.server_url)
+        url = _usable(endpoint, self.cleaned_data[name], url=self.server_url)
         try:
             if url:
                 upstream_guard().check_url(url)
@@ -350,7 +385,7 @@ def _is_command(text: str) -> bool:
 def _usable(check: Callable[..., str], text: str, **context: Any) -> str:
     try:
         return check(text, **context)
-    except sign_in_settings.BadSetting as refusal:
+    except BadSetting as refusal:
         raise ValidationError(str(refusal)) from None
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from django.conf import settings
 
-from wire.builtin import listener as local_listener
 from wire.forward_proxy import NO_PLACES
 from wire.guard import Guard, OwnEndpoints, UrlRefused
+from wire.guard import listener as local_listener
 
 
 def own_endpoints() -> OwnEndpoints:

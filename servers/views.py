@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.models import User
-from accounts.reauthentication import ask_again, must_ask_again
+from accounts.sign_in import ask_again, must_ask_again
 from auditlog.instruments import Instruments
 from auditlog.versions import ChangedMeanwhile
 from auditlog.views import log_alone, log_tab
@@ -25,7 +25,6 @@ from connections.impact import cut_together, cuts
 from gateways.models import Assignment, ServerStillEnabled
 from servers.discovery import DiscoveryFailed, DiscoveryRefused, discover_features, identity_for, probe
 from servers.forms import ServerFilter, ServerForm, suggest
-from servers.lists import SERVERS
 from servers.models import AnotherPlace, AuthType, Health, Identity, Server, ServerQuerySet, WouldEndSignIns
 from servers.oauth_client.models import MANY_UNFINISHED, live_registration_of, unfinished_sign_ins
 from ui import bulk
@@ -48,8 +47,51 @@ from ui.pages import (
     wants_fragment,
     was_typed,
 )
-from ui.tables import show_list
-from wire.credential import place_of
+from ui.tables import WEEK, Column, Table, show_list
+from wire.oauth_client import place_of
+
+# The columns of the lists of servers and of identities.
+
+SERVERS = Table(
+    "servers",
+    "Servers",
+    (
+        Column("pick", "Pick", 2, kind="pick", needs=Capability.SERVERS_TOGGLE),
+        Column("name", "Name", sorts=(Lower("name"),)),
+        Column("url", "URL", 16, priority=3),
+        Column("auth", "Auth", 8, priority=2, sorts=("auth_type", Lower("name")), on_phone=True),
+        Column("gateways", "Gateways", 6, priority=2, kind="number"),
+        Column("calls", "Calls", 6, priority=3, kind="number", hint=WEEK, needs=Capability.LOGS_READ, is_extra=True),
+        Column("health", "Health", 16, sorts=("health", Lower("name")), on_phone=True),
+        Column("acts", "Enabled", 6, kind="acts"),
+    ),
+    order="name",
+)
+GATEWAYS = Table(
+    "gateways-of-server",
+    "Gateways of this server",
+    (
+        Column("name", "Gateway"),
+        Column("alias", "Alias", 8, priority=2, on_phone=True),
+        Column("scheme", "Identity scheme", 14, priority=3),
+        Column("shared", "Shared identity", 12, priority=4),
+        Column("status", "Status", 10, on_phone=True),
+    ),
+)
+IDENTITIES = Table(
+    "identities",
+    "Identities of this server",
+    (
+        Column("name", "Label"),
+        Column("owner", "Owner", 11, priority=2, on_phone=True),
+        Column("kind", "Kind", 7, priority=4),
+        Column("hint", "Hint", 5, priority=3),
+        Column("used", "Last used", 7, priority=3),
+        Column("status", "Status", 11, on_phone=True),
+        Column("enabled", "Enabled", 5, kind="switch"),
+        Column("acts", "Actions", 8, kind="acts", said=False),
+    ),
+)
 
 
 def counted(servers: ServerQuerySet) -> ServerQuerySet:

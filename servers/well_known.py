@@ -18,11 +18,11 @@ from django.conf import settings
 
 from accounts.strangers import released_while_waiting
 from servers.upstream_guard import upstream_guard
-from wire.deadline import Deadline
+from wire.background import Deadline
 from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, GuardedTransport, UrlRefused
 from wire.http1 import BodyReader, BodyTooLarge
-from wire.product import NAME
+from wire.versions import NAME
 
 BUILT_IN = Path(__file__).with_name("well_known.json")
 KINDS = {"code": "Code", "work": "Work", "data": "Data", "money": "Money"}

@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from capabilities import Capability
 from sinks.models import TONES, BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkKind, SinkNameTaken
-from sinks.trial import SinkTestResult, send_test_line
+from sinks.sending import SinkTestResult, send_test_line
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 

@@ -27,7 +27,7 @@ from django.utils import timezone
 from prometheus_client import Gauge
 from psycopg import sql
 
-from auditlog.checkpoints.tree import CANONICAL, NEWEST, columns_of, leaf_of
+from auditlog.checkpoints.sealing import CANONICAL, NEWEST, columns_of, leaf_of
 from auditlog.models import Call
 from auditlog.partitions import DAY, PartitionDays, midnight
 from servers.upstream_guard import upstream_guard

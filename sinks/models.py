@@ -17,10 +17,10 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog import committed
+from auditlog import replica
 from auditlog.actions import Action
-from auditlog.committed import NEAR
 from auditlog.models import Actor, Call, Checkpoint, Event
+from auditlog.replica import NEAR
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
@@ -477,4 +477,4 @@ class ArchivedPartition(models.Model):
 
 def _newest(model: type[Call] | type[Event]) -> int:
     with connection.cursor() as cursor:
-        return committed.newest_id(cursor, model._meta.db_table)
+        return replica.newest_id(cursor, model._meta.db_table)

@@ -10,13 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from wire import product
+from wire import versions
 from wire.otlp import Attributes, Value, any_value, field, key_value, request, varint
 
 if TYPE_CHECKING:
     from sinks.receivers import LogLine
 
-SCOPE = "gateway_admin", product.VERSION
+SCOPE = "gateway_admin", versions.VERSION
 PATH = "/v1/logs"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # SeverityNumber and text, by syslog severity.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from django.db.models import Field, ForeignKey
 
-from auditlog.checkpoints.tree import AS_TEXT, COLUMNS
+from auditlog.checkpoints.sealing import AS_TEXT, COLUMNS
 from auditlog.models import Call
 
 GROUP_ROWS, GROUP_BYTES = 2000, 8 << 20  # Limits of a row group, which is in memory at a time.

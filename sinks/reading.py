@@ -1,7 +1,7 @@
 """Reads the logs for a sink: each committed row once, in batches, and stores the acknowledged position.
 
 A round consists of the rows with ids between the sink's position and an id up to which the log is complete
-(auditlog.committed), so no row can be added to it later. Rows are sent in the order of the log's primary key, and the
+(auditlog.replica), so no row can be added to it later. Rows are sent in the order of the log's primary key, and the
 last one is stored after each batch. Rows older than `near_from`, of slow calls, have a separate round from time to
 time.
 
@@ -26,10 +26,10 @@ from django.utils import timezone
 from psycopg import sql
 from psycopg.rows import dict_row, scalar_row
 
-from auditlog.committed import LATE_EVERY, LATEST, NEAR, last_id
 from auditlog.event_views import COLUMNS as EVENT_COLUMNS
 from auditlog.export import AsItIs
 from auditlog.models import ENDINGS, Call, Event
+from auditlog.replica import LATE_EVERY, LATEST, NEAR, last_id
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from sinks.models import Sink
 from sinks.receivers import ERROR, INFORMATIONAL, NOTICE, WARNING, LogLine

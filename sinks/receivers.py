@@ -36,12 +36,11 @@ from django.utils import timezone
 
 from servers.upstream_guard import upstream_guard
 from sinks import otlp
-from sinks.objects import S3, NotKept
-from sinks.signing import LEAST_SECRET, signature, signing_key, weakness
+from sinks.objects import LEAST_SECRET, S3, NotKept, signature, signing_key, weakness
 from ui.rest import stamp
-from wire import product
+from wire import versions
+from wire.background import Deadline
 from wire.cipher import Undecryptable
-from wire.deadline import Deadline
 from wire.forward_proxy import ProxyFailed
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream
 
@@ -239,7 +238,7 @@ class _Posts:
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> tuple[str, bytes]:
         """Return media type and body of an acknowledgement. Raises Undelivered."""
-        told = {"Content-Encoding": "gzip", "User-Agent": product.NAME, "Accept-Encoding": "identity", **headers}
+        told = {"Content-Encoding": "gzip", "User-Agent": versions.NAME, "Accept-Encoding": "identity", **headers}
         self._deadline.set(SECONDS)
         with _in_words(self._url), self._client.stream("POST", self._url, content=body, headers=told) as answered:
             _judge(answered)

@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from django.db import connection, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from auditlog.models import Call
+from accounts.strangers import released_while_waiting
+from auditlog.actions import Action
+from auditlog.models import Actor, Call, Event
 from auditlog.partitions import midnight
 from sinks import reading, receivers
 from sinks.models import LONGEST_ERROR, Sink
@@ -283,3 +285,27 @@ def _lacking(sink: Sink, before: datetime) -> int:
         after = Q(created_at__gt=sink.round_at) | Q(created_at=sink.round_at, pk__gt=sink.round_id)
         rows = rows.filter(after | Q(pk__gt=sink.round_to))
     return rows.count()
+
+
+# Send a test line to a sink, and report the outcome.
+
+
+class SinkTestResult(NamedTuple):
+    """The outcome of a test line, with an explanation."""
+
+    delivered: bool
+    detail: str
+
+
+def send_test_line(sink: Sink, *, by: Actor | None) -> SinkTestResult:
+    """Deliver a test line, even if the sink is paused. No row is sent, and the position does not change."""
+    try:
+        with released_while_waiting(), sink.receiver() as receiver:
+            receiver.deliver([trial()])
+    except Undelivered as refusal:
+        outcome = SinkTestResult(delivered=False, detail=f"Not delivered: it {refusal}")
+    else:
+        outcome = SinkTestResult(delivered=True, detail="Delivered: the test line was acknowledged.")
+    told = {"delivered": outcome.delivered} | ({} if outcome.delivered else {"detail": outcome.detail})
+    Event.objects.record(Action.SINK_TESTED, sink, by=by, changes=told)
+    return outcome

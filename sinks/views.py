@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from django import forms
+from django.db.models.functions import Lower
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts.reauthentication import ask_again, ask_first
+from accounts.models import User
+from accounts.sign_in import ask_again, ask_first
 from auditlog.own_calls import PATIENCE
 from auditlog.versions import ChangedMeanwhile
 from capabilities import Capability, CapabilityRequired, requires
 from sinks.api import SENDING
-from sinks.forms import SinkForm, kind_of
-from sinks.lists import SINKS
 from sinks.models import Sink, SinkError, SinkKind
-from sinks.receivers import missing_extra
-from sinks.trial import send_test_line
+from sinks.objects import LEAST_SECRET
+from sinks.receivers import ADDRESSED, KEYED, OBJECTS, missing_extra
+from sinks.sending import send_test_line
 from ui.pages import (
     AppRequest,
     Undo,
@@ -36,7 +38,106 @@ from ui.pages import (
     seen_version,
     show,
 )
-from ui.tables import show_list
+from ui.tables import Column, Table, show_list
+
+# The columns of the list of sinks.
+
+SINKS = Table(
+    "sinks",
+    "Log sinks",
+    (
+        Column("name", "Name", sorts=(Lower("name"),)),
+        Column("place", "Where", 16, priority=2),
+        Column("sends", "Gets", 11, priority=3),
+        Column("status", "Status", 12, on_phone=True),
+        Column("delivered", "Last delivered", 7, priority=3, sorts=("last_delivered_at",), most_first=True),
+        Column("acts", "Actions", 6, kind="acts", said=False),
+    ),
+    order="name",
+)
+
+
+# The form of a sink, with the fields of its kind.
+
+HELP = {
+    "webhook": "https:// and the whole address. Inside GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    **dict.fromkeys(
+        OBJECTS,
+        "https://, the host, the bucket and a prefix, such as https://s3.eu-central-1.amazonaws.com/logs/gateway. "
+        "“?region=” at its end says the region where the host does not.",
+    ),
+    "otlp": "https:// and where OTLP is taken over HTTP; without a path /v1/logs is added. Inside "
+    "GATEWAY_PRIVATE_UPSTREAMS it may be http://.",
+    "syslog": "tls://, the host and its port. Inside GATEWAY_PRIVATE_UPSTREAMS it may be tcp://. UDP loses lines "
+    "and is not offered.",
+}
+
+# Label and help text of the secret, by kind.
+SECRETS = {
+    **dict.fromkeys(OBJECTS, ("Access key", "The id of an access key that may put objects, a colon, and its secret.")),
+    "otlp": (
+        "Headers",
+        "If it wants any: name=value with commas between, values percent-encoded, such as Authorization=Bearer%20abc.",
+    ),
+}
+
+
+class SinkForm(forms.Form):
+    """The settings of a sink of one kind. `sink` is the one being edited, None for a new one; `viewer` edits it."""
+
+    name = forms.CharField(max_length=80)
+    address = forms.CharField(max_length=500, widget=forms.TextInput(attrs={"inputmode": "url"}))
+    secret = forms.CharField(
+        max_length=500,
+        required=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text=f"At least {LEAST_SECRET} bytes, made by chance: “openssl rand” makes one. "
+        "Every delivery is signed with it.",
+    )
+    sends_calls = forms.BooleanField(label="Calls", required=False, initial=True)
+    sends_payloads = forms.BooleanField(
+        label="Payloads with the calls", required=False, help_text="Where the workspace records them."
+    )
+    sends_events = forms.BooleanField(label="Admin events", required=False, initial=True)
+    from_beginning = forms.BooleanField(
+        label="Begin with what is in the log already",
+        required=False,
+        help_text="Otherwise it gets what comes from now on.",
+    )
+
+    def __init__(self, data: Any, *, kind: str, sink: Sink | None = None, viewer: User | None = None) -> None:
+        address = sink.place_for(viewer) if sink and viewer else ""
+        super().__init__(data, initial=sink.editable() | {"address": address} if sink else None)
+        if kind in ADDRESSED:
+            self.fields["address"].help_text = HELP[kind]
+        else:
+            del self.fields["address"]
+        if kind not in KEYED:
+            del self.fields["secret"]
+        elif sink:
+            self.fields["secret"].help_text = "Left empty, the one it has stays."
+        elif kind in SECRETS:
+            self.fields["secret"].help_text = SECRETS[kind][1]
+        if kind in SECRETS:
+            self.fields["secret"].label = SECRETS[kind][0]
+        if sink:
+            del self.fields["from_beginning"]
+
+    @property
+    def what(self) -> list[forms.BoundField]:
+        """The fields that select what is sent."""
+        names = ("sends_calls", "sends_payloads", "sends_events", "from_beginning")
+        return [self[name] for name in names if name in self.fields]
+
+    def refuse(self, error: SinkError) -> None:
+        """Show the error next to its field."""
+        self.add_error(error.field or None, str(error))
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of this name; a webhook for invalid names."""
+    return name if name in SinkKind.values else SinkKind.WEBHOOK.value
+
 
 PAUSE_TEXT = "Nothing more is sent to it until it is enabled again. It goes on then where it was."
 

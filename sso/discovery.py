@@ -15,7 +15,7 @@ from django.core.cache import cache
 from accounts.rules import Grantor
 from auditlog.actions import Action
 from auditlog.models import Event
-from servers.oauth_client.http import Http, NoAnswer
+from servers.oauth_client.discovery import Http, NoAnswer
 from sso.errors import BadProviderUrl, ProviderError
 from sso.models import Provider
 from sso.saml import trial

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from servers.oauth_client.http import Http, NoAnswer
-from sso.claims import email_of, groups_of, is_true, line_of
+from servers.oauth_client.discovery import Http, NoAnswer
 from sso.discovery import OpenIdMetadata, ProviderDown, fetch_provider_json, keys, metadata
 from sso.models import Claims, Provider
 from sso.saml.refusals import AGAIN, THERE
@@ -32,6 +31,34 @@ from wire.oauth_client import (
     read_tokens,
     token_request,
 )
+
+# Normalise claims of an identity provider, for OpenID Connect and SAML alike.
+
+LONGEST_EMAIL = 254  # Longer ones are rejected: truncated, they might be somebody else's address.
+
+
+def email_of(value: object) -> str:
+    """Return an ASCII e-mail address or "". Lower-casing other letters could produce another person's address."""
+    email = value.strip() if isinstance(value, str) else ""
+    return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
+
+
+def groups_of(values: Iterable[object]) -> frozenset[str]:
+    """Return the printable group names. Without a hidden character a name might be that of another group."""
+    return frozenset(group for group in values if isinstance(group, str) and group.isprintable())
+
+
+def is_true(value: object) -> bool | None:
+    """Return a boolean, also from "true" or "false" as some providers send it; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def line_of(value: object) -> str:
+    """Return printable text on one line."""
+    return printable(value).strip() if isinstance(value, str) else ""
+
 
 # Google's names for scopes in token responses.
 SCOPES_CALLED = {

@@ -25,8 +25,8 @@ from accounts import joining
 from accounts.adapter import SIGNED_IN_AT, confirms_there
 from accounts.held_forms import send_again
 from accounts.models import User
-from accounts.reauthentication import ask_again
 from accounts.rules import PeopleError, missing_capabilities
+from accounts.sign_in import ask_again
 from accounts.sign_in_limits import posts_from_one_address, take_back
 from auditlog.actions import Action
 from auditlog.models import Event

@@ -29,9 +29,8 @@ from cryptography.fernet import Fernet
 from psycopg import sql
 
 from gatewayadmin.config.keys import kept_in
-from gatewayadmin.embedded.cluster import OWNER, Cluster
+from gatewayadmin.embedded.cluster import OWNER, Cluster, run, run_program
 from gatewayadmin.embedded.cluster import cluster as cluster_of
-from gatewayadmin.embedded.programs import run, run_program
 from tests import reaper, sampling
 
 HOME = reaper.MARK

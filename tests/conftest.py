@@ -36,7 +36,7 @@ hypothesis.settings.register_profile("suite", deadline=None, suppress_health_che
 hypothesis.settings.load_profile("suite")
 hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("suite"), max_examples=10)
 
-settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.ClientSecretHasher"]
+settings.PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]
 settings.MAIL_SERVER = "mail.example.com:587"  # Django's test runner keeps in an outbox what would go there.
 # It looks at every static file anew for each `Client`; that files are served is proven against running workspaces.
 settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != "servestatic.middleware.ServeStaticMiddleware"]

@@ -5,4 +5,4 @@ A real hash takes a quarter of a second, and each person of a workspace has one.
 
 from gatewayadmin.settings import *  # noqa: F403
 
-PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_secrets.ClientSecretHasher"]
+PASSWORD_HASHERS = ["tests.passwords.QuickArgon2", "oauth.client_metadata.ClientSecretHasher"]

@@ -6,21 +6,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db import transaction
 from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import PolymorphicProxySerializer
+from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.models import ApiKey
+from accounts.models.api_keys import ApiKeyAlreadyRevoked
+from accounts.rules import Outranked
 from auditlog import event_context
 from auditlog.event_context import Via
 from capabilities import NOBODY, Capability
 from capabilities.rest import Own, must_hold
-from connections.models import Connection, ConnectionRefused
+from connections.api import PROBLEMS as CONNECTION_PROBLEMS
+from connections.api import Connections, ConnectionSerializer
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
+from connections.subjects import by_person
+from tokens.api_key_views import STATUSES, keys_known_to
 from tokens.authentication import Presented
 from tokens.models import (
     AskedForNew,
@@ -36,6 +45,7 @@ from tokens.models import (
     Token,
     TokenAlreadyRevoked,
     TokenError,
+    TokenKind,
     TokenNameTaken,
     TokenQuerySet,
     TooMany,
@@ -53,8 +63,8 @@ from tokens.serializers import (
 )
 from tokens.validation import admits
 from tokens.visibility import ENDING, of_status, tokens_visible_to, with_reach
-from ui.operations import operation
-from ui.rest import ApiError, Problem, RateLimit, Resource, secret_answer
+from ui.operations import ListQuery, operation
+from ui.rest import ApiError, CauseField, Id, Problem, RateLimit, Resource, UtcDateTimeField, secret_answer
 
 PROBLEMS: Mapping[type[Exception], Problem] = {
     TokenAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "token_revoked"),
@@ -269,3 +279,151 @@ def filter_tokens(tokens: TokenQuerySet, query: Mapping[str, Any]) -> TokenQuery
     if before := query.get("expires_before"):
         tokens = tokens.filter(expires_at__lt=before)
     return tokens
+
+
+# /api/api-keys: lists and revokes people's API keys; they are created on their page only.
+
+OTHERS = Own(Capability.PEOPLE_MANAGE)
+
+
+class ApiKeySerializer(serializers.Serializer[ApiKey]):
+    """An API key without its secret."""
+
+    id = Id()
+    name = serializers.CharField(help_text="Name on the pages.")
+    prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
+    capabilities = serializers.ListField(
+        child=serializers.CharField(),
+        help_text="Slugs of its capabilities; those its owner no longer holds do not work.",
+    )
+    status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
+    blocked_by = CauseField(help_text="What blocks it: `user`; else null.")
+    blocked_reason = CauseField(help_text="Reason its requests are refused for; null if they are not.")
+    user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
+    expires_at = UtcDateTimeField(help_text="When it expires.")
+    last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
+    created_at = UtcDateTimeField(help_text="When it was created.")
+    revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
+
+
+class ApiKeyQuery(ListQuery):
+    """How a list of API keys is narrowed."""
+
+    scope = serializers.ChoiceField(["own", "all"], default="own", help_text="Your own keys, or everyone's.")
+    status = serializers.ChoiceField(STATUSES, default="active", help_text="Only keys with this status.")
+    user = by_person()
+    q = serializers.CharField(
+        required=False,
+        help_text="Text contained in the name, or start of the prefix; with `scope` `all` also in the owner.",
+    )
+
+
+class ApiKeyResource(Resource):
+    """API keys of people. Creating, changing or revoking one takes a person's session."""
+
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {
+        ApiKeyAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "api_key_revoked"),
+        Outranked: Problem(HTTPStatus.FORBIDDEN, "beyond_yours"),
+    }
+    serializer_class = ApiKeySerializer
+    versioned = True
+
+    @operation(needs=OTHERS, query=ApiKeyQuery, orderings=("name", "created_at", "expires_at", "last_used_at"))
+    def list(self, request: Request) -> Response:
+        """List API keys."""
+        keys = ApiKey.objects.within_reach(self.me, of_all=self.query_data["scope"] == "all")
+        keys = keys.of_status(self.query_data["status"]).matching(self.query_data.get("q", ""))
+        if user := self.query_data.get("user"):
+            keys = keys.filter(user__in=user)
+        return self.page(keys.order_by("-created_at", "pk"), lambda keys: keys.select_related("user"))
+
+    @operation(needs=OTHERS)
+    def retrieve(self, request: Request, pk: UUID) -> Response:
+        """Get an API key."""
+        return self.answer(self._find(pk))
+
+    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False, if_match=True)
+    def destroy(self, request: Request, pk: UUID) -> Response:
+        """Revoke an API key."""
+        return self._end(pk)
+
+    @action(detail=True, methods=["post"])
+    @operation(needs=OTHERS, answer=HTTPStatus.NO_CONTENT, api_keys=False, if_match=True)
+    def revoke(self, request: Request, pk: UUID) -> Response:
+        """Revoke an API key."""
+        return self._end(pk)
+
+    def _end(self, pk: UUID) -> Response:
+        key = self._find(pk)
+        with self.unchanged(key):
+            key.revoke(by=self.me)
+        return Response(status=HTTPStatus.NO_CONTENT)
+
+    def _find(self, pk: UUID) -> ApiKey:
+        """The key, for its owner or a person who manages people."""
+        return get_object_or_404(keys_known_to(self.me), pk=pk)
+
+
+# POST /api/connections/{id}/regenerate: a new key for an app, a new secret for an agent.
+
+
+class Regenerate(Connections):
+    """The previous secret stops at once.
+
+    The secret of an agent is shown to its owner. For another person's agent, the owner is asked to collect it, and the
+    answer is the connection.
+    """
+
+    versioned = False  # Its answer may be a token.
+    problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **CONNECTION_PROBLEMS}
+
+    @operation(
+        needs=Own(Capability.MCP_CONNECTIONS_REVOKE),
+        answer=PolymorphicProxySerializer(
+            "Regenerated", [ConnectionSerializer, RotatedTokenSerializer], resource_type_field_name=None
+        ),
+        if_match=True,
+        makes=True,
+    )
+    def regenerate(self, request: Request, pk: UUID) -> Response:
+        """Replace the secret of a connection."""
+        connection = get_object_or_404(self.get_queryset(), pk=pk)
+        return self._token(connection) if connection.host.is_agent else self._key(connection)
+
+    def _key(self, connection: Connection) -> Response:
+        """Regenerate an app's key, which is never shown; needs the capability also for one's own connection."""
+        must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
+        _must_regenerate(connection)
+        with self.unchanged(connection):
+            Token.objects.renew_key(connection, by=self.me)
+        return self.now(connection)
+
+    def _token(self, connection: Connection) -> Response:
+        """The only active token of an agent: its secret is shown once to its owner, who is asked to collect it else."""
+        self.must_own(connection.user_id)
+        is_own = connection.user_id == self.me.pk
+        if is_own and getattr(self.request.auth, "is_api_key", False):
+            must_hold(self.me, Capability.API_TOKENS_MANAGE)  # A key that may make no token gets no secret of one.
+        if is_own or not connection.is_live:  # What is switched off may still lose its secret.
+            _must_regenerate(connection)
+        active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
+        if not active:
+            raise ApiError(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
+        if len(active) > 1:
+            raise ApiError(
+                HTTPStatus.CONFLICT, "choose_token", "This connection has several tokens. Rotate one by its id."
+            )
+        if not is_own:
+            with self.unchanged(connection):
+                active[0].ask_for_new(by=self.me)
+            return self.now(connection)
+        with self.unchanged(connection):
+            new = active[0].rotate(by=self.me)
+        return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
+
+
+def _must_regenerate(connection: Connection) -> None:
+    """Refuse for what has ended or is switched off."""
+    if not connection.is_live:
+        raise ConnectionAlreadyRevoked(ConnectionAlreadyRevoked.__doc__)
+    must_be_on(connection)

@@ -22,7 +22,7 @@ from tokens.models import (
     TokenNameTaken,
     canonical_allowlist,
 )
-from ui.limits import LimitField
+from ui.forms import LimitField
 
 NEVER = "never"
 OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}

@@ -15,8 +15,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from accounts.models import User
-from accounts.models.held_secrets import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
-from accounts.models.held_secrets import SECRET as PRESENT
+from accounts.models.attempts import OVERLAP_HOURS, PREVIOUS, HoldsPrevious
+from accounts.models.attempts import SECRET as PRESENT
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.reasons import LAYERS
@@ -47,7 +47,7 @@ from tokens.validation import (
     expiry,
     overlap,
 )
-from ui.matching import holds
+from ui.forms import holds
 from wire import token_text
 
 __all__ = [

@@ -16,7 +16,7 @@ from hosts.models import Host, HostKind
 from servers.models import Identity
 from tokens.models import DEFAULT_LIFETIME, Issued, Token
 from tokens.visibility import STATUSES, servers_of
-from ui.limits import Limit
+from ui.forms import Limit
 from ui.operations import ListQuery, RequestBody
 from ui.rest import CauseField, Id, Reference, UtcDateTimeField
 

@@ -24,7 +24,6 @@ from gateways.use_of_gateway import TokenUse
 from gateways.views import gateway_or_404 as find_gateway
 from hosts.forms import NameAgentForm
 from tokens.forms import EditForm, OverlapForm
-from tokens.lists import TOKENS
 from tokens.models import (
     AskedForNew,
     BadLifetime,
@@ -39,7 +38,7 @@ from tokens.models import (
 )
 from tokens.notices import notices
 from tokens.row_fragments import back_url, changed, extra_token, hidden, of_gateway, target, without_notice
-from tokens.rows import CARES, TokenFilter, TokenRow, listed, owner_of_listed
+from tokens.rows import CARES, TOKENS, TokenFilter, TokenRow, listed, owner_of_listed
 from tokens.snippets import new_secret_context
 from tokens.visibility import (
     EDITING,

@@ -92,7 +92,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
 
     Enforced before the method runs: `needs`, the capabilities (see capabilities.rest); `query`, its query parameters,
     and for lists the `orderings` allowed in `?ordering=`; `reauth`, a recent re-authentication of the person (see
-    accounts.reauthentication); `api_keys`, whether API keys are accepted; `access_tokens`, whether tokens for the proxy
+    accounts.sign_in); `api_keys`, whether API keys are accepted; `access_tokens`, whether tokens for the proxy
     are. `body` is the class that `Resource.body()` uses. With `makes`, for operations that create an object or a
     secret, a request may have an Idempotency-Key (ui.idempotency), and the method may return Afterwards.
 

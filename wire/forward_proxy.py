@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from wire import hosts, product
+from wire import hosts, versions
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class OutboundProxy:
         """Return the CONNECT request for an address, or for a name that the proxy resolves."""
         place = f"[{target}]:{port}" if ":" in target else f"{spelled(target) or target}:{port}"
         secret = f"Proxy-Authorization: {self.authorization}\r\n" if self.authorization else ""
-        return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: {product.NAME}\r\n{secret}\r\n".encode(
+        return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: {versions.NAME}\r\n{secret}\r\n".encode(
             "ascii"
         )
 

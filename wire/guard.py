@@ -22,9 +22,37 @@ import httpcore
 import httpx
 import psutil
 
-from wire.deadline import Deadline, TimedStream
+from wire.background import Deadline, TimedStream
 from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
 from wire.hosts import canonical_host
+
+# Address of the bundled Quickstart server in this process. Needs no Django.
+
+PATH = "/builtin/quickstart"
+SECRET_HEADER = "X-Gateway-Builtin-Secret"  # noqa: S105  (a name, no secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """The listener of this process: its origin, and the per-start secret that the Quickstart server requires."""
+
+    origin: str
+    secret: str
+
+
+_listener: Listener | None = None
+
+
+def listen_at(origin: str, secret: str) -> None:
+    """Set the address this process listens at. Called once, when it starts to serve."""
+    global _listener  # noqa: PLW0603  (a process has one listener)
+    _listener = Listener(origin, secret) if origin and secret else None
+
+
+def listener() -> Listener | None:
+    """Return the listener of this process, or None if it does not serve."""
+    return _listener
+
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network

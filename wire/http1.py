@@ -17,9 +17,8 @@ from typing import Literal, cast
 
 import httptools
 
-from wire.byte_budget import ByteBudget, HeldBytes
 from wire.jsonrpc import LARGE
-from wire.turns import QUICK_TURNS, QueueFull, Turns
+from wire.turns import QUICK_TURNS, ByteBudget, HeldBytes, QueueFull, Turns
 
 HEAD_LIMIT = 1 << 16
 AHEAD_LIMIT = 1 << 18

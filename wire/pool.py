@@ -5,6 +5,8 @@ gateway must disable: a cookie jar shared by users, redirects, proxies from the 
 one hanging server can exhaust.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import socket
@@ -16,10 +18,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
-from wire import product, tunnel
+from wire import versions
 from wire.background import Background, every
-from wire.builtin import PATH, SECRET_HEADER
-from wire.byte_budget import ByteBudget, HeldBytes
 from wire.errors import (
     AddressBlocked,
     AddressInside,
@@ -39,13 +39,13 @@ from wire.errors import (
     Unreachable,
     UpstreamError,
 )
-from wire.forward_proxy import OutboundProxy, ProxyFailed
-from wire.guard import AddressRefused, Guard, LeadsBack, LeadsInside, tls
+from wire.forward_proxy import END, LARGEST_HEAD, OutboundProxy, ProxyFailed
+from wire.guard import PATH, SECRET_HEADER, AddressRefused, Guard, LeadsBack, LeadsInside, tls
+from wire.hosts import Resolver
 from wire.http1 import IDLE_SECONDS, ConnectionBroken, HttpConnection, Oversized, Stalled, more_than
 from wire.jsonrpc import LARGE
 from wire.reader_process import ReaderProcess
-from wire.resolver import Resolver
-from wire.turns import SharedTimer, Turns
+from wire.turns import ByteBudget, HeldBytes, SharedTimer, Turns
 
 CONNECT_SECONDS = 5.0
 PROXY_SECONDS = 4.0  # Less than CONNECT_SECONDS, to distinguish a silent proxy from a silent server.
@@ -83,7 +83,7 @@ class HttpResponse:
 
     __slots__ = ("_connection", "_origin", "_server", "_transport", "limit", "status", "streams")
 
-    def __init__(self, transport: "Transport", origin: Origin, connection: HttpConnection, server: str) -> None:
+    def __init__(self, transport: Transport, origin: Origin, connection: HttpConnection, server: str) -> None:
         self._transport = transport
         self._origin = origin
         self._connection = connection
@@ -332,9 +332,9 @@ class Transport:
 
     async def _open_through(self, proxy: OutboundProxy, origin: Origin, target: str, seconds: float) -> HttpConnection:
         """Open a TLS connection through the proxy. Raises OSError."""
-        sock, transport = await tunnel.open_tunnel(proxy, self._resolver, target, origin.port, seconds)
+        sock, transport = await open_tunnel(proxy, self._resolver, target, origin.port, seconds)
         connection = self._connection(origin, sock)
-        await tunnel.secured(transport, connection, self._tls, origin.host)
+        await secured(transport, connection, self._tls, origin.host)
         return connection
 
     def _connection(self, origin: Origin, sock: socket.socket) -> HttpConnection:
@@ -371,10 +371,84 @@ class Transport:
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
         secret = f"{SECRET_HEADER}: {self._secret}\r\n" if own else ""
         host = parts.netloc.rpartition("@")[2]
-        head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {product.NAME}\r\n{secret}"
+        head = f"{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {versions.NAME}\r\n{secret}"
         known = self._parsed_urls[private]
         if len(known) >= MOST_URLS:
             known.clear()
         parsed = ParsedUrl(Origin(OWN if own else parts.scheme, parts.hostname, port, private), head)
         known[url] = parsed
         return parsed
+
+
+# Connections through the outbound proxy for MCP calls: a CONNECT tunnel, and TLS inside it.
+
+
+class _Answer(asyncio.Protocol):
+    """Collects the proxy's answer to CONNECT, up to the end of its headers or of the connection."""
+
+    def __init__(self) -> None:
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._data = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if END in self._data or len(self._data) > LARGEST_HEAD:
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self.head.done():
+            self.head.set_result(self._data)
+
+
+async def open_tunnel(
+    proxy: OutboundProxy, resolver: Resolver, target: str, port: int, seconds: float
+) -> tuple[socket.socket, asyncio.Transport]:
+    """Open a tunnel to an address or a name the proxy resolves, within `seconds`. Raises ProxyFailed."""
+    with proxy.told():
+        async with asyncio.timeout(seconds):
+            sock, transport, answer = await _connected(proxy, resolver)
+            try:
+                transport.write(proxy.request(target, port))
+                proxy.judge(await answer.head, target)
+            except BaseException:
+                transport.abort()
+                raise
+    return sock, transport
+
+
+async def _connected(proxy: OutboundProxy, resolver: Resolver) -> tuple[socket.socket, asyncio.Transport, _Answer]:
+    loop = asyncio.get_running_loop()
+    failure: OSError = socket.gaierror("the name has no address")
+    for family, kind, protocol, _, sockaddr in await resolver.find(proxy.host, proxy.port):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, sockaddr)
+            context = tls() if proxy.encrypted else None
+            name = proxy.host if context else None
+            transport, answer = await loop.create_connection(_Answer, sock=sock, ssl=context, server_hostname=name)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock, transport, answer
+    raise failure
+
+
+async def secured(transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, host: str) -> None:
+    """Start TLS to the server inside the tunnel and connect it to `protocol`. Raises OSError."""
+    try:
+        loop = asyncio.get_running_loop()
+        inner = await loop.start_tls(transport, protocol, context, server_hostname=host)
+        if inner is None:
+            raise ConnectionResetError("closed before TLS was agreed on")
+    except BaseException:
+        transport.abort()
+        raise
+    protocol.connection_made(inner)

@@ -25,9 +25,8 @@ from pkgutil import resolve_name
 from typing import IO, Any
 
 from wire import jsonrpc
-from wire.answers import Changes, changed
+from wire.answers import Changes, TaskIds, changed
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object
-from wire.task_ids import TaskIds
 from wire.turns import FairQueue, QueueFull
 
 NICE = 5  # Calls have priority.

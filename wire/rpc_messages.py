@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
-from wire import answers, jsonrpc, product, sse, versions
+from wire import answers, jsonrpc, sse, versions
 from wire.answers import Changes
-from wire.byte_budget import HeldBytes
-from wire.credential import fits_a_header
 from wire.errors import AccessRefused, BadAnswer, Flooded, Redirected, TooLarge, Unreachable
 from wire.http1 import more_than
 from wire.jsonrpc import LARGE, MOST_VALUES, Id, Object, has_more_values, storable
+from wire.oauth_client import fits_a_header
 from wire.pool import HttpResponse
 from wire.reader_process import ReaderProcess, UnreadableAnswer, is_large
 from wire.tool_names import is_shallow
 from wire.trace_context import NONE, Trace
+from wire.turns import HeldBytes
 
 ACCEPT = "application/json, text/event-stream"
 
@@ -176,7 +176,7 @@ class Target(NamedTuple):
     total_s: float = 600
     # Whether private addresses are allowed for this server, within the allowed ranges.
     private: bool = True
-    client_info: Object = product.INFO
+    client_info: Object = versions.INFO
     has_own_session: bool = False
     person_id: str = ""  # The person whose budget large answers count against.
 

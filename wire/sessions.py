@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from wire import jsonrpc, trace_context, versions
 from wire.background import Background, spawn
 from wire.cipher import Cipher
-from wire.credential import fits_a_header
 from wire.errors import (
     BadAnswer,
     BadSessionId,
@@ -21,6 +20,7 @@ from wire.errors import (
     UpstreamError,
 )
 from wire.jsonrpc import Object
+from wire.oauth_client import fits_a_header
 from wire.pool import HttpResponse, Transport
 from wire.rpc_messages import (
     SESSION,

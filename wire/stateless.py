@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wire import jsonrpc, product, versions
-from wire.credential import is_header_name
+from wire import jsonrpc, versions
 from wire.errors import BadAnswer, UnknownVersion
 from wire.jsonrpc import Object
+from wire.oauth_client import is_header_name
 from wire.pool import Transport
 from wire.rpc_messages import (
     MODERN,
@@ -28,7 +28,7 @@ from wire.rpc_messages import (
 
 ENVELOPE: Object = {
     versions.MODERN_KEY: versions.MODERN,
-    versions.CLIENT_INFO_KEY: product.INFO,
+    versions.CLIENT_INFO_KEY: versions.INFO,
     versions.CAPABILITIES_KEY: {},
 }
 

@@ -27,3 +27,12 @@ NAMED_BY = {
 def negotiated(proposed: object) -> str:
     """Return the version to answer `initialize` with: the proposed one if supported, or the newest."""
     return proposed if isinstance(proposed, str) and proposed in SESSION_VERSIONS else NEWEST_SESSION
+
+
+# Product name and version, as sent to upstream servers and clients. Needs no Django.
+
+NAME = "gateway-admin"
+VERSION = "0.1.0"  # pyproject.toml reads it here.
+
+# MCP `clientInfo` and `serverInfo`.
+INFO = {"name": NAME, "version": VERSION}

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from auditlog.actions import Action
-from auditlog.committed import NEAR
 from auditlog.event_views import COLUMNS as EVENT_COLUMNS
 from auditlog.models import Event
+from auditlog.replica import NEAR
 from auditlog.search.fields import EXPORT_COLUMNS, PAYLOADS
 from ui.rest import stamp
 

@@ -20,11 +20,10 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from auditlog.checkpoints.received import Received, refused_rows
-from auditlog.checkpoints.sealing import END, TABLE
-from auditlog.checkpoints.tree import COLUMNS, EVENT_COLUMNS, columns_of, leaf_of, root_of, unpacked
-from auditlog.committed import LATEST, newest_id
+from auditlog.checkpoints.sealing import COLUMNS, END, EVENT_COLUMNS, TABLE, columns_of, leaf_of, root_of, unpacked
 from auditlog.models import Call, Checkpoint, Event, span_of_uid
 from auditlog.partitions import midnight
+from auditlog.replica import LATEST, newest_id
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000

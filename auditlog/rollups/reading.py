@@ -21,7 +21,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from auditlog.models import ENDINGS, Call, RollupState, RollupWindow
-from auditlog.rollups import windows
+from auditlog.rollups import keeping
 from auditlog.rollups.schema import (
     BEGINNING,
     CLASS_COLUMNS,
@@ -305,7 +305,7 @@ class Book:
     @cached_property
     def _windows(self) -> list[RollupWindow]:
         assert self._state is not None
-        return windows.current_windows(self._state)
+        return keeping.current_windows(self._state)
 
     def _cut(self, since: datetime, until: datetime, grains: Sequence[Grain]) -> Iterator[SourcePeriod]:
         if since >= until:

@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from auditlog.name_lookups import lookups
 from auditlog.ranges import STRETCHES, range_start
+from auditlog.search.charts import stamp
 from auditlog.search.criteria import (
     RECENT,
     Criterion,
@@ -31,7 +32,6 @@ from auditlog.search.criteria import (
     uuid_of,
 )
 from auditlog.search.fields import FIELDS, FILTERS, Comparison, LogField
-from auditlog.search.histogram import stamp
 from auditlog.search.keyset import EPOCH
 from auditlog.search.look import CHARTS, COLUMNS, USUAL, LogView
 from auditlog.search.query_language import (

@@ -17,8 +17,8 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 
 from accounts.models.api_keys import ApiKeyAlreadyRevoked
-from accounts.reauthentication import must_ask_again
 from accounts.rules import PeopleError
+from accounts.sign_in import must_ask_again
 from capabilities import Capability, CapabilityRequired
 from connections.impact import NothingGoesThrough, cuts
 from connections.models import ConnectionFault

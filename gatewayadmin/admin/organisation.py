@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from accounts.reauthentication import must_ask_again
+from accounts.sign_in import must_ask_again
 from capabilities import Capability
 from gatewayadmin.admin.actions import CapabilityAction, all_of
 from gatewayadmin.admin.base import CapabilityAdmin

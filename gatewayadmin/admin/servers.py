@@ -11,7 +11,7 @@ from django.forms import BooleanField
 from django.http import HttpRequest
 from django.urls import reverse
 
-from accounts.reauthentication import must_ask_again
+from accounts.sign_in import must_ask_again
 from capabilities import Capability
 from capabilities.catalogue import SEES_SERVERS
 from gatewayadmin.admin.actions import FINAL, LOST, CapabilityAction, any_of

@@ -10,7 +10,7 @@ from gatewayadmin.admin.actions import FINAL, CapabilityAction, all_of, any_of
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.staff import site
 from sinks.models import ArchivedPartition, Sink
-from sinks.trial import send_test_line
+from sinks.sending import send_test_line
 from ui.states import state_label
 
 MANAGE = any_of(Capability.SINKS_MANAGE)

@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage
 from django.db.models import Model
 
 from capabilities import Capability
-from gatewayadmin.config.mail import domain_of
+from gatewayadmin.config.outbound import domain_of
 
 
 @checks.register("capabilities")

@@ -12,9 +12,8 @@ from django.conf import settings
 
 from auditlog.export import READERS
 from auditlog.replica import IDENTITY
-from gatewayadmin.config import database, pooling
-from gatewayadmin.config.database import READ, UnusableDatabase
-from gatewayadmin.config.pooling import DIRECT, Pooling
+from gatewayadmin.config import database
+from gatewayadmin.config.database import DIRECT, READ, Pooling, UnusableDatabase
 from ui import databases
 
 KEPT = 6  # Connections of the proxy in each worker, except those that write the log.
@@ -78,14 +77,14 @@ def survey(workers: int) -> Ways:
     database.ensure()
     try:
         with closing(psycopg.connect(database.conninfo(), connect_timeout=5, autocommit=True)) as direct:
-            if fault := pooling.pooling_fault(direct, database.way()):
+            if fault := database.pooling_fault(direct, database.way()):
                 raise UnusableDatabase(fault)
             pooled = _look_at_pages(ways, direct)
             _look_at_replica(ways, direct)
             look_at_distance(ways, direct)
             _look_at_budget(ways, direct, budget(workers, pooled=pooled))
     except psycopg.Error as error:
-        raise UnusableDatabase(pooling.unreachable_text(error, database.way())) from error
+        raise UnusableDatabase(database.unreachable_text(error, database.way())) from error
     return ways
 
 
@@ -97,12 +96,12 @@ def _look_at_pages(ways: Ways, direct: psycopg.Connection[Any]) -> bool:
     conninfo = database.conninfo_of(databases.complete(settings.PAGES_DATABASE))
     try:
         with closing(psycopg.connect(conninfo, connect_timeout=5, autocommit=True)) as pages:
-            if not pooling.same_database(direct, pages):
+            if not database.same_database(direct, pages):
                 raise UnusableDatabase(
                     f"{DIRECT} leads to another database than DATABASE_URL; both must lead to the same one."
                 )
             row = pages.execute(_TIME_LIMIT, prepare=False).fetchone()
-            found = pooling.pooling_of(pages)
+            found = database.pooling_of(pages)
     except psycopg.Error as error:
         raise UnusableDatabase(
             f"DATABASE_URL: the database cannot be reached: {' '.join(str(error).split())}"

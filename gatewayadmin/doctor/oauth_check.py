@@ -7,20 +7,107 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
+from django.db import transaction
+from django.db.models import Max
+from django.http import HttpRequest
 from django.urls import reverse
 from oauth2_provider.models import Application
 
 from accounts.models import User
-from connections.models import Connection
+from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
 from gatewayadmin.config.public_url import public_url
-from gatewayadmin.doctor import consent
-from gatewayadmin.doctor.diagnoses import belongs, said, unexpected
-from gatewayadmin.doctor.http_probe import SECONDS, HttpProbe, ProbeResponse
-from gatewayadmin.doctor.report import CheckStep, StepFailed, StepState
+from gatewayadmin.doctor.http_probe import (
+    SECONDS,
+    CheckStep,
+    HttpProbe,
+    ProbeResponse,
+    StepFailed,
+    StepState,
+    belongs,
+    said,
+    unexpected,
+)
 from gateways.models import Gateway
+from oauth import flow as flows
+from oauth.authorize import grant
+from oauth.consent import connect
+from ui.pages import AppRequest
+
+# The consent step, done by the functions behind the consent page instead of by a person.
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Result of pressing Allow: the authorization code and the connection."""
+
+    code: str
+    connection: Connection
+
+
+def newest_registration() -> int:
+    """Return the key of the newest application; those registered later have higher ones."""
+    return Application.objects.aggregate(newest=Max("pk"))["newest"] or 0
+
+
+def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
+    """Return the application with this id if it registered itself under that name after `after`."""
+    if "\x00" in client_id:
+        return None
+    source = Application.RegistrationSource.DCR
+    ours = Application.objects.filter(registration_source=source, name=name, redirect_uris=redirect, pk__gt=after)
+    return ours.filter(client_id=client_id).first()
+
+
+def allow(user: User, gateway: Gateway, application: Application, parameters: dict[str, str]) -> Allowed:
+    """Start the flow and allow it as `user`, as the pages do. Raises StepFailed if they would refuse."""
+    request = _request(user)
+    flow = flows.begin_app(request, application, gateway, {**parameters})
+    try:
+        if not flows.refusal(flow, user) and flows.needs_approval(flow):
+            flows.ask_approval(flow, by=user)
+        if reason := flows.refusal(flow, user):
+            raise StepFailed(reason, _what_to_do(reason))
+        with transaction.atomic():
+            connection = connect(request, flow)
+            url = grant(request, flow, connection)
+    except ConnectionRefused as refused:
+        raise StepFailed(str(refused), _what_to_do(str(refused))) from None
+    finally:
+        flow.delete()
+    return Allowed(parse_qs(urlsplit(url).query)["code"][0], connection)
+
+
+def _request(user: User) -> AppRequest:
+    """Return a request of this person that is never sent."""
+    request = HttpRequest()
+    request.method = "POST"
+    request.META = {"SERVER_NAME": "doctor", "SERVER_PORT": "0"}
+    request.user = user
+    request.session = {}  # type: ignore[assignment]
+    return request  # type: ignore[return-value]
+
+
+def _what_to_do(reason: str) -> str:
+    if "approval" in reason:
+        return "New apps wait here. Approve OAuth doctor in Apps & Agents, then run the doctor again."
+    if "app" in reason:
+        return "Enable OAuth doctor in Apps & Agents, then run the doctor again."
+    return "This is what the person would read on the page. Whoever runs the doctor must be able to connect an app."
+
+
+def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:
+    """Revoke the connection and delete the registration of the check."""
+    if connection is not None:
+        with suppress(ConnectionAlreadyRevoked):
+            connection.revoke(by=by)
+    if application is not None:
+        application.delete()
+
 
 APP = "OAuth doctor"
 REDIRECT = "http://127.0.0.1:33418/callback"
@@ -67,7 +154,7 @@ class OAuthCheck:
                 steps.append(self._step(title, check) if may_continue else CheckStep(title, StepState.NOT_REACHED))
         finally:
             self.wire.close()
-            consent.tidy(self.application, self.connection, by=self.person)
+            tidy(self.application, self.connection, by=self.person)
         return steps
 
     def _step(self, title: str, check: Callable[[], str]) -> CheckStep:
@@ -144,14 +231,14 @@ class OAuthCheck:
             "response_types": ["code"],
             "token_endpoint_auth_method": "none",
         }
-        newest = consent.newest_registration()
+        newest = newest_registration()
         answer = self.wire.ask("POST", self.server["registration_endpoint"], telling=f"client_name={APP}", json=payload)
         if answer.status != 201:
             raise unexpected(answer, 201)
         client_id = str(answer.document.get("client_id", ""))
         if not client_id:
             raise StepFailed("The answer has no client_id.", FILTERED)
-        self.application = consent.registered(client_id, name=APP, redirect=REDIRECT, after=newest)
+        self.application = registered(client_id, name=APP, redirect=REDIRECT, after=newest)
         if self.application is None:
             raise StepFailed("The client_id of the answer was not registered here.", ELSEWHERE)
         return "Registered, and forgotten again after this walk."
@@ -209,7 +296,7 @@ class OAuthCheck:
     def consent(self) -> str:
         """Call the functions behind the Allow button, since no person presses it."""
         self.wire.note(f"Nothing over HTTP: the functions behind the consent page, as {self.person.email}")
-        allowed = consent.allow(self.person, self.gateway, self.application, self.question)
+        allowed = allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
         self.wire.note(self.wire.asked, "A code that works once, for a minute")
         return f"{self.person.email} may connect an app to {self.gateway.name}."

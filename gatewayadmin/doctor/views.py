@@ -10,8 +10,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from capabilities import Capability, requires
+from gatewayadmin.doctor.http_probe import passed
 from gatewayadmin.doctor.oauth_check import OAuthCheck
-from gatewayadmin.doctor.report import passed
 from gateways.models import Gateway
 from ui.pages import AppRequest, show
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 from proxy.request import PREFIX, App, Event, Scope
-from wire import jsonrpc, product, sse, stateless, versions
+from wire import jsonrpc, sse, stateless, versions
 from wire.background import spawn
 from wire.jsonrpc import MalformedMessage, Object
 
@@ -179,7 +179,7 @@ class Exchange:
         }
 
     def _request(self) -> bytes:
-        envelope = stateless.ENVELOPE | {versions.CLIENT_INFO_KEY: {**product.INFO, "name": CLIENT}}
+        envelope = stateless.ENVELOPE | {versions.CLIENT_INFO_KEY: {**versions.INFO, "name": CLIENT}}
         params = {**self.asked.params, "_meta": {**envelope, "progressToken": 1}}
         return jsonrpc.dumps({"jsonrpc": "2.0", "id": 1, "method": METHODS[self.asked.kind], "params": params})
 

@@ -8,22 +8,65 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from django.db import transaction
 from django.urls import reverse
 
-from accounts.models import User
+from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.models import Call
 from auditlog.own_calls import OwnCall, own_calls
 from auditlog.search.keyset import page
 from capabilities import Capability
-from connections.models import Connection
+from connections.models import Connection, ConnectionRefused
 from gatewayadmin.playground import arguments_form
 from gatewayadmin.playground.arguments_form import ArgumentsForm
-from gatewayadmin.playground.connecting import live_connection
 from gatewayadmin.playground.endpoint_call import AgentRequest
-from gateways.models import Effect, Feature, FeatureKind, Gateway
+from gateways.models import Assignment, Effect, Feature, FeatureKind, Gateway
 from hosts.models import PLAYGROUND, Host
+from servers.models import Identity
+from tokens.models import Token
 from wire import definitions
 from wire.uris import alias_and_uri, exposed_template, exposed_uri
+
+# The user's own connection of the app Playground, opened by the same verbs as for other apps.
+
+
+def host(*, by: User) -> Host:
+    """Return the app Playground, which needs approval if new apps do."""
+    waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
+    return Host.objects.playground(needs_approval=waits, by=by)
+
+
+def live_connection(user: User, gateway: Gateway) -> Connection | None:
+    """Return the user's playground connection to this gateway, if any."""
+    rows = Connection.objects.own(user).live().filter(host__dedupe_key=PLAYGROUND, gateway=gateway)
+    return rows.select_related("host", "gateway", "user").first()
+
+
+def connect(user: User, gateway: Gateway) -> Connection:
+    """Return the user's playground connection to this gateway, opening one if needed.
+
+    For servers with personal identities it carries the newest usable one. An existing connection may still be blocked;
+    its calls check that. Raises ConnectionRefused if the user cannot connect apps.
+    """
+    if (live := live_connection(user, gateway)) is not None:
+        return live
+    if not user.has_perm(Capability.OAUTH_CONNECT):
+        raise ConnectionRefused(f"Your role lacks {Capability.OAUTH_CONNECT.label}.")
+    app = host(by=user)  # Outside the transaction: an app that waits for approval must remain.
+    with transaction.atomic():
+        opened = Connection.objects.open(
+            host=app, gateway=gateway, user=user, identities=_own_identities(user, gateway), by=user
+        )
+        Token.objects.provide_key(opened, by=user)
+    return opened
+
+
+def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
+    usable = Identity.objects.own(user).usable().order_by("created_at")
+    newest = {identity.server_id: identity for identity in sorted(usable, key=lambda one: one.status == "active")}
+    asking = Assignment.objects.per_user().filter(gateway=gateway).select_related("server")
+    return {each: newest[each.server_id] for each in asking if each.server_id in newest}
+
 
 MOST_OFFERED = 120  # Names in the list,
 MOST_CHARACTERS = 12_000  # and their total length; beyond either, users type a name.

@@ -31,9 +31,8 @@ from capabilities import Capability, own_resource
 from connections.models import Connection, ConnectionRefused
 from gatewayadmin.playground import arguments_form, endpoint_call
 from gatewayadmin.playground.arguments_form import ArgumentsForm
-from gatewayadmin.playground.connecting import connect
 from gatewayadmin.playground.endpoint_call import RUN_SECONDS, AgentResponse, Exchange, RunSlot, TooManyRuns
-from gatewayadmin.playground.page import KINDS, Chosen, RunHistory, form_again, others, own
+from gatewayadmin.playground.page import KINDS, Chosen, RunHistory, connect, form_again, others, own
 from gatewayadmin.playground.results import result_of
 from gateways.models import Gateway
 from oauth.models import Binding

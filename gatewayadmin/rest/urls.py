@@ -13,31 +13,25 @@ from django.views.defaults import bad_request, server_error
 from psycopg.errors import OperationalError, QueryCanceled
 from rest_framework.routers import SimpleRouter
 
-from accounts.api import CapabilityResource, Me, UserResource
-from accounts.confirm_api import Confirm
+from accounts.api import CapabilityResource, Confirm, Me, UserResource
 from accounts.groups_api import RoleResource, TeamResource, Workspace
-from auditlog.api import CallResource, EventResource, OwnCalls
-from auditlog.saved_view_api import SavedViewResource
+from auditlog.api import CallResource, EventResource, OwnCalls, SavedViewResource
 from capabilities import own_resource
-from connections.api import ConnectionResource, Endings, GatewayConnections
-from connections.identities_api import ConnectionIdentities
+from connections.api import ConnectionIdentities, ConnectionResource, Endings, GatewayConnections
 from gatewayadmin.rest.docs_views import docs, docs_of
 from gatewayadmin.rest.openapi import Schema
 from gateways.api import GatewayResource, ServerArchive
-from gateways.assignment_api import AssignmentResource
-from gateways.catalogue_api import CatalogueResource
+from gateways.catalogue_api import AssignmentResource, CatalogueResource
 from gateways.identity_gateways import IdentityPlaces
 from gateways.tool_api import FeatureResource, ToolResource
 from hosts.api import HostResource
 from scim.api import ProvisioningKeyResource
 from servers.api import ServerResource
 from servers.identity_api import IdentityResource
-from servers.oauth_client.api import SignIns
+from servers.oauth_client.views import SignIns
 from sinks.api import SinkResource
 from sso.api import OrganisationResource
-from tokens.api import TokenResource
-from tokens.api_key_api import ApiKeyResource
-from tokens.connection_key_api import Regenerate
+from tokens.api import ApiKeyResource, Regenerate, TokenResource
 from ui.rest import Resource
 
 app_name = "api"

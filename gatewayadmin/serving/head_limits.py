@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy import open_files
-from proxy.access.query import SLUG
+from proxy.access.decision import SLUG
 from proxy.request import PREFIX
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from auditlog.partitions import PartitionDays
 from auditlog.rollups import keeping
 from gatewayadmin.config import database, environment, locks
 from gatewayadmin.config.locks import Lock
-from gatewayadmin.serving.first_start import make_partitions
+from gatewayadmin.serving.quickstart import make_partitions
 from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter
@@ -34,13 +34,13 @@ from servers import discovery
 from servers.discovery import Discovered, DiscoveryFailed
 from servers.models import BUILT_IN_URL, Identity, Server
 from servers.oauth_client.models import SignIn
-from servers.oauth_client.refreshing import keep_fresh
+from servers.oauth_client.registration import keep_fresh
 from servers.upstream_guard import leads_inside
 from sinks import archive, sending
 from sso.models import ReceivedAssertion
 from ui import databases
 from ui.models import KeptAnswer
-from wire import builtin
+from wire import guard
 from wire.background import Background
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ async def _pause(least: float, most: float) -> None:
 
 def start_alone(background: Background) -> None:
     """Start the loops in the chores process."""
-    builtin.listen_at(environment.text("GATEWAY_BUILTIN_URL"), environment.text("GATEWAY_BUILTIN_SECRET"))
+    guard.listen_at(environment.text("GATEWAY_BUILTIN_URL"), environment.text("GATEWAY_BUILTIN_SECRET"))
     database.limit_statements()
     start(background)
 
@@ -247,7 +247,7 @@ def _ask_servers(now: datetime) -> int:
 
 
 def _is_reachable(server: Server) -> bool:
-    return not server.is_built_in or builtin.listener() is not None
+    return not server.is_built_in or guard.listener() is not None
 
 
 def _ask(server: Server, identity: Identity | None) -> Discovered | DiscoveryFailed:

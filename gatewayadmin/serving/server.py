@@ -1,6 +1,8 @@
 """The server: gunicorn in this process, and uvicorn in each worker except the one for chores."""
 
 import asyncio
+import ctypes
+import errno
 import fcntl
 import logging
 import mmap
@@ -10,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,11 +28,122 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.last_connections import let_nobody_in, wait_for_their_calls, wait_for_those_who_came
 from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
-from gatewayadmin.serving.memory import return_large_buffers
 from proxy import open_files
 from wire.background import Background
+
+# Reserves the port before the server can serve.
+
+FREE_PORT = " Stop what listens there, or choose another port: PORT=8010 make run, or serve --port 8010."
+
+
+class PortTaken(Exception):
+    """Something else listens there already, or may not be listened to; the message is one line."""
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Return a socket bound to this address. Raises PortTaken.
+
+    It does not listen yet: connections before we can serve are refused, so clients try another process. Otherwise they
+    would wait for the whole start, or be reset if it fails.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        try:
+            return _bound(family, address[:2], beside_ended=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return _bound(family, address[:2], beside_ended=True)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        advice = FREE_PORT if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise PortTaken(f"Cannot listen on {host} port {port}: {reason}.{advice}") from error
+
+
+def _bound(family: int, address: tuple[Any, ...], *, beside_ended: bool) -> socket.socket:
+    """Return a bound socket. `beside_ended` ignores closed connections of a former process (SO_REUSEADDR)."""
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, beside_ended)
+        if family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        reserved.bind(address)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # Nobody else binds it before it is listened on.
+    except OSError:
+        reserved.close()
+        raise
+    return reserved
+
+
+# glibc settings for returning memory to the system.
+
+# malloc.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+
+LARGE = 256 * 1024  # Bytes. With each large buffer that is freed, glibc raises its own limit, up to 32 MiB.
+ARENAS = 2  # Instead of eight for each core; threads are few here and mostly wait.
+
+
+def return_large_buffers() -> None:
+    """Let glibc return freed large buffers to the system. Does nothing without glibc."""
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_ARENA_MAX, ARENAS)
+
+
+# Closes a listening socket gracefully: established connections are answered, new ones refused.
+#
+# When the last process closes such a socket, the kernel resets the connections that nobody had accepted yet. Their
+# clients cannot know whether their call was made, so nginx, for one, answers 502 instead of asking the next process.
+
+# A filter of the kernel (classic BPF) over the segments that reach a listening socket: drop what asks to connect.
+SO_ATTACH_FILTER = 26
+NO_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),  # Load the flags of the TCP header.
+    (0x45, 0, 1, 0x02),  # Is it a SYN?
+    (0x06, 0, 0, 0),  # Drop it: its sender asks again a second later, and is refused once nobody listens.
+    (0x06, 0, 0, 0xFFFFFFFF),  # Let it through.
+)
+LOOKS, LOOK_S = 4, 0.05
+HEARD_S = 2.0  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("value", ctypes.c_uint))
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
+
+
+def let_nobody_in(sockets: Iterable[socket.socket]) -> None:
+    """Make the kernel drop new connection attempts to these sockets, in all processes.
+
+    Linux only: elsewhere connections that nobody has accepted are reset when the socket is closed.
+    """
+    instructions = (_Instruction * len(NO_NEW_CONNECTIONS))(*(_Instruction(*each) for each in NO_NEW_CONNECTIONS))
+    program = _Program(len(instructions), instructions)
+    for each in sockets:
+        if sys.platform == "linux":
+            with suppress(OSError):  # Kernels may be built without.
+                each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
+
+
+async def wait_for_those_who_came() -> None:
+    """Wait until the event loop has accepted or read all pending connections."""
+    for _ in range(LOOKS):  # Each is a look of the event loop at its sockets, however late it comes.
+        await asyncio.sleep(LOOK_S)
+
+
+async def wait_for_their_calls(are_awaited: Callable[[], bool]) -> None:
+    """Wait until all connections have sent their request, or for HEARD_S."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + HEARD_S
+    while are_awaited() and clock() < until:  # noqa: ASYNC110 - nobody tells of a connection that is heard
+        await asyncio.sleep(LOOK_S)
+
 
 BACKLOG = 2048  # Or a tenth of the files a worker may open, since it accepts all waiting connections first.
 DRAIN_S = 10

@@ -24,7 +24,7 @@ from auditlog.versions import Versioned
 from gateways.models.assignment import Assignment, ToolPolicy
 from gateways.models.gateway import Gateway, GatewayError
 from servers.models import Identity
-from ui.matching import holds
+from ui.forms import holds
 from wire import definitions
 from wire.definitions import Definition
 from wire.tool_names import LONGEST_URI

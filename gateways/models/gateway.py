@@ -16,7 +16,7 @@ from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from servers.models import Identity, slug_validator
-from ui.matching import holds
+from ui.forms import holds
 
 
 class GatewayError(Exception):

@@ -9,13 +9,13 @@ from proxy.access.features import IdentityUnreadable, UnknownFeature, credential
 from proxy.request import McpRequest
 from proxy.response import Response
 from proxy.store.call_writer import CallRow
-from proxy.store.redaction.messages import MAX_MESSAGE, RedactedMessage, error_text, redact_message, redact_text
+from proxy.store.redaction import MAX_MESSAGE, RedactedMessage, error_text, redact_message, redact_text
 from wire.cipher import Cipher
 from wire.reader_process import ReaderProcess
 
 logger = logging.getLogger(__name__)
 
-MODULE = "proxy.store.redaction.messages"
+MODULE = "proxy.store.redaction"
 
 NOT_REDACTED = b'"[not recorded: it could not be redacted]"'
 MAX_NAME = 300  # Length of the column.

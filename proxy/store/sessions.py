@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from proxy.store.database import DatabaseUnavailable
 from proxy.store.state import StatePool
-from wire import credential, token_text, versions
+from wire import oauth_client, token_text, versions
 from wire.background import Background
 from wire.cipher import Cipher, Undecryptable
 from wire.client import McpClient
@@ -463,7 +463,7 @@ class SessionKeeper:
         for row in rows:
             try:
                 targets.append(self._target(Taken._make(row)))
-            except (Undecryptable, credential.Unsendable):  # The server cannot be called; the session expires there.
+            except (Undecryptable, oauth_client.Unsendable):  # The server cannot be called; the session expires there.
                 continue
         return targets
 
@@ -471,7 +471,7 @@ class SessionKeeper:
         header = None
         if taken.ciphertext is not None and taken.auth_type != "none":
             secret = self._cipher.open(bytes(taken.ciphertext))
-            header = credential.header_of(taken.auth_type, taken.header_name, secret)
+            header = oauth_client.header_of(taken.auth_type, taken.header_name, secret)
         return Target(
             server_id=taken.server_id,
             server_name=taken.server_name,

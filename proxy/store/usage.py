@@ -20,8 +20,8 @@ from psycopg.types.json import Jsonb
 
 from proxy import metrics
 from proxy.access.decision import AccessRow, AssignedServer
-from wire.address_group import address_group
 from wire.background import Background
+from wire.hosts import address_group
 from wire.jsonrpc import storable
 from wire.rpc_messages import MODERN, SESSION, ServerDescription, Target
 

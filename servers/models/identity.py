@@ -25,7 +25,7 @@ from servers.models.server import (
     SignInNeeded,
 )
 from ui.sealing import cipher
-from wire.credential import place_in_words, place_of
+from wire.oauth_client import place_in_words, place_of
 
 
 class IdentityKind(models.TextChoices):

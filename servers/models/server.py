@@ -17,9 +17,8 @@ from auditlog.models import Event
 from auditlog.switchable import Switchable
 from auditlog.versions import Seen, Versioned
 from wire import versions
-from wire.credential import place_in_words, place_of
 from wire.jsonrpc import storable
-from wire.oauth_client import WITHOUT_RESOURCE, covers, issuer_host, printable
+from wire.oauth_client import WITHOUT_RESOURCE, covers, issuer_host, place_in_words, place_of, printable
 
 if TYPE_CHECKING:
     from servers.models.identity import IdentityQuerySet

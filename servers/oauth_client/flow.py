@@ -23,8 +23,7 @@ from capabilities import Capability, CapabilityRequired
 from connections.models import Connection, ConnectionFault
 from gateways.models import Assignment, Gateway
 from servers.models import AuthType, Identity, ResourceSent, Server, ServerError, SignInNeeded
-from servers.oauth_client.discovery import AuthorizationServerMetadata, Needs, needs_of
-from servers.oauth_client.http import Http, NoAnswer, send_soon
+from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, Needs, NoAnswer, needs_of, send_soon
 from servers.oauth_client.models import (
     MANY_UNFINISHED,
     ClientRegistration,

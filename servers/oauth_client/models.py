@@ -24,7 +24,7 @@ from servers.models import (
     ServerError,
     SignInNeeded,
 )
-from servers.oauth_client.http import send_soon
+from servers.oauth_client.discovery import send_soon
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
 from wire.oauth_client import AUTH_METHODS, RegisteredClient, TokenRequest, Tokens, replaces, revocations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
@@ -16,22 +17,21 @@ from django.utils import timezone
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.models import Event
-from servers.models import Server
-from servers.oauth_client.discovery import AuthorizationServerMetadata
-from servers.oauth_client.http import Http, NoAnswer
+from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
+from servers.models import Identity, Server
+from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, NoAnswer, for_request, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, live_registrations
-from wire.credential import place_in_words, place_of
-from wire.oauth_client import AUTH_METHODS, DEFAULT_AUTH_METHOD, auth_method, other_auth_method, union
-
-__all__ = [
-    "NotRegistered",
-    "client_document",
-    "common_redirect_uri",
-    "enter",
-    "redirect_uri",
-    "registration_for",
-    "reset",
-]
+from ui.sealing import cipher
+from wire.oauth_client import (
+    AUTH_METHODS,
+    DEFAULT_AUTH_METHOD,
+    TokenRequest,
+    auth_method,
+    other_auth_method,
+    place_in_words,
+    place_of,
+    union,
+)
 
 CLIENT_NAME = "Gateway Admin"
 
@@ -280,3 +280,62 @@ def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
         if ended and by is not None:
             Event.objects.record(Action.SERVER_CLIENT_CHANGED, server, by=by, changes={"ended": [0, ended]})
     return int(ended)
+
+
+# Refresh an identity's tokens for pages, the REST API and chores: the proxy's steps, run synchronously.
+
+
+def keep_fresh(identity: Identity) -> None:
+    """Refresh the identity if its token has expired. A failure is ignored: the server's answer will show it."""
+    if identity.expires_at is None or identity.expires_at > timezone.now():
+        return
+    try:
+        refresh_identity(identity)
+    except NotRenewed:
+        return
+
+
+def refresh_identity(identity: Identity) -> None:
+    """Refresh the identity now. Raises NotRenewed.
+
+    Do not call it in a transaction: other processes have to see the lease.
+    """
+    if identity.secret_ciphertext is None:
+        raise NotRenewed("identity_sign_in")
+    try:
+        _drive(renewal(str(identity.pk), bytes(identity.secret_ciphertext).decode(), cipher()))
+    except NotRenewed as error:
+        if error.revocations:
+            send_soon(error.revocations)
+        raise
+    identity.refresh_from_db()
+
+
+def _drive(steps: Renewal) -> str:
+    answer: Any = None
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, Statement):
+                answer = _run(step)
+            elif isinstance(step, TokenRequest):
+                answer = _post_form(step)
+            else:
+                time.sleep(step)
+    except StopIteration as end:
+        return str(end.value)
+
+
+def _run(statement: Statement) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement.sql, statement.parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def _post_form(request: TokenRequest) -> tuple[int, bytes] | None:
+    try:
+        answer = for_request(request).post(request.url, request.headers, request.body)
+    except NoAnswer:
+        return None
+    return answer.status, answer.body

@@ -16,9 +16,20 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from sso.claims import email_of, groups_of, is_true, line_of
 from sso.errors import ProviderError
-from sso.flow import CONFIRM, LIVES_S, LOGIN, PendingSignIn, leads_on, store_pending_sign_in, taken
+from sso.flow import (
+    CONFIRM,
+    LIVES_S,
+    LOGIN,
+    PendingSignIn,
+    email_of,
+    groups_of,
+    is_true,
+    leads_on,
+    line_of,
+    store_pending_sign_in,
+    taken,
+)
 from sso.models import Claims, DecryptionKey, Provider, ReceivedAssertion
 from sso.saml.refusals import ResponseRefused
 from sso.saml.requests import NAME_ID_FORMATS, consumer_url, entity_id, sign_in_url

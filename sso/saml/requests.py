@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from sso.saml import own_key
-from sso.saml.decryption_keys import DecryptionKey
+from sso.saml.decryption import DecryptionKey
 from sso.saml.terms import NameIdFormat
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
 
-from servers.oauth_client.http import Http, NoAnswer
+from servers.oauth_client.discovery import Http, NoAnswer
 from servers.upstream_guard import upstream_guard
 from sso.errors import BadPasted, BadProviderUrl, BadSamlMetadata, SamlHasNoSecret
 from sso.saml import own_key
-from sso.saml.decryption_keys import DecryptionKey
+from sso.saml.decryption import DecryptionKey
 from sso.saml.requests import entity_id
 from sso.saml.terms import Protocol, must_be_installed
 from wire.guard import UrlRefused

@@ -9,7 +9,7 @@ from django.core import mail
 from django.db import connection
 
 from accounts.models import Role, Team, User, WorkspaceSettings
-from accounts.reauthentication import RecentPassword
+from accounts.sign_in import RecentPassword
 from auditlog.models import Event
 from capabilities import Capability
 from capabilities.catalogue import MEMBER

@@ -11,12 +11,12 @@ from django.core.cache import cache
 from django.core.checks import run_checks
 from django.test import Client
 
-from accounts.mail_check import AT_MOST, reason
+from accounts.mail import AT_MOST, reason
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
 from gatewayadmin.config.environment import Refused
-from gatewayadmin.config.mail import mailers, sender, server_of
+from gatewayadmin.config.outbound import mailers, sender, server_of
 from tests import make
 from tests.accounts.again import confirmed
 from tests.conftest import SignIn

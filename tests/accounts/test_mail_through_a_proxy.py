@@ -13,7 +13,7 @@ from django.core.mail import send_mail
 from pytest_django import Settings
 
 from capabilities import Capability
-from gatewayadmin.config.mail import mailers, server_of
+from gatewayadmin.config.outbound import mailers, server_of
 from tests import make
 from tests.authority import certificate
 from tests.forward_proxy import SECRET, USER_AND_SECRET, forward_proxy

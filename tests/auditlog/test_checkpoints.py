@@ -17,11 +17,11 @@ from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection
 from django.utils import timezone
 
-from auditlog.checkpoints import sealing, tree, verifying
+from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.verifying import verify
-from auditlog.committed import NEAR
 from auditlog.models import Call, Checkpoint
 from auditlog.partitions import midnight
+from auditlog.replica import NEAR
 from tests.calls import call, uid_at
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -165,11 +165,11 @@ def test_checkpoint_signed_by_another_key_is_refused(sealed: list[Call]) -> None
     other = Ed25519PrivateKey.generate()
     last = Checkpoint.objects.order_by("-number")[0]
     by_hand("DELETE FROM auditlog_call WHERE uid = %s", sealed[-1].uid)
-    kept = bytes(last.leaves or b"")[: -(tree.UID + tree.DIGEST)]
+    kept = bytes(last.leaves or b"")[: -(sealing.UID + sealing.DIGEST)]
     body = orjson.loads(last.body)
-    leaves = [leaf.packed for leaf in tree.unpacked(kept)]
-    body |= {"rows": len(leaves), "root": tree.root_of(leaves).hex()}
-    text = orjson.dumps(body, option=tree.CANONICAL)
+    leaves = [leaf.packed for leaf in sealing.unpacked(kept)]
+    body |= {"rows": len(leaves), "root": sealing.root_of(leaves).hex()}
+    text = orjson.dumps(body, option=sealing.CANONICAL)
     by_hand(
         "UPDATE auditlog_checkpoint SET body = %s, signature = %s, public_key = %s, leaves = %s WHERE number = %s",
         *(text.decode(), other.sign(text), sealing.public_bytes(other), kept, last.number),
@@ -205,7 +205,7 @@ def test_calls_that_took_long_are_sealed_too() -> None:
     body = orjson.loads(first.body)
     before = timezone.now() - 3 * HOUR  # Time went by since.
     body |= {"near_from": before - NEAR, "near_at": before}
-    text = orjson.dumps(body, option=tree.CANONICAL)
+    text = orjson.dumps(body, option=sealing.CANONICAL)
     signed = sealing.signing_key().sign(text)
     by_hand("UPDATE auditlog_checkpoint SET body = %s, signature = %s", text.decode(), signed)
     late, soon = call(timezone.now() - 30 * HOUR, recorded_at=timezone.now()), call()
@@ -280,18 +280,18 @@ def test_tree_is_that_of_the_standard() -> None:
     chance = random.Random(1)
     for size in (*range(20), 33, 100):
         entries = [chance.randbytes(40) for _ in range(size)]
-        assert tree.root_of(entries) == mth(entries)
+        assert sealing.root_of(entries) == mth(entries)
 
 
 def test_leaf_tells_every_column_of_a_row() -> None:
     """A column that is added makes another version of the list; the ones there were stay."""
-    assert set(tree.COLUMNS[tree.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
+    assert set(sealing.COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 
 def test_checkpoint_that_tells_of_fewer_columns_still_proves_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those do that were made before the log kept traces."""
     with monkeypatch.context() as before:
-        newest, first = (tree.columns_of(version, sealing.TEXTS) for version in (tree.NEWEST, 1))
+        newest, first = (sealing.columns_of(version, sealing.TEXTS) for version in (sealing.NEWEST, 1))
         before.setattr(sealing, "_ROWS", sealing._ROWS.replace(newest, first))
         before.setattr(sealing, "NEWEST", 1)
         sealing.keep_up()

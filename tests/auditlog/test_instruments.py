@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import User
-from auditlog import busiest
+from auditlog import instruments
 from auditlog.instruments import Instruments
 from auditlog.models import Call, Outcome
 from auditlog.ranges import range_start
@@ -81,7 +81,7 @@ def test_bars_and_the_busiest_add_up(chosen: str) -> None:
     keeping.keep_up(5)
 
     strip = Instruments({}, {}, chosen)
-    tools = busiest.busiest_panels(chosen)[0]
+    tools = instruments.busiest_panels(chosen)[0]
 
     wanted = Call.objects.filter(created_at__gte=range_start(timezone.now(), strip.range.length)).count()
     assert strip.total.calls == sum(one.numbers.calls for one in strip.moments) == wanted
@@ -96,7 +96,7 @@ def test_a_name_that_no_server_has_is_not_among_the_busiest_tools_and_counts_for
         call(at, feature_name="no_such_tool", outcome=Outcome.RPC_ERROR.value, deny_reason="unknown_tool", **told)
     keeping.keep_up(5)
 
-    tools, people, _ = busiest.busiest_panels("24h")
+    tools, people, _ = instruments.busiest_panels("24h")
 
     assert [row.name for row, _, _ in tools.rows] == ["echo"]
     assert [row.calls for row, _, _ in people.rows] == [3]

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from auditlog.models import Call, Rollup, RollupState, RollupWindow
 from auditlog.ranges import range_start
-from auditlog.rollups import keeping, windows
+from auditlog.rollups import keeping
 from auditlog.rollups.reading import book
 from auditlog.rollups.schema import (
     CLASSES,
@@ -46,7 +46,7 @@ def move(now: datetime) -> None:
     more = True
     while more:
         with transaction.atomic():
-            more = windows.move_window(RollupState.objects.select_for_update().get(), now)
+            more = keeping.move_window(RollupState.objects.select_for_update().get(), now)
 
 
 def kept(grain: Grain) -> dict[Any, tuple[int, datetime | None, dict[int, int]]]:
@@ -195,7 +195,7 @@ def test_window_of_a_later_release_is_left_to_that() -> None:
 
 
 def test_window_of_more_calls_than_it_can_count_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "MOST_CALLS", 1)
+    monkeypatch.setattr(keeping, "MOST_CALLS", 1)
     call(timezone.now() - 20 * DAY)
     call(timezone.now() - 2 * DAY)
 

@@ -20,10 +20,10 @@ from auditlog.rollups import keeping, reading
 from auditlog.rollups.reading import Bars, book, known
 from auditlog.rollups.schema import BEGINNING, DAYS, MINUTES, RATIO, quantile
 from auditlog.search import criteria
+from auditlog.search.charts import BARS, histogram
 from auditlog.search.criteria import COUNT_LIMIT, RowCount, Search
 from auditlog.search.facets import facet_values
 from auditlog.search.fields import FILTERS
-from auditlog.search.histogram import BARS, histogram
 from auditlog.search.query_language import parse_search
 from gatewayadmin.config import database
 from tests import sampling

@@ -16,8 +16,8 @@ from auditlog.models import Call, Event, Outcome
 from auditlog.name_lookups import MAX_IDS
 from auditlog.rollups import keeping
 from auditlog.search import criteria, snapshot
+from auditlog.search.charts import BARS, histogram
 from auditlog.search.criteria import MOST_PLANNED, Search
-from auditlog.search.histogram import BARS, histogram
 from auditlog.search.query_language import parse_search
 from capabilities import Capability
 from gateways.models import Assignment, Feature

@@ -17,7 +17,7 @@ from tests.deploy.test_kubernetes import CONNECTIONS_OF_OTHERS, connections_of
 from tests.docs.test_blocks import parsed
 from tests.running.starts import manage
 from tests.workspace import ROOT, Serve, free_port
-from wire.product import VERSION
+from wire.versions import VERSION
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

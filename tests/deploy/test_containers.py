@@ -20,7 +20,7 @@ from tests.deploy.images import Images
 from tests.docs.pages import ROOT
 from tests.eventually import eventually
 from tests.workspace import free_port
-from wire.product import VERSION
+from wire.versions import VERSION
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 

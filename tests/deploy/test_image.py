@@ -22,7 +22,7 @@ from tests.deploy.images import Images
 from tests.deploy.test_compose import SERVICES, make_secrets
 from tests.running.debian import postgres, programs
 from tests.workspace import ROOT, free_port, is_ready
-from wire.product import VERSION
+from wire.versions import VERSION
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("image")]
 

@@ -20,7 +20,7 @@ from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifest, Pod, built, p
 from tests.deploy.test_compose import make_secrets
 from tests.deploy.test_containers import CONTAINERS, UPGRADE, block
 from tests.docs.pages import ROOT
-from wire.product import VERSION
+from wire.versions import VERSION
 
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kubectl")]
 

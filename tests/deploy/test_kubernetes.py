@@ -14,7 +14,7 @@ from gatewayadmin.serving.server import DRAIN_S
 from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifest, Pod, built, pods
 from tests.docs.test_blocks import parsed
 from tests.workspace import ROOT
-from wire.product import VERSION
+from wire.versions import VERSION
 
 # As in docs/how-to/deploy.md.
 RELEASE = "1.37"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from gatewayadmin.serving import stored_metrics
+from gatewayadmin.serving import health
 from tests.docs.pages import ROOT, anchors
 from wire import background
 
@@ -45,7 +45,7 @@ def exported() -> dict[str, set[str]]:
         if name.startswith("gateway_"):
             labels = vars(collector)["_labelnames"]
             found[name] = {*labels, *({"le"} if name.endswith("_bucket") else ())}
-    for family in stored_metrics.families([], 0.0, 0):
+    for family in health.families([], 0.0, 0):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = set(family._labelnames)  # type: ignore[attr-defined]
     return found | {"up": set()}

@@ -11,7 +11,7 @@ from tests.deploy.test_compose import COMPOSE, CONTAINERFILE, SERVICES
 from tests.deploy.test_kubernetes import one
 from tests.docs.pages import ROOT
 from tests.docs.test_blocks import BLOCKS
-from wire.product import VERSION
+from wire.versions import VERSION
 
 PAGE = "docs/how-to/containers.md"
 SCRIPTS = [block.text.replace("\\\n", " ") for block in BLOCKS if block.page == PAGE]

@@ -21,7 +21,7 @@ from scim.models import MOST_KEYS
 from tests.docs.pages import ROOT
 from tokens.models import LIFETIMES
 from ui.pages import PAGE_SIZE
-from wire import byte_budget, client, jsonrpc, sse, tool_names, trace_context, turns
+from wire import client, jsonrpc, sse, tool_names, trace_context, turns
 
 PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text()
 HOUR = timedelta(hours=1)
@@ -29,7 +29,7 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers that are read or not yet taken, in each worker": settings.ANSWERS_MIB,
-    "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // byte_budget.SHARES >> 20,
+    "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // turns.SHARES >> 20,
     "seconds in which a client has to take 16 KiB of what it is sent, or all": int(HeadLimits.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,

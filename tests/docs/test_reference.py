@@ -9,7 +9,7 @@ from auditlog.reasons import REASONS
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
-from gatewayadmin.serving import health, housekeeping, stored_metrics
+from gatewayadmin.serving import health, housekeeping
 from proxy import app, metrics
 from proxy.access.decision import DENIALS
 from tests.docs.pages import ROOT, first_column
@@ -38,7 +38,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
     documented = first_column(REFERENCE / "metrics.md")
     background.failures()
     families = [family for family in prometheus_client.REGISTRY.collect() if family.name.startswith("gateway_")]
-    families += stored_metrics.families([], 0.0, 0)
+    families += health.families([], 0.0, 0)
 
     assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == set(documented)
     assert {metrics.UNAVAILABLE, health.POOL, housekeeping.FAILED}  # The places that make some.

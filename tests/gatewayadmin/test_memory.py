@@ -7,7 +7,7 @@ import sys
 FLOOD = """
 import os
 from pathlib import Path
-from gatewayadmin.serving.memory import return_large_buffers
+from gatewayadmin.serving.server import return_large_buffers
 
 def taken():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -13,19 +13,19 @@ from django.urls import reverse
 from pytest_django import Settings
 
 from capabilities import Capability
-from gatewayadmin.config import outbound_proxy as configured
+from gatewayadmin.config import outbound as configured
 from gatewayadmin.config.environment import Refused
-from oauth import client_document_fetch
-from oauth.client_document_fetch import UnreadableDocument as NoDocument
-from proxy.tracing import spans
+from oauth import client_documents
+from oauth.client_documents import UnreadableDocument as NoDocument
+from proxy import tracing
 from servers import well_known
 from servers.discovery import DiscoveryFailed, probe
 from servers.models import Health, Server
-from servers.oauth_client.http import Http, NoAnswer
+from servers.oauth_client.discovery import Http, NoAnswer
 from servers.upstream_guard import guard_for_strangers, upstream_guard
 from sinks import archive
 from sinks.models import Sink
-from sinks.trial import send_test_line
+from sinks.sending import send_test_line
 from sso import discovery as sso_discovery
 from sso.discovery import ProviderDown
 from sso.models import Provider
@@ -117,7 +117,7 @@ def ask_for(what: str, settings: Settings) -> Any:  # noqa: PLR0911  (a table)
         case "provider":
             return sso_discovery.read_provider_metadata(provider())
         case "document":
-            return client_document_fetch.fetch_client_document(f"https://{PUBLIC}/client.json")
+            return client_documents.fetch_client_document(f"https://{PUBLIC}/client.json")
         case "registry":
             settings.SERVER_REGISTRY = f"https://{PUBLIC}"
             return well_known.search_registry("docs")
@@ -183,7 +183,7 @@ def test_a_stranger_cannot_have_the_proxy_look_a_name_up(
     with forward_proxy(far) as proxy:
         use(settings, proxy, resolved=ways_out.places(["example.invalid"]))
         with pytest.raises(NoDocument):
-            client_document_fetch.fetch_client_document("https://app.example.invalid/client.json")
+            client_documents.fetch_client_document("https://app.example.invalid/client.json")
         assert proxy.asked == []
         assert upstream_guard().way_by_name("app.example.invalid")
         assert guard_for_strangers().way_by_name("app.example.invalid") is None
@@ -200,7 +200,7 @@ def test_what_answered_through_a_proxy_in_an_allowed_network_is_not_inside(
 def test_spans_fail_without_a_word_of_what_the_proxy_says() -> None:
     with (
         forward_proxy(1, says=b"HTTP/1.1 407 Basic echo-of-secrecy\r\n\r\n") as proxy,
-        spans._session(f"http://{USER_AND_SECRET}@127.0.0.1:{proxy.port}") as session,
+        tracing._session(f"http://{USER_AND_SECRET}@127.0.0.1:{proxy.port}") as session,
         pytest.raises(requests.exceptions.ConnectionError) as caught,
     ):
         session.post("https://collector.example.com:4318/v1/traces", timeout=PATIENCE)

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from auditlog.checkpoints import sealing
 from auditlog.models import Rollup
 from auditlog.rollups.schema import HOURS, cube_number
-from gatewayadmin.serving import stored_metrics
-from gatewayadmin.serving.stored_metrics import Stored, busiest, stored, unsealed
+from gatewayadmin.serving import health
+from gatewayadmin.serving.health import Stored, busiest, stored, unsealed
 from sinks.models import TONES, Sink
 from tests import make
 from tests.calls import call
@@ -53,12 +53,12 @@ async def test_each_sink_says_its_lag_its_status_and_what_it_took(transactional_
 async def test_a_scrape_waits_for_the_database_two_seconds_at_most_and_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stored_metrics, "PATIENCE_S", 0.05)
-    assert stored_metrics._reading.acquire(timeout=5)
+    monkeypatch.setattr(health, "PATIENCE_S", 0.05)
+    assert health._reading.acquire(timeout=5)
     try:
         assert values(await stored()) == {}
     finally:
-        stored_metrics._reading.release()
+        health._reading.release()
 
 
 def test_calls_wait_for_a_checkpoint_from_the_last_one_on() -> None:

@@ -23,9 +23,8 @@ from accounts.models import User
 from capabilities import Capability
 from connections.models import Connection
 from hosts.models import Host
-from oauth import client_document_fetch
-from oauth.client_document_fetch import Document, DocumentTooSlow, UnreadableDocument
-from oauth.client_documents import learn
+from oauth import client_documents
+from oauth.client_documents import Document, DocumentTooSlow, UnreadableDocument, learn
 from oauth.models import Registration
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, Upstream, answer, running
@@ -51,7 +50,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "good": (200, GOOD, {"cache-control": "public, max-age=600"}),
     "redirect": (302, b"", {"location": "/good"}),
     "missing": (404, b"{}", {}),
-    "huge": (200, b"{" + b" " * client_document_fetch.BIGGEST + b"}", {}),
+    "huge": (200, b"{" + b" " * client_documents.BIGGEST + b"}", {}),
     "words": (200, GOOD, {"content-type": "text/html"}),
     "packed": (200, GOOD, {"content-encoding": "gzip"}),
     "broken": (200, b"{", {}),
@@ -103,7 +102,7 @@ def near(web: Upstream, name: str) -> str:
 
 
 def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web: Upstream) -> None:
-    document = client_document_fetch.fetch_client_document(near(web, "good"), guard=NEAR)
+    document = client_documents.fetch_client_document(near(web, "good"), guard=NEAR)
 
     assert document.metadata == SAID
     assert document.fresh_for == timedelta(minutes=10)
@@ -127,7 +126,7 @@ def test_a_document_is_read_with_its_age_and_asked_for_as_little_as_possible(web
 )
 def test_what_is_no_plain_small_json_document_is_not_read(web: Upstream, name: str, why: str) -> None:
     with pytest.raises(UnreadableDocument, match=why):
-        client_document_fetch.fetch_client_document(near(web, name), guard=NEAR)
+        client_documents.fetch_client_document(near(web, name), guard=NEAR)
 
 
 def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
@@ -135,7 +134,7 @@ def test_a_dripping_server_does_not_stretch_the_time(dripping: str) -> None:
     began = time.monotonic()
 
     with pytest.raises(UnreadableDocument, match="too long"):
-        client_document_fetch.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
+        client_documents.fetch_client_document(dripping, guard=NEAR, seconds=0.3)
 
     assert time.monotonic() - began < PROMPT
 
@@ -144,14 +143,14 @@ def test_who_waits_for_a_free_reader_waits_no_longer_than_the_others(web: Upstre
     """Two readers in a process; the time runs while one queues."""
     free = threading.Event()
     try:
-        for _ in range(client_document_fetch.READERS):
-            client_document_fetch._readers.submit(free.wait)  # As one that looks up a name for ever.
+        for _ in range(client_documents.READERS):
+            client_documents._readers.submit(free.wait)  # As one that looks up a name for ever.
         with pytest.raises(UnreadableDocument, match="too long"):
-            client_document_fetch.fetch_client_document(near(web, "good"), guard=NEAR, seconds=0.2)
+            client_documents.fetch_client_document(near(web, "good"), guard=NEAR, seconds=0.2)
     finally:
         free.set()
 
-    assert client_document_fetch.fetch_client_document(near(web, "good"), guard=NEAR).metadata == SAID
+    assert client_documents.fetch_client_document(near(web, "good"), guard=NEAR).metadata == SAID
 
 
 def test_a_private_address_is_never_called(web: Upstream) -> None:
@@ -160,7 +159,7 @@ def test_a_private_address_is_never_called(web: Upstream) -> None:
 
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(UnreadableDocument, match="private"):
-            client_document_fetch.fetch_client_document(f"https://{host}:{web.port}/good")
+            client_documents.fetch_client_document(f"https://{host}:{web.port}/good")
 
     assert len(web.seen) == before
 
@@ -179,7 +178,7 @@ def test_a_private_address_is_never_called(web: Upstream) -> None:
     ],
 )
 def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: timedelta) -> None:
-    assert client_document_fetch._fresh_for(rules) == age
+    assert client_documents._fresh_for(rules) == age
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_its_publisher_says_how_long_it_lasts_within_bounds(rules: str, age: tim
 )
 def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
     with pytest.raises(UnreadableDocument, match="private"):
-        client_document_fetch.check_document_url(client_id)
+        client_documents.check_document_url(client_id)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_literal_private_addresses_are_refused_unasked(client_id: str) -> None:
 )
 def test_ambiguous_addresses_are_refused(client_id: str) -> None:
     with pytest.raises(UnreadableDocument):
-        client_document_fetch.check_document_url(client_id)
+        client_documents.check_document_url(client_id)
 
 
 # Judging and remembering

@@ -10,8 +10,8 @@ from django.test import Client
 from oauth2_provider.models import AccessToken, Application
 
 from accounts.models import Attempt
+from oauth.client_metadata import BadRedirect, check_redirect_uri, origins
 from oauth.models import Registration
-from oauth.redirect_uris import BadRedirect, check_redirect_uri, origins
 
 pytestmark = pytest.mark.django_db
 

@@ -22,14 +22,16 @@ from gatewayadmin.config import database
 from gateways.models import Feature, Gateway, Reach
 from hosts.models import Host, HostKind
 from oauth.models import Binding
-from proxy.access.decision import DENIALS, AccessRow, decide
-from proxy.access.query import (
+from proxy.access.decision import (
+    DENIALS,
     Access,
     AccessQuery,
+    AccessRow,
     ServersNeeded,
     TokenDigests,
     Wanted,
     access_query,
+    decide,
     find_again,
     parameters,
     statement_for,
@@ -379,7 +381,7 @@ def test_what_several_ask_alike_is_put_once(known: Known, monkeypatch: pytest.Mo
         put.append(len(questions))
         return parameters(questions)
 
-    monkeypatch.setattr("proxy.access.query.parameters", counted)
+    monkeypatch.setattr("proxy.access.decision.parameters", counted)
 
     grants = ask([(known.secret, slug, servers, tool) for slug in ("work", "other") for servers, tool in ASKED] * 3)
 

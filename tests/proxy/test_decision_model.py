@@ -25,9 +25,8 @@ from capabilities import Capability
 from connections.models import Connection, ConnectionIdentity
 from gatewayadmin.config import database
 from gateways.models import Assignment, Feature
-from proxy.access.decision import decide
+from proxy.access.decision import Access, ServersNeeded, Wanted, decide
 from proxy.access.features import TOOL, Named, OutOfScope, Refusal, Resolved, UnknownFeature, resolve_name
-from proxy.access.query import Access, ServersNeeded, Wanted
 from proxy.dry_run import Verdict
 from servers.models import AuthType, Identity
 from tests import make

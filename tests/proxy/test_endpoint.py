@@ -10,7 +10,7 @@ import pytest
 
 from auditlog.models import Event
 from connections.models import Connection
-from proxy.access.query import Access
+from proxy.access.decision import Access
 from proxy.config import Config
 from proxy.request import ClientLeft, HeaderReader, McpRequest
 from tests import make, upstreams

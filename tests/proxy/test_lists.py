@@ -10,7 +10,7 @@ import pytest
 
 from auditlog.models import Event
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme, Listing, OnArrival, OnChange
-from proxy.access import query
+from proxy.access import decision
 from servers.models import AuthType, Server
 from tests import make, upstreams
 from tests.asgi_server import Upstream, running
@@ -89,13 +89,13 @@ def test_a_stored_list_takes_one_statement_and_no_word_with_the_server(
     assert set(work.shown()) == {"docs__echo", "docs__add"}
     asked = work.asked()
     statements: list[int] = []
-    parameters = query.parameters
+    parameters = decision.parameters
 
     def counted(queries: Any) -> list[bytes]:
         statements.append(len(queries))
         return parameters(queries)
 
-    monkeypatch.setattr("proxy.access.query.parameters", counted)
+    monkeypatch.setattr("proxy.access.decision.parameters", counted)
 
     for _ in range(3):
         assert list(work.shown()) == ["docs__echo", "docs__add"]

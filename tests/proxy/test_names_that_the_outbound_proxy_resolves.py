@@ -16,11 +16,16 @@ from pytest_django import Settings
 from accounts.models import User
 from capabilities import Capability
 from gateways.models import Gateway, IdentityScheme
+from proxy.store.refresh import NotRenewed
 from servers.models import AuthType, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import ClientRegistration, Grant
-from servers.oauth_client.refreshing import NotRenewed, refresh_identity
-from servers.oauth_client.registration import NotRegistered, redirect_uri, registration_for
+from servers.oauth_client.registration import (
+    NotRegistered,
+    redirect_uri,
+    refresh_identity,
+    registration_for,
+)
 from sso import discovery as sso_discovery
 from sso.discovery import ProviderDown
 from sso.models import Provider

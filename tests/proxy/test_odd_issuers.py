@@ -29,8 +29,7 @@ from gateways.models import Gateway, IdentityScheme
 from servers.models import ENDPOINTS, AuthType, Identity, Server
 from servers.oauth_client.discovery import needs_of
 from servers.oauth_client.models import MANY_UNFINISHED, ClientRegistration, Grant, unfinished_sign_ins
-from servers.oauth_client.refreshing import keep_fresh, refresh_identity
-from servers.oauth_client.registration import redirect_uri
+from servers.oauth_client.registration import keep_fresh, redirect_uri, refresh_identity
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run

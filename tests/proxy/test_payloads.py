@@ -15,8 +15,7 @@ from auditlog.models import Call
 from capabilities import Capability
 from proxy.store import payloads
 from proxy.store.payloads import INLINE_BYTES, credential_parts
-from proxy.store.redaction.messages import error_text
-from proxy.store.redaction.secret_texts import REDACTED
+from proxy.store.redaction import REDACTED, error_text
 from servers.models import AuthType
 from tests import make
 from tests.conftest import Run

@@ -8,10 +8,16 @@ from urllib.parse import quote
 
 import pytest
 
-from proxy.store.redaction import messages
-from proxy.store.redaction.known_secrets import KnownSecrets
-from proxy.store.redaction.messages import CUT_MARK, MAX_MESSAGE, READ_AHEAD, redact_message
-from proxy.store.redaction.secret_texts import REDACTED, without_secrets
+from proxy.store import redaction
+from proxy.store.redaction import (
+    CUT_MARK,
+    MAX_MESSAGE,
+    READ_AHEAD,
+    REDACTED,
+    KnownSecrets,
+    redact_message,
+    without_secrets,
+)
 
 SECRET = "hunter2-s3cr3t"
 IDENTITY = "the-stored-credential"
@@ -217,7 +223,7 @@ def test_of_a_long_message_no_more_is_looked_at_than_twice_what_is_kept(monkeypa
         looked_at.append(len(text))
         return text
 
-    monkeypatch.setattr(messages, "without_secrets", look)
+    monkeypatch.setattr(redaction, "without_secrets", look)
 
     redact_message(json.dumps([f"{number:05}" * 1_000 for number in range(100)]).encode(), 10_000)
 

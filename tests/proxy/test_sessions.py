@@ -16,7 +16,7 @@ from pytest_django import Settings
 from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import IdentityScheme
-from proxy.access.query import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
+from proxy.access.decision import SETUP, AccessQuery, ServersNeeded, TokenDigests, Wanted, parameters
 from proxy.models import ServerInfo, Session
 from proxy.store.sessions import session_digest
 from servers.models import AuthType

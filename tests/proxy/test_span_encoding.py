@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from proxy.tracing import encoding
-from proxy.tracing.encoding import CLIENT, INTERNAL, SERVER, Context
+from proxy import tracing
+from proxy.tracing import CLIENT, INTERNAL, SERVER, Context
 from wire import otlp
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=400) | st.sampled_from(
@@ -39,7 +39,7 @@ def test_a_span_is_read_as_it_was_noted(
 ) -> None:
     parent = b"parent.." if has_parent else b""
     times = 1_795_000_000_000_000_001, 1_795_000_000_000_000_300
-    span = encoding.span(context, parent, name, SERVER, *times, attributes, is_error=is_error, links=links)
+    span = tracing.span(context, parent, name, SERVER, *times, attributes, is_error=is_error, links=links)
 
     found = read(otlp.request(resource, ("gateway_admin", "1.2"), [span, span]))
 
@@ -65,7 +65,7 @@ def test_the_kinds_are_those_of_the_standard(kind: int, name: str) -> None:
 
 
 def test_half_a_character_keeps_no_span_back() -> None:
-    span = encoding.span(Context(b"t" * 16, b"s" * 8), b"", "a\udfffb", SERVER, 1, 2, {"tool": "\ud800"})
+    span = tracing.span(Context(b"t" * 16, b"s" * 8), b"", "a\udfffb", SERVER, 1, 2, {"tool": "\ud800"})
 
     (one,) = read(otlp.request({}, ("", ""), [span])).resource_spans[0].scope_spans[0].spans
 

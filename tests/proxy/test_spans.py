@@ -25,7 +25,7 @@ OTHER = "00-" + "ab" * 16 + "-00f067aa0ba902b7-01"
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    monkeypatch.setattr("proxy.tracing.sender.EVERY_S", 0.02)
+    monkeypatch.setattr("proxy.tracing.EVERY_S", 0.02)
     with collecting() as each:
         yield each
 
@@ -247,8 +247,8 @@ def test_a_collector_that_is_down_costs_no_call_and_is_counted(
 def test_a_queue_that_is_full_drops_spans_and_counts_them(
     start: Start, run: Run, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.tracing.sender.MOST_WAITING", 2)
-    monkeypatch.setattr("proxy.tracing.sender.EVERY_S", 3600.0)
+    monkeypatch.setattr("proxy.tracing.MOST_WAITING", 2)
+    monkeypatch.setattr("proxy.tracing.EVERY_S", 3600.0)
 
     def dropped() -> float:
         metrics.flush()
@@ -268,7 +268,7 @@ def test_a_queue_that_is_full_drops_spans_and_counts_them(
 def test_a_collector_that_hangs_holds_up_no_stop(
     start: Start, run: Run, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.tracing.sender.LAST_S", 0.2)
+    monkeypatch.setattr("proxy.tracing.LAST_S", 0.2)
     collector.status = 503  # Which is tried again and again.
     proxy = start(traces=Traces(collector.url))
     agent = agent_of(proxy, run(offering("it")))

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from proxy import metrics
-from proxy.told_apart import OTHER, Names
+from proxy.metrics import OTHER, Names
 from tests import make
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy

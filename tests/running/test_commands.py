@@ -21,8 +21,8 @@ from accounts.models import WorkspaceSettings
 from auditlog.models import Call
 from gatewayadmin.config import database, environment, ways
 from gatewayadmin.management.commands import serve
-from gatewayadmin.serving import first_start, housekeeping
-from gatewayadmin.serving.first_start import Welcome
+from gatewayadmin.serving import housekeeping, quickstart
+from gatewayadmin.serving.quickstart import Welcome
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from proxy.models import RateCounter
@@ -230,7 +230,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
     monkeypatch.setattr(serve, "reserve", lambda *_: None)
     monkeypatch.setattr(serve, "metrics_folder", lambda _: "")
     monkeypatch.setattr(environment, "set_for_children", lambda *_: None)
-    monkeypatch.setattr(first_start, "prepare", lambda **_: Welcome("ana@example.com", None))
+    monkeypatch.setattr(quickstart, "prepare", lambda **_: Welcome("ana@example.com", None))
     out, err = StringIO(), StringIO()
     call_command("serve", *words, stdout=out, stderr=err)
     return out.getvalue(), err.getvalue()

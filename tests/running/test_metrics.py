@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from gatewayadmin.serving import stored_metrics
+from gatewayadmin.serving import health
 from tests import curl
 from tests.docs.pages import ROOT, first_column
 from tests.eventually import PATIENCE
@@ -131,7 +131,7 @@ def test_what_is_documented_is_there() -> None:
     """A number with labels is printed once there is something to count, so the code is asked."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # Which enters its numbers.
-    ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + stored_metrics.families([], 0.0, 0)
+    ours = [one for one in REGISTRY.collect() if one.name.startswith("gateway_")] + health.families([], 0.0, 0)
     counted = {f"{one.name}_total" if one.type == "counter" else one.name for one in ours}
 
     assert set(first_column(ROOT / "docs" / "reference" / "metrics.md")) == counted

@@ -125,7 +125,7 @@ def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words()
         serve.settings["GATEWAY_PROXY_RESOLVES"] = "example.com"
         serve.stop_clerk()
         code = (
-            "from servers.oauth_client.http import Http, Unreachable\n"
+            "from servers.oauth_client.discovery import Http, Unreachable\n"
             "try:\n Http(private=False, entered=[{0!r}]).get({0!r})\nexcept Unreachable as error:\n print(error)"
         )
         for url, words in {

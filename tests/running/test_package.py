@@ -20,7 +20,7 @@ from tests.house.test_files import tracked
 from tests.running.conftest import folder
 from tests.running.starts import environment
 from tests.workspace import ROOT, free_port, is_ready
-from wire.product import NAME, VERSION
+from wire.versions import NAME, VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONTAINERS = (ROOT / "docs" / "how-to" / "containers.md").read_text()

@@ -16,7 +16,7 @@ import httpx
 import psycopg
 import pytest
 
-from gatewayadmin.embedded.programs import binaries as embedded_binaries
+from gatewayadmin.embedded.cluster import binaries as embedded_binaries
 from tests import cluster
 from tests.docs.test_how_tos import block
 from tests.eventually import eventually

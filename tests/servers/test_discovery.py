@@ -15,8 +15,8 @@ from tests import make, upstreams
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
 from tests.conftest import Run
 from tests.workspace import free_port
-from wire import builtin
-from wire.product import VERSION
+from wire import guard
+from wire.versions import VERSION
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
 
@@ -223,10 +223,10 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
         await (live(receive, send) if scope["type"] == "lifespan" else own(scope, receive, send))
 
     server = at(BUILT_IN_URL)
-    monkeypatch.setattr(builtin, "_listener", None)
+    monkeypatch.setattr(guard, "_listener", None)
     with pytest.raises(DiscoveryFailed, match="is part of the running gateway, which this command is not"):
         discover_features(server, None)
-    builtin.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
+    guard.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
 
     found = discover_features(server, None)
 

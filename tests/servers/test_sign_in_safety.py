@@ -20,9 +20,8 @@ from capabilities import Capability
 from connections.models import Connection
 from gateways.models import Gateway, IdentityScheme
 from servers.models import AuthType, Identity, Server
-from servers.oauth_client.discovery import UnusableIssuer, issuer_metadata
+from servers.oauth_client.discovery import Http, UnusableIssuer, issuer_metadata
 from servers.oauth_client.flow import MOST_OPEN
-from servers.oauth_client.http import Http
 from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, SignIn
 from servers.oauth_client.registration import common_redirect_uri, redirect_uri
 from tests import make

@@ -19,7 +19,7 @@ from gateways.models import IdentityScheme
 from servers.models import AuthType, Identity, Server, WouldEndSignIns
 from servers.oauth_client.discovery import discover_sign_in
 from servers.oauth_client.models import Grant, SignIn
-from servers.oauth_client.refreshing import refresh_identity
+from servers.oauth_client.registration import refresh_identity
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
 from auditlog.checkpoints import sealing
-from auditlog.checkpoints.tree import leaf_of, unpacked
+from auditlog.checkpoints.sealing import leaf_of, unpacked
 from auditlog.checkpoints.verifying import verify
 from auditlog.models import Call, Checkpoint
 from capabilities import Capability

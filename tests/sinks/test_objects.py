@@ -17,7 +17,7 @@ from botocore.credentials import Credentials
 from sinks import reading, receivers, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, Sink
 from sinks.objects import S3, Folder, NotKept, region_of, s3_signature_headers
-from sinks.trial import send_test_line
+from sinks.sending import send_test_line
 from tests.calls import call
 from tests.sinks.conftest import KEYS, Bucket
 from wire.guard import Guard

@@ -14,11 +14,11 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
 from auditlog.models import Event
 from capabilities import Capability
-from gatewayadmin.config import tracing
+from gatewayadmin.config import outbound
 from sinks import otlp, reading, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, Sink
 from sinks.receivers import LogLine, checked_address
-from sinks.trial import send_test_line
+from sinks.sending import send_test_line
 from tests import make
 from tests.calls import call
 from tests.collector import Answer, Collector, Logged, collecting
@@ -86,15 +86,15 @@ def test_rows_are_log_records_with_our_names_and_the_trace_in_its_place(collecto
 def test_the_resource_is_that_of_opentelemetrys_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
         monkeypatch.delenv(name, raising=False)
-    assert tracing.resource()["service.name"] == "gateway-admin"
+    assert outbound.resource()["service.name"] == "gateway-admin"
 
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=a%2Cb, none,=x,service.name=own")
-    told = tracing.resource()
+    told = outbound.resource()
     assert (told["deployment.environment.name"], told["service.name"]) == ("a,b", "own")
     assert {"none", ""}.isdisjoint(told)
 
     monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
-    assert tracing.resource()["service.name"] == "other"
+    assert outbound.resource()["service.name"] == "other"
 
 
 def test_the_resource_is_sent(collector: Collector, settings: Any) -> None:

@@ -22,10 +22,10 @@ from capabilities import Capability, CapabilityRequired
 from sinks import models as sink_models
 from sinks import receivers, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, SendsNothing, Sink, SinkNameTaken
+from sinks.objects import signing_key, weakness
 from sinks.receivers import Syslog as SyslogReceiver
 from sinks.receivers import backoff, checked_address
-from sinks.signing import signing_key, weakness
-from sinks.trial import send_test_line
+from sinks.sending import send_test_line
 from tests import make
 from tests.authority import certificate
 from tests.calls import call

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
-from auditlog.checkpoints import sealing, tree, verifying
+from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
 from auditlog.checkpoints.verifying import BEGINNING, LogPeriod, Report
 from auditlog.models import Call, Checkpoint, Event
@@ -145,7 +145,7 @@ def resign(
     without: tuple[str, ...] = (),
 ) -> None:
     body = {name: value for name, value in orjson.loads(one.body).items() if name not in without} | change
-    text = orjson.dumps(body, option=tree.CANONICAL)
+    text = orjson.dumps(body, option=sealing.CANONICAL)
     kept = bytes(one.leaves or b"") if leaves is None else leaves
     must(
         by_hand(
@@ -156,17 +156,17 @@ def resign(
 
 
 def cut_leaves(one: Checkpoint) -> bytes:
-    return bytes(one.leaves or b"")[: -(tree.UID + tree.DIGEST)]
+    return bytes(one.leaves or b"")[: -(sealing.UID + sealing.DIGEST)]
 
 
 def resign_without_last_row(ago: int, key: Ed25519PrivateKey) -> None:
     """Remove a row, and rewrite its checkpoint and all later ones."""
     first = checkpoints_of(ago)[1]
     leaves = cut_leaves(first)
-    rows = [leaf.packed for leaf in tree.unpacked(leaves)]
-    gone = tree.unpacked(bytes(first.leaves or b""))[-1]
+    rows = [leaf.packed for leaf in sealing.unpacked(leaves)]
+    gone = sealing.unpacked(bytes(first.leaves or b""))[-1]
     must(by_hand("DELETE FROM auditlog_call WHERE uid = %s", gone.uid))
-    resign(first, {"rows": len(rows), "root": tree.root_of(rows).hex()}, key, leaves)
+    resign(first, {"rows": len(rows), "root": sealing.root_of(rows).hex()}, key, leaves)
     previous = Checkpoint.objects.get(pk=first.pk)
     for one in Checkpoint.objects.filter(number__gt=first.number).order_by("number"):
         resign(one, {"previous": sha256(previous.body.encode()).hexdigest()}, key)
@@ -227,7 +227,7 @@ def drop_as_if_by_retention(ago: int) -> None:
         "kept_from": (day(ago) + DAY).isoformat(),
         "previous": sha256(last.body.encode()).hexdigest(),
         "rows": 0,
-        "root": tree.root_of([]).hex(),
+        "root": sealing.root_of([]).hex(),
     }
     made = Checkpoint.objects.create(
         number=last.number + 1, body=last.body, signature=b"", public_key=b"", leaves=b"", newest_at=None

@@ -19,8 +19,8 @@ from psycopg.rows import dict_row
 from auditlog.checkpoints import sealing
 from auditlog.checkpoints.received import Received
 from auditlog.checkpoints.verifying import verify
-from auditlog.committed import NEAR
 from auditlog.models import Call, Checkpoint, Event
+from auditlog.replica import NEAR
 from gatewayadmin.config import database
 from sinks import reading, receivers, sending
 from sinks.models import Sink

@@ -16,7 +16,7 @@ from accounts.models.attempts import MINUTE
 from accounts.sign_in_limits import MOST
 from auditlog.models import Event
 from capabilities import Capability
-from servers.oauth_client.http import Http, NoAnswer
+from servers.oauth_client.discovery import Http, NoAnswer
 from sso import discovery
 from sso.discovery import fetch_provider_json
 from sso.models import Provider

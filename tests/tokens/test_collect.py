@@ -18,7 +18,7 @@ from capabilities import Capability
 from connections.models import Connection
 from gatewayadmin.config.key_uses import key_uses
 from gatewayadmin.rest.urls import urlpatterns as api_urls
-from proxy.access.query import ServersNeeded
+from proxy.access.decision import ServersNeeded
 from tests import make
 from tests.conftest import SignIn
 from tests.house.test_routes import routes

@@ -12,8 +12,7 @@ from accounts.models import User
 from auditlog.models import Event
 from connections.models import Connection
 from gatewayadmin.config.key_uses import key_uses
-from proxy.access.decision import decide
-from proxy.access.query import ServersNeeded
+from proxy.access.decision import ServersNeeded, decide
 from tests import make
 from tests.conftest import SignIn
 from tests.proxy.conftest import sql

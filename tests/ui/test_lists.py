@@ -10,13 +10,13 @@ import pytest
 from django.test import Client
 
 import accounts.lists
-import connections.lists
-import gateways.lists
-import hosts.lists
-import scim.lists
-import servers.lists
-import sinks.lists
-import tokens.lists
+import connections.views
+import gateways.views
+import hosts.views
+import scim.views
+import servers.views
+import sinks.views
+import tokens.rows
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
@@ -32,10 +32,10 @@ from tokens.models import Token
 from ui.tables import Table
 
 ROOMS = (
-    accounts.lists, connections.lists, gateways.lists, hosts.lists,
-    scim.lists, servers.lists, sinks.lists, tokens.lists,
+    accounts.lists, connections.views, gateways.views, hosts.views,
+    scim.views, servers.views, sinks.views, tokens.rows,
 )  # fmt: skip
-KINDS = (*connections.lists.TABS.values(), *gateways.lists.FEATURES.values())
+KINDS = (*connections.views.TABS.values(), *gateways.views.FEATURES.values())
 TABLES = [*(one for room in ROOMS for one in vars(room).values() if isinstance(one, Table)), *KINDS]
 HTMX = {"HX-Request": "true"}
 STYLES = (ROOT / "static" / "gateway" / "app.css").read_text()

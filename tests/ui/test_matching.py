@@ -4,7 +4,7 @@ import pytest
 
 from accounts.models import User
 from tests import make
-from ui.matching import holds
+from ui.forms import holds
 
 pytestmark = pytest.mark.django_db
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wire.credential import Unsendable, header_of
+from wire.oauth_client import Unsendable, header_of
 
 
 def test_a_credential_travels_as_a_bearer_token_or_in_a_header_of_its_own() -> None:

@@ -4,7 +4,7 @@ import httpcore
 import httpx
 import pytest
 
-from wire.deadline import Deadline
+from wire.background import Deadline
 
 
 def test_before_it_is_set_there_is_no_deadline() -> None:

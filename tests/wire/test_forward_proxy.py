@@ -17,7 +17,7 @@ from tests import upstreams
 from tests.authority import certificate
 from tests.forward_proxy import SECRET, USER_AND_SECRET, ForwardProxy, forward_proxy, internet
 from wire import forward_proxy as ways_out
-from wire.deadline import Deadline
+from wire.background import Deadline
 from wire.errors import AddressBlocked, AddressInside, CertificateRefused, NoWayOut, UpstreamError
 from wire.forward_proxy import HostSet, OutboundProxy, ProxyFailed, places
 from wire.guard import AddressRefused, Guard, GuardedTransport, UrlRefused, open_stream, tls

@@ -2,13 +2,13 @@
 
 import pytest
 
-from oauth.resource_indicators import same_resource
+from oauth.client_metadata import same_resource
 from proxy.request import Origins
 from ui import addresses
 from wire import hosts
-from wire.credential import place_of
 from wire.forward_proxy import spelled
 from wire.guard import OwnEndpoints
+from wire.oauth_client import place_of
 
 SPELLINGS = [
     "https://legit.example/x",

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from tests.eventually import PATIENCE
-from wire import resolver
-from wire.resolver import Resolver
+from wire import hosts
+from wire.hosts import Resolver
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 443))]
 
@@ -24,7 +24,7 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             raise socket.gaierror("no answer")
         return FOUND
 
-    monkeypatch.setattr(resolver, "_look_up", look_up)
+    monkeypatch.setattr(hosts, "_look_up", look_up)
     return heard
 
 

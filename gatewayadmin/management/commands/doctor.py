@@ -11,7 +11,7 @@ from gatewayadmin.config import database, ways
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.public_url import public_url
 from gatewayadmin.doctor import CheckStep, OAuthCheck, passed
-from gatewayadmin.doctor.report import StepState
+from gatewayadmin.doctor.http_probe import StepState
 from gatewayadmin.serving.server import default_workers
 from gateways.models import Gateway
 

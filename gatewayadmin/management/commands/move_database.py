@@ -14,9 +14,9 @@ from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.environment import Refused
 from gatewayadmin.config.locks import Lock
 from gatewayadmin.embedded import moving
+from gatewayadmin.embedded.cluster import ClusterError
 from gatewayadmin.embedded.moving import Immovable
-from gatewayadmin.embedded.programs import ClusterError
-from gatewayadmin.serving.first_start import make_partitions
+from gatewayadmin.serving.quickstart import make_partitions
 
 
 class Command(BaseCommand):

@@ -11,10 +11,9 @@ from gatewayadmin.config import database, environment, ways
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
 from gatewayadmin.config.ways import Ways
-from gatewayadmin.serving import first_start
-from gatewayadmin.serving.first_start import Welcome
-from gatewayadmin.serving.port import PortTaken, reserve
-from gatewayadmin.serving.server import GunicornServer, default_workers, metrics_folder
+from gatewayadmin.serving import quickstart
+from gatewayadmin.serving.quickstart import Welcome
+from gatewayadmin.serving.server import GunicornServer, PortTaken, default_workers, metrics_folder, reserve
 
 
 class Command(BaseCommand):
@@ -54,7 +53,7 @@ class Command(BaseCommand):
         environment.set_for_children("GATEWAY_BUILTIN_METRICS", str(metrics))
         environment.set_for_children("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
-        welcome = first_start.prepare(migrate=migrate)
+        welcome = quickstart.prepare(migrate=migrate)
         self._require_keys()
         if is_another_secret_key():
             in_use.warnings.append(

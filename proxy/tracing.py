@@ -1,16 +1,17 @@
-"""The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported only by processes that trace.
-
-Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`.
-No span has arguments, results, tokens, session ids, URIs of resources, or who called from where.
-"""
+"""Traces: spans of calls, encoded for OTLP and sent in batches."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
@@ -20,11 +21,9 @@ from opentelemetry.util.re import parse_env_headers
 from requests.adapters import HTTPAdapter
 
 from proxy.dispatch import METHODS
-from proxy.tracing import encoding
-from proxy.tracing.encoding import CLIENT, INTERNAL, SERVER, Context
-from proxy.tracing.sender import Sender
-from wire import product, trace_context
+from wire import otlp, trace_context, versions
 from wire.errors import UpstreamError
+from wire.otlp import field, key_value
 from wire.trace_context import Trace
 
 if TYPE_CHECKING:
@@ -34,6 +33,127 @@ if TYPE_CHECKING:
     from proxy.request import McpRequest
     from proxy.response import Response
     from wire.rpc_messages import RpcResponse
+
+# Encode spans for OTLP: messages of opentelemetry.proto.trace.v1 (1.10), in the binary form of Protocol Buffers.
+#
+# By hand, since a span has few kinds of fields and mostly the same attributes as the previous one: OpenTelemetry's
+# SDK takes eight times the processor time, half of it in a thread that keeps calls waiting.
+
+INTERNAL, SERVER, CLIENT = 1, 2, 3  # Span.SpanKind.
+ERROR = b"\x7a\x02\x18\x02"  # Span.status with Status.code = STATUS_CODE_ERROR.
+
+type SpanAttributes = Mapping[str, str | int]
+
+
+class Context(NamedTuple):
+    """The ids of a span, of 16 and of 8 bytes."""
+
+    trace_id: bytes
+    span_id: bytes
+
+
+def span(  # noqa: PLR0913  (what a span is)
+    context: Context,
+    parent: bytes,
+    name: str,
+    kind: int,
+    began: int,
+    ended: int,
+    attributes: SpanAttributes,
+    *,
+    is_error: bool = False,
+    links: Sequence[Context] = (),
+) -> bytes:
+    """Encode a `Span` as a field of `ScopeSpans`; times in nanoseconds since 1970, `parent` a span id or empty."""
+    message = b"".join(
+        (
+            b"\x0a\x10%b\x12\x08%b" % context,
+            b"\x22\x08" + parent if parent else b"",
+            field(0x2A, name.encode(errors="replace")),
+            b"\x30%c\x39%b\x41%b" % (kind, began.to_bytes(8, "little"), ended.to_bytes(8, "little")),
+            *[_attribute(key, value) for key, value in attributes.items()],
+            *[field(0x6A, b"\x0a\x10%b\x12\x08%b" % link) for link in links],
+            ERROR if is_error else b"",
+        )
+    )
+    return field(0x12, message)
+
+
+@lru_cache(4096)
+def _attribute(key: str, value: str | int) -> bytes:
+    """Encode a field of `Span.attributes`."""
+    return field(0x4A, key_value(key, value))
+
+
+# Post spans to a collector from a thread of its own, so that calls neither wait for it nor fail with it.
+#
+# Spans are already encoded: encoding them in the thread would block calls for a millisecond each time.
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 8192  # Spans, of two thousand calls. Further ones are dropped and counted.
+MOST_AT_ONCE = 512
+EVERY_S = 2.0
+SCOPE = "gateway_admin", versions.VERSION
+LAST_S = 5.0  # Time limit for posting the last spans when the process ends.
+
+
+class Sender:
+    """Queues ended spans until they are posted; `counts` are the numbers `sent`, `failed` and `dropped`."""
+
+    def __init__(self, exporter: OTLPSpanExporter, resource: Resource) -> None:
+        self._exporter = exporter
+        self._client = exporter._client  # noqa: SLF001  (docs/decisions/0027)
+        self._resource = {
+            key: value if isinstance(value, int) else str(value) for key, value in resource.attributes.items()
+        }
+        self._waiting: deque[bytes] = deque()
+        self._wake = threading.Event()
+        self._ends = 0.0  # When to stop; 0 while running.
+        self.counts: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+        self._thread.start()
+
+    def put(self, span: bytes) -> None:
+        """Queue an encoded span; returns at once."""
+        if len(self._waiting) >= MOST_WAITING:
+            self.counts["dropped"] += 1
+            return
+        self._waiting.append(span)
+        if len(self._waiting) == MOST_AT_ONCE:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Post the queued spans for at most LAST_S seconds; the rest is dropped."""
+        self._ends = time.monotonic() + LAST_S
+        self._wake.set()
+        self._thread.join(LAST_S)
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # Ends running retries.
+        self.counts["dropped"] += len(self._waiting)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(EVERY_S)
+            self._wake.clear()
+            ends = self._ends
+            while self._waiting and (not self._ends or time.monotonic() < self._ends):
+                self._post([self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))])
+            if ends:
+                return
+
+    def _post(self, spans: Sequence[bytes]) -> None:
+        try:
+            is_sent = self._client.export(otlp.request(self._resource, SCOPE, spans)).success
+        except Exception:
+            logger.exception("spans could not be posted")
+            is_sent = False
+        self.counts["sent" if is_sent else "failed"] += len(spans)
+
+
+# The spans of a call (docs/decisions/0036-spans-by-hand.md). Imported only by processes that trace.
+#
+# Names and attributes are those of OpenTelemetry's semantic conventions for MCP; ours begin with `gateway_admin.`. No
+# span has arguments, results, tokens, session ids, URIs of resources, or who called from where.
 
 type Attributes = dict[str, str | int]
 
@@ -165,19 +285,17 @@ class CallSpan:
             attributes["error.type"] = row.deny_reason or code or outcome
         began, ended = self.at(self._request.began), self.at(time.perf_counter())
         parent, links = self._parent, self._links
-        self.put(
-            encoding.span(self._context, parent, name, SERVER, began, ended, attributes, is_error=is_error, links=links)
-        )
+        self.put(span(self._context, parent, name, SERVER, began, ended, attributes, is_error=is_error, links=links))
 
     def note_hop(self, hop: Hop, *, is_error: bool) -> None:
         """Send the span of a request to a server."""
         ended, parent = self.at(time.perf_counter()), self._context.span_id
         attributes = hop.attributes
-        self.put(encoding.span(hop.context, parent, hop.name, CLIENT, hop.began, ended, attributes, is_error=is_error))
+        self.put(span(hop.context, parent, hop.name, CLIENT, hop.began, ended, attributes, is_error=is_error))
 
     def _note(self, name: str, began: int, ended: int, attributes: Attributes, *, is_error: bool = False) -> None:
         context, parent = self.inner(), self._context.span_id
-        self.put(encoding.span(context, parent, name, INTERNAL, began, ended, attributes, is_error=is_error))
+        self.put(span(context, parent, name, INTERNAL, began, ended, attributes, is_error=is_error))
 
     def at(self, moment: float) -> int:
         """Convert a `perf_counter` time to nanoseconds since 1970."""
@@ -244,7 +362,7 @@ class _ThroughProxy(HTTPAdapter):
 def _resource() -> Resource:
     """Return the resource of the spans: from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, or the product's name."""
     told = Resource.create()
-    own: dict[str, str] = {"service.version": product.VERSION}
+    own: dict[str, str] = {"service.version": versions.VERSION}
     if str(told.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
         own["service.name"] = "gateway-admin"
     return told.merge(Resource(own))
