@@ -21,7 +21,7 @@ NO_CITATION = re.compile(r"\(X11; Linux|\bX11\b|%C3|protocol\.md, 3")
 NUMBERED_TEST = re.compile(r"^(?:async )?def (test_(?:[pxtmwcr]\d{1,3}_)\w*)", re.MULTILINE)
 
 OLD_MODULES = frozenset(
-    {"marks", "head", "heads", "inbound", "ladder", "known_head", "outbound", "facts", "calling", "listing", "methods"}
+    {"marks", "head", "heads", "inbound", "ladder", "known_head", "facts", "calling", "listing", "methods"}
     | {"exchange", "transport", "faults", "errand", "farewell", "lane", "batches", "origin", "senders", "tail"}
     | {"expression", "places", "mine", "mine_rows", "enrolled", "mcp_rows", "reach", "hold", "shown", "doors", "areas"}
     | {"links", "password_again", "described", "documents", "published", "registered", "resources", "redirects"}

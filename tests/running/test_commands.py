@@ -226,7 +226,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
         def __init__(self, *_: object, say_hello: Callable[[], None], **__: object) -> None:
             self.run = say_hello
 
-    monkeypatch.setattr(serve, "Server", Greets)
+    monkeypatch.setattr(serve, "GunicornServer", Greets)
     monkeypatch.setattr(serve, "reserve", lambda *_: None)
     monkeypatch.setattr(serve, "metrics_folder", lambda _: "")
     monkeypatch.setattr(environment, "set_for_children", lambda *_: None)
