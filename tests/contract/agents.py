@@ -16,7 +16,8 @@ from tests.contract.web import TLS, new_client, some_address
 BOTH = "application/json, text/event-stream"
 MODERN = "2026-07-28"
 PATIENCE = 30.0
-CLIENT = new_client()
+# A connection for each request: then either worker answers.
+CLIENT = new_client(limits=httpx.Limits(max_keepalive_connections=0))
 
 type Object = dict[str, Any]
 
@@ -110,6 +111,7 @@ class Stream:
     status: int = 0
     body: bytes = b""
     events: list[Object] = field(default_factory=list)
+    last_event_id: str = ""
     socket: Any = None
     begun: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
@@ -124,6 +126,8 @@ class Stream:
                     self.body = answer.read()
                     return
                 for line in answer.iter_lines():
+                    if line.startswith("id: "):
+                        self.last_event_id = line[4:]
                     if line.startswith("data: {"):
                         self.events.append(json.loads(line[6:]))
         except (httpx.HTTPError, RuntimeError, OSError):

@@ -25,7 +25,7 @@ INTRODUCTION: Object = {
     "capabilities": {"tools": {"listChanged": True}, "resources": {"subscribe": True}},
     "serverInfo": {"name": "contract", "version": "1"},
 }
-TOOLS = ("echo", "whoami", "slow", "ask", "ask_twice")
+TOOLS = ("echo", "whoami", "fail", "slow", "ask", "ask_twice")
 EMPTY = ("ping", "resources/subscribe", "resources/unsubscribe")
 
 
@@ -46,8 +46,8 @@ class Request:
     async def result(self, result: Object, **headers: str) -> None:
         await self.respond(200, {"jsonrpc": "2.0", "id": self.message.get("id"), "result": result}, **headers)
 
-    async def text(self, text: str) -> None:
-        await self.result({"content": [{"type": "text", "text": text}], "isError": False})
+    async def text(self, text: str, *, is_error: bool = False) -> None:
+        await self.result({"content": [{"type": "text", "text": text}], "isError": is_error})
 
     async def respond(self, status: int, body: Object | None = None, **headers: str) -> None:
         content = b"" if body is None else json.dumps(body).encode()
@@ -74,8 +74,8 @@ class Request:
 class Server:
     """Its tools, and all it was asked.
 
-    `echo` returns its text, `whoami` the credential it got, `slow` answers when `release` is called, and `ask` and
-    `ask_twice` want input of their client first.
+    `echo` returns its text, `whoami` the credential it got, `fail` an error that names it, `slow` answers when
+    `release` is called, and `ask` and `ask_twice` want input of their client first.
     """
 
     tools: list[Object] = field(default_factory=lambda: [tool(name) for name in TOOLS])
@@ -161,6 +161,9 @@ class Server:
         match request.message["params"]["name"]:
             case "whoami":
                 await request.text(request.headers.get("authorization", "nobody"))
+            case "fail":
+                credential = request.headers.get("authorization", "nobody")
+                await request.text(f"the backend refused {credential}", is_error=True)
             case "slow":
                 await self._slow(request)
             case "ask":

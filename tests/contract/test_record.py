@@ -3,17 +3,21 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.contract.agents import eventually, text
+from tests.contract.agents import Agent, Object, eventually, text
 from tests.contract.conftest import Run
 from tests.contract.running import Workspace
 from tests.contract.servers import Server
+from tests.contract.web import Browser
 from tests.contract.world import Place, assign, new_gateway, new_host, new_server, new_token
 
 pytestmark = pytest.mark.xdist_group("contract")
@@ -42,7 +46,8 @@ def test_call_that_cannot_be_recorded_is_not_answered_and_then_none_is_made(
         with log_unwritable(workspace):
             answers = [place.agent.call("echo", text="unrecorded") for _ in range(6)]
     finally:
-        eventually(lambda: place.agent.call("echo", text="after").status_code == 200)
+        # Both workers have to find out.
+        eventually(lambda: all(place.agent.call("echo", text="after").status_code == 200 for _ in range(12)))
 
     errors = [answer.json()["error"] for answer in answers]
     assert {(answer.status_code, error["code"]) for answer, error in zip(answers, errors, strict=True)} == {
@@ -77,15 +82,19 @@ def payloads_recorded(workspace: Workspace) -> Iterator[None]:
     workspace.owner.patch("/workspace", record_payloads=False)
 
 
-@pytest.mark.usefixtures("payloads_recorded")
-def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
-    owner, server = workspace.owner, run(Server())
-    row, gateway = new_server(owner, server, auth_type="bearer"), new_gateway(workspace.owner)
-    secret = f"upstream-{uuid4().hex}"
+def with_credential(owner: Browser, server: Server, secret: str) -> tuple[Object, Object, Agent]:
+    """A gateway whose server is sent this credential, and a token of it."""
+    row, gateway = new_server(owner, server, auth_type="bearer"), new_gateway(owner)
     identity = owner.post("/identities", server_id=row["id"], label="shared", secret=secret, shared=True)
     owner.put(f"/identities/{identity['id']}/gateways", gateway_ids=[gateway["id"]])
     assign(owner, gateway, row, identity_scheme="shared", shared_identity_id=identity["id"])
-    token, agent = new_token(owner, new_host(owner), gateway)
+    return gateway, *new_token(owner, new_host(owner), gateway)
+
+
+@pytest.mark.usefixtures("payloads_recorded")
+def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
+    owner, server, secret = workspace.owner, run(Server()), f"upstream-{uuid4().hex}"
+    gateway, token, agent = with_credential(owner, server, secret)
     named, nested = f"named-{uuid4().hex}", f"nested-{uuid4().hex}"
     encoded = base64.b64encode(f"user:{agent.secret}".encode()).decode()
     _, other = new_token(owner, new_host(owner), gateway)
@@ -96,6 +105,8 @@ def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
     agent.call("echo", text=f"Authorization: Basic {encoded}")
     agent.call("echo", text=f"of somebody else: {other.secret}.")
     agent.call("no such tool", token=agent.secret)
+    agent.call(f"no such tool of {agent.secret}")
+    agent.call(f"no such tool of {secret}")
     agent.ask("tools/call", {"name": "echo", "arguments": {"text": secret}})
 
     path = {"gateway": gateway["slug"], "page_size": 200}
@@ -109,37 +120,132 @@ def test_no_credential_is_in_the_record(workspace: Workspace, run: Run) -> None:
         assert not [(name, told[told.index(one) - 60 :][:90]) for one in secrets if one in told]
 
 
+def test_error_of_a_call_is_recorded_without_the_credential(workspace: Workspace, run: Run) -> None:
+    """Its words are in the log even where payloads are not recorded."""
+    owner, server, secret = workspace.owner, run(Server()), f"upstream-{uuid4().hex}"
+    gateway, token, agent = with_credential(owner, server, secret)
+
+    assert secret in agent.call("fail").text
+
+    (row,) = owner.get("/logs", gateway=gateway["slug"], q="outcome is tool_error")["results"]
+    told = json.dumps(owner.get(f"/logs/{row['id']}"))
+    stored = str(workspace.sql("SELECT to_jsonb(c)::text FROM auditlog_call c WHERE token_id = %s", token["id"]))
+    for recorded in (told, stored):
+        assert "the backend refused" in recorded
+        assert secret not in recorded
+
+
 # Checkpoints: docs/decisions/0033-checkpoints-of-the-log.md says what they state.
 
 
-def checkpoints(workspace: Workspace) -> list[tuple[int, str]]:
-    return workspace.sql("SELECT number, body FROM auditlog_checkpoint ORDER BY number")
+@dataclass
+class Checkpoint:
+    """A checkpoint as it is stored."""
+
+    number: int
+    body: str
+    signature: bytes
+    public_key: bytes
+
+    @classmethod
+    def all(cls, workspace: Workspace) -> "list[Checkpoint]":
+        columns = "number, body, signature, public_key"
+        return [cls(*row) for row in workspace.sql(f"SELECT {columns} FROM auditlog_checkpoint ORDER BY number")]
+
+    def signed(self, key: Ed25519PrivateKey) -> "Checkpoint":
+        """The same, signed with this key."""
+        public_key = key.public_key().public_bytes_raw()
+        return replace(self, signature=key.sign(self.body.encode()), public_key=public_key)
+
+    def put(self, workspace: Workspace) -> None:
+        statement = (
+            "UPDATE auditlog_checkpoint SET body = %s, signature = %s, public_key = %s"
+            " WHERE number = %s RETURNING number"
+        )
+        values = (self.body, self.signature, self.public_key, self.number)
+        assert workspace.sql(statement, *values, triggers=False)
 
 
-def seal(workspace: Workspace, number: int, body: dict[str, Any]) -> None:
-    """Sign this body with the right key, and put it where the checkpoint of this number is."""
+@pytest.fixture
+def kept_key(workspace: Workspace, tmp_path: Path) -> Path:
+    """The public key of the workspace, as somebody keeps it who does not trust the database."""
+    path = tmp_path / "checkpoints.pem"
+    public_key = workspace.checkpoint_key.public_key()
+    path.write_bytes(public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return path
+
+
+def findings(workspace: Workspace, kept_key: Path) -> str:
+    """What `verify_log` found; empty when the log is as it was sealed."""
+    told = workspace.manage("verify_log", "--public-key", str(kept_key))
+    is_as_sealed = told.stdout.startswith("OK: ")
+    assert told.returncode == (0 if is_as_sealed else 1), told.stdout + told.stderr
+    return "" if is_as_sealed else told.stdout
+
+
+def another_before_it(workspace: Workspace, checkpoint: Checkpoint) -> Checkpoint:
+    body = json.loads(checkpoint.body) | {"previous": hashlib.sha256(b"another").hexdigest()}
     written = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    signature = workspace.checkpoint_key.sign(written.encode())
-    statement = "UPDATE auditlog_checkpoint SET body = %s, signature = %s WHERE number = %s RETURNING number"
-    assert workspace.sql(statement, written, signature, number, triggers=False)
+    return replace(checkpoint, body=written).signed(workspace.checkpoint_key)
 
 
-def test_checkpoint_that_does_not_follow_on_the_one_before_is_found(workspace: Workspace, place: Place) -> None:
-    sealed = len(checkpoints(workspace))
-    assert text(place.agent.call("echo", text="x")) == "x"
-    assert workspace.manage("housekeeping").returncode == 0
-    eventually(lambda: len(checkpoints(workspace)) > max(sealed, 1), 90)
-    number, text_of_it = checkpoints(workspace)[-1]
-    body = json.loads(text_of_it)
-    assert body["previous"] == hashlib.sha256(checkpoints(workspace)[-2][1].encode()).hexdigest()
+def another_key(workspace: Workspace, checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint.signed(Ed25519PrivateKey.generate())
+
+
+def signature_of_another(workspace: Workspace, checkpoint: Checkpoint) -> Checkpoint:
+    return replace(checkpoint, signature=workspace.checkpoint_key.sign(b"another"))
+
+
+@pytest.mark.parametrize("forge", [another_before_it, another_key, signature_of_another])
+def test_forged_checkpoint_is_found(
+    workspace: Workspace, place: Place, kept_key: Path, forge: Callable[[Workspace, Checkpoint], Checkpoint]
+) -> None:
+    while len(Checkpoint.all(workspace)) < 3:
+        assert text(place.agent.call("echo", text="x")) == "x"
+        assert workspace.manage("housekeeping").returncode == 0
+    first, forged, *_ = Checkpoint.all(workspace)  # Not the newest: a running gateway adds one that follows on it.
+    assert json.loads(forged.body)["previous"] == hashlib.sha256(first.body.encode()).hexdigest()
 
     try:
-        seal(workspace, number, body | {"previous": hashlib.sha256(b"another").hexdigest()})
-        told = workspace.manage("verify_log")
+        forge(workspace, forged).put(workspace)
+        told = findings(workspace, kept_key)
     finally:
-        seal(workspace, number, body)
+        forged.put(workspace)
 
-    assert told.returncode == 1
-    assert str(number) in told.stdout + told.stderr
-    untouched = workspace.manage("verify_log")  # Signed anew, and the same.
-    assert untouched.returncode == 0, untouched.stdout + untouched.stderr
+    assert f"Checkpoint {forged.number} " in told
+    assert findings(workspace, kept_key) == ""
+
+
+def test_row_that_was_changed_removed_or_added_is_found(workspace: Workspace, place: Place, kept_key: Path) -> None:
+    ids = [place.agent.call("echo", text="x").headers["x-request-id"] for _ in range(2)]
+    changed, removed = (place.calls(correlation_id=one)[0]["id"] for one in ids)
+    added = f"{removed[:24]}{uuid4().hex[:12]}"
+    assert workspace.manage("housekeeping").returncode == 0
+    eventually(lambda: all(is_sealed(workspace, one) for one in (changed, removed)), 90)
+
+    try:
+        must_change(workspace, changed, "outcome = 'tool_error'")
+        must_change(workspace, removed, f"uid = '{added}'")
+        told = findings(workspace, kept_key)
+    finally:
+        must_change(workspace, added, f"uid = '{removed}'")
+        must_change(workspace, changed, "outcome = 'ok'")
+
+    lines = {uid: [line for line in told.splitlines() if uid in line] for uid in (changed, removed, added)}
+    assert [len(lines[uid]) for uid in (changed, removed, added)] == [1, 1, 1], told
+    assert "was changed" in lines[changed][0]
+    assert "was removed" in lines[removed][0]
+    assert "was added" in lines[added][0]
+    assert findings(workspace, kept_key) == ""
+
+
+def is_sealed(workspace: Workspace, uid: str) -> bool:
+    """Whether a checkpoint has the row: docs/decisions/0033-checkpoints-of-the-log.md says what is kept of each."""
+    statement = "SELECT count(*) > 0 FROM auditlog_checkpoint WHERE position(decode(%s, 'hex') IN leaves) > 0"
+    return bool(workspace.sql(statement, uid.replace("-", ""))[0][0])
+
+
+def must_change(workspace: Workspace, uid: str, what: str) -> None:
+    statement = f"UPDATE auditlog_call SET {what} WHERE uid = %s RETURNING uid"
+    assert workspace.sql(statement, uid, triggers=False)
