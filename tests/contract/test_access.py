@@ -1,5 +1,8 @@
 """Whom the gateway lets in: tokens, their gateway and servers, teams, secrets that were replaced, limits."""
 
+import string
+from zlib import crc32
+
 import httpx
 import pytest
 
@@ -7,7 +10,17 @@ from tests.contract.agents import Agent, reason, refusal, text
 from tests.contract.conftest import Run
 from tests.contract.running import Workspace
 from tests.contract.servers import Server
-from tests.contract.world import Place, assign, new_gateway, new_host, new_person, new_place, new_server, new_token
+from tests.contract.world import (
+    Place,
+    assign,
+    new_gateway,
+    new_host,
+    new_person,
+    new_place,
+    new_server,
+    new_token,
+    within_a_minute,
+)
 
 pytestmark = pytest.mark.xdist_group("contract")
 
@@ -38,16 +51,43 @@ def test_without_a_known_token_nothing_is_answered(place: Place, server: Server,
     assert not server.calls()
 
 
+def with_checksum(head: str) -> str:
+    """A secret that begins like this, as docs/reference/token-format.md describes it."""
+    alphabet, value, check = string.digits + string.ascii_uppercase + string.ascii_lowercase, crc32(head.encode()), ""
+    for _ in range(6):
+        value, place = divmod(value, 62)
+        check = alphabet[place] + check
+    return head + check
+
+
+def test_secret_is_known_by_all_of_it(place: Place, server: Server) -> None:
+    secret = place.agent.secret
+    assert with_checksum(secret[:-6]) == secret
+    assert text(place.agent.call("echo", text="x")) == "x"
+
+    for shown in (4, 12, 41):  # The kind; the prefix, which pages show; all but the last.
+        other = "".join("0" if letter != "0" else "1" for letter in secret[shown:-6])
+        must_be_unauthorized(Agent(place.agent.url, with_checksum(secret[:shown] + other)).call("echo", text="y"))
+
+    assert len(server.calls()) == 1
+
+
 def test_token_reaches_only_the_servers_it_includes(workspace: Workspace, server: Server, run: Run) -> None:
     owner, gateway, other = workspace.owner, new_gateway(workspace.owner), run(Server())
     rows = [new_server(owner, server), new_server(owner, other)]
     for alias, row in zip(("mine", "theirs"), rows, strict=True):
         assign(owner, gateway, row, alias=alias)
-    _, agent = new_token(owner, new_host(owner), gateway, server_ids=[rows[0]["id"]])
+    # Two tokens of one connection.
+    host, (mine, theirs) = new_host(owner), rows
+    _, agent = new_token(owner, host, gateway, server_ids=[mine["id"]])
+    _, another = new_token(owner, host, gateway, server_ids=[theirs["id"]])
 
     assert text(agent.call("mine__echo", text="hi")) == "hi"
     must_be_forbidden(agent.call("theirs__echo", text="hi"))
+    must_be_forbidden(another.call("mine__echo", text="hi"))
     assert {tool["name"].partition("__")[0] for tool in agent.tools()} == {"mine"}
+    assert {tool["name"].partition("__")[0] for tool in another.tools()} == {"theirs"}
+    assert len(server.calls()) == 1
     assert not other.calls()
 
 
@@ -77,6 +117,7 @@ def test_deactivated_person_is_refused_with_every_token(workspace: Workspace, se
     assert not person.browser.is_signed_in()
     place.owner.post(f"/users/{person.id}/reactivate")
     assert text(agent.call("echo", text="x")) == "x"
+    assert not person.browser.is_signed_in()  # Who returns signs in anew.
 
 
 def test_token_is_refused_from_an_address_that_is_not_allowed(place: Place, server: Server) -> None:
@@ -98,6 +139,8 @@ def test_gateway_of_a_team_refuses_others(workspace: Workspace, server: Server) 
     agents = [new_token(one.browser, place.host, place.gateway)[1] for one in (inside, outside)]
     assert [agent.call("echo", text="x").status_code for agent in agents] == [200, 200]
     team = owner.post("/teams", name=place.gateway["name"], user_ids=[inside.id])
+    elsewhere = owner.post("/teams", name=f"{place.gateway['name']} 2", user_ids=[outside.id])
+    new_gateway(owner, reach="teams", team_ids=[elsewhere["id"]])
 
     owner.patch(f"/gateways/{place.gateway['slug']}", reach="teams", team_ids=[team["id"]])
 
@@ -151,16 +194,35 @@ def test_old_key_is_dead_on_the_next_request_after_regenerating(place: Place, se
     assert text(Agent(place.agent.url, regenerated["token"]).call("echo", text="x")) == "x"
 
 
-def test_rate_limit_answers_429_and_forwards_nothing(place: Place, server: Server) -> None:
-    _, agent = place.another(calls_per_minute=2)
+def test_rate_limit_of_a_token_answers_429_and_forwards_nothing(workspace: Workspace, run: Run) -> None:
+    def six_calls() -> tuple[Server, Place, list[httpx.Response]]:
+        server = run(Server())
+        place = new_place(workspace, server)
+        _, agent = place.another(calls_per_minute=2)
+        return server, place, [agent.call("echo", text="x") for _ in range(6)]
 
-    answers = [agent.call("echo", text="x") for _ in range(6)]  # A minute may begin in between: four at most pass.
+    server, place, answers = within_a_minute(six_calls)
 
-    limited = [one for one in answers if one.status_code == 429]
-    assert answers[0].status_code == 200
-    assert 2 <= len(limited) <= 4
-    for answer in limited:
+    must_be_limited_to_two(answers)
+    assert len(server.calls()) == 2
+    assert text(place.agent.call("echo", text="another token has its own limit")).startswith("another")
+
+
+def test_rate_limit_of_a_gateway_counts_all_its_tokens(workspace: Workspace, run: Run) -> None:
+    def six_calls() -> tuple[Server, list[httpx.Response]]:
+        server = run(Server())
+        place = new_place(workspace, server, calls_per_minute=2)
+        agents = (place.agent, place.another()[1])
+        return server, [agent.call("echo", text="x") for agent in agents * 3]
+
+    server, answers = within_a_minute(six_calls)
+
+    must_be_limited_to_two(answers)
+    assert len(server.calls()) == 2
+
+
+def must_be_limited_to_two(answers: list[httpx.Response]) -> None:
+    assert [answer.status_code for answer in answers] == [200] * 2 + [429] * 4
+    for answer in answers[2:]:
         assert (answer.json()["error"]["code"], reason(answer)) == (-32003, "rate_limited")
         assert 1 <= int(answer.headers["retry-after"]) <= 60
-    assert len(server.calls()) == 6 - len(limited)
-    assert text(place.agent.call("echo", text="another token has its own limit")).startswith("another")
