@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract.agents import Agent, eventually
+from tests.contract.agents import Agent, eventually, reason
 from tests.contract.conftest import Run
+from tests.contract.running import Workspace
 from tests.contract.servers import URI, Server
-from tests.contract.world import Place, assign, new_server
+from tests.contract.web import Browser
+from tests.contract.world import Person, Place, assign, new_person, new_place, new_server, new_token, unique
 
 pytestmark = pytest.mark.xdist_group("contract")
 
@@ -28,6 +30,18 @@ def revoke_token(place: Place) -> None:
     place.owner.post(f"/tokens/{place.token['id']}/revoke")
 
 
+def disable_connection(place: Place) -> None:
+    place.owner.post(f"{place.connection}/disable")
+
+
+def revoke_connection(place: Place) -> None:
+    place.owner.post(f"{place.connection}/revoke")
+
+
+def regenerate(place: Place) -> None:
+    place.owner.post(f"{place.connection}/regenerate")
+
+
 def disable_server(place: Place) -> None:
     place.owner.post(f"/servers/{place.server['slug']}/disable")
 
@@ -37,7 +51,10 @@ def disable_server(place: Place) -> None:
     [
         (disable_host, 403, "host_disabled"),
         (disable_gateway, 403, "gateway_disabled"),
+        (disable_connection, 403, "connection_disabled"),
+        (revoke_connection, 401, None),
         (revoke_token, 401, None),
+        (regenerate, 401, None),
         (disable_server, 200, "server_disabled"),
     ],
 )
@@ -57,7 +74,9 @@ def test_call_under_way_ends_at_once_and_is_cancelled_at_its_server(
     assert server.cancelled.acquire(timeout=30)
 
 
-@pytest.mark.parametrize("cut", [disable_host, disable_gateway, revoke_token])
+@pytest.mark.parametrize(
+    "cut", [disable_host, disable_gateway, disable_connection, revoke_connection, revoke_token, regenerate]
+)
 def test_standing_stream_ends_at_once(place: Place, server: Server, cut: Callable[[Place], None]) -> None:
     with place.agent.initialize().listening() as stream:
         assert not stream.over.is_set()
@@ -67,6 +86,37 @@ def test_standing_stream_ends_at_once(place: Place, server: Server, cut: Callabl
 
         assert stream.over.wait(30)
         assert time.monotonic() - began < AT_ONCE
+
+
+def deactivate(owner: Browser, person: Person, team: str) -> None:
+    owner.post(f"/users/{person.id}/deactivate")
+
+
+def leave_the_team(owner: Browser, person: Person, team: str) -> None:
+    owner.patch(f"/teams/{team}", user_ids=[])
+
+
+@pytest.mark.parametrize(
+    ("cut", "status", "why"), [(deactivate, 401, None), (leave_the_team, 403, "gateway_not_reachable")]
+)
+def test_what_a_person_has_open_ends_at_once(
+    workspace: Workspace, server: Server, cut: Callable[[Browser, Person, str], None], status: int, why: str | None
+) -> None:
+    owner, person = workspace.owner, new_person(workspace, "api-tokens:manage")
+    team = owner.post("/teams", name=unique("team"), user_ids=[person.id])["id"]
+    place = new_place(workspace, server, reach="teams", team_ids=[team])
+    _, agent = new_token(person.browser, place.host, place.gateway)
+    with agent.initialize().listening() as stream, agent.under_way("slow") as call:
+        assert server.started.acquire(timeout=30)
+
+        began = time.monotonic()
+        cut(owner, person, team)
+
+        answer = call.answer()
+        assert stream.over.wait(30)
+        assert time.monotonic() - began < AT_ONCE
+    assert (call.status, reason(answer)) == (status, why)
+    assert server.cancelled.acquire(timeout=30)
 
 
 def test_another_connections_call_and_stream_stay_open(place: Place, server: Server) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 
 import httpx
 import pytest
 
-from tests.contract.agents import Agent, Object, eventually, reason, result_of, text
+from tests.contract.agents import Agent, Object, Stream, eventually, reason, result_of, text
 from tests.contract.servers import Server
 from tests.contract.world import Place
 
@@ -67,14 +69,53 @@ def test_cancelling_somebody_elses_call_does_nothing(place: Place, server: Serve
 
 
 def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
-    own = place.agent.initialize()
-    with own.under_way("slow", 78) as call:
-        assert server.started.acquire(timeout=30)
+    own, numbers = place.agent.initialize(), range(78, 86)  # So many that some are in another worker.
+    with ExitStack() as stack:
+        calls = [stack.enter_context(own.under_way("slow", number)) for number in numbers]
+        assert all(server.started.acquire(timeout=30) for _ in calls)
 
-        assert own.post({"method": "notifications/cancelled", "params": {"requestId": 78}}).status_code == 202
+        for number in numbers:
+            cancel = {"method": "notifications/cancelled", "params": {"requestId": number}}
+            assert own.post(cancel).status_code == 202
 
-        assert "result" not in call.answer()
-    assert server.cancelled.acquire(timeout=30)
+        assert not [call for call in calls if "result" in call.answer()]
+    assert all(server.cancelled.acquire(timeout=30) for _ in calls)
+
+
+def answered_with(name: str, call: Stream) -> Object:
+    """The answer to the question that a server has put during this call."""
+    eventually(lambda: "elicitation/create" in call.methods())
+    (asked,) = [event for event in call.events if "method" in event]
+    return {"id": asked["id"], "result": {"action": "accept", "content": {"name": name}}}
+
+
+def test_question_of_a_server_is_answered_by_whom_it_was_put_to(place: Place) -> None:
+    _, stranger = place.another()
+    own, theirs = (agent.initialize(**ELICITS) for agent in (place.agent, stranger))
+    with own.under_way("ask") as call:
+        assert stranger.post(answered_with("Eve", call)).status_code == 202
+        assert theirs.post(answered_with("Mallory", call)).status_code == 202
+        assert own.post(answered_with("Ada", call)).status_code == 202
+
+        assert json.loads(text(call.answer())) == [{"name": "Ada"}]
+
+
+def test_stream_of_a_call_is_resumed_in_its_own_session_only(place: Place) -> None:
+    _, stranger = place.another()
+    own, thief = (agent.initialize(**ELICITS) for agent in (place.agent, stranger))
+    with own.under_way("ask") as call:
+        answer = answered_with("Ada", call)
+        resumes = {"Last-Event-ID": call.last_event_id}
+        assert all(resumes.values())
+        with replace(thief, headers=thief.headers | resumes).listening() as stolen:
+            own.post(answer)
+            assert "Ada" in text(call.answer())
+            with replace(own, headers=own.headers | resumes).listening() as resumed:
+                assert resumed.over.wait(30)
+
+            assert stolen.over.wait(30)
+        assert "Ada" in text(resumed.answer())
+        assert "Ada" not in str(stolen.events)
 
 
 def waiting(agent: Agent, tool: str = "ask") -> Object:
