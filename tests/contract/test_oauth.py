@@ -72,7 +72,7 @@ class App:
         assert answer["iss"] == self.metadata["issuer"]
         return answer["code"]
 
-    def exchange(self, code: str, **changes: str) -> httpx.Response:
+    def exchange(self, code: str, **changes: str | list[str]) -> httpx.Response:
         body = {
             "grant_type": "authorization_code",
             "code": code,
@@ -119,18 +119,21 @@ def test_app_that_was_allowed_calls_at_its_gateway_and_at_no_other(
         ("code_verifier", "x" * 64, "invalid_grant"),
         ("code_verifier", "", "invalid_grant"),
         ("resource", "another gateway", "invalid_target"),
+        ("resource", "another gateway too", "invalid_target"),
         ("client_id", "another app", "invalid_grant"),
     ],
 )
 def test_token_request_has_to_be_of_the_authorization_request(
     workspace: Workspace, place: Place, app: App, server: Server, name: str, value: str, error: str
 ) -> None:
-    if value == "another gateway":
-        value = new_place(workspace, server).agent.url
-    if value == "another app":
-        value = App.registered(place.agent.url).client_id
+    given: str | list[str] = value
+    if name == "resource":
+        other = new_place(workspace, server).agent.url
+        given = [app.resource, other] if value.endswith("too") else other
+    if name == "client_id":
+        given = App.registered(place.agent.url).client_id
 
-    refused = app.exchange(app.code(place.owner), **{name: value})
+    refused = app.exchange(app.code(place.owner), **{name: given})
 
     assert refused.status_code in {400, 401}, refused.text
     assert "access_token" not in refused.json()
@@ -149,6 +152,24 @@ def test_code_is_good_once_and_used_twice_ends_what_it_gave(place: Place, app: A
     assert (again.status_code, again.json()["error"]) == (400, "invalid_grant")
     assert agent.call("echo", text="x").status_code == 401
     assert app.refresh(first.json()["refresh_token"]).status_code in {400, 401}
+
+
+def test_refresh_token_used_again_ends_what_it_gave(workspace: Workspace, place: Place, app: App) -> None:
+    first = app.exchange(app.code(place.owner)).json()["refresh_token"]
+    refreshed = app.refresh(first)
+    agent, second = agent_of(place, refreshed), refreshed.json()["refresh_token"]
+    assert text(agent.call("echo", text="x")) == "x"
+    # A minute passes, in which several processes of an app may use it.
+    passes = "UPDATE oauth_binding SET superseded_at = superseded_at - interval '1 minute'"
+    workspace.sql(
+        f"{passes} FROM connections_connection c WHERE c.id = connection_id AND c.gateway_id = %s", place.gateway["id"]
+    )
+
+    again = app.refresh(first)
+
+    assert (again.status_code, again.json()["error"]) == (400, "invalid_grant")
+    assert agent.call("echo", text="x").status_code == 401
+    assert app.refresh(second).status_code in {400, 401}
 
 
 def test_regenerated_key_ends_the_tokens_of_an_app(place: Place, app: App) -> None:
@@ -175,8 +196,7 @@ def test_person_has_to_allow_it(place: Place, app: App) -> None:
     page = place.owner.http.get(f"{app.metadata['authorization_endpoint']}?{urlencode(asked)}")
 
     assert (page.status_code, page.url.host) == (400, "localhost")
-    without_pkce = {**asked, "redirect_uri": CALLBACK, "code_challenge": ""}
-    refused = place.owner.http.get(
-        f"{app.metadata['authorization_endpoint']}?{urlencode(without_pkce)}", follow_redirects=False
-    )
-    assert "code=" not in refused.headers.get("location", "") + refused.headers.get("refresh", "")
+    asked["redirect_uri"] = CALLBACK
+    for weaker in ({"code_challenge": ""}, {"code_challenge_method": "plain"}, {"code_challenge_method": ""}):
+        refused = place.owner.http.get(f"{app.metadata['authorization_endpoint']}?{urlencode(asked | weaker)}")
+        assert refused.status_code == 400, weaker

@@ -71,8 +71,8 @@ class Provider:
             "</md:IDPSSODescriptor></md:EntityDescriptor>"
         )
 
-    def answer(self, request: str, email: str, acs: str, audience: str) -> dict[str, str]:
-        """What its page sends of somebody who has signed in there."""
+    def answer(self, request: str, email: str, acs: str, audience: str, lasts: int = 300) -> dict[str, str]:
+        """What its page sends of somebody who has signed in there; it is good for this many seconds."""
         from signxml.algorithms import SignatureConstructionMethod  # type: ignore[attr-defined,unused-ignore]
         from signxml.signer import XMLSigner
 
@@ -82,8 +82,8 @@ class Provider:
             f"<saml:Issuer>{ENTITY}</saml:Issuer><saml:Subject>"
             f'<saml:NameID Format="{SAML}:nameid-format:persistent">{email}</saml:NameID>'
             f'<saml:SubjectConfirmation Method="{SAML}:cm:bearer"><saml:SubjectConfirmationData Recipient="{acs}"'
-            f' NotOnOrAfter="{moment(300)}" InResponseTo="{request}"/></saml:SubjectConfirmation></saml:Subject>'
-            f'<saml:Conditions NotBefore="{moment(-60)}" NotOnOrAfter="{moment(300)}"><saml:AudienceRestriction>'
+            f' NotOnOrAfter="{moment(lasts)}" InResponseTo="{request}"/></saml:SubjectConfirmation></saml:Subject>'
+            f'<saml:Conditions NotBefore="{moment(-300)}" NotOnOrAfter="{moment(lasts)}"><saml:AudienceRestriction>'
             f"<saml:Audience>{audience}</saml:Audience></saml:AudienceRestriction></saml:Conditions>"
             f'<saml:AuthnStatement AuthnInstant="{moment(0)}" SessionIndex="s1"><saml:AuthnContext>'
             f"<saml:AuthnContextClassRef>{SAML}:ac:classes:Password</saml:AuthnContextClassRef></saml:AuthnContext>"
@@ -118,7 +118,7 @@ class Organisation:
     acs: str
     audience: str
 
-    def answer_for(self, browser: Browser, email: str) -> dict[str, str]:
+    def answer_for(self, browser: Browser, email: str, **changes: Any) -> dict[str, str]:
         """The answer to a request that is begun in this browser, by the button of the sign-in page."""
         page = browser.http.get("/accounts/login/")
         (button,) = [one for one in html.fromstring(page.text).xpath("//button") if self.name in one.text_content()]
@@ -127,7 +127,7 @@ class Organisation:
         (request,) = parse_qs(urlsplit(away).query)["SAMLRequest"]
         text = zlib.decompress(base64.b64decode(request), -15).decode()
         (uid,) = re.findall(r' ID="([^"]+)"', text)
-        return self.provider.answer(uid, email, self.acs, self.audience)
+        return self.provider.answer(uid, email, **{"acs": self.acs, "audience": self.audience, **changes})
 
     def brought(self, fields: dict[str, str]) -> httpx.Response:
         """From the provider's page: without the cookies of the browser."""
@@ -177,6 +177,18 @@ def test_answer_signs_in_only_the_browser_that_asked(workspace: Workspace, organ
     led = organisation.brought(organisation.answer_for(person, f"ina@{organisation.domain}"))
 
     assert not leads_in(thief, led)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"audience": "https://other.example.com"}, {"acs": "https://other.example.com/acs"}, {"lasts": -120}]
+)
+def test_answer_for_another_or_of_earlier_is_refused(
+    workspace: Workspace, organisation: Organisation, changes: dict[str, Any]
+) -> None:
+    person, email = Browser.at(workspace.url), f"{unique('zoe')}@{organisation.domain}"
+
+    assert not leads_in(person, organisation.brought(organisation.answer_for(person, email, **changes)))
+    assert leads_in(person, organisation.brought(organisation.answer_for(person, email)))
 
 
 def test_answer_that_another_key_signed_is_refused(workspace: Workspace, organisation: Organisation) -> None:
