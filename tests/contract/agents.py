@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from tests.contract.web import TLS, new_client, some_address
 
 BOTH = "application/json, text/event-stream"
 MODERN = "2026-07-28"
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 PATIENCE = 30.0
 # A connection for each request: then either worker answers.
 CLIENT = new_client(limits=httpx.Limits(max_keepalive_connections=0))
@@ -65,11 +66,7 @@ class Agent:
 
     def call_modern(self, tool: str, capabilities: Object, /, **more: Any) -> httpx.Response:
         """A call of 2026-07-28; `more` stands beside its name."""
-        meta = {
-            "io.modelcontextprotocol/protocolVersion": MODERN,
-            "io.modelcontextprotocol/clientCapabilities": capabilities,
-        }
-        params = {"name": tool, "arguments": {}, **more, "_meta": meta}
+        params = {"name": tool, "arguments": {}, **more, "_meta": meta(capabilities)}
         headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": tool, "Accept": BOTH}
         return self.post({"id": 1, "method": "tools/call", "params": params}, headers)
 
@@ -89,6 +86,17 @@ class Agent:
             yield stream
 
     @contextmanager
+    def listening_modern(self, **notifications: Any) -> Iterator["Stream"]:
+        """A `subscriptions/listen` of 2026-07-28 that is open during the block."""
+        method = "subscriptions/listen"
+        headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method}
+        params = {"notifications": notifications, "_meta": meta({})}
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        with replace(self, headers=self.headers | headers).opened("POST", body) as stream:
+            eventually(lambda: ACKNOWLEDGED in stream.methods())
+            yield stream
+
+    @contextmanager
     def opened(self, verb: str, body: Object | None) -> Iterator["Stream"]:
         stream = Stream()
         client = httpx.Client(trust_env=False, timeout=httpx.Timeout(60), verify=TLS)
@@ -102,6 +110,12 @@ class Agent:
                     stream.socket.shutdown(socket.SHUT_RDWR)
             client.close()
             reader.join(5)
+
+
+def meta(capabilities: Object) -> Object:
+    """`_meta` of a request of 2026-07-28."""
+    version, named = "io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientCapabilities"
+    return {version: MODERN, named: capabilities}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract.agents import Agent, eventually, reason
+from tests.contract.agents import ACKNOWLEDGED, Agent, eventually, reason
 from tests.contract.conftest import Run
 from tests.contract.running import Workspace
 from tests.contract.servers import URI, Server
@@ -173,16 +173,26 @@ def test_stream_whose_subscription_was_refused_gets_no_updates(place: Place, ser
         assert UPDATED not in blind.methods()
 
 
-def test_stream_gets_no_updates_of_a_resource_whose_server_was_disabled(place: Place, server: Server) -> None:
+def disable_on_the_gateway(place: Place) -> None:
+    place.owner.post(f"/gateways/{place.gateway['slug']}/servers/{place.assignment['id']}/disable")
+
+
+def disable_the_resource(place: Place) -> None:
+    place.owner.patch(place.feature(URI), enabled=False)
+
+
+@pytest.mark.parametrize("disable", [disable_on_the_gateway, disable_the_resource])
+def test_stream_gets_no_updates_of_a_resource_that_was_disabled(
+    place: Place, server: Server, disable: Callable[[Place], None]
+) -> None:
     agent = place.agent.initialize()
     subscribed(place, agent)
-    path = f"/gateways/{place.gateway['slug']}/servers/{place.assignment['id']}"
     with agent.listening() as stream:
         eventually(lambda: server.listeners)
         server.notify(UPDATED, uri=URI)
         eventually(lambda: UPDATED in stream.methods())
-        place.owner.post(f"{path}/disable")
-        eventually(lambda: "notifications/tools/list_changed" in stream.methods())
+        disable(place)
+        eventually(lambda: "notifications/resources/list_changed" in stream.methods())
         before = stream.methods().count(UPDATED)
 
         for _ in range(5):
@@ -190,3 +200,28 @@ def test_stream_gets_no_updates_of_a_resource_whose_server_was_disabled(place: P
         time.sleep(1)
 
         assert stream.methods().count(UPDATED) == before
+
+
+@pytest.mark.parametrize("cut", [disable_host, disable_gateway, revoke_token])
+def test_subscription_of_2026_ends_at_once(place: Place, cut: Callable[[Place], None]) -> None:
+    with place.agent.listening_modern(toolsListChanged=True) as stream:
+        began = time.monotonic()
+        cut(place)
+        change_the_list(place)
+
+        assert stream.over.wait(30)
+        assert time.monotonic() - began < AT_ONCE
+    assert stream.methods()[:-1] == [ACKNOWLEDGED]
+    assert stream.answer()["result"]["resultType"] == "complete"
+
+
+def test_subscription_of_2026_follows_only_what_may_be_read(place: Place, run: Run) -> None:
+    other = new_server(place.owner, run(Server(uri="note://other")))
+    assign(place.owner, place.gateway, other, alias="other")
+    _, narrow = place.another(server_ids=[other["id"]])
+    asked = {"toolsListChanged": True, "resourceSubscriptions": [URI]}
+
+    with place.agent.listening_modern(**asked) as sees, narrow.listening_modern(**asked) as blind:
+        followed = [stream.events[0]["params"]["notifications"] for stream in (sees, blind)]
+
+    assert followed == [asked, {"toolsListChanged": True}]

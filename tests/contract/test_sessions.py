@@ -79,6 +79,8 @@ def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
             assert own.post(cancel).status_code == 202
 
         assert not [call for call in calls if "result" in call.answer()]
+    # And did not just take too long.
+    assert [row["outcome"] for row in place.calls() if row["feature_name"] == "slow"] == ["cancelled"] * len(calls)
     assert all(server.cancelled.acquire(timeout=30) for _ in calls)
 
 
