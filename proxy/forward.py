@@ -304,24 +304,32 @@ class Forwarder:
             # 2026-07-28 has no such method: the worker with the client's stream subscribes by `subscriptions/listen`.
             return RpcResponse(SUBSCRIBED, jsonrpc.dumps(SUBSCRIBED), SESSION, None)
         ask = self._sender(request, resolved, grant, message, stream, upstream)
-        if request.modern and upstream.era == SESSION:
-            if "requestState" in message.params:
+        asking = InteractiveCall(request, grant, upstream, stream)
+        if request.modern and "requestState" in message.params:
+            # A call that waits here is resumed, even if its server speaks 2026-07-28 by now.
+            if upstream.era == SESSION or self._suspended.has_given(message):
                 request.may_have_run = True
-                return await self._suspended.resume(InteractiveCall(request, grant, upstream, stream), message)
-            if can_be_asked(upstream.capabilities):
-                return await self._suspended.call(InteractiveCall(request, grant, upstream, stream), message, ask)
+                return await self._suspended.resume(asking, message)
+        elif request.modern and upstream.era == SESSION and can_be_asked(upstream.capabilities):
+            return await self._suspended.call(asking, message, ask)
 
         async def on_request(asked: Object, answer: Answer) -> None:
-            await self._requests.carry(InteractiveCall(request, grant, upstream, stream), asked, answer)
+            await self._requests.carry(asking, asked, answer)
 
         answer = await ask(on_request)
         if answer.error_code == jsonrpc.HEADER_MISMATCH and message.method == "tools/call":
             # The tool's schema has changed since it was listed, and with it the headers that repeat arguments.
             self._lists.refresh(resolved.assigned, grant, TOOL)
         if not request.modern and _wants_input(answer):
-            asking = InteractiveCall(request, grant, upstream, stream)
-            return await self._requests.give_input(asking, answer, lambda more: ask(on_request, more))
+            return await self._give_input(asking, answer, lambda more: ask(on_request, more))
         return answer
+
+    async def _give_input(self, asking: InteractiveCall, answer: RpcResponse, again: Ask) -> RpcResponse:
+        """Give a server of 2026-07-28 the input it wants from a session client. Raises an UpstreamError."""
+        try:
+            return await self._requests.give_input(asking, answer, again)
+        except (NotRecordable, Busy) as error:  # This round was not sent, but the first one was.
+            raise CallLost(asking.target.server_name, str(error)) from error
 
     async def _target(
         self, request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message, stream: Stream | None

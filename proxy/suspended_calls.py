@@ -188,7 +188,7 @@ class SuspendedCalls:
         Raises BadState, CallLost, or the error of the call.
         """
         grant, server = asking.grant, asking.target.server_name
-        uid, turn = self._opened(message, grant.connection_id)
+        uid, turn = self._checked_state(message, grant.connection_id)
         if not await self._state.fetch(TAKE_TURN, (uid, grant.connection_id, turn)):
             raise BadState("this requestState was used already, or its call is over")
         news = self._bell.listen(uid)  # Not before: a repeated retry must not take the wake-up of the first.
@@ -300,19 +300,31 @@ class SuspendedCalls:
         document = {"jsonrpc": "2.0", "id": 0, "result": result}
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
-    def _opened(self, message: Message, connection_id: str) -> tuple[str, int]:
+    def has_given(self, message: Message) -> bool:
+        """Return whether the gateway issued this requestState, to whatever connection."""
+        return self._opened_state(message) is not None
+
+    def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
         """Return the id of the call and the turn in a requestState. Raises BadState."""
+        facts = self._opened_state(message)
+        if facts is None:
+            _refuse("this requestState was not given by this gateway")
+        uid, turn, connection, digest, ends = facts
+        if connection != connection_id or digest != _digest(message):
+            _refuse("this requestState was given for another request")
+        if ends < now():
+            _refuse("this requestState is too old")
+        return uid, turn
+
+    def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
+        """Return the facts sealed in a requestState, or None if the gateway did not issue it."""
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))
             kind, uid, turn, connection, digest, ends = facts
         except (Undecryptable, ValueError, TypeError):
-            _refuse("this requestState was not given by this gateway")
-        if kind != KIND or connection != connection_id or digest != _digest(message):
-            _refuse("this requestState was given for another request")
-        if ends < now():
-            _refuse("this requestState is too old")
-        return uid, turn
+            return None
+        return (uid, turn, connection, digest, ends) if kind == KIND else None
 
     async def _keep_answers(self, uid: str, connection_id: str, responses: object) -> None:
         owner = Owner(connection_id, None, uid)

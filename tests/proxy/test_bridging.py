@@ -16,7 +16,7 @@ from auditlog.models import Call
 from connections.models import Connection
 from gateways.models import Gateway
 from proxy.models import PendingRequest, SuspendedCall
-from servers.models import Server
+from servers.models import Era, Server
 from tests import make
 from tests.asgi_server import App, Upstream
 from tests.conftest import Run
@@ -24,6 +24,8 @@ from tests.eventually import PATIENCE
 from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of
 from tests.proxy.conftest import Agent, Start, eventually, in_words, sql
 from tests.proxy.scripted import MODERN, Object, Request, calling
+from wire.client import McpClient
+from wire.errors import Busy, NotRecordable
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
 INVALID_PARAMS = -32602
@@ -256,6 +258,32 @@ def test_a_client_that_refuses_ends_the_call_and_that_is_no_fault_of_the_servers
     assert len(got) == 1
 
 
+@pytest.mark.parametrize("error", [Busy("Docs", seconds=1), NotRecordable()], ids=["busy", "not recordable"])
+def test_a_call_of_which_one_round_was_sent_is_not_said_to_be_unexecuted(
+    work: Work, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    app, got = wanting({"who": FORM})
+    work.put(app)
+    person = Person(work.agent()).initialize()
+    ask = McpClient.ask
+
+    async def ask_in_one_round(
+        client: McpClient, target: Any, method: str, params: Object, *rest: Any, **more: Any
+    ) -> Any:
+        if "inputResponses" in params:
+            raise error
+        return await ask(client, target, method, params, *rest, **more)
+
+    monkeypatch.setattr(McpClient, "ask", ask_in_one_round)
+
+    answered = person.call("docs__it", lambda asked: person.say({"id": asked["id"], "result": GIVEN}))
+
+    assert answered["error"]["data"]["reason"] == "call_lost"
+    assert "may have executed it" in answered["error"]["message"]
+    assert len(got) == 1
+    assert Call.objects.get(method="tools/call").outcome == "upstream_error"
+
+
 @pytest.mark.parametrize("capabilities", [{}, {"roots": {}}])
 def test_a_server_that_wants_what_the_client_cannot_give_is_an_error(work: Work, capabilities: Object) -> None:
     app, got = wanting({"who": FORM})
@@ -367,6 +395,16 @@ def test_a_request_state_is_good_once_and_for_its_own_connection(work: Work) -> 
     used = retry(agent, wanted)
 
     assert {answer.json()["error"]["code"] for answer in (foreign, used)} == {INVALID_PARAMS}
+
+
+def test_a_call_that_waits_is_resumed_although_its_server_has_learnt_the_other_era(work: Work) -> None:
+    docs = work.put(Asker(asks=[FORM]).app())
+    agent = work.agent()
+    wanted = result_of(ask(agent))
+    Server.objects.update(protocol_era=Era.BOTH)
+
+    assert result_of(retry(agent, wanted))["resultType"] == "complete"
+    assert len(docs.asked("tools/call")) == 1
 
 
 def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
