@@ -44,8 +44,11 @@ WHERE id = %(server)s AND url = %(url)s
     AND coalesce(protocol_probed_at < statement_timestamp() - make_interval(secs => %(age)s), true)
 RETURNING protocol_claimed_at
 """
+# As Spoken.eras_beside.
 LEARN = """
-UPDATE servers_server SET protocol_era = %(eras)s, protocol_evidence = %(evidence)s,
+UPDATE servers_server SET protocol_era = CASE
+        WHEN %(certain)s OR protocol_era IN ('', %(eras)s) THEN %(eras)s ELSE 'both'
+    END, protocol_evidence = %(evidence)s,
     protocol_probed_at = statement_timestamp(), protocol_claimed_at = NULL
 WHERE id = %(server)s AND url = %(url)s
 """
@@ -126,7 +129,7 @@ class Eras:
         return spoken.eras
 
     async def _learn(self, target: Target, spoken: Spoken) -> None:
-        given = {"server": target.server_id, "url": target.url, "eras": spoken.eras}
+        given = {"server": target.server_id, "url": target.url, "eras": spoken.eras, "certain": spoken.is_certain}
         await self._state.fetch(LEARN, given | {"evidence": storable(spoken.evidence)[:300]})
         await self._state.fetch(*self._usage.write_infos(target, spoken.infos))
 

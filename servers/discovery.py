@@ -156,7 +156,8 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
     """Record the outcome of a contact on the server and the identity."""
     match outcome:
         case Discovered():
-            server.note_health(Health.OK, era=outcome.era, evidence=outcome.spoken.evidence)
+            era = Era(outcome.spoken.eras_beside(server.protocol_era))
+            server.note_health(Health.OK, era=era, evidence=outcome.spoken.evidence)
             server.take_name(outcome.info.name)
             for info in outcome.spoken.infos:
                 _note_info(server, identity, info)

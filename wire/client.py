@@ -56,6 +56,7 @@ LARGEST_FIRST_EVENT = 64 << 10
 
 # Statuses that say nothing of the era: access, size, time and load.
 NEUTRAL_STATUSES = frozenset({401, 403, 408, 413, 429})
+PASSING_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
 
 type Contradicted = Callable[[Target], None]
 type Introduced = Callable[[Target, ServerDescription], None]
@@ -69,11 +70,19 @@ class Listed(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """The eras a server speaks, its ServerDescription in each, and a readable text of how that was determined."""
+    """The eras a server speaks, its ServerDescription in each, and a readable text of how that was determined.
+
+    `is_certain` is False if it may speak the other era too, because it was overloaded or silent when asked.
+    """
 
     eras: str
     evidence: str
     infos: Sequence[ServerDescription]
+    is_certain: bool = True
+
+    def eras_beside(self, known: str) -> str:
+        """Return the eras to store where `known` is stored: an era is removed only if that is certain."""
+        return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
 class Beside(Protocol):
@@ -323,14 +332,16 @@ class McpClient:
                     session = await self._sessions.introduce(target)
             except (UpstreamError, TimeoutError) as error:
                 reason = error.detail if isinstance(error, UpstreamError) else "no answer"
-                return Spoken(MODERN, f"{said}; initialize: {reason.removeprefix('initialize: ')}", (modern,))
+                evidence = f"{said}; initialize: {reason.removeprefix('initialize: ')}"
+                return Spoken(MODERN, evidence, (modern,), _is_lasting(error))
             return Spoken(BOTH, f"{said}; initialize: {session.version}", (session, modern))
         try:
             session = await self._sessions.introduce(target)
         except BadAnswer as error:
             await self._check_transport(target, error)
             raise
-        return Spoken(SESSION, f"initialize: {session.version}; server/discover: {modern}", (session,))
+        evidence = f"initialize: {session.version}; server/discover: {modern.detail}"
+        return Spoken(SESSION, evidence, (session,), _is_lasting(modern))
 
     async def post(self, target: Target, message: Object) -> None:
         """Send a message without an answer in the session of `target`, which has one. Raises an UpstreamError."""
@@ -372,7 +383,7 @@ class McpClient:
 
     async def _check_transport(self, target: Target, error: BadAnswer) -> None:
         """Raise OldTransport if the server speaks only HTTP+SSE."""
-        if error.status in OLD_STATUSES and await self._speaks_http_sse(target):
+        if error.status in OLD_STATUSES and error.error is None and await self._speaks_http_sse(target):
             raise OldTransport(target.server_name, f"HTTP {error.status}: HTTP+SSE only") from None
 
     async def _speaks_http_sse(self, target: Target) -> bool:
@@ -419,6 +430,11 @@ def _contradicts(status: int, code: int | None, era: str) -> bool:
     if not 400 <= status < 500 or status in NEUTRAL_STATUSES:
         return False
     return era == SESSION or code not in stateless.OWN_CODES
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Return whether a server that answers a probe with this error does not speak the era."""
+    return isinstance(error, BadAnswer) and error.status not in PASSING_STATUSES
 
 
 async def _names_an_endpoint(response: HttpResponse) -> bool:

@@ -345,7 +345,8 @@ class SessionWire:
                 raise EraLeft(target.server_name, "initialize: no version in common", error=answer.error)
             return await self._initialize(target, mutual[-1])
         if answer.error is not None:
-            raise BadAnswer(target.server_name, f"initialize: {_refused(answer)}", error=answer.error)
+            detail = f"initialize: HTTP {answer.status}, JSON-RPC {answer.error_code}"
+            raise BadAnswer(target.server_name, detail, status=answer.status, error=answer.error)
         result = answer.whole["result"]
         version = result.get("protocolVersion")
         if not isinstance(version, str) or not (
@@ -533,10 +534,6 @@ def _is_valid_id(request_id: object) -> bool:
     if isinstance(request_id, str):
         return len(request_id) <= LONGEST_ID
     return type(request_id) is int and request_id.bit_length() <= LONGEST_ID
-
-
-def _refused(answer: RpcResponse) -> str:
-    return f"HTTP {answer.status}, JSON-RPC {answer.error_code}"
 
 
 async def _denies_session(response: HttpResponse) -> bool:

@@ -86,8 +86,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
     return routing
 
 
-async def discover_server(transport: Transport, target: Target) -> ServerDescription | str:
-    """Return the server's ServerDescription, or a text that says why it does not speak this version.
+async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
+    """Return the server's ServerDescription, or the answer by which it does not speak this version.
 
     Raises UnknownVersion when it speaks no version we know, another UpstreamError when this cannot be determined.
     """
@@ -96,14 +96,15 @@ async def discover_server(transport: Transport, target: Target) -> ServerDescrip
         if versions.MODERN in versions_in(answer.error):  # A server being upgraded may refuse a version it lists.
             answer = await send_request(transport, target, "server/discover", {}, ignore)
     except BadAnswer as error:
-        return error.detail
+        return error
     _check_versions(target, answer.error)
     if answer.error is not None:
-        return f"HTTP {answer.status}, JSON-RPC {answer.error_code}"
+        detail = f"HTTP {answer.status}, JSON-RPC {answer.error_code}"
+        return BadAnswer(target.server_name, detail, status=answer.status, error=answer.error)
     result = answer.whole["result"]
     supported = result.get("supportedVersions")
     if not isinstance(supported, list) or versions.MODERN not in supported:
-        return "it does not list this version"
+        return BadAnswer(target.server_name, "it does not list this version")
     return ServerDescription.of(result, versions.MODERN)
 
 

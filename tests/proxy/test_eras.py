@@ -12,6 +12,7 @@ from accounts.models import User
 from connections.models import Connection
 from gateways.models import Assignment, Feature, Gateway, IdentityScheme
 from proxy.models import UpstreamSession
+from servers.discovery import probe
 from servers.models import AuthType, Era, Server
 from tests import make, upstreams
 from tests.asgi_server import App, Upstream, running
@@ -149,6 +150,52 @@ def test_a_server_that_changed_its_wire_is_found_out_without_a_call_sent_twice(w
         eventually(works)
         assert Server.objects.filter(protocol_era=expected).exists()
         assert len(docs.asked("tools/call")) <= len(answers)
+
+
+@dataclass
+class Overloaded(Script):
+    """A server of both eras that answers `refused` with an error that passes."""
+
+    sessions: bool = True
+    refused: str = ""
+    said: str = "text"
+
+    async def serve(self, request: Request, verb: str) -> None:
+        if request.message.get("method") != self.refused:
+            self.modern = request.headers.get("mcp-protocol-version") == "2026-07-28"
+            self.sessions = not self.modern
+            await super().serve(request, verb)
+        elif self.said == "text":
+            await request.respond(503, b"come again", {"content-type": "text/plain"})
+        else:
+            await request.fail(-32000, "too many requests", status=429)
+
+
+@pytest.mark.usefixtures("loopback_is_allowed")
+@pytest.mark.parametrize("said", ["text", "json"])
+@pytest.mark.parametrize(
+    ("refused", "before", "found"),
+    [
+        ("initialize", Era.BOTH, Era.BOTH),
+        ("server/discover", Era.BOTH, Era.BOTH),
+        ("initialize", Era.SESSION, Era.BOTH),
+        ("initialize", Era.UNKNOWN, Era.MODERN),
+        ("server/discover", Era.UNKNOWN, Era.SESSION),
+    ],
+)
+def test_an_era_is_not_forgotten_because_a_server_was_overloaded_when_asked(
+    work: Work, refused: str, before: Era, found: Era, said: str
+) -> None:
+    work.put(Overloaded([[tool("it")]], answer_nothing, refused=refused, said=said).app())
+    Server.objects.update(protocol_era=before)
+    body, headers = modern("server/discover")
+    work.agent.post(body, **headers)
+    eventually(lambda: Server.objects.get().protocol_evidence)
+    assert Server.objects.get().protocol_era == found
+
+    Server.objects.update(protocol_era=before)
+    probe(Server.objects.get(), by=work.user)
+    assert Server.objects.get().protocol_era == found
 
 
 def test_a_lost_session_is_opened_anew_once(work: Work) -> None:
