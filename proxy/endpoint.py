@@ -415,8 +415,10 @@ class Endpoint:
             stream.opened or (answer.status == 200 and not request.parsed_headers.accepted.json)
         ):
             await stream.finish(answer.body, answer.headers)
-        else:
-            await response.send(request, answer)
+            return
+        if stream is not None:
+            stream.close()
+        await response.send(request, answer)
 
     async def _record_payloads(self, request: McpRequest, answer: Response) -> None:
         if answer.outcome in FAILED:

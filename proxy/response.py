@@ -208,6 +208,10 @@ class Stream:
             self._watcher.cancel()
         await self._write(body, last=True)
 
+    def close(self) -> None:
+        """Ignore further notifications, because the response is sent without the stream: its call may still run."""
+        self._ended = True
+
     def forget(self) -> None:
         """Drop the history of this stream."""
         if self._history is not None:

@@ -65,6 +65,7 @@ def ask(agent: Agent, name: str = "docs__it", capabilities: Object = EVERYTHING,
     meta = {
         "io.modelcontextprotocol/protocolVersion": MODERN,
         "io.modelcontextprotocol/clientCapabilities": capabilities,
+        **more.pop("_meta", {}),
     }
     return agent.ask(
         "tools/call",
@@ -334,6 +335,22 @@ def test_the_outcome_of_a_call_that_waited_is_spelled_as_its_server_spelled_it(w
     answered = retry(agent, result_of(ask(agent)))
 
     assert spelled in answered.content
+
+
+def test_what_a_server_says_after_its_client_was_asked_does_not_end_the_call(work: Work) -> None:
+    class Telling(Asker):
+        async def _finish(self, request: Request, answers: list[Object]) -> None:
+            params = {"progressToken": request.message["params"]["_meta"]["progressToken"], "progress": 1}
+            await request.event({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+            await super()._finish(request, answers)
+
+    work.put(Telling(asks=[FORM]).app())
+    agent, token = work.agent(), {"_meta": {"progressToken": "p"}}
+
+    wanted = result_of(ask(agent, **token))
+
+    assert result_of(retry(agent, wanted, **token))["resultType"] == "complete"
+    assert [row.outcome for row in Call.objects.filter(method="tools/call")] == ["ok", "ok"]
 
 
 def test_a_call_that_asks_nothing_is_not_suspended(work: Work) -> None:
