@@ -37,7 +37,7 @@ from sso.errors import (
     NoBreakGlass,
     NoEntry,
 )
-from sso.saml.decryption import DecryptionKey
+from sso.saml.own_key import DecryptionKey
 from sso.saml.received import ReceivedAssertion
 from sso.saml.setting_up import names_metadata, prepared
 from sso.saml.terms import Protocol, SamlTerms

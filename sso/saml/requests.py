@@ -13,7 +13,6 @@ from django.urls import reverse
 from django.utils.html import escape
 
 from sso.saml import own_key
-from sso.saml.decryption import DecryptionKey
 from sso.saml.terms import NameIdFormat
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def own_metadata(provider: Provider) -> str:
     signing = encryption = wanted = ""
     if provider.own_certificate:
         signing = _key("signing", provider.own_certificate)
-    if provider.takes_encrypted and (newest := DecryptionKey.newest()):
+    if provider.takes_encrypted and (newest := own_key.DecryptionKey.newest()):
         methods = "".join(f'<md:EncryptionMethod Algorithm="{each}"/>' for each in ENCRYPTED_WITH)
         encryption = _key("encryption", newest.certificate, methods)
     if provider.name_id_format in NAME_ID_FORMATS:

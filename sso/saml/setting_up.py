@@ -11,7 +11,6 @@ from servers.oauth_client.discovery import Http, NoAnswer
 from servers.upstream_guard import upstream_guard
 from sso.errors import BadPasted, BadProviderUrl, BadSamlMetadata, SamlHasNoSecret
 from sso.saml import own_key
-from sso.saml.decryption import DecryptionKey
 from sso.saml.requests import entity_id
 from sso.saml.terms import Protocol, must_be_installed
 from wire.guard import UrlRefused
@@ -84,7 +83,7 @@ def _decryption_pair(present: Provider, fields: dict[str, Any]) -> tuple[str, st
     is_asked = fields.pop("new_decryption_key", False)
     if not fields.get("takes_encrypted", present.takes_encrypted):
         return None
-    return own_key.make() if is_asked or not present.speaks_saml or DecryptionKey.newest() is None else None
+    return own_key.make() if is_asked or not present.speaks_saml or own_key.DecryptionKey.newest() is None else None
 
 
 def _pasted(text: str) -> dict[str, Any]:

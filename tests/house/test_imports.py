@@ -1,16 +1,24 @@
-"""Modules that need each other in a circle cannot be read, or loaded, one after the other."""
+"""Modules load: none imports itself in the end, and none needs a package that may be absent."""
 
+import os
+import re
+import subprocess
+import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import grimp
 
 from tests.workspace import ROOT
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
 
 def test_no_module_imports_itself_in_the_end() -> None:
     """Over all packages, which import-linter's acyclic_siblings, for the modules of one parent, does not see."""
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
+    packages = PROJECT["tool"]["importlinter"]["root_packages"]
     graph = grimp.build_graph(
         *packages, exclude_type_checking_imports=True, cache_dir=str(ROOT / ".import_linter_cache")
     )
@@ -24,3 +32,30 @@ def test_no_module_imports_itself_in_the_end() -> None:
         circle = ""
 
     assert circle == ""
+
+
+LOAD_WITHOUT = """
+import sys
+
+sys.modules.update(dict.fromkeys({names}))
+import gatewayadmin.asgi, gatewayadmin.urls
+"""
+
+
+def test_the_application_loads_without_its_optional_packages(tmp_path: Path) -> None:
+    """None of them is there after `make run` and `make install`."""
+    extras = PROJECT["project"]["optional-dependencies"].items()
+    wanted = {re.split(r"[^\w.-]", each)[0] for name, each_of in extras if name != "embedded" for each in each_of}
+    names = sorted(name for name, packages in packages_distributions().items() if wanted & {*packages})
+    assert {"lxml", "opentelemetry", "pyarrow"} < {*names}
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT.format(names=names)],
+        cwd=ROOT,
+        env={**os.environ, "GATEWAY_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert loaded.returncode == 0, loaded.stderr
