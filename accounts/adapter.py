@@ -20,7 +20,6 @@ from accounts.models import User, WorkspaceSettings
 from accounts.password_links import invitation_link, link_at
 from accounts.second_factor import has_second_factor
 from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
-from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Event
 from sso.enforcement import (
@@ -96,8 +95,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
                 return  # The invitation expired; only a manager of people can renew it.
             template_prefix = "account/email/invitation"
             context = {"person": person, "link": invitation_link(person), "by": None}
-        with released_while_waiting():
-            super().send_mail(template_prefix, email, context)
+        super().send_mail(template_prefix, email, context)
 
     def set_password(self, user: User, password: str) -> None:
         store_password(user, make_password(password))

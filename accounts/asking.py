@@ -15,7 +15,6 @@ from django.db.models import QuerySet
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.strangers import released_while_waiting
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
@@ -45,8 +44,7 @@ def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -
     link = f"{settings.PUBLIC_URL}{reverse('accounts:person', args=[pk])}"
     text = TEXT.format(person=person, label=capability.label, allows=capability.allows, link=link)
     try:
-        with released_while_waiting():
-            EmailMessage(f"{person} asks for {capability.label}", text, bcc=to).send()
+        EmailMessage(f"{person} asks for {capability.label}", text, bcc=to).send()
     except OSError:  # Also covers smtplib's errors.
         logger.exception("mail not sent")
 

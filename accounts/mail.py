@@ -7,7 +7,7 @@ import math
 import smtplib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -16,7 +16,7 @@ from typing import Any
 import httpcore
 from django.conf import settings
 from django.core.cache import cache
-from django.core.mail import send_mail
+from django.core.mail import EmailMessage, send_mail
 from django.core.mail.backends import smtp
 
 from accounts.models import User, WorkspaceSettings
@@ -57,6 +57,11 @@ class EmailBackend(smtp.EmailBackend):
     def ssl_context(self) -> ssl.SSLContext:
         """Return the TLS context that verifies the mail server."""
         return tls()
+
+    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
+        """Send these mails. Holds no database connection meanwhile, as the mail server may be slow."""
+        with released_while_waiting():
+            return super().send_messages(email_messages)
 
     def open(self) -> bool | None:
         """Open a connection if there is none, and return whether a new one was made; closes it if the setup fails."""
@@ -196,8 +201,7 @@ def send_test_mail(*, by: User) -> MailTestResult:
     workspace = WorkspaceSettings.load()
     text = BODY.format(name=workspace.name, url=settings.PUBLIC_URL, by=by.email)
     try:
-        with released_while_waiting():
-            send_mail(f"Test mail of {workspace.name}", text, None, [by.email])
+        send_mail(f"Test mail of {workspace.name}", text, None, [by.email])
     except OSError as error:  # Also covers smtplib's errors.
         outcome = MailTestResult(sent=False, to=by.email, detail=reason(error))
     else:

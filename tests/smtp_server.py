@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,10 @@ from tests.forward_proxy import listening
 
 @dataclass
 class MailServer:
-    """Listens at `port`. `mails` are those it took, and `logins` who sent them; `plain` is what it read without TLS."""
+    """Listens at `port`. `mails` are those it took, and `logins` who sent them; `plain` is what it read without TLS.
+
+    `meanwhile` is called before it takes a mail.
+    """
 
     tls: ssl.SSLContext
     from_the_start: bool = False
@@ -21,6 +24,7 @@ class MailServer:
     mails: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
+    meanwhile: Callable[[], object] = bool
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         secured = self.from_the_start
@@ -40,6 +44,7 @@ class MailServer:
                     self.logins.append(b64decode(line.split(" ")[2]).decode().replace("\0", " ").strip())
                     writer.write(b"235 Welcome\r\n")
                 case "DATA":
+                    self.meanwhile()
                     writer.write(b"354 Go on\r\n")
                     self.mails.append((await reader.readuntil(b"\r\n.\r\n")).decode())
                     writer.write(b"250 Taken\r\n")

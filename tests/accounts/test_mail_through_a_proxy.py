@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.cache import cache
 from django.core.mail import send_mail
+from django.db import connections
 from pytest_django import Settings
 
 from capabilities import Capability
@@ -108,6 +109,18 @@ def test_mail_goes_straight(scheme: str, more: dict[str, Any], end: ssl.SSLConte
 
     assert len(server.mails) == 1
     assert proxy.asked == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_connection_of_the_database_is_held_while_a_mail_is_sent(end: ssl.SSLContext, settings: Settings) -> None:
+    make.user()
+    sender, held = connections["default"], list[bool]()
+    with mail_server(end, offers_tls=False) as server:
+        server.meanwhile = lambda: held.append(sender.connection is not None)
+        use(settings, f"smtp://localhost:{server.port}", server.port)
+        send()
+
+    assert held == [False]
 
 
 @pytest.mark.django_db
