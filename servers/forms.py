@@ -68,8 +68,10 @@ RESERVED = frozenset({"add", "find", "slug"})  # Path segments of our own URLs.
 
 
 def suggest(name: str, given_out: models.QuerySet[Any], longest: int) -> str:
-    """Return a free slug made from `name`, empty if the name has no usable character."""
-    base = slugify(name).replace("_", "-")[:longest].strip("-")
+    """Return a free slug made of the first words of `name`, empty if the name has no usable character."""
+    base = slugify(name).replace("_", "-").strip("-")
+    if len(base) > longest:
+        base = base[:longest] if "-" not in base[:longest] else base[: longest + 1].rpartition("-")[0]
     if not base:
         return ""
     slugs = set(given_out.filter(slug__startswith=base[: longest - 4]).values_list("slug", flat=True)) | RESERVED

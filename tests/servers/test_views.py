@@ -9,6 +9,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from accounts.models import User
 from auditlog.models import Event
 from capabilities import Capability
+from servers.forms import suggest
 from servers.models import BUILT_IN_URL, AuthType, Health, Server
 from tests import make, upstreams
 from tests.conftest import Run, SignIn, wire_size
@@ -186,12 +187,20 @@ def test_names_and_errors_of_others_are_escaped(ana: User, sign_in: SignIn) -> N
 # --- Adding and editing -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [("Weather of the world", "weather-of-the"), ("Weather of them all", "weather-of-them"), ("a" * 20, "a" * 16)],
+)
+def test_a_slug_is_made_of_whole_words_where_the_name_is_too_long(name: str, slug: str) -> None:
+    assert suggest(name, Server.objects.all(), 16) == slug
+
+
 def test_a_server_is_added_with_a_slug_made_from_its_name(ana: User, sign_in: SignIn) -> None:
     response = sign_in(ana).post("/servers/add/", filled(name="Postgres (analytics)"))
 
     server = Server.objects.get()
     assert response["Location"] == f"/servers/{server.slug}/"
-    assert (server.slug, server.created_by, server.timeout_seconds) == ("postgres-analyti", ana, 30)
+    assert (server.slug, server.created_by, server.timeout_seconds) == ("postgres", ana, 30)
     assert Event.objects.get(action="server.created").actor_id == ana.pk
 
 
