@@ -305,10 +305,10 @@ def _enrolling(user: User) -> list[Host]:
 
 
 def _gateway_to_try(user: User) -> Gateway | None:
-    """Return the gateway to try first: the oldest usable one, preferably with a server."""
+    """Return the gateway to try first: the oldest usable one, preferably with a server, the demo's only if no other."""
     on = Assignment.objects.live().filter(gateway=OuterRef("pk"))
     gateways = Gateway.objects.usable_by(user).annotate(has_server=Exists(on))
-    return gateways.order_by("-has_server", "created_at").first()
+    return gateways.demo_last("-has_server", "created_at").first()
 
 
 def _numbers(request: AppRequest) -> dict[str, Any]:

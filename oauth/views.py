@@ -280,7 +280,7 @@ WAYS = ("browser", "token")
 @own_resource("it names only gateways within reach")
 def how_to_connect(request: AppRequest) -> HttpResponse:
     """Show how to connect to the gateway in `?gateway=`, or to the first enabled one the user may use."""
-    gateways = list(Gateway.objects.reachable_by(request.user))
+    gateways = list(Gateway.objects.reachable_by(request.user).demo_last("name"))
     slug = request.GET.get("gateway")
     open_ones = (one for one in gateways if one.enabled)
     gateway = next((one for one in gateways if one.slug == slug), None) or next(open_ones, next(iter(gateways), None))
@@ -321,8 +321,8 @@ def client(request: AppRequest) -> HttpResponse:
 
 
 def _usable(request: AppRequest) -> list[Gateway]:
-    """Return the enabled gateways the person may use, by name."""
-    return list(Gateway.objects.usable_by(request.user).order_by("name"))
+    """Return the enabled gateways the person may use, by name, the demo last."""
+    return list(Gateway.objects.usable_by(request.user).demo_last("name"))
 
 
 def _instructions(request: AppRequest, gateway: Gateway, how: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Lower
 
 from accounts.models import Team, User
@@ -64,6 +64,16 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         if any(user.has_perm(c) for c in (Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE)):
             return self.live()
         return self.reachable_by(user)
+
+    def demo_last(self, *order: str) -> "GatewayQuerySet":
+        """Order by `order`, those without any server but the built-in one last."""
+        real = Gateway.objects.filter(
+            pk=OuterRef("pk"),
+            assignments__removed_at=None,
+            assignments__server__archived_at=None,
+            assignments__server__url__startswith="http",
+        )
+        return self.annotate(is_real=Exists(real)).order_by("-is_real", *order)
 
     def matching(self, words: str) -> "GatewayQuerySet":
         """Return gateways with `words` in their name or slug; all without words."""

@@ -4,6 +4,7 @@ import pytest
 
 from accounts.models import User
 from capabilities import Capability
+from servers.models import BUILT_IN_URL
 from tests import make
 from tests.conftest import SignIn
 from tests.oauth.steps import text
@@ -49,3 +50,15 @@ def test_how_to_connect_begins_with_a_gateway_that_is_on_and_says_which_one_is_n
     assert "Closed is not open to you" not in by_itself
     assert "Closed is not open to you" in of_closed
     assert "A first one is switched off" in text(client.get("/connect/help/", {"gateway": "first"}))
+
+
+def test_the_first_gateway_with_a_server_of_ones_own_is_offered_before_the_demo(ann: User, sign_in: SignIn) -> None:
+    make.gateway(make.server(url=BUILT_IN_URL), name="Demo", slug="demo")
+    client = sign_in(ann)
+    assert 'value="demo" selected' in text(client.get("/connect/help/"))
+
+    make.gateway(make.server(), name="Work", slug="work")
+
+    for page in ("/connect/help/", "/connect/client/"):
+        assert 'value="work" selected' in text(client.get(page))
+    assert ">Work</a> is ready: connect" in text(sign_in(make.user(*Capability)).get("/"))
