@@ -39,12 +39,17 @@ A person has the capabilities of their role. Give this person another role:
 
 def mail_request(pk: UUID, person: str, capability: Capability, to: list[str]) -> None:
     """Mail the people in `to` that `person` asks for `capability`."""
-    if not (to and settings.MAIL_SERVER):
-        return
     link = f"{settings.PUBLIC_URL}{reverse('accounts:person', args=[pk])}"
     text = TEXT.format(person=person, label=capability.label, allows=capability.allows, link=link)
+    mail_people(f"{person} asks for {capability.label}", text, to)
+
+
+def mail_people(subject: str, text: str, to: list[str]) -> None:
+    """Mail these people, hidden from each other. Failures are only logged: what the mail is about has happened."""
+    if not (to and settings.MAIL_SERVER):
+        return
     try:
-        EmailMessage(f"{person} asks for {capability.label}", text, bcc=to).send()
+        EmailMessage(subject, text, bcc=to).send()
     except OSError:  # Also covers smtplib's errors.
         logger.exception("mail not sent")
 

@@ -318,6 +318,7 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}
         numbers["hosts"] = Host.objects.live().exclude(OURS).aggregate(all=Count("pk"), **states)
+        numbers["pending_hosts"] = Host.objects.live().filter(PENDING).order_by("-first_seen_at")[:SHOWN]
     if any(map(user.has_perm, SEES_CONNECTIONS)):
         counts = connection_numbers(Connection.objects.live())
         numbers["connections"] = {"all": sum(counts.values()), **counts}

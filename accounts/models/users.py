@@ -502,10 +502,14 @@ class User(Versioned, AbstractBaseUser):
                 return False
             changes = {"capability": [None, capability.slug]}
             Event.objects.record(Action.USER_ASKED_FOR_CAPABILITY, self, by=self, changes=changes)
-            grantors = User.objects.filter(is_active=True, role__permissions__in=permissions_of([GRANTS]))
-            to = list(grantors.exclude(pk=self.pk).order_by("email").values_list("email", flat=True)[:MOST_ASKED])
+            to = self.addresses_of_others(GRANTS)
             transaction.on_commit(partial(mail_request, self.pk, self.email, capability, to), robust=True)
         return True
+
+    def addresses_of_others(self, capability: Capability) -> list[str]:
+        """Return the addresses of other active people with this capability, MOST_ASKED at most."""
+        people = User.objects.filter(is_active=True, role__permissions__in=permissions_of([capability]))
+        return list(people.exclude(pk=self.pk).order_by("email").values_list("email", flat=True)[:MOST_ASKED])
 
     def decline_request(self, capability: Capability, *, by: Grantor | None) -> bool:
         """Decline this person's request. Return False if it is not open."""

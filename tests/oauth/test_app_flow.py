@@ -6,9 +6,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from django.core import mail
 from django.test import Client
 from django.utils import timezone
 from oauth2_provider.models import Grant, RefreshToken
+from pytest_django import Settings
 
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import Event
@@ -571,6 +573,32 @@ def test_a_new_app_waits_for_approval_where_the_workspace_says_so(app: App, memb
 
     Host.objects.get().approve(by=make.user())
     assert "code" in decide(client, app.question(gateway))
+
+
+def test_those_who_approve_apps_hear_of_a_new_one_and_who_asked_hears_of_the_approval(
+    app: App, member: User, gateway: Gateway, settings: Settings, django_capture_on_commit_callbacks: Any
+) -> None:
+    settings.MAIL_SERVER = "mail.example.com"
+    WorkspaceSettings.edit(by=None, new_app_policy="approve")
+    chief = make.user(Capability.HOSTS_TOGGLE, email="chief@example.com")
+    client = browser(member)
+    begun = client.get(app.question(gateway))["Location"]
+
+    with django_capture_on_commit_callbacks(execute=True):
+        client.post(begun, {"ask": "yes"})
+    host = Host.objects.get()
+    dashboards = [browser(person).get("/").content.decode() for person in (chief, member)]
+    with django_capture_on_commit_callbacks(execute=True):
+        host.approve(by=chief)
+
+    waits = f"{host.name} waits for approval"
+    assert [waits in page for page in dashboards] == [True, False]
+    assert waits not in browser(chief).get("/").content.decode()
+    asked, approved = mail.outbox
+    assert (asked.subject, asked.bcc) == (waits, [chief.email])
+    assert member.email in asked.body
+    assert f"/hosts/{host.pk}/" in asked.body
+    assert (approved.subject, approved.bcc) == (f"{host.name} is approved", [member.email])
 
 
 def test_a_disabled_app_is_told_so(app: App, member: User, gateway: Gateway) -> None:
