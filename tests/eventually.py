@@ -1,15 +1,14 @@
 """Waiting for facts: for what another process, thread or backend does a moment after the answer.
 
-A test waits for the fact and never for time, and as long as a busy machine may take. Where something has to be prompt,
-what it must not wait for takes several times `PROMPT`.
+A test waits for the fact and never for time, and as long as a busy machine may take. What must not be waited for takes
+several times `PATIENCE`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE = 30.0  # Seconds after which it will not come true any more.
-PROMPT = 8.0  # Seconds that something immediate takes at most, whatever else the machine does.
+PATIENCE = 120.0  # Seconds after which it will not come true any more, whatever else the machine does.
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:

@@ -20,12 +20,11 @@ from proxy.store.database import (
     Waiting,
     resolve,
 )
-from tests.eventually import PATIENCE, PROMPT, until
+from tests.eventually import PATIENCE, until
 from tests.running.debian import postgres, programs
 
 SETUP = (b"PREPARE one (int) AS SELECT $1",)
 ROUNDS = 8
-PROMISED = PROMPT / 2  # A second, and what this machine is late.
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]
     late: list[Exception] = []
     while not done.is_set():
         try:
-            async with asyncio.timeout(2 * PROMISED):
+            async with asyncio.timeout(2 * PATIENCE):
                 await connection.query(b"one", [b"1"])
         except (StatementTimeout, TimeoutError) as error:
             late.append(error)
@@ -85,7 +84,7 @@ def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -
     """Each round kills the backend of one of three busy lanes, so the others are reset in the middle of statements."""
 
     async def scene() -> list[Exception]:
-        connections = [PgConnection(server, SETUP, timeout=3 * PROMISED) for _ in range(3)]
+        connections = [PgConnection(server, SETUP, timeout=3 * PATIENCE) for _ in range(3)]
         done = asyncio.Event()
         users = [asyncio.create_task(busy(connection, done)) for connection in connections]
         for number in range(ROUNDS):
@@ -108,7 +107,7 @@ def test_an_idle_lane_says_that_it_was_lost(server: str) -> None:
         to_error = asyncio.Event()
         connection.on_lost = to_error.set
         crash(connection)
-        await asyncio.wait_for(to_error.wait(), PROMISED)
+        await asyncio.wait_for(to_error.wait(), PATIENCE)
         assert not connection.connected
         await came_back(connection)
         connection.close()

@@ -10,13 +10,13 @@ from auditlog.search.look import COLUMNS
 from tests import curl
 from tests.browser.fixtures import Open
 from tests.browser.looks import DESK, faults_of
-from tests.eventually import PROMPT
+from tests.eventually import PATIENCE
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
 pytestmark = pytest.mark.xdist_group("browser")
 
-SOON = 1000 * PROMPT  # Milliseconds until a call is seen.
+SOON = 1000 * PATIENCE  # Milliseconds until a call is seen.
 
 
 @pytest.mark.drill

@@ -1,7 +1,6 @@
 """What tests of the gateway use of `python_v1.py` and the conformance suite does not look at."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -67,14 +66,12 @@ async def test_tool_asks_person_model_and_roots(server: str) -> None:
     assert in_turn.count("Ann") == 2
 
 
-async def test_client_that_can_do_nothing_is_told_so_quickly(server: str) -> None:
-    began = time.monotonic()
+async def test_client_that_can_do_nothing_is_told_so(server: str) -> None:
     async with connected(server) as client:
         result = await client.call_tool(ASKS_THREE, {})
 
     assert result.is_error
     assert "The client refused" in text_of(result)
-    assert time.monotonic() - began < 10
 
 
 async def test_session_hears_of_changes_and_of_what_it_watches(server: str) -> None:

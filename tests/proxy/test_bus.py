@@ -15,7 +15,7 @@ from gateways.models import Assignment, Feature, Gateway
 from proxy.store.bus import Bus
 from proxy.store.state import StatePool
 from tests import make
-from tests.eventually import PROMPT, eventually, until
+from tests.eventually import eventually, until
 from tests.proxy.conftest import hearing
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -71,7 +71,7 @@ def test_every_worker_hears_what_one_tells_the_one_that_tells_included() -> None
     run(work)
 
 
-def test_a_killed_connection_is_back_within_a_second_and_handlers_are_told_to_read_their_rows(
+def test_a_killed_connection_is_back_and_handlers_are_told_to_read_their_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.store.bus.BEAT_SECONDS", 600)  # It is noticed, not found.
@@ -81,9 +81,9 @@ def test_a_killed_connection_is_back_within_a_second_and_handlers_are_told_to_re
         async with bus_of(answer=heard.append) as bus:
             await until(lambda: heard == [None])
             assert await asyncio.to_thread(end_connections, "gateway bus") == 1
-            assert await until(lambda: heard == [None, None]) < PROMPT
+            await until(lambda: heard == [None, None])
             await bus.publish("answer", "after")
-            assert await until(lambda: heard == [None, None, "after"]) < PROMPT
+            await until(lambda: heard == [None, None, "after"])
             assert bus.fault == ""
 
     run(work)
@@ -110,7 +110,7 @@ def test_a_statement_whose_caller_leaves_keeps_the_connection_of_all(monkeypatch
         assert caller.cancelled()
         await bus.query(b"waits", [])
         await bus.publish("answer", "after")
-        assert await until(lambda: len(heard) > 1) < PROMPT
+        await until(lambda: len(heard) > 1)
         await bus.stop()
         await state.stop()
 

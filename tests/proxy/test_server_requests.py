@@ -1,7 +1,6 @@
 """What servers ask of clients of the session era: carried there and back, by any worker, and written down."""
 
 import threading
-import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,7 +21,6 @@ from servers.models import AuthType, Server
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
-from tests.eventually import PROMPT
 from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
@@ -124,12 +122,10 @@ def test_an_error_of_the_client_is_the_servers_answer(work: Work) -> None:
 )
 def test_a_client_without_the_capability_is_not_asked(work: Work, capabilities: Object) -> None:
     person = work.person(capabilities)
-    began = time.monotonic()
 
     answered = person.call("docs__it")
 
     assert answers_of(answered)[0]["error"]["code"] == NOT_FOUND
-    assert time.monotonic() - began < PROMPT
     assert person.heard == []
     assert work.server.told[0]["capabilities"] == capabilities
 
@@ -257,11 +253,9 @@ def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
         assert end_connections("gateway bus") == 1
         person.say({"id": asked["id"], "result": GIVEN})
 
-    began = time.monotonic()
     answered = person.call("docs__it", reply)
 
     assert answers_of(answered)[0]["result"] == GIVEN
-    assert time.monotonic() - began < PROMPT
 
 
 def test_answers_are_sealed_where_they_wait(work: Work) -> None:

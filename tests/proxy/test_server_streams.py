@@ -23,7 +23,7 @@ from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, read
 from tests.conformance.counter import SESSION_ERA, Counter, Event, begin_stream, event
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT
+from tests.eventually import PATIENCE
 from tests.proxy.asking import Person
 from tests.proxy.conftest import Start, eventually, sql
 from tests.proxy.listening import Listener, listening
@@ -110,10 +110,8 @@ def test_one_worker_listens_to_a_server_while_a_client_listens_and_passes_its_ch
         time.sleep(1)
         assert work.talker.open == 1
         assert len(work.talker.events("get")) <= 2  # The first may have been for the call.
-        began = time.monotonic()
         work.talker.say.append(CHANGED)
         assert stream.wait_for(1) == [TOOLS_CHANGED]
-        assert time.monotonic() - began < PROMPT
     eventually(lambda: work.talker.open == 0)
 
 
@@ -137,14 +135,14 @@ def test_of_what_a_server_logs_there_its_client_gets_what_it_wants(work: Talking
         assert stream.wait_for(1)[0]["params"] == {"level": "error", "data": "error", "logger": "docs"}
 
 
-def test_what_a_server_asks_there_is_answered_within_two_seconds(work: TalkingWork) -> None:
+def test_what_a_server_asks_there_is_answered(work: TalkingWork) -> None:
     agent = in_session(work.agent())
     assert "result" in agent.call("docs__count").json()
     with listening(agent, "GET"):
         eventually(lambda: work.talker.open == 1)
         work.talker.say.append({"jsonrpc": "2.0", "id": "p", "method": "ping"})
         work.talker.say.append({"jsonrpc": "2.0", "id": "s", "method": "sampling/createMessage", "params": {}})
-        eventually(lambda: len(work.talker.answers) == 2, PROMPT)
+        eventually(lambda: len(work.talker.answers) == 2)
     answers = {answer["id"]: answer for answer in work.talker.answers}
     assert answers["p"]["result"] == {}
     assert answers["s"]["error"]["code"] == -32601
@@ -169,7 +167,7 @@ def test_a_client_that_left_before_it_could_be_asked_is_not_waited_for(
         assert asked.wait(PATIENCE)
     eventually(lambda: Call.objects.filter(method="GET").count() == 2)  # It began, and ended.
     left.set()
-    eventually(lambda: work.talker.answers, PROMPT)
+    eventually(lambda: work.talker.answers)
     assert [(answer["id"], answer["error"]["message"]) for answer in work.talker.answers] == [("r", "The call is over")]
     assert not PendingRequest.objects.exists()
 

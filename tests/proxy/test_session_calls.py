@@ -3,7 +3,6 @@
 import asyncio
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from proxy.store.state import StatePool
 from tests import make
 from tests.conformance import fixtures
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT, until
+from tests.eventually import PATIENCE, until
 from tests.proxy.asking import EVERYTHING, FORM, ROOTS, SAMPLE, Asker, Person, answers_of, late_reply
 from tests.proxy.conftest import Agent, Start, eventually, sessions_of_clients, sql
 from tests.proxy.listening import Listener, listening
@@ -214,10 +213,9 @@ def _several(work: StandingWork, person: Person, stream: Listener) -> None:
 
 
 @pytest.mark.drill
-def test_what_no_stream_can_carry_is_refused_at_once(work: StandingWork) -> None:
+def test_what_no_stream_can_carry_is_refused(work: StandingWork) -> None:
     person = work.person()
     assert "result" in person.call("docs__quick")
-    began = time.monotonic()
     without_stream = person.call("docs__it", accept="application/json")
     with listening(person.agent, "POST", slow(), **_headers(person)):
         eventually(lambda: "slow" in _calls(work))
@@ -227,7 +225,6 @@ def test_what_no_stream_can_carry_is_refused_at_once(work: StandingWork) -> None
     for answered in (without_stream, among_others):
         error = answers_of(answered)[0]["error"]
         assert (error["code"], error["message"].startswith("The client cannot be asked")) == (-32603, True)
-    assert time.monotonic() - began < PROMPT
     assert person.heard == []
 
 
@@ -235,12 +232,10 @@ def test_what_no_stream_can_carry_is_refused_at_once(work: StandingWork) -> None
 def test_a_client_without_the_capability_is_not_asked_and_its_call_goes_on(work: StandingWork, asked: Object) -> None:
     work.server.asks = [asked]
     person = work.person({})
-    began = time.monotonic()
 
     answered = person.call("docs__it")
 
     assert answers_of(answered)[0]["error"]["code"] == -32601
-    assert time.monotonic() - began < PROMPT
 
 
 @pytest.mark.drill
@@ -410,7 +405,7 @@ def test_what_gave_way_to_another_session_is_not_listened_to_again(
     seen = len(looks)
     eventually(lambda: len(looks) > seen + 3)
     assert work.server.gets == ["session-0", "session-1", "session-2"]
-    eventually(lambda: UpstreamSession.objects.filter(leased_until__gt=timezone.now()).count() == 2, PROMPT)
+    eventually(lambda: UpstreamSession.objects.filter(leased_until__gt=timezone.now()).count() == 2)
 
 
 def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
@@ -431,7 +426,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
             assert "result" in answer
 
     assert len({*work.server.gets}) >= 2
-    eventually(lambda: len(work.server.open) == 2, PROMPT)
+    eventually(lambda: len(work.server.open) == 2)
 
 
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
@@ -449,7 +444,7 @@ def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
             eventually(lambda: [*work.server.open] == work.server.opened)
         assert len(work.server.open) == 3
 
-    eventually(lambda: len(work.server.open) == 1, PROMPT)
+    eventually(lambda: len(work.server.open) == 1)
 
 
 @pytest.mark.parametrize(
@@ -597,7 +592,7 @@ def test_the_end_of_a_session_decides_anew_about_nobody_else(
         asked.clear()
         with listening(person.agent, "DELETE", **_headers(other)) as ended:
             assert ended.over.wait(PATIENCE)
-        assert ends.over.wait(PROMPT)
+        assert ends.over.wait(PATIENCE)
         assert not stays.over.is_set()
         assert not [each for each in asked if own in each]
 
@@ -638,7 +633,6 @@ def test_a_server_on_the_python_sdk_1_gets_an_answer_to_what_it_asks_without_a_r
     gateway = make.gateway(make.introduced(make.server(slug="docs", name="Docs", url=sdk)), slug="work")
     agent = start().agent(make.connection(make.agent(by=user), gateway, user))
     person = Person(agent, capabilities).initialize()
-    began = time.monotonic()
 
     def reply(heard: Object) -> None:
         if "id" in heard:
@@ -655,7 +649,6 @@ def test_a_server_on_the_python_sdk_1_gets_an_answer_to_what_it_asks_without_a_r
         assert "notifications/message" in [heard["method"] for heard in person.heard]
     else:
         assert all("Not supported by this client" in text for text in said), said
-    assert time.monotonic() - began < 3 * PROMPT
 
 
 def _headers(person: Person) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -16,6 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from accounts.models import User
 from connections.models import Connection
+from proxy.access.decision import AccessQuery, find_again
 from proxy.models import Session
 from proxy.request import McpRequest
 from proxy.store.bus import Bus
@@ -25,7 +26,7 @@ from proxy.streams import StandingStream, Streams, end_standing
 from tests import make
 from tests.conformance.counter import MODERN, SESSION_ERA
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Start, eventually, sql
 from tests.proxy.listening import Listener, listening
 from tests.proxy.test_access import token_of_app
@@ -102,7 +103,7 @@ def test_a_listen_without_an_event_stream_is_406(start: Start, run: Run) -> None
 
 
 @pytest.mark.drill
-def test_an_administrators_edit_is_told_once_on_all_workers_within_three_seconds(
+def test_an_administrators_edit_is_told_once_on_all_workers(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.streams.LISTS_SECONDS", 2)  # In which a busy machine makes all these edits.
@@ -126,7 +127,6 @@ def test_an_administrators_edit_is_told_once_on_all_workers_within_three_seconds
         assert get.wait_for(1)[0] == TOOLS_CHANGED
         assert elsewhere.wait_for(1)[0] == TOOLS_CHANGED
         told = modern_stream.wait_for(2)[1]
-        assert time.monotonic() - began < PROMPT
         assert (told["method"], told["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"]) == (
             TOOLS_CHANGED["method"],
             "sub",
@@ -169,7 +169,7 @@ CUTS: dict[str, Callable[[Any, Any], object]] = {
 
 
 @pytest.mark.parametrize("reason", CUTS)
-def test_a_cut_ends_every_stream_of_it_within_a_second_and_nobody_elses(
+def test_a_cut_ends_every_stream_of_it_and_nobody_elses(
     start: Start, run: Run, ana: User, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)  # It is told, not found.
@@ -188,10 +188,8 @@ def test_a_cut_ends_every_stream_of_it_within_a_second_and_nobody_elses(
         call.wait_for(1)
         of_2026.wait_for(1)
         assert get.begun.wait(PATIENCE)
-        began = time.monotonic()
         CUTS[reason](the_connection(agent), ana)
         assert all(stream.over.wait(PATIENCE) for stream in streams)
-        assert time.monotonic() - began < PROMPT  # A second, and what this machine is late.
         work.counter.wait_for("cancelled", 2)
         cut_reason_is_told(get, of_2026, call, json_call, reason)
         if reason != "gateway_disabled":
@@ -220,14 +218,14 @@ def test_a_call_ends_whose_server_is_switched_off(start: Start, run: Run, ana: U
     with listening(work.agent("bob"), "POST", waiting("mine", token=1)) as call:
         call.wait_for(1)
         work.assignment.server.disable(by=ana)
-        assert call.over.wait(PROMPT)
+        assert call.over.wait(PATIENCE)
     assert call.events[-1]["error"]["data"]["reason"] == "server_disabled"
     work.counter.wait_for("left" if MODERN in eras else "cancelled")
     assert work.proxy.last().deny_reason == "server_disabled"
 
 
 @pytest.mark.drill
-def test_a_cut_that_nobody_was_told_of_is_found_within_ten_seconds(start: Start, run: Run, ana: User) -> None:
+def test_a_cut_that_nobody_was_told_of_is_found(start: Start, run: Run, ana: User) -> None:
     work = Work(start, run)
     agent = in_session(work.agent("bob"))
     with listening(agent, "GET") as stream:
@@ -237,7 +235,7 @@ def test_a_cut_that_nobody_was_told_of_is_found_within_ten_seconds(start: Start,
             the_connection(agent).disable(by=ana)
         finally:
             sql("ALTER TABLE connections_connection ENABLE TRIGGER tell_cut")
-        assert stream.over.wait(10 + PROMPT)
+        assert stream.over.wait(PATIENCE)
         assert stream.events[-1]["error"]["data"] == {"reason": "connection_disabled"}
 
 
@@ -248,7 +246,7 @@ def test_a_token_has_a_bounded_number_of_standing_streams(start: Start, run: Run
         assert one.begun.wait(PATIENCE)
         assert two.begun.wait(PATIENCE)
         with listening(agent, "GET") as three:
-            assert three.over.wait(PROMPT)
+            assert three.over.wait(PATIENCE)
             assert b'"busy"' in three.body
         assert agent.ask("ping").status_code == 200
 
@@ -308,7 +306,7 @@ def test_a_session_that_is_ended_ends_its_stream(start: Start, run: Run) -> None
         own = {"Authorization": f"Bearer {agent.secret}", **agent.headers}
         elsewhere = work.elsewhere(agent).url
         assert httpx.request("DELETE", elsewhere, headers=own, trust_env=False).status_code == 200
-        assert stream.over.wait(PROMPT)
+        assert stream.over.wait(PATIENCE)
         assert stream.events == []
     unknown = httpx.get(agent.url, headers=own | {"Accept": "text/event-stream"}, trust_env=False)
     assert unknown.status_code == 404
@@ -371,20 +369,25 @@ def test_what_is_under_way_with_a_token_that_is_known_no_longer_ends(
 def test_a_cut_is_found_although_the_database_did_not_answer_for_a_moment(
     start: Start, run: Run, ana: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Any
 ) -> None:
-    query, failed = Bus.query, [0]
+    failed = [0]
 
-    async def fails(bus: Bus, name: bytes, parameters: Sequence[bytes]) -> PGresult:
-        if failed[0] < 3:
-            failed[0] += 1
-            raise fault
-        return await query(bus, name, parameters)
+    async def fails(
+        query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], wanted: Sequence[AccessQuery]
+    ) -> Any:
+        async def failing(name: bytes, parameters: Sequence[bytes]) -> PGresult:
+            if failed[0] < 3:
+                failed[0] += 1
+                raise fault
+            return await query(name, parameters)
+
+        return await find_again(failing, wanted)
 
     monkeypatch.setattr("proxy.streams.RECHECK_SECONDS", 600)
     work = Work(start, run)
     agent = in_session(work.agent("bob"))
     with listening(agent, "GET") as stream:
         assert stream.begun.wait(PATIENCE)
-        monkeypatch.setattr(Bus, "query", fails)
+        monkeypatch.setattr("proxy.streams.find_again", fails)
         the_connection(agent).disable(by=ana)
         assert stream.over.wait(PATIENCE)
         assert stream.events[-1]["error"]["data"] == {"reason": "connection_disabled"}
@@ -472,8 +475,8 @@ def test_a_process_that_stops_ends_its_streams_a_listen_with_its_result(start: S
         assert get.begun.wait(PATIENCE)
         of_2026.wait_for(1)
         work.proxy.soon(end_standing)
-        assert get.over.wait(PROMPT)
-        assert of_2026.over.wait(PROMPT)
+        assert get.over.wait(PATIENCE)
+        assert of_2026.over.wait(PATIENCE)
     meta = {"io.modelcontextprotocol/subscriptionId": 5}
     assert of_2026.events[1:] == [{"jsonrpc": "2.0", "id": 5, "result": {"resultType": "complete", "_meta": meta}}]
     assert get.events == []

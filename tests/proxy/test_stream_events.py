@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet
 
 from gatewayadmin.config import database
 from proxy.store.events import FINISHED_SECONDS, MOST_EVENTS, EventId, Kept, StreamEvents, StreamHistory
-from tests.eventually import PATIENCE, PROMPT, until
+from tests.eventually import PATIENCE, until
 from tests.proxy.conftest import hearing
 from wire.cipher import Cipher
 
@@ -144,7 +144,7 @@ async def test_a_stop_does_not_wait_for_a_database_that_does_not_write() -> None
             history = events.begin_call(str(uuid4()), 1)
             history.add(b"said")
             history.leave()
-            await asyncio.wait_for(events.stop(), PROMPT)
+            await asyncio.wait_for(events.stop(), PATIENCE)
 
 
 async def test_what_could_not_be_written_is_written_when_the_database_writes_again(

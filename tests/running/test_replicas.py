@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests import upstreams
-from tests.eventually import PATIENCE, PROMPT, eventually
+from tests.eventually import PATIENCE, eventually
 from tests.proxy.conftest import Agent
 from tests.proxy.listening import Listener, listening
 from tests.running.debian import postgres, programs, restart
@@ -229,11 +229,9 @@ def test_a_restart_of_a_replica_loses_nothing_of_a_session(both: Replicas) -> No
 def test_a_request_the_client_cannot_answer_is_refused_for_it(both: Replicas) -> None:
     agent = in_session(both.agent())
     for asked in ("elicitation/create", "sampling/createMessage", "roots/list"):
-        began = time.monotonic()
         with listening(agent, "POST", call("ask", method=asked)) as answer:
             assert answer.over.wait(PATIENCE)
         assert final(answer)["result"]["structuredContent"]["answer"]["error"]["code"] == -32601
-        assert time.monotonic() - began < PROMPT
 
 
 @pytest.mark.drill
@@ -245,7 +243,7 @@ def test_a_request_on_a_standing_stream_of_a_server_gets_an_answer(both: Replica
         both.counter.wait_for("get", opened + 1)
         answers = len(both.counter.answers)
         both.counter.say.append({"jsonrpc": "2.0", "id": "of the stream", "method": "roots/list"})
-        eventually(lambda: len(both.counter.answers) > answers, PROMPT)
+        eventually(lambda: len(both.counter.answers) > answers)
         leave(agent)
     both.counter.say.clear()
     assert both.counter.answers[-1]["id"] == "of the stream"
@@ -256,14 +254,12 @@ def test_a_call_is_cancelled_from_another_replica(both: Replicas) -> None:
     agent = in_session(both.agent())
     for here, there in ((0, 1), (1, 0)):
         seen, calls = len(both.counter.events("cancelled")), len(both.counter.events("call"))
-        with listening(both.at(here, agent), "POST", call("wait", f"slow{here}", seconds=20)) as answer:
+        with listening(both.at(here, agent), "POST", call("wait", f"slow{here}", seconds=600)) as answer:
             both.counter.wait_for("call", calls + 1)
-            began = time.monotonic()
             note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": f"slow{here}"}}
             assert both.at(there, agent).post(note).status_code == 202
             both.counter.wait_for("cancelled", seen + 1)
             assert answer.over.wait(PATIENCE)
-            assert time.monotonic() - began < PROMPT
         assert not [event for event in answer.events if "result" in event]
     assert outcomes(both, agent) == ["cancelled", "cancelled"]
 
@@ -276,8 +272,8 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
     with (
         listening(both.at(0, agent), "GET") as one,
         listening(both.at(1, agent), "GET") as two,
-        listening(both.at(0, agent), "POST", call("wait", "a", seconds=20)) as three,
-        listening(both.at(1, agent), "POST", call("wait", "b", seconds=20)) as four,
+        listening(both.at(0, agent), "POST", call("wait", "a", seconds=600)) as three,
+        listening(both.at(1, agent), "POST", call("wait", "b", seconds=600)) as four,
     ):
         both.counter.wait_for("call", calls + 2)
         assert one.begun.wait(PATIENCE)
@@ -287,10 +283,8 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
             "from tokens.models import Token\n"
             f"for token in Token.objects.filter(connection__gateway__slug={slug!r}): token.revoke(by=by)"
         )
-        revoked = time.monotonic()
         for stream in (one, two, three, four):
             assert stream.over.wait(PATIENCE)
-        assert time.monotonic() - revoked < PROMPT
     for stream in (one, two, three, four):
         assert "error" in final(stream)
         assert not [event for event in stream.events if "result" in event]
@@ -303,7 +297,7 @@ def test_what_a_server_asks_is_answered_through_the_other_replica(both: Replicas
             asked = heard(answer, "elicitation/create")
             reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
             assert both.at(there, agent).post(reply).status_code == 202
-            assert answer.over.wait(PROMPT)
+            assert answer.over.wait(PATIENCE)
         assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
 
 
@@ -315,7 +309,7 @@ def test_what_a_server_asks_on_its_standing_stream_is_asked_on_the_call_of_which
             asked = heard(answer, "elicitation/create")
             reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
             assert both.at(there, agent).post(reply).status_code == 202
-            assert answer.over.wait(PROMPT)
+            assert answer.over.wait(PATIENCE)
         assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
     assert outcomes(both, agent) == ["ok", "ok", "ok"]
 
@@ -335,15 +329,13 @@ def test_clients_of_all_replicas_are_told_of_a_changed_list(both: Replicas) -> N
             "from gateways.models import Assignment\n"
             f"Assignment.objects.get(gateway__slug={slug!r}).edit(by=by, tool_policy='block_all')"
         )
-        edited = time.monotonic()
         for stream, before in zip((one, two), told, strict=True):
             stream.wait_for(before + 1)
             assert stream.events[before]["method"] == "notifications/tools/list_changed"
-            assert stream.at[before] - edited < PROMPT
         for client in clients:
             leave(client)
-        assert one.over.wait(PROMPT)
-        assert two.over.wait(PROMPT)
+        assert one.over.wait(PATIENCE)
+        assert two.over.wait(PATIENCE)
     assert agent.tools() == []
 
 
@@ -391,13 +383,11 @@ def test_a_lost_listen_loses_no_answer(both: Replicas) -> None:
         asked = heard(answer, "elicitation/create")
         eventually(lambda: len(both.serves[0].rows(f"SELECT pid {BUSES}")) == 4)  # One of each worker.
         assert len(both.serves[0].rows(f"SELECT pg_terminate_backend(pid) {BUSES}")) == 4
-        began = time.monotonic()
         reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
         assert both.at(1, agent).post(reply).status_code == 202
-        assert answer.over.wait(PROMPT)
-        assert time.monotonic() - began < PROMPT
+        assert answer.over.wait(PATIENCE)
     assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
-    good_again(agent, PROMPT)
+    good_again(agent, PATIENCE)
     assert set(outcomes(both, agent)) == {"ok"}
 
 
@@ -417,11 +407,11 @@ def test_clients_of_a_restarted_server_begin_new_sessions_at_all_replicas(both: 
                 assert answered["error"]["data"]["reason"] == "unreachable"
             server.forget_sessions()
             with upstreams.running(server, port=upstream.port):
-                eventually(lambda: agent.call("count").status_code == 404, PROMPT)
+                eventually(lambda: agent.call("count").status_code == 404)
                 again = afresh(agent)
                 after = [count(again) for _ in range(4)]
                 leave(again)
-                assert stream.over.wait(PROMPT)
+                assert stream.over.wait(PATIENCE)
 
     assert [number for number, _ in before] == [1, 2]
     assert [number for number, _ in after] == [1, 2, 3, 4]
@@ -444,17 +434,15 @@ def test_a_restarted_postgresql_loses_no_session_no_stream_and_no_answer(tmp_pat
             restart(programs(), url)
 
             for replica in (0, 1):
-                good_again(made.at(replica, agent), PROMPT)
+                good_again(made.at(replica, agent), PATIENCE)
             counted += [count(agent) for _ in range(4)]
-            began = time.monotonic()
             reply = {"jsonrpc": "2.0", "id": asked["id"], "result": ACCEPTED}
             assert made.at(1, agent).post(reply).status_code == 202
-            assert answer.over.wait(PROMPT)
-            assert time.monotonic() - began < PROMPT
+            assert answer.over.wait(PATIENCE)
             assert final(answer)["result"]["structuredContent"]["answer"]["result"] == ACCEPTED
             assert not stream.over.is_set()
             leave(agent)
-            assert stream.over.wait(PROMPT)
+            assert stream.over.wait(PATIENCE)
         assert [number for number, _ in counted] == [1, 2, 3, 4, 7, 8, 9, 10]
         assert len({session for _, session in counted}) == 1
         assert set(outcomes(made, agent)) == {"ok"}

@@ -13,7 +13,7 @@ import pytest
 
 from tests import cluster, workspace
 from tests.docs.test_how_tos import words
-from tests.eventually import PROMPT, eventually
+from tests.eventually import PATIENCE, eventually
 from tests.running.starts import environment
 from tests.workspace import Serve
 
@@ -29,7 +29,7 @@ def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> Non
     """The release before serves from two processes, the tables are migrated, the processes replaced, one put back."""
     command = [sys.executable, "-m", "bench.upgrade", "--json", "--rows", "3000", "--seconds", "2"]
     done = subprocess.run(
-        [*command, "--longest", str(PROMPT), "--database-url", os.environ[cluster.ADDRESS]],
+        [*command, "--longest", str(PATIENCE), "--database-url", os.environ[cluster.ADDRESS]],
         cwd=workspace.ROOT,
         env=environment(tmp_path),
         capture_output=True,

