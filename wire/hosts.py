@@ -14,20 +14,23 @@ import idna
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _PORTS = {"http": 80, "https": 443}
+_numbers = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}\.?").fullmatch
 _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
 
 
 def canonical_host(host: str) -> str:
     """Return the canonical spelling of a host without port.
 
-    That is lower case and ASCII, without percent-encoding and final dot, IPv6 in brackets. Invalid names are only
-    lower-cased.
+    That is lower case and ASCII, without percent-encoding and final dot, IPv4 as four decimal numbers, IPv6 in
+    brackets. Invalid names are only lower-cased.
     """
     name = unquote(host).strip("[]").lower()
     try:
         address = ip_address(name)
     except ValueError:
-        pass
+        if _numbers(name):
+            with suppress(OSError):
+                return socket.inet_ntoa(socket.inet_aton(name.removesuffix(".")))
     else:
         return f"[{address}]" if address.version == 6 else str(address)
     if not name.isascii():

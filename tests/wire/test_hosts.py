@@ -42,6 +42,10 @@ def test_other_origins_are_other_places(url: str) -> None:
         ("b\u00fccher\u3002example.", "xn--bcher-kva.example"),
         ("[0:0::1]", "[::1]"),
         ("127.0.0.1", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f.0.0.01.", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("4294967296", "4294967296"),
     ],
 )
 def test_names_and_addresses_have_one_spelling(host: str, canonical: str) -> None:
