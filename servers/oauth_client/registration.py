@@ -21,6 +21,7 @@ from proxy.store.refresh import NotRenewed, Renewal, Statement, renewal
 from servers.models import Identity, Server
 from servers.oauth_client.discovery import AuthorizationServerMetadata, Http, NoAnswer, for_request, send_soon
 from servers.oauth_client.models import ClientRegistration, Grant, RegistrationMethod, live_registrations
+from ui import databases
 from ui.sealing import cipher
 from wire.oauth_client import (
     AUTH_METHODS,
@@ -322,6 +323,7 @@ def _drive(steps: Renewal) -> str:
             elif isinstance(step, TokenRequest):
                 answer = _post_form(step)
             else:
+                databases.give_back()
                 time.sleep(step)
     except StopIteration as end:
         return str(end.value)

@@ -238,6 +238,25 @@ def test_signing_in_again_heals_every_connection_that_carried_the_identity(githu
     assert Event.objects.filter(action="identity.signed_in").count() == 1
 
 
+def test_a_page_holds_no_connection_while_another_process_renews(
+    github: Github, ann: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = github.sign_in(ann)
+    expire(identity)
+    sql("UPDATE upstream_oauth_grant SET lease = gen_random_uuid(), leased_until = now() + interval '1 hour'")
+    page, held = connections["default"], list[bool]()
+
+    def rest(_: float) -> None:
+        held.append(page.connection is not None)
+        sql("UPDATE upstream_oauth_grant SET lease = NULL, leased_until = NULL")
+
+    monkeypatch.setattr("servers.oauth_client.registration.time.sleep", rest)
+    refresh_identity(identity)
+
+    assert held == [False]
+    assert github.issuer.refreshes == 1
+
+
 def test_an_issuer_out_of_order_for_a_moment_ends_no_sign_in(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
