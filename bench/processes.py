@@ -115,18 +115,18 @@ def running(
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            wait_for(f"http://127.0.0.1:{port}{path}", process)
-        except TimeoutError:
-            log.seek(0)
-            sys.exit(f"{' '.join(command)} did not start:\n{log.read().decode(errors='replace')}")
-        try:
+            try:
+                wait_for(f"http://127.0.0.1:{port}{path}", process)
+            except TimeoutError:
+                log.seek(0)
+                sys.exit(f"{' '.join(command)} did not start:\n{log.read().decode(errors='replace')}")
             yield process
         finally:
             process.terminate()
             process.wait(timeout=30)
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
