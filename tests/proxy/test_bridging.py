@@ -345,7 +345,8 @@ def test_what_a_server_says_after_its_client_was_asked_does_not_end_the_call(wor
             await super()._finish(request, answers)
 
     work.put(Telling(asks=[FORM]).app())
-    agent, token = work.agent(), {"_meta": {"progressToken": "p"}}
+    agent: Agent = work.agent()
+    token: Object = {"_meta": {"progressToken": "p"}}
 
     wanted = result_of(ask(agent, **token))
 
