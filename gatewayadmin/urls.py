@@ -6,7 +6,8 @@ from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
 from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
-from gatewayadmin import setup, staff
+from gatewayadmin import setup
+from gatewayadmin.admin.base import site
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
 from gatewayadmin.palette import palette
@@ -85,7 +86,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("settings/second-factor/", include(_second_factor)),
     path("settings/oauth-doctor/", doctor, name="doctor"),
     path("admin/password_change/", RedirectView.as_view(pattern_name="account_change_password"), name="staff_password"),
-    path("admin/", staff.site.urls),
+    path("admin/", site.urls),
     path("api/", include("gatewayadmin.rest.urls")),
     path("", include("oauth.endpoints")),
 ]

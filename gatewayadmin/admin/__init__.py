@@ -3,28 +3,6 @@
 The admin classes of all apps are here, above the apps, because the impact of an action is counted in connections.
 """
 
-from gatewayadmin.admin import (
-    access,
-    agents,
-    gateways,
-    logs,
-    organisation,
-    people,
-    provisioning,
-    servers,
-    sinks,
-    traffic,
-)
+from gatewayadmin.admin import logs, people, traffic
 
-__all__ = [
-    "access",
-    "agents",
-    "gateways",
-    "logs",
-    "organisation",
-    "people",
-    "provisioning",
-    "servers",
-    "sinks",
-    "traffic",
-]
+__all__ = ["logs", "people", "traffic"]

@@ -1,25 +1,45 @@
-"""Base class of all Django admin pages: capabilities decide access, models' methods make the changes."""
+"""Base of all Django admin pages: capabilities decide access, models' verbs make the changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from allauth.account.views import logout
+from allauth.core.exceptions import ReauthenticationRequired
 from django.contrib import messages
-from django.contrib.admin import ModelAdmin, ShowFacets
+from django.contrib.admin import AdminSite, ModelAdmin, ShowFacets
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import Action as AdminAction
 from django.contrib.admin.options import ActionLocation
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Model, QuerySet
+from django.db import transaction
+from django.db.models import Model, Q, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.template.response import TemplateResponse
 from django.urls import reverse
 
+from accounts.models.api_keys import ApiKeyAlreadyRevoked
+from accounts.rules import PeopleError
+from accounts.sign_in import must_ask_again
 from auditlog.versions import ChangedMeanwhile, ConflictingChange, FormSeen, Versioned
-from capabilities import Capability
-from gatewayadmin.admin.actions import REFUSALS, CapabilityAction
+from capabilities import Capability, CapabilityRequired
+from connections.impact import NothingGoesThrough, cuts
+from connections.models import ConnectionFault
+from gateways.models import GatewayError
+from hosts.models import HostError
+from scim.models import ProvisioningError
+from servers.models import ServerError
+from sinks.models import SinkError
+from sso.errors import ProviderError
+from tokens.models import TokenError
+from ui.states import WORDS, state_label
 
 if TYPE_CHECKING:
     ModelPages = ModelAdmin[Any]
@@ -28,15 +48,162 @@ else:
     ModelPages = ModelAdmin
     AnyForm = ModelForm
 
+
+class StaffSite(AdminSite):
+    """The Django admin site. Not the default site, where other packages register models with secrets."""
+
+    site_header = "Gateway Admin"
+    site_title = "Gateway Admin"
+    index_title = "Everything there is"
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Redirect to the product's sign-in; a signed-in user without the staff flag is refused."""
+        if self.has_permission(request):
+            return redirect("admin:index")
+        if request.user.is_authenticated:
+            raise PermissionDenied("Only staff may open the Django admin.")
+        return redirect_to_login(request.GET.get("next") or "/admin/")
+
+    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        return logout(request)
+
+
+site = StaffSite(name="admin")
+
+
+# Actions: a confirmation page with the impact, then the model's verb for each row.
+
+# Refusals of verbs, whose text is for the user.
+REFUSALS = (
+    ApiKeyAlreadyRevoked,
+    CapabilityRequired,
+    ConnectionFault,
+    GatewayError,
+    HostError,
+    PeopleError,
+    ProviderError,
+    ServerError,
+    ProvisioningError,
+    SinkError,
+    TokenError,
+)
+MAX_ROWS = 500
+MAX_EXPLAINED = 20
+FINAL = "This cannot be undone."
+
+type Rule = Callable[[Any], bool]
+
+
+def all_of(*capabilities: Capability) -> Rule:
+    """Return a rule that requires all of these capabilities."""
+    return lambda user: all(map(user.has_perm, capabilities))
+
+
+def any_of(*capabilities: Capability) -> Rule:
+    """Return a rule that requires any of these capabilities."""
+    return lambda user: any(map(user.has_perm, capabilities))
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityAction:
+    """A verb as an action on the selected rows that match `on`, for users who satisfy `is_open_to`.
+
+    `does` is called with row and user; by default it calls the row's method `name`. `label` is that of a single row,
+    `more` explains the action on the confirmation page, `grave` actions ask for the password.
+    """
+
+    name: str
+    is_open_to: Rule
+    on: Q
+    more: str = "Nothing is deleted."
+    label: str = ""
+    does: Callable[[Any, Any], object] | None = None
+    asks: bool = True
+    grave: bool = False
+
+    @property
+    def one(self) -> str:
+        label = self.label or self.name.replace("_", " ").capitalize()
+        return label.replace(" of selected", "").replace(" to selected", "").replace(" selected", "")
+
+    @property
+    def several(self) -> str:
+        return self.label if "selected" in self.label else f"{self.one} selected"
+
+    def run(self, pages: Any, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        """Ask for confirmation, then act. None returns to the list."""
+        selected = list(queryset.order_by("pk")[: MAX_ROWS + 1])
+        if len(selected) > MAX_ROWS:
+            pages.message_user(request, f"Select {MAX_ROWS} at most.", messages.WARNING)
+            return None
+        rows = list(queryset.model._default_manager.filter(self.on, pk__in=[row.pk for row in selected]).order_by("pk"))
+        if not rows:
+            pages.message_user(request, "Nothing of what is selected can be changed like that.", messages.WARNING)
+            return None
+        if self.asks and "sure" not in request.POST:
+            return self._ask(pages, request, rows, len(selected) - len(rows))
+        if self.grave and must_ask_again(request):
+            raise ReauthenticationRequired
+        self._do(pages, request, rows)
+        return redirect(_list_url(pages, request))
+
+    def _ask(self, pages: Any, request: HttpRequest, rows: list[Any], left_alone: int) -> HttpResponse:
+        context = {
+            **pages.admin_site.each_context(request),
+            "title": f"{self.one}?",
+            "opts": pages.opts,
+            "act": self,
+            "checkbox": ACTION_CHECKBOX_NAME,
+            "things": rows,
+            "explained": [(row, _impact(row, request.user)) for row in rows[:MAX_EXPLAINED]],
+            "further": max(len(rows) - MAX_EXPLAINED, 0),
+            "left_alone": left_alone,
+            "list_url": _list_url(pages, request),
+        }
+        return TemplateResponse(request, "admin/ask.html", context)
+
+    def _do(self, pages: Any, request: HttpRequest, rows: list[Any]) -> None:
+        count = 0
+        for row in rows:
+            try:
+                with transaction.atomic():
+                    self.does(row, request.user) if self.does else getattr(row, self.name)(by=request.user)
+                count += 1
+            except REFUSALS as refusal:
+                pages.message_user(request, f"{row}: {refusal}", messages.ERROR)
+        if count:
+            noun = pages.opts.verbose_name if count == 1 else pages.opts.verbose_name_plural
+            pages.message_user(request, f"“{self.one}” was done for {count} {noun}.", messages.SUCCESS)
+
+
+def switches(needed: Rule, on: Q) -> tuple[CapabilityAction, CapabilityAction]:
+    """Return *Disable selected* and *Enable selected*."""
+    return CapabilityAction("disable", needed, on), CapabilityAction("enable", needed, on, asks=False)
+
+
+def _impact(row: Any, viewer: Any) -> str:
+    try:
+        return cuts(row, viewer)
+    except NothingGoesThrough:
+        return ""
+
+
+def _list_url(pages: Any, request: HttpRequest) -> str:
+    url = reverse(f"admin:{pages.opts.app_label}_{pages.opts.model_name}_changelist")
+    return request.get_full_path() if request.path == url else url
+
+
+# Pages
+
 PATTERNS = {"regex", "iregex"}  # Invalid patterns fail only when rows are read, and valid ones may be slow.
 # Timestamps that mark a row as ended, with the resulting state.
 ENDED = {"archived_at": "archived", "revoked_at": "revoked", "removed_at": "removed"}
 EVERYWHERE = [ActionLocation.CHANGE_LIST, ActionLocation.CHANGE_FORM]
 
 
-def may(request: HttpRequest, *capabilities: Capability) -> bool:
-    """Return whether the user has any of these capabilities."""
-    return any(request.user.has_perm(capability) for capability in capabilities)
+def words(names: str) -> tuple[str, ...]:
+    """Return the names of fields in a text."""
+    return tuple(names.split())
 
 
 class VersionedForm(AnyForm):
@@ -64,15 +231,19 @@ def _in_words(change: ConflictingChange) -> str:
 
 
 class CapabilityAdmin(ModelPages):
-    """The pages of one model: readable with any capability of `seen_by`, read-only unless a subclass has a verb.
+    """The pages of one model: readable with any capability of `seen_by`, read-only but for `acts`.
 
-    `acts` are its actions. `changed_by` opens the form and needs `edit`; `added_by` needs `add`.
+    Users with a capability of `changed_by` can change the fields in `editable`, which needs `edit`; those with one of
+    `added_by` can add rows, which needs `add`. `page` is the URL name of the row's page in the product, and the
+    attribute it takes.
     """
 
     seen_by: tuple[Capability, ...] = ()
     changed_by: tuple[Capability, ...] = ()
     added_by: tuple[Capability, ...] = ()
+    editable: Sequence[str] = ()
     acts: tuple[CapabilityAction, ...] = ()
+    page: tuple[str, str] | None = None
 
     form = VersionedForm
     change_form_template = "admin/versioned_form.html"
@@ -80,19 +251,19 @@ class CapabilityAdmin(ModelPages):
     show_full_result_count = False  # A second count of the whole table.
     show_facets = ShowFacets.NEVER  # One more count for each filter.
 
-    # Permissions
+    # Access
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        return may(request, *self.seen_by)
+        return self.has_view_permission(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return may(request, *self.seen_by)
+        return any_of(*self.seen_by)(request.user)
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return may(request, *self.changed_by) and (obj is None or self.is_open(obj))
+        return any_of(*self.changed_by)(request.user) and (obj is None or self.is_open(obj))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return may(request, *self.added_by)
+        return any_of(*self.added_by)(request.user)
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
@@ -101,14 +272,8 @@ class CapabilityAdmin(ModelPages):
         """Return whether the row can be changed: not after it was archived, revoked or removed."""
         return all(getattr(obj, name, None) is None for name in ENDED)
 
-    def state(self, obj: Any) -> str:
-        """Return the state for lists. A row that has ended is never shown as enabled."""
-        for name, state in ENDED.items():
-            if getattr(obj, name, None) is not None:
-                return state
-        return "enabled" if obj.enabled else "disabled"
-
-    # Filters
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [name for name in self.fields or () if name not in self.editable]
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
         """Allow only shown columns: filters on hidden ones would disclose them letter by letter."""
@@ -125,6 +290,19 @@ class CapabilityAdmin(ModelPages):
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]
         return {str(name).lstrip("^=@").partition(LOOKUP_SEP)[0] for name in names}
 
+    # Rows
+
+    def status(self, obj: Any) -> str:
+        """Return the state as on the product's pages. A row that has ended is never shown as enabled."""
+        for name, state in ENDED.items():
+            if getattr(obj, name, None) is not None:
+                return state
+        state = getattr(obj, "status", None) or ("enabled" if obj.enabled else "disabled")
+        return state_label(state, kind) if (kind := str(self.opts.model_name)) in WORDS else state
+
+    def view_on_site(self, obj: Any) -> str | None:
+        return reverse(self.page[0], args=[getattr(obj, self.page[1])]) if self.page else None
+
     # Verbs
 
     def edit(self, row: Any, values: dict[str, Any], by: Any) -> None:
@@ -132,7 +310,7 @@ class CapabilityAdmin(ModelPages):
         raise PermissionDenied
 
     def add(self, values: dict[str, Any], by: Any) -> Model:
-        """Make a row by its verb."""
+        """Create a row by its verb."""
         raise PermissionDenied
 
     def save_model(self, request: HttpRequest, obj: Model, form: ModelForm[Any], change: bool) -> None:
@@ -146,46 +324,26 @@ class CapabilityAdmin(ModelPages):
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Do nothing: the verb has saved related rows."""
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
         try:
-            return super().changeform_view(request, object_id, form_url, extra_context)
+            return super().changeform_view(request, *args, **options)
         except REFUSALS as refusal:
             self.message_user(request, str(refusal), messages.ERROR)
             return redirect(request.get_full_path())
 
-    # Actions
-
     def get_actions(
         self, request: HttpRequest, action_location: ActionLocation = ActionLocation.CHANGE_LIST
     ) -> dict[str, Any]:
-        return {
-            action.name: AdminAction(
-                func=action.run,
-                name=action.name,
-                description=action.one,
-                plural_description=action.label,
-                locations=EVERYWHERE,
-            )
-            for action in self.acts
-            if action.is_open_to(request.user)
-        }
+        allowed = [action for action in self.acts if action.is_open_to(request.user)]
+        return {one.name: AdminAction(one.run, one.name, one.one, one.several, EVERYWHERE) for one in allowed}
 
-    # Changes are recorded as admin events by the verbs, as everywhere
+    # The verbs record admin events, so the admin's own history stays empty.
 
-    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None:  # type: ignore[override]
-        """Do nothing: the verb has recorded an event."""
+    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> None: ...  # type: ignore[override]
 
-    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> None:  # type: ignore[override]
-        """Do nothing: the verb has recorded an event."""
+    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> None: ...  # type: ignore[override]
 
-    def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:  # type: ignore[override]
-        """Do nothing: the verb has recorded an event."""
+    def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None: ...  # type: ignore[override]
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None

@@ -1,9 +1,8 @@
-"""Admin pages of calls and events, with keyset pagination so that no query grows with the table."""
+"""Admin pages of calls, events, and the sinks and archive they are sent to."""
 
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 from django.contrib.admin import display, register
 from django.contrib.admin.views.main import ChangeList
@@ -18,15 +17,18 @@ from auditlog.search.criteria import uuid_of
 from auditlog.search.fields import PAYLOADS
 from auditlog.search.keyset import Cursor, page
 from capabilities import Capability
-from gatewayadmin.admin.base import CapabilityAdmin
-from gatewayadmin.staff import site
+from gatewayadmin.admin.base import FINAL, CapabilityAction, CapabilityAdmin, all_of, any_of, site, words
 from hosts.models import Host
+from sinks.models import ArchivedPartition, Sink
+from sinks.sending import send_test_line
 
 CURSOR = "at"
+MANAGE = any_of(Capability.SINKS_MANAGE)
+SEND = all_of(Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ)
 
 
 class LogList(ChangeList):
-    """A list that knows its neighbours instead of its length."""
+    """A list with keyset pagination: no query grows with the table, and rows are not counted."""
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         parameters: dict[str, Any] = super().get_filters_params(params)
@@ -37,10 +39,8 @@ class LogList(ChangeList):
         cursor = self.params.pop(CURSOR, None)  # Filters and search begin at the newest row again.
         result = page([self.queryset], Cursor.named(cursor or ""), self.list_per_page)
         self.result_list = result.rows
-        self.result_count = len(result.rows)
-        self.full_result_count = self.result_count  # Nothing is said of how many there are in all.
-        self.show_full_result_count = False
-        self.show_admin_actions = self.can_show_all = self.multi_page = False
+        self.result_count = self.full_result_count = len(result.rows)
+        self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
         self.paginator = None
         self.older = self._place(result.older)
         self.newer = self._place(result.newer)
@@ -50,12 +50,13 @@ class LogList(ChangeList):
 
 
 class LogPages(CapabilityAdmin):
-    """A log is read, never written: no form, no action. `where` narrows the search to what has an index."""
+    """Base of the logs: no form, no action. `where` limits the search to indexed columns."""
 
     change_list_template = "admin/log.html"
     list_display_links = None
     sortable_by = ()
-    search_fields = ("uid",)  # So that there is a search box; get_search_results says what it does.
+    search_fields = ("uid",)  # Shows the search box; get_search_results decides what is searched.
+    page_name: str
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return LogList
@@ -67,8 +68,14 @@ class LogPages(CapabilityAdmin):
         return (queryset.filter(self.where(term)) if term else queryset), False
 
     def where(self, term: str) -> Q:
-        """The rows that `term` names."""
+        """Return the condition for rows that `term` names."""
         raise NotImplementedError
+
+    @display(description="time")
+    def at(self, obj: Any) -> str:
+        """Return the time, as a link to the row's page in the product."""
+        url = reverse(self.page_name, args=[obj.uid])
+        return format_html('<a href="{}">{}</a>', url, f"{obj.created_at:%Y-%m-%d %H:%M:%S.%f}"[:-3])
 
     def change_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         raise Http404
@@ -76,67 +83,82 @@ class LogPages(CapabilityAdmin):
     history_view = change_view
 
 
-def _ids(rows: QuerySet[Any]) -> list[UUID]:
-    return list(rows.values_list("pk", flat=True))
-
-
-def _link(url: str, text: str) -> str:
-    return format_html('<a href="{}">{}</a>', url, text)
-
-
 @register(Call, site=site)
 class CallPages(LogPages):
     seen_by = (Capability.LOGS_READ,)
+    page_name = "auditlog:call"
     search_help_text = "A request id, or the exact e-mail address of a user, or the exact name of a host."
-
-    list_display = (
-        "at",
-        "method",
-        "feature_name",
-        "outcome",
-        "deny_reason",
-        "host_name",
-        "user_email",
-        "gateway_name",
-        "server_name",
-        "http_status",
-        "duration_ms",
+    list_display = words(
+        "at method feature_name outcome deny_reason host_name user_email gateway_name server_name http_status"
+        " duration_ms"
     )
     list_filter = ("outcome",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Call]:
-        """Without what calls sent and got, which is not shown here and may be large."""
         rows: QuerySet[Call] = super().get_queryset(request)
-        return rows.defer(*PAYLOADS)
-
-    @display(description="time")
-    def at(self, obj: Call) -> str:
-        """The moment, leading to the page of this call."""
-        return _link(reverse("auditlog:call", args=[obj.uid]), f"{obj.created_at:%Y-%m-%d %H:%M:%S.%f}"[:-3])
+        return rows.defer(*PAYLOADS)  # Large, and not shown.
 
     def where(self, term: str) -> Q:
         if pk := uuid_of(term):
             return Q(correlation_id=pk)
         # By id, which has an index; names in the log have none.
         if "@" in term:
-            return Q(user_id__in=_ids(User.objects.filter(email=term.lower())))
-        return Q(host_id__in=_ids(Host.objects.filter(name__iexact=term)))
+            return Q(user_id__in=list(User.objects.filter(email=term.lower()).values_list("pk", flat=True)))
+        return Q(host_id__in=list(Host.objects.filter(name__iexact=term).values_list("pk", flat=True)))
 
 
 @register(Event, site=site)
 class EventPages(LogPages):
     seen_by = (Capability.AUDIT_READ,)
+    page_name = "auditlog:event"
     search_help_text = "A request id, the id of what was changed, or the exact e-mail address of who did it."
-
-    list_display = ("at", "actor_email", "action", "target_type", "target_label", "via", "ip")
+    list_display = words("at actor_email action target_type target_label via ip")
     list_filter = ("via",)
-
-    @display(description="time")
-    def at(self, obj: Event) -> str:
-        """The moment, leading to the page of this event."""
-        return _link(reverse("auditlog:event", args=[obj.uid]), f"{obj.created_at:%Y-%m-%d %H:%M:%S}")
 
     def where(self, term: str) -> Q:
         if pk := uuid_of(term):
             return Q(correlation_id=pk) | Q(target_id=str(pk))
-        return Q(actor_id__in=_ids(User.objects.filter(email=term.lower())))
+        return Q(actor_id__in=list(User.objects.filter(email=term.lower()).values_list("pk", flat=True)))
+
+
+@register(Sink, site=site)
+class SinkPages(CapabilityAdmin):
+    seen_by = (Capability.SINKS_MANAGE,)
+    acts = (
+        CapabilityAction(
+            "disable",
+            MANAGE,
+            Q(enabled=True),
+            "Nothing more is sent to it until it is enabled again.",
+            label="Pause",
+            grave=True,
+        ),
+        CapabilityAction("enable", SEND, Q(enabled=False), asks=False),
+        CapabilityAction(
+            "send_now", MANAGE, Q(enabled=True, retry_at__isnull=False), label="Send now to selected", asks=False
+        ),
+        CapabilityAction("test", MANAGE, Q(), does=lambda row, by: send_test_line(row, by=by), asks=False),
+        CapabilityAction("remove", MANAGE, Q(), FINAL, grave=True),
+    )
+    list_display = words("name kind place status last_delivered_at last_error")
+    list_filter = ("enabled", "kind")
+    search_fields = ("name",)
+    fields = words(
+        "name kind place private sends_calls sends_events sends_payloads enabled status delivered refused"
+        " last_delivered_at failures retry_at last_error last_error_at waiting_since dropped_before created_by"
+        " created_at updated_at"
+    )
+
+    @display(description="Address")
+    def place(self, obj: Sink) -> str:
+        """Return the address without anything that may be a token."""
+        return obj.place
+
+
+@register(ArchivedPartition, site=site)
+class ArchivedPartitionPages(CapabilityAdmin):
+    seen_by = (Capability.SINKS_MANAGE,)
+    list_display = words("name begin end rows archived_at last_error")
+    list_filter = ("archived_at",)
+    search_fields = ("name",)
+    fields = words("name begin end rows archived_at last_error failed_at")

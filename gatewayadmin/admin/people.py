@@ -1,11 +1,12 @@
-"""Admin pages of users, roles, teams, API keys and workspace settings."""
+"""Admin pages of people, roles, teams, their keys, and sign-in by the organisation."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from allauth.core.exceptions import ReauthenticationRequired
 from django.contrib import messages
-from django.contrib.admin import RelatedOnlyFieldListFilter, register
+from django.contrib.admin import RelatedOnlyFieldListFilter, display, register
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
@@ -13,176 +14,121 @@ from django.shortcuts import redirect
 from django.urls import reverse
 
 from accounts.models import ApiKey, Role, SavedView, Team, User, WorkspaceSettings
+from accounts.sign_in import must_ask_again
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.admin.actions import FINAL, REFUSALS, CapabilityAction, all_of, any_of
-from gatewayadmin.admin.base import CapabilityAdmin
-from gatewayadmin.staff import site
-from ui.states import state_label
+from gatewayadmin.admin.base import FINAL, REFUSALS, CapabilityAction, CapabilityAdmin, all_of, any_of, site, words
+from scim.models import ProvisioningKey
+from sso.discovery import test_provider
+from sso.models import SETS_UP, Account, Provider
 
-MANAGES = (Capability.PEOPLE_MANAGE,)
+PEOPLE = any_of(Capability.PEOPLE_MANAGE)
+DIRECTORIES = any_of(Capability.PROVISIONING_MANAGE)
+EVERYTHING = all_of(*Capability)
+INVITED = Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_organisation=False)
 
 
 @register(User, site=site)
 class UserPages(CapabilityAdmin):
     """Role and password are set only on the person's page, which checks the rules about granting."""
 
-    seen_by = MANAGES
+    seen_by = (Capability.PEOPLE_MANAGE,)
+    page = ("accounts:person", "pk")
     acts = (
         CapabilityAction(
-            "deactivate",
-            "Deactivate selected",
-            lambda user, by: user.deactivate(by=by),
-            any_of(*MANAGES),
-            Q(is_active=True),
-            "Nothing is revoked: reactivated, everything works as before.",
+            "deactivate", PEOPLE, Q(is_active=True), "Nothing is revoked: reactivated, everything works as before."
         ),
-        CapabilityAction(
-            "reactivate",
-            "Reactivate selected",
-            lambda user, by: user.reactivate(by=by),
-            any_of(*MANAGES),
-            Q(is_active=False),
-            asks=False,
-        ),
+        CapabilityAction("reactivate", PEOPLE, Q(is_active=False), asks=False),
         CapabilityAction(
             "revoke_invitation",
-            "Revoke invitation of selected",
-            lambda user, by: user.revoke_invitation(by=by),
-            any_of(*MANAGES),
-            Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_organisation=False),
+            PEOPLE,
+            INVITED,
             "The links of the invitations stop working.",
+            label="Revoke invitation of selected",
         ),
         CapabilityAction(
             "sign_out",
-            "Sign out selected everywhere",
-            lambda user, by: user.end_sessions(by=by),
-            any_of(*MANAGES),
+            PEOPLE,
             Q(),
             "Connections and tokens go on.",
+            label="Sign out selected everywhere",
+            does=lambda user, by: user.end_sessions(by=by),
         ),
         CapabilityAction(
             "make_staff",
-            "Make selected staff",
-            lambda user, by: user.set_staff(True, by=by),
-            any_of(*MANAGES),
+            PEOPLE,
             Q(is_staff=False),
             "They may use the Django admin, where their role decides what they see.",
+            label="Make selected staff",
+            does=lambda user, by: user.set_staff(True, by=by),
             grave=True,
         ),
         CapabilityAction(
             "end_staff",
-            "End staff of selected",
-            lambda user, by: user.set_staff(False, by=by),
-            any_of(*MANAGES),
+            PEOPLE,
             Q(is_staff=True),
             "They may no longer use the Django admin. Their role stays as it is.",
+            label="End staff of selected",
+            does=lambda user, by: user.set_staff(False, by=by),
             grave=True,
         ),
         CapabilityAction(
             "make_break_glass",
-            "Make selected break-glass owners",
-            lambda user, by: user.set_break_glass(True, by=by),
-            any_of(*MANAGES),
+            PEOPLE,
             Q(break_glass=False),
             "Their password works although the organisation's sign-in is enforced.",
+            label="Make selected break-glass owners",
+            does=lambda user, by: user.set_break_glass(True, by=by),
             grave=True,
         ),
         CapabilityAction(
             "end_break_glass",
-            "End break-glass of selected",
-            lambda user, by: user.set_break_glass(False, by=by),
-            any_of(*MANAGES),
+            PEOPLE,
             Q(break_glass=True),
             "Where the organisation's sign-in is enforced they sign in there, and sessions begun with a password end.",
+            label="End break-glass of selected",
+            does=lambda user, by: user.set_break_glass(False, by=by),
             grave=True,
         ),
         CapabilityAction(
             "cut_off",
-            "Cut off selected",
-            lambda user, by: Connection.objects.cut_off(user, by=by),
             all_of(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE),
             Q(),
             f"The account is deactivated and every connection that acts as this user is revoked. {FINAL}",
+            does=lambda user, by: Connection.objects.cut_off(user, by=by),
         ),
     )
-
-    list_display = ("email", "display_name", "role", "status", "is_staff", "date_joined")
+    list_display = words("email display_name role status is_staff date_joined")
     list_filter = ("is_active", "is_staff", ("role", RelatedOnlyFieldListFilter), "date_joined")
     list_select_related = ("role",)
     search_fields = ("email", "display_name")
-    fields = (
-        "email",
-        "display_name",
-        "role",
-        "status",
-        "is_staff",
-        "is_superuser",
-        "by_organisation",
-        "break_glass",
-        "password_changed_at",
-        "last_login",
-        "date_joined",
-        "invited_at",
-        "provisioned_at",
+    fields = words(
+        "email display_name role status is_staff is_superuser by_organisation break_glass password_changed_at"
+        " last_login date_joined invited_at provisioned_at"
     )
-    readonly_fields = fields
-
-    def status(self, obj: User) -> str:
-        """The state their row has on the product's own pages."""
-        return state_label(obj.status, "user")
-
-    def view_on_site(self, obj: User) -> str:
-        return reverse("accounts:person", args=[obj.pk])
 
 
 @register(Role, site=site)
 class RolePages(CapabilityAdmin):
     """Read-only: roles are edited on the product's page, which checks that editors grant only what they hold."""
 
-    seen_by = MANAGES
-
+    seen_by = (Capability.PEOPLE_MANAGE,)
+    page = ("accounts:role", "pk")
     list_display = ("name", "locked")
     list_filter = ("locked",)
     search_fields = ("name",)
     fields = ("name", "locked", "held")
-    readonly_fields = fields
 
-    def view_on_site(self, obj: Role) -> str:
-        return reverse("accounts:role", args=[obj.pk])
-
+    @display(description="capabilities")
     def held(self, obj: Role) -> str:
-        """Its capabilities by name."""
         return ", ".join(sorted(capability.label for capability in obj.capabilities))
-
-    held.short_description = "capabilities"  # type: ignore[attr-defined]
-
-
-@register(SavedView, site=site)
-class SavedViewPages(CapabilityAdmin):
-    """Read-only: views are changed on the Logs page by their owners."""
-
-    seen_by = (Capability.LOGS_READ,)
-
-    list_display = ("name", "owner", "is_shared", "created_at")
-    list_filter = ("is_shared",)
-    list_select_related = ("owner",)
-    search_fields = ("name", "owner__email")
-    fields = ("name", "owner", "query", "is_shared", "created_at")
-    readonly_fields = fields
-
-    def get_queryset(self, request: HttpRequest) -> Any:
-        viewer: Any = request.user
-        return super().get_queryset(request).filter(pk__in=SavedView.objects.seen_by(viewer).values("pk"))
 
 
 @register(Team, site=site)
 class TeamPages(CapabilityAdmin):
-    seen_by = changed_by = added_by = MANAGES
-
-    list_display = ("name",)
-    search_fields = ("name",)
-    fields = ("name", "users")
+    seen_by = changed_by = added_by = (Capability.PEOPLE_MANAGE,)
+    list_display = search_fields = ("name",)
+    fields = editable = ("name", "users")
     autocomplete_fields = ("users",)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -205,42 +151,115 @@ class TeamPages(CapabilityAdmin):
             return redirect("admin:accounts_team_changelist")
 
 
+@register(SavedView, site=site)
+class SavedViewPages(CapabilityAdmin):
+    """Read-only: views are changed on the Logs page by their owners."""
+
+    seen_by = (Capability.LOGS_READ,)
+    list_display = words("name owner is_shared created_at")
+    list_filter = ("is_shared",)
+    list_select_related = ("owner",)
+    search_fields = ("name", "owner__email")
+    fields = words("name owner query is_shared created_at")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        viewer: Any = request.user
+        return super().get_queryset(request).filter(pk__in=SavedView.objects.seen_by(viewer).values("pk"))
+
+
 @register(ApiKey, site=site)
 class ApiKeyPages(CapabilityAdmin):
-    seen_by = MANAGES
-    acts = (
-        CapabilityAction(
-            "revoke",
-            "Revoke selected",
-            lambda key, by: key.revoke(by=by),
-            any_of(*MANAGES),
-            Q(revoked_at=None),
-            f"Programs that use it get 401. {FINAL}",
-        ),
-    )
-
-    list_display = ("name", "prefix", "user", "status", "expires_at", "last_used_at", "revoked_at")
+    seen_by = (Capability.PEOPLE_MANAGE,)
+    acts = (CapabilityAction("revoke", PEOPLE, Q(revoked_at=None), f"Programs that use it get 401. {FINAL}"),)
+    list_display = words("name prefix user status expires_at last_used_at revoked_at")
     list_filter = ("expires_at", "created_at")
     list_select_related = ("user",)
     search_fields = ("name", "prefix__startswith", "user__email")
-    fields = (
-        "name",
-        "prefix",
-        "user",
-        "capabilities",
-        "status",
-        "expires_at",
-        "last_used_at",
-        "revoked_at",
-        "revoked_by",
-        "revoke_reason",
-        "created_at",
+    fields = words(
+        "name prefix user capabilities status expires_at last_used_at revoked_at revoked_by revoke_reason created_at"
     )
-    readonly_fields = fields
 
     def status(self, obj: ApiKey) -> str:
-        """The state its row has on the product's own pages, and what blocks it."""
         return f"blocked: {obj.blocked}" if obj.blocked else obj.status
+
+
+@register(ProvisioningKey, site=site)
+class ProvisioningKeyPages(CapabilityAdmin):
+    seen_by = (Capability.PROVISIONING_MANAGE,)
+    acts = (
+        CapabilityAction(
+            "end_previous",
+            DIRECTORIES,
+            Q(previous_digest__isnull=False, revoked_at=None),
+            "Requests with the old secret get 401; the new one goes on.",
+            label="End the old secret of selected",
+        ),
+        CapabilityAction("revoke", DIRECTORIES, Q(revoked_at=None), f"The directory that uses it gets 401. {FINAL}"),
+    )
+    list_display = words("name prefix role status last_used_at revoked_at")
+    list_filter = ("created_at",)
+    list_select_related = ("role",)
+    search_fields = ("name", "prefix__startswith")
+    fields = words(
+        "name prefix role capabilities status last_used_at previous_prefix previous_ends_at previous_last_used_at"
+        " rolled_at revoked_at created_by created_at"
+    )
+
+
+@register(Provider, site=site)
+class ProviderPages(CapabilityAdmin):
+    """The group rules, the secret and pasted metadata are set on the product's page only."""
+
+    acts = (
+        CapabilityAction("test", all_of(*SETS_UP), Q(), does=lambda row, by: test_provider(row, by=by), asks=False),
+        CapabilityAction(
+            "switch_off",
+            EVERYTHING,
+            ~Q(mode="off"),
+            "Who has no password here cannot sign in until it is offered again. Sessions that are open stay.",
+            label="Switch selected off",
+            does=lambda row, by: Provider.edit(by=by, mode="off"),
+            grave=True,
+        ),
+    )
+    list_display = words("name mode protocol issuer client_id")
+    list_filter = ("mode",)
+    search_fields = ("name", "issuer")
+    fields = words(
+        "mode name issuer private client_id scopes groups_claim domains default_role links_by_email signs_out_there"
+        " protocol metadata_url metadata_read_at metadata_end_at sso_url name_id_format email_attribute name_attribute"
+        " takes_unsolicited signs_requests takes_encrypted"
+    )
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return all_of(*SETS_UP)(request.user)
+
+    has_change_permission = has_view_permission
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return words("private metadata_read_at metadata_end_at sso_url") if EVERYTHING(request.user) else self.fields
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
+        if request.method == "POST" and must_ask_again(request):
+            raise ReauthenticationRequired  # As the product's page and REST ask.
+        return super().changeform_view(request, *args, **options)
+
+    def edit(self, row: Provider, values: dict[str, Any], by: Any) -> None:
+        Provider.edit(by=by, **values)
+
+    def view_on_site(self, obj: Provider) -> str:
+        return reverse("sso:settings")
+
+
+@register(Account, site=site)
+class AccountPages(CapabilityAdmin):
+    """Read-only: people link and unlink their own account."""
+
+    seen_by = (Capability.PEOPLE_MANAGE,)
+    list_display = fields = words("user issuer subject created_at")
+    list_filter = ("issuer",)
+    list_select_related = ("user",)
+    search_fields = ("user__email", "subject")
 
 
 @register(WorkspaceSettings, site=site)
@@ -249,30 +268,17 @@ class WorkspacePages(CapabilityAdmin):
     acts = (
         CapabilityAction(
             "keep_logs",
-            "Keep logs of selected",
-            lambda row, by: row.keep_logs(by=by),
             any_of(Capability.WORKSPACE_MANAGE),
             Q(shorter_retention_days__isnull=False),
+            label="Keep logs of selected",
             asks=False,
         ),
     )
-
-    list_display = ("name", "new_app_policy", "log_retention_days", "shorter_retention_days", "shorter_retention_at")
-    fields = (
-        "name",
-        "public_base_url",
-        "new_app_policy",
-        "allow_non_expiring_tokens",
-        "calls_per_minute",
-        "token_calls_per_minute",
-        "record_payloads",
-        "payload_limit_bytes",
-        "log_retention_days",
-        "shorter_retention_days",
-        "shorter_retention_at",
-        "oauth_access_token_seconds",
-        "oauth_refresh_idle_days",
-        "setup_steps",
+    list_display = words("name new_app_policy log_retention_days shorter_retention_days shorter_retention_at")
+    fields = words(
+        "name public_base_url new_app_policy allow_non_expiring_tokens calls_per_minute token_calls_per_minute"
+        " record_payloads payload_limit_bytes log_retention_days shorter_retention_days shorter_retention_at"
+        " oauth_access_token_seconds oauth_refresh_idle_days setup_steps"
     )
 
     def view_on_site(self, obj: WorkspaceSettings) -> str:

@@ -14,7 +14,7 @@ from django.test import Client
 from django.urls import URLPattern, reverse
 
 from capabilities import Capability
-from gatewayadmin.staff import site as staff_site
+from gatewayadmin.admin.base import site as staff_site
 from tests.house.doors import ALL, KEEPER, Door, Site, doors
 from tests.house.test_routes import OWN, PROTOCOL, PUBLIC, routes
 from tests.sampling import one_in, part, walk

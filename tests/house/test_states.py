@@ -13,7 +13,7 @@ from django.db import models, transaction
 from accounts.models import ApiKey, User
 from auditlog.reasons import LAYERS, REASONS, in_short
 from connections.models import Connection
-from gatewayadmin.staff import site
+from gatewayadmin.admin.base import site
 from gateways.models import Gateway, Reach
 from hosts.models import Host
 from proxy.access.decision import DENIALS, decide
