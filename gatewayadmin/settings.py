@@ -19,7 +19,6 @@ from gatewayadmin.config.environment import (
     text,
     web_address,
 )
-from gatewayadmin.config.static_files import keep_fonts
 from wire import hosts
 
 PACKAGE = Path(__file__).resolve().parent
@@ -220,7 +219,7 @@ STATIC_URL = "/static/"
 STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # Else found as the package's own.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
-SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
+SERVESTATIC_IMMUTABLE_FILE_TEST = r"\.[0-9a-f]{12}\.woff2$"  # Named for a hash of the content.
 
 # --- Signing in ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from select import select
 from typing import Any
@@ -195,11 +195,11 @@ def require(*, tables: bool = True) -> None:
     ensure()
     try:
         with psycopg.connect(conninfo(), connect_timeout=5) as probe:
-            fault = pooling_fault(probe, way())
+            fault = pooling_fault(probe, direct_name())
             version = probe.info.server_version
             row = probe.execute("SELECT to_regclass('accounts_workspacesettings')").fetchone()
     except psycopg.Error as error:
-        raise UnusableDatabase(unreachable_text(error, way())) from error
+        raise UnusableDatabase(unreachable_text(error, direct_name())) from error
     if fault:
         raise UnusableDatabase(fault)
     if version < OLDEST:
@@ -208,7 +208,7 @@ def require(*, tables: bool = True) -> None:
         raise UnusableDatabase("The database is empty: start `manage.py serve` once, it makes the tables.")
 
 
-def way() -> str:
+def direct_name() -> str:
     """Return the name of the variable with the direct URL."""
     return DIRECT if settings.DIRECT_DATABASE_URL else "DATABASE_URL"
 
@@ -326,3 +326,41 @@ def _answer(connection: psycopg.Connection[Any], statements: bytes) -> PGresult 
             last = result
         if not select([pgconn.socket], [], [], max(until - time.monotonic(), 0))[0]:
             return None
+
+
+# Locks across processes and machines: advisory locks of PostgreSQL.
+
+LOCK_PAUSE_S = 0.1  # Between two tries.
+
+
+class Lock(IntEnum):
+    """Locks for tasks that only one process may do at a time."""
+
+    FIRST_START = 0x67776101
+    HOUSEKEEPING = 0x67776102
+
+
+@contextmanager
+def advisory_lock(lock: Lock) -> Iterator[None]:
+    """Wait for the lock and hold it for the block. PostgreSQL releases it if the process is killed.
+
+    The lock is polled: a waiting statement would have a snapshot, and the holder of the lock would wait for that
+    snapshot when it creates an index concurrently, which is a deadlock.
+    """
+    with psycopg.connect(conninfo(), autocommit=True) as connection:
+        while not _is_taken(connection, lock):
+            time.sleep(LOCK_PAUSE_S)
+        yield
+
+
+@contextmanager
+def held_if_free(lock: Lock) -> Iterator[bool]:
+    """Yield whether the lock was free; if so, hold it for the block."""
+    with psycopg.connect(conninfo(), autocommit=True) as connection:
+        yield _is_taken(connection, lock)
+
+
+def _is_taken(connection: psycopg.Connection, lock: Lock) -> bool:
+    """Try to take the lock. Return whether it was taken."""
+    row = connection.execute("SELECT pg_try_advisory_lock(%s)", [int(lock)]).fetchone()
+    return bool(row and row[0])

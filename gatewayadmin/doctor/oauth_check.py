@@ -20,7 +20,6 @@ from oauth2_provider.models import Application
 
 from accounts.models import User
 from connections.models import Connection, ConnectionAlreadyRevoked, ConnectionRefused
-from gatewayadmin.config.public_url import public_url
 from gatewayadmin.doctor.http_probe import (
     SECONDS,
     CheckStep,
@@ -32,6 +31,7 @@ from gatewayadmin.doctor.http_probe import (
     said,
     unexpected,
 )
+from gatewayadmin.serving.start import public_url
 from gateways.models import Gateway
 from oauth import flow as flows
 from oauth.authorize import grant

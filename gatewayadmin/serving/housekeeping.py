@@ -24,9 +24,9 @@ from auditlog.checkpoints import sealing
 from auditlog.models import Call, Event
 from auditlog.partitions import PartitionDays
 from auditlog.rollups import keeping
-from gatewayadmin.config import database, environment, locks
-from gatewayadmin.config.locks import Lock
-from gatewayadmin.serving.quickstart import make_partitions
+from gatewayadmin.config import database, environment
+from gatewayadmin.config.database import Lock
+from gatewayadmin.serving.start import make_partitions
 from oauth import purge
 from oauth.models import AuthorizeRequest
 from proxy.models import RateCounter
@@ -68,7 +68,7 @@ DONE_AT = Gauge(
 
 def do_chores() -> dict[str, int] | None:
     """Do all chores and return their counts; None if another process is doing them."""
-    with databases.direct(), database.without_time_limit(), locks.held_if_free(Lock.HOUSEKEEPING) as free:
+    with databases.direct(), database.without_time_limit(), database.held_if_free(Lock.HOUSEKEEPING) as free:
         counts = _chores(now := databases.database_now()) if free else None
     # Outside the lock: servers may be slow.
     return counts if counts is None else counts | {"servers_asked": _ask_servers(now)}

@@ -19,10 +19,10 @@ from django.test import Client
 
 from accounts.models import WorkspaceSettings
 from auditlog.models import Call
-from gatewayadmin.config import database, environment, ways
+from gatewayadmin.config import checks, database, environment
 from gatewayadmin.management.commands import serve
-from gatewayadmin.serving import housekeeping, quickstart
-from gatewayadmin.serving.quickstart import Welcome
+from gatewayadmin.serving import housekeeping
+from gatewayadmin.serving.start import Welcome
 from hosts.models import Host
 from oauth.models import AuthorizeRequest, Ending
 from proxy.models import RateCounter
@@ -204,9 +204,9 @@ class FarAway(psycopg.Connection[Any]):
 
 @pytest.mark.django_db(transaction=True)
 def test_a_database_far_away_is_warned_of() -> None:
-    found = ways.Ways()
+    found = checks.DatabaseReport()
     with FarAway.connect(database.conninfo()) as connection:
-        ways.look_at_distance(found, connection)
+        checks.look_at_distance(found, connection)
 
     assert "A round trip to the database takes " in found.warnings[0]
     assert "best below 1 ms apart" in found.warnings[0]
@@ -230,7 +230,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, str]:
     monkeypatch.setattr(serve, "reserve", lambda *_: None)
     monkeypatch.setattr(serve, "metrics_folder", lambda _: "")
     monkeypatch.setattr(environment, "set_for_children", lambda *_: None)
-    monkeypatch.setattr(quickstart, "prepare", lambda **_: Welcome("ana@example.com", None))
+    monkeypatch.setattr(serve, "prepare", lambda **_: Welcome("ana@example.com", None))
     out, err = StringIO(), StringIO()
     call_command("serve", *words, stdout=out, stderr=err)
     return out.getvalue(), err.getvalue()

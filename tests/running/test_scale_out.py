@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from gatewayadmin.config import ways
+from gatewayadmin.config import checks
 from sinks.sending import MOST_THREADS
 from tests import cluster, curl
 from tests.api.browser import signed_in
@@ -250,8 +250,8 @@ def test_pages_have_connections_of_their_own_and_what_decides_goes_direct(server
     assert by_role["app"] == {""}
     assert {"gateway bus", "gateway state"} < by_role["gateway"]
     direct_ones = [row for row in rows if row["usename"] == "gateway"]
-    assert ways.KEPT <= len(direct_ones) <= ways.KEPT + 2 + 4
-    assert MOST_THREADS * 2 == ways.SINKS
+    assert checks.PROXY <= len(direct_ones) <= checks.PROXY + 2 + 4
+    assert MOST_THREADS * 2 == checks.SINKS
 
 
 def server_of(url: str, server: str) -> str:

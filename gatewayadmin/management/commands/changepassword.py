@@ -1,6 +1,6 @@
 """Django's own command, refused: it would set another person's password without an admin event."""
 
-from gatewayadmin.management.refused import RefusedCommand
+from gatewayadmin.management.base import RefusedCommand
 
 
 class Command(RefusedCommand):

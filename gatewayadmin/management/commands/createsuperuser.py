@@ -1,6 +1,6 @@
 """Django's own command, refused: it would make an account outside of every role, without an admin event."""
 
-from gatewayadmin.management.refused import RefusedCommand
+from gatewayadmin.management.base import RefusedCommand
 
 
 class Command(RefusedCommand):

@@ -4,21 +4,20 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from accounts.models import User
-from gatewayadmin.config import database, ways
-from gatewayadmin.config.database import UnusableDatabase
-from gatewayadmin.config.public_url import public_url
+from gatewayadmin.config import checks
+from gatewayadmin.config.checks import default_workers
 from gatewayadmin.doctor import CheckStep, OAuthCheck, passed
 from gatewayadmin.doctor.http_probe import StepState
-from gatewayadmin.serving.server import default_workers
+from gatewayadmin.management.base import WorkspaceCommand
+from gatewayadmin.serving.start import public_url
 from gateways.models import Gateway
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     help = "Go a client's way through OAuth to a gateway's tools, and say at which step it ends and why."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--gateway", metavar="SLUG", help="default: the first one that is enabled")
@@ -26,11 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--user", metavar="EMAIL", help="whose consent is simulated (default: the first user)")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            database.require()
-            in_use = ways.survey(settings.WORKERS or default_workers())
-        except UnusableDatabase as error:
-            raise CommandError(str(error)) from error
+        in_use = checks.survey(settings.WORKERS or default_workers())
         for line in (*in_use.uses, *(f"Warning: {warning}" for warning in in_use.warnings)):
             self.stdout.write(f"{'database':<12}{line}")
         walk = OAuthCheck(options["url"] or public_url(), _gateway(options["gateway"]), _user(options["user"]))

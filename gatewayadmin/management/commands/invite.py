@@ -3,21 +3,20 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from accounts import password_links
 from accounts.models import Role, Team, User
 from accounts.people_forms import AddressesField
 from accounts.rules import PeopleError
-from gatewayadmin.config import database
-from gatewayadmin.config.database import UnusableDatabase
-from gatewayadmin.config.public_url import public_url
+from gatewayadmin.management.base import WorkspaceCommand
+from gatewayadmin.serving.start import public_url
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     help = "Invite people and print the link of each. A link works once, for 72 hours. Recorded as admin events."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+
+    refusals = (PeopleError,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("emails", nargs="+", metavar="EMAIL", help="whom to invite")
@@ -25,15 +24,9 @@ class Command(BaseCommand):
         parser.add_argument("--team", action="append", default=[], help="a team they join; may be given several times")
 
     def handle(self, *args: Any, emails: list[str], role: str, team: list[str], **options: Any) -> None:
-        try:
-            database.require()
-            people = AddressesField().clean("\n".join(emails))
-            teams = [_named(Team, name) for name in team]
-            invited = User.objects.invite_all(people, role=_named(Role, role), teams=teams, by=None)
-        except (UnusableDatabase, PeopleError) as error:
-            raise CommandError(str(error)) from error
-        except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from error
+        people = AddressesField().clean("\n".join(emails))
+        teams = [_named(Team, name) for name in team]
+        invited = User.objects.invite_all(people, role=_named(Role, role), teams=teams, by=None)
         for person in invited:
             self.stdout.write(f"{person.email} {password_links.invitation_link(person, public_url())}")
 

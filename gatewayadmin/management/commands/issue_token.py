@@ -5,24 +5,23 @@ import secrets
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 
 from accounts.models import User
 from connections.models import Connection, ConnectionFault
-from gatewayadmin.config import database
-from gatewayadmin.config.database import UnusableDatabase
-from gatewayadmin.config.public_url import public_url
+from gatewayadmin.management.base import WorkspaceCommand
+from gatewayadmin.serving.start import public_url
 from gateways.models import Gateway
 from hosts.models import Host, HostError, HostKind
 from tokens.models import DEFAULT_LIFETIME, LIFETIMES, Issued, Token, TokenError
 from ui.rest import stamp
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     help = "Issue an API access token and print it as one line of JSON. The token is shown only here."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+
+    refusals = (HostError, ConnectionFault, TokenError)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--user", required=True, metavar="EMAIL", help="the person the token acts as")
@@ -34,14 +33,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, user: str, host: str, gateway: str, **options: Any) -> None:
-        try:
-            database.require()
-            with transaction.atomic():
-                issued = _issue(_user(user), host, _gateway(gateway), options["name"], options["expires_in_days"])
-        except (UnusableDatabase, HostError, ConnectionFault, TokenError) as error:
-            raise CommandError(str(error)) from error
-        except ValidationError as error:
-            raise CommandError(" ".join(error.messages)) from error
+        with transaction.atomic():
+            issued = _issue(_user(user), host, _gateway(gateway), options["name"], options["expires_in_days"])
         self.stdout.write(json.dumps(_line(issued)))
 
 

@@ -15,7 +15,7 @@ from auditlog.models import Call
 from gatewayadmin import grants
 from gatewayadmin.config import database
 from gatewayadmin.config.database import UnusableDatabase
-from gatewayadmin.serving.quickstart import make_partitions
+from gatewayadmin.serving.start import make_partitions
 
 # Statements that need a table after us wait behind us, so we wait only briefly for locks. A statement of a second is
 # taken to hang, and calls are refused until it ends.

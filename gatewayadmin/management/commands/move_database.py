@@ -9,14 +9,13 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin.config import database, keys, locks
-from gatewayadmin.config.database import UnusableDatabase
+from gatewayadmin.config import database, keys
+from gatewayadmin.config.database import Lock, UnusableDatabase
 from gatewayadmin.config.environment import Refused
-from gatewayadmin.config.locks import Lock
 from gatewayadmin.embedded import moving
 from gatewayadmin.embedded.cluster import ClusterError
 from gatewayadmin.embedded.moving import Immovable
-from gatewayadmin.serving.quickstart import make_partitions
+from gatewayadmin.serving.start import make_partitions
 
 
 class Command(BaseCommand):
@@ -37,7 +36,7 @@ class Command(BaseCommand):
             if check:
                 self.stdout.write("It can be moved.")
                 return
-            with locks.advisory_lock(Lock.FIRST_START):
+            with database.advisory_lock(Lock.FIRST_START):
                 call_command("migrate", verbosity=0, interactive=False)
                 rows = moving.move(settings.DATA_DIR, self._say)
             make_partitions()

@@ -2,23 +2,17 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from accounts import second_factor
-from gatewayadmin.config import database
-from gatewayadmin.config.database import UnusableDatabase
+from gatewayadmin.management.base import WorkspaceCommand
 from servers import resealing
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     help = "Seal every stored secret with the newest encryption key; safe while the server runs, and safe to repeat."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            database.require()
-        except UnusableDatabase as error:
-            raise CommandError(str(error)) from error
         resealed = resealing.reseal_servers() | {"second factors": second_factor.reseal_second_factors()}
         for what, (moved, unreadable) in resealed.items():
             self.stdout.write(f"{what:<20}  {moved:>6}  resealed")

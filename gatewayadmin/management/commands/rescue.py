@@ -4,23 +4,23 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.core.validators import validate_email
 from django.db import transaction
 
 from accounts import password_links, second_factor
 from accounts.models import User
 from accounts.rules import PeopleError
-from gatewayadmin.config import database
-from gatewayadmin.config.database import UnusableDatabase
-from gatewayadmin.config.public_url import public_url
+from gatewayadmin.management.base import WorkspaceCommand
+from gatewayadmin.serving.start import public_url
 from sso.enforcement import must_sign_in_there
 from sso.models import Mode, Provider
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     help = "Make a person an active Super admin, whatever they were before. Recorded as an admin event."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+
+    refusals = (User.DoesNotExist,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("email", metavar="EMAIL", help="the e-mail they sign in with")
@@ -34,14 +34,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, email: str, **options: Any) -> None:
         try:
-            database.require()
             validate_email(email)
             with transaction.atomic():
                 person, previous = User.objects.rescue(email, create=options["create"])
                 lines = [f"{person.email} is an active Super admin now (before: {previous})."]
                 lines += _further(person, options)
-        except (UnusableDatabase, User.DoesNotExist) as error:
-            raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError(f"{email} is no e-mail address.") from error
         except PeopleError as error:

@@ -10,7 +10,7 @@ import orjson
 from django.core.management.base import BaseCommand, CommandError
 
 from auditlog.partitions import DAY
-from gatewayadmin.management.options import moment
+from gatewayadmin.management.base import moment
 from sinks import archive
 from sinks.archive import UnreadableArchive
 from sinks.objects import NotKept

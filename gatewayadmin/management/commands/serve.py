@@ -7,13 +7,12 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from gatewayadmin.config import database, environment, ways
+from gatewayadmin.config import checks, database, environment
+from gatewayadmin.config.checks import DatabaseReport, default_workers
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
-from gatewayadmin.config.ways import Ways
-from gatewayadmin.serving import quickstart
-from gatewayadmin.serving.quickstart import Welcome
-from gatewayadmin.serving.server import GunicornServer, PortTaken, default_workers, metrics_folder, reserve
+from gatewayadmin.serving.server import GunicornServer, PortTaken, metrics_folder, reserve
+from gatewayadmin.serving.start import Welcome, prepare
 
 
 class Command(BaseCommand):
@@ -42,7 +41,7 @@ class Command(BaseCommand):
             listener = reserve(host, port)
             metrics = metrics_folder(settings.DATA_DIR)
             database.require(tables=not migrate)
-            in_use = ways.survey(workers or default_workers())
+            in_use = checks.survey(workers or default_workers())
         except (PortTaken, UnusableDatabase) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
@@ -53,7 +52,7 @@ class Command(BaseCommand):
         environment.set_for_children("GATEWAY_BUILTIN_METRICS", str(metrics))
         environment.set_for_children("GATEWAY_BUILTIN_URL", f"http://{_reachable(host)}:{port}")
         environment.set_for_children("GATEWAY_BUILTIN_SECRET", secrets.token_urlsafe(32))
-        welcome = quickstart.prepare(migrate=migrate)
+        welcome = prepare(migrate=migrate)
         self._require_keys()
         if is_another_secret_key():
             in_use.warnings.append(
@@ -79,7 +78,7 @@ class Command(BaseCommand):
                     f" they are lost, start with GATEWAY_LOST_KEYS={','.join(lost)}: then what they hold is of no use."
                 )
 
-    def _greet(self, welcome: Welcome, host: str, port: int, in_use: Ways) -> None:
+    def _greet(self, welcome: Welcome, host: str, port: int, in_use: DatabaseReport) -> None:
         password = f" with the password {welcome.secret} (shown only now)" if welcome.secret else ""
         lines = [f"Gateway Admin runs at {settings.PUBLIC_URL}", f"Sign in as {welcome.email}{password}."]
         if environment.text("GATEWAY_PUBLIC_URL"):

@@ -8,21 +8,18 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 from django.template.defaultfilters import pluralize
 
 from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
 from auditlog.checkpoints.verifying import BEGINNING, NOUNS, LogPeriod, Report, merged
-from gatewayadmin.config import database
-from gatewayadmin.config.database import UnusableDatabase
-from gatewayadmin.management.options import moment
+from gatewayadmin.management.base import WorkspaceCommand, moment
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     help = "Compare calls and admin events with their checkpoints, and name what was removed, changed or added."
-    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--from", dest="since", type=moment, help="the first moment, such as 2026-11-20 (UTC)")
@@ -36,10 +33,6 @@ class Command(BaseCommand):
         parser.add_argument("--print-key", action="store_true", help="print the public key as PEM, and nothing else")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            database.require()
-        except UnusableDatabase as error:
-            raise CommandError(str(error)) from error
         if options["print_key"]:
             with transaction.atomic():
                 key = sealing.signing_key().public_key()

@@ -1,0 +1,55 @@
+"""Bases of the commands: those that use the database of a workspace, and Django's own that are refused."""
+
+import argparse
+from argparse import ArgumentParser
+from datetime import UTC, datetime
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+
+from gatewayadmin.config import database
+from gatewayadmin.config.database import UnusableDatabase
+
+
+class WorkspaceCommand(BaseCommand):
+    """A command that needs the tables of a workspace. Exceptions in `refusals` become errors of one line."""
+
+    requires_system_checks = ()  # `make check` has judged the code; to do it again takes longer than most commands.
+    refusals: tuple[type[Exception], ...] = ()
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            database.require()
+            return super().execute(*args, **options)
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from error
+        except self.refusals as error:
+            raise CommandError(str(error)) from error
+        except UnusableDatabase as error:
+            raise CommandError(str(error)) from error
+
+
+class RefusedCommand(BaseCommand):
+    """Refused with the text `instead`, whatever the arguments."""
+
+    instead: str
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("anything", nargs="*")
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        super().run_from_argv(argv[:2])  # Django's options lead to the same words.
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        raise CommandError(self.instead)
+
+
+def moment(text: str) -> datetime:
+    """Parse a date, or a date with a time; in UTC unless it has a zone. The type of an option."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-20.") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,0 +1,84 @@
+"""Prepares the database at each start: tables, roles, first owner, Quickstart. Idempotent, and safe to run at once."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.core.management import call_command
+from django.db import transaction
+from django.db.models import Q
+
+from accounts.models import Role, User, WorkspaceSettings, make_first_owner
+from auditlog.models import Call
+from gatewayadmin.config.database import Lock, advisory_lock
+from gatewayadmin.serving.quickstart import TOOLS
+from gateways.models import Assignment, Feature, Gateway
+from servers.models import BUILT_IN_URL, Server
+
+QUICKSTART = "quickstart"
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The account to sign in with; `secret` is the password if it was generated now, to be shown once."""
+
+    email: str
+    secret: str | None
+
+
+def prepare(*, migrate: bool = True) -> Welcome:
+    """Update the database. If several processes start at once, one does it and the others wait.
+
+    Without `migrate`, the tables must already be those of this version. New indexes of the log are created later, while
+    serving.
+    """
+    with advisory_lock(Lock.FIRST_START):
+        if migrate:
+            # Others that start wait for this; indexes of the log may take an hour.
+            call_command("migrate", verbosity=0, interactive=False, log_indexes=False)
+        else:
+            make_partitions()
+        Role.objects.make_built_in()
+        welcome = _welcome()
+        if settings.QUICKSTART:
+            _make_quickstart()
+        WorkspaceSettings.load()
+        WorkspaceSettings.objects.update(public_base_url=settings.PUBLIC_URL)  # For commands: see public_url.
+    return welcome
+
+
+def make_partitions() -> list[str]:
+    """Create the log's partitions for the coming days, and return their names."""
+    workspace = WorkspaceSettings.objects.first() or WorkspaceSettings()
+    return Call.partitions.make_ahead(kept_days=workspace.log_retention_days)
+
+
+def public_url() -> str:
+    """Return GATEWAY_PUBLIC_URL if set, otherwise the URL recorded by the last `serve`, or the default."""
+    if settings.PUBLIC_URL_IS_SET:
+        return str(settings.PUBLIC_URL)
+    return WorkspaceSettings.load().public_base_url or str(settings.PUBLIC_URL)
+
+
+def _welcome() -> Welcome:
+    password, settings.ADMIN_PASSWORD = settings.ADMIN_PASSWORD, ""  # Removed, since forked workers do not need it.
+    secret = None if password else secrets.token_urlsafe(15)
+    owner = make_first_owner(settings.ADMIN_EMAIL, password or secret or "")
+    if owner is not None:
+        return Welcome(owner.email, secret)
+    return Welcome(User.objects.earliest("date_joined").email, None)
+
+
+def _make_quickstart() -> None:
+    """Create the bundled server and its gateway, unless that name is or was in use."""
+    named = Q(slug=QUICKSTART) | Q(name__iexact=QUICKSTART)
+    if Server.objects.filter(named | Q(url=BUILT_IN_URL)).exists() or Gateway.objects.filter(named).exists():
+        return
+    with transaction.atomic():
+        server = Server.objects.add(name="Quickstart", slug=QUICKSTART, url=BUILT_IN_URL, by=None)
+        about = "Harmless tools to try things out with. Needs nothing but this installation."
+        gateway = Gateway.objects.add(name="Quickstart", slug=QUICKSTART, description=about, by=None)
+        assignment = Assignment.objects.assign(gateway=gateway, server=server, alias="", by=None)
+        Feature.objects.learn(assignment, TOOLS)  # So that the first snippet names a tool that works.
