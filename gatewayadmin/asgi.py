@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from auditlog import replica
 from gatewayadmin.config import database, environment
-from gatewayadmin.playground import endpoint_call
+from gatewayadmin.playground import run
 from gatewayadmin.serving import health, housekeeping, quickstart
 from gatewayadmin.serving.client_address import client_address, is_known
 from gatewayadmin.serving.fair_shares import FairShares
@@ -99,7 +99,7 @@ async def lifespan(router: Router) -> AsyncIterator[None]:
     metrics.tell_apart(settings.METRICS_NAMES, _metrics_folder, *await asyncio.to_thread(busiest))
     async with proxy.runtime(proxy_config()) as endpoint:
         _mcp.app = endpoint
-        endpoint_call.serve_by(endpoint)
+        run.serve_by(endpoint)
         health.readiness.watch(endpoint.faults)
         gc.freeze()  # Loaded objects stay, so collections need not scan them while calls wait.
         # Pages wait for the interpreter after each statement, and the event loop after each round.

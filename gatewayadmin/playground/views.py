@@ -3,52 +3,215 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.db import transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.template.loader import render_to_string
+from django.urls import reverse
 from django.utils.csp import CSP
 from django.utils.html import format_html
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csp import csp_override
 from django.views.decorators.http import require_http_methods
 
-from accounts.models import User
+from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.detail import Detail
 from auditlog.models import ENDINGS, Call
-from auditlog.own_calls import OwnCall
+from auditlog.own_calls import OwnCall, own_calls
 from auditlog.remedies import Cause, cause, of_call
+from auditlog.search.keyset import page
 from auditlog.today import Question, current_decision
 from auditlog.trail import Trail, trail_of
 from capabilities import Capability, own_resource
 from connections.models import Connection, ConnectionRefused
-from gatewayadmin.playground import arguments_form, endpoint_call
-from gatewayadmin.playground.arguments_form import ArgumentsForm
-from gatewayadmin.playground.endpoint_call import RUN_SECONDS, AgentResponse, Exchange, RunSlot, TooManyRuns
-from gatewayadmin.playground.page import KINDS, Chosen, RunHistory, connect, form_again, others, own
-from gatewayadmin.playground.results import result_of
-from gateways.models import Gateway
+from gatewayadmin.playground.arguments import ArgumentsForm, form_of, pretty
+from gatewayadmin.playground.results import Result
+from gatewayadmin.playground.run import RUN_SECONDS, AgentRequest, AgentResponse, Run, TooManyRuns, is_served
+from gateways.models import Assignment, Effect, Feature, FeatureKind, Gateway
+from hosts.models import PLAYGROUND, Host
 from oauth.models import Binding
 from proxy.access.features import Named
-from tokens.models import TokenAlreadyRevoked
+from servers.models import Identity
+from tokens.models import Token, TokenAlreadyRevoked
 from ui import databases
 from ui.clients import call_texts
 from ui.pages import AppRequest
 from ui.templatetags.ui import visible
+from wire import definitions
+from wire.uris import alias_and_uri, exposed_template, exposed_uri
 
-MOST_GATEWAYS = 120
+MOST_OFFERED = 300  # Names in a list; beyond that, users type a name.
+RUNS = 8
+LONGEST_NAME = 4096
 LONGEST_COPIED = 5_000  # Characters of arguments in the code examples to copy.
+KINDS = {"tool": "Tool", "prompt": "Prompt", "resource": "Resource"}
+OF_KIND = {
+    "tool": (FeatureKind.TOOL,),
+    "prompt": (FeatureKind.PROMPT,),
+    "resource": (FeatureKind.RESOURCE, FeatureKind.TEMPLATE),
+}
 # Pictures of results are inline; nothing is fetched.
 DRAWS: dict[str, Any] = {**settings.SECURE_CSP, "img-src": [CSP.SELF, "data:"]}
 CUT = "<!-- run -->"  # The page up to here is sent at once, the rest after the run.
 UNSERVED = "This process serves no MCP endpoint, so nothing can be run from it."
+
+
+# The user's own connection of the app Playground, opened by the same verbs as for other apps.
+
+
+def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
+    """Return the user's playground connection to this gateway, if any."""
+    rows = Connection.objects.own(user).live().filter(host__dedupe_key=PLAYGROUND, gateway=gateway)
+    return rows.select_related("host", "gateway", "user").first() if gateway else None
+
+
+def connect(user: User, gateway: Gateway) -> Connection:
+    """Return the user's playground connection to this gateway, opening one if needed.
+
+    For servers with personal identities it carries the newest usable one. An existing connection may still be blocked;
+    its calls check that. Raises ConnectionRefused if the user cannot connect apps.
+    """
+    if (live := live_connection(user, gateway)) is not None:
+        return live
+    if not user.has_perm(Capability.OAUTH_CONNECT):
+        raise ConnectionRefused(f"Your role lacks {Capability.OAUTH_CONNECT.label}.")
+    # Outside the transaction: an app that waits for approval must remain.
+    waits = WorkspaceSettings.load().new_app_policy == NewAppPolicy.APPROVE
+    app = Host.objects.playground(needs_approval=waits, by=user)
+    with transaction.atomic():
+        opened = Connection.objects.open(
+            host=app, gateway=gateway, user=user, identities=_own_identities(user, gateway), by=user
+        )
+        Token.objects.provide_key(opened, by=user)
+    return opened
+
+
+def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
+    usable = Identity.objects.own(user).usable().order_by("created_at")
+    newest = {identity.server_id: identity for identity in sorted(usable, key=lambda one: one.status == "active")}
+    asking = Assignment.objects.per_user().filter(gateway=gateway).select_related("server")
+    return {each: newest[each.server_id] for each in asking if each.server_id in newest}
+
+
+def _others(user: User, gateway: Gateway | None) -> list[Connection]:
+    """Return the user's connections to this gateway through other apps and agents, for checks."""
+    if gateway is None:
+        return []
+    rows = Connection.objects.own(user).live().filter(gateway=gateway).exclude(host__dedupe_key=PLAYGROUND)
+    return list(rows.select_related("host", "gateway", "user").order_by("host__name", "connected_at")[:50])
+
+
+# What to run
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The selection in the URL: a reachable gateway, a kind, and a feature name, each optional."""
+
+    user: User
+    gateway: Gateway | None
+    kind: str
+    name: str
+
+    @classmethod
+    def of(cls, user: User, asked: Any) -> Chosen:
+        slug, kind, name = asked.get("gateway", ""), asked.get("kind", ""), asked.get("name", "")
+        within = Gateway.objects.reachable_by(user) if "\0" not in slug else Gateway.objects.none()
+        gateway = within.filter(slug=slug).first() if slug else within.order_by("name").first()
+        is_name = len(name) <= LONGEST_NAME and "\0" not in name
+        return cls(user, gateway, kind if kind in KINDS else "tool", name if is_name else "")
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """The first features of this kind, enabled or not (one more than MOST_OFFERED, to detect more)."""
+        if self.gateway is None:
+            return []
+        rows = Feature.objects.offered().placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+        listed = rows.select_related("assignment__server").order_by("assignment__server__name", "exposed_name")
+        return list(listed[: MOST_OFFERED + 1])
+
+    @property
+    def is_typed(self) -> bool:
+        """True if there are too many features for a list, so that users type a name."""
+        return len(self.features) > MOST_OFFERED
+
+    @property
+    def offers(self) -> dict[str, list[tuple[str, Feature]]]:
+        """The names in the list, by server."""
+        by_server: dict[str, list[tuple[str, Feature]]] = {}
+        for one in self.features[:MOST_OFFERED]:
+            by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
+        return by_server
+
+    @cached_property
+    def feature(self) -> Feature | None:
+        """The selected feature, if known. Names that are not in any list can be called too."""
+        if self.gateway is None or not self.name:
+            return None
+        rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
+        live = rows.select_related("assignment")
+        if self.kind != "resource":
+            return live.filter(exposed_name=self.name).order_by("missing_since").first()
+        alias, uri = alias_and_uri(self.name)
+        named = live.filter(name=uri, **({"assignment__alias": alias} if alias else {})).first()
+        return named or next((one for one in self.features if called(one) == self.name), None)
+
+    @property
+    def is_template(self) -> bool:
+        return self.feature is not None and self.feature.kind == FeatureKind.TEMPLATE
+
+    @property
+    def schema(self) -> Any:
+        """The schema of the arguments, in its original order; None if the feature is unknown."""
+        if self.feature is None:
+            return None
+        approved = definitions.definition_in(self.feature.approved).value if self.feature.approved else {}
+        if self.kind == "prompt":
+            return _prompt_schema(approved.get("arguments"))
+        schema = approved.get("inputSchema")
+        return schema if isinstance(schema, dict) else self.feature.input_schema
+
+    @property
+    def is_destructive(self) -> bool:
+        """True if the server marks the feature as destructive; a run must then be confirmed."""
+        return self.feature is not None and self.feature.effect == Effect.DESTRUCTIVE
+
+    def asked(self, form: ArgumentsForm) -> AgentRequest:
+        """Return the request for the selected feature with the arguments of the form."""
+        return AgentRequest(self.kind, self.name, form.arguments)
+
+
+def called(feature: Feature) -> str:
+    """Return the name or URI clients use for a feature."""
+    match feature.kind:
+        case FeatureKind.RESOURCE:
+            return exposed_uri(feature.assignment.alias, feature.name)
+        case FeatureKind.TEMPLATE:
+            return exposed_template(feature.assignment.alias, feature.name)
+    return feature.exposed_name
+
+
+def _prompt_schema(arguments: Any) -> dict[str, Any]:
+    """Build a schema from the arguments of a prompt, which are all strings."""
+    known = [one for one in arguments if isinstance(one, dict)] if isinstance(arguments, list) else []
+    named = [one for one in known if isinstance(one.get("name"), str)]
+    return {
+        "properties": {one["name"]: {"type": "string", "description": one.get("description")} for one in named},
+        "required": [one["name"] for one in named if one.get("required") is True],
+    }
+
+
+# The page
 
 
 @never_cache
@@ -59,9 +222,9 @@ def playground(request: AppRequest) -> HttpResponse:
     """Show the page. A POST checks or runs the request and shows the result."""
     chosen = Chosen.of(request.user, request.POST if request.method == "POST" else request.GET)
     if request.method == "GET":
-        again = form_again(chosen, request.GET.get("again", "")) if "again" in request.GET else None
-        return _shown(request, chosen, again or arguments_form.empty(chosen.schema), {})
-    form = arguments_form.filled_in(chosen.schema, request.POST, as_json=request.POST.get("as") == "json")
+        again = _form_again(chosen, request.GET.get("again", "")) if "again" in request.GET else None
+        return _shown(request, chosen, again or ArgumentsForm(chosen.schema), {})
+    form = ArgumentsForm(chosen.schema, request.POST, as_json=request.POST.get("as") == "json")
     match request.POST.get("act", "run"):
         case "json" | "form" as to:
             return _shown(request, chosen, _turned(chosen, form, to), {})
@@ -73,31 +236,36 @@ def playground(request: AppRequest) -> HttpResponse:
 
 def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) -> HttpResponse:
     """Check or run the request, if the form is complete."""
-    if chosen.gateway is None or not chosen.name or _is_unfilled(chosen):
+    if chosen.gateway is None or not chosen.name or (chosen.is_template and "{" in chosen.name):
         words = "Fill in what stands between { and }." if chosen.name else "Choose what to run."
         return _refused(request, chosen, form, words if chosen.gateway else "There is no such gateway for you.")
     if act == "check":  # Access does not depend on the arguments.
         return _checked(request, chosen, chosen.gateway, form)
-    if form.has_errors:
+    if chosen.kind != "resource" and not form.is_valid():
         return _shown(request, chosen, form, {}, HTTPStatus.UNPROCESSABLE_ENTITY)
     if chosen.is_destructive and act != "sure":
         return _shown(request, chosen, form, {"asks": True})
     return _run(request, chosen, chosen.gateway, form)
 
 
-def _is_unfilled(chosen: Chosen) -> bool:
-    return chosen.is_template and "{" in chosen.name
-
-
 def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
     """Switch between form and JSON; keep the current one if arguments would be lost."""
-    if to == "json":
-        return replace(form, as_json=True) if not form.has_errors else form
-    if form.has_errors:
+    if not form.is_valid():
         return form
-    turned = arguments_form.of_arguments(chosen.schema, form.arguments)
-    words = "The form has no field for all of this: it stays JSON."
-    return replace(form, whole=replace(form.whole, error=words)) if turned.as_json else turned
+    turned = form_of(chosen.schema, form.arguments, as_json=to == "json")
+    if to == "form" and turned.as_json:
+        turned.add_error("arguments", "The form has no field for all of this: it stays JSON.")
+    return turned
+
+
+def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
+    """Return the form with the arguments of an earlier run, if they were recorded and the user can view them."""
+    call = _row(uid)
+    if call is None or call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS):
+        return None
+    sent = call.request_payload.get("params") if isinstance(call.request_payload, dict) else None
+    arguments = sent.get("arguments") if isinstance(sent, dict) and not call.payload_truncated else None
+    return form_of(chosen.schema, arguments) if isinstance(arguments, dict) else None
 
 
 def _refused(request: AppRequest, chosen: Chosen, form: ArgumentsForm, words: str) -> HttpResponse:
@@ -113,25 +281,37 @@ def _shown(
 def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[str, Any]) -> str:
     """Render the whole page, with `more` context about the result."""
     user, gateway = request.user, chosen.gateway
-    gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_GATEWAYS + 1])
-    is_short = len(form.whole.value) <= LONGEST_COPIED
+    gateways = list(Gateway.objects.reachable_by(user).order_by("name")[: MOST_OFFERED + 1])
+    is_short = len(pretty(form.arguments)) <= LONGEST_COPIED
     texts = call_texts(gateway.url, gateway.slug, *chosen.asked(form)) if gateway and chosen.name and is_short else []
     context = {
         "chosen": chosen,
-        "gateways": gateways[:MOST_GATEWAYS],
-        "are_more": len(gateways) > MOST_GATEWAYS,
+        "gateways": gateways[:MOST_OFFERED],
+        "are_more": len(gateways) > MOST_OFFERED,
         "kinds": KINDS.items(),
         "form": form,
         "texts": texts,
-        "others": others(user, gateway),
-        "connection": own(user, gateway),
+        "others": _others(user, gateway),
+        "connection": live_connection(user, gateway),
         "checks_as": request.POST.get("through", ""),
-        "history": RunHistory.of(user),
-        "back": chosen.url,
+        "runs": _runs_of(user),
         "seconds": RUN_SECONDS,
         **more,
     }
     return render_to_string("playground/page.html", context, request)
+
+
+def _runs_of(user: User) -> list[tuple[OwnCall, str]]:
+    """Return the last runs of a person from the log, and the URL to run each again."""
+    app = Host.objects.filter(dedupe_key=PLAYGROUND).first()
+    rows = page([own_calls(user).filter(host_id=app.pk)], None, RUNS).rows if app else []
+    slugs = dict(Gateway.objects.filter(pk__in={row.gateway_id for row in rows}).values_list("pk", "slug"))
+    return [(OwnCall(row), _again(row, slugs.get(row.gateway_id, ""))) for row in rows]  # type: ignore[arg-type]
+
+
+def _again(call: Call, slug: str) -> str:
+    query = {"gateway": slug, "kind": call.feature_type, "name": call.feature_name, "again": str(call.uid)}
+    return f"{reverse('playground')}?{urlencode(query)}"
 
 
 # Would it work now?
@@ -140,24 +320,25 @@ def _page(request: AppRequest, chosen: Chosen, form: ArgumentsForm, more: dict[s
 def _checked(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
     """Show the access decision for the playground or another connection of the user. Nothing is sent."""
     through = request.POST.get("through", "")
-    live: Connection | None = next((one for one in others(request.user, gateway) if str(one.pk) == through), None)
+    live: Connection | None = next((one for one in _others(request.user, gateway) if str(one.pk) == through), None)
     try:
         live = live or connect(request.user, gateway)
     except ConnectionRefused as refused:
         return _refused(request, chosen, form, str(refused))
-    question = Question(live.host, request.user, gateway, Named(chosen.kind, chosen.name), _address(request) or None)
-    trail = _told(trail_of(current_decision(question), request.user))
+    address = request.META.get("REMOTE_ADDR") or None
+    question = Question(live.host, request.user, gateway, Named(chosen.kind, chosen.name), address)
+    trail = _for_reader(trail_of(current_decision(question), request.user))
     return _shown(request, chosen, form, {"trail": trail, "near": [(name, "") for name in trail.near]})
 
 
-def _told(trail: Trail) -> Trail:
+def _for_reader(trail: Trail) -> Trail:
     """Remove from a trail what requires access to the log."""
     for lines in (trail.lines, trail.further):
-        lines[:] = [line._replace(cause=line.cause and _told_cause(line.cause, trail.reader)) for line in lines]
+        lines[:] = [line._replace(cause=line.cause and _cause_for(line.cause, trail.reader)) for line in lines]
     return trail
 
 
-def _told_cause(known: Cause, reader: User) -> Cause:
+def _cause_for(known: Cause, reader: User) -> Cause:
     """Remove event, counts and the link to the log from a cause, unless the user can read the log."""
     if reader.has_perm(Capability.LOGS_READ):
         return known
@@ -167,62 +348,39 @@ def _told_cause(known: Cause, reader: User) -> Cause:
 # Run it
 
 
-def _address(request: AppRequest) -> str:
-    return str(request.META.get("REMOTE_ADDR") or "")
-
-
 def _run(request: AppRequest, chosen: Chosen, gateway: Gateway, form: ArgumentsForm) -> HttpResponse:
     """Run the request as an agent would. The page is streamed: the first part now, the rest after the run."""
-    if not endpoint_call.is_served():
+    if not is_served():
         return _refused(request, chosen, form, UNSERVED)
-    with ExitStack() as unless_begun:
+    try:
+        live = connect(request.user, gateway)
+        secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
+    except (ConnectionRefused, TokenAlreadyRevoked) as refused:
+        return _refused(request, chosen, form, str(refused))
+    run = Run(gateway.slug, chosen.asked(form), secret, str(request.META.get("REMOTE_ADDR") or ""), request.user.pk)
+    begun = _page(request, chosen, form, {"running": True})
+
+    def rest(refusal: str) -> str:
         try:
-            place = RunSlot(request.user.pk)  # First, to limit concurrent runs.
-            unless_begun.callback(place.give_back)
-            live = connect(request.user, gateway)
-            secret = Binding.objects.lend(live, by=request.user, seconds=2 * RUN_SECONDS)
-        except (TooManyRuns, ConnectionRefused, TokenAlreadyRevoked) as refused:
-            return _refused(request, chosen, form, str(refused))
-        asking = Exchange(gateway.slug, chosen.asked(form), secret, _address(request), place)
-        begun = _page(request, chosen, form, {"running": True})
-        rest = _rest(request, chosen, form)
-        stream = _Stream(asking, _pieces(asking, begun.partition(CUT)[0], rest))
-        unless_begun.pop_all()
-    return StreamingHttpResponse(stream)  # type: ignore[return-value]  # A stream is an answer too.
-
-
-class _Stream:
-    """The pieces of the page. If it is closed before the first one was read, the run never begins."""
-
-    def __init__(self, asking: Exchange, pieces: AsyncIterator[str]) -> None:
-        self._pieces = pieces
-        self.close = asking.close
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self._pieces
-
-
-def _rest(request: AppRequest, chosen: Chosen, form: ArgumentsForm) -> Callable[[AgentResponse | None], str]:
-    def rest(answer: AgentResponse | None) -> str:
-        try:
-            more = _outcome(request.user, answer)
+            more = {"refusal": refusal} if refusal else _outcome(request.user, run.answer)
             return _page(request, chosen, form, {"running": True, **more}).partition(CUT)[2]
         finally:
             databases.give_back()
 
-    return rest
+    async def pieces() -> AsyncIterator[str]:
+        yield begun.partition(CUT)[0]
+        steps, refusal = run.steps(), ""
+        try:
+            async for step in steps:
+                yield _step(step)
+        except TooManyRuns as refused:
+            refusal = str(refused)
+        finally:
+            with suppress(asyncio.CancelledError):
+                await steps.aclose()
+        yield await sync_to_async(rest)(refusal)
 
-
-async def _pieces(asking: Exchange, begun: str, rest: Callable[[AgentResponse | None], str]) -> AsyncIterator[str]:
-    yield begun
-    steps = asking.steps()
-    try:
-        async for step in steps:
-            yield _step(step)
-    finally:
-        with suppress(asyncio.CancelledError):
-            await steps.aclose()
-    yield await sync_to_async(rest)(asking.answer)
+    return StreamingHttpResponse(pieces())  # type: ignore[return-value]  # A stream is an answer too.
 
 
 def _step(params: dict[str, Any]) -> str:
@@ -239,11 +397,11 @@ def _outcome(user: User, answer: AgentResponse | None) -> dict[str, Any]:
     if answer is None:
         return {"refusal": "No answer came."}
     row = _row(answer.uid)
-    context: dict[str, Any] = {"result": result_of(answer), "call": row}
+    context: dict[str, Any] = {"result": Result(answer), "call": row}
     if row is not None:
         context |= {"own": OwnCall(row), "detail": Detail(row)}
         if row.deny_reason and (row.outcome in ENDINGS["denied"] or row.deny_reason == "unknown_tool"):
-            context["cause"] = _told_cause(cause(row.deny_reason, of_call(row), user, before=row.created_at), user)
+            context["cause"] = _cause_for(cause(row.deny_reason, of_call(row), user, before=row.created_at), user)
     return context
 
 

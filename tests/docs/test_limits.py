@@ -13,7 +13,7 @@ from auditlog.export import MAX_EXPORTS
 from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
-from gatewayadmin.playground import endpoint_call
+from gatewayadmin.playground import run
 from gatewayadmin.serving.head_limits import HeadLimits
 from proxy import server_requests, server_streams, streams, suspended_calls
 from scim import endpoint, schemas, storage
@@ -52,9 +52,9 @@ LIMITS = {
     "characters of a tool's or prompt's name as its server has it": tool_names.LONGEST_NAME,
     "bytes of a resource's URI": tool_names.LONGEST_URI,
     "gateways a request may pass": trace_context.MOST_HOPS,
-    "runs of the playground at once, in each worker": endpoint_call.MOST_RUNS,
-    "of these, runs of one person": endpoint_call.MOST_RUNS_OF_ONE,
-    "seconds a run of the playground may take": endpoint_call.RUN_SECONDS,
+    "runs of the playground at once, in each worker": run.MOST_RUNS,
+    "of these, runs of one person": run.MOST_RUNS_OF_ONE,
+    "seconds a run of the playground may take": run.RUN_SECONDS,
     "addresses in one invitation": MOST_INVITED,
     "hours an invitation works": INVITATION // HOUR,
     "hours a link of a password reset works": password_links.RESET // HOUR,

