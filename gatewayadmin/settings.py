@@ -3,6 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
+from wsgiref.headers import Headers
 
 from django.utils.csp import CSP
 
@@ -219,7 +220,15 @@ STATIC_URL = "/static/"
 STATICFILES_DIRS = [] if IS_INSTALLED else [BASE_DIR / "static"]  # Else found as the package's own.
 SERVESTATIC_USE_FINDERS = True  # A fresh clone serves its files without a collecting step.
 SERVESTATIC_AUTOREFRESH = False
-SERVESTATIC_IMMUTABLE_FILE_TEST = r"\.[0-9a-f]{12}\.woff2$"  # Named for a hash of the content.
+
+
+def keep_fonts(headers: Headers, path: str, url: str) -> None:
+    """Let browsers cache fonts, which are named for a hash of their content, for a year."""
+    if path.endswith(".woff2"):
+        headers["Cache-Control"] = "public, max-age=31536000, immutable"
+
+
+SERVESTATIC_ADD_HEADERS_FUNCTION = keep_fonts
 
 # --- Signing in ---------------------------------------------------------------------------------------------------
 

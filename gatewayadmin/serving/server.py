@@ -27,8 +27,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
-from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
+from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProtocol
 from proxy import open_files
 from wire.background import Background
 
@@ -193,7 +192,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _awaits_calls(self) -> bool:
-        return any(isinstance(each, HeadLimits) and each.awaits_head for each in self.server_state.connections)
+        return any(isinstance(each, LimitedHttpProtocol) and each.awaits_head for each in self.server_state.connections)
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
@@ -207,7 +206,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS = {  # noqa: RUF012  gunicorn's own name and form
         "loop": "uvloop",
-        "http": McpHttpProtocol if settings.FAST_HTTP else HeadLimits,
+        "http": McpHttpProtocol if settings.FAST_HTTP else LimitedHttpProtocol,
         "lifespan": "on",
         "ws": "none",
         "proxy_headers": False,  # uvicorn believes X-Forwarded-For from loopback; we read it ourselves.

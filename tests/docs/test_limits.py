@@ -14,7 +14,7 @@ from gatewayadmin.admin.base import CapabilityAdmin
 from gatewayadmin.config import environment
 from gatewayadmin.config.database import SILENCE_S
 from gatewayadmin.playground import run
-from gatewayadmin.serving.head_limits import HeadLimits
+from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
 from proxy import server_requests, server_streams, streams, suspended_calls
 from scim import endpoint, schemas, storage
 from scim.models import MOST_KEYS
@@ -30,7 +30,7 @@ LIMITS = {
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers that are read or not yet taken, in each worker": settings.ANSWERS_MIB,
     "of these, MiB of one person; one answer always": (settings.ANSWERS_MIB << 20) // turns.SHARES >> 20,
-    "seconds in which a client has to take 16 KiB of what it is sent, or all": int(HeadLimits.untaken_seconds),
+    "seconds in which a client has to take 16 KiB of what it is sent, or all": int(LimitedHttpProtocol.untaken_seconds),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
     "digits of a number written with an exponent": jsonrpc.MOST_DIGITS,
     "events on one stream of a server": sse.MOST_EVENTS,

@@ -4,11 +4,10 @@ from typing import cast
 
 import pytest
 
-from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.mcp_http_protocol import McpHttpProtocol
+from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProtocol
 
 
-@pytest.fixture(params=[McpHttpProtocol, HeadLimits], ids=["fast", "plain"])
-def http_protocol(request: pytest.FixtureRequest) -> type[HeadLimits]:
+@pytest.fixture(params=[McpHttpProtocol, LimitedHttpProtocol], ids=["fast", "plain"])
+def http_protocol(request: pytest.FixtureRequest) -> type[LimitedHttpProtocol]:
     """What serves with GATEWAY_FAST_HTTP on, and with it off."""
-    return cast(type[HeadLimits], request.param)
+    return cast(type[LimitedHttpProtocol], request.param)

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.serving.head_limits import HeadLimits
+from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
 from tests.eventually import PATIENCE
 
 HEAD = b"POST /mcp/work HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -19,7 +19,7 @@ ELSEWHERE = b"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\
 BODY_SECONDS = 0.6
 
 
-def hasty(protocol: type[HeadLimits], **bounds: float) -> type[HeadLimits]:
+def hasty(protocol: type[LimitedHttpProtocol], **bounds: float) -> type[LimitedHttpProtocol]:
     """`protocol` with bounds that a test can wait for."""
     quick = {"body_seconds": BODY_SECONDS, "body_window": 0.1, "body_rate": 100, "most_unauthenticated": 3}
     return type("Hasty", (protocol,), {**quick, "unauthenticated": {}, **bounds})
@@ -58,7 +58,7 @@ class Client:
             return False
 
 
-def talk(app: Any, conversation: Any, protocol: type[HeadLimits]) -> Any:
+def talk(app: Any, conversation: Any, protocol: type[LimitedHttpProtocol]) -> Any:
     """What `conversation` returns; it gets a function that connects."""
 
     async def main() -> Any:
@@ -85,7 +85,7 @@ def talk(app: Any, conversation: Any, protocol: type[HeadLimits]) -> Any:
     return asyncio.run(main())
 
 
-def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[HeadLimits]) -> None:
+def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> tuple[bytes, bytes]:
         call = await connect(HEAD % 1000 + b"x" * 999)
         form = await connect(ELSEWHERE % 1000 + b"x" * 999)
@@ -96,7 +96,7 @@ def test_a_body_that_stops_half_way_is_given_up_with_408(http_protocol: type[Hea
     ] * 2
 
 
-def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[HeadLimits]) -> None:
+def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 100_000)
         told = asyncio.create_task(client.reader.readline())  # What comes before the connection is reset.
@@ -110,7 +110,7 @@ def test_a_body_that_trickles_is_given_up_at_its_deadline(http_protocol: type[He
     assert time.monotonic() - began > BODY_SECONDS
 
 
-def test_a_slow_but_steady_body_is_taken(http_protocol: type[HeadLimits]) -> None:
+def test_a_slow_but_steady_body_is_taken(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> bytes:
         client = await connect(HEAD % 30)
         for _ in range(30):
@@ -123,7 +123,7 @@ def test_a_slow_but_steady_body_is_taken(http_protocol: type[HeadLimits]) -> Non
     )
 
 
-def test_a_client_that_is_refused_while_it_sends_can_read_why(http_protocol: type[HeadLimits]) -> None:
+def test_a_client_that_is_refused_while_it_sends_can_read_why(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def conversation(connect: Any) -> list[bytes]:
         heard = []
         for head in (HEAD, ELSEWHERE):
@@ -140,7 +140,9 @@ def test_a_client_that_is_refused_while_it_sends_can_read_why(http_protocol: typ
         assert answer.endswith(b"hi")
 
 
-def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(http_protocol: type[HeadLimits]) -> None:
+def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(
+    http_protocol: type[LimitedHttpProtocol],
+) -> None:
     async def conversation(connect: Any) -> list[bool]:
         clients = [await connect(HEAD % 10 + b"x")]
         clients += [await connect(b"GET /half") for _ in range(3)]
@@ -154,7 +156,7 @@ def test_the_oldest_stranger_who_owes_us_something_makes_room_for_another(http_p
     "first", [HEAD % 2 + b"hi", b"GET /mcp/work HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["call", "stream"]
 )
 def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
-    http_protocol: type[HeadLimits], first: bytes
+    http_protocol: type[LimitedHttpProtocol], first: bytes
 ) -> None:
     async def conversation(connect: Any) -> list[bool]:
         clients = [await connect(first)]
@@ -168,7 +170,7 @@ def test_a_connection_that_was_let_through_is_no_stranger_s_any_more(
 
 
 def test_who_connects_when_nearly_all_files_are_open_is_told_so(
-    http_protocol: type[HeadLimits], monkeypatch: pytest.MonkeyPatch
+    http_protocol: type[LimitedHttpProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.open_files.open_files_limit", lambda: 5)
 
@@ -187,7 +189,7 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
-def test_an_answer_that_nobody_reads_is_cut(http_protocol: type[HeadLimits]) -> None:
+def test_an_answer_that_nobody_reads_is_cut(http_protocol: type[LimitedHttpProtocol]) -> None:
     served = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,4 +213,4 @@ def test_an_answer_that_is_read_slowly_is_not_cut() -> None:
             await asyncio.sleep(0.005)
         return read
 
-    assert talk(large, conversation, hasty(HeadLimits, untaken_seconds=1)) > 64 << 20
+    assert talk(large, conversation, hasty(LimitedHttpProtocol, untaken_seconds=1)) > 64 << 20

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.serving.head_limits import MOST, HeadLimits
+from gatewayadmin.serving.http_protocol import MOST, LimitedHttpProtocol
 from tests.eventually import PATIENCE
 
 
@@ -19,7 +19,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"hi"})
 
 
-async def _exchange(protocol: type[HeadLimits], pieces: list[bytes], pause: float, seconds: float) -> bytes:
+async def _exchange(protocol: type[LimitedHttpProtocol], pieces: list[bytes], pause: float, seconds: float) -> bytes:
     config = Config(hello, log_config=None, ws="none")
     hasty = type("Hasty", (protocol,), {"seconds": seconds})
     listener = await asyncio.get_running_loop().create_server(lambda: hasty(config, ServerState(), {}), "127.0.0.1", 0)
@@ -40,7 +40,7 @@ type AnswerTo = Callable[..., bytes]
 
 
 @pytest.fixture
-def answer_to(http_protocol: type[HeadLimits]) -> AnswerTo:
+def answer_to(http_protocol: type[LimitedHttpProtocol]) -> AnswerTo:
     """The first line that comes back for some pieces; empty when the connection is closed without a word."""
 
     def answer(*pieces: bytes, pause: float = 0.01, seconds: float = 60) -> bytes:
@@ -59,7 +59,7 @@ def test_a_large_body_is_no_large_head(answer_to: AnswerTo) -> None:
     assert answer_to(head, body[:MOST], body[MOST:]) == b"HTTP/1.1 200 OK"
 
 
-async def _paused_and_kept(protocol: type[HeadLimits], head: bytes, body: bytes) -> tuple[bool, int, int]:
+async def _paused_and_kept(protocol: type[LimitedHttpProtocol], head: bytes, body: bytes) -> tuple[bool, int, int]:
     """Whether reading was paused when the application began, what had been read by then, and what it got then."""
     seen: list[tuple[bool, int]] = []
     got, began = 0, asyncio.Event()
@@ -77,9 +77,9 @@ async def _paused_and_kept(protocol: type[HeadLimits], head: bytes, body: bytes)
         await send({"type": "http.response.body", "body": b""})
 
     config = Config(judge, log_config=None, ws="none")
-    serving: list[HeadLimits] = []
+    serving: list[LimitedHttpProtocol] = []
 
-    def serve() -> HeadLimits:
+    def serve() -> LimitedHttpProtocol:
         serving.append(protocol(config, ServerState(), {}))
         return serving[-1]
 
@@ -104,7 +104,7 @@ async def _paused_and_kept(protocol: type[HeadLimits], head: bytes, body: bytes)
     ids=["large", "in chunks", "small"],
 )
 def test_of_a_large_body_nothing_more_is_read_until_it_is_asked_for(
-    http_protocol: type[HeadLimits], head: bytes, body: bytes, paused: bool
+    http_protocol: type[LimitedHttpProtocol], head: bytes, body: bytes, paused: bool
 ) -> None:
     got = body.count(b"x")
     assert asyncio.run(_paused_and_kept(http_protocol, head, body)) == (paused, 0, got)

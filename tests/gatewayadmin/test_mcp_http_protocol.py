@@ -11,8 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.serving.head_limits import HeadLimits
-from gatewayadmin.serving.mcp_http_protocol import McpCycle, McpHttpProtocol
+from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpCycle, McpHttpProtocol
 from tests.eventually import PATIENCE
 from wire.http1 import SAME_HEAD
 
@@ -22,13 +21,13 @@ SHORT, LONG = b"/mcp/tools", b"/mcp/t%6Fols"  # The same path, once as everybody
 class Way(NamedTuple):
     """A protocol, and how the path is spelled in what is sent to it."""
 
-    protocol: type[HeadLimits]
+    protocol: type[LimitedHttpProtocol]
     path: bytes
 
 
 FAST = Way(McpHttpProtocol, SHORT)
 OTHER_SPELLING = Way(McpHttpProtocol, LONG)
-PLAIN = Way(HeadLimits, SHORT)  # GATEWAY_FAST_HTTP=0
+PLAIN = Way(LimitedHttpProtocol, SHORT)  # GATEWAY_FAST_HTTP=0
 WAYS = {"fast": FAST, "other spelling": OTHER_SPELLING, "plain": PLAIN}
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 

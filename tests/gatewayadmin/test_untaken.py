@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from gatewayadmin.serving.head_limits import LEAST_TAKEN, UNTAKEN_LOOKS, HeadLimits
+from gatewayadmin.serving.http_protocol import LEAST_TAKEN, UNTAKEN_LOOKS, LimitedHttpProtocol
 from tests.eventually import PATIENCE
 from tests.gatewayadmin.test_body_clock import hasty, talk
 
@@ -33,7 +33,7 @@ async def a_little(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("take", [nothing, a_little])
 def test_a_client_that_takes_hardly_anything_is_cut_off(
-    http_protocol: type[HeadLimits],
+    http_protocol: type[LimitedHttpProtocol],
     caplog: pytest.LogCaptureFixture,
     take: Callable[[socket.socket], Coroutine[Any, Any, None]],
 ) -> None:
@@ -64,7 +64,7 @@ def test_a_client_that_takes_hardly_anything_is_cut_off(
     assert "took less than 16 KiB of an answer" in caplog.text
 
 
-def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[HeadLimits]) -> None:
+def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[LimitedHttpProtocol]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
@@ -84,7 +84,7 @@ def test_a_stream_with_little_to_send_is_not_cut_off(http_protocol: type[HeadLim
 
 
 @pytest.fixture
-def watched(http_protocol: type[HeadLimits]) -> tuple[Any, Mock, Mock]:
+def watched(http_protocol: type[LimitedHttpProtocol]) -> tuple[Any, Mock, Mock]:
     """A protocol that watches a client; its transport, of which the test says what the client took, and its loop."""
     loop: Mock = Mock(asyncio.AbstractEventLoop, now=0.0)
     loop.time = lambda: loop.now
@@ -118,11 +118,11 @@ def test_whoever_takes_enough_in_time_is_waited_for(watched: tuple[Any, Mock, Mo
 def test_whoever_has_taken_all_is_not_watched_any_more(watched: tuple[Any, Mock, Mock]) -> None:
     protocol, transport, _ = watched
     protocol.pause_writing()
-    clock = protocol._untaken_clock
+    assert protocol._untaken_clock.is_running
 
     protocol.resume_writing()
 
-    clock.cancel.assert_called_once()
+    assert not protocol._untaken_clock.is_running
     transport.abort.assert_not_called()
     protocol.connection_lost(None)
 

@@ -1,20 +1,30 @@
-"""uvicorn's HTTP protocol with limits on size and speed of requests and on the number of connections."""
+"""The server's HTTP protocols: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
 
+uvicorn checks each response header with regular expressions and writes head and body separately, which takes as long as
+the access check of a call. A POST to `/mcp/<slug>` skips both, and if it repeats the headers of the previous request on
+the connection, it skips the parser too. All other requests, and unusual spellings of that URL, use uvicorn's protocol.
+"""
+
+import asyncio
 import fcntl
 import logging
 import re
 import sys
 import termios
 from asyncio import TimerHandle, Transport
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import HTTPScope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from proxy import open_files
 from proxy.access.decision import SLUG
 from proxy.request import PREFIX
+from wire.http1 import SAME_HEAD, HeaderCache, header_cache
+from wire.jsonrpc import LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +47,34 @@ def _file_number(transport: Transport) -> int:
     return -1 if sock is None else int(sock.fileno())
 
 
-class HeadLimits(HttpToolsProtocol):
+class Clock:
+    """A timer of a connection."""
+
+    __slots__ = ("_handle", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._handle is not None
+
+    def start(self, seconds: float, call: Callable[[], None]) -> None:
+        def ring() -> None:
+            self._handle = None
+            call()
+
+        self.stop()
+        self._handle = self._loop.call_later(seconds, ring)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
     """Closes connections with slow requests or large headers, and limits unauthenticated connections.
 
     Limits: headers of `MOST` bytes within `seconds`, including data the parser still buffers; a body within
@@ -52,10 +89,10 @@ class HeadLimits(HttpToolsProtocol):
         "_body_clock",
         "_body_ends",
         "_discard_input",
+        "_head_clock",
         "_in_head",
         "_may_stream",
         "_taken_at",
-        "_too_slow",
         "_untaken",
         "_untaken_clock",
         "_withheld",
@@ -67,7 +104,7 @@ class HeadLimits(HttpToolsProtocol):
     body_rate: float = 1024
     untaken_seconds: float = 30
     most_unauthenticated: int = 2048  # As many as the system hands over at once (gatewayadmin.serving.server.BACKLOG).
-    unauthenticated: ClassVar[dict["HeadLimits", None]] = {}  # The longest unanswered first.
+    unauthenticated: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # The longest unanswered first.
 
     is_authenticated = False  # Whether a call over this connection was let through.
 
@@ -77,11 +114,11 @@ class HeadLimits(HttpToolsProtocol):
         self._withheld = 0
         self._in_head = True
         self._may_stream = True
-        self._too_slow: TimerHandle | None = None
-        self._body_clock: TimerHandle | None = None
+        self._head_clock = Clock(self.loop)
+        self._body_clock = Clock(self.loop)
         self._body_ends = 0.0
         self._body_bytes = 0
-        self._untaken_clock: TimerHandle | None = None
+        self._untaken_clock = Clock(self.loop)
         self._untaken = 0
         self._taken_at = 0.0
 
@@ -125,26 +162,24 @@ class HeadLimits(HttpToolsProtocol):
             transport.write(TOO_MANY)  # At once: silent connections would use up the remaining file numbers.
             transport.close()
             return
-        self._start_clock()
+        self._head_clock.start(self.seconds, self._give_up)
         self.unauthenticated[self] = None
         if len(self.unauthenticated) > self.most_unauthenticated:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_clock()
-        self._stop_body_clock()
-        self._stop_untaken_clock()
+        for clock in (self._head_clock, self._body_clock, self._untaken_clock):
+            clock.stop()
         self.unauthenticated.pop(self, None)
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self.note_answered()
+        if self in self.unauthenticated:  # Now the one that was answered last.
+            self.unauthenticated[self] = self.unauthenticated.pop(self)
         super().on_response_complete()
 
-    def note_answered(self) -> None:
-        """Move this unauthenticated connection to the end of the list: it was answered last."""
-        if self in self.unauthenticated:
-            self.unauthenticated[self] = self.unauthenticated.pop(self)
+    def timeout_keep_alive_handler(self) -> None:
+        self.close_in_time()
 
     def _make_room(self) -> None:
         for protocol in self.unauthenticated:
@@ -162,17 +197,18 @@ class HeadLimits(HttpToolsProtocol):
             if not self.transport.is_closing():
                 self._refuse()
         elif not self._in_head:
-            if self._body_clock is None:
-                self._start_body_clock()
-        elif self._withheld and self._too_slow is None:
-            self._start_clock()
+            if not self._body_clock.is_running:
+                self._body_ends = self.loop.time() + self.body_seconds
+                self._next_window()
+        elif self._withheld and not self._head_clock.is_running:
+            self._head_clock.start(self.seconds, self._give_up)
 
     def on_headers_complete(self) -> None:
         if self._withheld > MOST and _size(self.url, self.headers) > MOST:
             raise ValueError(TOO_LARGE)  # The parser converts it to its own error, which calls send_400_response.
         self._withheld = 0
         self._in_head = False
-        self._stop_clock()
+        self._head_clock.stop()
         if self.url[:1] not in (b"/", b"*"):  # The absolute form, whose host counts (RFC 9112 section 3.2.2).
             others = [pair for pair in self.headers if pair[0] != b"host"]
             if len(self.headers) - len(others) < 2:  # Several Host headers are refused later.
@@ -205,9 +241,8 @@ class HeadLimits(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._withheld = 0
         self._in_head = True
-        self._stop_clock()
-        if self._body_clock is not None:
-            self._stop_body_clock()
+        self._head_clock.stop()
+        self._body_clock.stop()
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -224,37 +259,19 @@ class HeadLimits(HttpToolsProtocol):
             )
         self.transport.close()
 
-    def _start_clock(self) -> None:
-        self._too_slow = self.loop.call_later(self.seconds, self._give_up)
-
-    def _stop_clock(self) -> None:
-        if self._too_slow is not None:
-            self._too_slow.cancel()
-            self._too_slow = None
-
-    def _start_body_clock(self) -> None:
-        self._body_ends = self.loop.time() + self.body_seconds
-        self._next_window()
-
     def _next_window(self) -> None:
         self._body_bytes = 0
-        self._body_clock = self.loop.call_later(self.body_window, self._judge_body)
-
-    def _stop_body_clock(self) -> None:
-        if self._body_clock is not None:
-            self._body_clock.cancel()
-            self._body_clock = None
+        self._body_clock.start(self.body_window, self._judge_body)
 
     def _judge_body(self) -> None:
         if self._discard_input:  # It is being closed already.
-            self._body_clock = None
-        elif self.flow.read_paused or self.pipeline:  # We cause the wait: the application does not read, or answers.
+            return
+        if self.flow.read_paused or self.pipeline:  # We cause the wait: the application does not read, or answers.
             self._body_ends += self.body_window
             self._next_window()
         elif self.loop.time() < self._body_ends and self._body_bytes >= self.body_window * self.body_rate:
             self._next_window()
         else:
-            self._body_clock = None
             if not self.cycle.response_started and not self.transport.is_closing():
                 self.transport.write(TOO_SLOW)
             self.transport.close()
@@ -262,36 +279,30 @@ class HeadLimits(HttpToolsProtocol):
     def close_in_time(self) -> None:
         """Close when the client has read the answer, or reads it too slowly."""
         self.transport.close()
-        if self.transport.get_write_buffer_size() and self._untaken_clock is None:
-            self._start_untaken_clock()
+        if self.transport.get_write_buffer_size():
+            self._watch_reader()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._untaken_clock is None:
-            self._start_untaken_clock()
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._stop_untaken_clock()
+            self._untaken_clock.stop()
 
-    def _start_untaken_clock(self) -> None:
-        self._untaken, self._taken_at = self._bytes_untaken(), self.loop.time()
-        self._untaken_clock = self.loop.call_later(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
-
-    def _stop_untaken_clock(self) -> None:
-        if self._untaken_clock is not None:
-            self._untaken_clock.cancel()
-            self._untaken_clock = None
+    def _watch_reader(self) -> None:
+        if not self._untaken_clock.is_running:
+            self._untaken, self._taken_at = self._bytes_untaken(), self.loop.time()
+            self._untaken_clock.start(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
 
     def _judge_reader(self) -> None:
         now, untaken = self.loop.time(), self._bytes_untaken()
         if self._untaken - untaken >= min(LEAST_TAKEN, self._untaken):
             self._untaken, self._taken_at = untaken, now
         if now - self._taken_at < self.untaken_seconds:
-            self._untaken_clock = self.loop.call_later(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
+            self._untaken_clock.start(self.untaken_seconds / UNTAKEN_LOOKS, self._judge_reader)
             return
-        self._untaken_clock = None
         logger.warning(
             "a client took less than %d KiB of an answer in %g s: its connection is cut off",
             LEAST_TAKEN >> 10,
@@ -312,7 +323,7 @@ class HeadLimits(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self.is_answering:  # The next request waits for this answer to end.
-            self._start_clock()
+            self._head_clock.start(self.seconds, self._give_up)
         else:
             self.transport.close()
 
@@ -322,7 +333,7 @@ class AnswerTransport:
 
     __slots__ = ("_protocol", "close", "is_closing", "write")
 
-    def __init__(self, protocol: HeadLimits, *, notes_success: bool) -> None:
+    def __init__(self, protocol: LimitedHttpProtocol, *, notes_success: bool) -> None:
         self._protocol = protocol
         self.is_closing = protocol.transport.is_closing
         self.close = protocol.close_after_answer
@@ -348,3 +359,144 @@ def _announced(headers: list[tuple[bytes, bytes]]) -> int:
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
     return len(url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in headers)
+
+
+class McpHttpProtocol(LimitedHttpProtocol):
+    """Serves calls in fewer steps than uvicorn."""
+
+    __slots__ = ("_between_requests", "_header_cache")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_cache: HeaderCache[tuple[Any, int]] | None = None
+        self._between_requests = True  # Nothing of the next request has reached the parser.
+
+    def data_received(self, data: bytes) -> None:
+        if self._discard_input or self._serve_with_cached_headers(data):
+            return
+        was_between, previous_cycle = self._between_requests, self.cycle
+        super().data_received(data)
+        if was_between and self.cycle is not previous_cycle and not self.expect_100_continue:
+            self._header_cache = self._cache_headers(data)
+
+    def _serve_with_cached_headers(self, data: bytes) -> bool:
+        """Serve the request in `data` when its head is that of the last one; the parser does not see it then."""
+        if self._header_cache is None or not self._between_requests or self.is_answering:
+            return False
+        body = self._header_cache.body(data)
+        if body is None:
+            return False
+        self._unset_keepalive_if_required()
+        scope, length_index = self._header_cache.read
+        self.headers = [*scope["headers"]]
+        self.headers[length_index] = b"content-length", b"%d" % len(body)
+        self.scope = cast(HTTPScope, {**scope, "headers": self.headers, "state": self.app_state.copy()})
+        self.expect_100_continue = False
+        self.cycle = McpCycle(
+            scope=self.scope,
+            transport=AnswerTransport(self, notes_success=True),  # type: ignore[arg-type]
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        self.cycle.body += body
+        self.on_message_complete()
+        self._start_asgi_task(self.cycle, self.app)
+        return True
+
+    def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
+        """Return the head of a whole call with its scope and the index of its Content-Length, if more may follow."""
+        cycle = self.cycle
+        if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
+            return None
+        length_index = next((n for n, (name, _) in enumerate(self.headers) if name == b"content-length"), None)
+        if length_index is None:
+            return None
+        # The application may note there what it concludes from such a head.
+        scope = {
+            **self.scope,
+            "headers": [*self.headers],
+            "extensions": {**self.scope.get("extensions", {}), SAME_HEAD: {}},
+        }
+        return header_cache(data, bytes(cycle.body), (scope, length_index))
+
+    def on_message_begin(self) -> None:
+        self._between_requests = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._between_requests = True
+        super().on_message_complete()
+
+    def _start_request(self, *, is_call: bool) -> None:
+        super()._start_request(is_call=is_call)
+        if is_call:
+            self.cycle.__class__ = McpCycle  # Its task has not begun yet.
+
+
+class McpCycle(RequestResponseCycle):
+    """A call and its answer, which either is complete and has a Content-Length, or is a stream."""
+
+    _head = b""
+
+    async def send(self, message: Any) -> None:
+        """Write the head together with the first part of the body, in one system call."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started:
+            self._head = self._start_answer(message["status"], message["headers"])
+            self.response_started = True
+            self.waiting_for_100_continue = False
+            return
+        body, more = message["body"], message.get("more_body", False)
+        if len(body) > LARGE:
+            self._write_large(body, more)
+        else:
+            if self.chunked_encoding:
+                body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+            self.transport.write(self._head + body)
+        self._head = b""
+        if not more:
+            self._finish()
+
+    def _write_large(self, body: bytes, more: bool) -> None:
+        """Write a body without copying it, which takes long enough for others to notice."""
+        before = b"%x\r\n" % len(body) if self.chunked_encoding else b""
+        if first := self._head + before:
+            self.transport.write(first)
+        self.transport.write(body)
+        if self.chunked_encoding:
+            self.transport.write(b"\r\n" if more else b"\r\n0\r\n\r\n")
+
+    def _start_answer(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the head of the answer, and decide how the answer ends."""
+        if self.more_body:  # Answered before all of it was here: the rest is not wanted.
+            self.keep_alive = False
+        lines = [*self.default_headers, *headers]
+        names = dict(headers)
+        if b"connection" in names:  # Nothing else is ever said of it than that it is closed.
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines.append((b"connection", b"close"))
+        self.chunked_encoding = b"content-length" not in names
+        if self.chunked_encoding:
+            lines.append((b"transfer-encoding", b"chunked"))
+        head = b"".join([b"%s: %s\r\n" % line for line in lines])
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise RuntimeError("A header of an answer holds a line break.")
+        return b"%s%s\r\n" % (STATUS_LINE[status], head)
+
+    def _finish(self) -> None:
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
