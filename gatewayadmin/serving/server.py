@@ -10,8 +10,10 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -92,58 +94,30 @@ def return_large_buffers() -> None:
         libc.mallopt(M_ARENA_MAX, ARENAS)
 
 
-# Closes a listening socket gracefully: established connections are answered, new ones refused.
-#
-# When the last process closes such a socket, the kernel resets the connections that nobody had accepted yet. Their
-# clients cannot know whether their call was made, so nginx, for one, answers 502 instead of asking the next process.
-
-# A filter of the kernel (classic BPF) over the segments that reach a listening socket: drop what asks to connect.
+# A filter of the kernel (classic BPF) for a listening socket: it drops attempts to connect (SYN), whose senders try
+# again a second later, and are refused once nobody listens. Without it, closing the socket resets connections that
+# nobody has accepted yet: their proxy cannot know whether the call was made, and answers 502 instead of asking another.
 SO_ATTACH_FILTER = 26
-NO_NEW_CONNECTIONS = (
+DROP_SYN = (
     (0x30, 0, 0, 13),  # Load the flags of the TCP header.
-    (0x45, 0, 1, 0x02),  # Is it a SYN?
-    (0x06, 0, 0, 0),  # Drop it: its sender asks again a second later, and is refused once nobody listens.
-    (0x06, 0, 0, 0xFFFFFFFF),  # Let it through.
+    (0x45, 0, 1, 0x02),  # SYN?
+    (0x06, 0, 0, 0),  # Drop.
+    (0x06, 0, 0, 0xFFFFFFFF),  # Accept.
 )
-LOOKS, LOOK_S = 4, 0.05
-HEARD_S = 2.0  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
 
 
-class _Instruction(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("value", ctypes.c_uint))
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
-
-
-def let_nobody_in(sockets: Iterable[socket.socket]) -> None:
-    """Make the kernel drop new connection attempts to these sockets, in all processes.
-
-    Linux only: elsewhere connections that nobody has accepted are reset when the socket is closed.
-    """
-    instructions = (_Instruction * len(NO_NEW_CONNECTIONS))(*(_Instruction(*each) for each in NO_NEW_CONNECTIONS))
-    program = _Program(len(instructions), instructions)
+def drop_new_connections(sockets: Iterable[socket.socket]) -> None:
+    """Make the kernel drop attempts to connect to these sockets, in all processes. Linux only."""
+    code = array("B", b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_SYN))
+    program = struct.pack("HP", len(DROP_SYN), code.buffer_info()[0])
     for each in sockets:
         if sys.platform == "linux":
             with suppress(OSError):  # Kernels may be built without.
-                each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
+                each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-async def wait_for_those_who_came() -> None:
-    """Wait until the event loop has accepted or read all pending connections."""
-    for _ in range(LOOKS):  # Each is a look of the event loop at its sockets, however late it comes.
-        await asyncio.sleep(LOOK_S)
-
-
-async def wait_for_their_calls(are_awaited: Callable[[], bool]) -> None:
-    """Wait until all connections have sent their request, or for HEARD_S."""
-    clock = asyncio.get_running_loop().time
-    until = clock() + HEARD_S
-    while are_awaited() and clock() < until:  # noqa: ASYNC110 - nobody tells of a connection that is heard
-        await asyncio.sleep(LOOK_S)
-
-
+LOOK_S = 0.05
+HEARD_S = 2.0  # A proxy sends its call as soon as it has connected, once it has a processor to do it on.
 BACKLOG = 2048  # Or a tenth of the files a worker may open, since it accepts all waiting connections first.
 DRAIN_S = 10
 CHORES_NICE = 5  # Calls have priority.
@@ -180,16 +154,23 @@ class DrainingServer(uvicorn.Server):
 
         streams.end_standing()
         if self._all_stop():  # Otherwise other workers accept new connections.
-            let_nobody_in(sockets or [])
-            await wait_for_those_who_came()
+            drop_new_connections(sockets or [])
+            await self._accept_all()
         # uvicorn would close these and all connections at once; wait in between for requests of new connections.
         for server in self.servers:
             server.close()
         for each in sockets or []:
             each.close()
-        await wait_for_those_who_came()
-        await wait_for_their_calls(self._awaits_calls)
+        await self._accept_all()
+        until = asyncio.get_running_loop().time() + HEARD_S
+        while self._awaits_calls() and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
         await super().shutdown(sockets)
+
+    async def _accept_all(self) -> None:
+        """Let the event loop accept, or read, what has arrived: it looks at its sockets after each sleep."""
+        for _ in range(4):
+            await asyncio.sleep(LOOK_S)
 
     def _awaits_calls(self) -> bool:
         return any(isinstance(each, LimitedHttpProtocol) and each.awaits_head for each in self.server_state.connections)
