@@ -25,12 +25,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from auditlog import replica
 from gatewayadmin.config import database, environment
+from gatewayadmin.middleware import FairShares, OuterMiddleware, client_address, is_known
 from gatewayadmin.playground import run
 from gatewayadmin.serving import health, housekeeping, quickstart
-from gatewayadmin.serving.client_address import client_address, is_known
-from gatewayadmin.serving.fair_shares import FairShares
 from gatewayadmin.serving.health import busiest
-from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from proxy import app as proxy
 from proxy import metrics
 from servers.upstream_guard import own_endpoints

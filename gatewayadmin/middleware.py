@@ -1,17 +1,469 @@
-"""Django middleware: context of events, and events for refused attempts."""
+"""Middleware: what every request passes before Django (ASGI), and what it passes inside."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import lru_cache, partial
+from importlib import import_module
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
 from uuid import uuid4
 
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.core.handlers.asgi import ASGIRequest
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, parse_cookie
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from accounts.models import User
 from auditlog.actions import Action
 from auditlog.event_context import EventContext, Via, use_context
 from auditlog.models import Event
-from gatewayadmin.serving.fair_shares import PERSON
+from gatewayadmin.config.environment import Network
+from gatewayadmin.serving.log_format import request_id
+from proxy.response import WRONG_HOST
+from scim.models import ProvisioningKey
+from tokens import api_keys, authentication
+from ui import databases
+from wire import token_text
+from wire.hosts import of_header
+
+logger = logging.getLogger(__name__)
+
+# The client's address behind trusted proxies
+
+type Address = IPv4Address | IPv6Address
+
+
+def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
+    """Return the right-most hop that is not a trusted proxy. IPv4-mapped addresses are returned as IPv4.
+
+    `forwarded` are the values of all X-Forwarded-For headers in order. They are used only if the peer is trusted, and
+    only back to the first untrusted hop: everything to its left may be forged.
+    """
+    address = _parsed_address(peer)
+    if address is None:
+        return peer
+    if not forwarded:
+        return _shown(address)
+    hops = [hop for value in forwarded for hop in value.split(",")]
+    while hops and any(address in network for network in trusted):
+        hop = _parsed_address(hops.pop())
+        if hop is None:
+            break
+        address = hop
+    return _shown(address)
+
+
+# Headers that proxies add about the client, besides X-Forwarded-*.
+_FORWARDING = frozenset(
+    {
+        "cf-connecting-ip",
+        "cf-ray",
+        "client-ip",
+        "fastly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-azure-clientip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-original-forwarded-for",
+        "x-original-host",
+        "x-real-ip",
+    }
+)
+
+
+def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> bool:
+    """Return whether the request is from a program on this machine, over loopback and without a proxy.
+
+    `peer` is the address of the connection, `headers` the lower-case header names. A proxy on this machine is detected
+    by forwarding headers, or because it is `trusted`.
+    """
+    address = _parsed_address(peer)
+    if address is None or not address.is_loopback or any(address in network for network in trusted):
+        return False
+    return not any(name in _FORWARDING or name.startswith("x-forwarded") for name in headers)
+
+
+_shown = lru_cache(4096)(str)
+
+
+@lru_cache(4096)
+def _parsed_address(hop: str) -> Address | None:
+    try:
+        address = ip_address(_without_port(hop.strip()))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _without_port(hop: str) -> str:
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
+
+
+# Request id, client address, Host check, body limit and request log
+
+LARGEST_BODY = 3 * 1024 * 1024
+LARGEST_ANONYMOUS_BODY = 64 * 1024
+# Smaller limits for unauthenticated OAuth requests, which are small; the first matching prefix counts.
+SMALLER_ANONYMOUS_BODIES = (("/oauth/register", 16 * 1024), ("/oauth/", 8 * 1024))
+
+type IsKnown = Callable[[Headers], Awaitable[bool]]
+
+
+async def _everybody(_: Headers) -> bool:
+    return True
+
+
+def largest_anonymous_body(path: str) -> int:
+    """Return the body limit at `path` in bytes for requests without session and token."""
+    return next((most for start, most in SMALLER_ANONYMOUS_BODIES if path.startswith(start)), LARGEST_ANONYMOUS_BODY)
+
+
+class OuterMiddleware:
+    """Wraps the whole application.
+
+    Sets `scope["request_id"]` (sent as X-Request-Id, unless the answer has one), `scope["client"]` to the actual
+    client, `scope["scheme"]` to the public one, and `scope["peer"]` to the address of the connection, perhaps a proxy.
+    A Host that is not ours gets 400, except at `unchecked` paths. A body above LARGEST_BODY gets 413, because Django
+    would write it to disk first. So does one without session or token above LARGEST_ANONYMOUS_BODY (at some paths
+    SMALLER_ANONYMOUS_BODIES). For larger bodies, `is_known` checks the credential before the body is read, and unknown
+    ones get 401; Django would check only after reading all of it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Iterable[str],
+        scheme: str,
+        trusted: Sequence[Network],
+        unchecked: Iterable[str],
+        session_cookie: str = "",
+        is_known: IsKnown = _everybody,
+    ) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+        self.scheme = scheme
+        self.trusted = tuple(trusted)
+        self.unchecked = frozenset(unchecked)
+        self.session_cookie = f"{session_cookie}="
+        self.is_known = is_known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_log = _RequestLog(scope, send)
+        headers = Headers(scope=scope)
+        peer = scope["client"][0] if scope.get("client") else ""
+        scope["peer"] = peer
+        scope["client"] = (client_address(peer, headers.getlist("x-forwarded-for"), self.trusted), 0)
+        scope["scheme"] = self.scheme
+        app = self.app if self._serves(scope["path"], headers.getlist("host")) else _wrong_host
+        largest = largest_anonymous_body(scope["path"])
+        body = _LimitedBody(receive, partial(self._may_send_more, headers), largest)
+        announced = _announced(headers)
+        if announced > LARGEST_BODY or (announced > largest and not self._names_somebody(headers)):
+            app = body.refuse
+        elif announced > largest and not await body.may_grow():
+            app = _unknown_sender
+        try:
+            with suppress(ClientDisconnect):
+                await app(scope, body.receive, request_log.send)
+            if body.is_too_large and not request_log.has_begun:
+                await body.refuse(scope, receive, request_log.send)
+        finally:
+            request_log.write()
+
+    def _serves(self, path: str, hosts: Sequence[str]) -> bool:
+        return path in self.unchecked or (len(hosts) == 1 and of_header(hosts[0]) in self.hosts)
+
+    def _names_somebody(self, headers: Headers) -> bool:
+        return "authorization" in headers or any(self.session_cookie in each for each in headers.getlist("cookie"))
+
+    async def _may_send_more(self, headers: Headers) -> bool:
+        return self._names_somebody(headers) and await self.is_known(headers)
+
+
+class _LimitedBody:
+    """Limits the request body. After `largest` bytes it reports a disconnect, so that readers drop their data.
+
+    `may_send_more` is called once, for a body above the anonymous limit.
+    """
+
+    def __init__(self, receive: Receive, may_send_more: Callable[[], Awaitable[bool]], largest: int) -> None:
+        self._receive = receive
+        self._may_send_more: Callable[[], Awaitable[bool]] | None = may_send_more
+        self._size = 0
+        self.largest = largest
+
+    @property
+    def is_too_large(self) -> bool:
+        return self._size > self.largest
+
+    async def may_grow(self) -> bool:
+        """Return whether the body may exceed the anonymous limit."""
+        if self._may_send_more is not None:
+            ask, self._may_send_more = self._may_send_more, None
+            if await ask():
+                self.largest = LARGEST_BODY
+        return self.largest == LARGEST_BODY
+
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI application that answers 413."""
+        text = f"The request is larger than {self.largest // 1024} KiB.\n"
+        answer = _to_directory(scope, 413, text) or PlainTextResponse(text, 413)
+        answer.headers["Connection"] = "close"
+        await answer(scope, receive, send)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self.is_too_large:
+            await self.may_grow()
+        return {"type": "http.disconnect"} if self.is_too_large else message
+
+
+async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
+    text = "Unknown, expired or revoked: the token or session this comes with. Nobody else may send that much."
+    answer = _to_directory(scope, 401, text) or JSONResponse({"detail": text, "code": "unauthorized"}, 401)
+    answer.headers.update({"WWW-Authenticate": "Bearer", "Connection": "close"})
+    await answer(scope, receive, send)
+
+
+def busy(scope: Scope, seconds: int) -> Response:
+    """Return a 429 response for a sender with too many running requests."""
+    text = "Too many of your requests are running. Try again in a few seconds."
+    answer = _to_directory(scope, 429, text)
+    if answer is None and scope["path"].startswith("/api/"):
+        answer = JSONResponse({"detail": text, "code": "throttled"}, 429)
+    answer = answer or PlainTextResponse(f"{text}\n", 429)
+    answer.headers.update({"Retry-After": str(seconds), "Cache-Control": "no-store"})
+    return answer
+
+
+def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
+    """Return the error as of RFC 7644 section 3.12 for SCIM requests; None for others."""
+    if not scope["path"].startswith("/scim/"):
+        return None
+    error = {"schemas": ["urn:ietf:params:scim:api:messages:2.0:Error"], "status": str(status), "detail": text.strip()}
+    return JSONResponse(error, status, media_type="application/scim+json")
+
+
+class _RequestLog:
+    """The id and the status of one request, and one log line at its end, without the query."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = time.perf_counter()
+        self._status = 0
+        self._id = uuid4()
+        scope["request_id"] = self._id
+        request_id.set(str(self._id))
+
+    @property
+    def has_begun(self) -> bool:
+        """True once the response has started."""
+        return self._status != 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            # A call already has an id, that of its row in the log.
+            request_id.set(MutableHeaders(scope=message).setdefault("x-request-id", str(self._id)))
+        await self._send(message)
+
+    def write(self) -> None:
+        """Log the request, if GATEWAY_LOG_REQUESTS is set."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        logger.info(
+            "request",
+            extra={
+                "method": self._scope["method"],
+                "path": self._scope["path"],
+                "status": self._status,  # 0: the client disconnected before the answer.
+                "ms": round((time.perf_counter() - self._started) * 1000, 1),
+                "client": self._scope["client"][0],
+            },
+        )
+
+
+async def _wrong_host(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = _to_directory(scope, 400, WRONG_HOST) or PlainTextResponse(WRONG_HOST, 400)
+    await answer(scope, receive, send)
+
+
+def _announced(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() else 0
+
+
+# Requests with made-up keys queue up here with their headers only. A thread for each would be expensive: a database
+# connection and memory that the process does not return.
+LOOKUPS_AT_ONCE = 2
+_lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+
+async def is_known(headers: Headers) -> bool:
+    """Return whether the API key, token or session in these headers is currently valid.
+
+    At most LOOKUPS_AT_ONCE look-ups run at a time in this process; others wait.
+    """
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
+        secret = secret.strip()
+        return token_text.well_formed(secret) and await _look_up(secret, "")
+    session = parse_cookie("; ".join(headers.getlist("cookie"))).get(settings.SESSION_COOKIE_NAME, "")
+    return session != "" and await _look_up("", session)
+
+
+async def _look_up(secret: str, session: str) -> bool:
+    async with _lookups:
+        return await asyncio.to_thread(_is_known, secret, session)
+
+
+def _is_known(secret: str, session: str) -> bool:
+    try:
+        if secret:
+            found = (
+                api_keys.find_api_key(secret)
+                or authentication.find_token(secret)
+                or ProvisioningKey.objects.find(secret)
+            )
+            return found is not None
+        return SESSION_KEY in import_module(settings.SESSION_ENGINE).SessionStore(session)
+    finally:
+        databases.give_back()  # Return the connection: the thread is reused.
+
+
+# Fair shares of the pages' database connections: requests wait only for others of the same sender. A sender is a
+# person, or a session or bearer token whose person is not known yet. Calls at /mcp have separate limits.
+
+MOST_WAITING = 32
+LONGEST_WAIT_S = 10.0
+RETRY_S = 5
+MOST_REMEMBERED = 10_000  # Sessions and tokens with known people; the least recently used are dropped.
+PERSON = "person"  # Scope key of the person, set by note_person.
+
+
+class SenderBusy(Exception):
+    """Too many requests of this sender wait already, or this one has waited for too long."""
+
+
+class FairShares:
+    """Lets `most` requests of each sender into `app` at a time, until their answers begin.
+
+    MOST_WAITING others wait, for at most LONGEST_WAIT_S; the rest get 429. Paths below `free` are not counted; of paths
+    that `heavy` matches, each sender has a single request inside.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int, session_cookie: str, free: str, heavy: re.Pattern[str]) -> None:
+        self._app = app
+        self._most = most
+        self._heavy = heavy
+        self._session_cookie = session_cookie
+        self._free = free
+        self._shares: dict[str, _Share] = {}
+        self._people: dict[str, str] = {}  # By session or token.
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(self._free):
+            await self._app(scope, receive, send)
+            return
+        credentials = list(self._credentials(Headers(scope=scope)))
+        # Sorted, to prevent deadlocks.
+        senders = sorted({self._people.get(credential, credential) for credential in credentials})
+        async with AsyncExitStack() as places:
+            try:
+                for sender in senders:
+                    if self._heavy.fullmatch(scope["path"]):
+                        await places.enter_async_context(self._place(f"{sender} heavy", 1))
+                    await places.enter_async_context(self._place(sender, self._most))
+            except SenderBusy:
+                await busy(scope, RETRY_S)(scope, receive, send)
+                return
+
+            async def begin(message: Message) -> None:
+                # The work is done; a slow reader must not delay other requests of the sender.
+                await places.aclose()
+                if message["type"] == "http.response.start":
+                    self._remember(credentials, scope.get(PERSON))
+                await send(message)
+
+            await self._app(scope, receive, begin)
+
+    def _remember(self, credentials: list[str], person: object) -> None:
+        """Assign these credentials to `person`, if any, for later requests."""
+        if person is None:
+            return
+        for credential in credentials:
+            self._people.pop(credential, None)
+            self._people[credential] = f"person {person}"
+        while len(self._people) > MOST_REMEMBERED:
+            del self._people[next(iter(self._people))]
+
+    def _credentials(self, headers: Headers) -> Iterator[str]:
+        """Yield the session and the token. Both count, or a made-up one would add a separate share."""
+        if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
+            yield f"session {_digest(session)}"
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            yield f"token {_digest(token.strip())}"
+
+    @asynccontextmanager
+    async def _place(self, sender: str, most: int) -> AsyncIterator[None]:
+        """Hold one of the `most` slots of this sender. Raises SenderBusy."""
+        share = self._shares.setdefault(sender, _Share(most))
+        if share.requests >= most + MOST_WAITING:
+            raise SenderBusy
+        share.requests += 1
+        try:
+            try:
+                async with asyncio.timeout(LONGEST_WAIT_S):
+                    await share.places.acquire()
+            except TimeoutError:
+                raise SenderBusy from None
+            try:
+                yield
+            finally:
+                share.places.release()
+        finally:
+            share.requests -= 1
+            if not share.requests:
+                del self._shares[sender]
+
+
+def _digest(credential: str) -> str:
+    """Return a digest to remember instead of the credential itself."""
+    return hashlib.blake2b(credential.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+class _Share:
+    """Running and waiting requests of one sender, and the semaphore of running ones."""
+
+    def __init__(self, most: int) -> None:
+        self.places = asyncio.Semaphore(most)
+        self.requests = 0
+
+
+# Django's: context of events, and events for refused attempts
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 

@@ -401,7 +401,7 @@ LOGGING = {
         # Bad requests, which anybody can send as fast as the network carries them.
         "django.security": {"handlers": ["stderr_one_line"], "level": "WARNING", "propagate": False},
         "django.request": {"level": "ERROR"},  # A 404 is nothing a person must act upon; the edge notes it.
-        "gatewayadmin.serving.outer_middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
+        "gatewayadmin.middleware": {"level": "INFO" if LOG_REQUESTS else "WARNING"},
         "fido2": {"level": "WARNING"},  # Names every key that is used.
         "httpx": {"level": "WARNING"},  # Names every URL it asks, with its query.
         "psycopg.pool": {"level": "ERROR"},

@@ -26,7 +26,7 @@ from auditlog import indexes, replica
 from auditlog.models import Call, Checkpoint, Rollup
 from auditlog.replica import newest_id
 from auditlog.rollups.schema import HOURS, cube_number
-from gatewayadmin.serving.client_address import is_local
+from gatewayadmin.middleware import is_local
 from gateways.models import Gateway
 from servers.models import Server
 from sinks.models import TONES, Sink

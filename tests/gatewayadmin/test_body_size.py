@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from capabilities import Capability
-from gatewayadmin.serving import client_address
-from gatewayadmin.serving.outer_middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware
+from gatewayadmin import middleware
+from gatewayadmin.middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware
 from tests import make
 from tests.conftest import SignIn
 from wire import token_text
@@ -141,9 +141,9 @@ def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
     revoked.key.revoke(by=person)
     invented = token_text.mint(token_text.PERSONAL)
 
-    assert client_address._is_known(key.secret, "")
-    assert client_address._is_known("", session)
-    assert not any(client_address._is_known(*each) for each in ((invented, ""), (revoked.secret, ""), ("", "x" * 32)))
+    assert middleware._is_known(key.secret, "")
+    assert middleware._is_known("", session)
+    assert not any(middleware._is_known(*each) for each in ((invented, ""), (revoked.secret, ""), ("", "x" * 32)))
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_who_is_known_is_told_from_the_head(sign_in: SignIn) -> None:
     ids=["nobody", "no key, and a session that is ignored then", "another scheme"],
 )
 async def test_what_cannot_be_anybody_is_told_without_the_database(headers: dict[str, str]) -> None:
-    assert not await client_address.is_known(Headers(headers))
+    assert not await middleware.is_known(Headers(headers))
 
 
 async def test_invented_keys_and_sessions_are_looked_up_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     busy, most, lock = 0, 0, threading.Lock()
-    both = threading.Barrier(client_address.LOOKUPS_AT_ONCE)
+    both = threading.Barrier(middleware.LOOKUPS_AT_ONCE)
 
     def look_up(secret: str, session: str) -> bool:
         nonlocal busy, most
@@ -168,12 +168,12 @@ async def test_invented_keys_and_sessions_are_looked_up_two_at_a_time(monkeypatc
             busy -= 1
         return False
 
-    monkeypatch.setattr(client_address, "_is_known", look_up)
+    monkeypatch.setattr(middleware, "_is_known", look_up)
     keys = [Headers({"authorization": f"Bearer {token_text.mint(token_text.PERSONAL)}"}) for _ in range(20)]
     sessions = [Headers({"cookie": f"{settings.SESSION_COOKIE_NAME}=invented"}) for _ in range(20)]
 
-    assert not any(await asyncio.gather(*map(client_address.is_known, [*keys, *sessions])))
-    assert most == client_address.LOOKUPS_AT_ONCE == 2
+    assert not any(await asyncio.gather(*map(middleware.is_known, [*keys, *sessions])))
+    assert most == middleware.LOOKUPS_AT_ONCE == 2
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from accounts.models import User
 from capabilities import Capability
-from gatewayadmin.serving import fair_shares
-from gatewayadmin.serving.fair_shares import FairShares
+from gatewayadmin import middleware
+from gatewayadmin.middleware import FairShares
 from tests import make
 
 
@@ -27,7 +27,7 @@ class Pages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.inside.append(scope["path"])
         if person := scope["path"].split("/")[1] if scope["path"].startswith("/of-") else "":
-            scope[fair_shares.PERSON] = person
+            scope[middleware.PERSON] = person
         await self.may_begin.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await self.may_end.wait()
@@ -141,7 +141,7 @@ def test_the_last_of_several_cookie_headers_counts_as_it_does_for_the_pages() ->
 def test_what_cannot_wait_is_told_when_to_come_again(path: str, more: dict[str, str]) -> None:
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
         async with asyncio.TaskGroup() as asking:
-            for number in range(2 + fair_shares.MOST_WAITING):
+            for number in range(2 + middleware.MOST_WAITING):
                 asking.create_task(browser.ask(f"/{number}", **more))
             await settled()
             await browser.ask(path, **more)
@@ -149,14 +149,14 @@ def test_what_cannot_wait_is_told_when_to_come_again(path: str, more: dict[str, 
             assert browser.answered[path][1]["retry-after"] == "5"
             pages.may_begin.set()
             pages.may_end.set()
-        assert len(browser.answered) == 3 + fair_shares.MOST_WAITING
+        assert len(browser.answered) == 3 + middleware.MOST_WAITING
         assert not served._shares
 
     serving(test)
 
 
 def test_who_has_waited_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_shares, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(middleware, "LONGEST_WAIT_S", 0.0)
 
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
         async with asyncio.TaskGroup() as asking:
@@ -198,7 +198,7 @@ def test_all_sessions_and_tokens_of_a_person_are_one_share_once_they_are_known()
 def test_the_longest_unused_credentials_are_forgotten_and_no_answer_to_nobody_resets_a_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fair_shares, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(middleware, "MOST_REMEMBERED", 2)
 
     async def test(pages: Pages, served: FairShares, browser: Browser) -> None:
         pages.may_begin.set()
@@ -216,7 +216,7 @@ def test_pages_and_rest_say_whose_request_it_was(viv: User) -> None:
     client = AsyncClient()
 
     def person_of(path: str, **headers: str) -> object:
-        return async_to_sync(client.get)(path, headers=headers).asgi_request.scope.get(fair_shares.PERSON)
+        return async_to_sync(client.get)(path, headers=headers).asgi_request.scope.get(middleware.PERSON)
 
     assert person_of("/accounts/login/") is None
     assert person_of("/api/me", authorization=f"Bearer {make.api_key(viv, Capability.LOGS_READ).secret}") == viv.pk

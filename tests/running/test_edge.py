@@ -13,9 +13,8 @@ from django.test import Client
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from gatewayadmin.serving.client_address import client_address
+from gatewayadmin.middleware import OuterMiddleware, client_address
 from gatewayadmin.serving.log_format import JsonFormatter
-from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from wire.hosts import of_header
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
@@ -121,10 +120,10 @@ def test_what_a_stranger_causes_is_one_line_without_a_traceback(caplog: pytest.L
 async def test_one_line_per_request_without_its_query(
     browser: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "gatewayadmin.serving.outer_middleware"):
+    with caplog.at_level(logging.INFO, "gatewayadmin.middleware"):
         await browser.get("/hosts/?access_token=gwa_secret")
 
-    [record] = [record for record in caplog.records if record.name == "gatewayadmin.serving.outer_middleware"]
+    [record] = [record for record in caplog.records if record.name == "gatewayadmin.middleware"]
     line = json.loads(JsonFormatter().format(record))
     assert (line["method"], line["path"], line["status"], line["client"]) == ("GET", "/hosts/", 200, "10.0.0.1")
     assert "secret" not in json.dumps(line)

@@ -9,8 +9,8 @@ from django.conf import settings
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from gatewayadmin.middleware import OuterMiddleware
 from gatewayadmin.serving import health
-from gatewayadmin.serving.outer_middleware import OuterMiddleware
 from tests.eventually import eventually
 from tests.running.starts import serving
 
