@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import connection
 from django.db.models import Case, CharField, Count, Exists, OuterRef, Prefetch, QuerySet, Value, When
 from django.db.models.functions import Lower
 from django.http import HttpRequest, HttpResponse
@@ -33,7 +32,7 @@ from connections.carried_identities import CarriedRow, OwnConnection, newest_lac
 from connections.models import Connection
 from connections.rows import ConnectionRow
 from connections.rows import connection_counts as connection_numbers
-from gatewayadmin.setup import Setup
+from gatewayadmin.first_steps import Setup
 from gateways.models import Assignment, Feature, Gateway, GatewayQuerySet
 from hosts.forms import OURS, PENDING
 from hosts.forms import STATUSES as HOST_STATES
@@ -48,8 +47,6 @@ from tokens.visibility import foremost_waiting
 from ui.pages import AppRequest, show
 
 # Counts in the rail: apps, definitions and servers that need the user's attention.
-#
-# Read in one statement for every page with a rail. Fragments have no rail and run no query.
 
 
 def attention(request: HttpRequest) -> dict[str, Any]:
@@ -58,20 +55,9 @@ def attention(request: HttpRequest) -> dict[str, Any]:
 
 
 def _counts(reader: Any) -> dict[str, int]:
-    """Return the non-zero counts by kind, of things `reader` may see."""
-    kinds = tuple(_kinds(reader)) if isinstance(reader, User) else ()
-    if not kinds:
-        return {}
-    with connection.cursor() as cursor:
-        cursor.execute(*_statement(kinds))
-        return {kind: number for kind, number in cursor.fetchall() if number}
-
-
-@cache
-def _statement(kinds: tuple[str, ...]) -> tuple[str, tuple[Any, ...]]:
-    """Return the cached SQL that counts these kinds: compiling it takes longer than running it."""
-    looks = [_number(kind, _waiting(kind)) for kind in kinds]
-    return looks[0].union(*looks[1:], all=True).order_by().query.sql_with_params()
+    """Return the non-zero counts by kind, of things `reader` may see, with one query."""
+    looks = [_number(kind, _waiting(kind)) for kind in _kinds(reader)] if isinstance(reader, User) else []
+    return {kind: number for kind, number in looks[0].union(*looks[1:], all=True) if number} if looks else {}
 
 
 def _kinds(reader: User) -> Iterator[str]:
@@ -107,23 +93,6 @@ LISTED = 8
 GROUND = f"M 0 16h{5 * HOURS - 2}"  # Dashed by the style sheet like the bars: three wide, two apart.
 
 SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of the tool.
-# Used where roll-ups are incomplete.
-# Failures are first found by their outcome, then only whether there was any call: both look at few rows.
-HOURLY = """
-SELECT s.id, h.n,
-    EXISTS (SELECT FROM auditlog_call c WHERE c.server_id = s.id AND c.created_at >= h.at
-        AND c.created_at < h.at + interval '1 hour'),
-    (s.id, h.n) IN (
-        SELECT f.server_id, floor(extract(epoch FROM f.created_at - %(since)s) / 3600)::int
-        FROM unnest(%(failed)s::text[]) AS o (outcome) CROSS JOIN LATERAL (
-            SELECT server_id, created_at FROM auditlog_call c
-            WHERE c.outcome = o.outcome AND c.outcome <> 'ok' AND c.created_at >= %(since)s
-            ORDER BY c.created_at DESC LIMIT 2000
-        ) f WHERE f.server_id IS NOT NULL
-    )
-FROM unnest(%(servers)s::uuid[]) AS s (id)
-CROSS JOIN (SELECT n, %(since)s + n * interval '1 hour' AS at FROM generate_series(0, 23) n) h
-"""
 
 
 class Traffic:
@@ -197,20 +166,12 @@ def _hours(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], H
     with book() as opened:
         bars = Bars(since, timedelta(hours=1))
         found = opened.read(where, since, until, by=("server_id", "outcome"), bars=bars, timed=False)
-    if found is None:
-        return _hours_of_log(servers, since)
     outcomes: dict[tuple[UUID, int], set[str]] = defaultdict(set)
-    for (server, outcome, n), numbers in found.items():
+    for (server, outcome, n), numbers in (found or {}).items():  # None until the hours have been rolled up.
         if numbers.calls:
             outcomes[server, n].add(outcome)
     places = ((server, n) for server in servers for n in range(HOURS))
     return {place: Hour(bool(outcomes[place]), not outcomes[place].isdisjoint(SERVER_FAILED)) for place in places}
-
-
-def _hours_of_log(servers: Sequence[UUID], since: datetime) -> dict[tuple[UUID, int], Hour]:
-    with connection.cursor() as cursor:
-        cursor.execute(HOURLY, {"servers": list(servers), "since": since, "failed": list(SERVER_FAILED)})
-        return {(server, n): Hour(called, failed) for server, n, called, failed in cursor.fetchall()}
 
 
 SHOWN = 8

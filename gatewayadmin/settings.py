@@ -344,7 +344,7 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "ENFORCE_NON_BLANK_FIELDS": True,
     "ENABLE_DJANGO_DEPLOY_CHECK": False,  # It would draw the description at every start; a test does.
-    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed", "gatewayadmin.rest.examples.illustrated"],
+    "POSTPROCESSING_HOOKS": ["gatewayadmin.rest.openapi.closed"],
 }
 
 OAUTH2_PROVIDER_APPLICATION_MODEL = "oauth2_provider.Application"

@@ -6,7 +6,7 @@ from django.views.generic import RedirectView
 
 from accounts import second_factor_views as second_factor
 from accounts.sign_in_limits import posts_from_one_address, posts_of_one_person
-from gatewayadmin import setup
+from gatewayadmin import first_steps
 from gatewayadmin.admin.base import site
 from gatewayadmin.doctor.views import doctor
 from gatewayadmin.overview import overview
@@ -79,8 +79,8 @@ _second_factor = [
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", overview, name="overview"),
     path("find/", palette, name="palette"),
-    path("setup/", setup.steps, name="setup"),
-    path("setup/dismiss/", setup.dismiss, name="dismiss_setup"),
+    path("setup/", first_steps.steps, name="setup"),
+    path("setup/dismiss/", first_steps.dismiss, name="dismiss_setup"),
     path("playground/", playground, name="playground"),
     path("accounts/", include(_signing_in)),
     path("settings/second-factor/", include(_second_factor)),

@@ -16,11 +16,11 @@ from django.http import Http404, HttpResponse
 from django.views.decorators.http import require_GET
 
 from capabilities import own_resource
-from gatewayadmin.rest.examples import JSON
 from gatewayadmin.rest.openapi import description
 from ui.pages import AppRequest, show
 
 WHY = "what the API says of itself"
+JSON = "application/json"
 PLACES = {"path": "In the address. ", "header": "A header. "}
 BOUNDS = {"minimum": "At least", "maximum": "At most", "maxLength": "Characters at most:", "default": "Default:"}
 
@@ -76,9 +76,18 @@ def _command(method: str, path: str, body: dict[str, Any] | None) -> str:
     """Return a curl command with the required fields of the body."""
     lines = [f"curl -X {method} {settings.PUBLIC_URL}{path}", "  -H 'Authorization: Bearer gwp_...'"]
     if body:
-        needed = {name: body["example"][name] for name in _schemas()[_kind(body["schema"])].get("required", ())}
+        schema = _schemas()[_kind(body["schema"])]
+        needed = {name: _placeholder(schema["properties"][name]) for name in schema.get("required", ())}
         lines += [f"  -H 'Content-Type: {JSON}'", f"  -d '{json.dumps(needed)}'"]
     return " \\\n".join(lines).replace("curl -X GET", "curl")
+
+
+def _placeholder(schema: dict[str, Any]) -> Any:
+    """Return a value to replace: the first choice, or the name of the format or type."""
+    kind = schema.get("type", "...")
+    samples = {"integer": 1, "number": 1.0, "boolean": True, "object": {}, "array": []}
+    first = schema.get("enum", [f"<{schema.get('format', kind)}>"])[0]
+    return samples.get(kind, first) if isinstance(kind, str) else first
 
 
 def _answered(response: dict[str, Any]) -> str:

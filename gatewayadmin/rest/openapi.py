@@ -20,7 +20,6 @@ from rest_framework.response import Response
 
 from capabilities import NOBODY
 from capabilities.rest import Own, Rule, capabilities_in
-from gatewayadmin.rest.examples import MOMENT
 from ui.idempotency import FORM, HEADER, InProgress, KeyReused
 from ui.operations import File, Operation, operation
 from ui.rest import NO_CREDENTIAL, Resource, UtcDateTimeField
@@ -124,7 +123,11 @@ ERRORS: dict[int, list[tuple[str, str, dict[str, Any]]]] = {
         (
             "changed_meanwhile",
             "Somebody changed this after you opened it.",
-            {"changed": [{"field": "name", "value": "CRM 2", "by": "ana@example.com", "at": MOMENT}]},
+            {
+                "changed": [
+                    {"field": "name", "value": "CRM 2", "by": "ana@example.com", "at": "2026-06-18T12:00:00.000Z"}
+                ]
+            },
         )
     ],
     413: [("too_large", "The body is larger than 1 MiB.", {})],

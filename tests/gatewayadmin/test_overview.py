@@ -200,6 +200,7 @@ def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> Non
     a_call(Outcome.OK, server_id=server.pk)
     a_call(Outcome.UPSTREAM_ERROR, server_id=server.pk, created_at=datetime.now(UTC) - timedelta(hours=3))
     a_call(Outcome.TIMEOUT, server_id=server.pk, created_at=datetime.now(UTC) - timedelta(hours=5))
+    keeping.keep_up(5)
 
     page = text(sign_in(ana).get("/"))
 

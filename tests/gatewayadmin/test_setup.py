@@ -9,7 +9,7 @@ import time_machine
 from accounts.models import User, WorkspaceSettings
 from auditlog.models import Event
 from capabilities import Capability
-from gatewayadmin.setup import SETS_UP, Setup
+from gatewayadmin.first_steps import SETS_UP, Setup
 from servers.models import BUILT_IN_URL
 from tests import make
 from tests.conftest import SignIn
